@@ -1,0 +1,181 @@
+"""Every key that the configs share, with its meaning; the methods of the paper; the config argument string.
+
+A config file ends in `common.apply_method(config, …)`, which applies the argument string, for example
+`configs/nhanes.py:method=soft_moe,size=small`. Single keys are set on the command line: `--config.optim.lr=1e-3`.
+"""
+
+import difflib
+
+import ml_collections
+
+from remind_jax.errors import UserError
+
+SOFT_MOE = {"fusion.group_routers": False, "model.imputation": "modality", "objective.kind": "erm"}
+# Group-specific parts of REMIND; where a data set has many combinations, its config sets `group_imputation`.
+REMIND = {"fusion.group_routers": True, "model.imputation": "<group>", "objective.kind": "group_dro"}
+
+# A method is a fusion, an objective and a sampler, nothing else (design: methods of the paper).
+METHODS = {
+    "soft_moe": SOFT_MOE,
+    "reweigh": SOFT_MOE | {"objective.kind": "reweigh"},
+    # Sagawa et al. 2020: every step, from uniform weights, the new weights at once, groups drawn evenly.
+    "group_dro": SOFT_MOE
+    | {
+        "objective.kind": "group_dro",
+        "sampler": "group_balanced",
+        "dro.gamma": 0.01,
+        "dro.every": 1,
+        "dro.initial": "uniform",
+        "dro.weights": "updated",
+        "dro.normalize_present": False,
+    },
+    "remind": REMIND,
+    "remind_no_dro": REMIND | {"objective.kind": "erm"},
+    "remind_no_specialization": REMIND | {"fusion.group_routers": False},
+}
+SIZES = ("small", "paper")
+
+
+def base() -> ml_collections.ConfigDict:
+    """The shared keys with their defaults, those of REMIND on small data."""
+    c = ml_collections.ConfigDict()
+    c.method = "remind"  # a key of METHODS; set by the argument string only
+    c.size = "small"  # small: a CPU run in minutes; paper: the published hyper-parameters
+    c.seed = 0  # of the split, the initial weights, the order of samples, dropout and the bootstrap
+    c.parallel = "jit"  # jit: one program over a mesh; pmap: one program a device
+    c.devices = 0  # how many devices to use; 0 is all
+    c.sampler = "shuffled"  # shuffled | group_balanced
+
+    c.data = data = ml_collections.ConfigDict()
+    data.source = ""  # a name of remind_jax.data.sources.SOURCES
+    data.root = ""  # folder of the real data; empty trains on the twin where there is one
+    data.cache = ""  # folder of prepared shards; empty is ~/.cache/remind_jax
+    data.fractions = (0.7, 0.1, 0.2)  # train, tuning, held_out by patient, where the data bring no split
+    data.max_tokens = 96  # longest text or code list, in tokens
+    data.vocabulary = 4_000  # largest fitted vocabulary
+    data.tokenizer = ""  # folder or hub name of a pretrained tokenizer; empty fits one on the train rows
+    data.memory_gib = 4.0  # encoded inputs up to this size are held in memory, larger ones read from shards
+
+    c.groups = groups = ml_collections.ConfigDict()
+    groups.tail_below = 0.15  # combinations with a smaller train fraction are tail (paper, section 4)
+    groups.tail = ()  # or an explicit list of combinations, such as ("notes", "labs+icd")
+
+    c.model = model = ml_collections.ConfigDict()
+    model.width = 32  # d
+    model.tokens = 1  # t, tokens of each modality
+    model.encoder_hidden = 0  # hidden layer of patch encoders; 0 is the paper's linear map
+    model.encoder_dropout = 0.4  # paper, tabular: 0.25
+    model.text_size = "small"  # small | base (T5-base)
+    model.text_gated = True  # gated GELU (T5 v1.1) or ReLU (v1.0)
+    model.imputation = "group"  # group (paper) | modality | modality+group | zero
+    model.modality_embedding = False
+    model.pooling = "mean"  # mean | observed | first | attention
+
+    c.fusion = fusion = ml_collections.ConfigDict()
+    fusion.blocks = 1  # attention + soft-MoE blocks; the paper's parameter count fits one
+    fusion.heads = 8  # h
+    fusion.experts = 8  # e
+    fusion.slots = 1  # s
+    fusion.hidden = 64  # f
+    fusion.preset = "official"  # official | paper_eq | m4oe | paper_listing (remind_jax/ops/soft_moe.py)
+    fusion.scale = 1.0  # initial length of a normalised router
+    fusion.learn_scale = True
+    fusion.norm = "pre"  # pre | post
+    fusion.residual = True
+    fusion.mask_missing = False  # hide imputed tokens from attention and dispatch
+    fusion.group_routers = True  # Φ_g of Eq. 7
+    fusion.residual_init = "zero"  # zero | sinusoidal (Table 16)
+    fusion.add_after_norm = False  # add Φ_g after the shared router is normalised
+    fusion.gate_metric = "entropy"  # a key of remind_jax.ops.routing.UNCERTAINTY_METRICS
+    fusion.gate_threshold = 0.8
+    fusion.gate_granularity = "sample"  # sample | token | batch
+    fusion.train_gate = "gated"  # gated | always | never, in stage 2
+    fusion.eval_gate = "gated"
+    fusion.dropout = 0.4
+
+    c.objective = objective = ml_collections.ConfigDict()
+    objective.kind = "group_dro"  # erm | reweigh | group_dro
+    objective.loss = "cross_entropy"  # cross_entropy | focal
+    objective.focal_gamma = 2.0
+    objective.focal_alpha = "none"  # none | inverse_class (1 - class fraction)
+    objective.focal_detach = False  # no gradient through the modulating factor
+    objective.reweigh_power = 1.0
+    objective.reweigh_cap = 0.0  # largest weight; 0 is no limit
+
+    c.dro = dro = ml_collections.ConfigDict()
+    dro.gamma = 0.02  # sharpness of the weight update (Eq. 4)
+    dro.every = 10  # steps between updates (N); what matters is gamma * steps / every
+    dro.initial = "sqrt_frequency"  # uniform | frequency | sqrt_frequency
+    dro.adjustment = 0.0  # C of the C / sqrt(n_g) adjustment
+    dro.weights = "current"  # current: a step uses the λ before its update (Eq. 3) | updated: after (Sagawa et al.)
+    dro.stages = "both"  # both | specialize: group weights act in stage 2 only
+    dro.normalize_present = False  # divide by the λ of the groups in the batch
+
+    c.train = train = ml_collections.ConfigDict()
+    train.epochs = 20.0  # of both stages together
+    train.joint_epochs = 5.0  # stage 1: everything but the group routers; 0 trains all at once
+    train.freeze = "encoders"  # in stage 2: encoders (maps into the fusion width stay) | encoders+projections | nothing
+    train.baselines_two_stage = False  # the same two stages for methods without group routers
+    train.batch_size = 64
+    train.evaluate_every = 1.0  # epochs
+    train.patience = 0  # evaluations of stage 2 without improvement before it ends; 0 never
+    train.select = "loss"  # tuning metric that picks the weights: loss | accuracy | macro_f1 | auroc | last
+    train.log_every = 10  # steps
+    train.keep = 1  # step checkpoints to keep for analyses; 0 is all
+    train.threads = 2  # that prepare batches
+
+    c.optim = optim = ml_collections.ConfigDict()
+    optim.lr = 2e-3
+    optim.weight_decay = 0.3
+    optim.schedule = "cosine"  # cosine | step (StepLR) | constant
+    optim.warmup = 0.05  # share of all steps, cosine only
+    optim.step_epochs = 5.0  # StepLR period (paper 7.4)
+    optim.step_rate = 0.1  # StepLR factor
+    optim.clip = 1.0  # largest global gradient norm; 0 is no clipping
+    optim.ema = 0.98  # decay of the averaged weights that are evaluated; 0 is off
+
+    c.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.batch_size = 256
+    evaluation.bootstrap = 1_000  # resamples of patients for the intervals
+    return c
+
+
+def paper_hyper_parameters(config: ml_collections.ConfigDict, *, experts: int, width: int, lr: float, decay: float):
+    """Sets what the paper's data sets share (section 7.4): AdamW, StepLR(5, 0.1), focal loss, batch 32, 8 heads."""
+    config.model.update(width=width, tokens=16, encoder_dropout=0.25, text_size="base")
+    config.fusion.update(heads=8, experts=experts, slots=1, hidden=4 * width, dropout=0.0)
+    config.objective.update(loss="focal", focal_gamma=2.0)
+    config.optim.update(lr=lr, weight_decay=decay, schedule="step", step_epochs=5.0, step_rate=0.1, clip=0.0, ema=0.0)
+    config.train.update(batch_size=32, select="accuracy", joint_epochs=5.0, patience=0)
+    config.dro.update(gamma=0.02, every=100, initial="uniform")
+    config.data.update(max_tokens=512, vocabulary=32_000)
+
+
+def parse_arg(arg: str) -> dict[str, str]:
+    """Reads `key=value,key=value` with the keys `method` and `size`."""
+    choices = {"method": tuple(METHODS), "size": SIZES}
+    chosen = {"method": "remind", "size": "small"}
+    for part in filter(None, (arg or "").split(",")):
+        key, _, value = part.partition("=")
+        if key not in choices:
+            raise UserError(f"unknown config argument {key!r}{_suggest(key, choices)}; known: {', '.join(choices)}")
+        if value not in choices[key]:
+            raise UserError(f"unknown {key} {value!r}{_suggest(value, choices[key])}; known: {', '.join(choices[key])}")
+        chosen[key] = value
+    return chosen
+
+
+def _suggest(word: str, known) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def apply_method(config: ml_collections.ConfigDict, method: str, group_imputation: str = "group"):
+    """Sets the keys that a method stands for."""
+    config.method = method
+    for key, value in METHODS[method].items():
+        *path, name = key.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        section[name] = group_imputation if value == "<group>" else value

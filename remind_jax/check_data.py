@@ -1,0 +1,94 @@
+"""Validates a manifest folder: `python -m remind_jax.check_data DIR [--json]`; exit code 2 when training is refused."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from remind_jax.data import check, groups, splits
+from remind_jax.data import manifest as manifests
+from remind_jax.errors import UserError
+
+_SEED = 0  # of the split that is shown when the manifest has no split column
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (usage: python -m remind_jax.check_data DIR [--json])")
+
+
+def summarise(manifest: manifests.Manifest, split: np.ndarray | None) -> dict[str, Any]:
+    """Counts for people and programs.
+
+    Args:
+      manifest: a manifest whose columns are all there.
+      split: int8 [n], positions in `splits.SPLITS`, or None when the data cannot be split.
+
+    Returns:
+      JSON-able: name, samples, patients, classes and combinations with their counts (most frequent first), and, with
+      a split, samples of train, tuning and held_out.
+    """
+    schema = manifest.schema
+    names = [modality.name for modality in schema.modalities]
+    labels = manifest.table[schema.label]
+    masks, counts, _ = groups.count_combinations(manifest.presence)
+    summary = {
+        "name": schema.name,
+        "samples": manifest.table.height,
+        "patients": manifest.table[schema.patient_id].drop_nulls().n_unique(),
+        "classes": {name: int((labels == name).sum()) for name in schema.classes},
+        "modalities": dict(zip(names, manifest.presence.sum(axis=0).tolist(), strict=True)),
+        "combinations": {groups.group_name(m, names): int(c) for m, c in zip(masks, counts, strict=True)},
+    }
+    if split is not None:
+        summary["splits"] = {name: int((split == i).sum()) for i, name in enumerate(splits.SPLITS)}
+    return summary
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Checks the folder that `arguments` name, prints what was found, and returns the exit code (0 or 2)."""
+    parser = _Parser(prog="python -m remind_jax.check_data", description="Validates a manifest folder.")
+    parser.add_argument("folder", metavar="DIR", help="folder with schema.yaml and manifest.csv or manifest.parquet")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    manifest = manifests.load_manifest(options.folder)
+    try:
+        split = splits.make_splits(manifest, _SEED)
+    except UserError:
+        split = None  # find_problems says why
+    findings = check.find_problems(manifest, split)
+    refused = any(finding.fatal for finding in findings)
+    summary = summarise(manifest, split)
+    if options.json:
+        print(json.dumps({"ok": not refused, "findings": [dataclasses.asdict(f) for f in findings], **summary}))
+    else:
+        _print(findings, summary)
+    return 2 if refused else 0
+
+
+def _print(findings: Sequence[check.Finding], summary: dict[str, Any]) -> None:
+    print(f"{summary['name']}: {summary['samples']} samples of {summary['patients']} patients")
+    for title in ("classes", "modalities", "combinations", "splits"):
+        if title in summary:
+            print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in summary[title].items()))
+    for finding in findings:
+        print(f"{'error' if finding.fatal else 'warning'} {finding.code}: {finding.message}")
+    fatal = sum(finding.fatal for finding in findings)
+    print(f"{fatal} errors, {len(findings) - fatal} warnings" + ("" if fatal else "; the data can be used"))
+
+
+def main() -> None:
+    """The command line; a mistake of the user is one line on stderr and exit code 2."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

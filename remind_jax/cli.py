@@ -1,0 +1,79 @@
+"""Command lines: configs from files and flags, and one line on stderr with exit code 2 for a user's mistake."""
+
+import difflib
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from remind_jax.errors import UserError
+
+
+def run(command: Callable[[list[str]], None], usage: str | None) -> None:
+    """Runs a command with the process's arguments and ends the process on a mistake."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print((usage or "").strip())
+        return
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
+    """Reads `--config=FILE[:ARGUMENT]`, `--config.KEY=VALUE` and `--workdir=DIR`.
+
+    Returns:
+      The config and the workdir, by default `runs/<config>-<method>-seed<seed>`.
+
+    Raises:
+      UserError: for anything that cannot be read, in one line.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "config file", lock_config=True, flag_values=values)
+    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
+    file = _config_file(arguments)
+    # Config files import configs.common, wherever the command was started from.
+    sys.path.insert(0, str(file.resolve().parent.parent))
+    try:
+        rest = values(["remind_jax", *arguments])[1:]
+    except UserError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_first_line(error)) from error
+    if rest:
+        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
+    config = values.config
+    workdir = values.workdir or f"runs/{file.stem}-{config.method}-seed{config.seed}"
+    return config, pathlib.Path(workdir)
+
+
+def _config_file(arguments: list[str]) -> pathlib.Path:
+    """The config file among the arguments, checked to exist before it is imported."""
+    value = ""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            value = argument.removeprefix("--config=")
+        elif argument == "--config" and i + 1 < len(arguments):
+            value = arguments[i + 1]
+    if not value:
+        raise UserError("no config: give one as --config=configs/nhanes.py")
+    file = pathlib.Path(value.partition(":")[0])
+    if not file.is_file():
+        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], n=1)
+        hint = f", did you mean {file.parent / near[0]}?" if near else ""
+        raise UserError(f"config file {file} does not exist{hint}")
+    return file
+
+
+def _first_line(error: Exception) -> str:
+    """The message of an error without traceback noise, on one line."""
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(message.split())

@@ -1,0 +1,444 @@
+"""Everything that can be wrong with a manifest, under the codes E001 to E009 (refuse) and W101 to W105 (warn).
+
+Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
+sample id or a patient id in clear.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from remind_jax.data import groups, splits
+from remind_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from remind_jax.data.manifest import Manifest, Modality
+
+MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
+SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
+FEW_PATIENTS = 10
+INFORMATIVE_AUROC = 0.6
+AUDIT_ROWS = 20_000
+
+# New in every process: hashes can be compared within one output and say nothing about a patient outside it.
+_SALT = secrets.token_bytes(16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing found: a code, one line of text, and whether training is refused for it."""
+
+    code: str
+    message: str
+    fatal: bool
+
+
+class FileRecord(NamedTuple):
+    """What is remembered of a file that a manifest names."""
+
+    size: int
+    sha256: str
+
+
+def refuse(findings: Iterable[Finding], remedy: str = "") -> None:
+    """Raises one UserError naming every fatal finding; does nothing when there is none."""
+    fatal = [finding for finding in findings if finding.fatal]
+    if fatal:
+        raise UserError("; ".join(f"{finding.code} {finding.message}" for finding in fatal) + remedy)
+
+
+def anonymous(patient: str) -> str:
+    """A patient id as 8 hex digits of a salted sha256; the salt lives as long as the process."""
+    return hashlib.sha256(_SALT + str(patient).encode()).hexdigest()[:8]
+
+
+def listed(items: Sequence[object], most: int = 5) -> str:
+    """The first few of `items` and how many more there are."""
+    text = ", ".join(str(item) for item in items[:most])
+    return f"{text} and {len(items) - most} more" if len(items) > most else text
+
+
+def in_rows(mask: np.ndarray | pl.Series) -> str:
+    """The rows where `mask` [n] holds, counted from 1: "2 cells (rows 3, 8)"."""
+    rows = np.flatnonzero(np.asarray(mask)) + 1
+    return f"{len(rows)} {'cell' if len(rows) == 1 else 'cells'} ({'row' if len(rows) == 1 else 'rows'} {listed(rows)})"
+
+
+def looks_missing(column: pl.Series) -> pl.Series:
+    """Bool [n]: cells of a string column that hold a blank or a word people write for "missing" (NA, None, null, …)."""
+    return column.str.strip_chars().str.to_lowercase().is_in(list(MISSING_TOKENS)).fill_null(False)
+
+
+def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list[Finding]:
+    """Checks a manifest, read from a folder or made in memory.
+
+    Args:
+      manifest: the data.
+      split: int8 [n], positions in `splits.SPLITS`, for the findings that need one (E003, classes absent from train,
+        W101, W102); by default the manifest's own split column, if it has one.
+
+    Returns:
+      every finding, the fatal ones first; warnings that need a sound table are left out when there is a fatal one.
+    """
+    findings = list(manifest.notes)
+    columns = absent_columns(manifest.schema, manifest.table.columns)
+    if columns:
+        return [*findings, *columns]
+    given = splits.given_splits(manifest)
+    if split is None:
+        split = given
+    findings += _identity(manifest) + _labels(manifest, split) + _split_column(manifest, given)
+    findings += _patients_cut(manifest, split) + _no_modality(manifest)
+    for modality in manifest.schema.modalities:
+        findings += _cells(manifest, modality)
+        if modality.stored == "file":
+            findings += _unread_files(manifest, modality)
+    if not any(finding.fatal for finding in findings):
+        findings += _unseen_groups(manifest, split) + _shared_content(manifest) + _informative(manifest, split)
+    return sorted(findings, key=lambda finding: not finding.fatal)
+
+
+def absent_columns(schema: object, columns: Sequence[str]) -> list[Finding]:
+    """E001: columns that the schema names and the table lacks."""
+    findings = []
+    for owner, column in schema.columns():
+        if column not in columns:
+            hint = groups.did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
+            findings.append(Finding("E001", f"column {column!r} ({owner}) is not in the table{hint}", True))
+    return findings
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _identity(manifest: "Manifest") -> list[Finding]:
+    schema, table = manifest.schema, manifest.table
+    findings = []
+    if not table.height:
+        findings.append(Finding("E001", "the table has no rows", True))
+    for column in (schema.sample_id, schema.patient_id):
+        empty = table[column].is_null()
+        if empty.any():
+            findings.append(Finding("E001", f"column {column!r}: {in_rows(empty)} empty; every row needs an id", True))
+    double = table[schema.sample_id].is_duplicated() & table[schema.sample_id].is_not_null()
+    if double.any():
+        text = f"column {schema.sample_id!r}: {in_rows(double)} with an id that another row has; make ids unique"
+        findings.append(Finding("E002", text, True))
+    return findings
+
+
+def _labels(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
+    schema = manifest.schema
+    label = manifest.table[schema.label]
+    findings = []
+    if label.is_null().any():
+        text = f"column {schema.label!r}: {in_rows(label.is_null())} without a label; fill them or drop the rows"
+        findings.append(Finding("E005", text, True))
+    outside = ~label.is_in(list(schema.classes)) & label.is_not_null()
+    if outside.any():
+        text = (
+            f"column {schema.label!r}: {in_rows(outside)} outside the declared classes {listed(schema.classes)}; "
+            "mend the cells or the schema"
+        )
+        findings.append(Finding("E005", text, True))
+    train = label if split is None else label.filter(pl.Series(split == splits.TRAIN))
+    absent = [name for name in schema.classes if name not in set(train.to_list())]
+    if absent and not findings and label.len():
+        where = "in the table" if split is None else "in train"
+        findings.append(Finding("E005", f"no row {where} has class {listed(absent)}; add rows or drop the class", True))
+    return findings
+
+
+def _split_column(manifest: "Manifest", given: np.ndarray | None) -> list[Finding]:
+    if given is None:
+        return []
+    column = manifest.schema.split
+    if (given < 0).any():
+        text = f"column {column!r}: {in_rows(given < 0)} not train, tuning or held_out; fill them or leave `split` out"
+        return [Finding("E001", text, True)]
+    if not (given == splits.HELD_OUT).any():
+        return [Finding("E001", f"column {column!r} names no held_out rows; mark some or leave `split` out", True)]
+    if not (given == splits.TUNING).any():
+        text = f"column {column!r} names no tuning rows; tuning is carved out of train, by patient"
+        return [Finding("W105", text, False)]
+    return []
+
+
+def _patients_cut(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
+    if split is None:
+        return []
+    cut = splits.cut_patients(manifest.table[manifest.schema.patient_id].to_numpy(), split)
+    who = listed([anonymous(patient) for patient in cut])
+    text = f"{len(cut)} patients have rows in two splits (hashed ids {who}); give all rows of a patient one split"
+    return [Finding("E003", text, True)] if cut else []
+
+
+def _no_modality(manifest: "Manifest") -> list[Finding]:
+    empty = np.flatnonzero(~manifest.presence.any(axis=1)) + 1
+    text = f"{len(empty)} rows have no modality at all (rows {listed(empty)}); drop them"
+    return [Finding("E004", text, True)] if len(empty) else []
+
+
+# ---- cells ----------------------------------------------------------------------------------------------------------
+
+
+def _cells(manifest: "Manifest", modality: "Modality") -> list[Finding]:
+    """E008 and E009 for the values of one modality. Reading a folder has put most of this right already."""
+    findings = []
+    for column in (*modality.columns, *modality.categorical):
+        cells = manifest.table[column]
+        where = f"column {column!r} ({modality.name}): "
+        if cells.dtype == pl.String:
+            words = looks_missing(cells)
+            if words.any():
+                text = f"{where}{in_rows(words)} blank or a word for missing (NA, None, …); a missing cell must be null"
+                findings.append(Finding("E009", text, True))
+        elif modality.kind == "tabular":
+            findings += _numbers(cells, where)
+        elif modality.kind == "embedding":
+            arrays = cells.drop_nulls().to_numpy()
+            wrong = ~np.isfinite(arrays).reshape(len(arrays), -1).all(axis=1)
+            if wrong.any():
+                bad = np.zeros(cells.len(), bool)
+                bad[np.flatnonzero(cells.is_not_null())[wrong]] = True
+                findings.append(Finding("E008", f"{where}{in_rows(bad)} with NaN or infinite values; mend them", True))
+    return findings
+
+
+def _numbers(cells: pl.Series, where: str) -> list[Finding]:
+    findings = []
+    values = cells.cast(pl.Float64)
+    nan = values.is_nan().fill_null(False)
+    if nan.any():
+        findings.append(Finding("E009", f"{where}{in_rows(nan)} NaN; a missing cell must be null", True))
+    # Models compute in float32, so what overflows there is as bad as infinity.
+    large = (values.abs() > np.finfo(np.float32).max).fill_null(False) & ~nan
+    if large.any():
+        findings.append(Finding("E008", f"{where}{in_rows(large)} infinite or beyond float32; empty them", True))
+    return findings
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def safe_path(root: pathlib.Path, cell: str) -> pathlib.Path:
+    """The real path of the file a cell names, which lies below `root`.
+
+    Raises:
+      ValueError: the path is absolute, a URL, holds `..`, a backslash or NUL, or a link leads out of `root`.
+    """
+    if "\0" in cell or "\\" in cell or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:", cell):
+        raise ValueError("not a plain relative path")
+    if cell.startswith(("/", "~")) or ".." in cell.split("/"):
+        raise ValueError("not below the folder")
+    base = os.path.realpath(root)
+    real = os.path.realpath(os.path.join(base, cell))
+    if os.path.commonpath([base, real]) != base:
+        raise ValueError("a link leads out of the folder")
+    return pathlib.Path(real)
+
+
+def read_array(path: pathlib.Path) -> np.ndarray:
+    """An embedding file, npy [t, d] of real numbers, as float32; never unpickles.
+
+    Raises:
+      ValueError, OSError: it is not an npy file of that form. A header that claims more than the file holds is
+        refused before memory is taken.
+    """
+    array = np.lib.format.open_memmap(path, mode="r")
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
+        raise ValueError("shape")
+    with np.errstate(over="ignore"):
+        return np.asarray(array, np.float32)
+
+
+def read_text(path: pathlib.Path) -> str:
+    """A UTF-8 text file; raises ValueError when it is not, or is blank."""
+    text = path.read_bytes().decode("utf-8-sig")
+    if not text.strip():
+        raise ValueError("blank")
+    return text
+
+
+def scan_files(
+    root: pathlib.Path, modality: "Modality", cells: pl.Series
+) -> tuple[dict[str, FileRecord], list[Finding]]:
+    """Reads every file that a column names, once.
+
+    Args:
+      root: the folder the paths start from.
+      modality: a text or embedding modality with `stored: file`.
+      cells: its column, paths or null.
+
+    Returns:
+      a record for each sound file, by path as written, and findings E006 to E009 with their rows.
+    """
+    records: dict[str, FileRecord] = {}
+    faults: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for cell in cells.drop_nulls().unique(maintain_order=True).to_list():
+        fault = _scan(root, modality.kind, cell, records, shapes)
+        if fault:
+            faults[cell] = fault
+    expected = next(iter(shapes.values()), None)
+    faults |= {cell: "E008 shape" for cell, shape in shapes.items() if shape != expected}
+    return records, _describe_faults(faults, modality, cells, expected)
+
+
+def _scan(
+    root: pathlib.Path, kind: str, cell: str, records: dict[str, FileRecord], shapes: dict[str, tuple[int, ...]]
+) -> str:
+    """Looks at one file; the fault as code and word, or '' after adding its record."""
+    if re.fullmatch(r"\s*-\d+(\.0*)?\s*", cell):
+        return "E009 sentinel"
+    try:
+        path = safe_path(root, cell)
+    except (ValueError, OSError):
+        return "E006 unsafe"
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return "E007 empty"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if kind == "text":
+            read_text(path)
+        else:
+            array = read_array(path)
+            if not np.isfinite(array).all():
+                return "E008 finite"
+            shapes[cell] = array.shape
+    except FileNotFoundError:
+        return "E007 missing"
+    except (OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+        return "E008 form" if str(error) == "shape" else "E007 undecodable"
+    records[cell] = FileRecord(status.st_size, digest)
+    return ""
+
+
+_FAULTS = {
+    "E009 sentinel": "with a number used for missing; leave the cell empty",
+    "E006 unsafe": "with a path that is not relative and below the folder; move the files below it",
+    "E007 missing": "naming a file that is not there; add the files or empty the cells",
+    "E007 empty": "naming an empty file or none at all; replace the files or empty the cells",
+    "E007 undecodable": "naming a file that cannot be read ({form}); replace the files or empty the cells",
+    "E008 form": "naming an array that is not [t, d] of real numbers; reshape it",
+    "E008 finite": "naming an array with NaN or infinite values; mend it",
+    "E008 shape": "naming an array whose shape is not {expected} like the first; make all alike",
+}
+
+
+def _describe_faults(
+    faults: dict[str, str], modality: "Modality", cells: pl.Series, expected: tuple[int, ...] | None
+) -> list[Finding]:
+    findings = []
+    form = "UTF-8 text, not blank" if modality.kind == "text" else "npy without pickled objects"
+    for fault in sorted(set(faults.values())):
+        paths = [cell for cell, found in faults.items() if found == fault]
+        rows = cells.is_in(paths).fill_null(False)
+        text = _FAULTS[fault].format(form=form, expected=list(expected or ()))
+        where = f"column {modality.columns[0]!r} ({modality.name}): {in_rows(rows)} "
+        findings.append(Finding(fault[:4], where + text, True))
+    return findings
+
+
+def _unread_files(manifest: "Manifest", modality: "Modality") -> list[Finding]:
+    """Scans the files of a manifest made in memory; reading a folder has scanned its own."""
+    cells = manifest.table[modality.columns[0]]
+    unread = cells.set(cells.is_in(list(manifest.files)).fill_null(True), None)
+    if unread.is_null().all() or any(note.fatal for note in manifest.notes):
+        return []
+    if manifest.root is None:
+        return [Finding("E007", f"column {cells.name!r} ({modality.name}) names files, but in no folder", True)]
+    return scan_files(manifest.root, modality, unread)[1]
+
+
+# ---- warnings -------------------------------------------------------------------------------------------------------
+
+
+def _unseen_groups(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
+    """W101 (held-out combinations not in train) and W102 (combinations with few held-out patients)."""
+    if split is None:
+        return []
+    names = [modality.name for modality in manifest.schema.modalities]
+    masks, _, index = groups.count_combinations(manifest.presence)
+    patients = manifest.table[manifest.schema.patient_id].to_numpy()
+    held_out = split == splits.HELD_OUT
+    in_train = set(index[split == splits.TRAIN].tolist())
+    unseen = sorted(set(index[held_out].tolist()) - in_train)
+    findings = []
+    if unseen:
+        rows = int(np.isin(index[held_out], unseen).sum())
+        which = listed([groups.group_name(masks[i], names) for i in unseen])
+        text = f"{len(unseen)} combinations in held_out ({rows} rows) are never seen in train: {which}; reported apart"
+        findings.append(Finding("W101", text, False))
+    reached = in_train | set(unseen)
+    few = [i for i in sorted(reached) if len(set(patients[held_out & (index == i)].tolist())) < FEW_PATIENTS]
+    if few:
+        which = listed([groups.group_name(masks[i], names) for i in few])
+        text = f"{len(few)} of {len(reached)} combinations have under {FEW_PATIENTS} held-out patients: {which}"
+        findings.append(Finding("W102", f"{text}; read their figures with the intervals", False))
+    return findings
+
+
+def _shared_content(manifest: "Manifest") -> list[Finding]:
+    """W103: the same file, embedding or long text under two patients."""
+    findings = []
+    patients = manifest.table[manifest.schema.patient_id]
+    for modality in manifest.schema.modalities:
+        if modality.kind not in ("text", "embedding"):
+            continue
+        content = _content(manifest, modality)
+        table = pl.DataFrame({"content": content, "patient": patients}).drop_nulls("content")
+        shared = (
+            table.group_by("content").agg(pl.col("patient").unique().sort()).filter(pl.col("patient").list.len() > 1)
+        )
+        if shared.height:
+            who = sorted({anonymous(patient) for patient in shared["patient"].explode().to_list()})
+            text = (
+                f"{modality.name}: {shared.height} contents occur under more than one patient (hashed ids "
+                f"{listed(who)}); look for copied rows or two ids of one person"
+            )
+            findings.append(Finding("W103", text, False))
+    return findings
+
+
+def _content(manifest: "Manifest", modality: "Modality") -> pl.Series:
+    """What is compared for W103: a string a row, null where there is nothing worth comparing."""
+    cells = manifest.table[modality.columns[0]]
+    if modality.stored == "file":
+        least = SHORT_TEXT + 1 if modality.kind == "text" else 0
+        records = {cell: record for cell, record in manifest.files.items() if record.size >= least}
+        values = [records[cell].sha256 if cell in records else None for cell in cells.to_list()]
+    elif modality.kind == "text":
+        return cells.set((cells.str.len_chars() <= SHORT_TEXT).fill_null(True), None)
+    else:
+        arrays = iter(cells.drop_nulls().to_numpy())
+        here = cells.is_not_null().to_list()
+        values = [hashlib.sha256(next(arrays).tobytes()).hexdigest() if present else None for present in here]
+    return pl.Series(values, dtype=pl.String)
+
+
+def _informative(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
+    """W104: which modalities are present tells the label."""
+    use = np.ones(manifest.table.height, bool) if split is None else split != splits.HELD_OUT
+    rows = np.flatnonzero(use)
+    rows = rows[:: -(-len(rows) // AUDIT_ROWS) or 1]
+    patients = manifest.table[manifest.schema.patient_id].to_numpy()[rows]
+    auroc = groups.mask_auroc(manifest.presence[rows], manifest.labels[rows], patients)
+    if auroc is None or auroc <= INFORMATIVE_AUROC:
+        return []
+    text = (
+        f"which modalities are present predicts the label (cross-validated AUROC {auroc:.2f}); missingness is "
+        "informative and may be a shortcut that another hospital does not share"
+    )
+    return [Finding("W104", text, False)]

@@ -1,0 +1,144 @@
+"""From a config to everything training needs of the data: manifest, splits, groups, preprocessing, stores."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from remind_jax.data import builder, check, pipeline, sources, splits
+from remind_jax.data.groups import Groups
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.preprocess import InputSpec, Preprocessor
+from remind_jax.errors import UserError
+
+DEFAULT_CACHE = "~/.cache/remind_jax"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One data set, split and prepared.
+
+    Attributes:
+      manifest: all rows.
+      split: int8 [n], positions in `splits.SPLITS`.
+      groups: the combinations of the train rows.
+      preprocessor: fitted on the train rows.
+      stores: encoded rows of each split by name, rows in manifest order.
+      findings: warnings of the checks.
+    """
+
+    manifest: Manifest
+    split: np.ndarray
+    groups: Groups
+    preprocessor: Preprocessor
+    stores: dict[str, pipeline.Store]
+    findings: Sequence[check.Finding]
+
+    @property
+    def inputs(self) -> dict[str, InputSpec]:
+        """What each modality gives the model."""
+        return self.preprocessor.inputs
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.manifest.schema.classes
+
+    def rows(self, split: str) -> np.ndarray:
+        """Manifest rows of a split, int64, ascending."""
+        return np.flatnonzero(self.split == splits.SPLITS.index(split))
+
+
+def load_dataset(config: Any, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """Reads, checks, splits and prepares the data set of a config.
+
+    Args:
+      config: with the sections `data` and `groups` and the key `seed`.
+      progress: called with rows done and rows in all while shards are written.
+
+    Raises:
+      UserError: the data cannot be used; the message names every coded error.
+    """
+    manifest = sources.load(config.data, config.seed)
+    try:
+        split = splits.make_splits(manifest, config.seed, config.data.fractions)
+    except UserError:
+        # Usually the checks can say more than the first thing that was in the way.
+        check.refuse(check.find_problems(manifest))
+        raise
+    findings = check.find_problems(manifest, split)
+    check.refuse(findings)
+    train = np.flatnonzero(split == splits.TRAIN)
+    groups = Groups.fit(
+        manifest.presence[train],
+        [modality.name for modality in manifest.schema.modalities],
+        tail_below=config.groups.tail_below,
+        tail=config.groups.tail,
+    )
+    preprocessor = Preprocessor.fit(
+        manifest,
+        train,
+        max_tokens=config.data.max_tokens,
+        vocabulary=config.data.vocabulary,
+        tokenizer=config.data.tokenizer,
+    )
+    cache = pathlib.Path(config.data.cache or DEFAULT_CACHE).expanduser()
+    source = builder.prepare(manifest, cache, progress=progress)
+    stores = {
+        name: pipeline.make_store(
+            source, np.flatnonzero(split == i), preprocessor, groups, memory_gib=config.data.memory_gib
+        )
+        for i, name in enumerate(splits.SPLITS)
+    }
+    return Dataset(manifest, split, groups, preprocessor, stores, findings)
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """The data card of a report: sizes of the splits, class frequencies, presence of modalities."""
+    schema, table = dataset.manifest.schema, dataset.manifest.table
+    patients = table[schema.patient_id]
+    train = dataset.rows("train")
+    presence, labels = dataset.manifest.presence, dataset.manifest.labels
+    return {
+        "label": schema.label,
+        "splits": {
+            name: {"n": len(dataset.rows(name)), "patients": patients.gather(dataset.rows(name)).n_unique()}
+            for name in splits.SPLITS
+        },
+        "classes": [
+            {"name": name, "train_fraction": float(np.mean(labels[train] == i))}
+            for i, name in enumerate(schema.classes)
+        ],
+        "modalities": [
+            {"name": modality.name, "kind": modality.kind, "present_fraction": float(np.mean(presence[:, j]))}
+            for j, modality in enumerate(schema.modalities)
+        ],
+    }
+
+
+def predictions_table(dataset: Dataset, split: str, probabilities: np.ndarray) -> pl.DataFrame:
+    """Predictions of a split beside its ids, labels and combinations, one row a sample in manifest order.
+
+    Args:
+      dataset: the data.
+      split: name of the split.
+      probabilities: [n, c] in the order of the split's rows.
+    """
+    from remind_jax.data.groups import group_name
+
+    rows, schema = dataset.rows(split), dataset.manifest.schema
+    table = dataset.manifest.table[rows]
+    presence = dataset.manifest.presence[rows]
+    modalities = dataset.groups.modalities
+    return pl.DataFrame(
+        {
+            "sample_id": table[schema.sample_id],
+            "patient_id": table[schema.patient_id],
+            "label": pl.Series(dataset.manifest.labels[rows]),
+            "group": [group_name(mask, modalities) for mask in presence],
+            **{f"p_{k}": probabilities[:, k] for k in range(probabilities.shape[1])},
+        }
+    )

@@ -1,0 +1,160 @@
+"""Modality combinations ("groups"): names, bit masks of any width, and the table of those seen in training."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from remind_jax.errors import UserError
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: " (did you mean 'labs'?)", or nothing when no known name is close."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def bitmask(mask: np.ndarray) -> int:
+    """A combination as an integer: bit j is modality j of `mask` [m]; a Python int, so that any width fits."""
+    return int.from_bytes(np.packbits(np.asarray(mask, bool), bitorder="little").tobytes(), "little")
+
+
+def group_name(mask: np.ndarray, modalities: Sequence[str]) -> str:
+    """The names of the modalities present in `mask` [m], joined with `+` in declared order; "none" for none."""
+    return "+".join(name for name, here in zip(modalities, mask, strict=True) if here) or "none"
+
+
+def count_combinations(presence: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct rows of `presence` [n, m].
+
+    Returns:
+      masks bool [g, m], most frequent first and equal counts by bit mask; counts int64 [g]; index int32 [n], the
+      position in `masks` of every row.
+    """
+    presence = np.asarray(presence, bool)
+    rows, width = presence.shape
+    # 64 modalities to a machine word: sorting words is what makes a million rows cheap.
+    padded = np.zeros((rows, max(1, -(-width // 64)) * 64), bool)
+    padded[:, :width] = presence
+    words = np.packbits(padded, axis=1, bitorder="little").view("<u8")
+    if words.shape[1] == 1:
+        _, first, inverse, counts = np.unique(words[:, 0], return_index=True, return_inverse=True, return_counts=True)
+    else:
+        _, first, inverse, counts = np.unique(words, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    masks = presence[first]
+    order = sorted(range(len(first)), key=lambda i: (-int(counts[i]), bitmask(masks[i])))
+    position = np.empty(len(order), np.int32)
+    position[order] = np.arange(len(order), dtype=np.int32)
+    return masks[order], counts[order].astype(np.int64), position[inverse.reshape(-1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The combinations seen in training; row i of every table of the model belongs to group i.
+
+    Attributes:
+      modalities: names in declared order (m of them).
+      masks: bool [g, m], the modalities present in each group; most frequent group first, ties by bit mask.
+      train_counts: int [g], number of training samples.
+      tail: bool [g], whether reports count the group to the tail.
+    """
+
+    modalities: tuple[str, ...]
+    masks: np.ndarray
+    train_counts: np.ndarray
+    tail: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        presence: np.ndarray,
+        modalities: Sequence[str],
+        *,
+        tail_below: float = 0.15,
+        tail: Sequence[str] = (),
+    ) -> "Groups":
+        """Counts the combinations of the training rows.
+
+        Args:
+          presence: bool [n, m], one row a training sample.
+          modalities: the m names in declared order.
+          tail_below: a group with a smaller share of the training samples is tail (the paper's "approximately less
+            than 15 %").
+          tail: names of the tail groups; when given it replaces the rule. The modalities of a name may come in any
+            order, and a combination that no training sample has is passed over.
+
+        Raises:
+          UserError: a name in `tail` holds something that is not a modality, or a row has no modality.
+        """
+        masks, counts, _ = count_combinations(presence)
+        if not masks.any(axis=1).all():
+            raise UserError("E004 training rows without any modality: drop them")
+        if tail:
+            wanted = {_parse(name, modalities) for name in tail}
+            is_tail = np.array([bitmask(mask) in wanted for mask in masks], bool)
+        else:
+            is_tail = counts / max(counts.sum(), 1) < tail_below
+        return cls(tuple(modalities), masks, counts, is_tail)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in group order, each the modalities joined with `+`."""
+        return tuple(group_name(mask, self.modalities) for mask in self.masks)
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """Float64 [g]: the share of the training samples; sums to one."""
+        return self.train_counts / self.train_counts.sum()
+
+    def index(self, presence: np.ndarray) -> np.ndarray:
+        """Int32 [n]: the group of every row of `presence` [n, m]; `len(self)` for a combination not fitted on."""
+        table = {bitmask(mask): i for i, mask in enumerate(self.masks)}
+        masks, _, inverse = count_combinations(presence)
+        known = np.array([table.get(bitmask(mask), len(self)) for mask in masks], np.int32)
+        return known[inverse] if len(known) else np.zeros(0, np.int32)
+
+
+def _parse(name: str, modalities: Sequence[str]) -> int:
+    """The bit mask that a written group name means."""
+    parts = [part.strip() for part in str(name).split("+")]
+    for part in parts:
+        if part not in modalities:
+            hint = did_you_mean(part, modalities)
+            raise UserError(f"tail group {name!r}: {part!r} is not a modality of this data{hint}")
+    return bitmask(np.array([modality in parts for modality in modalities]))
+
+
+def mask_auroc(presence: np.ndarray, labels: np.ndarray, patients: np.ndarray, folds: int = 5) -> float | None:
+    """AUROC of a logistic regression from the presence mask to the label, over folds that never cut a patient.
+
+    Args:
+      presence: bool [n, m].
+      labels: int [n], class indices.
+      patients: [n], ids.
+      folds: number of folds; each class needs at least as many patients.
+
+    Returns:
+      the area for the second class when there are two, else the mean of one class against the rest; None when the
+      mask is the same everywhere or a class has too few patients.
+    """
+    classes = np.unique(labels)
+    enough = len(classes) > 1 and min(len(np.unique(patients[labels == c])) for c in classes) >= folds
+    if not enough or (presence == presence[:1]).all():
+        return None
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    features = presence.astype(np.float64)
+    scores = np.zeros((len(labels), len(classes)))
+    for fit, test in StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(features, labels, patients):
+        if len(np.unique(labels[fit])) < 2:
+            return None
+        model = LogisticRegression(max_iter=1000).fit(features[fit], labels[fit])
+        scores[np.ix_(test, np.searchsorted(classes, model.classes_))] = model.predict_proba(features[test])
+    columns = range(1, 2) if len(classes) == 2 else range(len(classes))
+    return float(np.mean([roc_auc_score(labels == classes[c], scores[:, c]) for c in columns]))

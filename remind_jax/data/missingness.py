@@ -1,0 +1,124 @@
+"""Missingness patterns: which modalities of a sample are present.
+
+Pure functions on boolean masks [n,m]; True means present. The MIMIC-IV table of the paper (section 7.4.2) is very
+nearly what `bernoulli_mask` gives with drop probability 0.266.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from remind_jax.errors import UserError
+
+
+def bernoulli_mask(n: int, m: int, p: float, rng: np.random.Generator, drop_empty: bool = True) -> np.ndarray:
+    """Drops every modality independently with probability `p`.
+
+    Exactly n*m uniform numbers are drawn whatever the outcome, so that later draws from `rng` do not depend on it.
+
+    Args:
+      n: number of samples.
+      m: number of modalities.
+      p: probability that one modality is missing, in [0, 1), or [0, 1] when `drop_empty` is False.
+      rng: source of randomness.
+      drop_empty: condition on at least one modality being present (no sample without any).
+
+    Returns:
+      bool [n,m], True where present.
+
+    Raises:
+      UserError: `p` is out of range.
+    """
+    if not 0 <= p <= 1 or (drop_empty and p == 1):
+        raise UserError(f"the drop probability must be at least 0 and below 1, not {p}")
+    uniform = rng.random((n, m))
+    if not drop_empty:
+        return uniform >= p
+    present = np.zeros((n, m), dtype=bool)
+    for j in range(m):
+        # While a row is still empty, "at least one of the m - j modalities left" raises the chance of this one.
+        keep = np.where(present.any(axis=1), 1 - p, (1 - p) / (1 - p ** (m - j)))
+        present[:, j] = uniform[:, j] < keep
+    return present
+
+
+def bernoulli_frequencies(masks: np.ndarray, p: float) -> np.ndarray:
+    """The probability of each combination under `bernoulli_mask` with `drop_empty`.
+
+    Args:
+      masks: bool [g,m], no empty row.
+      p: probability that one modality is missing.
+
+    Returns:
+      float64 [g].
+    """
+    masks = np.asarray(masks, dtype=bool)
+    kept = masks.sum(axis=1)
+    m = masks.shape[1]
+    return (1 - p) ** kept * p ** (m - kept) / (1 - p**m)
+
+
+def combination_mask(
+    n: int, masks: np.ndarray, probabilities: np.ndarray | Sequence[float], rng: np.random.Generator
+) -> np.ndarray:
+    """Draws one of the given combinations for every sample.
+
+    Args:
+      n: number of samples.
+      masks: bool [g,m], the combinations.
+      probabilities: [g], non-negative, sum 1.
+      rng: source of randomness.
+
+    Returns:
+      bool [n,m], True where present.
+    """
+    masks = np.asarray(masks, dtype=bool)
+    return masks[rng.choice(len(masks), size=n, p=np.asarray(probabilities, dtype=np.float64))]
+
+
+def group_frequencies(present: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The share of samples that have each combination.
+
+    Args:
+      present: bool [n,m].
+      masks: bool [g,m], the combinations asked for.
+
+    Returns:
+      float64 [g]; the sum is below 1 when `present` holds combinations that `masks` does not.
+    """
+    present, masks = np.asarray(present, dtype=bool), np.asarray(masks, dtype=bool)
+    return np.array([(present == mask).all(axis=1).mean() for mask in masks])
+
+
+def parse_combinations(
+    combinations: Sequence[tuple[str, float]], modalities: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads combinations written as (`"a+b"`, probability), the form that configs use.
+
+    Args:
+      combinations: g pairs; the names in a combination may stand in any order.
+      modalities: the m modality names in declared order.
+
+    Returns:
+      masks bool [g,m] and probabilities float64 [g]. Published percentages are rounded, so a sum within 0.02 of 1
+      is accepted and scaled to 1.
+
+    Raises:
+      UserError: an unknown or repeated modality, a combination given twice, a negative probability, a sum off 1.
+    """
+    position = {name: j for j, name in enumerate(modalities)}
+    masks = np.zeros((len(combinations), len(position)), dtype=bool)
+    for row, (group, _) in zip(masks, combinations, strict=True):
+        names = group.split("+")
+        unknown = [name for name in names if name not in position]
+        if unknown:
+            raise UserError(f"combination {group!r} names {unknown[0]!r}; the modalities are {', '.join(modalities)}")
+        if len(set(names)) < len(names):
+            raise UserError(f"combination {group!r} names a modality twice")
+        row[[position[name] for name in names]] = True
+    if len(np.unique(masks, axis=0)) < len(masks):
+        raise UserError("a combination of modalities is listed twice")
+    probabilities = np.array([p for _, p in combinations], dtype=np.float64)
+    if not len(probabilities) or (probabilities < 0).any() or abs(probabilities.sum() - 1) > 0.02:
+        raise UserError("the probabilities of the combinations must be 0 or more and sum to 1")
+    return masks, probabilities / probabilities.sum()

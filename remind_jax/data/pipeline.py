@@ -1,0 +1,184 @@
+"""From prepared rows to batches of model inputs: a store of encoded rows, and Grain to read it ahead of the step.
+
+A batch is a flat dict of numpy arrays: one array per modality under its name, `present` bool [b,m], `group`, `label`
+and `row` int32 [b], and `weight` float32 [b], which is 0 for the rows that pad the last batch of an evaluation.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from remind_jax.data import builder, samplers
+from remind_jax.data.groups import Groups
+from remind_jax.data.preprocess import Preprocessor
+from remind_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+_RESERVED = ("present", "group", "label", "row", "weight")
+_BLOCK = 2048  # rows read and encoded at a time while a store is filled
+_PROBE = 256  # rows encoded to learn what a row costs in memory
+_AHEAD = 2  # batches prepared ahead, per thread
+
+
+class Store(Protocol):
+    """The encoded rows of one split; both forms give the same batches."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def take(self, positions: np.ndarray) -> Batch:
+        """The rows at `positions` (int [b], places in the split), in this order, repeats allowed; no `weight`."""
+        ...
+
+
+class StreamStore:
+    """Reads and encodes the rows anew each time; for splits that do not fit into memory."""
+
+    def __init__(self, source: builder.Source, rows: np.ndarray, preprocessor: Preprocessor, groups: Groups):
+        self._source, self._rows = source, np.asarray(rows, dtype=np.int64)
+        self._preprocessor, self._groups = preprocessor, groups
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, positions: np.ndarray) -> Batch:
+        batch = self._preprocessor.encode(builder.read(self._source, self._rows[positions]))
+        return {**batch, "group": self._groups.index(batch["present"])}
+
+
+class MemoryStore:
+    """Holds all rows encoded; a batch costs one `numpy.take` per array."""
+
+    def __init__(self, arrays: Batch):
+        self._arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self._arrays["row"])
+
+    def take(self, positions: np.ndarray) -> Batch:
+        return {name: array.take(positions, axis=0) for name, array in self._arrays.items()}
+
+
+def make_store(
+    source: builder.Source,
+    rows: np.ndarray,
+    preprocessor: Preprocessor,
+    groups: Groups,
+    *,
+    memory_gib: float,
+) -> Store:
+    """Makes the store of a split: in memory when the encoded rows take at most `memory_gib`, else streaming.
+
+    Args:
+      source: the prepared data.
+      rows: int [n], the split's row numbers in the manifest.
+      preprocessor: fitted on train rows.
+      groups: fitted on train rows; a combination not seen there gets the index `len(groups)`.
+      memory_gib: the limit in GiB for this split; 0 always streams.
+
+    Returns:
+      A store of n rows.
+
+    Raises:
+      UserError: a modality has the name of one of the batch's own columns, or the prepared data are damaged.
+    """
+    clashes = sorted(set(preprocessor.inputs) & set(_RESERVED))
+    if clashes:
+        raise UserError(f"modality names {', '.join(_RESERVED)} are taken, rename in schema.yaml: {', '.join(clashes)}")
+    stream = StreamStore(source, rows, preprocessor, groups)
+    probe = stream.take(np.arange(min(_PROBE, len(stream))))
+    needed = sum(array.nbytes for array in probe.values()) * len(stream) / max(1, len(probe["row"]))
+    if needed > memory_gib * 2**30:
+        return stream
+    arrays = {name: np.empty((len(stream), *array.shape[1:]), array.dtype) for name, array in probe.items()}
+    for start in range(0, len(stream), _BLOCK):
+        positions = np.arange(start, min(start + _BLOCK, len(stream)))
+        for name, block in stream.take(positions).items():
+            arrays[name][positions] = block
+    return MemoryStore(arrays)
+
+
+def train_batches(
+    store: Store,
+    order: samplers.Order,
+    batch_size: int,
+    start_step: int,
+    stop_step: int,
+    *,
+    threads: int = 1,
+) -> Iterator[Batch]:
+    """The batches of steps `start_step` up to, not including, `stop_step`.
+
+    The batch of a step depends on the order and the step only: neither the number of threads nor the step at which a
+    run was resumed changes it.
+
+    Args:
+      store: the training rows.
+      order: from `samplers`.
+      batch_size: rows b in a batch.
+      start_step: the first step, counted from 0 over the whole run.
+      stop_step: the step before which to end.
+      threads: that prepare batches ahead; 0 prepares each batch when it is asked for.
+
+    Yields:
+      Batches with a `weight` of ones.
+    """
+    ones = np.ones(batch_size, np.float32)
+
+    def batch(i: int) -> Batch:
+        return {**store.take(order(start_step + i, batch_size)), "weight": ones.copy()}
+
+    return _read_ahead(batch, stop_step - start_step, threads)
+
+
+def eval_batches(store: Store, batch_size: int, *, threads: int = 0) -> Iterator[Batch]:
+    """All rows once, in the split's order, in batches of one size.
+
+    Args:
+      store: the rows to evaluate.
+      batch_size: rows b in a batch.
+      threads: as in `train_batches`.
+
+    Yields:
+      Batches; the last one is filled up with repetitions of the last row, whose `weight` is 0.
+    """
+
+    def batch(i: int) -> Batch:
+        positions = np.arange(i * batch_size, (i + 1) * batch_size)
+        real = positions < len(store)
+        return {**store.take(np.minimum(positions, len(store) - 1)), "weight": real.astype(np.float32)}
+
+    return _read_ahead(batch, -(-len(store) // batch_size), threads)
+
+
+class _Batches:
+    """Random access to batches, as Grain wants it."""
+
+    def __init__(self, batch: Callable[[int], Batch], count: int):
+        self._batch, self._count = batch, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> Batch:
+        return self._batch(i)
+
+    def __repr__(self) -> str:
+        return f"Batches({self._count})"
+
+
+def _read_ahead(batch: Callable[[int], Batch], count: int, threads: int) -> Iterator[Batch]:
+    """Yields batch(0) to batch(count - 1), prepared by Grain's threads."""
+    import grain
+
+    if count <= 0:
+        return
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD * threads)
+    iterator = iter(grain.MapDataset.source(_Batches(batch, count)).to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()  # left to the interpreter's exit, its threads end with noise

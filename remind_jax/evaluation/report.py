@@ -1,0 +1,291 @@
+"""The report of a run: one dictionary, written as JSON, as a table in the terminal and as an HTML page.
+
+The dictionary is a contract; its keys are listed at `build_report`.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from remind_jax.evaluation import intervals, metrics
+
+if TYPE_CHECKING:
+    import rich.console
+
+    from remind_jax.data.groups import Groups
+
+MIN_WORST = 10  # a group with fewer held-out samples cannot be called the worst
+TABLE_WIDTH = 100
+TABLE_ROWS = 25
+NAME_WIDTH = 26
+FIGURES = (*metrics.NAMES, *(f"{name}_ci" for name in intervals.NAMES))
+
+
+def build_report(
+    *,
+    data: str,
+    method: str,
+    seed: int,
+    config_digest: str,
+    parameters: int,
+    predictions: pl.DataFrame,
+    groups: "Groups",
+    extra: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything the held-out predictions say, overall and for each modality combination.
+
+    A set of figures (M below) is `accuracy, macro_f1, auroc, auprc, ece`, `accuracy_ci, macro_f1_ci, auroc_ci,
+    auprc_ci` as `[low, high]`, and `notes`, which maps a figure that is null or qualified to the reason.
+
+    Args:
+      data: title of the data set; a twin is named as synthetic in it.
+      method: name of the method preset.
+      seed: of the run; also seeds the bootstrap.
+      config_digest: of the run's configuration.
+      parameters: number of trained scalars.
+      predictions: one row a held-out sample, with columns `sample_id`, `patient_id`, `label` (class index),
+        `group` (modality names joined with `+` in declared order) and `p_0` … `p_{c-1}` (probabilities); others,
+        such as one bool column a modality, are not read.
+      groups: the combinations seen in training.
+      extra: further top-level keys, merged as they are. Those the HTML page reads are listed at `page.context`.
+
+    Returns:
+      A JSON-clean dictionary: `data, method, seed, config_digest, split, parameters, n, n_patients, modalities,
+      label_counts` (held-out samples of each class), `overall` M, `groups` (each combination of training, most
+      frequent first, then those only seen held out, which have `unseen: true`: `group, modalities, train_fraction,
+      tail, n, n_patients, n_train`, M), `head_mean`, `tail_mean` (unweighted means over groups; no intervals),
+      `head_pooled`, `tail_pooled` (M of all their samples together), `worst_group` (lowest accuracy among the groups
+      with at least 10 held-out samples: `group, n`, M) and `calibration` (the reliability curve).
+
+    Raises:
+      ValueError: if `extra` names a key of the contract, or the predictions are not as described.
+    """
+    sample = _Sample(predictions, seed)
+    rows = _group_rows(sample, groups)
+    tail_names = {row["group"] for row in rows if row["tail"]}
+    in_tail = np.array([name in tail_names for name in sample.group], bool)
+    report = {
+        "data": data,
+        "method": method,
+        "seed": int(seed),
+        "config_digest": config_digest,
+        "split": "held_out",
+        "parameters": int(parameters),
+        "n": len(sample.labels),
+        "n_patients": len(np.unique(sample.patients)),
+        "modalities": list(groups.modalities),
+        "label_counts": np.bincount(sample.labels, minlength=sample.probabilities.shape[1]).tolist(),
+        "overall": sample.figures(np.ones(len(in_tail), bool)),
+        "groups": rows,
+        "head_mean": _mean([row for row in rows if not row["tail"]]),
+        "tail_mean": _mean([row for row in rows if row["tail"]]),
+        "head_pooled": {"n": int((~in_tail).sum()), **sample.figures(~in_tail)},
+        "tail_pooled": {"n": int(in_tail.sum()), **sample.figures(in_tail)},
+        "worst_group": _worst(rows),
+        "calibration": metrics.reliability(sample.labels, sample.probabilities),
+    }
+    if clash := sorted(report.keys() & extra.keys()):
+        raise ValueError(f"extra may not replace {', '.join(clash)}")
+    return report | extra
+
+
+class _Sample:
+    """The held-out predictions as arrays: labels [n], probabilities [n, c], patients [n], group names [n]."""
+
+    def __init__(self, predictions: pl.DataFrame, seed: int) -> None:
+        classes = sum(name.startswith("p_") and name[2:].isdigit() for name in predictions.columns)
+        self.labels = predictions["label"].to_numpy().astype(np.int64)
+        self.probabilities = predictions.select([f"p_{k}" for k in range(classes)]).to_numpy().astype(np.float64)
+        self.patients = predictions["patient_id"].to_numpy()
+        self.group = predictions["group"].to_list()
+        self._seed = seed
+
+    def figures(self, rows: np.ndarray) -> dict[str, Any]:
+        """M of the samples that `rows`, bool [n], selects."""
+        labels, probabilities = self.labels[rows], self.probabilities[rows]
+        values, notes = metrics.metrics(labels, probabilities)
+        bounds, bound_notes = intervals.intervals(labels, probabilities, self.patients[rows], seed=self._seed)
+        return {**values, **bounds, "notes": notes | bound_notes}
+
+
+def _group_rows(sample: _Sample, groups: "Groups") -> list[dict[str, Any]]:
+    """One row a combination: those of training by falling frequency, then those seen only in held-out data."""
+    seen = list(groups.names)
+    trained = sum(int(count) for count in groups.train_counts)
+    unseen = sorted(set(sample.group) - set(seen))
+    order = sorted(range(len(seen)), key=lambda g: (-int(groups.train_counts[g]), g))
+    rows = []
+    names = np.array(sample.group, dtype=object)
+    for name, g in [(seen[g], g) for g in order] + [(name, None) for name in unseen]:
+        inside = names == name
+        count = 0 if g is None else int(groups.train_counts[g])
+        parts = set(name.split("+"))
+        rows.append(
+            {
+                "group": name,
+                "modalities": [m for m in groups.modalities if m in parts],
+                "train_fraction": count / trained if trained else 0.0,
+                "tail": True if g is None else bool(groups.tail[g]),
+                "n": int(inside.sum()),
+                "n_patients": len(np.unique(sample.patients[inside])),
+                "n_train": count,
+                **({"unseen": True} if g is None else {}),
+                **sample.figures(inside),
+            }
+        )
+    return rows
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Unweighted mean of each figure over the groups that have it."""
+    if not rows:
+        return dict.fromkeys(FIGURES) | {"notes": dict.fromkeys(FIGURES, "no such group")}
+    values: dict[str, Any] = dict.fromkeys(FIGURES)
+    notes = {
+        f"{name}_ci": "a mean over groups has no interval here; the pooled figures have" for name in intervals.NAMES
+    }
+    for name in metrics.NAMES:
+        known = [row[name] for row in rows if row[name] is not None]
+        values[name] = float(np.mean(known)) if known else None
+        if len(known) < len(rows):
+            notes[name] = f"mean over {len(known)} of {len(rows)} groups; the others have no such figure"
+    return values | {"notes": notes}
+
+
+def _worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The group of lowest accuracy among those with enough samples; of equals the one with more samples."""
+    ranked = [row for row in rows if row["n"] >= MIN_WORST]
+    if not ranked:
+        reason = f"no group has {MIN_WORST} held-out samples"
+        return {"group": None, "n": 0, **dict.fromkeys(FIGURES), "notes": dict.fromkeys(FIGURES, reason)}
+    worst = min(ranked, key=lambda row: (row["accuracy"], -row["n"]))
+    return {name: worst[name] for name in ("group", "n", *FIGURES, "notes")}
+
+
+def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
+    """Write the report; a NaN in it is an error (ValueError), since JSON has none."""
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
+    """Write the self-contained HTML page of a report.
+
+    Args:
+      path: of the file.
+      report: from `build_report`.
+      history: the records of metrics.jsonl in order; read are `step`, `stage`, `train/loss`, `eval/loss`,
+        `eval/accuracy`, `eval/auroc`, `dro/lambda/<group>` and `gate/open_rate`.
+    """
+    from remind_jax.evaluation import page
+
+    pathlib.Path(path).write_text(page.render(report, history), encoding="utf-8")
+
+
+def short_names(
+    names: Iterable[Sequence[str]], declared: Sequence[str], width: int
+) -> tuple[list[str], dict[str, str]]:
+    """Combinations in at most `width` characters each.
+
+    Tried in turn: the joined names, `all 7`, `all but x+y`, the same with abbreviated modalities, and last a cut.
+
+    Args:
+      names: the modalities of each combination.
+      declared: all modalities in declared order.
+      width: most characters.
+
+    Returns:
+      The names, and modality to abbreviation for those abbreviated somewhere.
+    """
+    short = _abbreviations(declared)
+    out, used = [], {}
+    for present in names:
+        missing = [m for m in declared if m not in present]
+        but = "all but " if missing and len(missing) < len(present) else ""
+        listed = missing if but else present
+        full, name = "+".join(present) or "none", but + "+".join(listed)
+        if len(full) <= width:
+            name = full
+        elif not missing:
+            name = f"all {len(declared)}"
+        elif len(name) > width:
+            name = but + "+".join(short.get(m, m) for m in listed)
+            used |= {m: short[m] for m in listed if m in short}
+        out.append(name if len(name) <= width else f"{name[: width - 2]}..")
+    return out, {m: used[m] for m in declared if m in used}
+
+
+def _abbreviations(declared: Sequence[str]) -> dict[str, str]:
+    """For each modality its shortest beginning, of at least three characters, that no other modality shares."""
+    short = {}
+    for name in declared:
+        others = [m for m in declared if m != name]
+        lengths = (k for k in range(3, len(name) + 1) if not any(m.startswith(name[:k]) for m in others))
+        short[name] = name[: next(lengths, len(name))]
+    return {name: abbreviation for name, abbreviation in short.items() if abbreviation != name}
+
+
+def print_table(report: dict[str, Any], console: "rich.console.Console | None" = None) -> None:
+    """Print the figures of each group and of the whole, at most 100 columns wide and plain where there is no terminal.
+
+    Args:
+      report: from `build_report`.
+      console: where to; the default is the standard output.
+    """
+    import rich.box
+    import rich.console
+    import rich.markup
+    import rich.table
+
+    if console is None:
+        console = rich.console.Console(highlight=False)
+        if not console.is_terminal or console.width > TABLE_WIDTH:
+            console = rich.console.Console(width=TABLE_WIDTH, highlight=False)
+    rows = report["groups"]
+    listed = rows if len(rows) <= TABLE_ROWS else rows[: TABLE_ROWS - 1]
+    names, abbreviated = short_names((row["modalities"] for row in listed), report["modalities"], NAME_WIDTH)
+    legend = [f"{short} = {name}" for name, short in abbreviated.items()]
+    table = rich.table.Table(
+        title=rich.markup.escape(f"{report['method']} on {report['data']}: {report['n']} held-out samples"),
+        caption=rich.markup.escape("; ".join(["accuracy with 95 % interval", "tail = rare in training", *legend])),
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("combination", overflow="fold", min_width=12)
+    for heading in ("train", "n train", "n", "", "accuracy", "macro-F1", "AUROC"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=heading != "accuracy")
+    for row, name in zip(listed, names, strict=True):
+        table.add_row(*_cells(row, name))
+    if rest := rows[len(listed) :]:
+        share, n_train, n = (sum(row[key] for row in rest) for key in ("train_fraction", "n_train", "n"))
+        table.add_row(f"{len(rest)} more in report.json", f"{share:.1%}", str(n_train), str(n))
+    table.add_section()
+    table.add_row("all samples", "", "", str(report["n"]), "", *_figure_cells(report["overall"]))
+    for key, label in (("head", "head"), ("tail", "tail")):
+        table.add_row(
+            f"{label}, pooled", "", "", str(report[f"{key}_pooled"]["n"]), "", *_figure_cells(report[f"{key}_pooled"])
+        )
+        table.add_row(f"{label}, mean of groups", "", "", "", "", *_figure_cells(report[f"{key}_mean"]))
+    console.print(table)
+
+
+def _cells(row: dict[str, Any], name: str) -> list[str]:
+    """One group's row of the terminal table."""
+    import rich.markup
+
+    mark = "unseen" if row.get("unseen") else "tail" if row["tail"] else ""
+    share = f"{row['train_fraction']:.1%}"
+    return [rich.markup.escape(name), share, str(row["n_train"]), str(row["n"]), mark, *_figure_cells(row)]
+
+
+def _figure_cells(figures: dict[str, Any]) -> list[str]:
+    """Accuracy with its interval, macro-F1 and AUROC; '-' for null. ASCII only: the output may be any terminal."""
+    accuracy, bounds = figures["accuracy"], figures["accuracy_ci"]
+    first = "-" if accuracy is None else f"{accuracy:.3f}"
+    if bounds is not None:
+        first += f" ({bounds[0]:.2f}-{bounds[1]:.2f})"
+    return [first, *("-" if figures[k] is None else f"{figures[k]:.3f}" for k in ("macro_f1", "auroc"))]

@@ -1,0 +1,20 @@
+"""Trains a method on a data set, evaluates it on held-out patients and writes a report.
+
+    python -m remind_jax.main --config=configs/nhanes.py[:method=NAME,size=small|paper] [--config.KEY=VALUE …] [--workdir=DIR]
+
+Running the same command again resumes a stopped run. The keys are in configs/common.py.
+"""
+
+from remind_jax import cli
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    config, workdir = cli.parse_config(arguments)
+    from remind_jax.train import train_and_evaluate
+
+    train_and_evaluate(config, workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,44 @@
+"""Patch embedding of tabular rows and of precomputed tokens (REMIND section 7.4.1)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from remind_jax.ops.transformer import dropout
+
+
+class PatchEncoder(nnx.Module):
+    """Embeds patches of numbers as tokens, with a learned vector for each position.
+
+    A row of p numbers is zero-padded and cut into t patches of ceil(p / t); [b, t, w] inputs are patches already.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, tokens: int, width: int, hidden: int, dropout: float, rngs: nnx.Rngs):
+        """Declares the weights.
+
+        Args:
+          shape: of one sample's input, (p,) or (t, w).
+          tokens: t of a row; inputs of shape (t, w) keep their own.
+          width: d.
+          hidden: width of a GELU layer before the last one; 0 is the single linear map of the paper.
+          dropout: rate on the result, and on the hidden layer.
+          rngs: source of the initial weights.
+        """
+        self.tokens = tokens if len(shape) == 1 else shape[0]
+        self.patch = math.ceil(shape[0] / tokens) if len(shape) == 1 else shape[1]
+        self.dropout = dropout
+        if hidden:
+            self.hidden = nnx.Linear(self.patch, hidden, rngs=rngs)
+        self.embed = nnx.Linear(hidden or self.patch, width, rngs=rngs)
+        self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (self.tokens, width)))
+
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Maps [b, p] or [b, t, w] to [b, t, d]; `keys` [b] turn dropout on."""
+        if x.ndim == 2:
+            x = jnp.pad(x, ((0, 0), (0, self.tokens * self.patch - x.shape[1])))
+            x = x.reshape(x.shape[0], self.tokens, self.patch)
+        if hasattr(self, "hidden"):
+            x = dropout(jax.nn.gelu(self.hidden(x)), keys, self.dropout, salt=0)
+        return dropout(self.embed(x) + self.position[None], keys, self.dropout, salt=1)

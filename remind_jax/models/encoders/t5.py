@@ -1,0 +1,91 @@
+"""T5-style text encoder (Raffel et al. 2020): RMS norm, relative position bias, no other positions, no biases."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from remind_jax.ops.transformer import attention, dropout, relative_position_buckets, rms_norm, segment_means
+
+# layers, width, heads, head width, hidden width of each published or small size.
+SIZES = {
+    "small": {"layers": 2, "width": 64, "heads": 4, "head_width": 16, "hidden": 128},
+    "base": {"layers": 12, "width": 768, "heads": 12, "head_width": 64, "hidden": 3072},
+}
+PAD = 0
+
+
+class T5Encoder(nnx.Module):
+    """Encodes token ids and averages stretches of the text into t tokens of width d.
+
+    The layers are stacked arrays under one scan, so that twelve compile as fast as one.
+    """
+
+    def __init__(
+        self, vocabulary: int, *, size: str, tokens: int, width: int, gated: bool, dropout: float, rngs: nnx.Rngs
+    ):
+        """Declares the weights.
+
+        Args:
+          vocabulary: number of token ids; id 0 pads.
+          size: a key of `SIZES`.
+          tokens: t.
+          width: d of the result.
+          gated: gated GELU (T5 v1.1) instead of ReLU (v1.0) in the feed-forward layers.
+          dropout: rate on embeddings and on the output of each sublayer.
+          rngs: source of the initial weights.
+        """
+        shape = SIZES[size]
+        layers, d, f = shape["layers"], shape["width"], shape["hidden"]
+        inner = shape["heads"] * shape["head_width"]
+        self.heads, self.tokens, self.dropout = shape["heads"], tokens, dropout
+
+        def normal(std: float, *dims: int) -> nnx.Param:
+            return nnx.Param(std * jax.random.normal(rngs.params(), dims))
+
+        self.embedding = normal(1.0, vocabulary, d)
+        self.position_bias = normal(d**-0.5, 32, self.heads)
+        self.attention_scale = nnx.Param(jnp.ones((layers, d)))
+        # T5 folds 1 / sqrt(k) into the initial query weights and leaves the scores unscaled.
+        self.query = normal((d * shape["head_width"]) ** -0.5, layers, d, inner)
+        self.key = normal(d**-0.5, layers, d, inner)
+        self.value = normal(d**-0.5, layers, d, inner)
+        self.output = normal(inner**-0.5, layers, inner, d)
+        self.feed_forward_scale = nnx.Param(jnp.ones((layers, d)))
+        self.feed_in = normal(d**-0.5, layers, d, f)
+        if gated:
+            self.feed_gate = normal(d**-0.5, layers, d, f)
+        self.feed_out = normal(f**-0.5, layers, f, d)
+        self.final_scale = nnx.Param(jnp.ones(d))
+        self.adapter = nnx.Linear(d, width, rngs=rngs)
+
+    def encode(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Contextual vectors of every token, int [b, length] -> [b, length, width of the encoder]."""
+        mask = ids != PAD
+        bias = jnp.moveaxis(self.position_bias[relative_position_buckets(ids.shape[1])], -1, 0)[None]
+        gate = (self.feed_gate[...],) if hasattr(self, "feed_gate") else ()
+        weights = (self.attention_scale, self.query, self.key, self.value, self.output)
+        weights += (self.feed_forward_scale, self.feed_in, self.feed_out)
+        stacked = (jnp.arange(self.query.shape[0]), tuple(w[...] for w in weights) + gate)
+
+        def layer(x, inputs):
+            index, (scale, query, key, value, output, ff_scale, feed_in, feed_out, *feed_gate) = inputs
+            layer_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            normed = rms_norm(x, scale)
+            mixed = attention(
+                normed @ query, normed @ key, normed @ value, heads=self.heads, scale=1.0, bias=bias, mask=mask
+            )
+            x = x + dropout(mixed @ output, layer_keys, self.dropout, salt=0)
+            normed = rms_norm(x, ff_scale)
+            hidden = (
+                jax.nn.gelu(normed @ feed_gate[0]) * (normed @ feed_in) if feed_gate else jax.nn.relu(normed @ feed_in)
+            )
+            return x + dropout(hidden @ feed_out, layer_keys, self.dropout, salt=1), None
+
+        # Salts up to the number of layers are folded in by the scan; this one is outside their range.
+        x = dropout(self.embedding[ids], keys, self.dropout, salt=10_000)
+        x, _ = jax.lax.scan(layer, x, stacked)
+        return rms_norm(x, self.final_scale[...])
+
+    def __call__(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Maps int [b, length] to [b, t, d]; `keys` [b] turn dropout on."""
+        return self.adapter(segment_means(self.encode(ids, keys), ids != PAD, self.tokens))

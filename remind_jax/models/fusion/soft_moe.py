@@ -1,0 +1,152 @@
+"""Soft-MoE fusion block, with REMIND's residual routers when it is given groups (REMIND section 3.3)."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from remind_jax.ops import routing, soft_moe
+from remind_jax.ops.transformer import attention, dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionSpec:
+    """Shape and options of the fusion block; the paper's open points and their defaults are in docs/paper_ledger.md.
+
+    Attributes:
+      blocks: number of attention + soft-MoE blocks.
+      heads: h of the attention.
+      experts, slots, hidden: e, s (slots of one expert) and f.
+      preset: a key of `soft_moe.PRESETS`.
+      scale: initial length of a normalised router.
+      learn_scale: whether that length is trained.
+      norm: layer norm before each sublayer (`pre`) or after its residual sum (`post`).
+      residual: add each sublayer to its input.
+      mask_missing: hide the tokens of missing modalities from attention and dispatch.
+      group_routers: keep a residual router for each combination.
+      residual_init: initial residual routers, `zero` or `sinusoidal` (Table 16).
+      add_after_norm: add residual routers after the shared one is normalised.
+      gate_metric, gate_threshold, gate_granularity: see `routing.gate_is_open`.
+      train_gate, eval_gate: `gated`, `always` or `never`, while the group routers are in use.
+      dropout: rate on the outputs of attention and experts.
+    """
+
+    blocks: int = 1
+    heads: int = 8
+    experts: int = 16
+    slots: int = 1
+    hidden: int = 128
+    preset: str = "official"
+    scale: float = 1.0
+    learn_scale: bool = True
+    norm: str = "pre"
+    residual: bool = True
+    mask_missing: bool = False
+    group_routers: bool = False
+    residual_init: str = "zero"
+    add_after_norm: bool = False
+    gate_metric: str = "entropy"
+    gate_threshold: float = 0.8
+    gate_granularity: str = "sample"
+    train_gate: str = "gated"
+    eval_gate: str = "gated"
+    dropout: float = 0.0
+
+
+class Routed(NamedTuple):
+    """What a fusion block gives: its tokens [b, n, d] and the share of its tokens whose gate was open [b]."""
+
+    tokens: jax.Array
+    open_rate: jax.Array
+
+
+def sinusoidal(num_groups: int, shape: tuple[int, ...]) -> jax.Array:
+    """Fixed sine and cosine patterns, one a group, small enough to leave the shared router in charge, [g, *shape]."""
+    size = math.prod(shape)
+    frequency = 10_000.0 ** (-2.0 * (jnp.arange(size) // 2).astype(jnp.float32) / size)
+    angle = (1.0 + jnp.arange(num_groups, dtype=jnp.float32))[:, None] * frequency[None]
+    wave = jnp.where(jnp.arange(size)[None] % 2 == 0, jnp.sin(angle), jnp.cos(angle))
+    return 0.02 * wave.reshape(num_groups, *shape)
+
+
+class SoftMoEBlock(nnx.Module):
+    """Self-attention over all tokens, then experts that tokens reach through soft routing."""
+
+    def __init__(self, spec: FusionSpec, width: int, num_groups: int, rngs: nnx.Rngs):
+        self.spec = spec
+        d, e, s, f = width, spec.experts, spec.slots, spec.hidden
+        self.attention_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
+        self.moe_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
+        self.query_key_value = nnx.Linear(d, 3 * d, rngs=rngs)
+        self.output = nnx.Linear(d, d, rngs=rngs)
+
+        def normal(fan_in: int, *dims: int) -> nnx.Param:
+            return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), dims))
+
+        self.router = normal(d, d, e, s)
+        self.router_scale = nnx.Param(jnp.asarray(spec.scale, jnp.float32))
+        if spec.group_routers:
+            init = {
+                "zero": lambda: jnp.zeros((num_groups, d, e, s)),
+                "sinusoidal": lambda: sinusoidal(num_groups, (d, e, s)),
+            }
+            self.group_router = nnx.Param(init[spec.residual_init]())
+        self.expert_in, self.expert_in_bias = normal(d, e, d, f), nnx.Param(jnp.zeros((e, f)))
+        self.expert_out, self.expert_out_bias = normal(f, e, f, d), nnx.Param(jnp.zeros((e, d)))
+
+    def _attend(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        query, key, value = jnp.split(self.query_key_value(x), 3, axis=-1)
+        return self.output(attention(query, key, value, heads=self.spec.heads, mask=mask))
+
+    def _logits(self, x: jax.Array, groups: jax.Array, gate: str) -> tuple[jax.Array, jax.Array]:
+        """Router logits [b, n, e, s] of tokens [b, n, d], and the share of tokens with an open gate [b]."""
+        spec, normalize = self.spec, soft_moe.PRESETS[self.spec.preset].normalize
+        scale = self.router_scale[...] if spec.learn_scale else jax.lax.stop_gradient(self.router_scale[...])
+        shared = self.router[...]
+        shared_only = scale * soft_moe.unit_length(shared, axis=0) if normalize else shared
+        if gate == "never":
+            return routing.token_logits(x, shared_only, normalize), jnp.zeros(x.shape[0])
+        routers = routing.effective_routers(
+            shared, self.group_router[...], scale, normalize=normalize, add_after_norm=spec.add_after_norm
+        )
+        grouped = routing.token_logits(x, routers[groups], normalize)
+        if gate == "always":
+            return grouped, jnp.ones(x.shape[0])
+        plain = routing.token_logits(x, shared_only, normalize)
+        is_open = routing.gate_is_open(plain, spec.gate_metric, spec.gate_threshold, spec.gate_granularity)
+        is_open = jnp.broadcast_to(is_open, x.shape[:2])
+        return jnp.where(is_open[:, :, None, None], grouped, plain), jnp.mean(is_open.astype(jnp.float32), axis=1)
+
+    def _mix(self, x, groups, mask, gate, keys) -> Routed:
+        logits, open_rate = self._logits(x, groups, gate)
+        weights = soft_moe.Experts(
+            self.expert_in[...], self.expert_in_bias[...], self.expert_out[...], self.expert_out_bias[...]
+        )
+        mixed = soft_moe.soft_moe(x, logits, weights, soft_moe.PRESETS[self.spec.preset], mask)
+        return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate)
+
+    def __call__(
+        self, x: jax.Array, groups: jax.Array, mask: jax.Array | None, gate: str, keys: jax.Array | None
+    ) -> Routed:
+        """Fuses tokens.
+
+        Args:
+          x: [b, n, d].
+          groups: [b]; the number of groups means a combination not seen in training.
+          mask: False at tokens to hide, [b, n].
+          gate: `gated`, `always` or `never`.
+          keys: random keys [b] that turn dropout on.
+        """
+        spec, base = self.spec, 1.0 if self.spec.residual else 0.0
+        if spec.norm == "pre":
+            attended = self._attend(self.attention_norm(x), mask)
+            x = base * x + dropout(attended, keys, spec.dropout, salt=0)
+            mixed, open_rate = self._mix(self.moe_norm(x), groups, mask, gate, keys)
+            return Routed(base * x + mixed, open_rate)
+        attended = self._attend(x, mask)
+        x = self.attention_norm(base * x + dropout(attended, keys, spec.dropout, salt=0))
+        mixed, open_rate = self._mix(x, groups, mask, gate, keys)
+        return Routed(self.moe_norm(base * x + mixed), open_rate)

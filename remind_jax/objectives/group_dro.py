@@ -1,0 +1,133 @@
+"""Group distributionally robust optimisation over modality combinations (Sagawa et al. 2020; REMIND Eq. 3 and 4).
+
+The group weights λ live in the state of an optax transform, so that they are saved, sharded and resumed with the
+optimizer. A train step reads λ, weights its loss with it, takes the gradient, and then updates the transform.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+INITIAL_WEIGHTS = ("uniform", "frequency", "sqrt_frequency")
+
+
+class GroupDroState(NamedTuple):
+    """What group DRO remembers between steps."""
+
+    log_weights: jax.Array  # log λ, shape=(g,), float32
+    loss_sum: jax.Array  # sums of losses since the last refresh, shape=(g,), float32
+    loss_count: jax.Array  # samples since the last refresh, shape=(g,), float32
+    last_loss: jax.Array  # mean loss of the last window that had the group, shape=(g,), float32
+    seen: jax.Array  # whether `last_loss` holds anything, shape=(g,), bool
+    step: jax.Array  # shape=(), int32
+
+
+def initial_weights(kind: str, train_counts: jax.Array) -> jax.Array:
+    """λ before the first refresh, on the simplex, [g] -> [g].
+
+    Args:
+      kind: `uniform`, `frequency` (p_g, where robust and plain risk agree), or `sqrt_frequency` (∝ √p_g).
+      train_counts: number of training samples of each group, [g].
+    """
+    power = {"uniform": 0.0, "sqrt_frequency": 0.5, "frequency": 1.0}[kind]
+    weights = jnp.asarray(train_counts, jnp.float32) ** power
+    return weights / jnp.sum(weights)
+
+
+def refresh(log_weights: jax.Array, losses: jax.Array, gamma: float) -> jax.Array:
+    """Exponentiated-gradient step on the simplex, λ_g ∝ λ_g exp(γ R_g) (Eq. 4), in logs, [g] and [g] -> [g]."""
+    return jax.nn.log_softmax(log_weights + gamma * losses)
+
+
+def known_losses(loss_sum: jax.Array, loss_count: jax.Array, last_loss: jax.Array, seen: jax.Array) -> jax.Array:
+    """Mean loss of each group, [g]: of this window, else the last one known, else the mean over the known groups.
+
+    A group absent from a window is not a group without loss: counted as zero, rare groups would lose weight to all
+    others at each refresh, the opposite of what the method is for.
+    """
+    current = jnp.where(loss_count > 0, loss_sum / jnp.maximum(loss_count, 1e-12), last_loss)
+    known = seen | (loss_count > 0)
+    mean_known = jnp.sum(jnp.where(known, current, 0.0)) / jnp.maximum(jnp.sum(known), 1)
+    return jnp.where(known, current, mean_known)
+
+
+def group_dro(
+    num_groups: int,
+    gamma: float = 0.02,
+    every: int = 10,
+    initial: jax.Array | None = None,
+    offset: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Group weights as an optax transform that leaves the updates as they are.
+
+    Args:
+      num_groups: g.
+      gamma: sharpness of the weight update, Eq. 4. Over T steps weights move by about exp(γ ΔR T / every).
+      every: steps between two refreshes of the weights (the paper's N).
+      initial: λ before the first refresh, [g]; uniform when None.
+      offset: added to each group's loss in the refresh, [g], such as C / sqrt(n_g) (Sagawa et al. 2020, section 3.3).
+
+    Returns:
+      A transform whose `update(updates, state, params, *, group_loss_sum, group_count)` takes the sums of losses and
+      the number of samples of each group in the step, [g] each, summed over all devices.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> dro = group_dro(2, gamma=1.0, every=1)
+      >>> _, state = dro.update({}, dro.init({}), group_loss_sum=jnp.array([0.0, 2.0]), group_count=jnp.array([1.0, 1.0]))
+      >>> [round(float(w), 3) for w in jnp.exp(state.log_weights)]
+      [0.119, 0.881]
+    """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    start = jnp.full(num_groups, 1.0 / num_groups) if initial is None else jnp.asarray(initial, jnp.float32)
+    if start.shape != (num_groups,):
+        raise ValueError(f"initial has shape {start.shape}, expected ({num_groups},)")
+
+    def init(params) -> GroupDroState:
+        del params
+        # One array a field: a donated state may not hold the same buffer twice.
+        return GroupDroState(
+            jnp.log(start),
+            jnp.zeros(num_groups),
+            jnp.zeros(num_groups),
+            jnp.zeros(num_groups),
+            jnp.zeros(num_groups, bool),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def update(updates, state, params=None, *, group_loss_sum, group_count, **extra_args):
+        del params, extra_args
+        loss_sum, loss_count = state.loss_sum + group_loss_sum, state.loss_count + group_count
+        losses = known_losses(loss_sum, loss_count, state.last_loss, state.seen)
+        due = (state.step + 1) % every == 0
+        refreshed = refresh(state.log_weights, losses if offset is None else losses + offset, gamma)
+        return updates, GroupDroState(
+            log_weights=jnp.where(due, refreshed, state.log_weights),
+            loss_sum=jnp.where(due, 0.0, loss_sum),
+            loss_count=jnp.where(due, 0.0, loss_count),
+            last_loss=jnp.where(due & (loss_count > 0), losses, state.last_loss),
+            seen=jnp.where(due, state.seen | (loss_count > 0), state.seen),
+            step=state.step + 1,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def robust_factors(weights: jax.Array, group_count: jax.Array, *, normalize_present: bool = False) -> jax.Array:
+    """Factors f_g with which Σ_g f_g (sum of losses of g) is Σ_g λ_g (mean loss of g) over the groups present.
+
+    Args:
+      weights: λ, [g].
+      group_count: samples of each group in the step, over all devices, [g].
+      normalize_present: divide by the λ of the groups present, so that the weights of a step sum to one.
+
+    Returns:
+      [g]; zero for groups that are absent.
+    """
+    present = group_count > 0
+    factors = jnp.where(present, weights / jnp.maximum(group_count, 1e-12), 0.0)
+    total = jnp.sum(jnp.where(present, weights, 0.0))
+    return factors / jnp.maximum(total, 1e-12) if normalize_present else factors

@@ -1,0 +1,40 @@
+"""Tokens that stand in for missing modalities (REMIND section 3.2)."""
+
+import jax
+import jax.numpy as jnp
+
+KINDS = ("group", "modality", "modality+group", "zero")
+
+
+def group_rows(table: jax.Array, groups: jax.Array) -> jax.Array:
+    """Rows of a per-group table, [g, d] and [b] -> [b, d]; group g, not seen in training, takes the mean row."""
+    return jnp.concatenate([table, jnp.mean(table, axis=0, keepdims=True)])[groups]
+
+
+def imputed_tokens(groups: jax.Array, modality_table: jax.Array | None, group_table: jax.Array | None) -> jax.Array:
+    """One vector for each sample and modality, the sum of the tables that are given.
+
+    Args:
+      groups: group of each sample, [b]; the number of rows of `group_table` means not seen in training.
+      modality_table: [m, d] or None.
+      group_table: the learnable vector of each combination, [g, d], or None.
+
+    Returns:
+      [b, m, d], or with a leading axis of one or a middle axis of one where a table is absent.
+    """
+    imputed = jnp.zeros((1, 1, 1)) if modality_table is None else modality_table[None]
+    return imputed if group_table is None else imputed + group_rows(group_table, groups)[:, None, :]
+
+
+def fill_missing(tokens: jax.Array, present: jax.Array, imputed: jax.Array) -> jax.Array:
+    """Replaces the tokens of missing modalities, so that no gradient reaches the encoder of what is not there.
+
+    Args:
+      tokens: [b, m, t, d].
+      present: bool, [b, m].
+      imputed: broadcastable to [b, m, d]; one vector for all t tokens of a modality.
+
+    Returns:
+      [b, m, t, d].
+    """
+    return jnp.where(present[:, :, None, None], tokens, imputed[:, :, None, :].astype(tokens.dtype))

@@ -1,0 +1,140 @@
+"""Routers of modality-combination groups and the gate that decides when they act (REMIND Eq. 7 and 8, section 7.2)."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from remind_jax.ops.soft_moe import unit_length
+
+
+def token_logits(tokens: jax.Array, router: jax.Array, normalize: bool) -> jax.Array:
+    """Affinity of tokens to slots.
+
+    Args:
+      tokens: [b, n, d].
+      router: one for all, [d, e, s], or one a sample, [b, d, e, s]; already normalised if that is wanted.
+      normalize: scale the tokens to unit length first.
+
+    Returns:
+      [b, n, e, s].
+    """
+    tokens = unit_length(tokens, axis=-1) if normalize else tokens
+    return jnp.einsum("bnd,des->bnes" if router.ndim == 3 else "bnd,bdes->bnes", tokens, router)
+
+
+def effective_routers(
+    shared: jax.Array, residual: jax.Array, scale: jax.Array, *, normalize: bool, add_after_norm: bool = False
+) -> jax.Array:
+    """Routers of every group at once: shared plus residual (Eq. 7), normalised after the sum.
+
+    Only the sum is ever normalised: the residuals start at zero and have no direction of their own.
+
+    Args:
+      shared: [d, e, s].
+      residual: [g, d, e, s].
+      scale: length of a normalised router, shape ().
+      normalize: scale routers to that length over d; without it the sum is returned as it is.
+      add_after_norm: add the residuals to the normalised shared router instead.
+
+    Returns:
+      [g + 1, d, e, s]; the last row is the shared router alone, for combinations that training has not seen.
+    """
+    residual = jnp.concatenate([residual, jnp.zeros_like(residual[:1])])
+    if not normalize:
+        return shared[None] + residual
+    if add_after_norm:
+        return scale * unit_length(shared, axis=0)[None] + residual
+    return scale * unit_length(shared[None] + residual, axis=1)
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """Entropy over experts of each token and slot in nats, [b, n, e, s] -> [b, n, s], at most ln e (7.2.5)."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=2)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=2)
+
+
+def joint_entropy(logits: jax.Array) -> jax.Array:
+    """Entropy of one distribution over all tokens, experts and slots in nats, [b, n, e, s] -> [b] (Eq. 8)."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=(1, 2, 3))
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=(1, 2, 3))
+
+
+def _expert_probabilities(logits: jax.Array) -> jax.Array:
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=2)
+
+
+def normalized_entropy(logits: jax.Array) -> jax.Array:
+    """Entropy over experts as a share of its maximum ln e, [b, n, e, s] -> [b, n, s] in [0, 1]."""
+    return entropy(logits) / math.log(logits.shape[2])
+
+
+def certainty(logits: jax.Array) -> jax.Array:
+    """Normalized certainty 1 - H / ln e, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    return 1.0 - normalized_entropy(logits)
+
+
+def max_probability(logits: jax.Array) -> jax.Array:
+    """Largest expert probability, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    return jnp.max(_expert_probabilities(logits), axis=2)
+
+
+def margin(logits: jax.Array) -> jax.Array:
+    """Largest minus second largest expert probability, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    top, _ = jax.lax.top_k(jnp.moveaxis(_expert_probabilities(logits), 2, -1), 2)
+    return top[..., 0] - top[..., 1]
+
+
+def gini(logits: jax.Array) -> jax.Array:
+    """Gini impurity 1 - sum p^2, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    return 1.0 - jnp.sum(jnp.square(_expert_probabilities(logits)), axis=2)
+
+
+def variance(logits: jax.Array) -> jax.Array:
+    """Squared distance to the uniform distribution, sum (p - 1/e)^2, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    return jnp.sum(jnp.square(_expert_probabilities(logits) - 1.0 / logits.shape[2]), axis=2)
+
+
+def kl_from_uniform(logits: jax.Array) -> jax.Array:
+    """KL divergence from the uniform distribution in nats, ln e - H, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    return math.log(logits.shape[2]) - entropy(logits)
+
+
+def normalized_joint_entropy(logits: jax.Array) -> jax.Array:
+    """Joint entropy of Eq. 8 as a share of its maximum ln(n e s), [b, n, e, s] -> [b, 1, 1] in [0, 1]."""
+    return (joint_entropy(logits) / math.log(math.prod(logits.shape[1:])))[:, None, None]
+
+
+# Each metric with the sign that turns it into an uncertainty: +1 grows with uncertainty, -1 shrinks with it.
+UNCERTAINTY_METRICS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
+    "entropy": (normalized_entropy, +1),
+    "joint_entropy": (normalized_joint_entropy, +1),
+    "gini": (gini, +1),
+    "certainty": (certainty, -1),
+    "max_probability": (max_probability, -1),
+    "margin": (margin, -1),
+    "variance": (variance, -1),
+    "kl": (kl_from_uniform, -1),
+}
+
+# Axes of a [b, n, s] uncertainty that are averaged before it meets the threshold.
+GATE_GRANULARITY = {"sample": (1, 2), "token": (2,), "batch": (0, 1, 2)}
+
+
+def gate_is_open(logits: jax.Array, metric: str, threshold: float, granularity: str = "sample") -> jax.Array:
+    """Whether routing under the shared router is uncertain enough for the group routers to act.
+
+    Args:
+      logits: affinities under the shared router, [b, n, e, s].
+      metric: a key of `UNCERTAINTY_METRICS`.
+      threshold: the metric's value from which on (entropies, gini) or up to which (the others) the gate is open.
+        Entropies are shares of their maximum: the paper's 0.8 H_max is 0.8.
+      granularity: one decision a `sample`, a `token` or a `batch`.
+
+    Returns:
+      bool, broadcastable to [b, n].
+    """
+    function, sign = UNCERTAINTY_METRICS[metric]
+    value = jnp.mean(function(logits), axis=GATE_GRANULARITY[granularity], keepdims=True)[..., 0]
+    return sign * value >= sign * threshold

@@ -1,0 +1,98 @@
+"""Soft mixture of experts (Puigcerver et al. 2024; REMIND Eq. 5 and 6, section 7.2).
+
+Every slot of an expert reads a weighted mix of the tokens (dispatch), every token a weighted mix of the slots' outputs
+(combine). All experts live in one stacked array whose expert axis comes first in both operands of a product.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+# Inside the root, so that the gradient of a zero vector is zero and not NaN.
+EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """How tokens meet slots: three independent choices on which the published forms differ.
+
+    Attributes:
+      normalize: scale tokens and routers to unit length over d, times a learned scale.
+      expert_input: what slots mix, the tokens as they are or the unit-length tokens.
+      dispatch_over: axis of the dispatch softmax, the tokens (Eq. 5) or the experts (the listing in 7.2.10).
+    """
+
+    normalize: bool
+    expert_input: Literal["raw", "normalized"]
+    dispatch_over: Literal["tokens", "experts"]
+
+
+PRESETS = {
+    "official": Routing(normalize=True, expert_input="raw", dispatch_over="tokens"),
+    "paper_eq": Routing(normalize=False, expert_input="raw", dispatch_over="tokens"),
+    "m4oe": Routing(normalize=True, expert_input="normalized", dispatch_over="tokens"),
+    "paper_listing": Routing(normalize=True, expert_input="normalized", dispatch_over="experts"),
+}
+
+
+class Experts(NamedTuple):
+    """Weights of all expert networks, d -> f -> d with GELU."""
+
+    w_in: jax.Array  # [e, d, f]
+    b_in: jax.Array  # [e, f]
+    w_out: jax.Array  # [e, f, d]
+    b_out: jax.Array  # [e, d]
+
+
+def unit_length(x: jax.Array, axis: int) -> jax.Array:
+    """Scales `x` to (almost) unit Euclidean length along `axis`; a zero vector stays zero, with zero gradient."""
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True) + EPSILON)
+
+
+def dispatch_weights(logits: jax.Array, over: str, mask: jax.Array | None = None) -> jax.Array:
+    """Weights with which slots read tokens, [b, n, e, s] -> [b, n, e, s] in float32 (Eq. 5).
+
+    Over `tokens` each slot takes a convex combination of the tokens. Over `experts` each token spends a total weight of
+    one on the experts, so that slots receive sums and not averages. Tokens where `mask` [b, n] is False are not read.
+    """
+    axis = {"tokens": 1, "experts": 2}[over]
+    where = None if mask is None else mask[:, :, None, None]
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=axis, where=where)
+
+
+def combine_weights(logits: jax.Array) -> jax.Array:
+    """Weights with which tokens read slots, [b, n, e, s] -> [b, n, e, s] in float32 (Eq. 6)."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=(2, 3))
+
+
+def apply_experts(slots: jax.Array, experts: Experts) -> jax.Array:
+    """Runs every expert on its own slots, [e, q, d] -> [e, q, d], with q any number of slots."""
+    hidden = jnp.einsum("eqd,edf->eqf", slots, experts.w_in) + experts.b_in[:, None, :]
+    return jnp.einsum("eqf,efd->eqd", jax.nn.gelu(hidden), experts.w_out) + experts.b_out[:, None, :]
+
+
+def soft_moe(
+    tokens: jax.Array, logits: jax.Array, experts: Experts, routing: Routing, mask: jax.Array | None = None
+) -> jax.Array:
+    """Mixes tokens through the experts.
+
+    Args:
+      tokens: [b, n, d].
+      logits: affinity of each token to each slot, [b, n, e, s].
+      experts: weights of the e experts.
+      routing: which form of dispatch and of expert input to use.
+      mask: False at tokens that no slot may read, [b, n].
+
+    Returns:
+      [b, n, d] in the type of `tokens`.
+    """
+    dispatch = dispatch_weights(logits, routing.dispatch_over, mask).astype(tokens.dtype)
+    combine = combine_weights(logits).astype(tokens.dtype)
+    inputs = unit_length(tokens, axis=-1) if routing.expert_input == "normalized" else tokens
+    # The expert axis leads from here on: batch-major experts are several times slower on every device.
+    slots = jnp.einsum("bnd,bnes->ebsd", inputs, dispatch)
+    outputs = apply_experts(rearrange(slots, "e b s d -> e (b s) d"), experts)
+    return jnp.einsum("ebsd,bnes->bnd", rearrange(outputs, "e (b s) d -> e b s d", b=tokens.shape[0]), combine)

@@ -1,0 +1,95 @@
+"""Pieces of transformers that several modules share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+
+def dropout(x: jax.Array, keys: jax.Array | None, rate: float, salt: int) -> jax.Array:
+    """Zeroes entries with probability `rate` and rescales the rest; without keys returns `x`.
+
+    Each sample has a key of its own, so that the mask of a sample does not depend on how a batch is spread over devices.
+
+    Args:
+      x: [b, ...].
+      keys: typed random keys, [b], or None in evaluation.
+      rate: probability of dropping, in [0, 1).
+      salt: a number that tells this place in the network from the others.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Root-mean-square norm over the last axis, [..., d] and [d] -> [..., d]; the statistics are in float32."""
+    variance = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(variance + epsilon).astype(x.dtype)) * jnp.expand_dims(scale, range(x.ndim - 1))
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    heads: int,
+    scale: float | None = None,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Multi-head attention on projected inputs.
+
+    Args:
+      query: [b, n, h * k]; `key` and `value` likewise.
+      heads: h.
+      scale: factor of the scores; None is 1 / sqrt(k).
+      bias: added to the scores, [1, h, n, n].
+      mask: False at tokens that nobody may look at, [b, n].
+
+    Returns:
+      [b, n, h * k].
+    """
+    query, key, value = (rearrange(x, "b n (h k) -> b n h k", h=heads) for x in (query, key, value))
+    mask = None if mask is None else mask[:, None, None, :]
+    mixed = jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+    return rearrange(mixed, "b n h k -> b n (h k)")
+
+
+def relative_position_buckets(length: int, buckets: int = 32, max_distance: int = 128) -> jax.Array:
+    """Bucket of each pair of positions for a bidirectional T5 bias (Raffel et al. 2020), int [length, length].
+
+    Half of the buckets are for keys after the query. Of each half, the first half holds exact distances and the rest
+    grows logarithmically up to `max_distance`, beyond which all share the last bucket.
+    """
+    distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
+    half = buckets // 2
+    exact = half // 2
+    apart = jnp.abs(distance)
+    log_ratio = jnp.log(jnp.maximum(apart, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+    far = jnp.minimum(exact + (log_ratio * (half - exact)).astype(jnp.int32), half - 1)
+    return jnp.where(distance > 0, half, 0) + jnp.where(apart < exact, apart, far)
+
+
+def segment_means(x: jax.Array, mask: jax.Array, segments: int) -> jax.Array:
+    """Averages the valid part of each sequence over `segments` stretches of equal length.
+
+    A text shorter than that fills the first stretches it has tokens for and leaves the others zero.
+
+    Args:
+      x: [b, length, d].
+      mask: True at valid tokens, which come first, [b, length].
+      segments: t.
+
+    Returns:
+      [b, t, d].
+    """
+    lengths = jnp.sum(mask, axis=1, keepdims=True)
+    position = jnp.arange(x.shape[1])[None, :]
+    segment = jnp.where(lengths >= segments, position * segments // jnp.maximum(lengths, 1), position)
+    member = (segment[:, :, None] == jnp.arange(segments)[None, None]) & mask[:, :, None]
+    member = member.astype(x.dtype)
+    weights = member / jnp.maximum(jnp.sum(member, axis=1, keepdims=True), 1.0)
+    return jnp.einsum("bnd,bnt->btd", x, weights)

@@ -1,0 +1,92 @@
+"""What the values of a config may be: choices by key, and numbers that must be positive."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from remind_jax import parallel
+from remind_jax.data.sources import SOURCES
+from remind_jax.errors import UserError
+from remind_jax.models.encoders import t5
+from remind_jax.models.fusion.soft_moe import FusionSpec
+from remind_jax.models.model import ModelSpec
+from remind_jax.objectives import group_dro
+from remind_jax.ops import imputation, routing, soft_moe
+
+_GATES = ("gated", "always", "never")
+CHOICES: dict[str, Iterable[str]] = {
+    "parallel": parallel.KINDS,
+    "sampler": ("shuffled", "group_balanced"),
+    "data.source": SOURCES,
+    "model.text_size": t5.SIZES,
+    "model.imputation": imputation.KINDS,
+    "model.pooling": ("mean", "observed", "first", "attention"),
+    "fusion.preset": soft_moe.PRESETS,
+    "fusion.norm": ("pre", "post"),
+    "fusion.residual_init": ("zero", "sinusoidal"),
+    "fusion.gate_metric": routing.UNCERTAINTY_METRICS,
+    "fusion.gate_granularity": routing.GATE_GRANULARITY,
+    "fusion.train_gate": _GATES,
+    "fusion.eval_gate": _GATES,
+    "objective.kind": ("erm", "reweigh", "group_dro"),
+    "objective.loss": ("cross_entropy", "focal"),
+    "objective.focal_alpha": ("none", "inverse_class"),
+    "dro.initial": group_dro.INITIAL_WEIGHTS,
+    "dro.weights": ("current", "updated"),
+    "dro.stages": ("both", "specialize"),
+    "train.freeze": ("encoders", "encoders+projections", "nothing"),
+    "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
+    "optim.schedule": ("cosine", "step", "constant"),
+}
+AT_LEAST_ONE = (
+    *("model.width", "model.tokens", "fusion.blocks", "fusion.heads", "fusion.experts", "fusion.slots"),
+    *("fusion.hidden", "dro.every", "train.batch_size", "train.log_every", "eval.batch_size"),
+)
+POSITIVE = ("optim.lr", "train.epochs", "train.evaluate_every", "data.memory_gib", "optim.step_epochs")
+NOT_NEGATIVE = (
+    *("seed", "devices", "groups.tail_below", "model.encoder_hidden", "objective.focal_gamma"),
+    *("objective.reweigh_cap", "dro.gamma", "dro.adjustment", "train.joint_epochs", "train.patience"),
+    *("train.keep", "train.threads", "optim.weight_decay", "optim.clip", "eval.bootstrap"),
+)
+BELOW_ONE = ("model.encoder_dropout", "fusion.dropout", "optim.warmup", "optim.ema")
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def validate(config: Any) -> None:
+    """Refuses values that no code path could use.
+
+    Raises:
+      UserError: names the key, its value and what it may be.
+    """
+    for key, choices in CHOICES.items():
+        value = _value(config, key)
+        if value not in choices:
+            close = difflib.get_close_matches(str(value), list(choices), n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{key}={value!r} is unknown{hint}; known: {', '.join(choices)}")
+    for keys, is_wrong, rule in (
+        (AT_LEAST_ONE, lambda x: x < 1, "at least 1"),
+        (POSITIVE, lambda x: x <= 0, "above 0"),
+        (NOT_NEGATIVE, lambda x: x < 0, "at least 0"),
+        (BELOW_ONE, lambda x: not 0 <= x < 1, "at least 0 and below 1"),
+    ):
+        for key in keys:
+            if is_wrong(_value(config, key)):
+                raise UserError(f"{key}={_value(config, key)} must be {rule}")
+    if config.model.width % config.fusion.heads:
+        raise UserError(f"model.width={config.model.width} is not a multiple of fusion.heads={config.fusion.heads}")
+    if config.fusion.experts * config.fusion.slots < 2:
+        raise UserError("fusion.experts=1 with one slot leaves nothing to route to: use at least 2 experts")
+
+
+def model_spec(config: Any) -> ModelSpec:
+    """The network that a config describes."""
+    fusion = {field.name: config.fusion[field.name] for field in dataclasses.fields(FusionSpec)}
+    model = {field.name: config.model[field.name] for field in dataclasses.fields(ModelSpec) if field.name != "fusion"}
+    return ModelSpec(fusion=FusionSpec(**fusion), **model)

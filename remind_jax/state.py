@@ -1,0 +1,102 @@
+"""What training carries from step to step, and the optimizer that moves it."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = dict[str, jax.Array]
+
+# Their values are lengths and offsets, not directions: shrinking them does not regularise.
+_NOT_DECAYED = re.compile(r"(bias|scale)$")
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes.
+
+    Attributes:
+      step: steps done over the whole run, shape=(), int32.
+      params: parameters that are trained in this stage, by path.
+      frozen: the others; they have no optimizer state.
+      opt_state: of the optimizer, group weights λ included.
+      ema: averages of `params`; empty when averaging is off.
+    """
+
+    step: jax.Array
+    params: Params
+    frozen: Params
+    opt_state: Any
+    ema: Params
+
+    def weights(self) -> Params:
+        """All parameters for evaluation: averaged ones where they exist."""
+        return {**self.frozen, **(self.ema or self.params)}
+
+
+def partition(params: Params, is_frozen: Callable[[str], bool]) -> tuple[Params, Params]:
+    """Splits parameters by path into (trained, frozen)."""
+    trained = {path: x for path, x in params.items() if not is_frozen(path)}
+    return trained, {path: x for path, x in params.items() if path not in trained}
+
+
+def learning_rate(
+    kind: str, lr: float, *, steps: int, warmup: float, decay_steps: int, decay_rate: float
+) -> optax.Schedule:
+    """Learning rate by step.
+
+    Args:
+      kind: `cosine` (to zero at `steps`, after a linear warm-up), `step` (StepLR of the paper) or `constant`.
+      lr: highest rate.
+      steps: of the whole run.
+      warmup: share of the steps that `cosine` warms up over.
+      decay_steps: steps between two decays of `step`.
+      decay_rate: factor of each decay.
+    """
+    if kind == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, int(warmup * steps), max(steps, 2))
+    if kind == "step":
+        return optax.exponential_decay(lr, decay_steps, decay_rate, staircase=True)
+    return optax.constant_schedule(lr)
+
+
+def make_optimizer(
+    schedule: optax.Schedule, *, weight_decay: float, clip: float, dro: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with optional clipping of the global norm, beside the transform that keeps λ.
+
+    Args:
+      schedule: learning rate by the optimizer's own count of steps.
+      weight_decay: decoupled, times the learning rate; biases and norm scales are left alone.
+      clip: largest global gradient norm; 0 is no clipping.
+      dro: from `group_dro`.
+    """
+
+    def decayed(params: Params) -> dict[str, bool]:
+        return {path: not _NOT_DECAYED.search(path) for path in params}
+
+    return optax.named_chain(
+        ("clip", optax.clip_by_global_norm(clip) if clip else optax.identity()),
+        ("adamw", optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)),
+        ("dro", dro),
+    )
+
+
+def effective_decay(decay: float, steps: int) -> float:
+    """Decay of the weight average, shortened in runs so short that it would still remember the initial weights.
+
+    The memory 1 / (1 - decay) is held to a tenth of the run.
+    """
+    return min(decay, 1.0 - min(1.0, 10.0 / max(steps, 1)))
+
+
+def start(
+    params: Params, is_frozen: Callable[[str], bool], optimizer: optax.GradientTransformation, step: int, ema: bool
+) -> TrainState:
+    """State at the beginning of a stage, with a fresh optimizer."""
+    trained, frozen = partition(params, is_frozen)
+    # Copies, because the buffers of a donated state must not alias each other.
+    average = {path: jnp.array(x, copy=True) for path, x in trained.items()} if ema else {}
+    return TrainState(jnp.asarray(step, jnp.int32), trained, frozen, optimizer.init(trained), average)

@@ -1,0 +1,489 @@
+"""Training and evaluation of one method on one data set, in two stages: all weights jointly, then routers by group."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from remind_jax import parallel, progress, settings
+from remind_jax import state as states
+from remind_jax.checkpoint import Checkpoints, host_copy
+from remind_jax.data import dataset as datasets
+from remind_jax.data import pipeline, samplers, splits
+from remind_jax.errors import UserError
+from remind_jax.evaluation import metrics as figures
+from remind_jax.evaluation import report as reports
+from remind_jax.models.model import Network, Params, make_network
+from remind_jax.objectives import group_dro, reweigh
+from remind_jax.ops import losses
+from remind_jax.writer import RunFolder, config_digest
+
+GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate that decides nothing
+
+
+class Stage(NamedTuple):
+    """A stretch of training.
+
+    Attributes:
+      name: `joint` or `specialize`.
+      start, stop: first step, and the step before which it ends.
+      is_frozen: whether the parameter of a path is left as it is.
+      train_gate, eval_gate: whether group routers act.
+      robust: whether group weights act and move.
+    """
+
+    name: str
+    start: int
+    stop: int
+    is_frozen: Callable[[str], bool]
+    train_gate: str
+    eval_gate: str
+    robust: bool
+
+
+@dataclasses.dataclass
+class Cursor:
+    """Where a run stands, besides its arrays: stage, best tuning value in it, evaluations since, early end."""
+
+    stage: int = 0
+    best: float | None = None
+    waited: int = 0
+    ended: bool = False
+
+
+# ---- Plan -----------------------------------------------------------------------------------------------------------
+
+
+def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[Stage]:
+    """The stages of a run and their lengths in steps.
+
+    Methods without group routers train in one joint stage, unless `train.baselines_two_stage` holds.
+
+    Args:
+      config: of the run.
+      num_train: number of training samples.
+      kinds: kind of each modality by name.
+    """
+    train, fusion = config.train, config.fusion
+    per_epoch = num_train / train.batch_size
+    stop = max(1, round(train.epochs * per_epoch))
+    routed = fusion.group_routers
+    joint = min(round(train.joint_epochs * per_epoch), stop) if routed or train.baselines_two_stage else stop
+
+    def is_encoder(path: str) -> bool:
+        section, _, rest = path.partition("/")
+        if section != "encoders" or train.freeze == "nothing":
+            return False
+        # The maps into the fusion width stay trainable, of which a patch encoder is one as a whole (peers' point 45).
+        projection = kinds[rest.split("/")[0]] in ("tabular", "embedding") or "/adapter/" in path
+        return train.freeze == "encoders+projections" or not projection
+
+    late = config.dro.stages == "specialize"
+    stages = [
+        Stage("joint", 0, joint, lambda path: path.endswith("/group_router"), "never", "never", not late),
+        Stage(
+            "specialize",
+            joint,
+            stop,
+            is_encoder,
+            fusion.train_gate if routed else "never",
+            fusion.eval_gate if routed else "never",
+            True,
+        ),
+    ]
+    return [stage for stage in stages if stage.stop > stage.start]
+
+
+# ---- One step -------------------------------------------------------------------------------------------------------
+
+
+def make_loss(config: Any, class_fractions: np.ndarray) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Loss of single samples, (logits [b, c], labels [b]) -> [b]."""
+    objective = config.objective
+    if objective.loss == "cross_entropy":
+        return losses.cross_entropy
+    alpha = jnp.asarray(1.0 - class_fractions, jnp.float32) if objective.focal_alpha == "inverse_class" else None
+    return functools.partial(losses.focal_loss, gamma=objective.focal_gamma, alpha=alpha, detach=objective.focal_detach)
+
+
+def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformationExtraArgs:
+    """The transform that keeps λ."""
+    counts = jnp.asarray(train_counts, jnp.float32)
+    return group_dro.group_dro(
+        len(train_counts),
+        gamma=config.dro.gamma,
+        every=config.dro.every,
+        initial=group_dro.initial_weights(config.dro.initial, counts),
+        offset=config.dro.adjustment / jnp.sqrt(counts) if config.dro.adjustment else None,
+    )
+
+
+def make_step(
+    config: Any,
+    stage: Stage,
+    network: Network,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    optimizer: optax.GradientTransformationExtraArgs,
+    dro: optax.GradientTransformationExtraArgs,
+    train_counts: np.ndarray,
+    decay: float,
+) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
+    """The step of a stage as a function of one device's share of a batch.
+
+    The loss of a step is a sum over groups of (sum of losses) times a factor that holds the objective: sums and counts
+    are added over devices before anything is divided, so that any number of devices gives the same step.
+
+    Returns:
+      (state, batch, axis_name=...) -> (state, metrics).
+    """
+    num_groups = len(train_counts)
+    counts = jnp.asarray(train_counts, jnp.float32)
+    robust = config.objective.kind == "group_dro" and stage.robust
+    cap = config.objective.reweigh_cap or None
+    static = reweigh.inverse_frequency_weights(counts, config.objective.reweigh_power, cap)
+    static = static if config.objective.kind == "reweigh" else jnp.ones(num_groups)
+    drops = config.model.encoder_dropout > 0 or config.fusion.dropout > 0
+
+    def factors(dro_state, loss_sum, count):
+        if not robust:
+            return reweigh.weighted_mean_factors(static, count)
+        if config.dro.weights == "updated":
+            _, dro_state = dro.update({}, dro_state, group_loss_sum=loss_sum, group_count=count)
+        weights = jnp.exp(dro_state.log_weights)
+        return group_dro.robust_factors(weights, count, normalize_present=config.dro.normalize_present)
+
+    def step(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
+        total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
+        keys = _sample_keys(config.seed, state.step, len(batch["label"]), axis_name) if drops else None
+
+        def objective(params: Params):
+            output = network.apply({**state.frozen, **params}, batch, gate=stage.train_gate, keys=keys)
+            each = loss(output.logits, batch["label"])
+            local, count = losses.group_sums(each, batch["group"], batch["weight"], num_groups)
+            count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
+            share = jax.lax.stop_gradient(factors(state.opt_state["dro"], loss_sum, count))
+            open_sum = total(jnp.sum(output.open_rate * batch["weight"]))
+            return jnp.sum(local * share), (loss_sum, count, open_sum)
+
+        gradient, (loss_sum, count, open_sum) = jax.grad(objective, has_aux=True)(state.params)
+        gradient = total(gradient)
+        moved = robust * 1.0
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, state.params, group_loss_sum=moved * loss_sum, group_count=moved * count
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = optax.incremental_update(params, state.ema, 1.0 - decay) if state.ema else state.ema
+        samples = jnp.sum(count)
+        metrics = {
+            "train/loss": jnp.sum(loss_sum) / samples,
+            "train/gradient_norm": optax.global_norm(gradient),
+            "gate/open_rate": open_sum / samples,
+            "lambda": jnp.exp(opt_state["dro"].log_weights),
+        }
+        return states.TrainState(state.step + 1, params, state.frozen, opt_state, ema), metrics
+
+    return step
+
+
+def _sample_keys(seed: int, step: jax.Array, batch_size: int, axis_name: str | None) -> jax.Array:
+    """A random key for each sample of the whole batch, whichever device it lies on, [b]."""
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch_size
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch_size))
+
+
+# ---- Evaluation -----------------------------------------------------------------------------------------------------
+
+
+class Predicted(NamedTuple):
+    """Probabilities [n, c], labels [n], and the share of open gates, of all rows of a store in order."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    open_rate: float
+
+
+def make_predict(network: Network, batch_size: int) -> Callable[[Params, pipeline.Store, str], Predicted]:
+    """A function (parameters, store, gate) -> Predicted, compiled once for each gate."""
+    forward = jax.jit(lambda params, batch, gate: network.apply(params, batch, gate=gate), static_argnums=2)
+
+    def predict(params: Params, store: pipeline.Store, gate: str) -> Predicted:
+        params = jax.device_put(params)
+        parts = []
+        for batch in pipeline.eval_batches(store, batch_size):
+            output = forward(params, batch, gate)
+            real = batch["weight"] > 0
+            probabilities = np.asarray(jax.nn.softmax(output.logits.astype(jnp.float32)))[real]
+            parts.append((probabilities, batch["label"][real], np.asarray(output.open_rate)[real]))
+        probabilities, labels, open_rate = (np.concatenate(x) for x in zip(*parts, strict=True))
+        return Predicted(probabilities, labels, float(np.mean(open_rate)))
+
+    return predict
+
+
+def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:
+    """What the choice of weights can go by."""
+    values, _ = figures.metrics(predicted.labels, predicted.probabilities)
+    chosen = predicted.probabilities[np.arange(len(predicted.labels)), predicted.labels]
+    values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
+    return {"loss": float(-np.mean(np.log(np.maximum(chosen, 1e-12)))), **values}
+
+
+# ---- The loop -------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """One run: its data, network and folder, and the loop over stages and steps."""
+
+    def __init__(self, config: Any, data: datasets.Dataset, folder: RunFolder):
+        self.config, self.data, self.folder = config, data, folder
+        self.groups = data.groups
+        self.network = make_network(settings.model_spec(config), data.inputs, len(self.groups), len(data.classes))
+        self.train_store = data.stores["train"]
+        kinds = {name: spec.kind for name, spec in data.inputs.items()}
+        self.stages = plan_stages(config, len(self.train_store), kinds)
+        self.steps = self.stages[-1].stop
+        self.predict = make_predict(self.network, config.eval.batch_size)
+        self.devices = parallel.choose_devices(config.devices, config.train.batch_size)
+        self.order = self._order()
+        labels = data.manifest.labels[data.rows("train")]
+        self.loss = make_loss(config, np.bincount(labels, minlength=len(data.classes)) / len(labels))
+        self.dro = make_dro(config, self.groups.train_counts)
+
+    def _order(self) -> samplers.Order:
+        if self.config.sampler == "shuffled":
+            return samplers.shuffled(self.config.seed, len(self.train_store))
+        presence = self.data.manifest.presence[self.data.rows("train")]
+        return samplers.group_balanced(self.config.seed, self.groups.index(presence))
+
+    def _optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
+        optim, per_epoch = self.config.optim, len(self.train_store) / self.config.train.batch_size
+        schedule = states.learning_rate(
+            optim.schedule,
+            optim.lr,
+            steps=self.steps,
+            warmup=optim.warmup,
+            decay_steps=max(1, round(optim.step_epochs * per_epoch)),
+            decay_rate=optim.step_rate,
+        )
+        # The optimizer starts anew in each stage, the clock of the learning rate does not.
+        return states.make_optimizer(
+            lambda count: schedule(count + stage.start), weight_decay=optim.weight_decay, clip=optim.clip, dro=self.dro
+        )
+
+    def _begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
+        state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, self.config.optim.ema > 0)
+        return state if carried_dro is None else state._replace(opt_state={**state.opt_state, "dro": carried_dro})
+
+    def train(self, bar: progress.Progress) -> Params:
+        """Runs all stages, from the newest checkpoint if there is one, and returns the chosen weights."""
+        checkpoints = Checkpoints(self.folder.path / "checkpoints", self.config.train.keep)
+        params = host_copy(jax.jit(self.network.init)(jax.random.key(self.config.seed)))
+        cursor, best, state = Cursor(), params, None
+        latest = checkpoints.latest_step()
+        if latest is not None:
+            cursor = Cursor(**checkpoints.record(latest)["cursor"])
+            like = {"state": self._begin(self.stages[cursor.stage], params), "best": params}
+            restored = checkpoints.arrays(latest, like)
+            state, best = restored["state"], restored["best"]
+        self.folder.rewind(latest or 0)
+        for index in range(cursor.stage, len(self.stages)):
+            stage = self.stages[index]
+            if state is None:
+                state = self._begin(stage, params)
+            elif index > cursor.stage:
+                state = self._begin(stage, state.weights(), state.opt_state["dro"])
+                cursor = Cursor(stage=index)
+            state, best = self._run_stage(stage, state, cursor, best, checkpoints, bar)
+        checkpoints.close()
+        return best
+
+    def _run_stage(
+        self,
+        stage: Stage,
+        state: states.TrainState,
+        cursor: Cursor,
+        best: Params,
+        checkpoints: Checkpoints,
+        bar: progress.Progress,
+    ) -> tuple[states.TrainState, Params]:
+        config, step = self.config, int(state.step)
+        if cursor.ended or step >= stage.stop:
+            return state, best
+        decay = states.effective_decay(config.optim.ema, self.steps)
+        step_function = make_step(
+            config, stage, self.network, self.loss, self._optimizer(stage), self.dro, self.groups.train_counts, decay
+        )
+        program = parallel.make_program(step_function, config.parallel, self.devices)
+        evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
+        recorder = _Recorder(self.folder, stage.name, self.groups.names, config.train.log_every)
+        placed, pending = program.place(state), None
+        batches = pipeline.train_batches(
+            self.train_store, self.order, config.train.batch_size, step, stage.stop, threads=config.train.threads
+        )
+        for batch in batches:
+            placed, metrics = program.step(placed, batch)
+            if pending is not None:
+                recorder.add(step, program.read(pending))  # of the step before, while this one runs
+            step, pending = step + 1, metrics
+            bar.advance(step, recorder.text)
+            if step % evaluate_every and step != stage.stop:
+                continue
+            recorder.add(step, program.read(pending))
+            pending = None
+            state = host_copy(program.fetch(placed))
+            best = self._evaluate(stage, state, cursor, best, bar)
+            checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
+            if cursor.ended:
+                break
+        return state, best
+
+    def _record(self, cursor: Cursor) -> dict[str, Any]:
+        return {"cursor": dataclasses.asdict(cursor), "preprocessor": self.data.preprocessor.to_dict()}
+
+    def _evaluate(
+        self, stage: Stage, state: states.TrainState, cursor: Cursor, best: Params, bar: progress.Progress
+    ) -> Params:
+        """Measures the weights on the tuning rows, moves the cursor, and returns the best weights so far."""
+        step, weights, select = int(state.step), state.weights(), self.config.train.select
+        if not len(self.data.stores["tuning"]):
+            if select != "last":
+                raise UserError("there are no tuning rows to choose weights by: set train.select=last")
+            return weights
+        predicted = self.predict(weights, self.data.stores["tuning"], stage.eval_gate)
+        values = tuning_metrics(predicted)
+        record = {f"eval/{name}": value for name, value in values.items()}
+        self.folder.log({"step": step, "stage": stage.name, **record, "gate/eval_open_rate": predicted.open_rate})
+        bar.note(step, stage.name, values)
+        if select == "last":
+            return weights
+        value = values[select]
+        if value is None:
+            raise UserError(f"{select} cannot be computed on the tuning rows: choose another train.select")
+        gain = -value if select == "loss" else value
+        if cursor.best is None or gain > cursor.best:
+            cursor.best, cursor.waited = gain, 0
+            return weights
+        cursor.waited += 1
+        patience = self.config.train.patience
+        cursor.ended = bool(patience) and stage is self.stages[-1] and cursor.waited >= patience
+        return best
+
+
+class _Recorder:
+    """Averages the metrics of steps between two records of metrics.jsonl."""
+
+    def __init__(self, folder: RunFolder, stage: str, groups: tuple[str, ...], every: int):
+        self._folder, self._stage, self._groups, self._every = folder, stage, groups, every
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._clock = progress.Clock()
+        self.text = ""
+
+    def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Takes the metrics of one step."""
+        for name in ("train/loss", "train/gradient_norm", "gate/open_rate"):
+            self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
+        self._count += 1
+        if step % self._every:
+            return
+        means = {name: total / self._count for name, total in self._sums.items()}
+        weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._groups, metrics["lambda"], strict=True)}
+        time = {"time/step_ms": self._clock.lap_ms() / self._count}
+        self._folder.log({"step": step, "stage": self._stage, **means, **weights, **time})
+        self.text = f"loss {means['train/loss']:.3f}"
+        self._sums, self._count = {}, 0
+
+
+# ---- Main -----------------------------------------------------------------------------------------------------------
+
+
+def train_and_evaluate(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains a method on a data set and reports on its held-out patients.
+
+    A run that was stopped goes on from its newest checkpoint; a finished one is shown again.
+
+    Args:
+      config: the run's settings, see configs/common.py.
+      workdir: the run's folder.
+
+    Returns:
+      The report, as in report.json.
+
+    Raises:
+      UserError: a setting, the data or the folder cannot be used.
+    """
+    settings.validate(config)
+    folder = RunFolder(workdir, config.to_dict())
+    finished = folder.report()
+    if finished is not None:
+        bar = progress.make(0)
+        bar.say(f"{folder.path} is a finished run; its report:")
+        reports.print_table(finished)
+        return finished
+    with progress.make(0) as bar:
+        bar.say(f"Preparing data ({config.data.source})")
+        data = datasets.load_dataset(config, bar.preparing)
+    trainer = Trainer(config, data, folder)
+    with progress.make(trainer.steps) as bar:
+        bar.say(
+            f"Training {config.method} on {data.manifest.title}: {len(trainer.train_store)} samples, "
+            f"{len(data.groups)} combinations, {trainer.steps} steps"
+        )
+        weights = trainer.train(bar)
+    report = _report(trainer, weights)
+    folder.close()
+    return report
+
+
+def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
+    """Reads the held-out rows, once, and writes predictions and report."""
+    config, data, folder = trainer.config, trainer.data, trainer.folder
+    predicted = trainer.predict(weights, data.stores["held_out"], trainer.stages[-1].eval_gate)
+    table = datasets.predictions_table(data, "held_out", predicted.probabilities)
+    table.write_parquet(folder.path / "predictions.parquet")
+    majority = np.bincount(data.manifest.labels[data.rows("train")]).argmax()
+    report = reports.build_report(
+        data=data.manifest.title,
+        method=config.method,
+        seed=config.seed,
+        config_digest=config_digest(config.to_dict()),
+        parameters=sum(math.prod(np.shape(x)) for x in weights.values()),
+        predictions=table,
+        groups=data.groups,
+        extra={
+            "classes": list(data.classes),
+            "split_digest": splits.split_digest(data.split),
+            "majority_accuracy": float(np.mean(predicted.labels == majority)),
+            **_gate_summary(trainer, predicted.open_rate),
+            "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
+            "card": datasets.describe(data),
+        },
+    )
+    reports.write_json(folder.path / "report.json", report)
+    reports.write_html(folder.path / "report.html", report, folder.history())
+    reports.print_table(report)
+    return report
+
+
+def _gate_summary(trainer: Trainer, open_rate: float) -> dict[str, Any]:
+    """How often group routers acted on the held-out rows, and whether the gate decided anything at all."""
+    if not trainer.config.fusion.group_routers:
+        return {}
+    rule = trainer.stages[-1].eval_gate
+    rates = [open_rate]
+    late = [record for record in trainer.folder.history() if record["stage"] == "specialize"]
+    rates += [record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record]
+    stuck = None
+    if rule == "gated" and max(rates) <= GATE_STUCK:
+        stuck = "closed"
+    elif rule == "gated" and min(rates) >= 1 - GATE_STUCK:
+        stuck = "open"
+    return {"gate": {"rule": rule, "open_rate": open_rate, "stuck": stuck}}

@@ -1,0 +1,33 @@
+"""What every test runs under: four CPU devices, no silent promotion of ranks or dtypes."""
+
+import os
+import pathlib
+
+# JAX reads these when it starts. With too few threads in XLA's pool, steps on several fake devices that are not waited
+# for can block one another for good; NPROC sets the size of that pool.
+os.environ["NPROC"] = "32"
+os.environ["JAX_PLATFORMS"] = "cpu"
+_DEVICES = "--xla_force_host_platform_device_count=4"
+if _DEVICES not in os.environ.get("XLA_FLAGS", "").split():
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+
+import hypothesis  # noqa: E402, after the environment is set
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The same cases in every run, and none refused for being slow on a busy machine.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of public samples of real data: `REMIND_SHARED_DATA`, else `shared/data` beside the checkout."""
+    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = pathlib.Path(os.environ.get("REMIND_SHARED_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}; set REMIND_SHARED_DATA to a folder that holds them")
+    return folder

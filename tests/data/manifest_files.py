@@ -1,0 +1,64 @@
+"""Writes small manifest folders for tests."""
+
+import pathlib
+
+import numpy as np
+import polars as pl
+import yaml
+
+SCHEMA = {
+    "version": 1,
+    "name": "small_hospital",
+    "sample_id": "stay",
+    "patient_id": "patient",
+    "label": {"column": "died", "classes": ["0", "1"]},
+    "modalities": {
+        "note": {"kind": "text", "column": "note"},
+        "icd": {"kind": "codes", "column": "icd"},
+        "labs": {"kind": "tabular", "columns": ["sodium", "wbc"], "categorical": ["sex"]},
+        "scan": {"kind": "embedding", "column": "scan", "stored": "file"},
+    },
+}
+_WORDS = ("stable", "fever", "cough", "renal", "failure", "chronic", "acute", "pain", "denies", "admitted")
+
+
+def write_manifest(folder: pathlib.Path, n: int = 60, seed: int = 0, *, parquet: bool = False) -> pathlib.Path:
+    """Writes a valid manifest folder (text, codes, tabular, embedding files [3, 4]) of `n` samples and returns it.
+
+    Every other patient has two samples. A modality is missing with probability 0.3 in each sample, never all of them;
+    labels come half and half and do not depend on what is missing.
+    """
+    rng = np.random.default_rng(seed)
+    folder = pathlib.Path(folder)
+    (folder / "scans").mkdir(parents=True, exist_ok=True)
+    present = rng.random((n, 4)) > 0.3
+    empty = ~present.any(axis=1)
+    present[empty, rng.integers(0, 4, empty.sum())] = True
+    rows = [_row(folder, i, rng, present[i]) for i in range(n)]
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    if parquet:
+        table.write_parquet(folder / "manifest.parquet")
+    else:
+        table.write_csv(folder / "manifest.csv")
+    (folder / "schema.yaml").write_text(yaml.safe_dump(SCHEMA, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def _row(folder: pathlib.Path, i: int, rng: np.random.Generator, present: np.ndarray) -> dict[str, object]:
+    label = i % 2
+    sodium, wbc = rng.normal(140 - 4 * label, 3), rng.normal(8 + 2 * label, 2)
+    words = [f"case {i}:", "shock" if label else "well", *rng.choice(_WORDS, 12)]
+    codes = rng.choice([f"{c}{d}" for c in "AEIN" for d in range(10, 20)], rng.integers(1, 8))
+    if present[3]:
+        np.save(folder / "scans" / f"{i}.npy", rng.normal(label, 1, (3, 4)).astype(np.float32))
+    return {
+        "stay": f"s{i}",
+        "patient": f"p{2 * i // 3}",
+        "died": str(label),
+        "note": " ".join(words) if present[0] else None,
+        "icd": " ".join(codes) if present[1] else None,
+        "sodium": round(sodium, 1) if present[2] else None,
+        "wbc": round(wbc, 2) if present[2] and rng.random() > 0.2 else None,
+        "sex": ("f", "m")[int(rng.integers(2))] if present[2] else None,
+        "scan": f"scans/{i}.npy" if present[3] else None,
+    }

@@ -1,0 +1,363 @@
+import os
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from remind_jax.data import check
+from remind_jax.data.manifest import decode, load_manifest, read_manifest
+from remind_jax.errors import UserError
+from tests.data.manifest_files import SCHEMA, write_manifest
+
+
+def edit_table(folder, **columns):
+    table = pl.read_csv(folder / "manifest.csv", infer_schema=False)
+    table.with_columns(**{name: pl.Series(values) for name, values in columns.items()}).write_csv(
+        folder / "manifest.csv"
+    )
+
+
+def edit_cell(folder, column, row, value):
+    values = pl.read_csv(folder / "manifest.csv", infer_schema=False)[column].to_list()
+    values[row] = value
+    edit_table(folder, **{column: values})
+
+
+def write_schema(folder, **changes):
+    (folder / "schema.yaml").write_text(yaml.safe_dump(SCHEMA | changes), encoding="utf-8")
+
+
+def with_modality(name, **entry):
+    return {"modalities": SCHEMA["modalities"] | {name: entry}}
+
+
+def codes(folder):
+    return [(note.code, note.fatal) for note in load_manifest(folder).notes]
+
+
+def test_a_valid_folder_reads_without_notes(tmp_path):
+    manifest = read_manifest(write_manifest(tmp_path, n=30))
+    table = pl.read_csv(tmp_path / "manifest.csv", infer_schema=False)
+    assert manifest.notes == ()
+    assert manifest.table.height == 30
+    assert manifest.table.schema["sodium"] == pl.Float64
+    assert manifest.table.schema["died"] == pl.String
+    here = [table[c].is_not_null().to_numpy() for c in ("note", "icd", "sodium", "scan")]
+    np.testing.assert_array_equal(manifest.presence, np.stack(here, axis=1))
+    np.testing.assert_array_equal(manifest.labels, table["died"].cast(pl.Int32).to_numpy())
+
+
+def test_parquet_gives_the_same_manifest_as_csv(tmp_path):
+    one = read_manifest(write_manifest(tmp_path / "a", n=20))
+    two = read_manifest(write_manifest(tmp_path / "b", n=20, parquet=True))
+    assert one.table.equals(two.table)
+    assert one.digest == two.digest
+
+
+def test_digest_changes_with_cells_order_schema_and_file_content(tmp_path):
+    folder = write_manifest(tmp_path, n=20)
+    digests = [read_manifest(folder).digest]
+    assert read_manifest(folder).digest == digests[0]
+    scan = next((folder / "scans").iterdir())
+    np.save(scan, np.load(scan) + 1)
+    digests.append(read_manifest(folder).digest)
+    edit_cell(folder, "sodium", 3, "141.25")
+    digests.append(read_manifest(folder).digest)
+    table = pl.read_csv(folder / "manifest.csv", infer_schema=False)
+    table.reverse().write_csv(folder / "manifest.csv")
+    digests.append(read_manifest(folder).digest)
+    write_schema(folder, name="other")
+    digests.append(read_manifest(folder).digest)
+    assert len(set(digests)) == 5
+
+
+def test_decode_gives_the_cells_of_the_rows_asked_for(tmp_path):
+    folder = write_manifest(tmp_path, n=30)
+    manifest = read_manifest(folder)
+    rows = np.array([7, 2, 2, 19])
+    raw = decode(manifest, rows)
+    table = manifest.table[rows]
+    assert raw["note"].tolist() == table["note"].fill_null("").to_list()
+    assert raw["labs/categorical"][:, 0].tolist() == table["sex"].fill_null("").to_list()
+    expected = table.select("sodium", "wbc").cast(pl.Float32).to_numpy()
+    np.testing.assert_array_equal(raw["labs/numeric"], expected)
+    assert raw["labs/numeric"].dtype == raw["scan"].dtype == np.float32
+    for values, path in zip(raw["scan"], table["scan"].to_list(), strict=True):
+        np.testing.assert_array_equal(values, np.zeros((3, 4)) if path is None else np.load(folder / path))
+    assert raw["row"].tolist() == rows.tolist()
+    np.testing.assert_array_equal(raw["present"], manifest.presence[rows])
+    np.testing.assert_array_equal(raw["label"], manifest.labels[rows])
+
+
+def test_tabular_is_present_when_any_cell_is(tmp_path):
+    folder = write_manifest(tmp_path, n=6)
+    edit_table(folder, sodium=[None] * 6, wbc=[None, "1", None] * 2, sex=[None, None, "f"] * 2, note=["x"] * 6)
+    assert read_manifest(folder).presence[:, 2].tolist() == [False, True, True] * 2
+
+
+@pytest.mark.parametrize("word", ["NA", "N/A", "nan", "None", "null", " ", "  n/a "])
+def test_words_for_missing_become_null_and_are_counted(tmp_path, word):
+    folder = write_manifest(tmp_path, n=12)
+    edit_table(folder, sodium=["140", word, *["139"] * 10], icd=[word, word, *["A10"] * 10], sex=["f", "m", word] * 4)
+    manifest = read_manifest(folder)
+    assert [manifest.table[c].null_count() for c in ("sodium", "icd", "sex")] == [1, 2, 4]
+    assert [(note.code, note.fatal) for note in manifest.notes] == [("E009", False)] * 3
+    assert "2 cells (rows 1, 2)" in manifest.notes[0].message
+
+
+def test_quoted_empty_cells_and_nan_in_parquet_are_missing(tmp_path):
+    folder = write_manifest(tmp_path, n=8, parquet=True)
+    table = pl.read_parquet(folder / "manifest.parquet")
+    notes, numbers = ["", *["x"] * 7], [float("nan"), *[1.0] * 7]
+    table.with_columns(note=pl.Series(notes), wbc=pl.Series(numbers)).write_parquet(folder / "manifest.parquet")
+    manifest = read_manifest(folder)
+    assert manifest.table["note"].null_count() == manifest.table["wbc"].null_count() == 1
+
+
+def test_words_in_a_numeric_column_are_refused_without_being_printed(tmp_path):
+    folder = write_manifest(tmp_path, n=8)
+    edit_table(folder, wbc=["7.5", "Jane Doe", *["8"] * 6])
+    with pytest.raises(UserError, match=r"E009 column 'wbc' \(labs\): 1 cell \(row 2\) not a number") as caught:
+        read_manifest(folder)
+    assert "Jane" not in str(caught.value)
+
+
+def test_absent_column_is_e001_with_a_hint(tmp_path):
+    folder = write_manifest(tmp_path, n=8)
+    write_schema(folder, patient_id="pateint")
+    with pytest.raises(UserError, match=r"E001 column 'pateint'.*did you mean 'patient'"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "../secret.npy",
+        "scans/../../secret.npy",
+        "/etc/passwd",
+        "http://host/x.npy",
+        "file:///etc/passwd",
+        "C:\\x.npy",
+        "\\\\host\\share\\x.npy",
+        "~/x.npy",
+        "link.npy",
+        "linked/secret.npy",
+        "a\0b.npy",
+    ],
+)
+def test_paths_that_leave_the_folder_are_e006(tmp_path, cell):
+    np.save(tmp_path / "secret.npy", np.ones((3, 4), np.float32))
+    folder = write_manifest(tmp_path / "m", n=8)
+    os.symlink(tmp_path / "secret.npy", folder / "link.npy")
+    os.symlink(tmp_path, folder / "linked")
+    edit_cell(folder, "scan", 4, cell)
+    assert codes(folder) == [("E006", True)]
+    with pytest.raises(UserError, match=r"E006 column 'scan' \(scan\): 1 cell \(row 5\)"):
+        read_manifest(folder)
+
+
+def test_a_link_that_stays_inside_is_read(tmp_path):
+    folder = write_manifest(tmp_path, n=8)
+    np.save(folder / "real.npy", np.full((3, 4), 7, np.float32))
+    os.symlink(folder / "real.npy", folder / "alias.npy")
+    edit_cell(folder, "scan", 0, "alias.npy")
+    assert (decode(read_manifest(folder), np.array([0]))["scan"] == 7).all()
+
+
+def test_a_link_changed_after_reading_is_refused(tmp_path):
+    np.save(tmp_path / "secret.npy", np.ones((3, 4), np.float32))
+    folder = write_manifest(tmp_path / "m", n=8)
+    np.save(folder / "inside.npy", np.ones((3, 4), np.float32))
+    edit_cell(folder, "scan", 0, "inside.npy")
+    manifest = read_manifest(folder)
+    os.remove(folder / "inside.npy")
+    os.symlink(tmp_path / "secret.npy", folder / "inside.npy")
+    with pytest.raises(UserError, match="E006"):
+        decode(manifest, np.array([0]))
+
+
+def save_objects(path):
+    np.save(path, np.array([[{}]], object), allow_pickle=True)
+
+
+def save_bomb(path):
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**6)})
+        file.write(b"\0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("write", "code"),
+    [
+        (lambda path: None, "E007"),
+        (lambda path: path.write_bytes(b""), "E007"),
+        (lambda path: path.write_bytes(b"not an array"), "E007"),
+        (lambda path: path.mkdir(), "E007"),
+        (os.mkfifo, "E007"),
+        (save_objects, "E007"),
+        (save_bomb, "E007"),
+        (lambda path: np.save(path, np.ones(4, np.float32)), "E008"),
+        (lambda path: np.save(path, np.ones((3, 5), np.float32)), "E008"),
+        (lambda path: np.save(path, np.full((3, 4), np.nan)), "E008"),
+        (lambda path: np.save(path, np.full((3, 4), 1e300)), "E008"),
+        (lambda path: np.save(path, np.full((3, 4), "a")), "E008"),
+    ],
+)
+def test_bad_embedding_files_are_refused(tmp_path, write, code):
+    folder = write_manifest(tmp_path, n=8)
+    np.save(folder / "good.npy", np.ones((3, 4)))
+    write(folder / "bad.npy")
+    edit_table(folder, scan=["good.npy"] * 7 + ["bad.npy"])
+    assert codes(folder) == [(code, True)]
+
+
+@pytest.mark.parametrize("cell", ["-2", "-999", "-999.0", " -1"])
+def test_numbers_in_path_columns_are_e009(tmp_path, cell):
+    folder = write_manifest(tmp_path, n=8)
+    edit_cell(folder, "scan", 2, cell)
+    assert codes(folder) == [("E009", True)]
+
+
+def test_text_files_are_read_and_bad_ones_refused(tmp_path):
+    folder = write_manifest(tmp_path, n=4)
+    write_schema(folder, **with_modality("note", kind="text", column="note", stored="file"))
+    (folder / "a.txt").write_bytes("\ufeffcafé".encode())
+    edit_table(folder, note=["a.txt", "a.txt", None, "a.txt"])
+    assert decode(read_manifest(folder), np.arange(4))["note"].tolist() == ["café", "café", "", "café"]
+    (folder / "latin.txt").write_bytes("café".encode("latin-1"))
+    (folder / "blank.txt").write_text(" \n")
+    edit_table(folder, note=["a.txt", "latin.txt", None, "blank.txt"])
+    with pytest.raises(UserError, match=r"E007.*2 cells \(rows 2, 4\)"):
+        read_manifest(folder)
+
+
+def nested_folder(tmp_path, cells, dtype=None):
+    folder = write_manifest(tmp_path, n=len(cells), parquet=True)
+    table = pl.read_parquet(folder / "manifest.parquet").with_columns(
+        scan=pl.Series(cells, dtype=dtype), note=pl.Series(["x"] * len(cells))
+    )
+    table.write_parquet(folder / "manifest.parquet")
+    write_schema(folder, **with_modality("scan", kind="embedding", column="scan"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "dtype", [pl.List(pl.List(pl.Float64)), pl.Array(pl.Float32, (2, 3)), pl.List(pl.List(pl.Int64))]
+)
+def test_parquet_holds_embeddings_in_nested_columns(tmp_path, dtype):
+    cells = [[[1, 2, 3], [4, 5, 6]], None, [[7, 8, 9], [10, 11, 12]]]
+    manifest = read_manifest(nested_folder(tmp_path, cells, dtype))
+    assert manifest.table.schema["scan"] == pl.Array(pl.Float32, (2, 3))
+    assert manifest.schema.modalities[3].stored == "cell"
+    expected = np.array([cells[0], np.zeros((2, 3)), cells[2]], np.float32)
+    np.testing.assert_array_equal(decode(manifest, np.arange(3))["scan"], expected)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]],
+        [[[1.0, 2.0]], [[1.0]]],
+        [[[1.0, None]], [[1.0, 2.0]]],
+        [[[1.0, 2.0]], [[]]],
+    ],
+)
+def test_ragged_nested_embeddings_are_e008(tmp_path, cells):
+    with pytest.raises(UserError, match="E008 column 'scan'"):
+        read_manifest(nested_folder(tmp_path, cells))
+
+
+def test_integers_with_holes_stay_integers_as_labels_and_categories(tmp_path):
+    folder = write_manifest(tmp_path, n=4, parquet=True)
+    table = pl.read_parquet(folder / "manifest.parquet").with_columns(
+        died=pl.Series([0.0, 1.0, 0.0, 1.0]), sex=pl.Series([1.0, None, float("nan"), 2.0])
+    )
+    table.write_parquet(folder / "manifest.parquet")
+    manifest = read_manifest(folder)
+    assert manifest.labels.tolist() == [0, 1, 0, 1]
+    assert manifest.table["sex"].to_list() == ["1", None, None, "2"]
+
+
+def test_split_aliases(tmp_path):
+    folder = write_manifest(tmp_path, n=4)
+    edit_table(folder, part=["train", "val", "test ", "held_out"])
+    write_schema(folder, split="part")
+    assert read_manifest(folder).table["part"].to_list() == ["train", "tuning", "held_out", "held_out"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "version must be 1"),
+        ({"modalites": {}}, "unknown key 'modalites'.*did you mean 'modalities'"),
+        ({"name": 3}, "name must be a string"),
+        ({"sample_id": None}, "sample_id must be a string"),
+        ({"label": {"column": "died"}}, "label lacks the key 'classes'"),
+        ({"label": {"column": "died", "classes": ["0"]}}, "at least two"),
+        ({"label": {"column": "died", "classes": [True, False]}}, "in quotes"),
+        ({"label": "died"}, "label must be a mapping"),
+        ({"modalities": []}, "modalities must be a mapping"),
+        (with_modality("scan", kind="image", column="scan"), "kind 'image' is not read by this version"),
+        (with_modality("scan", kind="volume", column="scan"), "kind 'volume' is not read by this version"),
+        (with_modality("scan", kind="embeding", column="scan"), "did you mean 'embedding'"),
+        (with_modality("scan", kind=["a"], column="scan"), "unknown kind"),
+        (with_modality("scan", kind="embedding", colum="scan"), "did you mean 'column'"),
+        (with_modality("scan", kind="embedding", column="scan", stored="disk"), "stored must be cell or file"),
+        (with_modality("labs", kind="tabular", columns="sodium"), "must be a list"),
+        (with_modality("labs", kind="tabular"), "needs columns or categorical"),
+        (with_modality("labs", kind="tabular", columns=["sodium", "died"]), "column 'died' is used twice"),
+        (with_modality("labs", kind="tabular", columns=["sodium", False]), "in quotes"),
+        (with_modality("a+b", kind="text", column="x"), "modality name 'a\\+b'"),
+        (with_modality("label", kind="text", column="x"), "modality name 'label'"),
+    ],
+)
+def test_schema_mistakes_are_one_line(tmp_path, changes, message):
+    folder = write_manifest(tmp_path, n=4)
+    write_schema(folder, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        read_manifest(folder)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("schema.yaml: ")
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00", b"", b"- 1", b"[" * 5000, b"!!python/name:os.system x"])
+def test_broken_schema_files_are_one_line(tmp_path, content):
+    folder = write_manifest(tmp_path, n=4)
+    (folder / "schema.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"schema\.yaml") as caught:
+        read_manifest(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,\xff\n", b"a,b\n1,2,3\n", b"stay,stay\n1,2\n"])
+def test_broken_tables_are_one_line(tmp_path, content):
+    folder = write_manifest(tmp_path, n=4)
+    (folder / "manifest.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.csv") as caught:
+        read_manifest(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_schema_and_table_must_be_there(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_manifest(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"needs schema\.yaml"):
+        read_manifest(tmp_path)
+    folder = write_manifest(tmp_path / "m", n=4)
+    (folder / "manifest.parquet").write_bytes(b"x")
+    with pytest.raises(UserError, match="has both"):
+        read_manifest(folder)
+    (folder / "manifest.csv").unlink()
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        read_manifest(folder)
+    (folder / "manifest.parquet").unlink()
+    with pytest.raises(UserError, match="has neither"):
+        read_manifest(folder)
+
+
+def test_refuse_names_every_fatal_code_in_one_line():
+    findings = [check.Finding("E002", "a", True), check.Finding("W105", "b", False), check.Finding("E005", "c", True)]
+    check.refuse(findings[1:2])
+    with pytest.raises(UserError, match=r"^E002 a; E005 c$"):
+        check.refuse(findings)

@@ -1,0 +1,110 @@
+import dataclasses
+
+import numpy as np
+import polars as pl
+import pytest
+
+from remind_jax.data import splits
+from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.errors import UserError
+
+MODALITIES = tuple(Modality(name, "text", (name,)) for name in ("a", "b"))
+
+
+def make(n=400, seed=0, rows_a_patient=2, **columns):
+    rng = np.random.default_rng(seed)
+    here = rng.random((n, 2)) > 0.3
+    here[:, 0] |= ~here.any(axis=1)
+    table = {
+        "id": [f"s{i}" for i in range(n)],
+        "patient": [f"p{i // rows_a_patient}" for i in range(n)],
+        "y": [str(int(v)) for v in rng.random(n) < 0.2],
+        "a": ["x" if v else None for v in here[:, 0]],
+        "b": ["x" if v else None for v in here[:, 1]],
+    } | columns
+    schema = Schema("t", "id", "patient", "y", ("0", "1"), MODALITIES, "split" if "split" in columns else None)
+    return Manifest(schema, pl.DataFrame(table))
+
+
+def shares(split):
+    return np.bincount(split, minlength=3) / len(split)
+
+
+@pytest.mark.parametrize("rows_a_patient", [1, 2, 5])
+def test_fractions_are_met_and_patients_are_whole(rows_a_patient):
+    manifest = make(500, rows_a_patient=rows_a_patient)
+    split = splits.make_splits(manifest, 3)
+    assert split.dtype == np.int8
+    np.testing.assert_allclose(shares(split), [0.7, 0.1, 0.2], atol=0.015)
+    assert splits.cut_patients(manifest.table["patient"].to_numpy(), split) == []
+
+
+def test_labels_and_combinations_are_spread_alike():
+    manifest = make(1000, rows_a_patient=1)
+    split = splits.make_splits(manifest, 0)
+    combination = manifest.presence @ np.array([1, 2])
+    for stratum in {(c, y) for c in (1, 2, 3) for y in (0, 1)}:
+        rows = (combination == stratum[0]) & (manifest.labels == stratum[1])
+        np.testing.assert_allclose(
+            np.bincount(split[rows], minlength=3), rows.sum() * np.array([0.7, 0.1, 0.2]), atol=2
+        )
+
+
+def test_row_order_changes_nothing_and_the_seed_changes_the_split():
+    manifest = make()
+    split = splits.make_splits(manifest, 0)
+    order = np.random.default_rng(1).permutation(400)
+    moved = dataclasses.replace(manifest, table=manifest.table[order])
+    np.testing.assert_array_equal(splits.make_splits(moved, 0), split[order])
+    other = splits.make_splits(manifest, 1)
+    assert (other != split).mean() > 0.1
+    assert splits.split_digest(other) != splits.split_digest(split) == splits.split_digest(split.copy())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_class_with_one_patient_goes_to_train(seed):
+    manifest = make(60)
+    rare = manifest.table.with_columns(y=pl.Series(["1", *["0"] * 59]))
+    split = splits.make_splits(dataclasses.replace(manifest, table=rare), seed)
+    assert split[0] == splits.TRAIN
+
+
+def test_given_column_is_honoured():
+    given = [("train", "tuning", "held_out")[i // 2 % 3] for i in range(60)]
+    split = splits.make_splits(make(60, split=given), 0)
+    assert [splits.SPLITS[i] for i in split] == given
+
+
+def test_tuning_is_carved_out_of_train_only():
+    given = ["held_out" if i < 100 else "train" for i in range(400)]
+    manifest = make(400, split=given)
+    split = splits.make_splits(manifest, 0)
+    np.testing.assert_array_equal(split == splits.HELD_OUT, np.arange(400) < 100)
+    assert (split == splits.TUNING).sum() == pytest.approx(300 / 8, abs=3)
+    assert splits.cut_patients(manifest.table["patient"].to_numpy(), split) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (["train", "held_out"] * 30, "E003"),
+        (["train"] * 60, "E001.*no held_out"),
+        (["train"] * 40 + ["held_out"] * 18 + [None] * 2, "E001.*2 cells"),
+    ],
+)
+def test_bad_columns_are_refused(given, code):
+    with pytest.raises(UserError, match=code):
+        splits.make_splits(make(60, split=given), 0)
+
+
+def test_class_absent_from_train_is_refused():
+    given = ["train"] * 40 + ["tuning"] * 10 + ["held_out"] * 10
+    labels = ["0"] * 50 + ["1"] * 10
+    with pytest.raises(UserError, match="E005.*class 1"):
+        splits.make_splits(make(60, split=given, y=labels), 0)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.7, 0.1, 0.1), (0.0, 0.5, 0.5), (1.2, -0.2, 0.0)])
+def test_bad_fractions_are_refused(fractions):
+    with pytest.raises(UserError, match="fractions"):
+        splits.make_splits(make(20), 0, fractions)

@@ -1,0 +1,216 @@
+import html.parser
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from remind_jax.data.groups import Groups
+from remind_jax.evaluation import page
+from remind_jax.evaluation.report import build_report, write_html
+
+VOID = {"meta", "br", "link", "img"}
+
+
+class Balance(html.parser.HTMLParser):
+    """Collects what is opened and not closed in order, and the tags and attributes seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack, self.tags, self.text, self.links, self.ids = [], set(), [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def make(data="ward", n=60, extra=None, skill=0.9, confidence=0.9, classes=2):
+    rng = np.random.default_rng(0)
+    groups = Groups.fit(np.array([[1, 1]] * 80 + [[1, 0]] * 20 + [[0, 1]] * 5, bool), ("text", "labs"))
+    label = rng.integers(0, classes, n)
+    predicted = np.where(rng.uniform(size=n) < skill, label, (label + 1) % classes)
+    p = np.full((n, classes), (1 - confidence) / (classes - 1))
+    p[np.arange(n), predicted] = confidence
+    frame = pl.DataFrame(
+        {
+            "sample_id": [f"sample{i}" for i in range(n)],
+            "patient_id": [f"patient{i}" for i in range(n)],
+            "label": label,
+            "group": ["text+labs" if i % 4 else "text" for i in range(n)],
+            **{f"p_{k}": p[:, k] for k in range(classes)},
+        }
+    )
+    return build_report(
+        data=data,
+        method="remind",
+        seed=0,
+        config_digest="abc",
+        parameters=12345,
+        predictions=frame,
+        groups=groups,
+        extra=extra or {},
+    )
+
+
+CARD = {
+    "splits": {"train": {"n": 105, "patients": 90}, "tuning": {"n": 10, "patients": 9}},
+    "classes": [{"name": "alive", "train_fraction": 0.75}, {"name": "<b>dead</b>", "train_fraction": 0.25}],
+    "modalities": [{"name": "text", "kind": "text", "present_fraction": 0.95}],
+    "label": "48-hour mortality",
+}
+HISTORY = [
+    {
+        "step": s,
+        "stage": 1 + s // 5,
+        "train/loss": 1.0 - s / 20,
+        "eval/loss": 1.0,
+        "eval/accuracy": 0.5,
+        "dro/lambda/text": 0.4,
+        "dro/lambda/text+labs": 0.6,
+        "gate/open_rate": 0.0,
+    }
+    for s in range(10)
+]
+
+
+@pytest.fixture(scope="module")
+def good():
+    """A report that gives little reason for caution."""
+    return make(n=1000)
+
+
+def parsed(report, history=()):
+    text = page.render(report, list(history))
+    parser = Balance()
+    parser.feed(text)
+    assert parser.stack == []
+    return text, parser
+
+
+def leads(report, history=()):
+    return [lead for lead, _ in page.cautions(report, list(history))]
+
+
+def test_page_is_whole_and_loads_nothing():
+    text, parser = parsed(make(extra={"card": CARD}), HISTORY)
+    assert not parser.tags & {"script", "link", "img", "iframe", "object"}
+    assert "http" not in text
+    assert "@import" not in text
+    assert all(link.startswith("#") for link in parser.links)
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+    assert 'name="viewport" content="width=device-width' in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("<svg") == 5
+
+
+def test_page_without_card_and_history():
+    text, parser = parsed(make())
+    assert text.count("<svg") == 1  # calibration needs neither
+    assert "Accuracy" in "".join(parser.text)
+
+
+def test_page_of_an_empty_held_out_set():
+    _, parser = parsed(make(n=0))
+    assert "–" in "".join(parser.text)
+
+
+def test_text_from_the_data_is_escaped():
+    text, parser = parsed(make(data="<script>alert(1)</script>", extra={"card": CARD}), HISTORY)
+    assert "<script" not in text
+    assert "<b>dead</b>" not in text
+    assert "<b>dead</b>" in "".join(parser.text)
+
+
+def test_no_patient_or_sample_id_is_on_the_page():
+    text, _ = parsed(make(extra={"card": CARD}), HISTORY)
+    assert not re.search(r"patient\d|sample\d", text)
+
+
+def test_banner_names_synthetic_data_at_the_top():
+    text, _ = parsed(make(data="twin of MIMIC-IV (synthetic)"))
+    assert text.index('<div class="banner"') < text.index("<main>")
+    assert "Synthetic data: twin of MIMIC-IV (synthetic)." in text
+    assert '<div class="banner"' not in parsed(make(data="NHANES 2017-18"))[0]
+
+
+def test_figures_and_intervals_are_printed():
+    report = make()
+    text = " ".join("".join(parsed(report)[1].text).split())
+    overall = report["overall"]
+    assert f"{100 * overall['accuracy']:.1f}\u00a0%" in "".join(parsed(report)[1].text)
+    low, high = overall["accuracy_ci"]
+    assert f"95 %: {100 * low:.1f} to {100 * high:.1f}" in text
+    assert "12,345" in text
+
+
+def test_same_input_gives_the_same_page(tmp_path):
+    report = make(extra={"card": CARD})
+    write_html(tmp_path / "a.html", report, HISTORY)
+    write_html(tmp_path / "b.html", report, HISTORY)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_good_model_on_many_patients_has_few_cautions(good):
+    assert leads(good) == ["Fewer than 10 held-out patients"]  # labs alone, which nobody held out has
+
+
+@pytest.mark.parametrize(
+    ("options", "history", "lead"),
+    [
+        ({"data": "twin of X (synthetic)"}, (), "Synthetic data"),
+        ({"skill": 0.5, "n": 400}, (), "Accuracy not clearly better than a constant answer"),
+        ({"skill": 0.6, "confidence": 0.99, "n": 400}, (), "Do not read its probabilities as risks"),
+        ({"n": 30}, (), "Few held-out cases of a class"),
+        ({"n": 60}, (), "Accuracy known to no better than 20 points"),
+        ({}, HISTORY, "Gate closed throughout"),
+        ({"extra": {"gate": {"open_rate": 1.0}}}, (), "Gate open throughout"),
+        ({"extra": {"findings": [{"code": "W104", "message": "m"}]}}, (), "Data check W104"),
+    ],
+)
+def test_each_caution_is_drawn_from_the_figures(options, history, lead, good):
+    assert lead in leads(make(**options), history)
+    assert lead not in leads(good)
+
+
+def test_gate_that_moved_is_no_caution():
+    moved = [{**HISTORY[0], "gate/open_rate": 0.3}]
+    assert not any("Gate" in lead for lead in leads(make(), moved))
+    # closed in training, open on some held-out samples
+    assert not any("Gate" in lead for lead in leads(make(extra={"gate": {"open_rate": 0.2}}), HISTORY))
+
+
+def test_unseen_and_weak_tail_are_named(good):
+    report = dict(good)
+    row = {**report["groups"][0], "group": "icd", "modalities": ["icd"], "unseen": True, "n": 7, "tail": True}
+    report["groups"] = [*report["groups"], row]
+    report["tail_pooled"] = {**report["tail_pooled"], "accuracy": 0.5}
+    report["head_pooled"] = {**report["head_pooled"], "accuracy": 0.9}
+    found = dict(page.cautions(report, []))
+    assert found["Combinations never seen in training"].startswith("7 held-out samples with 1 such combination (icd)")
+    assert "50.0\u00a0% correct on rare" in found["Weaker on rare combinations"]
+    assert ">unseen<" in page.render(report, [])
+
+
+def test_many_groups_fold_away():
+    masks = (np.arange(1, 41)[:, None] >> np.arange(6)) & 1
+    groups = Groups.fit(masks.astype(bool), [f"m{j}" for j in range(6)])
+    frame = pl.DataFrame({"patient_id": ["a"], "label": [0], "group": [groups.names[0]], "p_0": [0.6], "p_1": [0.4]})
+    report = build_report(
+        data="x", method="m", seed=0, config_digest="", parameters=1, predictions=frame, groups=groups, extra={}
+    )
+    text, _ = parsed(report)
+    assert "<summary>15 more</summary>" in text
+    assert text.count('class="bar-row"') == 40

@@ -1,0 +1,237 @@
+"""The arrows between the parts, read off the source: who may import what, and what nobody uses.
+
+Every rule is a function of a path and the dotted names that its source uses; `VIOLATIONS` shows that each can fail.
+"""
+
+import ast
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDERS = ("remind_jax", "configs", "benchmarks", "tests", "launch")
+
+# What a GPU image needs for the parts that compute.
+BARE = {"jax", "jaxlib", "flax", "optax", "numpy", "einops"}
+# folder: (third-party packages it may import, parts of this project it may import)
+MAY_IMPORT = {
+    "remind_jax/ops/": (BARE - {"flax"}, {"ops", "errors"}),
+    "remind_jax/objectives/": (BARE, {"ops", "objectives", "errors"}),
+    "remind_jax/models/": (BARE | {"safetensors"}, {"ops", "models", "errors"}),
+    "benchmarks/": (BARE | {"torch"}, {"ops", "models", "objectives", "errors", "parallel", "state"}),
+}
+# Imported where they are used, because each takes a good part of a second or more.
+HEAVY = {"tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "transformers", "orbax"}
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+SLOW_NNX = {"jit", "pmap", "grad", "value_and_grad", "Optimizer", "ModelAndOptimizer", "metrics"}
+
+Rule = Callable[[str, ast.Module], list[str]]
+
+
+def imported(path: str, nodes: Iterable[ast.AST]) -> dict[str, str]:
+    """The full dotted names that the nodes import, each with the name it is bound to."""
+    names = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                names[alias.name] = alias.asname or alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            package = path.split("/")[:-1]
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *(node.module.split(".") if node.module else [])])
+            for alias in node.names:
+                names[f"{base}.{alias.name}"] = alias.asname or alias.name
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            names.update({arg.value: "" for arg in node.args if isinstance(arg, ast.Constant)})
+    return names
+
+
+def uses(path: str, tree: ast.Module) -> set[str]:
+    """All dotted names imported, and all attributes read from them: `import jax; jax.sharding.Mesh` uses the latter."""
+    names = imported(path, ast.walk(tree))
+    bound = {}
+    for full, short in names.items():
+        bound[short] = short if full.split(".")[0] == short else full
+    found = set(names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            head, _, rest = ast.unparse(node).partition(".")
+            if head in bound:
+                found.add(f"{bound[head]}.{rest}")
+    return found
+
+
+def within(name: str, *prefixes: str) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def arrows(path: str, tree: ast.Module) -> list[str]:
+    """The computing parts import only what a bare GPU image has, and nothing of the parts above them."""
+    for folder, (packages, parts) in MAY_IMPORT.items():
+        if path.startswith(folder):
+            return [name for name in imported(path, ast.walk(tree)) if not _allowed(name, packages, parts)]
+    return []
+
+
+def _allowed(name: str, packages: set[str], parts: set[str]) -> bool:
+    top, _, rest = name.partition(".")
+    if top == "remind_jax":
+        return rest.split(".")[0] in parts
+    return top in packages | {"benchmarks"} or top in sys.stdlib_module_names
+
+
+def package_stands_alone(path: str, tree: ast.Module) -> list[str]:
+    """The package is installed without configs, benchmarks and tests."""
+    if not path.startswith("remind_jax/"):
+        return []
+    return [name for name in uses(path, tree) if within(name, "configs", "benchmarks", "tests", "pytest")]
+
+
+def one_owner(path: str, tree: ast.Module) -> list[str]:
+    """One file, or folder, per outside interface that changes often; tests may use them all."""
+    owners = {
+        "remind_jax/checkpoint.py": ("orbax",),
+        "remind_jax/parallel.py": ("jax.sharding", "jax.NamedSharding", "jax.P", "jax.make_mesh"),
+        "remind_jax/models/": ("flax.nnx",),
+    }
+    if path.startswith("tests/"):
+        return []
+    names = uses(path, tree)
+    return [n for owner, owned in owners.items() if not path.startswith(owner) for n in names if within(n, *owned)]
+
+
+def no_slow_nnx(path: str, tree: ast.Module) -> list[str]:
+    """The nnx forms of jit and grad walk the module in Python at every step."""
+    return [name for name in uses(path, tree) if within(name, *(f"flax.nnx.{slow}" for slow in SLOW_NNX))]
+
+
+def no_tensorflow(path: str, tree: ast.Module) -> list[str]:
+    return [name for name in uses(path, tree) if within(name, "tensorflow", "tf_keras", "keras")]
+
+
+def no_pickle(path: str, tree: ast.Module) -> list[str]:
+    """Loading a pickle runs code that came with the data. Tests may write one, to see that it is refused."""
+    found = [name for name in imported(path, ast.walk(tree)) if within(name, *PICKLES)]
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        fixture = path.startswith("tests/") and ast.unparse(call.func) == "np.save"
+        for keyword in call.keywords:
+            if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" and not fixture:
+                found.append(f"allow_pickle in line {call.lineno}")
+    return found
+
+
+def heavy_imports_inside(path: str, tree: ast.Module) -> list[str]:
+    """A command that needs none of them starts at once. Type checkers' imports do not count."""
+    if not path.startswith("remind_jax/") or path == "remind_jax/checkpoint.py":
+        return []
+    return [name for name in imported(path, tree.body) if within(name, *HEAVY)]
+
+
+def no_drawer(path: str, tree: ast.Module) -> list[str]:
+    del tree
+    return [path] if path.split("/")[-1] in ("utils.py", "util.py") else []
+
+
+RULES: tuple[Rule, ...] = (
+    arrows,
+    package_stands_alone,
+    one_owner,
+    no_slow_nnx,
+    no_tensorflow,
+    no_pickle,
+    heavy_imports_inside,
+    no_drawer,
+)
+
+VIOLATIONS = [
+    (arrows, "remind_jax/ops/a.py", "from flax import nnx"),
+    (arrows, "remind_jax/ops/a.py", "import remind_jax.models.model"),
+    (arrows, "remind_jax/ops/a.py", "def f():\n  import grain"),
+    (arrows, "remind_jax/models/fusion/a.py", "from transformers import AutoTokenizer"),
+    (arrows, "remind_jax/models/fusion/a.py", "from ...data import groups"),
+    (arrows, "remind_jax/models/a.py", "from remind_jax import evaluation"),
+    (arrows, "remind_jax/objectives/a.py", "import sklearn.metrics"),
+    (arrows, "remind_jax/objectives/a.py", "from remind_jax.models import model"),
+    (arrows, "benchmarks/run.py", "import ml_collections"),
+    (arrows, "benchmarks/run.py", "import tensorflow_datasets as tfds"),
+    (arrows, "benchmarks/run.py", "from remind_jax.data import pipeline"),
+    (arrows, "benchmarks/run.py", "import importlib\nimportlib.import_module('polars')"),
+    (package_stands_alone, "remind_jax/train.py", "from configs import common"),
+    (one_owner, "remind_jax/train.py", "import orbax.checkpoint as ocp"),
+    (one_owner, "remind_jax/train.py", "from jax.sharding import Mesh"),
+    (one_owner, "remind_jax/train.py", "import jax\nmesh = jax.sharding.Mesh([], 'd')"),
+    (one_owner, "remind_jax/train.py", "import jax\nmesh = jax.make_mesh((4,), ('d',))"),
+    (one_owner, "remind_jax/train.py", "from jax import sharding as sh"),
+    (one_owner, "remind_jax/state.py", "from flax import nnx"),
+    (one_owner, "remind_jax/state.py", "import flax\nflax.nnx.split(1)"),
+    (no_slow_nnx, "remind_jax/models/a.py", "from flax import nnx\n@nnx.jit\ndef f(): pass"),
+    (no_slow_nnx, "tests/models/test_a.py", "import flax.nnx as fx\nfx.value_and_grad(abs)"),
+    (no_slow_nnx, "remind_jax/models/a.py", "from flax.nnx import Optimizer"),
+    (no_tensorflow, "tests/test_a.py", "import tensorflow as tf"),
+    (no_tensorflow, "remind_jax/data/a.py", "def f():\n  from tensorflow.io import gfile"),
+    (no_pickle, "remind_jax/data/a.py", "import pickle"),
+    (no_pickle, "tests/test_a.py", "from joblib import load"),
+    (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.load('f', allow_pickle=True)"),
+    (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.load('f', allow_pickle=x)"),
+    (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
+    (no_pickle, "tests/test_a.py", "import numpy as np\nnp.load('f', allow_pickle=True)"),
+    (heavy_imports_inside, "remind_jax/data/a.py", "import tensorflow_datasets as tfds"),
+    (heavy_imports_inside, "remind_jax/evaluation/a.py", "from sklearn import metrics"),
+    (no_drawer, "remind_jax/utils.py", ""),
+]
+
+ALLOWED = [
+    ("remind_jax/ops/a.py", "import functools\nimport jax.numpy as jnp\nfrom remind_jax.ops import routing"),
+    ("remind_jax/models/a.py", "from flax import nnx\nfrom ..ops import routing\nnnx.Linear(1, 2, rngs=nnx.Rngs(0))"),
+    ("remind_jax/models/a.py", "import jax\njax.jit(abs)\njax.grad(abs)"),
+    ("remind_jax/checkpoint.py", "import orbax.checkpoint as ocp"),
+    ("remind_jax/parallel.py", "from jax.sharding import Mesh"),
+    ("remind_jax/data/a.py", "import numpy as np\ndef f():\n  import grain\n  np.load('f', allow_pickle=False)"),
+    ("tests/test_a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
+    ("benchmarks/run.py", "from benchmarks import cases\nimport torch"),
+    ("remind_jax/data/a.py", "import tensorflow_datasets_like_name"),
+]
+
+
+def sources() -> list[pathlib.Path]:
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_project_keeps_the_rule(rule: Rule) -> None:
+    broken = {}
+    for path in sources():
+        relative = path.relative_to(ROOT).as_posix()
+        if found := rule(relative, ast.parse(path.read_text(encoding="utf-8"))):
+            broken[relative] = sorted(set(found))
+    assert not broken, f"{rule.__name__}: {broken}"
+
+
+def test_the_search_finds_the_sources() -> None:
+    assert {"__init__.py", "errors.py", "test_architecture.py"} <= {path.name for path in sources()}
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), VIOLATIONS, ids=lambda value: getattr(value, "__name__", None))
+def test_a_violation_is_caught(rule: Rule, path: str, source: str) -> None:
+    assert rule(path, ast.parse(source))
+
+
+@pytest.mark.parametrize(("path", "source"), ALLOWED)
+def test_what_is_allowed_passes(path: str, source: str) -> None:
+    assert [rule.__name__ for rule in RULES if rule(path, ast.parse(source))] == []
+
+
+def test_every_rule_has_a_violation() -> None:
+    assert {rule for rule, _, _ in VIOLATIONS} == set(RULES)
+
+
+def test_the_session_is_strict() -> None:
+    assert jax.device_count() == 4
+    with pytest.raises(ValueError, match="rank_promotion"):
+        jnp.ones((2, 3)) + jnp.ones(3)
+    with pytest.raises(ValueError, match="promotion"):
+        jnp.ones(3, jnp.float32) + jnp.ones(3, jnp.bfloat16)
