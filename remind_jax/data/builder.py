@@ -91,11 +91,12 @@ def prepare(
                     _remove_leftovers(cache_dir, folder.name)
                 if not folder.exists():
                     _write(manifest, folder, progress)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             if not _concerns(error, cache_dir, manifest.root):
                 raise
+            reason = error.strerror if isinstance(error, OSError) else str(error).partition(";")[0]
             raise UserError(
-                f"cannot write prepared data to the cache folder {cache_dir} ({error.strerror}): "
+                f"cannot write prepared data to the cache folder {cache_dir} ({reason}): "
                 "choose a folder that can be written and has space"
             ) from error
     return _open(folder, rows)
@@ -278,8 +279,10 @@ def _stack(examples: list[Any], key: str, column: Column, rows: int) -> np.ndarr
     return cells
 
 
-def _concerns(error: OSError, cache_dir: pathlib.Path, root: pathlib.Path | None) -> bool:
+def _concerns(error: OSError | RuntimeError, cache_dir: pathlib.Path, root: pathlib.Path | None) -> bool:
     """Whether the cache is at fault, and not a file of the manifest below `root`."""
+    if isinstance(error, RuntimeError):  # array_record's, for example when the disk is full
+        return str(cache_dir) in str(error)
     if error.filename is None or root is None:
         return True
     path = pathlib.Path(error.filename)

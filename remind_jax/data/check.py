@@ -49,11 +49,11 @@ class FileRecord(NamedTuple):
     sha256: str
 
 
-def refuse(findings: Iterable[Finding], remedy: str = "") -> None:
+def refuse(findings: Iterable[Finding]) -> None:
     """Raises one UserError naming every fatal finding; does nothing when there is none."""
     fatal = [finding for finding in findings if finding.fatal]
     if fatal:
-        raise UserError("; ".join(f"{finding.code} {finding.message}" for finding in fatal) + remedy)
+        raise UserError("; ".join(f"{finding.code} {finding.message}" for finding in fatal))
 
 
 def anonymous(patient: str) -> str:
@@ -93,6 +93,8 @@ def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list
     columns = absent_columns(manifest.schema, manifest.table.columns)
     if columns:
         return [*findings, *columns]
+    if not manifest.table.height:
+        return [*findings, Finding("E001", "the table has no rows", True)]
     given = splits.given_splits(manifest)
     if split is None:
         split = given
@@ -109,11 +111,14 @@ def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list
 
 def absent_columns(schema: object, columns: Sequence[str]) -> list[Finding]:
     """E001: columns that the schema names and the table lacks."""
+    absent = [(owner, column) for owner, column in schema.columns() if column not in columns]
+    if len(absent) == len(list(schema.columns())):
+        # Names are not listed: without a header line they are the first patient's cells.
+        return [Finding("E001", "the table has none of the schema's columns; does it begin with a header line?", True)]
     findings = []
-    for owner, column in schema.columns():
-        if column not in columns:
-            hint = groups.did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
-            findings.append(Finding("E001", f"column {column!r} ({owner}) is not in the table{hint}", True))
+    for owner, column in absent:
+        hint = groups.did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
+        findings.append(Finding("E001", f"column {column!r} ({owner}) is not in the table{hint}", True))
     return findings
 
 
@@ -123,8 +128,6 @@ def absent_columns(schema: object, columns: Sequence[str]) -> list[Finding]:
 def _identity(manifest: "Manifest") -> list[Finding]:
     schema, table = manifest.schema, manifest.table
     findings = []
-    if not table.height:
-        findings.append(Finding("E001", "the table has no rows", True))
     for column in (schema.sample_id, schema.patient_id):
         empty = table[column].is_null()
         if empty.any():
@@ -174,9 +177,8 @@ def _split_column(manifest: "Manifest", given: np.ndarray | None) -> list[Findin
 
 
 def _patients_cut(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
-    if split is None:
-        return []
-    cut = splits.cut_patients(manifest.table[manifest.schema.patient_id].to_numpy(), split)
+    patients = manifest.table[manifest.schema.patient_id].to_numpy()
+    cut = [] if split is None else splits.cut_patients(patients, split)
     who = listed([anonymous(patient) for patient in cut])
     text = f"{len(cut)} patients have rows in two splits (hashed ids {who}); give all rows of a patient one split"
     return [Finding("E003", text, True)] if cut else []
@@ -251,10 +253,13 @@ def read_array(path: pathlib.Path) -> np.ndarray:
     """An embedding file, npy [t, d] of real numbers, as float32; never unpickles.
 
     Raises:
-      ValueError, OSError: it is not an npy file of that form. A header that claims more than the file holds is
-        refused before memory is taken.
+      ValueError: it is not an npy file of that form ("shape" when it is npy). A header that claims more than the file
+        holds is refused before memory is taken.
     """
-    array = np.lib.format.open_memmap(path, mode="r")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
+        raise ValueError("not npy") from error
     if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise ValueError("shape")
     with np.errstate(over="ignore"):
@@ -282,9 +287,7 @@ def scan_files(
     Returns:
       a record for each sound file, by path as written, and findings E006 to E009 with their rows.
     """
-    records: dict[str, FileRecord] = {}
-    faults: dict[str, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    records, faults, shapes = {}, {}, {}
     for cell in cells.drop_nulls().unique(maintain_order=True).to_list():
         fault = _scan(root, modality.kind, cell, records, shapes)
         if fault:
@@ -319,7 +322,7 @@ def _scan(
             shapes[cell] = array.shape
     except FileNotFoundError:
         return "E007 missing"
-    except (OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         return "E008 form" if str(error) == "shape" else "E007 undecodable"
     records[cell] = FileRecord(status.st_size, digest)
     return ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -110,11 +111,14 @@ class Groups:
         """Float64 [g]: the share of the training samples; sums to one."""
         return self.train_counts / self.train_counts.sum()
 
+    @functools.cached_property
+    def _positions(self) -> dict[int, int]:
+        return {bitmask(mask): i for i, mask in enumerate(self.masks)}
+
     def index(self, presence: np.ndarray) -> np.ndarray:
         """Int32 [n]: the group of every row of `presence` [n, m]; `len(self)` for a combination not fitted on."""
-        table = {bitmask(mask): i for i, mask in enumerate(self.masks)}
         masks, _, inverse = count_combinations(presence)
-        known = np.array([table.get(bitmask(mask), len(self)) for mask in masks], np.int32)
+        known = np.array([self._positions.get(bitmask(mask), len(self)) for mask in masks], np.int32)
         return known[inverse] if len(known) else np.zeros(0, np.int32)
 
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -125,7 +126,7 @@ class Manifest:
 
     def _file_digest(self, cell: str) -> str:
         record = self.files.get(cell)
-        return record.sha256 if record else hashlib.sha256(_open(self, cell).read_bytes()).hexdigest()
+        return record.sha256 if record else hashlib.sha256(_load(self, cell, pathlib.Path.read_bytes)).hexdigest()
 
 
 def _cell_bytes(cells: pl.Series) -> bytes:
@@ -164,7 +165,7 @@ def decode(manifest: Manifest, rows: np.ndarray) -> dict[str, np.ndarray]:
         else:
             cells = manifest.table[modality.columns[0]].gather(rows).to_list()
             if modality.stored == "file":
-                cells = [None if cell is None else check.read_text(_open(manifest, cell)) for cell in cells]
+                cells = [None if cell is None else _load(manifest, cell, check.read_text) for cell in cells]
             raw[modality.name] = _strings(cells)
     return raw | {"present": manifest.presence[rows], "label": manifest.labels[rows], "row": rows.astype(np.int32)}
 
@@ -190,25 +191,24 @@ def _decode_embedding(manifest: Manifest, modality: Modality, rows: np.ndarray) 
             values[here] = cells.drop_nulls().to_numpy()
         return values
     first = column.drop_nulls().head(1).to_list()
-    shape = check.read_array(_open(manifest, first[0])).shape if first else (0, 0)
+    shape = _load(manifest, first[0], check.read_array).shape if first else (0, 0)
     values = np.zeros((len(rows), *shape), np.float32)
     for i, cell in zip(np.flatnonzero(here), cells.drop_nulls().to_list(), strict=True):
-        values[i] = check.read_array(_open(manifest, cell))
+        values[i] = _load(manifest, cell, check.read_array)
     return values
 
 
 def _strings(cells: list[str | None]) -> np.ndarray:
-    array = np.empty(len(cells), object)
-    array[:] = ["" if cell is None else cell for cell in cells]
-    return array
+    return np.array(["" if cell is None else cell for cell in cells], object)
 
 
-def _open(manifest: Manifest, cell: str) -> pathlib.Path:
-    """The checked path of a file; a link may have been changed since the manifest was read."""
+def _load(manifest: Manifest, cell: str, read: Callable[[pathlib.Path], Any]) -> Any:
+    """Reads a file the table names; files and links may have been changed since the manifest was read."""
     try:
-        return check.safe_path(manifest.root, cell)
-    except ValueError as error:
-        raise UserError(f"E006 a path of the manifest leads out of its folder: {error}") from None
+        return read(check.safe_path(manifest.root, cell))
+    except (ValueError, OSError) as error:
+        reason = type(error).__name__
+        raise UserError(f"E007 a file of the manifest cannot be read any more ({reason}); check the folder") from None
 
 
 # ---- reading a folder -----------------------------------------------------------------------------------------------
@@ -236,9 +236,8 @@ def load_manifest(folder: str | pathlib.Path) -> Manifest:
     table = _read_table(root)
     check.refuse(check.absent_columns(schema, table.columns))
     notes: list[check.Finding] = []
-    names = [column for _, column in schema.columns()]
-    series = {name: table[name] for name in names}
-    for name in names[: 3 + (schema.split is not None)]:
+    series = {name: table[name] for _, name in schema.columns()}
+    for name in (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else [])):
         series[name] = _trim(_as_string(series[name]))
     if schema.split is not None:
         series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
@@ -270,6 +269,8 @@ def _read_table(root: pathlib.Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         kind = "UTF-8 CSV whose rows fit the header" if path.suffix == ".csv" else "parquet"
         raise UserError(f"{path} cannot be read as {kind} ({type(error).__name__})") from None
+    if any(len(name) > 100 or not name.isprintable() for name in table.columns):
+        raise UserError(f"{path}: its header is not a line of short names; look for a quote that is not closed")
     double = [name.rsplit("_duplicated_", 1)[0] for name in table.columns if re.search(r"_duplicated_\d+$", name)]
     if double:
         raise UserError(f"{path} has two columns named {double[0]!r}")
@@ -316,10 +317,8 @@ def _type_column(modality: Modality, column: pl.Series, categorical: bool) -> tu
 
 
 def _normalised(words: pl.Series, where: str) -> list[check.Finding]:
-    if not words.any():
-        return []
     text = f"{where}{check.in_rows(words)} blank or a word for missing (NA, None, …), read as missing; leave them empty"
-    return [check.Finding("E009", text, False)]
+    return [check.Finding("E009", text, False)] if words.any() else []
 
 
 def _type_embedding(column: pl.Series, where: str) -> tuple[pl.Series, list[check.Finding]]:
@@ -378,10 +377,9 @@ def _parse_schema(content: object) -> Schema:
     if not isinstance(classes, list) or not all(type(name) in (str, int) for name in classes):
         raise UserError("label.classes must be a list of strings; put yes, no, on, off and decimals in quotes")
     classes = tuple(str(name).strip() for name in classes)
-    if len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes:
-        raise UserError("label.classes needs at least two different names")
-    entries = top["modalities"]
-    if not isinstance(entries, dict) or not entries:
+    if len(classes) < 2 or len(set(classes)) != len(classes) or not all(c and c.isprintable() for c in classes):
+        raise UserError("label.classes needs at least two different names, each one line")
+    if not isinstance(entries := top["modalities"], dict) or not entries:
         raise UserError("modalities must be a mapping from names to descriptions")
     schema = Schema(
         name=_string(top["name"], "name"),
@@ -440,7 +438,7 @@ def _mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[s
 
 
 def _string(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise UserError(f"{where} must be a string, not {value!r}; put words such as no, on and numbers in quotes")
     return value
 

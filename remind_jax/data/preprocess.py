@@ -15,6 +15,7 @@ from remind_jax.errors import UserError
 PAD, EOS, UNK = 0, 1, 2  # as in T5
 SPECIAL = ("<pad>", "</s>", "<unk>")
 MAX_TRAINING_TEXTS = 20_000
+_LONGEST_TEXTS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +173,13 @@ class Text:
 
     @classmethod
     def fit(cls, texts: Sequence[str], max_tokens: int, vocabulary: int, pretrained: str = "") -> "Text":
-        """Fits on texts of rows that have the modality, or loads `pretrained`; `length` is the longest of `texts`."""
+        """Fits on texts of rows that have the modality, or loads `pretrained`; `length` is what they need."""
         tokenizer = load_pretrained(pretrained) if pretrained else train_unigram(texts, vocabulary)
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
-        longest = max((len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))), default=1)
-        return cls(tokenizer, max(longest, 1))
+        # The most characters stand in for the most ids: encoding every text just to count would take minutes.
+        longest = sorted(texts, key=len, reverse=True)[:_LONGEST_TEXTS]
+        return cls(tokenizer, max((len(encoding.ids) for encoding in tokenizer.encode_batch_fast(longest)), default=1))
 
     @property
     def spec(self) -> InputSpec:
@@ -362,7 +364,9 @@ def train_unigram(texts: Sequence[str], vocabulary: int) -> Any:
 
     # Metaspace knows only the blank; notes are full of line breaks.
     blanks = normalizers.Replace(Regex(r"\s+"), " ")
-    normalizer = normalizers.Sequence([normalizers.NFKC(), blanks, normalizers.Strip()])
+    # The model would take "</s>" written in a note for the end of the text.
+    spelled = [normalizers.Replace(token, f"< {token[1:]}") for token in SPECIAL]
+    normalizer = normalizers.Sequence([normalizers.NFKC(), blanks, *spelled, normalizers.Strip()])
     texts = texts[:: -(-len(texts) // MAX_TRAINING_TEXTS) or 1]
     texts = [normalizer.normalize_str(text) for text in texts]
     pairs = Tokenizer(models.BPE(unk_token=SPECIAL[UNK]))
@@ -375,9 +379,8 @@ def train_unigram(texts: Sequence[str], vocabulary: int) -> Any:
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, max_token_length=16, min_frequency=2)
     pairs.train_from_iterator(texts, trainer)
     pieces = sorted(pairs.get_vocab().items(), key=lambda item: item[1])
-    counts = np.zeros(len(pieces))
-    for encoding in pairs.encode_batch_fast(texts, add_special_tokens=False):
-        np.add.at(counts, encoding.ids, 1)
+    used = [encoding.ids for encoding in pairs.encode_batch_fast(texts, add_special_tokens=False)]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *used]).astype(np.int64), minlength=len(pieces))
     # Pieces that only served as steps to longer ones stay usable, at the cost of half an occurrence.
     scores = np.log(np.maximum(counts, 0.5) / max(counts.sum(), 1.0))
     table = [(piece, 0.0) for piece in SPECIAL]

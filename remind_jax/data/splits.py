@@ -32,11 +32,11 @@ def given_splits(manifest: "Manifest") -> np.ndarray | None:
 
 
 def cut_patients(patients: np.ndarray, splits: np.ndarray) -> list[str]:
-    """The patients who have rows in more than one split, sorted."""
+    """The patients who have rows in more than one split, sorted; rows without a patient id are passed over."""
     sides: dict[str, int] = {}
     cut = set()
     for patient, split in zip(patients.tolist(), splits.tolist(), strict=True):
-        if sides.setdefault(patient, split) != split:
+        if patient is not None and sides.setdefault(patient, split) != split:
             cut.add(patient)
     return sorted(cut)
 
@@ -57,11 +57,14 @@ def make_splits(manifest: "Manifest", seed: int, fractions: Sequence[float] = (0
       int8 [n], positions in `SPLITS`.
 
     Raises:
-      UserError: a patient is in two splits (E003), a class is absent from train (E005), or the column is incomplete.
+      UserError: a patient is in two splits (E003), a class is absent from train or a label is not one of the classes
+        (E005), or a patient id or the split column is incomplete (E001).
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] == 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(f"split fractions must be three shares that sum to 1, train above 0; got {tuple(fractions)}")
     patients = manifest.table[manifest.schema.patient_id].to_numpy()
+    if manifest.table[manifest.schema.patient_id].has_nulls():
+        raise UserError(f"E001 column {manifest.schema.patient_id!r} has empty cells; every row needs a patient id")
     labels = manifest.labels
     splits = given_splits(manifest)
     if splits is None:

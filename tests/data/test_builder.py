@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -168,6 +169,40 @@ def test_a_cache_that_cannot_be_made_is_one_line(manifest: manifest_lib.Manifest
         with pytest.raises(UserError, match="cache folder") as caught:
             builder.prepare(manifest, cache_dir)
         assert "\n" not in str(caught.value)
+
+
+def _prepare_on_a_full_disk(cache: str, queue: multiprocessing.Queue) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        builder.prepare(make_manifest(2000), pathlib.Path(cache))
+    except UserError as error:
+        queue.put(str(error))
+    else:
+        queue.put("no error")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_prepare_on_a_full_disk, args=(str(tmp_path), queue))
+    process.start()
+    message = queue.get(timeout=120)
+    process.join()
+    assert f"cache folder {tmp_path} (write() failed: File too large)" in message
+    assert "\n" not in message
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_an_unreadable_file_of_the_manifest_is_not_blamed_on_the_cache(tmp_path: pathlib.Path) -> None:
+    root, cache = tmp_path / "data", tmp_path / "data" / "cache"
+
+    def blamed(path: pathlib.Path) -> bool:
+        return builder._concerns(PermissionError(13, "Permission denied", str(path)), cache, root)
+
+    assert not blamed(root / "a.npy")
+    assert blamed(cache / "x")
+    assert blamed(cache)
+    assert blamed(pathlib.Path("/elsewhere"))
 
 
 def test_a_manifest_without_rows_is_refused(manifest: manifest_lib.Manifest, tmp_path: pathlib.Path) -> None:

@@ -130,6 +130,18 @@ def test_absent_column_is_e001_with_a_hint(tmp_path):
         read_manifest(folder)
 
 
+@pytest.mark.parametrize("header", [None, 'stay,patient,died,note,icd,"sodium,wbc,sex,scan'])
+def test_a_broken_header_prints_no_cells(tmp_path, header):
+    folder = write_manifest(tmp_path, n=8)
+    edit_cell(folder, "note", 0, "Jane Doe")
+    lines = (folder / "manifest.csv").read_text().splitlines()[1:]
+    (folder / "manifest.csv").write_text("\n".join([header, *lines] if header else lines))
+    with pytest.raises(UserError, match="header") as caught:
+        read_manifest(folder)
+    assert "Jane" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "cell",
     [
@@ -173,8 +185,10 @@ def test_a_link_changed_after_reading_is_refused(tmp_path):
     manifest = read_manifest(folder)
     os.remove(folder / "inside.npy")
     os.symlink(tmp_path / "secret.npy", folder / "inside.npy")
-    with pytest.raises(UserError, match="E006"):
-        decode(manifest, np.array([0]))
+    for _ in range(2):  # first with the link, then without the file
+        with pytest.raises(UserError, match="E007 a file of the manifest cannot be read any more"):
+            decode(manifest, np.array([0]))
+        (folder / "inside.npy").unlink(missing_ok=True)
 
 
 def save_objects(path):
@@ -197,6 +211,7 @@ def save_bomb(path):
         (os.mkfifo, "E007"),
         (save_objects, "E007"),
         (save_bomb, "E007"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x08\x00{'a': ((" + b" " * 64), "E007"),
         (lambda path: np.save(path, np.ones(4, np.float32)), "E008"),
         (lambda path: np.save(path, np.ones((3, 5), np.float32)), "E008"),
         (lambda path: np.save(path, np.full((3, 4), np.nan)), "E008"),
@@ -295,6 +310,7 @@ def test_split_aliases(tmp_path):
         ({"sample_id": None}, "sample_id must be a string"),
         ({"label": {"column": "died"}}, "label lacks the key 'classes'"),
         ({"label": {"column": "died", "classes": ["0"]}}, "at least two"),
+        ({"label": {"column": "died", "classes": ["0", "a\nb"]}}, "each one line"),
         ({"label": {"column": "died", "classes": [True, False]}}, "in quotes"),
         ({"label": "died"}, "label must be a mapping"),
         ({"modalities": []}, "modalities must be a mapping"),

@@ -97,10 +97,15 @@ def test_bad_columns_are_refused(given, code):
         splits.make_splits(make(60, split=given), 0)
 
 
+def test_rows_without_patient_are_refused():
+    with pytest.raises(UserError, match=r"E001 column 'patient'"):
+        splits.make_splits(make(4, patient=["p", None, "q", "r"]), 0)
+
+
 def test_class_absent_from_train_is_refused():
     given = ["train"] * 40 + ["tuning"] * 10 + ["held_out"] * 10
     labels = ["0"] * 50 + ["1"] * 10
-    with pytest.raises(UserError, match="E005.*class 1"):
+    with pytest.raises(UserError, match=r"E005.*class 1"):
         splits.make_splits(make(60, split=given, y=labels), 0)
 
 
