@@ -37,7 +37,9 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
       UserError: for anything that cannot be read, in one line.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "config file", lock_config=True, flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "config file", lock_config=True, flag_values=values, sys_argv=["remind_jax", *arguments]
+    )
     flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
     file = _config_file(arguments)
     # Config files import configs.common, wherever the command was started from.

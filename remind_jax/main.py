@@ -1,6 +1,6 @@
 """Trains a method on a data set, evaluates it on held-out patients and writes a report.
 
-    python -m remind_jax.main --config=configs/nhanes.py[:method=NAME,size=small|paper] [--config.KEY=VALUE …] [--workdir=DIR]
+    python -m remind_jax.main --config=configs/nhanes.py[:method=NAME,size=SIZE] [--config.KEY=VALUE …] [--workdir=DIR]
 
 Running the same command again resumes a stopped run. The keys are in configs/common.py.
 """

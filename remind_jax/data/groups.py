@@ -151,11 +151,11 @@ def mask_auroc(presence: np.ndarray, labels: np.ndarray, patients: np.ndarray, f
         return None
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import GroupKFold
 
     features = presence.astype(np.float64)
     scores = np.zeros((len(labels), len(classes)))
-    for fit, test in StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(features, labels, patients):
+    for fit, test in GroupKFold(folds, shuffle=True, random_state=0).split(features, labels, patients):
         if len(np.unique(labels[fit])) < 2:
             return None
         model = LogisticRegression(max_iter=1000).fit(features[fit], labels[fit])
