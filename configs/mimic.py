@@ -20,8 +20,9 @@ def get_config(arg: str = ""):
     config.groups.tail = ("notes", "labs", "icd")  # Table 2 marks these three as tail
     config.model.update(width=64, tokens=4, encoder_dropout=0.1)
     config.fusion.update(experts=16, hidden=128, dropout=0.1)
-    config.train.epochs = 8.0
-    config.train.joint_epochs = 4.0
+    config.data.max_tokens = 64
+    config.train.epochs = 5.0
+    config.train.joint_epochs = 3.0
     if config.size == "paper":
         common.paper_hyper_parameters(config, experts=128, width=768, lr=1e-4, decay=5e-5)
         config.train.epochs = 20.0

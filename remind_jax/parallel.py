@@ -50,8 +50,8 @@ def make_program(step: Callable[..., Any], kind: str, devices: list[jax.Device])
     """Compiles a train step.
 
     Args:
-      step: (state, batch, axis_name=...) -> (state, metrics). With `axis_name` None it sees the whole batch; with a name
-        it sees one device's share and sums over that axis what must be summed.
+      step: (state, batch, axis_name=...) -> (state, metrics). With `axis_name` None it sees the whole batch; with a
+        name it sees one device's share and sums over that axis what must be summed.
       kind: `jit` or `pmap`.
       devices: to use.
     """

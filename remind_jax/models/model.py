@@ -55,7 +55,7 @@ class ModelSpec:
     imputation: str = "group"
     modality_embedding: bool = False
     pooling: str = "mean"
-    fusion: FusionSpec = FusionSpec()
+    fusion: FusionSpec = dataclasses.field(default_factory=FusionSpec)
 
 
 class Output(NamedTuple):

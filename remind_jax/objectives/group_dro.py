@@ -76,7 +76,8 @@ def group_dro(
     Example:
       >>> import jax.numpy as jnp
       >>> dro = group_dro(2, gamma=1.0, every=1)
-      >>> _, state = dro.update({}, dro.init({}), group_loss_sum=jnp.array([0.0, 2.0]), group_count=jnp.array([1.0, 1.0]))
+      >>> losses = {"group_loss_sum": jnp.array([0.0, 2.0]), "group_count": jnp.array([1.0, 1.0])}
+      >>> _, state = dro.update({}, dro.init({}), **losses)
       >>> [round(float(w), 3) for w in jnp.exp(state.log_weights)]
       [0.119, 0.881]
     """

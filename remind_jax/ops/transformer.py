@@ -10,7 +10,7 @@ from einops import rearrange
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float, salt: int) -> jax.Array:
     """Zeroes entries with probability `rate` and rescales the rest; without keys returns `x`.
 
-    Each sample has a key of its own, so that the mask of a sample does not depend on how a batch is spread over devices.
+    Each sample has a key of its own, so that its mask does not depend on how a batch is spread over devices.
 
     Args:
       x: [b, ...].
