@@ -1,8 +1,10 @@
 """Command lines: configs from files and flags, and one line on stderr with exit code 2 for a user's mistake."""
 
 import difflib
+import importlib
 import pathlib
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -41,9 +43,9 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
         "config", None, "config file", lock_config=True, flag_values=values, sys_argv=["remind_jax", *arguments]
     )
     flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
-    file = _config_file(arguments)
+    file = config_file(arguments)
     # Config files import configs.common, wherever the command was started from.
-    sys.path.insert(0, str(file.resolve().parent.parent))
+    _make_importable(file)
     try:
         rest = values(["remind_jax", *arguments])[1:]
     except UserError:
@@ -57,7 +59,7 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
     return config, pathlib.Path(workdir)
 
 
-def _config_file(arguments: list[str]) -> pathlib.Path:
+def config_file(arguments: list[str]) -> pathlib.Path:
     """The config file among the arguments, checked to exist before it is imported."""
     value = ""
     for i, argument in enumerate(arguments):
@@ -73,6 +75,18 @@ def _config_file(arguments: list[str]) -> pathlib.Path:
         hint = f", did you mean {file.parent / near[0]}?" if near else ""
         raise UserError(f"config file {file} does not exist{hint}")
     return file
+
+
+def _make_importable(file: pathlib.Path) -> None:
+    folder = str(file.resolve().parent.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def load_module(file: pathlib.Path, name: str) -> types.ModuleType:
+    """The module `name` that lies beside a config file."""
+    _make_importable(file)
+    return importlib.import_module(f"{file.resolve().parent.name}.{name}")
 
 
 def _first_line(error: Exception) -> str:

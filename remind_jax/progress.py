@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 
 class Clock:
@@ -19,8 +19,8 @@ class Clock:
         return 1e3 * lap
 
 
-class Progress:
-    """Plain lines: one a message, one an evaluation."""
+class Silent:
+    """Shows nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -29,8 +29,7 @@ class Progress:
         pass
 
     def say(self, text: str) -> None:
-        """Prints a message."""
-        print(text, flush=True)
+        """Shows a message."""
 
     def preparing(self, done: int, total: int) -> None:
         """Counts rows written to shards."""
@@ -44,10 +43,17 @@ class Progress:
         self.say(f"step {step:>6}  {stage:<10}  tuning {shown}")
 
 
-class Bar(Progress):
+class Lines(Silent):
+    """Plain lines: one a message, one an evaluation."""
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class Bar(Silent):
     """A bar with rate and remaining time, messages above it."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: int, title: str):
         from rich import progress
 
         columns = (
@@ -58,7 +64,7 @@ class Bar(Progress):
             progress.TextColumn("{task.fields[text]}"),
         )
         self._progress = progress.Progress(*columns, transient=True)
-        self._task = self._progress.add_task("training" if total else "preparing", total=total or None, text="")
+        self._task = self._progress.add_task(title, total=total or None, text="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -77,6 +83,8 @@ class Bar(Progress):
         self._progress.update(self._task, completed=step, text=text)
 
 
-def make(total: int) -> Any:
+def make(total: int, title: str, verbose: bool = True) -> Silent:
     """A bar over `total` steps if standard output is a terminal, else plain lines; 0 while the length is unknown."""
-    return Bar(total) if sys.stdout.isatty() else Progress()
+    if not verbose:
+        return Silent()
+    return Bar(total, title) if sys.stdout.isatty() else Lines()

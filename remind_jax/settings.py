@@ -42,12 +42,13 @@ CHOICES: dict[str, Iterable[str]] = {
 AT_LEAST_ONE = (
     *("model.width", "model.tokens", "fusion.blocks", "fusion.heads", "fusion.experts", "fusion.slots"),
     *("fusion.hidden", "dro.every", "train.batch_size", "train.log_every", "eval.batch_size"),
+    "eval.bootstrap",
 )
 POSITIVE = ("optim.lr", "train.epochs", "train.evaluate_every", "data.memory_gib", "optim.step_epochs")
 NOT_NEGATIVE = (
     *("seed", "devices", "groups.tail_below", "model.encoder_hidden", "objective.focal_gamma"),
     *("objective.reweigh_cap", "dro.gamma", "dro.adjustment", "train.joint_epochs", "train.patience"),
-    *("train.keep", "train.threads", "optim.weight_decay", "optim.clip", "eval.bootstrap"),
+    *("train.keep", "train.threads", "optim.weight_decay", "optim.clip"),
 )
 BELOW_ONE = ("model.encoder_dropout", "fusion.dropout", "optim.warmup", "optim.ema")
 

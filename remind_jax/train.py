@@ -119,7 +119,7 @@ class Trainer:
         state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, self.config.optim.ema > 0)
         return state if carried_dro is None else state._replace(opt_state={**state.opt_state, "dro": carried_dro})
 
-    def train(self, bar: progress.Progress) -> Params:
+    def train(self, bar: progress.Silent) -> Params:
         """Runs all stages, from the newest checkpoint if there is one, and returns the chosen weights."""
         checkpoints = Checkpoints(self.folder.path / "checkpoints", self.config.train.keep)
         params = host_copy(jax.jit(self.network.init)(jax.random.key(self.config.seed)))
@@ -149,7 +149,7 @@ class Trainer:
         cursor: Cursor,
         best: Params,
         checkpoints: Checkpoints,
-        bar: progress.Progress,
+        bar: progress.Silent,
     ) -> tuple[states.TrainState, Params]:
         config, step = self.config, int(state.step)
         if cursor.ended or step >= stage.stop:
@@ -186,7 +186,7 @@ class Trainer:
         return {"cursor": dataclasses.asdict(cursor), "preprocessor": self.data.preprocessor.to_dict()}
 
     def _evaluate(
-        self, stage: Stage, state: states.TrainState, cursor: Cursor, best: Params, bar: progress.Progress
+        self, stage: Stage, state: states.TrainState, cursor: Cursor, best: Params, bar: progress.Silent
     ) -> Params:
         """Measures the weights on the tuning rows, moves the cursor, and returns the best weights so far."""
         step, weights, select = int(state.step), state.weights(), self.config.train.select
@@ -226,6 +226,8 @@ class _Recorder:
 
     def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         """Takes the metrics of one step."""
+        if not np.isfinite(metrics["train/loss"]):
+            raise UserError(f"the loss is not finite at step {step}: lower optim.lr or set optim.clip")
         for name in ("train/loss", "train/gradient_norm", "gate/open_rate"):
             self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
         self._count += 1
@@ -242,7 +244,7 @@ class _Recorder:
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
 
-def train_and_evaluate(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
     """Trains a method on a data set and reports on its held-out patients.
 
     A run that was stopped goes on from its newest checkpoint; a finished one is shown again.
@@ -250,6 +252,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     Args:
       config: the run's settings, see configs/common.py.
       workdir: the run's folder.
+      verbose: whether to show progress and the table.
 
     Returns:
       The report, as in report.json.
@@ -261,15 +264,15 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     folder = RunFolder(workdir, config.to_dict())
     finished = folder.report()
     if finished is not None:
-        bar = progress.make(0)
-        bar.say(f"{folder.path} is a finished run; its report:")
-        reports.print_table(finished)
+        if verbose:
+            print(f"{folder.path} is a finished run; its report:")
+            reports.print_table(finished)
         return finished
-    with progress.make(0) as bar:
+    with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
         data = datasets.load_dataset(config, bar.preparing)
     trainer = Trainer(config, data, folder)
-    with progress.make(trainer.steps) as bar:
+    with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
             f"Training {config.method} on {data.manifest.title}: {len(trainer.train_store)} samples, "
             f"{len(data.groups)} combinations, {trainer.steps} steps"
@@ -277,6 +280,9 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         weights = trainer.train(bar)
     report = _report(trainer, weights)
     folder.close()
+    if verbose:
+        reports.print_table(report)
+        print(f"Report: {folder.path / 'report.html'}")
     return report
 
 
@@ -295,6 +301,7 @@ def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
         parameters=sum(math.prod(np.shape(x)) for x in weights.values()),
         predictions=table,
         groups=data.groups,
+        resamples=config.eval.bootstrap,
         extra={
             "classes": list(data.classes),
             "split_digest": splits.split_digest(data.split),
@@ -304,9 +311,9 @@ def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
             "card": datasets.describe(data),
         },
     )
-    reports.write_json(folder.path / "report.json", report)
     reports.write_html(folder.path / "report.html", report, folder.history())
-    reports.print_table(report)
+    # Last, because a run counts as finished once it is there.
+    reports.write_json(folder.path / "report.json", report)
     return report
 
 

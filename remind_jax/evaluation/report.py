@@ -35,6 +35,7 @@ def build_report(
     predictions: pl.DataFrame,
     groups: "Groups",
     extra: dict[str, Any],
+    resamples: int = intervals.RESAMPLES,
 ) -> dict[str, Any]:
     """Everything the held-out predictions say, overall and for each modality combination.
 
@@ -52,6 +53,7 @@ def build_report(
         such as one bool column a modality, are not read.
       groups: the combinations seen in training.
       extra: further top-level keys, merged as they are. Those the HTML page reads are listed at `page.context`.
+      resamples: of the patients, for the intervals.
 
     Returns:
       A JSON-clean dictionary: `data, method, seed, config_digest, split, parameters, n, n_patients, modalities,
@@ -64,7 +66,7 @@ def build_report(
     Raises:
       ValueError: if `extra` names a key of the contract, or the predictions are not as described.
     """
-    sample = _Sample(predictions, seed)
+    sample = _Sample(predictions, seed, resamples)
     rows = _group_rows(sample, groups)
     tail_names = {row["group"] for row in rows if row["tail"]}
     in_tail = np.array([name in tail_names for name in sample.group], bool)
@@ -96,19 +98,21 @@ def build_report(
 class _Sample:
     """The held-out predictions as arrays: labels [n], probabilities [n, c], patients [n], group names [n]."""
 
-    def __init__(self, predictions: pl.DataFrame, seed: int) -> None:
+    def __init__(self, predictions: pl.DataFrame, seed: int, resamples: int) -> None:
         classes = sum(name.startswith("p_") and name[2:].isdigit() for name in predictions.columns)
         self.labels = predictions["label"].to_numpy().astype(np.int64)
         self.probabilities = predictions.select([f"p_{k}" for k in range(classes)]).to_numpy().astype(np.float64)
         self.patients = predictions["patient_id"].to_numpy()
         self.group = predictions["group"].to_list()
-        self._seed = seed
+        self._seed, self._resamples = seed, resamples
 
     def figures(self, rows: np.ndarray) -> dict[str, Any]:
         """M of the samples that `rows`, bool [n], selects."""
         labels, probabilities = self.labels[rows], self.probabilities[rows]
         values, notes = metrics.metrics(labels, probabilities)
-        bounds, bound_notes = intervals.intervals(labels, probabilities, self.patients[rows], seed=self._seed)
+        bounds, bound_notes = intervals.intervals(
+            labels, probabilities, self.patients[rows], seed=self._seed, resamples=self._resamples
+        )
         return {**values, **bounds, "notes": notes | bound_notes}
 
 
