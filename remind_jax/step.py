@@ -59,7 +59,7 @@ def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[S
         projection = kinds[rest.split("/")[0]] in ("tabular", "embedding") or "/adapter/" in path
         return train.freeze == "encoders+projections" or not projection
 
-    late = config.dro.stages == "specialize"
+    late = config.dro.stages == "specialize" and joint < stop
     stages = [
         Stage("joint", 0, joint, lambda path: path.endswith("/group_router"), "never", "never", not late),
         Stage(

@@ -141,10 +141,8 @@ def _parse(arguments: Sequence[str]) -> tuple[list[str], list[str], list[int], p
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={values.seeds} names a seed twice")
     file = cli.config_file(rest)
-    if values.methods == "all":
-        methods = cli.load_module(file, "common").METHODS
-    else:
-        methods = values.methods.split(",")
+    known = cli.load_module(file, "common").METHODS
+    methods = known if values.methods == "all" else values.methods.split(",")
     return rest, list(dict.fromkeys(methods)), seeds, pathlib.Path(values.workdir)
 
 

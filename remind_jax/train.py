@@ -1,5 +1,6 @@
 """Training and evaluation of one method on one data set, in two stages: all weights jointly, then routers by group."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -165,21 +166,22 @@ class Trainer:
         batches = pipeline.train_batches(
             self.train_store, self.order, config.train.batch_size, step, stage.stop, threads=config.train.threads
         )
-        for batch in batches:
-            placed, metrics = program.step(placed, batch)
-            if pending is not None:
-                recorder.add(step, program.read(pending))  # of the step before, while this one runs
-            step, pending = step + 1, metrics
-            bar.advance(step, recorder.text)
-            if step % evaluate_every and step != stage.stop:
-                continue
-            recorder.add(step, program.read(pending))
-            pending = None
-            state = host_copy(program.fetch(placed))
-            best = self._evaluate(stage, state, cursor, best, bar)
-            checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
-            if cursor.ended:
-                break
+        with contextlib.closing(batches):
+            for batch in batches:
+                placed, metrics = program.step(placed, batch)
+                if pending is not None:
+                    recorder.add(step, program.read(pending))  # of the step before, while this one runs
+                step, pending = step + 1, metrics
+                bar.advance(step, recorder.text)
+                if step % evaluate_every and step != stage.stop:
+                    continue
+                recorder.add(step, program.read(pending))
+                pending = None
+                state = host_copy(program.fetch(placed))
+                best = self._evaluate(stage, state, cursor, best, bar)
+                checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
+                if cursor.ended:
+                    break
         return state, best
 
     def _record(self, cursor: Cursor) -> dict[str, Any]:

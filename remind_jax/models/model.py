@@ -10,12 +10,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
 
 from remind_jax.models.encoders.patch import PatchEncoder
 from remind_jax.models.encoders.t5 import T5Encoder
 from remind_jax.models.fusion.soft_moe import FusionSpec, SoftMoEBlock
 from remind_jax.ops import imputation
+from remind_jax.ops.transformer import dropout
 
 Params = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
@@ -37,7 +39,7 @@ class ModelSpec:
       width: d.
       tokens: t, tokens of each modality (precomputed embeddings keep their own number).
       encoder_hidden: width of a hidden layer in patch encoders; 0 is the paper's linear map.
-      encoder_dropout: rate in the encoders.
+      encoder_dropout: rate on the tokens that encoders give, and inside text encoders and hidden layers.
       text_size: a key of `t5.SIZES`.
       text_gated: gated GELU (T5 v1.1) instead of ReLU (v1.0).
       imputation: one of `imputation.KINDS`.
@@ -120,20 +122,22 @@ class Model(nnx.Module):
             self.pool_query = nnx.Param(spec.width**-0.5 * jax.random.normal(rngs.params(), (spec.width,)))
         self.head = nnx.Linear(spec.width, num_classes, rngs=rngs)
 
-    def _tokens(self, batch: Batch, keys: jax.Array | None) -> list[jax.Array]:
-        """Tokens [b, t, d] of each modality, learned ones where it is missing."""
-        imputed = self.imputation(batch["group"])
-        shape = (batch["group"].shape[0], len(self.modalities), self.spec.width)
-        imputed = jnp.broadcast_to(imputed, shape)
-        tokens = []
+    def _tokens(self, batch: Batch, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Tokens of all modalities [b, n, d], learned ones where one is missing, and which are observed [b, n]."""
+        encoded = []
         for i, name in enumerate(self.modalities):
             modality_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            encoded = getattr(self.encoders, name)(batch[name], modality_keys)
-            filled = imputation.fill_missing(encoded[:, None], batch["present"][:, i : i + 1], imputed[:, i : i + 1])
-            tokens.append(filled[:, 0])
+            encoded.append(getattr(self.encoders, name)(batch[name], modality_keys))
+        owner = np.repeat(np.arange(len(encoded)), [x.shape[1] for x in encoded])  # modality of each token, [n]
+        shape = (len(batch["group"]), len(encoded), self.spec.width)
+        imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
+        observed = batch["present"][:, owner]
+        # One mask for the tokens of all encoders: a random generator apiece would multiply compile time.
+        tokens = dropout(jnp.concatenate(encoded, axis=1), keys, self.spec.encoder_dropout, salt=2_000)
+        tokens = imputation.fill_missing(tokens, observed, imputed)
         if self.spec.modality_embedding:
-            tokens = [x + self.modality_embedding[i][None, None] for i, x in enumerate(tokens)]
-        return tokens
+            tokens = tokens + self.modality_embedding[owner][None]
+        return tokens, observed
 
     def _pool(self, x: jax.Array, observed: jax.Array) -> jax.Array:
         """One vector a sample, [b, n, d] -> [b, d]; `observed` [b, n] is False at imputed tokens."""
@@ -156,11 +160,7 @@ class Model(nnx.Module):
           gate: whether group routers act: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
         """
-        tokens = self._tokens(batch, keys)
-        observed = jnp.concatenate(
-            [jnp.broadcast_to(batch["present"][:, i, None], x.shape[:2]) for i, x in enumerate(tokens)], axis=1
-        )
-        x = jnp.concatenate(tokens, axis=1)
+        x, observed = self._tokens(batch, keys)
         mask = observed if self.spec.fusion.mask_missing else None
         open_rates = []
         for i in range(self.spec.fusion.blocks):

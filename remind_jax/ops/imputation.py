@@ -26,15 +26,15 @@ def imputed_tokens(groups: jax.Array, modality_table: jax.Array | None, group_ta
     return imputed if group_table is None else imputed + group_rows(group_table, groups)[:, None, :]
 
 
-def fill_missing(tokens: jax.Array, present: jax.Array, imputed: jax.Array) -> jax.Array:
+def fill_missing(tokens: jax.Array, observed: jax.Array, imputed: jax.Array) -> jax.Array:
     """Replaces the tokens of missing modalities, so that no gradient reaches the encoder of what is not there.
 
     Args:
-      tokens: [b, m, t, d].
-      present: bool, [b, m].
-      imputed: broadcastable to [b, m, d]; one vector for all t tokens of a modality.
+      tokens: [b, n, d].
+      observed: False at tokens of missing modalities, [b, n].
+      imputed: what stands there instead, [b, n, d].
 
     Returns:
-      [b, m, t, d].
+      [b, n, d].
     """
-    return jnp.where(present[:, :, None, None], tokens, imputed[:, :, None, :].astype(tokens.dtype))
+    return jnp.where(observed[:, :, None], tokens, imputed.astype(tokens.dtype))

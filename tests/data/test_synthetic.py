@@ -81,7 +81,7 @@ def test_shift_sets_how_much_two_rules_have_in_common(shift):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_atoms_are_dealt_evenly(seed):
+def test_atoms_are_dealt_evenly_among_equally_frequent_combinations(seed):
     groups = ("a+b", "a+b+c", "a+b+d", "a+b+c+d")
     combinations = tuple((group, 0.25) for group in groups)
     world = synthetic.make_world(seed=seed, modalities=tuple("abcd"), combinations=combinations, shift=1.0, atoms=2)
@@ -89,6 +89,20 @@ def test_atoms_are_dealt_evenly(seed):
     rules = world.weights[:, pair].reshape(4, -1)
     rules = (rules / np.linalg.norm(rules, axis=1, keepdims=True)).round(9)
     assert np.unique(rules, axis=0, return_counts=True)[1].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rare_combinations_share_no_rule_with_frequent_ones(seed):
+    world = synthetic.make_world(seed=seed, shift=1.0)
+    # The pair of cview_cc and ffdm_cc: two rare combinations have it, and the frequent one of all four.
+    pair = int(np.flatnonzero((world.terms == [0, 2]).all(axis=1))[0])
+    names = list(synthetic.population_frequencies())
+    rules = world.weights[:, pair].reshape(len(names), -1)
+    rare = [rules[names.index(name)] for name in ("cview_cc+ffdm_cc", "cview_cc+ffdm_cc+ffdm_mlo")]
+    frequent = rules[names.index("cview_cc+cview_mlo+ffdm_cc+ffdm_mlo")]
+    cosine = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in ((rare[0], rare[1]), (rare[0], frequent))]
+    assert cosine[0] == pytest.approx(1.0)
+    assert abs(cosine[1]) < 0.99
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -100,27 +100,30 @@ def attention(query, key, value, heads: int, scale: float, bias=None, mask=None)
     return result
 
 
-def fusion_block(x, p, *, heads: int, preset: dict, norm: str, residual: bool, router, scale, mask=None) -> np.ndarray:
-    """One block on the tokens [n, d] of one sample, with parameters `p` by name and the router [d, e, s] to use."""
+def block_norm(x: np.ndarray, p: dict, name: str) -> np.ndarray:
+    """The layer norm of that name."""
+    return layer_norm(x, p[f"{name}/scale"], p[f"{name}/bias"])
 
-    def attend(z):
-        query, key, value = np.split(z @ p["query_key_value/kernel"] + p["query_key_value/bias"], 3, axis=1)
-        mixed = attention(query, key, value, heads, (z.shape[1] // heads) ** -0.5, mask=mask)
-        return mixed @ p["output/kernel"] + p["output/bias"]
 
-    def mix(z):
-        used = normalized_router(router, scale) if preset["normalize"] else router
-        affinities = logits(z, used, preset["normalize"])
-        experts = (p["expert_in"], p["expert_in_bias"], p["expert_out"], p["expert_out_bias"])
-        options = {"expert_input": preset["expert_input"], "over": preset["over"]}
-        return soft_moe(z, affinities, *experts, mask=mask, **options)
-
-    def normed(z, name):
-        return layer_norm(z, p[f"{name}/scale"], p[f"{name}/bias"])
-
+def before_experts(x, p, *, heads: int, norm: str, residual: bool, mask=None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [n, d] of one sample after attention, and what router and experts read of them."""
     keep = 1.0 if residual else 0.0
+    z = block_norm(x, p, "attention_norm") if norm == "pre" else x
+    query, key, value = np.split(z @ p["query_key_value/kernel"] + p["query_key_value/bias"], 3, axis=1)
+    mixed = attention(query, key, value, heads, (z.shape[1] // heads) ** -0.5, mask=mask)
+    x = keep * x + mixed @ p["output/kernel"] + p["output/bias"]
     if norm == "pre":
-        x = keep * x + attend(normed(x, "attention_norm"))
-        return keep * x + mix(normed(x, "moe_norm"))
-    x = normed(keep * x + attend(x), "attention_norm")
-    return normed(keep * x + mix(x), "moe_norm")
+        return x, block_norm(x, p, "moe_norm")
+    x = block_norm(x, p, "attention_norm")
+    return x, x
+
+
+def fusion_block(x, p, *, routing, router, scale: float, heads: int, norm: str, residual: bool, mask=None):
+    """One block on the tokens [n, d] of one sample, with parameters `p` by name and the router [d, e, s] to use."""
+    x, z = before_experts(x, p, heads=heads, norm=norm, residual=residual, mask=mask)
+    router = normalized_router(router, scale) if routing.normalize else router
+    affinities = logits(z, router, routing.normalize)
+    experts = (p["expert_in"], p["expert_in_bias"], p["expert_out"], p["expert_out_bias"])
+    options = {"expert_input": routing.expert_input, "over": routing.dispatch_over}
+    x = (1.0 if residual else 0.0) * x + soft_moe(z, affinities, *experts, mask=mask, **options)
+    return x if norm == "pre" else block_norm(x, p, "moe_norm")

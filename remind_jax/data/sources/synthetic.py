@@ -19,7 +19,9 @@ Choices where the recipe says no more:
   * Scale: z_k gives the difference of two class scores the standard deviation 1.25 (root mean square over the pairs of
     classes) in every combination, whatever its number of terms. So none is easy or hard by its scale alone, and with
     the defaults the best possible overall accuracy is 0.87 to 0.90 from seed to seed.
-  * Atoms: dealt as evenly as possible to the combinations, in an order drawn per seed.
+  * Atoms: in an order drawn per seed, one goes to all rare combinations (below 15 %), the others are dealt to the
+    frequent ones. A rare combination that shares its rule with a frequent one is learned from that one by any method;
+    keeping them apart is what makes the shift a shift.
   * Training and tuning samples have the population's combination frequencies; held-out samples are equally many per
     combination, so that a rare one is measured as well as a frequent one. Overall figures are therefore to be weighted
     by `population_frequencies`.
@@ -49,6 +51,9 @@ EMBED = (
     ("cview_cc+cview_mlo+ffdm_cc+ffdm_mlo", 0.371),
 )
 """EMBED's combinations and frequencies (paper, section 7.4.2)."""
+
+RARE = 0.15
+"""Combinations with a smaller probability are rare (the paper's tail rule)."""
 
 SPREAD = 1.25
 """Standard deviation of the difference of two class scores, before the factor `sharpness`."""
@@ -117,15 +122,26 @@ def make_world(
         raise UserError("the sizes of the synthetic data must be at least 1, classes at least 2, noise at least 0")
     masks, probabilities = parse_combinations(combinations, modalities)
     rng = np.random.default_rng(np.random.SeedSequence((seed, 0)))
-    m, groups = len(modalities), len(masks)
+    m = len(modalities)
     mixing = rng.normal(size=(m, tokens, token_width, latent)) / np.sqrt(latent)
     terms = np.array(list(itertools.combinations_with_replacement(range(m), 2)))
     shared = rng.normal(size=(len(terms), classes, latent))
     own = rng.normal(size=(atoms, len(terms), classes, latent))
-    atom = rng.permutation(np.arange(groups) % atoms)
+    atom = _deal_atoms(probabilities, atoms, rng)
     weights = np.sqrt(1 - shift**2) * shared + shift * own[atom]
     weights = _scale(weights * _used_terms(masks, terms)[:, :, None, None])
     return World(tuple(modalities), masks, probabilities, mixing, terms, weights, noise, sharpness)
+
+
+def _deal_atoms(probabilities: np.ndarray, atoms: int, rng: np.random.Generator) -> np.ndarray:
+    """The atom of each group [g]: one for all rare groups, the others for the frequent ones; evenly if all are alike."""
+    rare = probabilities < RARE
+    if atoms == 1 or atoms >= len(rare) or rare.all() or not rare.any():
+        return rng.permutation(np.arange(len(rare)) % atoms)
+    order = rng.permutation(atoms)
+    atom = np.full(len(rare), order[-1])
+    atom[~rare] = order[np.arange(np.sum(~rare)) % (atoms - 1)]
+    return atom
 
 
 def _used_terms(masks: np.ndarray, terms: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ class PatchEncoder(nnx.Module):
           tokens: t of a row; inputs of shape (t, w) keep their own.
           width: d.
           hidden: width of a GELU layer before the last one; 0 is the single linear map of the paper.
-          dropout: rate on the result, and on the hidden layer.
+          dropout: rate on the hidden layer.
           rngs: source of the initial weights.
         """
         self.tokens = tokens if len(shape) == 1 else shape[0]
@@ -41,4 +41,4 @@ class PatchEncoder(nnx.Module):
             x = x.reshape(x.shape[0], self.tokens, self.patch)
         if hasattr(self, "hidden"):
             x = dropout(jax.nn.gelu(self.hidden(x)), keys, self.dropout, salt=0)
-        return dropout(self.embed(x) + self.position[None], keys, self.dropout, salt=1)
+        return self.embed(x) + self.position[None]

@@ -1,0 +1,251 @@
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+
+from remind_jax.models.fusion.soft_moe import FusionSpec, Routed, SoftMoEBlock, sinusoidal
+from remind_jax.models.model import ModelSpec, make_network
+from remind_jax.ops import soft_moe
+from tests.reference import routing as slow_routing
+from tests.reference import soft_moe as slow
+
+B, N, D, E, S, F, G, H = 4, 5, 8, 4, 2, 6, 3, 2
+SMALL = {"heads": H, "experts": E, "slots": S, "hidden": F, "scale": 6.0}
+GATES = ("gated", "always", "never")
+GROUPS = np.array([0, 1, 1, G])  # group 2 is absent; the last sample's combination was not in training
+MASK = np.array([[1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 0]], bool)
+
+
+class Block:
+    """A block as a jitted function of its parameters by path."""
+
+    def __init__(self, **options: Any):
+        self.spec = FusionSpec(**{**SMALL, **options})
+        self.graph, state = nnx.split(SoftMoEBlock(self.spec, D, G, nnx.Rngs(params=0)))
+        self.params = dict(traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/"))
+
+    @functools.partial(jax.jit, static_argnums=(0, 5))
+    def __call__(self, params, x, groups, mask, gate: str, keys=None) -> Routed:
+        return nnx.merge(self.graph, traverse_util.unflatten_dict(params, sep="/"))(x, groups, mask, gate, keys)
+
+
+def tokens(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(B, N, D)).astype(np.float32)
+
+
+def residuals(seed: int = 1) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(G, D, E, S)), jnp.float32)
+
+
+def shuffled_params(block: Block) -> dict[str, jax.Array]:
+    """Parameters none of which is zero or one, so that nothing is left out unnoticed."""
+    rng = np.random.default_rng(5)
+    moved = {path: x + jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32) for path, x in block.params.items()}
+    return moved | {"router_scale": jnp.float32(5.0)}
+
+
+def middle_threshold(block: Block, params: dict[str, jax.Array]) -> tuple[float, np.ndarray]:
+    """A threshold half way between the entropies of samples, and which of them it opens the gate for."""
+    wide = {path: np.asarray(x, np.float64) for path, x in params.items()}
+    options = {"heads": H, "norm": block.spec.norm, "residual": block.spec.residual}
+    router = slow.normalized_router(wide["router"], float(wide["router_scale"]))
+    entropies = []
+    for x in tokens().astype(np.float64):
+        _, z = slow.before_experts(x, wide, **options)
+        entropies.append(slow_routing.metric("entropy", slow.logits(z, router, True)[None]).mean())
+    low, high = np.sort(entropies)[1:3]
+    threshold = (low + high) / 2
+    assert high - low > 1e-3
+    return float(threshold), np.array(entropies) > threshold
+
+
+# ---- Against the reference ------------------------------------------------------------------------------------------
+
+FORMS = [
+    ("official", "pre", True, None),
+    ("paper_eq", "post", True, MASK),
+    ("m4oe", "pre", False, MASK),
+    ("paper_listing", "post", False, None),
+]
+
+
+@pytest.mark.parametrize(("preset", "norm", "residual", "mask"), FORMS)
+def test_the_block_equals_the_reference(preset: str, norm: str, residual: bool, mask: np.ndarray | None) -> None:
+    block = Block(preset=preset, norm=norm, residual=residual, group_routers=True)
+    params = shuffled_params(block)
+    x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
+    found, rate = block(params, x, groups, None if mask is None else jnp.asarray(mask), "always")
+    assert rate.tolist() == [1.0] * B
+    wide = {path: np.asarray(value, np.float64) for path, value in params.items()}
+    for i in range(B):
+        own = wide["group_router"][GROUPS[i]] if GROUPS[i] < G else 0.0
+        expected = slow.fusion_block(
+            tokens()[i].astype(np.float64),
+            wide,
+            routing=soft_moe.PRESETS[preset],
+            router=wide["router"] + own,
+            scale=5.0,
+            heads=H,
+            norm=norm,
+            residual=residual,
+            mask=None if mask is None else mask[i],
+        )
+        np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=5e-5)
+
+
+def test_a_gated_block_is_the_grouped_one_where_open_and_the_shared_one_where_closed() -> None:
+    ungated = Block(group_routers=True)
+    params = shuffled_params(ungated)
+    threshold, is_open = middle_threshold(ungated, params)
+    assert 0 < is_open.sum() < B
+    block = Block(group_routers=True, gate_threshold=threshold)
+    x, groups = jnp.asarray(tokens()), jnp.zeros(B, int)
+    gated, always, never = (block(params, x, groups, None, gate) for gate in GATES)
+    np.testing.assert_array_equal(gated.open_rate, is_open.astype(np.float32))
+    assert never.open_rate.tolist() == [0.0] * B
+    for i in range(B):
+        same, other = (always, never) if is_open[i] else (never, always)
+        np.testing.assert_allclose(gated.tokens[i], same.tokens[i], atol=1e-5)
+        assert np.abs(np.asarray(gated.tokens[i] - other.tokens[i])).max() > 1e-3
+
+
+# ---- Residual routers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", soft_moe.PRESETS)
+def test_zero_residuals_change_no_bit_and_others_do(preset: str) -> None:
+    shared, remind = Block(preset=preset), Block(preset=preset, group_routers=True)
+    assert set(remind.params) - set(shared.params) == {"group_router"}
+    params = shuffled_params(shared)
+    x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
+    plain = np.asarray(shared(params, x, groups, None, "never").tokens)
+    zero = {**params, "group_router": jnp.zeros((G, D, E, S))}
+    other = {**params, "group_router": residuals()}
+    for gate in GATES:
+        np.testing.assert_array_equal(remind(zero, x, groups, None, gate).tokens, plain, err_msg=gate)
+    moved = np.abs(np.asarray(remind(other, x, groups, None, "always").tokens) - plain).max(axis=(1, 2))
+    assert (moved[:3] > 1e-3).all()
+    assert moved[3] == 0.0  # the unseen combination keeps the shared router
+    np.testing.assert_array_equal(remind(other, x, groups, None, "never").tokens, plain)
+
+
+def test_residual_routers_start_at_zero_or_as_waves() -> None:
+    assert not Block(group_routers=True).params["group_router"].any()
+    waves = np.asarray(Block(group_routers=True, residual_init="sinusoidal").params["group_router"])
+    assert waves.shape == (G, D, E, S)
+    assert np.abs(waves).max() <= 0.02
+    flat = waves.reshape(G, -1)
+    for i in range(3):
+        assert flat[i, 0] == pytest.approx(0.02 * np.sin(i + 1.0), abs=1e-7)
+        assert flat[i, 1] == pytest.approx(0.02 * np.cos(i + 1.0), abs=1e-7)
+    assert len({tuple(row) for row in np.asarray(sinusoidal(50, (D,)))}) == 50
+
+
+def group_gradient(block: Block, params: dict[str, jax.Array], groups: np.ndarray, gate: str) -> np.ndarray:
+    """Largest absolute gradient of each group's router, [g]."""
+
+    def total(router: jax.Array) -> jax.Array:
+        output = block({**params, "group_router": router}, jnp.asarray(tokens()), jnp.asarray(groups), None, gate)
+        return jnp.sum(jnp.sin(output.tokens))
+
+    return np.abs(np.asarray(jax.grad(total)(params["group_router"]))).max(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("start", ["zero", "elsewhere"])
+def test_routers_of_absent_groups_and_closed_gates_get_no_gradient(start: str) -> None:
+    ungated = Block(group_routers=True)
+    params = shuffled_params(ungated) | {"group_router": residuals() * (start == "elsewhere")}
+    gradient = group_gradient(ungated, params, GROUPS, "always")
+    assert (gradient > 1e-4).tolist() == [True, True, False]
+    assert gradient[2] == 0.0
+    assert group_gradient(ungated, params, GROUPS, "never").tolist() == [0.0] * G
+    assert group_gradient(ungated, params, np.full(B, G), "always").tolist() == [0.0] * G  # unseen everywhere
+
+    threshold, is_open = middle_threshold(ungated, params)
+    block = Block(group_routers=True, gate_threshold=threshold)
+    groups = np.where(is_open, 1, 2)  # all samples of group 2 have closed gates
+    gated = group_gradient(block, params, groups, "gated")
+    assert gated[1] > 1e-4
+    assert gated[[0, 2]].tolist() == [0.0, 0.0]
+    assert group_gradient(block, params, groups, "always")[2] > 1e-4
+
+
+def test_a_fixed_scale_gets_no_gradient() -> None:
+    found = {}
+    for learn in (True, False):
+        block = Block(learn_scale=learn)
+        params, x = shuffled_params(block), jnp.asarray(tokens())
+
+        def total(scale, block=block, params=params, x=x):
+            return jnp.sum(
+                jnp.sin(block({**params, "router_scale": scale}, x, jnp.zeros(B, int), None, "never").tokens)
+            )
+
+        found[learn] = float(jax.grad(total)(params["router_scale"]))
+    assert found[False] == 0.0
+    assert abs(found[True]) > 1e-4
+
+
+# ---- Masks and dropout ----------------------------------------------------------------------------------------------
+
+
+def test_hidden_tokens_change_no_visible_one() -> None:
+    block = Block()
+    params, groups = shuffled_params(block), jnp.asarray(GROUPS)
+    changed = np.where(MASK[:, :, None], tokens(), tokens(9))
+    for mask, hidden in ((jnp.asarray(MASK), True), (None, False)):
+        before, after = (
+            np.asarray(block(params, jnp.asarray(x), groups, mask, "never").tokens) for x in (tokens(), changed)
+        )
+        difference = np.abs(before - after)[MASK].max()
+        assert (difference < 1e-5) is hidden
+
+
+def test_dropout_of_a_sample_follows_its_key() -> None:
+    block = Block(dropout=0.5)
+    params, groups, x = shuffled_params(block), jnp.zeros(B, int), jnp.asarray(tokens())
+    keys = jax.random.split(jax.random.key(0), B)
+    order = np.array([2, 0, 3, 1])
+    plain, dropped, again = (np.asarray(block(params, x, groups, None, "never", k).tokens) for k in (None, keys, keys))
+    moved = np.asarray(block(params, x[order], groups, None, "never", keys[order]).tokens)
+    np.testing.assert_array_equal(dropped, again)
+    np.testing.assert_allclose(moved, dropped[order], atol=1e-5)
+    assert np.abs(plain - dropped).max() > 0.1
+
+
+# ---- Size -----------------------------------------------------------------------------------------------------------
+
+
+class Tokens:
+    """Precomputed tokens of one view as a model input."""
+
+    kind, shape, vocabulary = "embedding", (197, 768), 0
+
+
+def test_the_paper_s_embed_model_has_the_parameters_its_shape_implies() -> None:
+    fusion = FusionSpec(heads=8, experts=128, slots=1, hidden=3072, group_routers=True)
+    spec = ModelSpec(width=768, tokens=197, imputation="group", fusion=fusion)
+    network = make_network(spec, {f"view{i}": Tokens() for i in range(4)}, num_groups=15, num_classes=4)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))  # 2.4 GB, none of it allocated
+    sizes = {path: int(np.prod(x.shape)) for path, x in shapes.items()}
+
+    def total(*prefixes: str) -> int:
+        return sum(size for path, size in sizes.items() if path.startswith(prefixes))
+
+    experts = 128 * (768 * 3072 + 3072 + 3072 * 768 + 768)
+    assert experts == 604_471_296
+    assert total("block_0/expert") == experts
+    assert total("block_0/query_key_value", "block_0/output") == 4 * (768 * 768 + 768)
+    assert sizes["block_0/router"] == 768 * 128
+    assert sizes["block_0/router_scale"] == 1
+    assert sizes["block_0/group_router"] == 15 * 768 * 128 == 1_474_560
+    assert total("block_0/attention_norm", "block_0/moe_norm") == 4 * 768
+    assert total("imputation") == 15 * 768
+    assert total("head") == 4 * 768 + 4
+    # With four ViT-B/16 of 86,389,248 parameters each: what the paper calls 958 M.
+    assert total("block_0/") - sizes["block_0/group_router"] == 952_492_033 - 4 * 86_389_248
+    assert {x.dtype for x in shapes.values()} == {jnp.dtype(jnp.float32)}

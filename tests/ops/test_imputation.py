@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remind_jax.ops import imputation
+
+B, M, T, D, G = 3, 2, 2, 4, 2
+PRESENT = np.array([[True, False], [False, True], [True, True]])
+GROUPS = np.array([1, 0, G])  # the last sample has a combination that training has not seen
+
+
+def tables(seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(M, D)), jnp.float32), jnp.asarray(rng.normal(size=(G, D)), jnp.float32)
+
+
+def test_an_unseen_group_takes_the_mean_row() -> None:
+    table = jnp.asarray([[1.0, 2.0], [3.0, 6.0], [5.0, -2.0]])
+    rows = imputation.group_rows(table, jnp.asarray([2, 3, 0, 1]))
+    np.testing.assert_allclose(rows, [[5.0, -2.0], [3.0, 2.0], [1.0, 2.0], [3.0, 6.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", imputation.KINDS)
+def test_imputed_tokens_are_sums_of_the_rows_of_their_tables(kind: str) -> None:
+    modality, group = tables()
+    used = (modality if "modality" in kind else None, group if "group" in kind else None)
+    found = np.broadcast_to(imputation.imputed_tokens(jnp.asarray(GROUPS), *used), (B, M, D))
+    rows = [np.asarray(group[1]), np.asarray(group[0]), np.asarray(group).mean(axis=0)]
+    for i in range(B):
+        for m in range(M):
+            expected = np.zeros(D)
+            expected += np.asarray(modality[m]) if "modality" in kind else 0.0
+            expected += rows[i] if "group" in kind else 0.0
+            np.testing.assert_allclose(found[i, m], expected, atol=1e-6)
+
+
+def test_filled_tokens_are_the_encoded_ones_where_present_and_imputed_ones_elsewhere() -> None:
+    rng = np.random.default_rng(1)
+    tokens = jnp.asarray(rng.normal(size=(B, M, T, D)), jnp.float32)
+    imputed = jnp.asarray(rng.normal(size=(B, M, D)), jnp.float32)
+    filled = np.asarray(imputation.fill_missing(tokens, jnp.asarray(PRESENT), imputed))
+    for i in range(B):
+        for m in range(M):
+            for t in range(T):
+                np.testing.assert_array_equal(filled[i, m, t], tokens[i, m, t] if PRESENT[i, m] else imputed[i, m])
+
+
+def test_missing_tokens_get_no_gradient_and_no_value_even_if_they_are_nan() -> None:
+    tokens = jnp.where(jnp.asarray(PRESENT)[:, :, None, None], jnp.ones((B, M, T, D)), jnp.nan)
+
+    def total(tokens: jax.Array, group: jax.Array) -> jax.Array:
+        imputed = imputation.imputed_tokens(jnp.asarray(GROUPS), None, group)
+        return jnp.sum(jnp.square(imputation.fill_missing(tokens, jnp.asarray(PRESENT), imputed)))
+
+    by_tokens, by_table = jax.grad(total, argnums=(0, 1))(tokens, tables()[1])
+    np.testing.assert_array_equal(by_tokens[~PRESENT], 0.0)
+    np.testing.assert_array_equal(by_tokens[PRESENT], 2.0)
+    assert np.isfinite(by_table).all()
+    assert (np.asarray(by_table) != 0).all()
+
+
+def test_a_sample_that_lacks_nothing_moves_no_table() -> None:
+    def total(group: jax.Array) -> jax.Array:
+        imputed = imputation.imputed_tokens(jnp.zeros(1, int), None, group)
+        return jnp.sum(imputation.fill_missing(jnp.ones((1, M, T, D)), jnp.ones((1, M), bool), imputed))
+
+    np.testing.assert_array_equal(jax.grad(total)(tables()[1]), np.zeros((G, D)))
+
+
+def test_tokens_keep_their_type() -> None:
+    tokens = jnp.ones((B, M, T, D), jnp.bfloat16)
+    imputed = imputation.imputed_tokens(jnp.asarray(GROUPS), *tables())
+    assert imputation.fill_missing(tokens, jnp.asarray(PRESENT), imputed).dtype == jnp.bfloat16

@@ -1,0 +1,112 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from remind_jax.ops import losses
+
+LOGITS = np.random.default_rng(0).normal(size=(6, 3)) * 2.0
+LABELS = np.array([0, 1, 2, 2, 1, 0])
+
+
+def slow_focal(logits: np.ndarray, labels: np.ndarray, gamma: float, alpha: np.ndarray | None = None) -> np.ndarray:
+    result = []
+    for row, label in zip(logits, labels, strict=True):
+        p = math.exp(row[label]) / sum(math.exp(x) for x in row)
+        weight = 1.0 if alpha is None else alpha[label]
+        result.append(-weight * (1.0 - p) ** gamma * math.log(p))
+    return np.array(result)
+
+
+def focal(logits: np.ndarray | jax.Array, labels: np.ndarray = LABELS, **options) -> jax.Array:
+    return losses.focal_loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), **options)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("alpha", [None, np.array([0.2, 1.0, 3.0])], ids=["plain", "alpha"])
+@pytest.mark.parametrize("detach", [False, True])
+def test_focal_loss_equals_the_reference(gamma: float, alpha: np.ndarray | None, detach: bool) -> None:
+    weights = None if alpha is None else jnp.asarray(alpha, jnp.float32)
+    found = focal(LOGITS, gamma=gamma, alpha=weights, detach=detach)
+    np.testing.assert_allclose(found, slow_focal(LOGITS, LABELS, gamma, alpha), rtol=1e-5)
+
+
+def test_focal_loss_without_focus_is_cross_entropy_and_with_it_is_smaller() -> None:
+    cross_entropy = np.asarray(losses.cross_entropy(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS)))
+    np.testing.assert_allclose(focal(LOGITS, gamma=0.0), cross_entropy, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy, slow_focal(LOGITS, LABELS, 0.0), rtol=1e-5)
+    assert (np.asarray(focal(LOGITS, gamma=2.0)) < 0.99 * cross_entropy).all()
+
+
+def test_a_hand_computed_focal_loss() -> None:
+    logits = np.log([[0.5, 0.25, 0.25]])
+    assert float(focal(logits, np.array([0]))[0]) == pytest.approx(0.25 * math.log(2), rel=1e-6)
+    assert float(focal(logits, np.array([1]))[0]) == pytest.approx(0.5625 * math.log(4), rel=1e-6)
+
+
+def test_the_softmax_form_is_not_the_sigmoid_form_of_optax() -> None:
+    one_hot = jax.nn.one_hot(jnp.asarray(LABELS), 3)
+    sigmoid = optax.losses.sigmoid_focal_loss(jnp.asarray(LOGITS, jnp.float32), one_hot, gamma=2.0).sum(axis=1)
+    assert np.abs(np.asarray(sigmoid) - np.asarray(focal(LOGITS))).max() > 0.1
+
+
+def test_detaching_changes_the_gradient_and_not_the_value() -> None:
+    def gradient(**options) -> np.ndarray:
+        return np.asarray(jax.grad(lambda x: jnp.sum(focal(x, **options)))(jnp.asarray(LOGITS, jnp.float32)))
+
+    np.testing.assert_array_equal(focal(LOGITS, detach=True), focal(LOGITS, detach=False))
+    whole, detached = gradient(detach=False), gradient(detach=True)
+    assert np.abs(whole - detached).max() > 0.05
+    # Detached, the gradient is that of cross entropy, p - one hot, times the factor.
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    factor = (1.0 - p[np.arange(6), LABELS]) ** 2
+    np.testing.assert_allclose(detached, factor[:, None] * (p - np.eye(3)[LABELS]), atol=1e-5)
+    step = 1e-6
+    for i in range(6):
+        for c in range(3):
+            up, down = LOGITS.copy(), LOGITS.copy()
+            up[i, c] += step
+            down[i, c] -= step
+            slope = (slow_focal(up, LABELS, 2.0)[i] - slow_focal(down, LABELS, 2.0)[i]) / (2 * step)
+            assert whole[i, c] == pytest.approx(slope, abs=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("label", [0, 1])
+def test_extreme_logits_have_finite_losses_and_gradients(gamma: float, label: int) -> None:
+    logits = jnp.asarray([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0]])
+    labels = jnp.full(2, label)
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(losses.focal_loss(x, labels, gamma=gamma)))(logits)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    assert float(losses.focal_loss(logits, labels, gamma=gamma)[0]) == pytest.approx(0.0 if label == 0 else 2e4)
+
+
+def test_losses_of_bfloat16_logits_are_float32() -> None:
+    logits = jnp.asarray(LOGITS, jnp.bfloat16)
+    exact = losses.cross_entropy(logits.astype(jnp.float32), jnp.asarray(LABELS))
+    found = losses.cross_entropy(logits, jnp.asarray(LABELS))
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_group_sums_ignore_padding_and_groups_out_of_range() -> None:
+    each = jnp.asarray([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    groups = jnp.asarray([0, 2, 2, 3, -1, 0])  # 3 is a combination not seen in training
+    weights = jnp.asarray([1.0, 1.0, 0.5, 1.0, 1.0, 0.0])
+    sums, counts = losses.group_sums(each, groups, weights, 3)
+    assert sums.tolist() == [1.0, 0.0, 4.0]
+    assert counts.tolist() == [1.0, 0.0, 1.5]
+
+
+def test_group_sums_of_parts_add_up_to_those_of_the_whole() -> None:
+    rng = np.random.default_rng(2)
+    each, groups = jnp.asarray(rng.random(20), jnp.float32), jnp.asarray(rng.integers(0, 5, 20))
+    whole = losses.group_sums(each, groups, jnp.ones(20), 4)
+    parts = [losses.group_sums(each[cut], groups[cut], jnp.ones(20)[cut], 4) for cut in (slice(0, 7), slice(7, 20))]
+    for total, first, second in zip(whole, *parts, strict=True):
+        np.testing.assert_allclose(total, first + second, rtol=1e-6)
+    assert float(whole[1].sum()) == np.sum(np.asarray(groups) < 4)

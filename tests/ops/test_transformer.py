@@ -1,0 +1,146 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remind_jax.ops import transformer
+from tests.reference import soft_moe as slow_moe
+from tests.reference import t5 as slow
+
+
+def keys(*numbers: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(7), jnp.asarray(numbers))
+
+
+# ---- Dropout --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.4, 0.8])
+def test_dropout_drops_its_rate_and_keeps_the_mean(rate: float) -> None:
+    entries = 4 * 50_000
+    dropped = np.asarray(transformer.dropout(jnp.ones((4, 50_000)), keys(0, 1, 2, 3), rate, salt=0))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1.0 / (1.0 - rate))}
+    deviation = math.sqrt(rate * (1 - rate) / entries)
+    assert abs((dropped == 0).mean() - rate) < 5 * deviation
+    assert abs(dropped.mean() - 1.0) < 5 * deviation / (1 - rate)
+
+
+def test_dropout_without_keys_or_rate_is_the_identity() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5)), jnp.float32)
+    np.testing.assert_array_equal(transformer.dropout(x, None, 0.9, salt=0), x)
+    np.testing.assert_array_equal(transformer.dropout(x, keys(0, 1), 0.0, salt=0), x)
+    assert (np.asarray(transformer.dropout(x, keys(0, 1), 0.9, salt=0)) != np.asarray(x)).any()
+
+
+def test_the_mask_of_a_sample_depends_on_its_key_alone() -> None:
+    ones = jnp.ones((3, 1000))
+    together = np.asarray(transformer.dropout(ones, keys(5, 6, 7), 0.5, salt=0))
+    moved = np.asarray(transformer.dropout(ones, keys(7, 9, 5), 0.5, salt=0))
+    alone = np.asarray(transformer.dropout(ones[:1], keys(6), 0.5, salt=0))
+    np.testing.assert_array_equal(moved[0], together[2])
+    np.testing.assert_array_equal(moved[2], together[0])
+    np.testing.assert_array_equal(alone[0], together[1])
+    for other in (together[1], moved[1], np.asarray(transformer.dropout(ones, keys(5, 6, 7), 0.5, salt=1))[0]):
+        assert 0.4 < (together[0] == other).mean() < 0.6  # other keys and other salts give unrelated masks
+
+
+def test_dropout_keeps_the_type() -> None:
+    assert transformer.dropout(jnp.ones((2, 3), jnp.bfloat16), keys(0, 1), 0.5, salt=0).dtype == jnp.bfloat16
+
+
+# ---- Norm and attention ---------------------------------------------------------------------------------------------
+
+
+def test_rms_norm_equals_the_reference_and_forgets_lengths() -> None:
+    rng = np.random.default_rng(0)
+    x, scale = rng.normal(size=(2, 3, 8)), rng.normal(size=8)
+    found = transformer.rms_norm(jnp.asarray(x, jnp.float32), jnp.asarray(scale, jnp.float32))
+    np.testing.assert_allclose(found, [slow.rms_norm(one, scale) for one in x], atol=1e-5)
+    ones = jnp.ones(8)
+    normed = np.asarray(transformer.rms_norm(jnp.asarray(1e3 * x, jnp.float32), ones))
+    np.testing.assert_allclose(np.mean(normed**2, axis=-1), 1.0, atol=1e-5)
+    assert transformer.rms_norm(jnp.ones((2, 8), jnp.bfloat16), jnp.ones(8, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_the_reference(scale: float | None, biased: bool, masked: bool) -> None:
+    b, n, h, k = 2, 4, 3, 5
+    rng = np.random.default_rng(1)
+    query, key, value = rng.normal(size=(3, b, n, h * k))
+    bias = rng.normal(size=(h, n, n)) if biased else None
+    mask = np.array([[True, True, False, True], [True, False, False, False]]) if masked else None
+    found = transformer.attention(
+        *(jnp.asarray(x, jnp.float32) for x in (query, key, value)),
+        heads=h,
+        scale=scale,
+        bias=None if bias is None else jnp.asarray(bias, jnp.float32)[None],
+        mask=None if mask is None else jnp.asarray(mask),
+    )
+    for i in range(b):
+        one = slow_moe.attention(
+            query[i], key[i], value[i], h, scale or k**-0.5, bias=bias, mask=None if mask is None else mask[i]
+        )
+        np.testing.assert_allclose(found[i], one, atol=1e-5)
+
+
+# ---- Relative positions ---------------------------------------------------------------------------------------------
+
+
+def test_buckets_of_hand_picked_distances() -> None:
+    table = np.asarray(transformer.relative_position_buckets(300))
+    # Keys before the query use buckets 0 to 15: distances below 8 one each, then 8 buckets that each span 2^(1/2).
+    before = {0: 0, 1: 1, 7: 7, 8: 8, 11: 8, 12: 9, 15: 9, 16: 10, 22: 10, 23: 11, 31: 11, 32: 12, 45: 12, 46: 13}
+    before |= {63: 13, 64: 14, 90: 14, 91: 15, 127: 15, 128: 15, 299: 15}
+    for distance, bucket in before.items():
+        assert table[299, 299 - distance] == bucket
+        if distance:
+            assert table[0, distance] == bucket + 16
+
+
+def test_buckets_equal_the_reference_and_depend_on_the_difference_alone() -> None:
+    table = np.asarray(transformer.relative_position_buckets(200))
+    expected = [[slow.bucket(j - i) for j in range(200)] for i in range(200)]
+    np.testing.assert_array_equal(table, expected)
+    np.testing.assert_array_equal(table[1:, 1:], table[:-1, :-1])
+    assert set(np.unique(table)) == set(range(32)) - {16}  # bucket 16 would be a later key at distance zero
+
+
+# ---- Segments -------------------------------------------------------------------------------------------------------
+
+
+def test_segment_means_by_hand() -> None:
+    x = jnp.asarray([[[1.0], [2.0], [4.0], [8.0], [16.0]]])
+
+    def means(length: int, segments: int) -> list[float]:
+        mask = jnp.arange(5)[None] < length
+        return np.asarray(transformer.segment_means(x, mask, segments))[0, :, 0].tolist()
+
+    assert means(4, 2) == [1.5, 6.0]
+    assert means(5, 2) == [pytest.approx(7 / 3), 12.0]
+    assert means(3, 1) == [pytest.approx(7 / 3)]
+    assert means(3, 3) == [1.0, 2.0, 4.0]
+    assert means(2, 4) == [1.0, 2.0, 0.0, 0.0]
+    assert means(0, 2) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("segments", [1, 3, 4])
+def test_segment_means_equal_the_reference_for_every_length(segments: int) -> None:
+    x = np.random.default_rng(2).normal(size=(9, 3))
+    lengths = jnp.arange(1, 10)
+    mask = jnp.arange(9)[None] < lengths[:, None]
+    found = transformer.segment_means(jnp.tile(jnp.asarray(x, jnp.float32), (9, 1, 1)), mask, segments)
+    for i in range(9):
+        np.testing.assert_allclose(found[i], slow.segment_means(x[: i + 1], segments), atol=1e-6)
+
+
+def test_every_valid_token_counts_once_and_stretches_differ_by_one_at_most() -> None:
+    for length in range(1, 12):
+        mask = jnp.arange(12)[None] < length
+        share = np.asarray(transformer.segment_means(jnp.eye(12)[None], mask, 4))[0]  # row t: weights of stretch t
+        sizes = (share > 0).sum(axis=1)
+        assert sizes.sum() == length
+        assert sizes.max() - sizes.min() <= 1

@@ -1,0 +1,221 @@
+"""One step function on one device, over a mesh (`jit`) and one program a device (`pmap`): the same numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from remind_jax import parallel, settings
+from remind_jax import state as states
+from remind_jax.data.preprocess import InputSpec
+from remind_jax.errors import UserError
+from remind_jax.models.model import make_network
+from remind_jax.step import make_dro, make_loss, make_step, plan_stages
+
+INPUTS = {"labs": InputSpec("tabular", (5,)), "scan": InputSpec("embedding", (2, 4))}
+COUNTS = np.array([60, 30, 10])
+# Of the four devices the first two see one group only, the third sees two and the last the rare one alone.
+GROUPS = np.array([0, 0, 0, 0, 0, 1, 2, 2], np.int32)
+STEPS = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    """Less optimisation; and optax's Adam raises a float to an integer power, which the strict mode refuses."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _config(**changes):
+    config = common.base()
+    common.apply_method(config, "remind")
+    config.model.update(width=8, encoder_dropout=0.3)
+    config.fusion.update(heads=2, experts=3, hidden=8, dropout=0.3, preset="paper_eq", gate_threshold=0.97)
+    config.dro.update(gamma=2.0, every=2)
+    config.train.update(batch_size=len(GROUPS), freeze="encoders+projections", joint_epochs=0.0)
+    config.optim.update(ema=0.9, clip=0.5)
+    for key, value in changes.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return config
+
+
+def _batch(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    b = len(GROUPS)
+    present = np.array([[True, True], [True, False], [False, True]])[GROUPS]
+    return {
+        "labs": rng.normal(size=(b, 5)).astype(np.float32),
+        "scan": rng.normal(size=(b, 2, 4)).astype(np.float32),
+        "present": present,
+        "group": GROUPS,
+        "label": rng.integers(0, 3, b).astype(np.int32),
+        "row": np.arange(b, dtype=np.int32),
+        "weight": np.ones(b, np.float32),
+    }
+
+
+def _start(config):
+    """The step function of the stage with group routers, and its state on the host."""
+    network = make_network(settings.model_spec(config), INPUTS, len(COUNTS), 3)
+    stage = plan_stages(config, 100, {name: spec.kind for name, spec in INPUTS.items()})[-1]
+    dro = make_dro(config, COUNTS)
+    optimizer = states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=config.optim.clip, dro=dro)
+    loss = make_loss(config, np.ones(3) / 3)
+    step = make_step(config, stage, network, loss, optimizer, dro, COUNTS, config.optim.ema)
+    params = jax.device_get(network.init(jax.random.key(0)))
+    # Away from zero, so that group routing matters from the first step.
+    noise = np.random.default_rng(0).normal(size=params["block_0/group_router"].shape).astype(np.float32)
+    params["block_0/group_router"] = 0.3 * noise
+    return step, states.start(params, stage.is_frozen, optimizer, 0, ema=True)
+
+
+def _train(config, kind: str, devices: int, wrap=lambda step: step):
+    """The state after some steps, and the metrics of each."""
+    step, state = _start(config)
+    program = parallel.make_program(wrap(step), kind, jax.devices()[:devices])
+    placed, metrics = program.place(state), []
+    for i in range(STEPS):
+        placed, values = program.step(placed, _batch(i))
+        metrics.append(program.read(values))
+    return program.fetch(placed), metrics
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Trained on one device."""
+    return _train(_config(), "jit", 1)
+
+
+def _assert_same(one, other):
+    """Parameters, averages, frozen weights, group weights and metrics agree."""
+    (state, metrics), (other_state, other_metrics) = one, other
+    for name in ("params", "ema", "frozen"):
+        mine, theirs = getattr(state, name), getattr(other_state, name)
+        assert mine.keys() == theirs.keys()
+        for path in mine:
+            # Softmax does not see the bias of the keys: its gradient is rounding noise, which Adam blows up.
+            noise = path.endswith("query_key_value/bias")
+            np.testing.assert_allclose(mine[path], theirs[path], rtol=1e-5, atol=1e-2 if noise else 2e-5, err_msg=path)
+    dro, other_dro = state.opt_state["dro"], other_state.opt_state["dro"]
+    for mine, theirs in zip(dro, other_dro, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(metrics, other_metrics, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=2e-5, atol=1e-5, err_msg=name)
+
+
+def test_the_setting_exercises_what_it_should(alone):
+    state, metrics = alone
+    _, start = _start(_config())
+    # λ moved far from where it began, the gate was open for some samples, the frozen stayed, the others moved.
+    assert np.abs(metrics[-1]["lambda"] - metrics[0]["lambda"]).max() > 0.1
+    assert 0.05 < np.mean([m["gate/open_rate"] for m in metrics]) < 0.95
+    assert state.frozen
+    assert all(np.array_equal(state.frozen[path], start.frozen[path]) for path in state.frozen)
+    assert np.abs(state.params["block_0/group_router"] - start.params["block_0/group_router"]).max() > 1e-3
+    assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+def test_four_devices_give_the_numbers_of_one(alone, kind):
+    _assert_same(_train(_config(), kind, 4), alone)
+
+
+def test_pmap_on_two_devices_gives_the_numbers_of_one(alone):
+    _assert_same(_train(_config(), "pmap", 2), alone)
+
+
+def test_batch_wide_gate_is_the_same_under_pmap():
+    config = _config(fusion__gate_granularity="batch", fusion__gate_threshold=0.963)
+    _assert_same(_train(config, "pmap", 4), _train(config, "jit", 1))
+
+
+def test_averaging_the_steps_of_devices_would_be_wrong():
+    """Each device dividing by its own counts, and a mean over devices: what must not be done, and does differ."""
+    config = _config(model__encoder_dropout=0.0, fusion__dropout=0.0)
+
+    def wrap(step):
+        def averaged(state, batch, *, axis_name):
+            after, metrics = step(state, batch, axis_name=None)
+            return jax.tree.map(lambda x: jax.lax.pmean(x.astype(jnp.float32), axis_name), (after, metrics))
+
+        return averaged
+
+    right_state, right = _train(config, "pmap", 4)
+    step, state = _start(config)
+    program = parallel.make_program(wrap(step), "pmap", jax.devices()[:4])
+    wrong_state, wrong = jax.device_get(program.step(program.place(state), _batch(0)))
+    del wrong_state
+    assert abs(float(wrong["train/gradient_norm"][0]) - float(right[0]["train/gradient_norm"])) > 1e-2
+    # λ refreshes every second step; a window of this batch alone, by hand:
+    assert right_state.opt_state["dro"].seen.all()
+
+
+def test_group_losses_are_sums_over_devices_before_they_are_divided():
+    """λ after one refresh is that of the whole batch, computed here by group, and not that of means of means."""
+    config = _config(model__encoder_dropout=0.0, fusion__dropout=0.0, dro__every=1)
+    step, state = _start(config)
+    network = make_network(settings.model_spec(config), INPUTS, len(COUNTS), 3)
+    batch = _batch(0)
+    logits = np.asarray(network.apply({**state.frozen, **state.params}, batch, gate="gated").logits, np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    each = -log_p[np.arange(len(GROUPS)), batch["label"]]
+    start = np.sqrt(COUNTS) / np.sqrt(COUNTS).sum()
+
+    def refreshed(losses):
+        raw = start * np.exp(config.dro.gamma * np.asarray(losses))
+        return raw / raw.sum()
+
+    right = refreshed([each[g == GROUPS].mean() for g in range(3)])
+    shares = [(each[i : i + 2], GROUPS[i : i + 2]) for i in range(0, 8, 2)]
+    local = [[x[g == k].mean() if (k == g).any() else 0.0 for k in range(3)] for x, g in shares]
+    wrong = refreshed(np.mean(local, axis=0))
+    for kind in parallel.KINDS:
+        program = parallel.make_program(step, kind, jax.devices()[:4])
+        got = program.read(program.step(program.place(state), batch)[1])["lambda"]
+        np.testing.assert_allclose(got, right, rtol=1e-5)
+        assert np.abs(got - wrong).max() > 0.05
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+def test_placing_and_fetching_change_nothing_and_host_arrays_survive_donation(kind):
+    program = parallel.make_program(
+        lambda state, batch, axis_name: (jax.tree.map(lambda x: x + 1, state), batch["x"].sum()),
+        kind,
+        jax.devices()[:4],
+    )
+    host = {"a": np.arange(4096, dtype=np.float32), "b": np.int32(3), "c": np.zeros((2, 0), np.float32)}
+    kept = {name: np.array(x, copy=True) for name, x in host.items()}
+    placed = program.place(host)
+    fetched = program.fetch(placed)
+    for name in host:
+        np.testing.assert_array_equal(fetched[name], kept[name])
+        assert fetched[name].shape == np.shape(kept[name])
+    after, _ = program.step(placed, {"x": np.ones(8, np.float32)})
+    after, _ = program.step(after, {"x": np.ones(8, np.float32)})
+    assert placed["a"].is_deleted()
+    np.testing.assert_array_equal(program.fetch(after)["a"], kept["a"] + 2)
+    np.testing.assert_array_equal(host["a"], kept["a"])
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(0, 4), (1, 1), (2, 2), (4, 4)])
+def test_devices_are_the_first_ones(count, chosen):
+    assert parallel.choose_devices(count, 8) == jax.local_devices()[:chosen]
+
+
+@pytest.mark.parametrize("count", [5, -1])
+def test_device_count_out_of_range_is_refused(count):
+    with pytest.raises(UserError, match=f"devices={count}.* 4"):
+        parallel.choose_devices(count, 8)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(4, 6), (0, 10), (3, 8)])
+def test_batch_that_does_not_divide_is_refused(count, batch):
+    with pytest.raises(UserError, match=f"{batch} does not divide among {count or 4} devices"):
+        parallel.choose_devices(count, batch)
