@@ -14,6 +14,7 @@ def get_config(arg: str = ""):
     config.size = chosen["size"]
     config.data.source = "nhanes"
     config.data.views = 7
+    config.train.patience = 5
     if config.size == "paper":
         common.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
         config.train.epochs = 50.0

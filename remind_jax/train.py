@@ -173,7 +173,7 @@ class Trainer:
                     recorder.add(step, program.read(pending))  # of the step before, while this one runs
                 step, pending = step + 1, metrics
                 bar.advance(step, recorder.text)
-                if step % evaluate_every and step != stage.stop:
+                if (step - stage.start) % evaluate_every and step != stage.stop:
                     continue
                 recorder.add(step, program.read(pending))
                 pending = None

@@ -1,10 +1,16 @@
 """Runs small enough for tests: the phenomenon data with a network of a few hundred weights."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 from remind_jax import cli
 
+# config_flags of ml_collections loads config files in a way that Python 3.11 warns about.
+CONFIG_FLAGS_WARNING = r"ignore:the load_module\(\) method:DeprecationWarning"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = {
     "data.train": 96,
@@ -40,3 +46,19 @@ def arguments(cache: pathlib.Path, method: str = "remind", **changes: Any) -> li
 def config(cache: pathlib.Path, method: str = "remind", **changes: Any) -> Any:
     """The config of a tiny run, see `arguments`."""
     return cli.parse_config(arguments(cache, method, **changes))[0]
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Less optimisation of what is compiled, most of a tiny run's time; the standard promotion of types.
+
+    The latter because optax's Adam raises a float to an integer power, which the strict mode of the tests refuses.
+    """
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            yield
+    finally:
+        jax.config.update(name, before)

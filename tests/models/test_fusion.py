@@ -5,32 +5,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx, traverse_util
+from flax import nnx
 
 from remind_jax.models.fusion.soft_moe import FusionSpec, Routed, SoftMoEBlock, sinusoidal
 from remind_jax.models.model import ModelSpec, make_network
 from remind_jax.ops import soft_moe
+from tests.models.pure import Pure
 from tests.reference import routing as slow_routing
 from tests.reference import soft_moe as slow
 
 B, N, D, E, S, F, G, H = 4, 5, 8, 4, 2, 6, 3, 2
-SMALL = {"heads": H, "experts": E, "slots": S, "hidden": F, "scale": 6.0}
+SMALL = {"heads": H, "experts": E, "slots": S, "hidden": F}
 GATES = ("gated", "always", "never")
 GROUPS = np.array([0, 1, 1, G])  # group 2 is absent; the last sample's combination was not in training
 MASK = np.array([[1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 0]], bool)
 
 
-class Block:
+class _Block(Pure):
     """A block as a jitted function of its parameters by path."""
 
     def __init__(self, **options: Any):
         self.spec = FusionSpec(**{**SMALL, **options})
-        self.graph, state = nnx.split(SoftMoEBlock(self.spec, D, G, nnx.Rngs(params=0)))
-        self.params = dict(traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/"))
+        super().__init__(lambda: SoftMoEBlock(self.spec, D, G, nnx.Rngs(params=0)))
+        self.params["router_scale"] = jnp.float32(5.0)
 
     @functools.partial(jax.jit, static_argnums=(0, 5))
     def __call__(self, params, x, groups, mask, gate: str, keys=None) -> Routed:
-        return nnx.merge(self.graph, traverse_util.unflatten_dict(params, sep="/"))(x, groups, mask, gate, keys)
+        return self.module(params)(x, groups, mask, gate, keys)
+
+
+@functools.cache
+def make_block(**options: Any) -> _Block:
+    """The block of these options, compiled once for all tests."""
+    return _Block(**options)
 
 
 def tokens(seed: int = 0) -> np.ndarray:
@@ -41,14 +48,7 @@ def residuals(seed: int = 1) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=(G, D, E, S)), jnp.float32)
 
 
-def shuffled_params(block: Block) -> dict[str, jax.Array]:
-    """Parameters none of which is zero or one, so that nothing is left out unnoticed."""
-    rng = np.random.default_rng(5)
-    moved = {path: x + jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32) for path, x in block.params.items()}
-    return moved | {"router_scale": jnp.float32(5.0)}
-
-
-def middle_threshold(block: Block, params: dict[str, jax.Array]) -> tuple[float, np.ndarray]:
+def middle_threshold(block: _Block, params: dict[str, jax.Array]) -> tuple[float, np.ndarray]:
     """A threshold half way between the entropies of samples, and which of them it opens the gate for."""
     wide = {path: np.asarray(x, np.float64) for path, x in params.items()}
     options = {"heads": H, "norm": block.spec.norm, "residual": block.spec.residual}
@@ -75,8 +75,8 @@ FORMS = [
 
 @pytest.mark.parametrize(("preset", "norm", "residual", "mask"), FORMS)
 def test_the_block_equals_the_reference(preset: str, norm: str, residual: bool, mask: np.ndarray | None) -> None:
-    block = Block(preset=preset, norm=norm, residual=residual, group_routers=True)
-    params = shuffled_params(block)
+    block = make_block(preset=preset, norm=norm, residual=residual, group_routers=True)
+    params = block.params
     x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
     found, rate = block(params, x, groups, None if mask is None else jnp.asarray(mask), "always")
     assert rate.tolist() == [1.0] * B
@@ -98,11 +98,11 @@ def test_the_block_equals_the_reference(preset: str, norm: str, residual: bool, 
 
 
 def test_a_gated_block_is_the_grouped_one_where_open_and_the_shared_one_where_closed() -> None:
-    ungated = Block(group_routers=True)
-    params = shuffled_params(ungated)
+    ungated = make_block(group_routers=True)
+    params = ungated.params
     threshold, is_open = middle_threshold(ungated, params)
     assert 0 < is_open.sum() < B
-    block = Block(group_routers=True, gate_threshold=threshold)
+    block = make_block(group_routers=True, gate_threshold=threshold)
     x, groups = jnp.asarray(tokens()), jnp.zeros(B, int)
     gated, always, never = (block(params, x, groups, None, gate) for gate in GATES)
     np.testing.assert_array_equal(gated.open_rate, is_open.astype(np.float32))
@@ -118,9 +118,9 @@ def test_a_gated_block_is_the_grouped_one_where_open_and_the_shared_one_where_cl
 
 @pytest.mark.parametrize("preset", soft_moe.PRESETS)
 def test_zero_residuals_change_no_bit_and_others_do(preset: str) -> None:
-    shared, remind = Block(preset=preset), Block(preset=preset, group_routers=True)
+    shared, remind = make_block(preset=preset), make_block(preset=preset, group_routers=True)
     assert set(remind.params) - set(shared.params) == {"group_router"}
-    params = shuffled_params(shared)
+    params = shared.params
     x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
     plain = np.asarray(shared(params, x, groups, None, "never").tokens)
     zero = {**params, "group_router": jnp.zeros((G, D, E, S))}
@@ -134,18 +134,21 @@ def test_zero_residuals_change_no_bit_and_others_do(preset: str) -> None:
 
 
 def test_residual_routers_start_at_zero_or_as_waves() -> None:
-    assert not Block(group_routers=True).params["group_router"].any()
-    waves = np.asarray(Block(group_routers=True, residual_init="sinusoidal").params["group_router"])
-    assert waves.shape == (G, D, E, S)
-    assert np.abs(waves).max() <= 0.02
-    flat = waves.reshape(G, -1)
-    for i in range(3):
+    found = {}
+    for kind in ("zero", "sinusoidal"):
+        spec = FusionSpec(**SMALL, group_routers=True, residual_init=kind)
+        found[kind] = np.asarray(SoftMoEBlock(spec, D, G, nnx.Rngs(params=0)).group_router[...])
+    assert found["zero"].shape == found["sinusoidal"].shape == (G, D, E, S)
+    assert not found["zero"].any()
+    flat = found["sinusoidal"].reshape(G, -1)
+    assert np.abs(flat).max() <= 0.02
+    for i in range(G):
         assert flat[i, 0] == pytest.approx(0.02 * np.sin(i + 1.0), abs=1e-7)
         assert flat[i, 1] == pytest.approx(0.02 * np.cos(i + 1.0), abs=1e-7)
     assert len({tuple(row) for row in np.asarray(sinusoidal(50, (D,)))}) == 50
 
 
-def group_gradient(block: Block, params: dict[str, jax.Array], groups: np.ndarray, gate: str) -> np.ndarray:
+def group_gradient(block: _Block, params: dict[str, jax.Array], groups: np.ndarray, gate: str) -> np.ndarray:
     """Largest absolute gradient of each group's router, [g]."""
 
     def total(router: jax.Array) -> jax.Array:
@@ -155,10 +158,10 @@ def group_gradient(block: Block, params: dict[str, jax.Array], groups: np.ndarra
     return np.abs(np.asarray(jax.grad(total)(params["group_router"]))).max(axis=(1, 2, 3))
 
 
-@pytest.mark.parametrize("start", ["zero", "elsewhere"])
-def test_routers_of_absent_groups_and_closed_gates_get_no_gradient(start: str) -> None:
-    ungated = Block(group_routers=True)
-    params = shuffled_params(ungated) | {"group_router": residuals() * (start == "elsewhere")}
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_routers_of_absent_groups_and_closed_gates_get_no_gradient(size: float) -> None:
+    ungated = make_block(group_routers=True)
+    params = ungated.params | {"group_router": size * residuals()}
     gradient = group_gradient(ungated, params, GROUPS, "always")
     assert (gradient > 1e-4).tolist() == [True, True, False]
     assert gradient[2] == 0.0
@@ -166,7 +169,7 @@ def test_routers_of_absent_groups_and_closed_gates_get_no_gradient(start: str) -
     assert group_gradient(ungated, params, np.full(B, G), "always").tolist() == [0.0] * G  # unseen everywhere
 
     threshold, is_open = middle_threshold(ungated, params)
-    block = Block(group_routers=True, gate_threshold=threshold)
+    block = make_block(group_routers=True, gate_threshold=threshold)
     groups = np.where(is_open, 1, 2)  # all samples of group 2 have closed gates
     gated = group_gradient(block, params, groups, "gated")
     assert gated[1] > 1e-4
@@ -177,8 +180,8 @@ def test_routers_of_absent_groups_and_closed_gates_get_no_gradient(start: str) -
 def test_a_fixed_scale_gets_no_gradient() -> None:
     found = {}
     for learn in (True, False):
-        block = Block(learn_scale=learn)
-        params, x = shuffled_params(block), jnp.asarray(tokens())
+        block = make_block(learn_scale=learn)
+        params, x = block.params, jnp.asarray(tokens())
 
         def total(scale, block=block, params=params, x=x):
             return jnp.sum(
@@ -194,20 +197,19 @@ def test_a_fixed_scale_gets_no_gradient() -> None:
 
 
 def test_hidden_tokens_change_no_visible_one() -> None:
-    block = Block()
-    params, groups = shuffled_params(block), jnp.asarray(GROUPS)
+    block = make_block()
+    params, groups = block.params, jnp.asarray(GROUPS)
     changed = np.where(MASK[:, :, None], tokens(), tokens(9))
+    inputs = (jnp.asarray(tokens()), jnp.asarray(changed))
     for mask, hidden in ((jnp.asarray(MASK), True), (None, False)):
-        before, after = (
-            np.asarray(block(params, jnp.asarray(x), groups, mask, "never").tokens) for x in (tokens(), changed)
-        )
+        before, after = (np.asarray(block(params, x, groups, mask, "never").tokens) for x in inputs)
         difference = np.abs(before - after)[MASK].max()
-        assert (difference < 1e-5) is hidden
+        assert bool(difference < 1e-5) is hidden
 
 
 def test_dropout_of_a_sample_follows_its_key() -> None:
-    block = Block(dropout=0.5)
-    params, groups, x = shuffled_params(block), jnp.zeros(B, int), jnp.asarray(tokens())
+    block = make_block(dropout=0.5)
+    params, groups, x = block.params, jnp.zeros(B, int), jnp.asarray(tokens())
     keys = jax.random.split(jax.random.key(0), B)
     order = np.array([2, 0, 3, 1])
     plain, dropped, again = (np.asarray(block(params, x, groups, None, "never", k).tokens) for k in (None, keys, keys))

@@ -5,8 +5,10 @@ import pytest
 
 from remind_jax.ops import imputation
 
-B, M, T, D, G = 3, 2, 2, 4, 2
+B, M, N, D, G = 3, 2, 3, 4, 2  # the first modality has one token, the second two
+OWNER = np.array([0, 1, 1])
 PRESENT = np.array([[True, False], [False, True], [True, True]])
+OBSERVED = PRESENT[:, OWNER]
 GROUPS = np.array([1, 0, G])  # the last sample has a combination that training has not seen
 
 
@@ -35,27 +37,25 @@ def test_imputed_tokens_are_sums_of_the_rows_of_their_tables(kind: str) -> None:
             np.testing.assert_allclose(found[i, m], expected, atol=1e-6)
 
 
-def test_filled_tokens_are_the_encoded_ones_where_present_and_imputed_ones_elsewhere() -> None:
+def test_filled_tokens_are_the_encoded_ones_where_observed_and_imputed_ones_elsewhere() -> None:
     rng = np.random.default_rng(1)
-    tokens = jnp.asarray(rng.normal(size=(B, M, T, D)), jnp.float32)
-    imputed = jnp.asarray(rng.normal(size=(B, M, D)), jnp.float32)
-    filled = np.asarray(imputation.fill_missing(tokens, jnp.asarray(PRESENT), imputed))
+    tokens, imputed = (jnp.asarray(rng.normal(size=(B, N, D)), jnp.float32) for _ in range(2))
+    filled = np.asarray(imputation.fill_missing(tokens, jnp.asarray(OBSERVED), imputed))
     for i in range(B):
-        for m in range(M):
-            for t in range(T):
-                np.testing.assert_array_equal(filled[i, m, t], tokens[i, m, t] if PRESENT[i, m] else imputed[i, m])
+        for n in range(N):
+            np.testing.assert_array_equal(filled[i, n], tokens[i, n] if OBSERVED[i, n] else imputed[i, n])
 
 
 def test_missing_tokens_get_no_gradient_and_no_value_even_if_they_are_nan() -> None:
-    tokens = jnp.where(jnp.asarray(PRESENT)[:, :, None, None], jnp.ones((B, M, T, D)), jnp.nan)
+    tokens = jnp.where(jnp.asarray(OBSERVED)[:, :, None], jnp.ones((B, N, D)), jnp.nan)
 
     def total(tokens: jax.Array, group: jax.Array) -> jax.Array:
-        imputed = imputation.imputed_tokens(jnp.asarray(GROUPS), None, group)
-        return jnp.sum(jnp.square(imputation.fill_missing(tokens, jnp.asarray(PRESENT), imputed)))
+        imputed = jnp.broadcast_to(imputation.imputed_tokens(jnp.asarray(GROUPS), None, group), tokens.shape)
+        return jnp.sum(jnp.square(imputation.fill_missing(tokens, jnp.asarray(OBSERVED), imputed)))
 
     by_tokens, by_table = jax.grad(total, argnums=(0, 1))(tokens, tables()[1])
-    np.testing.assert_array_equal(by_tokens[~PRESENT], 0.0)
-    np.testing.assert_array_equal(by_tokens[PRESENT], 2.0)
+    np.testing.assert_array_equal(by_tokens[~OBSERVED], 0.0)
+    np.testing.assert_array_equal(by_tokens[OBSERVED], 2.0)
     assert np.isfinite(by_table).all()
     assert (np.asarray(by_table) != 0).all()
 
@@ -63,12 +63,12 @@ def test_missing_tokens_get_no_gradient_and_no_value_even_if_they_are_nan() -> N
 def test_a_sample_that_lacks_nothing_moves_no_table() -> None:
     def total(group: jax.Array) -> jax.Array:
         imputed = imputation.imputed_tokens(jnp.zeros(1, int), None, group)
-        return jnp.sum(imputation.fill_missing(jnp.ones((1, M, T, D)), jnp.ones((1, M), bool), imputed))
+        return jnp.sum(imputation.fill_missing(jnp.ones((1, N, D)), jnp.ones((1, N), bool), imputed))
 
     np.testing.assert_array_equal(jax.grad(total)(tables()[1]), np.zeros((G, D)))
 
 
 def test_tokens_keep_their_type() -> None:
-    tokens = jnp.ones((B, M, T, D), jnp.bfloat16)
-    imputed = imputation.imputed_tokens(jnp.asarray(GROUPS), *tables())
-    assert imputation.fill_missing(tokens, jnp.asarray(PRESENT), imputed).dtype == jnp.bfloat16
+    tokens = jnp.ones((B, N, D), jnp.bfloat16)
+    imputed = imputation.imputed_tokens(jnp.asarray(GROUPS), *tables())[:, OWNER]
+    assert imputation.fill_missing(tokens, jnp.asarray(OBSERVED), imputed).dtype == jnp.bfloat16

@@ -25,12 +25,11 @@ def focal(logits: np.ndarray | jax.Array, labels: np.ndarray = LABELS, **options
     return losses.focal_loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), **options)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("alpha", [None, np.array([0.2, 1.0, 3.0])], ids=["plain", "alpha"])
-@pytest.mark.parametrize("detach", [False, True])
-def test_focal_loss_equals_the_reference(gamma: float, alpha: np.ndarray | None, detach: bool) -> None:
+def test_focal_loss_equals_the_reference(gamma: float, alpha: np.ndarray | None) -> None:
     weights = None if alpha is None else jnp.asarray(alpha, jnp.float32)
-    found = focal(LOGITS, gamma=gamma, alpha=weights, detach=detach)
+    found = focal(LOGITS, gamma=gamma, alpha=weights)
     np.testing.assert_allclose(found, slow_focal(LOGITS, LABELS, gamma, alpha), rtol=1e-5)
 
 
@@ -74,7 +73,7 @@ def test_detaching_changes_the_gradient_and_not_the_value() -> None:
             assert whole[i, c] == pytest.approx(slope, abs=1e-4)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("label", [0, 1])
 def test_extreme_logits_have_finite_losses_and_gradients(gamma: float, label: int) -> None:
     logits = jnp.asarray([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0]])

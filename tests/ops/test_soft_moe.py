@@ -164,19 +164,18 @@ def test_bfloat16_keeps_its_type_and_its_softmax_is_in_float32(preset: str) -> N
 
 
 @pytest.mark.parametrize("preset", soft_moe.PRESETS)
-@pytest.mark.parametrize("zeroed", ["tokens", "router"])
-def test_zeros_give_finite_gradients(preset: str, zeroed: str) -> None:
+def test_zeros_give_finite_gradients(preset: str) -> None:
     x = {name: jnp.asarray(value) for name, value in draw().items()}
-    x[zeroed] = jnp.zeros_like(x[zeroed])
 
     def loss(tokens: jax.Array, router: jax.Array) -> jax.Array:
         logits = router_logits(tokens, router, preset)
         return jnp.sum(jnp.sin(soft_moe.soft_moe(tokens, logits, experts(x), soft_moe.PRESETS[preset])))
 
-    gradients = jax.grad(loss, argnums=(0, 1))(x["tokens"], x["router"])
-    for gradient in gradients:
-        assert np.isfinite(gradient).all()
-    assert np.abs(gradients[0]).max() > 0
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    for tokens, router in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0)):
+        found = gradient(tokens * x["tokens"], router * x["router"])
+        assert all(np.isfinite(one).all() for one in found)
+        assert np.abs(found[0]).max() > 0
 
 
 def test_unit_length_of_a_zero_vector_is_zero_with_a_finite_slope() -> None:

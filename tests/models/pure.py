@@ -1,0 +1,40 @@
+"""Modules as pure functions of random parameters, without the cost of compiling their initialisation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+Params = dict[str, jax.Array]
+
+
+def random_params(shapes: Mapping[str, Any], seed: int = 0) -> Params:
+    """Parameters none of which is zero or one, so that no part of a module goes unnoticed."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for path, x in shapes.items():
+        # Scales are near one; maps, which have at least two axes, keep the size of what they map.
+        middle, spread = (1.0, 0.2) if path.endswith("scale") else (0.0, 0.3)
+        if len(x.shape) >= 2 and not path.endswith("bias"):
+            spread = max(x.shape[-2], 4) ** -0.5
+        params[path] = jnp.asarray(middle + spread * rng.normal(size=x.shape), x.dtype)
+    return params
+
+
+class Pure:
+    """A module as a graph, random parameters by path, and a way to put them together again."""
+
+    def __init__(self, make: Callable[[], nnx.Module], seed: int = 0):
+        self.graph, state = nnx.split(nnx.eval_shape(make))
+        self.params = random_params(traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/"), seed)
+
+    def module(self, params: Params) -> Any:
+        """The module with these parameters."""
+        return nnx.merge(self.graph, traverse_util.unflatten_dict(params, sep="/"))
+
+    def wide(self) -> dict[str, np.ndarray]:
+        """The parameters in float64, for the references."""
+        return {path: np.asarray(x, np.float64) for path, x in self.params.items()}

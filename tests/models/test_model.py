@@ -1,0 +1,280 @@
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remind_jax.models.fusion.soft_moe import FusionSpec
+from remind_jax.models.model import ModelSpec, Output, make_network
+from remind_jax.ops import imputation, routing, soft_moe
+from tests.models.pure import random_params
+
+B, D, C, G, T = 4, 8, 3, 3, 2
+
+
+class Input(NamedTuple):
+    kind: str
+    shape: tuple[int, ...]
+    vocabulary: int = 0
+
+
+TABULAR = {"labs": Input("tabular", (5,)), "views": Input("embedding", (3, 4))}
+WITH_TEXT = {**TABULAR, "notes": Input("text", (6,), 20)}
+FUSION = FusionSpec(heads=2, experts=4, slots=2, hidden=6, group_routers=True, gate_threshold=0.5, scale=4.0)
+SPEC = ModelSpec(width=D, tokens=T, modality_embedding=True, imputation="modality+group", fusion=FUSION)
+
+
+def make_batch(seed: int = 0, inputs: dict[str, Input] = TABULAR) -> dict[str, np.ndarray]:
+    """Two samples lack something; the last one's combination is not among those of training."""
+    rng = np.random.default_rng(seed)
+    batch: dict[str, np.ndarray] = {}
+    for name, one in inputs.items():
+        ids = rng.integers(1, 20, (B, *one.shape)).astype(np.int32)
+        batch[name] = ids if one.vocabulary else rng.normal(size=(B, *one.shape)).astype(np.float32)
+    present = np.ones((B, len(inputs)), bool)
+    present[1, 0] = present[2, 1] = False
+    return {**batch, "present": present, "group": np.array([0, 1, 2, G], np.int32)}
+
+
+class Built:
+    """A network with parameters none of which is zero, jitted, that counts its compilations."""
+
+    def __init__(self, spec: ModelSpec, inputs: dict[str, Input] = TABULAR):
+        self.network = make_network(spec, inputs, G, C)
+        self.params = random_params(jax.eval_shape(self.network.init, jax.random.key(0)))
+        self.traces = 0
+        self.forward = jax.jit(self.network.apply, static_argnames="gate")
+
+        def loss(params, batch, gate):
+            self.traces += 1
+            output = self.network.apply(params, batch, gate=gate)
+            return jnp.sum(jnp.sin(3.0 * output.logits)), output
+
+        self.gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnames="gate")
+
+
+@functools.cache
+def built(spec: ModelSpec = SPEC, with_text: bool = False) -> Built:
+    return Built(spec, WITH_TEXT if with_text else TABULAR)
+
+
+# ---- Every option ---------------------------------------------------------------------------------------------------
+
+POOLING = ("mean", "observed", "first", "attention")
+
+
+def option_table() -> list[dict[str, Any]]:
+    """Eight specs in which every value of every option occurs, and most pairs of preset, imputation and pooling."""
+    metrics, rows = list(routing.UNCERTAINTY_METRICS), []
+    for i in range(8):
+        half = i // 4
+        model = {
+            "imputation": imputation.KINDS[(i + half) % 4],
+            "pooling": POOLING[(i + 2 * half) % 4],
+            "modality_embedding": bool(half),
+            "encoder_hidden": 4 * (i % 2),
+        }
+        fusion = {
+            "preset": list(soft_moe.PRESETS)[i % 4],
+            "norm": ("pre", "post")[(i + half) % 2],
+            "residual": i % 3 != 1,
+            "mask_missing": i % 3 == 0,
+            "blocks": 1 + (i == 5),
+            "residual_init": ("zero", "sinusoidal")[i % 2],
+            "add_after_norm": i in (2, 7),
+            "learn_scale": i != 6,
+            "gate_metric": metrics[i],
+            "gate_granularity": list(routing.GATE_GRANULARITY)[i % 3],
+        }
+        rows.append({**model, "fusion": fusion})
+    return rows
+
+
+def test_the_table_has_every_value_of_every_option() -> None:
+    rows = [{**row, **row["fusion"]} for row in option_table()]
+    everything = {
+        "imputation": imputation.KINDS,
+        "pooling": POOLING,
+        "preset": soft_moe.PRESETS,
+        "gate_metric": routing.UNCERTAINTY_METRICS,
+        "gate_granularity": routing.GATE_GRANULARITY,
+        "norm": ("pre", "post"),
+    }
+    for name, values in everything.items():
+        assert {row[name] for row in rows} == set(values)
+    for name in ("residual", "mask_missing", "modality_embedding", "add_after_norm", "learn_scale"):
+        assert {row[name] for row in rows} == {False, True}
+
+
+@pytest.mark.parametrize("row", option_table(), ids=lambda row: f"{row['fusion']['preset']}-{row['imputation']}")
+def test_every_option_runs(row: dict[str, Any]) -> None:
+    fusion = dataclasses.replace(FUSION, **row["fusion"])
+    model = Built(ModelSpec(width=D, tokens=T, **{**row, "fusion": fusion}))
+    outputs = []
+    for seed in (0, 1):
+        (_, output), gradient = model.gradient(model.params, make_batch(seed), gate="gated")
+        outputs.append(output)
+        assert output.logits.shape == (B, C)
+        assert output.features.shape == (B, D)
+        assert output.open_rate.shape == (B,)
+        assert {x.dtype for x in jax.tree.leaves((output, gradient))} == {jnp.dtype(jnp.float32)}
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((output, gradient)))
+        assert gradient.keys() == model.params.keys()
+        assert ((np.asarray(output.open_rate) >= 0) & (np.asarray(output.open_rate) <= 1)).all()
+    assert model.traces == 1  # the second batch compiles nothing
+    assert np.abs(np.asarray(outputs[0].logits - outputs[1].logits)).max() > 1e-3
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = built(with_text=True)
+    batch = make_batch(inputs=WITH_TEXT)
+    _, gradient = model.gradient(model.params, batch, gate="always")
+    dead = [path for path, x in gradient.items() if not np.abs(x).max() > 1e-6]
+    assert dead == []
+
+
+# ---- Missing modalities ---------------------------------------------------------------------------------------------
+
+
+def encoder_gradients(model: Built, batch: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
+    _, gradient = model.gradient(model.params, batch, gate="always")
+    return [np.asarray(x) for path, x in gradient.items() if path.startswith(f"encoders/{name}/")]
+
+
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_the_encoder_of_a_missing_modality_gets_no_gradient(name: str) -> None:
+    model, batch = built(with_text=True), make_batch(inputs=WITH_TEXT)
+    column = list(WITH_TEXT).index(name)
+    for everywhere in (True, False):
+        present = np.ones((B, 3), bool)
+        present[:, column] = not everywhere
+        found = encoder_gradients(model, {**batch, "present": present}, name)
+        assert found
+        if everywhere:
+            assert all((x == 0).all() for x in found)
+        else:
+            assert all((x != 0).any() for x in found)
+
+
+def test_the_input_of_a_missing_modality_changes_nothing() -> None:
+    model, batch = built(with_text=True), make_batch(inputs=WITH_TEXT)
+    present = batch["present"]
+    other = make_batch(5, WITH_TEXT)
+    plain = model.forward(model.params, batch, gate="gated")
+    for column, name in enumerate(WITH_TEXT):
+        where = present[:, column].reshape(B, *(1,) * (batch[name].ndim - 1))
+        hidden = {**batch, name: np.where(where, batch[name], other[name])}
+        np.testing.assert_array_equal(model.forward(model.params, hidden, gate="gated").logits, plain.logits)
+        shown = model.forward(model.params, {**batch, name: other[name]}, gate="gated").logits
+        changed = np.abs(np.asarray(shown - plain.logits)).max(axis=1) > 1e-5
+        assert changed.tolist() == present[:, column].tolist()
+
+
+def test_dropout_follows_the_key_of_its_sample_and_leaves_imputed_tokens_alone() -> None:
+    # No fusion dropout: only tokens of encoders are dropped.
+    model = built(dataclasses.replace(SPEC, encoder_dropout=0.5))
+    forward = jax.jit(lambda batch, keys: model.network.apply(model.params, batch, gate="always", keys=keys).logits)
+    batch, keys, order = make_batch(), jax.random.split(jax.random.key(3), B), np.array([3, 1, 0, 2])
+    dropped = np.asarray(forward(batch, keys))
+    moved = np.asarray(forward({name: x[order] for name, x in batch.items()}, keys[order]))
+    np.testing.assert_allclose(moved, dropped[order], atol=1e-5)
+    plain = np.asarray(model.forward(model.params, batch, gate="always").logits)
+    assert np.abs(dropped - plain).max(axis=1).min() > 1e-3
+    nothing = {**batch, "present": np.zeros((B, 2), bool)}
+    imputed = np.asarray(model.forward(model.params, nothing, gate="always").logits)
+    np.testing.assert_allclose(forward(nothing, keys), imputed, atol=1e-5)
+
+
+# ---- Groups ---------------------------------------------------------------------------------------------------------
+
+
+def forward(batch: dict[str, np.ndarray], params: dict[str, Any] | None = None, gate: str = "always") -> Output:
+    return built().forward(params or built().params, batch, gate=gate)
+
+
+def test_an_unseen_combination_uses_the_shared_router_and_the_mean_row() -> None:
+    params, batch = dict(built().params), make_batch()
+    batch["present"][:, 0] = False
+    batch["group"] = np.full(B, G, np.int32)
+    unseen = np.asarray(forward(batch).logits)
+    # The same by other means: every row of the table is the mean of the rows, every residual router is zero.
+    table = params["imputation/group"]
+    params["imputation/group"] = jnp.broadcast_to(jnp.mean(table, axis=0), table.shape)
+    params["block_0/group_router"] = jnp.zeros_like(params["block_0/group_router"])
+    known = {**batch, "group": np.array([0, 1, 2, 0], np.int32)}
+    np.testing.assert_allclose(forward(known, params).logits, unseen, atol=1e-5)
+    assert np.abs(np.asarray(forward(known).logits) - unseen).max(axis=1).min() > 1e-3
+
+
+def test_rows_of_absent_groups_get_no_gradient() -> None:
+    batch = {**make_batch(), "group": np.array([0, 2, 2, 0], np.int32)}
+    batch["present"][0, 1] = False
+    _, gradient = built().gradient(built().params, batch, gate="always")
+    for path in ("imputation/group", "block_0/group_router"):
+        rows = np.abs(np.asarray(gradient[path])).reshape(G, -1).max(axis=1)
+        assert (rows > 0).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("gate", ["gated", "always"])
+def test_a_sample_does_not_depend_on_its_batch(gate: str) -> None:
+    batch, order = make_batch(), np.array([2, 0, 0, 3])
+    whole = forward(batch, gate=gate)
+    moved = forward({name: x[order] for name, x in batch.items()}, gate=gate)
+    for one, other in zip(whole, moved, strict=True):
+        np.testing.assert_allclose(np.asarray(one)[order], other, atol=1e-5)
+
+
+# ---- Pooling and head -----------------------------------------------------------------------------------------------
+
+
+def test_the_head_is_a_linear_map_of_the_features() -> None:
+    params = built().params
+    output = forward(make_batch())
+    expected = np.asarray(output.features) @ np.asarray(params["head/kernel"]) + np.asarray(params["head/bias"])
+    np.testing.assert_allclose(output.logits, expected, atol=1e-5)
+
+
+def test_observed_pooling_is_the_mean_where_nothing_is_missing() -> None:
+    observed = built(dataclasses.replace(SPEC, pooling="observed"))
+    assert observed.params.keys() == built().params.keys()
+    batch = make_batch()
+    whole = forward(batch).features
+    found = observed.forward(built().params, batch, gate="always").features
+    same = np.abs(np.asarray(whole - found)).max(axis=1) < 1e-5
+    assert same.tolist() == batch["present"].all(axis=1).tolist() == [True, False, False, True]
+
+
+def test_only_what_a_method_uses_is_declared() -> None:
+    plain = make_network(ModelSpec(width=D, fusion=FusionSpec(heads=2)), TABULAR, G, C)
+    shapes = jax.eval_shape(plain.init, jax.random.key(0))
+    assert not [path for path in shapes if "group_router" in path]
+    assert [path for path in shapes if path.startswith("imputation/")] == ["imputation/group"]
+    # Weakly typed parameters would make the second step compile again.
+    assert not [path for path, x in shapes.items() if x.weak_type]
+    found = {}
+    for kind in imputation.KINDS:
+        network = make_network(ModelSpec(width=D, imputation=kind), TABULAR, G, C)
+        paths = jax.eval_shape(network.init, jax.random.key(0))
+        found[kind] = {path.removeprefix("imputation/") for path in paths if path.startswith("imputation/")}
+    assert found == {
+        "group": {"group"},
+        "modality": {"modality"},
+        "modality+group": {"group", "modality"},
+        "zero": set(),
+    }
+
+
+def test_initial_weights_follow_the_key() -> None:
+    # No block, whose many random arrays take long to compile; what it starts from is tested with the block.
+    spec = dataclasses.replace(SPEC, fusion=dataclasses.replace(FUSION, blocks=0))
+    init = jax.jit(make_network(spec, {"labs": TABULAR["labs"]}, G, C).init)
+    first, again, other = init(jax.random.key(0)), init(jax.random.key(0)), init(jax.random.key(1))
+    for path, x in first.items():
+        np.testing.assert_array_equal(x, again[path])
+        drawn = float(jnp.std(x)) > 0
+        assert bool((x != other[path]).any()) is drawn
+    assert not first["imputation/group"].any()  # beside a modality part the group part starts at zero
+    assert first["imputation/modality"].any()

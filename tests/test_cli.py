@@ -1,0 +1,276 @@
+"""Every mistake at the command line: one line on stderr that names the culprit, exit code 2, no traceback."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from remind_jax import cli, main
+from remind_jax.errors import UserError
+from tests import tiny_runs
+from tests.data.manifest_files import write_manifest
+
+pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+ROOT = tiny_runs.ROOT
+MIMIC = f"--config={ROOT}/configs/mimic.py"
+MANIFEST = f"--config={ROOT}/configs/manifest.py"
+
+
+def _run(monkeypatch, capsys, command, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command run in this process as if started from a shell."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    code = 0
+    try:
+        cli.run(command, "Usage text.")
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+# ---- The command line itself -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ("no config", "--config=")),
+        (["--workdir=x"], ("no config",)),
+        (["--config="], ("no config",)),
+        (["--config"], ("no config",)),
+        ([f"--config={ROOT}/configs/nhanse.py"], ("nhanse.py", "does not exist", "nhanes.py?")),
+        ([f"--config={ROOT}/nowhere/zzz.py"], ("zzz.py", "does not exist")),
+        ([f"--config={ROOT}/configs"], ("configs", "does not exist")),
+        ([f"{MIMIC}:method=remnd"], ("'remnd'", "did you mean 'remind'")),
+        ([f"{MIMIC}:size=huge"], ("'huge'", "small, paper")),
+        ([f"{MIMIC}:sise=small"], ("'sise'", "did you mean 'size'")),
+        ([f"{MIMIC}:remind"], ("'remind'", "method, size")),
+        ([MIMIC, "--config.optim.lrr=1e-3"], ("lrr", 'Did you mean "lr"')),
+        ([MIMIC, "--config.optin.lr=1e-3"], ("optin", '"optim"')),
+        ([MIMIC, "--config.sede=1"], ("sede", '"seed"')),
+        ([MIMIC, "--config.optim.lr=fast"], ("config.optim.lr", "fast")),
+        ([MIMIC, "--config.train.batch_size=1.5"], ("config.train.batch_size", "1.5")),
+        ([MIMIC, "--config.fusion.residual=perhaps"], ("config.fusion.residual", "perhaps")),
+        ([MIMIC, "--config.optim.lr="], ("config.optim.lr",)),
+        ([MIMIC, "--config.optim=1"], ("optim",)),
+        ([MIMIC, "train"], ("unexpected arguments", "train")),
+        ([MIMIC, "--", "config.seed=1"], ("unexpected arguments", "config.seed=1")),
+        ([MIMIC, "--wrokdir=x"], ("wrokdir", "workdir")),
+        ([MIMIC, "--config.method=group_dro"], ("method", ":method=group_dro")),
+        ([MIMIC, "--config.size=paper"], ("size", ":size=paper")),
+    ],
+)
+def test_mistakes_are_named_in_one_line(monkeypatch, capsys, tmp_path, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = _run(monkeypatch, capsys, cli.parse_config, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert len(err) < 600
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_good_arguments_reach_the_config():
+    flags = [
+        "--config.optim.lr=1e-3",
+        "--config.seed",
+        "7",
+        "--config.fusion.residual=false",
+        "--workdir",
+        "some/where",
+    ]
+    config, workdir = cli.parse_config([f"{MIMIC}:method=soft_moe", *flags, "--config.groups.tail=('icd',)"])
+    assert (config.method, config.optim.lr, config.seed, config.fusion.residual) == ("soft_moe", 1e-3, 7, False)
+    assert config.groups.tail == ("icd",)
+    assert workdir == pathlib.Path("some/where")
+
+
+def test_default_workdir_tells_runs_apart():
+    assert str(cli.parse_config([MIMIC])[1]) == "runs/mimic-remind-seed0"
+    other = cli.parse_config([f"{MIMIC}:method=group_dro", "--config.seed=3"])[1]
+    assert str(other) == "runs/mimic-group_dro-seed3"
+
+
+def test_later_configs_in_one_process_start_from_their_own_defaults():
+    assert cli.parse_config([MIMIC, "--config.seed=9"])[0].seed == 9
+    assert cli.parse_config([MIMIC])[0].seed == 0
+
+
+def test_config_files_find_their_neighbours_from_any_folder(tmp_path, monkeypatch):
+    """A copy of the configs elsewhere uses its own common.py, whatever the working directory."""
+    shutil.copytree(ROOT / "configs", tmp_path / "mine" / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    common = tmp_path / "mine" / "configs" / "common.py"
+    common.write_text(common.read_text().replace("c.seed = 0 ", "c.seed = 77 "))
+    for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if pathlib.Path(path or ".").resolve() != ROOT])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    try:
+        assert cli.parse_config(["--config=../mine/configs/mimic.py"])[0].seed == 77
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
+            del sys.modules[name]  # the copy; the real ones come back with monkeypatch
+
+
+def test_help_prints_usage(monkeypatch, capsys):
+    def fail(arguments):
+        raise AssertionError("help must not run the command")
+
+    for flag in ("--help", "-h"):
+        assert _run(monkeypatch, capsys, fail, flag, MIMIC) == (0, "Usage text.\n", "")
+
+
+def test_a_message_of_many_lines_becomes_one(monkeypatch, capsys):
+    def command(arguments):
+        raise UserError("first\n  second\tthird")
+
+    assert _run(monkeypatch, capsys, command) == (2, "", "error: first second third\n")
+
+
+def test_interrupt_says_how_to_go_on(monkeypatch, capsys):
+    def command(arguments):
+        raise KeyboardInterrupt
+
+    code, _, err = _run(monkeypatch, capsys, command)
+    assert code == 130
+    assert err.count("\n") == 1
+    assert "same command" in err
+
+
+def test_defects_of_the_program_keep_their_traceback(monkeypatch):
+    def command(arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(command, "")
+
+
+# ---- What the main command finds later -------------------------------------------------------------------------------
+
+
+def _tiny(tmp_path: pathlib.Path, **changes) -> list[str]:
+    return [*tiny_runs.arguments(tmp_path / "cache", **changes), f"--workdir={tmp_path / 'run'}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"seed": -1}, ("seed=-1", "at least 0")),
+        ({"train__batch_size": 0}, ("train.batch_size=0", "at least 1")),
+        ({"optim__lr": 0.0}, ("optim.lr=0.0", "above 0")),
+        ({"fusion__dropout": 1.0}, ("fusion.dropout=1.0",)),
+        ({"fusion__preset": "oficial"}, ("fusion.preset='oficial'", "did you mean 'official'")),
+        ({"fusion__gate_metric": "entropie"}, ("fusion.gate_metric", "did you mean 'entropy'")),
+        ({"parallel": "pmapp"}, ("parallel='pmapp'", "did you mean 'pmap'")),
+        ({"data__source": "nhane"}, ("data.source='nhane'", "did you mean 'nhanes'")),
+        ({"model__width": 9}, ("model.width=9", "fusion.heads=2")),
+        ({"devices": 99}, ("devices=99",)),
+        ({"devices": 4, "train__batch_size": 6}, ("batch_size 6", "4 devices")),
+        ({"groups__tail": "('ffdm',)"}, ("'ffdm' is not a modality", "did you mean")),
+        ({"data__fractions": "(0.5,0.5)", "data__shift": 1.5}, ("shift", "1.5")),
+    ],
+)
+def test_bad_values_are_refused_by_name(tmp_path, changes, parts):
+    with pytest.raises(UserError) as error:
+        main.main(_tiny(tmp_path, **changes))
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("parent", ["file", "/proc/self"])
+def test_unwritable_workdir_is_named(tmp_path, parent):
+    (tmp_path / "file").write_text("")  # below a file nobody can make a folder, root included
+    workdir = os.path.join(tmp_path, parent, "run")
+    with pytest.raises(UserError, match="cannot write to workdir") as error:
+        main.main([*tiny_runs.arguments(tmp_path / "cache"), f"--workdir={workdir}"])
+    assert workdir in str(error.value)
+
+
+def test_unwritable_cache_is_named(tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match="cache") as error:
+        main.main(_tiny(tmp_path))
+    assert str(tmp_path / "cache") in str(error.value)
+
+
+def _manifest_command(tmp_path: pathlib.Path, root: str | pathlib.Path) -> list[str]:
+    return [MANIFEST, f"--config.data.root={root}", f"--config.data.cache={tmp_path}/c", f"--workdir={tmp_path}/run"]
+
+
+def test_no_data_folder_is_explained(tmp_path):
+    with pytest.raises(UserError, match=r"data\.root is empty.*--config\.data\.root=DIR"):
+        main.main(_manifest_command(tmp_path, ""))
+
+
+def test_missing_data_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="not exist") as error:
+        main.main(_manifest_command(tmp_path, tmp_path / "gone"))
+    assert "gone" in str(error.value)
+
+
+def test_folder_without_a_schema_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"schema\.yaml"):
+        main.main(_manifest_command(tmp_path, tmp_path / "empty"))
+
+
+def test_a_mistake_about_the_data_does_not_spoil_the_workdir(tmp_path):
+    """The mended command must not be refused because the first, which trained nothing, left its config behind."""
+    with pytest.raises(UserError, match=r"data\.root is empty"):
+        main.main(_manifest_command(tmp_path, ""))
+    with pytest.raises(UserError) as error:
+        main.main(_manifest_command(tmp_path, tmp_path / "gone"))
+    assert "another config" not in str(error.value)
+
+
+# ---- As a shell sees it ----------------------------------------------------------------------------------------------
+
+
+def _shell(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "remind_jax.main", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def _assert_one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_misspelt_key_in_a_shell(tmp_path):
+    done = _shell(MIMIC, "--config.optim.lrr=1", cwd=tmp_path)
+    _assert_one_line(done, "lrr", '"lr"')
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_manifest_in_a_shell_shows_no_patient(tmp_path):
+    folder = write_manifest(tmp_path / "data", n=30)
+    table = (folder / "manifest.csv").read_text().splitlines()
+    table.append(table[1])  # the id of a stay twice
+    (folder / "manifest.csv").write_text("\n".join(table) + "\n")
+    done = _shell(*_manifest_command(tmp_path, folder), cwd=tmp_path)
+    _assert_one_line(done, "E002", "stay")
+    for cell in ("s0", "p0", "case 0"):
+        assert cell not in done.stderr.replace("'", " ").split()
+        assert cell not in done.stdout.split()
+
+
+def test_help_in_a_shell(tmp_path):
+    done = _shell("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "python -m remind_jax.main --config=" in done.stdout
+    assert done.stderr == ""
