@@ -50,6 +50,10 @@ class Checkpoints:
         """Step of the newest complete checkpoint, None when there is none."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def record(self, step: int) -> dict[str, Any]:
         """The record of a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,7 +41,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "optim.schedule": ("cosine", "step", "constant"),
 }
 AT_LEAST_ONE = (
-    *("model.width", "model.tokens", "fusion.blocks", "fusion.heads", "fusion.experts", "fusion.slots"),
+    *("model.width", "model.tokens", "fusion.blocks", "fusion.heads", "fusion.slots"),
     *("fusion.hidden", "dro.every", "train.batch_size", "train.log_every", "eval.batch_size"),
     "eval.bootstrap",
 )
@@ -72,9 +73,10 @@ def validate(config: Any) -> None:
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{key}={value!r} is unknown{hint}; known: {', '.join(choices)}")
     for keys, is_wrong, rule in (
-        (AT_LEAST_ONE, lambda x: x < 1, "at least 1"),
-        (POSITIVE, lambda x: x <= 0, "above 0"),
-        (NOT_NEGATIVE, lambda x: x < 0, "at least 0"),
+        # Each is true of NaN as well.
+        (AT_LEAST_ONE, lambda x: not x >= 1, "at least 1"),
+        (POSITIVE, lambda x: not 0 < x < math.inf, "above 0 and finite"),
+        (NOT_NEGATIVE, lambda x: not 0 <= x < math.inf, "at least 0 and finite"),
         (BELOW_ONE, lambda x: not 0 <= x < 1, "at least 0 and below 1"),
     ):
         for key in keys:
@@ -82,8 +84,10 @@ def validate(config: Any) -> None:
                 raise UserError(f"{key}={_value(config, key)} must be {rule}")
     if config.model.width % config.fusion.heads:
         raise UserError(f"model.width={config.model.width} is not a multiple of fusion.heads={config.fusion.heads}")
-    if config.fusion.experts * config.fusion.slots < 2:
-        raise UserError("fusion.experts=1 with one slot leaves nothing to route to: use at least 2 experts")
+    if config.parallel == "pmap" and config.fusion.gate_granularity == "batch":
+        raise UserError("fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit")
+    if config.fusion.experts < 2:
+        raise UserError(f"fusion.experts={config.fusion.experts} leaves nothing to route to: use at least 2")
 
 
 def model_spec(config: Any) -> ModelSpec:

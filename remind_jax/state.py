@@ -84,6 +84,11 @@ def make_optimizer(
     )
 
 
+def with_dro(opt_state: Any, dro_state: Any) -> Any:
+    """An optimizer state with other group weights, of the same type: another one would be compiled for anew."""
+    return type(opt_state)(opt_state, dro=dro_state)
+
+
 def effective_decay(decay: float, steps: int) -> float:
     """Decay of the weight average, shortened in runs so short that it would still remember the initial weights.
 

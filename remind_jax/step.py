@@ -145,16 +145,17 @@ def make_step(
 
         gradient, (loss_sum, count, open_sum) = jax.grad(objective, has_aux=True)(state.params)
         gradient = total(gradient)
-        moved = robust * 1.0
         updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, group_loss_sum=moved * loss_sum, group_count=moved * count
+            gradient, state.opt_state, state.params, group_loss_sum=loss_sum, group_count=count
         )
+        if not robust:
+            opt_state = states.with_dro(opt_state, state.opt_state["dro"])
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1.0 - decay) if state.ema else state.ema
         samples = jnp.sum(count)
         metrics = {
             "train/loss": jnp.sum(loss_sum) / samples,
-            "train/gradient_norm": optax.global_norm(gradient),
+            "train/gradient_norm": optax.tree.norm(gradient),
             "gate/open_rate": open_sum / samples,
             "lambda": jnp.exp(opt_state["dro"].log_weights),
         }

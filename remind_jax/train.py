@@ -118,7 +118,9 @@ class Trainer:
 
     def _begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
         state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, self.config.optim.ema > 0)
-        return state if carried_dro is None else state._replace(opt_state={**state.opt_state, "dro": carried_dro})
+        if carried_dro is None:
+            return state
+        return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
 
     def train(self, bar: progress.Silent) -> Params:
         """Runs all stages, from the newest checkpoint if there is one, and returns the chosen weights."""

@@ -17,10 +17,10 @@ from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 
-# Two stages of 60 steps, evaluated and saved every third step, recorded every fourth: steps whose record is still open
+# Two stages of 60 steps, evaluated and saved every sixth step, recorded every seventh: steps whose record is still open
 # at a checkpoint are part of what must survive. Dropout is on.
-CHANGES = {"train__epochs": 10.0, "train__joint_epochs": 5.0, "train__evaluate_every": 0.25, "eval__bootstrap": 20}
-EVERY = 3
+CHANGES = {"train__epochs": 10.0, "train__joint_epochs": 5.0, "train__evaluate_every": 0.5, "train__log_every": 7}
+EVERY = 6
 
 
 def _command(folder: pathlib.Path, run: str, **changes) -> list[str]:
@@ -81,7 +81,7 @@ def runs(tmp_path_factory):
     code, _, err = _finish(alone)
     assert code == 0, err
     killed_at = []
-    for step in (4 * EVERY, 60 + 4 * EVERY):
+    for step in (2 * EVERY, 60 + 2 * EVERY):
         killed_at.append(_kill_when(_start(folder, "killed"), folder / "killed", step))
         assert not (folder / "killed" / "report.json").exists()
         with open(folder / "killed" / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -110,7 +110,7 @@ def test_evaluations_are_equal_and_each_is_there_once(runs):
     alone, killed = (_Files(runs[0] / name).evaluations() for name in ("alone", "killed"))
     assert [record["step"] for record in alone] == list(range(EVERY, 121, EVERY))
     assert alone == killed
-    assert len({record["eval/loss"] for record in alone}) > 30  # the weights did move
+    assert len({record["eval/loss"] for record in alone}) > 15  # the weights did move
 
 
 def test_reports_are_equal(runs):

@@ -67,8 +67,8 @@ def test_every_known_choice_is_valid(config, key, choice):
     ("keys", "wrong", "edge", "rule"),
     [
         (settings.AT_LEAST_ONE, 0, 1, "at least 1"),
-        (settings.POSITIVE, 0.0, 1e-9, "above 0"),
-        (settings.NOT_NEGATIVE, -1, 0, "at least 0"),
+        (settings.POSITIVE, 0.0, 1e-9, "above 0 and finite"),
+        (settings.NOT_NEGATIVE, -1, 0, "at least 0 and finite"),
         (settings.BELOW_ONE, 1.0, 0.0, "at least 0 and below 1"),
         (settings.BELOW_ONE, -0.1, 0.999, "at least 0 and below 1"),
     ],
@@ -85,10 +85,11 @@ def test_numbers_out_of_range_are_refused_by_name(config, keys, wrong, edge, rul
         _set(config, key, before)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
 @pytest.mark.parametrize("key", ["optim.lr", "dro.gamma", "train.epochs", "fusion.dropout"])
-def test_not_a_number_is_refused(config, key):
+def test_numbers_that_are_none_are_refused(config, key, value):
     """NaN is neither below nor above a bound; taken on, it would turn every weight into NaN."""
-    _set(config, key, float("nan"))
+    _set(config, key, float(value))
     assert key in _message(config)
 
 
@@ -98,10 +99,11 @@ def test_heads_must_divide_the_width(config):
     assert "fusion.heads=8" in _message(config)
 
 
-def test_one_slot_in_all_is_refused(config):
-    config.fusion.experts, config.fusion.slots = 1, 1
-    assert "experts" in _message(config)
-    config.fusion.slots = 2
+def test_one_expert_is_refused(config):
+    """The entropy over experts, by which the gate decides, is zero for one whatever the number of slots."""
+    config.fusion.experts, config.fusion.slots = 1, 2
+    assert "fusion.experts=1" in _message(config)
+    config.fusion.experts = 2
     settings.validate(config)
 
 

@@ -94,7 +94,7 @@ def test_weights_for_evaluation_are_all_of_them_averaged_where_there_is_an_avera
 def moved(gradients: dict[str, jax.Array], **options) -> dict[str, float]:
     """By how much one step moves each parameter (its largest entry)."""
     transform = optimizer(**options)
-    updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS, **SUMS)
+    updates, _ = jax.jit(transform.update)(gradients, transform.init(PARAMS), PARAMS, **SUMS)
     return {path: float(jnp.max(jnp.abs(x))) for path, x in updates.items()}
 
 

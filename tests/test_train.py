@@ -30,8 +30,8 @@ COUNTS = np.array([60, 30, 10])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    with tiny_runs.quick_compilation():
+def _quick_compilation(tmp_path_factory):
+    with tiny_runs.quick_compilation(tmp_path_factory):
         yield
 
 

@@ -98,9 +98,18 @@ def test_another_config_is_refused_by_its_keys_and_changes_nothing(folder, now, 
 
 
 def test_many_differences_are_counted(tmp_path):
-    RunFolder(tmp_path, {f"k{i}": 0 for i in range(12)}).close()
+    folder = RunFolder(tmp_path, {f"k{i}": 0 for i in range(12)})
+    folder.log({"step": 1})
+    folder.close()
     with pytest.raises(UserError, match="and 4 more"):
         RunFolder(tmp_path, {f"k{i}": 1 for i in range(12)})
+
+
+def test_a_run_that_never_began_is_no_obstacle(folder):
+    """The first command failed before it trained, on its data say; the mended one may use the same folder."""
+    folder.close()
+    RunFolder(folder.path, CONFIG | {"seed": 1}).close()
+    assert json.loads((folder.path / "config.json").read_text())["seed"] == 1
 
 
 def test_damaged_config_is_refused(tmp_path):

@@ -1,11 +1,14 @@
 """Runs small enough for tests: the phenomenon data with a network of a few hundred weights."""
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from remind_jax import cli
 
@@ -49,16 +52,27 @@ def config(cache: pathlib.Path, method: str = "remind", **changes: Any) -> Any:
 
 
 @contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Less optimisation of what is compiled, most of a tiny run's time; the standard promotion of types.
+def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Spares what most of a tiny run's time goes into; and lets types be promoted as usual.
 
-    The latter because optax's Adam raises a float to an integer power, which the strict mode of the tests refuses.
+    XLA optimises less, and what one test has compiled the others of this session find on disk. Promotion, because
+    optax's Adam raises a float to an integer power, which the strict mode of the tests refuses.
     """
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    changes = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(shared / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: jax.config.values[name] for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
     try:
         with jax.numpy_dtype_promotion("standard"):
             yield
     finally:
-        jax.config.update(name, before)
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()

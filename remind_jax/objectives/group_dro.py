@@ -49,7 +49,7 @@ def known_losses(loss_sum: jax.Array, loss_count: jax.Array, last_loss: jax.Arra
     """
     current = jnp.where(loss_count > 0, loss_sum / jnp.maximum(loss_count, 1e-12), last_loss)
     known = seen | (loss_count > 0)
-    mean_known = jnp.sum(jnp.where(known, current, 0.0)) / jnp.maximum(jnp.sum(known), 1)
+    mean_known = jnp.sum(jnp.where(known, current, 0.0)) / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
     return jnp.where(known, current, mean_known)
 
 
@@ -83,7 +83,8 @@ def group_dro(
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
-    start = jnp.full(num_groups, 1.0 / num_groups) if initial is None else jnp.asarray(initial, jnp.float32)
+    uniform = jnp.full(num_groups, 1.0 / num_groups, jnp.float32)
+    start = uniform if initial is None else jnp.asarray(initial, jnp.float32)
     if start.shape != (num_groups,):
         raise ValueError(f"initial has shape {start.shape}, expected ({num_groups},)")
 

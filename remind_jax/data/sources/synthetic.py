@@ -134,7 +134,7 @@ def make_world(
 
 
 def _deal_atoms(probabilities: np.ndarray, atoms: int, rng: np.random.Generator) -> np.ndarray:
-    """The atom of each group [g]: one for all rare groups, the others for the frequent ones; evenly if all are alike."""
+    """The atom of each group [g]: one for all rare groups, the others for the frequent; evenly if all are alike."""
     rare = probabilities < RARE
     if atoms == 1 or atoms >= len(rare) or rare.all() or not rare.any():
         return rng.permutation(np.arange(len(rare)) % atoms)

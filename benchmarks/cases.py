@@ -1,0 +1,421 @@
+"""What is timed: networks of several sizes, and the variants of each case.
+
+A variant is built only when it is timed. Jitted functions take parameters and data as arguments: XLA would fold
+closed-over weights into constants. All variants of a case get equal weights where they share them, and equal batches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from remind_jax import state as states
+from remind_jax.models.encoders import t5
+from remind_jax.models.fusion.soft_moe import FusionSpec
+from remind_jax.models.model import ModelSpec, Network, make_network
+from remind_jax.objectives import group_dro, reweigh
+from remind_jax.ops import flops, losses, soft_moe
+
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
+CLASSES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Shape of a network and of its batch; the letters of the project's legend, `m` modalities of `t` tokens each.
+
+    Attributes:
+      patch: numbers in a precomputed token.
+      text: size of the text encoders of case table17 (a key of `t5.SIZES`).
+    """
+
+    b: int
+    m: int
+    t: int
+    d: int
+    h: int
+    e: int
+    f: int
+    g: int
+    patch: int
+    text: str = "small"
+
+
+SIZES = {
+    "tiny": Size(b=4, m=3, t=2, d=16, h=2, e=4, f=8, g=3, patch=4),
+    "small": Size(b=4, m=4, t=16, d=64, h=8, e=8, f=128, g=6, patch=64),
+    # FPRM (7.4.1): embeddings of 512 numbers as 16 tokens.
+    "fprm": Size(b=32, m=4, t=16, d=128, h=8, e=32, f=512, g=5, patch=32),
+    # Fusion of the paper's width with 38, 151 and 608 million parameters.
+    "e8": Size(b=8, m=3, t=16, d=768, h=8, e=8, f=3072, g=7, patch=48),
+    "e32": Size(b=8, m=3, t=16, d=768, h=8, e=32, f=3072, g=7, patch=48),
+    "e128": Size(b=8, m=3, t=16, d=768, h=8, e=128, f=3072, g=7, patch=48),
+    # Table 17: four encoders of ViT-B/16's shape, all 197 tokens of each in the fusion, 15 combinations.
+    "full": Size(b=32, m=4, t=197, d=768, h=8, e=128, f=3072, g=15, patch=768, text="base"),
+}
+
+
+class Variant(NamedTuple):
+    """One thing to time.
+
+    Attributes:
+      call: runs it once and waits for the result.
+      facts: what the record says of it besides times: operations, parameters, bytes.
+    """
+
+    call: Callable[[], Any]
+    facts: dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """A variant before it is built; ratios are taken within one `measure`."""
+
+    measure: str
+    name: str
+    build: Callable[[], Variant]
+
+
+class Case(NamedTuple):
+    """Entries by size, what the ratios refer to, and the sizes it makes sense for, the default first."""
+
+    entries: Callable[[Size, frozenset[str]], list[Entry]]
+    references: tuple[str, ...]
+    sizes: tuple[str, ...]
+
+
+class Input(NamedTuple):
+    """What the network must know of one modality."""
+
+    kind: str
+    shape: tuple[int, ...]
+    vocabulary: int
+
+
+class Setup(NamedTuple):
+    """A network with its weights, a batch on the device, and its analytic cost."""
+
+    network: Network
+    params: dict[str, jax.Array]
+    batch: dict[str, jax.Array]
+    cost: flops.Cost
+    trained: flops.Cost  # of the parts outside the encoders
+
+
+def make_inputs(size: Size, kind: str) -> dict[str, Input]:
+    """One input a modality: `embedding` ([t, patch] numbers) or `text` (t token ids)."""
+    shape = (size.t, size.patch) if kind == "embedding" else (size.t,)
+    return {f"m{i}": Input(kind, shape, 1_000) for i in range(size.m)}
+
+
+def make_batch(size: Size, inputs: Mapping[str, Input], seed: int = 0) -> dict[str, np.ndarray]:
+    """Random samples of g random modality combinations, in the form that a train step takes."""
+    rng = np.random.default_rng(seed)
+    codes = 1 + rng.choice(2**size.m - 1, size.g, replace=False)
+    groups = rng.integers(0, size.g, size.b).astype(np.int32)
+    present = (codes[groups][:, None] >> np.arange(size.m)) % 2 == 1
+    batch = {"group": groups, "present": present, "weight": np.ones(size.b, np.float32)}
+    batch["label"] = rng.integers(0, CLASSES, size.b).astype(np.int32)
+    for i, (name, one) in enumerate(inputs.items()):
+        shape = (size.b, *one.shape)
+        x = rng.integers(3, one.vocabulary, shape) if one.kind == "text" else rng.normal(size=shape)
+        x = x * present[:, i].reshape(-1, *[1] * len(one.shape))
+        batch[name] = x.astype(np.int32 if one.kind == "text" else np.float32)
+    return batch
+
+
+def _costs(size: Size, kind: str, spec: ModelSpec, gate: str) -> tuple[flops.Cost, flops.Cost]:
+    """Costs of the whole network and of what lies outside its encoders."""
+    if kind == "text":
+        shape = t5.SIZES[size.text]
+        encoder = flops.t5_encoder(length=size.t, vocabulary=1_000, gated=False, t=size.t, d=size.d, **shape)
+    else:
+        encoder = flops.patch_encoder(t=size.t, patch=size.patch, d=size.d)
+    block = flops.fusion_block(
+        n=size.m * size.t,
+        d=size.d,
+        e=size.e,
+        s=1,
+        f=size.f,
+        groups=size.g if spec.fusion.group_routers else 0,
+        gate=gate,
+    )
+    rows = size.g if spec.imputation == "group" else size.m
+    rest = [block, {"head": flops.linear(1, size.d, CLASSES), "imputation": flops.Cost(0, rows * size.d)}]
+    return flops.total([encoder] * size.m + rest), flops.total(rest)
+
+
+def set_up(size: Size, *, routed: bool, gate: str, preset: str = "official", kind: str = "embedding") -> Setup:
+    """Builds a network of one fusion block with weights and batch.
+
+    Args:
+      size: shapes.
+      routed: REMIND's routers and vectors for each combination, instead of one router and a vector a modality.
+      gate: see `Model.__call__`.
+      preset: of the soft MoE.
+      kind: of all modalities.
+    """
+    fusion = FusionSpec(heads=size.h, experts=size.e, hidden=size.f, preset=preset, group_routers=routed)
+    spec = ModelSpec(
+        width=size.d,
+        tokens=size.t,
+        text_size=size.text,
+        text_gated=False,
+        imputation="group" if routed else "modality",
+        fusion=fusion,
+    )
+    inputs = make_inputs(size, kind)
+    network = make_network(spec, inputs, size.g, CLASSES)
+    params = jax.jit(network.init)(jax.random.key(0))
+    return Setup(network, params, jax.device_put(make_batch(size, inputs)), *_costs(size, kind, spec, gate))
+
+
+def compiled(function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> tuple[Callable, dict[str, Any]]:
+    """Compiles for these arguments; also says what XLA counted, None where the backend does not tell."""
+    program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+    cost, memory = program.cost_analysis() or {}, program.memory_analysis()
+    facts = {"xla_flops": cost.get("flops")}
+    for name in ("argument", "output", "alias", "temp"):
+        facts[f"{name}_bytes"] = getattr(memory, f"{name}_size_in_bytes", None)
+    return program, facts
+
+
+def mean_loss(network: Network, gate: str, params: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]):
+    """Mean cross entropy of a batch."""
+    return jnp.mean(losses.cross_entropy(network.apply(params, batch, gate=gate).logits, batch["label"]))
+
+
+def make_step(
+    network: Network,
+    optimizer: optax.GradientTransformationExtraArgs,
+    num_groups: int,
+    *,
+    gate: str,
+    robust: bool,
+) -> Callable[[states.TrainState, Mapping[str, jax.Array]], tuple[states.TrainState, dict[str, jax.Array]]]:
+    """The train step of `remind_jax.step` on one device, without dropout and averaging; a test compares the two."""
+
+    def step(state, batch):
+        def objective(params):
+            output = network.apply({**state.frozen, **params}, batch, gate=gate)
+            each = losses.cross_entropy(output.logits, batch["label"])
+            loss_sum, count = losses.group_sums(each, batch["group"], batch["weight"], num_groups)
+            if robust:
+                factors = group_dro.robust_factors(jnp.exp(state.opt_state["dro"].log_weights), count)
+            else:
+                factors = reweigh.weighted_mean_factors(jnp.ones(num_groups), count)
+            open_sum = jnp.sum(output.open_rate * batch["weight"])
+            return jnp.sum(loss_sum * jax.lax.stop_gradient(factors)), (loss_sum, count, open_sum)
+
+        gradient, (loss_sum, count, open_sum) = jax.grad(objective, has_aux=True)(state.params)
+        moved = robust * 1.0
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, state.params, group_loss_sum=moved * loss_sum, group_count=moved * count
+        )
+        metrics = {
+            "train/loss": jnp.sum(loss_sum) / jnp.sum(count),
+            "train/gradient_norm": optax.global_norm(gradient),
+            "gate/open_rate": open_sum / jnp.sum(count),
+            "lambda": jnp.exp(opt_state["dro"].log_weights),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return states.TrainState(state.step + 1, params, state.frozen, opt_state, state.ema), metrics
+
+    return step
+
+
+def make_optimizer(num_groups: int) -> optax.GradientTransformationExtraArgs:
+    """AdamW without clipping, and λ."""
+    schedule = optax.constant_schedule(LEARNING_RATE)
+    return states.make_optimizer(schedule, weight_decay=WEIGHT_DECAY, clip=0.0, dro=group_dro.group_dro(num_groups))
+
+
+def _facts(cost_flops: int, parameters: int, batch: int, library: str = "jax") -> dict[str, Any]:
+    return {"library": library, "analytic_flops": cost_flops * batch, "parameters": parameters}
+
+
+def _forward(size: Size, gate: str, **options: Any) -> Variant:
+    setup = set_up(size, gate=gate, **options)
+    program, facts = compiled(lambda p, x: setup.network.apply(p, x, gate=gate).logits, setup.params, setup.batch)
+    facts |= _facts(setup.cost.flops, setup.cost.parameters, size.b)
+    return Variant(lambda: jax.block_until_ready(program(setup.params, setup.batch)), facts)
+
+
+def _backward(size: Size, gate: str, **options: Any) -> Variant:
+    setup = set_up(size, gate=gate, **options)
+    function = jax.value_and_grad(functools.partial(mean_loss, setup.network, gate))
+    program, facts = compiled(function, setup.params, setup.batch)
+    facts |= _facts(flops.TRAIN_FACTOR * setup.cost.flops, setup.cost.parameters, size.b)
+    return Variant(lambda: jax.block_until_ready(program(setup.params, setup.batch)), facts)
+
+
+def _step(size: Size, gate: str, *, robust: bool, frozen: bool = False, **options: Any) -> Variant:
+    """A train step whose state is donated; `frozen` leaves the encoders as they are."""
+    setup = set_up(size, gate=gate, **options)
+    optimizer = make_optimizer(size.g)
+    state = states.start(
+        setup.params, lambda path: frozen and path.startswith("encoders/"), optimizer, step=0, ema=False
+    )
+    # The state may not share buffers with anything that lives on: it is donated.
+    state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+    step = make_step(setup.network, optimizer, size.g, gate=gate, robust=robust)
+    program, facts = compiled(step, state, setup.batch, donate=(0,))
+    extra = setup.trained.flops if frozen else setup.cost.flops
+    facts |= _facts(setup.cost.flops + (flops.TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
+    if options.get("kind") == "text":
+        facts["xla_flops"] = None  # XLA counts the body of the scan over layers once
+    batch, held = setup.batch, [state]
+    del setup, state
+
+    def call() -> None:
+        held[0], metrics = program(held[0], batch)
+        jax.block_until_ready((held[0], metrics))
+
+    return Variant(call, facts)
+
+
+def _torch(size: Size, measure: str, form: str, compile_it: bool = False) -> Variant:
+    """A PyTorch reference, compared with the JAX network before it is timed."""
+    from benchmarks import torch_reference as reference
+
+    setup = set_up(size, routed=False, gate="never")
+    weights = {path: np.asarray(x) for path, x in setup.params.items()}
+    network = reference.Network(weights, form, size.h, soft_moe.PRESETS["official"])
+    batch = reference.to_torch(setup.batch)
+    check_parity(setup, network, batch)
+    run = reference.torch.compile(network) if compile_it else network
+    factor = 1 if measure == "forward" else flops.TRAIN_FACTOR
+    facts = _facts(factor * setup.cost.flops, setup.cost.parameters, size.b, "torch")
+    if measure == "forward":
+        return Variant(reference.forward(run, batch), facts)
+    if measure == "forward+backward":
+        return Variant(reference.backward(network, batch, run), facts)
+    return Variant(reference.train(network, batch, LEARNING_RATE, WEIGHT_DECAY, run), facts)
+
+
+def check_parity(setup: Setup, network: Any, batch: Mapping[str, Any], tolerance: float = 1e-3) -> None:
+    """Compares logits, gradients and one AdamW step of a PyTorch network with those of the JAX network.
+
+    The weights of the PyTorch network are put back afterwards.
+
+    Raises:
+      RuntimeError: names what differs by more than `tolerance` of its largest entry.
+    """
+    from benchmarks import torch_reference as reference
+
+    def compare(what: str, ours: Any, theirs: np.ndarray) -> None:
+        ours = np.asarray(ours)
+        error = np.max(np.abs(ours - theirs)) / max(np.max(np.abs(ours)), 1e-6)
+        if not error <= tolerance:
+            raise RuntimeError(f"torch and JAX differ in {what} by {error:.1e} of the largest entry")
+
+    loss = functools.partial(mean_loss, setup.network, "never")
+    compare(
+        "logits",
+        jax.jit(lambda p, x: setup.network.apply(p, x, gate="never").logits)(setup.params, setup.batch),
+        reference.forward(network, batch)().numpy(),
+    )
+    gradients = jax.jit(jax.grad(loss))(setup.params, setup.batch)
+    reference.train(network, batch, LEARNING_RATE, WEIGHT_DECAY)()
+    theirs = network.read(gradient=True)
+    for path, gradient in gradients.items():
+        compare(f"the gradient of {path}", gradient, theirs[path])
+    # From the same gradients, since Adam's first step turns noise about zero into whole steps.
+    optimizer = make_optimizer(1)
+    zeros = jnp.zeros(1)
+    updates, _ = optimizer.update(
+        {path: jnp.asarray(x) for path, x in theirs.items()},
+        optimizer.init(setup.params),
+        setup.params,
+        group_loss_sum=zeros,
+        group_count=zeros,
+    )
+    moved = network.read()
+    for path, update in updates.items():
+        compare(f"the AdamW step of {path}", update, moved[path] - np.asarray(setup.params[path]))
+    network.load({path: np.asarray(x) for path, x in setup.params.items()})
+
+
+def _torch_entries(size: Size, measures: tuple[str, ...], options: frozenset[str]) -> list[Entry]:
+    found = []
+    if "torch" in options:
+        for measure in measures:
+            for form in ("loop", "vectorised"):
+                found.append(Entry(measure, f"torch {form}", functools.partial(_torch, size, measure, form)))
+            if "compile" in options:
+                build = functools.partial(_torch, size, measure, "vectorised", compile_it=True)
+                found.append(Entry(measure, "torch compile", build))
+    return found
+
+
+def _block_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    variants = {
+        "shared router": {"routed": False, "gate": "never"},
+        "group routers": {"routed": True, "gate": "always"},
+        "gated group routers": {"routed": True, "gate": "gated"},
+    }
+    for preset in soft_moe.PRESETS:
+        if preset != "official":
+            variants[f"shared router {preset}"] = {"routed": False, "gate": "never", "preset": preset}
+    measures = {"forward": _forward, "forward+backward": _backward}
+    entries = [
+        Entry(measure, name, functools.partial(build, size, **variant))
+        for measure, build in measures.items()
+        for name, variant in variants.items()
+    ]
+    return entries + _torch_entries(size, tuple(measures), options)
+
+
+# The methods of the paper that differ in cost; remind_no_dro weighs all samples alike.
+METHODS = {
+    "soft_moe": {"routed": False, "gate": "never", "robust": False},
+    "remind": {"routed": True, "gate": "gated", "robust": True},
+    "remind_no_dro": {"routed": True, "gate": "gated", "robust": False},
+}
+
+
+def _step_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    entries = [Entry("train step", name, functools.partial(_step, size, **method)) for name, method in METHODS.items()]
+    return entries + _torch_entries(size, ("train step",), options)
+
+
+def _group_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """One network with 16 modalities, whose number of observed combinations alone changes."""
+    del options
+    tokens = size.m * size.t
+    size = dataclasses.replace(size, m=16, t=max(1, tokens // 16))
+    return [
+        Entry(
+            "train step",
+            f"{count} combinations",
+            functools.partial(_step, dataclasses.replace(size, g=count), **METHODS["remind"]),
+        )
+        for count in (6, 60, 1_000, 10_000)
+    ]
+
+
+def _table17_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """All trained, encoders frozen, and from stored features (a linear map stands where the encoder was)."""
+    del options
+    stages = {
+        "all trained": {"kind": "text"},
+        "encoders frozen": {"kind": "text", "frozen": True},
+        "stored features": {"kind": "embedding"},
+    }
+    return [
+        Entry(stage, name, functools.partial(_step, size, **METHODS[name], **chosen))
+        for stage, chosen in stages.items()
+        for name in ("soft_moe", "remind")
+    ]
+
+
+CASES = {
+    "block": Case(_block_entries, ("torch loop", "shared router"), ("fprm", "tiny", "small", "e8", "e32", "e128")),
+    "step": Case(_step_entries, ("torch loop", "torch compile", "soft_moe"), ("fprm", "tiny", "e8", "e32", "e128")),
+    "groups": Case(_group_entries, ("6 combinations",), ("fprm", "tiny", "small")),
+    "table17": Case(_table17_entries, ("soft_moe",), ("small", "tiny", "full")),
+}

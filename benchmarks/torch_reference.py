@@ -1,0 +1,233 @@
+"""The same network in PyTorch, as a user of the paper would write it.
+
+Two forms of the experts: `loop`, one module an expert as in the paper's listing (7.2.10), and `vectorised`, one batched
+product over stacked weights. Both take their weights from a JAX network and are compared with it before they are timed.
+Importing this module needs torch.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from remind_jax.ops.soft_moe import EPSILON, Routing
+
+FORMS = ("loop", "vectorised")
+_NOT_DECAYED = re.compile(r"(bias|scale)$")
+
+
+def _unit_length(x: torch.Tensor, dim: int) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().sum(dim, keepdim=True) + EPSILON)
+
+
+class _Loop(nn.Module):
+    """Experts as a list of modules, called one after the other."""
+
+    def __init__(self, e: int, d: int, f: int):
+        super().__init__()
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(d, f), nn.GELU(approximate="tanh"), nn.Linear(f, d)) for _ in range(e)
+        )
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """Maps [b, e, s, d] to [b, e, s, d]."""
+        return torch.stack([expert(slots[:, i]) for i, expert in enumerate(self.experts)], dim=1)
+
+    def bindings(self) -> dict[str, tuple[list[nn.Parameter], bool]]:
+        first, last = [expert[0] for expert in self.experts], [expert[2] for expert in self.experts]
+        return {
+            "expert_in": ([layer.weight for layer in first], True),
+            "expert_in_bias": ([layer.bias for layer in first], False),
+            "expert_out": ([layer.weight for layer in last], True),
+            "expert_out_bias": ([layer.bias for layer in last], False),
+        }
+
+
+class _Vectorised(nn.Module):
+    """Experts as stacked weights and two batched products."""
+
+    def __init__(self, e: int, d: int, f: int):
+        super().__init__()
+        self.w_in, self.b_in = nn.Parameter(torch.empty(e, d, f)), nn.Parameter(torch.empty(e, f))
+        self.w_out, self.b_out = nn.Parameter(torch.empty(e, f, d)), nn.Parameter(torch.empty(e, d))
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """Maps [b, e, s, d] to [b, e, s, d]."""
+        b, e, s, d = slots.shape
+        x = slots.transpose(0, 1).reshape(e, b * s, d)
+        hidden = functional.gelu(torch.baddbmm(self.b_in[:, None], x, self.w_in), approximate="tanh")
+        out = torch.baddbmm(self.b_out[:, None], hidden, self.w_out)
+        return out.reshape(e, b, s, d).transpose(0, 1)
+
+    def bindings(self) -> dict[str, tuple[list[nn.Parameter], bool]]:
+        return {
+            "expert_in": ([self.w_in], False),
+            "expert_in_bias": ([self.b_in], False),
+            "expert_out": ([self.w_out], False),
+            "expert_out_bias": ([self.b_out], False),
+        }
+
+
+class Network(nn.Module):
+    """Patch encoders, learned vectors for missing modalities, one fusion block with a shared router, mean, head."""
+
+    def __init__(self, params: Mapping[str, np.ndarray], form: str, heads: int, routing: Routing):
+        """Takes over the weights of a JAX network without group routers.
+
+        Args:
+          params: by path, see `remind_jax.models.model.make_network`.
+          form: one of `FORMS`.
+          heads: h.
+          routing: preset of the soft MoE.
+        """
+        super().__init__()
+        e, d, f = params["block_0/expert_in"].shape
+        patterns = (re.fullmatch(r"encoders/(.+)/position", path) for path in params)
+        self.modalities = tuple(match[1] for match in patterns if match)
+        self.heads, self.routing = heads, routing
+
+        def free(path: str) -> nn.Parameter:
+            return nn.Parameter(torch.empty(params[path].shape))
+
+        def dense(path: str) -> nn.Linear:
+            return nn.Linear(*params[f"{path}/kernel"].shape)
+
+        self.embed = nn.ModuleList(dense(f"encoders/{name}/embed") for name in self.modalities)
+        self.position = nn.ParameterList(free(f"encoders/{name}/position") for name in self.modalities)
+        self.missing = free("imputation/modality")
+        self.attention_norm, self.moe_norm = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
+        self.query_key_value, self.output = dense("block_0/query_key_value"), dense("block_0/output")
+        self.router, self.router_scale = free("block_0/router"), free("block_0/router_scale")
+        self.experts = {"loop": _Loop, "vectorised": _Vectorised}[form](e, d, f)
+        self.head = dense("head")
+        self.load(params)
+
+    def _bindings(self) -> dict[str, tuple[list[nn.Parameter], bool]]:
+        """For each path of the JAX network the tensors that hold it, stacked if several, and whether transposed."""
+        found = {"imputation/modality": ([self.missing], False)}
+        for name, embed, position in zip(self.modalities, self.embed, self.position, strict=True):
+            found[f"encoders/{name}/position"] = ([position], False)
+            found |= _dense_bindings(f"encoders/{name}/embed", embed)
+        for name in ("attention_norm", "moe_norm"):
+            found[f"block_0/{name}/scale"] = ([getattr(self, name).weight], False)
+            found[f"block_0/{name}/bias"] = ([getattr(self, name).bias], False)
+        found["block_0/router"], found["block_0/router_scale"] = ([self.router], False), ([self.router_scale], False)
+        found |= _dense_bindings("block_0/query_key_value", self.query_key_value)
+        found |= _dense_bindings("block_0/output", self.output) | _dense_bindings("head", self.head)
+        return found | {f"block_0/{name}": binding for name, binding in self.experts.bindings().items()}
+
+    @torch.no_grad()
+    def load(self, params: Mapping[str, np.ndarray]) -> None:
+        """Takes over all weights, by path of the JAX network."""
+        bindings = self._bindings()
+        if set(bindings) != set(params):
+            raise ValueError(f"parameters that only one side has: {sorted(set(bindings) ^ set(params))}")
+        for path, (tensors, transposed) in bindings.items():
+            values = params[path] if len(tensors) > 1 else params[path][None]
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(torch.tensor(value.T if transposed else value))
+
+    def read(self, *, gradient: bool = False) -> dict[str, np.ndarray]:
+        """Values or gradients under the paths of the JAX network."""
+
+        def array(tensor: nn.Parameter, transposed: bool) -> np.ndarray:
+            unused = gradient and tensor.grad is None
+            value = torch.zeros_like(tensor) if unused else tensor.grad if gradient else tensor
+            value = value.detach().numpy()
+            return (value.T if transposed else value).copy()
+
+        found = {}
+        for path, (tensors, transposed) in self._bindings().items():
+            arrays = [array(tensor, transposed) for tensor in tensors]
+            found[path] = np.stack(arrays) if len(arrays) > 1 else arrays[0]
+        return found
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits [b, c] of a batch with the inputs [b, t, w] of each modality and `present` [b, m]."""
+        tokens = []
+        for i, (name, embed, position) in enumerate(zip(self.modalities, self.embed, self.position, strict=True)):
+            observed = batch["present"][:, i, None, None]
+            tokens.append(torch.where(observed, embed(batch[name]) + position, self.missing[i]))
+        x = torch.cat(tokens, dim=1)
+        x = x + self._attend(self.attention_norm(x))
+        x = x + self._mix(self.moe_norm(x))
+        return self.head(x.mean(dim=1))
+
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, d = x.shape
+        projected = self.query_key_value(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(*projected.unbind(0))
+        return self.output(mixed.transpose(1, 2).reshape(b, n, d))
+
+    def _mix(self, x: torch.Tensor) -> torch.Tensor:
+        unit = _unit_length(x, -1)
+        if self.routing.normalize:
+            logits = torch.einsum("bmd,dnp->bmnp", unit, self.router_scale * _unit_length(self.router, 0))
+        else:
+            logits = torch.einsum("bmd,dnp->bmnp", x, self.router)
+        dispatch = torch.softmax(logits, dim={"tokens": 1, "experts": 2}[self.routing.dispatch_over])
+        combine = torch.softmax(logits.flatten(2), dim=-1).view_as(logits)
+        inputs = unit if self.routing.expert_input == "normalized" else x
+        slots = torch.einsum("bmd,bmnp->bnpd", inputs, dispatch)
+        return torch.einsum("bnpd,bmnp->bmd", self.experts(slots), combine)
+
+    def optimizer(self, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Fused AdamW that leaves biases and scales undecayed, as `remind_jax.state.make_optimizer` does."""
+        decayed, others = [], []
+        for path, (tensors, _) in self._bindings().items():
+            (others if _NOT_DECAYED.search(path) else decayed).extend(tensors)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def _dense_bindings(path: str, layer: nn.Linear) -> dict[str, tuple[list[nn.Parameter], bool]]:
+    return {f"{path}/kernel": ([layer.weight], True), f"{path}/bias": ([layer.bias], False)}
+
+
+def to_torch(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """A batch of arrays as tensors, indices as int64."""
+    arrays = {name: np.asarray(x) for name, x in batch.items()}
+    return {name: torch.tensor(x.astype(np.int64) if x.dtype == np.int32 else x) for name, x in arrays.items()}
+
+
+def forward(network: Callable, batch: Mapping[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """A forward pass without gradients as a call without arguments."""
+
+    def call() -> torch.Tensor:
+        with torch.no_grad():
+            return network(batch)
+
+    return call
+
+
+def backward(network: nn.Module, batch: Mapping[str, torch.Tensor], run: Callable | None = None) -> Callable[[], None]:
+    """Loss and fresh gradients of `network`, run as `run` (a compiled form of it) where that is given."""
+    run = run or network
+
+    def call() -> None:
+        for parameter in network.parameters():
+            parameter.grad = None
+        functional.cross_entropy(run(batch), batch["label"]).backward()
+
+    return call
+
+
+def train(
+    network: nn.Module,
+    batch: Mapping[str, torch.Tensor],
+    lr: float,
+    weight_decay: float,
+    run: Callable | None = None,
+) -> Callable[[], None]:
+    """A whole train step with fused AdamW."""
+    optimizer, gradients = network.optimizer(lr, weight_decay), backward(network, batch, run)
+
+    def call() -> None:
+        gradients()
+        optimizer.step()
+
+    return call

@@ -1,0 +1,117 @@
+"""The analyses of the paper on finished runs, and how they open a run."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from remind_jax import settings
+from remind_jax import state as states
+from remind_jax.checkpoint import Checkpoints, host_copy
+from remind_jax.data import dataset as datasets
+from remind_jax.errors import UserError
+from remind_jax.models.model import Network, Params, make_network
+from remind_jax.step import Stage, make_dro, plan_stages
+
+
+def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of a finished run, from its config.json; no Python that lies in the folder is run.
+
+    Raises:
+      UserError: the folder holds no finished run, or its config is not one of this version.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path} holds no run: config.json is missing")
+    # Opening checkpoints clears away what a run in progress is writing.
+    if not (path / "report.json").is_file():
+        raise UserError(f"the run in {path} is not finished: give its command again to go on")
+    try:
+        config = ml_collections.ConfigDict(json.loads(file.read_text(encoding="utf-8")))
+        settings.validate(config)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is not a config of this version: {error}") from error
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      path: its folder.
+      config: its settings.
+      data: its data set, prepared again.
+      network: its network.
+      stages: its plan.
+    """
+
+    path: pathlib.Path
+    config: ml_collections.ConfigDict
+    data: datasets.Dataset
+    network: Network
+    stages: list[Stage]
+
+    @property
+    def eval_gate(self) -> str:
+        """Whether group routers act in evaluation."""
+        return self.stages[-1].eval_gate
+
+    @property
+    def class_fractions(self) -> np.ndarray:
+        """Share of each class among the train rows, [c]."""
+        labels = self.data.manifest.labels[self.data.rows("train")]
+        return np.bincount(labels, minlength=len(self.data.classes)) / len(labels)
+
+    def weights(self) -> Iterator[tuple[int, Params]]:
+        """Steps and parameters for evaluation: the initial ones, then those of each checkpoint that was kept.
+
+        Raises:
+          UserError: the data are not those that the run was trained on.
+        """
+        initial = host_copy(jax.jit(self.network.init)(jax.random.key(self.config.seed)))
+        yield 0, initial
+        checkpoints = Checkpoints(self.path / "checkpoints", keep=0)
+        try:
+            for step in checkpoints.steps():
+                record = checkpoints.record(step)
+                if record["preprocessor"] != json.loads(json.dumps(self.data.preprocessor.to_dict())):
+                    raise UserError(f"the data have changed since the run in {self.path} was trained")
+                like = self._like(self.stages[record["cursor"]["stage"]], initial)
+                yield step, checkpoints.arrays(step, like)["state"].weights()
+        finally:
+            checkpoints.close()
+
+    def _like(self, stage: Stage, params: Params) -> dict[str, Any]:
+        """Structure and shapes of a checkpoint of a stage."""
+        optim, dro = self.config.optim, make_dro(self.config, self.data.groups.train_counts)
+        optimizer = states.make_optimizer(
+            optax.constant_schedule(0.0), weight_decay=optim.weight_decay, clip=optim.clip, dro=dro
+        )
+        state = jax.eval_shape(
+            lambda p: states.start(p, stage.is_frozen, optimizer, stage.start, optim.ema > 0), params
+        )
+        return {"state": state, "best": params}
+
+
+def open_run(path: pathlib.Path) -> Run:
+    """Reads a finished run's config and prepares its data and network anew.
+
+    Raises:
+      UserError: the folder holds no finished run, or its data cannot be used.
+    """
+    config = read_config(path)
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"{path} holds no checkpoints")
+    data = datasets.load_dataset(config)
+    network = make_network(settings.model_spec(config), data.inputs, len(data.groups), len(data.classes))
+    kinds = {name: spec.kind for name, spec in data.inputs.items()}
+    return Run(path, config, data, network, plan_stages(config, len(data.stores["train"]), kinds))

@@ -1,0 +1,403 @@
+"""Gradient consistency of every modality combination over training (REMIND equations 1, 9 to 17; figures 1b, 3).
+
+    python -m remind_jax.analysis.gradient_consistency --workdir=RUN [--also=RUN2,RUN3]
+
+    --also=RUN2,…       further runs to draw beside it; runs that differ in their seed alone share a column
+    --output=margin     whose gradients: margin | loss | logit (margin: true-class logit less the largest other)
+    --score=abs         what the curves show: abs (|cos|) | signed (Eq. 13, signs by uᵀΘ1 ≥ 0)
+    --n=32              samples a combination
+    --n_whole=128       samples that stand for the whole data set
+    --whole=natural     its make-up: natural (each combination with its share) | balanced (n of each combination)
+    --draws=3           independent draws of samples; the band is their spread, and that of seeds
+    --split=train       train | tuning | held_out
+    --params=^block_    regular expression of the parameters looked at; the fusion blocks by default
+    --method=auto       auto | exact | gram | lanczos
+    --seed=0            of the draws
+
+Writes gradient_consistency.csv, .png and .svg under RUN/analysis. Only checkpoints that were kept can be looked at:
+train with --config.train.keep=0 to keep all. How to read the result: docs/gradient_consistency.md.
+"""
+
+import csv
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from remind_jax import cli
+from remind_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from remind_jax.analysis import Run
+
+NAME = "gradient_consistency"
+COLUMNS = (
+    *("run", "method", "seed", "stage", "step", "group", "tail", "n", "n_train", "draw", "gc", "abs_gc"),
+    *("cos_mean_gradient", "lambda1", "lambda2", "trace", "settings"),
+)
+Row = dict[str, Any]
+
+
+class Settings(NamedTuple):
+    """The choices of the command line, see the module's text."""
+
+    output: str
+    score: str
+    n: int
+    n_whole: int
+    whole: str
+    draws: int
+    split: str
+    params: str
+    method: str
+    seed: int
+
+    def text(self, gate: str, method: str) -> str:
+        """What a row of the table was computed with."""
+        whole = f"balanced:{self.n}" if self.whole == "balanced" else f"natural:{self.n_whole}"
+        parts = {"output": self.output, "whole": whole, "split": self.split, "params": self.params}
+        parts |= {"method": method, "gate": gate, "seed": self.seed}
+        return " ".join(f"{key}={value}" for key, value in parts.items())
+
+
+# ---- Scores ---------------------------------------------------------------------------------------------------------
+
+
+def make_outputs(run: "Run", output: str) -> Callable[..., Any]:
+    """The function (params, batch, fixed) -> [n] of which gradients are taken, in evaluation mode.
+
+    Args:
+      run: the run.
+      output: a key of `ntk.OUTPUTS`; `loss` is the run's own loss of single samples, unweighted.
+    """
+    from remind_jax.ops import ntk
+    from remind_jax.step import make_loss
+
+    scalar = make_loss(run.config, run.class_fractions) if output == "loss" else ntk.OUTPUTS[output]
+    gate = run.eval_gate
+
+    def outputs(params, batch, fixed):
+        return scalar(run.network.apply({**fixed, **params}, batch, gate=gate).logits.astype("float32"), batch["label"])
+
+    return outputs
+
+
+def scores(run: "Run", chosen: Settings) -> Iterator[list[Row]]:
+    """Rows of the table, a list for each checkpoint and draw.
+
+    Raises:
+      UserError: nothing matches `params`, the split is empty, or an output depends on more than its own sample.
+    """
+    from remind_jax import state as states
+    from remind_jax.ops import ntk
+
+    if run.eval_gate == "gated" and run.config.fusion.gate_granularity == "batch":
+        raise UserError("fusion.gate_granularity=batch makes outputs depend on the batch: samples have no gradients")
+    outputs, samples = make_outputs(run, chosen.output), draw_samples(run, chosen)
+    for step, weights in run.weights():
+        fixed, part = states.partition(weights, lambda path: re.search(chosen.params, path) is not None)
+        if not part:
+            there = sorted({path.partition("/")[0] for path in weights})
+            raise UserError(f"no parameter matches --params={chosen.params}; there are {', '.join(there)}")
+        for number, (whole, batches) in enumerate(samples):
+            method = ntk.resolve_method(chosen.method, part, max(len(whole["label"]), chosen.n))
+            found = ntk.compare(outputs, part, whole, batches, fixed, method=method)
+            common = {"run": str(run.path), "method": run.config.method, "seed": run.config.seed, "draw": number}
+            common |= {"step": step, "stage": stage_of(run, step), "settings": chosen.text(run.eval_gate, method)}
+            yield [common | score._asdict() | group_facts(run, i) for i, score in sorted(found.items())]
+
+
+def draw_samples(run: "Run", chosen: Settings) -> list[tuple[dict, dict[int, dict]]]:
+    """Batch of the whole and batch of each group, for each draw; the same at all checkpoints."""
+    from remind_jax.ops import ntk
+
+    groups, store = run.data.groups, run.data.stores[chosen.split]
+    index = groups.index(run.data.manifest.presence[run.data.rows(chosen.split)])
+    known = np.flatnonzero(index < len(groups))
+    if not len(known):
+        raise UserError(f"split {chosen.split} has no samples of a combination seen in training")
+    samples = []
+    for number in range(chosen.draws):
+        drawn, whole = ntk.draw(
+            index[known], chosen.n, chosen.n_whole, balanced=chosen.whole == "balanced", seed=(chosen.seed, number)
+        )
+        samples.append((store.take(known[whole]), {i: store.take(known[at]) for i, at in drawn.items()}))
+    return samples
+
+
+def stage_of(run: "Run", step: int) -> str:
+    """Name of the stage that ends with a step or holds it."""
+    return next((stage.name for stage in run.stages if step <= stage.stop), run.stages[-1].name)
+
+
+def group_facts(run: "Run", i: int) -> Row:
+    """Name, tail and train count of a group."""
+    groups = run.data.groups
+    return {"group": groups.names[i], "tail": bool(groups.tail[i]), "n_train": int(groups.train_counts[i])}
+
+
+# ---- Table ----------------------------------------------------------------------------------------------------------
+
+
+def write_csv(file: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Writes the table; what cannot be computed (the cosine with a gradient of zero) is an empty cell."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, float):
+            return f"{value:.7g}" if np.isfinite(value) else ""
+        return value
+
+    temporary = file.with_suffix(".csv.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows({key: cell(row[key]) for key in COLUMNS} for row in rows)
+    os.replace(temporary, file)
+
+
+class Curve(NamedTuple):
+    """Mean over replicates (run and draw) of the mean over groups, at each step, with their standard deviation."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+    groups: int
+
+
+def curve(rows: Sequence[Row], key: str) -> Curve | None:
+    """The curve of the rows of some groups; None without rows.
+
+    Steps that one of the replicates lacks, because its training ended earlier, are left out.
+    """
+    values: dict[tuple, dict[int, list[float]]] = {}
+    for row in rows:
+        values.setdefault((row["run"], row["draw"]), {}).setdefault(row["step"], []).append(row[key])
+    if not values:
+        return None
+    steps = sorted(set.intersection(*(set(by_step) for by_step in values.values())))
+    table = np.array([[finite_mean(by_step[step]) for step in steps] for by_step in values.values()])
+    sd = np.std(table, axis=0, ddof=1) if len(table) > 1 else np.zeros(len(steps))
+    return Curve(np.array(steps), np.mean(table, axis=0), sd, len({row["group"] for row in rows}))
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """Mean of what is finite; nan when nothing is."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def summary(panels: dict[str, list[Row]], key: str) -> str:
+    """Head, tail and their gap at the first and the last step of each panel, as text."""
+    lines = [f"{key:<28} {'step':>7} {'head':>6} {'tail':>6} {'gap':>6}"]
+    for label, rows in panels.items():
+        head, tail = (curve([row for row in rows if row["tail"] is side], key) for side in (False, True))
+        shown = tail if head is None else head
+        for at in sorted({0, len(shown.steps) - 1}):
+            ends = [float("nan") if side is None else side.mean[at] for side in (head, tail)]
+            cells = " ".join("     -" if np.isnan(x) else f"{x:6.2f}" for x in (*ends, ends[0] - ends[1]))
+            lines.append(f"{label:<28} {shown.steps[at]:>7} {cells}")
+    return "\n".join(lines)
+
+
+# ---- Figure ---------------------------------------------------------------------------------------------------------
+
+# Okabe and Ito's blue and vermilion: told apart with any colour vision, and different in grey.
+STYLES = {
+    False: {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    True: {"color": "#D55E00", "linestyle": (0, (4, 1.6)), "marker": "^"},
+}
+OUTPUT_NAMES = {"margin": "margin logit", "loss": "loss", "logit": "true-class logit"}
+QUIET = "#666666"
+
+
+def write_figure(stem: pathlib.Path, panels: dict[str, list[Row]], chosen: Settings) -> None:
+    """Draws curves of head and tail over steps and writes them as PNG and SVG.
+
+    A column holds a method: the score above, the cosine of mean gradients below.
+
+    Args:
+      stem: path of the files without their endings.
+      panels: rows of the table by the title of their column.
+      chosen: what they were computed with.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": NAME, "axes.axisbelow": True}):
+        figure = _draw(panels, chosen)
+        figure.savefig(stem.with_suffix(".png"), dpi=200, metadata={"Software": None})
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+
+
+def _draw(panels: dict[str, list[Row]], chosen: Settings) -> "Figure":
+    from matplotlib.figure import Figure
+
+    score = "abs_gc" if chosen.score == "abs" else "gc"
+    name = "|cos| of dominant\ndirections" if chosen.score == "abs" else "cos of dominant\ndirections (signed)"
+    figure = Figure(figsize=(1.2 + 2.9 * max(len(panels), 1.4), 5.2), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False, sharex="col", sharey="row")
+    for column, (label, rows) in enumerate(panels.items()):
+        for axis, key in zip(axes[:, column], (score, "cos_mean_gradient"), strict=True):
+            draw_panel(axis, rows, key)
+        axes[0, column].set_title(label, fontsize=10, fontweight="bold")
+        axes[1, column].set_xlabel("training step")
+    axes[0, 0].set_ylabel(name)
+    axes[1, 0].set_ylabel("cos of mean\ngradients")
+    if chosen.score == "abs":
+        axes[0, 0].set_ylim(0.0, 1.02)
+    whole = "balanced" if chosen.whole == "balanced" else f"natural ({chosen.n_whole} samples)"
+    figure.suptitle("Gradient consistency of modality combinations with the whole data set", fontsize=10.5)
+    figure.supxlabel(
+        f"Gradients of the {OUTPUT_NAMES[chosen.output]}; {chosen.n} samples a combination, whole set {whole}.\n"
+        "Thick: mean over combinations; band: ± 1 sd over draws and seeds; thin: single combinations.",
+        fontsize=8,
+        color=QUIET,
+    )
+    return figure
+
+
+def draw_panel(axis: "Axes", rows: Sequence[Row], key: str) -> None:
+    """Draws head and tail of one method, named at the ends of their lines."""
+    ends = []
+    for side, name in ((False, "head"), (True, "tail")):
+        style = STYLES[side]
+        here = [row for row in rows if row["tail"] is side]
+        line = curve(here, key)
+        if line is None:
+            continue
+        for group in sorted({row["group"] for row in here}):
+            single = curve([row for row in here if row["group"] == group], key)
+            axis.plot(single.steps, single.mean, color=style["color"], linestyle=style["linestyle"], lw=0.7, alpha=0.45)
+        axis.fill_between(line.steps, line.mean - line.sd, line.mean + line.sd, color=style["color"], alpha=0.2, lw=0)
+        axis.plot(line.steps, line.mean, lw=2.0, markersize=4, markeredgewidth=0, **style)
+        if np.isfinite(line.mean[-1]):
+            ends.append((line.mean[-1], f"{name} ({line.groups})", style["color"], line.steps[-1]))
+    label_ends(axis, ends)
+    stages = {row["step"]: row["stage"] for row in rows}
+    joint = [step for step, stage in stages.items() if stage == "joint"]
+    if joint and "specialize" in stages.values():
+        axis.axvline(max(joint), color=QUIET, lw=0.8, linestyle=":")
+        axis.annotate(" stage 2", (max(joint), 0.01), xycoords=("data", "axes fraction"), fontsize=7.5, color=QUIET)
+    axis.axhline(0.0, color=QUIET, lw=0.6)
+    axis.grid(axis="y", color="#dddddd", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.locator_params(axis="x", nbins=5)
+
+
+def label_ends(axis: "Axes", ends: Sequence[tuple[float, str, str, int]]) -> None:
+    """Writes the name of each line beside its end; two that lie close are moved apart."""
+    from matplotlib.transforms import offset_copy
+
+    ordered = sorted(ends)
+    low, high = axis.get_ylim()
+    close = len(ordered) == 2 and ordered[1][0] - ordered[0][0] < 0.09 * (high - low)
+    for i, (y, text, colour, x) in enumerate(ordered):
+        shift = (-5, 5)[i] if close else 0
+        place = offset_copy(axis.transData, axis.figure, x=6, y=shift, units="points")
+        axis.text(x, y, text, color=colour, transform=place, va="center", fontsize=8.5, fontweight="bold")
+
+
+def panel_titles(runs: Sequence["Run"]) -> list[str]:
+    """The title of each run's column: its method, so that the seeds of one method share a column.
+
+    Runs of one method whose settings differ in more than the seed are told apart by their folders.
+    """
+    from remind_jax.writer import config_digest
+
+    digests = [config_digest({**run.config.to_dict(), "seed": 0}) for run in runs]
+    folders: dict[str, str] = {}
+    variants: dict[str, set[str]] = {}
+    for run, digest in zip(runs, digests, strict=True):
+        folders.setdefault(digest, run.path.name)
+        variants.setdefault(run.config.method, set()).add(digest)
+    return [
+        method if len(variants[method]) == 1 else f"{method} ({folders[digest]})"
+        for method, digest in zip((run.config.method for run in runs), digests, strict=True)
+    ]
+
+
+# ---- Command --------------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
+    """Reads the command line: the runs' folders, and the choices.
+
+    Raises:
+      UserError: for anything that cannot be read, in one line.
+    """
+    from remind_jax.ops.ntk import METHODS
+
+    values = flags.FlagValues()
+    common = {"help": "see the module's text", "flag_values": values}
+    for name, default in {"workdir": "", "also": "", "params": "^block_"}.items():
+        flags.DEFINE_string(name, default, **common)
+    for name, default, least in (("n", 32, 2), ("n_whole", 128, 2), ("draws", 3, 1), ("seed", 0, 0)):
+        flags.DEFINE_integer(name, default, lower_bound=least, **common)
+    for name, choices in {
+        "output": tuple(OUTPUT_NAMES),
+        "score": ("abs", "signed"),
+        "whole": ("natural", "balanced"),
+        "split": ("train", "tuning", "held_out"),
+        "method": ("auto", *METHODS),
+    }.items():
+        flags.DEFINE_enum(name, choices[0], choices, **common)
+    try:
+        rest = values([NAME, *arguments])[1:]
+        re.compile(values.params)
+    except flags.Error as error:
+        raise UserError(f"cannot read the command line: {error}") from error
+    except re.error as error:
+        raise UserError(f"--params={values.params} is not a regular expression: {error}") from error
+    if rest:
+        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
+    if not values.workdir:
+        raise UserError("no run: give its folder as --workdir=RUN")
+    paths = [pathlib.Path(path) for path in (values.workdir, *filter(None, values.also.split(",")))]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("--workdir and --also name a run twice")
+    return paths, Settings(**{name: values[name].value for name in Settings._fields})
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    paths, chosen = parse(arguments)
+    from remind_jax import analysis, progress
+
+    # All configs are read before anything slow starts, so that a mistake costs nothing.
+    for path in paths:
+        analysis.read_config(path)
+    folder = paths[0] / "analysis"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    runs, rows = [], []
+    with progress.make(len(paths), "runs") as bar:
+        for number, path in enumerate(paths):
+            bar.advance(number, path.name)
+            runs.append(analysis.open_run(path))
+            rows.append([row for part in scores(runs[-1], chosen) for row in part])
+            steps = sorted({row["step"] for row in rows[-1]})
+            bar.say(f"{path}: {len(steps)} points, step {steps[0]} (initial weights) to {steps[-1]}")
+            if len(steps) <= 2:
+                bar.say("  too few for curves: train with --config.train.keep=0 to keep all checkpoints")
+    panels: dict[str, list[Row]] = {}
+    for title, found in zip(panel_titles(runs), rows, strict=True):
+        panels.setdefault(title, []).extend(found)
+    write_csv(folder / f"{NAME}.csv", [row for found in rows for row in found])
+    write_figure(folder / NAME, panels, chosen)
+    print(summary(panels, "abs_gc" if chosen.score == "abs" else "gc"))
+    print(summary(panels, "cos_mean_gradient"))
+    print(f"Written: {folder / NAME}.csv, .png, .svg")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,419 @@
+"""Dominant gradient directions from the neural tangent kernel, and how well those of groups agree with the whole's.
+
+REMIND equations 9 to 17: the outputs F_i(θ) of n samples have the Jacobian J [n, p] and the kernel Θ = J Jᵀ; its top
+eigenvector u gives the direction g = uᵀJ, and the gradient consistency of a group is the cosine of its g with that of
+the whole data set. Three ways to u, which differ in cost only:
+
+  * `exact` holds J, for few parameters;
+  * `gram` builds Θ from blocks of gradients and never holds J as a whole;
+  * `lanczos` needs products Θv alone, each one vjp and one jvp, and the memory of a few gradients.
+
+Parameters and data are arguments of the compiled functions. Closed over, they would be constants to fold.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remind_jax.ops.losses import cross_entropy
+
+Outputs = Callable[..., jax.Array]  # (params, batch) or (params, batch, fixed) -> [n]
+
+METHODS = ("exact", "gram", "lanczos")
+EXACT_BYTES = 2**31  # of the Jacobian and its copy, up to which `auto` takes `exact`
+ITERATIONS = 48  # most products Θv of `lanczos`; it ends as soon as u has settled, often after 8 to 20
+SETTLED = 1e-3  # sine of the largest angle left between u and the eigenvector: the cosine is then 1 - 5e-7
+CHUNK = 16  # samples whose gradients `gram` holds at a time, twice
+
+
+# ---- Outputs of which gradients are taken ---------------------------------------------------------------------------
+
+
+def true_class_logit(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Logit of the true class, [b, c] and [b] -> [b]."""
+    return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
+
+def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Logit of the true class less the largest other, [b, c] and [b] -> [b]."""
+    is_true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return true_class_logit(logits, labels) - jnp.max(jnp.where(is_true, -jnp.inf, logits), axis=-1)
+
+
+OUTPUTS = {"margin": margin, "loss": cross_entropy, "logit": true_class_logit}
+
+
+# ---- Directions -----------------------------------------------------------------------------------------------------
+
+
+class Direction(NamedTuple):
+    """The dominant gradient direction of a set of samples.
+
+    Attributes:
+      gradient: g = uᵀJ, in the structure of the parameters; its squared length is λ1.
+      mean: gradient of the mean output, in the structure of the parameters.
+      lambda1, lambda2: the two largest eigenvalues of Θ, shape=().
+      trace: of Θ, shape=().
+      u: top eigenvector [n], zero at rows of weight 0, its sign chosen by `orient`.
+    """
+
+    gradient: Any
+    mean: Any
+    lambda1: jax.Array
+    lambda2: jax.Array
+    trace: jax.Array
+    u: jax.Array
+
+
+class Consistency(NamedTuple):
+    """How a group's direction g' agrees with the direction g of the whole (Eq. 13).
+
+    Attributes:
+      gc: cosine of g and g'; its sign rests on the choice of two eigenvectors' signs, see `orient`.
+      abs_gc: its absolute value, free of that choice.
+      cos_mean_gradient: cosine of the two mean gradients.
+      lambda1, lambda2, trace: of the group's kernel.
+      n: samples of the group.
+    """
+
+    gc: float
+    abs_gc: float
+    cos_mean_gradient: float
+    lambda1: float
+    lambda2: float
+    trace: float
+    n: int
+
+
+def orient(u: jax.Array) -> jax.Array:
+    """Gives an eigenvector [n] of Θ the sign with uᵀΘ1 = λ Σu ≥ 0, so that g has no negative part along the sum.
+
+    Where Σu vanishes to rounding, the first entry of at least half the largest size becomes positive.
+    """
+    total = jnp.sum(u)
+    sizes = jnp.abs(u)
+    lead = u[jnp.argmax(sizes >= 0.5 * jnp.max(sizes))]
+    decisive = jnp.abs(total) > 1e-5 * jnp.sqrt(jnp.float32(len(u)))
+    return u * jnp.where(jnp.where(decisive, total, lead) < 0, -1.0, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames=("f", "method", "iterations", "chunk"))
+def top_direction(
+    f: Outputs,
+    params: Any,
+    batch: Any,
+    weight: jax.Array | None = None,
+    fixed: Any = None,
+    *,
+    method: str = "auto",
+    iterations: int = ITERATIONS,
+    chunk: int = CHUNK,
+) -> Direction:
+    """The dominant gradient direction of a batch (Eq. 9 to 12).
+
+    Args:
+      f: (params, batch) or, when `fixed` is given, (params, batch, fixed) -> [n]. An output may depend on its own row
+        alone. A new function object compiles anew.
+      params: pytree of float32 arrays; gradients are taken with respect to them.
+      batch: pytree of arrays, [n, ...] each.
+      weight: 1 for rows that count and 0 for those that pad, [n]; None counts all.
+      fixed: further arrays that `f` reads, such as parameters outside of the part looked at.
+      method: `exact`, `gram`, `lanczos`, or `auto`: exact when the Jacobian is small, else Lanczos.
+      iterations: most products with Θ of `lanczos`.
+      chunk: samples whose gradients `gram` holds at a time.
+    """
+    with jax.default_matmul_precision("highest"):
+        n = len(jax.tree.leaves(batch)[0])
+        weight = jnp.ones(n) if weight is None else weight
+        forward = functools.partial(_outputs, f, batch=batch, weight=weight, fixed=fixed)
+        backward = jax.vjp(forward, params)[1]
+        match resolve_method(method, params, n):
+            case "lanczos":
+                values, u = _lanczos(forward, params, weight, min(iterations, n))
+                trace = jnp.sum(jax.lax.map(lambda row: _squared_length(f, params, row, fixed), (batch, weight)))
+            case "gram":
+                values, u, trace = _dense(gram_matrix(f, params, batch, batch, weight, weight, fixed, chunk=chunk))
+            case _:
+                jacobian = _jacobian(f, params, batch, weight, fixed)
+                values, u, trace = _dense(_products(jacobian, jacobian))
+        u = orient(u)
+        (gradient,) = backward(u)
+        (mean,) = backward(weight / jnp.sum(weight))
+        return Direction(gradient, mean, values[-1], values[-2] if n > 1 else jnp.zeros(()), trace, u)
+
+
+def resolve_method(method: str, params: Any, n: int) -> str:
+    """The method that `auto` stands for at this number of samples; other names are checked and passed on."""
+    if method != "auto":
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; known: auto, {', '.join(METHODS)}")
+        return method
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
+    return "exact" if 2 * n * size <= EXACT_BYTES else "lanczos"
+
+
+@jax.jit
+def cosine(a: Any, b: Any) -> jax.Array:
+    """Cosine of the angle between two pytrees, shape=(); nan when one of them is zero."""
+    with jax.default_matmul_precision("highest"):
+        return jnp.clip(_dot(a, b) / (jnp.sqrt(_dot(a, a)) * jnp.sqrt(_dot(b, b))), -1.0, 1.0)
+
+
+def consistency(whole: Direction, group: Direction) -> Consistency:
+    """Gradient consistency of a group with the whole (Eq. 13, 17)."""
+    gc = float(cosine(whole.gradient, group.gradient))
+    cos_mean = float(cosine(whole.mean, group.mean))
+    values = (float(x) for x in (group.lambda1, group.lambda2, group.trace))
+    return Consistency(gc, abs(gc), cos_mean, *values, n=len(group.u))
+
+
+def _outputs(f: Outputs, params: Any, batch: Any, weight: jax.Array, fixed: Any) -> jax.Array:
+    values = f(params, batch) if fixed is None else f(params, batch, fixed)
+    if values.shape != weight.shape:
+        raise ValueError(f"the function must give one number a row, {weight.shape}, but gave {values.shape}")
+    return values.astype(jnp.float32) * weight
+
+
+def _dot(a: Any, b: Any) -> jax.Array:
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+# ---- Estimators -----------------------------------------------------------------------------------------------------
+
+
+def _gradient(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> Any:
+    """Gradient of the output of one row, given as (its part of the batch, its weight)."""
+    alone, weight = jax.tree.map(lambda x: x[None], row)
+    return jax.jacrev(lambda p: _outputs(f, p, alone, weight, fixed)[0])(params)
+
+
+def _squared_length(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> jax.Array:
+    gradient = _gradient(f, params, row, fixed)
+    return _dot(gradient, gradient)
+
+
+def _jacobian(f: Outputs, params: Any, batch: Any, weight: jax.Array, fixed: Any) -> Any:
+    """J as a pytree with leaves [n, ...]."""
+    return jax.vmap(lambda row: _gradient(f, params, row, fixed))((batch, weight))
+
+
+def _products(a: Any, b: Any) -> jax.Array:
+    """Inner products of the rows of two Jacobians, [n, m]."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return sum(x.reshape(len(x), -1) @ y.reshape(len(y), -1).T for x, y in pairs)
+
+
+def _dense(theta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Eigenvalues ascending [n], top eigenvector [n] and trace of Θ."""
+    values, vectors = jnp.linalg.eigh(theta)
+    return values, vectors[:, -1], jnp.trace(theta)
+
+
+@functools.partial(jax.jit, static_argnames=("f", "chunk"))
+def gram_matrix(
+    f: Outputs,
+    params: Any,
+    a: Any,
+    b: Any,
+    weight_a: jax.Array | None = None,
+    weight_b: jax.Array | None = None,
+    fixed: Any = None,
+    *,
+    chunk: int = CHUNK,
+) -> jax.Array:
+    """Block Θ(A, B) of the kernel, [n, m], from the gradients of two times `chunk` samples at a time.
+
+    With it Eq. 13 needs no direction: GC = uᵀ Θ(X, X_k) u' / √(λ1 λ1').
+
+    Args:
+      f, params, fixed, chunk: as in `top_direction`.
+      a, b: batches of n and of m rows.
+      weight_a, weight_b: as in `top_direction`, [n] and [m].
+    """
+    with jax.default_matmul_precision("highest"):
+        (rows, n), (columns, m) = _chunks(a, weight_a, chunk), _chunks(b, weight_b, chunk)
+
+        def strip(left: tuple[Any, jax.Array]) -> jax.Array:
+            held = _jacobian(f, params, *left, fixed)
+            return jax.lax.map(lambda right: _products(held, _jacobian(f, params, *right, fixed)), columns)
+
+        blocks = jax.lax.map(strip, rows)  # [n / chunk, m / chunk, chunk, chunk]
+        return blocks.transpose(0, 2, 1, 3).reshape(blocks.shape[0] * chunk, -1)[:n, :m]
+
+
+def _chunks(batch: Any, weight: jax.Array | None, chunk: int) -> tuple[tuple[Any, jax.Array], int]:
+    """Batch and weights with leaves [n / chunk, chunk, ...], filled up with rows of weight 0, and n."""
+    n = len(jax.tree.leaves(batch)[0])
+    count = -(-n // chunk)
+    position = np.arange(count * chunk)
+    real = jnp.asarray(position < n, jnp.float32)
+    taken = jax.tree.map(lambda x: x[np.minimum(position, n - 1)], (batch, jnp.ones(n) if weight is None else weight))
+    batch, weight = taken
+    return jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), (batch, weight * real)), n
+
+
+class _Krylov(NamedTuple):
+    """Orthonormal vectors and their images under Θ [k, n], the next vector [n], and the Ritz pairs so far."""
+
+    count: jax.Array
+    basis: jax.Array
+    images: jax.Array
+    following: jax.Array
+    values: jax.Array
+    u: jax.Array
+    settled: jax.Array
+
+
+def _lanczos(forward: Callable[[Any], jax.Array], params: Any, weight: jax.Array, most: int):
+    """Eigenvalues ascending [most] (the top two of use) and top eigenvector [n] by Lanczos with Rayleigh-Ritz."""
+    backward = jax.vjp(forward, params)[1]
+    # The first vector and those that go on after a breakdown; a fixed key, so that results can be repeated.
+    noise = jax.random.normal(jax.random.key(0), (most + 1, len(weight))) * weight[None]
+
+    def product(v: jax.Array) -> jax.Array:
+        return jax.jvp(forward, (params,), backward(v))[1]
+
+    def step(state: _Krylov) -> _Krylov:
+        i = state.count
+        basis = state.basis.at[i].set(state.following)
+        images = state.images.at[i].set(product(state.following))
+        values, vectors = jnp.linalg.eigh(_symmetric(basis @ images.T))
+        top = vectors[:, -2:].T if most > 1 else vectors.T
+        ritz, ritz_images = top @ basis, top @ images
+        errors = jnp.linalg.norm(ritz_images - values[-len(top) :, None] * ritz, axis=1)
+        gap = values[-1] - values[-2] if most > 1 else values[-1]
+        settled = (errors[-1] <= SETTLED * gap) & (errors[0] <= 0.02 * values[-1]) & (i >= 3)
+        rest = _without(_without(images[i], basis), basis)
+        size = jnp.linalg.norm(rest)
+        fresh = _without(_without(noise[i + 1], basis), basis)
+        fresh_size = jnp.linalg.norm(fresh)
+        # Two equal eigenvalues, or a kernel of low rank, exhaust the Krylov space: go on from a vector outside of it.
+        # When nothing is outside, a zero vector adds nothing.
+        fresh = jnp.where(fresh_size > 1e-3, fresh / jnp.maximum(fresh_size, 1e-3), 0.0)
+        following = jnp.where(size > 1e-6 * values[-1], rest / jnp.maximum(size, 1e-30), fresh)
+        return _Krylov(i + 1, basis, images, following, values, ritz[-1], settled)
+
+    def goes_on(state: _Krylov) -> jax.Array:
+        return (state.count < most) & ~state.settled
+
+    zeros = jnp.zeros((most, len(weight)))
+    first = noise[0] / jnp.linalg.norm(noise[0])
+    start = _Krylov(jnp.int32(0), zeros, zeros, first, jnp.zeros(most), first, jnp.bool_(False))
+    end = jax.lax.while_loop(goes_on, step, start)
+    return end.values, end.u / jnp.linalg.norm(end.u)
+
+
+def _symmetric(x: jax.Array) -> jax.Array:
+    return 0.5 * (x + x.T)
+
+
+def _without(v: jax.Array, basis: jax.Array) -> jax.Array:
+    """The part of v [n] outside of the span of orthonormal rows [k, n]."""
+    return v - (basis @ v) @ basis
+
+
+# ---- Groups against the whole ---------------------------------------------------------------------------------------
+
+
+def draw(
+    groups: np.ndarray, n: int, whole: int, *, balanced: bool = False, seed: int | tuple[int, ...] = 0
+) -> tuple[dict[Hashable, np.ndarray], np.ndarray]:
+    """Draws an equal number of samples from each group, and a sample that stands for the whole data set.
+
+    Args:
+      groups: the group of each row, [r].
+      n: rows a group; a smaller group gives all it has.
+      whole: rows of the whole.
+      balanced: whether the whole is the union of what was drawn from the groups; otherwise it is drawn from all rows,
+        so that each group has its natural share.
+      seed: of the draw.
+
+    Returns:
+      Positions by group, and those of the whole; without replacement, ascending.
+    """
+    rng = np.random.default_rng(seed)
+    groups = np.asarray(groups)
+    drawn = {}
+    for name in np.unique(groups).tolist():
+        rows = np.flatnonzero(groups == name)
+        drawn[name] = np.sort(rng.choice(rows, min(n, len(rows)), replace=False))
+    if balanced:
+        return drawn, np.sort(np.concatenate(list(drawn.values())))
+    return drawn, np.sort(rng.choice(len(groups), min(whole, len(groups)), replace=False))
+
+
+def compare(
+    f: Outputs, params: Any, whole: Any, groups: Mapping[Hashable, Any], fixed: Any = None, *, method: str = "auto"
+) -> dict[Hashable, Consistency]:
+    """Gradient consistency of each group with the whole, of batches that are already drawn.
+
+    Groups smaller than the largest are filled up with rows of weight 0, so that one compiled function serves all.
+
+    Args:
+      f, params, fixed, method: as in `top_direction`.
+      whole: batch of the whole data set.
+      groups: batch of each group.
+    """
+    sizes = {name: len(jax.tree.leaves(batch)[0]) for name, batch in groups.items()}
+    most = max(sizes.values(), default=0)
+    reference = top_direction(f, params, whole, None, fixed, method=method)
+    result = {}
+    for name, batch in groups.items():
+        position = np.arange(most)
+        padded = jax.tree.map(lambda x, n=sizes[name], at=position: np.asarray(x)[np.minimum(at, n - 1)], batch)
+        weight = (position < sizes[name]).astype(np.float32)
+        direction = top_direction(f, params, padded, weight, fixed, method=method)
+        result[name] = consistency(reference, direction)._replace(n=sizes[name])
+    return result
+
+
+def gradient_consistency(
+    loss_fn: Outputs,
+    params: Any,
+    batch: Any,
+    groups: np.ndarray,
+    *,
+    fixed: Any = None,
+    n: int = 32,
+    whole: int = 128,
+    balanced: bool = False,
+    method: str = "auto",
+    seed: int = 0,
+) -> dict[Hashable, Consistency]:
+    """Gradient consistency of the groups of any data set under any JAX model (Eq. 1).
+
+        def loss(params, batch):  # one number a row
+            hidden = jnp.tanh(batch["x"] @ params["in"])
+            return jnp.square((hidden @ params["out"])[:, 0] - batch["y"])
+
+        scores = gradient_consistency(loss, params, {"x": x, "y": y}, groups=hospital)
+        for name, score in scores.items():
+            print(name, score.abs_gc, score.cos_mean_gradient, score.lambda2 / score.lambda1)
+
+    To look at a part of a model, hand that part over as `params`, the rest as `fixed`, and take (params, batch, fixed).
+
+    Args:
+      loss_fn: gives one number a row, of which gradients are taken; any scalar output will do. A number may depend on
+        its own row alone.
+      params: pytree of float32 arrays.
+      batch: pytree of arrays, [r, ...] each.
+      groups: the group of each row, [r], integers or strings.
+      fixed: further arrays that `loss_fn` takes as its third argument.
+      n, whole, balanced, seed: of the draw, see `draw`.
+      method: as in `top_direction`.
+
+    Returns:
+      gc, abs_gc, cos_mean_gradient, lambda1, lambda2, trace and n of each group.
+    """
+    drawn, rows = draw(groups, n, whole, balanced=balanced, seed=seed)
+    take = functools.partial(_take, batch)
+    return compare(loss_fn, params, take(rows), {name: take(at) for name, at in drawn.items()}, fixed, method=method)
+
+
+def _take(batch: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x)[rows], batch)
