@@ -170,8 +170,21 @@ def set_up(size: Size, *, routed: bool, gate: str, preset: str = "official", kin
     )
     inputs = make_inputs(size, kind)
     network = make_network(spec, inputs, size.g, CLASSES)
-    params = jax.jit(network.init)(jax.random.key(0))
+    params = _weights(size, routed, kind, network.init)
     return Setup(network, params, jax.device_put(make_batch(size, inputs)), *_costs(size, kind, spec, gate))
+
+
+_KEPT: dict[tuple, dict[str, jax.Array]] = {}
+
+
+def _weights(size: Size, routed: bool, kind: str, init: Callable) -> dict[str, jax.Array]:
+    """Initial weights, the same arrays for all variants of a shape; those of the last two shapes are kept."""
+    key = (size, routed, kind)
+    if key not in _KEPT:
+        while len(_KEPT) > 1:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = jax.jit(init)(jax.random.key(0))
+    return _KEPT[key]
 
 
 def compiled(function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> tuple[Callable, dict[str, Any]]:
@@ -218,7 +231,7 @@ def make_step(
         )
         metrics = {
             "train/loss": jnp.sum(loss_sum) / jnp.sum(count),
-            "train/gradient_norm": optax.global_norm(gradient),
+            "train/gradient_norm": optax.tree.norm(gradient),
             "gate/open_rate": open_sum / jnp.sum(count),
             "lambda": jnp.exp(opt_state["dro"].log_weights),
         }

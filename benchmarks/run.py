@@ -85,12 +85,14 @@ def pin(cores: int) -> None:
 
 
 def _timed(call: Callable[[], Any]) -> dict[str, float]:
-    """Wall time, time in the kernel and page faults of one call."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    """Wall time, time of all threads on processors, the part of it in the kernel, and page faults of one call."""
+    before, spent, start = resource.getrusage(resource.RUSAGE_SELF), time.process_time(), time.perf_counter()
     call()
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    wall, cpu = time.perf_counter() - start, time.process_time() - spent
+    after = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "ms": 1e3 * wall,
+        "cpu_ms": 1e3 * cpu,
         "system_ms": 1e3 * (after.ru_stime - before.ru_stime),
         "page_faults": after.ru_minflt - before.ru_minflt,
     }
@@ -100,7 +102,8 @@ def interleave(variants: dict[str, Callable[[], Any]], rounds: int, calls: int) 
     """Times all variants round by round, each round in a rotated order.
 
     Returns:
-      For each variant one sample a round, the fastest of its `calls` calls: what slows a shared machine only adds time.
+      For each variant one sample a round with the least of each quantity over its `calls` calls: what else runs on a
+      shared machine only adds to them.
     """
     for call in variants.values():
         call(), call()
@@ -108,7 +111,8 @@ def interleave(variants: dict[str, Callable[[], Any]], rounds: int, calls: int) 
     for i in range(rounds):
         shift = i % len(names)
         for name in names[shift:] + names[:shift]:
-            samples[name].append(min((_timed(variants[name]) for _ in range(calls)), key=lambda x: x["ms"]))
+            timed = [_timed(variants[name]) for _ in range(calls)]
+            samples[name].append({key: min(one[key] for one in timed) for key in timed[0]})
     return samples
 
 
@@ -121,14 +125,12 @@ def summary(samples: Sequence[dict[str, float]]) -> dict[str, float]:
         "q25_ms": low,
         "q75_ms": high,
         "iqr_ms": high - low,
-        "system_ms": statistics.median(sample["system_ms"] for sample in samples),
-        "page_faults": statistics.median(sample["page_faults"] for sample in samples),
-    }
+    } | {key: statistics.median(sample[key] for sample in samples) for key in ("cpu_ms", "system_ms", "page_faults")}
 
 
-def ratio(samples: Sequence[dict[str, float]], reference: Sequence[dict[str, float]]) -> float:
+def ratio(samples: Sequence[dict[str, float]], reference: Sequence[dict[str, float]], key: str = "ms") -> float:
     """Median over rounds of the ratio within a round, in which both met the same conditions."""
-    return statistics.median(a["ms"] / b["ms"] for a, b in zip(samples, reference, strict=True))
+    return statistics.median(a[key] / b[key] for a, b in zip(samples, reference, strict=True))
 
 
 def _git(*arguments: str) -> str:
@@ -176,7 +178,7 @@ def environment(cores: int) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Builds, times and describes the variants of a case."""
-    os.environ.setdefault("JAX_PLATFORMS", PLATFORMS[options.device])
+    os.environ["JAX_PLATFORMS"] = PLATFORMS[options.device]
     cores = options.cores if options.device == "cpu" else 0
     pin(cores)
     import jax
@@ -207,6 +209,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     for entry in entries:
         key = f"{entry.measure}: {entry.name}"
         against = {r: samples.get(f"{entry.measure}: {r}") for r in case.references}
+        against = {r: reference for r, reference in against.items() if reference}
         records.append(
             {
                 "case": options.case,
@@ -216,7 +219,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "rounds": options.rounds,
                 "calls": options.calls,
                 **summary(samples[key]),
-                "ratios": {r: ratio(samples[key], other) for r, other in against.items() if other},
+                "ratios": {r: ratio(samples[key], other) for r, other in against.items()},
+                "cpu_ratios": {r: ratio(samples[key], other, "cpu_ms") for r, other in against.items()},
                 **built[key].facts,
                 "device_peak_bytes": peak,
                 **shared,
@@ -248,6 +252,12 @@ def _mib(value: float | None) -> str:
     return "" if value is None else f"{value / 2**20:,.1f}"
 
 
+def _ratio(record: dict[str, Any], reference: str) -> str:
+    if reference not in record["ratios"]:
+        return ""
+    return f"{record['ratios'][reference]:.2f} ({record['cpu_ratios'][reference]:.2f})"
+
+
 def _table(file: pathlib.Path) -> str:
     """One file of results as a heading, its conditions and a table."""
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -255,8 +265,8 @@ def _table(file: pathlib.Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     settings = [text for text in (first["glibc_tunables"], first["xla_flags"]) if text]
     references = list(dict.fromkeys(r for record in records for r in record["ratios"]))
-    heads = ["measure", "variant", "ms [quartiles]", *(f"/ {r}" for r in references)]
-    heads += ["GFLOP", "XLA GFLOP", "GFLOP/s", "parameters", "temporary MiB", "page faults", "ms in kernel"]
+    heads = ["measure", "variant", "ms [quartiles]", "CPU ms", *(f"/ {r} (CPU)" for r in references)]
+    heads += ["GFLOP", "XLA GFLOP", "GFLOP/CPU s", "parameters", "temporary MiB", "page faults", "ms in kernel"]
     rows = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
     for record in records:
         giga = record["analytic_flops"] / 1e9
@@ -266,10 +276,11 @@ def _table(file: pathlib.Path) -> str:
                 record["measure"],
                 record["variant"],
                 f"{record['median_ms']:,.2f} [{record['q25_ms']:,.2f}, {record['q75_ms']:,.2f}]",
-                *(f"{record['ratios'][r]:.3f}" if r in record["ratios"] else "" for r in references),
+                f"{record['cpu_ms']:,.2f}",
+                *(_ratio(record, r) for r in references),
                 f"{giga:,.3f}",
                 f"{xla / 1e9:,.3f}" if xla else "",
-                f"{1e3 * giga / record['median_ms']:,.0f}",
+                f"{1e3 * giga / record['cpu_ms']:,.0f}",
                 f"{record['parameters']:,}",
                 _mib(record.get("temp_bytes")),
                 f"{record['page_faults']:,.0f}",
@@ -306,8 +317,9 @@ def main(arguments: Sequence[str]) -> None:
     records = run(options)
     _write(records, options.out)
     for record in records:
-        ratios = ", ".join(f"{value:.3f} of {name}" for name, value in record["ratios"].items())
-        print(f"{record['measure']}: {record['variant']}: {record['median_ms']:.2f} ms; {ratios}", file=sys.stderr)
+        ratios = ", ".join(f"{_ratio(record, name)} of {name}" for name in record["ratios"])
+        times = f"{record['median_ms']:.2f} ms ({record['cpu_ms']:.2f} CPU)"
+        print(f"{record['measure']}: {record['variant']}: {times}; {ratios}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def base() -> ml_collections.ConfigDict:
     model.text_size = "small"  # small | base (T5-base)
     model.text_gated = True  # gated GELU (T5 v1.1) or ReLU (v1.0)
     model.imputation = "group"  # group (paper) | modality | modality+group | zero
-    model.modality_embedding = False
+    model.modality_embedding = False  # add a learned vector of its modality to every token
     model.pooling = "mean"  # mean | observed | first | attention
 
     c.fusion = fusion = ml_collections.ConfigDict()
@@ -79,27 +79,27 @@ def base() -> ml_collections.ConfigDict:
     fusion.hidden = 64  # f
     fusion.preset = "official"  # official | paper_eq | m4oe | paper_listing (remind_jax/ops/soft_moe.py)
     fusion.scale = 1.0  # initial length of a normalised router
-    fusion.learn_scale = True
+    fusion.learn_scale = True  # train that length
     fusion.norm = "pre"  # pre | post
-    fusion.residual = True
+    fusion.residual = True  # add each sublayer to its input
     fusion.mask_missing = False  # hide imputed tokens from attention and dispatch
     fusion.group_routers = True  # Φ_g of Eq. 7
     fusion.residual_init = "zero"  # zero | sinusoidal (Table 16)
     fusion.add_after_norm = False  # add Φ_g after the shared router is normalised
     fusion.gate_metric = "entropy"  # a key of remind_jax.ops.routing.UNCERTAINTY_METRICS
-    fusion.gate_threshold = 0.8
+    fusion.gate_threshold = 0.8  # uncertainty from which on the gate is open; entropies as a share of their maximum
     fusion.gate_granularity = "sample"  # sample | token | batch
     fusion.train_gate = "gated"  # gated | always | never, in stage 2
-    fusion.eval_gate = "gated"
-    fusion.dropout = 0.4
+    fusion.eval_gate = "gated"  # the same in evaluation
+    fusion.dropout = 0.4  # rate on the outputs of attention and experts
 
     c.objective = objective = ml_collections.ConfigDict()
     objective.kind = "group_dro"  # erm | reweigh | group_dro
     objective.loss = "cross_entropy"  # cross_entropy | focal
-    objective.focal_gamma = 2.0
+    objective.focal_gamma = 2.0  # how strongly well classified samples are played down; 0 is cross entropy
     objective.focal_alpha = "none"  # none | inverse_class (1 - class fraction)
     objective.focal_detach = False  # no gradient through the modulating factor
-    objective.reweigh_power = 1.0
+    objective.reweigh_power = 1.0  # weight of a group ∝ n_g^-power
     objective.reweigh_cap = 0.0  # largest weight; 0 is no limit
 
     c.dro = dro = ml_collections.ConfigDict()
@@ -116,7 +116,7 @@ def base() -> ml_collections.ConfigDict:
     train.joint_epochs = 5.0  # stage 1: everything but the group routers; 0 trains all at once
     train.freeze = "encoders"  # in stage 2: encoders (maps into the fusion width stay) | encoders+projections | nothing
     train.baselines_two_stage = False  # the same two stages for methods without group routers
-    train.batch_size = 64
+    train.batch_size = 64  # of all devices together
     train.evaluate_every = 1.0  # epochs
     train.patience = 0  # evaluations of stage 2 without improvement before it ends; 0 never
     train.select = "loss"  # tuning metric that picks the weights: loss | accuracy | macro_f1 | auroc | last
@@ -125,8 +125,8 @@ def base() -> ml_collections.ConfigDict:
     train.threads = 2  # that prepare batches
 
     c.optim = optim = ml_collections.ConfigDict()
-    optim.lr = 2e-3
-    optim.weight_decay = 0.3
+    optim.lr = 2e-3  # highest learning rate
+    optim.weight_decay = 0.3  # decoupled, times the learning rate
     optim.schedule = "cosine"  # cosine | step (StepLR) | constant
     optim.warmup = 0.05  # share of all steps, cosine only
     optim.step_epochs = 5.0  # StepLR period (paper 7.4)
@@ -135,7 +135,7 @@ def base() -> ml_collections.ConfigDict:
     optim.ema = 0.98  # decay of the averaged weights that are evaluated; 0 is off
 
     c.eval = evaluation = ml_collections.ConfigDict()
-    evaluation.batch_size = 256
+    evaluation.batch_size = 256  # rows at a time; no figure depends on it
     evaluation.bootstrap = 1_000  # resamples of patients for the intervals
     return c
 

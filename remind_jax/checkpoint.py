@@ -27,17 +27,20 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, by step."""
 
-    def __init__(self, folder: pathlib.Path, keep: int = 1):
+    def __init__(self, folder: pathlib.Path, keep: int = 1, read_only: bool = False):
         """Opens or creates the folder.
 
         Args:
           folder: absolute, or relative to the working directory.
           keep: how many of the newest to keep; 0 is all.
+          read_only: leave the folder as it is, half-written checkpoints of a live run included.
         """
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_names=("arrays", "record"),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep or None, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep or None, cleanup_tmp_directories=not read_only, read_only=read_only
+            ),
         )
 
     def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:

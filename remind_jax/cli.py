@@ -44,13 +44,18 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
     )
     flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
     file = config_file(arguments)
+    for key in ("method", "size"):
+        given = [x for x in arguments if x == f"--config.{key}" or x.startswith(f"--config.{key}=")]
+        if given:  # alone it would relabel the run and set none of the keys that it stands for
+            value = given[0].partition("=")[2] or key.upper()
+            raise UserError(f"config.{key} is set in the argument of the file: --config={file}:{key}={value}")
     # Config files import configs.common, wherever the command was started from.
     _make_importable(file)
     try:
         rest = values(["remind_jax", *arguments])[1:]
     except UserError:
         raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
         raise UserError(_first_line(error)) from error
     if rest:
         raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")

@@ -84,6 +84,11 @@ def validate(config: Any) -> None:
                 raise UserError(f"{key}={_value(config, key)} must be {rule}")
     if config.model.width % config.fusion.heads:
         raise UserError(f"model.width={config.model.width} is not a multiple of fusion.heads={config.fusion.heads}")
+    if config.fusion.group_routers and config.train.joint_epochs >= config.train.epochs:
+        raise UserError(
+            f"train.joint_epochs={config.train.joint_epochs} leaves nothing of train.epochs={config.train.epochs} "
+            "for stage 2, in which the group routers act: shorten stage 1"
+        )
     if config.parallel == "pmap" and config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit")
     if config.fusion.experts < 2:

@@ -82,6 +82,8 @@ class Trainer:
 
     def __init__(self, config: Any, data: datasets.Dataset, folder: RunFolder):
         self.config, self.data, self.folder = config, data, folder
+        if not len(data.stores["tuning"]) and config.train.select != "last":
+            raise UserError("there are no tuning rows to choose weights by: set train.select=last")
         self.groups = data.groups
         self.network = make_network(settings.model_spec(config), data.inputs, len(self.groups), len(data.classes))
         self.train_store = data.stores["train"]
@@ -177,7 +179,7 @@ class Trainer:
                 bar.advance(step, recorder.text)
                 if (step - stage.start) % evaluate_every and step != stage.stop:
                     continue
-                recorder.add(step, program.read(pending))
+                recorder.add(step, program.read(pending), close=True)
                 pending = None
                 state = host_copy(program.fetch(placed))
                 best = self._evaluate(stage, state, cursor, best, bar)
@@ -195,8 +197,6 @@ class Trainer:
         """Measures the weights on the tuning rows, moves the cursor, and returns the best weights so far."""
         step, weights, select = int(state.step), state.weights(), self.config.train.select
         if not len(self.data.stores["tuning"]):
-            if select != "last":
-                raise UserError("there are no tuning rows to choose weights by: set train.select=last")
             return weights
         predicted = self.predict(weights, self.data.stores["tuning"], stage.eval_gate)
         values = tuning_metrics(predicted)
@@ -228,14 +228,14 @@ class _Recorder:
         self._clock = progress.Clock()
         self.text = ""
 
-    def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Takes the metrics of one step."""
+    def add(self, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
+        """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint."""
         if not np.isfinite(metrics["train/loss"]):
             raise UserError(f"the loss is not finite at step {step}: lower optim.lr or set optim.clip")
         for name in ("train/loss", "train/gradient_norm", "gate/open_rate"):
             self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
         self._count += 1
-        if step % self._every:
+        if step % self._every and not close:
             return
         means = {name: total / self._count for name, total in self._sums.items()}
         weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._groups, metrics["lambda"], strict=True)}
@@ -265,13 +265,18 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
       UserError: a setting, the data or the folder cannot be used.
     """
     settings.validate(config)
-    folder = RunFolder(workdir, config.to_dict())
+    with contextlib.closing(RunFolder(workdir, config.to_dict())) as folder:
+        return _run(config, folder, verbose)
+
+
+def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     finished = folder.report()
     if finished is not None:
         if verbose:
             print(f"{folder.path} is a finished run; its report:")
             reports.print_table(finished)
         return finished
+    parallel.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
         data = datasets.load_dataset(config, bar.preparing)
@@ -283,7 +288,6 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
         )
         weights = trainer.train(bar)
     report = _report(trainer, weights)
-    folder.close()
     if verbose:
         reports.print_table(report)
         print(f"Report: {folder.path / 'report.html'}")

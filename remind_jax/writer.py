@@ -73,10 +73,17 @@ class RunFolder:
             raise UserError(f"{file} is not JSON: choose another workdir") from error
         now = _flat(self.config)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
+        if changed and not self._started():
+            self._write_json("config.json", self.config)
+        elif changed:
             differences = ", ".join(f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:8])
             more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
             raise UserError(f"workdir {self.path} holds a run with another config: {differences}{more}")
+
+    def _started(self) -> bool:
+        """Whether anything was trained here; a first command that failed before that leaves nothing to protect."""
+        metrics = self.path / "metrics.jsonl"
+        return (self.path / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
     def _write_json(self, name: str, value: Any) -> None:
         temporary = self.path / f"{name}.tmp"

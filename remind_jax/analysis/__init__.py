@@ -15,6 +15,7 @@ from remind_jax import settings
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
+from remind_jax.data import splits
 from remind_jax.errors import UserError
 from remind_jax.models.model import Network, Params, make_network
 from remind_jax.step import Stage, make_dro, plan_stages
@@ -79,12 +80,12 @@ class Run:
         """
         initial = host_copy(jax.jit(self.network.init)(jax.random.key(self.config.seed)))
         yield 0, initial
-        checkpoints = Checkpoints(self.path / "checkpoints", keep=0)
+        checkpoints = Checkpoints(self.path / "checkpoints", keep=0, read_only=True)
         try:
             for step in checkpoints.steps():
                 record = checkpoints.record(step)
                 if record["preprocessor"] != json.loads(json.dumps(self.data.preprocessor.to_dict())):
-                    raise UserError(f"the data have changed since the run in {self.path} was trained")
+                    raise UserError(f"the data have changed since the run in {self.path} was trained: other contents")
                 like = self._like(self.stages[record["cursor"]["stage"]], initial)
                 yield step, checkpoints.arrays(step, like)["state"].weights()
         finally:
@@ -106,12 +107,15 @@ def open_run(path: pathlib.Path) -> Run:
     """Reads a finished run's config and prepares its data and network anew.
 
     Raises:
-      UserError: the folder holds no finished run, or its data cannot be used.
+      UserError: the folder holds no finished run, or its data cannot be used or are others by now.
     """
     config = read_config(path)
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path} holds no checkpoints")
     data = datasets.load_dataset(config)
+    report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    if report["split_digest"] != splits.split_digest(data.split):
+        raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")
     network = make_network(settings.model_spec(config), data.inputs, len(data.groups), len(data.classes))
     kinds = {name: spec.kind for name, spec in data.inputs.items()}
     return Run(path, config, data, network, plan_stages(config, len(data.stores["train"]), kinds))

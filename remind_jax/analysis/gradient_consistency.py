@@ -285,7 +285,7 @@ def draw_panel(axis: "Axes", rows: Sequence[Row], key: str) -> None:
     joint = [step for step, stage in stages.items() if stage == "joint"]
     if joint and "specialize" in stages.values():
         axis.axvline(max(joint), color=QUIET, lw=0.8, linestyle=":")
-        axis.annotate(" stage 2", (max(joint), 0.01), xycoords=("data", "axes fraction"), fontsize=7.5, color=QUIET)
+        axis.annotate(" stage 2", (max(joint), 0.95), xycoords=("data", "axes fraction"), fontsize=7.5, color=QUIET)
     axis.axhline(0.0, color=QUIET, lw=0.6)
     axis.grid(axis="y", color="#dddddd", lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ The dictionary is a contract; its keys are listed at `build_report`.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -171,9 +172,11 @@ def _worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
-    """Write the report; a NaN in it is an error (ValueError), since JSON has none."""
+    """Write the report at once or not at all; a NaN in it is an error (ValueError), since JSON has none."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+    temporary = pathlib.Path(f"{path}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:

@@ -15,6 +15,16 @@ from remind_jax.ops import ntk
 N = 20
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Less optimisation of what is compiled, which is most of the time these tests take."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
 def _linear():
     keys = jax.random.split(jax.random.key(0), 3)
     params = {"w": jax.random.normal(keys[0], (7, 3))}
@@ -54,7 +64,7 @@ def dense_jacobian(f, params, batch) -> np.ndarray:
         data = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), batch)
         data = {k: x.astype(jnp.float64) if x.dtype == jnp.float32 else x for k, x in data.items()}
         with jax.numpy_dtype_promotion("standard"):
-            columns = jax.jacfwd(lambda p: f(p, data))(wide)
+            columns = jax.jit(jax.jacfwd(f))(wide, data)
         return np.concatenate([np.asarray(x, np.float64).reshape(N, -1) for x in jax.tree.leaves(columns)], axis=1)
 
 

@@ -1,0 +1,229 @@
+"""The benchmark command at a tiny size, its arithmetic, and the numbers that it compares before it times them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import cases, run
+from remind_jax import step as package_step
+from remind_jax.errors import UserError
+from remind_jax.objectives import group_dro
+from remind_jax.ops import losses, soft_moe
+
+KEYS = {
+    *("case", "size", "measure", "variant", "library", "platform", "device", "cores", "versions", "commit"),
+    *("rounds", "calls", "median_ms", "q25_ms", "q75_ms", "iqr_ms", "cpu_ms", "system_ms", "page_faults"),
+    *("ratios", "cpu_ratios", "analytic_flops", "parameters", "device_peak_bytes", "glibc_tunables", "xla_flags"),
+    *("load_before", "load_after"),
+}
+XLA_KEYS = {"xla_flops", "argument_bytes", "output_bytes", "alias_bytes", "temp_bytes"}
+TINY = cases.SIZES["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """As in a run: optax raises floats to integer powers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
+    out = tmp_path / "results" / "out.jsonl"
+    run.main([*arguments, "--size=tiny", "--rounds=1", "--calls=1", "--cores=0", "--torch=no", f"--out={out}"])
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("case", "count", "reference"),
+    [
+        ("block", 12, "shared router"),
+        ("step", 3, "soft_moe"),
+        ("groups", 4, "6 combinations"),
+        ("table17", 6, "soft_moe"),
+    ],
+)
+def test_every_case_runs_and_writes_its_records(tmp_path: pathlib.Path, case: str, count: int, reference: str) -> None:
+    found = records(tmp_path, f"--case={case}")
+    assert len({(record["measure"], record["variant"]) for record in found}) == len(found) == count
+    for record in found:
+        assert record.keys() == KEYS | XLA_KEYS
+        assert record["median_ms"] > 0
+        assert record["parameters"] > 0
+        assert reference in record["ratios"]
+        assert (record["ratios"][reference] == 1.0) == (record["variant"] == reference)
+
+
+def test_parameters_and_operations_are_those_of_the_built_networks(tmp_path: pathlib.Path) -> None:
+    found = {
+        (r["measure"], r["variant"]): r
+        for r in records(tmp_path, "--case=block", "--variants=shared router,group routers")
+    }
+    plain, routed = found["forward", "shared router"], found["forward", "group routers"]
+    setup = cases.set_up(TINY, routed=True, gate="always")
+    assert routed["parameters"] == sum(x.size for x in setup.params.values())
+    # One router and one imputed vector for each of three combinations, against a vector for each of three modalities.
+    assert routed["parameters"] - plain["parameters"] == TINY.g * TINY.d * TINY.e
+    assert found["forward+backward", "shared router"]["analytic_flops"] == 3 * plain["analytic_flops"]
+
+
+def test_frozen_encoders_take_no_backward_operations() -> None:
+    build = {entry.measure: entry.build for entry in cases.CASES["table17"].entries(TINY, frozenset())[::2]}
+    trained, frozen = (build[stage]().facts["analytic_flops"] for stage in ("all trained", "encoders frozen"))
+    setup = cases.set_up(TINY, routed=False, gate="never", kind="text")
+    assert trained == 3 * TINY.b * setup.cost.flops
+    assert trained - frozen == 2 * TINY.b * (setup.cost.flops - setup.trained.flops) > 0
+
+
+@pytest.mark.parametrize("method", cases.METHODS)
+def test_the_timed_step_is_the_step_of_the_package(method: str) -> None:
+    chosen = cases.METHODS[method]
+    setup = cases.set_up(TINY, routed=chosen["routed"], gate=chosen["gate"])
+    optimizer = cases.make_optimizer(TINY.g)
+    state = cases.states.start(setup.params, lambda path: False, optimizer, step=0, ema=False)
+    space = types.SimpleNamespace
+    config = space(
+        seed=0,
+        model=space(encoder_dropout=0.0),
+        fusion=space(dropout=0.0),
+        objective=space(kind="group_dro" if chosen["robust"] else "erm", reweigh_cap=0.0, reweigh_power=1.0),
+        dro=space(weights="current", normalize_present=False),
+    )
+    stage = package_step.Stage("joint", 0, 1, lambda path: False, chosen["gate"], chosen["gate"], True)
+    theirs = package_step.make_step(
+        config,
+        stage,
+        setup.network,
+        losses.cross_entropy,
+        optimizer,
+        group_dro.group_dro(TINY.g),
+        np.ones(TINY.g, np.int32),
+        0.0,
+    )
+    ours = cases.make_step(setup.network, optimizer, TINY.g, gate=chosen["gate"], robust=chosen["robust"])
+    expected = jax.jit(lambda state, batch: theirs(state, batch, axis_name=None))(state, setup.batch)
+    found = jax.jit(ours)(state, setup.batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), found[0], expected[0])
+    jax.tree.map(np.testing.assert_allclose, found[1], expected[1])
+
+
+@pytest.mark.parametrize("form", ["loop", "vectorised"])
+@pytest.mark.parametrize("preset", soft_moe.PRESETS)
+def test_the_torch_reference_computes_what_jax_computes(form: str, preset: str) -> None:
+    pytest.importorskip("torch", reason="the torch references need torch: pip install -e .[torch]")
+    from benchmarks import torch_reference
+
+    setup = cases.set_up(TINY, routed=False, gate="never", preset=preset)
+    weights = {path: np.asarray(x) for path, x in setup.params.items()}
+    batch = torch_reference.to_torch(setup.batch)
+    network = torch_reference.Network(weights, form, TINY.h, soft_moe.PRESETS[preset])
+    cases.check_parity(setup, network, batch)
+    for path, value in network.read().items():  # the check puts the weights back
+        np.testing.assert_array_equal(value, weights[path])
+    weights["head/bias"] = weights["head/bias"] + np.float32(0.01) * np.arange(cases.CLASSES, dtype=np.float32)
+    network.load(weights)
+    with pytest.raises(RuntimeError, match="differ in logits"):
+        cases.check_parity(setup, network, batch)
+
+
+def test_the_batch_has_present_and_missing_modalities() -> None:
+    inputs = cases.make_inputs(TINY, "embedding")
+    batch = cases.make_batch(TINY, inputs)
+    present = batch["present"]
+    assert present.any(axis=1).all()
+    assert not present.all()
+    for i, name in enumerate(inputs):
+        assert ((batch[name] != 0).any(axis=(1, 2)) == present[:, i]).all()
+    by_group = {int(g): row.tolist() for g, row in zip(batch["group"], present, strict=True)}
+    assert all(by_group[int(g)] == row.tolist() for g, row in zip(batch["group"], present, strict=True))
+
+
+def test_summaries_and_ratios_by_hand() -> None:
+    def sample(ms: float) -> dict[str, float]:
+        return {"ms": ms, "cpu_ms": ms / 2, "system_ms": 0.0, "page_faults": 4.0}
+
+    found = run.summary([sample(ms) for ms in (5.0, 1.0, 2.0, 4.0, 3.0)])
+    assert (found["q25_ms"], found["median_ms"], found["q75_ms"], found["iqr_ms"]) == (2.0, 3.0, 4.0, 2.0)
+    assert (found["cpu_ms"], found["page_faults"]) == (1.5, 4.0)
+    assert run.summary([sample(7.0)])["median_ms"] == 7.0
+    # Within rounds 2, 3 and 1, whose median is not the ratio of the medians (4 / 4).
+    assert run.ratio([sample(4), sample(3), sample(9)], [sample(2), sample(1), sample(9)]) == 2.0
+
+
+def test_variants_take_turns_in_rotated_order() -> None:
+    order: list[str] = []
+    samples = run.interleave({name: lambda name=name: order.append(name) for name in "abc"}, rounds=3, calls=1)
+    assert order[6:] == list("abcbcacab")  # after two calls of each to warm up
+    assert {name: len(found) for name, found in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--case=blok"], "case 'blok' is unknown; known: block, step, groups, table17"),
+        ([], "known: block"),
+        (["--case=block", "--rounds=0"], "--rounds=0 must be at least 1"),
+        (["--case=block", "--cores=-1"], "--cores=-1"),
+        (["--case=block", "--rounds=x"], "invalid int value"),
+        (["--case=block", "--what"], "unrecognized arguments: --what"),
+        (["--case=block", "--cores=0", "--size=full"], "known: fprm, tiny"),
+        (["--case=step", "--size=tiny", "--cores=0", "--variants=remnd"], "known: soft_moe, remind"),
+        (["--case=step", "--cores=100000"], "may use"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=r"^[^\n]+$") as error:
+        run.main(arguments)
+    assert message in str(error.value)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "results").write_text("a file, not a folder")
+    with pytest.raises(UserError, match="cannot write"):
+        run._write([{"case": "block"}], tmp_path / "results" / "out.jsonl")
+
+
+def test_the_command_pins_itself_and_ends_with_2_on_a_mistake(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "out.jsonl"
+
+    def command(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.run", *arguments], cwd=run.HERE.parent, capture_output=True, text=True
+        )
+
+    wrong = command("--case=nothing")
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system cannot pin processes")
+    done = command("--case=step", "--size=tiny", "--rounds=1", "--variants=soft_moe", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["cores"] == 1
+
+
+def test_the_readme_shows_the_stored_results() -> None:
+    text = (run.HERE / "README.md").read_text(encoding="utf-8")
+    stored = sorted((run.HERE / "results").glob("*/*.jsonl"))
+    assert stored, "no results are stored"
+    assert run.readme(text, run.HERE / "results") == text, "run python -m benchmarks.run --readme"
+    for file in stored:
+        assert f"### {file.parent.name}: {file.stem}" in text
+
+
+def test_the_readme_follows_the_results(tmp_path: pathlib.Path) -> None:
+    (record,) = records(tmp_path, "--case=step", "--variants=soft_moe")
+    folder = tmp_path / "cpu-9"
+    folder.mkdir()
+    (folder / "step.jsonl").write_text(json.dumps(record | {"median_ms": 1234.5}) + "\n")
+    text = run.readme(f"above\n\n{run.START}\nold\n{run.END}\nbelow\n", tmp_path)
+    assert text.startswith("above\n")
+    assert text.endswith(f"{run.END}\nbelow\n")
+    assert "### cpu-9: step" in text
+    assert "1,234.50" in text
+    assert "old" not in text
