@@ -225,10 +225,11 @@ def make_step(
             return jnp.sum(loss_sum * jax.lax.stop_gradient(factors)), (loss_sum, count, open_sum)
 
         gradient, (loss_sum, count, open_sum) = jax.grad(objective, has_aux=True)(state.params)
-        moved = robust * 1.0
         updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, group_loss_sum=moved * loss_sum, group_count=moved * count
+            gradient, state.opt_state, state.params, group_loss_sum=loss_sum, group_count=count
         )
+        if not robust:
+            opt_state = states.with_dro(opt_state, state.opt_state["dro"])
         metrics = {
             "train/loss": jnp.sum(loss_sum) / jnp.sum(count),
             "train/gradient_norm": optax.tree.norm(gradient),

@@ -206,7 +206,7 @@ def forward(network: Callable, batch: Mapping[str, torch.Tensor]) -> Callable[[]
 
 def backward(network: nn.Module, batch: Mapping[str, torch.Tensor], run: Callable | None = None) -> Callable[[], None]:
     """Loss and fresh gradients of `network`, run as `run` (a compiled form of it) where that is given."""
-    run = run or network
+    run = network if run is None else run
 
     def call() -> None:
         for parameter in network.parameters():
