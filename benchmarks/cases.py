@@ -6,6 +6,7 @@ closed-over weights into constants. All variants of a case get equal weights whe
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ import numpy as np
 import optax
 
 from remind_jax import state as states
+from remind_jax import step as package_step
 from remind_jax.models.encoders import t5
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.model import ModelSpec, Network, make_network
-from remind_jax.objectives import group_dro, reweigh
+from remind_jax.objectives import group_dro
 from remind_jax.ops import flops, losses, soft_moe
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
@@ -210,36 +212,20 @@ def make_step(
     gate: str,
     robust: bool,
 ) -> Callable[[states.TrainState, Mapping[str, jax.Array]], tuple[states.TrainState, dict[str, jax.Array]]]:
-    """The train step of `remind_jax.step` on one device, without dropout and averaging; a test compares the two."""
-
-    def step(state, batch):
-        def objective(params):
-            output = network.apply({**state.frozen, **params}, batch, gate=gate)
-            each = losses.cross_entropy(output.logits, batch["label"])
-            loss_sum, count = losses.group_sums(each, batch["group"], batch["weight"], num_groups)
-            if robust:
-                factors = group_dro.robust_factors(jnp.exp(state.opt_state["dro"].log_weights), count)
-            else:
-                factors = reweigh.weighted_mean_factors(jnp.ones(num_groups), count)
-            open_sum = jnp.sum(output.open_rate * batch["weight"])
-            return jnp.sum(loss_sum * jax.lax.stop_gradient(factors)), (loss_sum, count, open_sum)
-
-        gradient, (loss_sum, count, open_sum) = jax.grad(objective, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, group_loss_sum=loss_sum, group_count=count
-        )
-        if not robust:
-            opt_state = states.with_dro(opt_state, state.opt_state["dro"])
-        metrics = {
-            "train/loss": jnp.sum(loss_sum) / jnp.sum(count),
-            "train/gradient_norm": optax.tree.norm(gradient),
-            "gate/open_rate": open_sum / jnp.sum(count),
-            "lambda": jnp.exp(opt_state["dro"].log_weights),
-        }
-        params = optax.apply_updates(state.params, updates)
-        return states.TrainState(state.step + 1, params, state.frozen, opt_state, state.ema), metrics
-
-    return step
+    """The package's train step on one device, without dropout and averaging."""
+    space = types.SimpleNamespace
+    config = space(
+        seed=0,
+        model=space(encoder_dropout=0.0),
+        fusion=space(dropout=0.0),
+        objective=space(kind="group_dro" if robust else "erm", reweigh_cap=0.0, reweigh_power=1.0),
+        dro=space(weights="current", normalize_present=False),
+    )
+    stage = package_step.Stage("joint", 0, 1, lambda path: False, gate, gate, robust)
+    counts = np.ones(num_groups, np.int32)
+    dro = group_dro.group_dro(num_groups)
+    step = package_step.make_step(config, stage, network, losses.cross_entropy, optimizer, dro, counts, 0.0)
+    return functools.partial(step, axis_name=None)
 
 
 def make_optimizer(num_groups: int) -> optax.GradientTransformationExtraArgs:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "remind_jax/ops/": (BARE - {"flax"}, {"ops", "errors"}),
     "remind_jax/objectives/": (BARE, {"ops", "objectives", "errors"}),
     "remind_jax/models/": (BARE | {"safetensors"}, {"ops", "models", "errors"}),
-    "benchmarks/": (BARE | {"torch"}, {"ops", "models", "objectives", "errors", "parallel", "state"}),
+    "benchmarks/": (BARE | {"torch"}, {"ops", "models", "objectives", "errors", "parallel", "state", "step"}),
 }
 # Imported where they are used, because each takes a good part of a second or more.
 HEAVY = {"tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "transformers", "orbax"}

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 from typing import Any
 
 import jax
@@ -13,10 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks import cases, run
-from remind_jax import step as package_step
 from remind_jax.errors import UserError
-from remind_jax.objectives import group_dro
-from remind_jax.ops import losses, soft_moe
+from remind_jax.ops import soft_moe
 
 KEYS = {
     *("case", "size", "measure", "variant", "library", "platform", "device", "cores", "versions", "commit"),
@@ -91,38 +88,6 @@ def test_frozen_encoders_take_no_backward_operations() -> None:
     setup = cases.set_up(TINY, routed=False, gate="never", kind="text")
     assert trained == 3 * TINY.b * setup.cost.flops
     assert trained - frozen == 2 * TINY.b * (setup.cost.flops - setup.trained.flops) > 0
-
-
-@pytest.mark.parametrize("method", cases.METHODS)
-def test_the_timed_step_is_the_step_of_the_package(method: str) -> None:
-    chosen = cases.METHODS[method]
-    setup = cases.set_up(TINY, routed=chosen["routed"], gate=chosen["gate"])
-    optimizer = cases.make_optimizer(TINY.g)
-    state = cases.states.start(setup.params, lambda path: False, optimizer, step=0, ema=False)
-    space = types.SimpleNamespace
-    config = space(
-        seed=0,
-        model=space(encoder_dropout=0.0),
-        fusion=space(dropout=0.0),
-        objective=space(kind="group_dro" if chosen["robust"] else "erm", reweigh_cap=0.0, reweigh_power=1.0),
-        dro=space(weights="current", normalize_present=False),
-    )
-    stage = package_step.Stage("joint", 0, 1, lambda path: False, chosen["gate"], chosen["gate"], True)
-    theirs = package_step.make_step(
-        config,
-        stage,
-        setup.network,
-        losses.cross_entropy,
-        optimizer,
-        group_dro.group_dro(TINY.g),
-        np.ones(TINY.g, np.int32),
-        0.0,
-    )
-    ours = cases.make_step(setup.network, optimizer, TINY.g, gate=chosen["gate"], robust=chosen["robust"])
-    expected = jax.jit(lambda state, batch: theirs(state, batch, axis_name=None))(state, setup.batch)
-    found = jax.jit(ours)(state, setup.batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), found[0], expected[0])
-    jax.tree.map(np.testing.assert_allclose, found[1], expected[1])
 
 
 @pytest.mark.parametrize("form", ["loop", "vectorised"])
