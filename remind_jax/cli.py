@@ -56,7 +56,7 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
     except UserError:
         raise
     except (flags.Error, AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
-        raise UserError(_first_line(error)) from error
+        raise UserError(_one_line(error)) from error
     if rest:
         raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
     config = values.config
@@ -94,7 +94,11 @@ def load_module(file: pathlib.Path, name: str) -> types.ModuleType:
     return importlib.import_module(f"{file.resolve().parent.name}.{name}")
 
 
-def _first_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """The message of an error without traceback noise, on one line."""
-    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(message.split())
+    cause: BaseException = error
+    while cause.args and isinstance(cause.args[0], BaseException):
+        cause = cause.args[0]
+    # The text of a KeyError is a quoted repr; its argument is what was meant.
+    message = " ".join(str(cause.args[0] if cause.args else cause).split())
+    return f"unknown config key {message}" if isinstance(error, (AttributeError, KeyError)) else message
