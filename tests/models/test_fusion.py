@@ -117,7 +117,9 @@ def test_a_gated_block_is_the_grouped_one_where_open_and_the_shared_one_where_cl
 
 
 @pytest.mark.parametrize("preset", soft_moe.PRESETS)
-def test_zero_residuals_change_no_bit_and_others_do(preset: str) -> None:
+def test_zero_residuals_change_nothing_and_others_do(preset: str) -> None:
+    # One product for all samples and one for each round alike in jax 0.10, in jax 0.12 to the last bit or two.
+    rounding = 2e-6
     shared, remind = make_block(preset=preset), make_block(preset=preset, group_routers=True)
     assert set(remind.params) - set(shared.params) == {"group_router"}
     params = shared.params
@@ -126,10 +128,11 @@ def test_zero_residuals_change_no_bit_and_others_do(preset: str) -> None:
     zero = {**params, "group_router": jnp.zeros((G, D, E, S))}
     other = {**params, "group_router": residuals()}
     for gate in GATES:
-        np.testing.assert_array_equal(remind(zero, x, groups, None, gate).tokens, plain, err_msg=gate)
+        found = remind(zero, x, groups, None, gate).tokens
+        np.testing.assert_allclose(found, plain, rtol=0.0, atol=rounding, err_msg=gate)
     moved = np.abs(np.asarray(remind(other, x, groups, None, "always").tokens) - plain).max(axis=(1, 2))
     assert (moved[:3] > 1e-3).all()
-    assert moved[3] == 0.0  # the unseen combination keeps the shared router
+    assert moved[3] <= rounding  # the unseen combination keeps the shared router
     np.testing.assert_array_equal(remind(other, x, groups, None, "never").tokens, plain)
 
 
