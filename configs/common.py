@@ -4,11 +4,9 @@ A config file ends in `common.apply_method(config, …)`, which applies the argu
 `configs/nhanes.py:method=soft_moe,size=small`. Single keys are set on the command line: `--config.optim.lr=1e-3`.
 """
 
-import difflib
-
 import ml_collections
 
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 
 SOFT_MOE = {"fusion.group_routers": False, "model.imputation": "modality", "objective.kind": "erm"}
 # Group-specific parts of REMIND; where a data set has many combinations, its config sets `group_imputation`.
@@ -158,16 +156,13 @@ def parse_arg(arg: str) -> dict[str, str]:
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
         if key not in choices:
-            raise UserError(f"unknown config argument {key!r}{_suggest(key, choices)}; known: {', '.join(choices)}")
+            raise UserError(f"unknown config argument {key!r}{did_you_mean(key, choices)}; known: {', '.join(choices)}")
         if value not in choices[key]:
-            raise UserError(f"unknown {key} {value!r}{_suggest(value, choices[key])}; known: {', '.join(choices[key])}")
+            raise UserError(
+                f"unknown {key} {value!r}{did_you_mean(value, choices[key])}; known: {', '.join(choices[key])}"
+            )
         chosen[key] = value
     return chosen
-
-
-def _suggest(word: str, known) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def apply_method(config: ml_collections.ConfigDict, method: str, group_imputation: str = "group"):

@@ -1,4 +1,7 @@
-"""The one exception that commands turn into a single line on stderr and exit code 2."""
+"""The one exception that commands turn into a single line on stderr and exit code 2, and the hint it often ends in."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -6,3 +9,9 @@ class UserError(Exception):
 
     The message is one line that says what is wrong and what to do, and holds no patient text or id in clear.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: " (did you mean 'labs'?)", or nothing when no known name is close."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,14 +1,13 @@
 """What the values of a config may be: choices by key, and numbers that must be positive."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
 
 from remind_jax import parallel
 from remind_jax.data.sources import SOURCES
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.encoders import t5
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.model import ModelSpec
@@ -69,9 +68,7 @@ def validate(config: Any) -> None:
     for key, choices in CHOICES.items():
         value = _value(config, key)
         if value not in choices:
-            close = difflib.get_close_matches(str(value), list(choices), n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"{key}={value!r} is unknown{hint}; known: {', '.join(choices)}")
+            raise UserError(f"{key}={value!r} is unknown{did_you_mean(value, choices)}; known: {', '.join(choices)}")
     for keys, is_wrong, rule in (
         # Each is true of NaN as well.
         (AT_LEAST_ONE, lambda x: not x >= 1, "at least 1"),

@@ -93,8 +93,7 @@ class Trainer:
         self.predict = make_predict(self.network, config.eval.batch_size)
         self.devices = parallel.choose_devices(config.devices, config.train.batch_size)
         self.order = self._order()
-        labels = data.manifest.labels[data.rows("train")]
-        self.loss = make_loss(config, np.bincount(labels, minlength=len(data.classes)) / len(labels))
+        self.loss = make_loss(config, data.class_fractions)
         self.dro = make_dro(config, self.groups.train_counts)
 
     def _order(self) -> samplers.Order:
@@ -300,7 +299,7 @@ def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
     predicted = trainer.predict(weights, data.stores["held_out"], trainer.stages[-1].eval_gate)
     table = datasets.predictions_table(data, "held_out", predicted.probabilities)
     table.write_parquet(folder.path / "predictions.parquet")
-    majority = np.bincount(data.manifest.labels[data.rows("train")]).argmax()
+    majority = data.class_fractions.argmax()
     report = reports.build_report(
         data=data.manifest.title,
         method=config.method,

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 
 from remind_jax import settings
@@ -65,12 +64,6 @@ class Run:
     def eval_gate(self) -> str:
         """Whether group routers act in evaluation."""
         return self.stages[-1].eval_gate
-
-    @property
-    def class_fractions(self) -> np.ndarray:
-        """Share of each class among the train rows, [c]."""
-        labels = self.data.manifest.labels[self.data.rows("train")]
-        return np.bincount(labels, minlength=len(self.data.classes)) / len(labels)
 
     def weights(self) -> Iterator[tuple[int, Params]]:
         """Steps and parameters for evaluation: the initial ones, then those of each checkpoint that was kept.

@@ -80,7 +80,7 @@ def make_outputs(run: "Run", output: str) -> Callable[..., Any]:
     from remind_jax.ops import ntk
     from remind_jax.step import make_loss
 
-    scalar = make_loss(run.config, run.class_fractions) if output == "loss" else ntk.OUTPUTS[output]
+    scalar = make_loss(run.config, run.data.class_fractions) if output == "loss" else ntk.OUTPUTS[output]
     gate = run.eval_gate
 
     def outputs(params, batch, fixed):

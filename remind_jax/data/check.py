@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data import groups, splits
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from remind_jax.data.manifest import Manifest, Modality
@@ -117,7 +117,7 @@ def absent_columns(schema: object, columns: Sequence[str]) -> list[Finding]:
         return [Finding("E001", "the table has none of the schema's columns; does it begin with a header line?", True)]
     findings = []
     for owner, column in absent:
-        hint = groups.did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
+        hint = did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
         findings.append(Finding("E001", f"column {column!r} ({owner}) is not in the table{hint}", True))
     return findings
 

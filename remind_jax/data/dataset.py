@@ -47,6 +47,12 @@ class Dataset:
         """Names of the classes."""
         return self.manifest.schema.classes
 
+    @property
+    def class_fractions(self) -> np.ndarray:
+        """Share of each class among the train rows, float64 [c]."""
+        labels = self.manifest.labels[self.rows("train")]
+        return np.bincount(labels, minlength=len(self.classes)) / len(labels)
+
     def rows(self, split: str) -> np.ndarray:
         """Manifest rows of a split, int64, ascending."""
         return np.flatnonzero(self.split == splits.SPLITS.index(split))
@@ -100,8 +106,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """The data card of a report: sizes of the splits, class frequencies, presence of modalities."""
     schema, table = dataset.manifest.schema, dataset.manifest.table
     patients = table[schema.patient_id]
-    train = dataset.rows("train")
-    presence, labels = dataset.manifest.presence, dataset.manifest.labels
+    presence = dataset.manifest.presence
     return {
         "label": schema.label,
         "splits": {
@@ -109,8 +114,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             for name in splits.SPLITS
         },
         "classes": [
-            {"name": name, "train_fraction": float(np.mean(labels[train] == i))}
-            for i, name in enumerate(schema.classes)
+            {"name": name, "train_fraction": float(share)}
+            for name, share in zip(schema.classes, dataset.class_fractions, strict=True)
         ],
         "modalities": [
             {"name": modality.name, "kind": modality.kind, "present_fraction": float(np.mean(presence[:, j]))}

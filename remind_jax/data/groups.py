@@ -1,19 +1,12 @@
 """Modality combinations ("groups"): names, bit masks of any width, and the table of those seen in training."""
 
 import dataclasses
-import difflib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from remind_jax.errors import UserError
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: " (did you mean 'labs'?)", or nothing when no known name is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+from remind_jax.errors import UserError, did_you_mean
 
 
 def bitmask(mask: np.ndarray) -> int:

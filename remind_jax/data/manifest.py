@@ -18,8 +18,7 @@ import polars as pl
 import yaml
 
 from remind_jax.data import check
-from remind_jax.data.groups import did_you_mean
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 
 KINDS = ("tabular", "text", "codes", "embedding")
 LATER_KINDS = ("image", "volume")

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from remind_jax.data import manifest as manifests
-from remind_jax.data.groups import did_you_mean
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 
 PAD, EOS, UNK = 0, 1, 2  # as in T5
 SPECIAL = ("<pad>", "</s>", "<unk>")
