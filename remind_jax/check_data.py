@@ -1,4 +1,7 @@
-"""Validates a manifest folder: `python -m remind_jax.check_data DIR [--json]`; exit code 2 when training is refused."""
+"""Validates a manifest folder: `python -m remind_jax.check_data DIR [--json] [--bad-files=missing]`.
+
+The exit code is 2 when training is refused.
+"""
 
 import argparse
 import dataclasses
@@ -18,7 +21,7 @@ _SEED = 0  # of the split that is shown when the manifest has no split column
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (usage: python -m remind_jax.check_data DIR [--json])")
+        raise UserError(f"{message} (usage: python -m remind_jax.check_data DIR [--json] [--bad-files=missing])")
 
 
 def summarise(manifest: manifests.Manifest, split: np.ndarray | None) -> dict[str, Any]:
@@ -54,8 +57,14 @@ def run(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="python -m remind_jax.check_data", description="Validates a manifest folder.")
     parser.add_argument("folder", metavar="DIR", help="folder with schema.yaml and manifest.csv or manifest.parquet")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--bad-files",
+        choices=manifests.BAD_FILES,
+        default="refuse",
+        help="what training does with files that cannot be read, as data.bad_files (default: refuse)",
+    )
     options = parser.parse_args(arguments)
-    manifest = manifests.load_manifest(options.folder)
+    manifest = manifests.load_manifest(options.folder, bad_files=options.bad_files)
     try:
         split = splits.make_splits(manifest, _SEED)
     except UserError:

@@ -11,10 +11,11 @@ import errno
 import fcntl
 import functools
 import json
+import math
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from remind_jax.errors import UserError
 
 _NAME, _SPLIT = "manifest", "samples"  # TFDS reserves the split name "all"
 _VERSION = "1.0.0"  # of what the shards hold; raise it whenever `decode` or the features change
-_BLOCK = 1024  # rows decoded or read at a time
+_BLOCK = 1024  # rows decoded or read at a time, fewer where pixels are many
+_BLOCK_BYTES = 64 * 2**20  # of pixels in such a block
 _SHARD_BYTES = 64 * 2**20  # TFDS keeps the rows of the shard being written in memory
 
 
@@ -150,11 +152,12 @@ def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, progress: Call
     """Writes everything to a temporary folder beside `folder` and renames it."""
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
-        first = manifest_lib.decode(manifest, np.arange(min(_BLOCK, manifest.table.height)))
+        block = _block(modality.shape for modality in manifest.schema.modalities)
+        first = manifest_lib.decode(manifest, np.arange(min(block, manifest.table.height)))
         columns = tuple(Column(name, value.shape[1:], value.dtype.name) for name, value in first.items())
         shards = _shards(manifest.table.height, first)
         del first
-        builder = _builder_class()(temporary, manifest, columns, shards, progress)
+        builder = _builder_class()(temporary, manifest, columns, shards, block, progress)
         builder.download_and_prepare(file_format="array_record", download_dir=temporary / "downloads")
         shutil.rmtree(temporary / "downloads", ignore_errors=True)
         described = [dataclasses.asdict(column) for column in columns]
@@ -183,6 +186,12 @@ def _shards(rows: int, sample: dict[str, np.ndarray]) -> list[range]:
     return [range(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def _block(shapes: Iterable[tuple[int, ...]]) -> int:
+    """How many rows to hold at a time, given the shapes of their pixels; () stands for none."""
+    pixels = sum(math.prod(shape) for shape in shapes if shape)
+    return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, pixels)))
+
+
 @functools.cache
 def _builder_class() -> type:
     """The TFDS builder; made on first use because importing TFDS takes most of a second."""
@@ -198,8 +207,9 @@ def _builder_class() -> type:
         name = _NAME
         VERSION = tfds.core.Version(_VERSION)
 
-        def __init__(self, folder, manifest, columns, shards, progress):
-            self._manifest, self._columns, self._shards, self._progress = manifest, columns, shards, progress
+        def __init__(self, folder, manifest, columns, shards, block, progress):
+            self._manifest, self._columns, self._shards = manifest, columns, shards
+            self._block, self._progress = block, progress
             super().__init__(data_dir=folder)
 
         def _info(self):
@@ -211,8 +221,8 @@ def _builder_class() -> type:
             return {_SPLIT: [functools.partial(self._generate, shard) for shard in self._shards]}
 
         def _generate(self, shard):
-            for start in range(shard.start, shard.stop, _BLOCK):
-                stop = min(start + _BLOCK, shard.stop)
+            for start in range(shard.start, shard.stop, self._block):
+                stop = min(start + self._block, shard.stop)
                 block = manifest_lib.decode(self._manifest, np.arange(start, stop))
                 for i in range(stop - start):
                     yield start + i, {f"c{j}": block[column.name][i] for j, column in enumerate(self._columns)}
@@ -263,8 +273,9 @@ def _examples(source: Source, positions: np.ndarray) -> list[Any]:
     from tensorflow_datasets.proto import tf_example_pb2
 
     examples: list[Any] = []
-    for start in range(0, len(positions), _BLOCK):
-        records: Sequence[bytes] = source.records.__getitems__(positions[start : start + _BLOCK].tolist())
+    block = _block(column.shape for column in source.columns if column.dtype == "uint8")
+    for start in range(0, len(positions), block):
+        records: Sequence[bytes] = source.records.__getitems__(positions[start : start + block].tolist())
         examples += [tf_example_pb2.Example.FromString(record).features.feature for record in records]
     return examples
 

@@ -1,27 +1,27 @@
-"""Everything that can be wrong with a manifest, under the codes E001 to E009 (refuse) and W101 to W105 (warn).
+"""Everything that can be wrong with a manifest, under the codes E001 to E009 (refuse) and W101 to W107 (warn).
+
+I001 carries counts of what a source read and left out, and W107 names options that let the outcome leak into the input.
 
 Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
 sample id or a patient id in clear.
 """
 
-import dataclasses
 import hashlib
-import os
-import pathlib
-import re
 import secrets
-import stat
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from remind_jax.data import groups, splits
+from remind_jax.data.files import scan_files
+from remind_jax.data.findings import Finding, in_rows, listed
+from remind_jax.data.schema import PIXELS, Modality
 from remind_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from remind_jax.data.manifest import Manifest, Modality
+    from remind_jax.data.manifest import Manifest
 
 MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
 SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
@@ -31,22 +31,6 @@ AUDIT_ROWS = 20_000
 
 # New in every process: hashes can be compared within one output and say nothing about a patient outside it.
 _SALT = secrets.token_bytes(16)
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing found: a code, one line of text, and whether training is refused for it."""
-
-    code: str
-    message: str
-    fatal: bool
-
-
-class FileRecord(NamedTuple):
-    """What is remembered of a file that a manifest names."""
-
-    size: int
-    sha256: str
 
 
 def refuse(findings: Iterable[Finding]) -> None:
@@ -59,18 +43,6 @@ def refuse(findings: Iterable[Finding]) -> None:
 def anonymous(patient: str) -> str:
     """A patient id as 8 hex digits of a salted sha256; the salt lives as long as the process."""
     return hashlib.sha256(_SALT + str(patient).encode()).hexdigest()[:8]
-
-
-def listed(items: Sequence[object], most: int = 5) -> str:
-    """The first few of `items` and how many more there are."""
-    text = ", ".join(str(item) for item in items[:most])
-    return f"{text} and {len(items) - most} more" if len(items) > most else text
-
-
-def in_rows(mask: np.ndarray | pl.Series) -> str:
-    """The rows where `mask` [n] holds, counted from 1: "2 cells (rows 3, 8)"."""
-    rows = np.flatnonzero(np.asarray(mask)) + 1
-    return f"{len(rows)} {'cell' if len(rows) == 1 else 'cells'} ({'row' if len(rows) == 1 else 'rows'} {listed(rows)})"
 
 
 def looks_missing(column: pl.Series) -> pl.Series:
@@ -193,7 +165,7 @@ def _no_modality(manifest: "Manifest") -> list[Finding]:
 # ---- cells ----------------------------------------------------------------------------------------------------------
 
 
-def _cells(manifest: "Manifest", modality: "Modality") -> list[Finding]:
+def _cells(manifest: "Manifest", modality: Modality) -> list[Finding]:
     """E008 and E009 for the values of one modality. Reading a folder has put most of this right already."""
     findings = []
     for column in (*modality.columns, *modality.categorical):
@@ -206,6 +178,10 @@ def _cells(manifest: "Manifest", modality: "Modality") -> list[Finding]:
                 findings.append(Finding("E009", text, True))
         elif modality.kind == "tabular":
             findings += _numbers(cells, where)
+        elif modality.kind in PIXELS:
+            if cells.dtype != pl.Array(pl.UInt8, modality.shape):
+                text = f"{where}holds {cells.dtype}, not 8-bit pixels {list(modality.shape)}; convert the cells"
+                findings.append(Finding("E008", text, True))
         elif modality.kind == "embedding":
             arrays = cells.drop_nulls().to_numpy()
             wrong = ~np.isfinite(arrays).reshape(len(arrays), -1).all(axis=1)
@@ -232,129 +208,7 @@ def _numbers(cells: pl.Series, where: str) -> list[Finding]:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def safe_path(root: pathlib.Path, cell: str) -> pathlib.Path:
-    """The real path of the file a cell names, which lies below `root`.
-
-    Raises:
-      ValueError: the path is absolute, a URL, holds `..`, a backslash or NUL, or a link leads out of `root`.
-    """
-    if "\0" in cell or "\\" in cell or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:", cell):
-        raise ValueError("not a plain relative path")
-    if cell.startswith(("/", "~")) or ".." in cell.split("/"):
-        raise ValueError("not below the folder")
-    base = os.path.realpath(root)
-    real = os.path.realpath(os.path.join(base, cell))
-    if os.path.commonpath([base, real]) != base:
-        raise ValueError("a link leads out of the folder")
-    return pathlib.Path(real)
-
-
-def read_array(path: pathlib.Path) -> np.ndarray:
-    """An embedding file, npy [t, d] of real numbers, as float32; never unpickles.
-
-    Raises:
-      ValueError: it is not an npy file of that form ("shape" when it is npy). A header that claims more than the file
-        holds is refused before memory is taken.
-    """
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
-        raise ValueError("not npy") from error
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
-        raise ValueError("shape")
-    with np.errstate(over="ignore"):
-        return np.asarray(array, np.float32)
-
-
-def read_text(path: pathlib.Path) -> str:
-    """A UTF-8 text file; raises ValueError when it is not, or is blank."""
-    text = path.read_bytes().decode("utf-8-sig")
-    if not text.strip():
-        raise ValueError("blank")
-    return text
-
-
-def scan_files(
-    root: pathlib.Path, modality: "Modality", cells: pl.Series
-) -> tuple[dict[str, FileRecord], list[Finding]]:
-    """Reads every file that a column names, once.
-
-    Args:
-      root: the folder the paths start from.
-      modality: a text or embedding modality with `stored: file`.
-      cells: its column, paths or null.
-
-    Returns:
-      a record for each sound file, by path as written, and findings E006 to E009 with their rows.
-    """
-    records, faults, shapes = {}, {}, {}
-    for cell in cells.drop_nulls().unique(maintain_order=True).to_list():
-        fault = _scan(root, modality.kind, cell, records, shapes)
-        if fault:
-            faults[cell] = fault
-    expected = next(iter(shapes.values()), None)
-    faults |= {cell: "E008 shape" for cell, shape in shapes.items() if shape != expected}
-    return records, _describe_faults(faults, modality, cells, expected)
-
-
-def _scan(
-    root: pathlib.Path, kind: str, cell: str, records: dict[str, FileRecord], shapes: dict[str, tuple[int, ...]]
-) -> str:
-    """Looks at one file; the fault as code and word, or '' after adding its record."""
-    if re.fullmatch(r"\s*-\d+(\.0*)?\s*", cell):
-        return "E009 sentinel"
-    try:
-        path = safe_path(root, cell)
-    except (ValueError, OSError):
-        return "E006 unsafe"
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or not status.st_size:
-            return "E007 empty"
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if kind == "text":
-            read_text(path)
-        else:
-            array = read_array(path)
-            if not np.isfinite(array).all():
-                return "E008 finite"
-            shapes[cell] = array.shape
-    except FileNotFoundError:
-        return "E007 missing"
-    except (OSError, ValueError) as error:
-        return "E008 form" if str(error) == "shape" else "E007 undecodable"
-    records[cell] = FileRecord(status.st_size, digest)
-    return ""
-
-
-_FAULTS = {
-    "E009 sentinel": "with a number used for missing; leave the cell empty",
-    "E006 unsafe": "with a path that is not relative and below the folder; move the files below it",
-    "E007 missing": "naming a file that is not there; add the files or empty the cells",
-    "E007 empty": "naming an empty file or none at all; replace the files or empty the cells",
-    "E007 undecodable": "naming a file that cannot be read ({form}); replace the files or empty the cells",
-    "E008 form": "naming an array that is not [t, d] of real numbers; reshape it",
-    "E008 finite": "naming an array with NaN or infinite values; mend it",
-    "E008 shape": "naming an array whose shape is not {expected} like the first; make all alike",
-}
-
-
-def _describe_faults(
-    faults: dict[str, str], modality: "Modality", cells: pl.Series, expected: tuple[int, ...] | None
-) -> list[Finding]:
-    findings = []
-    form = "UTF-8 text, not blank" if modality.kind == "text" else "npy without pickled objects"
-    for fault in sorted(set(faults.values())):
-        paths = [cell for cell, found in faults.items() if found == fault]
-        rows = cells.is_in(paths).fill_null(False)
-        text = _FAULTS[fault].format(form=form, expected=list(expected or ()))
-        where = f"column {modality.columns[0]!r} ({modality.name}): {in_rows(rows)} "
-        findings.append(Finding(fault[:4], where + text, True))
-    return findings
-
-
-def _unread_files(manifest: "Manifest", modality: "Modality") -> list[Finding]:
+def _unread_files(manifest: "Manifest", modality: Modality) -> list[Finding]:
     """Scans the files of a manifest made in memory; reading a folder has scanned its own."""
     cells = manifest.table[modality.columns[0]]
     unread = cells.set(cells.is_in(list(manifest.files)).fill_null(True), None)
@@ -362,7 +216,7 @@ def _unread_files(manifest: "Manifest", modality: "Modality") -> list[Finding]:
         return []
     if manifest.root is None:
         return [Finding("E007", f"column {cells.name!r} ({modality.name}) names files, but in no folder", True)]
-    return scan_files(manifest.root, modality, unread)[1]
+    return scan_files(manifest.root, modality, unread).findings
 
 
 # ---- warnings -------------------------------------------------------------------------------------------------------
@@ -394,11 +248,11 @@ def _unseen_groups(manifest: "Manifest", split: np.ndarray | None) -> list[Findi
 
 
 def _shared_content(manifest: "Manifest") -> list[Finding]:
-    """W103: the same file, embedding or long text under two patients."""
+    """W103: the same file, image, embedding or long text under two patients."""
     findings = []
     patients = manifest.table[manifest.schema.patient_id]
     for modality in manifest.schema.modalities:
-        if modality.kind not in ("text", "embedding"):
+        if modality.kind not in ("text", "embedding", *PIXELS):
             continue
         content = _content(manifest, modality)
         table = pl.DataFrame({"content": content, "patient": patients}).drop_nulls("content")
@@ -415,7 +269,7 @@ def _shared_content(manifest: "Manifest") -> list[Finding]:
     return findings
 
 
-def _content(manifest: "Manifest", modality: "Modality") -> pl.Series:
+def _content(manifest: "Manifest", modality: Modality) -> pl.Series:
     """What is compared for W103: a string a row, null where there is nothing worth comparing."""
     cells = manifest.table[modality.columns[0]]
     if modality.stored == "file":

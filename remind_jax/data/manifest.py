@@ -4,73 +4,27 @@ A manifest is a table with one row a sample and a schema that says what each col
 knows which data set it is looking at. `check` says what can be wrong with one.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
-import yaml
 
-from remind_jax.data import check
-from remind_jax.errors import UserError, did_you_mean
+from remind_jax.data import check, files
+from remind_jax.data.findings import FileRecord, Finding, in_rows
+from remind_jax.data.schema import PIXELS, Modality, Schema, read_schema
+from remind_jax.errors import UserError
 
-KINDS = ("tabular", "text", "codes", "embedding")
-LATER_KINDS = ("image", "volume")
+BAD_FILES = ("refuse", "missing")
 SPLIT_ALIASES = {"val": "tuning", "test": "held_out"}
-_RESERVED = ("present", "group", "label", "row", "weight")  # keys beside the modalities in decoded and encoded batches
-_KEYS = {
-    "tabular": ("kind", "columns", "categorical"),
-    "text": ("kind", "column", "stored"),
-    "codes": ("kind", "column"),
-    "embedding": ("kind", "column", "stored"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Modality:
-    """One modality of a data set.
-
-    Attributes:
-      name: as written in tables and reports.
-      kind: one of `KINDS`.
-      columns: the numeric columns of a tabular modality; the one column of the other kinds.
-      categorical: the string columns of a tabular modality.
-      stored: `cell` (the table holds the value) or `file` (the table holds a path relative to the manifest's folder).
-    """
-
-    name: str
-    kind: str
-    columns: tuple[str, ...]
-    categorical: tuple[str, ...] = ()
-    stored: str = "cell"
-
-
-@dataclasses.dataclass(frozen=True)
-class Schema:
-    """What the columns of a manifest mean."""
-
-    name: str
-    sample_id: str
-    patient_id: str
-    label: str
-    classes: tuple[str, ...]
-    modalities: tuple[Modality, ...]
-    split: str | None = None
-
-    def columns(self) -> Iterator[tuple[str, str]]:
-        """What names a column, and the column, for every column the schema names."""
-        yield from (("sample_id", self.sample_id), ("patient_id", self.patient_id), ("label", self.label))
-        if self.split is not None:
-            yield "split", self.split
-        for modality in self.modalities:
-            for column in (*modality.columns, *modality.categorical):
-                yield f"modality {modality.name}", column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +34,23 @@ class Manifest:
     Attributes:
       schema: what each column is.
       table: one row a sample; numeric columns are Float64, text, codes, categories and paths String, embeddings held
-        in cells `Array(Float32, (t, d))`, the label a String out of `schema.classes`.
+        in cells `Array(Float32, (t, d))`, images and volumes held in cells `Array(UInt8, modality.shape)`, the label a
+        String out of `schema.classes`.
       root: the folder that relative paths in the table start from; None for a table made in memory.
       title: how reports name the data, for example "twin of MIMIC-IV (synthetic)".
       notes: what reading the folder found, for `check.find_problems` to pass on.
       files: a record of every sound file the table names, by path as written.
+      published: share of the samples of each combination in the paper, by the combination's name; empty for data that
+        are not the paper's.
     """
 
     schema: Schema
     table: pl.DataFrame
     root: pathlib.Path | None = None
     title: str = ""
-    notes: tuple[check.Finding, ...] = ()
-    files: Mapping[str, check.FileRecord] = dataclasses.field(default_factory=dict)
+    notes: tuple[Finding, ...] = ()
+    files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def presence(self) -> np.ndarray:
@@ -107,19 +65,19 @@ class Manifest:
         position = {name: i for i, name in enumerate(self.schema.classes)}
         labels = np.array([position.get(name, -1) for name in self.table[self.schema.label].to_list()], np.int32)
         if (labels < 0).any():
-            raise UserError(f"E005 {check.in_rows(labels < 0)} without a label out of the declared classes")
+            raise UserError(f"E005 {in_rows(labels < 0)} without a label out of the declared classes")
         return labels
 
     @functools.cached_property
     def digest(self) -> str:
         """Sha256 (hex) of the schema, every cell in row order, and the content of the files the cells name."""
-        sha = hashlib.sha256(json.dumps(dataclasses.asdict(self.schema), sort_keys=True).encode())
-        files = {m.columns[0] for m in self.schema.modalities if m.stored == "file"}
+        sha = hashlib.sha256(json.dumps(_described(self.schema), sort_keys=True).encode())
+        paths = {m.columns[0] for m in self.schema.modalities if m.stored == "file"}
         for _, column in self.schema.columns():
             cells = self.table[column]
             sha.update(np.packbits(cells.is_null().to_numpy()).tobytes())
             sha.update(_cell_bytes(cells))
-            if column in files:
+            if column in paths:
                 sha.update("".join(self._file_digest(cell) for cell in cells.drop_nulls().to_list()).encode())
         return sha.hexdigest()
 
@@ -133,9 +91,19 @@ def _cell_bytes(cells: pl.Series) -> bytes:
     if cells.dtype == pl.String:
         lengths = cells.str.len_bytes().fill_null(0).to_numpy().astype("<u8").tobytes()
         return lengths + "".join(cells.drop_nulls().to_list()).encode()
-    return np.ascontiguousarray(
-        cells.drop_nulls().to_numpy().astype("<f8" if cells.dtype.is_numeric() else "<f4")
-    ).tobytes()
+    values = cells.drop_nulls().to_numpy()
+    if values.dtype != np.uint8:  # pixels
+        values = values.astype("<f8" if cells.dtype.is_numeric() else "<f4")
+    return np.ascontiguousarray(values).tobytes()
+
+
+def _described(schema: Schema) -> dict[str, Any]:
+    """The schema for the digest; kinds without a shape are described as before there was one."""
+    described = dataclasses.asdict(schema)
+    for modality in described["modalities"]:
+        if not modality["shape"]:
+            del modality["shape"]
+    return described
 
 
 # ---- raw columns ----------------------------------------------------------------------------------------------------
@@ -152,7 +120,11 @@ def decode(manifest: Manifest, rows: np.ndarray) -> dict[str, np.ndarray]:
       for a tabular modality `name/numeric` float32 [n, p], NaN where empty, and, when it has categorical columns,
       `name/categorical` object [n, q] of str, '' where empty; for text and codes `name` object [n] of str, '' where
       missing; for an embedding `name` float32 [n, t, d], zeros where missing ([n, 0, 0] when no row of the manifest
-      has one); `present` bool [n, m], `label` int32 [n], `row` int32 [n].
+      has one); for an image or a volume `name` uint8 [n, *shape], zeros where missing; `present` bool [n, m], `label`
+      int32 [n], `row` int32 [n].
+
+    Raises:
+      UserError: a file that the rows name cannot be read or decoded (E007), or a label is none of the classes (E005).
     """
     rows = np.asarray(rows, np.int64)
     raw: dict[str, np.ndarray] = {}
@@ -161,10 +133,12 @@ def decode(manifest: Manifest, rows: np.ndarray) -> dict[str, np.ndarray]:
             raw |= _decode_tabular(manifest, modality, rows)
         elif modality.kind == "embedding":
             raw[modality.name] = _decode_embedding(manifest, modality, rows)
+        elif modality.kind in PIXELS:
+            raw[modality.name] = _decode_pixels(manifest, modality, rows)
         else:
             cells = manifest.table[modality.columns[0]].gather(rows).to_list()
             if modality.stored == "file":
-                cells = [None if cell is None else _load(manifest, cell, check.read_text) for cell in cells]
+                cells = [None if cell is None else _load(manifest, cell, files.read_text) for cell in cells]
             raw[modality.name] = _strings(cells)
     return raw | {"present": manifest.presence[rows], "label": manifest.labels[rows], "row": rows.astype(np.int32)}
 
@@ -190,10 +164,35 @@ def _decode_embedding(manifest: Manifest, modality: Modality, rows: np.ndarray) 
             values[here] = cells.drop_nulls().to_numpy()
         return values
     first = column.drop_nulls().head(1).to_list()
-    shape = _load(manifest, first[0], check.read_array).shape if first else (0, 0)
+    shape = _load(manifest, first[0], files.read_array).shape if first else (0, 0)
     values = np.zeros((len(rows), *shape), np.float32)
     for i, cell in zip(np.flatnonzero(here), cells.drop_nulls().to_list(), strict=True):
-        values[i] = _load(manifest, cell, check.read_array)
+        values[i] = _load(manifest, cell, files.read_array)
+    return values
+
+
+def _decode_pixels(manifest: Manifest, modality: Modality, rows: np.ndarray) -> np.ndarray:
+    cells = manifest.table[modality.columns[0]].gather(rows)
+    here = np.flatnonzero(cells.is_not_null())
+    cells = cells.drop_nulls()
+    values = np.zeros((len(rows), *modality.shape), np.uint8)
+    if modality.stored == "cell":
+        if len(here):
+            values[here] = cells.to_numpy()
+        return values
+
+    def read(position: int, cell: str) -> None:
+        try:
+            values[position] = files.read_pixels(files.safe_path(manifest.root, cell), modality.shape)
+        except (ValueError, OSError) as error:
+            # Messages of the system hold the path, and paths may hold a patient's name.
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            where = f"column {modality.columns[0]!r} ({modality.name}): row {rows[position] + 1}"
+            raise UserError(f"E007 {where} names a file that cannot be used: {reason}; {files.REMEDY}") from None
+
+    with concurrent.futures.ThreadPoolExecutor(files.THREADS) as pool:
+        # The first failure of the lowest row is the one that is told.
+        collections.deque(pool.map(read, here.tolist(), cells.to_list()), maxlen=0)
     return values
 
 
@@ -204,7 +203,7 @@ def _strings(cells: list[str | None]) -> np.ndarray:
 def _load(manifest: Manifest, cell: str, read: Callable[[pathlib.Path], Any]) -> Any:
     """Reads a file the table names; files and links may have been changed since the manifest was read."""
     try:
-        return read(check.safe_path(manifest.root, cell))
+        return read(files.safe_path(manifest.root, cell))
     except (ValueError, OSError) as error:
         reason = type(error).__name__
         raise UserError(f"E007 a file of the manifest cannot be read any more ({reason}); check the folder") from None
@@ -213,34 +212,61 @@ def _load(manifest: Manifest, cell: str, read: Callable[[pathlib.Path], Any]) ->
 # ---- reading a folder -----------------------------------------------------------------------------------------------
 
 
-def read_manifest(folder: str | pathlib.Path) -> Manifest:
+def read_manifest(
+    folder: str | pathlib.Path, *, image_size: int = 224, frames: int = 16, bad_files: str = "refuse"
+) -> Manifest:
     """Reads `schema.yaml` and `manifest.csv` or `manifest.parquet`, and looks at every file they name.
 
     Words that people write for "missing" (NA, None, …) become null and are counted in the manifest's notes.
 
+    Args:
+      folder: the manifest's folder.
+      image_size: height and width that images and the frames of volumes are resized to.
+      frames: the length that volumes are resized to.
+      bad_files: `refuse` (E007), or `missing`: the cell of a file that cannot be read becomes null, which a note counts
+        (W106); every image and volume is then decoded once to find out, else only its header is read.
+
     Raises:
       UserError: the schema, the table or a file cannot be used; one line with the codes of `check`.
     """
-    manifest = load_manifest(folder)
+    manifest = load_manifest(
+        folder, image_size=image_size, frames=frames, bad_files=bad_files, thorough=bad_files == "missing"
+    )
     check.refuse(manifest.notes)
     return manifest
 
 
-def load_manifest(folder: str | pathlib.Path) -> Manifest:
-    """`read_manifest` that keeps the fatal findings about cells and files in `notes` instead of raising them."""
+def load_manifest(
+    folder: str | pathlib.Path,
+    *,
+    image_size: int = 224,
+    frames: int = 16,
+    bad_files: str = "refuse",
+    thorough: bool = True,
+) -> Manifest:
+    """`read_manifest` that keeps the fatal findings about cells and files in `notes` instead of raising them.
+
+    Args:
+      folder, image_size, frames, bad_files: as for `read_manifest`.
+      thorough: decode every image and volume, not only its header.
+    """
     root = pathlib.Path(folder)
     if not root.is_dir():
         raise UserError(f"data folder {str(folder)!r} does not exist or is not a folder")
-    schema = _read_schema(root / "schema.yaml")
+    if image_size < 1 or frames < 1:
+        raise UserError(f"data.image_size and data.frames must be positive: {image_size}, {frames}")
+    if bad_files not in BAD_FILES:
+        raise UserError(f"data.bad_files must be {' or '.join(BAD_FILES)}, not {bad_files!r}")
+    schema = read_schema(root / "schema.yaml", image_size, frames)
     table = _read_table(root)
     check.refuse(check.absent_columns(schema, table.columns))
-    notes: list[check.Finding] = []
+    notes: list[Finding] = []
     series = {name: table[name] for _, name in schema.columns()}
     for name in (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else [])):
         series[name] = _trim(_as_string(series[name]))
     if schema.split is not None:
         series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
-    modalities, files = [], {}
+    modalities, records = [], {}
     for modality in schema.modalities:
         if modality.kind == "embedding" and modality.stored == "":
             nested = series[modality.columns[0]].dtype.is_nested()
@@ -250,11 +276,13 @@ def load_manifest(folder: str | pathlib.Path) -> Manifest:
             series[name], found = _type_column(modality, series[name], name in modality.categorical)
             notes += found
         if modality.stored == "file":
-            records, found = check.scan_files(root, modality, series[modality.columns[0]])
-            files |= records
-            notes += found
+            name = modality.columns[0]
+            scan = files.scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files)
+            series[name] = scan.cells
+            records |= scan.records
+            notes += scan.findings
     schema = dataclasses.replace(schema, modalities=tuple(modalities))
-    return Manifest(schema, pl.DataFrame(series), root, schema.name, tuple(notes), files)
+    return Manifest(schema, pl.DataFrame(series), root, schema.name, tuple(notes), records)
 
 
 def _read_table(root: pathlib.Path) -> pl.DataFrame:
@@ -291,7 +319,7 @@ def _trim(column: pl.Series) -> pl.Series:
     return column.set((column == "").fill_null(False), None)
 
 
-def _type_column(modality: Modality, column: pl.Series, categorical: bool) -> tuple[pl.Series, list[check.Finding]]:
+def _type_column(modality: Modality, column: pl.Series, categorical: bool) -> tuple[pl.Series, list[Finding]]:
     """One modality's column in the type that `Manifest` promises, and what had to be done or refused."""
     where = f"column {column.name!r} ({modality.name}): "
     if modality.kind == "embedding" and modality.stored == "cell":
@@ -310,17 +338,17 @@ def _type_column(modality: Modality, column: pl.Series, categorical: bool) -> tu
     values = column.str.strip_chars().cast(pl.Float64, strict=False)
     wrong = values.is_null() & column.is_not_null()
     if wrong.any():
-        text = f"{where}{check.in_rows(wrong)} not a number; mend or empty them, or declare the column categorical"
-        notes.append(check.Finding("E009", text, True))
+        text = f"{where}{in_rows(wrong)} not a number; mend or empty them, or declare the column categorical"
+        notes.append(Finding("E009", text, True))
     return values, notes
 
 
-def _normalised(words: pl.Series, where: str) -> list[check.Finding]:
-    text = f"{where}{check.in_rows(words)} blank or a word for missing (NA, None, …), read as missing; leave them empty"
-    return [check.Finding("E009", text, False)] if words.any() else []
+def _normalised(words: pl.Series, where: str) -> list[Finding]:
+    text = f"{where}{in_rows(words)} blank or a word for missing (NA, None, …), read as missing; leave them empty"
+    return [Finding("E009", text, False)] if words.any() else []
 
 
-def _type_embedding(column: pl.Series, where: str) -> tuple[pl.Series, list[check.Finding]]:
+def _type_embedding(column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
     """Nested lists as `Array(Float32, (t, d))`; all null with an E008 when they have not one shape."""
     dtype, depth = column.dtype, 0
     while dtype.is_nested() and hasattr(dtype, "inner"):
@@ -328,7 +356,7 @@ def _type_embedding(column: pl.Series, where: str) -> tuple[pl.Series, list[chec
     values = _rectangular(column.drop_nulls(), dtype) if depth == 2 and dtype.is_numeric() else None
     if values is None:
         text = f"{where}cells must be lists [t, d] of numbers, all of one shape and without nulls; reshape them"
-        return pl.Series(column.name, [None] * column.len(), pl.String), [check.Finding("E008", text, True)]
+        return pl.Series(column.name, [None] * column.len(), pl.String), [Finding("E008", text, True)]
     index = pl.Series([None] * column.len(), dtype=pl.Int64)
     here = np.flatnonzero(column.is_not_null())
     index[here] = np.arange(len(here))
@@ -347,102 +375,3 @@ def _rectangular(present: pl.Series, dtype: pl.DataType) -> np.ndarray | None:
     with np.errstate(over="ignore"):
         values = flat.to_numpy().astype(np.float32)
     return None if flat.has_nulls() else values.reshape(len(present), tokens[0], widths[0])
-
-
-# ---- schema.yaml ----------------------------------------------------------------------------------------------------
-
-
-def _read_schema(path: pathlib.Path) -> Schema:
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: a manifest folder needs schema.yaml") from None
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        place = getattr(error, "problem_mark", None)
-        raise UserError(f"{path} is not YAML{f' (line {place.line + 1})' if place else ''}") from None
-    try:
-        return _parse_schema(content)
-    except UserError as error:
-        raise UserError(f"{path.name}: {error}") from None
-
-
-def _parse_schema(content: object) -> Schema:
-    keys = ("version", "name", "sample_id", "patient_id", "label", "split", "modalities")
-    top = _mapping(content, "the file", keys, ("split",))
-    if top["version"] != 1 or isinstance(top["version"], bool):
-        raise UserError(f"version must be 1, not {top['version']!r}")
-    label = _mapping(top["label"], "label", ("column", "classes"))
-    classes = label["classes"]
-    if not isinstance(classes, list) or not all(type(name) in (str, int) for name in classes):
-        raise UserError("label.classes must be a list of strings; put yes, no, on, off and decimals in quotes")
-    classes = tuple(str(name).strip() for name in classes)
-    if len(classes) < 2 or len(set(classes)) != len(classes) or not all(c and c.isprintable() for c in classes):
-        raise UserError("label.classes needs at least two different names, each one line")
-    if not isinstance(entries := top["modalities"], dict) or not entries:
-        raise UserError("modalities must be a mapping from names to descriptions")
-    schema = Schema(
-        name=_string(top["name"], "name"),
-        sample_id=_string(top["sample_id"], "sample_id"),
-        patient_id=_string(top["patient_id"], "patient_id"),
-        label=_string(label["column"], "label.column"),
-        classes=classes,
-        modalities=tuple(_parse_modality(name, entry) for name, entry in entries.items()),
-        split=None if top.get("split") is None else _string(top["split"], "split"),
-    )
-    owners: dict[str, str] = {}
-    for owner, column in schema.columns():
-        if column in owners and (owner, owners[column]) != ("patient_id", "sample_id"):
-            raise UserError(f"column {column!r} is used twice, by {owners[column]} and {owner}")
-        owners[column] = owner
-    return schema
-
-
-def _parse_modality(name: object, entry: object) -> Modality:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in _RESERVED:
-        raise UserError(f"modality name {name!r} must be letters, digits, _ and -, and none of {', '.join(_RESERVED)}")
-    where = f"modalities.{name}"
-    if not isinstance(entry, dict) or "kind" not in entry:
-        raise UserError(f"{where} must be a mapping with a kind")
-    kind = entry["kind"]
-    if kind in LATER_KINDS:
-        raise UserError(f"{where}: kind {kind!r} is not read by this version; use a precomputed embedding")
-    if kind not in KINDS:
-        raise UserError(f"{where}: unknown kind {kind!r}{did_you_mean(kind, KINDS)}; kinds are {', '.join(KINDS)}")
-    optional = ("stored",) if kind != "tabular" else ("columns", "categorical")
-    entry = _mapping(entry, where, _KEYS[kind], optional)
-    if kind == "tabular":
-        columns = _strings_of(entry.get("columns", []), f"{where}.columns")
-        categorical = _strings_of(entry.get("categorical", []), f"{where}.categorical")
-        if not columns and not categorical:
-            raise UserError(f"{where} needs columns or categorical")
-        return Modality(name, kind, columns, categorical)
-    # An embedding that does not say is a file when its cells are strings, a value when they are nested lists.
-    stored = entry.get("stored", "" if kind == "embedding" else "cell")
-    if stored not in ("cell", "file") and "stored" in entry:
-        raise UserError(f"{where}.stored must be cell or file, not {stored!r}")
-    return Modality(name, kind, (_string(entry["column"], f"{where}.column"),), (), stored)
-
-
-def _mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict:
-    """`value` as a mapping that holds every key but the optional ones and no other."""
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must be a mapping with {', '.join(keys)}")
-    for key in value:
-        if key not in keys:
-            raise UserError(f"unknown key {key!r} in {where}{did_you_mean(key, keys)}; keys are {', '.join(keys)}")
-    for key in keys:
-        if key not in value and key not in optional:
-            raise UserError(f"{where} lacks the key {key!r}")
-    return value
-
-
-def _string(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise UserError(f"{where} must be a string, not {value!r}; put words such as no, on and numbers in quotes")
-    return value
-
-
-def _strings_of(value: object, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise UserError(f"{where} must be a list of column names, not {value!r}")
-    return tuple(_string(name, where) for name in value)

@@ -4,6 +4,7 @@ A batch is a flat dict of numpy arrays: one array per modality under its name, `
 and `row` int32 [b], and `weight` float32 [b], which is 0 for the rows that pad the last batch of an evaluation.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 from remind_jax.data import builder, samplers
 from remind_jax.data.groups import Groups
 from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.schema import PIXELS
 from remind_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -19,6 +21,7 @@ Batch = dict[str, np.ndarray]
 _RESERVED = ("present", "group", "label", "row", "weight")
 _BLOCK = 2048  # rows read and encoded at a time while a store is filled
 _PROBE = 256  # rows encoded to learn what a row costs in memory
+_BLOCK_BYTES = 64 * 2**20  # of inputs; images and volumes make blocks and probe shorter
 _AHEAD = 2  # batches prepared ahead, per thread
 
 
@@ -89,16 +92,24 @@ def make_store(
     if clashes:
         raise UserError(f"modality names {', '.join(_RESERVED)} are taken, rename in schema.yaml: {', '.join(clashes)}")
     stream = StreamStore(source, rows, preprocessor, groups)
-    probe = stream.take(np.arange(min(_PROBE, len(stream))))
+    block = _rows_at_a_time(preprocessor)
+    probe = stream.take(np.arange(min(_PROBE, block, len(stream))))
     needed = sum(array.nbytes for array in probe.values()) * len(stream) / max(1, len(probe["row"]))
     if needed > memory_gib * 2**30:
         return stream
     arrays = {name: np.empty((len(stream), *array.shape[1:]), array.dtype) for name, array in probe.items()}
-    for start in range(0, len(stream), _BLOCK):
-        positions = np.arange(start, min(start + _BLOCK, len(stream)))
-        for name, block in stream.take(positions).items():
-            arrays[name][positions] = block
+    for start in range(0, len(stream), block):
+        positions = np.arange(start, min(start + block, len(stream)))
+        for name, values in stream.take(positions).items():
+            arrays[name][positions] = values
     return MemoryStore(arrays)
+
+
+def _rows_at_a_time(preprocessor: Preprocessor) -> int:
+    """As many rows as a block may hold, by number and by bytes of their inputs."""
+    inputs = preprocessor.inputs.values()
+    size = sum(math.prod(spec.shape) * (1 if spec.kind in PIXELS else 4) for spec in inputs)
+    return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, size)))
 
 
 def train_batches(

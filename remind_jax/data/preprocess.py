@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from remind_jax.data import manifest as manifests
+from remind_jax.data.schema import PIXELS
+from remind_jax.data.tokenizer import EOS, PAD, SPECIAL, UNK, load_pretrained, plain, train_unigram
 from remind_jax.errors import UserError, did_you_mean
 
-PAD, EOS, UNK = 0, 1, 2  # as in T5
-SPECIAL = ("<pad>", "</s>", "<unk>")
-MAX_TRAINING_TEXTS = 20_000
 _LONGEST_TEXTS = 512
 
 
@@ -22,8 +21,9 @@ class InputSpec:
     """What a model receives for one modality.
 
     Attributes:
-      kind: one of `manifest.KINDS`.
-      shape: of one sample: (p,) features, (t,) token ids, or (t, d) tokens.
+      kind: one of `schema.KINDS`.
+      shape: of one sample: (p,) features, (t,) token ids, (t, d) tokens, (height, width, channels) pixels, or
+        (frames, height, width, channels) pixels.
       vocabulary: number of ids; 0 for inputs that are not ids.
     """
 
@@ -201,7 +201,7 @@ class Text:
         """The inverse of `to_dict`."""
         from tokenizers import Tokenizer
 
-        return cls(_plain(Tokenizer.from_str(json.dumps(content["tokenizer"]))), content["length"])
+        return cls(plain(Tokenizer.from_str(json.dumps(content["tokenizer"]))), content["length"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +233,42 @@ class Embedding:
         return cls(tuple(content["shape"]))
 
 
-Encoder = Tabular | Codes | Text | Embedding
-_ENCODERS = {"tabular": Tabular, "codes": Codes, "text": Text, "embedding": Embedding}
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """8-bit pixels of an image or a volume, passed on as they are; the model normalises them on the device."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def spec(self) -> InputSpec:
+        """One image or volume."""
+        return InputSpec("image" if len(self.shape) == 3 else "volume", self.shape)
+
+    def encode(self, values: np.ndarray, name: str) -> np.ndarray:
+        """The uint8 [n, *shape] that came. Raises UserError when the data has another shape than in training."""
+        if values.shape[1:] != self.shape:
+            raise UserError(f"E008 {name}: pixels are {list(values.shape[1:])}, in training {list(self.shape)}")
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Pixels":
+        """The inverse of `to_dict`."""
+        return cls(tuple(content["shape"]))
+
+
+Encoder = Tabular | Codes | Text | Embedding | Pixels
+_ENCODERS = {
+    "tabular": Tabular,
+    "codes": Codes,
+    "text": Text,
+    "embedding": Embedding,
+    "image": Pixels,
+    "volume": Pixels,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,8 +325,8 @@ class Preprocessor:
         """Model inputs of a batch made by `manifest.decode`.
 
         Returns:
-          per modality float32 [n, p'], int32 [n, t] or float32 [n, t, d], all zeros in rows that lack it, and
-          `present`, `label`, `row` as they came.
+          per modality float32 [n, p'], int32 [n, t], float32 [n, t, d] or uint8 [n, *shape], all zeros in rows that
+          lack it, and `present`, `label`, `row` as they came.
         """
         batch: dict[str, np.ndarray] = {}
         for j, (name, encoder) in enumerate(self.encoders.items()):
@@ -301,7 +335,7 @@ class Preprocessor:
                 strings = raw.get(f"{name}/categorical")
                 strings = None if strings is None else strings[here]
                 values = encoder.encode(raw[f"{name}/numeric"][here], strings)
-            elif isinstance(encoder, Embedding):
+            elif isinstance(encoder, Embedding | Pixels):
                 values = encoder.encode(raw[name], name)[here]
             else:
                 values = encoder.encode(raw[name][here].tolist())
@@ -342,6 +376,8 @@ def _fit_encoder(
     if modality.kind == "tabular":
         raw = manifests.decode(alone, rows)
         return Tabular.fit(modality, raw[f"{name}/numeric"], raw.get(f"{name}/categorical"))
+    if modality.kind in PIXELS:
+        return Pixels(modality.shape)
     if modality.kind == "embedding":
         if not len(rows):
             raise UserError(f"no training row has the modality {name!r}: leave it out of the schema")
@@ -350,73 +386,3 @@ def _fit_encoder(
     if modality.kind == "codes":
         return Codes.fit(cells, max_tokens, vocabulary)
     return Text.fit(cells, max_tokens, vocabulary, pretrained)
-
-
-def train_unigram(texts: Sequence[str], vocabulary: int) -> Any:
-    """A Unigram tokenizer in T5's form (pad 0, eos 1, unk 2; NFKC; runs of white space as one "▁"; case kept).
-
-    The pieces are those of a byte-pair training, whose counts are integers, and a piece's score is the logarithm of
-    how often that segmentation uses it. The Unigram trainer of `tokenizers` sums floats in hash order and gives other
-    scores in every process.
-    """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    # Metaspace knows only the blank; notes are full of line breaks.
-    blanks = normalizers.Replace(Regex(r"\s+"), " ")
-    # The model would take "</s>" written in a note for the end of the text.
-    spelled = [normalizers.Replace(token, f"< {token[1:]}") for token in SPECIAL]
-    normalizer = normalizers.Sequence([normalizers.NFKC(), blanks, *spelled, normalizers.Strip()])
-    texts = texts[:: -(-len(texts) // MAX_TRAINING_TEXTS) or 1]
-    texts = [normalizer.normalize_str(text) for text in texts]
-    pairs = Tokenizer(models.BPE(unk_token=SPECIAL[UNK]))
-    pairs.pre_tokenizer = pre_tokenizers.Metaspace()
-    size = vocabulary - len(SPECIAL)
-    # Rare characters must not crowd out words; ties are broken here, as the trainer breaks them in hash order.
-    characters = collections.Counter("".join(texts))
-    ranked = sorted(characters, key=lambda c: (-characters[c], c))
-    texts = [text.translate(dict.fromkeys(map(ord, ranked[max(1, size // 2) :]))) for text in texts]
-    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, max_token_length=16, min_frequency=2)
-    pairs.train_from_iterator(texts, trainer)
-    pieces = sorted(pairs.get_vocab().items(), key=lambda item: item[1])
-    used = [encoding.ids for encoding in pairs.encode_batch_fast(texts, add_special_tokens=False)]
-    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *used]).astype(np.int64), minlength=len(pieces))
-    # Pieces that only served as steps to longer ones stay usable, at the cost of half an occurrence.
-    scores = np.log(np.maximum(counts, 0.5) / max(counts.sum(), 1.0))
-    table = [(piece, 0.0) for piece in SPECIAL]
-    table += [(piece, round(float(scores[i]), 6)) for piece, i in pieces if piece not in SPECIAL]
-    tokenizer = Tokenizer(models.Unigram(table, unk_id=UNK))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    return _plain(_with_eos(tokenizer))
-
-
-def _with_eos(tokenizer: Any) -> Any:
-    from tokenizers import processors
-
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {SPECIAL[EOS]}", special_tokens=[(SPECIAL[EOS], EOS)]
-    )
-    return tokenizer
-
-
-def _plain(tokenizer: Any) -> Any:
-    """Makes "</s>" written in a note ordinary text."""
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def load_pretrained(name: str) -> Any:
-    """The `tokenizers.Tokenizer` of a local folder or a hub name. Raises UserError unless its pad id is 0."""
-    from transformers import AutoTokenizer
-
-    try:
-        wrapped = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        reason = type(error).__name__
-        raise UserError(f"tokenizer {name!r} cannot be loaded ({reason}): give a folder or a hub name") from None
-    if not hasattr(wrapped, "backend_tokenizer"):
-        raise UserError(f"tokenizer {name!r} has no fast form (tokenizer.json)")
-    if wrapped.pad_token_id != PAD:
-        raise UserError(f"tokenizer {name!r} pads with id {wrapped.pad_token_id}; models here need pad id 0")
-    return _plain(wrapped.backend_tokenizer)

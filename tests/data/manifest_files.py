@@ -6,6 +6,8 @@ import numpy as np
 import polars as pl
 import yaml
 
+from tests.data.image_files import ramp, write_dicom, write_picture
+
 SCHEMA = {
     "version": 1,
     "name": "small_hospital",
@@ -17,6 +19,15 @@ SCHEMA = {
         "icd": {"kind": "codes", "column": "icd"},
         "labs": {"kind": "tabular", "columns": ["sodium", "wbc"], "categorical": ["sex"]},
         "scan": {"kind": "embedding", "column": "scan", "stored": "file"},
+    },
+}
+IMAGE_SCHEMA = SCHEMA | {
+    "name": "small_clinic",
+    "modalities": {
+        "fundus": {"kind": "image", "column": "fundus"},
+        "mammo": {"kind": "image", "column": "mammo", "channels": 1},
+        "flow": {"kind": "volume", "column": "flow", "channels": 1},
+        "labs": {"kind": "tabular", "columns": ["sodium"]},
     },
 }
 _WORDS = ("stable", "fever", "cough", "renal", "failure", "chronic", "acute", "pain", "denies", "admitted")
@@ -62,3 +73,31 @@ def _row(folder: pathlib.Path, i: int, rng: np.random.Generator, present: np.nda
         "sex": ("f", "m")[int(rng.integers(2))] if present[2] else None,
         "scan": f"scans/{i}.npy" if present[3] else None,
     }
+
+
+def write_image_manifest(folder: pathlib.Path, n: int = 24, seed: int = 0) -> pathlib.Path:
+    """Writes a valid manifest folder with image and volume files of `n` patients and returns it.
+
+    fundus is jpeg and png in turn, mammo DICOM, flow npy [5, 6, 8]; each is missing with probability 0.3. Everybody has
+    sodium. No two files are alike.
+    """
+    rng = np.random.default_rng(seed)
+    folder = pathlib.Path(folder)
+    for name in ("fundus", "mammo", "flow"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(n):
+        present = rng.random(3) > 0.3
+        names = (f"fundus/{i}.{('jpg', 'png')[i % 2]}", f"mammo/{i}.dcm", f"flow/{i}.npy")
+        if present[0]:
+            write_picture(folder / names[0], ramp(60, 80, channels=3, seed=i))
+        if present[1]:
+            write_dicom(folder / names[1], ramp(seed=i).astype(np.uint16) * 16, Modality="MG", InstanceNumber=i)
+        if present[2]:
+            np.save(folder / names[2], np.stack([ramp(seed=i + 100 * t) for t in range(5)]))
+        cells = [name if here else None for name, here in zip(names, present, strict=True)]
+        rows.append([f"s{i}", f"p{i}", str(i % 2), *cells, round(rng.normal(140, 3), 1)])
+    columns = ("stay", "patient", "died", "fundus", "mammo", "flow", "sodium")
+    pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None).write_csv(folder / "manifest.csv")
+    (folder / "schema.yaml").write_text(yaml.safe_dump(IMAGE_SCHEMA, sort_keys=False), encoding="utf-8")
+    return folder

@@ -115,6 +115,10 @@ def test_a_prepared_manifest_is_used_again(
     assert {path: path.stat().st_mtime_ns for path in source.folder.rglob("*")} == written
 
 
+def test_shards_that_an_earlier_version_prepared_are_still_found(manifest: manifest_lib.Manifest) -> None:
+    assert manifest.digest[:16] == "2c6570b69365bdc9"
+
+
 def test_another_manifest_gets_another_folder(cache: pathlib.Path, source: builder.Source) -> None:
     other = builder.prepare(make_manifest(seed=1), cache)
     assert other.folder != source.folder

@@ -9,7 +9,7 @@ import pytest
 from remind_jax.data import builder, pipeline, samplers
 from remind_jax.data import manifest as manifest_lib
 from remind_jax.data.groups import Groups
-from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.preprocess import Pixels, Preprocessor
 from remind_jax.errors import UserError
 
 ROWS = 60
@@ -132,6 +132,22 @@ def test_filling_a_store_block_by_block(parts: Parts, memory: pipeline.Store, mo
     monkeypatch.setattr(pipeline, "_BLOCK", 7)
     monkeypatch.setattr(pipeline, "_PROBE", 5)
     assert_same(parts.store(1.0).take(np.arange(41)), memory.take(np.arange(41)))
+
+
+def test_blocks_are_bound_by_bytes(parts: Parts, memory: pipeline.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(4 * int(np.prod(spec.shape)) for spec in parts.preprocessor.inputs.values())
+    taken = []
+    take = pipeline.StreamStore.take
+    monkeypatch.setattr(pipeline, "_BLOCK_BYTES", 3 * size + 1)
+    monkeypatch.setattr(pipeline.StreamStore, "take", lambda self, rows: taken.append(len(rows)) or take(self, rows))
+    assert_same(parts.store(1.0).take(np.arange(41)), memory.take(np.arange(41)))
+    assert max(taken) == 3
+
+
+def test_bytes_of_pixels_count_once(parts: Parts) -> None:
+    pixels = Preprocessor({"flow": Pixels((16, 224, 224, 3)), "fundus": Pixels((224, 224, 3))})
+    assert pipeline._rows_at_a_time(pixels) == 64 * 2**20 // (17 * 224 * 224 * 3)
+    assert pipeline._rows_at_a_time(parts.preprocessor) == pipeline._BLOCK
 
 
 def test_a_batch_may_be_changed(memory: pipeline.Store) -> None:
