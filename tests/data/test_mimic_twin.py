@@ -5,22 +5,22 @@ import polars as pl
 import pytest
 
 from remind_jax.data import missingness
-from remind_jax.data.sources import mimic_iv, synthetic
+from remind_jax.data.sources import mimic_iv_twin, synthetic
 from remind_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def twin():
-    return mimic_iv.load_twin(n=3000, seed=0)
+    return mimic_iv_twin.load_twin(n=3000, seed=0)
 
 
 def presence(manifest):
-    return manifest.table.select(pl.col(mimic_iv.MODALITIES).is_not_null()).to_numpy()
+    return manifest.table.select(pl.col(mimic_iv_twin.MODALITIES).is_not_null()).to_numpy()
 
 
 def test_it_says_that_it_is_synthetic(twin):
     assert twin.title == "twin of MIMIC-IV (synthetic)"
-    assert "Everything here is synthetic" in mimic_iv.__doc__
+    assert "Everything here is synthetic" in mimic_iv_twin.__doc__
 
 
 def test_schema(twin):
@@ -39,10 +39,10 @@ def test_stays_and_patients(twin):
 
 
 def test_prevalence_overall_and_in_every_combination():
-    manifest = mimic_iv.load_twin(n=20_000, seed=1)
+    manifest = mimic_iv_twin.load_twin(n=20_000, seed=1)
     died = manifest.table["died"].to_numpy() == "1"
     assert died.mean() == pytest.approx(0.15, abs=0.01)
-    masks = missingness.parse_combinations(mimic_iv.PUBLISHED, mimic_iv.MODALITIES)[0]
+    masks = missingness.parse_combinations(mimic_iv_twin.PUBLISHED, mimic_iv_twin.MODALITIES)[0]
     for mask in masks:
         rows = (presence(manifest) == mask).all(axis=1)
         # Four standard errors: presence does not tell the label.
@@ -51,20 +51,20 @@ def test_prevalence_overall_and_in_every_combination():
 
 @pytest.mark.parametrize("missing", ["published", "bernoulli"])
 def test_combination_frequencies(missing):
-    manifest = mimic_iv.load_twin(n=8000, seed=2, missing=missing)
-    masks, published = missingness.parse_combinations(mimic_iv.PUBLISHED, mimic_iv.MODALITIES)
+    manifest = mimic_iv_twin.load_twin(n=8000, seed=2, missing=missing)
+    masks, published = missingness.parse_combinations(mimic_iv_twin.PUBLISHED, mimic_iv_twin.MODALITIES)
     expected = published if missing == "published" else missingness.bernoulli_frequencies(masks, 0.266)
     drawn = missingness.group_frequencies(presence(manifest), masks)
     assert drawn.sum() == pytest.approx(1)
     assert (np.abs(drawn - expected) < 4 * np.sqrt(expected * (1 - expected) / 8000)).all()
-    other = mimic_iv.load_twin(n=8000, seed=2, missing="bernoulli", drop=0.0)
+    other = mimic_iv_twin.load_twin(n=8000, seed=2, missing="bernoulli", drop=0.0)
     assert presence(other).all()
 
 
 def test_missingness_leaves_the_texts_as_they_are():
-    published = mimic_iv.load_twin(n=300, seed=0).table
-    complete = mimic_iv.load_twin(n=300, seed=0, missing="bernoulli", drop=0.0).table
-    for name in mimic_iv.MODALITIES:
+    published = mimic_iv_twin.load_twin(n=300, seed=0).table
+    complete = mimic_iv_twin.load_twin(n=300, seed=0, missing="bernoulli", drop=0.0).table
+    for name in mimic_iv_twin.MODALITIES:
         here = published[name].is_not_null()
         assert here.sum() > 100
         assert published[name].filter(here).equals(complete[name].filter(here))
@@ -82,14 +82,14 @@ def test_notes_read_like_notes(twin):
 
 
 def test_every_factor_has_its_phrases():
-    assert len(mimic_iv._FINDINGS) == mimic_iv._FACTORS
-    levels = len(mimic_iv._LEVELS) + 1
-    for phrases in mimic_iv._FINDINGS:
-        assert len(set(phrases)) == levels * mimic_iv._VARIANTS
+    assert len(mimic_iv_twin._FINDINGS) == mimic_iv_twin._FACTORS
+    levels = len(mimic_iv_twin._LEVELS) + 1
+    for phrases in mimic_iv_twin._FINDINGS:
+        assert len(set(phrases)) == levels * mimic_iv_twin._VARIANTS
 
 
 def test_lab_lines_and_their_flags(twin):
-    limits = {lab[0]: (lab[5], lab[6]) for lab in mimic_iv._LABS}
+    limits = {lab[0]: (lab[5], lab[6]) for lab in mimic_iv_twin._LABS}
     pattern = re.compile(r"([A-Za-z ]+?) (\d+(?:\.\d)?) (\S+)( low| high)?")
     flags = []
     for line in twin.table["labs"].drop_nulls():
@@ -118,41 +118,41 @@ def test_codes_look_like_icd9_and_have_a_long_tail(twin):
 
 
 def test_no_code_stands_in_two_lists():
-    banks = [end for factor in mimic_iv._CODES for end in factor] + [mimic_iv._COMMON_CODES]
-    codes = [code for bank in banks for code in bank.split()] + list(mimic_iv._RARE_CODES)
+    banks = [end for factor in mimic_iv_twin._CODES for end in factor] + [mimic_iv_twin._COMMON_CODES]
+    codes = [code for bank in banks for code in bank.split()] + list(mimic_iv_twin._RARE_CODES)
     assert len(codes) == len(set(codes))
 
 
 def test_mortality_logits_by_hand():
-    world = mimic_iv.interaction_world(0, 0.7)
+    world = mimic_iv_twin.interaction_world(0, 0.7)
     latents = np.zeros((1, 3, 4))
     latents[0, 0] = 1.0  # notes
     latents[0, 1] = [2.0, 0.0, 0.0, 0.0]  # labs
     latents[0, 2] = 50.0  # codes, absent below
     group = np.array([2])  # notes+labs
     np.testing.assert_array_equal(world.masks[2], [True, True, False])
-    main = mimic_iv.mortality_logits(latents, group, world, 3.0, 0.0)
+    main = mimic_iv_twin.mortality_logits(latents, group, world, 3.0, 0.0)
     np.testing.assert_allclose(main, 3.0 * (4 + 2) / np.sqrt(12))
     pair = int(np.flatnonzero((world.terms == [0, 1]).all(axis=1))[0])
     weight = world.weights[2, pair, 1, 0] - world.weights[2, pair, 0, 0]
-    cross = mimic_iv.mortality_logits(latents, group, world, 0.0, 1.6)
+    cross = mimic_iv_twin.mortality_logits(latents, group, world, 0.0, 1.6)
     np.testing.assert_allclose(cross, 1.6 * 2.0 * weight / synthetic.SPREAD)
 
 
 def test_strengths_are_standard_deviations_in_logits():
-    world = mimic_iv.interaction_world(5, 0.7)
+    world = mimic_iv_twin.interaction_world(5, 0.7)
     latents = np.random.default_rng(0).normal(size=(50_000, 3, 4))
     full = np.full(50_000, 6)
-    assert mimic_iv.mortality_logits(latents, full, world, 3.0, 0.0).std() == pytest.approx(3.0, rel=0.03)
+    assert mimic_iv_twin.mortality_logits(latents, full, world, 3.0, 0.0).std() == pytest.approx(3.0, rel=0.03)
     for k in range(7):
-        cross = mimic_iv.mortality_logits(latents, np.full(50_000, k), world, 0.0, 1.6)
+        cross = mimic_iv_twin.mortality_logits(latents, np.full(50_000, k), world, 0.0, 1.6)
         assert cross.std() == pytest.approx(1.6, rel=0.05)
 
 
 def test_stays_of_a_patient_are_alike_only_with_memory():
     patient = np.repeat(np.arange(2000), 2)
     for memory in (0.0, 0.5, 1.0):
-        latents = mimic_iv._latents(patient, memory, np.random.default_rng(0)).reshape(2000, 2, -1)
+        latents = mimic_iv_twin._latents(patient, memory, np.random.default_rng(0)).reshape(2000, 2, -1)
         correlation = np.corrcoef(latents[:, 0].ravel(), latents[:, 1].ravel())[0, 1]
         assert correlation == pytest.approx(memory, abs=0.03)
 
@@ -162,8 +162,8 @@ def test_a_bag_of_words_finds_the_main_effects():
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    table = mimic_iv.load_twin(n=4000, seed=0, missing="bernoulli", drop=0.0).table
-    text = table.select(pl.concat_str(mimic_iv.MODALITIES, separator=" "))["notes"].to_list()
+    table = mimic_iv_twin.load_twin(n=4000, seed=0, missing="bernoulli", drop=0.0).table
+    text = table.select(pl.concat_str(mimic_iv_twin.MODALITIES, separator=" "))["notes"].to_list()
     died = (table["died"] == "1").to_numpy()
     words = CountVectorizer(binary=True, min_df=10, token_pattern=r"\S+").fit_transform(text)
     # The first 3000 rows train; the few patients with a stay on both sides do not matter for a check of this size.
@@ -174,7 +174,7 @@ def test_a_bag_of_words_finds_the_main_effects():
 
 
 def test_seeds():
-    first, again, other = (mimic_iv.load_twin(n=200, seed=seed).table for seed in (0, 0, 1))
+    first, again, other = (mimic_iv_twin.load_twin(n=200, seed=seed).table for seed in (0, 0, 1))
     assert first.equals(again)
     assert not first["labs"].equals(other["labs"])
     assert not first["died"].equals(other["died"])
@@ -193,8 +193,8 @@ def test_seeds():
 )
 def test_wrong_parameters_are_refused(change, message):
     with pytest.raises(UserError, match=message):
-        mimic_iv.load_twin(**{"n": 10, "seed": 0, **change})
+        mimic_iv_twin.load_twin(**{"n": 10, "seed": 0, **change})
 
 
 def test_one_stay():
-    assert mimic_iv.load_twin(n=1, seed=0).table.height == 1
+    assert mimic_iv_twin.load_twin(n=1, seed=0).table.height == 1

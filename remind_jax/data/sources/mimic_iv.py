@@ -1,444 +1,350 @@
-"""The twin of MIMIC-IV: synthetic hospital stays in the shape of the paper's MIMIC experiment.
+"""MIMIC-IV from the folder that PhysioNet gives out: intensive-care stays with notes, labs and vitals, ICD codes.
 
-Everything here is synthetic. No text, value or code comes from a real patient; notes are put together from phrases
-written for this file, lab lines and codes are drawn from random latents. The twin is there so that the text path, the
-training loop and the reports of `configs/mimic.py` can be run and tested by people without access to the credentialed
-data. No figure measured on it says anything about MIMIC-IV or about medicine.
-
-How a stay is made: each modality has four latent factors (more is worse), partly shared by the stays of a patient. The
-notes, labs and ICD-9-style codes show the factors of their own modality through noise. Death in hospital depends on
-the factors of the modalities that are present: a sum of all of them that a bag of words can find, and products of
-factors of two modalities whose weights differ between combinations, drawn as in `synthetic` (a stay with one modality
-has weighted factors in place of products). Modalities are missing completely at random.
+One row a stay of the intensive care unit. The input of a stay is what was known by the end of a window that begins with
+the stay, and the window ends before the outcome can begin; options under which that is not so say it in the report.
+docs/mimic.md describes cohort, labels and leakage.
 """
 
+import pathlib
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
+from remind_jax.data.findings import Finding
 from remind_jax.data.manifest import Manifest, Modality, Schema
-from remind_jax.data.missingness import bernoulli_mask, combination_mask, parse_combinations
-from remind_jax.data.sources import synthetic
-from remind_jax.errors import UserError
-
-MODALITIES = ("notes", "labs", "icd")
-"""In the order of the paper's section 7.4.2 (M1 clinical text, M2 labs, M3 ICD-9 codes)."""
-
-PUBLISHED = (
-    ("notes", 0.048),
-    ("labs", 0.052),
-    ("notes+labs", 0.143),
-    ("icd", 0.052),
-    ("notes+icd", 0.155),
-    ("labs+icd", 0.147),
-    ("notes+labs+icd", 0.403),
-)
-"""The combinations and their frequencies in the paper's section 7.4.2."""
-
-TITLE = "twin of MIMIC-IV (synthetic)"
-
-_FACTORS = 4
-_STAYS_PER_PATIENT = 1.2
-
-# One entry a factor of the notes (circulation, breathing, mind, strength), from good to bad, `_VARIANTS` a level.
-_FINDINGS = (
-    (
-        "no chest pain or palpitations, warm extremities",
-        "hemodynamically stable, no edema",
-        "denies lightheadedness, strong pulses throughout",
-        "mild ankle edema, blood pressure acceptable",
-        "occasional palpitations, otherwise stable pressures",
-        "known murmur unchanged, trace edema",
-        "borderline low pressures responding to fluids",
-        "chest pain at rest, pulses weak",
-        "worsening edema and intermittent hypotension",
-        "profound hypotension requiring two vasopressors",
-        "shock with cold mottled extremities",
-        "refractory hypotension, pressors increased again",
-    ),
-    (
-        "breathing comfortably on room air, no distress",
-        "lungs clear, no shortness of breath",
-        "denies cough, no oxygen requirement",
-        "mild cough, two liters nasal cannula",
-        "slight wheeze at the bases, comfortable",
-        "short of breath on stairs only",
-        "increasing oxygen requirement on high flow",
-        "crackles in both lungs, visibly short of breath",
-        "labored breathing, started on face mask",
-        "intubated for respiratory failure",
-        "severe respiratory distress, mechanical ventilation continued",
-        "failed weaning trial, remains ventilated",
-    ),
-    (
-        "alert and oriented, no focal deficit",
-        "awake, conversant, no confusion",
-        "mental status at baseline, denies headache",
-        "mildly forgetful but easily redirected",
-        "sleepy yet arousable to voice",
-        "brief confusion overnight, now clear",
-        "disoriented and agitated, follows few commands",
-        "delirium persisting, restraints discussed",
-        "drowsy, answers only with single words",
-        "unresponsive off sedation",
-        "comatose, pupils sluggish, no purposeful movement",
-        "obtunded, does not open eyes to pain",
-    ),
-    (
-        "walking independently, no recent weight loss",
-        "lives independently, good appetite",
-        "tolerating a full diet, no falls",
-        "walks with a cane, appetite fair",
-        "needs some help with stairs",
-        "slightly deconditioned, works with therapy",
-        "frail, poor appetite, needs help with all transfers",
-        "marked weight loss over recent months",
-        "recurrent falls, mostly in bed or chair",
-        "bedbound and cachectic",
-        "family meeting held about goals of care, comfort measures considered",
-        "severe malnutrition with pressure ulcers, bedbound",
-    ),
-)
-_VARIANTS = 3
-_LEVELS = (-0.7, 0.4, 1.2)
-
-_OPENINGS = (
-    "{age} year old {sex} admitted from {place} for further evaluation.",
-    "This is a {age} year old {sex} transferred from {place} two days ago.",
-    "{age} y/o {sex} brought in from {place}, history obtained from relatives.",
-)
-_PLACES = ("home", "an outside hospital", "a nursing facility", "the clinic", "the emergency department")
-# A note has up to one sentence of each bank; they say nothing about the factors.
-_FILLERS = (
-    (
-        "Diet and activity were reviewed with the patient.",
-        "Home medications were reconciled by pharmacy.",
-        "No known drug allergies.",
-        "Social work was consulted about insurance questions.",
-        "Denies alcohol use, former smoker.",
-    ),
-    (
-        "Peripheral line in the left arm, site clean.",
-        "No nausea, vomiting or abdominal pain.",
-        "Family updated by telephone in the afternoon.",
-        "Physical therapy will see the patient tomorrow.",
-        "Skin warm and dry, no rash.",
-    ),
-)
-_LINKS = ("", "On exam ", "Today ", "Overnight ", "Nursing reports ", "Currently ")
-_CLOSINGS = (
-    "Plan discussed with the team.",
-    "Will continue current management.",
-    "Labs to be repeated in the morning.",
-    "Follow up as scheduled.",
-)
-
-# name, unit, decimals, centre, spread, lower and upper reference limit, on a logarithmic scale, loadings of the four
-# factors of the labs (kidney, liver, inflammation, blood).
-_LABS = (
-    ("sodium", "mEq/L", 0, 138.0, 6.0, 135, 145, False, (0.0, -0.3, 0.0, 0.0)),
-    ("potassium", "mEq/L", 1, 4.2, 0.6, 3.5, 5.0, False, (0.6, 0.0, 0.0, 0.0)),
-    ("bicarbonate", "mEq/L", 0, 24.5, 3.5, 22, 29, False, (-0.5, 0.0, -0.4, 0.0)),
-    ("urea nitrogen", "mg/dL", 0, 19.0, 0.5, 7, 20, True, (0.8, 0.0, 0.0, 0.2)),
-    ("creatinine", "mg/dL", 1, 1.1, 0.5, 0.5, 1.2, True, (0.9, 0.0, 0.0, 0.0)),
-    ("phosphate", "mg/dL", 1, 3.6, 0.9, 2.5, 4.5, False, (0.6, 0.0, 0.0, 0.0)),
-    ("bilirubin", "mg/dL", 1, 0.9, 0.8, 0.1, 1.2, True, (0.0, 0.9, 0.0, 0.0)),
-    ("ALT", "U/L", 0, 30.0, 0.8, 5, 40, True, (0.0, 0.8, 0.0, 0.0)),
-    ("INR", "ratio", 1, 1.25, 0.2, 0.8, 1.2, True, (0.0, 0.8, 0.0, 0.0)),
-    ("albumin", "g/dL", 1, 3.5, 0.6, 3.5, 5.2, False, (0.0, -0.7, -0.2, 0.0)),
-    ("WBC", "K/uL", 1, 10.0, 0.45, 4.0, 11.0, True, (0.0, 0.0, 0.8, 0.0)),
-    ("lactate", "mmol/L", 1, 1.7, 0.5, 0.5, 2.0, True, (0.0, 0.0, 0.8, 0.0)),
-    ("CRP", "mg/L", 0, 14.0, 0.9, 0, 10, True, (0.0, 0.0, 0.8, 0.0)),
-    ("neutrophils", "%", 0, 73.0, 9.0, 40, 75, False, (0.0, 0.0, 0.7, 0.0)),
-    ("hemoglobin", "g/dL", 1, 11.4, 1.7, 12.0, 16.0, False, (0.0, 0.0, 0.0, -0.8)),
-    ("hematocrit", "%", 1, 34.5, 5.0, 36.0, 46.0, False, (0.0, 0.0, 0.0, -0.8)),
-    ("platelets", "K/uL", 0, 200.0, 0.6, 150, 400, True, (0.0, 0.0, 0.0, -0.8)),
-    ("RDW", "%", 1, 14.6, 1.5, 11.5, 15.5, False, (0.0, 0.0, 0.0, 0.7)),
-    ("glucose", "mg/dL", 0, 128.0, 0.7, 70, 110, True, (0.0, 0.0, 0.0, 0.0)),
-    ("magnesium", "mg/dL", 1, 2.0, 0.5, 1.6, 2.6, False, (0.0, 0.0, 0.0, 0.0)),
-)
-_LAB_NOISE = 0.4
-# In spreads; keeps percentages below 100 and concentrations above 0.
-_LAB_LIMIT = 2.7
-_LABS_A_STAY = (8, 14)
-
-# One entry a factor of the codes (heart, lungs, tumors, infection and organ failure): codes of the bad end, of the
-# good end; each list from frequent to rare.
-_CODES = (
-    (
-        "4280 42823 42833 42731 78551 41071 42821 4275 42741 4271 4254 42831 42843 41011 41041 42820 42830 4151",
-        "41401 V4581 V4582 412 4139 4240 4241 42789 42611 4532 V4501 V4502",
-    ),
-    (
-        "51881 5070 486 51884 51882 5185 48241 48242 4820 5119 5121 4829 51919 1363 4821 5192",
-        "49390 V1582 3051 49320 32723 4660 4779 4719 7862 49392 5128 47819",
-    ),
-    (
-        "1977 1985 1970 1983 1972 1629 1976 1579 1550 20280 20500 1890 1519 20300 1534 1749 1991",
-        "V1046 V103 V1005 V1083 2113 2189 V1051 V1082 2166 2252 2270 V1002",
-    ),
-    (
-        "0389 99592 78552 5849 5845 2762 99591 03811 570 03842 2867 5722 03849 99859 1125 03812 78559 0380",
-        "5990 6826 6827 00845 4659 0414 7806 1121 1101 5950 68110 07032",
-    ),
-)
-_COMMON_CODES = (
-    "4019 25000 2724 53081 2449 311 2859 30000 2761 2768 27800 71590 73300 V5861 2749 60000 2809 78052 V1254 5641 "
-    "40390 5859 2720 V5867 56210 36250 7245 34690 33829 V090 29410 V4365 4439 2722 25060 E8490 E8788 E9320 7840 78791"
-)
-# Codes seen once in a while: what makes real code lists long-tailed.
-_RARE_CODES = tuple(f"{stem}{digit}" for stem in range(801, 900, 6) for digit in range(0, 9, 2))
-_CODE_SLOPE = 1.6
+from remind_jax.data.missingness import bernoulli_mask
+from remind_jax.data.sources import mimic_iv_labs, mimic_iv_notes
+from remind_jax.data.sources import mimic_iv_tables as tables
+from remind_jax.data.sources.mimic_iv_twin import MODALITIES, PUBLISHED
+from remind_jax.errors import UserError, did_you_mean
 
 
-def load_twin(
+class Label(NamedTuple):
+    """An outcome.
+
+    Attributes:
+      column: of the manifest.
+      hours: of the input window, by default.
+      most_hours: the longest window that ends before the outcome may be decided; 0 is no limit.
+    """
+
+    column: str
+    hours: int
+    most_hours: int
+
+
+LABELS = {
+    "ihm48": Label("died_in_hospital", 48, 48),
+    "died_within_48h": Label("died_within_48h", 24, 47),
+    "one_year": Label("died_within_a_year", 24, 0),
+}
+LEAKY, COUNTS = "W107", "I001"
+
+_TABLES = {
+    "hosp/patients": {"subject_id": "id", "dod": "date"},
+    "hosp/admissions": {
+        "subject_id": "id",
+        "hadm_id": "id",
+        "admittime": "time",
+        "dischtime": "time",
+        "deathtime": "time",
+        "hospital_expire_flag": "id",
+    },
+    "hosp/diagnoses_icd": {"hadm_id": "id", "seq_num": "id", "icd_code": "text", "icd_version": "id"},
+    "icu/icustays": {"subject_id": "id", "hadm_id": "id", "stay_id": "id", "intime": "time", "outtime": "time"},
+}
+
+
+def load(
+    root: str | pathlib.Path,
     *,
-    n: int = 6_000,
-    seed: int,
-    missing: str = "published",
+    notes_root: str | pathlib.Path = "",
+    label: str = "ihm48",
+    hours: int = 0,
+    notes: str = "earlier",
+    note_characters: int = 8_000,
+    labs: str = "text",
+    codes: str = "earlier",
+    icd_versions: Sequence[int] = (9,),
+    missing: str = "natural",
     drop: float = 0.266,
-    prevalence: float = 0.15,
-    main: float = 3.0,
-    interaction: float = 1.6,
-    shift: float = 0.7,
-    memory: float = 0.5,
+    seed: int = 0,
 ) -> Manifest:
-    """Synthetic stays with notes, lab lines and ICD-9-style codes (see the module's text).
+    """Stays in intensive care that last at least as long as the input window, each with up to three modalities.
 
     Args:
-      n: number of stays; about one patient in five has two.
-      seed: of everything: rules, patients, texts, missingness.
-      missing: `published` draws combinations at the paper's frequencies; `bernoulli` drops every modality
-        independently with probability `drop`, at least one staying.
-      drop: probability of `bernoulli`; 0.266 gives the paper's table within one point.
-      prevalence: expected share of deaths, the same in every combination.
-      main: standard deviation, in logits, of the main effects in a stay with all modalities.
-      interaction: standard deviation, in logits, of the cross-modal effects in every combination.
-      shift: share of the cross-modal weights that is a combination's own, 0 (one rule for all) to 1.
-      memory: correlation of the factors of two stays of one patient, 0 to 1.
+      root: the folder with `hosp` and `icu` (versions 2.2 and 3.x; .csv.gz or .csv).
+      notes_root: the folder of MIMIC-IV-Note; empty looks for `note` under `root`, and without it no stay has notes.
+      label: `ihm48` death in hospital, from the first 48 hours; `died_within_48h` death within 48 hours of the start of
+        the stay; `one_year` death within 365 days of it, both from the first 24 hours.
+      hours: length of the input window; 0 is that of the label.
+      notes: `earlier` takes notes signed within the window or before and no discharge summary of this admission;
+        `paper` takes all notes about this admission too, and leaks.
+      note_characters: most of the notes of a stay, newest first.
+      labs: `text` is "name value unit; …" with the last value of each item; `numeric` is mean, min, max and last as
+        numbers.
+      codes: `earlier` takes the diagnoses of admissions that ended before this one began; `paper` those that were coded
+        at the end of this one, which leaks.
+      icd_versions: 9, 10 or both; beside ICD-9, ICD-10 codes are written with "10-" in front.
+      missing: `natural`, or `bernoulli` to drop every modality present with probability `drop`, at least one staying.
+      drop: probability of `bernoulli`.
+      seed: of `bernoulli`.
 
     Returns:
-      A manifest with the modalities `notes` (text), `labs` (text) and `icd` (codes), without a split column; label
-      "1" for death in hospital.
+      A manifest without a split column: `stay_id`, `subject_id`, the label ("0", "1"), sorted by stay. Its notes count
+      what was left out (I001) and name the options that leak (W107).
 
     Raises:
-      UserError: a parameter is out of range.
+      UserError: an option is unknown, a table is missing or damaged, or no stay is left.
     """
-    if missing not in ("published", "bernoulli"):
-        raise UserError(f"missing must be 'published' or 'bernoulli', not {missing!r}")
-    if n < 1 or not 0 < prevalence < 1 or not 0 <= memory <= 1:
-        raise UserError("the twin needs n of at least 1, prevalence between 0 and 1, memory from 0 to 1")
-    people, facts, gaps, fate, words, values, codes = (
-        # Part 0 of the seed draws the rules (`synthetic.make_world`).
-        np.random.default_rng(np.random.SeedSequence((seed, part)))
-        for part in range(1, 8)
+    _one_of("missing", missing, ("natural", "bernoulli"))
+    _one_of("labs", labs, ("text", "numeric"))
+    _check_numbers(icd_versions, note_characters, drop)
+    window, leaks = _window(label, hours), _leaks(notes, codes)
+    root = _folder(root)
+    admissions = _read(root, "hosp/admissions")
+    _refuse_double(admissions, "hadm_id", "hosp/admissions")
+    cohort, findings = _cohort(root, admissions, label, window)
+    note_column, told = _notes(root, notes_root, cohort, admissions, note_characters, notes == "paper")
+    lab_columns, measured = _labs(root, cohort, labs)
+    identity = cohort.select(
+        pl.col("stay_id", "subject_id").cast(pl.String),
+        pl.col("died").cast(pl.Int8).cast(pl.String).alias(LABELS[label].column),
     )
-    patient = _patients(n, people)
-    latents = _latents(patient, memory, people)
-    if missing == "published":
-        present = combination_mask(n, *parse_combinations(PUBLISHED, MODALITIES), gaps)
-    else:
-        present = bernoulli_mask(n, len(MODALITIES), drop, gaps)
-    world = interaction_world(seed, shift)
-    died = _outcome(latents, present, world, (main, interaction, prevalence), fate)
-    cells = {
-        "notes": _notes(latents[:, 0], patient, facts, words),
-        "labs": _lab_lines(latents[:, 1], values),
-        "icd": _code_lists(latents[:, 2], codes),
-    }
-    return _manifest(patient, died, present, cells)
+    parts = [*identity, note_column, *lab_columns, _codes(root, cohort, admissions, codes, icd_versions)]
+    columns = {"notes": ("notes",), "labs": tuple(column.name for column in lab_columns), "icd": ("icd",)}
+    table = pl.DataFrame(parts)
+    if missing == "bernoulli":
+        table = _mask(table, columns, drop, seed)
+    table, dropped = _with_some_modality(table, columns)
+    kinds = ("text", "tabular" if labs == "numeric" else "text", "codes")
+    modalities = tuple(Modality(name, kind, columns[name]) for name, kind in zip(MODALITIES, kinds, strict=True))
+    schema = Schema("mimic_iv", "stay_id", "subject_id", LABELS[label].column, ("0", "1"), modalities)
+    found = (*leaks, *findings, *told, *measured, *dropped)
+    title = f"MIMIC-IV{_version(root)}"
+    return Manifest(schema=schema, table=table, title=title, notes=found, published=dict(PUBLISHED))
 
 
-def interaction_world(seed: int, shift: float) -> synthetic.World:
-    """The cross-modal rules of a seed, one own rule for each of the seven combinations."""
-    return synthetic.make_world(
-        seed=seed,
-        modalities=MODALITIES,
-        combinations=PUBLISHED,
-        latent=_FACTORS,
-        tokens=1,
-        token_width=1,
-        shift=shift,
-        atoms=len(PUBLISHED),
-    )
+# ---- options and folder ---------------------------------------------------------------------------------------------
 
 
-def mortality_logits(
-    latents: np.ndarray, group: np.ndarray, world: synthetic.World, main: float, interaction: float
-) -> np.ndarray:
-    """The logits of death up to the intercept.
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"data.{key} is {value!r}{did_you_mean(value, known)}; known: {', '.join(known)}")
 
-    Args:
-      latents: [n,m,l], the factors of every modality, present or not.
-      group: int [n], the row of `world.masks` that says what is present.
-      world: the cross-modal rules.
-      main: see `load_twin`.
-      interaction: see `load_twin`.
+
+def _check_numbers(icd_versions: Sequence[int], note_characters: int, drop: float) -> None:
+    if not set(icd_versions) or not set(icd_versions) <= {9, 10}:
+        raise UserError(f"data.icd_versions must be 9, 10 or both, not {tuple(icd_versions)}")
+    if note_characters < 1:
+        raise UserError(f"data.note_characters must be at least 1, not {note_characters}")
+    if not 0 <= drop < 1:
+        raise UserError(f"data.drop, the drop probability, must be at least 0 and below 1, not {drop}")
+
+
+def _window(label: str, hours: int) -> int:
+    """Hours of the input window."""
+    _one_of("label", label, tuple(LABELS))
+    most = LABELS[label].most_hours
+    if hours < 0 or (most and hours > most):
+        limit = f"between 1 and {most}" if most else "at least 1"
+        raise UserError(f"data.hours of the label {label} must be {limit}, or 0 for its default; not {hours}")
+    return hours or LABELS[label].hours
+
+
+def _leaks(notes: str, codes: str) -> list[Finding]:
+    """Checks both options, and the findings that name those that leak."""
+    _one_of("notes", notes, ("earlier", "paper"))
+    _one_of("codes", codes, ("earlier", "paper"))
+    texts = []
+    if notes == "paper":
+        texts.append("data.notes=paper gives the model notes written after the window, discharge summaries included")
+    if codes == "paper":
+        texts.append("data.codes=paper gives the model diagnoses that were coded after the patient left or died")
+    ending = "; the outcome leaks into the input, so figures say nothing about prediction"
+    return [Finding(LEAKY, text + ending, False) for text in texts]
+
+
+def _folder(root: str | pathlib.Path) -> pathlib.Path:
+    root = pathlib.Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data folder {str(root)!r} does not exist or is not a folder")
+    if not (root / "hosp").is_dir() or not (root / "icu").is_dir():
+        raise UserError(f"{str(root)!r} is not a MIMIC-IV folder: it needs the folders hosp and icu")
+    # All of them now: what is missing must not be found after the minutes that the large tables take.
+    for name, kinds in (_TABLES | mimic_iv_labs.TABLES).items():
+        tables.find(root, name, kinds)
+    return root
+
+
+def _read(root: pathlib.Path, name: str) -> pl.DataFrame:
+    return tables.find(root, name, _TABLES[name]).read()
+
+
+def _version(root: pathlib.Path) -> str:
+    """What can be told of the version: " 3.1", " demo" or nothing. From file names and contents, not from the path."""
+    demo = " demo" if (root / "demo_subject_id.csv").is_file() else ""
+    for name in ("CHANGELOG.txt", "README.txt"):
+        path = root / name
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")[:100_000]
+            found = re.search(r"(?:mimic-iv|version|\[)[ -]*v?(\d\.\d)\b", text, re.IGNORECASE)
+            if found:
+                return f" {found[1]}{demo}"
+    named = re.fullmatch(r"(?:mimic-?iv[a-z-]*)?v?(\d\.\d)", root.resolve().name, re.IGNORECASE)
+    return f" {named[1]}{demo}" if named else demo
+
+
+# ---- cohort and labels ----------------------------------------------------------------------------------------------
+
+
+def _refuse_double(table: pl.DataFrame, column: str, name: str) -> None:
+    for what, rows in (("empty", table[column].is_null()), ("used by another row", table[column].is_duplicated())):
+        if rows.any():
+            raise UserError(f"{name}: column {column!r} has {int(rows.sum())} cells that are {what}; ids are unique")
+
+
+def _cohort(root: pathlib.Path, admissions: pl.DataFrame, label: str, hours: int) -> tuple[pl.DataFrame, list[Finding]]:
+    """The stays that last as long as the window, whose patient outlives it.
 
     Returns:
-      float64 [n].
+      `stay_id, subject_id, hadm_id, intime, end, admittime, died`, sorted by stay, and what was left out.
     """
-    m, factors = latents.shape[1:]
-    sums = np.einsum("nml,nm->n", latents, world.masks[group]) / np.sqrt(m * factors)
-    score = synthetic.scores(world, latents, group)
-    return main * sums + interaction * (score[:, 1] - score[:, 0]) / synthetic.SPREAD
-
-
-def _manifest(patient: np.ndarray, died: np.ndarray, present: np.ndarray, cells: dict[str, list[str]]) -> Manifest:
-    table = pl.DataFrame(
-        {
-            "stay": [f"stay{i:06d}" for i in range(len(patient))],
-            "patient": [f"patient{i:06d}" for i in patient],
-            "died": np.where(died, "1", "0"),
-        },
-        schema_overrides={"died": pl.String},
-    ).with_columns(
-        pl.when(pl.Series(present[:, j])).then(pl.Series(cells[name])).otherwise(None).alias(name)
-        for j, name in enumerate(MODALITIES)
+    stays = _read(root, "icu/icustays")
+    _refuse_double(stays, "stay_id", "icu/icustays")
+    patients = _read(root, "hosp/patients")
+    _refuse_double(patients, "subject_id", "hosp/patients")
+    linked = stays.join(admissions, on=["subject_id", "hadm_id"]).join(patients, on="subject_id")
+    linked = linked.with_columns((pl.col("intime") + pl.duration(hours=hours)).alias("end"), _death().alias("death"))
+    long = linked.filter(pl.col("outtime") >= pl.col("end"))
+    alive = long.filter((pl.col("death") > pl.col("end")).fill_null(True))
+    if alive.is_empty():
+        raise UserError(
+            f"no stay is left for the label {label}: of {stays.height} stays {linked.height} have admission and "
+            f"patient, {long.height} of them last {hours} hours or longer, 0 of these patients outlive the window"
+        )
+    if not alive["hospital_expire_flag"].is_in([0, 1]).fill_null(False).all():
+        raise UserError("hosp/admissions: column 'hospital_expire_flag' has cells that are not 0 or 1")
+    cohort = alive.with_columns(_died(label).alias("died")).sort("stay_id")
+    lost = stays.height - linked.height
+    text = (
+        f"{stays.height} stays in intensive care, {linked.height - long.height} shorter than {hours} hours, "
+        f"{long.height - alive.height} of patients who die by then"
+        f"{f', {lost} without admission or patient in their tables' if lost else ''}: {cohort.height} stays of "
+        f"{cohort['subject_id'].n_unique()} patients, {int(cohort['died'].sum())} with {LABELS[label].column}"
     )
-    schema = Schema(
-        name="mimic_iv_twin",
-        sample_id="stay",
-        patient_id="patient",
-        label="died",
-        classes=("0", "1"),
-        modalities=(
-            Modality("notes", "text", ("notes",)),
-            Modality("labs", "text", ("labs",)),
-            Modality("icd", "codes", ("icd",)),
-        ),
+    columns = ("stay_id", "subject_id", "hadm_id", "intime", "end", "admittime", "died")
+    return cohort.select(columns), [Finding(COUNTS, text, False)]
+
+
+def _death() -> pl.Expr:
+    """When the patient died: to the minute in hospital; outside, the end of the day, the only time that is certain."""
+    day_end = pl.col("dod").cast(pl.Datetime("us")) + pl.duration(hours=24)
+    return pl.coalesce(pl.col("deathtime"), day_end)
+
+
+def _died(label: str) -> pl.Expr:
+    if label == "ihm48":
+        return pl.col("hospital_expire_flag") == 1
+    horizon = pl.duration(hours=48) if label == "died_within_48h" else pl.duration(days=365)
+    return (pl.col("death") <= pl.col("intime") + horizon).fill_null(False)
+
+
+# ---- modalities -----------------------------------------------------------------------------------------------------
+
+
+def _notes(
+    root: pathlib.Path,
+    notes_root: str | pathlib.Path,
+    cohort: pl.DataFrame,
+    admissions: pl.DataFrame,
+    characters: int,
+    leaky: bool,
+) -> tuple[pl.Series, list[Finding]]:
+    """The notes of each stay of the cohort, and what is to be said of them."""
+    if not notes_root and not (root / "note").is_dir():
+        text = "no stay has notes: name the folder of MIMIC-IV-Note with data.notes_root"
+        return pl.Series("notes", [None] * cohort.height, dtype=pl.String), [Finding(COUNTS, text, False)]
+    folder = pathlib.Path(notes_root).expanduser() if notes_root else root
+    if not folder.is_dir():
+        raise UserError(f"folder of notes {str(notes_root)!r} does not exist or is not a folder")
+    stays = cohort.select("stay_id", "subject_id", "hadm_id", "admittime", "end")
+    found = mimic_iv_notes.read(folder, stays, admissions["hadm_id"], characters=characters, leaky=leaky)
+    cells = cohort.select("stay_id").join(found.texts, on="stay_id", how="left", maintain_order="left")["notes"]
+    text = f"{found.used} notes are used, {found.unlinked} of them name no known admission and go by patient and time"
+    return cells, [Finding(COUNTS, text, False)]
+
+
+def _labs(root: pathlib.Path, cohort: pl.DataFrame, form: str) -> tuple[list[pl.Series], list[Finding]]:
+    """The columns of labs and vital signs, and how many were used and left out."""
+    measured = mimic_iv_labs.read(root, cohort.select("stay_id", "subject_id", "intime", "end"))
+    stay_ids = cohort["stay_id"].to_list()
+    if form == "numeric":
+        columns = mimic_iv_labs.as_numbers(measured.table, stay_ids).get_columns()
+    else:
+        columns = [mimic_iv_labs.as_text(measured.table, stay_ids)]
+    dropped = ", ".join(f"{n} {reason}" for reason, n in measured.dropped.items() if n)
+    text = f"{measured.kept} labs and vital signs are used, {f'{dropped} are left out' if dropped else 'none left out'}"
+    return columns, [Finding(COUNTS, text, False)]
+
+
+def _codes(
+    root: pathlib.Path, cohort: pl.DataFrame, admissions: pl.DataFrame, source: str, versions: Sequence[int]
+) -> pl.Series:
+    """Diagnoses of each stay of the cohort: newest admission first, in its order of importance, each code once."""
+    diagnoses = _read(root, "hosp/diagnoses_icd")
+    code = pl.col("icd_code").str.replace_all(r"\s+", "")
+    written = pl.when(pl.col("icd_version") == 10).then(pl.lit("10-") + code).otherwise(code)
+    diagnoses = diagnoses.select(
+        "hadm_id",
+        "seq_num",
+        "icd_version",
+        (written if set(versions) == {9, 10} else code).alias("icd_code"),
+    ).filter(pl.col("icd_version").is_in(list(versions)) & (code.str.len_chars() > 0).fill_null(False))
+    stays = cohort.select("stay_id", "subject_id", "admittime", pl.col("hadm_id").alias("own"))
+    pairs = stays.join(admissions.select("subject_id", "hadm_id", "dischtime"), on="subject_id")
+    own = pl.col("hadm_id") == pl.col("own")
+    earlier = ~own & (pl.col("dischtime") <= pl.col("admittime")).fill_null(False)
+    rows = pairs.filter(own if source == "paper" else earlier).join(diagnoses, on="hadm_id")
+    rows = rows.sort(
+        "stay_id", "dischtime", "hadm_id", "seq_num", "icd_code", descending=[False, True, True, False, False]
     )
-    return Manifest(schema=schema, table=table, title=TITLE)
+    listed = rows.group_by("stay_id", maintain_order=True).agg(
+        pl.col("icd_code").unique(maintain_order=True).str.join(" ").alias("icd")
+    )
+    return cohort.select("stay_id").join(listed, on="stay_id", how="left", maintain_order="left")["icd"]
 
 
-def _patients(n: int, rng: np.random.Generator) -> np.ndarray:
-    """The patient of each stay, int [n]: everyone has one stay, some a second one."""
-    patients = max(1, round(n / _STAYS_PER_PATIENT), -(-n // 2))
-    second = rng.choice(patients, size=n - patients, replace=False)
-    return rng.permutation(np.concatenate([np.arange(patients), second]))
+def _mask(table: pl.DataFrame, columns: dict[str, tuple[str, ...]], drop: float, seed: int) -> pl.DataFrame:
+    """Empties modalities at random among those that a row has; a row that has any keeps at least one."""
+    rng = np.random.default_rng(seed)
+    present = _presence(table, columns)
+    keep = present.copy()
+    for count in range(1, len(columns) + 1):
+        rows = np.flatnonzero(present.sum(axis=1) == count)
+        drawn = np.zeros((len(rows), len(columns)), bool)
+        drawn[present[rows]] = bernoulli_mask(len(rows), count, drop, rng).reshape(-1)
+        keep[rows] = drawn
+    cells = []
+    for j, names in enumerate(columns.values()):
+        kept = pl.lit(pl.Series(keep[:, j]))
+        cells += [pl.when(kept).then(pl.col(name)).alias(name) for name in names]
+    return table.with_columns(cells)
 
 
-def _latents(patient: np.ndarray, memory: float, rng: np.random.Generator) -> np.ndarray:
-    shape = (len(MODALITIES), _FACTORS)
-    lasting = rng.normal(size=(patient.max() + 1, *shape))[patient]
-    return np.sqrt(memory) * lasting + np.sqrt(1 - memory) * rng.normal(size=(len(patient), *shape))
+def _presence(table: pl.DataFrame, columns: dict[str, tuple[str, ...]]) -> np.ndarray:
+    parts = [table.select(pl.any_horizontal(pl.col(names).is_not_null())).to_series() for names in columns.values()]
+    return np.stack([part.to_numpy() for part in parts], axis=1)
 
 
-def _outcome(
-    latents: np.ndarray,
-    present: np.ndarray,
-    world: synthetic.World,
-    strengths: tuple[float, float, float],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    main, interaction, prevalence = strengths
-    uniform = rng.random(len(latents))
-    died = np.zeros(len(latents), dtype=bool)
-    for k, mask in enumerate(world.masks):
-        # The rule of this combination is applied to all stays, so that a rare one gets a steady intercept too.
-        logits = mortality_logits(latents, np.full(len(latents), k), world, main, interaction)
-        probability = 1 / (1 + np.exp(-logits - _intercept(logits, prevalence)))
-        rows = (present == mask).all(axis=1)
-        died[rows] = uniform[rows] < probability[rows]
-    return died
-
-
-def _intercept(logits: np.ndarray, prevalence: float) -> float:
-    """The constant that gives the logits the mean probability `prevalence`, by bisection."""
-    low, high = -50.0, 50.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.mean(1 / (1 + np.exp(-logits - middle))) < prevalence else (low, middle)
-    return middle
-
-
-def _notes(latents: np.ndarray, patient: np.ndarray, facts: np.random.Generator, rng: np.random.Generator) -> list[str]:
-    n, patients = len(latents), patient.max() + 1
-    age = np.clip(facts.normal(66, 15, patients), 18, 91).astype(int)[patient]
-    sex = facts.choice(["man", "woman"], patients)[patient]
-    level = np.digitize(latents + 0.25 * rng.normal(size=latents.shape), _LEVELS)
-    careless = rng.random(level.shape) < 0.03
-    level = np.where(careless, rng.integers(0, len(_LEVELS) + 1, level.shape), level)
-    vitals = _vitals(latents, rng)
-    # Every choice of the loop below is one uniform number drawn beforehand: single draws are slow.
-    choice = rng.random((n, 2 * _FACTORS + 6))
-    order = rng.permuted(np.tile(np.arange(_FACTORS + 3), (n, 1)), axis=1)
-    notes = []
-    for i in range(n):
-        draw = choice[i]
-        said = [
-            _sentence(_pick(_LINKS, draw[2 * f]), _finding(f, level[i, f], draw[2 * f + 1])) for f in range(_FACTORS)
-        ]
-        rest = draw[2 * _FACTORS :]
-        fillers = [bank[int(u * 1.25 * len(bank))] if u < 0.8 else "" for bank, u in zip(_FILLERS, rest, strict=False)]
-        parts = [*said, *fillers, vitals[i] if rest[2] < 0.6 else ""]
-        opening = _pick(_OPENINGS, rest[3]).format(age=age[i], sex=sex[i], place=_pick(_PLACES, rest[4]))
-        middle = (parts[j] for j in order[i] if parts[j])
-        notes.append(" ".join([opening, *middle, _pick(_CLOSINGS, rest[5])]))
-    return notes
-
-
-def _pick(bank: Sequence[str], uniform: float) -> str:
-    return bank[int(uniform * len(bank))]
-
-
-def _finding(factor: int, level: int, uniform: float) -> str:
-    return _FINDINGS[factor][level * _VARIANTS + int(uniform * _VARIANTS)]
-
-
-def _sentence(link: str, finding: str) -> str:
-    text = f"{link}{finding}."
-    return text[0].upper() + text[1:]
-
-
-def _vitals(latents: np.ndarray, rng: np.random.Generator) -> list[str]:
-    noise = rng.normal(size=(len(latents), 4))
-    rate = np.clip(86 + 9 * latents[:, 0] + 12 * noise[:, 0], 40, 170)
-    pressure = np.clip(120 - 12 * latents[:, 0] + 12 * noise[:, 1], 60, 210)
-    breaths = np.clip(19 + 3 * latents[:, 1] + 3 * noise[:, 2], 8, 45)
-    oxygen = np.clip(95.5 - 1.5 * latents[:, 1] + 1.5 * noise[:, 3], 74, 100)
-    rows = np.stack([rate, pressure, breaths, oxygen], axis=1).round().astype(int).tolist()
-    return [f"Vitals HR {hr}, systolic BP {bp}, RR {rr}, SpO2 {spo2} percent." for hr, bp, rr, spo2 in rows]
-
-
-def _lab_lines(latents: np.ndarray, rng: np.random.Generator) -> list[str]:
-    n, panel = len(latents), len(_LABS)
-    loadings = np.array([lab[8] for lab in _LABS])
-    centre, spread, logarithmic = (np.array([lab[i] for lab in _LABS]) for i in (3, 4, 7))
-    deviation = latents @ loadings.T + _LAB_NOISE * rng.normal(size=(n, panel))
-    effect = spread * np.clip(deviation, -_LAB_LIMIT, _LAB_LIMIT)
-    value = np.where(logarithmic, centre * np.exp(effect), centre + effect)
-    rank = rng.random((n, panel)).argsort(axis=1).argsort(axis=1)
-    taken = rank < rng.integers(_LABS_A_STAY[0], _LABS_A_STAY[1] + 1, size=(n, 1))
-    lines = []
-    for row, use in zip(value.tolist(), taken.tolist(), strict=True):
-        items = []
-        for lab, number, used in zip(_LABS, row, use, strict=True):
-            if used:
-                name, unit, decimals, _, _, low, high, *_ = lab
-                shown = f"{number:.{decimals}f}"
-                flag = " low" if float(shown) < low else " high" if float(shown) > high else ""
-                items.append(f"{name} {shown} {unit}{flag}")
-        lines.append("; ".join(items))
-    return lines
-
-
-def _code_lists(latents: np.ndarray, rng: np.random.Generator) -> list[str]:
-    n = len(latents)
-    codes: list[str] = []
-    weight: list[float] = []
-    slope: list[np.ndarray] = []
-    axes = np.eye(_FACTORS) * _CODE_SLOPE
-    banks = [(ends[side].split(), 1.0, (1 - 2 * side) * axes[f]) for f, ends in enumerate(_CODES) for side in (0, 1)]
-    banks += [(_COMMON_CODES.split(), 2.0, 0 * axes[0]), (list(_RARE_CODES), 0.4, 0 * axes[0])]
-    for bank, mass, direction in banks:
-        codes += bank
-        weight += [mass / rank for rank in range(1, len(bank) + 1)]
-        slope += [direction] * len(bank)
-    # The largest of log weight plus Gumbel noise: draws without repetition, in proportion to the weights.
-    score = np.log(weight) + latents @ np.array(slope).T + rng.gumbel(size=(n, len(codes)))
-    count = np.clip(4 + rng.poisson(4.0, n), 4, 15).tolist()
-    best = np.argsort(-score, axis=1)[:, :15]
-    names = np.array(codes)[best].tolist()
-    return [" ".join(row[:k]) for row, k in zip(names, count, strict=True)]
+def _with_some_modality(table: pl.DataFrame, columns: dict[str, tuple[str, ...]]) -> tuple[pl.DataFrame, list[Finding]]:
+    here = _presence(table, columns).any(axis=1)
+    if here.all():
+        return table, []
+    if not here.any():
+        raise UserError("no stay has any modality: are labevents and chartevents those of these patients?")
+    text = f"{int((~here).sum())} stays without notes, labs or codes are left out"
+    return table.filter(pl.Series(here)), [Finding(COUNTS, text, False)]
