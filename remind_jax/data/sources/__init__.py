@@ -1,5 +1,6 @@
 """The data sets by name: each turns the `data` section of a config into a manifest."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -35,14 +36,54 @@ def _synthetic(data: Any, seed: int) -> Manifest:
 
 
 def _mimic_iv(data: Any, seed: int) -> Manifest:
-    from remind_jax.data.sources import mimic_iv
+    if data.root:
+        from remind_jax.data.sources import mimic_iv
+
+        return mimic_iv.load(
+            data.root,
+            notes_root=data.notes_root,
+            label=data.label,
+            hours=data.hours,
+            notes=data.notes,
+            note_characters=data.note_characters,
+            labs=data.labs,
+            codes=data.codes,
+            icd_versions=data.icd_versions,
+            missing=data.missing or "natural",
+            drop=data.drop,
+            seed=data.seed,
+        )
+    from remind_jax.data.sources import mimic_iv_twin
+
+    return mimic_iv_twin.load_twin(n=data.stays, seed=data.seed, missing=data.missing or "published", drop=data.drop)
+
+
+def _embed(data: Any, seed: int) -> Manifest:
+    if data.root:
+        from remind_jax.data.sources import embed
+
+        return embed.load(
+            data.root,
+            unit=data.unit,
+            key=data.key,
+            suffix=data.suffix,
+            image_size=data.image_size,
+            bad_files=data.bad_files,
+        )
+    from remind_jax.data.sources import image_twins
+
+    return image_twins.load_embed_twin(n=data.exams, seed=data.seed, image_size=data.image_size)
+
+
+def _fprm(data: Any, seed: int) -> Manifest:
+    from remind_jax.data.sources import image_twins
 
     if data.root:
-        raise UserError(
-            "this version does not read the PhysioNet folder of MIMIC-IV yet: leave data.root empty for the twin, "
-            "or bring the stays as a manifest with configs/manifest.py"
-        )
-    return mimic_iv.load_twin(n=data.stays, seed=data.seed, missing=data.missing, drop=data.drop)
+        manifest = _manifest(data, seed)
+        names = tuple(modality.name for modality in manifest.schema.modalities)
+        comparable = names == image_twins.FPRM_MODALITIES
+        return dataclasses.replace(manifest, published=dict(image_twins.FPRM_PUBLISHED)) if comparable else manifest
+    return image_twins.load_fprm_twin(n=data.samples, seed=data.seed, image_size=data.image_size, frames=data.frames)
 
 
 def _manifest(data: Any, seed: int) -> Manifest:
@@ -50,10 +91,12 @@ def _manifest(data: Any, seed: int) -> Manifest:
         raise UserError("data.root is empty: name the folder that holds schema.yaml, --config.data.root=DIR")
     if not pathlib.Path(data.root).is_dir():
         raise UserError(f"data folder {data.root!r} does not exist or is not a folder")
-    return read_manifest(data.root)
+    return read_manifest(data.root, image_size=data.image_size, frames=data.frames, bad_files=data.bad_files)
 
 
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
+    "embed": _embed,
+    "fprm": _fprm,
     "manifest": _manifest,
     "mimic_iv": _mimic_iv,
     "nhanes": _nhanes,

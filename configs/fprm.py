@@ -1,0 +1,34 @@
+"""FPRM: grades of deterioration from fundus photographs, flow videos, oxygen maps and a table (paper 7.4.1).
+
+    python -m remind_jax.main --config=configs/fprm.py
+
+The layout of the release is not public, so `data.root` is the folder of a manifest made from it (docs/fprm.md). With
+`data.root` empty it trains on the twin: drawn images and volumes with the published combinations and frequencies.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+    chosen = common.parse_arg(arg)
+    config = common.base()
+    config.size = chosen["size"]
+    config.data.source = "fprm"
+    config.data.samples = 3_394  # of the twin
+    config.data.seed = 0  # of the twin; the run's own seed splits it
+    # Table 3 counts all but the most frequent combination as tail.
+    config.groups.tail = ("fundus", "fundus+flow+oxygen", "fundus+oxygen+tabular", "fundus+flow+oxygen+tabular")
+    config.model.update(
+        width=64, tokens=4, image_encoder="resnet_small", volume_encoder="r3d_small", encoder_dropout=0.1
+    )
+    config.fusion.update(experts=8, hidden=128, dropout=0.1)
+    config.train.epochs = 8.0
+    config.train.joint_epochs = 5.0
+    if config.size == "paper":
+        common.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
+        config.model.update(image_encoder="resnet50", volume_encoder="r3d_18")
+        config.data.samples = 256  # images of the twin are held in memory, 2.8 MB a sample at this size
+        config.data.frames = 16
+        config.train.epochs = 50.0
+    common.apply_method(config, chosen["method"])
+    return config
