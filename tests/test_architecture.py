@@ -21,8 +21,8 @@ BARE = {"jax", "jaxlib", "flax", "optax", "numpy", "einops"}
 MAY_IMPORT = {
     "remind_jax/ops/": (BARE - {"flax"}, {"ops", "errors"}),
     "remind_jax/objectives/": (BARE, {"ops", "objectives", "errors"}),
-    "remind_jax/models/": (BARE | {"safetensors"}, {"ops", "models", "errors"}),
-    "benchmarks/": (BARE | {"torch"}, {"ops", "models", "objectives", "errors", "parallel", "state", "step"}),
+    "remind_jax/models/": (BARE | {"safetensors", "huggingface_hub"}, {"ops", "models", "errors"}),
+    "benchmarks/": (BARE | {"torch", "tests"}, {"ops", "models", "objectives", "errors", "parallel", "state", "step"}),
 }
 # Imported where they are used, because each takes a good part of a second or more.
 HEAVY = {"tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "transformers", "orbax"}

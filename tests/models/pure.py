@@ -16,10 +16,12 @@ def random_params(shapes: Mapping[str, Any], seed: int = 0) -> Params:
     rng = np.random.default_rng(seed)
     params = {}
     for path, x in shapes.items():
-        # Scales are near one; maps, which have at least two axes, keep the size of what they map.
-        middle, spread = (1.0, 0.2) if path.endswith("scale") else (0.0, 0.3)
-        if len(x.shape) >= 2 and not path.endswith("bias"):
-            spread = max(x.shape[-2], 4) ** -0.5
+        # Scales and variances are near one; maps, which have at least two axes, keep the size of what they map.
+        near_one = path.endswith(("scale", "running_variance"))
+        middle, spread = (1.0, 0.2) if near_one else (0.0, 0.3)
+        if len(x.shape) >= 2 and not near_one and not path.endswith("bias"):
+            window = 3 if len(x.shape) >= 4 else 1  # of a convolution, whose outputs are sums over places as well
+            spread = max(x.shape[-2], 4) ** -0.5 / window
         params[path] = jnp.asarray(middle + spread * rng.normal(size=x.shape), x.dtype)
     return params
 

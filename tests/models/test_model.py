@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ModelSpec, Output, make_network
+from remind_jax.models.model import ModelSpec, Output, is_statistic, load_pretrained, make_network
 from remind_jax.ops import imputation, routing, soft_moe
 from tests.models.pure import random_params
 
@@ -223,7 +223,7 @@ def test_a_sample_does_not_depend_on_its_batch(gate: str) -> None:
     batch, order = make_batch(), np.array([2, 0, 0, 3])
     whole = forward(batch, gate=gate)
     moved = forward({name: x[order] for name, x in batch.items()}, gate=gate)
-    for one, other in zip(whole, moved, strict=True):
+    for one, other in zip(whole[:3], moved[:3], strict=True):
         np.testing.assert_allclose(np.asarray(one)[order], other, atol=1e-5)
 
 
@@ -278,3 +278,93 @@ def test_initial_weights_follow_the_key() -> None:
         assert bool((x != other[path]).any()) is drawn
     assert not first["imputation/group"].any()  # beside a modality part the group part starts at zero
     assert first["imputation/modality"].any()
+
+
+# ---- Images, volumes and their batch norms --------------------------------------------------------------------------
+
+PIXELS = {"scan": Input("image", (16, 16, 1)), "flow": Input("volume", (4, 16, 16, 3)), "labs": TABULAR["labs"]}
+
+
+def pixel_batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    batch = {name: rng.integers(0, 256, (B, *PIXELS[name].shape)).astype(np.uint8) for name in ("scan", "flow")}
+    present = np.ones((B, 3), bool)
+    present[1, 0] = present[2, 1] = False
+    labs = rng.normal(size=(B, 5)).astype(np.float32)
+    return {**batch, "labs": labs, "present": present, "group": np.array([0, 1, 2, G], np.int32)}
+
+
+@functools.cache
+def pixel_network(image_encoder: str) -> Built:
+    return Built(dataclasses.replace(SPEC, image_encoder=image_encoder), PIXELS)
+
+
+@pytest.mark.parametrize("image_encoder", ["vit_small", "resnet_small"])
+def test_pixels_become_tokens_and_missing_ones_are_not_looked_at(image_encoder: str) -> None:
+    one, batch = pixel_network(image_encoder), pixel_batch()
+    tokens = one.network.encode(one.params, batch)
+    # A ViT gives its class token and a token a patch of 8 x 8; the others give the spec's number.
+    assert tokens.shape == (B, (1 + 4 if image_encoder == "vit_small" else T) + T + T, D)
+    first = one.forward(one.params, batch, gate="always").logits
+    changed = {**batch, "scan": 255 - batch["scan"]}
+    moved = np.abs(np.asarray(first - one.forward(one.params, changed, gate="always").logits)).max(axis=1)
+    assert (moved > 1e-6).tolist() == batch["present"][:, 0].tolist() == [True, False, True, True]
+
+
+def test_running_statistics_are_returned_when_asked_for_and_come_from_present_samples_only() -> None:
+    one, batch = pixel_network("resnet_small"), pixel_batch()
+    assert one.forward(one.params, batch, gate="never").statistics == {}
+    apply = jax.jit(lambda params, batch: one.network.apply(params, batch, gate="never", statistics=True))
+    new = apply(one.params, batch).statistics
+    old = {path: x for path, x in one.params.items() if is_statistic(path)}
+    assert new.keys() == old.keys()
+    assert {path.split("/")[1] for path in new} == {"scan", "flow"}
+    assert all(np.abs(new[path] - old[path]).max() > 0 for path in new)
+    absent, here = np.flatnonzero(~batch["present"][:, 0])[0], np.flatnonzero(batch["present"][:, 0])[0]
+    for row, matters in ((absent, False), (here, True)):
+        other = {**batch, "scan": batch["scan"].copy()}
+        other["scan"][row] = 255 - other["scan"][row]
+        found = apply(one.params, other).statistics
+        same = all(np.array_equal(found[path], new[path]) for path in new if path.startswith("encoders/scan/"))
+        assert same is not matters
+
+
+def test_published_weights_replace_those_of_every_encoder_of_their_kind(tmp_path) -> None:
+    from safetensors.numpy import save_file
+
+    inputs = {"a": Input("image", (16, 16, 3)), "b": Input("image", (16, 16, 1)), "labs": TABULAR["labs"]}
+    network = make_network(SPEC, inputs, G, C)
+    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    rng, tensors = np.random.default_rng(1), {}
+    layers, width, hidden, patch = 2, 64, 128, 8
+    for i in range(layers):
+        block = f"encoder.layer.{i}."
+        for name in ("attention.attention.query", "attention.attention.key", "attention.attention.value"):
+            tensors[f"{block}{name}.weight"] = rng.normal(size=(width, width))
+            tensors[f"{block}{name}.bias"] = rng.normal(size=width)
+        for name, shape in (
+            ("attention.output.dense", (width, width)),
+            ("intermediate.dense", (hidden, width)),
+            ("output.dense", (width, hidden)),
+        ):
+            tensors[f"{block}{name}.weight"], tensors[f"{block}{name}.bias"] = (
+                rng.normal(size=shape),
+                rng.normal(size=shape[0]),
+            )
+        for name in ("layernorm_before", "layernorm_after"):
+            tensors[f"{block}{name}.weight"], tensors[f"{block}{name}.bias"] = rng.normal(size=(2, width))
+    tensors["layernorm.weight"], tensors["layernorm.bias"] = rng.normal(size=(2, width))
+    tensors["embeddings.cls_token"] = rng.normal(size=(1, 1, width))
+    tensors["embeddings.position_embeddings"] = rng.normal(size=(1, 1 + 4, width))
+    tensors["embeddings.patch_embeddings.projection.weight"] = rng.normal(size=(width, 3, patch, patch))
+    tensors["embeddings.patch_embeddings.projection.bias"] = rng.normal(size=width)
+    save_file(
+        {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}, tmp_path / "model.safetensors"
+    )
+    assert load_pretrained(SPEC, inputs, {"image": "", "text": ""}, params) == {}
+    loaded = load_pretrained(SPEC, inputs, {"image": str(tmp_path / "model.safetensors"), "text": ""}, params)
+    assert {path.split("/")[1] for path in loaded} == {"a", "b"}
+    assert not [path for path in loaded if "/adapter/" in path]
+    assert all(loaded[path].shape == params[path].shape for path in loaded)
+    for path, x in loaded.items():
+        np.testing.assert_array_equal(x, loaded[path.replace("encoders/b/", "encoders/a/")])

@@ -1,10 +1,14 @@
 """T5-style text encoder (Raffel et al. 2020): RMS norm, relative position bias, no other positions, no biases."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from remind_jax.models.pretrained import Tensor, single, stack
 from remind_jax.ops.transformer import attention, dropout, relative_position_buckets, rms_norm, segment_means
 
 # layers, width, heads, head width, hidden width of each published or small size.
@@ -12,6 +16,8 @@ SIZES = {
     "small": {"layers": 2, "width": 64, "heads": 2, "head_width": 32, "hidden": 128},
     "base": {"layers": 12, "width": 768, "heads": 12, "head_width": 64, "hidden": 3072},
 }
+PREFIXES = ("",)
+MODEL_TYPES = ("t5", "mt5")
 PAD = 0
 
 
@@ -89,3 +95,45 @@ class T5Encoder(nnx.Module):
     def __call__(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Maps int [b, length] to [b, t, d]; `keys` [b] turn dropout on."""
         return self.adapter(segment_means(self.encode(ids, keys), ids != PAD, self.tokens))
+
+
+def checkpoint_layout(size: str, gated: bool) -> dict[str, Tensor]:
+    """Where the weights lie in a checkpoint of transformers: an encoder alone or a whole T5, whose decoder is not read.
+
+    Args:
+      size: a key of `SIZES`.
+      gated: gated GELU (T5 v1.1, Flan-T5, mT5) instead of ReLU (v1.0).
+    """
+    layers, block = SIZES[size]["layers"], "encoder.block.{}.layer"
+    maps = {"query": "0.SelfAttention.q", "key": "0.SelfAttention.k", "value": "0.SelfAttention.v"}
+    maps |= {"output": "0.SelfAttention.o", "feed_out": "1.DenseReluDense.wo"}
+    # The first of the two is the one that passes the activation.
+    feed = {"feed_gate": "wi_0", "feed_in": "wi_1"} if gated else {"feed_in": "wi"}
+    maps |= {name: f"1.DenseReluDense.{theirs}" for name, theirs in feed.items()}
+    scales = {"attention_scale": "0.layer_norm", "feed_forward_scale": "1.layer_norm"}
+    return {
+        # Published embeddings are padded to whole multiples of 128 rows; tokenizers give no ids of those rows.
+        "embedding": single("shared.weight", "encoder.embed_tokens.weight", hint=_OTHER_TOKENIZER, padded_to=128),
+        "position_bias": single("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        **{name: stack(layers, f"{block}.{theirs}.weight", change=np.transpose) for name, theirs in maps.items()},
+        **{name: stack(layers, f"{block}.{theirs}.weight") for name, theirs in scales.items()},
+        "final_scale": single("encoder.final_layer_norm.weight"),
+    }
+
+
+_OTHER_TOKENIZER = "the vocabulary must be that of the checkpoint: set data.tokenizer to it"
+
+
+def checkpoint_config(size: str, gated: bool) -> dict[str, Any]:
+    """What a checkpoint's config.json must not contradict: settings that no shape shows.
+
+    Args:
+      size: a key of `SIZES`.
+      gated: as in `checkpoint_layout`.
+    """
+    return {
+        "num_heads": SIZES[size]["heads"],
+        "num_layers": SIZES[size]["layers"],
+        "feed_forward_proj": "gated-gelu" if gated else "relu",
+        "relative_attention_max_distance": 128,
+    }

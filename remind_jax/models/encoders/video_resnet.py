@@ -1,0 +1,83 @@
+"""3D ResNet for volumes, torchvision's r3d_18 (Tran et al. 2018; REMIND section 7.4.1)."""
+
+from typing import Any
+
+from flax import nnx
+
+from remind_jax.models.encoders import residual
+from remind_jax.models.encoders.residual import Dimensions, ResidualEncoder
+from remind_jax.models.pretrained import Tensor
+from remind_jax.ops import pixels
+
+# The first stage keeps the frames; each of the others halves them, as it does height and width.
+SIZES = {
+    "small": Dimensions(
+        stem=(3, 3, 3),
+        stem_strides=(2, 2, 2),
+        stem_width=8,
+        pool=False,
+        windows=(3, 3),
+        blocks=(1, 1, 2),
+        widths=(8, 16, 32),
+        expansion=1,
+        adapter=64,
+    ),
+    "18": Dimensions(
+        stem=(3, 7, 7),
+        stem_strides=(1, 2, 2),
+        stem_width=64,
+        pool=False,
+        windows=(3, 3),
+        blocks=(2, 2, 2, 2),
+        widths=(64, 128, 256, 512),
+        expansion=1,
+        adapter=512,
+    ),
+}
+PREFIXES = ("",)
+MODEL_TYPES = ()
+
+
+class VideoResNetEncoder(ResidualEncoder):
+    """Encodes volumes as t tokens of width d, pieces of one pooled vector and thus of the whole volume each."""
+
+    def __init__(self, shape: tuple[int, ...], *, size: str, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
+        """Declares the weights.
+
+        Args:
+          shape: of a volume, (frames, height, width, 1 or 3); all sides will do, as the network ends in an average.
+          size: a key of `SIZES`.
+          tokens: t.
+          width: d of the result.
+          dropout: rate on the projection of the pooled features.
+          rngs: source of the initial weights.
+        """
+        del shape
+        super().__init__(SIZES[size], pixels.KINETICS, tokens=tokens, width=width, dropout=dropout, rngs=rngs)
+
+
+def checkpoint_layout(size: str) -> dict[str, Tensor]:
+    """Where published files hold the trunk, in torchvision's names.
+
+    Args:
+      size: a key of `SIZES`.
+
+    Returns:
+      Tensors by path below the encoder, see `pretrained.load`.
+    """
+
+    def unit(stage: int, block: int, place: int | None) -> tuple[tuple[str, str], ...]:
+        part = "downsample" if place is None else f"conv{place + 1}"
+        return ((f"layer{stage + 1}.{block}.{part}.0", f"layer{stage + 1}.{block}.{part}.1"),)
+
+    return residual.layout(SIZES[size], (("stem.0", "stem.1"),), unit)
+
+
+def checkpoint_config(size: str) -> dict[str, Any]:
+    """What a checkpoint's config.json must not contradict: torchvision's files have none.
+
+    Args:
+      size: a key of `SIZES`.
+    """
+    del size
+    return {}

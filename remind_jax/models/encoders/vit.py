@@ -1,0 +1,181 @@
+"""Vision transformer (Dosovitskiy et al. 2021): patches of an image and a class token through pre-norm layers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from remind_jax.errors import UserError
+from remind_jax.models.pretrained import Tensor, single, stack
+from remind_jax.ops.pixels import IMAGENET, normalize
+from remind_jax.ops.transformer import attention, dropout
+
+# side of a patch, layers, width, heads, hidden width of each published or small size.
+SIZES = {
+    "small": {"patch": 8, "layers": 2, "width": 64, "heads": 2, "hidden": 128},
+    "base": {"patch": 16, "layers": 12, "width": 768, "heads": 12, "hidden": 3072},
+}
+PREFIXES = ("", "vit.")
+MODEL_TYPES = ("vit",)
+EPSILON = 1e-12
+
+
+class VitEncoder(nnx.Module):
+    """Gives the class token and one token a patch, all after the final norm: t = 1 + (height / p) (width / p).
+
+    The layers are stacked arrays under one scan, so that twelve compile as fast as one.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, size: str, width: int, dropout: float, rngs: nnx.Rngs):
+        """Declares the weights.
+
+        Args:
+          shape: (height, width, channels) of an image.
+          size: a key of `SIZES`.
+          width: d of the result; another one than the network's own is reached by a linear adapter.
+          dropout: rate on embeddings and on the output of each sublayer.
+          rngs: source of the initial weights.
+
+        Raises:
+          UserError: the sides of the image are no multiples of the patch.
+        """
+        dims = SIZES[size]
+        layers, d, f, patch = dims["layers"], dims["width"], dims["hidden"], dims["patch"]
+        if shape[0] % patch or shape[1] % patch or not shape[0] * shape[1]:
+            raise UserError(
+                f"a ViT of size {size!r} needs images whose sides are multiples of {patch}, not {shape[0]} x {shape[1]}"
+            )
+        self.patch, self.heads, self.dropout = patch, dims["heads"], dropout
+
+        def normal(std: float, *axes: int) -> nnx.Param:
+            return nnx.Param(std * jax.random.normal(rngs.params(), axes))
+
+        def zeros(*axes: int) -> nnx.Param:
+            return nnx.Param(jnp.zeros(axes))
+
+        pixels = 3 * patch**2
+        self.patch_kernel, self.patch_bias = normal(pixels**-0.5, pixels, d), zeros(d)
+        self.class_token = zeros(d)
+        self.position = normal(0.02, 1 + shape[0] * shape[1] // patch**2, d)
+        self.attention_scale, self.attention_bias = nnx.Param(jnp.ones((layers, d))), zeros(layers, d)
+        self.query, self.query_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
+        self.key, self.key_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
+        self.value, self.value_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
+        self.output, self.output_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
+        self.feed_forward_scale, self.feed_forward_bias = nnx.Param(jnp.ones((layers, d))), zeros(layers, d)
+        self.feed_in, self.feed_in_bias = normal((2 / (d + f)) ** 0.5, layers, d, f), zeros(layers, f)
+        self.feed_out, self.feed_out_bias = normal((2 / (d + f)) ** 0.5, layers, f, d), zeros(layers, d)
+        self.final_scale, self.final_bias = nnx.Param(jnp.ones(d)), zeros(d)
+        if d != width:
+            self.adapter = nnx.Linear(d, width, rngs=rngs)
+
+    def encode(self, pixels: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Tokens of normalised images, float [b, height, width, 3] -> [b, t, width of the encoder]."""
+        patches = rearrange(pixels, "b (y p) (x q) c -> (b y x) (p q c)", p=self.patch, q=self.patch)
+        x = (patches @ self.patch_kernel[...] + self.patch_bias[None]).reshape(len(pixels), -1, len(self.patch_bias))
+        classes = jnp.broadcast_to(self.class_token[None, None], (len(x), 1, x.shape[2]))
+        x = jnp.concatenate([classes, x], axis=1) + self.position[None]
+        # Salts up to the number of layers are folded in by the scan; this one is outside their range.
+        x = dropout(x, keys, self.dropout, salt=10_000)
+
+        def layer(x, inputs):
+            index, p = inputs
+            layer_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            # Tokens of all images lie in one axis for the products: batched ones are twice as slow on CPU.
+            flat = rearrange(layer_norm(x, p["attention_scale"], p["attention_bias"]), "b n d -> (b n) d")
+            projected = ((flat @ p[w] + p[f"{w}_bias"][None]).reshape(x.shape) for w in ("query", "key", "value"))
+            mixed = rearrange(attention(*projected, heads=self.heads), "b n d -> (b n) d")
+            mixed = (mixed @ p["output"] + p["output_bias"][None]).reshape(x.shape)
+            x = x + dropout(mixed, layer_keys, self.dropout, salt=0)
+            flat = rearrange(layer_norm(x, p["feed_forward_scale"], p["feed_forward_bias"]), "b n d -> (b n) d")
+            hidden = jax.nn.gelu(flat @ p["feed_in"] + p["feed_in_bias"][None], approximate=False)
+            changed = (hidden @ p["feed_out"] + p["feed_out_bias"][None]).reshape(x.shape)
+            return x + dropout(changed, layer_keys, self.dropout, salt=1), None
+
+        stacked = {name: getattr(self, name)[...] for name in _LAYER}
+        x, _ = jax.lax.scan(layer, x, (jnp.arange(len(stacked["query"])), stacked))
+        return layer_norm(x, self.final_scale[...], self.final_bias[...])
+
+    def __call__(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Maps uint8 [b, height, width, 1 or 3] to [b, t, d]; `keys` [b] turn dropout on."""
+        x = self.encode(normalize(images, IMAGENET), keys)
+        return self.adapter(x) if hasattr(self, "adapter") else x
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Layer norm over the last axis, [..., d], [d] and [d] -> [..., d]; the statistics are in float32."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    axes = range(x.ndim - 1)
+    normed = (centred * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype)
+    return normed * jnp.expand_dims(scale, axes) + jnp.expand_dims(bias, axes)
+
+
+# Parameters of a layer, each with the newer and the older name of its tensor after "layers.N." or "encoder.layer.N.".
+_LAYER = {
+    "attention_scale": ("layernorm_before.weight",) * 2,
+    "attention_bias": ("layernorm_before.bias",) * 2,
+    "query": ("attention.q_proj.weight", "attention.attention.query.weight"),
+    "query_bias": ("attention.q_proj.bias", "attention.attention.query.bias"),
+    "key": ("attention.k_proj.weight", "attention.attention.key.weight"),
+    "key_bias": ("attention.k_proj.bias", "attention.attention.key.bias"),
+    "value": ("attention.v_proj.weight", "attention.attention.value.weight"),
+    "value_bias": ("attention.v_proj.bias", "attention.attention.value.bias"),
+    "output": ("attention.o_proj.weight", "attention.output.dense.weight"),
+    "output_bias": ("attention.o_proj.bias", "attention.output.dense.bias"),
+    "feed_forward_scale": ("layernorm_after.weight",) * 2,
+    "feed_forward_bias": ("layernorm_after.bias",) * 2,
+    "feed_in": ("mlp.fc1.weight", "intermediate.dense.weight"),
+    "feed_in_bias": ("mlp.fc1.bias", "intermediate.dense.bias"),
+    "feed_out": ("mlp.fc2.weight", "output.dense.weight"),
+    "feed_out_bias": ("mlp.fc2.bias", "output.dense.bias"),
+}
+
+
+def checkpoint_layout(size: str) -> dict[str, Tensor]:
+    """Where the weights lie in a checkpoint of transformers, with its names of release 5 or those before it.
+
+    Args:
+      size: a key of `SIZES`.
+    """
+    embeddings = "embeddings.patch_embeddings.projection"
+    layout = {
+        "patch_kernel": single(f"{embeddings}.weight", change=_patch_kernel, hint="patches must be of the same size"),
+        "patch_bias": single(f"{embeddings}.bias"),
+        "class_token": single("embeddings.cls_token", change=np.ravel),
+        "position": single(
+            "embeddings.position_embeddings",
+            change=lambda x: np.squeeze(x, 0),
+            hint="images must have the size that the network was trained on: data.image_size",
+        ),
+        "final_scale": single("layernorm.weight"),
+        "final_bias": single("layernorm.bias"),
+    }
+    for name, (new, old) in _LAYER.items():
+        # Linear maps of torch are [out, in]; vectors have nothing to transpose.
+        layout[name] = stack(
+            SIZES[size]["layers"], f"layers.{{}}.{new}", f"encoder.layer.{{}}.{old}", change=np.transpose
+        )
+    return layout
+
+
+def checkpoint_config(size: str) -> dict[str, Any]:
+    """What a checkpoint's config.json must not contradict: settings that no shape shows.
+
+    Args:
+      size: a key of `SIZES`.
+    """
+    return {
+        "num_attention_heads": SIZES[size]["heads"],
+        "num_hidden_layers": SIZES[size]["layers"],
+        "hidden_act": "gelu",
+    }
+
+
+def _patch_kernel(x: np.ndarray) -> np.ndarray:
+    """A convolution's [d, c, p, p] as a matrix on flattened patches, [p * p * c, d]."""
+    return rearrange(x, "d c y x -> (y x c) d")

@@ -1,0 +1,162 @@
+"""Convolutions, batch norm and the residual blocks of He et al. (2016), for images and volumes alike.
+
+Arrays are channels-last, [b, *positions, channels] with positions (height, width) or (frames, height, width), and
+kernels [*window, channels in, channels out].
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-5
+MOMENTUM = 0.1  # share of a batch in new running statistics
+
+
+class Statistics(NamedTuple):
+    """Running mean and variance of each channel, [channels]."""
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+class Unit(NamedTuple):
+    """A convolution without bias and the batch norm after it.
+
+    Attributes:
+      kernel: [*window, channels in, channels out].
+      scale: of the norm, [channels out].
+      bias: of the norm, [channels out].
+      running: what the norm uses outside of training.
+    """
+
+    kernel: jax.Array
+    scale: jax.Array
+    bias: jax.Array
+    running: Statistics
+
+
+class Block(NamedTuple):
+    """Units on the residual path, and the one on the shortcut or None where the shortcut is the identity."""
+
+    path: tuple[Unit, ...]
+    shortcut: Unit | None
+
+
+class BlockStatistics(NamedTuple):
+    """New running statistics of the units of a block."""
+
+    path: tuple[Statistics, ...]
+    shortcut: Statistics | None
+
+
+# (x, unit) -> (normalised x, new running statistics or None); `batch_norm` with its other arguments given.
+Normalise = Callable[[jax.Array, Unit], tuple[jax.Array, Statistics | None]]
+
+
+def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Array:
+    """Cross-correlates with half a window of zeros on both sides, whatever the stride.
+
+    Padding that depends on the stride, as in XLA's "SAME", would shift pretrained filters by a pixel.
+
+    Args:
+      x: [b, *positions, channels in].
+      kernel: [*window, channels in, channels out], odd windows.
+      strides: one number an axis of the window.
+
+    Returns:
+      [b, *positions, channels out]; n positions become ceil(n / stride).
+    """
+    window = kernel.shape[:-2]
+    axes = "DHW"[-len(window) :]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        tuple(strides),
+        [(size // 2, size // 2) for size in window],
+        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+    )
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Largest of each 3 x 3 window in steps of 2, [b, h, w, channels] -> [b, ceil(h / 2), ceil(w / 2), channels]."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def batch_norm(
+    x: jax.Array, unit: Unit, *, present: jax.Array | None = None, axis_name: str | None = None
+) -> tuple[jax.Array, Statistics | None]:
+    """Standardises channels, by running statistics or by those of a batch (Ioffe and Szegedy 2015).
+
+    In training, samples that are not present take no part: their positions are not counted and they leave at the mean
+    of the channel, so that no activation of theirs can grow from layer to layer.
+
+    Args:
+      x: [b, *positions, channels].
+      unit: scale, bias and running statistics of the channels.
+      present: None to use the running statistics; bool [b] to use those of the present samples of the batch.
+      axis_name: mapped axis over which the batch is spread, if it is.
+
+    Returns:
+      Normalised `x`, and with `present` new running statistics, otherwise None. As in PyTorch the variance that joins
+      the running one is the unbiased one; fewer than two values a channel leave the running statistics as they are.
+    """
+    scale, bias = (_row(v, x.ndim) for v in (unit.scale, unit.bias))
+    if present is None:
+        mean, variance = (_row(v, x.ndim) for v in unit.running)
+        factor = scale * jax.lax.rsqrt(variance + EPSILON)
+        return x * factor + (bias - mean * factor), None
+
+    positions = tuple(range(x.ndim - 1))
+    mask = present.reshape(-1, *(1,) * (x.ndim - 1))
+
+    def total(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        summed = jnp.sum(values, axis=axes)
+        return summed if axis_name is None else jax.lax.psum(summed, axis_name)
+
+    count = total(present.astype(x.dtype), (0,)) * math.prod(x.shape[1:-1])
+    mean = total(jnp.where(mask, x, 0.0), positions) / jnp.maximum(count, 1.0)
+    centred = jnp.where(mask, x - _row(mean, x.ndim), 0.0)
+    variance = total(jnp.square(centred), positions) / jnp.maximum(count, 1.0)
+    unbiased = variance * count / jnp.maximum(count - 1.0, 1.0)
+    share = jnp.where(count > 1.0, MOMENTUM, 0.0)
+    running = Statistics(*(old + share * (new - old) for old, new in zip(unit.running, (mean, unbiased), strict=True)))
+    return centred * (scale * _row(jax.lax.rsqrt(variance + EPSILON), x.ndim)) + bias, running
+
+
+def residual_block(
+    x: jax.Array, block: Block, strides: Sequence[int], normalise: Normalise
+) -> tuple[jax.Array, BlockStatistics]:
+    """ReLU of a shortcut plus convolutions with ReLUs between them (He et al. 2016, section 3).
+
+    The first window larger than 1 takes the strides: in a bottleneck that is the 3 x 3 one, as in PyTorch's version 1.5
+    of ResNet, and not the 1 x 1 one before it as in the paper.
+
+    Args:
+      x: [b, *positions, channels].
+      block: its weights; a shortcut with a convolution takes the same strides.
+      strides: one number an axis of the positions.
+      normalise: `batch_norm` in the mode that is wanted.
+
+    Returns:
+      [b, *positions / strides, channels out] and the new running statistics, all None where there are none.
+    """
+    strided = next(i for i, unit in enumerate(block.path) if max(unit.kernel.shape[:-2]) > 1)
+    y, statistics = x, []
+    for i, unit in enumerate(block.path):
+        steps = strides if i == strided else (1,) * len(strides)
+        y, running = normalise(convolve(y, unit.kernel, steps), unit)
+        statistics.append(running)
+        if i + 1 < len(block.path):
+            y = jax.nn.relu(y)
+    shortcut = None
+    if block.shortcut is not None:
+        x, shortcut = normalise(convolve(x, block.shortcut.kernel, strides), block.shortcut)
+    return jax.nn.relu(x + y), BlockStatistics(tuple(statistics), shortcut)
+
+
+def _row(x: jax.Array, ndim: int) -> jax.Array:
+    return x.reshape((1,) * (ndim - 1) + (-1,))

@@ -1,0 +1,29 @@
+"""Pixels as numbers that networks were trained on."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+# Mean and standard deviation of the channels of pixels in [0, 1].
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+
+
+def normalize(pixels: jax.Array, statistics: tuple[Sequence[float], Sequence[float]]) -> jax.Array:
+    """Standardises the channels of 8-bit pixels.
+
+    Shards hold bytes, a quarter of the size of floats, so that this is done on the device.
+
+    Args:
+      pixels: uint8 [..., 1 or 3]; a single channel is repeated, as for grey images given to networks of colour.
+      statistics: mean and standard deviation of each channel, such as `IMAGENET`.
+
+    Returns:
+      float32 [..., 3].
+    """
+    mean, std = (jnp.asarray(x, jnp.float32) for x in statistics)
+    x = pixels.astype(jnp.float32) / 255.0
+    x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
+    shape = (1,) * (x.ndim - 1) + (3,)
+    return (x - mean.reshape(shape)) / std.reshape(shape)
