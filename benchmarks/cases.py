@@ -6,6 +6,7 @@ closed-over weights into constants. All variants of a case get equal weights whe
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +18,6 @@ import optax
 
 from remind_jax import state as states
 from remind_jax import step as package_step
-from remind_jax.models.encoders import t5
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.model import ModelSpec, Network, make_network
 from remind_jax.objectives import group_dro
@@ -25,6 +25,8 @@ from remind_jax.ops import flops, losses, soft_moe
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 CLASSES = 3
+# The backward pass of a product is two products of the same size.
+TRAIN_FACTOR = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +100,21 @@ class Input(NamedTuple):
     vocabulary: int
 
 
+class Cost(NamedTuple):
+    """Operations of a forward pass of one sample, and the number of parameters."""
+
+    flops: int
+    parameters: int
+
+
 class Setup(NamedTuple):
     """A network with its weights, a batch on the device, and its analytic cost."""
 
     network: Network
     params: dict[str, jax.Array]
     batch: dict[str, jax.Array]
-    cost: flops.Cost
-    trained: flops.Cost  # of the parts outside the encoders
+    cost: Cost
+    trained: Cost  # of the parts outside the encoders
 
 
 def make_inputs(size: Size, kind: str) -> dict[str, Input]:
@@ -130,25 +139,16 @@ def make_batch(size: Size, inputs: Mapping[str, Input], seed: int = 0) -> dict[s
     return batch
 
 
-def _costs(size: Size, kind: str, spec: ModelSpec, gate: str) -> tuple[flops.Cost, flops.Cost]:
-    """Costs of the whole network and of what lies outside its encoders."""
-    if kind == "text":
-        shape = t5.SIZES[size.text]
-        encoder = flops.t5_encoder(length=size.t, vocabulary=1_000, gated=False, t=size.t, d=size.d, **shape)
-    else:
-        encoder = flops.patch_encoder(t=size.t, patch=size.patch, d=size.d)
-    block = flops.fusion_block(
-        n=size.m * size.t,
-        d=size.d,
-        e=size.e,
-        s=1,
-        f=size.f,
-        groups=size.g if spec.fusion.group_routers else 0,
-        gate=gate,
-    )
-    rows = size.g if spec.imputation == "group" else size.m
-    rest = [block, {"head": flops.linear(1, size.d, CLASSES), "imputation": flops.Cost(0, rows * size.d)}]
-    return flops.total([encoder] * size.m + rest), flops.total(rest)
+def count(network: Network, params: Mapping[str, Any], batch: Mapping[str, Any], gate: str) -> tuple[Cost, Cost]:
+    """Costs for one sample of the whole network and of what lies outside its encoders."""
+    one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    parts = flops.count(functools.partial(network.apply, gate=gate), params, one)
+    sizes = {path: math.prod(x.shape) for path, x in params.items()}
+
+    def total(is_part: Callable[[str], bool]) -> Cost:
+        return Cost(*(sum(n for name, n in counted.items() if is_part(name)) for counted in (parts, sizes)))
+
+    return total(lambda name: True), total(lambda name: not name.startswith("encoders/"))
 
 
 def set_up(size: Size, *, routed: bool, gate: str, preset: str = "official", kind: str = "embedding") -> Setup:
@@ -173,7 +173,8 @@ def set_up(size: Size, *, routed: bool, gate: str, preset: str = "official", kin
     inputs = make_inputs(size, kind)
     network = make_network(spec, inputs, size.g, CLASSES)
     params = _weights(size, routed, kind, network.init)
-    return Setup(network, params, jax.device_put(make_batch(size, inputs)), *_costs(size, kind, spec, gate))
+    batch = make_batch(size, inputs)
+    return Setup(network, params, jax.device_put(batch), *count(network, params, batch, gate))
 
 
 _KEPT: dict[tuple, dict[str, jax.Array]] = {}
@@ -218,7 +219,7 @@ def make_step(
         seed=0,
         model=space(encoder_dropout=0.0),
         fusion=space(dropout=0.0),
-        objective=space(kind="group_dro" if robust else "erm", reweigh_cap=0.0, reweigh_power=1.0),
+        objective=space(kind="group_dro" if robust else "erm", mixup_weight=0.0),
         dro=space(weights="current", normalize_present=False),
     )
     stage = package_step.Stage("joint", 0, 1, lambda path: False, gate, gate, robust)
@@ -249,7 +250,7 @@ def _backward(size: Size, gate: str, **options: Any) -> Variant:
     setup = set_up(size, gate=gate, **options)
     function = jax.value_and_grad(functools.partial(mean_loss, setup.network, gate))
     program, facts = compiled(function, setup.params, setup.batch)
-    facts |= _facts(flops.TRAIN_FACTOR * setup.cost.flops, setup.cost.parameters, size.b)
+    facts |= _facts(TRAIN_FACTOR * setup.cost.flops, setup.cost.parameters, size.b)
     return Variant(lambda: jax.block_until_ready(program(setup.params, setup.batch)), facts)
 
 
@@ -265,7 +266,7 @@ def _step(size: Size, gate: str, *, robust: bool, frozen: bool = False, **option
     step = make_step(setup.network, optimizer, size.g, gate=gate, robust=robust)
     program, facts = compiled(step, state, setup.batch, donate=(0,))
     extra = setup.trained.flops if frozen else setup.cost.flops
-    facts |= _facts(setup.cost.flops + (flops.TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
+    facts |= _facts(setup.cost.flops + (TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
     if options.get("kind") == "text":
         facts["xla_flops"] = None  # XLA counts the body of the scan over layers once
     batch, held = setup.batch, [state]
@@ -288,7 +289,7 @@ def _torch(size: Size, measure: str, form: str, compile_it: bool = False) -> Var
     batch = reference.to_torch(setup.batch)
     check_parity(setup, network, batch)
     run = reference.torch.compile(network) if compile_it else network
-    factor = 1 if measure == "forward" else flops.TRAIN_FACTOR
+    factor = 1 if measure == "forward" else TRAIN_FACTOR
     facts = _facts(factor * setup.cost.flops, setup.cost.parameters, size.b, "torch")
     if measure == "forward":
         return Variant(reference.forward(run, batch), facts)

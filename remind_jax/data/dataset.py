@@ -3,13 +3,13 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from remind_jax.data import builder, check, pipeline, sources, splits
-from remind_jax.data.groups import Groups
+from remind_jax.data.groups import Groups, count_combinations, group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import InputSpec, Preprocessor
 from remind_jax.errors import UserError
@@ -53,17 +53,34 @@ class Dataset:
         labels = self.manifest.labels[self.rows("train")]
         return np.bincount(labels, minlength=len(self.classes)) / len(labels)
 
+    @property
+    def label_counts(self) -> np.ndarray:
+        """Train rows by group and class, int64 [g, c]."""
+        rows, shape = self.rows("train"), (len(self.groups), len(self.classes))
+        group = self.groups.index(self.manifest.presence[rows])
+        cells = np.ravel_multi_index((group, self.manifest.labels[rows]), shape)
+        return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
+
     def rows(self, split: str) -> np.ndarray:
         """Manifest rows of a split, int64, ascending."""
         return np.flatnonzero(self.split == splits.SPLITS.index(split))
 
 
-def load_dataset(config: Any, progress: Callable[[int, int], None] | None = None) -> Dataset:
-    """Reads, checks, splits and prepares the data set of a config.
+class Fitted(NamedTuple):
+    """A data set read, checked and split, and what was fitted on its train rows; nothing is prepared yet."""
+
+    manifest: Manifest
+    split: np.ndarray
+    groups: Groups
+    preprocessor: Preprocessor
+    findings: Sequence[check.Finding]
+
+
+def fit(config: Any) -> Fitted:
+    """Reads, checks and splits the data set of a config and fits groups and preprocessing on its train rows.
 
     Args:
       config: with the sections `data` and `groups` and the key `seed`.
-      progress: called with rows done and rows in all while shards are written.
 
     Raises:
       UserError: the data cannot be used; the message names every coded error.
@@ -91,6 +108,17 @@ def load_dataset(config: Any, progress: Callable[[int, int], None] | None = None
         vocabulary=config.data.vocabulary,
         tokenizer=config.data.tokenizer,
     )
+    return Fitted(manifest, split, groups, preprocessor, findings)
+
+
+def load_dataset(config: Any, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """`fit`, and the rows of every split prepared for reading.
+
+    Args:
+      config: as for `fit`.
+      progress: called with rows done and rows in all while shards are written.
+    """
+    manifest, split, groups, preprocessor, findings = fit(config)
     cache = pathlib.Path(config.data.cache or DEFAULT_CACHE).expanduser()
     source = builder.prepare(manifest, cache, progress=progress)
     stores = {
@@ -100,6 +128,24 @@ def load_dataset(config: Any, progress: Callable[[int, int], None] | None = None
         for i, name in enumerate(splits.SPLITS)
     }
     return Dataset(manifest, split, groups, preprocessor, stores, findings)
+
+
+def cohort(manifest: Manifest) -> list[dict[str, Any]]:
+    """Every combination with its number of samples, most frequent first.
+
+    Returns:
+      One entry a combination of the data or of the paper: `group`, `n`, `fraction`, and `published`, its share in the
+      paper (0 for one that the paper does not have), where the data set is one of the paper's.
+    """
+    names = [modality.name for modality in manifest.schema.modalities]
+    masks, counts, _ = count_combinations(manifest.presence)
+    here = {group_name(mask, names): int(n) for mask, n in zip(masks, counts, strict=True)}
+    rows = []
+    for name in [*here, *(name for name in manifest.published if name not in here)]:
+        n = here.get(name, 0)
+        row = {"group": name, "n": n, "fraction": n / manifest.table.height}
+        rows.append(row | ({"published": manifest.published.get(name, 0.0)} if manifest.published else {}))
+    return rows
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -121,6 +167,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             {"name": modality.name, "kind": modality.kind, "present_fraction": float(np.mean(presence[:, j]))}
             for j, modality in enumerate(schema.modalities)
         ],
+        "combinations": cohort(dataset.manifest),
     }
 
 
@@ -132,8 +179,6 @@ def predictions_table(dataset: Dataset, split: str, probabilities: np.ndarray) -
       split: name of the split.
       probabilities: [n, c] in the order of the split's rows.
     """
-    from remind_jax.data.groups import group_name
-
     rows, schema = dataset.rows(split), dataset.manifest.schema
     table = dataset.manifest.table[rows]
     presence = dataset.manifest.presence[rows]

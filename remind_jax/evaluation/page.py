@@ -3,12 +3,15 @@
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from remind_jax.evaluation import figures
 from remind_jax.evaluation.report import short_names
+
+if TYPE_CHECKING:
+    import jinja2
 
 MIN_PATIENTS = 10  # held-out patients below which a group's figures are called unreliable (W102)
 WIDE = 0.20  # width of an accuracy interval that is called wide
@@ -28,21 +31,24 @@ HEADLINES = (
 )
 
 
-def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
-    """The page as one string; the same input gives the same page."""
+def environment() -> "jinja2.Environment":
+    """The templates of this folder, with the filters that they use."""
     import jinja2
 
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(
-        pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval, airy=_airy
-    )
-    return environment.get_template(TEMPLATE).render(context(report, history))
+    made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval, airy=_airy)
+    return made
+
+
+def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
+    """The page as one string; the same input gives the same page."""
+    return environment().get_template(TEMPLATE).render(context(report, history))
 
 
 def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -51,9 +57,11 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
     Args:
       report: from `build_report`. Read, beside the contract's keys, where they are there:
         `card`: the data card, `{splits: {train: {n, patients}, tuning: …, held_out: …}, classes: [{name,
-          train_fraction}], modalities: [{name, kind, present_fraction}], label}`;
+          train_fraction}], modalities: [{name, kind, present_fraction}], combinations: [{group, n, fraction,
+          published}], label}`; the combinations are shown where the paper published their shares;
         `classes`: names of the classes in order, instead of the card's;
-        `findings`: what the data check found, `[{code, message}]` or plain strings;
+        `findings`: what the data check found, `[{code, message}]` or plain strings; codes that begin with I count
+          what was read and are no warning;
         `gate`: `{open_rate}`, the share of held-out samples whose gate was open.
       history: the records of metrics.jsonl.
     """
@@ -74,6 +82,8 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "report": report,
         "synthetic": is_synthetic(report["data"]),
         "card": report.get("card", {}),
+        "read": [one["message"] for one in _coded(report) if one["code"].startswith("I")],
+        "published": [row for row in report.get("card", {}).get("combinations", ()) if "published" in row],
         "names": names,
         "abbreviated": abbreviated,
         "abbreviated_beside": abbreviated_beside,
@@ -106,12 +116,16 @@ def cautions(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[
         )
     if caution := _gate(report, history):
         found.append(caution)
-    for finding in report.get("findings", ()):
-        if isinstance(finding, dict):
-            found.append((f"Data check {finding['code']}", finding["message"]))
-        else:
-            found.append(("Data check", str(finding)))
+    for finding in _coded(report):
+        if not finding["code"].startswith("I"):  # counts of what was read are no warning
+            found.append((f"Data check {finding['code']}".strip(), finding["message"]))
     return found
+
+
+def _coded(report: dict[str, Any]) -> list[dict[str, str]]:
+    """The findings of the data check; plain strings have an empty code."""
+    found = report.get("findings", ())
+    return [one if isinstance(one, dict) else {"code": "", "message": str(one)} for one in found]
 
 
 def _majority(report: dict[str, Any]) -> dict[str, Any] | None:

@@ -93,6 +93,9 @@ def soft_moe(
     combine = combine_weights(logits).astype(tokens.dtype)
     inputs = unit_length(tokens, axis=-1) if routing.expert_input == "normalized" else tokens
     # The expert axis leads from here on: batch-major experts are several times slower on every device.
-    slots = jnp.einsum("bnd,bnes->ebsd", inputs, dispatch)
-    outputs = apply_experts(rearrange(slots, "e b s d -> e (b s) d"), experts)
-    return jnp.einsum("ebsd,bnes->bnd", rearrange(outputs, "e (b s) d -> e b s d", b=tokens.shape[0]), combine)
+    with jax.named_scope("dispatch"):
+        slots = jnp.einsum("bnd,bnes->ebsd", inputs, dispatch)
+    with jax.named_scope("experts"):
+        outputs = apply_experts(rearrange(slots, "e b s d -> e (b s) d"), experts)
+    with jax.named_scope("combine"):
+        return jnp.einsum("ebsd,bnes->bnd", rearrange(outputs, "e (b s) d -> e b s d", b=tokens.shape[0]), combine)

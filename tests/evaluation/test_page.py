@@ -214,3 +214,15 @@ def test_many_groups_fold_away():
     text, _ = parsed(report)
     assert "<summary>15 more</summary>" in text
     assert text.count('class="bar-row"') == 40
+
+
+def test_counts_are_told_as_data_and_only_warnings_as_warnings():
+    findings = [{"code": "I001", "message": "74 stays, 12 died"}, {"code": "W107", "message": "codes leak"}]
+    rows = [{"group": "text+labs", "n": 45, "fraction": 0.75, "published": 0.403}]
+    report = make(extra={"card": {**CARD, "combinations": rows}, "findings": findings})
+    assert [lead for lead in leads(report) if lead.startswith("Data check")] == ["Data check W107"]
+    text = " ".join("".join(parsed(report)[1].text).split())
+    assert "What was read 74 stays, 12 died" in text
+    assert re.search(r"Here\s*Paper\s*text\W+labs\s*45\s*75\.0 %\s*40\.3 %", text)
+    without = make(extra={"card": {**CARD, "combinations": [{"group": "text", "n": 1, "fraction": 1.0}]}})
+    assert "beside the paper" not in "".join(parsed(without)[1].text)

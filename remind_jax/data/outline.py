@@ -1,0 +1,54 @@
+"""What the three data sets of the paper look like to a model, told without reading any data."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from remind_jax.data.preprocess import InputSpec
+
+
+class Outline(NamedTuple):
+    """A data set as `plan` needs it.
+
+    Attributes:
+      inputs: what each modality gives the model, in declared order.
+      groups: number of modality combinations that the paper trains on.
+      classes: number of classes.
+      samples: number of samples of the data set.
+    """
+
+    inputs: dict[str, InputSpec]
+    groups: int
+    classes: int
+    samples: int
+
+
+def _mimic_iv(data: Any) -> Outline:
+    from remind_jax.data.sources import mimic_iv_twin
+
+    text = InputSpec("text", (data.max_tokens,), data.vocabulary)
+    codes = InputSpec("codes", (data.max_tokens,), data.vocabulary)
+    inputs = {"notes": text, "labs": text, "icd": codes}
+    return Outline(inputs, len(mimic_iv_twin.PUBLISHED), 2, 73_181)  # ICU stays of version 2.2
+
+
+def _embed(data: Any) -> Outline:
+    from remind_jax.data.sources import embed
+
+    image = InputSpec("image", (data.image_size, data.image_size, 1))
+    return Outline(dict.fromkeys(embed.MODALITIES, image), len(embed.PUBLISHED), len(embed.CLASSES), 72_770)
+
+
+def _fprm(data: Any) -> Outline:
+    from remind_jax.data.sources import image_twins
+
+    side = data.image_size
+    inputs = {
+        "fundus": InputSpec("image", (side, side, 3)),
+        "flow": InputSpec("volume", (data.frames, side, side, 3)),
+        "oxygen": InputSpec("image", (side, side, 3)),
+        "tabular": InputSpec("tabular", (64,)),
+    }
+    return Outline(inputs, len(image_twins.FPRM_PUBLISHED), 3, 3_394)
+
+
+OUTLINES: dict[str, Callable[[Any], Outline]] = {"embed": _embed, "fprm": _fprm, "mimic_iv": _mimic_iv}

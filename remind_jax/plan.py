@@ -1,0 +1,210 @@
+"""What a run would cost: parameters, operations, memory; nothing is trained and no array is allocated.
+
+    python -m remind_jax.plan --config=configs/embed.py:size=paper
+
+For the data sets of the paper no data are read either. Operations are those of products and convolutions, 2 a
+multiply-add (`remind_jax/ops/flops.py`).
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remind_jax import cli, settings
+from remind_jax.data import dataset as datasets
+from remind_jax.data.outline import OUTLINES, Outline
+from remind_jax.data.preprocess import InputSpec
+from remind_jax.models.model import is_statistic, make_network
+from remind_jax.ops import flops
+from remind_jax.step import Stage, make_loss, plan_stages
+
+# Table 17 of the paper, measured on EMBED: parameters in millions, GFLOP per sample.
+PAPER = {"embed": {"soft_moe": (958.0, 146.7), "remind": (960.0, 146.9)}}
+GIB = 2**30
+# Which part of a fusion block a parameter belongs to, by the start of its name.
+_PARTS = {
+    "expert": "experts",
+    "group_router": "group routers",
+    "router": "router",
+    "query_key_value": "attention",
+    "output": "attention",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """Memory and work of one stage of training.
+
+    Attributes:
+      name: of the stage.
+      trained: number of trained parameters.
+      state_bytes: weights, gradient, optimizer moments and averaged weights of one device.
+      activation_bytes: what the forward pass keeps for the backward pass of one device's share of a batch, before XLA
+        saves on it.
+      step_flops: of one train step over the whole batch.
+    """
+
+    name: str
+    trained: int
+    state_bytes: int
+    activation_bytes: int
+    step_flops: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Costs of a run.
+
+    Attributes:
+      parameters: number of parameters by part, 0 where there are none.
+      sample_flops: operations of a forward pass of one sample by part, likewise.
+      stages: of training.
+      tokens: n, tokens of all modalities in the fusion.
+      row_bytes: size of one sample as the model reads it.
+      samples: number of samples of the data set.
+    """
+
+    parameters: Counter[str]
+    sample_flops: Counter[str]
+    stages: tuple[StageCost, ...]
+    tokens: int
+    row_bytes: int
+    samples: int
+
+
+def make_plan(config: Any) -> Plan:
+    """Works out what a config costs, from shapes alone.
+
+    Args:
+      config: of a run; `devices` 0 counts as one device.
+
+    Raises:
+      UserError: a value of the config cannot be used, or, for data that are not the paper's, the data cannot be read.
+    """
+    settings.validate(config)
+    outline = _outline(config)
+    network = make_network(settings.model_spec(config), outline.inputs, outline.groups, outline.classes)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    stages = plan_stages(config, outline.samples, {name: spec.kind for name, spec in outline.inputs.items()})
+
+    def forward(params, batch):
+        return network.apply(params, batch, gate=stages[-1].eval_gate)
+
+    counted = flops.count(forward, params, _batch(outline.inputs, 1))
+    parameters: Counter[str] = Counter()
+    for path, shape in params.items():
+        if not is_statistic(path):
+            parameters[_part(path)] += math.prod(shape.shape)
+    tokens = jax.eval_shape(network.encode, params, _batch(outline.inputs, 1)).shape[1]
+    costs = tuple(_stage_cost(config, stage, network, outline, params) for stage in stages)
+    row = sum(math.prod(spec.shape) * _dtype(spec).itemsize for spec in outline.inputs.values())
+    return Plan(parameters, counted, costs, tokens, row, outline.samples)
+
+
+def _outline(config: Any) -> Outline:
+    outline = OUTLINES.get(config.data.source)
+    if outline is not None and not config.data.root:
+        return outline(config.data)
+    fitted = datasets.fit(config)
+    classes = len(fitted.manifest.schema.classes)
+    return Outline(fitted.preprocessor.inputs, len(fitted.groups), classes, fitted.manifest.table.height)
+
+
+def _dtype(spec: InputSpec) -> np.dtype:
+    return np.dtype({"text": "i4", "codes": "i4", "image": "u1", "volume": "u1"}.get(spec.kind, "f4"))
+
+
+def _batch(inputs: Mapping[str, InputSpec], size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    batch = {name: jax.ShapeDtypeStruct((size, *spec.shape), _dtype(spec)) for name, spec in inputs.items()}
+    batch |= {name: jax.ShapeDtypeStruct((size,), np.int32) for name in ("group", "label")}
+    return batch | {"present": jax.ShapeDtypeStruct((size, len(inputs)), np.bool_)}
+
+
+def _part(path: str) -> str:
+    section, _, rest = path.partition("/")
+    if section == "encoders":
+        return f"encoders/{rest.split('/')[0]}"
+    if not section.startswith("block_"):
+        return section
+    part = next((part for start, part in _PARTS.items() if rest.startswith(start)), "norms")
+    return f"{section}/{part}"
+
+
+def _stage_cost(config: Any, stage: Stage, network: Any, outline: Outline, params: Mapping[str, Any]) -> StageCost:
+    size = config.train.batch_size
+    batch = _batch(outline.inputs, size // max(config.devices, 1))
+    trained = {path: x for path, x in params.items() if not stage.is_frozen(path)}
+    frozen = {path: x for path, x in params.items() if path not in trained}
+    loss = make_loss(config, np.full(outline.classes, 1.0 / outline.classes))
+
+    def mean_loss(trained, frozen, batch):
+        output = network.apply({**trained, **frozen}, batch, gate=stage.train_gate, statistics=stage.statistics)
+        return jnp.mean(loss(output.logits, batch["label"]))
+
+    counts = [sum(math.prod(x.shape) for x in part.values()) for part in (trained, frozen)]
+    copies = 4 + (config.optim.ema > 0)  # weights, gradient, two moments, average
+    return StageCost(
+        name=stage.name,
+        trained=counts[0],
+        state_bytes=4 * (copies * counts[0] + counts[1]),
+        activation_bytes=_kept_bytes(mean_loss, trained, frozen, batch),
+        step_flops=flops.count(jax.grad(mean_loss), trained, frozen, batch).total() * max(config.devices, 1),
+    )
+
+
+def _kept_bytes(loss: Any, trained: Any, *rest: Any) -> int:
+    """Bytes that the backward pass needs of the forward pass, its inputs left out."""
+    trace = jax.make_jaxpr(lambda trained, *rest: jax.vjp(lambda p: loss(p, *rest), trained)[1])(trained, *rest).jaxpr
+    inputs = {id(variable) for variable in (*trace.invars, *trace.constvars)}
+    # The same array may be kept under several names; a literal, which has a value already, costs nothing.
+    kept = {id(x): x.aval for x in trace.outvars if not hasattr(x, "val") and id(x) not in inputs}
+    return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values())
+
+
+def _reading_order(part: str) -> tuple[int, str]:
+    starts = ("encoders/", "imputation", "modality_embedding", "block_")
+    return next((i for i, start in enumerate(starts) if part.startswith(start)), len(starts)), part
+
+
+def describe(config: Any, plan: Plan) -> str:
+    """The plan as text."""
+    rows = [("part", "parameters", "GFLOP a sample")]
+    rows += [
+        (part or "other", f"{plan.parameters[part]:,}", f"{plan.sample_flops[part] / 1e9:.3f}")
+        for part in sorted({**plan.parameters, **plan.sample_flops}, key=_reading_order)
+    ]
+    million, giga = sum(plan.parameters.values()) / 1e6, sum(plan.sample_flops.values()) / 1e9
+    rows.append(("all", f"{million:.1f} M", f"{giga:.1f}"))
+    published = PAPER.get(config.data.source, {}) if config.size == "paper" else {}
+    for method, (parameters, operations) in published.items():
+        rows.append((f"paper, Table 17, {method}", f"{parameters:.0f} M", f"{operations}"))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{name:<{width}}  {parameters:>13}  {operations:>14}" for name, parameters, operations in rows]
+    lines.append(f"\ntokens in the fusion: {plan.tokens}; batch of {config.train.batch_size}; float32")
+    for stage in plan.stages:
+        lines.append(
+            f"stage {stage.name}: {stage.trained / 1e6:.1f} M trained; weights, gradient, optimizer "
+            f"{stage.state_bytes / GIB:.2f} GiB; activations at most {stage.activation_bytes / GIB:.2f} GiB; "
+            f"{stage.step_flops / 1e12:.3f} TFLOP a step"
+        )
+    cache = plan.row_bytes * plan.samples / GIB
+    lines.append(f"inputs: {plan.row_bytes:,} bytes a sample with all modalities, {cache:.2f} GiB for {plan.samples:,}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    config, _ = cli.parse_config(arguments)
+    plan = make_plan(config)
+    print(f"{config.method} on {config.data.source}, size={config.size}\n")
+    print(describe(config, plan))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
