@@ -162,7 +162,7 @@ def _svg(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_style(f"{ylabel} {xlabel}")):
+    with matplotlib.rc_context(style(f"{ylabel} {xlabel}")):
         figure = Figure(figsize=(WIDTH, height))
         FigureCanvasSVG(figure)
         axes = figure.subplots()
@@ -190,10 +190,11 @@ def _svg(
         _label_ends(axes, labels)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return _inline(out.getvalue())
+    return inline(out.getvalue())
 
 
-def _style(salt: str) -> dict[str, Any]:
+def style(salt: str) -> dict[str, Any]:
+    """The look of every figure; `salt` makes its ids."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
@@ -252,7 +253,7 @@ def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
     return np.clip(isotonic_regression(wanted - steps).x, low, max(low, high - steps[-1])) + steps
 
 
-def _inline(svg: str) -> str:
+def inline(svg: str) -> str:
     """Cut an SVG file down to what belongs inside a page: CSS colours, the page's font, no stray ids or namespaces."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
