@@ -15,6 +15,8 @@ REMIND = {"fusion.group_routers": True, "model.imputation": "<group>", "objectiv
 # A method is a fusion, an objective and a sampler, nothing else (design: methods of the paper).
 METHODS = {
     "soft_moe": SOFT_MOE,
+    # Chuang and Mroueh 2021, of latents: batches of two groups, and a penalty on how predictions differ between them.
+    "fair_mixup": SOFT_MOE | {"sampler": "group_pairs", "objective.mixup_weight": 0.1},
     "reweigh": SOFT_MOE | {"objective.kind": "reweigh"},
     # Sagawa et al. 2020: every step, from uniform weights, the new weights at once, groups drawn evenly.
     "group_dro": SOFT_MOE
@@ -26,7 +28,12 @@ METHODS = {
         "dro.initial": "uniform",
         "dro.weights": "updated",
         "dro.normalize_present": False,
+        "dro.absent": "zero",
     },
+    # Roh et al. 2021, of training losses: the groups' shares of a batch move once an epoch.
+    "fair_batch": SOFT_MOE | {"sampler": "fair_batch"},
+    # Menon et al. 2021: what "Distribution Adjustment" is if it is not `reweigh`.
+    "logit_adjust": SOFT_MOE | {"objective.prior": "class"},
     "remind": REMIND,
     "remind_no_dro": REMIND | {"objective.kind": "erm"},
     "remind_no_specialization": REMIND | {"fusion.group_routers": False},
@@ -42,7 +49,11 @@ def base() -> ml_collections.ConfigDict:
     c.seed = 0  # of the split, the initial weights, the order of samples, dropout and the bootstrap
     c.parallel = "jit"  # jit: one program over a mesh; pmap: one program a device
     c.devices = 0  # how many devices to use; 0 is all
-    c.sampler = "shuffled"  # shuffled | group_balanced
+    c.sampler = "shuffled"  # shuffled | group_balanced | most_modalities_first | group_pairs | fair_batch
+    c.sampler_epochs = 5  # most_modalities_first: epochs sorted by number of modalities before they are shuffled
+    c.sampler_pairs = "random"  # group_pairs: random (two groups) | vs_rest (a group and all others)
+    c.sampler_alpha = 0.005  # fair_batch: share of a batch that moves between groups after each epoch
+    c.sampler_move = "minmax"  # fair_batch: minmax (lowest to highest loss) | adjacent (largest gap of neighbours)
 
     c.data = data = ml_collections.ConfigDict()
     data.source = ""  # a name of remind_jax.data.sources.SOURCES
@@ -52,6 +63,9 @@ def base() -> ml_collections.ConfigDict:
     data.max_tokens = 96  # longest text or code list, in tokens
     data.vocabulary = 4_000  # largest fitted vocabulary
     data.tokenizer = ""  # folder or hub name of a pretrained tokenizer; empty fits one on the train rows
+    data.image_size = 32  # images and frames are resized to this height and width; 224 for published encoders
+    data.frames = 8  # frames of a volume
+    data.bad_files = "refuse"  # refuse (E007) | missing: an unreadable file counts as missing, with a warning
     data.memory_gib = 4.0  # encoded inputs up to this size are held in memory, larger ones read from shards
 
     c.groups = groups = ml_collections.ConfigDict()
@@ -65,9 +79,17 @@ def base() -> ml_collections.ConfigDict:
     model.encoder_dropout = 0.4  # paper, tabular: 0.25
     model.text_size = "small"  # small | base (T5-base)
     model.text_gated = True  # gated GELU (T5 v1.1) or ReLU (v1.0)
+    model.image_encoder = "vit_small"  # vit_small | vit_base (ViT-B/16) | resnet_small | resnet50
+    model.volume_encoder = "r3d_small"  # r3d_small | r3d_18
     model.imputation = "group"  # group (paper) | modality | modality+group | zero
     model.modality_embedding = False  # add a learned vector of its modality to every token
     model.pooling = "mean"  # mean | observed | first | attention
+
+    c.pretrained = pretrained = ml_collections.ConfigDict()
+    # Each a .safetensors file, a folder that holds one, or a hub name; empty starts from random weights.
+    pretrained.text = ""  # T5 for model.text_size and text_gated; set data.tokenizer to the same folder or name
+    pretrained.image = ""  # for model.image_encoder
+    pretrained.volume = ""  # for model.volume_encoder
 
     c.fusion = fusion = ml_collections.ConfigDict()
     fusion.blocks = 1  # attention + soft-MoE blocks; the paper's parameter count fits one
@@ -97,8 +119,17 @@ def base() -> ml_collections.ConfigDict:
     objective.focal_gamma = 2.0  # how strongly well classified samples are played down; 0 is cross entropy
     objective.focal_alpha = "none"  # none | inverse_class (1 - class fraction)
     objective.focal_detach = False  # no gradient through the modulating factor
+    objective.cells = "combination"  # combination | combination_class: groups of reweigh, group_dro, group_balanced
+    objective.reweigh_rule = "power"  # power | effective_number
     objective.reweigh_power = 1.0  # weight of a group ∝ n_g^-power
+    objective.reweigh_beta = 0.999  # weight of a group ∝ (1 - beta) / (1 - beta^n_g)
     objective.reweigh_cap = 0.0  # largest weight; 0 is no limit
+    objective.mixup_weight = 0.0  # of Fair Mixup's penalty, beside any kind; needs sampler=group_pairs
+    objective.mixup_beta = 1.0  # positions on the path between two groups ~ Beta(beta, beta)
+    objective.prior = "none"  # none | class | class_given_group: logit adjustment, beside any kind
+    objective.prior_mode = "loss"  # loss: added to logits in training | posthoc: subtracted in predictions
+    objective.prior_tau = 1.0  # times the log prior
+    objective.prior_smoothing = 1.0  # samples added to each class of a group
 
     c.dro = dro = ml_collections.ConfigDict()
     dro.gamma = 0.02  # sharpness of the weight update (Eq. 4)
@@ -108,10 +139,12 @@ def base() -> ml_collections.ConfigDict:
     dro.weights = "current"  # current: a step uses the λ before its update (Eq. 3) | updated: after (Sagawa et al.)
     dro.stages = "both"  # both | specialize: group weights act in stage 2 only
     dro.normalize_present = False  # divide by the λ of the groups in the batch
+    dro.absent = "last"  # loss of a group without samples between updates: last known | zero (Sagawa et al.)
 
     c.train = train = ml_collections.ConfigDict()
     train.epochs = 20.0  # of both stages together
     train.joint_epochs = 5.0  # stage 1: everything but the group routers; 0 trains all at once
+    train.batch_norm = "frozen"  # frozen: by running statistics, safe for small batches | batch: by those of the batch
     train.freeze = "encoders"  # in stage 2: encoders (maps into the fusion width stay) | encoders+projections | nothing
     train.baselines_two_stage = False  # the same two stages for methods without group routers
     train.batch_size = 64  # of all devices together
@@ -140,13 +173,13 @@ def base() -> ml_collections.ConfigDict:
 
 def paper_hyper_parameters(config: ml_collections.ConfigDict, *, experts: int, width: int, lr: float, decay: float):
     """Sets what the paper's data sets share (section 7.4): AdamW, StepLR(5, 0.1), focal loss, batch 32, 8 heads."""
-    config.model.update(width=width, tokens=16, encoder_dropout=0.25, text_size="base")
+    config.model.update(width=width, tokens=16, encoder_dropout=0.25, text_size="base", text_gated=False)
     config.fusion.update(heads=8, experts=experts, slots=1, hidden=4 * width, dropout=0.0)
     config.objective.update(loss="focal", focal_gamma=2.0)
     config.optim.update(lr=lr, weight_decay=decay, schedule="step", step_epochs=5.0, step_rate=0.1, clip=0.0, ema=0.0)
     config.train.update(batch_size=32, select="accuracy", joint_epochs=5.0, patience=0)
     config.dro.update(gamma=0.02, every=100, initial="uniform")
-    config.data.update(max_tokens=512, vocabulary=32_000)
+    config.data.update(max_tokens=512, vocabulary=32_000, image_size=224)
 
 
 def parse_arg(arg: str) -> dict[str, str]:

@@ -22,8 +22,8 @@ def get_config(arg: str = ""):
         width=64, tokens=4, image_encoder="resnet_small", volume_encoder="r3d_small", encoder_dropout=0.1
     )
     config.fusion.update(experts=8, hidden=128, dropout=0.1)
-    config.train.epochs = 8.0
-    config.train.joint_epochs = 5.0
+    config.train.epochs = 6.0
+    config.train.joint_epochs = 4.0
     if config.size == "paper":
         common.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
         config.model.update(image_encoder="resnet50", volume_encoder="r3d_18")

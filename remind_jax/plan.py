@@ -180,7 +180,7 @@ def describe(config: Any, plan: Plan) -> str:
         for part in sorted({**plan.parameters, **plan.sample_flops}, key=_reading_order)
     ]
     million, giga = sum(plan.parameters.values()) / 1e6, sum(plan.sample_flops.values()) / 1e9
-    rows.append(("all", f"{million:.1f} M", f"{giga:.1f}"))
+    rows.append(("all", f"{million:.1f} M", f"{giga:.3f}"))
     published = PAPER.get(config.data.source, {}) if config.size == "paper" else {}
     for method, (parameters, operations) in published.items():
         rows.append((f"paper, Table 17, {method}", f"{parameters:.0f} M", f"{operations}"))

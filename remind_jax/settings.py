@@ -6,20 +6,26 @@ from collections.abc import Iterable
 from typing import Any
 
 from remind_jax import parallel
+from remind_jax.data import samplers
 from remind_jax.data.sources import SOURCES
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.models.encoders import t5
+from remind_jax.models.encoders import registry, t5
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.model import ModelSpec
-from remind_jax.objectives import group_dro
+from remind_jax.objectives import group_dro, logit_adjust, reweigh
 from remind_jax.ops import imputation, routing, soft_moe
 
 _GATES = ("gated", "always", "never")
 CHOICES: dict[str, Iterable[str]] = {
     "parallel": parallel.KINDS,
-    "sampler": ("shuffled", "group_balanced"),
+    "sampler": samplers.KINDS,
+    "sampler_pairs": samplers.PAIRS,
+    "sampler_move": samplers.MOVES,
     "data.source": SOURCES,
+    "data.bad_files": ("refuse", "missing"),
     "model.text_size": t5.SIZES,
+    "model.image_encoder": registry.IMAGE,
+    "model.volume_encoder": registry.VOLUME,
     "model.imputation": imputation.KINDS,
     "model.pooling": ("mean", "observed", "first", "attention"),
     "fusion.preset": soft_moe.PRESETS,
@@ -32,9 +38,15 @@ CHOICES: dict[str, Iterable[str]] = {
     "objective.kind": ("erm", "reweigh", "group_dro"),
     "objective.loss": ("cross_entropy", "focal"),
     "objective.focal_alpha": ("none", "inverse_class"),
+    "objective.cells": ("combination", "combination_class"),
+    "objective.reweigh_rule": reweigh.RULES,
+    "objective.prior": logit_adjust.PRIORS,
+    "objective.prior_mode": logit_adjust.MODES,
+    "dro.absent": group_dro.ABSENT,
     "dro.initial": group_dro.INITIAL_WEIGHTS,
     "dro.weights": ("current", "updated"),
     "dro.stages": ("both", "specialize"),
+    "train.batch_norm": ("frozen", "batch"),
     "train.freeze": ("encoders", "encoders+projections", "nothing"),
     "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
     "optim.schedule": ("cosine", "step", "constant"),
@@ -42,15 +54,19 @@ CHOICES: dict[str, Iterable[str]] = {
 AT_LEAST_ONE = (
     *("model.width", "model.tokens", "fusion.blocks", "fusion.heads", "fusion.slots"),
     *("fusion.hidden", "dro.every", "train.batch_size", "train.log_every", "eval.batch_size"),
-    "eval.bootstrap",
+    *("eval.bootstrap", "data.image_size", "data.frames"),
 )
-POSITIVE = ("optim.lr", "train.epochs", "train.evaluate_every", "data.memory_gib", "optim.step_epochs")
+POSITIVE = (
+    *("optim.lr", "train.epochs", "train.evaluate_every", "data.memory_gib", "optim.step_epochs"),
+    *("objective.mixup_beta", "sampler_alpha"),
+)
 NOT_NEGATIVE = (
     *("seed", "devices", "groups.tail_below", "model.encoder_hidden", "objective.focal_gamma"),
-    *("objective.reweigh_cap", "dro.gamma", "dro.adjustment", "train.joint_epochs", "train.patience"),
+    *("objective.reweigh_cap", "objective.mixup_weight", "objective.prior_tau", "objective.prior_smoothing"),
+    *("sampler_epochs", "dro.gamma", "dro.adjustment", "train.joint_epochs", "train.patience"),
     *("train.keep", "train.threads", "optim.weight_decay", "optim.clip"),
 )
-BELOW_ONE = ("model.encoder_dropout", "fusion.dropout", "optim.warmup", "optim.ema")
+BELOW_ONE = ("model.encoder_dropout", "fusion.dropout", "optim.warmup", "optim.ema", "objective.reweigh_beta")
 
 
 def _value(config: Any, key: str) -> Any:
@@ -88,8 +104,20 @@ def validate(config: Any) -> None:
         )
     if config.parallel == "pmap" and config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit")
+    _validate_pairs(config)
     if config.fusion.experts < 2:
         raise UserError(f"fusion.experts={config.fusion.experts} leaves nothing to route to: use at least 2")
+
+
+def _validate_pairs(config: Any) -> None:
+    """Fair Mixup compares the two groups of a pair, and a batch is made of whole pairs."""
+    if config.objective.mixup_weight and config.sampler != "group_pairs":
+        raise UserError(
+            f"objective.mixup_weight={config.objective.mixup_weight} needs batches of two groups: "
+            f"set sampler=group_pairs instead of {config.sampler}"
+        )
+    if config.sampler == "group_pairs" and config.train.batch_size % 2:
+        raise UserError(f"train.batch_size={config.train.batch_size} must be even for sampler=group_pairs")
 
 
 def model_spec(config: Any) -> ModelSpec:

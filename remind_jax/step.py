@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from remind_jax import state as states
-from remind_jax.models.model import Network, Params
-from remind_jax.objectives import group_dro, reweigh
+from remind_jax.models.model import Batch, Network, Output, Params, is_statistic
+from remind_jax.objectives import fair_mixup, group_dro, reweigh
 from remind_jax.ops import losses
 
 
@@ -24,6 +24,7 @@ class Stage(NamedTuple):
       is_frozen: whether the parameter of a path is left as it is.
       train_gate, eval_gate: whether group routers act.
       robust: whether group weights act and move.
+      statistics: whether batch norms use and update the statistics of the batch.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Stage(NamedTuple):
     train_gate: str
     eval_gate: str
     robust: bool
+    statistics: bool = False
 
 
 def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[Stage]:
@@ -60,16 +62,27 @@ def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[S
         return train.freeze == "encoders+projections" or not projection
 
     late = config.dro.stages == "specialize" and joint < stop
+    trains_norms = config.train.batch_norm == "batch"
     stages = [
-        Stage("joint", 0, joint, lambda path: path.endswith("/group_router"), "never", "never", not late),
         Stage(
-            "specialize",
-            joint,
-            stop,
-            is_encoder,
-            fusion.train_gate if routed else "never",
-            fusion.eval_gate if routed else "never",
-            True,
+            name="joint",
+            start=0,
+            stop=joint,
+            is_frozen=lambda path: is_statistic(path) or path.endswith("/group_router"),
+            train_gate="never",
+            eval_gate="never",
+            robust=not late,
+            statistics=trains_norms,
+        ),
+        Stage(
+            name="specialize",
+            start=joint,
+            stop=stop,
+            is_frozen=lambda path: is_statistic(path) or is_encoder(path),
+            train_gate=fusion.train_gate if routed else "never",
+            eval_gate=fusion.eval_gate if routed else "never",
+            robust=True,
+            statistics=trains_norms and train.freeze == "nothing",
         ),
     ]
     return [stage for stage in stages if stage.stop > stage.start]
@@ -84,16 +97,75 @@ def make_loss(config: Any, class_fractions: np.ndarray) -> Callable[[jax.Array, 
     return functools.partial(losses.focal_loss, gamma=objective.focal_gamma, alpha=alpha, detach=objective.focal_detach)
 
 
+def objective_counts(config: Any, label_counts: np.ndarray) -> np.ndarray:
+    """Training samples of what the objective calls a group: combinations [g], or combinations by class [g, c].
+
+    Args:
+      config: of the run.
+      label_counts: training samples by group and class, [g, c].
+    """
+    return label_counts if config.objective.cells == "combination_class" else label_counts.sum(axis=1)
+
+
 def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformationExtraArgs:
-    """The transform that keeps λ."""
-    counts = jnp.asarray(train_counts, jnp.float32)
+    """The transform that keeps λ; `train_counts` as for `make_step`."""
+    counts = jnp.asarray(train_counts, jnp.float32).reshape(-1)
     return group_dro.group_dro(
-        len(train_counts),
+        len(counts),
         gamma=config.dro.gamma,
         every=config.dro.every,
         initial=group_dro.initial_weights(config.dro.initial, counts),
-        offset=config.dro.adjustment / jnp.sqrt(counts) if config.dro.adjustment else None,
+        # A combination need not have every class: a cell that is never drawn only needs a finite number.
+        offset=config.dro.adjustment / jnp.sqrt(jnp.maximum(counts, 1.0)) if config.dro.adjustment else None,
+        absent=config.dro.absent,
     )
+
+
+def _make_factors(
+    config: Any, robust: bool, dro: optax.GradientTransformationExtraArgs, train_counts: np.ndarray
+) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+    """(state of λ, sums of losses [g], samples [g]) -> what the sum of each group counts in the loss [g]."""
+    counts, objective = jnp.asarray(train_counts, jnp.float32).reshape(-1), config.objective
+    static = jnp.ones(len(counts))
+    if objective.kind == "reweigh" and objective.reweigh_rule == "effective_number":
+        static = reweigh.effective_number_weights(counts, objective.reweigh_beta, objective.reweigh_cap or None)
+    elif objective.kind == "reweigh":
+        static = reweigh.inverse_frequency_weights(counts, objective.reweigh_power, objective.reweigh_cap or None)
+
+    def factors(dro_state, loss_sum, count):
+        if not robust:
+            return reweigh.weighted_mean_factors(static, count)
+        if config.dro.weights == "updated":
+            _, dro_state = dro.update({}, dro_state, group_loss_sum=loss_sum, group_count=count)
+        weights = jnp.exp(dro_state.log_weights)
+        return group_dro.robust_factors(weights, count, normalize_present=config.dro.normalize_present)
+
+    return factors
+
+
+def _make_mixup(config: Any, network: Network, num_groups: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Fair Mixup's penalty over all devices, and a sum that has this device's part of its gradient.
+
+    A mixed sample belongs to no combination: the router that all combinations share takes it. It has what either of its
+    two samples has.
+    """
+
+    def mixup(weights: Params, batch: Batch, output: Output, step: jax.Array, keys: Any, total: Callable):
+        first, second = fair_mixup.first_and_second(output.tokens)
+        observed = jnp.logical_or(*fair_mixup.first_and_second(output.observed))
+        groups = jnp.full(len(first), num_groups, batch["group"].dtype)
+        pair_keys = None if keys is None else keys[0::2]
+        t = fair_mixup.path_position(jax.random.fold_in(jax.random.key(config.seed), step), config.objective.mixup_beta)
+
+        def logits(tokens: jax.Array) -> jax.Array:
+            return network.fuse(weights, tokens, observed, groups, gate="never", keys=pair_keys).logits
+
+        slopes = fair_mixup.path_slopes(logits, first, second, t)
+        own, pairs = fair_mixup.slope_sums(slopes, jnp.prod(batch["weight"].reshape(-1, 2), axis=1))
+        everywhere, pairs = total(jax.lax.stop_gradient(own)), total(pairs)
+        return fair_mixup.penalty(everywhere, pairs), jnp.sum(own * fair_mixup.penalty_factors(everywhere, pairs))
+
+    return mixup
 
 
 def make_step(
@@ -105,45 +177,54 @@ def make_step(
     dro: optax.GradientTransformationExtraArgs,
     train_counts: np.ndarray,
     decay: float,
+    offset: np.ndarray | None = None,
 ) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
     """The step of a stage as a function of one device's share of a batch.
 
     The loss of a step is a sum over groups of (sum of losses) times a factor that holds the objective: sums and counts
     are added over devices before anything is divided, so that any number of devices gives the same step.
 
+    Args:
+      config: of the run.
+      stage: to take steps of.
+      network: as pure functions.
+      loss: of single samples, from `make_loss`.
+      optimizer: with the transform that keeps λ as its part `dro`.
+      dro: that transform.
+      train_counts: training samples of each group [g]; or by group and class [g, c], whose cells then are the groups of
+        the objective.
+      decay: of the averaged weights.
+      offset: added to the logits of a sample before its loss is taken, by group and class [g + 1, c].
+
     Returns:
       (state, batch, axis_name=...) -> (state, metrics).
     """
     num_groups = len(train_counts)
-    counts = jnp.asarray(train_counts, jnp.float32)
     robust = config.objective.kind == "group_dro" and stage.robust
-    cap = config.objective.reweigh_cap or None
-    static = reweigh.inverse_frequency_weights(counts, config.objective.reweigh_power, cap)
-    static = static if config.objective.kind == "reweigh" else jnp.ones(num_groups)
+    factors = _make_factors(config, robust, dro, train_counts)
+    mixup = _make_mixup(config, network, num_groups) if config.objective.mixup_weight else None
     drops = config.model.encoder_dropout > 0 or config.fusion.dropout > 0
-
-    def factors(dro_state, loss_sum, count):
-        if not robust:
-            return reweigh.weighted_mean_factors(static, count)
-        if config.dro.weights == "updated":
-            _, dro_state = dro.update({}, dro_state, group_loss_sum=loss_sum, group_count=count)
-        weights = jnp.exp(dro_state.log_weights)
-        return group_dro.robust_factors(weights, count, normalize_present=config.dro.normalize_present)
 
     def step(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
         keys = _sample_keys(config.seed, state.step, len(batch["label"]), axis_name) if drops else None
 
         def objective(params: Params):
-            output = network.apply({**state.frozen, **params}, batch, gate=stage.train_gate, keys=keys)
-            each = loss(output.logits, batch["label"])
-            local, count = losses.group_sums(each, batch["group"], batch["weight"], num_groups)
+            weights = {**state.frozen, **params}
+            norms = {"statistics": True, "axis_name": axis_name} if stage.statistics else {}
+            output = network.apply(weights, batch, gate=stage.train_gate, keys=keys, **norms)
+            logits = output.logits if offset is None else output.logits + jnp.asarray(offset)[batch["group"]]
+            each = loss(logits, batch["label"])
+            local, count = losses.group_sums(each, _cells(batch, train_counts), batch["weight"], train_counts.size)
             count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
             share = jax.lax.stop_gradient(factors(state.opt_state["dro"], loss_sum, count))
-            open_sum = total(jnp.sum(output.open_rate * batch["weight"]))
-            return jnp.sum(local * share), (loss_sum, count, open_sum)
+            open_sum, value, extra = total(jnp.sum(output.open_rate * batch["weight"])), jnp.sum(local * share), {}
+            if mixup is not None:
+                extra["train/mixup"], penalty = mixup(weights, batch, output, state.step, keys, total)
+                value = value + config.objective.mixup_weight * penalty
+            return value, (loss_sum, count, open_sum, output.statistics, extra)
 
-        gradient, (loss_sum, count, open_sum) = jax.grad(objective, has_aux=True)(state.params)
+        gradient, (loss_sum, count, open_sum, statistics, extra) = jax.grad(objective, has_aux=True)(state.params)
         gradient = total(gradient)
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, group_loss_sum=loss_sum, group_count=count
@@ -158,10 +239,19 @@ def make_step(
             "train/gradient_norm": optax.tree.norm(gradient),
             "gate/open_rate": open_sum / samples,
             "lambda": jnp.exp(opt_state["dro"].log_weights),
+            "group_loss_sum": loss_sum.reshape(num_groups, -1).sum(axis=1),
+            "group_count": count.reshape(num_groups, -1).sum(axis=1),
+            **extra,
         }
-        return states.TrainState(state.step + 1, params, state.frozen, opt_state, ema), metrics
+        frozen = {**state.frozen, **statistics}
+        return states.TrainState(state.step + 1, params, frozen, opt_state, ema), metrics
 
     return step
+
+
+def _cells(batch: Batch, train_counts: np.ndarray) -> jax.Array:
+    """What the objective calls a group, [b]: the combination, or combination and class where counts are by class."""
+    return batch["group"] if train_counts.ndim == 1 else batch["group"] * train_counts.shape[1] + batch["label"]
 
 
 def _sample_keys(seed: int, step: jax.Array, batch_size: int, axis_name: str | None) -> jax.Array:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +17,14 @@ from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers, splits
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.evaluation import metrics as figures
 from remind_jax.evaluation import report as reports
-from remind_jax.models.model import Network, Params, make_network
-from remind_jax.step import Stage, make_dro, make_loss, make_step, plan_stages
+from remind_jax.models.model import Network, Params, is_statistic, load_pretrained, make_network
+from remind_jax.objectives import logit_adjust
+from remind_jax.step import Stage, make_dro, make_loss, make_step, objective_counts, plan_stages
 from remind_jax.writer import RunFolder, config_digest
 
 GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate that decides nothing
@@ -48,18 +51,33 @@ class Predicted(NamedTuple):
     open_rate: float
 
 
-def make_predict(network: Network, batch_size: int) -> Callable[[Params, pipeline.Store, str], Predicted]:
-    """A function (parameters, store, gate) -> Predicted, compiled once for each gate."""
-    forward = jax.jit(lambda params, batch, gate: network.apply(params, batch, gate=gate), static_argnums=2)
+def make_predict(
+    network: Network, batch_size: int, offset: np.ndarray | None = None
+) -> Callable[[Params, pipeline.Store, str], Predicted]:
+    """A function (parameters, store, gate) -> Predicted, compiled once for each gate.
+
+    Args:
+      network: as pure functions.
+      batch_size: rows at a time.
+      offset: added to the logits of a sample, by group and class, [g + 1, c]; the last row is for combinations not seen
+        in training.
+    """
+
+    def forward(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, jax.Array]:
+        output = network.apply(params, batch, gate=gate)
+        logits = output.logits.astype(jnp.float32)
+        return logits if offset is None else logits + jnp.asarray(offset)[batch["group"]], output.open_rate
+
+    forward = jax.jit(forward, static_argnums=2)
 
     def predict(params: Params, store: pipeline.Store, gate: str) -> Predicted:
         params = jax.device_put(params)
         parts = []
         for batch in pipeline.eval_batches(store, batch_size):
-            output = forward(params, batch, gate)
+            logits, open_rate = forward(params, batch, gate)
             real = batch["weight"] > 0
-            probabilities = np.asarray(jax.nn.softmax(output.logits.astype(jnp.float32)))[real]
-            parts.append((probabilities, batch["label"][real], np.asarray(output.open_rate)[real]))
+            probabilities = np.asarray(jax.nn.softmax(logits))[real]
+            parts.append((probabilities, batch["label"][real], np.asarray(open_rate)[real]))
         probabilities, labels, open_rate = (np.concatenate(x) for x in zip(*parts, strict=True))
         return Predicted(probabilities, labels, float(np.mean(open_rate)))
 
@@ -72,6 +90,17 @@ def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:
     chosen = predicted.probabilities[np.arange(len(predicted.labels)), predicted.labels]
     values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
     return {"loss": float(-np.mean(np.log(np.maximum(chosen, 1e-12)))), **values}
+
+
+def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
+    """The weights that a run starts from, on the host: random ones, and published ones where `config.pretrained` says.
+
+    Raises:
+      UserError: a published file cannot be used.
+    """
+    params = host_copy(jax.jit(network.init)(jax.random.key(config.seed)))
+    sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
+    return params | load_pretrained(settings.model_spec(config), inputs, sources, params)
 
 
 # ---- The loop -------------------------------------------------------------------------------------------------------
@@ -90,17 +119,39 @@ class Trainer:
         kinds = {name: spec.kind for name, spec in data.inputs.items()}
         self.stages = plan_stages(config, len(self.train_store), kinds)
         self.steps = self.stages[-1].stop
-        self.predict = make_predict(self.network, config.eval.batch_size)
+        objective = config.objective
+        prior = (objective.prior, objective.prior_mode, objective.prior_tau, data.label_counts)
+        self.offset = logit_adjust.train_offset(*prior, objective.prior_smoothing)
+        offset = logit_adjust.predict_offset(*prior, objective.prior_smoothing)
+        self.predict = make_predict(self.network, config.eval.batch_size, offset)
         self.devices = parallel.choose_devices(config.devices, config.train.batch_size)
+        if config.sampler == "group_pairs" and config.parallel == "pmap":
+            _check_pairs(config.train.batch_size, len(self.devices))
+        self.fair_batch: samplers.FairBatch | None = None
         self.order = self._order()
         self.loss = make_loss(config, data.class_fractions)
-        self.dro = make_dro(config, self.groups.train_counts)
+        self.counts = objective_counts(config, data.label_counts)
+        self.dro = make_dro(config, self.counts)
 
     def _order(self) -> samplers.Order:
-        if self.config.sampler == "shuffled":
-            return samplers.shuffled(self.config.seed, len(self.train_store))
-        presence = self.data.manifest.presence[self.data.rows("train")]
-        return samplers.group_balanced(self.config.seed, self.groups.index(presence))
+        """The order of training samples; with FairBatch under the shares at the start."""
+        config, rows = self.config, self.data.rows("train")
+        presence = self.data.manifest.presence[rows]
+        groups = self.groups.index(presence)
+        if config.sampler == "shuffled":
+            return samplers.shuffled(config.seed, len(rows))
+        if config.sampler == "most_modalities_first":
+            return samplers.most_modalities_first(config.seed, presence.sum(axis=1), config.sampler_epochs)
+        if config.sampler == "group_pairs":
+            return samplers.group_pairs(config.seed, groups, config.sampler_pairs)
+        if config.sampler == "fair_batch":
+            self.fair_batch = samplers.FairBatch(
+                config.seed, groups, config.train.batch_size, alpha=config.sampler_alpha, mode=config.sampler_move
+            )
+            return self.fair_batch.order()
+        if config.objective.cells == "combination_class":
+            groups = groups.astype(np.int64) * len(self.data.classes) + self.data.manifest.labels[rows]
+        return samplers.group_balanced(config.seed, groups)
 
     def _optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
         optim, per_epoch = self.config.optim, len(self.train_store) / self.config.train.batch_size
@@ -126,11 +177,15 @@ class Trainer:
     def train(self, bar: progress.Silent) -> Params:
         """Runs all stages, from the newest checkpoint if there is one, and returns the chosen weights."""
         checkpoints = Checkpoints(self.folder.path / "checkpoints", self.config.train.keep)
-        params = host_copy(jax.jit(self.network.init)(jax.random.key(self.config.seed)))
+        params = initial_params(self.config, self.network, self.data.inputs)
         cursor, best, state = Cursor(), params, None
         latest = checkpoints.latest_step()
         if latest is not None:
-            cursor = Cursor(**checkpoints.record(latest)["cursor"])
+            record = checkpoints.record(latest)
+            cursor = Cursor(**record["cursor"])
+            if self.fair_batch is not None:
+                self.fair_batch.restore(record["sampler"])
+                self.order = self.fair_batch.order()
             like = {"state": self._begin(self.stages[cursor.stage], params), "best": params}
             restored = checkpoints.arrays(latest, like)
             state, best = restored["state"], restored["best"]
@@ -159,27 +214,31 @@ class Trainer:
         if cursor.ended or step >= stage.stop:
             return state, best
         decay = states.effective_decay(config.optim.ema, self.steps)
+        optimizer = self._optimizer(stage)
         step_function = make_step(
-            config, stage, self.network, self.loss, self._optimizer(stage), self.dro, self.groups.train_counts, decay
+            config, stage, self.network, self.loss, optimizer, self.dro, self.counts, decay, self.offset
         )
         program = parallel.make_program(step_function, config.parallel, self.devices)
         evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
-        recorder = _Recorder(self.folder, stage.name, self.groups.names, config.train.log_every)
+        recorder = _Recorder(self.folder, stage.name, self.groups.names, self._cell_names(), config.train.log_every)
         placed, pending = program.place(state), None
-        batches = pipeline.train_batches(
-            self.train_store, self.order, config.train.batch_size, step, stage.stop, threads=config.train.threads
-        )
-        with contextlib.closing(batches):
+        with contextlib.closing(self._batches(step, stage.stop)) as batches:
             for batch in batches:
                 placed, metrics = program.step(placed, batch)
                 if pending is not None:
-                    recorder.add(step, program.read(pending))  # of the step before, while this one runs
+                    self._take(recorder, step, program.read(pending))  # of the step before, while this one runs
                 step, pending = step + 1, metrics
                 bar.advance(step, recorder.text)
-                if (step - stage.start) % evaluate_every and step != stage.stop:
+                evaluates = (step - stage.start) % evaluate_every == 0 or step == stage.stop
+                moves = self.fair_batch is not None and step % self.fair_batch.epoch_steps == 0
+                if evaluates or moves:
+                    self._take(recorder, step, program.read(pending), close=evaluates)
+                    pending = None
+                if moves:
+                    self.fair_batch.end_epoch()
+                    self.order = self.fair_batch.order()
+                if not evaluates:
                     continue
-                recorder.add(step, program.read(pending), close=True)
-                pending = None
                 state = host_copy(program.fetch(placed))
                 best = self._evaluate(stage, state, cursor, best, bar)
                 checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
@@ -187,8 +246,33 @@ class Trainer:
                     break
         return state, best
 
+    def _batches(self, step: int, stop: int) -> Iterator[pipeline.Batch]:
+        """Training batches, read ahead as far as the order is known."""
+        while step < stop:
+            epoch = self.fair_batch.epoch_steps if self.fair_batch is not None else stop
+            end = min(stop, (step // epoch + 1) * epoch)
+            threads, size = self.config.train.threads, self.config.train.batch_size
+            batches = pipeline.train_batches(self.train_store, self.order, size, step, end, threads=threads)
+            with contextlib.closing(batches):
+                yield from batches
+            step = end
+
+    def _take(self, recorder: "_Recorder", step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
+        """Passes on the metrics of a step."""
+        if self.fair_batch is not None:
+            self.fair_batch.observe(metrics["group_loss_sum"], metrics["group_count"])
+            metrics = {**metrics, "shares": self.fair_batch.shares}
+        recorder.add(step, metrics, close)
+
+    def _cell_names(self) -> tuple[str, ...]:
+        """What the weights λ belong to: combinations, or combinations by class."""
+        if self.config.objective.cells == "combination":
+            return self.groups.names
+        return tuple(f"{group}/{label}" for group in self.groups.names for label in self.data.classes)
+
     def _record(self, cursor: Cursor) -> dict[str, Any]:
-        return {"cursor": dataclasses.asdict(cursor), "preprocessor": self.data.preprocessor.to_dict()}
+        record = {"cursor": dataclasses.asdict(cursor), "preprocessor": self.data.preprocessor.to_dict()}
+        return record | ({"sampler": self.fair_batch.record()} if self.fair_batch is not None else {})
 
     def _evaluate(
         self, stage: Stage, state: states.TrainState, cursor: Cursor, best: Params, bar: progress.Silent
@@ -220,8 +304,8 @@ class Trainer:
 class _Recorder:
     """Averages the metrics of steps between two records of metrics.jsonl."""
 
-    def __init__(self, folder: RunFolder, stage: str, groups: tuple[str, ...], every: int):
-        self._folder, self._stage, self._groups, self._every = folder, stage, groups, every
+    def __init__(self, folder: RunFolder, stage: str, groups: tuple[str, ...], cells: tuple[str, ...], every: int):
+        self._folder, self._stage, self._groups, self._cells, self._every = folder, stage, groups, cells, every
         self._sums: dict[str, float] = {}
         self._count = 0
         self._clock = progress.Clock()
@@ -231,17 +315,30 @@ class _Recorder:
         """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint."""
         if not np.isfinite(metrics["train/loss"]):
             raise UserError(f"the loss is not finite at step {step}: lower optim.lr or set optim.clip")
-        for name in ("train/loss", "train/gradient_norm", "gate/open_rate"):
-            self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
+        for name, value in metrics.items():
+            if np.ndim(value) == 0:
+                self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._count += 1
         if step % self._every and not close:
             return
         means = {name: total / self._count for name, total in self._sums.items()}
-        weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._groups, metrics["lambda"], strict=True)}
+        weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._cells, metrics["lambda"], strict=True)}
+        if "shares" in metrics:
+            shares = zip(self._groups, metrics["shares"], strict=True)
+            weights |= {f"sampler/share/{name}": float(x) for name, x in shares}
         time = {"time/step_ms": self._clock.lap_ms() / self._count}
         self._folder.log({"step": step, "stage": self._stage, **means, **weights, **time})
         self.text = f"loss {means['train/loss']:.3f}"
         self._sums, self._count = {}, 0
+
+
+def _check_pairs(batch_size: int, devices: int) -> None:
+    """Under pmap a device sees its share of a batch only, which must hold whole pairs of two groups."""
+    if (batch_size // devices) % 2:
+        raise UserError(
+            f"train.batch_size={batch_size} gives each of {devices} devices half a pair (sampler=group_pairs): "
+            f"make it a multiple of {2 * devices}"
+        )
 
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
@@ -279,6 +376,8 @@ def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
         data = datasets.load_dataset(config, bar.preparing)
+        for line in cohort_lines(data.manifest):
+            bar.say(line)
     trainer = Trainer(config, data, folder)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
@@ -293,6 +392,15 @@ def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     return report
 
 
+def cohort_lines(manifest: Manifest) -> Iterator[str]:
+    """The combinations of a data set of the paper as lines, each beside its share in the paper."""
+    rows = datasets.cohort(manifest) if manifest.published else []
+    width = max((len(row["group"]) for row in rows), default=0)
+    for row in rows:
+        share = f"{100 * row['fraction']:5.1f} %  (paper {100 * row['published']:.1f} %)"
+        yield f"  {row['group']:<{width}} {row['n']:>8,}  {share}"
+
+
 def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
     """Reads the held-out rows, once, and writes predictions and report."""
     config, data, folder = trainer.config, trainer.data, trainer.folder
@@ -305,7 +413,7 @@ def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
         method=config.method,
         seed=config.seed,
         config_digest=config_digest(config.to_dict()),
-        parameters=sum(math.prod(np.shape(x)) for x in weights.values()),
+        parameters=sum(math.prod(np.shape(x)) for path, x in weights.items() if not is_statistic(path)),
         predictions=table,
         groups=data.groups,
         resamples=config.eval.bootstrap,

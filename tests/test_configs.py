@@ -17,8 +17,11 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.ste
 # Design, methods of the paper: fusion with group routers, missing tokens, objective, sampler.
 DESIGN = {
     "soft_moe": (False, "modality", "erm", "shuffled"),
+    "fair_mixup": (False, "modality", "erm", "group_pairs"),
     "reweigh": (False, "modality", "reweigh", "shuffled"),
     "group_dro": (False, "modality", "group_dro", "group_balanced"),
+    "fair_batch": (False, "modality", "erm", "fair_batch"),
+    "logit_adjust": (False, "modality", "erm", "shuffled"),
     "remind": (True, "group", "group_dro", "shuffled"),
     "remind_no_dro": (True, "group", "erm", "shuffled"),
     "remind_no_specialization": (False, "group", "group_dro", "shuffled"),

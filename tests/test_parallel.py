@@ -14,6 +14,7 @@ from remind_jax.errors import UserError
 from remind_jax.models.model import Network, Output, make_network
 from remind_jax.step import make_dro, make_loss, make_step, plan_stages
 from tests import tiny_runs
+from tests.models.pure import random_params
 
 INPUTS = {"labs": InputSpec("tabular", (5,)), "scan": InputSpec("embedding", (2, 4))}
 COUNTS = np.array([60, 30, 10])
@@ -63,12 +64,21 @@ def _linear() -> Network:
     def init(key):
         return {"head/kernel": jax.random.normal(key, (5, 3))}
 
-    def apply(params, batch, *, gate, keys=None):
-        del gate, keys
-        logits = batch["labs"] @ params["head/kernel"]
-        return Output(logits, batch["labs"], jnp.zeros(len(logits)))
+    def fuse(params, tokens, observed, groups, *, gate, keys=None):
+        del groups, gate, keys
+        logits = tokens[:, 0] @ params["head/kernel"]
+        return Output(logits, tokens[:, 0], jnp.zeros(len(logits)), tokens=tokens, observed=observed)
 
-    return Network(init, apply)
+    def apply(params, batch, *, gate, keys=None, statistics=False):
+        del statistics
+        tokens = encode(params, batch)
+        return fuse(params, tokens, jnp.ones(tokens.shape[:2], bool), batch["group"], gate=gate, keys=keys)
+
+    def encode(params, batch):
+        del params
+        return jnp.asarray(batch["labs"])[:, None]
+
+    return Network(init, apply, encode, fuse)
 
 
 def _start(config, network=None):
@@ -137,6 +147,19 @@ def test_the_setting_exercises_what_it_should(alone):
 @pytest.mark.parametrize("kind", parallel.KINDS)
 def test_four_devices_give_the_numbers_of_one(alone, kind):
     _assert_same(_train(*_start(_config()), kind, 4), alone)
+
+
+def test_fair_mixup_looks_at_the_pairs_of_all_devices():
+    config = _config(objective__mixup_weight=2.0)
+    one = _train(*_start(config), "jit", 1)
+    _assert_same(_train(*_start(config), "pmap", 4), one)
+    assert all(metrics["train/mixup"] > 0.01 for metrics in one[1])
+    step, state = _start(config, _linear())
+    one = _train(step, state, "jit", 1)
+    for kind, devices in (("jit", 4), ("pmap", 2), ("pmap", 4)):
+        _assert_same(_train(step, state, kind, devices), one)
+    plain = _train(*_start(_config(), _linear()), "jit", 1)
+    assert np.abs(one[0].params["head/kernel"] - plain[0].params["head/kernel"]).max() > 1e-3
 
 
 def test_averaging_what_devices_find_would_be_wrong():
@@ -221,3 +244,38 @@ def test_device_count_out_of_range_is_refused(count):
 def test_batch_that_does_not_divide_is_refused(count, batch):
     with pytest.raises(UserError, match=f"{batch} does not divide among {count or 4} devices"):
         parallel.choose_devices(count, batch)
+
+
+def _image_step():
+    """A step that trains a small residual network with batch norms, and its state on the host."""
+    config = _config(train__batch_norm="batch", model__image_encoder="resnet_small", train__freeze="nothing")
+    config.update({"model": {"encoder_dropout": 0.0}, "fusion": {"dropout": 0.0}})
+    inputs = {"labs": INPUTS["labs"], "scan": InputSpec("image", (8, 8, 1))}
+    stage = plan_stages(config, 100, {name: spec.kind for name, spec in inputs.items()})[-1]
+    assert stage.statistics
+    network = make_network(settings.model_spec(config), inputs, len(COUNTS), 3)
+    dro = make_dro(config, COUNTS)
+    optimizer = states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=0.0, dro=dro)
+    step = make_step(config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, COUNTS, 0.9)
+    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    return step, host_copy(states.start(params, stage.is_frozen, optimizer, 0, ema=False))
+
+
+def test_batch_norms_see_the_samples_of_all_devices():
+    step, state = _image_step()
+    pixels = np.random.default_rng(3).integers(0, 256, (len(GROUPS), 8, 8, 1)).astype(np.uint8)
+    batch = {**_batch(0), "scan": pixels}
+    found = {}
+    for kind, devices in (("jit", 1), ("pmap", 4)):
+        program = parallel.make_program(step, kind, jax.devices()[:devices])
+        found[kind] = program.fetch(program.step(program.place(state), batch)[0])
+    one, other = found["jit"], found["pmap"]
+    moved = [path for path in one.frozen if np.abs(one.frozen[path] - state.frozen[path]).max() > 1e-4]
+    assert moved
+    for path in one.frozen:
+        np.testing.assert_allclose(other.frozen[path], one.frozen[path], rtol=1e-4, atol=1e-5, err_msg=path)
+    # Adam makes a full step of the least gradient, so gradients are compared by its first moments.
+    first, second = (x.opt_state["adamw"][0].mu for x in (one, other))
+    for path in first:
+        scale = np.abs(first[path]).max()
+        np.testing.assert_allclose(second[path], first[path], rtol=1e-3, atol=1e-4 * scale, err_msg=path)

@@ -1,279 +1,28 @@
-"""The two stages: what is frozen, what carries over, what a step's loss is, and which weights are chosen."""
+"""The loop over stages and steps: what is recorded, carried over, saved and resumed, and which weights are chosen."""
+
+import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from configs import common
-from remind_jax import progress, settings, train
+from remind_jax import progress, train
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
-from remind_jax.data import pipeline
-from remind_jax.data.preprocess import InputSpec
-from remind_jax.models.model import Network, Output, make_network
-from remind_jax.step import make_dro, make_loss, make_step, plan_stages
+from remind_jax.data import pipeline, samplers
+from remind_jax.errors import UserError
 from remind_jax.writer import RunFolder
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-
-INPUTS = {
-    "note": InputSpec("text", (6,), 12),
-    "labs": InputSpec("tabular", (5,)),
-    "scan": InputSpec("embedding", (2, 4)),
-}
-KINDS = {name: spec.kind for name, spec in INPUTS.items()}
-COUNTS = np.array([60, 30, 10])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation(tmp_path_factory):
     with tiny_runs.quick_compilation(tmp_path_factory):
         yield
-
-
-def _config(method: str = "remind", **changes):
-    config = common.base()
-    common.apply_method(config, method)
-    for key, value in changes.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    return config
-
-
-# ---- The plan --------------------------------------------------------------------------------------------------------
-
-
-def _plan(num_train: int = 100, **options):
-    method = options.pop("method", "remind")
-    changes = {"train__batch_size": 8, "train__epochs": 20.0, "train__joint_epochs": 5.0} | options
-    return plan_stages(_config(method, **changes), num_train, KINDS)
-
-
-def test_lengths_are_epochs_in_steps():
-    joint, specialize = _plan()  # 12.5 steps an epoch
-    assert (joint.name, joint.start, joint.stop) == ("joint", 0, 62)
-    assert (specialize.name, specialize.start, specialize.stop) == ("specialize", 62, 250)
-    assert (joint.train_gate, joint.eval_gate) == ("never", "never")
-    assert (specialize.train_gate, specialize.eval_gate) == ("gated", "gated")
-
-
-def test_gates_of_the_second_stage_are_the_config_s():
-    specialize = _plan(fusion__train_gate="always", fusion__eval_gate="never")[1]
-    assert (specialize.train_gate, specialize.eval_gate) == ("always", "never")
-
-
-@pytest.mark.parametrize("method", ["soft_moe", "reweigh", "group_dro", "remind_no_specialization"])
-def test_methods_without_group_routers_train_in_one_stage(method):
-    (only,) = _plan(method=method)
-    assert (only.start, only.stop, only.train_gate) == (0, 250, "never")
-    assert not any(only.is_frozen(path) for path in ("encoders/note/query", "block_0/router", "head/kernel"))
-    joint, specialize = _plan(method=method, train__baselines_two_stage=True)
-    assert (joint.stop, specialize.stop) == (62, 250)
-    assert (specialize.train_gate, specialize.eval_gate) == ("never", "never")
-    assert specialize.is_frozen("encoders/note/query")
-
-
-def test_runs_of_one_stage():
-    (only,) = _plan(train__joint_epochs=0.0)
-    assert (only.name, only.start, only.stop, only.train_gate) == ("specialize", 0, 250, "gated")
-    (only,) = _plan(train__epochs=4.0)
-    assert (only.name, only.stop) == ("joint", 50)
-    (only,) = _plan(train__epochs=0.001, method="soft_moe")
-    assert only.stop == 1
-
-
-@pytest.mark.parametrize(("stages", "robust"), [("both", (True, True)), ("specialize", (False, True))])
-def test_group_weights_act_in_the_stages_asked_for(stages, robust):
-    assert tuple(stage.robust for stage in _plan(dro__stages=stages)) == robust
-    # Where there is one stage only, it is that stage: the method would be another one otherwise.
-    assert _plan(method="group_dro", dro__stages=stages)[0].robust
-
-
-def _paths() -> list[str]:
-    spec = settings.model_spec(_config(model__width=8, fusion__heads=2, fusion__experts=2))
-    return sorted(jax.eval_shape(make_network(spec, INPUTS, 3, 3).init, jax.random.key(0)))
-
-
-@pytest.mark.parametrize("freeze", ["encoders", "encoders+projections", "nothing"])
-def test_frozen_parameters_by_stage(freeze):
-    joint, specialize = _plan(train__freeze=freeze)
-    paths = _paths()
-    encoders = {path for path in paths if path.startswith("encoders/")}
-    # A patch encoder as a whole is a map into the fusion width, a text encoder ends in one, its adapter.
-    text = {path for path in encoders if path.startswith("encoders/note/") and "adapter" not in path}
-    assert 5 < len(text) < len(encoders)
-    frozen = {"encoders": text, "encoders+projections": encoders, "nothing": set()}[freeze]
-    assert {path for path in paths if joint.is_frozen(path)} == {"block_0/group_router"}
-    assert {path for path in paths if specialize.is_frozen(path)} == frozen
-
-
-# ---- Averages --------------------------------------------------------------------------------------------------------
-
-
-def _batch(seed: int, b: int = 6) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    group = rng.integers(0, 3, b).astype(np.int32)
-    return {
-        "labs": rng.normal(size=(b, 5)).astype(np.float32),
-        "scan": rng.normal(size=(b, 2, 4)).astype(np.float32),
-        "present": np.array([[1, 1], [1, 0], [0, 1]], bool)[group],
-        "group": group,
-        "label": rng.integers(0, 3, b).astype(np.int32),
-        "weight": np.ones(b, np.float32),
-    }
-
-
-def test_averages_follow_the_weights():
-    config, network = _config("soft_moe"), _linear()
-    dro = make_dro(config, COUNTS)
-    optimizer = optax.named_chain(("descend", optax.sgd(0.5)), ("dro", dro))
-    (stage,) = plan_stages(config, 100, KINDS)
-    step = make_step(config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, COUNTS, 0.75)
-    state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=True)
-    average = np.asarray(state.params["head/kernel"], np.float64)
-    step = jax.jit(lambda state, batch, step=step: step(state, batch, axis_name=None))
-    for i in range(3):
-        state, _ = step(state, _batch(i))
-        average = 0.75 * average + 0.25 * np.asarray(state.params["head/kernel"], np.float64)
-    np.testing.assert_allclose(state.ema["head/kernel"], average, rtol=1e-5, atol=1e-6)
-    assert np.abs(state.ema["head/kernel"] - state.params["head/kernel"]).max() > 1e-2
-    assert state.weights()["head/kernel"] is state.ema["head/kernel"]
-    assert state._replace(ema={}).weights()["head/kernel"] is state.params["head/kernel"]
-
-
-@pytest.mark.parametrize(
-    ("decay", "steps", "expected"),
-    [(0.98, 1000, 0.98), (0.98, 100, 0.9), (0.5, 100, 0.5), (0.98, 5, 0.0), (0.9, 0, 0.0)],
-)
-def test_averages_of_short_runs_forget_the_start(decay, steps, expected):
-    assert states.effective_decay(decay, steps) == pytest.approx(expected)
-
-
-# ---- Objectives ------------------------------------------------------------------------------------------------------
-
-
-def _linear() -> Network:
-    def apply(params, batch, *, gate, keys=None):
-        del gate, keys
-        logits = batch["labs"] @ params["head/kernel"]
-        return Output(logits, batch["labs"], jnp.zeros(len(logits)))
-
-    return Network(lambda key: {"head/kernel": jax.random.normal(key, (5, 3))}, apply)
-
-
-def _gradient(config, batch, num_stage: int = -1):
-    """The gradient that a step descends, read off a plain step of length one, and the λ after it."""
-    network, dro = _linear(), make_dro(config, COUNTS)
-    optimizer = optax.named_chain(("descend", optax.sgd(1.0)), ("dro", dro))
-    stage = plan_stages(config, 100, KINDS)[num_stage]
-    step = make_step(config, stage, network, make_loss(config, np.array([0.5, 0.3, 0.2])), optimizer, dro, COUNTS, 0.0)
-    state = states.start(network.init(jax.random.key(1)), lambda path: False, optimizer, 0, ema=False)
-    after, metrics = jax.jit(lambda state, batch: step(state, batch, axis_name=None))(state, batch)
-    return np.asarray(state.params["head/kernel"] - after.params["head/kernel"]), metrics
-
-
-def _by_hand(batch, weights) -> np.ndarray:
-    """Gradient of Σ_i weights_i cross entropy_i for the linear network: x^T (p - onehot) in float64."""
-    kernel = np.asarray(_linear().init(jax.random.key(1))["head/kernel"], np.float64)
-    logits = batch["labs"] @ kernel
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    losses = -np.log(p[np.arange(len(p)), batch["label"]])
-    return batch["labs"].T @ ((p - np.eye(3)[batch["label"]]) * weights(losses)[:, None])
-
-
-@pytest.fixture
-def uneven():
-    batch = _batch(3, 8)
-    return batch | {"group": np.array([0, 0, 0, 0, 0, 1, 1, 1], np.int32)}  # the rare group 2 is absent
-
-
-def _lambda(losses, group, start, gamma):
-    """λ after one refresh; a group never seen counts with the mean of the known losses."""
-    means = [losses[group == g].mean() if (group == g).any() else None for g in range(3)]
-    known = np.mean([m for m in means if m is not None])
-    raw = start * np.exp(gamma * np.array([known if m is None else m for m in means]))
-    return raw / raw.sum()
-
-
-def _robust(weights, group):
-    return np.array([weights[g] / (group == g).sum() for g in group])
-
-
-def test_erm_descends_the_mean_loss(uneven):
-    gradient, metrics = _gradient(_config("soft_moe"), uneven)
-    np.testing.assert_allclose(gradient, _by_hand(uneven, lambda losses: np.full(8, 1 / 8)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(metrics["train/gradient_norm"], np.sqrt((gradient**2).sum()), rtol=1e-4)
-
-
-def test_reweigh_weights_samples_by_the_inverse_of_their_group(uneven):
-    # n = (60, 30, 10): weights 100 / (3 n_g) = (5/9, 10/9, 10/3), whose mean over training samples is one.
-    weight = np.array([5 / 9, 10 / 9, 10 / 3])[uneven["group"]]
-    gradient, _ = _gradient(_config("reweigh"), uneven)
-    np.testing.assert_allclose(gradient, _by_hand(uneven, lambda losses: weight / 8), rtol=1e-4, atol=1e-5)
-
-
-def test_remind_uses_the_group_weights_from_before_the_step(uneven):
-    start = np.sqrt(COUNTS) / np.sqrt(COUNTS).sum()
-    config = _config("remind", dro__gamma=1.5, dro__every=1)
-    gradient, metrics = _gradient(config, uneven)
-    group = uneven["group"]
-    np.testing.assert_allclose(gradient, _by_hand(uneven, lambda x: _robust(start, group)), rtol=1e-4, atol=1e-5)
-    losses = []
-    _by_hand(uneven, lambda x: losses.append(x) or x)
-    np.testing.assert_allclose(metrics["lambda"], _lambda(losses[0], group, start, 1.5), rtol=1e-5)
-
-
-def test_group_dro_of_sagawa_uses_the_updated_ones(uneven):
-    config = _config("group_dro", dro__gamma=1.5)
-    gradient, _ = _gradient(config, uneven)
-    group, start = uneven["group"], np.full(3, 1 / 3)
-
-    def weights(losses):
-        return _robust(_lambda(losses, group, start, 1.5), group)
-
-    np.testing.assert_allclose(gradient, _by_hand(uneven, weights), rtol=1e-4, atol=1e-5)
-    current, _ = _gradient(_config("group_dro", dro__gamma=1.5, dro__weights="current"), uneven)
-    np.testing.assert_allclose(current, _by_hand(uneven, lambda x: _robust(start, group)), rtol=1e-4, atol=1e-5)
-    assert np.abs(current - gradient).max() > 1e-2
-
-
-def test_group_weights_of_the_groups_in_the_batch_can_be_made_to_sum_to_one(uneven):
-    gradient, _ = _gradient(_config("group_dro", dro__weights="current", dro__normalize_present=True), uneven)
-    weights = _robust(np.array([0.5, 0.5, 0.0]), uneven["group"])
-    np.testing.assert_allclose(gradient, _by_hand(uneven, lambda x: weights), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("adjustment", [0.0, 2.0])
-def test_group_weights_rest_where_they_do_not_act(uneven, adjustment):
-    config = _config("remind", dro__stages="specialize", dro__every=1, dro__gamma=1.5, dro__adjustment=adjustment)
-    gradient, metrics = _gradient(config, uneven, num_stage=0)
-    np.testing.assert_allclose(metrics["lambda"], np.sqrt(COUNTS) / np.sqrt(COUNTS).sum(), rtol=1e-5)
-    np.testing.assert_allclose(gradient, _by_hand(uneven, lambda losses: np.full(8, 1 / 8)), rtol=1e-4, atol=1e-5)
-
-
-def test_focal_loss_takes_its_class_weights_from_the_training_labels(uneven):
-    plain, _ = _gradient(_config("soft_moe", objective__loss="focal"), uneven)
-    weighted, _ = _gradient(
-        _config("soft_moe", objective__loss="focal", objective__focal_alpha="inverse_class"), uneven
-    )
-    entropy, _ = _gradient(_config("soft_moe", objective__loss="focal", objective__focal_gamma=0.0), uneven)
-    np.testing.assert_allclose(entropy, _by_hand(uneven, lambda losses: np.full(8, 1 / 8)), rtol=1e-4, atol=1e-5)
-    assert np.abs(plain - weighted).max() > 1e-3
-    assert np.abs(plain - entropy).max() > 1e-3
-
-
-def test_padding_and_unseen_combinations_count_nowhere(uneven):
-    padded = uneven | {"weight": np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)}
-    gradient, metrics = _gradient(_config("soft_moe"), padded)
-    expected = _by_hand(uneven, lambda losses: np.array([1] * 7 + [0]) / 7)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
-    losses = []
-    _by_hand(uneven, lambda x: losses.append(x) or x)
-    np.testing.assert_allclose(metrics["train/loss"], losses[0][:7].mean(), rtol=1e-5)
 
 
 # ---- The loop --------------------------------------------------------------------------------------------------------
@@ -444,6 +193,141 @@ def test_batches_of_group_dro_are_balanced(cache, data, tmp_path):
     np.testing.assert_allclose(share, 1 / len(data.groups), atol=0.05)
     epoch = np.concatenate([shuffled.order(step, 8) for step in range(12)])
     assert sorted(epoch.tolist()) == list(range(96))
+
+
+# ---- Samplers and priors that the loop takes part in -----------------------------------------------------------------
+
+FAIR = {"sampler_alpha": 0.01, "train__evaluate_every": 0.4, "train__keep": 0, "train__log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def fair_batch(cache, data, tmp_path_factory):
+    """Three epochs of 12 steps, evaluated and saved every fifth step, in the middle of epochs."""
+    config = tiny_runs.config(cache, "fair_batch", train__epochs=3.0, **FAIR)
+    return _Run(config, data, tmp_path_factory.mktemp("fair") / "run")
+
+
+def _shares(run: _Run) -> np.ndarray:
+    names = [f"sampler/share/{name}" for name in run.trainer.groups.names]
+    return np.array([[record[name] for name in names] for record in run.of("train/loss")])
+
+
+def test_shares_of_fair_batch_move_once_an_epoch_from_the_lowest_to_the_highest_loss(fair_batch):
+    shares, groups = _shares(fair_batch), fair_batch.trainer.groups
+    np.testing.assert_allclose(shares[0], groups.frequencies)
+    changes = np.flatnonzero(np.abs(np.diff(shares, axis=0)).max(axis=1) > 0) + 1
+    assert changes.tolist() == [12, 24]
+    moved = np.sort(shares[12] - shares[11])
+    np.testing.assert_allclose(moved, [-0.01, *[0.0] * (len(groups) - 2), 0.01], atol=1e-9)
+    # The losses that shares go by are those of the epoch's own steps.
+    losses = np.array([record["train/loss"] for record in fair_batch.of("train/loss")])
+    store = fair_batch.trainer.train_store
+    index = store.take(np.arange(len(store)))["group"]
+    drawn = np.concatenate([samplers.fair_batch(0, index, shares[24], 12)(step, 8) for step in range(24, 36)])
+    counts = np.bincount(index[drawn], minlength=len(groups))
+    assert np.abs(counts - 96 * shares[24]).max() < 1
+    record = fair_batch.trainer.fair_batch.record()
+    known = [0.0 if loss is None else loss for loss in record["losses"]]
+    assert np.dot(counts, known) / 96 == pytest.approx(losses[24:].mean(), rel=1e-5)
+    known = np.array(record["losses"], np.float64)
+    last = samplers.move_shares(shares[24], known, 0.01, "minmax")
+    np.testing.assert_allclose(record["shares"], last)
+    assert np.argmax(last - shares[24]) == np.nanargmax(known)
+
+
+@pytest.mark.parametrize("step", [5, 15, 25])
+def test_a_run_of_fair_batch_resumes_exactly(fair_batch, data, tmp_path, step):
+    folder = tmp_path / "run"
+    shutil.copytree(fair_batch.trainer.folder.path, folder)
+    removed = [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit() and int(path.name) > step]
+    assert len(removed) == 8 - step // 5  # 5, 10, … 35 and the end, 36
+    for path in removed:
+        shutil.rmtree(path)
+    again = _Run(fair_batch.config, data, folder)
+    assert len(again.traces) == 1
+
+    def without_times(run):
+        return [{k: v for k, v in record.items() if k != "time/step_ms"} for record in run.history]
+
+    assert without_times(again) == without_times(fair_batch)
+    for path, value in fair_batch.weights.items():
+        np.testing.assert_array_equal(again.weights[path], value)
+    assert again.trainer.fair_batch.record() == fair_batch.trainer.fair_batch.record()
+
+
+def test_weights_of_cells_are_recorded_by_combination_and_class(cache, data, tmp_path):
+    changes = {"objective__cells": "combination_class", "train__epochs": 1.0, "dro__adjustment": 1.0}
+    run = _Run(tiny_runs.config(cache, "group_dro", **changes), data, tmp_path)
+    names = {f"dro/lambda/{group}/{label}" for group in data.groups.names for label in data.classes}
+    for record in run.of("train/loss"):
+        assert {name for name in record if name.startswith("dro/")} == names
+        assert sum(record[name] for name in names) == pytest.approx(1.0, abs=1e-5)
+    # Cells are drawn evenly, those without training samples never.
+    group = data.groups.index(data.manifest.presence[data.rows("train")])
+    cell = len(data.classes) * group + data.manifest.labels[data.rows("train")]
+    drawn = np.bincount(cell[np.concatenate([run.trainer.order(step, 8) for step in range(300)])], minlength=8)
+    there = np.bincount(cell, minlength=8) > 0
+    np.testing.assert_array_equal(data.label_counts.reshape(-1), np.bincount(cell, minlength=8))
+    assert (drawn[~there] == 0).all()
+    np.testing.assert_allclose(drawn[there] / 2400, 1 / there.sum(), atol=0.04)
+
+
+def test_modalities_come_first_and_pairs_in_turn(cache, data, tmp_path):
+    folder = RunFolder(tmp_path, {})
+    changes = {"sampler": "most_modalities_first", "sampler_epochs": 1}
+    sorted_ = train.Trainer(tiny_runs.config(cache, "soft_moe", **changes), data, folder)
+    pairs = train.Trainer(tiny_runs.config(cache, "fair_mixup"), data, folder)
+    folder.close()
+    presence = data.manifest.presence[data.rows("train")]
+    observed = presence.sum(axis=1)
+    first, second = (np.concatenate([sorted_.order(12 * i + step, 8) for step in range(12)]) for i in range(2))
+    assert (np.diff(observed[first]) <= 0).all()
+    assert (np.diff(observed[second]) > 0).any()
+    group = data.groups.index(presence)
+    for step in range(20):
+        batch = group[pairs.order(step, 8)]
+        assert len(set(batch[0::2])) == len(set(batch[1::2])) == 1
+        assert batch[0] != batch[1]
+
+
+def test_pmap_refuses_shares_with_half_a_pair(cache, data, tmp_path):
+    folder = RunFolder(tmp_path, {})
+    config = tiny_runs.config(cache, "fair_mixup", devices=4, parallel="pmap", train__batch_size=12)
+    with pytest.raises(UserError, match="multiple of 8"):
+        train.Trainer(config, data, folder)
+    config.train.batch_size = 16
+    train.Trainer(config, data, folder)
+    folder.close()
+
+
+def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
+    """The same weights give probabilities divided by the prior; in the mode `loss` they give them as they are."""
+    folder = RunFolder(tmp_path, {})
+    changes = {"objective__prior": "class_given_group", "objective__prior_tau": 0.7}
+    plain, loss, posthoc = (
+        train.Trainer(tiny_runs.config(cache, "soft_moe", **options), data, folder)
+        for options in ({}, changes, changes | {"objective__prior_mode": "posthoc"})
+    )
+    folder.close()
+    params = jax.jit(plain.network.init)(jax.random.key(3))
+    store = data.stores["held_out"]  # has combinations that training has not
+    before, same, after = (x.predict(params, store, "never").probabilities for x in (plain, loss, posthoc))
+    np.testing.assert_array_equal(before, same)
+    presence = data.manifest.presence[data.rows("train")]
+    group, labels = data.groups.index(presence), data.manifest.labels[data.rows("train")]
+    held_out = data.groups.index(data.manifest.presence[data.rows("held_out")])
+    assert (held_out == len(data.groups)).any()
+    classes = len(data.classes)
+    rows = []
+    for p, g in zip(before.astype(np.float64), held_out, strict=True):
+        seen = labels[group == g] if g < len(data.groups) else labels
+        prior = (np.bincount(seen, minlength=classes) + 1) / (len(seen) + classes)
+        rows.append(p / prior**0.7 / (p / prior**0.7).sum())
+    np.testing.assert_allclose(after, rows, rtol=1e-4)
+    assert np.abs(after - before).max() > 0.02
+    assert posthoc.offset is None
+    prior = np.bincount(labels, minlength=classes) + 1
+    np.testing.assert_allclose(loss.offset[-1], 0.7 * np.log(prior / prior.sum()), rtol=1e-5)
 
 
 def test_tuning_metrics_by_hand():

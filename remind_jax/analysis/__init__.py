@@ -12,12 +12,13 @@ import optax
 
 from remind_jax import settings
 from remind_jax import state as states
-from remind_jax.checkpoint import Checkpoints, host_copy
+from remind_jax.checkpoint import Checkpoints
 from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
 from remind_jax.errors import UserError
 from remind_jax.models.model import Network, Params, make_network
-from remind_jax.step import Stage, make_dro, plan_stages
+from remind_jax.step import Stage, make_dro, objective_counts, plan_stages
+from remind_jax.train import initial_params
 
 
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
@@ -71,7 +72,7 @@ class Run:
         Raises:
           UserError: the data are not those that the run was trained on.
         """
-        initial = host_copy(jax.jit(self.network.init)(jax.random.key(self.config.seed)))
+        initial = initial_params(self.config, self.network, self.data.inputs)
         yield 0, initial
         checkpoints = Checkpoints(self.path / "checkpoints", keep=0, read_only=True)
         try:
@@ -86,7 +87,7 @@ class Run:
 
     def _like(self, stage: Stage, params: Params) -> dict[str, Any]:
         """Structure and shapes of a checkpoint of a stage."""
-        optim, dro = self.config.optim, make_dro(self.config, self.data.groups.train_counts)
+        optim, dro = self.config.optim, make_dro(self.config, objective_counts(self.config, self.data.label_counts))
         optimizer = states.make_optimizer(
             optax.constant_schedule(0.0), weight_decay=optim.weight_decay, clip=optim.clip, dro=dro
         )

@@ -77,14 +77,20 @@ def make_outputs(run: "Run", output: str) -> Callable[..., Any]:
       run: the run.
       output: a key of `ntk.OUTPUTS`; `loss` is the run's own loss of single samples, unweighted.
     """
+    from remind_jax.objectives import logit_adjust
     from remind_jax.ops import ntk
     from remind_jax.step import make_loss
 
-    scalar = make_loss(run.config, run.data.class_fractions) if output == "loss" else ntk.OUTPUTS[output]
-    gate = run.eval_gate
+    gate, objective, offset = run.eval_gate, run.config.objective, None
+    scalar = ntk.OUTPUTS.get(output)
+    if output == "loss":
+        scalar = make_loss(run.config, run.data.class_fractions)
+        prior = (objective.prior, objective.prior_mode, objective.prior_tau, run.data.label_counts)
+        offset = logit_adjust.train_offset(*prior, objective.prior_smoothing)
 
     def outputs(params, batch, fixed):
-        return scalar(run.network.apply({**fixed, **params}, batch, gate=gate).logits.astype("float32"), batch["label"])
+        logits = run.network.apply({**fixed, **params}, batch, gate=gate).logits.astype("float32")
+        return scalar(logits if offset is None else logits + offset.astype("float32")[batch["group"]], batch["label"])
 
     return outputs
 
@@ -96,13 +102,14 @@ def scores(run: "Run", chosen: Settings) -> Iterator[list[Row]]:
       UserError: nothing matches `params`, the split is empty, or an output depends on more than its own sample.
     """
     from remind_jax import state as states
+    from remind_jax.models.model import is_statistic
     from remind_jax.ops import ntk
 
     if run.eval_gate == "gated" and run.config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch makes outputs depend on the batch: samples have no gradients")
     outputs, samples = make_outputs(run, chosen.output), draw_samples(run, chosen)
     for step, weights in run.weights():
-        fixed, part = states.partition(weights, lambda path: re.search(chosen.params, path) is not None)
+        fixed, part = states.partition(weights, lambda path: re.search(chosen.params, path) and not is_statistic(path))
         if not part:
             there = sorted({path.partition("/")[0] for path in weights})
             raise UserError(f"no parameter matches --params={chosen.params}; there are {', '.join(there)}")

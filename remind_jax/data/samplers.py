@@ -1,11 +1,14 @@
 """The order of training samples as pure functions of (seed, step): resuming needs the step number and nothing else.
 
+FairBatch is the exception: its group shares follow the training losses, and a checkpoint keeps them.
+
 Random bits come straight from the counter-based Philox generator, whose stream NumPy keeps for good; the distributions
 of `numpy.random.Generator` may change between NumPy versions, and an order built on them with them.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,11 @@ from remind_jax.errors import UserError
 
 Order = Callable[[int, int], np.ndarray]  # (step, batch_size) -> int64 [b], positions in the training rows
 
-_SHUFFLE, _BALANCE = 1, 2  # keep the samplers' streams apart
+KINDS = ("shuffled", "group_balanced", "most_modalities_first", "group_pairs", "fair_batch")
+PAIRS = ("random", "vs_rest")
+MOVES = ("minmax", "adjacent")
+
+_SHUFFLE, _BALANCE, _TIES, _PAIR, _FAIR, _SPREAD = 1, 2, 3, 4, 5, 6  # keep the samplers' streams apart
 
 
 def shuffled(seed: int, n: int) -> Order:
@@ -33,11 +40,48 @@ def shuffled(seed: int, n: int) -> Order:
       UserError: the seed is not in [0, 2**64), or there are no samples.
     """
     _check(seed, n)
+    return _epochs(n, lambda epoch: _permutation(seed, epoch, _SHUFFLE, n))
 
-    @functools.lru_cache(maxsize=3)  # prefetching threads may stand on both sides of a border
+
+def most_modalities_first(seed: int, observed: np.ndarray, epochs: int) -> Order:
+    """As `shuffled`, but the first epochs go from samples with all modalities to those with the fewest (Flex-MoE).
+
+    Samples with the same number of modalities come in a random order, a new one every epoch: that of the rows of a
+    table may be by patient or label.
+
+    Args:
+      seed: as for `shuffled`.
+      observed: int [n], the number of modalities that each training sample has.
+      epochs: how many epochs are sorted.
+
+    Returns:
+      order(step, batch_size) -> int64 [b].
+
+    Raises:
+      UserError: as for `shuffled`.
+    """
+    observed = np.asarray(observed)
+    n = len(observed)
+    _check(seed, n)
+
     def permutation(epoch: int) -> np.ndarray:
-        # Ties between 64-bit numbers are too rare to matter, and a stable sort makes them reproducible.
-        return np.argsort(_bits(seed, epoch, _SHUFFLE, n), kind="stable").astype(np.int64)
+        if epoch >= epochs:
+            return _permutation(seed, epoch, _SHUFFLE, n)
+        ties = _permutation(seed, epoch, _TIES, n)
+        return ties[np.argsort(-observed[ties], kind="stable")]
+
+    return _epochs(n, permutation)
+
+
+def _permutation(seed: int, index: int, purpose: int, n: int, stream: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """A random permutation of n that depends on the other arguments only, int64 [n]."""
+    # Ties between 64-bit numbers are too rare to matter, and a stable sort makes them reproducible.
+    return np.argsort(_bits(seed, index, purpose, n, stream), kind="stable").astype(np.int64)
+
+
+def _epochs(n: int, permutation: Callable[[int], np.ndarray]) -> Order:
+    """The endless stream of the permutations of epochs 0, 1, …, cut into batches."""
+    permutation = functools.lru_cache(maxsize=3)(permutation)  # prefetching threads may stand on both sides of a border
 
     def order(step: int, batch_size: int) -> np.ndarray:
         place, stop = step * batch_size, (step + 1) * batch_size
@@ -78,6 +122,185 @@ def group_balanced(seed: int, groups: np.ndarray) -> Order:
     return order
 
 
+def group_pairs(seed: int, groups: np.ndarray, pairs: str = "random") -> Order:
+    """Batches of two groups, rows 2i from the one and 2i + 1 from the other, each drawn with replacement (Fair Mixup).
+
+    Over steps, `random` looks at every pair of groups alike, so that its mean is that over all pairs.
+
+    Args:
+      seed: at least 0; together with the step it determines the batch.
+      groups: int [n], the group of each training sample.
+      pairs: `random`, two different groups, each pair as likely; or `vs_rest`, a group, each as likely, and the samples
+        of all others.
+
+    Returns:
+      order(step, batch_size) -> int64 [b]; the batch size must be even.
+
+    Raises:
+      UserError: as for `shuffled`, or all samples are of one group.
+    """
+    groups = np.asarray(groups)
+    _check(seed, len(groups))
+    members = np.argsort(groups, kind="stable").astype(np.int64)
+    _, starts, counts = np.unique(groups[members], return_index=True, return_counts=True)
+    if len(counts) < 2:
+        raise UserError("sampler=group_pairs needs two groups, and all training samples have the same modalities")
+
+    def order(step: int, batch_size: int) -> np.ndarray:
+        half = batch_size // 2
+        bits = _bits(seed, step, _PAIR, 2 + 2 * half)
+        one = int(_below(bits[:1], np.array([len(counts)]))[0])
+        shift = int(_below(bits[1:2], np.array([len(counts) - 1]))[0])
+        other = (one + 1 + shift) % len(counts)
+        first = starts[one] + _below(bits[2 : 2 + half], np.full(half, counts[one]))
+        if pairs == "random":
+            second = starts[other] + _below(bits[2 + half :], np.full(half, counts[other]))
+        else:
+            rest = _below(bits[2 + half :], np.full(half, len(members) - counts[one]))
+            second = np.where(rest < starts[one], rest, rest + counts[one])
+        return members[np.stack([first, second], axis=1).reshape(-1)]
+
+    return order
+
+
+# ---- FairBatch ------------------------------------------------------------------------------------------------------
+
+
+def move_shares(shares: np.ndarray, losses: np.ndarray, alpha: float, mode: str = "minmax") -> np.ndarray:
+    """Moves batch share from a group with a low loss to one with a high loss (Roh et al. 2021), float64 [g].
+
+    With two groups both modes are the published rule: the share of the group with the higher loss grows by alpha,
+    within [0, 1].
+
+    Args:
+      shares: of the groups in a batch, float64 [g], summing to one.
+      losses: mean loss of each group, [g]; NaN where it is not known, and such a group keeps out of it.
+      alpha: how much to move.
+      mode: `minmax`, from the lowest to the highest loss; or `adjacent`, between those neighbours in the order of the
+        groups whose losses are furthest apart.
+    """
+    known = np.flatnonzero(~np.isnan(losses))
+    if len(known) < 2:
+        return shares
+    values = losses[known]
+    if mode == "minmax":
+        low, high = values.argmin(), values.argmax()
+    else:
+        left = int(np.abs(np.diff(values)).argmax())
+        low, high = (left, left + 1) if values[left] < values[left + 1] else (left + 1, left)
+    if values[low] == values[high]:
+        return shares
+    moved = shares.copy()
+    moved[known[high]] += alpha
+    moved[known[low]] = max(0.0, moved[known[low]] - alpha)
+    return moved / moved.sum()
+
+
+def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers that share out `total` (Hamilton's rule; the first of equal remainders goes first), int64 [g]."""
+    quota = shares / shares.sum() * total
+    counts = np.floor(quota).astype(np.int64)
+    short = total - int(counts.sum())
+    counts[np.argsort(counts - quota, kind="stable")[:short]] += 1
+    return counts
+
+
+def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: int) -> Order:
+    """Batches in which groups have given shares, without replacement as long as a group's samples last.
+
+    The samples of a whole epoch are apportioned to groups by largest remainder and the groups then spread evenly over
+    its batches: apportioned batch by batch, a group with a share below half a sample would never be drawn. A group that
+    is out of samples begins again, reshuffled.
+
+    Args:
+      seed: at least 0; together with the step it determines the batch.
+      groups: int [n], the group of each training sample, 0..g-1, none of them without samples.
+      shares: [g].
+      epoch_steps: steps of an epoch, after which groups are reshuffled.
+
+    Returns:
+      order(step, batch_size) -> int64 [b].
+
+    Raises:
+      UserError: as for `shuffled`.
+    """
+    groups = np.asarray(groups)
+    _check(seed, len(groups))
+    members = [np.flatnonzero(groups == g) for g in range(len(shares))]
+
+    @functools.lru_cache(maxsize=2)
+    def places(epoch: int, size: int) -> np.ndarray:
+        counts = largest_remainder(shares, size)
+        starts = (_bits(seed, epoch, _SPREAD, len(counts)) >> np.uint64(11)) / 2.0**53
+        drawn, keys = [], []
+        for g, count in enumerate(counts):
+            n = len(members[g])
+            passes = [_permutation(seed, epoch, _FAIR, n, (g, i)) for i in range(-(-int(count) // n))]
+            drawn += [members[g][permutation] for permutation in passes[:-1]]
+            drawn += [members[g][passes[-1][: count - n * (len(passes) - 1)]]] if passes else []
+            keys.append((np.arange(count) + starts[g]) / max(count, 1))
+        return np.concatenate(drawn)[np.argsort(np.concatenate(keys), kind="stable")]
+
+    def order(step: int, batch_size: int) -> np.ndarray:
+        epoch, i = divmod(step, epoch_steps)
+        return places(epoch, epoch_steps * batch_size)[i * batch_size : (i + 1) * batch_size]
+
+    return order
+
+
+class FairBatch:
+    """Group shares of batches that move once an epoch towards the groups with higher training loss.
+
+    Losses are the means over the samples of the epoch as they were trained on, without a pass over the training set of
+    its own. A group that an epoch did not draw keeps its last loss.
+
+    Attributes:
+      epoch_steps: steps of an epoch.
+      shares: float64 [g]; at first the frequencies of the groups.
+    """
+
+    def __init__(self, seed: int, groups: np.ndarray, batch_size: int, *, alpha: float, mode: str):
+        self._seed, self._groups, self._alpha, self._mode = seed, np.asarray(groups), alpha, mode
+        self.epoch_steps = max(1, round(len(groups) / batch_size))
+        self.shares = np.bincount(groups) / len(groups)
+        self._sum, self._count = np.zeros(len(self.shares)), np.zeros(len(self.shares))
+        self._losses = np.full(len(self.shares), np.nan)
+
+    def order(self) -> Order:
+        """The order under the present shares."""
+        return fair_batch(self._seed, self._groups, self.shares, self.epoch_steps)
+
+    def observe(self, loss_sum: np.ndarray, count: np.ndarray) -> None:
+        """Takes the sums of losses and the numbers of samples of the groups in a step, [g] each."""
+        self._sum = self._sum + np.asarray(loss_sum, np.float64)
+        self._count = self._count + np.asarray(count, np.float64)
+
+    def end_epoch(self) -> None:
+        """Moves the shares."""
+        self._losses = np.where(self._count > 0, self._sum / np.maximum(self._count, 1e-12), self._losses)
+        self.shares = move_shares(self.shares, self._losses, self._alpha, self._mode)
+        self._sum, self._count = np.zeros_like(self._sum), np.zeros_like(self._count)
+
+    def record(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, for JSON."""
+        losses = [None if np.isnan(x) else float(x) for x in self._losses]
+        return {
+            "shares": self.shares.tolist(),
+            "loss_sum": self._sum.tolist(),
+            "loss_count": self._count.tolist(),
+            "losses": losses,
+        }
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Takes up what `record` gave."""
+        self.shares = np.array(record["shares"], np.float64)
+        self._sum, self._count = np.array(record["loss_sum"]), np.array(record["loss_count"])
+        self._losses = np.array([np.nan if x is None else x for x in record["losses"]], np.float64)
+
+
+# ---- Random bits ----------------------------------------------------------------------------------------------------
+
+
 def _check(seed: int, n: int) -> None:
     if not 0 <= seed < 2**64:
         raise UserError(f"the seed must be a whole number of at least 0 and below 2**64, got {seed}")
@@ -85,10 +308,10 @@ def _check(seed: int, n: int) -> None:
         raise UserError("there are no training samples to draw from")
 
 
-def _bits(seed: int, index: int, purpose: int, count: int) -> np.ndarray:
-    """Random uint64 [count] that depend on the three keys only."""
+def _bits(seed: int, index: int, purpose: int, count: int, stream: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """Random uint64 [count] that depend on the other arguments only."""
     key = np.array([seed, index], np.uint64)  # a list with a seed above 2**63 would pass through float64
-    counter = np.array([0, 0, 0, purpose], np.uint64)
+    counter = np.array([0, *stream, purpose], np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from remind_jax.models.encoders.patch import PatchEncoder
-from remind_jax.models.encoders.t5 import T5Encoder
+from remind_jax.models import pretrained
+from remind_jax.models.encoders import registry
 from remind_jax.models.fusion.soft_moe import FusionSpec, SoftMoEBlock
 from remind_jax.ops import imputation
 from remind_jax.ops.transformer import dropout
@@ -42,6 +42,8 @@ class ModelSpec:
       encoder_dropout: rate on the tokens that encoders give, and inside text encoders and hidden layers.
       text_size: a key of `t5.SIZES`.
       text_gated: gated GELU (T5 v1.1) instead of ReLU (v1.0).
+      image_encoder: a key of `registry.IMAGE`. A ViT gives all its tokens, a residual network `tokens` of them.
+      volume_encoder: a key of `registry.VOLUME`.
       imputation: one of `imputation.KINDS`.
       modality_embedding: add a learned vector of its modality to every token.
       pooling: `mean` over all tokens, `observed` for those of present modalities, `first` token, or `attention`.
@@ -54,6 +56,8 @@ class ModelSpec:
     encoder_dropout: float = 0.0
     text_size: str = "small"
     text_gated: bool = True
+    image_encoder: str = "vit_small"
+    volume_encoder: str = "r3d_small"
     imputation: str = "group"
     modality_embedding: bool = False
     pooling: str = "mean"
@@ -61,11 +65,28 @@ class ModelSpec:
 
 
 class Output(NamedTuple):
-    """Logits [b, c], pooled features [b, d], and the share of tokens whose routing gate was open [b]."""
+    """What the network gives.
+
+    Attributes:
+      logits: [b, c].
+      features: pooled tokens [b, d].
+      open_rate: share of tokens whose routing gate was open [b].
+      statistics: new running statistics of batch norms by path, when they were asked for.
+      tokens: as the fusion received them [b, n, d].
+      observed: False at the tokens of missing modalities [b, n].
+    """
 
     logits: jax.Array
     features: jax.Array
     open_rate: jax.Array
+    statistics: Params = {}  # noqa: RUF012 never changed, and a NamedTuple has no default factory
+    tokens: jax.Array | None = None
+    observed: jax.Array | None = None
+
+
+def is_statistic(path: str) -> bool:
+    """Whether a path names running statistics of a batch norm, which are carried along and not trained."""
+    return path.endswith(("/running_mean", "/running_variance"))
 
 
 class _Encoders(nnx.Module):
@@ -73,12 +94,7 @@ class _Encoders(nnx.Module):
 
     def __init__(self, spec: ModelSpec, inputs: Mapping[str, ModalityInput], rngs: nnx.Rngs):
         for name, modality in inputs.items():
-            common = {"tokens": spec.tokens, "width": spec.width, "dropout": spec.encoder_dropout, "rngs": rngs}
-            if modality.kind in ("text", "codes"):
-                encoder = T5Encoder(modality.vocabulary, size=spec.text_size, gated=spec.text_gated, **common)
-            else:
-                encoder = PatchEncoder(modality.shape, hidden=spec.encoder_hidden, **common)
-            setattr(self, name, encoder)
+            setattr(self, name, registry.make_encoder(spec, modality, rngs))
 
 
 class _Imputation(nnx.Module):
@@ -122,12 +138,19 @@ class Model(nnx.Module):
             self.pool_query = nnx.Param(spec.width**-0.5 * jax.random.normal(rngs.params(), (spec.width,)))
         self.head = nnx.Linear(spec.width, num_classes, rngs=rngs)
 
-    def _tokens(self, batch: Batch, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def tokens(
+        self, batch: Batch, keys: jax.Array | None = None, statistics: bool = False, axis_name: str | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Tokens of all modalities [b, n, d], learned ones where one is missing, and which are observed [b, n]."""
         encoded = []
         for i, name in enumerate(self.modalities):
+            encoder = getattr(self.encoders, name)
             modality_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            encoded.append(getattr(self.encoders, name)(batch[name], modality_keys))
+            norms = {}
+            if statistics and isinstance(encoder, registry.BATCH_NORMALISED):
+                norms = {"present": batch["present"][:, i], "axis_name": axis_name}
+            with jax.named_scope(f"encoders/{name}"):
+                encoded.append(encoder(batch[name], modality_keys, **norms))
         owner = np.repeat(np.arange(len(encoded)), [x.shape[1] for x in encoded])  # modality of each token, [n]
         shape = (len(batch["group"]), len(encoded), self.spec.width)
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
@@ -152,23 +175,50 @@ class Model(nnx.Module):
             return jnp.mean(x, axis=1)
         return jnp.einsum("bnd,bn->bd", x, weights.astype(x.dtype))
 
-    def __call__(self, batch: Batch, *, gate: str, keys: jax.Array | None = None) -> Output:
+    def __call__(
+        self,
+        batch: Batch,
+        *,
+        gate: str,
+        keys: jax.Array | None = None,
+        statistics: bool = False,
+        axis_name: str | None = None,
+    ) -> Output:
         """Runs the network.
 
         Args:
           batch: the input of every modality under its name, `present` bool [b, m] and `group` int [b].
           gate: whether group routers act: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
+          statistics: normalise by the statistics of this batch where encoders have batch norms, and update the
+            running ones.
+          axis_name: of the devices that share the batch, when each runs a program of its own.
         """
-        x, observed = self._tokens(batch, keys)
-        mask = observed if self.spec.fusion.mask_missing else None
+        return self.fuse(*self.tokens(batch, keys, statistics, axis_name), batch["group"], gate=gate, keys=keys)
+
+    def fuse(
+        self, tokens: jax.Array, observed: jax.Array, groups: jax.Array, *, gate: str, keys: jax.Array | None = None
+    ) -> Output:
+        """What follows the encoders: fusion blocks, pooling and head.
+
+        Args:
+          tokens: of all modalities [b, n, d].
+          observed: False at the tokens of missing modalities [b, n].
+          groups: [b]; the number of groups means a combination not seen in training.
+          gate, keys: as for a call.
+        """
+        x, mask = tokens, observed if self.spec.fusion.mask_missing else None
         open_rates = []
         for i in range(self.spec.fusion.blocks):
             block_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000 + i)
-            x, open_rate = getattr(self, f"block_{i}")(x, batch["group"], mask, gate, block_keys)
+            with jax.named_scope(f"block_{i}"):
+                x, open_rate = getattr(self, f"block_{i}")(x, groups, mask, gate, block_keys)
             open_rates.append(open_rate)
-        features = self._pool(x, observed)
-        return Output(self.head(features), features, jnp.mean(jnp.stack(open_rates), axis=0))
+        with jax.named_scope("head"):
+            features = self._pool(x, observed)
+            logits = self.head(features)
+        open_rate = jnp.mean(jnp.stack(open_rates), axis=0)
+        return Output(logits, features, open_rate, tokens=tokens, observed=observed)
 
 
 class Network(NamedTuple):
@@ -177,10 +227,14 @@ class Network(NamedTuple):
     Attributes:
       init: key -> parameters by path.
       apply: (parameters, batch, gate=..., keys=...) -> Output, see `Model.__call__`.
+      encode: (parameters, batch) -> tokens of all modalities [b, n, d], as the fusion receives them.
+      fuse: (parameters, tokens, observed, groups, gate=..., keys=...) -> Output, see `Model.fuse`.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[..., Output]
+    encode: Callable[[Params, Batch], jax.Array]
+    fuse: Callable[..., Output]
 
 
 def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int) -> Network:
@@ -198,11 +252,61 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
 
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
 
-    def init(key: jax.Array) -> Params:
-        _, state = nnx.split(build(key))
+    def by_path(model: Model) -> Params:
+        _, state = nnx.split(model)
         return dict(traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/"))
 
-    def apply(params: Params, batch: Batch, **options: Any) -> Output:
-        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))(batch, **options)
+    def init(key: jax.Array) -> Params:
+        return by_path(build(key))
 
-    return Network(init, apply)
+    def apply(params: Params, batch: Batch, **options: Any) -> Output:
+        model = nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
+        output = model(batch, **options)
+        if not options.get("statistics"):
+            return output
+        return output._replace(statistics={path: x for path, x in by_path(model).items() if is_statistic(path)})
+
+    def encode(params: Params, batch: Batch) -> jax.Array:
+        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).tokens(batch)[0]
+
+    def fuse(params: Params, *arguments: jax.Array, **options: Any) -> Output:
+        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).fuse(*arguments, **options)
+
+    return Network(init, apply, encode, fuse)
+
+
+def load_pretrained(
+    spec: ModelSpec, inputs: Mapping[str, ModalityInput], sources: Mapping[str, str], params: Params
+) -> dict[str, np.ndarray]:
+    """Published weights for the encoders of some kinds.
+
+    Args:
+      spec: of the network.
+      inputs: of the network; the encoders of one kind all start from the same file.
+      sources: file, folder or hub name by kind (`text`, `image`, `volume`); an empty one is left out.
+      params: of the network, for their shapes.
+
+    Returns:
+      New values of parameters by path.
+
+    Raises:
+      UserError: a file is missing or does not fit the encoder.
+    """
+    loaded: dict[str, np.ndarray] = {}
+    for name, modality in inputs.items():
+        kind = "text" if modality.kind in registry.TEXT else modality.kind
+        if modality.kind == "codes" or not sources.get(kind):
+            continue  # the ids of codes are those of a fitted list, which no published file knows
+        prefix = f"encoders/{name}/"
+        shapes = {path.removeprefix(prefix): np.shape(x) for path, x in params.items() if path.startswith(prefix)}
+        file = registry.checkpoint(spec, kind)
+        found = pretrained.load(
+            sources[kind],
+            file.layout,
+            shapes,
+            prefixes=file.prefixes,
+            model_types=file.model_types,
+            config=file.config,
+        )
+        loaded |= {prefix + path: x for path, x in found.items()}
+    return loaded

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 INITIAL_WEIGHTS = ("uniform", "frequency", "sqrt_frequency")
+ABSENT = ("last", "zero")
 
 
 class GroupDroState(NamedTuple):
@@ -29,10 +30,11 @@ def initial_weights(kind: str, train_counts: jax.Array) -> jax.Array:
 
     Args:
       kind: `uniform`, `frequency` (p_g, where robust and plain risk agree), or `sqrt_frequency` (∝ √p_g).
-      train_counts: number of training samples of each group, [g].
+      train_counts: number of training samples of each group, [g]; a group without any has no weight, ever.
     """
     power = {"uniform": 0.0, "sqrt_frequency": 0.5, "frequency": 1.0}[kind]
-    weights = jnp.asarray(train_counts, jnp.float32) ** power
+    counts = jnp.asarray(train_counts, jnp.float32)
+    weights = jnp.where(counts > 0, counts**power, 0.0)
     return weights / jnp.sum(weights)
 
 
@@ -59,6 +61,7 @@ def group_dro(
     every: int = 10,
     initial: jax.Array | None = None,
     offset: jax.Array | None = None,
+    absent: str = "last",
 ) -> optax.GradientTransformationExtraArgs:
     """Group weights as an optax transform that leaves the updates as they are.
 
@@ -68,6 +71,8 @@ def group_dro(
       every: steps between two refreshes of the weights (the paper's N).
       initial: λ before the first refresh, [g]; uniform when None.
       offset: added to each group's loss in the refresh, [g], such as C / sqrt(n_g) (Sagawa et al. 2020, section 3.3).
+      absent: what a group without samples in the window counts as, one of `ABSENT`: its `last` known loss, see
+        `known_losses`, or `zero`, as in the program of Sagawa et al., who draw groups evenly and so miss few.
 
     Returns:
       A transform whose `update(updates, state, params, *, group_loss_sum, group_count)` takes the sums of losses and
@@ -105,7 +110,8 @@ def group_dro(
         loss_sum, loss_count = state.loss_sum + group_loss_sum, state.loss_count + group_count
         losses = known_losses(loss_sum, loss_count, state.last_loss, state.seen)
         due = (state.step + 1) % every == 0
-        refreshed = refresh(state.log_weights, losses if offset is None else losses + offset, gamma)
+        counted = losses if absent == "last" else jnp.where(loss_count > 0, losses, 0.0)
+        refreshed = refresh(state.log_weights, counted if offset is None else counted + offset, gamma)
         return updates, GroupDroState(
             log_weights=jnp.where(due, refreshed, state.log_weights),
             loss_sum=jnp.where(due, 0.0, loss_sum),

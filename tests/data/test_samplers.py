@@ -1,3 +1,4 @@
+import json
 import threading
 
 import numpy as np
@@ -52,7 +53,18 @@ def test_every_place_of_an_epoch_is_equally_likely() -> None:
 def test_the_stream_is_the_one_of_earlier_versions() -> None:
     # A resumed run continues the stream it began. If this fails, resumed runs see other data: raise the major version.
     assert samplers.shuffled(42, 10)(0, 10).tolist() == [0, 2, 6, 9, 3, 5, 4, 8, 7, 1]
-    assert samplers.group_balanced(42, np.arange(10) % 3)(5, 10).tolist() == [3, 9, 4, 2, 7, 4, 7, 9, 9, 4]
+    groups = np.arange(10) % 3
+    assert samplers.group_balanced(42, groups)(5, 10).tolist() == [3, 9, 4, 2, 7, 4, 7, 9, 9, 4]
+    others = (
+        samplers.most_modalities_first(42, groups, 1),
+        samplers.group_pairs(42, groups),
+        samplers.fair_batch(42, groups, np.array([0.2, 0.3, 0.5]), 3),
+    )
+    assert [order(0, 10).tolist() for order in others] == [
+        [8, 5, 2, 7, 1, 4, 9, 6, 0, 3],
+        [7, 8, 4, 8, 7, 2, 4, 2, 7, 2],
+        [8, 1, 6, 5, 2, 4, 8, 0, 7, 2],
+    ]
 
 
 def test_threads_see_the_same_order() -> None:
@@ -101,9 +113,210 @@ def test_balanced_steps_and_seeds_differ() -> None:
     assert len({tuple(batch) for batch in batches}) == 3
 
 
+# ---- Most modalities first ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 3))
+def test_first_epochs_go_down_in_modalities_and_later_ones_are_shuffled(
+    observed: list[int], batch_size: int, epochs: int
+) -> None:
+    observed, n = np.array(observed), len(observed)
+    order = samplers.most_modalities_first(5, observed, epochs)
+    places = stream(order, batch_size, steps=-(-5 * n // batch_size))
+    for epoch in range(5):
+        part = places[epoch * n : (epoch + 1) * n]
+        assert sorted(part) == list(range(n))
+        if epoch < epochs:
+            assert (np.diff(observed[part]) <= 0).all()
+        else:
+            assert part.tolist() == stream(samplers.shuffled(5, n), n, epoch + 1)[epoch * n :].tolist()
+    # From the middle, as a resumed run would ask.
+    resumed = samplers.most_modalities_first(5, observed, epochs)
+    assert resumed(2, batch_size).tolist() == stream(order, batch_size, 3)[2 * batch_size :].tolist()
+
+
+def test_samples_alike_in_modalities_do_not_come_in_the_order_of_the_table() -> None:
+    order = samplers.most_modalities_first(0, np.repeat([1, 3, 2], 50), 2)
+    epochs = [order(epoch, 150) for epoch in range(2)]
+    assert sorted(epochs[0][:50]) == list(range(50, 100))
+    assert sorted(epochs[0][50:100]) == list(range(100, 150))
+    assert epochs[0][:50].tolist() != list(range(50, 100))
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+# ---- Pairs of groups ------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_alternates_between_two_groups_and_all_pairs_are_as_likely() -> None:
+    groups = np.array([0] * 90 + [4] * 9 + [2] * 3 + [1])
+    order = samplers.group_pairs(0, groups)
+    seen = {}
+    for step in range(3000):
+        batch = groups[order(step, 8)].reshape(4, 2)
+        assert (batch == batch[0]).all()
+        pair = tuple(batch[0].tolist())
+        seen[pair] = seen.get(pair, 0) + 1
+    assert len(seen) == 12  # ordered pairs of four groups
+    assert all(one != other for one, other in seen)
+    # 250 steps a pair, standard deviation sqrt(3000 * 11 / 144) = 15.
+    assert max(abs(n - 250) for n in seen.values()) < 5 * 15
+    members = np.concatenate([order(step, 8) for step in range(3000)])
+    ofs = np.bincount(members[groups[members] == 0], minlength=103)[:90]  # 24,000 / 4 over 90 members: 67 each, sd 8
+    assert np.abs(ofs - 6000 / 90).max() < 60
+
+
+def test_a_group_against_the_rest_leaves_the_group_out_and_takes_the_rest_as_it_is() -> None:
+    groups = np.array([0] * 60 + [1] * 30 + [2] * 10)
+    order = samplers.group_pairs(3, groups, "vs_rest")
+    rest = {0: [], 1: [], 2: []}
+    for step in range(2000):
+        batch = groups[order(step, 16)].reshape(8, 2)
+        (one,) = set(batch[:, 0].tolist())
+        rest[one] += batch[:, 1].tolist()
+    assert all(one not in others for one, others in rest.items())
+    # Against group 2 stand groups 0 and 1 in their proportion, 2 to 1.
+    assert np.mean(np.array(rest[2]) == 0) == pytest.approx(2 / 3, abs=0.03)
+    assert np.mean(np.array(rest[0]) == 1) == pytest.approx(3 / 4, abs=0.03)
+
+
+def test_pairs_need_two_groups_and_depend_on_seed_and_step_only() -> None:
+    with pytest.raises(UserError, match="two groups"):
+        samplers.group_pairs(0, np.zeros(5, int))
+    groups = np.arange(50) % 5
+    batches = [samplers.group_pairs(seed, groups)(step, 10).tolist() for seed, step in ((0, 7), (0, 8), (1, 7))]
+    assert len({tuple(batch) for batch in batches}) == 3
+    assert samplers.group_pairs(0, groups)(7, 10).tolist() == batches[0]
+
+
+# ---- FairBatch ------------------------------------------------------------------------------------------------------
+
+
+def test_two_groups_move_by_the_published_rule() -> None:
+    """The share of one group goes up by alpha where its loss is higher, else down, within [0, 1]."""
+    share, alpha, rng = 0.02, 0.015, np.random.default_rng(0)
+    shares = np.array([share, 1 - share])
+    visited = []
+    for i in range(60):
+        losses = rng.random(2) if i % 3 else np.array([0.1, 0.9])
+        share = min(1.0, max(0.0, share + alpha * (1 if losses[0] > losses[1] else -1)))
+        for mode in samplers.MOVES:
+            moved = samplers.move_shares(shares, losses, alpha, mode)
+            np.testing.assert_allclose(moved, [share, 1 - share], atol=1e-12)
+        shares = moved
+        visited.append(share)
+    assert min(visited) == 0.0
+    assert len({round(x, 6) for x in visited}) > 3
+
+
+def test_moves_by_hand() -> None:
+    shares, losses = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.9, 0.4])
+    np.testing.assert_allclose(samplers.move_shares(shares, losses, 0.1), [0.4, 0.4, 0.2])
+    losses = np.array([0.5, 0.2, 0.9])  # gaps of neighbours 0.3 and 0.7
+    np.testing.assert_allclose(samplers.move_shares(shares, losses, 0.1, "adjacent"), [0.5, 0.2, 0.3])
+    losses = np.array([0.5, 0.9, 0.2])
+    np.testing.assert_allclose(samplers.move_shares(shares, losses, 0.1, "adjacent"), [0.5, 0.4, 0.1])
+    # One whose loss nobody knows keeps out: neighbours are then those on both sides of it.
+    losses = np.array([0.1, np.nan, 0.9])
+    for mode in samplers.MOVES:
+        np.testing.assert_allclose(samplers.move_shares(shares, losses, 0.1, mode), [0.4, 0.3, 0.3])
+    for losses in (np.full(3, 0.4), np.array([np.nan, 0.4, np.nan])):
+        assert samplers.move_shares(shares, losses, 0.1).tolist() == shares.tolist()
+    # A group that has nothing left gives nothing: the others make room.
+    found = samplers.move_shares(np.array([0.0, 0.6, 0.4]), np.array([0.1, 0.2, 0.3]), 0.1)
+    np.testing.assert_allclose(found, [0.0, 0.6 / 1.1, 0.5 / 1.1])
+
+
+@given(st.lists(st.floats(0.001, 1.0), min_size=1, max_size=12), st.integers(0, 500))
+def test_largest_remainders_sum_to_the_total_and_keep_to_the_quota(weights: list[float], total: int) -> None:
+    shares = np.array(weights) / sum(weights)
+    counts = samplers.largest_remainder(shares, total)
+    assert counts.sum() == total
+    assert (np.abs(counts - shares * total) < 1 + 1e-9).all()
+    # No group that was rounded down has a larger remainder than one that was rounded up.
+    rest = shares * total - np.floor(shares * total)
+    up = counts > np.floor(shares * total)
+    assert not up.any() or up.all() or rest[up].min() >= rest[~up].max() - 1e-9
+
+
+def test_largest_remainders_by_hand() -> None:
+    # Quotas 4.7, 3.1 and 2.2 of ten: the one left goes to the largest remainder.
+    assert samplers.largest_remainder(np.array([0.47, 0.31, 0.22]), 10).tolist() == [5, 3, 2]
+    assert samplers.largest_remainder(np.array([0.25, 0.25, 0.25, 0.25]), 6).tolist() == [2, 2, 1, 1]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 16), st.integers(1, 6), st.integers(0, 3))
+def test_epochs_have_the_shares_without_replacement(sizes: list[int], batch: int, steps: int, epoch: int) -> None:
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    shares = np.random.default_rng(len(groups)).dirichlet(np.ones(len(sizes)))
+    order = samplers.fair_batch(9, groups, shares, steps)
+    batches = [order(epoch * steps + i, batch) for i in range(steps)]
+    assert all(len(places) == batch for places in batches)
+    drawn = np.concatenate(batches)
+    counts = samplers.largest_remainder(shares, steps * batch)
+    assert np.bincount(groups[drawn], minlength=len(sizes)).tolist() == counts.tolist()
+    times = np.bincount(drawn, minlength=len(groups))
+    for g in range(len(sizes)):
+        mine = times[groups == g]
+        assert mine.max() - mine.min() <= 1  # a sample comes again only after all others of its group
+    # From the middle, by a sampler that has drawn nothing before.
+    again = samplers.fair_batch(9, groups, shares, steps)(epoch * steps + steps - 1, batch)
+    assert again.tolist() == batches[-1].tolist()
+
+
+def test_groups_are_spread_over_the_batches_of_an_epoch() -> None:
+    groups = np.repeat([0, 1, 2], [700, 295, 5])
+    shares = np.array([0.6, 0.395, 0.005])
+    batches = [groups[samplers.fair_batch(1, groups, shares, 50)(i, 20)] for i in range(50)]
+    counts = np.array([np.bincount(batch, minlength=3) for batch in batches])
+    assert np.abs(counts - 20 * shares).max() < 2
+    # A tenth of a sample in a batch, which rounding batch by batch would never draw: five in the epoch, one at a time.
+    assert counts[:, 2].sum() == 5
+    assert counts[:, 2].max() == 1
+    later = samplers.fair_batch(1, groups, shares, 50)(50, 20)
+    assert later.tolist() != samplers.fair_batch(1, groups, shares, 50)(0, 20).tolist()
+
+
+def _observed(sampler: samplers.FairBatch, losses: list[float | None]) -> None:
+    """An epoch of two steps in which each group has two samples with its loss, or none."""
+    count = np.array([loss is not None for loss in losses], np.float32)
+    for _ in range(2):
+        sampler.observe(np.array([loss or 0.0 for loss in losses], np.float32) * count, count)
+
+
+def test_shares_follow_the_losses_and_survive_a_restart() -> None:
+    groups = np.repeat([0, 1, 2], [50, 30, 20])
+    sampler = samplers.FairBatch(0, groups, 10, alpha=0.1, mode="minmax")
+    assert sampler.epoch_steps == 10
+    np.testing.assert_allclose(sampler.shares, [0.5, 0.3, 0.2])
+    first = sampler.order()(0, 10).tolist()
+    _observed(sampler, [0.2, None, 0.8])
+    sampler.end_epoch()
+    np.testing.assert_allclose(sampler.shares, [0.4, 0.3, 0.3])
+    assert sampler.order()(0, 10).tolist() != first
+
+    _observed(sampler, [0.5, 0.1, None])  # half an epoch, then the process ends
+    other = samplers.FairBatch(0, groups, 10, alpha=0.1, mode="minmax")
+    other.restore(json.loads(json.dumps(sampler.record())))
+    assert other.record() == sampler.record()
+    for each in (sampler, other):
+        _observed(each, [0.5, 0.3, None])
+        each.end_epoch()
+    # Group 2 was not drawn and still counts with its 0.8; group 1 has the mean of its two halves, 0.2.
+    np.testing.assert_allclose(sampler.shares, [0.4, 0.2, 0.4])
+    assert other.record() == sampler.record()
+    assert other.order()(25, 10).tolist() == sampler.order()(25, 10).tolist()
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
-    for make in (lambda: samplers.shuffled(seed, 3), lambda: samplers.group_balanced(seed, np.zeros(3, int))):
+    groups = np.arange(3)
+    for make in (
+        lambda: samplers.shuffled(seed, 3),
+        lambda: samplers.group_balanced(seed, groups),
+        lambda: samplers.most_modalities_first(seed, groups, 1),
+        lambda: samplers.group_pairs(seed, groups),
+        lambda: samplers.fair_batch(seed, groups, np.ones(3) / 3, 1),
+    ):
         with pytest.raises(UserError, match="seed"):
             make()
 

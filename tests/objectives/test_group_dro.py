@@ -120,6 +120,27 @@ def test_counting_absent_groups_as_zero_moves_weight_away_from_rare_groups() -> 
     )
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_absent_groups_can_count_as_zero(every: int) -> None:
+    steps = random_steps(20, seed=5)
+    options = {"gamma": 0.4, "every": every}
+    zero = over_time(group_dro.group_dro(G, **options, absent="zero"), steps)
+    uniform = [0.25] * G
+    np.testing.assert_allclose(zero, slow.weights_over_time(uniform, steps, **options, absent="zero"), rtol=2e-5)
+    last = over_time(group_dro.group_dro(G, **options), steps)
+    assert np.abs(zero - last).max() > (0.05 if every == 1 else 1e-3)
+
+
+def test_a_group_without_samples_never_has_weight() -> None:
+    initial = group_dro.initial_weights("uniform", jnp.asarray([5, 0, 10, 1]))
+    np.testing.assert_allclose(initial, [1 / 3, 0, 1 / 3, 1 / 3], rtol=1e-6)
+    steps = [{0: [0.5], 2: [2.0], 3: [0.3]}] * 3
+    found = over_time(group_dro.group_dro(G, 0.5, 1, initial), steps)
+    assert np.isfinite(found).all()
+    assert (found[:, 1] == 0).all()
+    np.testing.assert_allclose(found[-1, 2] / found[-1, 0], np.exp(3 * 0.5 * 1.5), rtol=1e-5)
+
+
 def test_sums_of_several_calls_equal_one_call_for_the_whole_window() -> None:
     steps = random_steps(6, seed=3)
     merged: list[Step] = [{}, {}]

@@ -43,6 +43,34 @@ def test_a_cap_limits_the_weights_and_nothing_else() -> None:
     assert np.dot(COUNTS, capped) < float(COUNTS.sum())
 
 
+@given(count_lists, st.sampled_from([0.0, 0.5, 0.9, 0.99]))
+def test_effective_numbers_equal_the_sums_they_stand_for(counts: list[int], beta: float) -> None:
+    # (1 - β^n) / (1 - β) = 1 + β + … + β^(n - 1), each sample worth β of the one before.
+    numbers = [sum(beta**i for i in range(n)) for n in counts]
+    expected = np.array([1 / x for x in numbers])
+    expected *= sum(counts) / np.dot(counts, expected)
+    weights = np.asarray(reweigh.effective_number_weights(jnp.asarray(counts), beta), np.float64)
+    np.testing.assert_allclose(weights, expected, rtol=1e-4)
+
+
+def test_effective_numbers_lie_between_samples_alike_and_groups_alike() -> None:
+    np.testing.assert_allclose(reweigh.effective_number_weights(COUNTS, 0.0), np.ones(4), rtol=1e-6)
+    near_one = reweigh.effective_number_weights(COUNTS, 1 - 1e-6)
+    np.testing.assert_allclose(near_one, reweigh.inverse_frequency_weights(COUNTS), rtol=5e-3)
+    capped = np.asarray(reweigh.effective_number_weights(COUNTS, 0.99, cap=5.0))
+    free = np.asarray(reweigh.effective_number_weights(COUNTS, 0.99))
+    np.testing.assert_allclose(capped, np.minimum(free, 5.0), rtol=1e-6)
+    assert free.max() > 5.0
+
+
+def test_a_group_without_samples_changes_no_weight() -> None:
+    counts = jnp.asarray([0.0, 4.0, 16.0])
+    for rule in (reweigh.inverse_frequency_weights, lambda n: reweigh.effective_number_weights(n, 0.9)):
+        weights = np.asarray(rule(counts))
+        assert np.isfinite(weights).all()
+        np.testing.assert_allclose(weights[1:], rule(counts[1:]), rtol=1e-6)
+
+
 def mean_loss(weights: jnp.ndarray, each: jnp.ndarray, groups: jnp.ndarray) -> float:
     sums, counts = losses.group_sums(each, groups, jnp.ones(len(each)), 4)
     return float(jnp.sum(sums * reweigh.weighted_mean_factors(weights, counts)))

@@ -97,6 +97,7 @@ class SoftMoEBlock(nnx.Module):
         self.expert_in, self.expert_in_bias = normal(d, e, d, f), nnx.Param(jnp.zeros((e, f)))
         self.expert_out, self.expert_out_bias = normal(f, e, f, d), nnx.Param(jnp.zeros((e, d)))
 
+    @jax.named_scope("attention")
     def _attend(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         query, key, value = jnp.split(self.query_key_value(x), 3, axis=-1)
         return self.output(attention(query, key, value, heads=self.spec.heads, mask=mask))
@@ -121,7 +122,8 @@ class SoftMoEBlock(nnx.Module):
         return jnp.where(is_open[:, :, None, None], grouped, plain), jnp.mean(is_open.astype(jnp.float32), axis=1)
 
     def _mix(self, x, groups, mask, gate, keys) -> Routed:
-        logits, open_rate = self._logits(x, groups, gate)
+        with jax.named_scope("router"):
+            logits, open_rate = self._logits(x, groups, gate)
         weights = soft_moe.Experts(
             self.expert_in[...], self.expert_in_bias[...], self.expert_out[...], self.expert_out_bias[...]
         )

@@ -1,0 +1,38 @@
+"""Logit adjustment for long-tailed labels (Menon et al. 2021), by the class prior or that of each combination."""
+
+import numpy as np
+
+PRIORS = ("none", "class", "class_given_group")
+MODES = ("loss", "posthoc")
+
+
+def log_prior(kind: str, label_counts: np.ndarray, smoothing: float = 1.0) -> np.ndarray:
+    """Logarithm of the prior that logits are adjusted by, for every group.
+
+    A prior of the groups themselves is not offered: it would add one number to all logits of a sample, which softmax
+    does not see.
+
+    Args:
+      kind: `class`, or `class_given_group`, where rare combinations have their own shares of the classes.
+      label_counts: training samples by group and class, [g, c].
+      smoothing: samples added to every class (Laplace): rare groups lack some classes, whose logarithm would be -inf.
+
+    Returns:
+      [g + 1, c], float32. Rows sum to one under exp; the last one, for combinations not seen in training, is the class
+      prior.
+    """
+    counts = np.asarray(label_counts, np.float64)
+    pooled = counts.sum(axis=0, keepdims=True)
+    rows = counts if kind == "class_given_group" else np.repeat(pooled, len(counts), axis=0)
+    rows = np.concatenate([rows, pooled]) + smoothing
+    return np.log(np.maximum(rows / rows.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def train_offset(kind: str, mode: str, tau: float, label_counts: np.ndarray, smoothing: float) -> np.ndarray | None:
+    """What is added to the logits in the training loss, τ log π in the mode `loss`, [g + 1, c]; None for nothing."""
+    return tau * log_prior(kind, label_counts, smoothing) if kind != "none" and mode == "loss" else None
+
+
+def predict_offset(kind: str, mode: str, tau: float, label_counts: np.ndarray, smoothing: float) -> np.ndarray | None:
+    """What is added to the logits in predictions, -τ log π in the mode `posthoc`, [g + 1, c]; None for nothing."""
+    return -tau * log_prior(kind, label_counts, smoothing) if kind != "none" and mode == "posthoc" else None
