@@ -1,136 +1,90 @@
-"""Trains several methods over several seeds and tabulates them, with paired differences to the first method.
+"""Trains several methods over several seeds and tabulates them, with paired differences to a baseline.
 
     python -m remind_jax.sweep --config=configs/phenomenon.py --methods=soft_moe,remind --seeds=0,1,42 --workdir=DIR
 
-`--methods=all` is every method of configs/common.py. Finished runs are kept: the same command goes on where it stopped.
-Writes runs.csv (one row a run) and table.md under DIR.
+    --methods=all        methods of configs/common.py, logistic_regression, gradient_boosting, or variants of the table
+    --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
+    --baseline=NAME      what differences are drawn to; soft_moe where it is run, else the first method
+    --table=4            the paper's ablation (4) or sensitivity analysis (16) instead of all methods
+    --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
+    --resamples=2000     bootstrap replicates of the differences
+
+Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails does not stop the
+others. Writes runs.csv, groups.csv, differences.csv, table.md, table.tex and index.html under DIR, and a folder a run.
 """
 
-import csv
+import json
 import os
 import pathlib
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
-from remind_jax import cli
+from remind_jax import cli, jobs, progress, variants
 from remind_jax.errors import UserError
+from remind_jax.evaluation.comparison import RESAMPLES, Run
 
-# Figures of a run, with what they are; all in percent.
-FIGURES = {
-    "overall": "accuracy of the combinations weighted by their train frequency",
-    "worst": "lowest accuracy of a combination with at least 10 held-out samples",
-    "tail": "mean accuracy of the tail combinations",
-    "tail_f1": "mean macro-F1 of the tail combinations",
-    "auroc": "AUROC of all held-out samples",
-    "tail_auroc": "AUROC of the tail's samples together",
-}
+MOST_ROWS = 12  # combinations printed; table.md has them all
 
 
-class Difference(NamedTuple):
-    """Paired difference to the baseline over seeds: mean, sample standard deviation, p of a paired t-test, wins."""
+class Command(NamedTuple):
+    """A sweep's command line: arguments of single runs, and the sweep's own."""
 
-    mean: float
-    sd: float | None
-    p: float | None
-    wins: int
-    n: int
-
-
-def run_figures(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """The figures of one run in percent, from its report; None where the report has none."""
-    groups = [row for row in report["groups"] if row["accuracy"] is not None and row["train_fraction"] > 0]
-    covered = sum(row["train_fraction"] for row in groups)
-    values = {
-        "overall": sum(row["train_fraction"] * row["accuracy"] for row in groups) / covered if covered else None,
-        "worst": report["worst_group"]["accuracy"],
-        "tail": report["tail_mean"]["accuracy"],
-        "tail_f1": report["tail_mean"]["macro_f1"],
-        "auroc": report["overall"]["auroc"],
-        "tail_auroc": report["tail_pooled"]["auroc"],
-    }
-    return {name: None if value is None else 100.0 * value for name, value in values.items()}
+    arguments: list[str]
+    variants: list[variants.Variant]
+    seeds: list[int]
+    workdir: pathlib.Path
+    baseline: str
+    jobs: int
+    resamples: int
 
 
-def mean_and_sd(values: Iterable[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation (ddof 1) of the values that are there; None without any."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+class Entry(NamedTuple):
+    """One run of a sweep.
 
-
-def paired_difference(values: Sequence[float | None], baseline: Sequence[float | None]) -> Difference | None:
-    """Difference of a method to the baseline over the seeds that both have; p is uncorrected."""
-    pairs = [(v, b) for v, b in zip(values, baseline, strict=True) if v is not None and b is not None]
-    if not pairs:
-        return None
-    differences = [v - b for v, b in pairs]
-    mean, wins = statistics.fmean(differences), sum(d > 0 for d in differences)
-    if len(pairs) < 2:
-        return Difference(mean, None, None, wins, len(pairs))
-    from scipy import stats
-
-    sd = statistics.stdev(differences)
-    p = float(stats.ttest_rel(*zip(*pairs, strict=True)).pvalue) if sd > 0 else None
-    return Difference(mean, sd, p, wins, len(pairs))
-
-
-def _pick(rows: Sequence[Mapping[str, Any]], method: str, seeds: Sequence[int], name: str) -> list[float | None]:
-    found = {row["seed"]: row[name] for row in rows if row["method"] == method}
-    return [found.get(seed) for seed in seeds]
-
-
-def table(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], seeds: Sequence[int]) -> str:
-    """Markdown: mean ± sample standard deviation of each figure, and paired differences to the first method.
-
-    Args:
-      rows: one a run, with `method`, `seed` and the names of `FIGURES`.
-      methods: in the order of the table; the first is the baseline.
-      seeds: of the sweep.
+    Attributes:
+      variant: what is run.
+      seed: with which seed.
+      arguments: command line that gives `config`, without the workdir.
+      config: parsed.
+      folder: of the run.
     """
-    names = list(FIGURES)
-    lines = [f"| method | runs | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
-    for method in methods:
-        cells = [_cell(mean_and_sd(_pick(rows, method, seeds, name))) for name in names]
-        lines.append(f"| {method} | {sum(row['method'] == method for row in rows)} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Difference to `{methods[0]}` (p of a paired t-test over seeds, uncorrected; seeds with a gain):",
-        "",
-    ]
-    lines += [f"| method | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for method in methods[1:]:
-        cells = []
-        for name in names:
-            values = (_pick(rows, chosen, seeds, name) for chosen in (method, methods[0]))
-            cells.append(_difference_cell(paired_difference(*values)))
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    lines += ["", *(f"- {name}: {meaning}, in percent" for name, meaning in FIGURES.items())]
-    return "\n".join(lines) + "\n"
+
+    variant: variants.Variant
+    seed: int
+    arguments: list[str]
+    config: Any
+    folder: pathlib.Path
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.variant.name} seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its report."""
+        return (self.folder / "report.json").exists()
 
 
-def _cell(value: tuple[float, float | None] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value[0]:.1f}" if value[1] is None else f"{value[0]:.1f} ± {value[1]:.1f}"
+# ---- The command line -----------------------------------------------------------------------------------------------
 
 
-def _difference_cell(value: Difference | None) -> str:
-    if value is None:
-        return "-"
-    p = "-" if value.p is None else "<.001" if value.p < 0.001 else f"{value.p:.3f}"
-    return f"{value.mean:+.1f} (p {p}; {value.wins}/{value.n})"
-
-
-def _parse(arguments: Sequence[str]) -> tuple[list[str], list[str], list[int], pathlib.Path]:
-    """Splits the command line into arguments of single runs, methods, seeds and workdir."""
+def parse(arguments: Sequence[str]) -> Command:
+    """Reads a sweep's command line."""
     values = flags.FlagValues()
     flags.DEFINE_string("methods", "all", "methods, separated by commas", flag_values=values)
     flags.DEFINE_string("seeds", "0,1,42", "seeds, separated by commas", flag_values=values)
     flags.DEFINE_string("workdir", "", "folder of the sweep", flag_values=values)
+    flags.DEFINE_string("baseline", "", "method that differences are drawn to", flag_values=values)
+    flags.DEFINE_integer("table", 0, "table of the paper", flag_values=values)
+    flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap replicates", lower_bound=1, flag_values=values)
     try:
         rest = values(["remind_jax", *arguments], known_only=True)[1:]
         seeds = [int(seed) for seed in values.seeds.split(",")]
@@ -140,10 +94,29 @@ def _parse(arguments: Sequence[str]) -> tuple[list[str], list[str], list[int], p
         raise UserError("no workdir: give one as --workdir=DIR")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={values.seeds} names a seed twice")
-    file = cli.config_file(rest)
-    known = cli.load_module(file, "common").METHODS
-    methods = known if values.methods == "all" else values.methods.split(",")
-    return rest, list(dict.fromkeys(methods)), seeds, pathlib.Path(values.workdir)
+    methods = cli.load_module(cli.config_file(rest), "common").METHODS
+    chosen = variants.choose(values.methods, values.table, tuple(methods))
+    names = [variant.name for variant in chosen]
+    baseline = values.baseline or ("soft_moe" if "soft_moe" in names else names[0])
+    if baseline not in names:
+        raise UserError(f"baseline={baseline} is not among the methods: {', '.join(names)}")
+    workdir = pathlib.Path(values.workdir)
+    return Command(rest, chosen, seeds, workdir, baseline, values.jobs, values.resamples)
+
+
+def plan(command: Command) -> list[Entry]:
+    """All runs, seed by seed. Every config is read here, so that a mistake costs nothing."""
+    entries = []
+    for seed in command.seeds:
+        for variant in command.variants:
+            # A plain model has no network; the baseline's config carries its data and selection rule.
+            method = "soft_moe" if variant.name in variants.PLAIN else variant.method
+            arguments = [*_with_method(command.arguments, method), f"--config.seed={seed}"]
+            if changes := variant.flags(cli.parse_config(arguments)[0]):
+                arguments += changes
+            config = cli.parse_config(arguments)[0]
+            entries.append(Entry(variant, seed, arguments, config, command.workdir / f"{variant.name}-seed{seed}"))
+    return entries
 
 
 def _with_method(arguments: Sequence[str], method: str) -> list[str]:
@@ -157,50 +130,171 @@ def _with_method(arguments: Sequence[str], method: str) -> list[str]:
     return result
 
 
+# ---- Running --------------------------------------------------------------------------------------------------------
+
+
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    rest, methods, seeds, workdir = _parse(arguments)
-    runs = [(seed, method) for seed in seeds for method in methods]
-    # Every command line is read before the first run starts, so that a mistake costs nothing.
-    configs = {
-        (seed, method): cli.parse_config([*_with_method(rest, method), f"--config.seed={seed}"])[0]
-        for seed, method in runs
-    }
-    from remind_jax import progress
+    command = parse(arguments)
+    entries = plan(command)
+    with jobs.lock(command.workdir) as descriptor, _Termination():
+        with progress.make(len(entries), "runs") as bar:
+            if command.jobs == 1:
+                failed = _in_this_process(entries, bar)
+            else:
+                failed = _in_processes(entries, command.jobs, descriptor, bar)
+        failures = [f"{name}: {reason}" for name, reason in failed.items()]
+        # A run that failed may have a report all the same: that of other settings.
+        finished = read_runs([entry for entry in entries if entry.name not in failed])
+        if not finished:
+            raise UserError(f"no run finished; the first failure was {failures[0]}")
+        _tabulate(command, finished, failures)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(entries)} runs failed: {'; '.join(failures)}")
+
+
+class _Termination:
+    """Turns a SIGTERM into an exception, so that what runs is ended in order; nothing outside the main thread."""
+
+    def __enter__(self) -> None:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, self._raise)
+
+    def __exit__(self, *error: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    @staticmethod
+    def _raise(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+
+def _in_this_process(entries: Sequence[Entry], bar: progress.Silent) -> dict[str, str]:
+    """Runs one after the other; returns the names of the runs that failed, each with the reason."""
+    failed: dict[str, str] = {}
+    for done, entry in enumerate(entries):
+        bar.advance(done, entry.name)
+        shown = entry.finished
+        try:
+            _runner(entry)()
+        except Exception as error:  # whatever it is, the other runs shall have their turn
+            failed[entry.name] = " ".join(str(error).split()) or type(error).__name__
+            bar.say(f"failed: {entry.name}: {failed[entry.name]}")
+            if not isinstance(error, UserError):
+                _log(entry).write_text(traceback.format_exc(), encoding="utf-8")
+            continue
+        bar.say(_outcome(entry, kept=shown))
+    return failed
+
+
+def _runner(entry: Entry) -> Callable[[], Any]:
+    if entry.variant.name in variants.PLAIN:
+        from remind_jax.plain_models import fit_and_evaluate
+
+        return lambda: fit_and_evaluate(entry.config, entry.variant.name, entry.folder, verbose=False)
     from remind_jax.train import train_and_evaluate
 
-    rows, failed = [], []
-    with progress.make(len(runs), "runs") as bar:
-        for done, (seed, method) in enumerate(runs):
-            bar.advance(done, f"{method} seed {seed}")
-            try:
-                report = train_and_evaluate(configs[seed, method], workdir / f"{method}-seed{seed}", verbose=False)
-            except (UserError, RuntimeError, FloatingPointError) as error:
-                failed.append(f"{method} seed {seed}: {error}")
-                bar.say(f"failed: {failed[-1]}")
-                continue
-            rows.append({"method": method, "seed": seed, **run_figures(report)})
-            bar.say(f"{method:<26} seed {seed:<4} " + _summary(rows[-1]))
-    if not rows:
-        raise UserError(f"no run finished; the first failure was {failed[0]}")
-    _write(workdir, rows, table(rows, methods, seeds))
-    print(table(rows, methods, seeds))
-    if failed:
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
+    return lambda: train_and_evaluate(entry.config, entry.folder, verbose=False)
 
 
-def _summary(row: Mapping[str, Any]) -> str:
-    return "  ".join(f"{name} {row[name]:.1f}" for name in FIGURES if row[name] is not None)
+def _in_processes(entries: Sequence[Entry], count: int, descriptor: int, bar: progress.Silent) -> dict[str, str]:
+    """Runs several at a time; returns the names of the runs that failed, each with the reason."""
+    failed: dict[str, str] = {}
+    # A finished run of the same settings needs no process; of other settings, its own process says what differs.
+    open_entries = [entry for entry in entries if not (entry.finished and _same_settings(entry))]
+    for entry in entries:
+        if entry not in open_entries:
+            bar.say(_outcome(entry, kept=True))
+    done = len(entries) - len(open_entries)
+    slots = jobs.divide(min(count, max(1, len(open_entries))), jobs.find_gpus(), jobs.find_cpus())
+    todo = [jobs.Job(_child(entry), _log(entry)) for entry in open_entries]
+    running: list[str] = []
+    for event in jobs.run_all(todo, slots, (descriptor,)):
+        entry = open_entries[event.job]
+        if event.ended:
+            running.remove(entry.name)
+            done += 1
+            if event.error:
+                failed[entry.name] = event.error
+                bar.say(f"failed: {entry.name}: {event.error}")
+            else:
+                bar.say(_outcome(entry, kept=False))
+        else:
+            running.append(entry.name)
+        bar.advance(done, ", ".join(running))
+    return failed
 
 
-def _write(workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]], text: str) -> None:
-    temporary = workdir / "runs.csv.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["method", "seed", *FIGURES])
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, workdir / "runs.csv")
-    (workdir / "table.md").write_text(text, encoding="utf-8")
+def _same_settings(entry: Entry) -> bool:
+    """Whether the run's folder was made with the settings of this sweep."""
+    if entry.variant.name in variants.PLAIN:
+        from remind_jax.plain_models import plain_config
+
+        settings = plain_config(entry.config, entry.variant.name)
+    else:
+        settings = entry.config.to_dict()
+    there = (entry.folder / "config.json").read_text(encoding="utf-8")
+    return json.loads(there) == json.loads(json.dumps(settings))
+
+
+def _child(entry: Entry) -> list[str]:
+    """The command of a run in a process of its own."""
+    plain = entry.variant.name in variants.PLAIN
+    module = ["remind_jax.plain_models", f"--model={entry.variant.name}"] if plain else ["remind_jax.main"]
+    return [sys.executable, "-m", *module, *entry.arguments, f"--workdir={entry.folder}"]
+
+
+def _log(entry: Entry) -> pathlib.Path:
+    return entry.folder.with_name(f"{entry.folder.name}.log")
+
+
+def _outcome(entry: Entry, kept: bool) -> str:
+    from remind_jax.evaluation.results import run_figures
+
+    figures = run_figures(json.loads((entry.folder / "report.json").read_text(encoding="utf-8")))
+    shown = "  ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
+    return f"{entry.variant.name:<26} seed {entry.seed:<4} {shown}{'  (finished before)' if kept else ''}"
+
+
+# ---- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def read_runs(entries: Sequence[Entry]) -> list[Run]:
+    """The finished runs."""
+    import polars as pl
+
+    return [
+        Run(
+            entry.variant.name,
+            entry.seed,
+            json.loads((entry.folder / "report.json").read_text(encoding="utf-8")),
+            pl.read_parquet(entry.folder / "predictions.parquet"),
+        )
+        for entry in entries
+        if entry.finished
+    ]
+
+
+def _tabulate(command: Command, runs: Sequence[Run], failed: Sequence[str]) -> None:
+    from remind_jax.evaluation import results, sweep_page, tables
+
+    names = [variant.name for variant in command.variants]
+    found = results.collect(runs, names, command.baseline, resamples=command.resamples, failures=failed)
+    contents = {
+        "runs.csv": tables.runs_csv(found),
+        "groups.csv": tables.groups_csv(found),
+        "differences.csv": tables.differences_csv(found),
+        "table.md": tables.markdown(found),
+        "table.tex": tables.latex(found),
+        "index.html": sweep_page.render(found),
+    }
+    for name, text in contents.items():
+        temporary = command.workdir / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, command.workdir / name)
+    print(tables.markdown(found, MOST_ROWS))
+    print(f"Tables: {command.workdir / 'index.html'}")
 
 
 if __name__ == "__main__":

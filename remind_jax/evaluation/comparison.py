@@ -1,0 +1,276 @@
+"""Runs of several methods over several seeds side by side: means, spreads, paired differences to a baseline.
+
+How differences are drawn. Methods are compared on the same held-out samples of the same seeds. One bootstrap replicate
+draws patients with replacement, jointly for all methods and all seeds in which a patient is held out, and draws seeds
+with replacement; its difference is the mean over the drawn seeds of (method - baseline). Patients and seeds are
+crossed, not nested: a patient held out under two seeds counts as one, because a chance composition of the patients
+moves both seeds alike. Such a bootstrap of both factors is known to err on the wide side (Owen 2007, "The pigeonhole
+bootstrap"). With one seed only patients are drawn, and the interval says nothing about the chance of training. p is
+two-sided, of the same replicates, and corrected over the methods by Holm.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from remind_jax.evaluation import intervals
+
+FIGURES = ("accuracy", "macro_f1", "auroc")
+WHOLES = ("all", "head", "tail")
+RESAMPLES = 2_000
+LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      method: as the tables call it.
+      seed: of the run.
+      report: as in report.json.
+      predictions: as in predictions.parquet.
+    """
+
+    method: str
+    seed: int
+    report: Mapping[str, Any]
+    predictions: pl.DataFrame
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation (ddof 1; None for one value) of n values."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+class Difference(NamedTuple):
+    """Paired difference of a method to the baseline, in the unit of the figure.
+
+    Attributes:
+      mean: over the seeds that both have.
+      low, high: 95 % interval of the bootstrap over patients and seeds; None where most replicates have no figure.
+      p: two-sided, of the same replicates.
+      p_holm: p corrected over the methods compared with this baseline in this figure and these samples.
+      sd: of the difference over seeds; None for one seed.
+      p_seeds: of a paired t-test over seeds, uncorrected.
+      wins: seeds with a gain.
+      n: seeds.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    sd: float | None
+    p_seeds: float | None
+    wins: int
+    n: int
+
+
+# ---- Means and tests ------------------------------------------------------------------------------------------------
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Of the values that are there; None without any."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction: the k-th smallest of m values times m - k + 1, never falling, at most 1.
+
+    None stays None and does not count as a comparison.
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = largest
+    return corrected
+
+
+def t_test(differences: Sequence[float]) -> float | None:
+    """p of a two-sided t-test that the differences have mean 0; None for fewer than two or without any spread."""
+    if len(differences) < 2 or not statistics.stdev(differences) > 0:
+        return None
+    from scipy import stats
+
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+# ---- The bootstrap --------------------------------------------------------------------------------------------------
+
+
+class Replicates:
+    """Figures of runs under bootstrap replicates; the replicates are the same for every run."""
+
+    def __init__(
+        self, runs: Sequence[Run], *, chosen: Sequence[str] = WHOLES, resamples: int = RESAMPLES, seed: int = 0
+    ):
+        """Draws nothing yet.
+
+        Args:
+          runs: all runs of a sweep, at most one a method and seed.
+          chosen: names of `parts`, of which figures are wanted.
+          resamples: r, number of replicates.
+          seed: of the draws.
+        """
+        self._runs = {(run.method, run.seed): run for run in runs}
+        everyone = pl.concat([run.predictions["patient_id"].cast(pl.String) for run in runs]).unique().sort()
+        self._place = {patient: i for i, patient in enumerate(everyone.to_list())}
+        self.resamples, self._chosen, self._seed = resamples, tuple(chosen), seed
+        self._figures: dict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = {}
+
+    def figures(self, method: str, seed: int) -> dict[str, dict[str, np.ndarray]]:
+        """Samples -> figure -> its value in each replicate [r], NaN where undefined; samples as in `parts`."""
+        key = (method, seed)
+        if key not in self._figures:
+            self._figures[key] = self._compute(self._runs[key])
+        return self._figures[key]
+
+    def _compute(self, run: Run) -> dict[str, dict[str, np.ndarray]]:
+        table = run.predictions
+        owner = np.array([self._place[patient] for patient in table["patient_id"].cast(pl.String).to_list()], np.int64)
+        classes = sum(name.startswith("p_") and name[2:].isdigit() for name in table.columns)
+        labels = table["label"].to_numpy().astype(np.int64)
+        probabilities = table.select([f"p_{k}" for k in range(classes)]).to_numpy().astype(np.float64)
+        found: dict[str, list[dict[str, np.ndarray]]] = {}
+        chosen = {name: rows for name, rows in parts(run).items() if name in self._chosen}
+        # The weights depend on the number of patients and the seed of the draws alone, so that all runs share them.
+        draws = intervals.patient_weights(
+            np.arange(len(self._place)), len(self._place), self._seed, resamples=self.resamples
+        )
+        for weights in draws:
+            for name, rows in chosen.items():
+                values = intervals.weighted_metrics(labels[rows], probabilities[rows], weights[:, owner[rows]])
+                found.setdefault(name, []).append(values)
+        return {
+            name: {figure: np.concatenate([values[figure] for values in parts_]) for figure in FIGURES}
+            for name, parts_ in found.items()
+        }
+
+    def seeds_drawn(self, count: int) -> np.ndarray:
+        """How often each of `count` seeds is in each replicate, [r, count]; all once where there is one seed."""
+        rng = np.random.default_rng((self._seed, count))
+        drawn = rng.integers(0, count, size=(self.resamples, count))
+        return np.stack([(drawn == i).sum(axis=1) for i in range(count)], axis=1).astype(np.float64)
+
+    def differences(self, method: str, baseline: str, seeds: Sequence[int], part: str, figure: str) -> np.ndarray:
+        """Mean over the drawn seeds of (method - baseline), in each replicate in which it is defined, at most [r]."""
+        one, two = ([self.figures(name, seed)[part][figure] for seed in seeds] for name in (method, baseline))
+        each = np.stack(one, axis=1) - np.stack(two, axis=1)
+        drawn = self.seeds_drawn(each.shape[1])
+        used = np.where(np.isnan(each), 0.0, drawn)
+        with np.errstate(invalid="ignore"):
+            values = np.nansum(used * np.nan_to_num(each), axis=1) / used.sum(axis=1)
+        return values[np.isfinite(values)]
+
+
+def parts(run: Run) -> dict[str, np.ndarray]:
+    """Sets of held-out samples with their row numbers: `all`, `head`, `tail`, and each combination by name.
+
+    Sets without samples are left out.
+    """
+    names = np.array(run.predictions["group"].to_list(), dtype=object)
+    tail = {row["group"] for row in run.report["groups"] if row["tail"]}
+    in_tail = np.array([name in tail for name in names], bool)
+    chosen = {"all": np.arange(len(names)), "head": np.flatnonzero(~in_tail), "tail": np.flatnonzero(in_tail)}
+    chosen |= {name: np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
+    return {name: rows for name, rows in chosen.items() if len(rows)}
+
+
+def figure_of(report: Mapping[str, Any], part: str, figure: str) -> float | None:
+    """A figure of a report for one of the sets of `parts`; None where the report has none."""
+    if part in WHOLES:
+        section = {"all": "overall", "head": "head_pooled", "tail": "tail_pooled"}[part]
+        return report[section][figure]
+    return next((row[figure] for row in report["groups"] if row["group"] == part), None)
+
+
+def same_samples(one: Run, other: Run) -> bool:
+    """Whether two runs were evaluated on the same samples in the same order, so that they can be paired."""
+    return one.predictions["sample_id"].cast(pl.String).equals(other.predictions["sample_id"].cast(pl.String))
+
+
+def compare(
+    runs: Sequence[Run],
+    methods: Sequence[str],
+    baseline: str,
+    chosen: Sequence[str] = WHOLES,
+    *,
+    resamples: int = RESAMPLES,
+) -> dict[tuple[str, str, str], Difference]:
+    """Paired differences of every method to the baseline.
+
+    Args:
+      runs: at most one a method and seed.
+      methods: to compare; the baseline among them is passed over.
+      baseline: a method.
+      chosen: names of `parts`.
+      resamples: number of replicates.
+
+    Returns:
+      (samples, figure, method) -> difference, where both have the figure under at least one seed.
+    """
+    replicates = Replicates(runs, chosen=chosen, resamples=resamples)
+    by_key = {(run.method, run.seed): run for run in runs}
+    seeds = sorted({run.seed for run in runs})
+    pairs = {
+        method: [
+            (by_key[method, s], by_key[baseline, s])
+            for s in seeds
+            if {(method, s), (baseline, s)} <= by_key.keys() and same_samples(by_key[method, s], by_key[baseline, s])
+        ]
+        for method in methods
+        if method != baseline
+    }
+    found: dict[tuple[str, str, str], Difference] = {}
+    for part in chosen:
+        for figure in FIGURES:
+            row: dict[str, Difference] = {}
+            for method, paired in pairs.items():
+                if difference := _difference(replicates, paired, part, figure):
+                    row[method] = difference
+            corrected = holm([difference.p for difference in row.values()])
+            for (method, difference), p_holm in zip(row.items(), corrected, strict=True):
+                found[part, figure, method] = difference._replace(p_holm=p_holm)
+    return found
+
+
+def _difference(replicates: Replicates, pairs: Sequence[tuple[Run, Run]], part: str, figure: str) -> Difference | None:
+    """The difference of paired runs, uncorrected; None where no pair has the figure."""
+    known = []
+    for one, two in pairs:
+        values = figure_of(one.report, part, figure), figure_of(two.report, part, figure)
+        if None not in values:
+            known.append((one, values[0] - values[1]))
+    if not known:
+        return None
+    each = [value for _, value in known]
+    seeds = [one.seed for one, _ in known]
+    method, baseline = pairs[0][0].method, pairs[0][1].method
+    drawn = replicates.differences(method, baseline, seeds, part, figure)
+    low = high = p = None
+    if 2 * len(drawn) >= replicates.resamples:
+        low, high = (float(q) for q in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+        p = p_value(drawn)
+    sd = statistics.stdev(each) if len(each) > 1 else None
+    wins = sum(value > 0 for value in each)
+    return Difference(statistics.fmean(each), low, high, p, None, sd, t_test(each), wins, len(each))
+
+
+def p_value(drawn: np.ndarray) -> float:
+    """Two-sided p that a difference is 0, of its replicates [r]: twice the smaller tail, never below 2 / (r + 1)."""
+    below, above = (1 + int((drawn <= 0).sum())), (1 + int((drawn >= 0).sum()))
+    return min(1.0, 2 * min(below, above) / (len(drawn) + 1))

@@ -1,0 +1,244 @@
+"""Sweeps: what is run with which settings, that they go on after a kill, and the tables that they leave."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import common
+from remind_jax import sweep
+from remind_jax.errors import UserError
+from tests import tiny_runs
+
+pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+
+QUICK = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20, "data__tuning": 24}
+TABLES = {"runs.csv", "groups.csv", "differences.csv", "table.md", "table.tex", "index.html"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick(tmp_path_factory):
+    with tiny_runs.quick_compilation(tmp_path_factory):
+        yield
+
+
+def _arguments(cache, workdir, *more: str, **changes) -> list[str]:
+    return [*tiny_runs.arguments(cache, **QUICK | changes), f"--workdir={workdir}", "--resamples=50", *more]
+
+
+def _run(arguments: list[str]) -> str:
+    """What a sweep prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        sweep.main(arguments)
+    return printed.getvalue()
+
+
+# ---- The command line ------------------------------------------------------------------------------------------------
+
+
+def _plan(tmp_path, *more: str) -> list[sweep.Entry]:
+    return sweep.plan(sweep.parse([f"--config={tiny_runs.ROOT}/configs/mimic.py", f"--workdir={tmp_path}", *more]))
+
+
+def test_all_methods_and_seeds_are_planned_seed_by_seed(tmp_path):
+    entries = _plan(tmp_path, "--seeds=3,1")
+    names = [*common.METHODS, "logistic_regression", "gradient_boosting"]
+    assert [(entry.seed, entry.variant.name) for entry in entries] == [(s, name) for s in (3, 1) for name in names]
+    for entry in entries:
+        assert entry.config.seed == entry.seed
+        assert entry.folder == tmp_path / f"{entry.variant.name}-seed{entry.seed}"
+        assert entry.config.method == (entry.variant.name if entry.variant.name in common.METHODS else "soft_moe")
+    assert len({str(entry.folder) for entry in entries}) == len(entries)
+    assert not list(tmp_path.iterdir())
+
+
+def test_variants_change_what_the_command_line_gave(tmp_path):
+    flags = ("--config.fusion.experts=12", "--config.dro.gamma=0.3", "--table=16", "--seeds=0")
+    found = {entry.variant.name: entry.config for entry in _plan(tmp_path, *flags)}
+    assert (found["experts_half"].fusion.experts, found["experts_quarter"].fusion.experts) == (6, 3)
+    assert (found["experts_half"].dro.gamma, found["dro_gamma_0.5"].dro.gamma) == (0.3, 0.5)
+    assert {config.method for config in found.values()} == {"remind"}
+
+
+def test_baseline_is_soft_moe_or_the_first(tmp_path):
+    def baseline(*more):
+        file = tiny_runs.ROOT / "configs" / "mimic.py"
+        return sweep.parse([f"--config={file}:size=paper,method=remind", f"--workdir={tmp_path}", *more]).baseline
+
+    assert baseline() == "soft_moe"
+    assert baseline("--methods=remind,soft_moe") == "soft_moe"
+    assert baseline("--methods=remind,reweigh") == "remind"
+    assert baseline("--methods=remind,reweigh", "--baseline=reweigh") == "reweigh"
+    assert baseline("--table=16") == "remind"
+
+
+def test_the_argument_string_keeps_the_size(tmp_path):
+    file = f"--config={tiny_runs.ROOT}/configs/mimic.py:size=paper,method=remind"
+    entries = sweep.plan(sweep.parse([file, f"--workdir={tmp_path}", "--methods=reweigh", "--seeds=0"]))
+    assert (entries[0].config.size, entries[0].config.method) == ("paper", "reweigh")
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (["--methods=remnd"], ("'remnd'", "did you mean 'remind'")),
+        (["--seeds=0,0"], ("twice",)),
+        (["--seeds=0,x"], ("command line", "x")),
+        (["--baseline=group_dro", "--methods=remind"], ("baseline=group_dro", "remind")),
+        (["--table=17"], ("table=17", "4, 16")),
+        (["--jobs=0"], ("jobs",)),
+        (["--config.optim.lrr=1"], ("lrr",)),
+        (["--wrokdir=x"], ("wrokdir",)),
+        (["extra"], ("unexpected arguments", "extra")),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_run(tmp_path, more, parts):
+    with pytest.raises(UserError) as error:
+        _run([f"--config={tiny_runs.ROOT}/configs/mimic.py", f"--workdir={tmp_path / 'sweep'}", *more])
+    assert all(part in str(error.value) for part in parts)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_no_workdir_is_a_mistake():
+    with pytest.raises(UserError, match="no workdir"):
+        sweep.main([f"--config={tiny_runs.ROOT}/configs/mimic.py"])
+
+
+# ---- Runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished sweep of two methods and a plain model over two seeds: its folder, its arguments, what it printed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    methods = "--methods=soft_moe,remind,logistic_regression"
+    arguments = _arguments(folder / "cache", folder / "out", methods, "--seeds=0,1")
+    return folder / "out", arguments, _run(arguments)
+
+
+def test_a_sweep_leaves_tables_and_run_folders(done):
+    folder, _, printed = done
+    runs = {f"{name}-seed{seed}" for name in ("soft_moe", "remind", "logistic_regression") for seed in (0, 1)}
+    assert {path.name for path in folder.iterdir()} == TABLES | runs | {".lock"}
+    assert (folder / "table.md").read_text(encoding="utf-8").rstrip() in printed
+    for line in ("remind                     seed 1", "index.html"):
+        assert line in printed
+
+
+def test_tables_hold_the_figures_of_the_reports(done):
+    folder, _, _ = done
+    with open(folder / "runs.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (name, seed) for seed in "01" for name in ("soft_moe", "remind", "logistic_regression")
+    ]
+    for row in rows:
+        report = json.loads((folder / f"{row['method']}-seed{row['seed']}" / "report.json").read_text("utf-8"))
+        assert float(row["accuracy"]) == pytest.approx(100 * report["overall"]["accuracy"])
+        assert report["method"] == row["method"]
+
+
+def test_the_same_command_shows_the_tables_again_and_trains_nothing(done):
+    folder, arguments, printed = done
+    reports = sorted(folder.glob("*/report.json"))
+    before = [path.stat().st_mtime_ns for path in reports]
+    tables = {name: (folder / name).read_bytes() for name in TABLES}
+    again = _run(arguments)
+    assert [path.stat().st_mtime_ns for path in reports] == before
+    assert {name: (folder / name).read_bytes() for name in TABLES} == tables
+    assert again.count("(finished before)") == 6
+    assert "finished before" not in printed
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_other_settings_in_the_same_folder_are_refused_and_the_rest_is_tabulated(done, tmp_path, monkeypatch, jobs):
+    monkeypatch.setenv("PYTHONPATH", str(tiny_runs.ROOT))
+    folder, arguments, _ = done
+    copy = tmp_path / "out"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "soft_moe-seed1")
+    changed = [argument.replace(str(folder), str(copy)) for argument in arguments]
+    with pytest.raises(UserError, match=r"3 of 6 runs failed: soft_moe seed 0: workdir .* another config: optim.lr"):
+        _run([*changed, "--config.optim.lr=0.5", f"--jobs={jobs}"])
+    text = (copy / "table.md").read_text(encoding="utf-8")
+    assert "Failed: remind seed 0" in text
+    assert "| remind |" not in text  # its reports are those of other settings
+    assert "| soft_moe | 1 |" in text
+    assert "| logistic_regression | 2 |" in text
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+    """A learning rate that no run survives fails the network's runs; the plain model has none."""
+    arguments = _arguments(
+        tmp_path / "cache",
+        tmp_path / "out",
+        "--methods=remind,logistic_regression",
+        "--seeds=0",
+        "--baseline=logistic_regression",
+        optim__lr=1e30,
+        optim__clip=0.0,
+    )
+    with pytest.raises(UserError, match=r"1 of 2 runs failed: remind seed 0: .*not finite"):
+        _run(arguments)
+    text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "Failed: remind seed 0" in text
+    assert "| logistic_regression | 1 |" in text
+
+
+def test_nothing_finished_is_an_error(tmp_path):
+    arguments = _arguments(
+        tmp_path / "cache", tmp_path / "out", "--methods=remind", "--seeds=0", optim__lr=1e30, optim__clip=0.0
+    )
+    with pytest.raises(UserError, match="no run finished; the first failure was remind seed 0"):
+        _run(arguments)
+    assert not (tmp_path / "out" / "table.md").exists()
+
+
+# ---- Several processes -----------------------------------------------------------------------------------------------
+
+
+def _start(arguments: list[str], folder) -> subprocess.Popen:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(tiny_runs.ROOT)}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-m", "remind_jax.sweep", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _figures(folder) -> dict[str, dict]:
+    """Reports of all runs without what depends on the machine."""
+    return {path.parent.name: json.loads(path.read_text("utf-8"))["overall"] for path in folder.glob("*/report.json")}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_of_several_processes_goes_on(done, tmp_path):
+    folder, arguments, _ = done
+    other = [argument.replace(str(folder), str(tmp_path / "out")) for argument in arguments]
+    process = _start([*other, "--jobs=2"], tmp_path)
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "out").glob("*/report.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not (tmp_path / "out" / "table.md").exists()
+    finished = len(list((tmp_path / "out").glob("*/report.json")))
+    process = _start([*other, "--jobs=2"], tmp_path)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert out.count("(finished before)") == finished < 6
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= TABLES
+    there, here = _figures(folder), _figures(tmp_path / "out")
+    assert there.keys() == here.keys()
+    assert all(here[name]["accuracy"] == pytest.approx(there[name]["accuracy"], abs=0.05) for name in there)
