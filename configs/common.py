@@ -32,6 +32,19 @@ METHODS = {
     },
     # Roh et al. 2021, of training losses: the groups' shares of a batch move once an epoch.
     "fair_batch": SOFT_MOE | {"sampler": "fair_batch"},
+    # Han et al. 2024: routers of each modality over shared experts, by distance.
+    "fuse_moe": SOFT_MOE | {"fusion.kind": "fuse_moe"},
+    # Yun et al. 2024: one router, taught which expert belongs to a combination; vectors of combination and modality.
+    "flex_moe": SOFT_MOE
+    | {
+        "fusion.kind": "flex_moe",
+        "fusion.top_k": 4,
+        "fusion.routing": "joint",
+        "fusion.scores": "softmax",
+        "model.imputation": "bank",
+        "sampler": "most_modalities_first",
+        "objective.entropy_weight": 0.0,
+    },
     # Menon et al. 2021: what "Distribution Adjustment" is if it is not `reweigh`.
     "logit_adjust": SOFT_MOE | {"objective.prior": "class"},
     "remind": REMIND,
@@ -81,7 +94,7 @@ def base() -> ml_collections.ConfigDict:
     model.text_gated = True  # gated GELU (T5 v1.1) or ReLU (v1.0)
     model.image_encoder = "vit_small"  # vit_small | vit_base (ViT-B/16) | resnet_small | resnet50
     model.volume_encoder = "r3d_small"  # r3d_small | r3d_18
-    model.imputation = "group"  # group (paper) | modality | modality+group | zero
+    model.imputation = "group"  # group (paper) | modality | modality+group | bank (group × modality) | zero
     model.modality_embedding = False  # add a learned vector of its modality to every token
     model.pooling = "mean"  # mean | observed | first | attention
 
@@ -93,6 +106,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.fusion = fusion = ml_collections.ConfigDict()
     fusion.blocks = 1  # attention + soft-MoE blocks; the paper's parameter count fits one
+    fusion.kind = "soft_moe"  # soft_moe | fuse_moe | flex_moe
     fusion.heads = 8  # h
     fusion.experts = 8  # e
     fusion.slots = 1  # s
@@ -111,6 +125,11 @@ def base() -> ml_collections.ConfigDict:
     fusion.gate_granularity = "sample"  # sample | token | batch
     fusion.train_gate = "gated"  # gated | always | never, in stage 2
     fusion.eval_gate = "gated"  # the same in evaluation
+    fusion.top_k = 2  # experts of a token (fuse_moe, flex_moe)
+    fusion.routing = "per_modality"  # joint (one router) | per_modality | disjoint (experts of each modality as well)
+    fusion.scores = "laplace"  # softmax (product) | gaussian (minus squared distance) | laplace (minus distance)
+    fusion.noise = True  # learnable noise on the scores in training
+    fusion.share_experts = False  # flex_moe: combinations share experts in turn where there are more than experts
     fusion.dropout = 0.4  # rate on the outputs of attention and experts
 
     c.objective = objective = ml_collections.ConfigDict()
@@ -130,6 +149,9 @@ def base() -> ml_collections.ConfigDict:
     objective.prior_mode = "loss"  # loss: added to logits in training | posthoc: subtracted in predictions
     objective.prior_tau = 1.0  # times the log prior
     objective.prior_smoothing = 1.0  # samples added to each class of a group
+    objective.balance_weight = 0.01  # of unevenly used experts (fuse_moe, flex_moe)
+    objective.entropy_weight = 0.01  # of modalities that use the same experts (fuse_moe with per_modality)
+    objective.specialize_weight = 0.01  # of a combination's expert that the router does not choose (flex_moe)
 
     c.dro = dro = ml_collections.ConfigDict()
     dro.gamma = 0.02  # sharpness of the weight update (Eq. 4)

@@ -16,6 +16,7 @@ def get_config(arg: str = ""):
     if config.size == "paper":
         common.paper_hyper_parameters(config, experts=128, width=768, lr=1e-4, decay=5e-5)
         config.train.epochs = 20.0
+    config.fusion.share_experts = True
     # A hospital's own data often have dozens of combinations, most of them rare.
     common.apply_method(config, chosen["method"], group_imputation="modality+group")
     return config

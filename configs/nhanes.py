@@ -18,6 +18,7 @@ def get_config(arg: str = ""):
     if config.size == "paper":
         common.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
         config.train.epochs = 50.0
+    config.fusion.share_experts = True
     # Twenty-one combinations and more: the paper's one vector a combination costs points there.
     common.apply_method(config, chosen["method"], group_imputation="modality+group")
     return config

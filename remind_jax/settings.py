@@ -11,9 +11,10 @@ from remind_jax.data.sources import SOURCES
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.encoders import registry, t5
 from remind_jax.models.fusion.soft_moe import FusionSpec
+from remind_jax.models.fusion.sparse_moe import ROUTINGS
 from remind_jax.models.model import ModelSpec
 from remind_jax.objectives import group_dro, logit_adjust, reweigh
-from remind_jax.ops import imputation, routing, soft_moe
+from remind_jax.ops import imputation, routing, soft_moe, sparse_moe
 
 _GATES = ("gated", "always", "never")
 CHOICES: dict[str, Iterable[str]] = {
@@ -28,6 +29,9 @@ CHOICES: dict[str, Iterable[str]] = {
     "model.volume_encoder": registry.VOLUME,
     "model.imputation": imputation.KINDS,
     "model.pooling": ("mean", "observed", "first", "attention"),
+    "fusion.kind": ("soft_moe", "fuse_moe", "flex_moe"),
+    "fusion.routing": ROUTINGS,
+    "fusion.scores": sparse_moe.SCORES,
     "fusion.preset": soft_moe.PRESETS,
     "fusion.norm": ("pre", "post"),
     "fusion.residual_init": ("zero", "sinusoidal"),
@@ -54,13 +58,14 @@ CHOICES: dict[str, Iterable[str]] = {
 AT_LEAST_ONE = (
     *("model.width", "model.tokens", "fusion.blocks", "fusion.heads", "fusion.slots"),
     *("fusion.hidden", "dro.every", "train.batch_size", "train.log_every", "eval.batch_size"),
-    *("eval.bootstrap", "data.image_size", "data.frames"),
+    *("fusion.top_k", "eval.bootstrap", "data.image_size", "data.frames"),
 )
 POSITIVE = (
     *("optim.lr", "train.epochs", "train.evaluate_every", "data.memory_gib", "optim.step_epochs"),
     *("objective.mixup_beta", "sampler_alpha"),
 )
 NOT_NEGATIVE = (
+    *("objective.balance_weight", "objective.entropy_weight", "objective.specialize_weight"),
     *("seed", "devices", "groups.tail_below", "model.encoder_hidden", "objective.focal_gamma"),
     *("objective.reweigh_cap", "objective.mixup_weight", "objective.prior_tau", "objective.prior_smoothing"),
     *("sampler_epochs", "dro.gamma", "dro.adjustment", "train.joint_epochs", "train.patience"),
@@ -105,6 +110,8 @@ def validate(config: Any) -> None:
     if config.parallel == "pmap" and config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit")
     _validate_pairs(config)
+    if config.fusion.kind != "soft_moe" and config.fusion.group_routers:
+        raise UserError(f"fusion.group_routers belong to fusion.kind=soft_moe, not {config.fusion.kind}")
     if config.fusion.experts < 2:
         raise UserError(f"fusion.experts={config.fusion.experts} leaves nothing to route to: use at least 2")
 

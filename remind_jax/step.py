@@ -12,7 +12,7 @@ import optax
 from remind_jax import state as states
 from remind_jax.models.model import Batch, Network, Output, Params, is_statistic
 from remind_jax.objectives import fair_mixup, group_dro, reweigh
-from remind_jax.ops import losses
+from remind_jax.ops import losses, sparse_moe
 
 
 class Stage(NamedTuple):
@@ -222,6 +222,11 @@ def make_step(
             if mixup is not None:
                 extra["train/mixup"], penalty = mixup(weights, batch, output, state.step, keys, total)
                 value = value + config.objective.mixup_weight * penalty
+            if output.routing:
+                extra["train/routing"], penalty = _routing_penalty(
+                    config.objective, jax.tree.map(total, output.routing)
+                )
+                value = value + sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), penalty, output.routing)))
             return value, (loss_sum, count, open_sum, output.statistics, extra)
 
         gradient, (loss_sum, count, open_sum, statistics, extra) = jax.grad(objective, has_aux=True)(state.params)
@@ -247,6 +252,21 @@ def make_step(
         return states.TrainState(state.step + 1, params, frozen, opt_state, ema), metrics
 
     return step
+
+
+def _routing_penalty(objective: Any, sums: Any) -> tuple[jax.Array, Any]:
+    """The penalty on the routing of the whole batch, and its slope in the sums.
+
+    The slope times a device's own sums has the gradient of the penalty once devices are summed.
+    """
+    sums = jax.lax.stop_gradient(sums)
+
+    def value(sums):
+        weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
+        names = ("balance", "entropy", "specialize")
+        return sum(sparse_moe.penalty(block, **dict(zip(names, weights, strict=True))) for block in sums)
+
+    return jax.value_and_grad(value)(sums)
 
 
 def _cells(batch: Batch, train_counts: np.ndarray) -> jax.Array:

@@ -162,6 +162,24 @@ def test_fair_mixup_looks_at_the_pairs_of_all_devices():
     assert np.abs(one[0].params["head/kernel"] - plain[0].params["head/kernel"]).max() > 1e-3
 
 
+@pytest.mark.parametrize(("method", "term"), [("fuse_moe", "entropy"), ("flex_moe", "specialize")])
+def test_sparse_routing_is_balanced_over_the_samples_of_all_devices(method, term):
+    def start(**weights):
+        config = _config(**{f"objective__{name}_weight": value for name, value in weights.items()})
+        common.apply_method(config, method)
+        config.objective.update(kind="group_dro", **{f"{name}_weight": value for name, value in weights.items()})
+        config.fusion.update(top_k=2)
+        return _start(config)
+
+    weights = {"balance": 0.5, term: 0.5}
+    one = _train(*start(**weights), "jit", 1)
+    for kind in parallel.KINDS:
+        _assert_same(_train(*start(**weights), kind, 4), one)
+    assert len({float(metrics["train/routing"]) for metrics in one[1]}) == STEPS
+    free = _train(*start(balance=0.0, **{term: 0.0}), "jit", 1)[0].params["block_0/router"]
+    assert np.abs(one[0].params["block_0/router"] - free).max() > 1e-3
+
+
 def test_averaging_what_devices_find_would_be_wrong():
     """Each device dividing by its own counts, and a mean over devices: what must not be done, and does differ."""
     step, state = _start(_config(), _linear())

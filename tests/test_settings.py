@@ -60,7 +60,14 @@ def test_unknown_choice_is_refused_with_the_known_ones(config, key):
 )
 def test_every_known_choice_is_valid(config, key, choice):
     _set(config, key, choice)
+    config.fusion.group_routers = config.fusion.kind == "soft_moe"
     settings.validate(config)
+
+
+def test_group_routers_are_parts_of_the_soft_moe_block(config):
+    config.fusion.kind = "fuse_moe"
+    with pytest.raises(UserError, match=r"group_routers belong to fusion\.kind=soft_moe"):
+        settings.validate(config)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from flax import nnx, traverse_util
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import registry
 from remind_jax.models.fusion.soft_moe import FusionSpec, SoftMoEBlock
+from remind_jax.models.fusion.sparse_moe import SparseMoEBlock, Tokens
 from remind_jax.ops import imputation
 from remind_jax.ops.transformer import dropout
 
@@ -74,6 +75,7 @@ class Output(NamedTuple):
       statistics: new running statistics of batch norms by path, when they were asked for.
       tokens: as the fusion received them [b, n, d].
       observed: False at the tokens of missing modalities [b, n].
+      routing: of each sparse block, the sums over the batch that `sparse_moe.penalty` takes.
     """
 
     logits: jax.Array
@@ -82,6 +84,7 @@ class Output(NamedTuple):
     statistics: Params = {}  # noqa: RUF012 never changed, and a NamedTuple has no default factory
     tokens: jax.Array | None = None
     observed: jax.Array | None = None
+    routing: tuple[dict[str, jax.Array], ...] = ()
 
 
 def is_statistic(path: str) -> bool:
@@ -101,19 +104,27 @@ class _Imputation(nnx.Module):
     """Learned vectors for missing modalities; the group part starts at zero beside a modality part."""
 
     def __init__(self, kind: str, width: int, num_modalities: int, num_groups: int, rngs: nnx.Rngs):
-        def normal(rows: int) -> nnx.Param:
-            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width)))
+        def normal(*rows: int) -> nnx.Param:
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (*rows, width)))
 
         if kind in ("modality", "modality+group"):
             self.modality = normal(num_modalities)
         if kind == "group":
             self.group = normal(num_groups)
+        elif kind == "bank":
+            self.group = normal(num_groups, num_modalities)
         elif kind == "modality+group":
             self.group = nnx.Param(jnp.zeros((num_groups, width)))
 
     def __call__(self, groups: jax.Array) -> jax.Array:
         tables = [getattr(self, name)[...] if hasattr(self, name) else None for name in ("modality", "group")]
         return imputation.imputed_tokens(groups, *tables)
+
+
+def _make_block(spec: ModelSpec, num_groups: int, num_modalities: int, rngs: nnx.Rngs) -> nnx.Module:
+    if spec.fusion.kind == "soft_moe":
+        return SoftMoEBlock(spec.fusion, spec.width, num_groups, rngs)
+    return SparseMoEBlock(spec.fusion, spec.width, num_groups, num_modalities, rngs)
 
 
 class Model(nnx.Module):
@@ -133,7 +144,7 @@ class Model(nnx.Module):
         if spec.modality_embedding:
             self.modality_embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (len(inputs), spec.width)))
         for i in range(spec.fusion.blocks):
-            setattr(self, f"block_{i}", SoftMoEBlock(spec.fusion, spec.width, num_groups, rngs))
+            setattr(self, f"block_{i}", _make_block(spec, num_groups, len(inputs), rngs))
         if spec.pooling == "attention":
             self.pool_query = nnx.Param(spec.width**-0.5 * jax.random.normal(rngs.params(), (spec.width,)))
         self.head = nnx.Linear(spec.width, num_classes, rngs=rngs)
@@ -151,7 +162,7 @@ class Model(nnx.Module):
                 norms = {"present": batch["present"][:, i], "axis_name": axis_name}
             with jax.named_scope(f"encoders/{name}"):
                 encoded.append(encoder(batch[name], modality_keys, **norms))
-        owner = np.repeat(np.arange(len(encoded)), [x.shape[1] for x in encoded])  # modality of each token, [n]
+        owner = self.owner
         shape = (len(batch["group"]), len(encoded), self.spec.width)
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
         observed = batch["present"][:, owner]
@@ -161,6 +172,11 @@ class Model(nnx.Module):
         if self.spec.modality_embedding:
             tokens = tokens + self.modality_embedding[owner][None]
         return tokens, observed
+
+    @property
+    def owner(self) -> np.ndarray:
+        """Modality of each token, int [n]."""
+        return np.repeat(np.arange(len(self.modalities)), [getattr(self.encoders, x).tokens for x in self.modalities])
 
     def _pool(self, x: jax.Array, observed: jax.Array) -> jax.Array:
         """One vector a sample, [b, n, d] -> [b, d]; `observed` [b, n] is False at imputed tokens."""
@@ -208,17 +224,23 @@ class Model(nnx.Module):
           gate, keys: as for a call.
         """
         x, mask = tokens, observed if self.spec.fusion.mask_missing else None
-        open_rates = []
+        open_rates, sums = [], []
         for i in range(self.spec.fusion.blocks):
+            block = getattr(self, f"block_{i}")
             block_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
-                x, open_rate = getattr(self, f"block_{i}")(x, groups, mask, gate, block_keys)
+                if isinstance(block, SoftMoEBlock):
+                    x, open_rate = block(x, groups, mask, gate, block_keys)
+                else:
+                    x, routed = block(x, Tokens(self.owner, observed, groups), mask, block_keys)
+                    open_rate = jnp.zeros(len(x))
+                    sums.append(routed)
             open_rates.append(open_rate)
         with jax.named_scope("head"):
             features = self._pool(x, observed)
             logits = self.head(features)
         open_rate = jnp.mean(jnp.stack(open_rates), axis=0)
-        return Output(logits, features, open_rate, tokens=tokens, observed=observed)
+        return Output(logits, features, open_rate, tokens=tokens, observed=observed, routing=tuple(sums))
 
 
 class Network(NamedTuple):

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-KINDS = ("group", "modality", "modality+group", "zero")
+KINDS = ("group", "modality", "modality+group", "bank", "zero")
 
 
 def group_rows(table: jax.Array, groups: jax.Array) -> jax.Array:
-    """Rows of a per-group table, [g, d] and [b] -> [b, d]; group g, not seen in training, takes the mean row."""
+    """Rows of a per-group table, [g, ...] and [b] -> [b, ...]; group g, not seen in training, takes the mean row."""
     return jnp.concatenate([table, jnp.mean(table, axis=0, keepdims=True)])[groups]
 
 
@@ -17,13 +17,17 @@ def imputed_tokens(groups: jax.Array, modality_table: jax.Array | None, group_ta
     Args:
       groups: group of each sample, [b]; the number of rows of `group_table` means not seen in training.
       modality_table: [m, d] or None.
-      group_table: the learnable vector of each combination, [g, d], or None.
+      group_table: the learnable vector of each combination, [g, d], or of each combination and modality, [g, m, d],
+        or None.
 
     Returns:
       [b, m, d], or with a leading axis of one or a middle axis of one where a table is absent.
     """
     imputed = jnp.zeros((1, 1, 1)) if modality_table is None else modality_table[None]
-    return imputed if group_table is None else imputed + group_rows(group_table, groups)[:, None, :]
+    if group_table is None:
+        return imputed
+    rows = group_rows(group_table, groups)
+    return imputed + (rows if rows.ndim == 3 else rows[:, None, :])
 
 
 def fill_missing(tokens: jax.Array, observed: jax.Array, imputed: jax.Array) -> jax.Array:

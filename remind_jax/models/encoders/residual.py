@@ -212,6 +212,7 @@ class ResidualEncoder(nnx.Module):
         """
         self.colours = colours
         self.trunk = Trunk(dims, rngs)
+        self.tokens = tokens
         self.adapter = Adapter(dims, tokens=tokens, width=width, dropout=dropout, rngs=rngs)
 
     def encode(self, x: jax.Array, present: jax.Array | None = None, axis_name: str | None = None) -> jax.Array:

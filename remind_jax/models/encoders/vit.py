@@ -59,7 +59,8 @@ class VitEncoder(nnx.Module):
         pixels = 3 * patch**2
         self.patch_kernel, self.patch_bias = normal(pixels**-0.5, pixels, d), zeros(d)
         self.class_token = zeros(d)
-        self.position = normal(0.02, 1 + shape[0] * shape[1] // patch**2, d)
+        self.tokens = 1 + shape[0] * shape[1] // patch**2
+        self.position = normal(0.02, self.tokens, d)
         self.attention_scale, self.attention_bias = nnx.Param(jnp.ones((layers, d))), zeros(layers, d)
         self.query, self.query_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
         self.key, self.key_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)

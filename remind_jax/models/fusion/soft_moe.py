@@ -17,7 +17,9 @@ class FusionSpec:
     """Shape and options of the fusion block; the paper's open points and their defaults are in docs/paper_ledger.md.
 
     Attributes:
-      blocks: number of attention + soft-MoE blocks.
+      blocks: number of attention + mixture-of-experts blocks.
+      kind: `soft_moe` (this module), or `fuse_moe` or `flex_moe` (`sparse_moe`), which read blocks, heads, experts,
+        hidden, dropout, mask_missing and the fields from top_k on.
       heads: h of the attention.
       experts, slots, hidden: e, s (slots of one expert) and f.
       preset: a key of `soft_moe.PRESETS`.
@@ -32,9 +34,15 @@ class FusionSpec:
       gate_metric, gate_threshold, gate_granularity: see `routing.gate_is_open`.
       train_gate, eval_gate: `gated`, `always` or `never`, while the group routers are in use.
       dropout: rate on the outputs of attention and experts.
+      top_k: experts of a token.
+      routing: `joint`, `per_modality` or `disjoint` routers.
+      scores: of `ops.sparse_moe.SCORES`.
+      noise: learnable noise on the scores in training.
+      share_experts: let combinations share experts where `flex_moe` has too few.
     """
 
     blocks: int = 1
+    kind: str = "soft_moe"
     heads: int = 8
     experts: int = 16
     slots: int = 1
@@ -54,6 +62,11 @@ class FusionSpec:
     train_gate: str = "gated"
     eval_gate: str = "gated"
     dropout: float = 0.0
+    top_k: int = 2
+    routing: str = "per_modality"
+    scores: str = "laplace"
+    noise: bool = True
+    share_experts: bool = False
 
 
 class Routed(NamedTuple):

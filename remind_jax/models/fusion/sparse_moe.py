@@ -1,0 +1,150 @@
+"""Fusion blocks of the sparse baselines: self-attention, then experts of which each token uses k.
+
+Both share the backbone of the soft-MoE block (pre-norm, residual sums), so that methods differ in routing only. The
+originals differ in more: FuseMoE flattens all tokens of a modality into one vector for its experts, which at 197 tokens
+would be 620 million parameters an expert; Flex-MoE drops the residual sum of its attention.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from remind_jax.errors import UserError
+from remind_jax.models.fusion.soft_moe import FusionSpec
+from remind_jax.ops import soft_moe, sparse_moe
+from remind_jax.ops.transformer import attention, dropout
+
+ROUTINGS = ("joint", "per_modality", "disjoint")
+
+
+class Tokens(NamedTuple):
+    """What a block must know of its tokens beside their values.
+
+    Attributes:
+      owner: modality of each token, numpy int [n].
+      observed: False at tokens of missing modalities [b, n].
+      groups: combination of each sample [b]; the number of groups means one not seen in training.
+    """
+
+    owner: np.ndarray
+    observed: jax.Array
+    groups: jax.Array
+
+
+class SparseMoEBlock(nnx.Module):
+    """Self-attention over all tokens, then the k best experts of each token.
+
+    `fuse_moe` routes by modality and balances the experts; `flex_moe` has one router, balances samples with and without
+    missing modalities apart, and teaches the router which expert belongs to a combination.
+    """
+
+    def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
+        self.spec, self.num_groups, self.num_modalities = spec, num_groups, num_modalities
+        d, e, f = width, spec.experts, spec.hidden
+        _check(spec, num_groups, num_modalities)
+        self.attention_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
+        self.moe_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
+        self.query_key_value = nnx.Linear(d, 3 * d, rngs=rngs)
+        self.output = nnx.Linear(d, d, rngs=rngs)
+
+        def normal(fan_in: int, *dims: int) -> nnx.Param:
+            return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), dims))
+
+        routers = 1 if spec.routing == "joint" else num_modalities
+        self.router = normal(d, routers, d, e)
+        if spec.noise:
+            self.noise_router = nnx.Param(jnp.zeros((routers, d, e)))
+        self.expert_in, self.expert_in_bias = normal(d, e, d, f), nnx.Param(jnp.zeros((e, f)))
+        self.expert_out, self.expert_out_bias = normal(f, e, f, d), nnx.Param(jnp.zeros((e, d)))
+
+    def _attend(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        query, key, value = jnp.split(self.query_key_value(x), 3, axis=-1)
+        return self.output(attention(query, key, value, heads=self.spec.heads, mask=mask))
+
+    def _by_router(self, x: jax.Array, owner: np.ndarray, function) -> jax.Array:
+        """Applies `function` (tokens [b, t, d], router index) to the tokens of each router, [b, n, d] -> [b, n, e]."""
+        if self.router.shape[0] == 1:
+            return function(x, 0)
+        # Tokens of a modality lie together.
+        bounds = np.searchsorted(owner, np.arange(self.num_modalities + 1))
+        stretches = itertools.pairwise(bounds)
+        return jnp.concatenate([function(x[:, start:stop], i) for i, (start, stop) in enumerate(stretches)], axis=1)
+
+    def _choose(self, x: jax.Array, owner: np.ndarray, keys: jax.Array | None) -> tuple[jax.Array, sparse_moe.Choice]:
+        """Scores without noise [b, n, e], and the experts of each token."""
+        spec = self.spec
+        clean = self._by_router(x, owner, lambda x, i: sparse_moe.scores(x, self.router[i], spec.scores))
+        if spec.routing == "disjoint":
+            mine = np.arange(spec.experts) * self.num_modalities // spec.experts
+            clean = jnp.where((mine[None] == owner[:, None])[None], clean, -jnp.inf)
+        if keys is None or not spec.noise:
+            return clean, sparse_moe.choose(clean, spec.top_k)
+        wide = self._by_router(x, owner, lambda x, i: jnp.einsum("bnd,de->bne", x, self.noise_router[i]))
+        deviation = jax.nn.softplus(wide) + sparse_moe.LEAST_NOISE
+        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2), clean.shape[1:]))(keys)
+        return clean, sparse_moe.choose(clean, spec.top_k, noise, deviation)
+
+    def _sums(self, clean: jax.Array, choice: sparse_moe.Choice, tokens: Tokens) -> dict[str, jax.Array]:
+        """Sums over the samples of a batch that `sparse_moe.penalty` takes."""
+        part = jnp.all(tokens.observed, axis=1) if self.spec.kind == "flex_moe" else jnp.ones(len(clean), bool)
+        parts = jnp.stack([part, ~part]).astype(clean.dtype)  # full samples, and those that miss something
+        weights = sparse_moe.shares(choice, self.spec.experts)
+        sums = {
+            "importance": jnp.einsum("pb,bne->pe", parts, weights),
+            "load": jnp.einsum("pb,bne->pe", parts, choice.load),
+        }
+        if self.spec.kind == "fuse_moe" and self.spec.routing == "per_modality":
+            modality = jnp.asarray(tokens.owner[:, None] == np.arange(self.num_modalities)[None], clean.dtype)
+            sums["gates"] = jnp.einsum("bne,nm->me", jax.nn.softmax(clean, axis=-1), modality)
+        if self.spec.kind == "flex_moe":
+            known = (~part & (tokens.groups < self.num_groups)).astype(clean.dtype)
+            target = jax.nn.one_hot(tokens.groups % self.spec.experts, self.spec.experts)
+            surprise = -jnp.einsum("bne,be->bn", jax.nn.log_softmax(clean, axis=-1), target)
+            sums["surprise"] = jnp.einsum("bn,b->", surprise, known)
+            sums["surprised"] = jnp.sum(known) * clean.shape[1]
+        return sums
+
+    def __call__(
+        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, keys: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Fuses tokens.
+
+        Args:
+          x: [b, n, d].
+          tokens: what they are.
+          mask: False at tokens that attention hides, [b, n].
+          keys: random keys [b] that turn dropout and the noise of routing on.
+
+        Returns:
+          [b, n, d], and the sums of `sparse_moe.penalty`.
+        """
+        spec = self.spec
+        with jax.named_scope("attention"):
+            x = x + dropout(self._attend(self.attention_norm(x), mask), keys, spec.dropout, salt=0)
+        normed = self.moe_norm(x)
+        with jax.named_scope("router"):
+            clean, choice = self._choose(normed, tokens.owner, keys)
+            sums = self._sums(clean, choice, tokens)
+        weights = soft_moe.Experts(
+            self.expert_in[...], self.expert_in_bias[...], self.expert_out[...], self.expert_out_bias[...]
+        )
+        with jax.named_scope("experts"):
+            flat = jax.tree.map(lambda y: y.reshape(-1, y.shape[-1]), choice)
+            mixed = sparse_moe.apply_experts(normed.reshape(-1, normed.shape[-1]), flat, weights).reshape(x.shape)
+        return x + dropout(mixed, keys, spec.dropout, salt=1), sums
+
+
+def _check(spec: FusionSpec, num_groups: int, num_modalities: int) -> None:
+    """Refuses shapes that routing cannot serve."""
+    available = spec.experts // num_modalities if spec.routing == "disjoint" else spec.experts
+    if spec.top_k > available:
+        raise UserError(f"fusion.top_k={spec.top_k} is more than the {available} experts that a token can choose from")
+    if spec.kind == "flex_moe" and spec.experts < num_groups and not spec.share_experts:
+        raise UserError(
+            f"flex_moe needs an expert for each of the {num_groups} combinations: set fusion.experts={num_groups} or "
+            "more, or fusion.share_experts=true, by which combinations share experts in turn"
+        )
