@@ -36,3 +36,12 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; set REMIND_SHARED_DATA to a folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(shared_data: pathlib.Path) -> pathlib.Path:
+    """The demo of MIMIC-IV: 100 real patients in PhysioNet's layout."""
+    folder = shared_data / "mimic_iv_demo"
+    if not folder.is_dir():
+        pytest.skip(f"the demo of MIMIC-IV is not at {folder}")
+    return folder

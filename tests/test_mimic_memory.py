@@ -10,14 +10,6 @@ from remind_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def demo(shared_data):
-    folder = shared_data / "mimic_iv_demo"
-    if not folder.is_dir():
-        pytest.skip(f"the demo of MIMIC-IV is not at {folder}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def copy(demo, tmp_path_factory):
     """Three copies of the demo and the record of reading them."""
     folder = tmp_path_factory.mktemp("copy")

@@ -11,10 +11,10 @@ from remind_jax import state as states
 from remind_jax.checkpoint import host_copy
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.models.model import Network, Output, make_network
+from remind_jax.models.model import make_network
 from remind_jax.step import make_dro, make_loss, make_step, plan_stages
 from tests import tiny_runs
-from tests.models.pure import random_params
+from tests.models.pure import linear_network, random_params
 
 INPUTS = {"labs": InputSpec("tabular", (5,)), "scan": InputSpec("embedding", (2, 4))}
 COUNTS = np.array([60, 30, 10])
@@ -56,29 +56,6 @@ def _batch(step: int) -> dict[str, np.ndarray]:
         "row": np.arange(b, dtype=np.int32),
         "weight": np.ones(b, np.float32),
     }
-
-
-def _linear() -> Network:
-    """Logits linear in the labs: quick to compile, and its losses can be computed by hand."""
-
-    def init(key):
-        return {"head/kernel": jax.random.normal(key, (5, 3))}
-
-    def fuse(params, tokens, observed, groups, *, gate, keys=None):
-        del groups, gate, keys
-        logits = tokens[:, 0] @ params["head/kernel"]
-        return Output(logits, tokens[:, 0], jnp.zeros(len(logits)), tokens=tokens, observed=observed)
-
-    def apply(params, batch, *, gate, keys=None, statistics=False):
-        del statistics
-        tokens = encode(params, batch)
-        return fuse(params, tokens, jnp.ones(tokens.shape[:2], bool), batch["group"], gate=gate, keys=keys)
-
-    def encode(params, batch):
-        del params
-        return jnp.asarray(batch["labs"])[:, None]
-
-    return Network(init, apply, encode, fuse)
 
 
 def _start(config, network=None):
@@ -154,11 +131,11 @@ def test_fair_mixup_looks_at_the_pairs_of_all_devices():
     one = _train(*_start(config), "jit", 1)
     _assert_same(_train(*_start(config), "pmap", 4), one)
     assert all(metrics["train/mixup"] > 0.01 for metrics in one[1])
-    step, state = _start(config, _linear())
+    step, state = _start(config, linear_network())
     one = _train(step, state, "jit", 1)
     for kind, devices in (("jit", 4), ("pmap", 2), ("pmap", 4)):
         _assert_same(_train(step, state, kind, devices), one)
-    plain = _train(*_start(_config(), _linear()), "jit", 1)
+    plain = _train(*_start(_config(), linear_network()), "jit", 1)
     assert np.abs(one[0].params["head/kernel"] - plain[0].params["head/kernel"]).max() > 1e-3
 
 
@@ -182,7 +159,7 @@ def test_sparse_routing_is_balanced_over_the_samples_of_all_devices(method, term
 
 def test_averaging_what_devices_find_would_be_wrong():
     """Each device dividing by its own counts, and a mean over devices: what must not be done, and does differ."""
-    step, state = _start(_config(), _linear())
+    step, state = _start(_config(), linear_network())
 
     def averaged(state, batch, *, axis_name):
         after, metrics = step(state, batch, axis_name=None)
@@ -202,7 +179,7 @@ def test_averaging_what_devices_find_would_be_wrong():
 
 def test_group_losses_are_sums_over_devices_before_they_are_divided():
     """λ after one refresh is that of the whole batch, computed here by group, and not that of means of means."""
-    config, network, batch = _config(dro__every=1), _linear(), _batch(0)
+    config, network, batch = _config(dro__every=1), linear_network(), _batch(0)
     step, state = _start(config, network)
     logits = np.asarray(batch["labs"] @ state.params["head/kernel"], np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

@@ -1,7 +1,6 @@
 """The plan of stages, what is frozen in which, and what a step's loss and gradient are."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,10 +10,11 @@ from remind_jax import settings
 from remind_jax import state as states
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.models.model import Network, Output, make_network
+from remind_jax.models.model import make_network
 from remind_jax.objectives import fair_mixup, logit_adjust
 from remind_jax.step import make_dro, make_loss, make_step, objective_counts, plan_stages
 from tests import tiny_runs
+from tests.models.pure import linear_network
 
 INPUTS = {
     "note": InputSpec("text", (6,), 12),
@@ -124,7 +124,7 @@ def _batch(seed: int, b: int = 6) -> dict[str, np.ndarray]:
 
 
 def test_averages_follow_the_weights():
-    config, network = _config("soft_moe"), _linear()
+    config, network = _config("soft_moe"), linear_network()
     dro = make_dro(config, COUNTS)
     optimizer = optax.named_chain(("descend", optax.sgd(0.5)), ("dro", dro))
     (stage,) = plan_stages(config, 100, KINDS)
@@ -152,28 +152,10 @@ def test_averages_of_short_runs_forget_the_start(decay, steps, expected):
 # ---- Objectives ------------------------------------------------------------------------------------------------------
 
 
-def _linear() -> Network:
-    def fuse(params, tokens, observed, groups, *, gate, keys=None):
-        del groups, gate, keys
-        logits = tokens[:, 0] @ params["head/kernel"]
-        return Output(logits, tokens[:, 0], jnp.zeros(len(logits)), tokens=tokens, observed=observed)
-
-    def apply(params, batch, *, gate, keys=None, statistics=False):
-        del statistics
-        tokens = encode(params, batch)
-        return fuse(params, tokens, jnp.ones(tokens.shape[:2], bool), batch["group"], gate=gate, keys=keys)
-
-    def encode(params, batch):
-        del params
-        return jnp.asarray(batch["labs"])[:, None]
-
-    return Network(lambda key: {"head/kernel": jax.random.normal(key, (5, 3))}, apply, encode, fuse)
-
-
 def _gradient(config, batch, num_stage: int = -1, offset=None):
     """The gradient that a step descends, read off a plain step of length one, and the λ after it."""
     counts = objective_counts(config, CELLS)
-    network, dro = _linear(), make_dro(config, counts)
+    network, dro = linear_network(), make_dro(config, counts)
     optimizer = optax.named_chain(("descend", optax.sgd(1.0)), ("dro", dro))
     stage = plan_stages(config, 100, KINDS)[num_stage]
     loss = make_loss(config, np.array([0.5, 0.3, 0.2]))
@@ -185,7 +167,7 @@ def _gradient(config, batch, num_stage: int = -1, offset=None):
 
 def _by_hand(batch, weights) -> np.ndarray:
     """Gradient of Σ_i weights_i cross entropy_i for the linear network: x^T (p - onehot) in float64."""
-    kernel = np.asarray(_linear().init(jax.random.key(1))["head/kernel"], np.float64)
+    kernel = np.asarray(linear_network().init(jax.random.key(1))["head/kernel"], np.float64)
     logits = batch["labs"] @ kernel
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     losses = -np.log(p[np.arange(len(p)), batch["label"]])
@@ -303,7 +285,7 @@ def test_reweigh_can_go_by_effective_numbers(uneven):
 def test_logits_are_adjusted_in_the_loss(uneven, prior):
     offset = 0.5 * logit_adjust.log_prior(prior, CELLS)
     gradient, metrics = _gradient(_config("logit_adjust"), uneven, offset=offset)
-    kernel = np.asarray(_linear().init(jax.random.key(1))["head/kernel"], np.float64)
+    kernel = np.asarray(linear_network().init(jax.random.key(1))["head/kernel"], np.float64)
     logits = uneven["labs"] @ kernel + offset[uneven["group"]]
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = uneven["labs"].T @ (p - np.eye(3)[uneven["label"]]) / 8
@@ -329,7 +311,7 @@ def test_fair_mixup_adds_the_slope_between_two_groups(uneven, padding):
     uneven = uneven | {"weight": np.array([1.0] * (8 - padding) + [0.0] * padding, np.float32)}
     gradient, metrics = _gradient(_config("fair_mixup", objective__mixup_weight=3.0), uneven)
     plain, unmixed = _gradient(_config("soft_moe"), uneven)
-    kernel = np.asarray(_linear().init(jax.random.key(1))["head/kernel"], np.float64)
+    kernel = np.asarray(linear_network().init(jax.random.key(1))["head/kernel"], np.float64)
     t = float(fair_mixup.path_position(jax.random.fold_in(jax.random.key(0), 0), 1.0))  # seed 0, step 0
     assert metrics["train/mixup"] == pytest.approx(_mixup_by_hand(uneven, kernel, t), rel=1e-4)
     assert "train/mixup" not in unmixed

@@ -16,14 +16,6 @@ from tests.data.mimic_files import ANN, BEN, CAI, EVE, NOTES, STAY
 
 
 @pytest.fixture(scope="module")
-def demo(shared_data):
-    folder = shared_data / "mimic_iv_demo"
-    if not folder.is_dir():
-        pytest.skip(f"the demo of MIMIC-IV is not at {folder}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The invented patients, without notes."""
     return mimic_files.write(tmp_path_factory.mktemp("mimic"), mimic_files.tables())

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from remind_jax.models.model import Network, Output
+
 Params = dict[str, jax.Array]
 
 
@@ -40,3 +42,26 @@ class Pure:
     def wide(self) -> dict[str, np.ndarray]:
         """The parameters in float64, for the references."""
         return {path: np.asarray(x, np.float64) for path, x in self.params.items()}
+
+
+def linear_network() -> Network:
+    """Three logits linear in five labs: quick to compile, and its losses can be computed by hand."""
+
+    def init(key):
+        return {"head/kernel": jax.random.normal(key, (5, 3))}
+
+    def fuse(params, tokens, observed, groups, *, gate, keys=None):
+        del groups, gate, keys
+        logits = tokens[:, 0] @ params["head/kernel"]
+        return Output(logits, tokens[:, 0], jnp.zeros(len(logits)), tokens=tokens, observed=observed)
+
+    def apply(params, batch, *, gate, keys=None, statistics=False):
+        del statistics
+        tokens = encode(params, batch)
+        return fuse(params, tokens, jnp.ones(tokens.shape[:2], bool), batch["group"], gate=gate, keys=keys)
+
+    def encode(params, batch):
+        del params
+        return jnp.asarray(batch["labs"])[:, None]
+
+    return Network(init, apply, encode, fuse)

@@ -33,7 +33,7 @@ class Block(Pure):
     def normed(self, params, x):
         """Tokens as the experts receive them, and the sum that goes around these."""
         module = self.module(params)
-        x = x + module._attend(module.attention_norm(x), None)
+        x = x + module.attend(module.attention_norm(x), None)
         return module.moe_norm(x), x
 
 
@@ -114,4 +114,6 @@ def test_shapes_that_routing_cannot_serve_are_refused() -> None:
     with pytest.raises(UserError, match="more than the 6 experts"):
         build(top_k=7)
     with pytest.raises(UserError, match="more than the 2 experts"):
-        build(routing="disjoint", top_k=3)
+        build(kind="fuse_moe", routing="disjoint", top_k=3)
+    with pytest.raises(UserError, match="keeps modalities from the experts"):
+        build(routing="disjoint")

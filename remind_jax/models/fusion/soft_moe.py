@@ -85,21 +85,46 @@ def sinusoidal(num_groups: int, shape: tuple[int, ...]) -> jax.Array:
     return 0.02 * wave.reshape(num_groups, *shape)
 
 
-class SoftMoEBlock(nnx.Module):
+def normal(rngs: nnx.Rngs, fan_in: int, *dims: int) -> nnx.Param:
+    """Random weights that keep the size of what they map."""
+    return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), dims))
+
+
+class FusionBlock(nnx.Module):
+    """What all fusion blocks share: self-attention over all tokens, and the weights of experts."""
+
+    def __init__(self, spec: FusionSpec, width: int, rngs: nnx.Rngs):
+        self.spec = spec
+        self.attention_norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
+        self.moe_norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
+        self.query_key_value = nnx.Linear(width, 3 * width, rngs=rngs)
+        self.output = nnx.Linear(width, width, rngs=rngs)
+
+    def _declare_experts(self, width: int, rngs: nnx.Rngs) -> None:
+        d, e, f = width, self.spec.experts, self.spec.hidden
+        self.expert_in, self.expert_in_bias = normal(rngs, d, e, d, f), nnx.Param(jnp.zeros((e, f)))
+        self.expert_out, self.expert_out_bias = normal(rngs, f, e, f, d), nnx.Param(jnp.zeros((e, d)))
+
+    @property
+    def experts(self) -> soft_moe.Experts:
+        """The weights of all experts."""
+        weights = (self.expert_in, self.expert_in_bias, self.expert_out, self.expert_out_bias)
+        return soft_moe.Experts(*(weight[...] for weight in weights))
+
+    @jax.named_scope("attention")
+    def attend(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Self-attention of normalised tokens, [b, n, d]; `mask` [b, n] is False at tokens that nobody looks at."""
+        query, key, value = jnp.split(self.query_key_value(x), 3, axis=-1)
+        return self.output(attention(query, key, value, heads=self.spec.heads, mask=mask))
+
+
+class SoftMoEBlock(FusionBlock):
     """Self-attention over all tokens, then experts that tokens reach through soft routing."""
 
     def __init__(self, spec: FusionSpec, width: int, num_groups: int, rngs: nnx.Rngs):
-        self.spec = spec
-        d, e, s, f = width, spec.experts, spec.slots, spec.hidden
-        self.attention_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
-        self.moe_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
-        self.query_key_value = nnx.Linear(d, 3 * d, rngs=rngs)
-        self.output = nnx.Linear(d, d, rngs=rngs)
-
-        def normal(fan_in: int, *dims: int) -> nnx.Param:
-            return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), dims))
-
-        self.router = normal(d, d, e, s)
+        super().__init__(spec, width, rngs)
+        d, e, s = width, spec.experts, spec.slots
+        self.router = normal(rngs, d, d, e, s)
         self.router_scale = nnx.Param(jnp.asarray(spec.scale, jnp.float32))
         if spec.group_routers:
             init = {
@@ -107,13 +132,7 @@ class SoftMoEBlock(nnx.Module):
                 "sinusoidal": lambda: sinusoidal(num_groups, (d, e, s)),
             }
             self.group_router = nnx.Param(init[spec.residual_init]())
-        self.expert_in, self.expert_in_bias = normal(d, e, d, f), nnx.Param(jnp.zeros((e, f)))
-        self.expert_out, self.expert_out_bias = normal(f, e, f, d), nnx.Param(jnp.zeros((e, d)))
-
-    @jax.named_scope("attention")
-    def _attend(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        query, key, value = jnp.split(self.query_key_value(x), 3, axis=-1)
-        return self.output(attention(query, key, value, heads=self.spec.heads, mask=mask))
+        self._declare_experts(width, rngs)
 
     def _logits(self, x: jax.Array, groups: jax.Array, gate: str) -> tuple[jax.Array, jax.Array]:
         """Router logits [b, n, e, s] of tokens [b, n, d], and the share of tokens with an open gate [b]."""
@@ -137,10 +156,7 @@ class SoftMoEBlock(nnx.Module):
     def _mix(self, x, groups, mask, gate, keys) -> Routed:
         with jax.named_scope("router"):
             logits, open_rate = self._logits(x, groups, gate)
-        weights = soft_moe.Experts(
-            self.expert_in[...], self.expert_in_bias[...], self.expert_out[...], self.expert_out_bias[...]
-        )
-        mixed = soft_moe.soft_moe(x, logits, weights, soft_moe.PRESETS[self.spec.preset], mask)
+        mixed = soft_moe.soft_moe(x, logits, self.experts, soft_moe.PRESETS[self.spec.preset], mask)
         return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate)
 
     def __call__(
@@ -157,11 +173,11 @@ class SoftMoEBlock(nnx.Module):
         """
         spec, base = self.spec, 1.0 if self.spec.residual else 0.0
         if spec.norm == "pre":
-            attended = self._attend(self.attention_norm(x), mask)
+            attended = self.attend(self.attention_norm(x), mask)
             x = base * x + dropout(attended, keys, spec.dropout, salt=0)
             mixed, open_rate = self._mix(self.moe_norm(x), groups, mask, gate, keys)
             return Routed(base * x + mixed, open_rate)
-        attended = self._attend(x, mask)
+        attended = self.attend(x, mask)
         x = self.attention_norm(base * x + dropout(attended, keys, spec.dropout, salt=0))
         mixed, open_rate = self._mix(x, groups, mask, gate, keys)
         return Routed(self.moe_norm(base * x + mixed), open_rate)

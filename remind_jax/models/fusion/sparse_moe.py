@@ -6,6 +6,7 @@ would be 620 million parameters an expert; Flex-MoE drops the residual sum of it
 """
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,9 +15,9 @@ import numpy as np
 from flax import nnx
 
 from remind_jax.errors import UserError
-from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.ops import soft_moe, sparse_moe
-from remind_jax.ops.transformer import attention, dropout
+from remind_jax.models.fusion.soft_moe import FusionBlock, FusionSpec, normal
+from remind_jax.ops import sparse_moe
+from remind_jax.ops.transformer import dropout
 
 ROUTINGS = ("joint", "per_modality", "disjoint")
 
@@ -35,7 +36,7 @@ class Tokens(NamedTuple):
     groups: jax.Array
 
 
-class SparseMoEBlock(nnx.Module):
+class SparseMoEBlock(FusionBlock):
     """Self-attention over all tokens, then the k best experts of each token.
 
     `fuse_moe` routes by modality and balances the experts; `flex_moe` has one router, balances samples with and without
@@ -43,35 +44,21 @@ class SparseMoEBlock(nnx.Module):
     """
 
     def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
-        self.spec, self.num_groups, self.num_modalities = spec, num_groups, num_modalities
-        d, e, f = width, spec.experts, spec.hidden
         _check(spec, num_groups, num_modalities)
-        self.attention_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
-        self.moe_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
-        self.query_key_value = nnx.Linear(d, 3 * d, rngs=rngs)
-        self.output = nnx.Linear(d, d, rngs=rngs)
-
-        def normal(fan_in: int, *dims: int) -> nnx.Param:
-            return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), dims))
-
+        super().__init__(spec, width, rngs)
+        self.num_groups, self.num_modalities = num_groups, num_modalities
         routers = 1 if spec.routing == "joint" else num_modalities
-        self.router = normal(d, routers, d, e)
+        self.router = normal(rngs, width, routers, width, spec.experts)
         if spec.noise:
-            self.noise_router = nnx.Param(jnp.zeros((routers, d, e)))
-        self.expert_in, self.expert_in_bias = normal(d, e, d, f), nnx.Param(jnp.zeros((e, f)))
-        self.expert_out, self.expert_out_bias = normal(f, e, f, d), nnx.Param(jnp.zeros((e, d)))
+            self.noise_router = nnx.Param(jnp.zeros((routers, width, spec.experts)))
+        self._declare_experts(width, rngs)
 
-    def _attend(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        query, key, value = jnp.split(self.query_key_value(x), 3, axis=-1)
-        return self.output(attention(query, key, value, heads=self.spec.heads, mask=mask))
-
-    def _by_router(self, x: jax.Array, owner: np.ndarray, function) -> jax.Array:
+    def _by_router(self, x: jax.Array, owner: np.ndarray, function: Callable) -> jax.Array:
         """Applies `function` (tokens [b, t, d], router index) to the tokens of each router, [b, n, d] -> [b, n, e]."""
         if self.router.shape[0] == 1:
             return function(x, 0)
         # Tokens of a modality lie together.
-        bounds = np.searchsorted(owner, np.arange(self.num_modalities + 1))
-        stretches = itertools.pairwise(bounds)
+        stretches = itertools.pairwise(np.searchsorted(owner, np.arange(self.num_modalities + 1)))
         return jnp.concatenate([function(x[:, start:stop], i) for i, (start, stop) in enumerate(stretches)], axis=1)
 
     def _choose(self, x: jax.Array, owner: np.ndarray, keys: jax.Array | None) -> tuple[jax.Array, sparse_moe.Choice]:
@@ -123,18 +110,14 @@ class SparseMoEBlock(nnx.Module):
           [b, n, d], and the sums of `sparse_moe.penalty`.
         """
         spec = self.spec
-        with jax.named_scope("attention"):
-            x = x + dropout(self._attend(self.attention_norm(x), mask), keys, spec.dropout, salt=0)
+        x = x + dropout(self.attend(self.attention_norm(x), mask), keys, spec.dropout, salt=0)
         normed = self.moe_norm(x)
         with jax.named_scope("router"):
             clean, choice = self._choose(normed, tokens.owner, keys)
             sums = self._sums(clean, choice, tokens)
-        weights = soft_moe.Experts(
-            self.expert_in[...], self.expert_in_bias[...], self.expert_out[...], self.expert_out_bias[...]
-        )
         with jax.named_scope("experts"):
             flat = jax.tree.map(lambda y: y.reshape(-1, y.shape[-1]), choice)
-            mixed = sparse_moe.apply_experts(normed.reshape(-1, normed.shape[-1]), flat, weights).reshape(x.shape)
+            mixed = sparse_moe.apply_experts(normed.reshape(-1, normed.shape[-1]), flat, self.experts).reshape(x.shape)
         return x + dropout(mixed, keys, spec.dropout, salt=1), sums
 
 
@@ -143,6 +126,10 @@ def _check(spec: FusionSpec, num_groups: int, num_modalities: int) -> None:
     available = spec.experts // num_modalities if spec.routing == "disjoint" else spec.experts
     if spec.top_k > available:
         raise UserError(f"fusion.top_k={spec.top_k} is more than the {available} experts that a token can choose from")
+    if spec.kind == "flex_moe" and spec.routing == "disjoint":
+        raise UserError(
+            "fusion.routing=disjoint keeps modalities from the experts of combinations that flex_moe teaches"
+        )
     if spec.kind == "flex_moe" and spec.experts < num_groups and not spec.share_experts:
         raise UserError(
             f"flex_moe needs an expert for each of the {num_groups} combinations: set fusion.experts={num_groups} or "
