@@ -43,8 +43,8 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
     [
         ("block", ["shared router", "gated group routers", "shared router paper_listing"], 2),
         ("step", ["soft_moe", "remind", "remind_no_dro"], 1),
-        ("groups", ["6 combinations", "60 combinations"], 1),
-        ("table17", ["soft_moe"], 3),
+        pytest.param("groups", ["6 combinations", "60 combinations"], 1, marks=pytest.mark.slow),
+        pytest.param("table17", ["soft_moe"], 3, marks=pytest.mark.slow),
     ],
 )
 def test_every_case_runs_and_writes_its_records(

@@ -196,7 +196,18 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("method", [name for name in common.METHODS if name != "remind"])
+# One of each kind: two stages, group weights, sparse experts, a sampler that follows the losses. The rest is marked slow.
+QUICK = ("remind_no_dro", "group_dro", "flex_moe", "fair_batch")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in common.METHODS
+        if name != "remind"
+    ],
+)
 def test_every_method_runs(cache, tmp_path, method):
     changes = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20, "data__tuning": 24}
     done = _Done(tiny_runs.arguments(cache, method, **changes), tmp_path / "run")

@@ -126,6 +126,7 @@ def test_four_devices_give_the_numbers_of_one(alone, kind):
     _assert_same(_train(*_start(_config()), kind, 4), alone)
 
 
+@pytest.mark.slow
 def test_fair_mixup_looks_at_the_pairs_of_all_devices():
     config = _config(objective__mixup_weight=2.0)
     one = _train(*_start(config), "jit", 1)
@@ -139,6 +140,7 @@ def test_fair_mixup_looks_at_the_pairs_of_all_devices():
     assert np.abs(one[0].params["head/kernel"] - plain[0].params["head/kernel"]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "term"), [("fuse_moe", "entropy"), ("flex_moe", "specialize")])
 def test_sparse_routing_is_balanced_over_the_samples_of_all_devices(method, term):
     def start(**weights):
@@ -256,6 +258,7 @@ def _image_step():
     return step, host_copy(states.start(params, stage.is_frozen, optimizer, 0, ema=False))
 
 
+@pytest.mark.slow
 def test_batch_norms_see_the_samples_of_all_devices():
     step, state = _image_step()
     pixels = np.random.default_rng(3).integers(0, 256, (len(GROUPS), 8, 8, 1)).astype(np.uint8)

@@ -25,6 +25,8 @@ TINY = {
     "fusion.heads": 2,
     "fusion.experts": 2,
     "fusion.hidden": 8,
+    "fusion.top_k": 1,
+    "fusion.share_experts": True,
     "fusion.dropout": 0.1,
     "fusion.train_gate": "gated",
     "dro.every": 4,

@@ -72,7 +72,7 @@ def option_table() -> list[dict[str, Any]]:
     for i in range(8):
         half = i // 4
         model = {
-            "imputation": imputation.KINDS[(i + half) % 4],
+            "imputation": imputation.KINDS[i % 5],
             "pooling": POOLING[(i + 2 * half) % 4],
             "modality_embedding": bool(half),
             "encoder_hidden": 4 * (i % 2),
@@ -262,6 +262,7 @@ def test_only_what_a_method_uses_is_declared() -> None:
         found[kind] = {path.removeprefix("imputation/") for path in paths if path.startswith("imputation/")}
     assert found == {
         "group": {"group"},
+        "bank": {"group"},
         "modality": {"modality"},
         "modality+group": {"group", "modality"},
         "zero": set(),
