@@ -196,7 +196,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-# One of each kind: two stages, group weights, sparse experts, a sampler that follows the losses. The rest is marked slow.
+# One of each kind: two stages, group weights, sparse experts, a sampler that follows losses. The rest is slow.
 QUICK = ("remind_no_dro", "group_dro", "flex_moe", "fair_batch")
 
 
