@@ -218,7 +218,7 @@ def make_step(
     config = space(
         seed=0,
         model=space(encoder_dropout=0.0),
-        fusion=space(dropout=0.0),
+        fusion=space(kind="soft_moe", dropout=0.0),
         objective=space(kind="group_dro" if robust else "erm", mixup_weight=0.0),
         dro=space(weights="current", normalize_present=False),
     )

@@ -203,11 +203,12 @@ def make_step(
     robust = config.objective.kind == "group_dro" and stage.robust
     factors = _make_factors(config, robust, dro, train_counts)
     mixup = _make_mixup(config, network, num_groups) if config.objective.mixup_weight else None
-    drops = config.model.encoder_dropout > 0 or config.fusion.dropout > 0
+    noisy = config.fusion.kind != "soft_moe" and config.fusion.noise
+    draws = noisy or config.model.encoder_dropout > 0 or config.fusion.dropout > 0
 
     def step(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
-        keys = _sample_keys(config.seed, state.step, len(batch["label"]), axis_name) if drops else None
+        keys = _sample_keys(config.seed, state.step, len(batch["label"]), axis_name) if draws else None
 
         def objective(params: Params):
             weights = {**state.frozen, **params}

@@ -42,8 +42,6 @@ def _add(jaxpr: Any, scope: str, times: int, counted: Counter[str]) -> None:
         name = equation.primitive.name
         if name == "dot_general":
             counted[where] += times * _product(equation)
-        elif name.startswith("ragged_dot"):
-            counted[where] += times * 2 * math.prod(equation.outvars[0].aval.shape) * equation.invars[0].aval.shape[-1]
         elif name == "conv_general_dilated":
             counted[where] += times * _convolution(equation)
         elif name == "while":

@@ -64,8 +64,11 @@ def choose(clean: jax.Array, k: int, noise: jax.Array | None = None, deviation: 
         return Choice(experts, weights, chosen)
     # What an expert has to beat: the best of those left out, or, for one of these, the last of those chosen.
     bar = jnp.where(chosen > 0, best[..., k : k + 1], best[..., k - 1 : k])
-    margin = jnp.where(jnp.isfinite(clean), (clean - bar) / deviation, -jnp.inf)
-    return Choice(experts, weights, jax.scipy.stats.norm.cdf(margin))
+    allowed, contested = jnp.isfinite(clean), jnp.isfinite(bar)
+    # Infinities are kept out of the quotient: their zero slopes times infinity would be NaN in the gradient.
+    margin = jnp.where(allowed & contested, clean, 0.0) - jnp.where(contested, bar, 0.0)
+    load = jnp.where(contested, jax.scipy.stats.norm.cdf(margin / deviation), 1.0)
+    return Choice(experts, weights, jnp.where(allowed, load, 0.0))
 
 
 def shares(choice: Choice, num_experts: int) -> jax.Array:
@@ -76,7 +79,10 @@ def shares(choice: Choice, num_experts: int) -> jax.Array:
 def apply_experts(tokens: jax.Array, choice: Choice, experts: Experts) -> jax.Array:
     """Weighted sum of what the chosen experts make of each token; no token is dropped.
 
-    Pairs of token and expert are sorted by expert, so that each expert's tokens are one stretch of a ragged product.
+    Pairs of token and expert are sorted by expert and laid out in blocks of equal length, each of one expert; the last
+    block of an expert is filled up with zeros. All experts then are one batched product of at most twice the rows that
+    are needed. `jax.lax.ragged_dot` without a kernel of its own computes each row once for every expert, and has no
+    gradients of single samples.
 
     Args:
       tokens: [r, d].
@@ -86,14 +92,38 @@ def apply_experts(tokens: jax.Array, choice: Choice, experts: Experts) -> jax.Ar
     Returns:
       [r, d].
     """
-    k = choice.experts.shape[-1]
-    owner = choice.experts.reshape(-1)
-    order = jnp.argsort(owner, stable=True)
-    token, owner = order // k, owner[order]
-    sizes = jnp.bincount(owner, length=len(experts.w_in))
-    hidden = jax.lax.ragged_dot(tokens[token], experts.w_in, sizes) + experts.b_in[owner]
-    outputs = jax.lax.ragged_dot(jax.nn.gelu(hidden), experts.w_out, sizes) + experts.b_out[owner]
-    return jnp.zeros_like(tokens).at[token].add(outputs * choice.weights.reshape(-1)[order][:, None])
+    k, num_experts = choice.experts.shape[-1], len(experts.w_in)
+    source, place, owner = _blocks(choice.experts.reshape(-1), num_experts)
+    padded = jnp.concatenate([tokens, jnp.zeros_like(tokens[:1])])
+    inputs = padded[jnp.minimum(source // k, len(tokens))]  # [blocks, rows, d]
+    hidden = jnp.einsum("kqd,kdf->kqf", inputs, experts.w_in[owner]) + experts.b_in[owner][:, None]
+    outputs = jnp.einsum("kqf,kfd->kqd", jax.nn.gelu(hidden), experts.w_out[owner]) + experts.b_out[owner][:, None]
+    of_pairs = outputs.reshape(-1, outputs.shape[-1])[place].reshape(*choice.experts.shape, -1)
+    return jnp.einsum("rkd,rk->rd", of_pairs, choice.weights.astype(of_pairs.dtype))
+
+
+def _blocks(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A layout in which every block of rows belongs to one expert.
+
+    Args:
+      experts: of each pair of token and expert, int [q].
+      num_experts: e.
+
+    Returns:
+      the pair in each row of each block [blocks, rows], q where there is none; the row of each pair among those of all
+      blocks [q]; and the expert of each block [blocks].
+    """
+    pairs = len(experts)
+    rows = -(-pairs // num_experts)
+    blocks = (pairs + num_experts * (rows - 1)) // rows  # the most that rounding up each expert's pairs can need
+    order = jnp.argsort(experts, stable=True)
+    sizes = jnp.bincount(experts, length=num_experts)
+    used = -(-sizes // rows)
+    start, first = jnp.cumsum(sizes) - sizes, (jnp.cumsum(used) - used) * rows
+    place = first[experts[order]] + jnp.arange(pairs) - start[experts[order]]
+    source = jnp.full(blocks * rows, pairs).at[place].set(order).reshape(blocks, rows)
+    owner = jnp.searchsorted(jnp.cumsum(used), jnp.arange(blocks), side="right")
+    return source, jnp.zeros(pairs, place.dtype).at[order].set(place), jnp.minimum(owner, num_experts - 1)
 
 
 def unevenness(sums: jax.Array) -> jax.Array:

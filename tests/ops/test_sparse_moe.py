@@ -86,6 +86,51 @@ def test_experts_that_may_not_be_chosen_have_no_load() -> None:
     assert np.asarray(found.experts).min() >= 2
 
 
+@pytest.mark.parametrize("hidden", [1, E - K, E - 1])
+def test_gradients_are_finite_where_few_experts_may_be_chosen(hidden: int) -> None:
+    """With as many experts as are chosen nothing is left out, and there is nothing to beat."""
+    k = min(K, E - hidden)
+    closed = np.arange(E) < hidden
+
+    def total(clean, deviation):
+        choice = sparse_moe.choose(
+            jnp.where(jnp.asarray(closed)[None], -jnp.inf, clean), k, jnp.asarray(normal(R, E, seed=1)), deviation
+        )
+        return jnp.sum(jnp.sin(choice.load)) + jnp.sum(jnp.sin(choice.weights)), choice.load
+
+    gradients, load = jax.grad(total, argnums=(0, 1), has_aux=True)(jnp.asarray(normal(R, E)), jnp.ones((R, E)))
+    assert all(np.isfinite(x).all() for x in gradients)
+    assert not np.asarray(load)[:, closed].any()
+    certain = E - hidden == k
+    assert bool((np.asarray(load)[:, ~closed] == 1.0).all()) is certain
+
+
+@pytest.mark.parametrize("chosen", [[0] * R, [E - 1] * R, list(range(E)) * 2 + [3], [0, 4] * 5 + [4]])
+def test_no_token_is_dropped_however_uneven_the_choice(chosen: list[int]) -> None:
+    x, weights = normal(R, D), experts()
+    choice = sparse_moe.Choice(jnp.asarray(chosen)[:, None], jnp.ones((R, 1)), jnp.zeros((R, E)))
+    found = sparse_moe.apply_experts(jnp.asarray(x), choice, weights)
+    wide = [np.asarray(w, float) for w in weights]
+    for i, expert in enumerate(chosen):
+        alone = np.where(np.arange(E) == expert, 0.0, -1e9)
+        np.testing.assert_allclose(found[i], slow.mix(x[i].astype(float), alone, 1, *wide), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_single_samples_sum_to_that_of_all() -> None:
+    """Analyses take them by vmap."""
+    x, clean = jnp.asarray(normal(4, 3, D)), jnp.asarray(normal(4, 3, E, seed=5))
+
+    def gradient(x, clean):
+        def total(weights):
+            return jnp.sum(jnp.sin(sparse_moe.apply_experts(x, sparse_moe.choose(clean, K), weights)))
+
+        return jax.grad(total)(experts())
+
+    single, whole = jax.vmap(gradient)(x, clean), gradient(x.reshape(12, D), clean.reshape(12, E))
+    for mine, theirs in zip(single, whole, strict=True):
+        np.testing.assert_allclose(jnp.sum(mine, axis=0), theirs, atol=1e-5)
+
+
 def test_penalties_by_hand() -> None:
     np.testing.assert_allclose(sparse_moe.unevenness(jnp.asarray([[1.0, 3.0], [2.0, 2.0]])), 1 / 4, rtol=1e-6)
     x = np.abs(normal(E)).astype(np.float32)
