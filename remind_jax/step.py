@@ -224,10 +224,8 @@ def make_step(
                 extra["train/mixup"], penalty = mixup(weights, batch, output, state.step, keys, total)
                 value = value + config.objective.mixup_weight * penalty
             if output.routing:
-                extra["train/routing"], penalty = _routing_penalty(
-                    config.objective, jax.tree.map(total, output.routing)
-                )
-                value = value + sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), penalty, output.routing)))
+                extra["train/routing"], penalty = _routing_penalty(config.objective, output.routing, total)
+                value = value + penalty
             return value, (loss_sum, count, open_sum, output.statistics, extra)
 
         gradient, (loss_sum, count, open_sum, statistics, extra) = jax.grad(objective, has_aux=True)(state.params)
@@ -255,19 +253,22 @@ def make_step(
     return step
 
 
-def _routing_penalty(objective: Any, sums: Any) -> tuple[jax.Array, Any]:
-    """The penalty on the routing of the whole batch, and its slope in the sums.
-
-    The slope times a device's own sums has the gradient of the penalty once devices are summed.
-    """
-    sums = jax.lax.stop_gradient(sums)
+def _routing_penalty(objective: Any, routing: Any, total: Callable) -> tuple[jax.Array, jax.Array]:
+    """The penalty on the routing of the whole batch, and a sum that has this device's part of its gradient."""
 
     def value(sums):
-        weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
-        names = ("balance", "entropy", "specialize")
-        return sum(sparse_moe.penalty(block, **dict(zip(names, weights, strict=True))) for block in sums)
+        return sum(
+            sparse_moe.penalty(
+                block,
+                balance=objective.balance_weight,
+                entropy=objective.entropy_weight,
+                specialize=objective.specialize_weight,
+            )
+            for block in sums
+        )
 
-    return jax.value_and_grad(value)(sums)
+    penalty, slopes = jax.value_and_grad(value)(jax.lax.stop_gradient(jax.tree.map(total, routing)))
+    return penalty, optax.tree.vdot(slopes, routing)
 
 
 def _cells(batch: Batch, train_counts: np.ndarray) -> jax.Array:
