@@ -62,6 +62,8 @@ def base() -> ml_collections.ConfigDict:
     c.seed = 0  # of the split, the initial weights, the order of samples, dropout and the bootstrap
     c.parallel = "jit"  # jit: one program over a mesh; pmap: one program a device
     c.devices = 0  # how many devices to use; 0 is all
+    c.ensemble = 1  # networks of different initial weights, trained in one program; their probabilities are averaged
+    c.ensemble_plain = 0  # how many of them train without group routers, group imputation and group weights
     c.sampler = "shuffled"  # shuffled | group_balanced | most_modalities_first | group_pairs | fair_batch
     c.sampler_epochs = 5  # most_modalities_first: epochs sorted by number of modalities before they are shuffled
     c.sampler_pairs = "random"  # group_pairs: random (two groups) | vs_rest (a group and all others)
@@ -75,6 +77,8 @@ def base() -> ml_collections.ConfigDict:
     data.fractions = (0.7, 0.1, 0.2)  # train, tuning, held_out by patient, where the data bring no split
     data.max_tokens = 96  # longest text or code list, in tokens
     data.vocabulary = 4_000  # largest fitted vocabulary
+    data.numbers = "standard"  # standard | quantile (to a normal distribution) | piecewise (linear pieces beside it)
+    data.bins = 8  # most pieces of a column, data.numbers=piecewise
     data.tokenizer = ""  # folder or hub name of a pretrained tokenizer; empty fits one on the train rows
     data.image_size = 32  # images and frames are resized to this height and width; 224 for published encoders
     data.frames = 8  # frames of a volume
@@ -97,6 +101,8 @@ def base() -> ml_collections.ConfigDict:
     model.imputation = "group"  # group (paper) | modality | modality+group | bank (group × modality) | zero
     model.modality_embedding = False  # add a learned vector of its modality to every token
     model.pooling = "mean"  # mean | observed | first | attention
+    model.wide = False  # add a linear map from the tokens of present modalities to the logits, zero at first
+    model.members = 1  # predictors that share all weights but rank-1 adapters and heads; probabilities are averaged
 
     c.pretrained = pretrained = ml_collections.ConfigDict()
     # Each a .safetensors file, a folder that holds one, or a hub name; empty starts from random weights.
@@ -145,6 +151,7 @@ def base() -> ml_collections.ConfigDict:
     objective.reweigh_cap = 0.0  # largest weight; 0 is no limit
     objective.mixup_weight = 0.0  # of Fair Mixup's penalty, beside any kind; needs sampler=group_pairs
     objective.mixup_beta = 1.0  # positions on the path between two groups ~ Beta(beta, beta)
+    objective.distill_weight = 0.0  # of the distance from what a sample predicts unhidden (train.hide_samples)
     objective.prior = "none"  # none | class | class_given_group: logit adjustment, beside any kind
     objective.prior_mode = "loss"  # loss: added to logits in training | posthoc: subtracted in predictions
     objective.prior_tau = 1.0  # times the log prior
@@ -168,11 +175,14 @@ def base() -> ml_collections.ConfigDict:
     train.joint_epochs = 5.0  # stage 1: everything but the group routers; 0 trains all at once
     train.batch_norm = "frozen"  # frozen: by running statistics, safe for small batches | batch: by those of the batch
     train.freeze = "encoders"  # in stage 2: encoders (maps into the fusion width stay) | encoders+projections | nothing
+    train.hide_samples = 0.0  # modality dropout: share of a batch's samples that lose modalities
+    train.hide_modalities = 0.3  # with what probability such a sample loses each; one always stays
     train.baselines_two_stage = False  # the same two stages for methods without group routers
     train.batch_size = 64  # of all devices together
     train.evaluate_every = 1.0  # epochs
     train.patience = 0  # evaluations of stage 2 without improvement before it ends; 0 never
     train.select = "loss"  # tuning metric that picks the weights: loss | accuracy | macro_f1 | auroc | last
+    train.keep_better_stage = False  # stage 2 starts from the best weights of stage 1 and must beat them to count
     train.log_every = 10  # steps
     train.keep = 1  # step checkpoints to keep for analyses; 0 is all
     train.threads = 2  # that prepare batches
@@ -189,6 +199,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 256  # rows at a time; no figure depends on it
+    evaluation.adjust_prior = "none"  # accuracy | macro_f1: divide by the power of the class prior best in tuning
     evaluation.bootstrap = 1_000  # resamples of patients for the intervals
     return c
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from remind_jax.data.dataset import Dataset
+    from remind_jax.data.tabular import Tabular
     from remind_jax.writer import RunFolder
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
@@ -107,11 +108,11 @@ def _dense(data: "Dataset", batch: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def _with_holes(values: np.ndarray, encoder: Any) -> np.ndarray:
-    """Tabular features with NaN for empty cells instead of the median; the indicators stay."""
+def _with_holes(values: np.ndarray, encoder: "Tabular") -> np.ndarray:
+    """Tabular features with NaN for empty cells instead of what stands in for them; the indicators stay."""
     start = len(encoder.columns)
     for place, column in enumerate(encoder.numeric_holes):
-        values[values[:, start + place] > 0, column] = np.nan
+        values[np.ix_(values[:, start + place] > 0, encoder.features_of(column))] = np.nan
     return values
 
 
@@ -301,7 +302,7 @@ def _fit(config: Any, model: str, data: "Dataset") -> Fitted:
 
 def _score(select: str, labels: np.ndarray) -> Score:
     """What a choice by the tuning rows goes by, greater being better; `last` has no choice of its own: the loss."""
-    from remind_jax.train import Predicted, tuning_metrics
+    from remind_jax.predict import Predicted, tuning_metrics
 
     name = "loss" if select == "last" else select
 

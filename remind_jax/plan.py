@@ -20,7 +20,7 @@ from remind_jax import cli, settings
 from remind_jax.data import dataset as datasets
 from remind_jax.data.outline import OUTLINES, Outline
 from remind_jax.data.preprocess import InputSpec
-from remind_jax.models.model import is_statistic, make_network
+from remind_jax.models.model import ensemble_of, is_statistic, make_network
 from remind_jax.ops import flops
 from remind_jax.step import Stage, make_loss, plan_stages
 
@@ -89,7 +89,8 @@ def make_plan(config: Any) -> Plan:
     """
     settings.validate(config)
     outline = _outline(config)
-    network = make_network(settings.model_spec(config), outline.inputs, outline.groups, outline.classes)
+    single = make_network(settings.model_spec(config), outline.inputs, outline.groups, outline.classes)
+    network = ensemble_of(single, config.ensemble)
     params = jax.eval_shape(network.init, jax.random.key(0))
     stages = plan_stages(config, outline.samples, {name: spec.kind for name, spec in outline.inputs.items()})
 
@@ -101,7 +102,7 @@ def make_plan(config: Any) -> Plan:
     for path, shape in params.items():
         if not is_statistic(path):
             parameters[_part(path)] += math.prod(shape.shape)
-    tokens = jax.eval_shape(network.encode, params, _batch(outline.inputs, 1)).shape[1]
+    tokens = jax.eval_shape(network.encode, params, _batch(outline.inputs, 1)).shape[-2]
     costs = tuple(_stage_cost(config, stage, network, outline, params) for stage in stages)
     row = sum(math.prod(spec.shape) * _dtype(spec).itemsize for spec in outline.inputs.values())
     return Plan(parameters, counted, costs, tokens, row, outline.samples)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from remind_jax import parallel
-from remind_jax.data import samplers
+from remind_jax.data import samplers, tabular
 from remind_jax.data.sources import SOURCES
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.encoders import registry, t5
@@ -24,6 +24,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "sampler_move": samplers.MOVES,
     "data.source": SOURCES,
     "data.bad_files": ("refuse", "missing"),
+    "data.numbers": tabular.NUMBERS,
     "model.text_size": t5.SIZES,
     "model.image_encoder": registry.IMAGE,
     "model.volume_encoder": registry.VOLUME,
@@ -53,12 +54,13 @@ CHOICES: dict[str, Iterable[str]] = {
     "train.batch_norm": ("frozen", "batch"),
     "train.freeze": ("encoders", "encoders+projections", "nothing"),
     "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
+    "eval.adjust_prior": ("none", "accuracy", "macro_f1"),
     "optim.schedule": ("cosine", "step", "constant"),
 }
 AT_LEAST_ONE = (
     *("model.width", "model.tokens", "fusion.blocks", "fusion.heads", "fusion.slots"),
     *("fusion.hidden", "dro.every", "train.batch_size", "train.log_every", "eval.batch_size"),
-    *("fusion.top_k", "eval.bootstrap", "data.image_size", "data.frames"),
+    *("ensemble", "data.bins", "model.members", "fusion.top_k", "eval.bootstrap", "data.image_size", "data.frames"),
 )
 POSITIVE = (
     *("optim.lr", "train.epochs", "train.evaluate_every", "data.memory_gib", "optim.step_epochs"),
@@ -69,9 +71,13 @@ NOT_NEGATIVE = (
     *("seed", "devices", "groups.tail_below", "model.encoder_hidden", "objective.focal_gamma"),
     *("objective.reweigh_cap", "objective.mixup_weight", "objective.prior_tau", "objective.prior_smoothing"),
     *("sampler_epochs", "dro.gamma", "dro.adjustment", "train.joint_epochs", "train.patience"),
+    *("ensemble_plain", "train.hide_samples", "objective.distill_weight"),
     *("train.keep", "train.threads", "optim.weight_decay", "optim.clip"),
 )
-BELOW_ONE = ("model.encoder_dropout", "fusion.dropout", "optim.warmup", "optim.ema", "objective.reweigh_beta")
+BELOW_ONE = (
+    *("train.hide_modalities", "model.encoder_dropout", "fusion.dropout", "optim.warmup", "optim.ema"),
+    "objective.reweigh_beta",
+)
 
 
 def _value(config: Any, key: str) -> Any:
@@ -110,6 +116,8 @@ def validate(config: Any) -> None:
     if config.parallel == "pmap" and config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit")
     _validate_pairs(config)
+    if config.objective.distill_weight and not config.train.hide_samples:
+        raise UserError("objective.distill_weight teaches samples that lose modalities: set train.hide_samples")
     if config.fusion.kind != "soft_moe" and config.fusion.group_routers:
         raise UserError(f"fusion.group_routers belong to fusion.kind=soft_moe, not {config.fusion.kind}")
     if config.fusion.experts < 2:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Params = dict[str, jax.Array]
@@ -18,7 +19,7 @@ class TrainState(NamedTuple):
     """Everything that a step reads and writes.
 
     Attributes:
-      step: steps done over the whole run, shape=(), int32.
+      step: steps done over the whole run, shape=(), int32; of an ensemble [k].
       params: parameters that are trained in this stage, by path.
       frozen: the others; they have no optimizer state.
       opt_state: of the optimizer, group weights λ included.
@@ -30,6 +31,11 @@ class TrainState(NamedTuple):
     frozen: Params
     opt_state: Any
     ema: Params
+
+    @property
+    def steps_done(self) -> int:
+        """Steps done over the whole run, as a number on the host."""
+        return int(np.max(self.step))
 
     def weights(self) -> Params:
         """All parameters for evaluation: averaged ones where they exist."""
@@ -98,9 +104,16 @@ def effective_decay(decay: float, steps: int) -> float:
 
 
 def start(
-    params: Params, is_frozen: Callable[[str], bool], optimizer: optax.GradientTransformation, step: int, ema: bool
+    params: Params,
+    is_frozen: Callable[[str], bool],
+    optimizer: optax.GradientTransformation,
+    step: int,
+    ema: bool,
+    ensemble: int = 1,
 ) -> TrainState:
-    """State at the beginning of a stage, with a fresh optimizer."""
+    """State at the beginning of a stage, with a fresh optimizer; of an ensemble all arrays have its axis first."""
+    if ensemble > 1:
+        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema))(params)
     trained, frozen = partition(params, is_frozen)
     # Copies, because the buffers of a donated state must not alias each other.
     average = {path: jnp.array(x, copy=True) for path, x in trained.items()} if ema else {}

@@ -1,6 +1,7 @@
 """The plan of a run in stages, and the train step of a stage as a pure function."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,10 @@ import optax
 from remind_jax import state as states
 from remind_jax.models.model import Batch, Network, Output, Params, is_statistic
 from remind_jax.objectives import fair_mixup, group_dro, reweigh
-from remind_jax.ops import losses, sparse_moe
+from remind_jax.ops import hiding, losses, sparse_moe
+
+_NETWORKS = "networks"  # axis of an ensemble
+_GROUP_PART = re.compile(r"/group_router$|^imputation/group$")
 
 
 class Stage(NamedTuple):
@@ -178,6 +182,7 @@ def make_step(
     train_counts: np.ndarray,
     decay: float,
     offset: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
 ) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
     """The step of a stage as a function of one device's share of a batch.
 
@@ -195,30 +200,45 @@ def make_step(
         the objective.
       decay: of the averaged weights.
       offset: added to the logits of a sample before its loss is taken, by group and class [g + 1, c].
+      masks: the combinations, bool [g, m]; needed for modality dropout.
 
     Returns:
-      (state, batch, axis_name=...) -> (state, metrics).
+      (state, batch, axis_name=...) -> (state, metrics); for an ensemble, arrays of the state have an axis of networks
+      first, and metrics are means over them.
     """
     num_groups = len(train_counts)
     robust = config.objective.kind == "group_dro" and stage.robust
     factors = _make_factors(config, robust, dro, train_counts)
     mixup = _make_mixup(config, network, num_groups) if config.objective.mixup_weight else None
     noisy = config.fusion.kind != "soft_moe" and config.fusion.noise
-    draws = noisy or config.model.encoder_dropout > 0 or config.fusion.dropout > 0
+    hides = config.train.hide_samples > 0
+    draws = noisy or hides or config.model.encoder_dropout > 0 or config.fusion.dropout > 0
+    distill = config.objective.distill_weight
 
     def step(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
-        keys = _sample_keys(config.seed, state.step, len(batch["label"]), axis_name) if draws else None
+        keys = _sample_keys(config, state.step, len(batch["label"]), axis_name) if draws else None
+
+        seen = _hidden(batch, keys, config.train, masks) if hides else batch
+        # What the averaged weights say of samples that have lost nothing.
+        unhidden = network.apply(state.weights(), batch, gate=stage.train_gate).logits if distill else None
+
+        is_plain = jax.lax.axis_index(_NETWORKS) < config.ensemble_plain if config.ensemble_plain else None
 
         def objective(params: Params):
+            if is_plain is not None:
+                params = _without_group_parts(params, is_plain)
             weights = {**state.frozen, **params}
             norms = {"statistics": True, "axis_name": axis_name} if stage.statistics else {}
-            output = network.apply(weights, batch, gate=stage.train_gate, keys=keys, **norms)
-            logits = output.logits if offset is None else output.logits + jnp.asarray(offset)[batch["group"]]
-            each = loss(logits, batch["label"])
+            output = network.apply(weights, seen, gate=stage.train_gate, keys=keys, **norms)
+            each = _sample_losses(loss, output, batch, offset)
+            if distill:
+                each = each + distill * losses.divergence(output.logits, unhidden)
             local, count = losses.group_sums(each, _cells(batch, train_counts), batch["weight"], train_counts.size)
             count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
             share = jax.lax.stop_gradient(factors(state.opt_state["dro"], loss_sum, count))
+            if is_plain is not None:
+                share = jnp.where(is_plain, reweigh.weighted_mean_factors(jnp.ones_like(count), count), share)
             open_sum, value, extra = total(jnp.sum(output.open_rate * batch["weight"])), jnp.sum(local * share), {}
             if mixup is not None:
                 extra["train/mixup"], penalty = mixup(weights, batch, output, state.step, keys, total)
@@ -250,7 +270,44 @@ def make_step(
         frozen = {**state.frozen, **statistics}
         return states.TrainState(state.step + 1, params, frozen, opt_state, ema), metrics
 
-    return step
+    return step if config.ensemble == 1 else _for_ensemble(step)
+
+
+def _for_ensemble(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The same step for several networks at once, each with a state of its own."""
+
+    def steps(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
+        one = functools.partial(step, axis_name=axis_name)
+        state, metrics = jax.vmap(one, in_axes=(0, None), axis_name=_NETWORKS)(state, batch)
+        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+
+    return steps
+
+
+def _without_group_parts(params: Params, is_plain: jax.Array) -> Params:
+    """The parameters, those of single combinations held where they are in a plain network."""
+    return {
+        path: jnp.where(is_plain, jax.lax.stop_gradient(x), x) if _GROUP_PART.search(path) else x
+        for path, x in params.items()
+    }
+
+
+def _hidden(batch: Batch, keys: jax.Array, train: Any, masks: np.ndarray) -> Batch:
+    """The batch after modality dropout, each sample with what it has left and the combination that this is."""
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, 3_000)
+    present = hiding.hide_modalities(
+        batch["present"], own, samples=train.hide_samples, modalities=train.hide_modalities
+    )
+    return {**batch, "present": present, "group": hiding.group_of(present, jnp.asarray(masks))}
+
+
+def _sample_losses(loss: Callable[..., jax.Array], output: Output, batch: Batch, offset: np.ndarray | None):
+    """Loss of each sample [b]; of several members the mean of theirs, so that each learns by itself."""
+    shift = 0.0 if offset is None else jnp.asarray(offset)[batch["group"]]
+    if output.members is None:
+        return loss(output.logits + shift, batch["label"])
+    members = output.members if offset is None else output.members + shift[:, None]
+    return jnp.mean(jax.vmap(loss, (1, None), 1)(members, batch["label"]), axis=1)
 
 
 def _routing_penalty(objective: Any, routing: Any, total: Callable) -> tuple[jax.Array, jax.Array]:
@@ -276,8 +333,10 @@ def _cells(batch: Batch, train_counts: np.ndarray) -> jax.Array:
     return batch["group"] if train_counts.ndim == 1 else batch["group"] * train_counts.shape[1] + batch["label"]
 
 
-def _sample_keys(seed: int, step: jax.Array, batch_size: int, axis_name: str | None) -> jax.Array:
-    """A random key for each sample of the whole batch, whichever device it lies on, [b]."""
+def _sample_keys(config: Any, step: jax.Array, batch_size: int, axis_name: str | None) -> jax.Array:
+    """A random key for each sample of the whole batch, whichever device it lies on, [b]; others for each network."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch_size
-    key = jax.random.fold_in(jax.random.key(seed), step)
+    if config.ensemble > 1:
+        first = first + jax.lax.axis_index(_NETWORKS) * config.train.batch_size
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch_size))

@@ -4,21 +4,24 @@
 
     --methods=all        methods of configs/common.py, logistic_regression, gradient_boosting, or variants of the table
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
-    --baseline=NAME      what differences are drawn to; soft_moe where it is run, else the first method
+    --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else the first method
     --table=4            the paper's ablation (4) or sensitivity analysis (16) instead of all methods
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
     --resamples=2000     bootstrap replicates of the differences
 
 Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails does not stop the
-others. Writes runs.csv, groups.csv, differences.csv, table.md, table.tex and index.html under DIR, and a folder a run.
+others. Writes runs.csv, groups.csv, differences.csv, table.md, table.tex, index.html and sweep.json (the command, the
+time that it took and the machine) under DIR, and a folder a run.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,18 +31,20 @@ from absl import flags
 from remind_jax import cli, jobs, progress, variants
 from remind_jax.errors import UserError
 from remind_jax.evaluation.comparison import RESAMPLES, Run
+from remind_jax.sweep_record import Record
 
 MOST_ROWS = 12  # combinations printed; table.md has them all
 
 
 class Command(NamedTuple):
-    """A sweep's command line: arguments of single runs, and the sweep's own."""
+    """A sweep's command line: as given, arguments of single runs, and the sweep's own."""
 
+    given: list[str]
     arguments: list[str]
     variants: list[variants.Variant]
     seeds: list[int]
     workdir: pathlib.Path
-    baseline: str
+    baselines: list[str]
     jobs: int
     resamples: int
 
@@ -81,7 +86,7 @@ def parse(arguments: Sequence[str]) -> Command:
     flags.DEFINE_string("methods", "all", "methods, separated by commas", flag_values=values)
     flags.DEFINE_string("seeds", "0,1,42", "seeds, separated by commas", flag_values=values)
     flags.DEFINE_string("workdir", "", "folder of the sweep", flag_values=values)
-    flags.DEFINE_string("baseline", "", "method that differences are drawn to", flag_values=values)
+    flags.DEFINE_string("baseline", "", "methods that differences are drawn to", flag_values=values)
     flags.DEFINE_integer("table", 0, "table of the paper", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap replicates", lower_bound=1, flag_values=values)
@@ -97,11 +102,13 @@ def parse(arguments: Sequence[str]) -> Command:
     methods = cli.load_module(cli.config_file(rest), "common").METHODS
     chosen = variants.choose(values.methods, values.table, tuple(methods))
     names = [variant.name for variant in chosen]
-    baseline = values.baseline or ("soft_moe" if "soft_moe" in names else names[0])
-    if baseline not in names:
-        raise UserError(f"baseline={baseline} is not among the methods: {', '.join(names)}")
+    default = "soft_moe" if "soft_moe" in names else names[0]
+    baselines = list(dict.fromkeys(filter(None, values.baseline.split(",")))) or [default]
+    for baseline in baselines:
+        if baseline not in names:
+            raise UserError(f"baseline={baseline} is not among the methods: {', '.join(names)}")
     workdir = pathlib.Path(values.workdir)
-    return Command(rest, chosen, seeds, workdir, baseline, values.jobs, values.resamples)
+    return Command(list(arguments), rest, chosen, seeds, workdir, baselines, values.jobs, values.resamples)
 
 
 def plan(command: Command) -> list[Entry]:
@@ -138,17 +145,25 @@ def main(arguments: list[str]) -> None:
     command = parse(arguments)
     entries = plan(command)
     with jobs.lock(command.workdir) as descriptor, _Termination():
+        record = _record(command, entries)
         with progress.make(len(entries), "runs") as bar:
             if command.jobs == 1:
-                failed = _in_this_process(entries, bar)
+                failed = _in_this_process(entries, bar, record)
             else:
-                failed = _in_processes(entries, command.jobs, descriptor, bar)
+                failed = _in_processes(entries, command.jobs, descriptor, bar, record)
         failures = [f"{name}: {reason}" for name, reason in failed.items()]
         # A run that failed may have a report all the same: that of other settings.
         finished = read_runs([entry for entry in entries if entry.name not in failed])
         if not finished:
             raise UserError(f"no run finished; the first failure was {failures[0]}")
+        start = time.monotonic()
         _tabulate(command, finished, failures)
+        record.close(
+            data=finished[0].report["data"],
+            failed=[entry.name for entry in entries if entry.name in failed],
+            seconds=time.monotonic() - start,
+            folders=[entry.folder for entry in entries if entry.finished],
+        )
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {'; '.join(failures)}")
 
@@ -170,14 +185,28 @@ class _Termination:
         raise KeyboardInterrupt
 
 
-def _in_this_process(entries: Sequence[Entry], bar: progress.Silent) -> dict[str, str]:
+def _record(command: Command, entries: Sequence[Entry]) -> Record:
+    return Record(
+        command.workdir / "sweep.json",
+        command.given,
+        methods=[variant.name for variant in command.variants],
+        seeds=command.seeds,
+        baselines=command.baselines,
+        resamples=command.resamples,
+        jobs=command.jobs,
+        runs=[entry.name for entry in entries],
+    )
+
+
+def _in_this_process(entries: Sequence[Entry], bar: progress.Silent, record: Record) -> dict[str, str]:
     """Runs one after the other; returns the names of the runs that failed, each with the reason."""
     failed: dict[str, str] = {}
     for done, entry in enumerate(entries):
         bar.advance(done, entry.name)
         shown = entry.finished
         try:
-            _runner(entry)()
+            with contextlib.nullcontext() if shown else record.timed(entry.name):
+                _runner(entry)()
         except Exception as error:  # whatever it is, the other runs shall have their turn
             failed[entry.name] = " ".join(str(error).split()) or type(error).__name__
             bar.say(f"failed: {entry.name}: {failed[entry.name]}")
@@ -198,7 +227,9 @@ def _runner(entry: Entry) -> Callable[[], Any]:
     return lambda: train_and_evaluate(entry.config, entry.folder, verbose=False)
 
 
-def _in_processes(entries: Sequence[Entry], count: int, descriptor: int, bar: progress.Silent) -> dict[str, str]:
+def _in_processes(
+    entries: Sequence[Entry], count: int, descriptor: int, bar: progress.Silent, record: Record
+) -> dict[str, str]:
     """Runs several at a time; returns the names of the runs that failed, each with the reason."""
     failed: dict[str, str] = {}
     # A finished run of the same settings needs no process; of other settings, its own process says what differs.
@@ -209,20 +240,24 @@ def _in_processes(entries: Sequence[Entry], count: int, descriptor: int, bar: pr
     done = len(entries) - len(open_entries)
     slots = jobs.divide(min(count, max(1, len(open_entries))), jobs.find_gpus(), jobs.find_cpus())
     todo = [jobs.Job(_child(entry), _log(entry)) for entry in open_entries]
-    running: list[str] = []
-    for event in jobs.run_all(todo, slots, (descriptor,)):
-        entry = open_entries[event.job]
-        if event.ended:
-            running.remove(entry.name)
-            done += 1
-            if event.error:
-                failed[entry.name] = event.error
-                bar.say(f"failed: {entry.name}: {event.error}")
+    running: dict[str, contextlib.ExitStack] = {}
+    with contextlib.ExitStack() as clocks:
+        for event in jobs.run_all(todo, slots, (descriptor,)):
+            entry = open_entries[event.job]
+            if event.ended:
+                running.pop(entry.name).close()
+                done += 1
+                if event.error:
+                    failed[entry.name] = event.error
+                    bar.say(f"failed: {entry.name}: {event.error}")
+                else:
+                    bar.say(_outcome(entry, kept=False))
             else:
-                bar.say(_outcome(entry, kept=False))
-        else:
-            running.append(entry.name)
-        bar.advance(done, ", ".join(running))
+                clock = clocks.enter_context(contextlib.ExitStack())
+                if not entry.finished:  # of other settings, which its process refuses
+                    clock.enter_context(record.timed(entry.name))
+                running[entry.name] = clock
+            bar.advance(done, ", ".join(running))
     return failed
 
 
@@ -280,7 +315,7 @@ def _tabulate(command: Command, runs: Sequence[Run], failed: Sequence[str]) -> N
     from remind_jax.evaluation import results, sweep_page, tables
 
     names = [variant.name for variant in command.variants]
-    found = results.collect(runs, names, command.baseline, resamples=command.resamples, failures=failed)
+    found = results.collect(runs, names, command.baselines, resamples=command.resamples, failures=failed)
     contents = {
         "runs.csv": tables.runs_csv(found),
         "groups.csv": tables.groups_csv(found),

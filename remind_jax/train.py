@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -20,10 +19,10 @@ from remind_jax.data import pipeline, samplers, splits
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.evaluation import metrics as figures
 from remind_jax.evaluation import report as reports
-from remind_jax.models.model import Network, Params, is_statistic, load_pretrained, make_network
+from remind_jax.models.model import Network, Params, ensemble_of, is_statistic, load_pretrained, make_network
 from remind_jax.objectives import logit_adjust
+from remind_jax.predict import Predicted, adjust_prior, choose_prior_power, make_predict, tuning_metrics
 from remind_jax.step import Stage, make_dro, make_loss, make_step, objective_counts, plan_stages
 from remind_jax.writer import RunFolder, config_digest
 
@@ -40,58 +39,6 @@ class Cursor:
     ended: bool = False
 
 
-# ---- Evaluation -----------------------------------------------------------------------------------------------------
-
-
-class Predicted(NamedTuple):
-    """Probabilities [n, c], labels [n], and the share of open gates, of all rows of a store in order."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-    open_rate: float
-
-
-def make_predict(
-    network: Network, batch_size: int, offset: np.ndarray | None = None
-) -> Callable[[Params, pipeline.Store, str], Predicted]:
-    """A function (parameters, store, gate) -> Predicted, compiled once for each gate.
-
-    Args:
-      network: as pure functions.
-      batch_size: rows at a time.
-      offset: added to the logits of a sample, by group and class, [g + 1, c]; the last row is for combinations not seen
-        in training.
-    """
-
-    def forward(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, jax.Array]:
-        output = network.apply(params, batch, gate=gate)
-        logits = output.logits.astype(jnp.float32)
-        return logits if offset is None else logits + jnp.asarray(offset)[batch["group"]], output.open_rate
-
-    forward = jax.jit(forward, static_argnums=2)
-
-    def predict(params: Params, store: pipeline.Store, gate: str) -> Predicted:
-        params = jax.device_put(params)
-        parts = []
-        for batch in pipeline.eval_batches(store, batch_size):
-            logits, open_rate = forward(params, batch, gate)
-            real = batch["weight"] > 0
-            probabilities = np.asarray(jax.nn.softmax(logits))[real]
-            parts.append((probabilities, batch["label"][real], np.asarray(open_rate)[real]))
-        probabilities, labels, open_rate = (np.concatenate(x) for x in zip(*parts, strict=True))
-        return Predicted(probabilities, labels, float(np.mean(open_rate)))
-
-    return predict
-
-
-def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:
-    """What the choice of weights can go by."""
-    values, _ = figures.metrics(predicted.labels, predicted.probabilities)
-    chosen = predicted.probabilities[np.arange(len(predicted.labels)), predicted.labels]
-    values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
-    return {"loss": float(-np.mean(np.log(np.maximum(chosen, 1e-12)))), **values}
-
-
 def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
     """The weights that a run starts from, on the host: random ones, and published ones where `config.pretrained` says.
 
@@ -100,7 +47,9 @@ def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec
     """
     params = host_copy(jax.jit(network.init)(jax.random.key(config.seed)))
     sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
-    return params | load_pretrained(settings.model_spec(config), inputs, sources, params)
+    one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
+    published = load_pretrained(settings.model_spec(config), inputs, sources, one)
+    return params | {path: np.broadcast_to(x, np.shape(params[path])) for path, x in published.items()}
 
 
 # ---- The loop -------------------------------------------------------------------------------------------------------
@@ -113,8 +62,11 @@ class Trainer:
         self.config, self.data, self.folder = config, data, folder
         if not len(data.stores["tuning"]) and config.train.select != "last":
             raise UserError("there are no tuning rows to choose weights by: set train.select=last")
+        if not len(data.stores["tuning"]) and config.eval.adjust_prior != "none":
+            raise UserError("there are no tuning rows to adjust the class prior by: set eval.adjust_prior=none")
         self.groups = data.groups
-        self.network = make_network(settings.model_spec(config), data.inputs, len(self.groups), len(data.classes))
+        self.single = make_network(settings.model_spec(config), data.inputs, len(self.groups), len(data.classes))
+        self.network = ensemble_of(self.single, config.ensemble)
         self.train_store = data.stores["train"]
         kinds = {name: spec.kind for name, spec in data.inputs.items()}
         self.stages = plan_stages(config, len(self.train_store), kinds)
@@ -169,15 +121,17 @@ class Trainer:
         )
 
     def _begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
-        state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, self.config.optim.ema > 0)
+        ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
+        state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, ema, ensemble)
         if carried_dro is None:
             return state
         return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
 
     def train(self, bar: progress.Silent) -> Params:
         """Runs all stages, from the newest checkpoint if there is one, and returns the chosen weights."""
-        checkpoints = Checkpoints(self.folder.path / "checkpoints", self.config.train.keep)
-        params = initial_params(self.config, self.network, self.data.inputs)
+        config = self.config
+        checkpoints = Checkpoints(self.folder.path / "checkpoints", config.train.keep)
+        params = initial_params(config, self.network, self.data.inputs)
         cursor, best, state = Cursor(), params, None
         latest = checkpoints.latest_step()
         if latest is not None:
@@ -195,8 +149,9 @@ class Trainer:
             if state is None:
                 state = self._begin(stage, params)
             elif index > cursor.stage:
-                state = self._begin(stage, state.weights(), state.opt_state["dro"])
-                cursor = Cursor(stage=index)
+                keeps = config.train.keep_better_stage
+                state = self._begin(stage, best if keeps else state.weights(), state.opt_state["dro"])
+                cursor = Cursor(stage=index, best=cursor.best if keeps else None)
             state, best = self._run_stage(stage, state, cursor, best, checkpoints, bar)
         checkpoints.close()
         return best
@@ -210,13 +165,22 @@ class Trainer:
         checkpoints: Checkpoints,
         bar: progress.Silent,
     ) -> tuple[states.TrainState, Params]:
-        config, step = self.config, int(state.step)
+        config, step = self.config, state.steps_done
         if cursor.ended or step >= stage.stop:
             return state, best
         decay = states.effective_decay(config.optim.ema, self.steps)
         optimizer = self._optimizer(stage)
         step_function = make_step(
-            config, stage, self.network, self.loss, optimizer, self.dro, self.counts, decay, self.offset
+            config,
+            stage,
+            self.single,
+            self.loss,
+            optimizer,
+            self.dro,
+            self.counts,
+            decay,
+            self.offset,
+            self.groups.masks,
         )
         program = parallel.make_program(step_function, config.parallel, self.devices)
         evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
@@ -278,7 +242,7 @@ class Trainer:
         self, stage: Stage, state: states.TrainState, cursor: Cursor, best: Params, bar: progress.Silent
     ) -> Params:
         """Measures the weights on the tuning rows, moves the cursor, and returns the best weights so far."""
-        step, weights, select = int(state.step), state.weights(), self.config.train.select
+        step, weights, select = state.steps_done, state.weights(), self.config.train.select
         if not len(self.data.stores["tuning"]):
             return weights
         predicted = self.predict(weights, self.data.stores["tuning"], stage.eval_gate)
@@ -296,8 +260,8 @@ class Trainer:
             cursor.best, cursor.waited = gain, 0
             return weights
         cursor.waited += 1
-        patience = self.config.train.patience
-        cursor.ended = bool(patience) and stage is self.stages[-1] and cursor.waited >= patience
+        patience, may_end = self.config.train.patience, stage is self.stages[-1] or self.config.train.keep_better_stage
+        cursor.ended = bool(patience) and may_end and cursor.waited >= patience
         return best
 
 
@@ -404,7 +368,7 @@ def cohort_lines(manifest: Manifest) -> Iterator[str]:
 def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
     """Reads the held-out rows, once, and writes predictions and report."""
     config, data, folder = trainer.config, trainer.data, trainer.folder
-    predicted = trainer.predict(weights, data.stores["held_out"], trainer.stages[-1].eval_gate)
+    predicted, adjustment = _predict_held_out(trainer, weights)
     table = datasets.predictions_table(data, "held_out", predicted.probabilities)
     table.write_parquet(folder.path / "predictions.parquet")
     majority = data.class_fractions.argmax()
@@ -422,6 +386,7 @@ def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
             "split_digest": splits.split_digest(data.split),
             "majority_accuracy": float(np.mean(predicted.labels == majority)),
             **_gate_summary(trainer, predicted.open_rate),
+            **adjustment,
             "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
             "card": datasets.describe(data),
         },
@@ -430,6 +395,17 @@ def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
     # Last, because a run counts as finished once it is there.
     reports.write_json(folder.path / "report.json", report)
     return report
+
+
+def _predict_held_out(trainer: Trainer, weights: Params) -> tuple[Predicted, dict[str, Any]]:
+    """Predictions of the held-out rows, and for the report by what power of the prior they were divided."""
+    data, figure, gate = trainer.data, trainer.config.eval.adjust_prior, trainer.stages[-1].eval_gate
+    predicted = trainer.predict(weights, data.stores["held_out"], gate)
+    if figure == "none":
+        return predicted, {}
+    power = choose_prior_power(trainer.predict(weights, data.stores["tuning"], gate), data.class_fractions, figure)
+    adjusted = adjust_prior(predicted.probabilities, data.class_fractions, power)
+    return predicted._replace(probabilities=adjusted), {"prior_adjustment": {"figure": figure, "power": power}}
 
 
 def _gate_summary(trainer: Trainer, open_rate: float) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def test_group_dro_is_that_of_sagawa_and_remind_that_of_the_design():
     assert (remind.every, remind.initial, remind.weights, remind.gamma) == (10, "sqrt_frequency", "current", 0.02)
 
 
-@pytest.mark.parametrize("name", ["nhanes", "manifest"])
+@pytest.mark.parametrize("name", ["nhanes", "heart", "manifest"])
 def test_many_combinations_take_the_imputation_with_a_modality_part(name):
     for method in ("remind", "remind_no_dro", "remind_no_specialization"):
         assert _build(name, f"method={method}").model.imputation == "modality+group"
@@ -111,6 +111,7 @@ def test_small_data_presets_are_regularised():
 # Paper, section 7.4: learning rate, weight decay, width, experts, most epochs.
 PAPER = {
     "nhanes": (5e-5, 5e-6, 128, 32, 50),
+    "heart": (5e-5, 5e-6, 128, 32, 50),
     "mimic": (1e-4, 5e-5, 768, 128, 20),
     "phenomenon": (5e-5, 5e-5, 768, 128, 20),
 }

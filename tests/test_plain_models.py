@@ -8,6 +8,8 @@ import pytest
 
 from remind_jax import plain_models
 from remind_jax.data import dataset as datasets
+from remind_jax.data.schema import Modality
+from remind_jax.data.tabular import NUMBERS, Tabular
 from remind_jax.data.tokenizer import EOS, PAD
 from remind_jax.errors import UserError
 from tests import tiny_runs
@@ -72,12 +74,18 @@ def test_features_are_the_encoded_rows(hospital):
     np.testing.assert_allclose(scan[there], batch["scan"][there].mean(axis=1), rtol=1e-6)
 
 
-def test_empty_cells_are_nan_and_not_the_median():
-    encoder = type("", (), {"columns": ("a", "b", "c"), "numeric_holes": (0, 2)})
-    # Features: a, b, c, "a is missing", "c is missing", one category.
-    values = np.array([[1.0, 2.0, 3.0, 0, 1, 1], [4.0, 5.0, 6.0, 1, 0, 0]], np.float32)
-    found = plain_models._with_holes(values, encoder)
-    np.testing.assert_array_equal(np.isnan(found), [[0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_empty_cells_are_nan_and_not_what_stands_in_for_them(numbers):
+    numeric = np.array([[1, 2, np.nan], [np.nan, 5, 6], [4, 6, 8], [7, 9, 7]], np.float32)
+    modality = Modality("labs", "tabular", ("a", "b", "c"), ("sex",))
+    sex = np.array([["f"]] * 4, object)
+    encoder = Tabular.fit(modality, numeric, sex, numbers, bins=2)
+    found = plain_models._with_holes(encoder.encode(numeric, sex), encoder)
+    # Features: a, b, c, "a is missing", "c is missing", one category, two intervals each of a, b and c.
+    expected = np.zeros((4, 12 if numbers == "piecewise" else 6))
+    expected[1, [0, *((6, 7) if numbers == "piecewise" else ())]] = 1
+    expected[0, [2, *((10, 11) if numbers == "piecewise" else ())]] = 1
+    np.testing.assert_array_equal(np.isnan(found), expected)
 
 
 def test_images_and_volumes_become_numbers(tmp_path):
@@ -134,6 +142,23 @@ def test_boosting_finds_what_a_line_cannot():
     assert np.mean(line.argmax(1) == labels) < 0.65
     assert np.mean(trees.argmax(1) == labels) > 0.9
     assert fitted.chosen["depth"] > 1  # a tree of depth 1 has no interactions
+
+
+@pytest.mark.parametrize("numbers", ["quantile", "piecewise"])
+def test_models_learn_from_every_encoding_of_numbers(hospital, monkeypatch, numbers):
+    monkeypatch.setattr(plain_models, "TREES", 10)
+    config = hospital[0].copy_and_resolve_references()
+    config.data.numbers = numbers
+    data = datasets.load_dataset(config)
+    train, tuning = (plain_models.features(data, split) for split in ("train", "tuning"))
+    score, labs = plain_models._score("auroc", tuning.labels), data.inputs["labs"].shape[0]
+    for model in plain_models.MODELS.values():
+        found = []
+        # The features of the table alone, and none of them.
+        for factor in (1, 0):
+            one, two = (part._replace(dense=factor * part.dense[:, :labs], bags=()) for part in (train, tuning))
+            found.append(score(model(one, 2, 0, score, two).predict(two)))
+        assert found[0] > found[1] + 0.1
 
 
 @pytest.mark.parametrize("name", plain_models.MODELS)

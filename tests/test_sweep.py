@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 
 QUICK = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20, "data__tuning": 24}
 TABLES = {"runs.csv", "groups.csv", "differences.csv", "table.md", "table.tex", "index.html"}
+RECORD = "sweep.json"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,15 +71,16 @@ def test_variants_change_what_the_command_line_gave(tmp_path):
 
 
 def test_baseline_is_soft_moe_or_the_first(tmp_path):
-    def baseline(*more):
+    def baselines(*more):
         file = tiny_runs.ROOT / "configs" / "mimic.py"
-        return sweep.parse([f"--config={file}:size=paper,method=remind", f"--workdir={tmp_path}", *more]).baseline
+        return sweep.parse([f"--config={file}:size=paper,method=remind", f"--workdir={tmp_path}", *more]).baselines
 
-    assert baseline() == "soft_moe"
-    assert baseline("--methods=remind,soft_moe") == "soft_moe"
-    assert baseline("--methods=remind,reweigh") == "remind"
-    assert baseline("--methods=remind,reweigh", "--baseline=reweigh") == "reweigh"
-    assert baseline("--table=16") == "remind"
+    assert baselines() == ["soft_moe"]
+    assert baselines("--methods=remind,soft_moe") == ["soft_moe"]
+    assert baselines("--methods=remind,reweigh") == ["remind"]
+    assert baselines("--methods=remind,reweigh", "--baseline=reweigh") == ["reweigh"]
+    assert baselines("--methods=remind,reweigh", "--baseline=reweigh,remind,reweigh") == ["reweigh", "remind"]
+    assert baselines("--table=16") == ["remind"]
 
 
 def test_the_argument_string_keeps_the_size(tmp_path):
@@ -94,6 +96,7 @@ def test_the_argument_string_keeps_the_size(tmp_path):
         (["--seeds=0,0"], ("twice",)),
         (["--seeds=0,x"], ("command line", "x")),
         (["--baseline=group_dro", "--methods=remind"], ("baseline=group_dro", "remind")),
+        (["--baseline=remind,group_dro", "--methods=remind"], ("baseline=group_dro", "remind")),
         (["--table=17"], ("table=17", "4, 16")),
         (["--jobs=0"], ("jobs",)),
         (["--config.optim.lrr=1"], ("lrr",)),
@@ -121,14 +124,14 @@ def done(tmp_path_factory):
     """A finished sweep of two methods and a plain model over two seeds: its folder, its arguments, what it printed."""
     folder = tmp_path_factory.mktemp("sweep")
     methods = "--methods=soft_moe,remind,logistic_regression"
-    arguments = _arguments(folder / "cache", folder / "out", methods, "--seeds=0,1")
+    arguments = _arguments(folder / "cache", folder / "out", methods, "--seeds=0,1", "--baseline=soft_moe,remind")
     return folder / "out", arguments, _run(arguments)
 
 
 def test_a_sweep_leaves_tables_and_run_folders(done):
     folder, _, printed = done
     runs = {f"{name}-seed{seed}" for name in ("soft_moe", "remind", "logistic_regression") for seed in (0, 1)}
-    assert {path.name for path in folder.iterdir()} == TABLES | runs | {".lock"}
+    assert {path.name for path in folder.iterdir()} == TABLES | runs | {RECORD, ".lock"}
     assert (folder / "table.md").read_text(encoding="utf-8").rstrip() in printed
     for line in ("remind                     seed 1", "index.html"):
         assert line in printed
@@ -147,14 +150,42 @@ def test_tables_hold_the_figures_of_the_reports(done):
         assert report["method"] == row["method"]
 
 
+def _record(folder) -> dict:
+    return json.loads((folder / RECORD).read_text("utf-8"))
+
+
+def test_a_sweep_leaves_a_record_of_command_time_and_machine(done):
+    folder, arguments, _ = done
+    record = _record(folder)
+    names = [f"{name} seed {seed}" for seed in (0, 1) for name in ("soft_moe", "remind", "logistic_regression")]
+    assert list(record["runs"]) == names
+    each = [run["seconds"] for run in record["runs"].values()]
+    assert min(each) > 0
+    assert record["seconds"]["running"] == pytest.approx(sum(each), abs=0.1)  # one after the other
+    assert (record["data"], record["baselines"]) == (
+        json.loads((folder / "remind-seed0" / "report.json").read_text("utf-8"))["data"],
+        ["soft_moe", "remind"],
+    )
+    environment = json.loads((folder / "soft_moe-seed0" / "environment.json").read_text("utf-8"))
+    assert record["environment"] == environment
+    assert record["command"].startswith("python -m remind_jax.sweep --config=configs/phenomenon.py:method=remind ")
+    assert "--workdir=DIR" in record["command"]
+    assert str(tiny_runs.ROOT) not in json.dumps(record)
+    assert str(folder.parent) not in json.dumps(record)
+    assert len(record["command"].split()) == 3 + len(arguments)
+
+
 def test_the_same_command_shows_the_tables_again_and_trains_nothing(done):
     folder, arguments, printed = done
     reports = sorted(folder.glob("*/report.json"))
     before = [path.stat().st_mtime_ns for path in reports]
     tables = {name: (folder / name).read_bytes() for name in TABLES}
+    record = _record(folder)
     again = _run(arguments)
     assert [path.stat().st_mtime_ns for path in reports] == before
     assert {name: (folder / name).read_bytes() for name in TABLES} == tables
+    assert _record(folder) | {"seconds": record["seconds"]} == record
+    assert _record(folder)["seconds"]["running"] == record["seconds"]["running"]
     assert again.count("(finished before)") == 6
     assert "finished before" not in printed
 
@@ -174,6 +205,12 @@ def test_other_settings_in_the_same_folder_are_refused_and_the_rest_is_tabulated
     assert "| remind |" not in text  # its reports are those of other settings
     assert "| soft_moe | 1 |" in text
     assert "| logistic_regression | 2 |" in text
+    # A refused run was not run: its time stays, and a run that goes on or is made anew adds to its own.
+    before, after = _record(folder)["runs"], _record(copy)["runs"]
+    longer = {name for name in before if after[name]["seconds"] != before[name]["seconds"]}
+    assert longer == {"soft_moe seed 1"}
+    assert after["soft_moe seed 1"]["seconds"] > before["soft_moe seed 1"]["seconds"]
+    assert _record(copy)["failed"] == ["soft_moe seed 0", "remind seed 0", "remind seed 1"]
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):

@@ -3,11 +3,12 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from remind_jax import progress, train
+from remind_jax import predict, progress, train
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
@@ -46,14 +47,14 @@ class _Run:
         self.config = config
         self.trainer = train.Trainer(config, data, opened)
         traces = []
-        network = self.trainer.network
+        network = self.trainer.single
 
         def counted(*arguments, **options):
             traces.append(options["gate"])
             return network.apply(*arguments, **options)
 
         # Steps go through this network, evaluations keep the one they were made with.
-        self.trainer.network = network._replace(apply=counted)
+        self.trainer.single = network._replace(apply=counted)
         self.weights = self.trainer.train(progress.Silent())
         self.traces = list(traces)
         self.history = opened.history()
@@ -150,7 +151,7 @@ def test_a_stage_compiles_its_step_once(remind):
 def test_chosen_weights_are_those_of_the_best_evaluation_of_the_last_stage(remind):
     losses = [record["eval/loss"] for record in remind.of("eval/loss", "specialize")]
     tuning = remind.trainer.data.stores["tuning"]
-    chosen = train.tuning_metrics(remind.trainer.predict(remind.weights, tuning, "gated"))
+    chosen = predict.tuning_metrics(remind.trainer.predict(remind.weights, tuning, "gated"))
     assert chosen["loss"] == pytest.approx(min(losses), abs=1e-6)
 
 
@@ -162,7 +163,7 @@ def test_selection_goes_by_the_metric_asked_for(cache, data, tmp_path, select):
     name = "accuracy" if select == "last" else select
     values = [record[f"eval/{name}"] for record in run.of("eval/loss")]
     assert len(values) == 6
-    chosen = train.tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "never"))
+    chosen = predict.tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "never"))
     expected = values[-1] if select == "last" else max(values)
     assert chosen[name] == pytest.approx(expected, abs=1e-6)
 
@@ -180,6 +181,71 @@ def test_patience_ends_the_last_stage_and_no_other(cache, data, tmp_path):
     assert again.history == run.history
     for path in run.weights:
         np.testing.assert_array_equal(run.weights[path], again.weights[path])
+
+
+def test_the_prior_is_divided_out_by_hand():
+    p = np.array([[0.8, 0.2], [0.5, 0.5]])
+    np.testing.assert_allclose(predict.adjust_prior(p, np.array([0.8, 0.2]), 1.0), [[0.5, 0.5], [0.2, 0.8]])
+    np.testing.assert_allclose(predict.adjust_prior(p, np.array([0.8, 0.2]), 0.0), p)
+
+
+def test_the_power_of_the_prior_is_the_best_of_the_figure_and_the_least_of_equals():
+    # Rare class 1 never wins as it is; divided by (0.9 / 0.1)^power it wins in rows of odds 1/3 from a half on.
+    p = np.array([[0.75, 0.25]] * 3 + [[0.95, 0.05]] * 7)
+    predicted = predict.Predicted(p, np.array([1, 1, 1] + [0] * 7), 0.0)
+    assert predict.choose_prior_power(predicted, np.array([0.9, 0.1]), "macro_f1") == 0.6
+    assert predict.choose_prior_power(predicted, np.array([0.5, 0.5]), "macro_f1") == 0.0
+    settled = predict.Predicted(np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([0, 1]), 0.0)
+    assert predict.choose_prior_power(settled, np.array([0.6, 0.4]), "accuracy") == 0.0
+
+
+# ---- Ensembles and stages that compete -------------------------------------------------------------------------------
+
+
+def test_an_ensemble_averages_the_probabilities_of_its_networks(cache, data, tmp_path):
+    run = _Run(tiny_runs.config(cache, "soft_moe", ensemble=3, train__epochs=1.0), data, tmp_path)
+    tuning, trainer = data.stores["tuning"], run.trainer
+    assert {len(x) for x in run.weights.values()} == {3}
+    alone = predict.make_predict(trainer.single, 256)
+    each = [alone({path: x[i] for path, x in run.weights.items()}, tuning, "never").probabilities for i in range(3)]
+    together = trainer.predict(run.weights, tuning, "never")
+    np.testing.assert_allclose(together.probabilities, np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
+    assert np.abs(each[0] - each[1]).max() > 1e-2
+    best = min(record["eval/loss"] for record in run.of("eval/loss"))
+    assert predict.tuning_metrics(together)["loss"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_first_network_of_an_ensemble_is_the_one_of_a_single_run(cache, data, tmp_path):
+    changes = {"train__select": "last", "train__epochs": 2.0, "dro__every": 2}
+    single = _Run(tiny_runs.config(cache, "remind", **changes), data, tmp_path / "single")
+    both = _Run(tiny_runs.config(cache, "remind", ensemble=2, **changes), data, tmp_path / "both")
+    assert single.weights.keys() == both.weights.keys()
+    # By predictions: weights that no output depends on, as biases of keys, are rounding noise.
+    first = {path: x[0] for path, x in both.weights.items()}
+    tuning = data.stores["tuning"]
+    found, expected = (single.trainer.predict(x, tuning, "gated").probabilities for x in (first, single.weights))
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+    assert np.abs(both.weights["head/kernel"][1] - both.weights["head/kernel"][0]).max() > 1e-2
+    # A finished run is read back with its axis of networks.
+    again = _Run(both.config, data, tmp_path / "both")
+    assert again.traces == []
+    np.testing.assert_array_equal(again.weights["head/kernel"], both.weights["head/kernel"])
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_second_stage_can_be_made_to_earn_its_place(cache, data, tmp_path, keeps):
+    # The first stage learns; the schedule then jumps to a rate that ruins the weights.
+    def schedule(kind, lr, **options):
+        return lambda count: jnp.where(count < 12, 0.01, 3.0)
+
+    changes = {"train__keep_better_stage": keeps, "optim__ema": 0.0, "optim__clip": 0.0, "train__evaluate_every": 0.5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "learning_rate", schedule)
+        run = _Run(tiny_runs.config(cache, "remind", **changes), data, tmp_path)
+    joint, late = ([r["eval/loss"] for r in run.of("eval/loss", stage)] for stage in ("joint", "specialize"))
+    assert min(joint) < min(late)
+    chosen = predict.tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "gated"))
+    assert chosen["loss"] == pytest.approx(min(joint) if keeps else min(late), abs=1e-6)
 
 
 def test_batches_of_group_dro_are_balanced(cache, data, tmp_path):
@@ -331,11 +397,11 @@ def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
 
 
 def test_tuning_metrics_by_hand():
-    predicted = train.Predicted(np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), 0.0)
-    values = train.tuning_metrics(predicted)
+    predicted = predict.Predicted(np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), 0.0)
+    values = predict.tuning_metrics(predicted)
     assert values["loss"] == pytest.approx(-np.log([0.9, 0.6, 0.2]).mean())
     assert values["accuracy"] == pytest.approx(2 / 3)
     assert values["auroc"] == pytest.approx(1.0)
-    sure = train.Predicted(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]), 0.0)
-    assert np.isfinite(train.tuning_metrics(sure)["loss"])
-    assert train.tuning_metrics(sure)["auroc"] is None
+    sure = predict.Predicted(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]), 0.0)
+    assert np.isfinite(predict.tuning_metrics(sure)["loss"])
+    assert predict.tuning_metrics(sure)["auroc"] is None

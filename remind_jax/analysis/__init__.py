@@ -16,7 +16,7 @@ from remind_jax.checkpoint import Checkpoints
 from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
 from remind_jax.errors import UserError
-from remind_jax.models.model import Network, Params, make_network
+from remind_jax.models.model import Network, Params, ensemble_of, make_network
 from remind_jax.step import Stage, make_dro, objective_counts, plan_stages
 from remind_jax.train import initial_params
 
@@ -92,7 +92,8 @@ class Run:
             optax.constant_schedule(0.0), weight_decay=optim.weight_decay, clip=optim.clip, dro=dro
         )
         state = jax.eval_shape(
-            lambda p: states.start(p, stage.is_frozen, optimizer, stage.start, optim.ema > 0), params
+            lambda p: states.start(p, stage.is_frozen, optimizer, stage.start, optim.ema > 0, self.config.ensemble),
+            params,
         )
         return {"state": state, "best": params}
 
@@ -110,6 +111,7 @@ def open_run(path: pathlib.Path) -> Run:
     report = json.loads((path / "report.json").read_text(encoding="utf-8"))
     if report["split_digest"] != splits.split_digest(data.split):
         raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")
-    network = make_network(settings.model_spec(config), data.inputs, len(data.groups), len(data.classes))
+    single = make_network(settings.model_spec(config), data.inputs, len(data.groups), len(data.classes))
+    network = ensemble_of(single, config.ensemble)
     kinds = {name: spec.kind for name, spec in data.inputs.items()}
     return Run(path, config, data, network, plan_stages(config, len(data.stores["train"]), kinds))

@@ -107,6 +107,8 @@ def fit(config: Any) -> Fitted:
         max_tokens=config.data.max_tokens,
         vocabulary=config.data.vocabulary,
         tokenizer=config.data.tokenizer,
+        numbers=config.data.numbers,
+        bins=config.data.bins,
     )
     return Fitted(manifest, split, groups, preprocessor, findings)
 

@@ -1,4 +1,4 @@
-"""From raw columns to model inputs: scalers, categories, vocabularies and tokenizers, all fitted on given rows only."""
+"""From raw columns to model inputs: tables, vocabularies and tokenizers, all fitted on given rows only."""
 
 import collections
 import dataclasses
@@ -10,107 +10,11 @@ import numpy as np
 
 from remind_jax.data import manifest as manifests
 from remind_jax.data.schema import PIXELS
+from remind_jax.data.tabular import InputSpec, Tabular, check_numbers
 from remind_jax.data.tokenizer import EOS, PAD, SPECIAL, UNK, load_pretrained, plain, train_unigram
 from remind_jax.errors import UserError, did_you_mean
 
 _LONGEST_TEXTS = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """What a model receives for one modality.
-
-    Attributes:
-      kind: one of `schema.KINDS`.
-      shape: of one sample: (p,) features, (t,) token ids, (t, d) tokens, (height, width, channels) pixels, or
-        (frames, height, width, channels) pixels.
-      vocabulary: number of ids; 0 for inputs that are not ids.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    vocabulary: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Tabular:
-    """Median imputation, standardisation, is-missing indicators and one-hot categories of one modality.
-
-    Attributes:
-      columns, categorical: the columns in raw order.
-      median, mean, std: per numeric column, over the fitting rows; std 0 marks a constant column, which becomes 0.
-      numeric_holes, categorical_holes: positions of the columns that get an is-missing indicator.
-      categories: per categorical column, sorted.
-    """
-
-    columns: tuple[str, ...]
-    categorical: tuple[str, ...]
-    median: tuple[float, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    numeric_holes: tuple[int, ...]
-    categorical_holes: tuple[int, ...]
-    categories: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def fit(cls, modality: manifests.Modality, numeric: np.ndarray, categorical: np.ndarray | None) -> "Tabular":
-        """Fits on rows that have the modality: `numeric` [n, p] with NaN for empty, `categorical` [n, q] or None."""
-        median, mean, std = [], [], []
-        for column in numeric.T.astype(np.float64):
-            seen = column[~np.isnan(column)]
-            centre = float(seen.mean()) if len(seen) else 0.0
-            spread = float(seen.std()) if len(seen) else 0.0
-            median.append(float(np.median(seen)) if len(seen) else 0.0)
-            mean.append(centre)
-            # The spread of equal numbers is rounding noise, not exactly 0.
-            std.append(spread if spread > 1e-7 * max(abs(centre), 1e-30) else 0.0)
-        strings = categorical.T if categorical is not None else np.empty((0, len(numeric)), object)
-        return cls(
-            modality.columns,
-            modality.categorical,
-            tuple(median),
-            tuple(mean),
-            tuple(std),
-            tuple(np.flatnonzero(np.isnan(numeric).any(axis=0)).tolist()),
-            tuple(j for j, column in enumerate(strings) if (column == "").any()),
-            tuple(tuple(sorted(set(column.tolist()) - {""})) for column in strings),
-        )
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """What each of the encoded features is, in order."""
-        missing = [f"{self.columns[j]} is missing" for j in self.numeric_holes]
-        one_hot = [f"{c} = {v}" for c, values in zip(self.categorical, self.categories, strict=True) for v in values]
-        missing_category = [f"{self.categorical[j]} is missing" for j in self.categorical_holes]
-        return (*self.columns, *missing, *one_hot, *missing_category)
-
-    @property
-    def spec(self) -> InputSpec:
-        """A vector of features."""
-        return InputSpec("tabular", (len(self.features),))
-
-    def encode(self, numeric: np.ndarray, categorical: np.ndarray | None) -> np.ndarray:
-        """Float32 [n, p']: standardised numbers, their indicators, one-hot categories, their indicators."""
-        holes = np.isnan(numeric)
-        filled = np.where(holes, np.asarray(self.median), numeric.astype(np.float64))
-        std = np.asarray(self.std)
-        scaled = np.where(std > 0, (filled - np.asarray(self.mean)) / np.where(std > 0, std, 1.0), 0.0)
-        parts = [scaled, holes[:, list(self.numeric_holes)]]
-        if categorical is not None:
-            for j, values in enumerate(self.categories):
-                parts.append(categorical[:, j, None] == np.array(values, object)[None, :])
-            parts.append(categorical[:, list(self.categorical_holes)] == "")
-        return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Tabular":
-        """The inverse of `to_dict`."""
-        fields = {name: tuple(value) for name, value in content.items()}
-        return cls(**fields | {"categories": tuple(tuple(values) for values in fields["categories"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +190,8 @@ class Preprocessor:
         max_tokens: int,
         vocabulary: int,
         tokenizer: str | Mapping[str, str] = "",
+        numbers: str = "standard",
+        bins: int = 8,
     ) -> "Preprocessor":
         """Fits every encoder on some rows (the train rows) and looks at no other.
 
@@ -296,12 +202,15 @@ class Preprocessor:
           vocabulary: the most ids, pad, eos and unk included; fewer when the rows give no more.
           tokenizer: a folder or a hub name of a pretrained tokenizer for all text modalities, or a mapping from names
             of text modalities; empty: train one.
+          numbers: how numbers of tabular modalities are encoded, one of `tabular.NUMBERS`.
+          bins: the most intervals of a column, `numbers` piecewise.
 
         Raises:
           UserError: an option is out of range, the tokenizer cannot be used, or no row has an embedding.
         """
         if max_tokens < 2 or vocabulary < len(SPECIAL) + 1:
             raise UserError(f"max_tokens must be at least 2 and vocabulary at least 4: {max_tokens}, {vocabulary}")
+        check_numbers(numbers, bins)
         texts = [modality.name for modality in manifest.schema.modalities if modality.kind == "text"]
         if isinstance(tokenizer, str):
             tokenizer = dict.fromkeys(texts, tokenizer)
@@ -312,6 +221,9 @@ class Preprocessor:
         encoders: dict[str, Encoder] = {}
         for j, modality in enumerate(manifest.schema.modalities):
             here = rows[manifest.presence[rows, j]]
+            if modality.kind == "tabular":
+                encoders[modality.name] = _fit_table(manifest, modality, here, numbers, bins)
+                continue
             pretrained = tokenizer.get(modality.name, "")
             encoders[modality.name] = _fit_encoder(manifest, modality, here, max_tokens, vocabulary, pretrained)
         return cls(encoders)
@@ -361,6 +273,19 @@ class Preprocessor:
         return cls(encoders)
 
 
+def _alone(manifest: manifests.Manifest, modality: manifests.Modality) -> manifests.Manifest:
+    """The manifest with one modality, so that no more than its raw columns are held."""
+    return dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=(modality,)))
+
+
+def _fit_table(
+    manifest: manifests.Manifest, modality: manifests.Modality, rows: np.ndarray, numbers: str, bins: int
+) -> Tabular:
+    """Fits the encoder of a tabular modality on rows that have it."""
+    raw, name = manifests.decode(_alone(manifest, modality), rows), modality.name
+    return Tabular.fit(modality, raw[f"{name}/numeric"], raw.get(f"{name}/categorical"), numbers, bins)
+
+
 def _fit_encoder(
     manifest: manifests.Manifest,
     modality: manifests.Modality,
@@ -369,13 +294,8 @@ def _fit_encoder(
     vocabulary: int,
     pretrained: str,
 ) -> Encoder:
-    """Fits the encoder of one modality on rows that have it."""
-    # One modality at a time, so that no more than its raw column is held.
-    alone = dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=(modality,)))
-    name = modality.name
-    if modality.kind == "tabular":
-        raw = manifests.decode(alone, rows)
-        return Tabular.fit(modality, raw[f"{name}/numeric"], raw.get(f"{name}/categorical"))
+    """Fits the encoder of one modality that is no table on rows that have it."""
+    alone, name = _alone(manifest, modality), modality.name
     if modality.kind in PIXELS:
         return Pixels(modality.shape)
     if modality.kind == "embedding":

@@ -23,6 +23,7 @@ FIGURES = ("accuracy", "macro_f1", "auroc")
 WHOLES = ("all", "head", "tail")
 RESAMPLES = 2_000
 LEVEL = 0.95
+_ROUNDING = 1e-12  # differences of fractions that are closer are the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +103,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def t_test(differences: Sequence[float]) -> float | None:
     """p of a two-sided t-test that the differences have mean 0; None for fewer than two or without any spread."""
-    if len(differences) < 2 or not statistics.stdev(differences) > 0:
+    n = len(differences)
+    if n < 2 or not statistics.stdev(differences) > _ROUNDING:
         return None
     from scipy import stats
 
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    t = statistics.fmean(differences) / (statistics.stdev(differences) / n**0.5)
+    return float(2 * stats.t.sf(abs(t), n - 1))
 
 
 # ---- The bootstrap --------------------------------------------------------------------------------------------------
@@ -203,6 +206,21 @@ def same_samples(one: Run, other: Run) -> bool:
     return one.predictions["sample_id"].cast(pl.String).equals(other.predictions["sample_id"].cast(pl.String))
 
 
+def large_combinations(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Combinations with enough samples and patients for a bootstrap under every seed, in the order of the reports."""
+    sizes: dict[str, dict[int, tuple[int, int]]] = {}
+    for run in runs:
+        for row in run.report["groups"]:
+            sizes.setdefault(row["group"], {})[run.seed] = row["n"], row["n_patients"]
+    seeds = {run.seed for run in runs}
+    return tuple(
+        name
+        for name, by_seed in sizes.items()
+        if by_seed.keys() == seeds
+        and all(n >= intervals.MIN_SAMPLES and p >= intervals.MIN_PATIENTS for n, p in by_seed.values())
+    )
+
+
 def compare(
     runs: Sequence[Run],
     methods: Sequence[str],
@@ -210,6 +228,7 @@ def compare(
     chosen: Sequence[str] = WHOLES,
     *,
     resamples: int = RESAMPLES,
+    replicates: Replicates | None = None,
 ) -> dict[tuple[str, str, str], Difference]:
     """Paired differences of every method to the baseline.
 
@@ -219,11 +238,12 @@ def compare(
       baseline: a method.
       chosen: names of `parts`.
       resamples: number of replicates.
+      replicates: of the same runs and parts, shared by the comparisons with several baselines; else drawn here.
 
     Returns:
       (samples, figure, method) -> difference, where both have the figure under at least one seed.
     """
-    replicates = Replicates(runs, chosen=chosen, resamples=resamples)
+    replicates = replicates or Replicates(runs, chosen=chosen, resamples=resamples)
     by_key = {(run.method, run.seed): run for run in runs}
     seeds = sorted({run.seed for run in runs})
     pairs = {

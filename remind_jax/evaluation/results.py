@@ -61,10 +61,10 @@ class Results:
 
     Attributes:
       data: title of the data set.
-      methods, seeds, baseline: of the sweep; methods without a finished run are left out.
+      methods, seeds: of the sweep; methods without a finished run are left out.
       runs: the finished ones.
       rows: combinations, most frequent in training first, then `WHOLES`.
-      differences: of `comparison.compare`, as fractions.
+      differences: baseline -> those of `comparison.compare`, as fractions.
       published: the paper's data set, where it is one.
       failures: runs that failed, each with its reason.
     """
@@ -72,10 +72,9 @@ class Results:
     data: str
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    baseline: str
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
-    differences: Mapping[tuple[str, str, str], Difference]
+    differences: Mapping[str, Mapping[tuple[str, str, str], Difference]]
     published: Published | None
     failures: tuple[str, ...] = ()
 
@@ -88,7 +87,7 @@ class Results:
 def collect(
     runs: Sequence[Run],
     methods: Sequence[str],
-    baseline: str,
+    baselines: Sequence[str],
     *,
     resamples: int = comparison.RESAMPLES,
     failures: Sequence[str] = (),
@@ -98,18 +97,19 @@ def collect(
     Args:
       runs: at least one, at most one a method and seed.
       methods: in the order of the columns.
-      baseline: of the differences.
+      baselines: of the differences, at least one.
       resamples: bootstrap replicates.
       failures: of runs that failed, for the notes.
     """
     there = tuple(method for method in methods if any(run.method == method for run in runs))
     paper = published(runs[0].report["data"])
     rows = (*_combination_rows(runs, there, paper), *_whole_rows(runs, there, paper))
-    differences = comparison.compare(runs, there, baseline, resamples=resamples)
+    parts = (*comparison.WHOLES, *comparison.large_combinations(runs))
+    replicates = comparison.Replicates(runs, chosen=parts, resamples=resamples)  # what costs, once for all baselines
+    differences = {b: comparison.compare(runs, there, b, parts, replicates=replicates) for b in baselines}
     seeds = tuple(sorted({run.seed for run in runs}))
-    return Results(
-        runs[0].report["data"], there, seeds, baseline, tuple(runs), rows, differences, paper, tuple(failures)
-    )
+    data = runs[0].report["data"]
+    return Results(data, there, seeds, tuple(runs), rows, differences, paper, tuple(failures))
 
 
 def _combination_rows(runs: Sequence[Run], methods: Sequence[str], paper: Published | None) -> list[Row]:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from remind_jax.evaluation import comparison, figures, page, tables
+from remind_jax.evaluation import figures, page, tables
 from remind_jax.evaluation.report import short_names
 from remind_jax.evaluation.results import TITLES, Results
 
@@ -31,19 +31,19 @@ def context(results: Results) -> dict[str, Any]:
     declared = max((row.modalities for row in results.combinations), key=len, default=())
     names, abbreviated = short_names((row.modalities for row in results.combinations), declared, NAME_WIDTH)
     drawings = {"combinations": accuracy_by_combination(results)}
-    drawings |= {f"{part}_{figure}": differences(results, part, figure) for part, figure in DRAWN}
-    columns = [(part, figure) for part in comparison.WHOLES for figure in TITLES]
+    drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in DRAWN]
+    drawings |= {name: differences(results, baseline, part, figure) for name, baseline, part, figure in drawn}
     return {
         "results": results,
         "synthetic": page.is_synthetic(results.data),
         "notes": tables.notes(results),
-        "difference_note": tables.difference_note(results),
+        "difference_note": tables.difference_note,
         "titles": TITLES,
         "names": dict(zip((row.label for row in results.combinations), names, strict=True)),
         "abbreviated": abbreviated,
-        "columns": [key for key in columns if any((*key, m) in results.differences for m in results.methods)],
+        "columns": {baseline: tables.difference_columns(results, baseline) for baseline in results.differences},
         "part_titles": tables.PART_TITLES,
-        "drawn": [(f"{part}_{figure}", part, figure) for part, figure in DRAWN],
+        "drawn": drawn,
         "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
         "best": tables.best,
         "spread_text": tables.spread_text,
@@ -87,9 +87,9 @@ def accuracy_by_combination(results: Results) -> str | None:
     return _svg(draw, marks, "accuracy in percent", "combinations", height, above=0.08 + 0.19 * lines)
 
 
-def differences(results: Results, part: str, figure: str) -> str | None:
-    """Difference of every method to the baseline in one figure, with its 95 % interval; None without any."""
-    there = [(m, results.differences.get((part, figure, m))) for m in results.methods]
+def differences(results: Results, baseline: str, part: str, figure: str) -> str | None:
+    """Difference of every method to a baseline in one figure, with its 95 % interval; None without any."""
+    there = [(m, results.differences[baseline].get((part, figure, m))) for m in results.methods]
     there = [(method, value) for method, value in there if value]
     if not there:
         return None
@@ -101,7 +101,9 @@ def differences(results: Results, part: str, figure: str) -> str | None:
             axes.plot(ends, [y, y], color=figures.COLOURS[0], linewidth=1.6)
             axes.plot([100 * value.mean], [y], color=figures.COLOURS[0], marker="o", markersize=5)
 
-    return _svg(draw, [method for method, _ in there], "points", f"{part} {figure}", 0.25 + 0.28 * len(there))
+    return _svg(
+        draw, [method for method, _ in there], "points", f"{baseline} {part} {figure}", 0.25 + 0.28 * len(there)
+    )
 
 
 def _mark(i: int) -> dict[str, Any]:

@@ -59,12 +59,16 @@ def groups_csv(results: Results) -> str:
 
 
 def differences_csv(results: Results) -> str:
-    """One row a method, figure and set of samples: the paired difference to the baseline in points."""
+    """One row a baseline, method, figure and set of samples: the paired difference to the baseline in points.
+
+    Samples are those of `comparison.WHOLES` and the combinations that are large enough for a bootstrap.
+    """
     rows = []
-    for (part, figure, method), value in results.differences.items():
-        points = {name: _percent(getattr(value, name)) for name in ("mean", "low", "high", "sd")}
-        rest = {name: getattr(value, name) for name in ("p", "p_holm", "p_seeds", "wins", "n")}
-        rows.append({"samples": part, "figure": figure, "method": method, "baseline": results.baseline} | points | rest)
+    for baseline, found in results.differences.items():
+        for (part, figure, method), value in found.items():
+            points = {name: _percent(getattr(value, name)) for name in ("mean", "low", "high", "sd")}
+            rest = {name: getattr(value, name) for name in ("p", "p_holm", "p_seeds", "wins", "n")}
+            rows.append({"samples": part, "figure": figure, "method": method, "baseline": baseline} | points | rest)
     names = ["samples", "figure", "method", "baseline", *Difference._fields]
     return _csv(names, rows)
 
@@ -109,10 +113,10 @@ def notes(results: Results) -> list[str]:
     return said
 
 
-def difference_note(results: Results) -> str:
-    """How the differences are drawn."""
+def difference_note(results: Results, baseline: str) -> str:
+    """How the differences to a baseline are drawn."""
     return (
-        f"Difference to {results.baseline} on the same held-out samples, in points, with the 95 % interval of a "
+        f"Difference to {baseline} on the same held-out samples, in points, with the 95 % interval of a "
         "bootstrap that draws patients (jointly for all methods and seeds) and seeds; p of the same bootstrap, "
         "two-sided, Holm-corrected over methods; seeds with a gain."
         + (" With one seed the chance of training is not in the interval." if len(results.seeds) == 1 else "")
@@ -173,24 +177,25 @@ def markdown(results: Results, most_rows: int = 0) -> str:
     lines += summary(results)
     for figure, title in TITLES.items():
         lines += ["", f"## {title} by combination", "", *_figure_table(results, figure, most_rows)]
-    if results.differences:
-        lines += ["", f"## Differences to `{results.baseline}`", "", difference_note(results), ""]
-        lines += _difference_table(results)
+    for baseline, found in results.differences.items():
+        if found:
+            lines += ["", f"## Differences to `{baseline}`", "", difference_note(results, baseline), ""]
+            lines += _difference_table(results, baseline)
     return "\n".join(lines) + "\n"
 
 
 def summary(results: Results) -> list[str]:
     """Lines of the table with a method a row."""
-    lines = _head(["method", "runs", *SUMMARY], numeric_from=1)
+    lines = head(["method", "runs", *SUMMARY], numeric_from=1)
     for method in results.methods:
         runs = [run_figures(run.report) for run in results.runs if run.method == method]
         cells = [spread_text(spread(run[name] for run in runs)) for name in SUMMARY]
-        lines.append(_line([method, str(len(runs)), *cells]))
+        lines.append(line([method, str(len(runs)), *cells]))
     return [*lines, "", *(f"- {name}: {meaning}, in percent" for name, meaning in SUMMARY.items())]
 
 
 def _figure_table(results: Results, figure: str, most_rows: int) -> list[str]:
-    lines = _head(["combination", "", "n", *results.methods], numeric_from=2)
+    lines = head(["combination", "", "n", *results.methods], numeric_from=2)
     rows = results.combinations
     hidden = len(rows) - most_rows if most_rows and len(rows) > most_rows else 0
     for row in (*rows[: len(rows) - hidden], *results.rows[len(rows) :]):
@@ -200,26 +205,33 @@ def _figure_table(results: Results, figure: str, most_rows: int) -> list[str]:
             text = spread_text(row.cells[figure][method])
             text = f"**{text}**" if method in top else text
             cells.append(" ".join(filter(None, [text, published_text(row.published.get(figure, {}).get(method))])))
-        lines.append(_line([_escape_markdown(row.label), "tail" if row.tail else "", size_text(row.n), *cells]))
+        lines.append(line([_escape_markdown(row.label), "tail" if row.tail else "", size_text(row.n), *cells]))
     return lines if not hidden else [*lines, "", f"{hidden} rarer combinations are in table.md."]
 
 
-def _difference_table(results: Results) -> list[str]:
+def difference_columns(results: Results, baseline: str) -> list[tuple[str, str]]:
+    """Samples and figures that a table of differences to this baseline has columns for."""
     columns = [(part, figure) for part in comparison.WHOLES for figure in TITLES]
-    columns = [key for key in columns if any((*key, method) in results.differences for method in results.methods)]
-    lines = _head(["method", *(f"{PART_TITLES[part]}: {TITLES[figure]}" for part, figure in columns)], numeric_from=1)
+    return [key for key in columns if any((*key, m) in results.differences[baseline] for m in results.methods)]
+
+
+def _difference_table(results: Results, baseline: str) -> list[str]:
+    columns = difference_columns(results, baseline)
+    lines = head(["method", *(f"{PART_TITLES[part]}: {TITLES[figure]}" for part, figure in columns)], numeric_from=1)
     for method in results.methods:
-        if method != results.baseline:
-            cells = [difference_text(results.differences.get((*key, method))) for key in columns]
-            lines.append(_line([method, *cells]))
+        if method != baseline:
+            cells = [difference_text(results.differences[baseline].get((*key, method))) for key in columns]
+            lines.append(line([method, *cells]))
     return lines
 
 
-def _head(names: Sequence[str], numeric_from: int) -> list[str]:
-    return [_line(names), "|" + "".join("---|" if i < numeric_from else "---:|" for i in range(len(names)))]
+def head(names: Sequence[str], numeric_from: int) -> list[str]:
+    """The two lines that a table in Markdown begins with; columns from `numeric_from` on are set to the right."""
+    return [line(names), "|" + "".join("---|" if i < numeric_from else "---:|" for i in range(len(names)))]
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -239,18 +251,20 @@ def escape_latex(text: str) -> str:
 
 
 def latex(results: Results) -> str:
-    """A table environment for each figure and one for the differences; needs the packages booktabs and graphicx."""
+    """A table environment for each figure and each baseline of differences; needs packages booktabs and graphicx."""
     parts = ["% \\usepackage{booktabs,graphicx}"]
     for figure, title in TITLES.items():
         caption = f"{title} on {results.data}. {' '.join(notes(results))}"
         parts.append(
             _latex_table(caption, f"tab:{figure}", "llr" + "r" * len(results.methods), _latex_rows(results, figure))
         )
-    if results.differences:
-        caption = f"{difference_note(results)} Data: {results.data}."
-        cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in _difference_table(results)]
-        rows = [" & ".join(map(escape_latex, row)) for i, row in enumerate(cells) if i != 1]
-        parts.append(_latex_table(caption, "tab:differences", "l" + "r" * (len(cells[0]) - 1), rows))
+    for baseline, found in results.differences.items():
+        if found:
+            caption = f"{difference_note(results, baseline)} Data: {results.data}."
+            lines = _difference_table(results, baseline)
+            cells = [[cell.strip() for cell in text.strip("| ").split(" | ")] for text in lines]
+            rows = [" & ".join(map(escape_latex, row)) for i, row in enumerate(cells) if i != 1]
+            parts.append(_latex_table(caption, f"tab:differences:{baseline}", "l" + "r" * (len(cells[0]) - 1), rows))
     return "\n\n".join(parts).replace("±", r"$\pm$").replace("–", "--") + "\n"
 
 
@@ -263,8 +277,8 @@ def _latex_rows(results: Results, figure: str) -> list[str]:
             text = spread_text(row.cells[figure][method])
             text = f"\\textbf{{{text}}}" if method in top else text
             cells.append(" ".join(filter(None, [text, published_text(row.published.get(figure, {}).get(method))])))
-        line = " & ".join([escape_latex(row.label), "tail" if row.tail else "", size_text(row.n), *cells])
-        rows.append(f"\\midrule\n{line}" if row.label == WHOLES[0][0] else line)
+        text = " & ".join([escape_latex(row.label), "tail" if row.tail else "", size_text(row.n), *cells])
+        rows.append(f"\\midrule\n{text}" if row.label == WHOLES[0][0] else text)
     return rows
 
 

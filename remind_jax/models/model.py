@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx, traverse_util
 
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import registry
 from remind_jax.models.fusion.soft_moe import FusionSpec, SoftMoEBlock
 from remind_jax.models.fusion.sparse_moe import SparseMoEBlock, Tokens
-from remind_jax.ops import imputation
+from remind_jax.ops import imputation, losses
 from remind_jax.ops.transformer import dropout
 
 Params = dict[str, jax.Array]
@@ -48,6 +49,9 @@ class ModelSpec:
       imputation: one of `imputation.KINDS`.
       modality_embedding: add a learned vector of its modality to every token.
       pooling: `mean` over all tokens, `observed` for those of present modalities, `first` token, or `attention`.
+      wide: add a linear map from the tokens of present modalities to the logits, zero at first (Cheng et al. 2016).
+      members: predictors that share all weights but a factor of each input of the fusion and a head (TabM-mini,
+        Gorishniy et al. 2025, arXiv 2410.24210, after BatchEnsemble, Wen et al. 2020).
       fusion: of the soft-MoE blocks.
     """
 
@@ -62,6 +66,8 @@ class ModelSpec:
     imputation: str = "group"
     modality_embedding: bool = False
     pooling: str = "mean"
+    wide: bool = False
+    members: int = 1
     fusion: FusionSpec = dataclasses.field(default_factory=FusionSpec)
 
 
@@ -69,13 +75,14 @@ class Output(NamedTuple):
     """What the network gives.
 
     Attributes:
-      logits: [b, c].
-      features: pooled tokens [b, d].
+      logits: [b, c]; of several members, the logarithm of their mean probabilities.
+      features: pooled tokens [b, d], mean of the members.
       open_rate: share of tokens whose routing gate was open [b].
       statistics: new running statistics of batch norms by path, when they were asked for.
       tokens: as the fusion received them [b, n, d].
       observed: False at the tokens of missing modalities [b, n].
       routing: of each sparse block, the sums over the batch that `sparse_moe.penalty` takes.
+      members: logits of each member [b, k, c], where there are several.
     """
 
     logits: jax.Array
@@ -85,6 +92,7 @@ class Output(NamedTuple):
     tokens: jax.Array | None = None
     observed: jax.Array | None = None
     routing: tuple[dict[str, jax.Array], ...] = ()
+    members: jax.Array | None = None
 
 
 def is_statistic(path: str) -> bool:
@@ -98,6 +106,33 @@ class _Encoders(nnx.Module):
     def __init__(self, spec: ModelSpec, inputs: Mapping[str, ModalityInput], rngs: nnx.Rngs):
         for name, modality in inputs.items():
             setattr(self, name, registry.make_encoder(spec, modality, rngs))
+
+
+class _Members(nnx.Module):
+    """What each of k predictors has of its own: a factor of every input of the fusion, and a head."""
+
+    def __init__(self, count: int, num_modalities: int, width: int, num_classes: int, rngs: nnx.Rngs):
+        # Random signs: members see inputs so different that they do not become one (Wen et al. 2020).
+        signs = jax.random.rademacher(rngs.params(), (count, num_modalities, width), jnp.float32)
+        self.input_scale = nnx.Param(signs)
+        self.head = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (count, width, num_classes)))
+        self.head_bias = nnx.Param(jnp.zeros((count, num_classes)))
+
+    def spread(
+        self, tokens: jax.Array, owner: np.ndarray, groups: jax.Array, mask: jax.Array | None, keys: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+        """Makes k samples of each, in turn: tokens [b * k, n, d] and what belongs to them; `owner`: modalities [n]."""
+        factors = self.input_scale[...][:, owner]
+        count = len(factors)
+        tokens = rearrange(tokens[:, None] * factors[None], "b k n d -> (b k) n d")
+        mask = None if mask is None else jnp.repeat(mask, count, axis=0)
+        if keys is not None:
+            keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
+        return tokens, jnp.repeat(groups, count), mask, keys
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        """[b, k, d] -> [b, k, c]."""
+        return jnp.einsum("bkd,kdc->bkc", features, self.head[...]) + self.head_bias[...][None]
 
 
 class _Imputation(nnx.Module):
@@ -147,7 +182,12 @@ class Model(nnx.Module):
             setattr(self, f"block_{i}", _make_block(spec, num_groups, len(inputs), rngs))
         if spec.pooling == "attention":
             self.pool_query = nnx.Param(spec.width**-0.5 * jax.random.normal(rngs.params(), (spec.width,)))
-        self.head = nnx.Linear(spec.width, num_classes, rngs=rngs)
+        if spec.wide:
+            self.wide = nnx.Param(jnp.zeros((len(self.owner), spec.width, num_classes)))
+        if spec.members > 1:
+            self.members = _Members(spec.members, len(inputs), spec.width, num_classes, rngs)
+        else:
+            self.head = nnx.Linear(spec.width, num_classes, rngs=rngs)
 
     def tokens(
         self, batch: Batch, keys: jax.Array | None = None, statistics: bool = False, axis_name: str | None = None
@@ -223,7 +263,11 @@ class Model(nnx.Module):
           groups: [b]; the number of groups means a combination not seen in training.
           gate, keys: as for a call.
         """
-        x, mask = tokens, observed if self.spec.fusion.mask_missing else None
+        x, mask, present, owner = tokens, observed if self.spec.fusion.mask_missing else None, observed, self.owner
+        members = self.spec.members
+        if members > 1:
+            x, groups, mask, keys = self.members.spread(x, owner, groups, mask, keys)
+            present = jnp.repeat(observed, members, axis=0)
         open_rates, sums = [], []
         for i in range(self.spec.fusion.blocks):
             block = getattr(self, f"block_{i}")
@@ -232,15 +276,36 @@ class Model(nnx.Module):
                 if isinstance(block, SoftMoEBlock):
                     x, open_rate = block(x, groups, mask, gate, block_keys)
                 else:
-                    x, routed = block(x, Tokens(self.owner, observed, groups), mask, block_keys)
+                    x, routed = block(x, Tokens(owner, present, groups), mask, block_keys)
                     open_rate = jnp.zeros(len(x))
                     sums.append(routed)
             open_rates.append(open_rate)
-        with jax.named_scope("head"):
-            features = self._pool(x, observed)
-            logits = self.head(features)
         open_rate = jnp.mean(jnp.stack(open_rates), axis=0)
-        return Output(logits, features, open_rate, tokens=tokens, observed=observed, routing=tuple(sums))
+        with jax.named_scope("head"):
+            output = self._predict(self._pool(x, present), open_rate, tokens, observed)
+        return output._replace(routing=tuple(sums))
+
+    def _wide_logits(self, tokens: jax.Array, observed: jax.Array) -> jax.Array:
+        """What a linear map sees in the tokens of present modalities, [b, c]; zeros [1, 1] without one."""
+        if not self.spec.wide:
+            return jnp.zeros((1, 1), tokens.dtype)
+        return jnp.einsum("bnd,ndc->bc", jnp.where(observed[:, :, None], tokens, 0.0), self.wide[...])
+
+    def _predict(self, features: jax.Array, open_rate: jax.Array, tokens: jax.Array, observed: jax.Array) -> Output:
+        """The heads; `features` and `open_rate` are of all members of a sample in turn, [b * k, d] and [b * k]."""
+        if self.spec.members == 1:
+            logits = self.head(features) + self._wide_logits(tokens, observed)
+            return Output(logits, features, open_rate, tokens=tokens, observed=observed)
+        features = rearrange(features, "(b k) d -> b k d", k=self.spec.members)
+        members = self.members.logits(features) + self._wide_logits(tokens, observed)[:, None]
+        return Output(
+            losses.mean_prediction(members, axis=1),
+            jnp.mean(features, axis=1),
+            jnp.mean(open_rate.reshape(-1, self.spec.members), axis=1),
+            tokens=tokens,
+            observed=observed,
+            members=members,
+        )
 
 
 class Network(NamedTuple):
@@ -249,7 +314,8 @@ class Network(NamedTuple):
     Attributes:
       init: key -> parameters by path.
       apply: (parameters, batch, gate=..., keys=...) -> Output, see `Model.__call__`.
-      encode: (parameters, batch) -> tokens of all modalities [b, n, d], as the fusion receives them.
+      encode: (parameters, batch) -> tokens of all modalities [b, n, d], as the fusion receives them; an ensemble has
+        its axis of networks first.
       fuse: (parameters, tokens, observed, groups, gate=..., keys=...) -> Output, see `Model.fuse`.
     """
 
@@ -295,6 +361,35 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
         return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).fuse(*arguments, **options)
 
     return Network(init, apply, encode, fuse)
+
+
+def ensemble_of(network: Network, count: int) -> Network:
+    """Several networks as one, whose parameters have an axis of networks first and whose probabilities are averaged.
+
+    Args:
+      network: of which the first one has the initial weights that it would have alone.
+      count: number of networks; one is the network itself.
+    """
+    if count == 1:
+        return network
+
+    def init(key: jax.Array) -> Params:
+        keys = jnp.stack([key, *(jax.random.fold_in(key, i) for i in range(1, count))])
+        return jax.vmap(network.init)(keys)
+
+    def averaged(function: Callable[..., Output]) -> Callable[..., Output]:
+        def call(params: Params, *arguments: Any, **options: Any) -> Output:
+            each = jax.vmap(lambda one: function(one, *arguments, **options))(params)
+            means = {"features": jnp.mean(each.features, axis=0), "open_rate": jnp.mean(each.open_rate, axis=0)}
+            logits = losses.mean_prediction(each.logits, axis=0)
+            return Output(logits, **means, observed=each.observed[0], statistics=each.statistics)
+
+        return call
+
+    def encode(params: Params, batch: Batch) -> jax.Array:
+        return jax.vmap(network.encode, in_axes=(0, None))(params, batch)
+
+    return Network(init, averaged(network.apply), encode, averaged(network.fuse))
 
 
 def load_pretrained(

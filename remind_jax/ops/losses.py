@@ -53,3 +53,16 @@ def group_sums(
     """
     total = jax.ops.segment_sum(jnp.stack([losses * weights, weights], axis=-1), groups, num_groups)
     return total[:, 0], total[:, 1]
+
+
+def mean_prediction(logits: jax.Array, axis: int) -> jax.Array:
+    """Log of the mean probabilities of several predictors, [..., k, ..., c] -> [..., c] without the axis of k."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return jax.nn.logsumexp(log_p, axis=axis) - jnp.log(jnp.float32(logits.shape[axis]))
+
+
+def divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence in nats of predictions from target predictions, [..., c] twice -> [...], float32."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    target = jax.nn.log_softmax(target_logits.astype(jnp.float32))
+    return jnp.sum(jnp.exp(target) * (target - log_p), axis=-1)

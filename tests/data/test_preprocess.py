@@ -10,6 +10,7 @@ import pytest
 from remind_jax.data import preprocess
 from remind_jax.data.manifest import Manifest, Modality, Schema, decode, read_manifest
 from remind_jax.data.preprocess import EOS, PAD, UNK, Preprocessor
+from remind_jax.data.tabular import NUMBERS
 from remind_jax.errors import UserError
 from tests.data.manifest_files import write_manifest
 
@@ -187,7 +188,8 @@ def test_training_is_the_same_in_every_process(tmp_path):
     assert done[0] == done[1] == done[2]
 
 
-def test_everything_is_fitted_on_the_given_rows_only(tmp_path):
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_everything_is_fitted_on_the_given_rows_only(tmp_path, numbers):
     manifest = read_manifest(write_manifest(tmp_path, n=60))
     train = np.arange(0, 60, 2)
     odd = pl.int_range(60) % 2 == 1
@@ -199,14 +201,19 @@ def test_everything_is_fitted_on_the_given_rows_only(tmp_path):
         sex=pl.when(odd).then(pl.lit("unknown")).otherwise("sex"),
     )
     other = dataclasses.replace(manifest, table=changed)
-    one, two = fit(manifest, train).to_dict(), fit(other, train).to_dict()
+    one, two = (fit(data, train, numbers=numbers).to_dict() for data in (manifest, other))
     assert json.dumps(one) == json.dumps(two)
-    assert json.dumps(fit(other, np.arange(60)).to_dict()) != json.dumps(one)
+    everything = fit(other, np.arange(60), numbers=numbers).to_dict()
+    assert json.dumps(everything) != json.dumps(one)
+    for key in {"quantile": ["quantiles"], "piecewise": ["pieces"]}.get(numbers, []):
+        before, after = (next(m for m in found["modalities"] if m["name"] == "labs") for found in (one, everything))
+        assert before[key] != after[key]
 
 
-def test_round_trip_through_json_encodes_alike(tmp_path):
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_round_trip_through_json_encodes_alike(tmp_path, numbers):
     manifest = read_manifest(write_manifest(tmp_path, n=60))
-    preprocessor = fit(manifest, np.arange(40))
+    preprocessor = fit(manifest, np.arange(40), numbers=numbers, bins=3)
     again = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
     assert again.inputs == preprocessor.inputs
     assert list(again.inputs) == ["note", "icd", "labs", "scan"]
@@ -217,9 +224,10 @@ def test_round_trip_through_json_encodes_alike(tmp_path):
         np.testing.assert_array_equal(one[name], two[name])
 
 
-def test_missing_modalities_are_zero_and_present_ones_keep_their_shape(tmp_path):
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_missing_modalities_are_zero_and_present_ones_keep_their_shape(tmp_path, numbers):
     manifest = read_manifest(write_manifest(tmp_path, n=60))
-    preprocessor = fit(manifest, np.arange(40))
+    preprocessor = fit(manifest, np.arange(40), numbers=numbers)
     batch = encode(preprocessor, manifest)
     for j, (name, spec) in enumerate(preprocessor.inputs.items()):
         assert batch[name].shape == (60, *spec.shape)
@@ -285,7 +293,7 @@ def test_pretrained_tokenizer_must_pad_with_zero_and_exist(tmp_path):
         fit(manifest, tokenizer={"notes": "x"})
 
 
-@pytest.mark.parametrize("options", [{"max_tokens": 1}, {"vocabulary": 3}])
+@pytest.mark.parametrize("options", [{"max_tokens": 1}, {"vocabulary": 3}, {"bins": 0}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError, match="at least"):
         fit(text_manifest(texts(4)), **options)

@@ -20,7 +20,9 @@ TWIN = "twin of MIMIC-IV (synthetic)"
 @pytest.fixture(scope="module")
 def found():
     runs = sweep_runs.make(SKILLS, data=TWIN)
-    return collecting.collect(runs, [*SKILLS, "never_run"], "soft_moe", resamples=60, failures=["x seed 1: why"])
+    return collecting.collect(
+        runs, [*SKILLS, "never_run"], ["soft_moe", "remind"], resamples=60, failures=["x seed 1: why"]
+    )
 
 
 def _rows(text: str) -> list[dict[str, str]]:
@@ -56,7 +58,7 @@ def test_published_figures_stand_beside_ours_by_modalities(found):
     assert row.published["accuracy"] == {"soft_moe": Figure(80.1, 1.4, 2), "remind": Figure(78.5, 1.33, 2)}
     assert row.published["macro_f1"]["remind"].mean == pytest.approx(57.3)
     assert "auroc" not in row.published
-    other = collecting.collect(sweep_runs.make({"a": 0.7}, n=40), ["a"], "a", resamples=5)
+    other = collecting.collect(sweep_runs.make({"a": 0.7}, n=40), ["a"], ["a"], resamples=5)
     assert other.published is None
     assert all(row.published == {} for row in other.rows)
 
@@ -121,14 +123,36 @@ def test_differences_are_those_of_the_comparison(found):
     text = tables.markdown(found)
     table = _markdown_table(text, "Differences to `soft_moe`")
     assert [row[0] for row in table[2:]] == ["remind", "new_method"]
-    value = found.differences["all", "accuracy", "remind"]
+    value = found.differences["soft_moe"]["all", "accuracy", "remind"]
     assert table[2][1].startswith(f"{100 * value.mean:+.1f} ({100 * value.low:+.1f} to ")
     assert table[2][1].endswith(f"{value.wins}/3)")
     rows = _rows(tables.differences_csv(found))
-    row = next(r for r in rows if (r["samples"], r["figure"], r["method"]) == ("all", "accuracy", "remind"))
+    key = ("all", "accuracy", "remind", "soft_moe")
+    row = next(r for r in rows if (r["samples"], r["figure"], r["method"], r["baseline"]) == key)
     assert float(row["mean"]) == pytest.approx(100 * value.mean)
     assert float(row["p_holm"]) == value.p_holm
-    assert row["baseline"] == "soft_moe"
+
+
+def test_several_baselines_have_a_table_each_and_mirror_each_other(found):
+    text = tables.markdown(found)
+    table = _markdown_table(text, "Differences to `remind`")
+    assert [row[0] for row in table[2:]] == ["soft_moe", "new_method"]
+    there, back = found.differences["soft_moe"]["all", "auroc", "remind"], found.differences["remind"]
+    assert back["all", "auroc", "soft_moe"].mean == pytest.approx(-there.mean)
+    assert back["all", "auroc", "soft_moe"][1:3] == pytest.approx((-there.high, -there.low))
+    alone = collecting.collect(found.runs, found.methods, ["remind"], resamples=60)
+    assert alone.differences["remind"] == back  # the shared replicates are those of a comparison of its own
+
+
+def test_single_combinations_are_compared_where_they_are_large_enough(found):
+    sizes = {row.label: min(row.n) for row in found.combinations}
+    large = [name for name, n in sizes.items() if n >= 30]
+    assert 0 < len(large) < len(sizes)
+    rows = [row for row in _rows(tables.differences_csv(found)) if row["baseline"] == "soft_moe"]
+    assert list(dict.fromkeys(row["samples"] for row in rows)) == ["all", "head", "tail", *large]
+    cells = next(row for row in found.combinations if row.label == large[0]).cells["accuracy"]
+    row = next(r for r in rows if (r["samples"], r["figure"], r["method"]) == (large[0], "accuracy", "remind"))
+    assert float(row["mean"]) == pytest.approx(cells["remind"].mean - cells["soft_moe"].mean)
 
 
 def test_long_tables_are_cut_for_the_terminal_only(found):
@@ -150,7 +174,7 @@ def test_csv_holds_every_run_and_cell(found):
 
 def test_latex_is_balanced_and_escaped(found):
     text = tables.latex(found)
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5  # three figures, two baselines
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     assert r"new\_method" in text
     assert "new_method" not in text
@@ -168,7 +192,7 @@ def test_latex_escapes_every_special_character():
 
 
 def test_one_seed_and_one_method_make_tables_too():
-    found = collecting.collect(sweep_runs.make({"a": 0.7}, seeds=(4,)), ["a"], "a", resamples=5)
+    found = collecting.collect(sweep_runs.make({"a": 0.7}, seeds=(4,)), ["a"], ["a"], resamples=5)
     text = tables.markdown(found)
     assert "Differences" not in text
     assert "±" not in _markdown_table(text, "Accuracy by combination")[2][3]
@@ -177,8 +201,8 @@ def test_one_seed_and_one_method_make_tables_too():
 
 
 def test_a_baseline_that_failed_leaves_the_other_tables():
-    found = collecting.collect(sweep_runs.make({"a": 0.7, "b": 0.7}), ["gone", "a", "b"], "gone", resamples=5)
-    assert found.differences == {}
+    found = collecting.collect(sweep_runs.make({"a": 0.7, "b": 0.7}), ["gone", "a", "b"], ["gone"], resamples=5)
+    assert found.differences == {"gone": {}}
     assert "| a | 3 |" in tables.markdown(found)
     assert "Differences" not in tables.markdown(found)
     assert "Differences" not in sweep_page.render(found)
@@ -196,7 +220,7 @@ def test_page_is_whole_and_loads_nothing(found):
     assert "http" not in text
     assert all(link.startswith("#") for link in parser.links)
     assert len(parser.ids) == len(set(parser.ids))
-    assert text.count("<svg") == 1 + len(sweep_page.DRAWN)
+    assert text.count("<svg") == 1 + 2 * len(sweep_page.DRAWN)
     assert text.index('<div class="banner"') < text.index("<main>")
     assert "[80.1 ± 1.4]" in text
     assert not re.search(r"s\d-\d|\bp\d+\b", "".join(parser.text))  # no sample or patient
@@ -205,7 +229,7 @@ def test_page_is_whole_and_loads_nothing(found):
 
 def test_text_from_outside_is_escaped_on_the_page():
     runs = sweep_runs.make({"<b>a</b>": 0.7, "b": 0.8}, seeds=(0, 1), data="<script>x</script>")
-    text = sweep_page.render(collecting.collect(runs, ["<b>a</b>", "b"], "b", resamples=5))
+    text = sweep_page.render(collecting.collect(runs, ["<b>a</b>", "b"], ["b", "<b>a</b>"], resamples=5))
     assert "<script" not in text
     assert "<b>a</b>" not in text
 
@@ -217,5 +241,6 @@ def test_plots_show_every_method_and_combination(found):
     texts = re.findall(r"<text[^>]*>", svg)
     assert texts
     assert all("fill: var(--" in text for text in texts)  # readable on a light and on a dark page
-    assert sweep_page.differences(found, "tail", "auroc").count(">remind<") == 1
-    assert sweep_page.differences(found, "no such samples", "auroc") is None
+    assert sweep_page.differences(found, "soft_moe", "tail", "auroc").count(">remind<") == 1
+    assert ">remind<" not in sweep_page.differences(found, "remind", "tail", "auroc")
+    assert sweep_page.differences(found, "soft_moe", "no such samples", "auroc") is None

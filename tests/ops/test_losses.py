@@ -109,3 +109,20 @@ def test_group_sums_of_parts_add_up_to_those_of_the_whole() -> None:
     for total, first, second in zip(whole, *parts, strict=True):
         np.testing.assert_allclose(total, first + second, rtol=1e-6)
     assert float(whole[1].sum()) == np.sum(np.asarray(groups) < 4)
+
+
+def test_mean_prediction_is_the_log_of_the_mean_probability() -> None:
+    logits = np.random.default_rng(3).normal(size=(4, 5, 3)).astype(np.float32) * 3
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(axis=-1, keepdims=True)
+    found = losses.mean_prediction(jnp.asarray(logits), axis=1)
+    np.testing.assert_allclose(found, np.log(p.mean(axis=1)), rtol=1e-5)
+    found = losses.mean_prediction(jnp.asarray(logits), axis=0)
+    np.testing.assert_allclose(found, np.log(p.mean(axis=0)), rtol=1e-5)
+
+
+def test_divergence_by_hand() -> None:
+    # KL((1/2, 1/2) from (3/4, 1/4)) = ln(2/sqrt 3); zero from itself, whatever is added to the logits.
+    target, other = jnp.log(jnp.asarray([[0.5, 0.5]])), jnp.log(jnp.asarray([[0.75, 0.25]]))
+    np.testing.assert_allclose(losses.divergence(other, target), [np.log(2 / np.sqrt(3))], rtol=1e-6)
+    np.testing.assert_allclose(losses.divergence(target + 7.0, target), [0.0], atol=1e-6)

@@ -15,6 +15,12 @@ def _nhanes(data: Any, seed: int) -> Manifest:
     return nhanes.load(views=data.views)
 
 
+def _uci_heart(data: Any, seed: int) -> Manifest:
+    from remind_jax.data.sources import uci_heart
+
+    return uci_heart.load(data.root)
+
+
 def _synthetic(data: Any, seed: int) -> Manifest:
     from remind_jax.data.sources import synthetic
 
@@ -101,6 +107,7 @@ SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
     "mimic_iv": _mimic_iv,
     "nhanes": _nhanes,
     "synthetic": _synthetic,
+    "uci_heart": _uci_heart,
 }
 
 
