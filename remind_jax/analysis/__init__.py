@@ -1,5 +1,6 @@
 """The analyses of the paper on finished runs, and how they open a run."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -74,16 +75,25 @@ class Run:
         """
         initial = initial_params(self.config, self.network, self.data.inputs)
         yield 0, initial
-        checkpoints = Checkpoints(self.path / "checkpoints", keep=0, read_only=True)
-        try:
+        with contextlib.closing(Checkpoints(self.path / "checkpoints", keep=0, read_only=True)) as checkpoints:
             for step in checkpoints.steps():
-                record = checkpoints.record(step)
-                if record["preprocessor"] != json.loads(json.dumps(self.data.preprocessor.to_dict())):
-                    raise UserError(f"the data have changed since the run in {self.path} was trained: other contents")
-                like = self._like(self.stages[record["cursor"]["stage"]], initial)
-                yield step, checkpoints.arrays(step, like)["state"].weights()
-        finally:
-            checkpoints.close()
+                yield step, self._restore(checkpoints, step, initial)["state"].weights()
+
+    def chosen(self) -> Params:
+        """The parameters that the run's report was made with.
+
+        Raises:
+          UserError: the data are not those that the run was trained on.
+        """
+        initial = initial_params(self.config, self.network, self.data.inputs)
+        with contextlib.closing(Checkpoints(self.path / "checkpoints", keep=0, read_only=True)) as checkpoints:
+            return self._restore(checkpoints, checkpoints.steps()[-1], initial)["best"]
+
+    def _restore(self, checkpoints: Checkpoints, step: int, params: Params) -> dict[str, Any]:
+        record = checkpoints.record(step)
+        if record["preprocessor"] != json.loads(json.dumps(self.data.preprocessor.to_dict())):
+            raise UserError(f"the data have changed since the run in {self.path} was trained: other contents")
+        return checkpoints.arrays(step, self._like(self.stages[record["cursor"]["stage"]], params))
 
     def _like(self, stage: Stage, params: Params) -> dict[str, Any]:
         """Structure and shapes of a checkpoint of a stage."""
@@ -96,6 +106,20 @@ class Run:
             params,
         )
         return {"state": state, "best": params}
+
+
+def output_folder(path: pathlib.Path) -> pathlib.Path:
+    """The folder under a run that analyses write to, made where it is missing.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    folder = path / "analysis"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return folder
 
 
 def open_run(path: pathlib.Path) -> Run:

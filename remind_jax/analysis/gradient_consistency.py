@@ -381,11 +381,7 @@ def main(arguments: list[str]) -> None:
     # All configs are read before anything slow starts, so that a mistake costs nothing.
     for path in paths:
         analysis.read_config(path)
-    folder = paths[0] / "analysis"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    folder = analysis.output_folder(paths[0])
     runs, rows = [], []
     with progress.make(len(paths), "runs") as bar:
         for number, path in enumerate(paths):

@@ -49,7 +49,7 @@ def test_the_linear_path_adds_a_map_of_the_observed_tokens() -> None:
 
 
 def test_the_linear_path_starts_at_zero_and_learns() -> None:
-    network, params = _made(wide=True)
+    network, _ = _made(wide=True)
     fresh = network.init(jax.random.key(0))
     assert not np.asarray(fresh["wide"]).any()
     assert fresh["wide"].shape == (2 + 3, D, C)  # two tokens of the labs, three of the views
