@@ -83,6 +83,9 @@ def base() -> ml_collections.ConfigDict:
     data.image_size = 32  # images and frames are resized to this height and width; 224 for published encoders
     data.frames = 8  # frames of a volume
     data.bad_files = "refuse"  # refuse (E007) | missing: an unreadable file counts as missing, with a warning
+    data.complete_only = False  # leave out samples that lack a modality
+    data.hide = ""  # a modality taken away from a share of the samples, in every split (paper, Table 5)
+    data.hide_rate = 0.8  # that share, of the samples that have it and something else
     data.memory_gib = 4.0  # encoded inputs up to this size are held in memory, larger ones read from shards
 
     c.groups = groups = ml_collections.ConfigDict()

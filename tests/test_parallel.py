@@ -11,13 +11,14 @@ from remind_jax import state as states
 from remind_jax.checkpoint import host_copy
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.models.model import make_network
+from remind_jax.models.model import ensemble_of, make_network
 from remind_jax.step import make_dro, make_loss, make_step, plan_stages
 from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
 
 INPUTS = {"labs": InputSpec("tabular", (5,)), "scan": InputSpec("embedding", (2, 4))}
 COUNTS = np.array([60, 30, 10])
+MASKS = np.array([[True, True], [True, False], [False, True]])
 # Of the four devices the first two see one group only, the third sees two and the last the rare one alone.
 GROUPS = np.array([0, 0, 0, 0, 0, 1, 2, 2], np.int32)
 STEPS = 5
@@ -46,7 +47,7 @@ def _config(**changes):
 def _batch(step: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(step)
     b = len(GROUPS)
-    present = np.array([[True, True], [True, False], [False, True]])[GROUPS]
+    present = MASKS[GROUPS]
     return {
         "labs": rng.normal(size=(b, 5)).astype(np.float32),
         "scan": rng.normal(size=(b, 2, 4)).astype(np.float32),
@@ -65,13 +66,13 @@ def _start(config, network=None):
     dro = make_dro(config, COUNTS)
     optimizer = states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=config.optim.clip, dro=dro)
     loss = make_loss(config, np.ones(3) / 3)
-    step = make_step(config, stage, network, loss, optimizer, dro, COUNTS, config.optim.ema)
-    params = jax.device_get(network.init(jax.random.key(0)))
+    step = make_step(config, stage, network, loss, optimizer, dro, COUNTS, config.optim.ema, masks=MASKS)
+    params = jax.device_get(ensemble_of(network, config.ensemble).init(jax.random.key(0)))
     if "block_0/group_router" in params:
         # Away from zero, so that group routing matters from the first step.
         noise = np.random.default_rng(0).normal(size=params["block_0/group_router"].shape).astype(np.float32)
         params["block_0/group_router"] = 0.3 * noise
-    return step, host_copy(states.start(params, stage.is_frozen, optimizer, 0, ema=True))
+    return step, host_copy(states.start(params, stage.is_frozen, optimizer, 0, ema=True, ensemble=config.ensemble))
 
 
 def _train(step, state, kind: str, devices: int):
@@ -124,6 +125,19 @@ def test_the_setting_exercises_what_it_should(alone):
 @pytest.mark.parametrize("kind", parallel.KINDS)
 def test_four_devices_give_the_numbers_of_one(alone, kind):
     _assert_same(_train(*_start(_config()), kind, 4), alone)
+
+
+@pytest.mark.slow
+def test_ensembles_give_the_same_numbers_on_any_number_of_devices():
+    config = _config(model__wide=True, model__members=2, train__hide_samples=0.5, objective__distill_weight=0.5)
+    config.update(ensemble=3, ensemble_plain=1)
+    one = _train(*_start(config), "jit", 1)
+    for kind in parallel.KINDS:
+        _assert_same(_train(*_start(config), kind, 4), one)
+    router = one[0].params["block_0/group_router"]
+    assert len(router) == 3
+    # Only a plain network leaves its group routers alone; others have dropout of their own and go other ways.
+    assert np.abs(router[1] - router[2]).max() > 1e-3
 
 
 @pytest.mark.slow

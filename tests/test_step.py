@@ -1,6 +1,7 @@
 """The plan of stages, what is frozen in which, and what a step's loss and gradient are."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,7 +11,7 @@ from remind_jax import settings
 from remind_jax import state as states
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.models.model import make_network
+from remind_jax.models.model import Network, Output, make_network
 from remind_jax.objectives import fair_mixup, logit_adjust
 from remind_jax.step import make_dro, make_loss, make_step, objective_counts, plan_stages
 from tests import tiny_runs
@@ -373,3 +374,70 @@ def test_padding_and_unseen_combinations_count_nowhere(uneven):
     losses = []
     _by_hand(uneven, lambda x: losses.append(x) or x)
     np.testing.assert_allclose(metrics["train/loss"], losses[0][:7].mean(), rtol=1e-5)
+
+
+# ---- Modality dropout and distillation -------------------------------------------------------------------------------
+
+
+def _table_network() -> Network:
+    """Logits that are one row of a table for each combination, the last one for those not seen in training."""
+
+    def init(key):
+        return {"table": jax.random.normal(key, (4, 3))}
+
+    def apply(params, batch, *, gate, keys=None):
+        del gate, keys
+        logits = params["table"][batch["group"]]
+        return Output(logits, logits, jnp.zeros(len(logits)))
+
+    return Network(init, apply, apply, apply)
+
+
+def test_hidden_samples_are_predicted_as_what_is_left_and_weighted_as_what_they_are():
+    masks = np.array([[1, 1], [1, 0], [0, 1]], bool)
+    batch = _batch(0, 8) | {"present": np.ones((8, 2), bool), "group": np.zeros(8, np.int32)}
+    found = {}
+    for share in (0.0, 1.0):
+        config = _config("soft_moe", train__hide_samples=share, train__hide_modalities=0.999)
+        network, dro = _table_network(), make_dro(config, COUNTS)
+        optimizer = optax.named_chain(("descend", optax.sgd(1.0)), ("dro", dro))
+        (stage,) = plan_stages(config, 100, KINDS)
+        loss = make_loss(config, np.ones(3) / 3)
+        step = make_step(config, stage, network, loss, optimizer, dro, COUNTS, 0.0, masks=masks)
+        state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=False)
+        after, metrics = jax.jit(lambda state, batch, step=step: step(state, batch, axis_name=None))(state, batch)
+        moved = np.abs(after.params["table"] - state.params["table"]).max(axis=1) > 1e-6
+        found[share] = moved.tolist()
+        assert metrics["group_count"].tolist() == [8, 0, 0]
+    # Eight samples of two modalities that keep one each: rows 1 and 2 learn, and only they.
+    assert found == {0.0: [True, False, False, False], 1.0: [False, True, True, False]}
+
+
+def test_distillation_pulls_towards_the_averaged_weights(uneven):
+    config = _config("soft_moe", train__hide_samples=0.5, objective__distill_weight=2.0)
+    network, dro = linear_network(), make_dro(config, COUNTS)
+    optimizer = optax.named_chain(("descend", optax.sgd(1.0)), ("dro", dro))
+    (stage,) = plan_stages(config, 100, KINDS)
+    masks = np.array([[1, 1], [1, 0], [0, 1]], bool)
+    step = make_step(
+        config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, COUNTS, 0.0, masks=masks
+    )
+    state = states.start(network.init(jax.random.key(1)), stage.is_frozen, optimizer, 0, ema=True)
+    teacher = {"head/kernel": state.params["head/kernel"] * 0.5 + 0.3 * jnp.arange(3.0)[None]}
+    after, _ = jax.jit(lambda state, batch: step(state, batch, axis_name=None))(state._replace(ema=teacher), uneven)
+    gradient = np.asarray(state.params["head/kernel"] - after.params["head/kernel"])
+
+    def softmax(kernel):
+        logits = uneven["labs"] @ np.asarray(kernel, np.float64)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return p / p.sum(axis=1, keepdims=True)
+
+    plain = _by_hand(uneven, lambda losses: np.full(8, 1 / 8))
+    apart = softmax(state.params["head/kernel"]) - softmax(teacher["head/kernel"])
+    np.testing.assert_allclose(gradient, plain + 2.0 * uneven["labs"].T @ apart / 8, rtol=1e-4, atol=1e-5)
+    assert np.abs(apart).max() > 0.05
+
+
+def test_distillation_needs_hidden_samples():
+    with pytest.raises(UserError, match=r"set train\.hide_samples"):
+        settings.validate(_config("soft_moe", data__source="synthetic", objective__distill_weight=1.0))

@@ -232,6 +232,22 @@ def test_the_first_network_of_an_ensemble_is_the_one_of_a_single_run(cache, data
     np.testing.assert_array_equal(again.weights["head/kernel"], both.weights["head/kernel"])
 
 
+def test_plain_networks_of_an_ensemble_have_no_group_parts(cache, data, tmp_path):
+    changes = {"train__select": "last", "train__epochs": 2.0, "train__joint_epochs": 0.0, "dro__every": 2}
+    changes |= {"fusion__train_gate": "always", "model__imputation": "modality+group"}
+    mixed = _Run(tiny_runs.config(cache, "remind", ensemble=2, ensemble_plain=1, **changes), data, tmp_path / "mixed")
+    for path in ("block_0/group_router", "imputation/group"):
+        assert not mixed.weights[path][0].any()
+        assert mixed.weights[path][1].any()
+    single = _Run(
+        tiny_runs.config(cache, "soft_moe", **changes | {"model__imputation": "modality"}), data, tmp_path / "one"
+    )
+    tuning, first = data.stores["tuning"], {path: x[0] for path, x in mixed.weights.items()}
+    alone = predict.make_predict(mixed.trainer.single, 256)(first, tuning, "always").probabilities
+    expected = single.trainer.predict(single.weights, tuning, "never").probabilities
+    np.testing.assert_allclose(alone, expected, rtol=2e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 def test_a_second_stage_can_be_made_to_earn_its_place(cache, data, tmp_path, keeps):
     # The first stage learns; the schedule then jumps to a rate that ruins the weights.

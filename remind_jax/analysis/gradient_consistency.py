@@ -18,17 +18,16 @@ Writes gradient_consistency.csv, .png and .svg under RUN/analysis. Only checkpoi
 train with --config.train.keep=0 to keep all. How to read the result: docs/gradient_consistency.md.
 """
 
-import csv
-import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 from remind_jax import cli
+from remind_jax.analysis import command
+from remind_jax.analysis.command import GRID, QUIET, Row
 from remind_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ COLUMNS = (
     *("run", "method", "seed", "stage", "step", "group", "tail", "n", "n_train", "draw", "gc", "abs_gc"),
     *("cos_mean_gradient", "lambda1", "lambda2", "trace", "settings"),
 )
-Row = dict[str, Any]
 
 
 class Settings(NamedTuple):
@@ -155,20 +153,7 @@ def group_facts(run: "Run", i: int) -> Row:
 
 def write_csv(file: pathlib.Path, rows: Sequence[Row]) -> None:
     """Writes the table; what cannot be computed (the cosine with a gradient of zero) is an empty cell."""
-
-    def cell(value: Any) -> Any:
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, float):
-            return f"{value:.7g}" if np.isfinite(value) else ""
-        return value
-
-    temporary = file.with_suffix(".csv.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows({key: cell(row[key]) for key in COLUMNS} for row in rows)
-    os.replace(temporary, file)
+    command.write_csv(file, COLUMNS, rows)
 
 
 class Curve(NamedTuple):
@@ -217,13 +202,11 @@ def summary(panels: dict[str, list[Row]], key: str) -> str:
 
 # ---- Figure ---------------------------------------------------------------------------------------------------------
 
-# Okabe and Ito's blue and vermilion: told apart with any colour vision, and different in grey.
 STYLES = {
-    False: {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    True: {"color": "#D55E00", "linestyle": (0, (4, 1.6)), "marker": "^"},
+    side: {"color": command.COLOURS[side], "linestyle": command.LINES[side], "marker": command.MARKERS[side]}
+    for side in command.SIDES
 }
 OUTPUT_NAMES = {"margin": "margin logit", "loss": "loss", "logit": "true-class logit"}
-QUIET = "#666666"
 
 
 def write_figure(stem: pathlib.Path, panels: dict[str, list[Row]], chosen: Settings) -> None:
@@ -236,12 +219,7 @@ def write_figure(stem: pathlib.Path, panels: dict[str, list[Row]], chosen: Setti
       panels: rows of the table by the title of their column.
       chosen: what they were computed with.
     """
-    import matplotlib
-
-    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": NAME, "axes.axisbelow": True}):
-        figure = _draw(panels, chosen)
-        figure.savefig(stem.with_suffix(".png"), dpi=200, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    command.write_figure(stem, lambda: _draw(panels, chosen))
 
 
 def _draw(panels: dict[str, list[Row]], chosen: Settings) -> "Figure":
@@ -294,7 +272,7 @@ def draw_panel(axis: "Axes", rows: Sequence[Row], key: str) -> None:
         axis.axvline(max(joint), color=QUIET, lw=0.8, linestyle=":")
         axis.annotate(" stage 2", (max(joint), 0.95), xycoords=("data", "axes fraction"), fontsize=7.5, color=QUIET)
     axis.axhline(0.0, color=QUIET, lw=0.6)
-    axis.grid(axis="y", color="#dddddd", lw=0.6)
+    axis.grid(axis="y", color=GRID, lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.locator_params(axis="x", nbins=5)
 
@@ -342,35 +320,24 @@ def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
     """
     from remind_jax.ops.ntk import METHODS
 
-    values = flags.FlagValues()
-    common = {"help": "see the module's text", "flag_values": values}
-    for name, default in {"workdir": "", "also": "", "params": "^block_"}.items():
-        flags.DEFINE_string(name, default, **common)
-    for name, default, least in (("n", 32, 2), ("n_whole", 128, 2), ("draws", 3, 1), ("seed", 0, 0)):
-        flags.DEFINE_integer(name, default, lower_bound=least, **common)
-    for name, choices in {
-        "output": tuple(OUTPUT_NAMES),
-        "score": ("abs", "signed"),
-        "whole": ("natural", "balanced"),
-        "split": ("train", "tuning", "held_out"),
-        "method": ("auto", *METHODS),
-    }.items():
-        flags.DEFINE_enum(name, choices[0], choices, **common)
+    paths, values = command.parse(
+        NAME,
+        arguments,
+        strings={"params": "^block_"},
+        integers={"n": (32, 2), "n_whole": (128, 2), "draws": (3, 1), "seed": (0, 0)},
+        choices={
+            "output": tuple(OUTPUT_NAMES),
+            "score": ("abs", "signed"),
+            "whole": ("natural", "balanced"),
+            "split": ("train", "tuning", "held_out"),
+            "method": ("auto", *METHODS),
+        },
+    )
     try:
-        rest = values([NAME, *arguments])[1:]
-        re.compile(values.params)
-    except flags.Error as error:
-        raise UserError(f"cannot read the command line: {error}") from error
+        re.compile(values["params"])
     except re.error as error:
-        raise UserError(f"--params={values.params} is not a regular expression: {error}") from error
-    if rest:
-        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
-    if not values.workdir:
-        raise UserError("no run: give its folder as --workdir=RUN")
-    paths = [pathlib.Path(path) for path in (values.workdir, *filter(None, values.also.split(",")))]
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UserError("--workdir and --also name a run twice")
-    return paths, Settings(**{name: values[name].value for name in Settings._fields})
+        raise UserError(f"--params={values['params']} is not a regular expression: {error}") from error
+    return paths, Settings(**values)
 
 
 def main(arguments: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from remind_jax.data import builder, check, pipeline, sources, splits
+from remind_jax.data import builder, check, missingness, pipeline, sources, splits
 from remind_jax.data.groups import Groups, count_combinations, group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import InputSpec, Preprocessor
@@ -76,6 +76,12 @@ class Fitted(NamedTuple):
     findings: Sequence[check.Finding]
 
 
+def read(config: Any) -> Manifest:
+    """The rows of a config's data set: all of them, or those that have every modality; nothing is hidden yet."""
+    manifest = sources.load(config.data, config.seed)
+    return missingness.complete_samples(manifest) if config.data.complete_only else manifest
+
+
 def fit(config: Any) -> Fitted:
     """Reads, checks and splits the data set of a config and fits groups and preprocessing on its train rows.
 
@@ -85,13 +91,15 @@ def fit(config: Any) -> Fitted:
     Raises:
       UserError: the data cannot be used; the message names every coded error.
     """
-    manifest = sources.load(config.data, config.seed)
+    manifest = read(config)
     try:
         split = splits.make_splits(manifest, config.seed, config.data.fractions)
     except UserError:
         # Usually the checks can say more than the first thing that was in the way.
         check.refuse(check.find_problems(manifest))
         raise
+    if config.data.hide:  # after the split, so that it is the same whatever is hidden
+        manifest = missingness.hide(manifest, config.data.hide, config.data.hide_rate, split, config.seed)
     findings = check.find_problems(manifest, split)
     check.refuse(findings)
     train = np.flatnonzero(split == splits.TRAIN)

@@ -1,14 +1,21 @@
 """Missingness patterns: which modalities of a sample are present.
 
 Pure functions on boolean masks [n,m]; True means present. The MIMIC-IV table of the paper (section 7.4.2) is very
-nearly what `bernoulli_mask` gives with drop probability 0.266.
+nearly what `bernoulli_mask` gives with drop probability 0.266. The last two take modalities away from a manifest, as
+the paper's Table 5 does (section 7.5).
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from remind_jax.data.manifest import Manifest
 
 
 def bernoulli_mask(n: int, m: int, p: float, rng: np.random.Generator, drop_empty: bool = True) -> np.ndarray:
@@ -122,3 +129,49 @@ def parse_combinations(
     if not len(probabilities) or (probabilities < 0).any() or abs(probabilities.sum() - 1) > 0.02:
         raise UserError("the probabilities of the combinations must be 0 or more and sum to 1")
     return masks, probabilities / probabilities.sum()
+
+
+def complete_samples(manifest: "Manifest") -> "Manifest":
+    """The samples that have all modalities.
+
+    Raises:
+      UserError: there are none.
+    """
+    whole = manifest.presence.all(axis=1)
+    if not whole.any():
+        raise UserError("data.complete_only=True leaves nothing: no sample has all modalities")
+    title = f"{manifest.title}, samples with all modalities"
+    return dataclasses.replace(manifest, table=manifest.table.filter(pl.Series(whole)), title=title, published={})
+
+
+def hide(manifest: "Manifest", modality: str, rate: float, parts: np.ndarray, seed: int) -> "Manifest":
+    """Takes a modality away from a share of the samples that have it, never the last one of a sample.
+
+    Args:
+      manifest: the data.
+      modality: its name.
+      rate: share of the samples that have it and something else; that of each part is the nearest that its size allows.
+      parts: int [n], in each of which the share is met: splits.
+      seed: of the choice of samples; for one seed, a higher rate takes it from these samples and more.
+
+    Raises:
+      UserError: there is no such modality, or the rate is not between 0 and 1.
+    """
+    names = [each.name for each in manifest.schema.modalities]
+    if modality not in names:
+        hint = did_you_mean(modality, names)
+        raise UserError(f"data.hide={modality} is no modality of these data{hint}: {', '.join(names)}")
+    if not 0 <= rate <= 1:
+        raise UserError(f"data.hide_rate={rate} must be at least 0 and at most 1")
+    j, presence = names.index(modality), manifest.presence
+    chosen = np.zeros(len(presence), bool)
+    for part in np.unique(parts):
+        able = np.flatnonzero((parts == part) & presence[:, j] & (presence.sum(axis=1) > 1))
+        order = np.random.default_rng((seed, int(part), j)).permutation(able)
+        chosen[order[: round(rate * len(order))]] = True
+    gone, found = pl.Series(chosen), manifest.schema.modalities[j]
+    table = manifest.table.with_columns(
+        pl.when(gone).then(None).otherwise(pl.col(name)).alias(name) for name in (*found.columns, *found.categorical)
+    )
+    title = f"{manifest.title}, {modality} taken from {100 * rate:g} %"
+    return dataclasses.replace(manifest, table=table, title=title, published={})

@@ -16,7 +16,7 @@ from flax import nnx, traverse_util
 
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import registry
-from remind_jax.models.fusion.soft_moe import FusionSpec, SoftMoEBlock
+from remind_jax.models.fusion.soft_moe import FusionSpec, Route, SoftMoEBlock
 from remind_jax.models.fusion.sparse_moe import SparseMoEBlock, Tokens
 from remind_jax.ops import imputation, losses
 from remind_jax.ops.transformer import dropout
@@ -93,6 +93,20 @@ class Output(NamedTuple):
     observed: jax.Array | None = None
     routing: tuple[dict[str, jax.Array], ...] = ()
     members: jax.Array | None = None
+
+
+class Routes(NamedTuple):
+    """Where tokens are sent.
+
+    Attributes:
+      blocks: router logits of each fusion block.
+      observed: False at the tokens of missing modalities [b, n].
+      owner: modality of each token [n].
+    """
+
+    blocks: tuple[Route, ...]
+    observed: jax.Array
+    owner: jax.Array
 
 
 def is_statistic(path: str) -> bool:
@@ -285,6 +299,16 @@ class Model(nnx.Module):
             output = self._predict(self._pool(x, present), open_rate, tokens, observed)
         return output._replace(routing=tuple(sums))
 
+    def route(self, batch: Batch, *, gate: str) -> Routes:
+        """Where soft routers send the tokens of a batch in evaluation; of one predictor, without members."""
+        x, observed = self.tokens(batch)
+        mask, routes = observed if self.spec.fusion.mask_missing else None, []
+        for i in range(self.spec.fusion.blocks):
+            block = getattr(self, f"block_{i}")
+            routes.append(block.route(x, batch["group"], mask, gate))
+            x, _ = block(x, batch["group"], mask, gate, None)
+        return Routes(tuple(routes), observed, jnp.asarray(self.owner))
+
     def _wide_logits(self, tokens: jax.Array, observed: jax.Array) -> jax.Array:
         """What a linear map sees in the tokens of present modalities, [b, c]; zeros [1, 1] without one."""
         if not self.spec.wide:
@@ -317,12 +341,15 @@ class Network(NamedTuple):
       encode: (parameters, batch) -> tokens of all modalities [b, n, d], as the fusion receives them; an ensemble has
         its axis of networks first.
       fuse: (parameters, tokens, observed, groups, gate=..., keys=...) -> Output, see `Model.fuse`.
+      route: (parameters, batch, gate=...) -> Routes, see `Model.route`; None where tokens are not softly routed by one
+        predictor: sparse fusion, several members, an ensemble.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[..., Output]
     encode: Callable[[Params, Batch], jax.Array]
     fuse: Callable[..., Output]
+    route: Callable[..., Routes] | None = None
 
 
 def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int) -> Network:
@@ -360,7 +387,11 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
     def fuse(params: Params, *arguments: jax.Array, **options: Any) -> Output:
         return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).fuse(*arguments, **options)
 
-    return Network(init, apply, encode, fuse)
+    def route(params: Params, batch: Batch, *, gate: str) -> Routes:
+        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).route(batch, gate=gate)
+
+    soft = spec.fusion.kind == "soft_moe" and spec.members == 1
+    return Network(init, apply, encode, fuse, route if soft else None)
 
 
 def ensemble_of(network: Network, count: int) -> Network:

@@ -1,9 +1,12 @@
+import importlib
 import itertools
 
 import numpy as np
+import polars as pl
 import pytest
 
-from remind_jax.data import missingness
+from remind_jax.data import dataset, missingness
+from remind_jax.data.manifest import Manifest, Modality, Schema
 from remind_jax.errors import UserError
 
 # Rows 100, 010, 110, 001, 101, 011, 111 of the paper's MIMIC table (section 7.4.2), in percent.
@@ -95,3 +98,88 @@ def test_combinations_are_read_in_any_order_of_names():
 def test_bad_combinations_are_refused(combinations, message):
     with pytest.raises(UserError, match=message):
         missingness.parse_combinations(combinations, ("a", "b"))
+
+
+# ---- Taken away from a manifest --------------------------------------------------------------------------------------
+
+
+def _made(presence: np.ndarray) -> Manifest:
+    n = len(presence)
+    cells = {
+        f"{name}{i}": [float(i + 1) if here else None for here in presence[:, j]]
+        for j, name in enumerate("abc")
+        for i in (0, 1)
+    }
+    table = pl.DataFrame(
+        {"id": [f"s{i}" for i in range(n)], "patient": [f"p{i}" for i in range(n)], "y": ["0", "1"] * (n // 2)}
+        | {name: pl.Series(values, dtype=pl.Float64) for name, values in cells.items()}
+    )
+    modalities = tuple(Modality(name, "tabular", (f"{name}0", f"{name}1")) for name in "abc")
+    return Manifest(
+        Schema("made", "id", "patient", "y", ("0", "1"), modalities), table, title="made", published={"a": 1.0}
+    )
+
+
+def test_hiding_meets_the_rate_in_every_part_and_changes_nothing_else():
+    rng = np.random.default_rng(0)
+    presence = rng.random((400, 3)) < 0.7
+    presence[~presence.any(axis=1), 0] = True
+    made, parts = _made(presence), rng.integers(3, size=400)
+    able = presence[:, 1] & (presence.sum(axis=1) > 1)
+    before = np.zeros(400, bool)
+    for rate in (0.0, 0.3, 0.8, 1.0):
+        hidden = missingness.hide(made, "b", rate, parts, seed=4)
+        gone = presence[:, 1] & ~hidden.presence[:, 1]
+        np.testing.assert_array_equal(hidden.presence[:, [0, 2]], presence[:, [0, 2]])
+        for part in range(3):
+            assert gone[parts == part].sum() == round(rate * able[parts == part].sum())
+        assert not np.any(gone & ~able)
+        assert np.all(gone[before])
+        before = gone
+        others = [name for name in made.table.columns if not name.startswith("b")]
+        assert hidden.table.select(others).equals(made.table.select(others))
+        assert hidden.table["b0"].drop_nulls().len() == hidden.presence[:, 1].sum()
+        assert hidden.title == f"made, b taken from {100 * rate:g} %"
+        assert not hidden.published  # the paper has no such data
+    again, other = (missingness.hide(made, "b", 0.3, parts, seed).presence for seed in (4, 5))
+    np.testing.assert_array_equal(missingness.hide(made, "b", 0.3, parts, 4).presence, again)
+    assert np.any(again != other)
+
+
+def test_complete_samples_have_everything():
+    presence = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1], [0, 0, 1]], bool)
+    found = missingness.complete_samples(_made(presence))
+    assert found.table["id"].to_list() == ["s0", "s2"]
+    assert found.presence.all()
+    with pytest.raises(UserError, match="no sample has all modalities"):
+        missingness.complete_samples(_made(presence[[1, 3]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "message"), [("bb", 0.5, "did you mean 'b'"), ("b", 1.5, "data.hide_rate=1.5")]
+)
+def test_what_cannot_be_hidden_is_named(name, rate, message):
+    with pytest.raises(UserError, match=message):
+        missingness.hide(_made(np.ones((4, 3), bool)), name, rate, np.zeros(4, int), 0)
+
+
+def test_images_and_volumes_are_hidden_and_the_split_is_the_same_whatever_is():
+    config = importlib.import_module("configs.fprm").get_config()
+    config.data.update(samples=300, image_size=16, frames=2)
+    found = {}
+    for name in ("", "fundus", "flow"):
+        with config.unlocked():
+            config.data.update(complete_only=True, hide=name, hide_rate=0.8)
+        found[name] = dataset.fit(config)
+    whole = found[""]
+    assert whole.manifest.presence.all()
+    assert len(whole.groups) == 1
+    for j, name in enumerate(("fundus", "flow")):
+        fitted = found[name]
+        np.testing.assert_array_equal(fitted.split, whole.split)
+        for part in range(3):
+            here = fitted.split == part
+            assert (~fitted.manifest.presence[here, j]).sum() == round(0.8 * here.sum())
+        assert sorted(fitted.groups.train_counts, reverse=True)[0] == round(0.8 * (whole.split == 0).sum())
+        assert name in fitted.manifest.title
+        assert fitted.manifest.digest != whole.manifest.digest

@@ -97,6 +97,24 @@ def test_the_block_equals_the_reference(preset: str, norm: str, residual: bool, 
         np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=5e-5)
 
 
+@pytest.mark.parametrize(("norm", "residual"), [("pre", True), ("post", False)])
+def test_routes_are_the_logits_that_the_block_mixes_by(norm: str, residual: bool) -> None:
+    block = make_block(norm=norm, residual=residual, group_routers=True)
+    wide = {path: np.asarray(value, np.float64) for path, value in block.params.items()}
+    x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
+    route = jax.jit(lambda p, gate: block.module(p).route(x, groups, None, gate), static_argnums=1)
+    found, shut = route(block.params, "always"), route(block.params, "never")
+    np.testing.assert_array_equal(shut.used, shut.shared)
+    np.testing.assert_array_equal(shut.shared, found.shared)
+    for i, one in enumerate(tokens().astype(np.float64)):
+        _, z = slow.before_experts(one, wide, heads=H, norm=norm, residual=residual)
+        own = wide["group_router"][GROUPS[i]] if GROUPS[i] < G else 0.0
+        for logits, router in ((found.shared, wide["router"]), (found.used, wide["router"] + own)):
+            expected = slow.logits(z, slow.normalized_router(router, 5.0), True)
+            np.testing.assert_allclose(logits[i], expected, rtol=1e-4, atol=5e-5)
+    assert np.abs(found.used - found.shared)[:3].max() > 0.1  # or the two would be compared with one thing
+
+
 def test_a_gated_block_is_the_grouped_one_where_open_and_the_shared_one_where_closed() -> None:
     ungated = make_block(group_routers=True)
     params = ungated.params

@@ -76,6 +76,13 @@ class Routed(NamedTuple):
     open_rate: jax.Array
 
 
+class Route(NamedTuple):
+    """Router logits of a block, [b, n, e, s] each: of the shared router, which the gate looks at, and those in use."""
+
+    shared: jax.Array
+    used: jax.Array
+
+
 def sinusoidal(num_groups: int, shape: tuple[int, ...]) -> jax.Array:
     """Fixed sine and cosine patterns, one a group, small enough to leave the shared router in charge, [g, *shape]."""
     size = math.prod(shape)
@@ -159,6 +166,22 @@ class SoftMoEBlock(FusionBlock):
         mixed = soft_moe.soft_moe(x, logits, self.experts, soft_moe.PRESETS[self.spec.preset], mask)
         return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate)
 
+    def _attended(self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """What the experts' output is added to, and the tokens that are routed, [b, n, d] both."""
+        spec, base = self.spec, 1.0 if self.spec.residual else 0.0
+        if spec.norm == "pre":
+            attended = self.attend(self.attention_norm(x), mask)
+            x = base * x + dropout(attended, keys, spec.dropout, salt=0)
+            return x, self.moe_norm(x)
+        attended = self.attend(x, mask)
+        x = self.attention_norm(base * x + dropout(attended, keys, spec.dropout, salt=0))
+        return x, x
+
+    def route(self, x: jax.Array, groups: jax.Array, mask: jax.Array | None, gate: str) -> Route:
+        """The logits by which tokens are routed in evaluation; arguments as for a call."""
+        _, routed = self._attended(x, mask, None)
+        return Route(self._logits(routed, groups, "never")[0], self._logits(routed, groups, gate)[0])
+
     def __call__(
         self, x: jax.Array, groups: jax.Array, mask: jax.Array | None, gate: str, keys: jax.Array | None
     ) -> Routed:
@@ -171,13 +194,8 @@ class SoftMoEBlock(FusionBlock):
           gate: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
         """
-        spec, base = self.spec, 1.0 if self.spec.residual else 0.0
-        if spec.norm == "pre":
-            attended = self.attend(self.attention_norm(x), mask)
-            x = base * x + dropout(attended, keys, spec.dropout, salt=0)
-            mixed, open_rate = self._mix(self.moe_norm(x), groups, mask, gate, keys)
-            return Routed(base * x + mixed, open_rate)
-        attended = self.attend(x, mask)
-        x = self.attention_norm(base * x + dropout(attended, keys, spec.dropout, salt=0))
-        mixed, open_rate = self._mix(x, groups, mask, gate, keys)
-        return Routed(self.moe_norm(base * x + mixed), open_rate)
+        base = 1.0 if self.spec.residual else 0.0
+        x, routed = self._attended(x, mask, keys)
+        mixed, open_rate = self._mix(routed, groups, mask, gate, keys)
+        x = base * x + mixed
+        return Routed(x if self.spec.norm == "pre" else self.moe_norm(x), open_rate)

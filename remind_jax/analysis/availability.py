@@ -1,0 +1,270 @@
+"""Which modality combinations there are, how accuracy follows their frequency, and whether missingness tells the label.
+
+    python -m remind_jax.analysis.availability --workdir=RUN [--also=RUN2,RUN3]
+
+    --also=RUN2,…     further runs on the same data, whose accuracies are drawn beside it
+
+REMIND figure 1 (a, b), and the audit of W104. Writes under RUN/analysis: availability.csv (each combination with its
+train count, and its held-out accuracy with an exact binomial interval), availability_audit.csv (area under the ROC
+curve of a logistic regression from what is present to the label, cross-validated by patient on the rows that are not
+held out), .png and .svg. How to read the result: docs/analyses.md.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from remind_jax import analysis, cli
+from remind_jax.analysis import command
+from remind_jax.analysis.command import COLOURS, GRID, INK, LINES, MARKERS, QUIET, SIDES, Row
+from remind_jax.data import groups as combinations
+from remind_jax.data import splits
+from remind_jax.data.check import AUDIT_ROWS, INFORMATIVE_AUROC
+from remind_jax.errors import UserError
+from remind_jax.evaluation import figures, intervals
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAME = "availability"
+COLUMNS = (
+    *("run", "method", "seed", "rank", "group", "modalities", "tail", "n_train", "train_fraction"),
+    *("n", "accuracy", "accuracy_low", "accuracy_high"),
+)
+AUDIT_COLUMNS = ("run", "seed", "presence_of", "present_fraction", "n", "auroc", "note")
+
+
+class Accuracy(NamedTuple):
+    """One run's figures.
+
+    Attributes:
+      title: of the run.
+      rows: of the table, most frequent first.
+      pooled: accuracy of all head samples and of all tail samples, by `tail`; None without any.
+      correlation: Spearman's, of accuracy and train count over combinations that have both.
+    """
+
+    title: str
+    rows: list[Row]
+    pooled: dict[bool, float | None]
+    correlation: float
+
+
+# ---- Numbers --------------------------------------------------------------------------------------------------------
+
+
+def accuracy_rows(report: dict[str, Any]) -> list[Row]:
+    """Each combination of a report with its rank by train count, and its accuracy with the exact interval.
+
+    The report's own intervals are bootstraps where there are enough samples; exact ones throughout can be compared.
+    """
+    rows = []
+    ordered = sorted(report["groups"], key=lambda row: -row["n_train"])
+    for rank, group in enumerate(ordered, 1):
+        row = {key: group[key] for key in ("group", "tail", "n_train", "train_fraction", "n", "accuracy")}
+        row |= {"rank": rank, "modalities": len(group["modalities"]), "present": group["modalities"]}
+        row |= {"accuracy_low": None, "accuracy_high": None}
+        if group["n"]:
+            right = np.arange(group["n"]) < round(group["accuracy"] * group["n"])
+            row["accuracy_low"], row["accuracy_high"] = intervals.exact_interval(right)
+        rows.append(row)
+    return rows
+
+
+def rank_correlation(rows: Sequence[Row]) -> float:
+    """Spearman's correlation of train count and accuracy over combinations that have both; nan with fewer than 3."""
+    from scipy.stats import spearmanr
+
+    known = [(row["n_train"], row["accuracy"]) for row in rows if row["n"] and row["n_train"]]
+    if len(known) < 3 or any(len(set(column)) < 2 for column in zip(*known, strict=True)):
+        return float("nan")
+    return float(spearmanr(known).statistic)
+
+
+def audit(run: analysis.Run) -> list[Row]:
+    """How well the label can be told from which modalities are present: all together, then each by itself.
+
+    Rows are those that W104 looks at: what is not held out, thinned to `check.AUDIT_ROWS`.
+    """
+    manifest = run.data.manifest
+    rows = np.flatnonzero(run.data.split != splits.SPLITS.index("held_out"))
+    rows = rows[:: -(-len(rows) // AUDIT_ROWS) or 1]
+    presence, labels = manifest.presence[rows], manifest.labels[rows]
+    patients = manifest.table[manifest.schema.patient_id].to_numpy()[rows]
+    common = {"run": str(run.path), "seed": run.config.seed, "n": len(rows)}
+    found = []
+    for name, columns in [("all", slice(None)), *((x, [j]) for j, x in enumerate(run.data.groups.modalities))]:
+        here = presence[:, columns]
+        always = bool((here == here[:1]).all())
+        auroc = None if always else combinations.mask_auroc(here, labels, patients)
+        note = "the same in all rows" if always else "too few patients of a class" if auroc is None else ""
+        share = float(here.mean()) if name != "all" else None
+        found.append(common | {"presence_of": name, "present_fraction": share, "auroc": auroc, "note": note})
+    return found
+
+
+def read(run: analysis.Run, title: str) -> Accuracy:
+    """One run's figures, from its report."""
+    report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    rows = accuracy_rows(report)
+    pooled = {side: report[f"{name}_pooled"]["accuracy"] for side, name in SIDES.items()}
+    return Accuracy(title, rows, pooled, rank_correlation(rows))
+
+
+def text(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
+    """The summary for a terminal."""
+
+    def cell(value: float | None, form: str = ".3f") -> str:
+        return "-" if value is None or np.isnan(value) else format(value, form)
+
+    rows = found[0].rows
+    total = sum(row["n_train"] for row in rows)
+    tail = [row["train_fraction"] for row in rows if row["tail"] and row["n_train"]]
+    lines = [
+        f"{sum(row['n_train'] > 0 for row in rows)} combinations of {total} training samples; the most frequent has "
+        f"{rows[0]['train_fraction']:.0%}, the {len(tail)} of the tail have {sum(tail):.0%}",
+        f"{'accuracy':<34} {'head':>6} {'tail':>6}  rank correlation with train count",
+    ]
+    for one in found:
+        lines.append(
+            f"{one.title:<34} {cell(one.pooled[False]):>6} {cell(one.pooled[True]):>6}  {cell(one.correlation, '+.2f')}"
+        )
+    whole = audited[0]["auroc"]
+    verdict = "cannot be computed" if whole is None else f"has AUROC {whole:.2f}"
+    if whole is not None:
+        verdict += ": informative (W104)" if whole > INFORMATIVE_AUROC else f", no more than {INFORMATIVE_AUROC}"
+    lines.append(f"The label told from what is present {verdict}")
+    return "\n".join(lines)
+
+
+# ---- Figure ---------------------------------------------------------------------------------------------------------
+
+NAMED = 30  # combinations named in the rank plot; more are bars without names
+LEAST_X = 0.7  # left end of a bar, since a logarithmic axis has no zero
+UNSEEN_X = 0.5  # where combinations without training samples stand
+
+
+def draw(found: Sequence[Accuracy], audited: Sequence[Row], declared: Sequence[str]) -> "Figure":
+    """Train counts by rank; accuracy over train count, a panel a run; the audit."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in found[0].rows if row["n_train"]]
+    height = max(3.1, 1.3 + 0.19 * min(max(len(rows), len(audited)), NAMED))
+    figure = Figure(figsize=(7.4 + 2.9 * len(found), height), layout="constrained")
+    axes = figure.subplots(1, 2 + len(found), width_ratios=[2.2, *[2.6] * len(found), 1.7])
+    draw_ranks(axes[0], rows, declared)
+    for axis, one in zip(axes[1:-1], found, strict=True):
+        draw_accuracy(axis, one)
+    axes[1].set_ylabel("held-out accuracy\n(exact 95 % interval)")
+    draw_audit(axes[-1], audited)
+    return figure
+
+
+def log_scale(axis: "Axes") -> None:
+    """A logarithmic axis of training samples with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set(xscale="log", xlabel="training samples (log scale)")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else ""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw_ranks(axis: "Axes", rows: Sequence[Row], declared: Sequence[str]) -> None:
+    """Train count of every combination on a log scale, most frequent at the top."""
+    from remind_jax.evaluation.report import short_names
+
+    ranks, tail = [row["rank"] for row in rows], [row["tail"] for row in rows]
+    for row in rows:
+        look = {"facecolor": "white", "hatch": "//////"} if row["tail"] else {"facecolor": COLOURS[False]}
+        look |= {"edgecolor": COLOURS[row["tail"]], "lw": 0.8}
+        axis.barh(row["rank"], row["n_train"] - LEAST_X, left=LEAST_X, height=0.74, **look)
+        if len(rows) <= NAMED:
+            place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
+            axis.annotate(f"{row['n_train']:,}", (row["n_train"], row["rank"]), color=QUIET, **place)
+    log_scale(axis)
+    axis.set(xlim=(LEAST_X, 4.5 * rows[0]["n_train"]), ylim=(ranks[-1] + 0.6, 0.4))
+    names = [""] * len(rows)
+    if len(rows) <= NAMED:
+        names, _ = short_names((row["present"] for row in rows), declared, 28)
+    command.name_rows(axis, ranks, names, tail)
+    axis.tick_params(axis="y", length=0)
+    axis.set_title("Modality combinations", fontsize=10, fontweight="bold")
+
+
+def draw_accuracy(axis: "Axes", found: Accuracy) -> None:
+    """Accuracy of every combination with held-out samples over its train count."""
+    known = [row for row in found.rows if row["n"]]
+    for row in known:
+        x, colour = row["n_train"] or UNSEEN_X, COLOURS[row["tail"]]
+        axis.vlines(x, row["accuracy_low"], row["accuracy_high"], color=colour, lw=0.9, alpha=0.55)
+        size = 14 + 60 * np.sqrt(row["n"] / max(r["n"] for r in known))
+        fill = {"facecolor": "white", "linewidth": 1.1} if row["tail"] else {"facecolor": colour, "linewidth": 0.6}
+        axis.scatter(x, row["accuracy"], s=size, marker=MARKERS[row["tail"]], edgecolor=colour, zorder=3, **fill)
+    log_scale(axis)
+    low, high = axis.get_xlim()
+    axis.set(xlim=(low / 1.3, high * 1.3), ylim=(-0.03, 1.03))
+    if any(not row["n_train"] for row in known):
+        axis.axvspan(low / 1.3, LEAST_X, color=GRID, alpha=0.5, lw=0)
+        axis.annotate("unseen", (UNSEEN_X, 1.0), rotation=90, ha="center", va="top", fontsize=7.5, color=QUIET)
+    ends = sorted((y, side) for side, y in found.pooled.items() if y is not None)
+    heights = figures.spread(np.array([y for y, _ in ends]), 0.065, 0.0, 1.0)
+    for at, (y, side) in zip(heights, ends, strict=True):
+        axis.axhline(y, color=COLOURS[side], lw=1.0, linestyle=LINES[side], zorder=1)
+        words = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "annotation_clip": False}
+        axis.annotate(f"{SIDES[side]} {y:.1%}", (1.01, at), color=COLOURS[side], fontweight="bold", **words)
+    axis.set_title(found.title, fontsize=10, fontweight="bold", color=INK)
+    axis.grid(axis="y", color=GRID, lw=0.6)
+
+
+def draw_audit(axis: "Axes", audited: Sequence[Row]) -> None:
+    """Area under the ROC curve of presence, all modalities first."""
+    for y, row in enumerate(audited):
+        if row["auroc"] is None:
+            words = "always there" if row["present_fraction"] == 1.0 else "-"
+            axis.annotate(words, (0.505, y), va="center", fontsize=7, color=QUIET)
+            continue
+        colour = COLOURS[True] if row["auroc"] > INFORMATIVE_AUROC else INK
+        axis.hlines(y, 0.5, row["auroc"], color=colour, lw=1.4)
+        axis.plot(row["auroc"], y, marker="D" if y == 0 else "o", ms=5, color=colour)
+        above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        axis.annotate(f"{row['auroc']:.2f}", (row["auroc"], y), color=colour, **above)
+    areas = [row["auroc"] for row in audited if row["auroc"] is not None]
+    axis.set_xlim(min([0.46, *(x - 0.03 for x in areas)]), max([0.66, *(x + 0.05 for x in areas)]))
+    axis.axvline(0.5, color=QUIET, lw=0.8)
+    axis.axvline(INFORMATIVE_AUROC, color=QUIET, lw=0.8, linestyle=":")
+    place = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "bottom", "ha": "left"}
+    axis.annotate(" W104", (INFORMATIVE_AUROC, 0.0), fontsize=7, color=QUIET, **place)
+    axis.set_yticks(range(len(audited)), ["all together", *(row["presence_of"] for row in audited[1:])], fontsize=7.5)
+    axis.set_ylim(len(audited) - 0.4, -0.7)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel("AUROC")
+    axis.set_title("Label told\nfrom presence", fontsize=10, fontweight="bold")
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+# ---- Command --------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    paths, _ = command.parse(NAME, arguments)
+    runs = list(command.open_runs(paths))
+    if len({run.data.groups.modalities for run in runs}) > 1:
+        raise UserError("the runs are of different modalities: their combinations cannot stand side by side")
+    found = [read(run, title) for run, title in zip(runs, command.titles(runs), strict=True)]
+    audited, folder = audit(runs[0]), analysis.output_folder(paths[0])
+    rows = [command.identity(run) | row for run, one in zip(runs, found, strict=True) for row in one.rows]
+    command.write_csv(folder / f"{NAME}.csv", COLUMNS, rows)
+    command.write_csv(folder / f"{NAME}_audit.csv", AUDIT_COLUMNS, audited)
+    command.write_figure(folder / NAME, lambda: draw(found, audited, runs[0].data.groups.modalities))
+    print(text(found, audited))
+    print(f"Written: {folder / NAME}.csv, _audit.csv, .png, .svg")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,250 @@
+"""What the commands that analyse finished runs share: options, opening runs, rows of a split, tables, pictures."""
+
+import csv
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from remind_jax import analysis, progress
+from remind_jax.data import pipeline
+from remind_jax.data.groups import count_combinations, group_name
+from remind_jax.errors import UserError
+from remind_jax.models.model import Params
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+SPLITS = ("held_out", "tuning", "train")
+INK, QUIET, GRID = "#222222", "#666666", "#dddddd"
+# Okabe and Ito's blue and vermilion: told apart with any colour vision, and different in grey.
+COLOURS = {False: "#0072B2", True: "#D55E00"}
+MARKERS = {False: "o", True: "^"}
+LINES: dict[bool, Any] = {False: "-", True: (0, (4, 1.6))}
+SIDES = {False: "head", True: "tail"}
+
+
+def parse(
+    name: str,
+    arguments: Sequence[str],
+    *,
+    strings: Mapping[str, str] | None = None,
+    integers: Mapping[str, tuple[int, int]] | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    several: bool = True,
+) -> tuple[list[pathlib.Path], dict[str, Any]]:
+    """Reads a command line: the runs' folders, and the options.
+
+    Args:
+      name: of the command.
+      arguments: without the program's name.
+      strings: defaults of options.
+      integers: default and least value of options.
+      choices: values of options, the default first.
+      several: whether `--also` names further runs.
+
+    Raises:
+      UserError: for anything that cannot be read, in one line.
+    """
+    values = flags.FlagValues()
+    common = {"help": "see the module's text", "flag_values": values}
+    flags.DEFINE_string("workdir", "", **common)
+    if several:
+        flags.DEFINE_string("also", "", **common)
+    for key, default in (strings or {}).items():
+        flags.DEFINE_string(key, default, **common)
+    for key, (default, least) in (integers or {}).items():
+        flags.DEFINE_integer(key, default, lower_bound=least, **common)
+    for key, allowed in (choices or {}).items():
+        flags.DEFINE_enum(key, allowed[0], allowed, **common)
+    try:
+        rest = values([name, *arguments])[1:]
+    except flags.Error as error:
+        raise UserError(f"cannot read the command line: {error}") from error
+    if rest:
+        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
+    if not values.workdir:
+        raise UserError("no run: give its folder as --workdir=RUN")
+    paths = [
+        pathlib.Path(path) for path in (values.workdir, *filter(None, (values.also if several else "").split(",")))
+    ]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("--workdir and --also name a run twice")
+    return paths, {key: values[key].value for key in (*(strings or {}), *(integers or {}), *(choices or {}))}
+
+
+def open_runs(
+    paths: Sequence[pathlib.Path], check: Callable[[pathlib.Path, Any], None] | None = None
+) -> Iterator[analysis.Run]:
+    """Opens runs in turn, with progress.
+
+    All configs are read, and checked, before anything slow starts, so that a mistake costs nothing.
+
+    Args:
+      paths: folders of finished runs.
+      check: raises a UserError for a path and config that the analysis cannot use.
+    """
+    for path in paths:
+        config = analysis.read_config(path)
+        if check:
+            check(path, config)
+    with progress.make(len(paths), "runs") as bar:
+        for number, path in enumerate(paths):
+            bar.advance(number, path.name)
+            yield analysis.open_run(path)
+
+
+def check_routed(path: pathlib.Path, config: Any) -> None:
+    """Refuses runs whose tokens are not softly routed by one predictor.
+
+    Raises:
+      UserError: sparse fusion, several members or networks.
+    """
+    if config.ensemble > 1 or config.model.members > 1:
+        key = "ensemble" if config.ensemble > 1 else "model.members"
+        raise UserError(f"{path} is a run of several predictors ({key}), which route apart: analyse a run of one")
+    if config.fusion.kind != "soft_moe":
+        raise UserError(f"{path} is a run of sparse experts (fusion.kind={config.fusion.kind}): nothing is soft there")
+
+
+def check_block(path: pathlib.Path, config: Any, block: int) -> None:
+    """Refuses a block that the network does not have.
+
+    Raises:
+      UserError: it has fewer.
+    """
+    if block >= config.fusion.blocks:
+        raise UserError(f"--block={block}: blocks of {path} count from 0 to {config.fusion.blocks - 1}")
+
+
+def over_rows(run: analysis.Run, split: str, function: Callable[[Params, pipeline.Batch], Any], params: Params) -> Any:
+    """Applies a function to all rows of a split.
+
+    Args:
+      run: the run.
+      split: name of the split.
+      function: (parameters, batch) -> arrays whose first axis is that of the rows, in any structure; it is jitted.
+      params: of the network.
+
+    Returns:
+      The same structure, with the rows of all batches in the split's order.
+
+    Raises:
+      UserError: the split is empty.
+    """
+    store = run.data.stores[split]
+    if not len(store):
+        raise UserError(f"the run in {run.path} has no {split} rows")
+    jitted, params, parts = jax.jit(function), jax.device_put(params), []
+    for batch in pipeline.eval_batches(store, run.config.eval.batch_size):
+        real = batch["weight"] > 0
+        parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], jitted(params, batch)))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def combinations(run: analysis.Run, split: str) -> tuple[list[Row], np.ndarray]:
+    """The combinations of a split, head first and the most frequent in training first, and who has which.
+
+    Returns:
+      Rows `group, modalities, tail, n_train, n`, and the row of every sample, int [n]. A combination that training has
+      not seen counts to the tail.
+    """
+    groups = run.data.groups
+    presence = run.data.manifest.presence[run.data.rows(split)]
+    masks, counts, index = count_combinations(presence)
+    known = groups.index(masks)
+    facts = []
+    for mask, n, g in zip(masks, counts, known, strict=True):
+        seen = g < len(groups)
+        facts.append(
+            {
+                "group": group_name(mask, groups.modalities),
+                "modalities": [name for name, here in zip(groups.modalities, mask, strict=True) if here],
+                "tail": bool(groups.tail[g]) if seen else True,
+                "n_train": int(groups.train_counts[g]) if seen else 0,
+                "n": int(n),
+            }
+        )
+    order = sorted(range(len(facts)), key=lambda i: (facts[i]["tail"], -facts[i]["n_train"], i))
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order))
+    return [facts[i] for i in order], position[index]
+
+
+def identity(run: analysis.Run) -> Row:
+    """The columns that name a run."""
+    return {"run": str(run.path), "method": run.config.method, "seed": run.config.seed}
+
+
+def titles(runs: Sequence[analysis.Run]) -> list[str]:
+    """A title of its own for each run: its method; with its seed or its folder where that is not enough."""
+    methods = [run.config.method for run in runs]
+    seeded = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
+    folders = [f"{run.config.method} ({run.path.name})" for run in runs]
+    for names in (methods, seeded, folders):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{i + 1}: {name}" for i, name in enumerate(folders)]
+
+
+def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Writes a table at once or not at all; None and what is not finite are empty cells."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, bool | np.bool_):
+            return str(bool(value)).lower()
+        if isinstance(value, float | np.floating):
+            return f"{value:.7g}" if np.isfinite(value) else ""
+        return "" if value is None else value
+
+    temporary = file.with_suffix(".csv.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows({key: cell(row[key]) for key in columns} for row in rows)
+    os.replace(temporary, file)
+
+
+def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail: Sequence[bool]) -> None:
+    """Writes the names of combinations left of an axis, and `head` and `tail` left of them.
+
+    Args:
+      axis: with a combination a row.
+      place: y of each row; rows of head and of tail lie together.
+      labels: names.
+      tail: whether each is tail.
+    """
+    axis.set_yticks(place, labels, fontsize=7.5)
+    for label, side in zip(axis.get_yticklabels(), tail, strict=True):
+        label.set_color(COLOURS[bool(side)])
+    for side, name in SIDES.items():
+        rows = [y for y, here in zip(place, tail, strict=True) if bool(here) is side]
+        if rows:
+            at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "ha": "center"}
+            left = -18.0 - 4.3 * max(len(label) for label in labels)
+            look = {"rotation": 90, "fontweight": "bold", "color": COLOURS[side]}
+            axis.annotate(name, (0, (rows[0] + rows[-1]) / 2), xytext=(left, 0), **at, **look)
+
+
+def write_figure(stem: pathlib.Path, draw: Callable[[], "Figure"]) -> None:
+    """Writes what `draw` makes as PNG and SVG; text stays text, and the same figure gives the same bytes."""
+    import matplotlib
+
+    style = {
+        "font.size": 9,
+        "svg.fonttype": "none",
+        "svg.hashsalt": stem.name,
+        "axes.axisbelow": True,
+        "text.parse_math": False,
+        "hatch.linewidth": 0.6,
+    }
+    with matplotlib.rc_context(style):
+        figure = draw()
+        figure.savefig(stem.with_suffix(".png"), dpi=200, metadata={"Software": None})
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})

@@ -1,0 +1,279 @@
+"""How a run's held-out figures fall as modalities go missing.
+
+    python -m remind_jax.analysis.robustness --workdir=RUN [--also=RUN2,RUN3]
+
+    --also=RUN2,…        further runs to draw beside it
+    --draws=5            independent choices of the samples that lose a modality; the band is their spread
+    --seed=0             of the choices, which are the same for all runs of one split
+
+A curve a modality: a share of the samples that have it and something else lose it, from none to all of them. The curve
+"all together" takes every modality from samples at that rate, never the last one of a sample. Writes robustness.csv,
+.png and .svg under RUN/analysis.
+"""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from remind_jax import cli
+from remind_jax.analysis import command, subsets
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from remind_jax.analysis import Run
+    from remind_jax.analysis.subsets import Predictor
+
+NAME = "robustness"
+FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
+RATES = tuple(i / 10 for i in range(11))
+TOGETHER = "all together"
+SPLIT = "held_out"
+COLUMNS = ("run", "method", "seed", "hidden", "rate", "draw", "n", "n_lost", "unseen", *FIGURES)
+Row = dict[str, Any]
+
+
+class Settings(NamedTuple):
+    """The choices of the command line, see the module's text."""
+
+    draws: int
+    seed: int
+
+
+# ---- Who loses what -------------------------------------------------------------------------------------------------
+
+
+def lose_one(presence: np.ndarray, modality: int, rate: float, order: np.ndarray) -> np.ndarray:
+    """Which samples lose a modality, bool [n].
+
+    Args:
+      presence: bool [n, m].
+      modality: its position.
+      rate: share of the samples that have it and something else; a higher one takes it from the same samples and more.
+      order: a permutation of the samples.
+    """
+    able = presence[:, modality] & (presence.sum(axis=1) > 1)
+    ranked = order[able[order]]
+    lost = np.zeros(len(presence), bool)
+    lost[ranked[: round(rate * len(ranked))]] = True
+    return lost
+
+
+def lose_any(presence: np.ndarray, rate: float, uniform: np.ndarray) -> np.ndarray:
+    """What is left, bool [n, m], when every modality goes with probability `rate`, but for one of each sample.
+
+    Args:
+      presence: bool [n, m].
+      rate: a higher one takes the same and more.
+      uniform: numbers in [0, 1), [n, m]; the modality of the greatest one stays.
+    """
+    draws = np.where(presence, uniform, -1.0)
+    stays = np.arange(presence.shape[1])[None, :] == draws.argmax(axis=1)[:, None]
+    return presence & ((draws >= rate) | stays)
+
+
+# ---- Figures of merit -----------------------------------------------------------------------------------------------
+
+
+def curves(run: "Run", predictor: "Predictor", chosen: Settings) -> Iterator[Row]:
+    """Rows of the table: every modality, then all together, at every rate and in every draw."""
+    data, store = run.data, run.data.stores[SPLIT]
+    rows = data.rows(SPLIT)
+    presence, labels = data.manifest.presence[rows], data.manifest.labels[rows]
+    positions = np.arange(len(rows))
+    common = command.identity(run) | {"n": len(rows)}
+    full = predictor(store, positions, presence)
+
+    def row(name: str, rate: float, draw: int, left: np.ndarray, probabilities: np.ndarray) -> Row:
+        lost = (left != presence).any(axis=1)
+        unseen = float(np.mean(~predictor.seen(left)))
+        found = {"hidden": name, "rate": rate, "draw": draw, "n_lost": int(lost.sum()), "unseen": unseen}
+        return common | found | figures(labels, probabilities)
+
+    for j, name in enumerate(data.groups.modalities):
+        without = presence.copy()
+        able = presence[:, j] & (presence.sum(axis=1) > 1)
+        without[able, j] = False
+        # Two predictions of a sample make all rates and draws.
+        alternative = full.copy()
+        alternative[able] = predictor(store, positions[able], without[able])
+        for draw in range(chosen.draws):
+            order = np.random.default_rng((chosen.seed, draw, j)).permutation(len(rows))
+            for rate in RATES:
+                lost = lose_one(presence, j, rate, order)[:, None]
+                yield row(name, rate, draw, np.where(lost, without, presence), np.where(lost, alternative, full))
+    for draw in range(chosen.draws):
+        uniform = np.random.default_rng((chosen.seed, draw, presence.shape[1])).random(presence.shape)
+        for rate in RATES:
+            left = lose_any(presence, rate, uniform)
+            changed = np.flatnonzero((left != presence).any(axis=1))
+            probabilities = full.copy()
+            probabilities[changed] = predictor(store, changed, left[changed])
+            yield row(TOGETHER, rate, draw, left, probabilities)
+
+
+def figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+    """The figures of merit of some predictions."""
+    from remind_jax.evaluation import metrics
+
+    values, _ = metrics.metrics(labels, probabilities)
+    return {name: values[name] for name in FIGURES}
+
+
+# ---- Figure ---------------------------------------------------------------------------------------------------------
+
+# Okabe and Ito's colours, each with a dash and a mark of its own; all together is thick and black.
+LOOKS = (
+    ("#0072B2", "-", "o"),
+    ("#D55E00", (0, (5, 1.5)), "^"),
+    ("#009E73", (0, (1.5, 1)), "s"),
+    ("#CC79A7", (0, (6, 1.5, 1.5, 1.5)), "D"),
+    ("#E69F00", "-", "v"),
+    ("#56B4E9", (0, (5, 1.5)), "P"),
+    ("#7A5195", (0, (1.5, 1)), "X"),
+    ("#8C6D31", (0, (6, 1.5, 1.5, 1.5)), "<"),
+    ("#666666", "-", ">"),
+    ("#A6761D", (0, (5, 1.5)), "h"),
+)
+NAME_SIZE = 7.5
+
+
+def draw(panels: dict[str, list[Row]], title: str) -> "Figure":
+    """A column a run, a line of axes a figure of merit; curves are named at their ends."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["hidden"] for rows in panels.values() for row in rows))
+    longest = max(len(name) for name in names)
+    width, height = 0.9 + len(panels) * (2.6 + 0.07 * longest), 1.5 + 2.15 * len(FIGURES)
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(len(FIGURES), len(panels), squeeze=False, sharex=True, sharey="row")
+    room = (0.07 * longest + 0.25) / 2.6
+    figure.subplots_adjust(
+        left=0.7 / width, right=1 - (0.07 * longest + 0.3) / width, bottom=0.9 / height, top=1 - 0.82 / height,
+        wspace=room + 0.12, hspace=0.14,
+    )  # fmt: skip
+    for column, (label, rows) in enumerate(panels.items()):
+        for axis, key in zip(axes[:, column], FIGURES, strict=True):
+            draw_panel(axis, rows, names, key)
+        axes[0, column].set_title(label, fontsize=10, fontweight="bold")
+        axes[-1, column].set_xlabel("share of the samples that lose it")
+    for axis, text in zip(axes[:, 0], FIGURES.values(), strict=True):
+        axis.set_ylabel(text)
+    figure.align_ylabels(axes[:, 0])
+    figure.canvas.draw()
+    for column, rows in enumerate(panels.values()):
+        for axis, key in zip(axes[:, column], FIGURES, strict=True):
+            name_ends(axis, rows, names, key)
+    figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / height, va="top")
+    note = "Held-out samples. Bands: ± 1 standard\ndeviation over random choices and seeds."
+    figure.text(0.5, 0.1 / height, note, ha="center", fontsize=8, color=command.QUIET)
+    return figure
+
+
+def mean_curve(rows: Sequence[Row], name: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and standard deviation over draws and runs at each rate; None where the figure cannot be computed."""
+    values = [[row[key] for row in rows if row["hidden"] == name and row["rate"] == rate] for rate in RATES]
+    if not all(values) or any(value is None for some in values for value in some):
+        return None
+    table = np.array(values, np.float64)
+    return table.mean(axis=1), table.std(axis=1, ddof=1) if table.shape[1] > 1 else np.zeros(len(table))
+
+
+def look(names: Sequence[str], name: str) -> dict[str, Any]:
+    """Colour, dash and mark of a curve."""
+    if name == TOGETHER:
+        return {"color": "black", "linestyle": "-", "marker": "", "lw": 2.4}
+    colour, dash, mark = LOOKS[names.index(name) % len(LOOKS)]
+    return {"color": colour, "linestyle": dash, "marker": mark, "lw": 1.4}
+
+
+def draw_panel(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
+    """The curves of one run, or of the seeds of one method."""
+    for name in names:
+        found = mean_curve(rows, name, key)
+        if found is None:
+            continue
+        style = look(names, name)
+        axis.fill_between(RATES, found[0] - found[1], found[0] + found[1], color=style["color"], alpha=0.15, lw=0)
+        axis.plot(RATES, found[0], markersize=3.5, markevery=2, markeredgewidth=0, **style)
+    axis.set_xlim(0.0, 1.0)
+    axis.grid(axis="y", color="#e3e3e3", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.locator_params(axis="y", nbins=5)
+
+
+def name_ends(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
+    """Writes each curve's name beside its end, moved apart where two would overlap."""
+    from remind_jax.evaluation.figures import spread
+
+    ends = {name: found[0][-1] for name in names if (found := mean_curve(rows, name, key)) is not None}
+    if not ends:
+        return
+    ordered = sorted(ends, key=ends.__getitem__)
+    low, high = axis.get_ylim()
+    points = axis.get_window_extent().height / axis.figure.dpi * 72
+    heights = np.array([(ends[name] - low) / (high - low) for name in ordered])
+    places = spread(heights, (NAME_SIZE + 1.5) / points, -0.06, 1.06)
+    for name, height, at in zip(ordered, heights, places, strict=True):
+        colour = look(names, name)["color"]
+        axis.annotate(
+            name,
+            (1.0, height),
+            xycoords="axes fraction",
+            xytext=(1.07, at),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=NAME_SIZE,
+            color=colour,
+            fontweight="bold" if name == TOGETHER else "normal",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
+        )
+
+
+# ---- Command --------------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
+    """Reads the command line: the runs' folders, and the choices."""
+    paths, values = command.parse(NAME, arguments, integers={"draws": (5, 1), "seed": (0, 0)})
+    return paths, Settings(**values)
+
+
+def summary(panels: dict[str, list[Row]]) -> str:
+    """Accuracy at rates 0, 0.5 and 1 as text."""
+    lines = [f"{'accuracy at a rate of':<44} {'0':>6} {'0.5':>6} {'1':>6}"]
+    for label, rows in panels.items():
+        for name in dict.fromkeys(row["hidden"] for row in rows):
+            found = mean_curve(rows, name, "accuracy")
+            cells = " ".join(f"{100 * found[0][i]:6.1f}" for i in (0, 5, 10))
+            lines.append(f"{f'{label}, {name}':<44} {cells}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    paths, chosen = parse(arguments)
+    from remind_jax import analysis
+    from remind_jax.analysis.gradient_consistency import panel_titles
+
+    runs, rows = [], []
+    for run in command.open_runs(paths):
+        runs.append(run)
+        rows.append(list(curves(run, subsets.Predictor(run, run.chosen()), chosen)))
+    folder = analysis.output_folder(paths[0])
+    panels: dict[str, list[Row]] = {}
+    for title, found in zip(panel_titles(runs), rows, strict=True):
+        panels.setdefault(title, []).extend(found)
+    command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for found in rows for row in found])
+    data = ", ".join(dict.fromkeys(run.data.manifest.title for run in runs))
+    command.write_figure(folder / NAME, lambda: draw(panels, f"Robustness to missing modalities\n{data}"))
+    print(summary(panels))
+    print(f"Written: {folder / NAME}.csv, .png, .svg")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,317 @@
+"""Which experts serve which modality combination (REMIND figure 4).
+
+    python -m remind_jax.analysis.specialization --workdir=RUN [--also=RUN2,RUN3]
+
+    --also=RUN2,…       further runs to draw beside it
+    --top=3             how many experts of a sample count
+    --count=sample      sample (experts ranked by their mean weight over a sample's tokens) | token (by each token)
+    --tokens=all        all | observed: whose weights count; `observed` leaves out the tokens of missing modalities
+    --split=held_out    held_out | tuning | train
+    --block=0           fusion block
+    --least=10          samples that a combination needs to count in the number
+    --permutations=500  of combinations among samples, for the number expected by chance
+
+Writes specialization.csv, specialization_summary.csv, .png and .svg under RUN/analysis. The weights are those with
+which tokens read experts (Eq. 6), summed over an expert's slots, in evaluation. How to read it: docs/analyses.md.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remind_jax import analysis, cli
+from remind_jax.analysis import command
+from remind_jax.analysis.command import INK, QUIET, Row
+from remind_jax.errors import UserError
+from remind_jax.ops import soft_moe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAME = "specialization"
+COLUMNS = ("run", "method", "seed", "group", "tail", "n_train", "expert", "frequency", "n", "settings")
+SUMMARY_COLUMNS = (
+    *("run", "method", "seed", "distance", "chance", "chance_high", "excess", "p", "combinations", "samples"),
+    *("gate_open_rate", "settings"),
+)
+
+
+class Settings(NamedTuple):
+    """The choices of the command line, see the module's text."""
+
+    top: int
+    count: str
+    tokens: str
+    split: str
+    block: int
+    least: int
+    permutations: int
+
+    def text(self, gate: str) -> str:
+        """What a row of a table was computed with."""
+        parts = {"top": self.top, "count": self.count, "tokens": self.tokens, "split": self.split}
+        return " ".join(f"{key}={value}" for key, value in (parts | {"block": self.block, "gate": gate}).items())
+
+
+class Pattern(NamedTuple):
+    """One run's use of experts.
+
+    Attributes:
+      title: of the run.
+      groups: rows of `command.combinations`, head first.
+      frequency: share of each combination's samples that have an expert among their first, [g, e].
+      summary: a row of the summary.
+    """
+
+    title: str
+    groups: list[Row]
+    frequency: np.ndarray
+    summary: Row
+
+
+# ---- Numbers --------------------------------------------------------------------------------------------------------
+
+
+def top_experts(weights: jax.Array, top: int) -> jax.Array:
+    """1 at the `top` largest weights of each row, else 0; of equal ones the first count, [..., e] -> [..., e]."""
+    _, best = jax.lax.top_k(weights, top)
+    return jnp.sum(jax.nn.one_hot(best, weights.shape[-1]), axis=-2)
+
+
+def sample_usage(logits: jax.Array, counted: jax.Array, top: int, count: str) -> jax.Array:
+    """How much of each expert is among a sample's first.
+
+    Args:
+      logits: of the router in use, [b, n, e, s].
+      counted: tokens whose weights count, bool [b, n]; at least one a sample.
+      top: how many experts come first.
+      count: `sample` ranks experts by their mean weight over tokens; `token` takes the mean of the tokens' own ranks.
+
+    Returns:
+      [b, e], each row of sum `top`.
+    """
+    weights = jnp.sum(soft_moe.combine_weights(logits), axis=3)
+    share = counted.astype(weights.dtype)
+    share = share / jnp.sum(share, axis=1, keepdims=True)
+    if count == "token":
+        return jnp.einsum("bne,bn->be", top_experts(weights, top), share)
+    return top_experts(jnp.einsum("bne,bn->be", weights, share), top)
+
+
+def group_means(usage: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
+    """Mean of `usage` [n, e] over the samples of each of `count` groups, [g, e]."""
+    return (np.eye(count)[index].T @ usage) / np.bincount(index, minlength=count)[:, None]
+
+
+def mean_distance(patterns: np.ndarray) -> float:
+    """Mean over pairs of rows of the Jensen-Shannon distance, in [0, 1].
+
+    Args:
+      patterns: not negative [g, e]; each row is scaled to sum one.
+
+    Returns:
+      the mean of the square roots of divergences in bits; nan with fewer than two rows.
+    """
+    p = patterns / patterns.sum(axis=1, keepdims=True)
+
+    def entropy(q: np.ndarray) -> np.ndarray:
+        return -np.sum(q * np.log2(np.where(q > 0, q, 1.0)), axis=-1)
+
+    first, second = np.triu_indices(len(p), k=1)
+    if not len(first):
+        return float("nan")
+    divergence = entropy((p[first] + p[second]) / 2) - (entropy(p[first]) + entropy(p[second])) / 2
+    return float(np.mean(np.sqrt(np.maximum(divergence, 0.0))))
+
+
+def distinctness(usage: np.ndarray, index: np.ndarray, least: int, permutations: int, seed: int = 0) -> Row:
+    """How far apart the patterns of combinations are, and how far they would be by chance.
+
+    Args:
+      usage: [n, e], see `sample_usage`.
+      index: combination of each sample, int [n].
+      least: samples that a combination needs.
+      permutations: of the combinations among these samples; sizes stay, so that small combinations have the same noise.
+      seed: of the permutations.
+
+    Returns:
+      `distance`, the `chance` mean and its 95th percentile `chance_high`, their difference `excess`, `p` (share of
+      permutations at least as far apart), `combinations` and `samples`. What needs two combinations is nan.
+    """
+    sizes = np.bincount(index)
+    large = np.flatnonzero(sizes >= least)
+    inside = np.isin(index, large)
+    usage, labels = usage[inside], np.searchsorted(large, index[inside])
+    common = {"combinations": len(large), "samples": len(labels)}
+    if len(large) < 2:
+        return dict.fromkeys(("distance", "chance", "chance_high", "excess", "p"), float("nan")) | common
+    distance, rng = mean_distance(group_means(usage, labels, len(large))), np.random.default_rng(seed)
+    shuffled = np.array(
+        [mean_distance(group_means(usage, rng.permutation(labels), len(large))) for _ in range(permutations)]
+    )
+    return {
+        "distance": distance,
+        "chance": float(shuffled.mean()),
+        "chance_high": float(np.quantile(shuffled, 0.95)),
+        "excess": distance - float(shuffled.mean()),
+        # With the one at hand among them, so that no test is surer than the number of permutations allows.
+        "p": float((1 + np.sum(shuffled >= distance - 1e-12)) / (1 + permutations)),
+        **common,
+    }
+
+
+def pattern(run: analysis.Run, title: str, chosen: Settings) -> Pattern:
+    """What one run does.
+
+    Raises:
+      UserError: it has no more experts than count as first.
+    """
+    if chosen.top >= run.config.fusion.experts:
+        raise UserError(
+            f"--top={chosen.top}: the run in {run.path} has {run.config.fusion.experts} experts, all would count"
+        )
+
+    def function(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        routes = run.network.route(params, batch, gate=run.eval_gate)
+        counted = routes.observed if chosen.tokens == "observed" else jnp.ones_like(routes.observed)
+        output = run.network.apply(params, batch, gate=run.eval_gate)
+        return sample_usage(routes.blocks[chosen.block].used, counted, chosen.top, chosen.count), output.open_rate
+
+    usage, open_rate = command.over_rows(run, chosen.split, function, run.chosen())
+    groups, index = command.combinations(run, chosen.split)
+    found = distinctness(usage, index, chosen.least, chosen.permutations)
+    found |= command.identity(run) | {"settings": chosen.text(run.eval_gate), "gate_open_rate": float(open_rate.mean())}
+    return Pattern(title, groups, group_means(usage, index, len(groups)), found)
+
+
+def table(found: Pattern) -> list[Row]:
+    """Rows of the CSV."""
+    common = {key: found.summary[key] for key in ("run", "method", "seed", "settings")}
+    return [
+        common | group | {"expert": expert, "frequency": float(frequency)}
+        for group, row in zip(found.groups, found.frequency, strict=True)
+        for expert, frequency in enumerate(row)
+    ]
+
+
+def text(patterns: Sequence[Pattern], least: int) -> str:
+    """The summary for a terminal."""
+    lines = [f"{'Jensen-Shannon distance of combinations':<40} {'found':>6} {'chance':>7} {'excess':>7} {'p':>6}"]
+    for found in patterns:
+        row = found.summary
+        title = f"{found.title} ({row['combinations']} with {least} samples or more)"
+        cells = [f"{row[key]:.3f}" if np.isfinite(row[key]) else "-" for key in ("distance", "chance", "excess", "p")]
+        lines.append(f"{title:<40} {cells[0]:>6} {cells[1]:>7} {cells[2]:>7} {cells[3]:>6}")
+    return "\n".join(lines)
+
+
+# ---- Figure ---------------------------------------------------------------------------------------------------------
+
+GAP = 0.45  # rows between head and tail
+PALE = 0.5  # of combinations too small to count
+LABELLED_EXPERTS = 24  # more of them are numbered in steps
+
+
+def draw(patterns: Sequence[Pattern], declared: Sequence[str], chosen: Settings) -> "Figure":
+    """Heatmaps beside each other: combinations in rows, head above tail; experts in columns, most used first."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    experts, rows = max(p.frequency.shape[1] for p in patterns), max(len(p.groups) for p in patterns)
+    same = all([g["group"] for g in p.groups] == [g["group"] for g in patterns[0].groups] for p in patterns)
+    panel = min(6.0, max(2.4, 0.26 * experts))
+    width = (2.6 if same else 2.6 * len(patterns)) + panel * len(patterns) + 0.6
+    figure = Figure(figsize=(width, 1.75 + 0.21 * (rows + GAP)), layout="constrained")
+    axes = figure.subplots(1, len(patterns), squeeze=False)[0]
+    colours = matplotlib.colormaps["cividis"]
+    for number, (axis, found) in enumerate(zip(axes, patterns, strict=True)):
+        draw_panel(axis, found, declared, colours, chosen.least, names=number == 0 or not same)
+    mesh = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0.0, 1.0), colours)
+    bar = figure.colorbar(mesh, ax=list(axes), fraction=0.03, aspect=25, pad=0.015)
+    bar.outline.set_visible(False)
+    unit = "samples" if chosen.count == "sample" else "tokens"
+    bar.set_label(f"share of {unit} with\nthe expert in their top {chosen.top}", fontsize=8.5)
+    split = chosen.split.replace("_", "-")
+    note = f"Number: {split} samples; pale: fewer than {chosen.least}, not in the distance"
+    figure.supxlabel(note, fontsize=8, color=QUIET)
+    return figure
+
+
+def draw_panel(axis: "Axes", found: Pattern, declared: Sequence[str], colours: Any, least: int, names: bool) -> None:
+    """One run's heatmap, with a gap between head and tail."""
+    from remind_jax.evaluation.report import short_names
+
+    groups, experts = found.groups, found.frequency.shape[1]
+    large = np.array([group["n"] >= least for group in groups])
+    order = np.argsort(-found.frequency[large if large.any() else ~large].mean(axis=0), kind="stable")
+    tail = np.array([group["tail"] for group in groups])
+    place = np.arange(len(groups)) + np.where(tail & (np.sum(~tail) > 0), GAP, 0.0)
+    for y, row, counts in zip(place, found.frequency, large, strict=True):
+        extent = (-0.5, experts - 0.5, y + 0.5, y - 0.5)
+        axis.imshow(row[None, order], extent=extent, cmap=colours, vmin=0, vmax=1, alpha=1.0 if counts else PALE)
+    axis.set(xlim=(-0.5, experts - 0.5), ylim=(place[-1] + 0.5, -0.5), aspect="auto", xlabel="expert (most used first)")
+    step = -(-experts // LABELLED_EXPERTS)
+    axis.set_xticks(np.arange(0, experts, step), order[::step], fontsize=7)
+    axis.set_yticks([])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    if names:
+        shown, _ = short_names((group["modalities"] for group in groups), declared, 28)
+        labels = [f"{name}  {group['n']:>4}" for name, group in zip(shown, groups, strict=True)]
+        command.name_rows(axis, place, labels, tail)
+        for label, counts in zip(axis.get_yticklabels(), large, strict=True):
+            label.set_style("normal" if counts else "italic")
+    row = found.summary
+    score = "none: one combination"
+    if np.isfinite(row["distance"]):
+        score = f"{row['distance']:.2f}, by chance {row['chance']:.2f}"
+    axis.set_title(found.title, fontsize=10, fontweight="bold", color=INK, pad=18)
+    above = {"xycoords": "axes fraction", "xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+    axis.annotate(f"distance {score}", (0.5, 1.0), fontsize=8, color=QUIET, **above)
+
+
+# ---- Command --------------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
+    """Reads the command line: the runs' folders, and the choices.
+
+    Raises:
+      UserError: for anything that cannot be read, in one line.
+    """
+    integers = {"top": (3, 1), "block": (0, 0), "least": (10, 1), "permutations": (500, 1)}
+    choices = {"count": ("sample", "token"), "tokens": ("all", "observed"), "split": command.SPLITS}
+    paths, values = command.parse(NAME, arguments, integers=integers, choices=choices)
+    return paths, Settings(**values)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    paths, chosen = parse(arguments)
+
+    def check(path: pathlib.Path, config: Any) -> None:
+        command.check_routed(path, config)
+        command.check_block(path, config, chosen.block)
+
+    runs, found = [], []
+    for run in command.open_runs(paths, check):
+        runs.append(run)
+        found.append(pattern(run, "", chosen))
+    if len({run.data.groups.modalities for run in runs}) > 1:
+        raise UserError("the runs are of different modalities: their combinations cannot stand side by side")
+    found = [one._replace(title=title) for one, title in zip(found, command.titles(runs), strict=True)]
+    folder = analysis.output_folder(paths[0])
+    command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for one in found for row in table(one)])
+    command.write_csv(folder / f"{NAME}_summary.csv", SUMMARY_COLUMNS, [one.summary for one in found])
+    command.write_figure(folder / NAME, lambda: draw(found, runs[0].data.groups.modalities, chosen))
+    print(text(found, chosen.least))
+    print(f"Written: {folder / NAME}.csv, _summary.csv, .png, .svg")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,303 @@
+"""What a run would predict without some modalities, and the share of each modality in a prediction (Shapley values).
+
+    python -m remind_jax.analysis.what_if --workdir=RUN --samples=0,3,10-19 --drop=dxa,diet2
+
+    --samples=all        held-out samples by position, counted from 0, or all of them
+    --drop=A,B           modalities taken away: probabilities before and after
+    --keep=A,B           or the only ones left
+    --shapley=exact      exact | none
+
+Writes what_if.csv (a row a sample, no patient ids) and, with Shapley values, what_if.png and .svg under RUN/analysis:
+the mean absolute value of each modality in each combination. The value explained is the probability of the class that
+the run predicts from everything the sample has; values add up to it less the share of that class in training.
+"""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from remind_jax import cli
+from remind_jax.analysis import command, subsets
+from remind_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from remind_jax.analysis import Run
+    from remind_jax.analysis.subsets import Predictor
+
+NAME = "what_if"
+MOST = 10  # modalities of a sample: 2^10 predictions
+MOST_ROWS = 20  # combinations drawn
+_AT_ONCE = 2**16  # predictions held at a time
+SPLIT = "held_out"
+Row = dict[str, Any]
+
+
+class Settings(NamedTuple):
+    """The choices of the command line, see the module's text."""
+
+    samples: str
+    drop: str
+    keep: str
+    shapley: str
+
+
+# ---- Shapley values -------------------------------------------------------------------------------------------------
+
+
+def subset_masks(count: int) -> np.ndarray:
+    """All subsets of some members, bool [2^count, count]; row s holds member i where bit i of s is set."""
+    return (np.arange(2**count)[:, None] >> np.arange(count)[None, :] & 1).astype(bool)
+
+
+def shapley(values: np.ndarray) -> np.ndarray:
+    """Exact Shapley values.
+
+    Args:
+      values: of all subsets of p members in the order of `subset_masks`, [k, 2^p].
+
+    Returns:
+      [k, p]: the mean over all orders of the members of what one adds to those before it; they sum to the value of all
+      members less that of none.
+    """
+    p = int(math.log2(values.shape[1]))
+    sizes = subset_masks(p).sum(axis=1)
+    weights = np.array([1.0 / (p * math.comb(p - 1, size)) for size in range(p)])
+    found = np.zeros((len(values), p))
+    for i in range(p):
+        without = np.flatnonzero(np.arange(2**p) >> i & 1 == 0)
+        found[:, i] = (values[:, without | 1 << i] - values[:, without]) @ weights[sizes[without]]
+    return found
+
+
+class Shares(NamedTuple):
+    """Shapley values of some samples.
+
+    Attributes:
+      values: [k, m], nan at missing modalities.
+      empty: value without any modality [k].
+      seen: share of a sample's subsets, the empty one left out, that are combinations of training [k].
+    """
+
+    values: np.ndarray
+    empty: np.ndarray
+    seen: np.ndarray
+
+
+def explain(predictor: "Predictor", positions: np.ndarray, presence: np.ndarray, classes: np.ndarray) -> Shares:
+    """Shapley values of the probability of a class of each sample, by all subsets of what the sample has.
+
+    Args:
+      predictor: of the run.
+      positions: of held-out samples, int [k].
+      presence: what they have, bool [k, m].
+      classes: int [k].
+
+    Raises:
+      UserError: a sample has more than `MOST` modalities.
+    """
+    from remind_jax.data.groups import count_combinations
+
+    store = predictor.run.data.stores[SPLIT]
+    most = int(presence.sum(axis=1).max(initial=0))
+    if most > MOST:
+        raise UserError(f"a sample has {most} modalities; exact values need at most {MOST}: --shapley=none")
+    found = Shares(np.full(presence.shape, np.nan), np.zeros(len(positions)), np.zeros(len(positions)))
+    masks, _, index = count_combinations(presence)
+    for g, mask in enumerate(masks):
+        here, members = np.flatnonzero(index == g), np.flatnonzero(mask)
+        parts = np.zeros((2 ** len(members), len(mask)), bool)
+        parts[:, members] = subset_masks(len(members))
+        found.seen[here] = np.mean(predictor.seen(parts[1:]))
+        some = max(1, _AT_ONCE // len(parts))
+        for block in (here[start : start + some] for start in range(0, len(here), some)):
+            left = np.tile(parts, (len(block), 1))
+            probabilities = predictor(store, np.repeat(positions[block], len(parts)), left)
+            chosen = np.repeat(classes[block], len(parts))
+            values = probabilities[np.arange(len(chosen)), chosen].reshape(len(block), len(parts))
+            found.values[np.ix_(block, members)] = shapley(values)
+            found.empty[block] = values[:, 0]
+    return found
+
+
+# ---- Table ----------------------------------------------------------------------------------------------------------
+
+
+def left_after(chosen: Settings, modalities: tuple[str, ...]) -> np.ndarray | None:
+    """Which modalities stay, bool [m]; None where nothing is to be changed."""
+    if chosen.drop:
+        return ~subsets.modalities_of(chosen.drop, modalities, "drop")
+    return subsets.modalities_of(chosen.keep, modalities, "keep") if chosen.keep else None
+
+
+def table(run: "Run", predictor: "Predictor", chosen: Settings) -> tuple[list[Row], list[str]]:
+    """Rows, one a sample, and the names of their columns."""
+    data, store = run.data, run.data.stores[SPLIT]
+    modalities, classes = data.groups.modalities, data.classes
+    stays = left_after(chosen, modalities)
+    positions = subsets.positions_of(chosen.samples, len(store))
+    rows_of_split = data.rows(SPLIT)[positions]
+    presence, labels = data.manifest.presence[rows_of_split], data.manifest.labels[rows_of_split]
+    before = predictor(store, positions, presence)
+    predicted = before.argmax(axis=1)
+    columns = {
+        "sample": positions,
+        **group_columns(run, presence),
+        "label": [classes[i] for i in labels],
+        "predicted": [classes[i] for i in predicted],
+        **{f"p_{name}": before[:, k] for k, name in enumerate(classes)},
+    }
+    if stays is not None:
+        after = predictor(store, positions, presence & stays)
+        columns |= {
+            "group_after": [group_columns(run, (mask & stays)[None])["group"][0] for mask in presence],
+            "seen_after": predictor.seen(presence & stays),
+            "predicted_after": [classes[i] for i in after.argmax(axis=1)],
+            **{f"after_{name}": after[:, k] for k, name in enumerate(classes)},
+        }
+    if chosen.shapley == "exact":
+        shares = explain(predictor, positions, presence, predicted)
+        columns |= {f"shapley_{name}": shares.values[:, j] for j, name in enumerate(modalities)}
+        columns |= {"value_empty": shares.empty, "seen_subsets": shares.seen}
+    names = list(columns)
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)], names
+
+
+def group_columns(run: "Run", presence: np.ndarray) -> dict[str, list[Any]]:
+    """Name of each sample's combination, and whether it is tail; one that training lacks is."""
+    from remind_jax.data.groups import group_name
+
+    groups = run.data.groups
+    tail = np.append(groups.tail, True)[groups.index(presence)]
+    return {"group": [group_name(mask, groups.modalities) for mask in presence], "tail": [bool(x) for x in tail]}
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """What changed, as text."""
+    lines = [f"{len(rows)} samples, {100 * np.mean([r['predicted'] == r['label'] for r in rows]):.1f} % correct"]
+    if "predicted_after" in rows[0]:
+        changed = np.mean([r["predicted_after"] != r["predicted"] for r in rows])
+        right = np.mean([r["predicted_after"] == r["label"] for r in rows])
+        drop = np.mean([r[f"p_{r['predicted']}"] - r[f"after_{r['predicted']}"] for r in rows])
+        unseen = np.mean([not r["seen_after"] for r in rows])
+        lines.append(f"after: {100 * right:.1f} % correct, {100 * changed:.1f} % predict another class,")
+        lines.append(f"  probability of the class predicted before falls by {drop:.3f} on average,")
+        lines.append(f"  {100 * unseen:.1f} % are left with a combination that training never had")
+    if "value_empty" in rows[0]:
+        seen = np.mean([r["seen_subsets"] for r in rows])
+        lines.append(f"Shapley values average over subsets of which training had {100 * seen:.0f} %")
+    return "\n".join(lines)
+
+
+# ---- Figure ---------------------------------------------------------------------------------------------------------
+
+
+def means(rows: Sequence[Row], modalities: Sequence[str]) -> list[tuple[str, bool | None, int, np.ndarray]]:
+    """Label, tail, number of samples and mean absolute values [m] of all samples, then of combinations.
+
+    Head combinations come before tail ones, within them the most frequent first.
+    """
+    values = np.abs(np.array([[row[f"shapley_{name}"] for name in modalities] for row in rows], np.float64))
+    by_group: dict[tuple[bool, str], list[int]] = {}
+    for i, row in enumerate(rows):
+        by_group.setdefault((row["tail"], row["group"]), []).append(i)
+    order = sorted(by_group, key=lambda key: (key[0], -len(by_group[key]), key[1]))
+    found: list[tuple[str, bool | None, int, np.ndarray]] = [("all", None, len(rows), _column_means(values))]
+    for tail, group in order:
+        at = by_group[tail, group]
+        found.append((group, tail, len(at), _column_means(values[at])))
+    return found
+
+
+def _column_means(values: np.ndarray) -> np.ndarray:
+    """Means of what is there; nan where nothing is."""
+    here = np.isfinite(values)
+    total = np.where(here, values, 0.0).sum(axis=0)
+    return np.divide(total, here.sum(axis=0), out=np.full(values.shape[1], np.nan), where=here.any(axis=0))
+
+
+def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "Figure":
+    """A heatmap: combinations by modalities, a hatched cell where the combination lacks the modality."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    found = means(rows, modalities)
+    shown, more = found[: MOST_ROWS + 1], len(found) - MOST_ROWS - 1
+    grid = np.array([values for _, _, _, values in shown])
+    figure = Figure(figsize=(2.6 + 0.82 * len(modalities), 1.75 + 0.3 * len(shown)), layout="constrained")
+    axis = figure.subplots()
+    top = float(np.nanmax(grid)) if np.isfinite(grid).any() else 1.0
+    image = axis.imshow(np.ma.masked_invalid(grid), cmap="cividis_r", vmin=0.0, vmax=top or 1.0, aspect="auto")
+    for (i, j), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            ink = {"color": "white" if value > 0.55 * top else "black", "fontsize": 8}
+            axis.text(j, i, f"{100 * value:.1f}", ha="center", va="center", **ink)
+        else:
+            lacking = {"facecolor": "white", "hatch": "////", "edgecolor": "#bbbbbb", "lw": 0}
+            axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **lacking))
+    _name_rows(axis, shown)
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(modalities) > 4 else {}
+    axis.set_xticks(range(len(modalities)), modalities, **turned)
+    axis.xaxis.set_ticks_position("bottom")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axis, pad=0.02, shrink=0.7)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}")
+    figure.suptitle(f"{title}\nMean |Shapley value| of the predicted class's probability, points", fontsize=10)
+    note = "Hatched: the combination lacks the modality."
+    if more > 0:
+        note += f" {more} rarer combinations are in the table only."
+    figure.supxlabel(note, fontsize=8, color="#666666")
+    return figure
+
+
+def _name_rows(axis: Any, shown: Sequence[tuple[str, bool | None, int, np.ndarray]]) -> None:
+    """Writes head or tail and the number of samples beside each row, and lines between all, head and tail."""
+    sides = {None: "all", False: "head", True: "tail"}
+    axis.set_yticks(range(len(shown)), [f"{sides[tail]}, n = {n}" for _, tail, n, _ in shown])
+    for i in range(1, len(shown)):
+        if shown[i][1] != shown[i - 1][1]:
+            axis.axhline(i - 0.5, color="black", lw=1.6)
+
+
+# ---- Command --------------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Settings]:
+    """Reads the command line: the run's folder, and the choices."""
+    strings, choices = {"samples": "all", "drop": "", "keep": ""}, {"shapley": ("exact", "none")}
+    (path,), values = command.parse(NAME, arguments, strings=strings, choices=choices, several=False)
+    chosen = Settings(**values)
+    if chosen.drop and chosen.keep:
+        raise UserError("--drop and --keep say the same thing twice: give one of them")
+    if chosen.shapley == "none" and not (chosen.drop or chosen.keep):
+        raise UserError("nothing to do: name modalities with --drop or --keep, or ask for --shapley=exact")
+    return path, chosen
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    path, chosen = parse(arguments)
+    from remind_jax import analysis
+
+    (run,) = command.open_runs([path])
+    folder = analysis.output_folder(path)
+    predictor = subsets.Predictor(run, run.chosen())
+    rows, columns = table(run, predictor, chosen)
+    command.write_csv(folder / f"{NAME}.csv", columns, rows)
+    written = f"{folder / NAME}.csv"
+    if chosen.shapley == "exact":
+        title = f"{run.config.method} on {run.data.manifest.title}"
+        command.write_figure(folder / NAME, lambda: draw(rows, run.data.groups.modalities, title))
+        written += ", .png, .svg"
+    print(summary(rows))
+    print(f"Written: {written}")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
