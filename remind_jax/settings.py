@@ -116,6 +116,10 @@ def validate(config: Any) -> None:
     if config.parallel == "pmap" and config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit")
     _validate_pairs(config)
+    if config.ensemble_plain and config.ensemble_plain >= config.ensemble:
+        raise UserError(
+            f"ensemble_plain={config.ensemble_plain} leaves no network of ensemble={config.ensemble} with group parts"
+        )
     if config.objective.distill_weight and not config.train.hide_samples:
         raise UserError("objective.distill_weight teaches samples that lose modalities: set train.hide_samples")
     if config.fusion.kind != "soft_moe" and config.fusion.group_routers:

@@ -27,6 +27,7 @@ DESIGN = {
     "remind": (True, "group", "group_dro", "shuffled"),
     "remind_no_dro": (True, "group", "erm", "shuffled"),
     "remind_no_specialization": (False, "group", "group_dro", "shuffled"),
+    "remind_plus": (True, "modality+group", "group_dro", "shuffled"),
 }
 
 
