@@ -217,9 +217,12 @@ def make_step(
     space = types.SimpleNamespace
     config = space(
         seed=0,
+        ensemble=1,
+        ensemble_plain=0,
         model=space(encoder_dropout=0.0),
         fusion=space(kind="soft_moe", dropout=0.0),
-        objective=space(kind="group_dro" if robust else "erm", mixup_weight=0.0),
+        train=space(hide_samples=0.0),
+        objective=space(kind="group_dro" if robust else "erm", mixup_weight=0.0, distill_weight=0.0),
         dro=space(weights="current", normalize_present=False),
     )
     stage = package_step.Stage("joint", 0, 1, lambda path: False, gate, gate, robust)
