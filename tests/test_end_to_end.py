@@ -216,11 +216,12 @@ def test_every_method_runs(cache, tmp_path, method):
     assert done.report["n"] == 6 * 12
     assert len(done.predictions) == 6 * 12
     stages = {record["stage"] for record in done.records}
-    assert stages == ({"joint", "specialize"} if method == "remind_no_dro" else {"joint"})
+    routed = method in ("remind_no_dro", "remind_plus")
+    assert stages == ({"joint", "specialize"} if routed else {"joint"})
     lambdas = [[v for k, v in record.items() if "lambda" in k] for record in done.records if "train/loss" in record]
     moved = max(abs(a - b) for a, b in zip(lambdas[0], lambdas[-1], strict=True)) > 1e-6
-    assert moved == (method in ("group_dro", "remind_no_specialization"))
-    assert ("gate" in done.report) == (method == "remind_no_dro")
+    assert moved == (method in ("group_dro", "remind_no_specialization", "remind_plus"))
+    assert ("gate" in done.report) == routed
     unseen = [row["group"] for row in done.report["groups"] if row.get("unseen")]
     assert unseen  # 96 samples do not have the two rarest of the six combinations
     assert all(row["n"] == 12 for row in done.report["groups"])
