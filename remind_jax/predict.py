@@ -1,7 +1,7 @@
 """Predictions of a trained network on prepared rows, and the figures that weights are chosen by."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from remind_jax.data import pipeline
 from remind_jax.evaluation import metrics as figures
 from remind_jax.models.model import Network, Params
+from remind_jax.objectives import logit_adjust
 
 PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
 """Powers of the class prior that `choose_prior_power` tries."""
@@ -54,6 +55,14 @@ def make_predict(
         return Predicted(probabilities, labels, float(np.mean(open_rate)))
 
     return predict
+
+
+def logit_offset(config: Any, label_counts: np.ndarray) -> np.ndarray | None:
+    """What a run adds to the logits of its predictions, [g + 1, c], from its config and its train labels [g, c]."""
+    prior = config.objective
+    return logit_adjust.predict_offset(
+        prior.prior, prior.prior_mode, prior.prior_tau, label_counts, prior.prior_smoothing
+    )
 
 
 def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:

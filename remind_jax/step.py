@@ -144,7 +144,16 @@ def _make_factors(
         weights = jnp.exp(dro_state.log_weights)
         return group_dro.robust_factors(weights, count, normalize_present=config.dro.normalize_present)
 
-    return factors
+    def with_plain(dro_state, loss_sum, count):
+        plain = reweigh.weighted_mean_factors(jnp.ones_like(count), count)
+        return jnp.where(_is_plain(config), plain, factors(dro_state, loss_sum, count))
+
+    return with_plain if config.ensemble_plain else factors
+
+
+def _is_plain(config: Any) -> jax.Array:
+    """Whether the network whose step this is, one of an ensemble, trains without group parts."""
+    return jax.lax.axis_index(_NETWORKS) < config.ensemble_plain
 
 
 def _make_mixup(config: Any, network: Network, num_groups: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -218,16 +227,13 @@ def make_step(
     def step(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
         keys = _sample_keys(config, state.step, len(batch["label"]), axis_name) if draws else None
-
         seen = _hidden(batch, keys, config.train, masks) if hides else batch
         # What the averaged weights say of samples that have lost nothing.
         unhidden = network.apply(state.weights(), batch, gate=stage.train_gate).logits if distill else None
 
-        is_plain = jax.lax.axis_index(_NETWORKS) < config.ensemble_plain if config.ensemble_plain else None
-
         def objective(params: Params):
-            if is_plain is not None:
-                params = _without_group_parts(params, is_plain)
+            if config.ensemble_plain:
+                params = _without_group_parts(params, _is_plain(config))
             weights = {**state.frozen, **params}
             norms = {"statistics": True, "axis_name": axis_name} if stage.statistics else {}
             output = network.apply(weights, seen, gate=stage.train_gate, keys=keys, **norms)
@@ -237,8 +243,6 @@ def make_step(
             local, count = losses.group_sums(each, _cells(batch, train_counts), batch["weight"], train_counts.size)
             count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
             share = jax.lax.stop_gradient(factors(state.opt_state["dro"], loss_sum, count))
-            if is_plain is not None:
-                share = jnp.where(is_plain, reweigh.weighted_mean_factors(jnp.ones_like(count), count), share)
             open_sum, value, extra = total(jnp.sum(output.open_rate * batch["weight"])), jnp.sum(local * share), {}
             if mixup is not None:
                 extra["train/mixup"], penalty = mixup(weights, batch, output, state.step, keys, total)

@@ -16,7 +16,6 @@ time that it took and the machine) under DIR, and a folder a run.
 
 import contextlib
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from remind_jax import cli, jobs, progress, variants
+from remind_jax import atomic, cli, jobs, progress, variants
 from remind_jax.errors import UserError
 from remind_jax.evaluation.comparison import RESAMPLES, Run
 from remind_jax.sweep_record import Record
@@ -325,9 +324,7 @@ def _tabulate(command: Command, runs: Sequence[Run], failed: Sequence[str]) -> N
         "index.html": sweep_page.render(found),
     }
     for name, text in contents.items():
-        temporary = command.workdir / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, command.workdir / name)
+        atomic.write_text(command.workdir / name, text)
     print(tables.markdown(found, MOST_ROWS))
     print(f"Tables: {command.workdir / 'index.html'}")
 

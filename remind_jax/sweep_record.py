@@ -13,7 +13,6 @@ something was run, `environment` is that of the first finished run. No path of t
 
 import contextlib
 import json
-import os
 import pathlib
 import platform
 import shlex
@@ -22,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from remind_jax import atomic
 from remind_jax.errors import UserError
 from remind_jax.jobs import find_cpus
 
@@ -98,9 +98,7 @@ class Record:
         self._save()
 
     def _save(self) -> None:
-        temporary = self._path.with_name(f"{self._path.name}.tmp")
-        temporary.write_text(json.dumps(self._value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, self._path)
+        atomic.write_text(self._path, json.dumps(self._value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

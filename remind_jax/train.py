@@ -22,7 +22,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.models.model import Network, Params, ensemble_of, is_statistic, load_pretrained, make_network
 from remind_jax.objectives import logit_adjust
-from remind_jax.predict import Predicted, adjust_prior, choose_prior_power, make_predict, tuning_metrics
+from remind_jax.predict import Predicted, adjust_prior, choose_prior_power, logit_offset, make_predict, tuning_metrics
 from remind_jax.step import Stage, make_dro, make_loss, make_step, objective_counts, plan_stages
 from remind_jax.writer import RunFolder, config_digest
 
@@ -74,8 +74,7 @@ class Trainer:
         objective = config.objective
         prior = (objective.prior, objective.prior_mode, objective.prior_tau, data.label_counts)
         self.offset = logit_adjust.train_offset(*prior, objective.prior_smoothing)
-        offset = logit_adjust.predict_offset(*prior, objective.prior_smoothing)
-        self.predict = make_predict(self.network, config.eval.batch_size, offset)
+        self.predict = make_predict(self.network, config.eval.batch_size, logit_offset(config, data.label_counts))
         self.devices = parallel.choose_devices(config.devices, config.train.batch_size)
         if config.sampler == "group_pairs" and config.parallel == "pmap":
             _check_pairs(config.train.batch_size, len(self.devices))

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax
 
+from remind_jax import atomic
 from remind_jax.errors import UserError
 
 _PACKAGES = (
@@ -86,9 +86,7 @@ class RunFolder:
         return (self.path / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
     def _write_json(self, name: str, value: Any) -> None:
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        atomic.write_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one record to metrics.jsonl."""
@@ -115,9 +113,7 @@ class RunFolder:
             if record["step"] <= step:
                 kept.append(line)
         self._metrics.close()
-        temporary = self.path / "metrics.jsonl.tmp"
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path / "metrics.jsonl")
+        atomic.write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ DIR/<modality>, with its tables; finished runs are kept and the same command goe
 (figures of every run), .md (the paper's layout), .png and .svg under DIR.
 """
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,9 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from remind_jax import cli, sweep
+from remind_jax import atomic, cli, sweep
 from remind_jax.analysis import command
+from remind_jax.analysis.command import Row
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.evaluation.results import TITLES as FIGURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +32,8 @@ if TYPE_CHECKING:
     from remind_jax.evaluation.comparison import Run, Spread
 
 NAME = "extreme_missingness"
-FIGURES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "auroc": "AUROC"}
 SAMPLES = ("overall", "available", "absent")
 COLUMNS = ("modality", "rate", "method", "seed", "samples", "n", *FIGURES)
-Row = dict[str, Any]
 
 
 class Study(NamedTuple):
@@ -276,9 +275,7 @@ def write(study: Study, rows: Sequence[Row], runs: Mapping[str, Sequence["Run"]]
     data = first.report["data"].partition(", samples with all modalities")[0] + ", samples with all modalities"
     text = markdown(rows, study, data)
     command.write_csv(study.workdir / f"{NAME}.csv", COLUMNS, rows)
-    temporary = study.workdir / f"{NAME}.md.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, study.workdir / f"{NAME}.md")
+    atomic.write_text(study.workdir / f"{NAME}.md", text)
     command.write_figure(study.workdir / NAME, lambda: draw(rows, study, data))
     return text
 

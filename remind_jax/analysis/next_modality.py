@@ -26,6 +26,7 @@ import numpy as np
 
 from remind_jax import cli
 from remind_jax.analysis import command, subsets
+from remind_jax.analysis.command import Row
 from remind_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ COLUMNS = (
     *("donors", "distance", "seen", "use"),
 )
 CHECKED = ("modality", "n", "rho", "rho_low", "rho_high", "rho_entropy_before", "mean_expected", "mean_true", "use")
-Row = dict[str, Any]
 
 
 class Settings(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 
 from remind_jax import cli
 from remind_jax.analysis import command, subsets
+from remind_jax.analysis.command import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,6 @@ RATES = tuple(i / 10 for i in range(11))
 TOGETHER = "all together"
 SPLIT = "held_out"
 COLUMNS = ("run", "method", "seed", "hidden", "rate", "draw", "n", "n_lost", "unseen", *FIGURES)
-Row = dict[str, Any]
 
 
 class Settings(NamedTuple):

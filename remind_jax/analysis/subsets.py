@@ -32,6 +32,8 @@ class Predictor:
         """
         import jax
 
+        from remind_jax.predict import logit_offset
+
         if run.eval_gate == "gated" and run.config.fusion.gate_granularity == "batch":
             raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to compare")
         report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
@@ -39,7 +41,7 @@ class Predictor:
         self.size = run.config.eval.batch_size
         self.prior = run.data.class_fractions
         self._power = report.get("prior_adjustment", {}).get("power", 0.0)
-        self._offset = _offset(run)
+        self._offset = logit_offset(run.config, run.data.label_counts)
 
         def logits(params, batch, gate):
             return run.network.apply(params, batch, gate=gate).logits.astype("float32")
@@ -80,14 +82,6 @@ class Predictor:
     def seen(self, presence: np.ndarray) -> np.ndarray:
         """Whether training had each combination, bool [k]."""
         return self.run.data.groups.index(presence) < len(self.run.data.groups)
-
-
-def _offset(run: "Run") -> np.ndarray | None:
-    from remind_jax.objectives import logit_adjust
-
-    objective = run.config.objective
-    prior = (objective.prior, objective.prior_mode, objective.prior_tau, run.data.label_counts)
-    return logit_adjust.predict_offset(*prior, objective.prior_smoothing)
 
 
 def hidden(run: "Run", store: "Store", positions: np.ndarray, presence: np.ndarray) -> "Batch":

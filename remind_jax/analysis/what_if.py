@@ -21,6 +21,7 @@ import numpy as np
 
 from remind_jax import cli
 from remind_jax.analysis import command, subsets
+from remind_jax.analysis.command import Row
 from remind_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ MOST = 10  # modalities of a sample: 2^10 predictions
 MOST_ROWS = 20  # combinations drawn
 _AT_ONCE = 2**16  # predictions held at a time
 SPLIT = "held_out"
-Row = dict[str, Any]
 
 
 class Settings(NamedTuple):

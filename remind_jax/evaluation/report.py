@@ -4,7 +4,6 @@ The dictionary is a contract; its keys are listed at `build_report`.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from remind_jax import atomic
 from remind_jax.evaluation import intervals, metrics
 
 if TYPE_CHECKING:
@@ -174,9 +174,7 @@ def _worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
     """Write the report at once or not at all; a NaN in it is an error (ValueError), since JSON has none."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    temporary = pathlib.Path(f"{path}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    atomic.write_text(pathlib.Path(path), text + "\n")
 
 
 def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:

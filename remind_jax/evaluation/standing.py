@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from remind_jax import cli
+from remind_jax import atomic, cli
 from remind_jax.errors import UserError
 from remind_jax.evaluation import standing_text
 from remind_jax.evaluation.study import FILES, Study, read_study, read_table
@@ -104,9 +104,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     text = page(docs)
     file = docs / "results.md"
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    atomic.write_text(file, text)
     print(f"Written: {file}")
 
 

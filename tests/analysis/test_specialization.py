@@ -17,12 +17,6 @@ from tests import tiny_runs
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(_quick_compilation, tmp_path_factory) -> pathlib.Path:
     """A REMIND run and a Soft MoE run, and one that says it is of sparse experts."""

@@ -18,12 +18,6 @@ from tests.reference import shapley as reference
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(_quick_compilation, tmp_path_factory) -> pathlib.Path:
     """A REMIND run, and an ensemble of Soft MoE whose predictions are adjusted by the prior of each combination."""

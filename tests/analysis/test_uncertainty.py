@@ -22,12 +22,6 @@ pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 METRICS = tuple(routing.UNCERTAINTY_METRICS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(_quick_compilation, tmp_path_factory) -> pathlib.Path:
     """A REMIND run, a Soft MoE run, and one that says it is of two members."""
