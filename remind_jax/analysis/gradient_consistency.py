@@ -112,7 +112,7 @@ def scores(run: "Run", chosen: Settings) -> Iterator[list[Row]]:
             there = sorted({path.partition("/")[0] for path in weights})
             raise UserError(f"no parameter matches --params={chosen.params}; there are {', '.join(there)}")
         for number, (whole, batches) in enumerate(samples):
-            method = ntk.resolve_method(chosen.method, part, max(len(whole["label"]), chosen.n))
+            method = ntk.resolve_method(chosen.method, outputs, part, whole, fixed)
             found = ntk.compare(outputs, part, whole, batches, fixed, method=method)
             common = {"run": str(run.path), "method": run.config.method, "seed": run.config.seed, "draw": number}
             common |= {"step": step, "stage": stage_of(run, step), "settings": chosen.text(run.eval_gate, method)}

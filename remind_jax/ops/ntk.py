@@ -5,7 +5,7 @@ eigenvector u gives the direction g = uᵀJ, and the gradient consistency of a g
 the whole data set. Three ways to u, which differ in cost only:
 
   * `exact` holds J, for few parameters;
-  * `gram` builds Θ from blocks of gradients and never holds J as a whole;
+  * `gram` builds Θ from factors of gradients (`ops.gradient_factors`), of rank 1 for an expert with one slot;
   * `lanczos` needs products Θv alone, each one vjp and one jvp, and the memory of a few gradients.
 
 Parameters and data are arguments of the compiled functions. Closed over, they would be constants to fold.
@@ -20,15 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remind_jax.ops.gradient_factors import Factors, factors, inner_products
 from remind_jax.ops.losses import cross_entropy
 
 Outputs = Callable[..., jax.Array]  # (params, batch) or (params, batch, fixed) -> [n]
 
 METHODS = ("exact", "gram", "lanczos")
 EXACT_BYTES = 2**31  # of the Jacobian and its copy, up to which `auto` takes `exact`
+FACTOR_BYTES = 2**30  # of the factors of gradients that `gram` holds at a time, twice
 ITERATIONS = 48  # most products Θv of `lanczos`; it ends as soon as u has settled, often after 8 to 20
 SETTLED = 1e-3  # sine of the largest angle left between u and the eigenvector: the cosine is then 1 - 5e-7
-CHUNK = 16  # samples whose gradients `gram` holds at a time, twice
 
 
 # ---- Outputs of which gradients are taken ---------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def orient(u: jax.Array) -> jax.Array:
     return u * jnp.where(jnp.where(decisive, total, lead) < 0, -1.0, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames=("f", "method", "iterations", "chunk"))
+@functools.partial(jax.jit, static_argnames=("f", "method", "iterations"))
 def top_direction(
     f: Outputs,
     params: Any,
@@ -112,7 +113,6 @@ def top_direction(
     *,
     method: str = "auto",
     iterations: int = ITERATIONS,
-    chunk: int = CHUNK,
 ) -> Direction:
     """The dominant gradient direction of a batch (Eq. 9 to 12).
 
@@ -123,21 +123,20 @@ def top_direction(
       batch: pytree of arrays, [n, ...] each.
       weight: 1 for rows that count and 0 for those that pad, [n]; None counts all.
       fixed: further arrays that `f` reads, such as parameters outside of the part looked at.
-      method: `exact`, `gram`, `lanczos`, or `auto`: exact when the Jacobian is small, else Lanczos.
+      method: `exact`, `gram`, `lanczos`, or `auto`, see `resolve_method`.
       iterations: most products with Θ of `lanczos`.
-      chunk: samples whose gradients `gram` holds at a time.
     """
     with jax.default_matmul_precision("highest"):
         n = len(jax.tree.leaves(batch)[0])
         weight = jnp.ones(n) if weight is None else weight
         forward = functools.partial(_outputs, f, batch=batch, weight=weight, fixed=fixed)
         backward = jax.vjp(forward, params)[1]
-        match resolve_method(method, params, n):
+        match resolve_method(method, f, params, batch, fixed):
             case "lanczos":
                 values, u = _lanczos(forward, params, weight, min(iterations, n))
                 trace = jnp.sum(jax.lax.map(lambda row: _squared_length(f, params, row, fixed), (batch, weight)))
             case "gram":
-                values, u, trace = _dense(gram_matrix(f, params, batch, batch, weight, weight, fixed, chunk=chunk))
+                values, u, trace = _dense(gram_matrix(f, params, batch, None, weight, None, fixed))
             case _:
                 jacobian = _jacobian(f, params, batch, weight, fixed)
                 values, u, trace = _dense(_products(jacobian, jacobian))
@@ -147,14 +146,31 @@ def top_direction(
         return Direction(gradient, mean, values[-1], values[-2] if n > 1 else jnp.zeros(()), trace, u)
 
 
-def resolve_method(method: str, params: Any, n: int) -> str:
-    """The method that `auto` stands for at this number of samples; other names are checked and passed on."""
+def resolve_method(method: str, f: Outputs, params: Any, batch: Any, fixed: Any = None) -> str:
+    """The method that `auto` stands for; other names are checked and passed on.
+
+    `auto` takes `exact` when the Jacobian of the batch is small, then `gram` when the factors of its gradients are,
+    else `lanczos`. Nothing is computed; arguments are as in `top_direction`.
+    """
     if method != "auto":
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; known: auto, {', '.join(METHODS)}")
         return method
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
-    return "exact" if 2 * n * size <= EXACT_BYTES else "lanczos"
+    n = len(jax.tree.leaves(batch)[0])
+    if 2 * n * _bytes(params) <= EXACT_BYTES:
+        return "exact"
+    return "gram" if n * _factor_bytes(f, params, batch, fixed) <= FACTOR_BYTES else "lanczos"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _factor_bytes(f: Outputs, params: Any, batch: Any, fixed: Any) -> int:
+    """Bytes of the factors of one row's gradient."""
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+    weight = jax.ShapeDtypeStruct((), jnp.float32)
+    return _bytes(jax.eval_shape(functools.partial(_factors, f), params, (row, weight), fixed))
 
 
 @jax.jit
@@ -186,10 +202,18 @@ def _dot(a: Any, b: Any) -> jax.Array:
 # ---- Estimators -----------------------------------------------------------------------------------------------------
 
 
-def _gradient(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> Any:
-    """Gradient of the output of one row, given as (its part of the batch, its weight)."""
+def _output(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> jax.Array:
+    """Output of one row, given as (its part of the batch, its weight)."""
     alone, weight = jax.tree.map(lambda x: x[None], row)
-    return jax.jacrev(lambda p: _outputs(f, p, alone, weight, fixed)[0])(params)
+    return _outputs(f, params, alone, weight, fixed)[0]
+
+
+def _gradient(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> Any:
+    return jax.jacrev(lambda p: _output(f, p, row, fixed))(params)
+
+
+def _factors(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> Factors:
+    return factors(functools.partial(_output, f), params, row, fixed)
 
 
 def _squared_length(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> jax.Array:
@@ -219,36 +243,43 @@ def gram_matrix(
     f: Outputs,
     params: Any,
     a: Any,
-    b: Any,
+    b: Any = None,
     weight_a: jax.Array | None = None,
     weight_b: jax.Array | None = None,
     fixed: Any = None,
     *,
-    chunk: int = CHUNK,
+    chunk: int = 0,
 ) -> jax.Array:
-    """Block Θ(A, B) of the kernel, [n, m], from the gradients of two times `chunk` samples at a time.
+    """Block Θ(A, B) of the kernel, [n, m], from factors of gradients.
 
     With it Eq. 13 needs no direction: GC = uᵀ Θ(X, X_k) u' / √(λ1 λ1').
 
     Args:
-      f, params, fixed, chunk: as in `top_direction`.
-      a, b: batches of n and of m rows.
+      f, params, fixed: as in `top_direction`.
+      a, b: batches of n and of m rows; without b, the kernel of `a`.
       weight_a, weight_b: as in `top_direction`, [n] and [m].
+      chunk: rows of a and of b whose factors are held at a time; 0 takes as many as `FACTOR_BYTES` allow. Where all of
+        `a` do not fit, the factors of b are computed once for each chunk of it.
     """
     with jax.default_matmul_precision("highest"):
-        (rows, n), (columns, m) = _chunks(a, weight_a, chunk), _chunks(b, weight_b, chunk)
+        chunk = chunk or max(1, FACTOR_BYTES // _factor_bytes(f, params, a, fixed))
+        (rows, n), (columns, m) = (_chunks(*x, chunk) for x in ((a, weight_a), (b, weight_b) if b else (a, weight_a)))
+        of_rows = jax.vmap(functools.partial(_factors, f), in_axes=(None, 0, None))
 
         def strip(left: tuple[Any, jax.Array]) -> jax.Array:
-            held = _jacobian(f, params, *left, fixed)
-            return jax.lax.map(lambda right: _products(held, _jacobian(f, params, *right, fixed)), columns)
+            held = of_rows(params, left, fixed)
+            if b is None and n <= chunk:
+                return inner_products(held, held)[None]
+            return jax.lax.map(lambda right: inner_products(held, of_rows(params, right, fixed)), columns)
 
         blocks = jax.lax.map(strip, rows)  # [n / chunk, m / chunk, chunk, chunk]
-        return blocks.transpose(0, 2, 1, 3).reshape(blocks.shape[0] * chunk, -1)[:n, :m]
+        return blocks.transpose(0, 2, 1, 3).reshape(blocks.shape[0] * blocks.shape[2], -1)[:n, :m]
 
 
 def _chunks(batch: Any, weight: jax.Array | None, chunk: int) -> tuple[tuple[Any, jax.Array], int]:
     """Batch and weights with leaves [n / chunk, chunk, ...], filled up with rows of weight 0, and n."""
     n = len(jax.tree.leaves(batch)[0])
+    chunk = min(chunk, n)
     count = -(-n // chunk)
     position = np.arange(count * chunk)
     real = jnp.asarray(position < n, jnp.float32)

@@ -119,6 +119,8 @@ def test_the_score_follows_from_blocks_of_the_kernel():
     part = jax.tree.map(lambda x: x[3:10], batch)
     whole, group = (ntk.top_direction(f, params, b, method="exact") for b in (batch, part))
     block = ntk.gram_matrix(f, params, batch, part, chunk=6)
+    np.testing.assert_allclose(block, ntk.gram_matrix(f, params, batch, part), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(block, ntk.gram_matrix(f, params, batch, chunk=6)[:, 3:10], rtol=1e-5, atol=1e-5)
     jacobian = dense_jacobian(f, params, batch)
     np.testing.assert_allclose(block, jacobian @ jacobian[3:10].T, rtol=1e-3, atol=1e-3)
     expected = float(whole.u @ block @ group.u / jnp.sqrt(whole.lambda1 * group.lambda1))
@@ -259,8 +261,18 @@ def test_mistakes_are_named():
 
 
 def test_auto_goes_by_size():
-    small = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
-    large = {"w": jax.ShapeDtypeStruct((608, 1_000_000), jnp.float32)}
-    assert ntk.resolve_method("auto", small, 32) == "exact"
-    assert ntk.resolve_method("auto", large, 16) == "lanczos"
-    assert ntk.resolve_method("gram", large, 16) == "gram"
+    """A Jacobian of 256 MB, one of 8 GB whose factors take 8 MB, and one of 8 GB without factors."""
+    rows = {"x": jax.ShapeDtypeStruct((32, 1000), jnp.float32)}
+    small, large = ({"w": jax.ShapeDtypeStruct((1000, width), jnp.float32)} for width in (1000, 64_000))
+
+    def product(params, batch):
+        return jnp.sum(batch["x"] @ params["w"], axis=1)
+
+    def elementwise(params, batch):
+        return jnp.sum(jnp.sin(params["w"] * batch["x"][:, :, None]), axis=(1, 2))
+
+    assert ntk.resolve_method("auto", product, small, rows) == "exact"
+    assert ntk.resolve_method("auto", product, large, rows) == "gram"
+    with jax.numpy_rank_promotion("allow"):
+        assert ntk.resolve_method("auto", elementwise, large, rows) == "lanczos"
+    assert ntk.resolve_method("exact", product, large, rows) == "exact"
