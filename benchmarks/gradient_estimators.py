@@ -38,8 +38,8 @@ of margin logits with respect to the p parameters of the block, with λ1, λ2, t
 holds the Jacobian, `gram` the factors of gradients, `lanczos` a few gradients; docs/gradient_consistency.md has the
 definitions.
 
-Each row is a process of its own, pinned to one core, with at most {memory} GiB of data. Times are processor time, because
-other jobs shared the machine: `CPU ms` is the least of up to {calls} calls, `first call` includes tracing and compilation.
+Each row is a process of its own, pinned to one core, with at most {memory} GiB of data. Times are processor time, since
+other jobs shared the machine: `CPU ms` is the least of up to {calls} calls, `first call` traces and compiles too.
 The peak of resident memory includes that before the first call (JAX, weights and data), which stands beside it. The
 cosine is that of the top eigenvector u with the one of the first estimator that ended.
 
