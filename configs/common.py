@@ -99,6 +99,7 @@ def base() -> ml_collections.ConfigDict:
     data.complete_only = False  # leave out samples that lack a modality
     data.hide = ""  # a modality taken away from a share of the samples, in every split (paper, Table 5)
     data.hide_rate = 0.8  # that share, of the samples that have it and something else
+    data.leave_out = ()  # combinations kept from training and tuning, such as ("labs", "labs+icd"), and still held out
     data.memory_gib = 4.0  # encoded inputs up to this size are held in memory, larger ones read from shards
 
     c.groups = groups = ml_collections.ConfigDict()

@@ -337,7 +337,7 @@ def _report(config: Any, model: str, data: "Dataset", fitted: Fitted, folder: "R
         extra={
             "chosen": fitted.chosen,
             "classes": list(data.classes),
-            "split_digest": splits.split_digest(data.split),
+            "split_digest": splits.split_digest(data.dealt),
             "majority_accuracy": float(np.mean(held_out.labels == data.class_fractions.argmax())),
             "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
             "card": datasets.describe(data),

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,18 +58,39 @@ def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec
 class Trainer:
     """One run: its data, network and folder, and the loop over stages and steps."""
 
-    def __init__(self, config: Any, data: datasets.Dataset, folder: RunFolder):
+    def __init__(
+        self,
+        config: Any,
+        data: datasets.Dataset,
+        folder: RunFolder,
+        network: Network | None = None,
+        stages: Sequence[Stage] = (),
+    ):
+        """Plans a run.
+
+        Args:
+          config: its settings.
+          data: its data set.
+          folder: where records go.
+          network: instead of the one that the config describes; a single one.
+          stages: instead of those that the config describes.
+
+        Raises:
+          UserError: the settings do not fit the data.
+        """
         self.config, self.data, self.folder = config, data, folder
         if not len(data.stores["tuning"]) and config.train.select != "last":
             raise UserError("there are no tuning rows to choose weights by: set train.select=last")
         if not len(data.stores["tuning"]) and config.eval.adjust_prior != "none":
             raise UserError("there are no tuning rows to adjust the class prior by: set eval.adjust_prior=none")
         self.groups = data.groups
-        self.single = make_network(settings.model_spec(config), data.inputs, len(self.groups), len(data.classes))
+        if network is None:
+            network = make_network(settings.model_spec(config), data.inputs, len(self.groups), len(data.classes))
+        self.single = network
         self.network = ensemble_of(self.single, config.ensemble)
         self.train_store = data.stores["train"]
         kinds = {name: spec.kind for name, spec in data.inputs.items()}
-        self.stages = plan_stages(config, len(self.train_store), kinds)
+        self.stages = list(stages) or plan_stages(config, len(self.train_store), kinds)
         self.steps = self.stages[-1].stop
         objective = config.objective
         prior = (objective.prior, objective.prior_mode, objective.prior_tau, data.label_counts)
@@ -119,7 +140,8 @@ class Trainer:
             lambda count: schedule(count + stage.start), weight_decay=optim.weight_decay, clip=optim.clip, dro=self.dro
         )
 
-    def _begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
+    def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
+        """The state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
         ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
         state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, ema, ensemble)
         if carried_dro is None:
@@ -139,31 +161,44 @@ class Trainer:
             if self.fair_batch is not None:
                 self.fair_batch.restore(record["sampler"])
                 self.order = self.fair_batch.order()
-            like = {"state": self._begin(self.stages[cursor.stage], params), "best": params}
+            like = {"state": self.begin(self.stages[cursor.stage], params), "best": params}
             restored = checkpoints.arrays(latest, like)
             state, best = restored["state"], restored["best"]
         self.folder.rewind(latest or 0)
         for index in range(cursor.stage, len(self.stages)):
             stage = self.stages[index]
             if state is None:
-                state = self._begin(stage, params)
+                state = self.begin(stage, params)
             elif index > cursor.stage:
                 keeps = config.train.keep_better_stage
-                state = self._begin(stage, best if keeps else state.weights(), state.opt_state["dro"])
+                state = self.begin(stage, best if keeps else state.weights(), state.opt_state["dro"])
                 cursor = Cursor(stage=index, best=cursor.best if keeps else None)
-            state, best = self._run_stage(stage, state, cursor, best, checkpoints, bar)
+            state, best = self.run_stage(stage, state, cursor, best, checkpoints, bar)
         checkpoints.close()
         return best
 
-    def _run_stage(
+    def run_stage(
         self,
         stage: Stage,
         state: states.TrainState,
         cursor: Cursor,
         best: Params,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         bar: progress.Silent,
     ) -> tuple[states.TrainState, Params]:
+        """Takes the steps of a stage from a state on.
+
+        Args:
+          stage: to run.
+          state: to start from.
+          cursor: moved at every evaluation.
+          best: the best weights so far.
+          checkpoints: saved to at every evaluation; None saves nothing.
+          bar: to show.
+
+        Returns:
+          The state at the last evaluation, and the best weights.
+        """
         config, step = self.config, state.steps_done
         if cursor.ended or step >= stage.stop:
             return state, best
@@ -204,7 +239,8 @@ class Trainer:
                     continue
                 state = host_copy(program.fetch(placed))
                 best = self._evaluate(stage, state, cursor, best, bar)
-                checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
+                if checkpoints is not None:
+                    checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
                 if cursor.ended:
                     break
         return state, best
@@ -234,7 +270,10 @@ class Trainer:
         return tuple(f"{group}/{label}" for group in self.groups.names for label in self.data.classes)
 
     def _record(self, cursor: Cursor) -> dict[str, Any]:
-        record = {"cursor": dataclasses.asdict(cursor), "preprocessor": self.data.preprocessor.to_dict()}
+        data = self.data
+        record = {"cursor": dataclasses.asdict(cursor), "preprocessor": data.preprocessor.to_dict()}
+        # With these the weights can be used where the data are not.
+        record |= {"groups": data.groups.to_dict(), "label_counts": data.label_counts.tolist()}
         return record | ({"sampler": self.fair_batch.record()} if self.fair_batch is not None else {})
 
     def _evaluate(
@@ -382,7 +421,7 @@ def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
         resamples=config.eval.bootstrap,
         extra={
             "classes": list(data.classes),
-            "split_digest": splits.split_digest(data.split),
+            "split_digest": splits.split_digest(data.dealt),
             "majority_accuracy": float(np.mean(predicted.labels == majority)),
             **_gate_summary(trainer, predicted.open_rate),
             **adjustment,

@@ -114,7 +114,7 @@ def _states(run: _Run) -> dict[int, states.TrainState]:
     params = host_copy(jax.jit(trainer.network.init)(jax.random.key(run.config.seed)))
     checkpoints = Checkpoints(trainer.folder.path / "checkpoints", keep=0)
     for step in (6, 12, 18, 24):
-        like = trainer._begin(trainer.stages[step > 12], params)
+        like = trainer.begin(trainer.stages[step > 12], params)
         found[step] = checkpoints.arrays(step, {"state": like, "best": params})["state"]
         assert int(found[step].step) == step
     checkpoints.close()

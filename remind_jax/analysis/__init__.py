@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from remind_jax import settings
@@ -20,6 +21,9 @@ from remind_jax.errors import UserError
 from remind_jax.models.model import Network, Params, ensemble_of, make_network
 from remind_jax.step import Stage, make_dro, objective_counts, plan_stages
 from remind_jax.train import initial_params
+
+ADAPTED = "adapted"
+"""The key by which the config of a folder that `adapt` wrote is known."""
 
 
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
@@ -97,15 +101,26 @@ class Run:
 
     def _like(self, stage: Stage, params: Params) -> dict[str, Any]:
         """Structure and shapes of a checkpoint of a stage."""
-        optim, dro = self.config.optim, make_dro(self.config, objective_counts(self.config, self.data.label_counts))
-        optimizer = states.make_optimizer(
-            optax.constant_schedule(0.0), weight_decay=optim.weight_decay, clip=optim.clip, dro=dro
-        )
-        state = jax.eval_shape(
-            lambda p: states.start(p, stage.is_frozen, optimizer, stage.start, optim.ema > 0, self.config.ensemble),
-            params,
-        )
-        return {"state": state, "best": params}
+        return checkpoint_shapes(self.config, stage, params, self.data.label_counts)
+
+
+def checkpoint_shapes(config: Any, stage: Stage, params: Params, label_counts: np.ndarray) -> dict[str, Any]:
+    """Structure and shapes of a checkpoint of a run's stage.
+
+    Args:
+      config: of the run.
+      stage: in which it was saved.
+      params: of the network, or their shapes.
+      label_counts: train rows by group and class, [g, c].
+    """
+    optim, dro = config.optim, make_dro(config, objective_counts(config, label_counts))
+    optimizer = states.make_optimizer(
+        optax.constant_schedule(0.0), weight_decay=optim.weight_decay, clip=optim.clip, dro=dro
+    )
+    state = jax.eval_shape(
+        lambda p: states.start(p, stage.is_frozen, optimizer, stage.start, optim.ema > 0, config.ensemble), params
+    )
+    return {"state": state, "best": params}
 
 
 def output_folder(path: pathlib.Path) -> pathlib.Path:
@@ -131,9 +146,11 @@ def open_run(path: pathlib.Path) -> Run:
     config = read_config(path)
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path} holds no checkpoints")
+    if ADAPTED in config:
+        raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
     data = datasets.load_dataset(config)
     report = json.loads((path / "report.json").read_text(encoding="utf-8"))
-    if report["split_digest"] != splits.split_digest(data.split):
+    if report["split_digest"] != splits.split_digest(data.dealt):
         raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")
     single = make_network(settings.model_spec(config), data.inputs, len(data.groups), len(data.classes))
     network = ensemble_of(single, config.ensemble)

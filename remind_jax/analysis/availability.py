@@ -90,7 +90,7 @@ def audit(run: analysis.Run) -> list[Row]:
     Rows are those that W104 looks at: what is not held out, thinned to `check.AUDIT_ROWS`.
     """
     manifest = run.data.manifest
-    rows = np.flatnonzero(run.data.split != splits.SPLITS.index("held_out"))
+    rows = np.flatnonzero(np.isin(run.data.split, (splits.TRAIN, splits.TUNING)))
     rows = rows[:: -(-len(rows) // AUDIT_ROWS) or 1]
     presence, labels = manifest.presence[rows], manifest.labels[rows]
     patients = manifest.table[manifest.schema.patient_id].to_numpy()[rows]

@@ -55,8 +55,8 @@ def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list
 
     Args:
       manifest: the data.
-      split: int8 [n], positions in `splits.SPLITS`, for the findings that need one (E003, classes absent from train,
-        W101, W102); by default the manifest's own split column, if it has one.
+      split: int8 [n], positions in `splits.SPLITS` or `splits.UNUSED`, for the findings that need one (E003, classes
+        absent from train, W101, W102); by default the manifest's own split column, if it has one.
 
     Returns:
       every finding, the fatal ones first; warnings that need a sound table are left out when there is a fatal one.
@@ -150,7 +150,8 @@ def _split_column(manifest: "Manifest", given: np.ndarray | None) -> list[Findin
 
 def _patients_cut(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
     patients = manifest.table[manifest.schema.patient_id].to_numpy()
-    cut = [] if split is None else splits.cut_patients(patients, split)
+    used = None if split is None else split != splits.UNUSED
+    cut = [] if split is None else splits.cut_patients(patients[used], split[used])
     who = listed([anonymous(patient) for patient in cut])
     text = f"{len(cut)} patients have rows in two splits (hashed ids {who}); give all rows of a patient one split"
     return [Finding("E003", text, True)] if cut else []
@@ -287,7 +288,7 @@ def _content(manifest: "Manifest", modality: Modality) -> pl.Series:
 
 def _informative(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
     """W104: which modalities are present tells the label."""
-    use = np.ones(manifest.table.height, bool) if split is None else split != splits.HELD_OUT
+    use = np.ones(manifest.table.height, bool) if split is None else np.isin(split, (splits.TRAIN, splits.TUNING))
     rows = np.flatnonzero(use)
     rows = rows[:: -(-len(rows) // AUDIT_ROWS) or 1]
     patients = manifest.table[manifest.schema.patient_id].to_numpy()[rows]

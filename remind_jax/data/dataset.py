@@ -23,7 +23,8 @@ class Dataset:
 
     Attributes:
       manifest: all rows.
-      split: int8 [n], positions in `splits.SPLITS`.
+      split: int8 [n], positions in `splits.SPLITS`, or `splits.UNUSED`.
+      dealt: int8 [n], the same without `data.leave_out`: no row is unused.
       groups: the combinations of the train rows.
       preprocessor: fitted on the train rows.
       stores: encoded rows of each split by name, rows in manifest order.
@@ -32,6 +33,7 @@ class Dataset:
 
     manifest: Manifest
     split: np.ndarray
+    dealt: np.ndarray
     groups: Groups
     preprocessor: Preprocessor
     stores: dict[str, pipeline.Store]
@@ -71,6 +73,7 @@ class Fitted(NamedTuple):
 
     manifest: Manifest
     split: np.ndarray
+    dealt: np.ndarray
     groups: Groups
     preprocessor: Preprocessor
     findings: Sequence[check.Finding]
@@ -93,13 +96,16 @@ def fit(config: Any) -> Fitted:
     """
     manifest = read(config)
     try:
-        split = splits.make_splits(manifest, config.seed, config.data.fractions)
+        dealt = splits.make_splits(manifest, config.seed, config.data.fractions)
     except UserError:
         # Usually the checks can say more than the first thing that was in the way.
         check.refuse(check.find_problems(manifest))
         raise
     if config.data.hide:  # after the split, so that it is the same whatever is hidden
-        manifest = missingness.hide(manifest, config.data.hide, config.data.hide_rate, split, config.seed)
+        manifest = missingness.hide(manifest, config.data.hide, config.data.hide_rate, dealt, config.seed)
+    split = dealt
+    if config.data.leave_out:
+        manifest, split = missingness.leave_out(manifest, config.data.leave_out, dealt)
     findings = check.find_problems(manifest, split)
     check.refuse(findings)
     train = np.flatnonzero(split == splits.TRAIN)
@@ -118,7 +124,7 @@ def fit(config: Any) -> Fitted:
         numbers=config.data.numbers,
         bins=config.data.bins,
     )
-    return Fitted(manifest, split, groups, preprocessor, findings)
+    return Fitted(manifest, split, dealt, groups, preprocessor, findings)
 
 
 def load_dataset(config: Any, progress: Callable[[int, int], None] | None = None) -> Dataset:
@@ -128,16 +134,26 @@ def load_dataset(config: Any, progress: Callable[[int, int], None] | None = None
       config: as for `fit`.
       progress: called with rows done and rows in all while shards are written.
     """
-    manifest, split, groups, preprocessor, findings = fit(config)
-    cache = pathlib.Path(config.data.cache or DEFAULT_CACHE).expanduser()
+    return prepare(fit(config), config.data, progress)
+
+
+def prepare(fitted: Fitted, data: Any, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """The rows of every split prepared for reading.
+
+    Args:
+      fitted: the data.
+      data: the section of a config, of which `cache` and `memory_gib` are read.
+      progress: as for `load_dataset`.
+    """
+    manifest, split, dealt, groups, preprocessor, findings = fitted
+    memory = data.memory_gib
+    cache = pathlib.Path(data.cache or DEFAULT_CACHE).expanduser()
     source = builder.prepare(manifest, cache, progress=progress)
     stores = {
-        name: pipeline.make_store(
-            source, np.flatnonzero(split == i), preprocessor, groups, memory_gib=config.data.memory_gib
-        )
+        name: pipeline.make_store(source, np.flatnonzero(split == i), preprocessor, groups, memory_gib=memory)
         for i, name in enumerate(splits.SPLITS)
     }
-    return Dataset(manifest, split, groups, preprocessor, stores, findings)
+    return Dataset(manifest, split, dealt, groups, preprocessor, stores, findings)
 
 
 def cohort(manifest: Manifest) -> list[dict[str, Any]]:

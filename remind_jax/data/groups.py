@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,8 @@ def count_combinations(presence: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
 class Groups:
     """The combinations seen in training; row i of every table of the model belongs to group i.
 
+    Those that `adapt` adds come after the fitted ones, whatever their frequency.
+
     Attributes:
       modalities: names in declared order (m of them).
       masks: bool [g, m], the modalities present in each group; most frequent group first, ties by bit mask.
@@ -85,7 +88,7 @@ class Groups:
         if not masks.any(axis=1).all():
             raise UserError("E004 training rows without any modality: drop them")
         if tail:
-            wanted = {_parse(name, modalities) for name in tail}
+            wanted = {parse_group(name, modalities, "tail group") for name in tail}
             is_tail = np.array([bitmask(mask) in wanted for mask in masks], bool)
         else:
             is_tail = counts / max(counts.sum(), 1) < tail_below
@@ -108,6 +111,21 @@ class Groups:
     def _positions(self) -> dict[int, int]:
         return {bitmask(mask): i for i, mask in enumerate(self.masks)}
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "modalities": list(self.modalities),
+            "masks": self.masks.astype(int).tolist(),
+            "train_counts": self.train_counts.tolist(),
+            "tail": self.tail.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Groups":
+        """The inverse of `to_dict`."""
+        masks, counts = np.array(content["masks"], bool), np.array(content["train_counts"], np.int64)
+        return cls(tuple(content["modalities"]), masks, counts, np.array(content["tail"], bool))
+
     def index(self, presence: np.ndarray) -> np.ndarray:
         """Int32 [n]: the group of every row of `presence` [n, m]; `len(self)` for a combination not fitted on."""
         masks, _, inverse = count_combinations(presence)
@@ -115,13 +133,17 @@ class Groups:
         return known[inverse] if len(known) else np.zeros(0, np.int32)
 
 
-def _parse(name: str, modalities: Sequence[str]) -> int:
-    """The bit mask that a written group name means."""
+def parse_group(name: str, modalities: Sequence[str], what: str) -> int:
+    """The bit mask that a written group name means; the modalities may stand in any order.
+
+    Raises:
+      UserError: a part of the name is not a modality; the message begins with `what`.
+    """
     parts = [part.strip() for part in str(name).split("+")]
     for part in parts:
         if part not in modalities:
             hint = did_you_mean(part, modalities)
-            raise UserError(f"tail group {name!r}: {part!r} is not a modality of this data{hint}")
+            raise UserError(f"{what} {name!r}: {part!r} is not a modality of this data{hint}")
     return bitmask(np.array([modality in parts for modality in modalities]))
 
 

@@ -1,8 +1,8 @@
 """Missingness patterns: which modalities of a sample are present.
 
 Pure functions on boolean masks [n,m]; True means present. The MIMIC-IV table of the paper (section 7.4.2) is very
-nearly what `bernoulli_mask` gives with drop probability 0.266. The last two take modalities away from a manifest, as
-the paper's Table 5 does (section 7.5).
+nearly what `bernoulli_mask` gives with drop probability 0.266. The last three work on a manifest: two take modalities
+away, as the paper's Table 5 does (section 7.5), one keeps combinations from training (section 5, Q4).
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from remind_jax.data import groups, splits
 from remind_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -175,3 +176,34 @@ def hide(manifest: "Manifest", modality: str, rate: float, parts: np.ndarray, se
     )
     title = f"{manifest.title}, {modality} taken from {100 * rate:g} %"
     return dataclasses.replace(manifest, table=table, title=title, published={})
+
+
+def leave_out(manifest: "Manifest", names: Sequence[str], split: np.ndarray) -> tuple["Manifest", np.ndarray]:
+    """Keeps combinations from training and tuning; their held-out rows stay where they are.
+
+    Args:
+      manifest: the data.
+      names: combinations, modalities joined with `+` in any order; one text may hold several, separated by commas.
+      split: int8 [n], positions in `splits.SPLITS`.
+
+    Returns:
+      The manifest with a title that says so, and the split, int8 [n], with `splits.UNUSED` for the rows left out.
+
+    Raises:
+      UserError: a name holds something that is no modality, no row has such a combination, or none is left to train on.
+    """
+    modalities = [each.name for each in manifest.schema.modalities]
+    masks, _, index = groups.count_combinations(manifest.presence)
+    there = {groups.bitmask(mask): groups.group_name(mask, modalities) for mask in masks}
+    gone = {}
+    for name in (part for text in names for part in str(text).split(",") if part.strip()):
+        wanted = groups.parse_group(name, modalities, "data.leave_out:")
+        if wanted not in there:
+            hint = did_you_mean(name, there.values())
+            raise UserError(f"data.leave_out: no row has the combination {name.strip()!r}{hint}")
+        gone[wanted] = there[wanted]
+    is_gone = np.array([groups.bitmask(mask) in gone for mask in masks])[index]
+    used = np.where(is_gone & (split != splits.HELD_OUT), splits.UNUSED, split).astype(np.int8)
+    if not (used == splits.TRAIN).any():
+        raise UserError("data.leave_out leaves nothing to train on: name fewer combinations")
+    return dataclasses.replace(manifest, title=f"{manifest.title}, {', '.join(gone.values())} kept from training"), used

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "tuning", "held_out")
 TRAIN, TUNING, HELD_OUT = range(3)
+UNUSED = -1
+"""Place of a row that no part of a run reads."""
 
 
 def split_digest(splits: np.ndarray) -> str:

@@ -96,6 +96,13 @@ def build_report(
     return report | extra
 
 
+def pooled_figures(
+    predictions: pl.DataFrame, rows: np.ndarray, seed: int, resamples: int = intervals.RESAMPLES
+) -> dict[str, Any]:
+    """`n` and M (see `build_report`) of the held-out samples that `rows`, bool [n], selects, taken together."""
+    return {"n": int(rows.sum()), **_Sample(predictions, seed, resamples).figures(rows)}
+
+
 class _Sample:
     """The held-out predictions as arrays: labels [n], probabilities [n, c], patients [n], group names [n]."""
 

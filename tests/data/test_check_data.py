@@ -98,6 +98,13 @@ def test_e002_duplicate_sample_ids():
     assert "rows 3, 8" in only(check.find_problems(manifest), "E002", True)
 
 
+def test_a_row_that_no_part_uses_cuts_no_patient():
+    patients, split = swap([f"p{i}" for i in range(200)], _199="p0"), cut()
+    assert only(check.find_problems(make(patient=patients), split), "E003", True)
+    split[199] = splits.UNUSED
+    assert not [finding for finding in check.find_problems(make(patient=patients), split) if finding.code == "E003"]
+
+
 def test_e003_patient_in_two_splits_by_column_or_argument():
     patients = swap([f"secret{i}" for i in range(200)], _199="secret0")
     column = [splits.SPLITS[i] for i in cut()]

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,15 @@ def test_fit_and_index_agree_with_a_dictionary_at_any_width(width):
     position = {key: i for i, (key, _) in enumerate(expected)}
     np.testing.assert_array_equal(fitted.index(presence), [position[groups.bitmask(row)] for row in presence])
     assert fitted.index(presence).dtype == np.int32
+
+
+def test_groups_survive_json():
+    fitted = groups.Groups.fit(np.array([[1, 0, 1], [1, 0, 1], [0, 1, 0]], bool), NAMES, tail_below=0.5)
+    again = groups.Groups.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    assert (again.names, again.tail.tolist()) == (("note+icd", "labs"), [False, True])
+    np.testing.assert_array_equal(again.train_counts, fitted.train_counts)
+    presence = np.array([[0, 1, 0], [1, 0, 1], [1, 1, 1]], bool)
+    np.testing.assert_array_equal(again.index(presence), fitted.index(presence))
 
 
 def test_bitmask_of_a_wide_mask_is_exact():

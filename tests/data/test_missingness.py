@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remind_jax.data import dataset, missingness
+from remind_jax.data import dataset, missingness, splits
 from remind_jax.data.manifest import Manifest, Modality, Schema
 from remind_jax.errors import UserError
 
@@ -161,6 +161,36 @@ def test_complete_samples_have_everything():
 def test_what_cannot_be_hidden_is_named(name, rate, message):
     with pytest.raises(UserError, match=message):
         missingness.hide(_made(np.ones((4, 3), bool)), name, rate, np.zeros(4, int), 0)
+
+
+def test_left_out_combinations_keep_their_held_out_rows():
+    presence = np.array([[1, 1, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1], [1, 0, 0]], bool)
+    split = np.array(
+        [splits.TRAIN, splits.TUNING, splits.HELD_OUT, splits.TRAIN, splits.HELD_OUT, splits.TRAIN], np.int8
+    )
+    made = _made(presence)
+    found, used = missingness.leave_out(made, ("b+a",), split)
+    assert used.tolist() == [splits.UNUSED, splits.UNUSED, 2, 0, 2, 0]
+    assert split[0] == splits.TRAIN  # the split itself is left alone
+    assert found.title == "made, a+b kept from training"
+    assert found.digest == made.digest
+    _, both = missingness.leave_out(made, ("c, a+b",), split)  # as a command line gives several
+    assert both.tolist() == [-1, -1, 2, -1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("aa",), "data.leave_out: 'aa': 'aa' is not a modality of this data .did you mean 'a'"),
+        (("b",), "no row has the combination 'b'"),
+        (("a+b", "c"), "leaves nothing to train on"),
+    ],
+)
+def test_what_cannot_be_left_out_is_named(names, message):
+    made = _made(np.array([[1, 1, 0], [0, 0, 1], [1, 0, 0], [1, 0, 0]], bool))
+    split = np.array([splits.TRAIN, splits.TRAIN, splits.TUNING, splits.HELD_OUT], np.int8)
+    with pytest.raises(UserError, match=message):
+        missingness.leave_out(made, names, split)
 
 
 def test_images_and_volumes_are_hidden_and_the_split_is_the_same_whatever_is():

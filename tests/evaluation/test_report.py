@@ -8,7 +8,7 @@ import rich.console
 
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation.intervals import exact_interval
-from remind_jax.evaluation.report import build_report, print_table, short_names, write_json
+from remind_jax.evaluation.report import build_report, pooled_figures, print_table, short_names, write_json
 
 MODALITIES = ("text", "labs", "icd")
 FIGURES = {"accuracy", "macro_f1", "auroc", "auprc", "ece"} | {
@@ -126,6 +126,14 @@ def test_head_and_tail_means_weigh_groups_alike_and_pools_weigh_samples(report):
     assert "2 of 3 groups" in report["tail_mean"]["notes"]["accuracy"]
     assert report["tail_pooled"]["accuracy"] == pytest.approx(4 / 5)
     assert (report["head_pooled"]["n"], report["tail_pooled"]["n"]) == (52, 5)
+
+
+def test_pooled_figures_are_those_of_the_rows_named(report):
+    frame = held_out()
+    tail = np.array([name in ("icd", "text+icd") for name in frame["group"].to_list()])
+    assert pooled_figures(frame, tail, seed=3) == report["tail_pooled"]
+    assert pooled_figures(frame, ~tail, seed=3) == report["head_pooled"]
+    assert pooled_figures(frame, np.zeros(57, bool), seed=3)["accuracy"] is None
 
 
 def test_worst_group_has_ten_samples_at_least(report):

@@ -1,0 +1,664 @@
+"""Adapts a finished run to modality combinations that it never saw (REMIND section 5, Q4 and figure 5).
+
+    python -m remind_jax.adapt --workdir=RUN --data=DIR --unfreeze=router,head
+
+    --data=DIR      a manifest folder with the run's modalities and classes, prepared with what the run has fitted; by
+                    default the rows of the run's own data that data.leave_out kept from training
+    --unfreeze=…    nothing (zero-shot) | all | a list of
+                      head                the prediction head
+                      router              what the new combinations have for themselves: residual routers and vectors
+                                          for what is missing; and the shared router where a method has no others
+                      shared_router       the router of all combinations
+                      experts=SHARE       above 0 and up to 1: of each block's experts those that the new rows use most
+    --rows=new      new | all: whether rows of combinations that the run knows train as well
+    --steps=300     of training
+    --lr=0          highest learning rate, which falls to zero along a cosine; 0 is the run's
+    --patience=0    evaluations (20 in all) without improvement before training ends; 0 never
+    --out=DIR       RUN/adapted by default; must not exist
+
+A new combination begins with residual routers of zero and the mean of the trained vectors, which is what the run gives
+to any combination that it does not know. What is not named stays as it is, to the bit. Of the weights before training
+and those at every evaluation the ones with the lowest loss on the tuning rows are taken; with fewer than 30 tuning rows
+those of the last step. The loss is the run's, averaged over rows. Writes report.json, predictions.parquet,
+metrics.jsonl, config.json and checkpoints/, at once when all is done.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import polars as pl
+from absl import flags
+
+from remind_jax import analysis, cli, progress, settings
+from remind_jax.checkpoint import Checkpoints, host_copy
+from remind_jax.data import check, pipeline, splits
+from remind_jax.data import dataset as datasets
+from remind_jax.data.groups import Groups, count_combinations
+from remind_jax.data.manifest import Manifest, read_manifest
+from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.tabular import Tabular
+from remind_jax.errors import UserError, did_you_mean
+from remind_jax.evaluation import report as reports
+from remind_jax.models.model import Network, Params, is_statistic, make_network
+from remind_jax.objectives import logit_adjust
+from remind_jax.ops import soft_moe
+from remind_jax.predict import Predicted, adjust_prior, logit_offset, make_predict, tuning_metrics
+from remind_jax.step import Stage, make_loss, plan_stages
+from remind_jax.train import Cursor, Trainer
+from remind_jax.writer import RunFolder, config_digest
+
+PARTS = ("nothing", "head", "router", "shared_router", "experts", "all")
+ROWS = ("new", "all")
+LEAST_TUNING = 30  # tuning rows below which a choice of weights would be one by chance
+EVALUATIONS = 20
+_TABLE = re.compile(r"^block_\d+/group_router$|^imputation/group$")  # a row a combination
+_SHARED = re.compile(r"^block_\d+/(router|router_scale|noise_router)$")
+_HEAD = re.compile(r"^head/|^wide$|^members/head(_bias)?$")
+_EXPERTS = re.compile(r"^(block_\d+)/expert_(in|out)(_bias)?$")
+_CUT = "cut/"  # before the path of an array: its trained rows
+
+
+class Choice(NamedTuple):
+    """How to adapt; the fields are those of the command line.
+
+    Attributes:
+      parts: names of `PARTS` without `experts`.
+      experts: share of the experts, 0 for none.
+      rows, steps, lr, patience: see the module's text.
+    """
+
+    parts: tuple[str, ...]
+    experts: float = 0.0
+    rows: str = "new"
+    steps: int = 300
+    lr: float = 0.0
+    patience: int = 0
+
+    @property
+    def unfreeze(self) -> str:
+        """As on the command line."""
+        return ",".join([*self.parts, *([f"experts={self.experts:g}"] if self.experts else [])])
+
+
+class Finished(NamedTuple):
+    """A finished run as its folder tells it, without its data.
+
+    Attributes:
+      path: the folder.
+      config: its settings.
+      report: report.json.
+      groups: the combinations that its tables have rows for.
+      preprocessor: as fitted.
+      label_counts: rows that it was first trained on, by combination and class, [g', c]; combinations that were added
+        later have none.
+      params: the weights of its report.
+      stage: the last one of its plan.
+    """
+
+    path: pathlib.Path
+    config: ml_collections.ConfigDict
+    report: Mapping[str, Any]
+    groups: Groups
+    preprocessor: Preprocessor
+    label_counts: np.ndarray
+    params: Params
+    stage: Stage
+
+    @property
+    def class_fractions(self) -> np.ndarray:
+        """Share of each class among the train rows, float64 [c]."""
+        return self.label_counts.sum(axis=0) / self.label_counts.sum()
+
+    def network(self, groups: int) -> Network:
+        """Its network with tables for a number of combinations."""
+        spec = settings.model_spec(self.config)
+        return make_network(spec, self.preprocessor.inputs, groups, self.label_counts.shape[1])
+
+
+# ---- What goes in ---------------------------------------------------------------------------------------------------
+
+
+def open_finished(path: pathlib.Path) -> Finished:
+    """Reads a finished run, or what this command wrote, from its folder alone.
+
+    Raises:
+      UserError: there is none, it is an ensemble, or an older version made it, which did not keep what this needs.
+    """
+    config = analysis.read_config(path)
+    if config.ensemble > 1:
+        raise UserError(f"{path} is a run of several networks (ensemble={config.ensemble}): adapt a run of one")
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"{path} holds no checkpoints")
+    report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    with contextlib.closing(Checkpoints(path / "checkpoints", keep=0, read_only=True)) as checkpoints:
+        step = checkpoints.latest_step()
+        record = {} if step is None else checkpoints.record(step)
+        if "label_counts" not in record:
+            raise UserError(f"the run in {path} was made by an older version, which kept no combinations: run it again")
+        counts = np.array(record["label_counts"], np.int64)
+        preprocessor = Preprocessor.from_dict(record["preprocessor"])
+        kinds = {name: spec.kind for name, spec in preprocessor.inputs.items()}
+        stages = plan_stages(config, int(counts.sum()), kinds)
+        groups = Groups.from_dict(record["groups"])
+        run = Finished(path, config, report, groups, preprocessor, counts, {}, stages[-1])
+        shapes = jax.eval_shape(run.network(len(groups)).init, jax.random.key(0))
+        like = {"best": shapes}
+        if analysis.ADAPTED not in config:
+            like = analysis.checkpoint_shapes(config, stages[record["cursor"]["stage"]], shapes, counts)
+        return run._replace(params=checkpoints.arrays(step, like)["best"])
+
+
+def read_folder(run: Finished, folder: pathlib.Path) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
+    """A manifest folder that fits a run, the split of its rows, int8 [n], and the warnings of its checks.
+
+    Raises:
+      UserError: it cannot be used, or its modalities, kinds or classes are not those of the run.
+    """
+    config = run.config
+    options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
+    manifest = read_manifest(folder, **options)
+    here, there = manifest.schema.classes, tuple(run.report["classes"])
+    if here != there:
+        raise UserError(f"{folder} has the classes {', '.join(here)}; the run has {', '.join(there)}, in this order")
+    manifest = _as_in_run(manifest, run.preprocessor, folder)
+    try:
+        split = splits.make_splits(manifest, config.seed, config.data.fractions)
+    except UserError:
+        check.refuse(check.find_problems(manifest))  # which usually say more
+        raise
+    findings = check.find_problems(manifest, split)
+    check.refuse(findings)
+    return manifest, split, findings
+
+
+def _as_in_run(manifest: Manifest, preprocessor: Preprocessor, folder: pathlib.Path) -> Manifest:
+    """The manifest with modalities, and columns of tables, in the run's order."""
+    there, encoders, modalities = {each.name: each for each in manifest.schema.modalities}, preprocessor.encoders, []
+    for name in there:
+        if name not in encoders:
+            raise UserError(f"{folder}: the run has no modality {name!r}{did_you_mean(name, encoders)}")
+    for name, encoder in encoders.items():
+        if name not in there:
+            raise UserError(f"{folder}: schema.yaml lacks the run's modality {name!r}; its column may be empty")
+        modality, spec = there[name], encoder.spec
+        if modality.kind != spec.kind:
+            raise UserError(f"{folder}: {name!r} is of kind {modality.kind}, in the run {spec.kind}")
+        if modality.shape and modality.shape != spec.shape:
+            raise UserError(f"{folder}: pixels of {name!r} are {list(modality.shape)}, in the run {list(spec.shape)}")
+        if isinstance(encoder, Tabular):
+            columns = {"columns": encoder.columns, "categorical": encoder.categorical}
+            if any(set(getattr(modality, key)) != set(wanted) for key, wanted in columns.items()):
+                wanted = ", ".join((*encoder.columns, *encoder.categorical))
+                raise UserError(f"{folder}: the table {name!r} has other columns than in the run: {wanted}")
+            modality = dataclasses.replace(modality, **columns)
+        modalities.append(modality)
+    return dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=tuple(modalities)))
+
+
+def own_data(run: Finished) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
+    """The data that a run was trained on, those that it left out in their place; as `read_folder`.
+
+    Raises:
+      UserError: the run has left nothing out, or its data are others by now.
+    """
+    if not run.config.data.leave_out:
+        raise UserError("no data: give a manifest folder as --data=DIR, or adapt a run made with data.leave_out")
+    fitted = datasets.fit(run.config)
+    if run.report["split_digest"] != splits.split_digest(fitted.dealt):
+        raise UserError(f"the data have changed since the run in {run.path} was trained: other rows or splits")
+    return fitted.manifest, fitted.dealt, list(fitted.findings)
+
+
+def prepare(
+    run: Finished, manifest: Manifest, dealt: np.ndarray, rows: str, findings: Sequence[check.Finding] = ()
+) -> datasets.Dataset:
+    """Rows for adaptation: those that train and choose, and all held-out ones.
+
+    Args:
+      run: whose groups are extended by the combinations of the train rows that it does not know, the most frequent
+        first, as tail.
+      manifest: the data.
+      dealt: int8 [n], positions in `splits.SPLITS`.
+      rows: one of `ROWS`.
+      findings: for the report.
+
+    Raises:
+      UserError: the run knows every combination of the train rows.
+    """
+    known, presence = run.groups, manifest.presence
+    train = presence[dealt == splits.TRAIN]
+    masks, counts, _ = count_combinations(train[known.index(train) == len(known)])
+    if not len(masks):
+        raise UserError("the train rows of these data have no combination that the run does not know")
+    groups = Groups(
+        known.modalities,
+        np.concatenate([known.masks, masks]),
+        np.concatenate([known.train_counts, counts]),
+        np.concatenate([known.tail, np.ones(len(masks), bool)]),
+    )
+    index = groups.index(presence)
+    trains = (index < len(groups)) & (rows == "all" or index >= len(known))
+    split = np.where(trains | (dealt == splits.HELD_OUT), dealt, splits.UNUSED).astype(np.int8)
+    fitted = datasets.Fitted(manifest, split, dealt, groups, run.preprocessor, findings)
+    return datasets.prepare(fitted, run.config.data)
+
+
+# ---- Parameters -----------------------------------------------------------------------------------------------------
+
+
+def extend(params: Params, count: int) -> Params:
+    """Parameters with rows for `count` more combinations: routers of zero, and the mean of the trained vectors."""
+
+    def more(path: str, x: np.ndarray) -> np.ndarray:
+        mean = np.asarray(jnp.mean(x, axis=0)) if path.startswith("imputation/") else np.zeros(x.shape[1:], x.dtype)
+        return np.concatenate([x, np.broadcast_to(mean, (count, *mean.shape))])
+
+    return {path: more(path, x) if _TABLE.search(path) else x for path, x in params.items()}
+
+
+def trained_rows(
+    params: Params, choice: Choice, new: np.ndarray, experts: Mapping[str, np.ndarray], group_routers: bool
+) -> dict[str, np.ndarray | None]:
+    """What a choice trains, by path: rows of the first axis, or None for the whole array.
+
+    Args:
+      params: extended.
+      choice: of parts.
+      new: rows of the new combinations, int [k].
+      experts: the chosen experts of each block, by its name.
+      group_routers: whether the method has routers of combinations.
+    """
+    parts, found = set(choice.parts), {}
+    if "router" in parts and not group_routers:
+        parts.add("shared_router")
+    for path in params:
+        block = _EXPERTS.search(path)
+        if is_statistic(path):
+            continue
+        whole = ("head" in parts and _HEAD.search(path)) or ("shared_router" in parts and _SHARED.search(path))
+        if "all" in parts or whole:
+            found[path] = None
+        elif "router" in parts and _TABLE.search(path):
+            found[path] = new
+        elif block and choice.experts:
+            chosen = experts[block[1]]
+            found[path] = None if len(chosen) == len(params[path]) else chosen
+    return found
+
+
+def cut(params: Params, trained: Mapping[str, np.ndarray | None]) -> Params:
+    """Parameters with the trained rows of an array as one of its own, so that optimizers see nothing else of it."""
+    return params | {_CUT + path: params[path][rows] for path, rows in trained.items() if rows is not None}
+
+
+def joined(params: Params, trained: Mapping[str, np.ndarray | None]) -> Params:
+    """The inverse of `cut`."""
+    whole = {path: x for path, x in params.items() if not path.startswith(_CUT)}
+    rows_of = {path: rows for path, rows in trained.items() if rows is not None}
+    return whole | {path: jnp.asarray(whole[path]).at[rows].set(params[_CUT + path]) for path, rows in rows_of.items()}
+
+
+def rank_experts(network: Network, params: Params, store: pipeline.Store, batch_size: int) -> np.ndarray | None:
+    """The experts of each block, those first that the rows of a store read most, int [blocks, e].
+
+    An expert's use is the weight with which tokens read it under the shared router (Eq. 6), summed over its slots, mean
+    over tokens and rows. None where tokens are not softly routed by one predictor.
+    """
+    if network.route is None:
+        return None
+
+    def use(params: Params, batch: pipeline.Batch) -> jax.Array:
+        routes = network.route(params, batch, gate="never")
+        each = [jnp.mean(soft_moe.combine_weights(route.used), axis=1).sum(axis=-1) for route in routes.blocks]
+        return jnp.einsum("lbe,b->le", jnp.stack(each), jnp.asarray(batch["weight"]))
+
+    use = jax.jit(use)
+    total = sum(np.asarray(use(params, batch), np.float64) for batch in pipeline.eval_batches(store, batch_size))
+    return np.argsort(-total, axis=1, kind="stable")
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------
+
+
+class Adapter:
+    """A run and rows to adapt it to; several choices can be made one after the other, each from the run's weights.
+
+    Attributes:
+      run, data: as given; `data` comes from `prepare`.
+      params: of the run, with rows for the new combinations.
+      network: that they belong to.
+    """
+
+    def __init__(self, run: Finished, data: datasets.Dataset):
+        self.run, self.data = run, data
+        self.new = np.arange(len(run.groups), len(data.groups))
+        self.params = extend(run.params, len(self.new))
+        self.network = run.network(len(data.groups))
+        self._predict = make_predict(
+            self.network, run.config.eval.batch_size, self._padded(logit_offset(run.config, run.label_counts))
+        )
+        self._before: Predicted | None = None
+
+    def _padded(self, offset: np.ndarray | None) -> np.ndarray | None:
+        """Offsets of logits, [g' + 1, c] -> [g + 1, c]: new combinations have those of unknown ones, the last row."""
+        if offset is None:
+            return None
+        return np.concatenate([offset, np.repeat(offset[-1:], len(self.data.groups) + 1 - len(offset), axis=0)])
+
+    def predict(self, params: Params, split: str = "held_out") -> Predicted:
+        """Predictions as in the report of the run, its adjustment of the prior included."""
+        predicted = self._predict(params, self.data.stores[split], self.run.stage.eval_gate)
+        adjustment = self.run.report.get("prior_adjustment")
+        if adjustment is None:
+            return predicted
+        probabilities = adjust_prior(predicted.probabilities, self.run.class_fractions, adjustment["power"])
+        return predicted._replace(probabilities=probabilities)
+
+    @property
+    def before(self) -> Predicted:
+        """Held-out predictions of the run as it is."""
+        if self._before is None:
+            self._before = self.predict(self.params)
+        return self._before
+
+    def experts(self, share: float) -> dict[str, np.ndarray]:
+        """The experts that a share chooses, by block, int ascending; a smaller share chooses some of a larger one's."""
+        if not share:
+            return {}
+        fusion = self.run.config.fusion
+        size = self.run.config.eval.batch_size
+        ranked = rank_experts(self.network, self.params, self.data.stores["train"], size)
+        if ranked is None:  # a draw instead
+            draw = np.random.default_rng(self.run.config.seed)
+            ranked = np.stack([draw.permutation(fusion.experts) for _ in range(fusion.blocks)])
+        count = max(1, round(share * fusion.experts))
+        return {f"block_{i}": np.sort(row[:count]) for i, row in enumerate(ranked)}
+
+    def config(self, choice: Choice) -> ml_collections.ConfigDict:
+        """The run's settings, changed to those of the adaptation."""
+        config, n = ml_collections.ConfigDict(self.run.config.to_dict()), len(self.data.stores["train"])
+        config.parallel, config.devices, config.sampler = "jit", 1, "shuffled"
+        config.objective.update(kind="erm", cells="combination", mixup_weight=0.0, distill_weight=0.0)
+        config.train.batch_size = min(config.train.batch_size, n)
+        config.train.select = "loss" if len(self.data.stores["tuning"]) >= LEAST_TUNING else "last"
+        config.train.evaluate_every = choice.steps / EVALUATIONS * config.train.batch_size / n
+        config.train.update(patience=choice.patience, hide_samples=0.0)
+        config.optim.update(lr=choice.lr or config.optim.lr, schedule="cosine", warmup=0.0)
+        config.eval.adjust_prior = "none"  # the run's is kept
+        return config
+
+    def fit(
+        self, choice: Choice, trained: Mapping[str, np.ndarray | None], folder: RunFolder, bar: progress.Silent
+    ) -> tuple[Params, int]:
+        """Trains some rows; returns all parameters, and the step at which they were chosen."""
+        if not trained:
+            return self.params, 0
+        run, config, network = self.run, self.config(choice), self.network
+        names = {path if rows is None else _CUT + path for path, rows in trained.items()}
+        gates = (run.stage.train_gate, run.stage.eval_gate)
+        stage = Stage("adapt", 0, choice.steps, lambda path: path not in names, *gates, robust=False)
+        of_cut = network._replace(
+            apply=lambda params, *rest, **options: network.apply(joined(params, trained), *rest, **options)
+        )
+        trainer = Trainer(config, self.data, folder, of_cut, [stage])
+        trainer.loss = make_loss(config, run.class_fractions)
+        prior = config.objective
+        trainer.offset = self._padded(
+            logit_adjust.train_offset(
+                prior.prior, prior.prior_mode, prior.prior_tau, run.label_counts, prior.prior_smoothing
+            )
+        )
+        trainer.predict = lambda params, *rest: self._predict(joined(params, trained), *rest)
+        start, cursor = cut(self.params, trained), Cursor()
+        if config.train.select == "loss":
+            loss = tuning_metrics(trainer.predict(start, self.data.stores["tuning"], stage.eval_gate))["loss"]
+            cursor.best = -loss
+            folder.log({"step": 0, "stage": stage.name, "eval/loss": loss})
+        _, best = trainer.run_stage(stage, trainer.begin(stage, start), cursor, start, None, bar)
+        step = choice.steps
+        if config.train.select == "loss":
+            losses = {record["step"]: record["eval/loss"] for record in folder.history() if "eval/loss" in record}
+            step = min(losses, key=losses.__getitem__)
+        return host_copy(joined(best, trained)), step
+
+
+# ---- What comes out -------------------------------------------------------------------------------------------------
+
+
+def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Silent) -> dict[str, Any]:
+    """Adapts, and writes a folder.
+
+    Args:
+      adapter: the run and the rows.
+      choice: what to train and how.
+      out: the folder; it appears when everything in it is written.
+      bar: to show.
+
+    Returns:
+      The report: the keys of `evaluation.report.build_report`, where the train rows of a new combination are those of
+      the adaptation, and `adapted`, see `_facts`.
+
+    Raises:
+      UserError: the folder exists or cannot be written, or training fails.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
+    run = adapter.run
+    experts = adapter.experts(choice.experts)
+    trained = trained_rows(adapter.params, choice, adapter.new, experts, run.config.fusion.group_routers)
+    config = run.config.to_dict() | {analysis.ADAPTED: {"run": str(run.path), **choice._asdict()}}
+    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")  # beside it, to become it by a rename
+    try:
+        with contextlib.closing(RunFolder(temporary, config)) as folder:
+            params, step = adapter.fit(choice, trained, folder, bar)
+            report = _report(adapter, choice, params, {"trained": trained, "experts": experts, "step": step})
+            _save(adapter, temporary, params, choice.steps)
+            report.pop("table").write_parquet(temporary / "predictions.parquet")
+            reports.write_json(temporary / "report.json", report)
+        temporary.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def _save(adapter: Adapter, folder: pathlib.Path, params: Params, step: int) -> None:
+    """The weights and what `open_finished` needs beside them."""
+    run = adapter.run
+    record = {"preprocessor": run.preprocessor.to_dict(), "groups": adapter.data.groups.to_dict()}
+    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        checkpoints.save(step, {"best": host_copy(params)}, record | {"label_counts": run.label_counts.tolist()})
+
+
+def _report(adapter: Adapter, choice: Choice, params: Params, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The report, and under `table` the predictions."""
+    run, data = adapter.run, adapter.data
+    after = adapter.predict(params)
+    table = datasets.predictions_table(data, "held_out", after.probabilities)
+    before = datasets.predictions_table(data, "held_out", adapter.before.probabilities)
+    sizes = [math.prod(np.shape(x)) for path, x in params.items() if not is_statistic(path)]
+    extra = {
+        "classes": list(data.classes),
+        "split_digest": splits.split_digest(data.dealt),
+        "majority_accuracy": float(np.mean(after.labels == run.class_fractions.argmax())),
+        "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
+        analysis.ADAPTED: _facts(adapter, choice, params, found, before, table)
+        | ({"gate_open_rate": after.open_rate} if run.config.fusion.group_routers else {}),
+    }
+    if "prior_adjustment" in run.report:
+        extra["prior_adjustment"] = run.report["prior_adjustment"]
+    report = reports.build_report(
+        data=data.manifest.title,
+        method=run.config.method,
+        seed=run.config.seed,
+        config_digest=config_digest(run.config.to_dict()),
+        parameters=sum(sizes),
+        predictions=table,
+        groups=data.groups,
+        resamples=run.config.eval.bootstrap,
+        extra=extra,
+    )
+    return report | {"table": table}
+
+
+def _facts(
+    adapter: Adapter,
+    choice: Choice,
+    params: Params,
+    found: Mapping[str, Any],
+    before: pl.DataFrame,
+    after: pl.DataFrame,
+) -> dict[str, Any]:
+    """What was done, and figures (`n`, M) of the held-out rows of new and of known combinations, before and after."""
+    run, data = adapter.run, adapter.data
+    index = data.groups.index(data.manifest.presence[data.rows("held_out")])
+    samples = {"new": (index >= len(run.groups)) & (index < len(data.groups)), "known": index < len(run.groups)}
+    seed, resamples, tuning = run.config.seed, run.config.eval.bootstrap, len(data.stores["tuning"])
+    figures = {
+        when: {name: reports.pooled_figures(table, rows, seed, resamples) for name, rows in samples.items()}
+        for when, table in (("before", before), ("after", after))
+    }
+    trained = found["trained"].items()
+    by_loss = tuning >= LEAST_TUNING
+    return {
+        "run": str(run.path),
+        **choice._asdict(),
+        "unfreeze": choice.unfreeze,
+        "learning_rate": choice.lr or run.config.optim.lr,
+        "new": [data.groups.names[g] for g in adapter.new],
+        "trained_parameters": sum(math.prod(np.shape(params[p] if r is None else params[p][r])) for p, r in trained),
+        "experts_chosen": {block: rows.tolist() for block, rows in found["experts"].items()},
+        "n_train": len(data.stores["train"]),
+        "n_tuning": tuning,
+        "chosen_by": "nothing was trained" if not trained else "tuning loss" if by_loss else "last step",
+        "chosen_step": found["step"],
+        **figures,
+    }
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """What an adaptation did, as lines."""
+    facts = report[analysis.ADAPTED]
+    share = 100 * facts["trained_parameters"] / report["parameters"]
+    by = {
+        "tuning loss": f"lowest loss of {facts['n_tuning']} tuning rows, at step {facts['chosen_step']}",
+        "last step": f"those of the last step: {facts['n_tuning']} tuning rows are too few to choose by",
+    }
+    lines = [
+        f"New combinations: {', '.join(facts['new'])}",
+        f"Unfrozen: {facts['unfreeze']}, {facts['trained_parameters']:,} of {report['parameters']:,} parameters "
+        f"({share:.2g} %), {facts['n_train']} train rows",
+        f"Weights: {by.get(facts['chosen_by'], facts['chosen_by'])}",
+    ]
+    heading = f"{'held-out rows':<22}{'n':>7}{'accuracy':>18}{'macro-F1':>18}{'AUROC':>18}"
+    lines += ["", heading]
+    for name, title in (("new", "new combinations"), ("known", "known combinations")):
+        before, after = facts["before"][name], facts["after"][name]
+        cells = [f"{_percent(before[key])} -> {_percent(after[key])}" for key in ("accuracy", "macro_f1", "auroc")]
+        lines.append(f"{title:<22}{after['n']:>7}" + "".join(f"{cell:>18}" for cell in cells))
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+# ---- Command --------------------------------------------------------------------------------------------------------
+
+
+def parse_unfreeze(text: str) -> tuple[tuple[str, ...], float]:
+    """Reads `--unfreeze`: names of `PARTS` in their order, and the share of the experts.
+
+    Raises:
+      UserError: a part is unknown or named twice, or does not go with the others.
+    """
+    parts, share = [], 0.0
+    for item in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = item.partition("=")
+        if name not in PARTS or (value and name != "experts"):
+            known = ", ".join(PARTS).replace("experts", "experts=SHARE")
+            raise UserError(f"--unfreeze: {item!r} is unknown{did_you_mean(name, PARTS)}; known: {known}")
+        if name in parts:
+            raise UserError(f"--unfreeze names {name} twice")
+        parts.append(name)
+        if name == "experts":
+            share = _share(value)
+    if not parts:
+        raise UserError(f"--unfreeze is empty: name some of {', '.join(PARTS)}")
+    alone = [name for name in ("nothing", "all") if name in parts]
+    if alone and len(parts) > 1:
+        raise UserError(f"--unfreeze={alone[0]} goes with nothing else")
+    return tuple(name for name in PARTS if name in parts and name != "experts"), share
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UserError(f"--unfreeze: experts={text} must be a share above 0, up to 1, such as experts=0.25")
+    return share
+
+
+def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, str, pathlib.Path, Choice]:
+    """Reads the command line: run, data (may be empty), folder to write, choice.
+
+    Raises:
+      UserError: for anything that cannot be read, in one line.
+    """
+    values = flags.FlagValues()
+    common = {"help": "see the module's text", "flag_values": values}
+    for name in ("workdir", "data", "unfreeze", "out"):
+        flags.DEFINE_string(name, "", **common)
+    flags.DEFINE_enum("rows", ROWS[0], ROWS, **common)
+    flags.DEFINE_integer("steps", 300, lower_bound=1, **common)
+    flags.DEFINE_integer("patience", 0, lower_bound=0, **common)
+    flags.DEFINE_float("lr", 0.0, lower_bound=0.0, **common)
+    try:
+        rest = values(["adapt", *arguments])[1:]
+    except flags.Error as error:
+        raise UserError(f"cannot read the command line: {error}") from error
+    if rest:
+        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
+    if not values.workdir:
+        raise UserError("no run: give its folder as --workdir=RUN")
+    if not math.isfinite(values.lr):
+        raise UserError(f"--lr={values.lr} is no learning rate")
+    parts, share = parse_unfreeze(values.unfreeze)
+    workdir = pathlib.Path(values.workdir)
+    choice = Choice(parts, share, values.rows, values.steps, values.lr, values.patience)
+    return workdir, values.data, pathlib.Path(values.out or workdir / "adapted"), choice
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    workdir, folder, out, choice = parse(arguments)
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
+    run = open_finished(workdir)
+    manifest, dealt, findings = read_folder(run, pathlib.Path(folder)) if folder else own_data(run)
+    adapter = Adapter(run, prepare(run, manifest, dealt, choice.rows, findings))
+    with progress.make(choice.steps, "adapting") as bar:
+        bar.say(f"Adapting {run.config.method} ({workdir}) to {len(adapter.new)} combinations of {manifest.title}")
+        report = adapt(adapter, choice, out, bar)
+    reports.print_table(report)
+    print("\n".join(summary(report)))
+    print(f"Written: {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
