@@ -90,8 +90,8 @@ def base() -> ml_collections.ConfigDict:
     data.fractions = (0.7, 0.1, 0.2)  # train, tuning, held_out by patient, where the data bring no split
     data.max_tokens = 96  # longest text or code list, in tokens
     data.vocabulary = 4_000  # largest fitted vocabulary
-    data.numbers = "standard"  # standard | quantile (to a normal distribution) | piecewise (linear pieces beside it)
-    data.bins = 8  # most pieces of a column, data.numbers=piecewise
+    data.numbers = "standard"  # standard | quantile (to a normal distribution) | piecewise | periodic (waves beside it)
+    data.bins = 8  # most pieces or waves of a column, data.numbers=piecewise or periodic
     data.tokenizer = ""  # folder or hub name of a pretrained tokenizer; empty fits one on the train rows
     data.image_size = 32  # images and frames are resized to this height and width; 224 for published encoders
     data.frames = 8  # frames of a volume

@@ -81,10 +81,11 @@ def test_empty_cells_are_nan_and_not_what_stands_in_for_them(numbers):
     sex = np.array([["f"]] * 4, object)
     encoder = Tabular.fit(modality, numeric, sex, numbers, bins=2)
     found = plain_models._with_holes(encoder.encode(numeric, sex), encoder)
-    # Features: a, b, c, "a is missing", "c is missing", one category, two intervals each of a, b and c.
-    expected = np.zeros((4, 12 if numbers == "piecewise" else 6))
-    expected[1, [0, *((6, 7) if numbers == "piecewise" else ())]] = 1
-    expected[0, [2, *((10, 11) if numbers == "piecewise" else ())]] = 1
+    # Features: a, b, c, "a is missing", "c is missing", one category, two intervals or waves each of a, b and c.
+    beside = numbers in ("piecewise", "periodic")
+    expected = np.zeros((4, 12 if beside else 6))
+    expected[1, [0, *((6, 7) if beside else ())]] = 1
+    expected[0, [2, *((10, 11) if beside else ())]] = 1
     np.testing.assert_array_equal(np.isnan(found), expected)
 
 

@@ -203,7 +203,7 @@ class Preprocessor:
           tokenizer: a folder or a hub name of a pretrained tokenizer for all text modalities, or a mapping from names
             of text modalities; empty: train one.
           numbers: how numbers of tabular modalities are encoded, one of `tabular.NUMBERS`.
-          bins: the most intervals of a column, `numbers` piecewise.
+          bins: the most features of a column beside its number, `numbers` piecewise and periodic.
 
         Raises:
           UserError: an option is out of range, the tokenizer cannot be used, or no row has an embedding.

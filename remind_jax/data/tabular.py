@@ -1,6 +1,6 @@
 """From the raw columns of a tabular modality to features: numbers, is-missing indicators and one-hot categories.
 
-Three encodings of a number (`NUMBERS`), each fitted on given rows only:
+Four encodings of a number (`NUMBERS`), each fitted on given rows only:
 
 standard: minus the mean, divided by the standard deviation.
 
@@ -14,6 +14,10 @@ outer intervals end at the range's ends as well, because the number beside them 
 its mean, so that 0, which a missing number or modality gives, says nothing. The number has half of a column's variance
 and the intervals share the other half: together the features move a random linear map as far as one standardised number
 does. A column with one interval, for example of two values, has no such features: they would repeat the number.
+
+periodic: the standardised number and, beside it, sines and cosines of it, of 1, 2, 3, … waves in a range of six
+standard deviations about the mean. Frequencies are fixed; Gorishniy et al. (equation 2) train them. Values further out
+count as at the range's ends. Means, variances and columns of two values as with piecewise.
 """
 
 import dataclasses
@@ -25,9 +29,10 @@ import numpy as np
 from remind_jax.data import manifest as manifests
 from remind_jax.errors import UserError, did_you_mean
 
-NUMBERS = ("standard", "quantile", "piecewise")
+NUMBERS = ("standard", "quantile", "piecewise", "periodic")
 _MAX_KNOTS = 101  # of a distribution function
-_NUMBER_SHARE = 0.5  # of a column's variance, encoding piecewise
+_NUMBER_SHARE = 0.5  # of a column's variance, encodings piecewise and periodic
+_REACH = 3.0  # standard deviations on either side of the mean that waves cover
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +124,45 @@ class Pieces:
 
 
 @dataclasses.dataclass(frozen=True)
+class Waves:
+    """Sines and cosines of one column.
+
+    Attributes:
+      centre, width: of the range that the first wave covers.
+      mean: of each feature over the fitting rows, before it is scaled, sines first; empty for a column of two values.
+      scale: of all features; makes the sum of their variances what the number beside them leaves of 1.
+    """
+
+    centre: float
+    width: float
+    mean: tuple[float, ...]
+    scale: float
+
+    @classmethod
+    def fit(cls, seen: np.ndarray, bins: int) -> "Waves":
+        """Fits at most `bins` features, an even number, on the present values of a column, float64 [n]."""
+        count = bins // 2
+        if not count or len(np.unique(seen)) < 3:
+            return cls(0.0, 1.0, (), 1.0)
+        centre, width = float(seen.mean()), float(2 * _REACH * seen.std())
+        waves = _waves(seen, centre, width, count)
+        scale = np.sqrt((1 - _NUMBER_SHARE) / waves.var(axis=0).sum())
+        return cls(centre, width, tuple(waves.mean(axis=0).tolist()), float(scale))
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Centred and scaled features, float64 [n] -> [n, features]; zeros where a value is NaN."""
+        if not self.mean:
+            return np.zeros((len(values), 0))
+        waves = _waves(values, self.centre, self.width, len(self.mean) // 2)
+        return np.where(np.isnan(values)[:, None], 0.0, (waves - np.asarray(self.mean)) * self.scale)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Waves":
+        """From the fields as JSON gives them."""
+        return cls(content["centre"], content["width"], tuple(content["mean"]), content["scale"])
+
+
+@dataclasses.dataclass(frozen=True)
 class Tabular:
     """Median imputation, encoded numbers, is-missing indicators and one-hot categories of one modality.
 
@@ -129,6 +173,7 @@ class Tabular:
       categories: per categorical column, sorted.
       quantiles: per numeric column, encoding quantile; empty for the others.
       pieces: per numeric column, encoding piecewise; empty for the others.
+      waves: per numeric column, encoding periodic; empty for the others.
     """
 
     columns: tuple[str, ...]
@@ -141,6 +186,7 @@ class Tabular:
     categories: tuple[tuple[str, ...], ...]
     quantiles: tuple[Quantile, ...] = ()
     pieces: tuple[Pieces, ...] = ()
+    waves: tuple[Waves, ...] = ()
 
     @classmethod
     def fit(
@@ -158,7 +204,7 @@ class Tabular:
           numeric: [n, p] with NaN for empty.
           categorical: [n, q] strings, "" for empty, or None.
           numbers: one of `NUMBERS`.
-          bins: the most intervals of a column, encoding piecewise.
+          bins: the most features of a column beside its number, encodings piecewise and periodic.
 
         Raises:
           UserError: the encoding is unknown or `bins` is not positive.
@@ -180,7 +226,13 @@ class Tabular:
             tuple(tuple(sorted(set(column.tolist()) - {""})) for column in strings),
             quantiles=tuple(map(Quantile.fit, varied)) if numbers == "quantile" else (),
             pieces=tuple(Pieces.fit(seen, bins) for seen in varied) if numbers == "piecewise" else (),
+            waves=tuple(Waves.fit(seen, bins) for seen in varied) if numbers == "periodic" else (),
         )
+
+    @property
+    def beside(self) -> tuple[Pieces | Waves, ...]:
+        """What makes the features beside the number of each numeric column; empty where the encoding has none."""
+        return self.pieces or self.waves
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -188,12 +240,13 @@ class Tabular:
         missing = [f"{self.columns[j]} is missing" for j in self.numeric_holes]
         one_hot = [f"{c} = {v}" for c, values in zip(self.categorical, self.categories, strict=True) for v in values]
         missing_category = [f"{self.categorical[j]} is missing" for j in self.categorical_holes]
-        intervals = [
-            f"{self.columns[j]}, interval {k} of {len(pieces.mean)}"
-            for j, pieces in enumerate(self.pieces)
-            for k in range(1, len(pieces.mean) + 1)
+        what = "interval" if self.pieces else "wave"
+        beside = [
+            f"{self.columns[j]}, {what} {k} of {len(features.mean)}"
+            for j, features in enumerate(self.beside)
+            for k in range(1, len(features.mean) + 1)
         ]
-        return (*self.columns, *missing, *one_hot, *missing_category, *intervals)
+        return (*self.columns, *missing, *one_hot, *missing_category, *beside)
 
     @property
     def spec(self) -> InputSpec:
@@ -202,15 +255,15 @@ class Tabular:
 
     def features_of(self, column: int) -> list[int]:
         """Positions of the features made from the numbers of a numeric column; its indicator is not among them."""
-        lengths = [len(pieces.mean) for pieces in self.pieces]
+        lengths = [len(features.mean) for features in self.beside]
         start = len(self.features) - sum(lengths[column:])
         return [column, *range(start, start + sum(lengths[column : column + 1]))]
 
     def encode(self, numeric: np.ndarray, categorical: np.ndarray | None) -> np.ndarray:
-        """Float32 [n, p']: numbers, their indicators, one-hot categories, their indicators, intervals of the numbers.
+        """Float32 [n, p']: numbers, their indicators, one-hot categories, their indicators, more of the numbers.
 
         Args:
-          numeric: [n, p] with NaN for empty: the median stands in, and all intervals of the column are 0.
+          numeric: [n, p] with NaN for empty: the median stands in, and what is beside the number is 0.
           categorical: [n, q] strings, "" for empty; None where the modality has no categorical columns.
         """
         holes = np.isnan(numeric)
@@ -220,7 +273,7 @@ class Tabular:
             for j, known in enumerate(self.categories):
                 parts.append(categorical[:, j, None] == np.array(known, object)[None, :])
             parts.append(categorical[:, list(self.categorical_holes)] == "")
-        parts += [pieces.encode(values[:, j]) for j, pieces in enumerate(self.pieces)]
+        parts += [features.encode(values[:, j]) for j, features in enumerate(self.beside)]
         return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
 
     def _numbers(self, filled: np.ndarray) -> np.ndarray:
@@ -229,14 +282,14 @@ class Tabular:
             return np.stack([column.encode(filled[:, j]) for j, column in enumerate(self.quantiles)], axis=1)
         std = np.asarray(self.std)
         scaled = np.where(std > 0, (filled - np.asarray(self.mean)) / np.where(std > 0, std, 1.0), 0.0)
-        if self.pieces:
-            scaled *= np.array([np.sqrt(_NUMBER_SHARE) if pieces.edges else 1.0 for pieces in self.pieces])
+        if self.beside:
+            scaled *= np.array([np.sqrt(_NUMBER_SHARE) if features.mean else 1.0 for features in self.beside])
         return scaled
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; without the fields of encodings that are not in use, as versions that had only one wrote it."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if value or name not in ("quantiles", "pieces")}
+        return {name: value for name, value in fields.items() if value or name not in ("quantiles", "pieces", "waves")}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Tabular":
@@ -246,6 +299,7 @@ class Tabular:
             "categories": tuple(tuple(values) for values in fields["categories"]),
             "quantiles": tuple(map(Quantile.from_dict, fields.get("quantiles", ()))),
             "pieces": tuple(map(Pieces.from_dict, fields.get("pieces", ()))),
+            "waves": tuple(map(Waves.from_dict, fields.get("waves", ()))),
         }
         return cls(**fields | nested)
 
@@ -280,6 +334,12 @@ def _knots(ordered: np.ndarray, most: int) -> np.ndarray:
     if len(distinct) <= most:
         return distinct
     return np.unique(ordered[np.arange(most) * (len(ordered) - 1) // (most - 1)])
+
+
+def _waves(values: np.ndarray, centre: float, width: float, count: int) -> np.ndarray:
+    """Sines, then cosines, of 1 to `count` waves, [n] -> [n, 2 count]; NaN for NaN."""
+    phase = 2 * np.pi * np.clip((values - centre) / width, -0.5, 0.5)[:, None] * np.arange(1, count + 1)
+    return np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
 
 
 def _fractions(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -205,7 +205,7 @@ def test_everything_is_fitted_on_the_given_rows_only(tmp_path, numbers):
     assert json.dumps(one) == json.dumps(two)
     everything = fit(other, np.arange(60), numbers=numbers).to_dict()
     assert json.dumps(everything) != json.dumps(one)
-    for key in {"quantile": ["quantiles"], "piecewise": ["pieces"]}.get(numbers, []):
+    for key in {"quantile": ["quantiles"], "piecewise": ["pieces"], "periodic": ["waves"]}.get(numbers, []):
         before, after = (next(m for m in found["modalities"] if m["name"] == "labs") for found in (one, everything))
         assert before[key] != after[key]
 

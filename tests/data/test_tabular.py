@@ -1,4 +1,4 @@
-"""Numbers of tables in three encodings: by hand, against plain loops, and what holds for any column."""
+"""Numbers of tables in four encodings: by hand, against plain loops, and what holds for any column."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from remind_jax.data.schema import Modality
-from remind_jax.data.tabular import NUMBERS, Pieces, Quantile, Tabular
+from remind_jax.data.tabular import NUMBERS, Pieces, Quantile, Tabular, Waves
 from remind_jax.errors import UserError
 
 NAN = math.nan
@@ -173,16 +173,41 @@ def test_one_interval_would_repeat_the_number(bins):
     assert len(fit(many, "piecewise", 2).features) == 3
 
 
-def test_a_columns_features_weigh_as_much_as_one_standardised_number():
+# ---- Periodic --------------------------------------------------------------------------------------------------------
+
+
+def test_waves_by_hand():
+    # Mean 0 and standard deviation 2: the first wave goes from -6 to 6, twelve units long.
+    values = np.array([-2.0, -2.0, 2.0, 2.0, -2 * math.sqrt(2), 2 * math.sqrt(2), 0.0, 0.0])
+    waves = Waves.fit(values, bins=3)  # room for one sine and one cosine
+    assert (waves.centre, waves.width) == (0.0, pytest.approx(12.0))
+    assert len(waves.mean) == 2
+    found = waves.encode(np.array([3.0, 6.0, 60.0, -3.0, NAN])) / waves.scale + [*waves.mean]
+    np.testing.assert_allclose(found[:4], [[1, 0], [0, -1], [0, -1], [-1, 0]], atol=1e-9)
+    np.testing.assert_array_equal(waves.encode(np.array([NAN])), 0)
+    two = Waves.fit(values, bins=4)
+    second = two.encode(np.array([1.5]))[0] / two.scale + [*two.mean]  # sines of one and two waves, then cosines
+    np.testing.assert_allclose(second, [math.sqrt(0.5), 1, math.sqrt(0.5), 0], atol=1e-9)
+
+
+def test_two_values_and_room_for_one_wave_have_none():
+    binary = np.array([0.0, 1, 0, 0, NAN, 1])
+    assert fit(binary, "periodic").features == ("a", "a is missing")
+    np.testing.assert_array_equal(encode(fit(binary, "standard"), binary), encode(fit(binary, "periodic"), binary))
+    assert fit(np.arange(100.0), "periodic", 1).features == ("a",)
+
+
+@pytest.mark.parametrize("numbers", ["piecewise", "periodic"])
+def test_a_columns_features_weigh_as_much_as_one_standardised_number(numbers):
     numeric, categorical = table()
-    found = Tabular.fit(LABS, numeric, categorical, "piecewise")
+    found = Tabular.fit(LABS, numeric, categorical, numbers)
     batch = found.encode(numeric, categorical).astype(np.float64)
     for j in range(5):
         here = ~np.isnan(numeric[:, j])
         features = batch[here][:, found.features_of(j)]
         np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-6)
         assert features.var(axis=0).sum() == pytest.approx(0 if j == 3 else 1, abs=1e-5)
-        assert features.shape[1] == {2: 1, 3: 1, 4: 5}.get(j, 9)
+        assert features.shape[1] == {2: 1, 3: 1, 4: 5 if numbers == "piecewise" else 9}.get(j, 9)
 
 
 def test_positions_of_a_columns_features_follow_their_names():
@@ -193,15 +218,16 @@ def test_positions_of_a_columns_features_follow_their_names():
         assert names[:8] == (*LABS.columns, "b is missing", "sex = f", "sex = m")
         assert found.spec.shape == (len(names),) == found.encode(numeric, categorical).shape[1:]
         for j, column in enumerate(LABS.columns):
-            of_column = [i for i, name in enumerate(names) if name == column or name.startswith(f"{column}, interval")]
+            of_column = [i for i, name in enumerate(names) if name == column or name.startswith(f"{column}, ")]
             assert found.features_of(j) == of_column
-    assert names[-4:] == tuple(f"e, interval {k} of 4" for k in (1, 2, 3, 4))
+        if numbers == "piecewise":
+            assert names[-4:] == tuple(f"e, interval {k} of 4" for k in (1, 2, 3, 4))
 
 
 # ---- All encodings ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("numbers", ["standard", "quantile", "piecewise"])
 @hypothesis.given(
     seen=arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e6, 1e6, width=32)),
     new=arrays.arrays(np.float32, 20, elements=st.floats(-(2.0**100), 2.0**100, width=32)),
@@ -242,9 +268,8 @@ def test_round_trip_through_json(numbers):
     again = Tabular.from_dict(json.loads(json.dumps(found.to_dict())))
     assert again == found
     np.testing.assert_array_equal(again.encode(numeric, categorical), found.encode(numeric, categorical))
-    assert {"quantiles", "pieces"} & found.to_dict().keys() == {"quantile": {"quantiles"}, "piecewise": {"pieces"}}.get(
-        numbers, set()
-    )
+    own = {"quantile": {"quantiles"}, "piecewise": {"pieces"}, "periodic": {"waves"}}
+    assert {"quantiles", "pieces", "waves"} & found.to_dict().keys() == own.get(numbers, set())
 
 
 def test_a_dictionary_of_the_version_with_one_encoding_still_loads():
@@ -262,7 +287,7 @@ def test_a_dictionary_of_the_version_with_one_encoding_still_loads():
     batch = found.encode(np.array([[7.0, 9.0], [NAN, 1.0]]), np.array([["m"], ["x"]], object))
     np.testing.assert_array_equal(batch, [[1, 0, 0, 0, 1], [-1, 0, 1, 0, 0]])
     assert json.loads(json.dumps(found.to_dict())) == old
-    assert {field.name for field in dataclasses.fields(Tabular)} - set(old) == {"quantiles", "pieces"}
+    assert {field.name for field in dataclasses.fields(Tabular)} - set(old) == {"quantiles", "pieces", "waves"}
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
