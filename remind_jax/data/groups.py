@@ -169,6 +169,7 @@ def mask_auroc(presence: np.ndarray, labels: np.ndarray, patients: np.ndarray, f
     from sklearn.model_selection import GroupKFold
 
     features = presence.astype(np.float64)
+    patients = np.unique(patients, return_inverse=True)[1]  # scikit-learn is slow with ids that are text
     scores = np.zeros((len(labels), len(classes)))
     for fit, test in GroupKFold(folds, shuffle=True, random_state=0).split(features, labels, patients):
         if len(np.unique(labels[fit])) < 2:
