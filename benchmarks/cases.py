@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from remind_jax import parallel
 from remind_jax import state as states
 from remind_jax import step as package_step
 from remind_jax.models.fusion.soft_moe import FusionSpec
@@ -192,7 +193,7 @@ def _weights(size: Size, routed: bool, kind: str, init: Callable) -> dict[str, j
 
 def compiled(function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> tuple[Callable, dict[str, Any]]:
     """Compiles for these arguments; also says what XLA counted, None where the backend does not tell."""
-    program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+    program = jax.jit(function, donate_argnums=donate, keep_unused=True).lower(*args).compile()
     cost, memory = program.cost_analysis() or {}, program.memory_analysis()
     facts = {"xla_flops": cost.get("flops")}
     for name in ("argument", "output", "alias", "temp"):
@@ -212,7 +213,7 @@ def make_step(
     *,
     gate: str,
     robust: bool,
-) -> Callable[[states.TrainState, Mapping[str, jax.Array]], tuple[states.TrainState, dict[str, jax.Array]]]:
+) -> package_step.Step:
     """The package's train step on one device, without dropout and averaging."""
     space = types.SimpleNamespace
     config = space(
@@ -228,8 +229,7 @@ def make_step(
     stage = package_step.Stage("joint", 0, 1, lambda path: False, gate, gate, robust)
     counts = np.ones(num_groups, np.int32)
     dro = group_dro.group_dro(num_groups)
-    step = package_step.make_step(config, stage, network, losses.cross_entropy, optimizer, dro, counts, 0.0)
-    return functools.partial(step, axis_name=None)
+    return package_step.make_step(config, stage, network, losses.cross_entropy, optimizer, dro, counts, 0.0)
 
 
 def make_optimizer(num_groups: int) -> optax.GradientTransformationExtraArgs:
@@ -257,7 +257,40 @@ def _backward(size: Size, gate: str, **options: Any) -> Variant:
     return Variant(lambda: jax.block_until_ready(program(setup.params, setup.batch)), facts)
 
 
-def _step(size: Size, gate: str, *, robust: bool, frozen: bool = False, **options: Any) -> Variant:
+def compiled_step(
+    step: package_step.Step, programs: str, state: states.TrainState, batch: Mapping[str, jax.Array]
+) -> tuple[Callable, states.TrainState, dict[str, Any]]:
+    """Compiles a step as `parallel.make_program` does and runs it once; also says what XLA counted, over all programs.
+
+    Returns:
+      (state, batch) -> (state, metrics), the state after the first step (the one given is consumed), and the facts.
+    """
+    facts: dict[str, Any] = {"programs": 0}
+
+    def compile_it(function: Callable, donate_argnums: Any) -> Callable:
+        made = []
+
+        def run(*args: Any) -> Any:
+            if not made:
+                donate = (donate_argnums,) if isinstance(donate_argnums, int) else donate_argnums
+                program, found = compiled(function, *args, donate=donate)
+                made.append(program)
+                facts["programs"] += 1
+                for name, value in found.items():
+                    join = sum if name == "xla_flops" else max  # memory is that of the larger program
+                    facts[name] = join((facts.get(name) or 0, value or 0)) if value is not None else facts.get(name)
+            return made[0](*args)
+
+        return run
+
+    run = parallel.compiled(step, programs, jax.devices()[0].platform, compile_it)
+    state, _ = jax.block_until_ready(run(state, batch))
+    return run, state, facts
+
+
+def _step(
+    size: Size, gate: str, *, robust: bool, frozen: bool = False, programs: str = "auto", **options: Any
+) -> Variant:
     """A train step whose state is donated; `frozen` leaves the encoders as they are."""
     setup = set_up(size, gate=gate, **options)
     optimizer = make_optimizer(size.g)
@@ -267,7 +300,7 @@ def _step(size: Size, gate: str, *, robust: bool, frozen: bool = False, **option
     # The state may not share buffers with anything that lives on: it is donated.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
     step = make_step(setup.network, optimizer, size.g, gate=gate, robust=robust)
-    program, facts = compiled(step, state, setup.batch, donate=(0,))
+    program, state, facts = compiled_step(step, programs, state, setup.batch)
     extra = setup.trained.flops if frozen else setup.cost.flops
     facts |= _facts(setup.cost.flops + (TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
     if options.get("kind") == "text":
@@ -384,6 +417,9 @@ METHODS = {
 
 def _step_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     entries = [Entry("train step", name, functools.partial(_step, size, **method)) for name, method in METHODS.items()]
+    for programs in ("one", "two"):
+        build = functools.partial(_step, size, **METHODS["soft_moe"], programs=programs)
+        entries.append(Entry("train step", f"soft_moe in {programs}", build))
     return entries + _torch_entries(size, ("train step",), options)
 
 

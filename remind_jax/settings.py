@@ -19,6 +19,7 @@ from remind_jax.ops import imputation, routing, soft_moe, sparse_moe
 _GATES = ("gated", "always", "never")
 CHOICES: dict[str, Iterable[str]] = {
     "parallel": parallel.KINDS,
+    "programs": parallel.PROGRAMS,
     "sampler": samplers.KINDS,
     "sampler_pairs": samplers.PAIRS,
     "sampler_move": samplers.MOVES,

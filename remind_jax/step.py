@@ -181,6 +181,41 @@ def _make_mixup(config: Any, network: Network, num_groups: int) -> Callable[...,
     return mixup
 
 
+class Found(NamedTuple):
+    """What the first half of a step finds besides the gradient; sums are over all devices.
+
+    Attributes:
+      loss_sum, count: sums of losses and samples of each group of the objective, [g] or [g * c].
+      open_sum: sum of the shares of tokens with an open gate, ().
+      norm: of the gradient, ().
+      statistics: new running statistics of batch norms, by path; empty where they rest.
+      extra: metrics of single objectives, () each.
+    """
+
+    loss_sum: jax.Array
+    count: jax.Array
+    open_sum: jax.Array
+    norm: jax.Array
+    statistics: Params
+    extra: dict[str, jax.Array]
+
+
+class Step(NamedTuple):
+    """A train step in two halves, which run as one program or as two (`parallel.make_program`).
+
+    Attributes:
+      gradient: (state, batch, axis_name=...) -> (gradient of the trained parameters over all devices, Found).
+      update: (state, gradient, Found) -> (state, metrics).
+    """
+
+    gradient: Callable[..., tuple[Params, Found]]
+    update: Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]
+
+    def __call__(self, state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
+        """Both halves, (state, batch) -> (state, metrics)."""
+        return self.update(state, *self.gradient(state, batch, axis_name=axis_name))
+
+
 def make_step(
     config: Any,
     stage: Stage,
@@ -192,7 +227,7 @@ def make_step(
     decay: float,
     offset: np.ndarray | None = None,
     masks: np.ndarray | None = None,
-) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
+) -> Step:
     """The step of a stage as a function of one device's share of a batch.
 
     The loss of a step is a sum over groups of (sum of losses) times a factor that holds the objective: sums and counts
@@ -215,16 +250,32 @@ def make_step(
       (state, batch, axis_name=...) -> (state, metrics); for an ensemble, arrays of the state have an axis of networks
       first, and metrics are means over them.
     """
-    num_groups = len(train_counts)
     robust = config.objective.kind == "group_dro" and stage.robust
-    factors = _make_factors(config, robust, dro, train_counts)
-    mixup = _make_mixup(config, network, num_groups) if config.objective.mixup_weight else None
+    gradient = _make_gradient(
+        config, stage, network, loss, _make_factors(config, robust, dro, train_counts), train_counts, offset, masks
+    )
+    step = Step(gradient, _make_update(optimizer, robust, len(train_counts), decay))
+    return step if config.ensemble == 1 else _for_ensemble(step)
+
+
+def _make_gradient(
+    config: Any,
+    stage: Stage,
+    network: Network,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    factors: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    train_counts: np.ndarray,
+    offset: np.ndarray | None,
+    masks: np.ndarray | None,
+) -> Callable[..., tuple[Params, Found]]:
+    """The first half of a step; `factors` from `_make_factors`, the rest as for `make_step`."""
+    mixup = _make_mixup(config, network, len(train_counts)) if config.objective.mixup_weight else None
     noisy = config.fusion.kind != "soft_moe" and config.fusion.noise
     hides = config.train.hide_samples > 0
     draws = noisy or hides or config.model.encoder_dropout > 0 or config.fusion.dropout > 0
     distill = config.objective.distill_weight
 
-    def step(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
+    def gradient(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
         keys = _sample_keys(config, state.step, len(batch["label"]), axis_name) if draws else None
         seen = _hidden(batch, keys, config.train, masks) if hides else batch
@@ -252,40 +303,59 @@ def make_step(
                 value = value + penalty
             return value, (loss_sum, count, open_sum, output.statistics, extra)
 
-        gradient, (loss_sum, count, open_sum, statistics, extra) = jax.grad(objective, has_aux=True)(state.params)
-        gradient = total(gradient)
+        slopes, (loss_sum, count, open_sum, statistics, extra) = jax.grad(objective, has_aux=True)(state.params)
+        slopes = total(slopes)
+        return slopes, Found(loss_sum, count, open_sum, optax.tree.norm(slopes), statistics, extra)
+
+    return gradient
+
+
+def _make_update(
+    optimizer: optax.GradientTransformationExtraArgs, robust: bool, num_groups: int, decay: float
+) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
+    """The second half of a step; `robust` is whether λ moves, the rest as for `make_step`."""
+
+    def update(state: states.TrainState, gradient: Params, found: Found):
         updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, group_loss_sum=loss_sum, group_count=count
+            gradient,
+            state.opt_state,
+            state.params,
+            group_loss_sum=found.loss_sum,
+            group_count=found.count,
+            gradient_norm=found.norm,
         )
         if not robust:
             opt_state = states.with_dro(opt_state, state.opt_state["dro"])
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1.0 - decay) if state.ema else state.ema
-        samples = jnp.sum(count)
+        samples = jnp.sum(found.count)
         metrics = {
-            "train/loss": jnp.sum(loss_sum) / samples,
-            "train/gradient_norm": optax.tree.norm(gradient),
-            "gate/open_rate": open_sum / samples,
+            "train/loss": jnp.sum(found.loss_sum) / samples,
+            "train/gradient_norm": found.norm,
+            "gate/open_rate": found.open_sum / samples,
             "lambda": jnp.exp(opt_state["dro"].log_weights),
-            "group_loss_sum": loss_sum.reshape(num_groups, -1).sum(axis=1),
-            "group_count": count.reshape(num_groups, -1).sum(axis=1),
-            **extra,
+            "group_loss_sum": found.loss_sum.reshape(num_groups, -1).sum(axis=1),
+            "group_count": found.count.reshape(num_groups, -1).sum(axis=1),
+            **found.extra,
         }
-        frozen = {**state.frozen, **statistics}
+        frozen = {**state.frozen, **found.statistics}
         return states.TrainState(state.step + 1, params, frozen, opt_state, ema), metrics
 
-    return step if config.ensemble == 1 else _for_ensemble(step)
+    return update
 
 
-def _for_ensemble(step: Callable[..., Any]) -> Callable[..., Any]:
+def _for_ensemble(step: Step) -> Step:
     """The same step for several networks at once, each with a state of its own."""
 
-    def steps(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
-        one = functools.partial(step, axis_name=axis_name)
-        state, metrics = jax.vmap(one, in_axes=(0, None), axis_name=_NETWORKS)(state, batch)
+    def gradient(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
+        one = functools.partial(step.gradient, axis_name=axis_name)
+        return jax.vmap(one, in_axes=(0, None), axis_name=_NETWORKS)(state, batch)
+
+    def update(state: states.TrainState, gradient: Params, found: Found):
+        state, metrics = jax.vmap(step.update)(state, gradient, found)
         return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 
-    return steps
+    return Step(gradient, update)
 
 
 def _without_group_parts(params: Params, is_plain: jax.Array) -> Params:

@@ -219,7 +219,7 @@ class Trainer:
             self.offset,
             self.groups.masks,
         )
-        program = parallel.make_program(step_function, config.parallel, self.devices)
+        program = parallel.make_program(step_function, config.parallel, self.devices, config.programs)
         evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
         recorder = _Recorder(self.folder, stage.name, self.groups.names, self._cell_names(), config.train.log_every)
         placed, pending = program.place(state), None

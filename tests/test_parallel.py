@@ -12,7 +12,7 @@ from remind_jax.checkpoint import host_copy
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.models.model import ensemble_of, make_network
-from remind_jax.step import make_dro, make_loss, make_step, plan_stages
+from remind_jax.step import Step, make_dro, make_loss, make_step, plan_stages
 from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
 
@@ -22,6 +22,7 @@ MASKS = np.array([[True, True], [True, False], [False, True]])
 # Of the four devices the first two see one group only, the third sees two and the last the rare one alone.
 GROUPS = np.array([0, 0, 0, 0, 0, 1, 2, 2], np.int32)
 STEPS = 5
+SLOW = [("jit", "one"), ("pmap", "two")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,10 +60,10 @@ def _batch(step: int) -> dict[str, np.ndarray]:
     }
 
 
-def _start(config, network=None):
-    """The step function of the last stage, and its state on the host."""
+def _start(config, network=None, stage: int = -1):
+    """The step function of a stage, the last one, and its state on the host."""
     network = network or make_network(settings.model_spec(config), INPUTS, len(COUNTS), 3)
-    stage = plan_stages(config, 100, {name: spec.kind for name, spec in INPUTS.items()})[-1]
+    stage = plan_stages(config, 100, {name: spec.kind for name, spec in INPUTS.items()})[stage]
     dro = make_dro(config, COUNTS)
     optimizer = states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=config.optim.clip, dro=dro)
     loss = make_loss(config, np.ones(3) / 3)
@@ -75,9 +76,9 @@ def _start(config, network=None):
     return step, host_copy(states.start(params, stage.is_frozen, optimizer, 0, ema=True, ensemble=config.ensemble))
 
 
-def _train(step, state, kind: str, devices: int):
+def _train(step, state, kind: str, devices: int, programs: str = "one"):
     """The state after some steps, and the metrics of each."""
-    program = parallel.make_program(step, kind, jax.devices()[:devices])
+    program = parallel.make_program(step, kind, jax.devices()[:devices], programs)
     placed, metrics = program.place(state), []
     for i in range(STEPS):
         placed, values = program.step(placed, _batch(i))
@@ -122,9 +123,57 @@ def test_the_setting_exercises_what_it_should(alone):
     assert int(state.step) == STEPS
 
 
-@pytest.mark.parametrize("kind", parallel.KINDS)
-def test_four_devices_give_the_numbers_of_one(alone, kind):
-    _assert_same(_train(*_start(_config()), kind, 4), alone)
+@pytest.mark.parametrize(
+    ("kind", "programs"), [("jit", "two"), ("pmap", "one"), *(pytest.param(*x, marks=pytest.mark.slow) for x in SLOW)]
+)
+def test_four_devices_give_the_numbers_of_one(alone, kind, programs):
+    _assert_same(_train(*_start(_config()), kind, 4, programs), alone)
+
+
+@pytest.mark.slow
+def test_the_first_stage_gives_the_same_numbers_in_two_programs():
+    step, state = _start(_config(train__joint_epochs=1.0), stage=0)
+    assert "block_0/group_router" in state.frozen
+    _assert_same(_train(step, state, "jit", 1, "two"), _train(step, state, "jit", 1))
+
+
+def test_two_programs_use_the_memory_of_one_gradient_and_keep_it_out_of_the_state():
+    """Each run of the first program is given the last gradient, and no array of a state or of metrics is among them."""
+    given = []
+
+    def compile_it(function, donate_argnums):
+        ready = jax.jit(function, donate_argnums=donate_argnums, keep_unused=True)
+
+        def run(*arguments):
+            if donate_argnums == 2:
+                given.append({path: x.unsafe_buffer_pointer() for path, x in arguments[2].items()})
+            return ready(*arguments)
+
+        return run
+
+    step, state = _start(_config(), linear_network())
+    run = parallel.compiled(step, "two", "cpu", compile_it)
+    state = jax.device_put(state, jax.devices()[0])
+    for i in range(3):
+        state, metrics = run(state, jax.device_put(_batch(i), jax.devices()[0]))
+    assert given[0].keys() == state.params.keys()
+    assert given[1] == given[2]
+    held = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((state, metrics))}
+    assert not held & set(given[2].values())
+
+
+@pytest.mark.parametrize(("entries", "programs"), [(2**21, 2), (2**21 - 1, 1)])
+def test_large_steps_run_as_two_programs_on_cpu(entries, programs):
+    def made(platform, choice, axis_name=None):
+        count = []
+        update = lambda state, gradient, found: (state, found)  # noqa: E731
+        step = Step(lambda state, batch, axis_name: (state.params, batch), update)
+        run = parallel.compiled(step, choice, platform, lambda f, donate_argnums: count.append(1) or f, axis_name)
+        run(states.TrainState(0, {"w": np.zeros(entries, np.float32)}, {}, {}, {}), {})
+        return len(count)
+
+    assert made("cpu", "auto") == programs
+    assert (made("gpu", "auto"), made("cpu", "auto", "data"), made("cpu", "one"), made("gpu", "two")) == (1, 1, 1, 2)
 
 
 @pytest.mark.slow
@@ -133,7 +182,7 @@ def test_ensembles_give_the_same_numbers_on_any_number_of_devices():
     config.update(ensemble=3, ensemble_plain=1)
     one = _train(*_start(config), "jit", 1)
     for kind in parallel.KINDS:
-        _assert_same(_train(*_start(config), kind, 4), one)
+        _assert_same(_train(*_start(config), kind, 4, "two"), one)
     router = one[0].params["block_0/group_router"]
     assert len(router) == 3
     # Only a plain network leaves its group routers alone; others have dropout of their own and go other ways.
