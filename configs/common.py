@@ -202,7 +202,7 @@ def base() -> ml_collections.ConfigDict:
     train.select = "loss"  # tuning metric that picks the weights: loss | accuracy | macro_f1 | auroc | last
     train.keep_better_stage = False  # stage 2 starts from the best weights of stage 1 and must beat them to count
     train.log_every = 10  # steps
-    train.keep = 1  # step checkpoints to keep for analyses; 0 is all
+    train.keep = 2  # newest checkpoints to keep: the second is there for when the first is damaged; 0 is all
     train.threads = 2  # that prepare batches
 
     c.optim = optim = ml_collections.ConfigDict()

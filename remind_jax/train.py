@@ -152,12 +152,12 @@ class Trainer:
         return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
 
     def train(self, bar: progress.Silent) -> Params:
-        """Runs all stages, from the newest checkpoint if there is one, and returns the chosen weights."""
+        """Runs all stages, from the newest checkpoint that is whole if there is one, and returns the chosen weights."""
         config = self.config
-        checkpoints = Checkpoints(self.folder.path / "checkpoints", config.train.keep)
+        checkpoints = Checkpoints(self.folder.path / "checkpoints", config.train.keep, say=bar.say)
         params = initial_params(config, self.network, self.data.inputs)
         cursor, best, state = Cursor(), params, None
-        latest = checkpoints.latest_step()
+        latest = checkpoints.newest_whole()
         if latest is not None:
             record = checkpoints.record(latest)
             cursor = Cursor(**record["cursor"])

@@ -1,13 +1,20 @@
 """Checkpoints: what is saved comes back bit for bit, and copies do not share memory with donated buffers."""
 
+import errno
+import pathlib
+import shutil
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from remind_jax import checkpoint
 from remind_jax import state as states
-from remind_jax.checkpoint import Checkpoints, host_copy
+from remind_jax.checkpoint import SUMS, Checkpoints, host_copy
+from remind_jax.errors import UserError
 from remind_jax.objectives.group_dro import group_dro
 
 RECORD = {"cursor": {"stage": 1, "best": -0.1, "waited": 2, "ended": False}, "preprocessor": {"labs": {"mean": [1.5]}}}
@@ -122,3 +129,167 @@ def test_host_copy_of_host_arrays_is_a_copy():
     copied = host_copy({"a": source})["a"]
     source[0] = 1.0
     assert copied[0] == 0.0
+
+
+# ---- Damage ---------------------------------------------------------------------------------------------------------
+
+
+def _arrays(step: int) -> dict:
+    return {"x": np.full(300, step, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> pathlib.Path:
+    """A folder with checkpoints of steps 10 and 20."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=2)
+    for step in (10, 20):
+        checkpoints.save(step, _arrays(step), {"step": step})
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def two(saved, tmp_path) -> pathlib.Path:
+    """A copy of it to damage."""
+    return pathlib.Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+def _files(saved: pathlib.Path) -> list[str]:
+    return sorted(path.relative_to(saved / "20").as_posix() for path in (saved / "20").rglob("*") if path.is_file())
+
+
+def _flip(file: pathlib.Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def _cut(file: pathlib.Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_digests_are_those_that_sha256sum_reads(saved):
+    done = subprocess.run(["sha256sum", "-c", "--strict", SUMS], cwd=saved / "20", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    listed = {line.rpartition(": ")[0] for line in done.stdout.splitlines()}
+    assert listed == set(_files(saved)) - {SUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, pathlib.Path.unlink])
+def test_any_damaged_file_is_named_and_the_checkpoint_before_it_is_taken(saved, tmp_path, damage):
+    """Of every file, one at a time; of orbax's two marks, which restoring never reads, only that they are there."""
+    for name in _files(saved):
+        if damage is not pathlib.Path.unlink and name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+            continue
+        folder = pathlib.Path(shutil.copytree(saved, tmp_path / name.replace("/", "_")))
+        damage(folder / "20" / name)
+        said = []
+        checkpoints = Checkpoints(folder, keep=2, say=said.append)
+        with pytest.raises(UserError, match=r"step 20 .* is damaged"):
+            checkpoints.record(20)
+        with pytest.raises(UserError, match=r"step 20 .* is damaged"):
+            checkpoints.arrays(20, _arrays(0))
+        assert checkpoints.newest_whole() == 10
+        assert len(said) == 1
+        assert "step 20 is damaged" in said[0]
+        assert name in said[0]
+        assert checkpoints.steps() == [10]
+        assert checkpoints.arrays(10, _arrays(0))["x"].tolist() == [10] * 300
+        checkpoints.save(20, _arrays(21), {"step": 21})  # that step can be taken again
+        assert checkpoints.record(20) == {"step": 21}
+        checkpoints.close()
+
+
+def test_an_added_file_is_damage(two):
+    (two / "20" / "arrays" / "d" / "more").write_bytes(b"x")
+    with pytest.raises(UserError, match=f"arrays/d/more is not in {SUMS}"):
+        Checkpoints(two).arrays(20, _arrays(0))
+
+
+def test_a_file_in_place_of_a_checkpoint_is_damage(two):
+    shutil.rmtree(two / "20")
+    (two / "20").write_text("x")
+    checkpoints = Checkpoints(two, say=lambda text: None)
+    assert checkpoints.newest_whole() == 10
+
+
+def test_when_all_are_damaged_none_is_taken(two):
+    for step in ("10", "20"):
+        _flip(two / step / "record" / "metadata")
+    said = []
+    checkpoints = Checkpoints(two, say=said.append)
+    assert checkpoints.newest_whole() is None
+    assert len(said) == 2
+    assert sorted(path.name for path in two.iterdir()) == ["damaged-10", "damaged-20"]
+
+
+def test_a_checkpoint_of_an_older_version_still_opens_and_says_that_it_cannot_be_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_DIGESTED", "of no meaning then")
+    old = Checkpoints(tmp_path / "checkpoints")
+    old.save(10, _arrays(10), {"step": 10})
+    old.close()
+    monkeypatch.undo()
+    (tmp_path / "checkpoints" / "10" / SUMS).unlink()
+    said = []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", say=said.append)
+    assert checkpoints.newest_whole() == 10
+    assert checkpoints.arrays(10, _arrays(0))["x"].tolist() == [10] * 300
+    assert said == ["the checkpoint of step 10 is of an older version, without digests: it cannot be checked"]
+
+
+def test_other_arrays_are_refused_in_one_line(two):
+    with pytest.raises(UserError, match="does not fit this program"):
+        Checkpoints(two).arrays(20, {"y": np.zeros(3, np.float32)})
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot open checkpoints"):
+        Checkpoints(tmp_path / "file" / "checkpoints")
+
+
+# ---- Saves that fail ------------------------------------------------------------------------------------------------
+
+
+def _failing(monkeypatch, errors: list[Exception]) -> None:
+    """Lets the next saves fail in the background, just before they are committed."""
+    sums = checkpoint._sums
+
+    def fail(folder: pathlib.Path) -> str:
+        if errors and "tmp" in folder.name:
+            raise errors.pop()
+        return sums(folder)
+
+    monkeypatch.setattr(checkpoint, "_sums", fail)
+
+
+def test_a_save_that_fails_in_the_background_is_tried_again(tmp_path, monkeypatch):
+    _failing(monkeypatch, [OSError(errno.EIO, "Input/output error")])
+    said = []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=0, say=said.append)
+    for step in (10, 20):
+        checkpoints.save(step, _arrays(step), {"step": step})
+    checkpoints.close()
+    assert said == ["the checkpoint of step 10 could not be saved (Input/output error); trying once more"]
+    again = Checkpoints(tmp_path / "checkpoints", keep=0)
+    assert again.steps() == [10, 20]
+    assert again.arrays(10, _arrays(0))["x"].tolist() == [10] * 300
+    again.close()
+
+
+def test_a_save_that_fails_twice_is_one_line_and_leaves_the_step_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", say=lambda text: None)
+    checkpoints.save(10, _arrays(10), {"step": 10})
+    assert checkpoints.steps() == [10]
+    _failing(monkeypatch, [OSError(errno.ENOSPC, "No space left on device") for _ in range(2)])
+    checkpoints.save(20, _arrays(20), {"step": 20})
+    with pytest.raises(UserError, match=r"cannot save the checkpoint of step 20 .*No space left on device") as caught:
+        checkpoints.close()
+    assert "\n" not in str(caught.value)
+    # The step is forgotten, what is there stays, and later saves work.
+    assert checkpoints.steps() == [10]
+    checkpoints.save(30, _arrays(30), {"step": 30})
+    assert checkpoints.steps() == [30]
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["30"]
