@@ -213,6 +213,7 @@ def make_step(
     *,
     gate: str,
     robust: bool,
+    group_rows: str = "all",
 ) -> package_step.Step:
     """The package's train step on one device, without dropout and averaging."""
     space = types.SimpleNamespace
@@ -223,6 +224,7 @@ def make_step(
         model=space(encoder_dropout=0.0),
         fusion=space(kind="soft_moe", dropout=0.0),
         train=space(hide_samples=0.0),
+        optim=space(group_rows=group_rows),
         objective=space(kind="group_dro" if robust else "erm", mixup_weight=0.0, distill_weight=0.0),
         dro=space(weights="current", normalize_present=False),
     )
@@ -232,10 +234,10 @@ def make_step(
     return package_step.make_step(config, stage, network, losses.cross_entropy, optimizer, dro, counts, 0.0)
 
 
-def make_optimizer(num_groups: int) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(num_groups: int, by_rows: bool = False) -> optax.GradientTransformationExtraArgs:
     """AdamW without clipping, and λ."""
-    schedule = optax.constant_schedule(LEARNING_RATE)
-    return states.make_optimizer(schedule, weight_decay=WEIGHT_DECAY, clip=0.0, dro=group_dro.group_dro(num_groups))
+    schedule, dro = optax.constant_schedule(LEARNING_RATE), group_dro.group_dro(num_groups)
+    return states.make_optimizer(schedule, weight_decay=WEIGHT_DECAY, clip=0.0, dro=dro, by_rows=by_rows)
 
 
 def _facts(cost_flops: int, parameters: int, batch: int, library: str = "jax") -> dict[str, Any]:
@@ -289,17 +291,24 @@ def compiled_step(
 
 
 def _step(
-    size: Size, gate: str, *, robust: bool, frozen: bool = False, programs: str = "auto", **options: Any
+    size: Size,
+    gate: str,
+    *,
+    robust: bool,
+    frozen: bool = False,
+    programs: str = "auto",
+    group_rows: str = "all",
+    **options: Any,
 ) -> Variant:
     """A train step whose state is donated; `frozen` leaves the encoders as they are."""
     setup = set_up(size, gate=gate, **options)
-    optimizer = make_optimizer(size.g)
+    optimizer = make_optimizer(size.g, group_rows == "batch")
     state = states.start(
         setup.params, lambda path: frozen and path.startswith("encoders/"), optimizer, step=0, ema=False
     )
     # The state may not share buffers with anything that lives on: it is donated.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-    step = make_step(setup.network, optimizer, size.g, gate=gate, robust=robust)
+    step = make_step(setup.network, optimizer, size.g, gate=gate, robust=robust, group_rows=group_rows)
     program, state, facts = compiled_step(step, programs, state, setup.batch)
     extra = setup.trained.flops if frozen else setup.cost.flops
     facts |= _facts(setup.cost.flops + (TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
@@ -430,10 +439,11 @@ def _group_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     size = dataclasses.replace(size, m=16, t=max(1, tokens // 16))
     return [
         Entry(
-            "train step",
+            "train step" if group_rows == "batch" else "train step, all rows",
             f"{count} combinations",
-            functools.partial(_step, dataclasses.replace(size, g=count), **METHODS["remind"]),
+            functools.partial(_step, dataclasses.replace(size, g=count), group_rows=group_rows, **METHODS["remind"]),
         )
+        for group_rows in ("batch", "all")
         for count in (6, 60, 1_000, 10_000)
     ]
 

@@ -112,12 +112,19 @@ def _two_programs(step: Any, compile_it: Callable[..., Callable], axis_name: str
     kept = []
 
     def run(state: State, batch: Any) -> tuple[State, Metrics]:
-        old = kept.pop() if kept else jax.tree.map(jnp.zeros_like, state.params)
+        old = kept.pop() if kept else _room_for_gradient(step, state, batch, axis_name)
         state, metrics, new = update(state, *gradient(state, batch, old))
         kept.append(new)
         return state, metrics
 
     return run
+
+
+def _room_for_gradient(step: Any, state: State, batch: Any, axis_name: str | None) -> Any:
+    """Zeros of the shapes of the gradient, each where its parameter lies."""
+    function = functools.partial(step.gradient, axis_name=axis_name)
+    shapes, _ = jax.eval_shape(function if axis_name is None else jax.vmap(function, axis_name=axis_name), state, batch)
+    return jax.tree.map(lambda x, like: jnp.zeros(x.shape, x.dtype, device=like.sharding), shapes, state.params)
 
 
 def _jit_program(step: Callable[..., Any], devices: list[jax.Device], programs: str) -> Program:

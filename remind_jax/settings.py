@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from remind_jax import parallel
+from remind_jax import parallel, rows
 from remind_jax.data import samplers, tabular
 from remind_jax.data.sources import SOURCES
 from remind_jax.errors import UserError, did_you_mean
@@ -56,6 +56,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "train.freeze": ("encoders", "encoders+projections", "nothing"),
     "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
     "eval.adjust_prior": ("none", "accuracy", "macro_f1"),
+    "optim.group_rows": rows.KINDS,
     "optim.schedule": ("cosine", "step", "constant"),
 }
 AT_LEAST_ONE = (
@@ -125,8 +126,19 @@ def validate(config: Any) -> None:
         raise UserError("objective.distill_weight teaches samples that lose modalities: set train.hide_samples")
     if config.fusion.kind != "soft_moe" and config.fusion.group_routers:
         raise UserError(f"fusion.group_routers belong to fusion.kind=soft_moe, not {config.fusion.kind}")
+    _validate_rows(config)
     if config.fusion.experts < 2:
         raise UserError(f"fusion.experts={config.fusion.experts} leaves nothing to route to: use at least 2")
+
+
+def _validate_rows(config: Any) -> None:
+    """Rows of a batch alone do not serve samples of no known combination, nor experts that belong to combinations."""
+    if config.optim.group_rows != "batch":
+        return
+    if config.train.hide_samples:
+        raise UserError("optim.group_rows=batch knows the combinations of the data only: set train.hide_samples=0")
+    if config.fusion.kind != "soft_moe":
+        raise UserError(f"optim.group_rows=batch belongs to fusion.kind=soft_moe, not {config.fusion.kind}")
 
 
 def _validate_pairs(config: Any) -> None:

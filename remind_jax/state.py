@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from remind_jax import rows
+
 Params = dict[str, jax.Array]
 
 # Their values are lengths and offsets, not directions: shrinking them does not regularise.
@@ -23,7 +25,7 @@ class TrainState(NamedTuple):
       params: parameters that are trained in this stage, by path.
       frozen: the others; they have no optimizer state.
       opt_state: of the optimizer, group weights λ included.
-      ema: averages of `params`; empty when averaging is off.
+      ema: averages of `params`, without tables that are trained by rows; empty when averaging is off.
     """
 
     step: jax.Array
@@ -39,7 +41,7 @@ class TrainState(NamedTuple):
 
     def weights(self) -> Params:
         """All parameters for evaluation: averaged ones where they exist."""
-        return {**self.frozen, **(self.ema or self.params)}
+        return {**self.frozen, **self.params, **self.ema}
 
 
 def partition(params: Params, is_frozen: Callable[[str], bool]) -> tuple[Params, Params]:
@@ -87,7 +89,12 @@ def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, weight_decay: float, clip: float, dro: optax.GradientTransformationExtraArgs
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    clip: float,
+    dro: optax.GradientTransformationExtraArgs,
+    by_rows: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with optional clipping of the global norm, beside the transform that keeps λ.
 
@@ -96,16 +103,17 @@ def make_optimizer(
       weight_decay: decoupled, times the learning rate; biases and norm scales are left alone.
       clip: largest global gradient norm; 0 is no clipping.
       dro: from `group_dro`.
+      by_rows: train tables of combinations by the rows of a batch, see `rows`.
     """
 
     def decayed(params: Params) -> dict[str, bool]:
         return {path: not _NOT_DECAYED.search(path) for path in params}
 
-    return optax.named_chain(
-        ("clip", clip_by_norm(clip)),
-        ("adamw", optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)),
-        ("dro", dro),
-    )
+    adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
+    parts = [("adamw", adamw)]
+    if by_rows:
+        parts = [("adamw", rows.split_adamw(adamw)), ("rows", rows.row_adamw(schedule, weight_decay))]
+    return optax.named_chain(("clip", clip_by_norm(clip)), *parts, ("dro", dro))
 
 
 def with_dro(opt_state: Any, dro_state: Any) -> Any:
@@ -128,11 +136,16 @@ def start(
     step: int,
     ema: bool,
     ensemble: int = 1,
+    by_rows: bool = False,
 ) -> TrainState:
-    """State at the beginning of a stage, with a fresh optimizer; of an ensemble all arrays have its axis first."""
+    """State at the beginning of a stage, with a fresh optimizer; of an ensemble all arrays have its axis first.
+
+    Tables that are trained by rows are not averaged: averages move at every step.
+    """
     if ensemble > 1:
-        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema))(params)
+        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema, by_rows=by_rows))(params)
     trained, frozen = partition(params, is_frozen)
     # Copies, because the buffers of a donated state must not alias each other.
-    average = {path: jnp.array(x, copy=True) for path, x in trained.items()} if ema else {}
+    averaged = [path for path in trained if ema and not (by_rows and rows.is_table(path))]
+    average = {path: jnp.array(trained[path], copy=True) for path in averaged}
     return TrainState(jnp.asarray(step, jnp.int32), trained, frozen, optimizer.init(trained), average)

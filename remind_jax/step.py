@@ -1,7 +1,6 @@
 """The plan of a run in stages, and the train step of a stage as a pure function."""
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from remind_jax import rows
 from remind_jax import state as states
 from remind_jax.models.model import Batch, Network, Output, Params, is_statistic
 from remind_jax.objectives import fair_mixup, group_dro, reweigh
 from remind_jax.ops import hiding, losses, sparse_moe
 
 _NETWORKS = "networks"  # axis of an ensemble
-_GROUP_PART = re.compile(r"/group_router$|^imputation/group$")
 
 
 class Stage(NamedTuple):
@@ -190,6 +189,7 @@ class Found(NamedTuple):
       norm: of the gradient, ().
       statistics: new running statistics of batch norms, by path; empty where they rest.
       extra: metrics of single objectives, () each.
+      rows: of tables of combinations, to which their gradients belong, [r]; None where those are of whole tables.
     """
 
     loss_sum: jax.Array
@@ -198,6 +198,7 @@ class Found(NamedTuple):
     norm: jax.Array
     statistics: Params
     extra: dict[str, jax.Array]
+    rows: jax.Array | None = None
 
 
 class Step(NamedTuple):
@@ -274,6 +275,7 @@ def _make_gradient(
     hides = config.train.hide_samples > 0
     draws = noisy or hides or config.model.encoder_dropout > 0 or config.fusion.dropout > 0
     distill = config.objective.distill_weight
+    by_rows = rows.only_of_batch(config, len(train_counts))
 
     def gradient(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
@@ -282,10 +284,16 @@ def _make_gradient(
         # What the averaged weights say of samples that have lost nothing.
         unhidden = network.apply(state.weights(), batch, gate=stage.train_gate).logits if distill else None
 
+        where, params, frozen = None, state.params, state.frozen
+        if by_rows:
+            where, local = rows.of_batch(batch["group"], len(train_counts), axis_name)
+            params, frozen = rows.take(params, where), rows.take(frozen, where)
+            seen = {**batch, "group": local}
+
         def objective(params: Params):
             if config.ensemble_plain:
                 params = _without_group_parts(params, _is_plain(config))
-            weights = {**state.frozen, **params}
+            weights = {**frozen, **params}
             norms = {"statistics": True, "axis_name": axis_name} if stage.statistics else {}
             output = network.apply(weights, seen, gate=stage.train_gate, keys=keys, **norms)
             each = _sample_losses(loss, output, batch, offset)
@@ -303,9 +311,9 @@ def _make_gradient(
                 value = value + penalty
             return value, (loss_sum, count, open_sum, output.statistics, extra)
 
-        slopes, (loss_sum, count, open_sum, statistics, extra) = jax.grad(objective, has_aux=True)(state.params)
+        slopes, (loss_sum, count, open_sum, statistics, extra) = jax.grad(objective, has_aux=True)(params)
         slopes = total(slopes)
-        return slopes, Found(loss_sum, count, open_sum, optax.tree.norm(slopes), statistics, extra)
+        return slopes, Found(loss_sum, count, open_sum, optax.tree.norm(slopes), statistics, extra, where)
 
     return gradient
 
@@ -323,11 +331,12 @@ def _make_update(
             group_loss_sum=found.loss_sum,
             group_count=found.count,
             gradient_norm=found.norm,
+            rows=found.rows,
         )
         if not robust:
             opt_state = states.with_dro(opt_state, state.opt_state["dro"])
-        params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1.0 - decay) if state.ema else state.ema
+        params = rows.add(state.params, updates, found.rows)
+        ema = optax.incremental_update({path: params[path] for path in state.ema}, state.ema, 1.0 - decay)
         samples = jnp.sum(found.count)
         metrics = {
             "train/loss": jnp.sum(found.loss_sum) / samples,
@@ -361,7 +370,7 @@ def _for_ensemble(step: Step) -> Step:
 def _without_group_parts(params: Params, is_plain: jax.Array) -> Params:
     """The parameters, those of single combinations held where they are in a plain network."""
     return {
-        path: jnp.where(is_plain, jax.lax.stop_gradient(x), x) if _GROUP_PART.search(path) else x
+        path: jnp.where(is_plain, jax.lax.stop_gradient(x), x) if rows.is_table(path) else x
         for path, x in params.items()
     }
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from remind_jax import parallel, progress, settings
+from remind_jax import parallel, progress, rows, settings
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
@@ -107,6 +107,7 @@ class Trainer:
         self.loss = make_loss(config, data.class_fractions)
         self.counts = objective_counts(config, data.label_counts)
         self.dro = make_dro(config, self.counts)
+        self.by_rows = rows.only_of_batch(config, len(self.groups))
 
     def _order(self) -> samplers.Order:
         """The order of training samples; with FairBatch under the shares at the start."""
@@ -140,13 +141,18 @@ class Trainer:
         )
         # The optimizer starts anew in each stage, the clock of the learning rate does not.
         return states.make_optimizer(
-            lambda count: schedule(count + stage.start), weight_decay=optim.weight_decay, clip=optim.clip, dro=self.dro
+            lambda count: schedule(count + stage.start),
+            weight_decay=optim.weight_decay,
+            clip=optim.clip,
+            dro=self.dro,
+            by_rows=self.by_rows,
         )
 
     def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
         """The state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
         ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
-        state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, ema, ensemble)
+        optimizer = self._optimizer(stage)
+        state = states.start(params, stage.is_frozen, optimizer, stage.start, ema, ensemble, self.by_rows)
         if carried_dro is None:
             return state
         return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))

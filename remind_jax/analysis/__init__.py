@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from remind_jax import settings
+from remind_jax import rows, settings
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints
 from remind_jax.data import dataset as datasets
@@ -114,12 +114,16 @@ def checkpoint_shapes(config: Any, stage: Stage, params: Params, label_counts: n
       label_counts: train rows by group and class, [g, c].
     """
     optim, dro = config.optim, make_dro(config, objective_counts(config, label_counts))
+    by_rows = rows.only_of_batch(config, len(label_counts))
     optimizer = states.make_optimizer(
-        optax.constant_schedule(0.0), weight_decay=optim.weight_decay, clip=optim.clip, dro=dro
+        optax.constant_schedule(0.0), weight_decay=optim.weight_decay, clip=optim.clip, dro=dro, by_rows=by_rows
     )
-    state = jax.eval_shape(
-        lambda p: states.start(p, stage.is_frozen, optimizer, stage.start, optim.ema > 0, config.ensemble), params
-    )
+
+    def start(params: Params) -> states.TrainState:
+        ema = optim.ema > 0
+        return states.start(params, stage.is_frozen, optimizer, stage.start, ema, config.ensemble, by_rows)
+
+    state = jax.eval_shape(start, params)
     return {"state": state, "best": params}
 
 

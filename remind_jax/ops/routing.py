@@ -25,23 +25,31 @@ def token_logits(tokens: jax.Array, router: jax.Array, normalize: bool) -> jax.A
 
 
 def effective_routers(
-    shared: jax.Array, residual: jax.Array, scale: jax.Array, *, normalize: bool, add_after_norm: bool = False
+    shared: jax.Array,
+    residual: jax.Array,
+    groups: jax.Array,
+    scale: jax.Array,
+    *,
+    normalize: bool,
+    add_after_norm: bool = False,
 ) -> jax.Array:
-    """Routers of every group at once: shared plus residual (Eq. 7), normalised after the sum.
+    """Routers of the groups of a batch: shared plus residual (Eq. 7), normalised after the sum.
 
-    Only the sum is ever normalised: the residuals start at zero and have no direction of their own.
+    Only the sum is ever normalised: the residuals start at zero and have no direction of their own. Rows are gathered
+    first, so that no group costs anything that is not in the batch.
 
     Args:
       shared: [d, e, s].
       residual: [g, d, e, s].
+      groups: of the samples, [b]; g, a combination that training has not seen, takes the shared router alone.
       scale: length of a normalised router, shape ().
       normalize: scale routers to that length over d; without it the sum is returned as it is.
       add_after_norm: add the residuals to the normalised shared router instead.
 
     Returns:
-      [g + 1, d, e, s]; the last row is the shared router alone, for combinations that training has not seen.
+      [b, d, e, s].
     """
-    residual = jnp.concatenate([residual, jnp.zeros_like(residual[:1])])
+    residual = residual.at[groups].get(mode="fill", fill_value=0)
     if not normalize:
         return shared[None] + residual
     if add_after_norm:

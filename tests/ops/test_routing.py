@@ -141,6 +141,7 @@ def test_joint_and_token_entropy_are_different_rules() -> None:
 
 # ---- Routers --------------------------------------------------------------------------------------------------------
 
+ALL = jnp.arange(G + 1)
 ROUTERS = [(False, False), (True, False), (True, True)]
 
 
@@ -148,18 +149,20 @@ ROUTERS = [(False, False), (True, False), (True, True)]
 def test_effective_routers_equal_the_reference(normalize: bool, add_after_norm: bool) -> None:
     rng = np.random.default_rng(3)
     shared, residual = rng.normal(size=(D, E, S)), rng.normal(size=(G, D, E, S))
-    args = (jnp.asarray(shared, jnp.float32), jnp.asarray(residual, jnp.float32), jnp.float32(1.7))
+    groups = jnp.asarray([2, G, 0, 2, 1])  # one group twice, one that training has not seen
+    args = (jnp.asarray(shared, jnp.float32), jnp.asarray(residual, jnp.float32), groups, jnp.float32(1.7))
     found = routing.effective_routers(*args, normalize=normalize, add_after_norm=add_after_norm)
     options = {"normalize": normalize, "add_after_norm": add_after_norm}
-    for group, own in enumerate([*residual, np.zeros((D, E, S))]):  # the last row is for unseen combinations
-        np.testing.assert_allclose(found[group], slow.effective_router(shared, own, 1.7, **options), atol=2e-6)
+    rows = [*residual, np.zeros((D, E, S))]
+    for router, group in zip(found, groups, strict=True):
+        np.testing.assert_allclose(router, slow.effective_router(shared, rows[group], 1.7, **options), atol=2e-6)
 
 
 def test_the_three_ways_to_add_residuals_differ() -> None:
     rng = np.random.default_rng(3)
     shared, residual = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((D, E, S), (G, D, E, S)))
     found = [
-        np.asarray(routing.effective_routers(shared, residual, jnp.float32(1.7), normalize=n, add_after_norm=a))
+        np.asarray(routing.effective_routers(shared, residual, ALL, jnp.float32(1.7), normalize=n, add_after_norm=a))
         for n, a in ROUTERS
     ]
     assert min(np.abs(found[i] - found[j]).max() for i in range(3) for j in range(i)) > 0.1
@@ -172,7 +175,7 @@ def test_zero_residuals_leave_the_shared_router_with_finite_gradients(normalize:
     options = {"normalize": normalize, "add_after_norm": add_after_norm}
 
     def routers(residual: jax.Array, common: jax.Array) -> jax.Array:
-        return routing.effective_routers(common, residual, jnp.float32(1.7), **options)
+        return routing.effective_routers(common, residual, ALL, jnp.float32(1.7), **options)
 
     zeros = jnp.zeros((G, D, E, S))
     np.testing.assert_array_equal(routers(zeros, shared), np.broadcast_to(alone, (G + 1, D, E, S)))

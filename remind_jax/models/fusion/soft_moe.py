@@ -150,9 +150,9 @@ class SoftMoEBlock(FusionBlock):
         if gate == "never":
             return routing.token_logits(x, shared_only, normalize), jnp.zeros(x.shape[0])
         routers = routing.effective_routers(
-            shared, self.group_router[...], scale, normalize=normalize, add_after_norm=spec.add_after_norm
+            shared, self.group_router[...], groups, scale, normalize=normalize, add_after_norm=spec.add_after_norm
         )
-        grouped = routing.token_logits(x, routers[groups], normalize)
+        grouped = routing.token_logits(x, routers, normalize)
         if gate == "always":
             return grouped, jnp.ones(x.shape[0])
         plain = routing.token_logits(x, shared_only, normalize)

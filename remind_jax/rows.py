@@ -1,0 +1,133 @@
+"""Tables with a row for each combination, of which a step moves the rows of its batch and leaves the others at rest.
+
+AdamW on a whole table moves rows whose combination is absent, by the momentum of steps long past and by weight decay,
+and pays for all of them at every step. Here each row is trained by an AdamW of its own, whose steps are those steps of
+the run in which its combination is in the batch: its moments and its count of steps rest in between, and so does the
+row. The cost of a step does not depend on the number of combinations.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Mapping[str, jax.Array]
+KINDS = ("auto", "all", "batch")
+_TABLE = re.compile(r"/group_router$|^imputation/group$")
+# Of optax.adamw, which trains what is no table.
+_B1, _B2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+def is_table(path: str) -> bool:
+    """Whether the first axis of a parameter is that of combinations."""
+    return _TABLE.search(path) is not None
+
+
+def only_of_batch(config: Any, num_groups: int) -> bool:
+    """Whether steps move the rows of their batch only; `auto` does where combinations outnumber the batch."""
+    if config.optim.group_rows != "auto":
+        return config.optim.group_rows == "batch"
+    # Samples that lose modalities (hide_samples) may be of no combination, which reads the mean of all rows.
+    able = config.fusion.kind == "soft_moe" and not config.train.hide_samples
+    return able and num_groups > config.train.batch_size
+
+
+def of_batch(groups: jax.Array, num_groups: int, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """The combinations of a batch, and where each sample's is among them.
+
+    Args:
+      groups: of this device's samples, [b], all below `num_groups`.
+      num_groups: g.
+      axis_name: of the devices, when each sees its share of the batch only; all find the same rows.
+
+    Returns:
+      Different rows in ascending order, filled up with g, int [r] with r = min(samples of the batch, g); and the place
+      of each sample's combination among them, int [b].
+    """
+    everywhere = groups if axis_name is None else jax.lax.all_gather(groups, axis_name, tiled=True)
+    rows = jnp.unique(everywhere, size=min(len(everywhere), num_groups), fill_value=num_groups)
+    return rows, jnp.searchsorted(rows, groups).astype(groups.dtype)
+
+
+def take(params: Params, rows: jax.Array) -> dict[str, jax.Array]:
+    """The parameters with `rows` [r] of the tables in place of the tables, [g, ...] -> [r, ...]."""
+    return {path: x.at[rows].get(mode="clip") if is_table(path) else x for path, x in params.items()}
+
+
+def add(params: Params, updates: Params, rows: jax.Array | None) -> dict[str, jax.Array]:
+    """The parameters after updates, those of tables by row; without `rows` of whole tables."""
+    if rows is None:
+        return optax.apply_updates(params, updates)
+    whole = optax.apply_updates(*({p: x for p, x in tree.items() if not is_table(p)} for tree in (params, updates)))
+    return {p: whole[p] if p in whole else x.at[rows].add(updates[p], mode="drop") for p, x in params.items()}
+
+
+def split_adamw(adamw: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """An optimizer of what is no table, which leaves the updates of tables as they are."""
+
+    def others(tree: Params) -> dict[str, jax.Array]:
+        return {path: x for path, x in tree.items() if not is_table(path)}
+
+    def update(updates, state, params, **extra_args):
+        del extra_args
+        moved, state = adamw.update(others(updates), state, others(params))
+        return {**updates, **moved}, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: adamw.init(others(params)), update)
+
+
+class RowState(NamedTuple):
+    """What the optimizer of rows remembers.
+
+    Attributes:
+      step: steps of the stage, (), int32.
+      counts: steps of each row, by table, [g], int32.
+      mu, nu: first and second moments, by table, [g, ...].
+    """
+
+    step: jax.Array
+    counts: dict[str, jax.Array]
+    mu: dict[str, jax.Array]
+    nu: dict[str, jax.Array]
+
+
+def row_adamw(schedule: Callable[[jax.Array], Any], weight_decay: float) -> optax.GradientTransformationExtraArgs:
+    """AdamW of the rows of tables, each with moments and bias correction of its own steps.
+
+    Args:
+      schedule: learning rate by the step of the stage, whether a row is in it or not.
+      weight_decay: decoupled, times the learning rate.
+
+    Returns:
+      A transform whose `update(updates, state, params, *, rows)` takes gradients of `rows` [r] of each table, [r, ...],
+      and gives what to add to those rows; the updates of other parameters stay as they are.
+    """
+
+    def init(params: Params) -> RowState:
+        tables = {path: x for path, x in params.items() if is_table(path)}
+        # One array a field: a donated state may not hold the same buffer twice.
+        zeros = [jax.tree.map(jnp.zeros_like, tables) for _ in range(2)]
+        return RowState(jnp.int32(0), {p: jnp.zeros(len(x), jnp.int32) for p, x in tables.items()}, *zeros)
+
+    def update(updates, state, params, *, rows, **extra_args):
+        del extra_args
+        rate, moved, counts, mu, nu = schedule(state.step), {}, {}, {}, {}
+        for path, kept in state.mu.items():
+            gradient = updates[path]
+            first, second, count, value = (
+                x.at[rows].get(mode="clip") for x in (kept, state.nu[path], state.counts[path], params[path])
+            )
+            first, second = _B1 * first + (1 - _B1) * gradient, _B2 * second + (1 - _B2) * jnp.square(gradient)
+            times = (count + 1).astype(jnp.float32).reshape(-1, *[1] * (gradient.ndim - 1))
+            direction = (first / (1 - _B1**times)) / (jnp.sqrt(second / (1 - _B2**times)) + _EPSILON)
+            moved[path] = -rate * (direction + weight_decay * value)
+            counts[path] = state.counts[path].at[rows].set(count + 1, mode="drop")
+            mu[path], nu[path] = (
+                x.at[rows].set(new, mode="drop") for x, new in ((kept, first), (state.nu[path], second))
+            )
+        return {**updates, **moved}, RowState(state.step + 1, counts, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
