@@ -212,9 +212,7 @@ def base() -> ml_collections.ConfigDict:
     optim.warmup = 0.05  # share of all steps, cosine only
     optim.step_epochs = 5.0  # StepLR period (paper 7.4)
     optim.step_rate = 0.1  # StepLR factor
-    # Rows of combinations that a step moves: all | batch (those in the batch) | auto: batch where there are more
-    # combinations than samples in a batch (remind_jax/rows.py).
-    optim.group_rows = "auto"
+    optim.group_rows = "auto"  # of combinations, moved by a step: all | batch (its own) | auto: batch from many on
     optim.clip = 1.0  # largest global gradient norm; 0 is no clipping
     optim.ema = 0.98  # decay of the averaged weights that are evaluated; 0 is off
 
