@@ -24,8 +24,6 @@ metrics.jsonl, config.json and checkpoints/, at once when all is done.
 """
 
 import contextlib
-import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -41,21 +39,20 @@ import numpy as np
 import polars as pl
 from absl import flags
 
-from remind_jax import analysis, cli, progress, settings
+from remind_jax import analysis, cli, progress
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import check, pipeline, splits
 from remind_jax.data import dataset as datasets
 from remind_jax.data.groups import Groups, count_combinations
 from remind_jax.data.manifest import Manifest, read_manifest
-from remind_jax.data.preprocess import Preprocessor
-from remind_jax.data.tabular import Tabular
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation import report as reports
-from remind_jax.models.model import Network, Params, is_statistic, make_network
+from remind_jax.finished import Finished, as_in_run, check_classes, open_finished
+from remind_jax.models.model import Network, Params, is_statistic
 from remind_jax.objectives import logit_adjust
 from remind_jax.ops import soft_moe
-from remind_jax.predict import Predicted, adjust_prior, logit_offset, make_predict, tuning_metrics
-from remind_jax.step import Stage, make_loss, plan_stages
+from remind_jax.predictions import Predicted, make_predict, tuning_metrics
+from remind_jax.step import Stage, make_loss
 from remind_jax.train import Cursor, Trainer
 from remind_jax.writer import RunFolder, config_digest
 
@@ -92,72 +89,14 @@ class Choice(NamedTuple):
         return ",".join([*self.parts, *([f"experts={self.experts:g}"] if self.experts else [])])
 
 
-class Finished(NamedTuple):
-    """A finished run as its folder tells it, without its data.
-
-    Attributes:
-      path: the folder.
-      config: its settings.
-      report: report.json.
-      groups: the combinations that its tables have rows for.
-      preprocessor: as fitted.
-      label_counts: rows that it was first trained on, by combination and class, [g', c]; combinations that were added
-        later have none.
-      params: the weights of its report.
-      stage: the last one of its plan.
-    """
-
-    path: pathlib.Path
-    config: ml_collections.ConfigDict
-    report: Mapping[str, Any]
-    groups: Groups
-    preprocessor: Preprocessor
-    label_counts: np.ndarray
-    params: Params
-    stage: Stage
-
-    @property
-    def class_fractions(self) -> np.ndarray:
-        """Share of each class among the train rows, float64 [c]."""
-        return self.label_counts.sum(axis=0) / self.label_counts.sum()
-
-    def network(self, groups: int) -> Network:
-        """Its network with tables for a number of combinations."""
-        spec = settings.model_spec(self.config)
-        return make_network(spec, self.preprocessor.inputs, groups, self.label_counts.shape[1])
-
-
 # ---- What goes in ---------------------------------------------------------------------------------------------------
 
 
-def open_finished(path: pathlib.Path) -> Finished:
-    """Reads a finished run, or what this command wrote, from its folder alone.
-
-    Raises:
-      UserError: there is none, it is an ensemble, or an older version made it, which did not keep what this needs.
-    """
-    config = analysis.read_config(path)
-    if config.ensemble > 1:
-        raise UserError(f"{path} is a run of several networks (ensemble={config.ensemble}): adapt a run of one")
-    if not (path / "checkpoints").is_dir():
-        raise UserError(f"{path} holds no checkpoints")
-    report = json.loads((path / "report.json").read_text(encoding="utf-8"))
-    with contextlib.closing(Checkpoints(path / "checkpoints", keep=0, read_only=True)) as checkpoints:
-        step = checkpoints.latest_step()
-        record = {} if step is None else checkpoints.record(step)
-        if "label_counts" not in record:
-            raise UserError(f"the run in {path} was made by an older version, which kept no combinations: run it again")
-        counts = np.array(record["label_counts"], np.int64)
-        preprocessor = Preprocessor.from_dict(record["preprocessor"])
-        kinds = {name: spec.kind for name, spec in preprocessor.inputs.items()}
-        stages = plan_stages(config, int(counts.sum()), kinds)
-        groups = Groups.from_dict(record["groups"])
-        run = Finished(path, config, report, groups, preprocessor, counts, {}, stages[-1])
-        shapes = jax.eval_shape(run.network(len(groups)).init, jax.random.key(0))
-        like = {"best": shapes}
-        if analysis.ADAPTED not in config:
-            like = analysis.checkpoint_shapes(config, stages[record["cursor"]["stage"]], shapes, counts)
-        return run._replace(params=checkpoints.arrays(step, like)["best"])
+def open_single(path: pathlib.Path) -> Finished:
+    """`finished.open_finished` that refuses ensembles (UserError)."""
+    if (count := analysis.read_config(path).ensemble) > 1:
+        raise UserError(f"{path} is a run of several networks (ensemble={count}): adapt a run of one")
+    return open_finished(path)
 
 
 def read_folder(run: Finished, folder: pathlib.Path) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
@@ -169,10 +108,8 @@ def read_folder(run: Finished, folder: pathlib.Path) -> tuple[Manifest, np.ndarr
     config = run.config
     options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
     manifest = read_manifest(folder, **options)
-    here, there = manifest.schema.classes, tuple(run.report["classes"])
-    if here != there:
-        raise UserError(f"{folder} has the classes {', '.join(here)}; the run has {', '.join(there)}, in this order")
-    manifest = _as_in_run(manifest, run.preprocessor, folder)
+    check_classes(manifest, run, folder)
+    manifest = as_in_run(manifest, run.preprocessor, folder)
     try:
         split = splits.make_splits(manifest, config.seed, config.data.fractions)
     except UserError:
@@ -181,30 +118,6 @@ def read_folder(run: Finished, folder: pathlib.Path) -> tuple[Manifest, np.ndarr
     findings = check.find_problems(manifest, split)
     check.refuse(findings)
     return manifest, split, findings
-
-
-def _as_in_run(manifest: Manifest, preprocessor: Preprocessor, folder: pathlib.Path) -> Manifest:
-    """The manifest with modalities, and columns of tables, in the run's order."""
-    there, encoders, modalities = {each.name: each for each in manifest.schema.modalities}, preprocessor.encoders, []
-    for name in there:
-        if name not in encoders:
-            raise UserError(f"{folder}: the run has no modality {name!r}{did_you_mean(name, encoders)}")
-    for name, encoder in encoders.items():
-        if name not in there:
-            raise UserError(f"{folder}: schema.yaml lacks the run's modality {name!r}; its column may be empty")
-        modality, spec = there[name], encoder.spec
-        if modality.kind != spec.kind:
-            raise UserError(f"{folder}: {name!r} is of kind {modality.kind}, in the run {spec.kind}")
-        if modality.shape and modality.shape != spec.shape:
-            raise UserError(f"{folder}: pixels of {name!r} are {list(modality.shape)}, in the run {list(spec.shape)}")
-        if isinstance(encoder, Tabular):
-            columns = {"columns": encoder.columns, "categorical": encoder.categorical}
-            if any(set(getattr(modality, key)) != set(wanted) for key, wanted in columns.items()):
-                wanted = ", ".join((*encoder.columns, *encoder.categorical))
-                raise UserError(f"{folder}: the table {name!r} has other columns than in the run: {wanted}")
-            modality = dataclasses.replace(modality, **columns)
-        modalities.append(modality)
-    return dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=tuple(modalities)))
 
 
 def own_data(run: Finished) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
@@ -346,25 +259,13 @@ class Adapter:
         self.new = np.arange(len(run.groups), len(data.groups))
         self.params = extend(run.params, len(self.new))
         self.network = run.network(len(data.groups))
-        self._predict = make_predict(
-            self.network, run.config.eval.batch_size, self._padded(logit_offset(run.config, run.label_counts))
-        )
+        self._predict = make_predict(self.network, run.config.eval.batch_size, run.offset(len(data.groups)))
         self._before: Predicted | None = None
-
-    def _padded(self, offset: np.ndarray | None) -> np.ndarray | None:
-        """Offsets of logits, [g' + 1, c] -> [g + 1, c]: new combinations have those of unknown ones, the last row."""
-        if offset is None:
-            return None
-        return np.concatenate([offset, np.repeat(offset[-1:], len(self.data.groups) + 1 - len(offset), axis=0)])
 
     def predict(self, params: Params, split: str = "held_out") -> Predicted:
         """Predictions as in the report of the run, its adjustment of the prior included."""
         predicted = self._predict(params, self.data.stores[split], self.run.stage.eval_gate)
-        adjustment = self.run.report.get("prior_adjustment")
-        if adjustment is None:
-            return predicted
-        probabilities = adjust_prior(predicted.probabilities, self.run.class_fractions, adjustment["power"])
-        return predicted._replace(probabilities=probabilities)
+        return predicted._replace(probabilities=self.run.adjusted(predicted.probabilities))
 
     @property
     def before(self) -> Predicted:
@@ -415,11 +316,10 @@ class Adapter:
         trainer = Trainer(config, self.data, folder, of_cut, [stage])
         trainer.loss = make_loss(config, run.class_fractions)
         prior = config.objective
-        trainer.offset = self._padded(
-            logit_adjust.train_offset(
-                prior.prior, prior.prior_mode, prior.prior_tau, run.label_counts, prior.prior_smoothing
-            )
+        offset = logit_adjust.train_offset(
+            prior.prior, prior.prior_mode, prior.prior_tau, run.label_counts, prior.prior_smoothing
         )
+        trainer.offset = run.padded(offset, len(self.data.groups))
         trainer.predict = lambda params, *rest: self._predict(joined(params, trained), *rest)
         start, cursor = cut(self.params, trained), Cursor()
         if config.train.select == "loss":
@@ -479,6 +379,8 @@ def _save(adapter: Adapter, folder: pathlib.Path, params: Params, step: int) -> 
     """The weights and what `open_finished` needs beside them."""
     run = adapter.run
     record = {"preprocessor": run.preprocessor.to_dict(), "groups": adapter.data.groups.to_dict()}
+    patients = np.concatenate([run.train_patients, adapter.data.train_patients[len(run.groups) :]])
+    record |= {"train_patients": patients.tolist(), "schema": run.schema.to_dict()}
     with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         checkpoints.save(step, {"best": host_copy(params)}, record | {"label_counts": run.label_counts.tolist()})
 
@@ -649,7 +551,7 @@ def main(arguments: list[str]) -> None:
     workdir, folder, out, choice = parse(arguments)
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
-    run = open_finished(workdir)
+    run = open_single(workdir)
     manifest, dealt, findings = read_folder(run, pathlib.Path(folder)) if folder else own_data(run)
     adapter = Adapter(run, prepare(run, manifest, dealt, choice.rows, findings))
     with progress.make(choice.steps, "adapting") as bar:

@@ -1,12 +1,13 @@
 """Command lines: configs from files and flags, and one line on stderr with exit code 2 for a user's mistake."""
 
+import argparse
 import difflib
 import importlib
 import pathlib
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
@@ -27,6 +28,17 @@ def run(command: Callable[[list[str]], None], usage: str | None) -> None:
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line and with how to call the command."""
+
+    def __init__(self, usage: str):
+        """`usage` is how to call the command, in one line."""
+        super().__init__(usage=usage, allow_abbrev=False, add_help=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (usage: {self.usage})")
 
 
 def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:

@@ -302,7 +302,7 @@ def _fit(config: Any, model: str, data: "Dataset") -> Fitted:
 
 def _score(select: str, labels: np.ndarray) -> Score:
     """What a choice by the tuning rows goes by, greater being better; `last` has no choice of its own: the loss."""
-    from remind_jax.predict import Predicted, tuning_metrics
+    from remind_jax.predictions import Predicted, tuning_metrics
 
     name = "loss" if select == "last" else select
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from remind_jax import atomic, cli, jobs, progress, variants
+from remind_jax import cli, jobs, progress, variants
 from remind_jax.errors import UserError
 from remind_jax.evaluation.comparison import RESAMPLES, Run
 from remind_jax.sweep_record import Record
@@ -315,16 +315,7 @@ def _tabulate(command: Command, runs: Sequence[Run], failed: Sequence[str]) -> N
 
     names = [variant.name for variant in command.variants]
     found = results.collect(runs, names, command.baselines, resamples=command.resamples, failures=failed)
-    contents = {
-        "runs.csv": tables.runs_csv(found),
-        "groups.csv": tables.groups_csv(found),
-        "differences.csv": tables.differences_csv(found),
-        "table.md": tables.markdown(found),
-        "table.tex": tables.latex(found),
-        "index.html": sweep_page.render(found),
-    }
-    for name, text in contents.items():
-        atomic.write_text(command.workdir / name, text)
+    sweep_page.write(found, command.workdir)
     print(tables.markdown(found, MOST_ROWS))
     print(f"Tables: {command.workdir / 'index.html'}")
 

@@ -22,7 +22,14 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.models.model import Network, Params, ensemble_of, is_statistic, load_pretrained, make_network
 from remind_jax.objectives import logit_adjust
-from remind_jax.predict import Predicted, adjust_prior, choose_prior_power, logit_offset, make_predict, tuning_metrics
+from remind_jax.predictions import (
+    Predicted,
+    adjust_prior,
+    choose_prior_power,
+    logit_offset,
+    make_predict,
+    tuning_metrics,
+)
 from remind_jax.step import Stage, make_dro, make_loss, make_step, objective_counts, plan_stages
 from remind_jax.writer import RunFolder, config_digest
 
@@ -283,6 +290,7 @@ class Trainer:
         record = {"cursor": dataclasses.asdict(cursor), "preprocessor": data.preprocessor.to_dict()}
         # With these the weights can be used where the data are not.
         record |= {"groups": data.groups.to_dict(), "label_counts": data.label_counts.tolist()}
+        record |= {"train_patients": data.train_patients.tolist(), "schema": data.manifest.schema.to_dict()}
         return record | ({"sampler": self.fair_batch.record()} if self.fair_batch is not None else {})
 
     def _evaluate(

@@ -103,7 +103,7 @@ def adapters(runs):
     """Adapters of the runs to the rows that they left out."""
 
     def make(path):
-        run = adapt.open_finished(path)
+        run = adapt.open_single(path)
         manifest, dealt, findings = adapt.own_data(run)
         return adapt.Adapter(run, adapt.prepare(run, manifest, dealt, "new", findings))
 
@@ -116,7 +116,7 @@ def _choice(unfreeze, **options):
 
 def _adapt(adapter, unfreeze, out, **options):
     report = adapt.adapt(adapter, _choice(unfreeze, **options), out, progress.Silent())
-    return report, adapt.open_finished(out).params
+    return report, adapt.open_single(out).params
 
 
 # ---- Left out of training -------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_another_folder_is_prepared_with_what_the_run_has_fitted(runs, toy, tmp_
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
         "checkpoints", "config.json", "environment.json", "metrics.jsonl", "predictions.parquet", "report.json",
     ]  # fmt: skip
-    run, again = adapt.open_finished(runs["remind"]), adapt.open_finished(tmp_path / "o")
+    run, again = adapt.open_single(runs["remind"]), adapt.open_single(tmp_path / "o")
     assert again.preprocessor.to_dict() == run.preprocessor.to_dict()
     assert again.groups.names == (*run.groups.names, "b")
     manifest, dealt, _ = adapt.read_folder(again, folder)
@@ -320,7 +320,7 @@ def test_what_was_written_predicts_as_its_report(adapters, learned):
     out, report = learned
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     table = pl.read_parquet(out / "predictions.parquet")
-    params = adapt.open_finished(out).params
+    params = adapt.open_single(out).params
     np.testing.assert_array_equal(adapters["remind"].predict(params).probabilities, table[["p_0", "p_1"]].to_numpy())
     with pytest.raises(UserError, match="adapted run"):
         analysis.open_run(out)
@@ -383,7 +383,7 @@ FOLDERS = [
 def test_a_folder_that_does_not_fit_is_refused(runs, tmp_path, changes, message):
     folder = _write(tmp_path / "data", {"a+b": 20, "b": 20}, **changes)
     with pytest.raises(UserError, match=message):
-        adapt.read_folder(adapt.open_finished(runs["remind"]), folder)
+        adapt.read_folder(adapt.open_single(runs["remind"]), folder)
 
 
 def test_an_ensemble_an_older_run_and_a_folder_that_exists_are_refused(runs, toy, tmp_path):
@@ -394,14 +394,14 @@ def test_an_ensemble_an_older_run_and_a_folder_that_exists_are_refused(runs, toy
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(config | {"ensemble": 2}))
     with pytest.raises(UserError, match="several networks"):
-        adapt.open_finished(tmp_path)
+        adapt.open_single(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="older version"):
-        adapt.open_finished(tmp_path)
+        adapt.open_single(tmp_path)
 
 
 def test_a_run_that_left_nothing_out_needs_data(runs):
-    run = adapt.open_finished(runs["remind"])
+    run = adapt.open_single(runs["remind"])
     run.config.data.leave_out = ()
     with pytest.raises(UserError, match="--data=DIR"):
         adapt.own_data(run)

@@ -172,7 +172,7 @@ def _adapt_run(study: Study, folder: pathlib.Path, bar: progress.Silent, done: i
             _check_same(out, choice)
             continue
         if adapter is None:
-            run = adapt.open_finished(folder)
+            run = adapt.open_single(folder)
             manifest, dealt, findings = adapt.own_data(run)
             adapter = adapt.Adapter(run, adapt.prepare(run, manifest, dealt, choice.rows, findings))
         report = adapt.adapt(adapter, choice, out, progress.Silent())

@@ -1,6 +1,7 @@
 """Everything that can be wrong with a manifest, under the codes E001 to E009 (refuse) and W101 to W107 (warn).
 
-I001 carries counts of what a source read and left out, and W107 names options that let the outcome leak into the input.
+I001 carries counts of what a source read and left out, W107 names options that let the outcome leak into the input, and
+W108 a modality that no row to predict has.
 
 Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
 sample id or a patient id in clear.
@@ -78,6 +79,16 @@ def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list
             findings += _unread_files(manifest, modality)
     if not any(finding.fatal for finding in findings):
         findings += _unseen_groups(manifest, split) + _shared_content(manifest) + _informative(manifest, split)
+    return sorted(findings, key=lambda finding: not finding.fatal)
+
+
+def find_problems_of_new(manifest: "Manifest") -> list[Finding]:
+    """`find_problems` of rows to predict, whose labels may be null; nothing is said of combinations and splits."""
+    if not manifest.table.height:
+        return [Finding("E001", "the table has no rows", True)]
+    findings = [*manifest.notes, *_identity(manifest), *_no_modality(manifest)]
+    for modality in manifest.schema.modalities:
+        findings += _cells(manifest, modality)
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 

@@ -63,6 +63,14 @@ class Dataset:
         cells = np.ravel_multi_index((group, self.manifest.labels[rows]), shape)
         return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
 
+    @property
+    def train_patients(self) -> np.ndarray:
+        """Patients with train rows of each group, int64 [g]."""
+        rows = self.rows("train")
+        group = self.groups.index(self.manifest.presence[rows])
+        table = pl.DataFrame({"group": group, "patient": self.manifest.table[self.manifest.schema.patient_id][rows]})
+        return np.bincount(table.unique()["group"].to_numpy(), minlength=len(self.groups)).astype(np.int64)
+
     def rows(self, split: str) -> np.ndarray:
         """Manifest rows of a split, int64, ascending."""
         return np.flatnonzero(self.split == splits.SPLITS.index(split))

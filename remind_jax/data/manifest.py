@@ -12,7 +12,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import polars as pl
 from remind_jax.data import check, files
 from remind_jax.data.findings import FileRecord, Finding, in_rows
 from remind_jax.data.schema import PIXELS, Modality, Schema, read_schema
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 
 BAD_FILES = ("refuse", "missing")
 SPLIT_ALIASES = {"val": "tuning", "test": "held_out"}
@@ -109,19 +109,20 @@ def _described(schema: Schema) -> dict[str, Any]:
 # ---- raw columns ----------------------------------------------------------------------------------------------------
 
 
-def decode(manifest: Manifest, rows: np.ndarray) -> dict[str, np.ndarray]:
+def decode(manifest: Manifest, rows: np.ndarray, *, labels: bool = True) -> dict[str, np.ndarray]:
     """Raw columns of some rows; files are read here.
 
     Args:
       manifest: the data.
       rows: int [n], row numbers from 0.
+      labels: whether to read them; rows to predict have none.
 
     Returns:
       for a tabular modality `name/numeric` float32 [n, p], NaN where empty, and, when it has categorical columns,
       `name/categorical` object [n, q] of str, '' where empty; for text and codes `name` object [n] of str, '' where
       missing; for an embedding `name` float32 [n, t, d], zeros where missing ([n, 0, 0] when no row of the manifest
       has one); for an image or a volume `name` uint8 [n, *shape], zeros where missing; `present` bool [n, m], `label`
-      int32 [n], `row` int32 [n].
+      int32 [n] if asked for, `row` int32 [n].
 
     Raises:
       UserError: a file that the rows name cannot be read or decoded (E007), or a label is none of the classes (E005).
@@ -140,7 +141,8 @@ def decode(manifest: Manifest, rows: np.ndarray) -> dict[str, np.ndarray]:
             if modality.stored == "file":
                 cells = [None if cell is None else _load(manifest, cell, files.read_text) for cell in cells]
             raw[modality.name] = _strings(cells)
-    return raw | {"present": manifest.presence[rows], "label": manifest.labels[rows], "row": rows.astype(np.int32)}
+    raw |= {"label": manifest.labels[rows]} if labels else {}
+    return raw | {"present": manifest.presence[rows], "row": rows.astype(np.int32)}
 
 
 def _decode_tabular(manifest: Manifest, modality: Modality, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -258,9 +260,20 @@ def load_manifest(
     if bad_files not in BAD_FILES:
         raise UserError(f"data.bad_files must be {' or '.join(BAD_FILES)}, not {bad_files!r}")
     schema = read_schema(root / "schema.yaml", image_size, frames)
-    table = _read_table(root)
+    return _typed(schema, _read_table(_table_of(root)), root, thorough, bad_files)
+
+
+def _typed(
+    schema: Schema,
+    table: pl.DataFrame,
+    root: pathlib.Path,
+    thorough: bool,
+    bad_files: str,
+    notes: Sequence[Finding] = (),
+) -> Manifest:
+    """The columns that a schema names in the types that `Manifest` promises; what was found joins the notes."""
     check.refuse(check.absent_columns(schema, table.columns))
-    notes: list[Finding] = []
+    notes = list(notes)
     series = {name: table[name] for _, name in schema.columns()}
     for name in (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else [])):
         series[name] = _trim(_as_string(series[name]))
@@ -285,11 +298,89 @@ def load_manifest(
     return Manifest(schema, pl.DataFrame(series), root, schema.name, tuple(notes), records)
 
 
-def _read_table(root: pathlib.Path) -> pl.DataFrame:
+def read_new(
+    data: str | pathlib.Path | Any, schema: Schema, *, image_size: int, frames: int, bad_files: str = "refuse"
+) -> Manifest:
+    """Rows to predict: label, split, patient and sample ids, and all columns of a modality, may be absent.
+
+    Args:
+      data: a manifest's folder, in which schema.yaml may be absent; a CSV or parquet file, whose paths start from its
+        folder; or a polars or pandas frame, whose paths start from the current folder.
+      schema: what columns mean where the data have no schema.yaml.
+      image_size, frames, bad_files: as for `read_manifest`.
+
+    Returns:
+      A manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
+      patient ids is a patient.
+
+    Raises:
+      UserError: the rows cannot be used, in one line with the codes of `check`.
+    """
+    root = pathlib.Path()
+    if isinstance(data, str | pathlib.Path):
+        path = pathlib.Path(data)
+        if not path.exists():
+            raise UserError(f"data {str(path)!r} do not exist: give a manifest folder, a CSV or a parquet file")
+        root = path if path.is_dir() else path.parent
+        if path.is_dir() and (path / "schema.yaml").is_file():
+            schema = read_schema(path / "schema.yaml", image_size, frames)
+        table = _read_table(_table_of(path) if path.is_dir() else path)
+    else:
+        table = _as_polars(data)
+    schema, table, notes = _completed(schema, table)
+    manifest = _typed(schema, table, root, bad_files == "missing", bad_files, notes)
+    findings = check.find_problems_of_new(manifest)
+    check.refuse(findings)
+    return dataclasses.replace(manifest, notes=tuple(findings))
+
+
+def _as_polars(frame: Any) -> pl.DataFrame:
+    """A polars frame as it is, a pandas one column by column, its kinds of missing values as null."""
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if not all(hasattr(frame, name) for name in ("columns", "iloc")):
+        raise UserError(f"data must be a path or a polars or pandas frame, not {type(frame).__name__}")
+    columns = [frame.iloc[:, i] for i in range(len(frame.columns))]
+    cells = [(str(x.name), x.astype(object).where(x.notna(), None).tolist()) for x in columns]
+    return pl.DataFrame([pl.Series(name, values, strict=False) for name, values in cells])
+
+
+def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFrame, list[Finding]]:
+    """Rows to predict with the columns that they may lack, and warnings of modalities that no row has."""
+
+    def absent(names: Sequence[str]) -> bool:
+        return not set(names) & set(table.columns)
+
+    empty, notes = pl.lit(None, pl.String), []
+    # A schema of a run tells how its own data were stored; new ones may hold files in place of values.
+    stored = {"embedding": "", "image": "file", "volume": "file"}
+    modalities = [dataclasses.replace(each, stored=stored.get(each.kind, each.stored)) for each in schema.modalities]
+    lacking = [each for each in modalities if absent((*each.columns, *each.categorical))]
+    schema = dataclasses.replace(schema, modalities=tuple(modalities), split=None)
+    if len(lacking) == len(modalities):
+        return schema, table, []  # as wrong a table as can be, which the checks say better
+    added = {schema.label: empty, **{c: empty for each in lacking for c in (*each.columns, *each.categorical)}}
+    added |= {schema.sample_id: pl.int_range(1, pl.len() + 1)} if absent([schema.sample_id]) else {}
+    table = table.with_columns(**{name: value for name, value in added.items() if name not in table.columns})
+    if schema.patient_id not in table.columns:
+        table = table.with_columns(pl.col(schema.sample_id).alias(schema.patient_id))
+    for each in lacking:
+        hint = did_you_mean((*each.columns, *each.categorical)[0], table.columns)
+        text = f"no column of the modality {each.name!r} is in the table{hint}; it is missing in all rows"
+        notes.append(Finding("W108", text, False))
+    return schema, table, notes
+
+
+def _table_of(root: pathlib.Path) -> pathlib.Path:
     paths = [path for path in (root / "manifest.csv", root / "manifest.parquet") if path.is_file()]
     if len(paths) != 1:
         raise UserError(f"{root}: needs manifest.csv or manifest.parquet, and has {'both' if paths else 'neither'}")
-    path = paths[0]
+    return paths[0]
+
+
+def _read_table(path: pathlib.Path) -> pl.DataFrame:
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"{path} must be a .csv or a .parquet file")
     try:
         # All strings first: guessing types would turn codes such as 0401 into numbers.
         table = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)

@@ -12,6 +12,7 @@ import numpy as np
 
 from remind_jax.data import builder, samplers
 from remind_jax.data.groups import Groups
+from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import PIXELS
 from remind_jax.errors import UserError
@@ -49,6 +50,20 @@ class StreamStore:
 
     def take(self, positions: np.ndarray) -> Batch:
         batch = self._preprocessor.encode(builder.read(self._source, self._rows[positions]))
+        return {**batch, "group": self._groups.index(batch["present"])}
+
+
+class NewStore:
+    """Decodes and encodes the rows of a manifest each time, without preparing them; batches have no labels."""
+
+    def __init__(self, manifest: Manifest, preprocessor: Preprocessor, groups: Groups):
+        self._manifest, self._preprocessor, self._groups = manifest, preprocessor, groups
+
+    def __len__(self) -> int:
+        return self._manifest.table.height
+
+    def take(self, positions: np.ndarray) -> Batch:
+        batch = self._preprocessor.encode(decode(self._manifest, positions, labels=False))
         return {**batch, "group": self._groups.index(batch["present"])}
 
 

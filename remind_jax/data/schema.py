@@ -1,9 +1,11 @@
 """The schema of a manifest: what each column is, and `schema.yaml`, in which users say so."""
 
 import dataclasses
+import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import yaml
 
@@ -56,6 +58,10 @@ class Schema:
     modalities: tuple[Modality, ...]
     split: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
     def columns(self) -> Iterator[tuple[str, str]]:
         """What names a column, and the column, for every column the schema names."""
         yield from (("sample_id", self.sample_id), ("patient_id", self.patient_id), ("label", self.label))
@@ -64,6 +70,13 @@ class Schema:
         for modality in self.modalities:
             for column in (*modality.columns, *modality.categorical):
                 yield f"modality {modality.name}", column
+
+
+def schema_from_dict(content: Mapping[str, Any]) -> Schema:
+    """The inverse of `Schema.to_dict`."""
+    parts = ("columns", "categorical", "shape")
+    modalities = tuple(Modality(**each | {key: tuple(each[key]) for key in parts}) for each in content["modalities"])
+    return Schema(**{**content, "classes": tuple(content["classes"]), "modalities": modalities})
 
 
 def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:

@@ -7,7 +7,7 @@ text stays text. Nothing depends on the clock or on chance: the same input gives
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +100,24 @@ def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
         return []
 
     return _svg(draw, "share correct", [], xlabel="confidence in the answer given")
+
+
+def reliabilities(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str | None:
+    """Reliability curves by name, one line each; at most as many as there are colours."""
+    curves = {name: curve for name, curve in curves.items() if curve}
+    if not curves:
+        return None
+
+    def draw(axes: "Axes") -> list[tuple[float, str, str]]:
+        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, dashes=(3, 3))
+        for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+            x, y = [b["confidence"] for b in curve], [b["accuracy"] for b in curve]
+            axes.plot(x, y, color=colour, linewidth=1.4, marker="o", markersize=4, label=name)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05))
+        axes.legend(loc="upper left", frameon=False, fontsize=FONT - 1, labelcolor=INK)
+        return []
+
+    return _svg(draw, "share correct", [], xlabel="confidence in the answer given", height=3.2)
 
 
 def _curves(

@@ -1,9 +1,11 @@
 """The HTML page of a sweep: tables in the paper's layout and plots. Nothing is loaded from elsewhere."""
 
 import io
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from remind_jax import atomic
 from remind_jax.evaluation import figures, page, tables
 from remind_jax.evaluation.report import short_names
 from remind_jax.evaluation.results import TITLES, Results
@@ -14,9 +16,25 @@ if TYPE_CHECKING:
 TEMPLATE = "sweep.html.jinja"
 NAME_WIDTH, LABEL_WIDTH = 44, 20  # characters of a combination in tables and beside plots
 MOST_ROWS = 15  # combinations in the plot, the most frequent ones
+MOST_CURVES = len(figures.COLOURS)  # calibration curves in one plot
 MARKERS = "osD^vP"  # colours are used again with the next marker
 # Differences that are drawn: samples and figure.
 DRAWN = (("all", "accuracy"), ("tail", "accuracy"), ("all", "auroc"), ("tail", "auroc"))
+
+
+def write(results: Results, folder: pathlib.Path) -> None:
+    """Writes tables as CSV, Markdown and LaTeX and the page, each at once or not at all."""
+    contents = {
+        "runs.csv": tables.runs_csv(results),
+        "groups.csv": tables.groups_csv(results),
+        "differences.csv": tables.differences_csv(results),
+        "calibration.csv": tables.calibration_csv(results),
+        "table.md": tables.markdown(results),
+        "table.tex": tables.latex(results),
+        "index.html": render(results),
+    }
+    for name, text in contents.items():
+        atomic.write_text(folder / name, text)
 
 
 def render(results: Results) -> str:
@@ -30,7 +48,9 @@ def context(results: Results) -> dict[str, Any]:
 
     declared = max((row.modalities for row in results.combinations), key=len, default=())
     names, abbreviated = short_names((row.modalities for row in results.combinations), declared, NAME_WIDTH)
-    drawings = {"combinations": accuracy_by_combination(results)}
+    curves = {method: tables.calibration(results, method) for method in results.methods}
+    drawn_curves = dict(list(curves.items())[:MOST_CURVES])
+    drawings = {"combinations": accuracy_by_combination(results), "calibration": figures.reliabilities(drawn_curves)}
     drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in DRAWN]
     drawings |= {name: differences(results, baseline, part, figure) for name, baseline, part, figure in drawn}
     return {
@@ -44,6 +64,8 @@ def context(results: Results) -> dict[str, Any]:
         "columns": {baseline: tables.difference_columns(results, baseline) for baseline in results.differences},
         "part_titles": tables.PART_TITLES,
         "drawn": drawn,
+        "calibration": {method: tables.calibration_row(results, method) for method in results.methods},
+        "curves_left_out": len(curves) - len(drawn_curves),
         "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
         "best": tables.best,
         "spread_text": tables.spread_text,

@@ -9,7 +9,9 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remind_jax.evaluation import comparison
+import numpy as np
+
+from remind_jax.evaluation import comparison, metrics
 from remind_jax.evaluation.comparison import Difference, Spread, spread
 from remind_jax.evaluation.published import Figure
 from remind_jax.evaluation.results import SUMMARY, TITLES, WHOLES, Results, Row, run_figures
@@ -71,6 +73,36 @@ def differences_csv(results: Results) -> str:
             rows.append({"samples": part, "figure": figure, "method": method, "baseline": baseline} | points | rest)
     names = ["samples", "figure", "method", "baseline", *Difference._fields]
     return _csv(names, rows)
+
+
+def calibration(results: Results, method: str) -> list[dict[str, Any]]:
+    """The reliability curve (see `metrics.reliability`) of a method over the held-out samples of all its seeds."""
+    labels, probabilities = [], []
+    for run in results.runs:
+        if run.method == method:
+            names = sorted((x for x in run.predictions.columns if x[:2] == "p_" and x[2:].isdigit()), key=_class_of)
+            labels.append(run.predictions["label"].to_numpy().astype(np.int64))
+            probabilities.append(run.predictions.select(names).to_numpy().astype(np.float64))
+    return metrics.reliability(np.concatenate(labels), np.concatenate(probabilities))
+
+
+def _class_of(column: str) -> int:
+    return int(column.removeprefix("p_"))
+
+
+def calibration_row(results: Results, method: str) -> dict[str, Spread | None]:
+    """Spread over seeds, in percent, of `confidence` (mean), `accuracy` and `ece` of a method."""
+    reports = [run.report for run in results.runs if run.method == method]
+    curves = [report["calibration"] for report in reports]
+    sure = [sum(b["n"] * b["confidence"] for b in c) / sum(b["n"] for b in c) if c else None for c in curves]
+    found = {"confidence": sure, **{name: [r["overall"][name] for r in reports] for name in ("accuracy", "ece")}}
+    return {name: spread(_percent(value) for value in values) for name, values in found.items()}
+
+
+def calibration_csv(results: Results) -> str:
+    """One row a method and bin of its reliability curve."""
+    rows = [{"method": method} | b for method in results.methods for b in calibration(results, method)]
+    return _csv(["method", "low", "high", "n", "confidence", "accuracy"], rows)
 
 
 def _percent(value: float | None) -> float | None:

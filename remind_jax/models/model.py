@@ -217,7 +217,7 @@ class Model(nnx.Module):
             with jax.named_scope(f"encoders/{name}"):
                 encoded.append(encoder(batch[name], modality_keys, **norms))
         owner = self.owner
-        shape = (len(batch["group"]), len(encoded), self.spec.width)
+        shape = (batch["group"].shape[0], len(encoded), self.spec.width)  # which may be a symbol, having no len
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
         observed = batch["present"][:, owner]
         # One mask for the tokens of all encoders: a random generator apiece would multiply compile time.
@@ -291,7 +291,7 @@ class Model(nnx.Module):
                     x, open_rate = block(x, groups, mask, gate, block_keys)
                 else:
                     x, routed = block(x, Tokens(owner, present, groups), mask, block_keys)
-                    open_rate = jnp.zeros(len(x))
+                    open_rate = jnp.zeros(x.shape[0])
                     sums.append(routed)
             open_rates.append(open_rate)
         open_rate = jnp.mean(jnp.stack(open_rates), axis=0)

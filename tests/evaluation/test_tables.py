@@ -220,7 +220,7 @@ def test_page_is_whole_and_loads_nothing(found):
     assert "http" not in text
     assert all(link.startswith("#") for link in parser.links)
     assert len(parser.ids) == len(set(parser.ids))
-    assert text.count("<svg") == 1 + 2 * len(sweep_page.DRAWN)
+    assert text.count("<svg") == 2 + 2 * len(sweep_page.DRAWN)  # accuracy by combination, calibration
     assert text.index('<div class="banner"') < text.index("<main>")
     assert "[80.1 ± 1.4]" in text
     assert not re.search(r"s\d-\d|\bp\d+\b", "".join(parser.text))  # no sample or patient

@@ -76,8 +76,10 @@ class VitEncoder(nnx.Module):
     def encode(self, pixels: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Tokens of normalised images, float [b, height, width, 3] -> [b, t, width of the encoder]."""
         patches = rearrange(pixels, "b (y p) (x q) c -> (b y x) (p q c)", p=self.patch, q=self.patch)
-        x = (patches @ self.patch_kernel[...] + self.patch_bias[None]).reshape(len(pixels), -1, len(self.patch_bias))
-        classes = jnp.broadcast_to(self.class_token[None, None], (len(x), 1, x.shape[2]))
+        x = (patches @ self.patch_kernel[...] + self.patch_bias[None]).reshape(
+            pixels.shape[0], -1, len(self.patch_bias)
+        )
+        classes = jnp.broadcast_to(self.class_token[None, None], (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([classes, x], axis=1) + self.position[None]
         # Salts up to the number of layers are folded in by the scan; this one is outside their range.
         x = dropout(x, keys, self.dropout, salt=10_000)

@@ -1,0 +1,49 @@
+"""Opens this folder with jax, numpy and flatbuffers: `predict = load("."); predict({"labs": ..., "present": ...})`.
+
+schema.json lists the inputs. A missing modality has zeros as its input and False in `present`, [b, m] in that order.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.export
+import numpy as np
+
+TYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "u1", "BOOL": "?"}
+
+
+def read_weights(file):
+    """Arrays by name: a length, that many bytes of JSON, then numbers."""
+    content = pathlib.Path(file).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        flat = np.frombuffer(content[start + first : start + last], TYPES[entry["dtype"]])
+        arrays[name] = flat.reshape(entry["shape"])
+    return arrays
+
+
+def load(folder="."):
+    """A function from a batch to `probabilities`, `features` and `seen`."""
+    folder = pathlib.Path(folder)
+    exported = jax.export.deserialize(bytearray((folder / "model.jax").read_bytes()))
+    weights = jax.device_put(read_weights(folder / "weights.safetensors"))
+    call = jax.jit(exported.call)
+    rows = exported.in_avals[-1].shape[0]  # a symbol, or a number when the program must know it
+
+    def predict(batch):
+        count = len(batch["present"])
+        if not isinstance(rows, int):
+            return {name: np.asarray(value) for name, value in call(weights, batch).items()}
+        parts = []
+        for start in range(0, count, rows):
+            block = {name: np.asarray(x[start : start + rows]) for name, x in batch.items()}
+            filled = {name: np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)]) for name, x in block.items()}
+            parts.append(call(weights, filled))
+        return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+
+    return predict
