@@ -1,0 +1,152 @@
+"""Makes a manifest folder out of data in another form.
+
+    python -m remind_jax.import_data --from=table --source=samples.csv --out=DIR --label=died --sample=stay --patient=id
+    python -m remind_jax.import_data --from=monai --source=datalist.json --out=DIR
+    python -m remind_jax.import_data --from=meds --source=COHORT --labels=LABELS --out=DIR
+    python -m remind_jax.import_data --from=flex_moe --source=data/adni --out=DIR
+
+    --out=DIR         the manifest's folder; files that cells name must lie below it
+    --name=NAME       of the data set
+    table (.csv, .parquet):
+      --label, --sample, --patient, --split=COLUMN      only --label must be given
+      --join=labs.csv,notes.csv                         tables with at most one row a sample or patient
+      --kind=COLUMN=KIND,…                              number, category, text, codes, embedding, image, volume, skip
+    monai:
+      --label=label, --patient=KEY
+    meds:
+      --labels=PATH     file or folder of the labels
+      --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; by default one modality of all
+      --columns=64      most columns of a modality's table
+
+What was guessed stands in schema.yaml, which can be edited.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+import polars as pl
+
+from remind_jax import cli
+from remind_jax.data import importers
+from remind_jax.errors import UserError, did_you_mean
+
+FORMS = ("table", "monai", "meds", "flex_moe")
+
+
+def pairs(text: str, option: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping. Raises UserError for anything else."""
+    found = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key or not value or key in found:
+            raise UserError(f"{option}: {item!r} must be NAME=VALUE, each name once")
+        found[key] = value
+    return found
+
+
+def below(out: pathlib.Path, folder: pathlib.Path) -> str:
+    """The path from the manifest's folder down to another one, to be put before paths; empty when they are the same."""
+    relative = os.path.relpath(folder.resolve(), out.resolve())
+    return "" if relative == "." else f"{pathlib.PurePath(relative).as_posix()}/"
+
+
+def _table(options: argparse.Namespace, name: str, prefix: str) -> importers.Imported:
+    if not options.label:
+        raise UserError("no label: name its column as --label=COLUMN")
+    kinds = pairs(options.kind, "--kind")
+    for column, kind in kinds.items():
+        if kind not in importers.COLUMN_KINDS:
+            known = ", ".join(importers.COLUMN_KINDS)
+            hint = did_you_mean(kind, importers.COLUMN_KINDS)
+            raise UserError(f"--kind={column}={kind} is unknown{hint}; known: {known}")
+    files = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
+    return importers.from_table(
+        importers.read_frame(options.source),
+        name=name,
+        label=options.label,
+        sample=options.sample,
+        patient=options.patient,
+        split=options.split,
+        joined={file.stem: importers.read_frame(file) for file in files},
+        kinds=kinds,
+        prefix=prefix,
+    )
+
+
+def _monai(options: argparse.Namespace, name: str, prefix: str) -> importers.Imported:
+    try:
+        content = json.loads(options.source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{options.source} is not a JSON file ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{options.source} is not a datalist: it has no lists under training, validation, test")
+    label = options.label or "label"
+    return importers.from_monai(content, name=name, patient=options.patient, label=label, prefix=prefix)
+
+
+def _meds(options: argparse.Namespace, name: str) -> importers.Imported:
+    if not options.labels:
+        raise UserError("no labels: give a parquet file, or a folder of them, as --labels=PATH")
+    labels, splits = pathlib.Path(options.labels), options.source / "metadata" / "subject_splits.parquet"
+    files = sorted((options.source / "data").rglob("*.parquet"))
+    label_files = sorted(labels.rglob("*.parquet")) if labels.is_dir() else [labels]
+    if not files or not all(file.is_file() for file in label_files) or not label_files:
+        raise UserError(
+            f"{options.source}/data or {labels} holds no parquet files: these are no MEDS events with labels"
+        )
+    try:
+        return importers.from_meds(
+            pl.scan_parquet(files),
+            pl.concat([pl.read_parquet(file) for file in label_files], how="diagonal"),
+            name=name,
+            splits=pl.read_parquet(splits) if splits.is_file() else None,
+            modalities={key: value.split("+") for key, value in pairs(options.modality, "--modality").items()},
+            columns=options.columns,
+        )
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{options.source} is not as MEDS says ({type(error).__name__})") from None
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    parser = cli.Parser("python -m remind_jax.import_data --from=FORM --source=PATH --out=DIR …; see --help")
+    parser.add_argument("--from", dest="form", default="")
+    parser.add_argument("--source", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path)
+    for name in ("name", "label", "sample", "patient", "split", "join", "kind", "labels", "modality"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--columns", type=int, default=64)
+    options = parser.parse_args(arguments)
+    if options.form not in FORMS:
+        raise UserError(
+            f"--from={options.form} is unknown{did_you_mean(options.form, FORMS)}; known: {', '.join(FORMS)}"
+        )
+    if options.source is None or options.out is None:
+        raise UserError("give what to read as --source=PATH and where to write as --out=DIR")
+    if not options.source.exists():
+        raise UserError(f"{options.source} does not exist")
+    name = options.name or options.source.stem
+    prefix = below(options.out, options.source.parent)
+    if options.form == "table":
+        found = _table(options, name, prefix)
+    elif options.form == "monai":
+        found = _monai(options, name, prefix)
+    elif options.form == "meds":
+        found = _meds(options, name)
+    else:
+        found = importers.from_flex_moe(options.source, options.out, name=name)
+    paths = importers.path_columns(found.table, found.schema["modalities"])
+    if prefix.startswith("..") and options.form in ("table", "monai") and paths:
+        raise UserError(f"{options.out} does not hold the files that cells name: give --out={options.source.parent}")
+    importers.write(found, options.out)
+    for note in found.notes:
+        print(f"note: {note}")
+    modalities = ", ".join(f"{key} ({entry['kind']})" for key, entry in found.schema["modalities"].items())
+    print(f"{found.table.height} samples, {found.table['patient_id'].n_unique()} patients; modalities: {modalities}")
+    print(f"Written: {options.out}; look at schema.yaml, then: python -m remind_jax.check_data {options.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
