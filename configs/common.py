@@ -108,7 +108,7 @@ def base() -> ml_collections.ConfigDict:
     groups.tail = ()  # or an explicit list of combinations, such as ("notes", "labs+icd")
 
     c.model = model = ml_collections.ConfigDict()
-    model.width = 32  # d
+    model.width = 32  # d, of the tokens
     model.tokens = 1  # t, tokens of each modality
     model.encoder_hidden = 0  # hidden layer of patch encoders; 0 is the paper's linear map
     model.encoder_dropout = 0.4  # paper, tabular: 0.25
@@ -131,10 +131,10 @@ def base() -> ml_collections.ConfigDict:
     c.fusion = fusion = ml_collections.ConfigDict()
     fusion.blocks = 1  # attention + soft-MoE blocks; the paper's parameter count fits one
     fusion.kind = "soft_moe"  # soft_moe | fuse_moe | flex_moe
-    fusion.heads = 8  # h
-    fusion.experts = 8  # e
-    fusion.slots = 1  # s
-    fusion.hidden = 64  # f
+    fusion.heads = 8  # h, of the attention
+    fusion.experts = 8  # e, networks that tokens are mixed through
+    fusion.slots = 1  # s, of each expert
+    fusion.hidden = 64  # f, hidden width of an expert
     fusion.preset = "official"  # official | paper_eq | m4oe | paper_listing (remind_jax/ops/soft_moe.py)
     fusion.scale = 1.0  # initial length of a normalised router
     fusion.learn_scale = True  # train that length
@@ -201,7 +201,7 @@ def base() -> ml_collections.ConfigDict:
     train.patience = 0  # evaluations of stage 2 without improvement before it ends; 0 never
     train.select = "loss"  # tuning metric that picks the weights: loss | accuracy | macro_f1 | auroc | last
     train.keep_better_stage = False  # stage 2 starts from the best weights of stage 1 and must beat them to count
-    train.log_every = 10  # steps
+    train.log_every = 10  # steps between two records of metrics.jsonl
     train.keep = 2  # newest checkpoints to keep: the second is there for when the first is damaged; 0 is all
     train.threads = 2  # that prepare batches
 
