@@ -46,7 +46,7 @@ class Record:
         """
         self._path = path
         before = _read(path)
-        kept = before.get("runs", {})
+        kept = {name: entry for name, entry in before.get("runs", {}).items() if entry["seconds"] is not None}
         self._machine = {"jobs": jobs, "processor": processor(), "cores": len(find_cpus())}
         self._value = {
             "command": command_line(arguments),
