@@ -25,9 +25,9 @@ def run(command: Callable[[list[str]], None], usage: str | None) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:  # or a signal, with a code of its own
         print("stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(stop, "code", 130))
 
 
 class Parser(argparse.ArgumentParser):

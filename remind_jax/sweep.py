@@ -17,9 +17,7 @@ time that it took and the machine) under DIR, and a folder a run.
 import contextlib
 import json
 import pathlib
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,7 +25,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from remind_jax import cli, jobs, progress, variants
+from remind_jax import cli, jobs, progress, stopping, variants
 from remind_jax.errors import UserError
 from remind_jax.evaluation.comparison import RESAMPLES, Run
 from remind_jax.sweep_record import Record
@@ -143,7 +141,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     command = parse(arguments)
     entries = plan(command)
-    with jobs.lock(command.workdir) as descriptor, _Termination():
+    with jobs.lock(command.workdir) as descriptor, stopping.Signals():
         record = _record(command, entries)
         with progress.make(len(entries), "runs") as bar:
             if command.jobs == 1:
@@ -165,23 +163,6 @@ def main(arguments: list[str]) -> None:
         )
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {'; '.join(failures)}")
-
-
-class _Termination:
-    """Turns a SIGTERM into an exception, so that what runs is ended in order; nothing outside the main thread."""
-
-    def __enter__(self) -> None:
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = signal.signal(signal.SIGTERM, self._raise)
-
-    def __exit__(self, *error: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGTERM, self._before)
-
-    @staticmethod
-    def _raise(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
 
 
 def _record(command: Command, entries: Sequence[Entry]) -> Record:

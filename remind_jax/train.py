@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from remind_jax import parallel, progress, rows, settings
+from remind_jax import parallel, progress, rows, settings, stopping
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
@@ -40,12 +40,22 @@ GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate th
 
 @dataclasses.dataclass
 class Cursor:
-    """Where a run stands, besides its arrays: stage, best tuning value in it, evaluations since, early end."""
+    """Where a run stands, besides its arrays.
+
+    Attributes:
+      stage: number of the stage.
+      best: best tuning value in it.
+      waited: evaluations since.
+      ended: whether the stage ended early.
+      sums, counted: sums of metrics over the steps since the last record of metrics.jsonl, and how many these are.
+    """
 
     stage: int = 0
     best: float | None = None
     waited: int = 0
     ended: bool = False
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    counted: int = 0
 
 
 def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
@@ -75,6 +85,7 @@ class Trainer:
         folder: RunFolder,
         network: Network | None = None,
         stages: Sequence[Stage] = (),
+        signals: stopping.Signals | None = None,
     ):
         """Plans a run.
 
@@ -84,11 +95,13 @@ class Trainer:
           folder: where records go.
           network: instead of the one that the config describes; a single one.
           stages: instead of those that the config describes.
+          signals: that ask it to stop.
 
         Raises:
           UserError: the settings do not fit the data.
         """
         self.config, self.data, self.folder = config, data, folder
+        self.signals = signals or stopping.Signals()
         if not len(data.stores["tuning"]) and config.train.select != "last":
             raise UserError("there are no tuning rows to choose weights by: set train.select=last")
         if not len(data.stores["tuning"]) and config.eval.adjust_prior != "none":
@@ -166,9 +179,12 @@ class Trainer:
 
     def train(self, bar: progress.Silent) -> Params:
         """Runs all stages, from the newest checkpoint that is whole if there is one, and returns the chosen weights."""
-        config = self.config
-        checkpoints = Checkpoints(self.folder.path / "checkpoints", config.train.keep, say=bar.say)
-        params = initial_params(config, self.network, self.data.inputs)
+        folder = self.folder.path / "checkpoints"
+        with contextlib.closing(Checkpoints(folder, self.config.train.keep, say=bar.say)) as checkpoints:
+            return self._train(checkpoints, bar)
+
+    def _train(self, checkpoints: Checkpoints, bar: progress.Silent) -> Params:
+        params = initial_params(self.config, self.network, self.data.inputs)
         cursor, best, state = Cursor(), params, None
         latest = checkpoints.newest_whole()
         if latest is not None:
@@ -186,11 +202,11 @@ class Trainer:
             if state is None:
                 state = self.begin(stage, params)
             elif index > cursor.stage:
-                keeps = config.train.keep_better_stage
+                keeps = self.config.train.keep_better_stage
                 state = self.begin(stage, best if keeps else state.weights(), state.opt_state["dro"])
                 cursor = Cursor(stage=index, best=cursor.best if keeps else None)
-            state, best = self.run_stage(stage, state, cursor, best, checkpoints, bar)
-        checkpoints.close()
+            with self.signals.deferred():
+                state, best = self.run_stage(stage, state, cursor, best, checkpoints, bar)
         return best
 
     def run_stage(
@@ -209,11 +225,14 @@ class Trainer:
           state: to start from.
           cursor: moved at every evaluation.
           best: the best weights so far.
-          checkpoints: saved to at every evaluation; None saves nothing.
+          checkpoints: saved to at every evaluation, and when a signal asks to stop; None saves nothing.
           bar: to show.
 
         Returns:
           The state at the last evaluation, and the best weights.
+
+        Raises:
+          Stopped: a signal asked for it; the state is saved.
         """
         config, step = self.config, state.steps_done
         if cursor.ended or step >= stage.stop:
@@ -234,7 +253,8 @@ class Trainer:
         )
         program = parallel.make_program(step_function, config.parallel, self.devices, config.programs)
         evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
-        recorder = _Recorder(self.folder, stage.name, self.groups.names, self._cell_names(), config.train.log_every)
+        names = self.groups.names, self._cell_names()
+        recorder = _Recorder(self.folder, stage.name, *names, config.train.log_every, cursor)
         placed, pending = program.place(state), None
         with contextlib.closing(self._batches(step, stage.stop)) as batches:
             for batch in batches:
@@ -245,18 +265,23 @@ class Trainer:
                 bar.advance(step, recorder.text)
                 evaluates = (step - stage.start) % evaluate_every == 0 or step == stage.stop
                 moves = self.fair_batch is not None and step % self.fair_batch.epoch_steps == 0
-                if evaluates or moves:
+                stops = self.signals.asked and checkpoints is not None
+                if evaluates or moves or stops:
                     self._take(recorder, step, program.read(pending), close=evaluates)
                     pending = None
                 if moves:
                     self.fair_batch.end_epoch()
                     self.order = self.fair_batch.order()
-                if not evaluates:
+                if not evaluates and not stops:
                     continue
                 state = host_copy(program.fetch(placed))
-                best = self._evaluate(stage, state, cursor, best, bar)
+                if evaluates:
+                    best = self._evaluate(stage, state, cursor, best, bar)
                 if checkpoints is not None:
                     checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
+                if stops:
+                    bar.say(f"asked to stop: saving step {step}")
+                    self.signals.stop()
                 if cursor.ended:
                     break
         return state, best
@@ -323,10 +348,17 @@ class Trainer:
 class _Recorder:
     """Averages the metrics of steps between two records of metrics.jsonl."""
 
-    def __init__(self, folder: RunFolder, stage: str, groups: tuple[str, ...], cells: tuple[str, ...], every: int):
+    def __init__(
+        self,
+        folder: RunFolder,
+        stage: str,
+        groups: tuple[str, ...],
+        cells: tuple[str, ...],
+        every: int,
+        cursor: Cursor,
+    ):
         self._folder, self._stage, self._groups, self._cells, self._every = folder, stage, groups, cells, every
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._cursor = cursor  # holds the open sums, so that a checkpoint does
         self._clock = progress.Clock()
         self.text = ""
 
@@ -334,21 +366,23 @@ class _Recorder:
         """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint."""
         if not np.isfinite(metrics["train/loss"]):
             raise UserError(f"the loss is not finite at step {step}: lower optim.lr or set optim.clip")
+        sums = self._cursor.sums
         for name, value in metrics.items():
             if np.ndim(value) == 0:
-                self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._count += 1
+                sums[name] = sums.get(name, 0.0) + float(value)
+        self._cursor.counted += 1
         if step % self._every and not close:
             return
-        means = {name: total / self._count for name, total in self._sums.items()}
+        count = self._cursor.counted
+        means = {name: total / count for name, total in sums.items()}
         weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._cells, metrics["lambda"], strict=True)}
         if "shares" in metrics:
             shares = zip(self._groups, metrics["shares"], strict=True)
             weights |= {f"sampler/share/{name}": float(x) for name, x in shares}
-        time = {"time/step_ms": self._clock.lap_ms() / self._count}
+        time = {"time/step_ms": self._clock.lap_ms() / count}
         self._folder.log({"step": step, "stage": self._stage, **means, **weights, **time})
         self.text = f"loss {means['train/loss']:.3f}"
-        self._sums, self._count = {}, 0
+        self._cursor.sums, self._cursor.counted = {}, 0
 
 
 def _check_pairs(batch_size: int, devices: int) -> None:
@@ -378,13 +412,14 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
 
     Raises:
       UserError: a setting, the data or the folder cannot be used.
+      Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
     """
     settings.validate(config)
-    with contextlib.closing(RunFolder(workdir, config.to_dict())) as folder:
-        return _run(config, folder, verbose)
+    with contextlib.closing(RunFolder(workdir, config.to_dict())) as folder, stopping.Signals() as signals:
+        return _run(config, folder, verbose, signals)
 
 
-def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
+def _run(config: Any, folder: RunFolder, verbose: bool, signals: stopping.Signals) -> dict[str, Any]:
     finished = folder.report()
     if finished is not None:
         if verbose:
@@ -397,7 +432,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
         data = datasets.load_dataset(config, bar.preparing)
         for line in cohort_lines(data.manifest):
             bar.say(line)
-    trainer = Trainer(config, data, folder)
+    trainer = Trainer(config, data, folder, signals=signals)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
             f"Training {config.method} on {data.manifest.title}: {len(trainer.train_store)} samples, "

@@ -3,12 +3,13 @@
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from remind_jax import cli, main
+from remind_jax import cli, main, stopping
 from remind_jax.errors import UserError
 from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
@@ -143,6 +144,17 @@ def test_interrupt_says_how_to_go_on(monkeypatch, capsys):
     assert code == 130
     assert err.count("\n") == 1
     assert "same command" in err
+
+
+def test_a_run_that_a_signal_has_ended_exits_with_its_code(monkeypatch, capsys):
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGUSR1, 75)):
+
+        def command(arguments, number=number):
+            raise stopping.Stopped(number)
+
+        code, _, err = _run(monkeypatch, capsys, command)
+        assert code == expected
+        assert err == "stopped; run the same command again to go on\n"
 
 
 def test_defects_of_the_program_keep_their_traceback(monkeypatch):
