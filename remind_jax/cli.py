@@ -1,4 +1,4 @@
-"""Command lines: configs from files and flags, and one line on stderr with exit code 2 for a user's mistake."""
+"""Command lines: configs from files and flags, and one line on stderr with an exit code for a user's mistake."""
 
 import argparse
 import difflib
@@ -24,7 +24,7 @@ def run(command: Callable[[list[str]], None], usage: str | None) -> None:
         command(sys.argv[1:])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.code)
     except KeyboardInterrupt as stop:  # or a signal, with a code of its own
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(getattr(stop, "code", 130))

@@ -7,8 +7,17 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can mend: a bad option, a bad file, a folder that cannot be written.
 
-    The message is one line that says what is wrong and what to do, and holds no patient text or id in clear.
+    The message is one line that says what is wrong and what to do, and holds no patient text or id in clear. `code` is
+    what the command exits with.
     """
+
+    code = 2
+
+
+class NotFiniteError(UserError):
+    """A step of training whose loss, gradient or group weights are not finite; nothing of it is saved."""
+
+    code = 17
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

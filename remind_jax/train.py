@@ -18,7 +18,7 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers, splits
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import InputSpec
-from remind_jax.errors import UserError
+from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.models.model import Network, Params, ensemble_of, is_statistic, load_pretrained, make_network
 from remind_jax.objectives import logit_adjust
@@ -364,8 +364,7 @@ class _Recorder:
 
     def add(self, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
         """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint."""
-        if not np.isfinite(metrics["train/loss"]):
-            raise UserError(f"the loss is not finite at step {step}: lower optim.lr or set optim.clip")
+        self._check_finite(step, metrics)
         sums = self._cursor.sums
         for name, value in metrics.items():
             if np.ndim(value) == 0:
@@ -383,6 +382,22 @@ class _Recorder:
         self._folder.log({"step": step, "stage": self._stage, **means, **weights, **time})
         self.text = f"loss {means['train/loss']:.3f}"
         self._cursor.sums, self._cursor.counted = {}, 0
+
+    def _check_finite(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Ends the run before a step that went wrong can reach an evaluation or a checkpoint."""
+        names = {"train/loss": "loss", "train/gradient_norm": "gradient", "lambda": "group weights"}
+        wrong = [name for key, name in names.items() if not np.isfinite(metrics[key]).all()]
+        if not wrong:
+            return
+        losses, here = metrics["group_loss_sum"], np.asarray(metrics["group_count"]) != 0
+        guilty = ~np.isfinite(losses) if not np.isfinite(losses).all() else here
+        groups = [name for name, is_guilty in zip(self._groups, guilty, strict=True) if is_guilty]
+        more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+        raise NotFiniteError(
+            f"not finite at step {step}: {', '.join(wrong)}, in combinations {', '.join(groups[:5])}{more}. The step "
+            "is not saved; run the same command again to go on from the last checkpoint, and if this comes back, lower "
+            "optim.lr, set optim.clip or look at these samples"
+        )
 
 
 def _check_pairs(batch_size: int, devices: int) -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from remind_jax import cli, main, stopping
-from remind_jax.errors import UserError
+from remind_jax.errors import NotFiniteError, UserError
 from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
 
@@ -127,6 +127,13 @@ def test_help_prints_usage(monkeypatch, capsys):
 
     for flag in ("--help", "-h"):
         assert _run(monkeypatch, capsys, fail, flag, MIMIC) == (0, "Usage text.\n", "")
+
+
+def test_training_that_is_not_finite_has_a_code_of_its_own(monkeypatch, capsys):
+    def command(arguments):
+        raise NotFiniteError("not finite at step 3")
+
+    assert _run(monkeypatch, capsys, command) == (17, "", "error: not finite at step 3\n")
 
 
 def test_a_message_of_many_lines_becomes_one(monkeypatch, capsys):

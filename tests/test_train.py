@@ -13,7 +13,7 @@ from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
-from remind_jax.errors import UserError
+from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.writer import RunFolder
 from tests import tiny_runs
 
@@ -421,3 +421,30 @@ def test_tuning_metrics_by_hand():
     sure = predictions.Predicted(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]), 0.0)
     assert np.isfinite(predictions.tuning_metrics(sure)["loss"])
     assert predictions.tuning_metrics(sure)["auroc"] is None
+
+
+# ---- What is not finite ---------------------------------------------------------------------------------------------
+
+
+def _metrics(**changes) -> dict[str, np.ndarray]:
+    finite = {"train/loss": 0.5, "train/gradient_norm": 1.0, "lambda": [0.5, 0.25, 0.25]}
+    finite |= {"group_loss_sum": [1.0, 0.0, 2.0], "group_count": [2.0, 0.0, 3.0]}
+    return {name: np.array(value) for name, value in (finite | changes).items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"train/loss": np.nan, "group_loss_sum": [1.0, 0.0, np.nan]}, "step 7: loss, in combinations c\\."),
+        ({"train/gradient_norm": np.inf}, "step 7: gradient, in combinations a, c\\."),
+        ({"lambda": [0.5, np.nan, np.nan]}, "step 7: group weights, in combinations a, c\\."),
+    ],
+)
+def test_a_step_that_is_not_finite_ends_the_run_and_names_its_combinations(tmp_path, changes, expected):
+    opened = RunFolder(tmp_path / "run", {})
+    recorder = train._Recorder(opened, "joint", ("a", "b", "c"), ("a", "b", "c"), 10, train.Cursor())
+    recorder.add(6, _metrics())
+    with pytest.raises(NotFiniteError, match=expected):
+        recorder.add(7, _metrics(**changes))
+    assert opened.history() == []
+    opened.close()
