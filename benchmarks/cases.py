@@ -152,7 +152,16 @@ def count(network: Network, params: Mapping[str, Any], batch: Mapping[str, Any],
     return total(lambda name: True), total(lambda name: not name.startswith("encoders/"))
 
 
-def set_up(size: Size, *, routed: bool, gate: str, preset: str = "official", kind: str = "embedding") -> Setup:
+def set_up(
+    size: Size,
+    *,
+    routed: bool,
+    gate: str,
+    preset: str = "official",
+    kind: str = "embedding",
+    imputation: str = "",
+    fusion_options: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Setup:
     """Builds a network of one fusion block with weights and batch.
 
     Args:
@@ -161,19 +170,23 @@ def set_up(size: Size, *, routed: bool, gate: str, preset: str = "official", kin
       gate: see `Model.__call__`.
       preset: of the soft MoE.
       kind: of all modalities.
+      imputation: of missing tokens, where it is another one.
+      fusion_options: of a fusion that is no soft MoE, see `FusionSpec`.
     """
-    fusion = FusionSpec(heads=size.h, experts=size.e, hidden=size.f, preset=preset, group_routers=routed)
+    imputation = imputation or ("group" if routed else "modality")
+    shape = {"heads": size.h, "experts": size.e, "hidden": size.f}
+    fusion = FusionSpec(**shape, preset=preset, group_routers=routed, **fusion_options)
     spec = ModelSpec(
         width=size.d,
         tokens=size.t,
         text_size=size.text,
         text_gated=False,
-        imputation="group" if routed else "modality",
+        imputation=imputation,
         fusion=fusion,
     )
     inputs = make_inputs(size, kind)
     network = make_network(spec, inputs, size.g, CLASSES)
-    params = _weights(size, routed, kind, network.init)
+    params = _weights((size, routed, kind, imputation, fusion.kind), network.init)
     batch = make_batch(size, inputs)
     return Setup(network, params, jax.device_put(batch), *count(network, params, batch, gate))
 
@@ -181,9 +194,8 @@ def set_up(size: Size, *, routed: bool, gate: str, preset: str = "official", kin
 _KEPT: dict[tuple, dict[str, jax.Array]] = {}
 
 
-def _weights(size: Size, routed: bool, kind: str, init: Callable) -> dict[str, jax.Array]:
-    """Initial weights, the same arrays for all variants of a shape; those of the last two shapes are kept."""
-    key = (size, routed, kind)
+def _weights(key: tuple, init: Callable) -> dict[str, jax.Array]:
+    """Initial weights, the same arrays for all variants of a shape, its key; those of the last two shapes are kept."""
     if key not in _KEPT:
         while len(_KEPT) > 1:
             del _KEPT[next(iter(_KEPT))]
@@ -206,6 +218,13 @@ def mean_loss(network: Network, gate: str, params: Mapping[str, jax.Array], batc
     return jnp.mean(losses.cross_entropy(network.apply(params, batch, gate=gate).logits, batch["label"]))
 
 
+OBJECTIVE = {
+    **{"mixup_weight": 0.0, "mixup_beta": 1.0, "distill_weight": 0.0},
+    **{"reweigh_rule": "power", "reweigh_power": 1.0, "reweigh_cap": 0.0},
+    **{"balance_weight": 0.01, "entropy_weight": 0.0, "specialize_weight": 0.0},
+}
+
+
 def make_step(
     network: Network,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -214,18 +233,20 @@ def make_step(
     gate: str,
     robust: bool,
     group_rows: str = "all",
+    fusion: str = "soft_moe",
+    **objective: Any,
 ) -> package_step.Step:
-    """The package's train step on one device, without dropout and averaging."""
+    """The package's train step on one device, without dropout and averaging; `objective` as in configs/common.py."""
     space = types.SimpleNamespace
     config = space(
         seed=0,
         ensemble=1,
         ensemble_plain=0,
         model=space(encoder_dropout=0.0),
-        fusion=space(kind="soft_moe", dropout=0.0),
+        fusion=space(kind=fusion, dropout=0.0, noise=True),
         train=space(hide_samples=0.0),
         optim=space(group_rows=group_rows),
-        objective=space(kind="group_dro" if robust else "erm", mixup_weight=0.0, distill_weight=0.0),
+        objective=space(**OBJECTIVE | {"kind": "group_dro" if robust else "erm"} | objective),
         dro=space(weights="current", normalize_present=False),
     )
     stage = package_step.Stage("joint", 0, 1, lambda path: False, gate, gate, robust)
@@ -298,6 +319,7 @@ def _step(
     frozen: bool = False,
     programs: str = "auto",
     group_rows: str = "all",
+    objective: Mapping[str, Any] = types.MappingProxyType({}),
     **options: Any,
 ) -> Variant:
     """A train step whose state is donated; `frozen` leaves the encoders as they are."""
@@ -308,7 +330,10 @@ def _step(
     )
     # The state may not share buffers with anything that lives on: it is donated.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-    step = make_step(setup.network, optimizer, size.g, gate=gate, robust=robust, group_rows=group_rows)
+    fusion = options.get("fusion_options", {}).get("kind", "soft_moe")
+    step = make_step(
+        setup.network, optimizer, size.g, gate=gate, robust=robust, group_rows=group_rows, fusion=fusion, **objective
+    )
     program, state, facts = compiled_step(step, programs, state, setup.batch)
     extra = setup.trained.flops if frozen else setup.cost.flops
     facts |= _facts(setup.cost.flops + (TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
@@ -416,11 +441,23 @@ def _block_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     return entries + _torch_entries(size, tuple(measures), options)
 
 
-# The methods of the paper that differ in cost; remind_no_dro weighs all samples alike.
-METHODS = {
-    "soft_moe": {"routed": False, "gate": "never", "robust": False},
+_PLAIN = {"routed": False, "gate": "never", "robust": False}
+FLEX_MOE = {"kind": "flex_moe", "top_k": 4, "routing": "joint", "scores": "softmax", "share_experts": True}
+# The methods that differ in what a step computes; samplers and weights of the loss by themselves cost nothing there.
+METHODS: dict[str, dict[str, Any]] = {
+    "soft_moe": _PLAIN,
     "remind": {"routed": True, "gate": "gated", "robust": True},
     "remind_no_dro": {"routed": True, "gate": "gated", "robust": False},
+    "group_dro": _PLAIN | {"robust": True},
+    "reweigh": _PLAIN | {"objective": {"kind": "reweigh"}},
+    "fair_mixup": _PLAIN | {"objective": {"mixup_weight": 0.1}},
+    "fuse_moe": _PLAIN | {"fusion_options": {"kind": "fuse_moe"}, "objective": {"entropy_weight": 0.01}},
+    "flex_moe": _PLAIN
+    | {
+        "fusion_options": FLEX_MOE,
+        "imputation": "bank",
+        "objective": {"specialize_weight": 0.01},
+    },
 }
 
 
@@ -430,6 +467,20 @@ def _step_entries(size: Size, options: frozenset[str]) -> list[Entry]:
         build = functools.partial(_step, size, **METHODS["soft_moe"], programs=programs)
         entries.append(Entry("train step", f"soft_moe in {programs}", build))
     return entries + _torch_entries(size, ("train step",), options)
+
+
+def _expert_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """The block and its train step with ever more experts, one measure for each number of them."""
+    entries = []
+    for count in (32, 64, 128, 256, 512):
+        shape = dataclasses.replace(size, e=count)
+        for measure, build in (("forward", _forward), ("train step", functools.partial(_step, robust=False))):
+            name = f"{measure}, {count} experts"
+            entries.append(Entry(name, "soft_moe", functools.partial(build, shape, routed=False, gate="never")))
+            if "torch" in options:
+                for form in ("loop", "vectorised"):
+                    entries.append(Entry(name, f"torch {form}", functools.partial(_torch, shape, measure, form)))
+    return entries
 
 
 def _group_entries(size: Size, options: frozenset[str]) -> list[Entry]:
@@ -466,6 +517,7 @@ def _table17_entries(size: Size, options: frozenset[str]) -> list[Entry]:
 CASES = {
     "block": Case(_block_entries, ("torch loop", "shared router"), ("fprm", "tiny", "small", "e8", "e32", "e128")),
     "step": Case(_step_entries, ("torch loop", "torch compile", "soft_moe"), ("fprm", "tiny", "e8", "e32", "e128")),
+    "experts": Case(_expert_entries, ("torch loop", "soft_moe"), ("fprm", "tiny")),
     "groups": Case(_group_entries, ("6 combinations",), ("fprm", "tiny", "small")),
     "table17": Case(_table17_entries, ("soft_moe",), ("small", "tiny", "full")),
 }

@@ -1,6 +1,6 @@
 """Times the variants of a case in interleaved rounds and writes one JSON object a variant.
 
-    python -m benchmarks.run --case=block|step|groups|table17 [--size=NAME] [--rounds=N] [--out=FILE.jsonl]
+    python -m benchmarks.run --case=block|step|experts|groups|table17 [--size=NAME] [--rounds=N] [--out=FILE.jsonl]
     python -m benchmarks.run --readme        rebuilds the tables of benchmarks/README.md from benchmarks/results
 
 Options: --device=cpu|gpu|tpu (cpu), --cores=N (1; 0 pins nothing) cores that a run on CPU is pinned to, --calls=N timed
@@ -25,7 +25,7 @@ from typing import Any
 from remind_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).resolve().parent
-CASES = ("block", "step", "groups", "table17")
+CASES = ("block", "step", "experts", "groups", "table17")
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 START, END = "<!-- results: built by python -m benchmarks.run --readme -->", "<!-- end of results -->"
 

@@ -43,7 +43,8 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
     [
         ("block", ["shared router", "gated group routers", "shared router paper_listing"], 2),
         ("step", ["soft_moe", "remind", "remind_no_dro"], 1),
-        pytest.param("groups", ["6 combinations", "60 combinations"], 1, marks=pytest.mark.slow),
+        pytest.param("step", [*cases.METHODS, "soft_moe in one", "soft_moe in two"], 1, marks=pytest.mark.slow),
+        pytest.param("groups", ["6 combinations", "60 combinations"], 2, marks=pytest.mark.slow),
         pytest.param("table17", ["soft_moe"], 3, marks=pytest.mark.slow),
     ],
 )
