@@ -142,7 +142,7 @@ def run(points: Sequence[tuple[str, int]], cores: int, memory: int) -> list[dict
     import numpy as np
 
     records = []
-    about = environment(cores) | {"memory_gib": memory, "load_before": round(os.getloadavg()[0], 2)}
+    about = environment(cores) | {"memory_gib": memory}
     for size, n in points:
         found = [_alone(size, n, method, cores, memory) for method in METHODS]
         ended = [record for record in found if "died" not in record]
@@ -200,14 +200,14 @@ def page(records: Sequence[dict[str, Any]]) -> str:
             rows.append(tuple(cells))
     first = records[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if name != "torch")
-    where = f"{first['device']}; load of the machine before the first point {first['load_before']}"
+    points = ",".join(f"{size}:{n}" for size, n in by_point)
     return _TEXT.format(
-        command="python -m benchmarks.gradient_estimators",
+        command=f"python -m benchmarks.gradient_estimators --points={points} --memory={first['memory_gib']}",
         memory=first["memory_gib"],
         calls=CALLS,
         table="\n".join(f"| {' | '.join(row)} |" for row in rows),
         deaths=("; ".join(deaths) + "." if deaths else "None of them ran out of memory."),
-        machine=f"{where}; commit {first['commit'] or 'unknown'}; {versions}.",
+        machine=f"{first['device']}; commit {first['commit'] or 'unknown'}; {versions}.",
     )
 
 
