@@ -169,7 +169,7 @@ def test_large_steps_run_as_two_programs_on_cpu(entries, programs):
         update = lambda state, gradient, found: (state, found)  # noqa: E731
         step = Step(lambda state, batch, axis_name: (state.params, batch), update)
         run = parallel.compiled(step, choice, platform, lambda f, donate_argnums: count.append(1) or f, axis_name)
-        run(states.TrainState(0, {"w": np.zeros(entries, np.float32)}, {}, {}, {}), {})
+        run(states.TrainState(0, {"w": jnp.zeros(entries, jnp.float32)}, {}, {}, {}), {})
         return len(count)
 
     assert made("cpu", "auto") == programs
