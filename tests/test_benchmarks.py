@@ -144,7 +144,7 @@ def test_variants_take_turns_in_rotated_order() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--case=blok"], "case 'blok' is unknown; known: block, step, groups, table17"),
+        (["--case=blok"], "case 'blok' is unknown; known: block, step, experts, groups, table17"),
         ([], "known: block"),
         (["--case=block", "--rounds=0"], "--rounds=0 must be at least 1"),
         (["--case=block", "--cores=-1"], "--cores=-1"),

@@ -21,7 +21,7 @@ from tests import tiny_runs
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 
 QUICK = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20, "data__tuning": 24}
-TABLES = {"runs.csv", "groups.csv", "differences.csv", "table.md", "table.tex", "index.html"}
+TABLES = {"runs.csv", "groups.csv", "differences.csv", "calibration.csv", "table.md", "table.tex", "index.html"}
 RECORD = "sweep.json"
 
 

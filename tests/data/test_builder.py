@@ -294,8 +294,8 @@ def test_damaged_data_are_one_line(manifest: manifest_lib.Manifest, tmp_path: pa
         (folder / "columns.json").write_text(json.dumps(columns[::-1]))
     elif damage == "swapped":  # the label where the row number should be: all shapes and types fit
         columns = json.loads((folder / "columns.json").read_text())
-        assert [column["name"] for column in columns[-2:]] == ["label", "row"]
-        columns[-2]["name"], columns[-1]["name"] = "row", "label"
+        label, row = (next(c for c in columns if c["name"] == name) for name in ("label", "row"))
+        label["name"], row["name"] = "row", "label"
         (folder / "columns.json").write_text(json.dumps(columns))
     elif damage == "no_columns":
         (folder / "columns.json").unlink()
