@@ -37,9 +37,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import polars as pl
-from absl import flags
 
 from remind_jax import analysis, cli, progress
+from remind_jax.analysis import command
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import check, pipeline, splits
 from remind_jax.data import dataset as datasets
@@ -522,28 +522,20 @@ def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, str, pathlib.Path, Ch
     Raises:
       UserError: for anything that cannot be read, in one line.
     """
-    values = flags.FlagValues()
-    common = {"help": "see the module's text", "flag_values": values}
-    for name in ("workdir", "data", "unfreeze", "out"):
-        flags.DEFINE_string(name, "", **common)
-    flags.DEFINE_enum("rows", ROWS[0], ROWS, **common)
-    flags.DEFINE_integer("steps", 300, lower_bound=1, **common)
-    flags.DEFINE_integer("patience", 0, lower_bound=0, **common)
-    flags.DEFINE_float("lr", 0.0, lower_bound=0.0, **common)
-    try:
-        rest = values(["adapt", *arguments])[1:]
-    except flags.Error as error:
-        raise UserError(f"cannot read the command line: {error}") from error
-    if rest:
-        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
-    if not values.workdir:
-        raise UserError("no run: give its folder as --workdir=RUN")
-    if not math.isfinite(values.lr):
-        raise UserError(f"--lr={values.lr} is no learning rate")
-    parts, share = parse_unfreeze(values.unfreeze)
-    workdir = pathlib.Path(values.workdir)
-    choice = Choice(parts, share, values.rows, values.steps, values.lr, values.patience)
-    return workdir, values.data, pathlib.Path(values.out or workdir / "adapted"), choice
+    (workdir,), options = command.parse(
+        "adapt",
+        arguments,
+        strings={"data": "", "unfreeze": "", "out": ""},
+        integers={"steps": (300, 1), "patience": (0, 0)},
+        floats={"lr": (0.0, 0.0)},
+        choices={"rows": ROWS},
+        several=False,
+    )
+    if not math.isfinite(options["lr"]):
+        raise UserError(f"--lr={options['lr']} is no learning rate")
+    parts, share = parse_unfreeze(options["unfreeze"])
+    choice = Choice(parts, share, options["rows"], options["steps"], options["lr"], options["patience"])
+    return workdir, options["data"], pathlib.Path(options["out"] or workdir / "adapted"), choice
 
 
 def main(arguments: list[str]) -> None:

@@ -36,6 +36,7 @@ def parse(
     *,
     strings: Mapping[str, str] | None = None,
     integers: Mapping[str, tuple[int, int]] | None = None,
+    floats: Mapping[str, tuple[float, float]] | None = None,
     choices: Mapping[str, Sequence[str]] | None = None,
     several: bool = True,
 ) -> tuple[list[pathlib.Path], dict[str, Any]]:
@@ -46,6 +47,7 @@ def parse(
       arguments: without the program's name.
       strings: defaults of options.
       integers: default and least value of options.
+      floats: the same.
       choices: values of options, the default first.
       several: whether `--also` names further runs.
 
@@ -61,6 +63,8 @@ def parse(
         flags.DEFINE_string(key, default, **common)
     for key, (default, least) in (integers or {}).items():
         flags.DEFINE_integer(key, default, lower_bound=least, **common)
+    for key, (default, least) in (floats or {}).items():
+        flags.DEFINE_float(key, default, lower_bound=least, **common)
     for key, allowed in (choices or {}).items():
         flags.DEFINE_enum(key, allowed[0], allowed, **common)
     try:
@@ -76,7 +80,8 @@ def parse(
     ]
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("--workdir and --also name a run twice")
-    return paths, {key: values[key].value for key in (*(strings or {}), *(integers or {}), *(choices or {}))}
+    options = (*(strings or {}), *(integers or {}), *(floats or {}), *(choices or {}))
+    return paths, {key: values[key].value for key in options}
 
 
 def open_runs(
