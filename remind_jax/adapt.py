@@ -523,7 +523,6 @@ def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, str, pathlib.Path, Ch
       UserError: for anything that cannot be read, in one line.
     """
     (workdir,), options = command.parse(
-        "adapt",
         arguments,
         strings={"data": "", "unfreeze": "", "out": ""},
         integers={"steps": (300, 1), "patience": (0, 0)},

@@ -6,7 +6,7 @@ import importlib
 import pathlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
@@ -39,6 +39,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {self.usage})")
+
+
+def read_flags(values: flags.FlagValues, arguments: Sequence[str], known_only: bool = False) -> list[str]:
+    """Reads arguments into flags and returns those that are none of them.
+
+    Args:
+      values: the flags of a command.
+      arguments: without the program's name.
+      known_only: whether others are for somebody else to read; a mistake if not.
+
+    Raises:
+      UserError: for anything that cannot be read, in one line.
+    """
+    try:
+        rest = values(["remind_jax", *arguments], known_only=known_only)[1:]
+    except flags.Error as error:
+        raise UserError(f"cannot read the command line: {error}") from error
+    if rest and not known_only:
+        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
+    return rest
 
 
 def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:

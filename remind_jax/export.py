@@ -146,7 +146,7 @@ def export(run: Finished, out: pathlib.Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, options = command.parse("export", arguments, strings={"out": ""}, several=False)
+    paths, options = command.parse(arguments, strings={"out": ""}, several=False)
     if not options["out"]:
         raise UserError("nowhere to write: give a folder as --out=DIR")
     out = pathlib.Path(options["out"])

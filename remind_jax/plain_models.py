@@ -352,10 +352,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     values = flags.FlagValues()
     flags.DEFINE_string("model", "", "a key of MODELS", flag_values=values)
-    try:
-        rest = values(["remind_jax", *arguments], known_only=True)[1:]
-    except flags.Error as error:
-        raise UserError(f"cannot read the command line: {error}") from error
+    rest = cli.read_flags(values, arguments, known_only=True)
     config, workdir = cli.parse_config(rest)
     if not any(argument.startswith("--workdir") for argument in rest):
         workdir = workdir.with_name(f"{cli.config_file(rest).stem}-{values.model}-seed{config.seed}")

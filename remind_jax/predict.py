@@ -190,7 +190,6 @@ def _warn(predictor: Predictor, manifest: Manifest, table: pl.DataFrame) -> None
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     paths, options = command.parse(
-        "predict",
         arguments,
         strings={"data": "", "out": ""},
         integers={"batch-size": (0, 0)},

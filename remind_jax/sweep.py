@@ -87,10 +87,10 @@ def parse(arguments: Sequence[str]) -> Command:
     flags.DEFINE_integer("table", 0, "table of the paper", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap replicates", lower_bound=1, flag_values=values)
+    rest = cli.read_flags(values, arguments, known_only=True)
     try:
-        rest = values(["remind_jax", *arguments], known_only=True)[1:]
         seeds = [int(seed) for seed in values.seeds.split(",")]
-    except (flags.Error, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"cannot read the command line: {error}") from error
     if not values.workdir:
         raise UserError("no workdir: give one as --workdir=DIR")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from remind_jax import analysis, progress
+from remind_jax import analysis, cli, progress
 from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError
@@ -31,7 +31,6 @@ SIDES = {False: "head", True: "tail"}
 
 
 def parse(
-    name: str,
     arguments: Sequence[str],
     *,
     strings: Mapping[str, str] | None = None,
@@ -43,7 +42,6 @@ def parse(
     """Reads a command line: the runs' folders, and the options.
 
     Args:
-      name: of the command.
       arguments: without the program's name.
       strings: defaults of options.
       integers: default and least value of options.
@@ -67,12 +65,7 @@ def parse(
         flags.DEFINE_float(key, default, lower_bound=least, **common)
     for key, allowed in (choices or {}).items():
         flags.DEFINE_enum(key, allowed[0], allowed, **common)
-    try:
-        rest = values([name, *arguments])[1:]
-    except flags.Error as error:
-        raise UserError(f"cannot read the command line: {error}") from error
-    if rest:
-        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
+    cli.read_flags(values, arguments)
     if not values.workdir:
         raise UserError("no run: give its folder as --workdir=RUN")
     paths = [

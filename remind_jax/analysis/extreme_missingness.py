@@ -58,10 +58,7 @@ def parse(arguments: Sequence[str]) -> Study:
     for option, default in {"modalities": "", "workdir": ""}.items():
         flags.DEFINE_string(option, default, "see the module's text", flag_values=values)
     flags.DEFINE_float("rate", 0.8, "see the module's text", flag_values=values)
-    try:
-        rest = values([NAME, *arguments], known_only=True)[1:]
-    except flags.Error as error:
-        raise UserError(f"cannot read the command line: {error}") from error
+    rest = cli.read_flags(values, arguments, known_only=True)
     if not values.workdir:
         raise UserError("no workdir: give one as --workdir=DIR")
     if not 0 < values.rate < 1:

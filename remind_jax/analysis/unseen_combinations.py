@@ -83,10 +83,7 @@ def parse(arguments: Sequence[str]) -> Study:
     flags.DEFINE_integer("tail", 3, lower_bound=1, **common)
     flags.DEFINE_integer("steps", 300, lower_bound=1, **common)
     flags.DEFINE_float("lr", 0.0, lower_bound=0.0, **common)
-    try:
-        rest = values([NAME, *arguments], known_only=True)[1:]
-    except flags.Error as error:
-        raise UserError(f"cannot read the command line: {error}") from error
+    rest = cli.read_flags(values, arguments, known_only=True)
     if not values.workdir:
         raise UserError("no workdir: give one as --workdir=DIR")
     if any(argument.startswith("--config.data.leave_out") for argument in rest):

@@ -90,12 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     flags.DEFINE_string("store", "", "workdir of a finished sweep", flag_values=values)
     flags.DEFINE_string("name", "", "of the folder that it is stored in", flag_values=values)
     flags.DEFINE_string("docs", "docs", "folder of the documentation", flag_values=values)
-    try:
-        rest = values(["remind_jax", *arguments])[1:]
-    except flags.Error as error:
-        raise UserError(f"cannot read the command line: {error}") from error
-    if rest:
-        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
+    cli.read_flags(values, arguments)
     if bool(values.store) != bool(values.name):
         raise UserError("a sweep is stored with both --store=DIR and --name=NAME")
     docs = pathlib.Path(values.docs)
