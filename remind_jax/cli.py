@@ -22,12 +22,19 @@ def run(command: Callable[[list[str]], None], usage: str | None) -> None:
         return
     try:
         command(sys.argv[1:])
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
+        sys.exit(explain(error))
+
+
+def explain(error: BaseException) -> int | None:
+    """Says in one line on stderr what ended a command; returns its exit code, None for a fault of the program."""
+    if isinstance(error, UserError):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.code)
-    except KeyboardInterrupt as stop:  # or a signal, with a code of its own
+        return error.code
+    if isinstance(error, KeyboardInterrupt):  # or a signal, with a code of its own
         print("stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(getattr(stop, "code", 130))
+        return getattr(error, "code", 130)
+    return None
 
 
 class Parser(argparse.ArgumentParser):

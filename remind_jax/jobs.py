@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from remind_jax.errors import UserError
 
+ALONE = {"JAX_NUM_PROCESSES": "1"}
+"""Set for a process that must not join the job of a cluster in whose environment it starts, see `cluster`."""
 _POLL = 0.2  # seconds between two looks at the processes
 _PATIENCE = 15.0  # seconds a process has to end when it is asked to
 _LAST_LINES = 4096  # bytes of a log that its last line is looked for in
@@ -78,7 +80,7 @@ def divide(count: int, gpus: Sequence[str], cpus: Sequence[int]) -> list[Slot]:
     """
     slots = []
     for i in range(count):
-        environment = {}
+        environment = dict(ALONE)
         own = tuple(cpus[i::count]) or (cpus[i % len(cpus)],)
         environment["OMP_NUM_THREADS"] = str(len(own))
         if gpus:

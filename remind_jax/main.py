@@ -5,12 +5,15 @@
 Running the same command again resumes a stopped run. The keys are in configs/common.py.
 """
 
-from remind_jax import cli
+from remind_jax import cli, cluster
+from remind_jax.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, workdir = cli.parse_config(arguments)
+    if (place := cluster.here()).processes > 1:
+        raise UserError(f"{place.processes} processes were started, and training has one: start one")
     from remind_jax.train import train_and_evaluate
 
     train_and_evaluate(config, workdir)

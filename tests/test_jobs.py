@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from remind_jax import jobs
+from remind_jax import cluster, jobs
 from remind_jax.errors import UserError
 from remind_jax.jobs import Event, Job, Slot, divide
 
@@ -25,6 +25,13 @@ def test_cores_are_dealt_out_without_overlap():
     assert sorted(cpu for slot in slots for cpu in slot.cpus) == list(range(8))
     assert [slot.environment["OMP_NUM_THREADS"] for slot in slots] == ["3", "3", "2"]
     assert all("CUDA_VISIBLE_DEVICES" not in slot.environment for slot in slots)
+
+
+def test_runs_of_a_sweep_join_no_job_of_a_cluster():
+    task = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    (slot,) = divide(1, [], [0])
+    assert cluster.detect(task | {"SLURM_STEP_NODELIST": "a"}, 0).processes == 2
+    assert cluster.detect(task | {"SLURM_STEP_NODELIST": "a"} | slot.environment, 0).processes == 1
 
 
 def test_more_processes_than_cores_share_them():

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,13 @@ def arguments(cache: pathlib.Path, method: str = "remind", **changes: Any) -> li
 def config(cache: pathlib.Path, method: str = "remind", **changes: Any) -> Any:
     """The config of a tiny run, see `arguments`."""
     return cli.parse_config(arguments(cache, method, **changes))[0]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @contextlib.contextmanager
