@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 import jsonschema
 import pytest
@@ -266,6 +267,7 @@ def test_what_the_preflight_finds(option, code, words, tmp_path):
 def test_a_file_that_is_replaced_in_two_steps_is_found_out(tmp_path, monkeypatch):
     def in_two_steps(file: pathlib.Path, text: str) -> None:
         file.unlink(missing_ok=True)
+        time.sleep(1e-3)  # on one core the reader would else not have its turn between the two
         file.write_text(text, encoding="utf-8")
 
     assert preflight.replace_while_reading(tmp_path / "a", "some text") == ""
