@@ -193,6 +193,9 @@ def base() -> ml_collections.ConfigDict:
     train.joint_epochs = 5.0  # stage 1: everything but the group routers; 0 trains all at once
     train.batch_norm = "frozen"  # frozen: by running statistics, safe for small batches | batch: by those of the batch
     train.freeze = "encoders"  # in stage 2: encoders (maps into the fusion width stay) | encoders+projections | nothing
+    train.frozen_dropout = False  # dropout inside frozen encoders too; their features cannot be kept then
+    train.feature_cache = "auto"  # of frozen encoders in stage 2: off | memory | device | disk | auto: where it pays
+    train.feature_dtype = "bfloat16"  # of kept features: bfloat16 | float32 (twice the space)
     train.hide_samples = 0.0  # modality dropout: share of a batch's samples that lose modalities
     train.hide_modalities = 0.3  # with what probability such a sample loses each; one always stays
     train.baselines_two_stage = False  # the same two stages for methods without group routers

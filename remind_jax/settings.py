@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from remind_jax import parallel, rows
+from remind_jax import features, parallel, rows
 from remind_jax.data import samplers, tabular
 from remind_jax.data.sources import SOURCES
 from remind_jax.errors import UserError, did_you_mean
@@ -54,6 +54,8 @@ CHOICES: dict[str, Iterable[str]] = {
     "dro.stages": ("both", "specialize"),
     "train.batch_norm": ("frozen", "batch"),
     "train.freeze": ("encoders", "encoders+projections", "nothing"),
+    "train.feature_cache": features.KINDS,
+    "train.feature_dtype": features.DTYPES,
     "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
     "eval.adjust_prior": ("none", "accuracy", "macro_f1"),
     "optim.group_rows": rows.KINDS,
@@ -121,6 +123,11 @@ def validate(config: Any) -> None:
     if config.ensemble_plain and config.ensemble_plain >= config.ensemble:
         raise UserError(
             f"ensemble_plain={config.ensemble_plain} leaves no network of ensemble={config.ensemble} with group parts"
+        )
+    if config.train.feature_cache not in ("auto", "off") and (config.train.frozen_dropout or config.ensemble > 1):
+        raise UserError(
+            f"train.feature_cache={config.train.feature_cache} keeps one result a sample, which train.frozen_dropout "
+            "and ensemble > 1 do not give: set it to auto or off"
         )
     if config.objective.distill_weight and not config.train.hide_samples:
         raise UserError("objective.distill_weight teaches samples that lose modalities: set train.hide_samples")

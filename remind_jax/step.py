@@ -28,6 +28,7 @@ class Stage(NamedTuple):
       train_gate, eval_gate: whether group routers act.
       robust: whether group weights act and move.
       statistics: whether batch norms use and update the statistics of the batch.
+      rests: whether the trunks of encoders are frozen and work without dropout, so that their features can be kept.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage(NamedTuple):
     eval_gate: str
     robust: bool
     statistics: bool = False
+    rests: bool = False
 
 
 def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[Stage]:
@@ -86,6 +88,7 @@ def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[S
             eval_gate=fusion.eval_gate if routed else "never",
             robust=True,
             statistics=trains_norms and train.freeze == "nothing",
+            rests=train.freeze != "nothing" and not train.frozen_dropout,
         ),
     ]
     return [stage for stage in stages if stage.stop > stage.start]
@@ -294,8 +297,9 @@ def _make_gradient(
             if config.ensemble_plain:
                 params = _without_group_parts(params, _is_plain(config))
             weights = {**frozen, **params}
-            norms = {"statistics": True, "axis_name": axis_name} if stage.statistics else {}
-            output = network.apply(weights, seen, gate=stage.train_gate, keys=keys, **norms)
+            options = {"statistics": True, "axis_name": axis_name} if stage.statistics else {}
+            options |= {"resting": True} if stage.rests else {}
+            output = network.apply(weights, seen, gate=stage.train_gate, keys=keys, **options)
             each = _sample_losses(loss, output, batch, offset)
             if distill:
                 each = each + distill * losses.divergence(output.logits, unhidden)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from remind_jax import parallel, progress, rows, settings, stopping
+from remind_jax import features, parallel, progress, rows, settings, stopping
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
@@ -256,7 +256,8 @@ class Trainer:
         names = self.groups.names, self._cell_names()
         recorder = _Recorder(self.folder, stage.name, *names, config.train.log_every, cursor)
         placed, pending = program.place(state), None
-        with contextlib.closing(self._batches(step, stage.stop)) as batches:
+        kept = features.stores_of(config, stage, self.single, state.weights(), self.data, bar.say)
+        with kept as stores, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
             for batch in batches:
                 placed, metrics = program.step(placed, batch)
                 if pending is not None:
@@ -276,7 +277,7 @@ class Trainer:
                     continue
                 state = host_copy(program.fetch(placed))
                 if evaluates:
-                    best = self._evaluate(stage, state, cursor, best, bar)
+                    best = self._evaluate(stage, stores["tuning"], state, cursor, best, bar)
                 if checkpoints is not None:
                     checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
                 if stops:
@@ -286,13 +287,13 @@ class Trainer:
                     break
         return state, best
 
-    def _batches(self, step: int, stop: int) -> Iterator[pipeline.Batch]:
+    def _batches(self, store: pipeline.Store, step: int, stop: int) -> Iterator[pipeline.Batch]:
         """Training batches, read ahead as far as the order is known."""
         while step < stop:
             epoch = self.fair_batch.epoch_steps if self.fair_batch is not None else stop
             end = min(stop, (step // epoch + 1) * epoch)
             threads, size = self.config.train.threads, self.config.train.batch_size
-            batches = pipeline.train_batches(self.train_store, self.order, size, step, end, threads=threads)
+            batches = pipeline.train_batches(store, self.order, size, step, end, threads=threads)
             with contextlib.closing(batches):
                 yield from batches
             step = end
@@ -319,13 +320,19 @@ class Trainer:
         return record | ({"sampler": self.fair_batch.record()} if self.fair_batch is not None else {})
 
     def _evaluate(
-        self, stage: Stage, state: states.TrainState, cursor: Cursor, best: Params, bar: progress.Silent
+        self,
+        stage: Stage,
+        store: pipeline.Store,
+        state: states.TrainState,
+        cursor: Cursor,
+        best: Params,
+        bar: progress.Silent,
     ) -> Params:
         """Measures the weights on the tuning rows, moves the cursor, and returns the best weights so far."""
         step, weights, select = state.steps_done, state.weights(), self.config.train.select
-        if not len(self.data.stores["tuning"]):
+        if not len(store):
             return weights
-        predicted = self.predict(weights, self.data.stores["tuning"], stage.eval_gate)
+        predicted = self.predict(weights, store, stage.eval_gate)
         values = tuning_metrics(predicted)
         record = {f"eval/{name}": value for name, value in values.items()}
         self.folder.log({"step": step, "stage": stage.name, **record, "gate/eval_open_rate": predicted.open_rate})

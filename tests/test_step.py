@@ -83,6 +83,12 @@ def test_runs_of_one_stage():
     assert only.stop == 1
 
 
+def test_encoders_rest_where_they_are_frozen_and_have_no_dropout():
+    assert [stage.rests for stage in _plan()] == [False, True]
+    for changes in ({"train__freeze": "nothing"}, {"train__frozen_dropout": True}):
+        assert [stage.rests for stage in _plan(**changes)] == [False, False]
+
+
 @pytest.mark.parametrize(("stages", "robust"), [("both", (True, True)), ("specialize", (False, True))])
 def test_group_weights_act_in_the_stages_asked_for(stages, robust):
     assert tuple(stage.robust for stage in _plan(dro__stages=stages)) == robust

@@ -88,9 +88,9 @@ def prepare(
     if not folder.exists():
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with _lock(cache_dir / f"{folder.name}.lock") as alone:
+            with lock(cache_dir / f"{folder.name}.lock") as alone:
                 if alone:
-                    _remove_leftovers(cache_dir, folder.name)
+                    remove_leftovers(cache_dir, folder.name)
                 if not folder.exists():
                     _write(manifest, folder, progress)
         except (OSError, RuntimeError) as error:
@@ -131,7 +131,7 @@ def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[bool]:
+def lock(path: pathlib.Path) -> Iterator[bool]:
     """Waits for the lock; yields whether it is held (some network file systems have none). Ends with the process."""
     with path.open("w") as file:
         try:
@@ -142,7 +142,7 @@ def _lock(path: pathlib.Path) -> Iterator[bool]:
             yield True
 
 
-def _remove_leftovers(cache_dir: pathlib.Path, name: str) -> None:
+def remove_leftovers(cache_dir: pathlib.Path, name: str) -> None:
     """Removes what a killed preparation left; only its lock's holder may call this."""
     for leftover in cache_dir.glob(f"{name}.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)

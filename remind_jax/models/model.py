@@ -24,6 +24,9 @@ from remind_jax.ops.transformer import dropout
 Params = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 
+STORED = "features/"
+"""Before the name of a modality: what its frozen trunk has found, in a batch in place of its input."""
+
 
 class ModalityInput(Protocol):
     """What an encoder must know of one modality: kind, shape of one sample's input, vocabulary of token ids."""
@@ -204,7 +207,12 @@ class Model(nnx.Module):
             self.head = nnx.Linear(spec.width, num_classes, rngs=rngs)
 
     def tokens(
-        self, batch: Batch, keys: jax.Array | None = None, statistics: bool = False, axis_name: str | None = None
+        self,
+        batch: Batch,
+        keys: jax.Array | None = None,
+        statistics: bool = False,
+        axis_name: str | None = None,
+        resting: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Tokens of all modalities [b, n, d], learned ones where one is missing, and which are observed [b, n]."""
         encoded = []
@@ -215,7 +223,12 @@ class Model(nnx.Module):
             if statistics and isinstance(encoder, registry.BATCH_NORMALISED):
                 norms = {"present": batch["present"][:, i], "axis_name": axis_name}
             with jax.named_scope(f"encoders/{name}"):
-                encoded.append(encoder(batch[name], modality_keys, **norms))
+                if STORED + name in batch:
+                    encoded.append(encoder.project(batch[STORED + name].astype(jnp.float32), modality_keys))
+                elif resting and isinstance(encoder, registry.WITH_TRUNK):
+                    encoded.append(encoder.project(encoder.features(batch[name], None), modality_keys))
+                else:
+                    encoded.append(encoder(batch[name], modality_keys, **norms))
         owner = self.owner
         shape = (batch["group"].shape[0], len(encoded), self.spec.width)  # which may be a symbol, having no len
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
@@ -253,18 +266,22 @@ class Model(nnx.Module):
         keys: jax.Array | None = None,
         statistics: bool = False,
         axis_name: str | None = None,
+        resting: bool = False,
     ) -> Output:
         """Runs the network.
 
         Args:
-          batch: the input of every modality under its name, `present` bool [b, m] and `group` int [b].
+          batch: the input of every modality under its name, or stored features under `STORED` and its name; `present`
+            bool [b, m] and `group` int [b].
           gate: whether group routers act: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
           statistics: normalise by the statistics of this batch where encoders have batch norms, and update the
             running ones.
           axis_name: of the devices that share the batch, when each runs a program of its own.
+          resting: no dropout in the trunks of encoders, as they are frozen; stored features have none either.
         """
-        return self.fuse(*self.tokens(batch, keys, statistics, axis_name), batch["group"], gate=gate, keys=keys)
+        tokens = self.tokens(batch, keys, statistics, axis_name, resting)
+        return self.fuse(*tokens, batch["group"], gate=gate, keys=keys)
 
     def fuse(
         self, tokens: jax.Array, observed: jax.Array, groups: jax.Array, *, gate: str, keys: jax.Array | None = None
@@ -343,6 +360,8 @@ class Network(NamedTuple):
       fuse: (parameters, tokens, observed, groups, gate=..., keys=...) -> Output, see `Model.fuse`.
       route: (parameters, batch, gate=...) -> Routes, see `Model.route`; None where tokens are not softly routed by one
         predictor: sparse fusion, several members, an ensemble.
+      features: (parameters, modality, its input) -> what the trunk of its encoder finds, without dropout; None of an
+        ensemble.
     """
 
     init: Callable[[jax.Array], Params]
@@ -350,6 +369,7 @@ class Network(NamedTuple):
     encode: Callable[[Params, Batch], jax.Array]
     fuse: Callable[..., Output]
     route: Callable[..., Routes] | None = None
+    features: Callable[[Params, str, jax.Array], jax.Array] | None = None
 
 
 def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int) -> Network:
@@ -390,8 +410,12 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
     def route(params: Params, batch: Batch, *, gate: str) -> Routes:
         return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).route(batch, gate=gate)
 
+    def features(params: Params, modality: str, x: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
+        return getattr(model.encoders, modality).features(x, None)
+
     soft = spec.fusion.kind == "soft_moe" and spec.members == 1
-    return Network(init, apply, encode, fuse, route if soft else None)
+    return Network(init, apply, encode, fuse, route if soft else None, features)
 
 
 def ensemble_of(network: Network, count: int) -> Network:

@@ -55,8 +55,8 @@ def linear_network() -> Network:
         logits = tokens[:, 0] @ params["head/kernel"]
         return Output(logits, tokens[:, 0], jnp.zeros(len(logits)), tokens=tokens, observed=observed)
 
-    def apply(params, batch, *, gate, keys=None, statistics=False):
-        del statistics
+    def apply(params, batch, *, gate, keys=None, statistics=False, resting=False):
+        del statistics, resting
         tokens = encode(params, batch)
         return fuse(params, tokens, jnp.ones(tokens.shape[:2], bool), batch["group"], gate=gate, keys=keys)
 

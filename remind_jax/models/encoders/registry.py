@@ -28,6 +28,14 @@ TEXT = ("text", "codes")
 BATCH_NORMALISED = (resnet.ResNetEncoder, video_resnet.VideoResNetEncoder)
 """Encoders that take the present samples of a batch [b] as a third argument when their batch norms are trained."""
 
+WITH_TRUNK = (t5.T5Encoder, vit.VitEncoder, *BATCH_NORMALISED)
+"""Encoders of which `features` gives what a frozen trunk finds, and `project` takes it into the fusion width."""
+
+
+def has_trunk(kind: str) -> bool:
+    """Whether the encoder of a kind is one `WITH_TRUNK`."""
+    return kind in (*TEXT, "image", "volume")
+
 
 class Checkpoint(NamedTuple):
     """How a published file holds an encoder's weights; see `pretrained.load`."""

@@ -219,6 +219,15 @@ class ResidualEncoder(nnx.Module):
         """Pooled features [b, F] of normalised pixels [b, *positions, 3]; the other arguments are those of `Trunk`."""
         return reduce(self.trunk(x, present, axis_name), "b ... f -> b f", "mean")
 
+    def features(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Pooled features of pixels by running statistics, [b, F]; no dropout is in the trunk."""
+        del keys
+        return self.encode(pixels.normalize(x, self.colours))
+
+    def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """What follows the trunk, [b, t, d]; `keys` [b] turn dropout on."""
+        return self.adapter(features, keys)
+
     def __call__(
         self,
         x: jax.Array,

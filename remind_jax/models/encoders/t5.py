@@ -92,9 +92,18 @@ class T5Encoder(nnx.Module):
         x, _ = jax.lax.scan(layer, x, stacked)
         return rms_norm(x, self.final_scale[...])
 
+    def features(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Means of the vectors over t stretches of each text, [b, t, width of the encoder]."""
+        return segment_means(self.encode(ids, keys), ids != PAD, self.tokens)
+
+    def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """What follows the trunk: the map into the fusion width, [b, t, d]."""
+        del keys
+        return self.adapter(features)
+
     def __call__(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Maps int [b, length] to [b, t, d]; `keys` [b] turn dropout on."""
-        return self.adapter(segment_means(self.encode(ids, keys), ids != PAD, self.tokens))
+        return self.project(self.features(ids, keys), keys)
 
 
 def checkpoint_layout(size: str, gated: bool) -> dict[str, Tensor]:

@@ -102,10 +102,18 @@ class VitEncoder(nnx.Module):
         x, _ = jax.lax.scan(layer, x, (jnp.arange(len(stacked["query"])), stacked))
         return layer_norm(x, self.final_scale[...], self.final_bias[...])
 
+    def features(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """What `encode` gives of pixels as they come."""
+        return self.encode(normalize(images, IMAGENET), keys)
+
+    def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """What follows the trunk: the map into the fusion width where there is one, [b, t, d]."""
+        del keys
+        return self.adapter(features) if hasattr(self, "adapter") else features
+
     def __call__(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Maps uint8 [b, height, width, 1 or 3] to [b, t, d]; `keys` [b] turn dropout on."""
-        x = self.encode(normalize(images, IMAGENET), keys)
-        return self.adapter(x) if hasattr(self, "adapter") else x
+        return self.project(self.features(images, keys), keys)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
