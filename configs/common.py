@@ -207,6 +207,7 @@ def base() -> ml_collections.ConfigDict:
     train.log_every = 10  # steps between two records of metrics.jsonl
     train.keep = 2  # newest checkpoints to keep: the second is there for when the first is damaged; 0 is all
     train.threads = 2  # that prepare batches
+    train.max_rejected = 5  # steps in a row that are not finite before a run goes back to a checkpoint, once, and ends
 
     c.optim = optim = ml_collections.ConfigDict()
     optim.lr = 2e-3  # highest learning rate

@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class NotFiniteError(UserError):
-    """A step of training whose loss, gradient or group weights are not finite; nothing of it is saved."""
+    """Steps of training whose loss, gradient or group weights are not finite; nothing of them is in the weights."""
 
     code = 17
 

@@ -65,6 +65,15 @@ def add(params: Params, updates: Params, rows: jax.Array | None) -> dict[str, ja
     return {p: whole[p] if p in whole else x.at[rows].add(updates[p], mode="drop") for p, x in params.items()}
 
 
+def choose(condition: jax.Array, new: Any, old: Any, *, by_rows: bool) -> Any:
+    """Arrays of `new` where `condition` () holds, else those of `old`; tables trained by rows are those of `new`."""
+
+    def one(path: tuple[Any, ...], x: jax.Array, y: jax.Array) -> jax.Array:
+        return x if by_rows and is_table(str(getattr(path[-1], "key", ""))) else jnp.where(condition, x, y)
+
+    return jax.tree_util.tree_map_with_path(one, new, old)
+
+
 def split_adamw(adamw: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """An optimizer of what is no table, which leaves the updates of tables as they are."""
 

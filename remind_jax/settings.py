@@ -64,6 +64,7 @@ CHOICES: dict[str, Iterable[str]] = {
 AT_LEAST_ONE = (
     *("model.width", "model.tokens", "fusion.blocks", "fusion.heads", "fusion.slots"),
     *("fusion.hidden", "dro.every", "train.batch_size", "train.log_every", "eval.batch_size"),
+    "train.max_rejected",
     *("ensemble", "data.bins", "model.members", "fusion.top_k", "eval.bootstrap", "data.image_size", "data.frames"),
 )
 POSITIVE = (

@@ -209,7 +209,8 @@ class Step(NamedTuple):
 
     Attributes:
       gradient: (state, batch, axis_name=...) -> (gradient of the trained parameters over all devices, Found).
-      update: (state, gradient, Found) -> (state, metrics).
+      update: (state, gradient, Found) -> (state, metrics). Where the loss, the gradient or the new λ is not finite, the
+        state stays as it is but for its count of steps, and the metric `train/rejected` is 1.
     """
 
     gradient: Callable[..., tuple[Params, Found]]
@@ -258,7 +259,7 @@ def make_step(
     gradient = _make_gradient(
         config, stage, network, loss, _make_factors(config, robust, dro, train_counts), train_counts, offset, masks
     )
-    step = Step(gradient, _make_update(optimizer, robust, len(train_counts), decay))
+    step = Step(gradient, _make_update(optimizer, dro, robust, len(train_counts), decay))
     return step if config.ensemble == 1 else _for_ensemble(step)
 
 
@@ -323,36 +324,46 @@ def _make_gradient(
 
 
 def _make_update(
-    optimizer: optax.GradientTransformationExtraArgs, robust: bool, num_groups: int, decay: float
+    optimizer: optax.GradientTransformationExtraArgs,
+    dro: optax.GradientTransformationExtraArgs,
+    robust: bool,
+    num_groups: int,
+    decay: float,
 ) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
-    """The second half of a step; `robust` is whether λ moves, the rest as for `make_step`."""
+    """The second half of a step, which a step that is not finite does not take; it only counts.
+
+    Args:
+      robust: whether λ moves.
+      optimizer, dro, num_groups, decay: as for `make_step`.
+    """
 
     def update(state: states.TrainState, gradient: Params, found: Found):
+        sums = {"group_loss_sum": found.loss_sum, "group_count": found.count}
+        dro_state = dro.update({}, state.opt_state["dro"], **sums)[1] if robust else state.opt_state["dro"]
+        checked = (found.norm, found.loss_sum, jnp.exp(dro_state.log_weights))
+        accepted = functools.reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in checked))
+        # Of tables that are trained by rows, a rejected step has none: a choice between whole tables would read them.
+        where = None if found.rows is None else jnp.where(accepted, found.rows, num_groups)
         updates, opt_state = optimizer.update(
-            gradient,
-            state.opt_state,
-            state.params,
-            group_loss_sum=found.loss_sum,
-            group_count=found.count,
-            gradient_norm=found.norm,
-            rows=found.rows,
+            gradient, state.opt_state, state.params, **sums, gradient_norm=found.norm, rows=where
         )
-        if not robust:
-            opt_state = states.with_dro(opt_state, state.opt_state["dro"])
-        params = rows.add(state.params, updates, found.rows)
+        opt_state = states.with_dro(opt_state, dro_state)
+        params = rows.add(state.params, updates, where)
         ema = optax.incremental_update({path: params[path] for path in state.ema}, state.ema, 1.0 - decay)
+        after = states.TrainState(state.step, params, {**state.frozen, **found.statistics}, opt_state, ema)
+        after = rows.choose(accepted, after, state, by_rows=where is not None)
         samples = jnp.sum(found.count)
         metrics = {
             "train/loss": jnp.sum(found.loss_sum) / samples,
             "train/gradient_norm": found.norm,
             "gate/open_rate": found.open_sum / samples,
-            "lambda": jnp.exp(opt_state["dro"].log_weights),
+            "lambda": jnp.exp(after.opt_state["dro"].log_weights),
             "group_loss_sum": found.loss_sum.reshape(num_groups, -1).sum(axis=1),
             "group_count": found.count.reshape(num_groups, -1).sum(axis=1),
+            "train/rejected": 1.0 - accepted.astype(jnp.float32),
             **found.extra,
         }
-        frozen = {**state.frozen, **found.statistics}
-        return states.TrainState(state.step + 1, params, frozen, opt_state, ema), metrics
+        return after._replace(step=state.step + 1), metrics
 
     return update
 

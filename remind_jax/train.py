@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,8 @@ class Cursor:
       waited: evaluations since.
       ended: whether the stage ended early.
       sums, counted: sums of metrics over the steps since the last record of metrics.jsonl, and how many these are.
+      rejected: steps since that record that were not finite.
+      in_a_row, blamed: rejected steps since the last good one, and their combinations.
     """
 
     stage: int = 0
@@ -56,6 +58,9 @@ class Cursor:
     ended: bool = False
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     counted: int = 0
+    rejected: int = 0
+    in_a_row: int = 0
+    blamed: list[str] = dataclasses.field(default_factory=list)
 
 
 def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
@@ -184,6 +189,16 @@ class Trainer:
             return self._train(checkpoints, bar)
 
     def _train(self, checkpoints: Checkpoints, bar: progress.Silent) -> Params:
+        """Training that is not finite goes back once: what a machine got wrong does not come back, the rest does."""
+        try:
+            return self._run_stages(checkpoints, bar)
+        except NotFiniteError as error:
+            newest = checkpoints.newest_whole()
+            bar.say(f"{error}. Going back, once, to {'the start' if newest is None else f'step {newest}'}")
+        self.order = self._order()
+        return self._run_stages(checkpoints, bar)
+
+    def _run_stages(self, checkpoints: Checkpoints, bar: progress.Silent) -> Params:
         params = initial_params(self.config, self.network, self.data.inputs)
         cursor, best, state = Cursor(), params, None
         latest = checkpoints.newest_whole()
@@ -233,6 +248,7 @@ class Trainer:
 
         Raises:
           Stopped: a signal asked for it; the state is saved.
+          NotFiniteError: `train.max_rejected` steps in a row were not finite.
         """
         config, step = self.config, state.steps_done
         if cursor.ended or step >= stage.stop:
@@ -254,7 +270,8 @@ class Trainer:
         program = parallel.make_program(step_function, config.parallel, self.devices, config.programs)
         evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
         names = self.groups.names, self._cell_names()
-        recorder = _Recorder(self.folder, stage.name, *names, config.train.log_every, cursor)
+        limits = config.train.log_every, config.train.max_rejected
+        recorder = _Recorder(self.folder, stage.name, *names, *limits, cursor, bar.say)
         placed, pending = program.place(state), None
         kept = features.stores_of(config, stage, self.single, state.weights(), self.data, bar.say)
         with kept as stores, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
@@ -301,7 +318,8 @@ class Trainer:
     def _take(self, recorder: "_Recorder", step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
         """Passes on the metrics of a step."""
         if self.fair_batch is not None:
-            self.fair_batch.observe(metrics["group_loss_sum"], metrics["group_count"])
+            if not metrics["train/rejected"]:
+                self.fair_batch.observe(metrics["group_loss_sum"], metrics["group_count"])
             metrics = {**metrics, "shares": self.fair_batch.shares}
         recorder.add(step, metrics, close)
 
@@ -362,49 +380,66 @@ class _Recorder:
         groups: tuple[str, ...],
         cells: tuple[str, ...],
         every: int,
+        max_rejected: int,
         cursor: Cursor,
+        say: Callable[[str], None],
     ):
-        self._folder, self._stage, self._groups, self._cells, self._every = folder, stage, groups, cells, every
+        self._folder, self._stage, self._groups, self._cells = folder, stage, groups, cells
+        self._every, self._max_rejected, self._say = every, max_rejected, say
         self._cursor = cursor  # holds the open sums, so that a checkpoint does
         self._clock = progress.Clock()
         self.text = ""
 
     def add(self, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
-        """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint."""
-        self._check_finite(step, metrics)
-        sums = self._cursor.sums
-        for name, value in metrics.items():
-            if np.ndim(value) == 0:
-                sums[name] = sums.get(name, 0.0) + float(value)
-        self._cursor.counted += 1
+        """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint.
+
+        Raises:
+          NotFiniteError: so many steps in a row were rejected that the run should not go on.
+        """
+        cursor = self._cursor
+        if metrics["train/rejected"]:
+            self._reject(step, metrics)
+        else:
+            cursor.in_a_row, cursor.blamed = 0, []
+            for name, value in metrics.items():
+                if np.ndim(value) == 0 and name != "train/rejected":
+                    cursor.sums[name] = cursor.sums.get(name, 0.0) + float(value)
+            cursor.counted += 1
         if step % self._every and not close:
             return
-        count = self._cursor.counted
-        means = {name: total / count for name, total in sums.items()}
+        means = {name: total / cursor.counted for name, total in cursor.sums.items()}
         weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._cells, metrics["lambda"], strict=True)}
         if "shares" in metrics:
             shares = zip(self._groups, metrics["shares"], strict=True)
             weights |= {f"sampler/share/{name}": float(x) for name, x in shares}
-        time = {"time/step_ms": self._clock.lap_ms() / count}
-        self._folder.log({"step": step, "stage": self._stage, **means, **weights, **time})
-        self.text = f"loss {means['train/loss']:.3f}"
-        self._cursor.sums, self._cursor.counted = {}, 0
+        time = {"time/step_ms": self._clock.lap_ms() / (cursor.counted + cursor.rejected)}
+        counts = {"train/rejected": cursor.rejected}
+        self._folder.log({"step": step, "stage": self._stage, **means, **counts, **weights, **time})
+        self.text = f"loss {means['train/loss']:.3f}" if means else "not finite"
+        cursor.sums, cursor.counted, cursor.rejected = {}, 0, 0
 
-    def _check_finite(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Ends the run before a step that went wrong can reach an evaluation or a checkpoint."""
-        names = {"train/loss": "loss", "train/gradient_norm": "gradient", "lambda": "group weights"}
-        wrong = [name for key, name in names.items() if not np.isfinite(metrics[key]).all()]
-        if not wrong:
-            return
+    def _reject(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Counts a step that the program has rejected, says why, and ends the run when there are too many in a row."""
+        cursor = self._cursor
+        cursor.rejected, cursor.in_a_row = cursor.rejected + 1, cursor.in_a_row + 1
+        names = {"train/loss": "loss", "train/gradient_norm": "gradient"}
+        wrong = [name for key, name in names.items() if not np.isfinite(metrics[key])] or ["group weights"]
         losses, here = metrics["group_loss_sum"], np.asarray(metrics["group_count"]) != 0
         guilty = ~np.isfinite(losses) if not np.isfinite(losses).all() else here
         groups = [name for name, is_guilty in zip(self._groups, guilty, strict=True) if is_guilty]
-        more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
-        raise NotFiniteError(
-            f"not finite at step {step}: {', '.join(wrong)}, in combinations {', '.join(groups[:5])}{more}. The step "
-            "is not saved; run the same command again to go on from the last checkpoint, and if this comes back, lower "
-            "optim.lr, set optim.clip or look at these samples"
-        )
+        cursor.blamed += [name for name in groups if name not in cursor.blamed]
+        if cursor.in_a_row == 1:
+            self._say(f"step {step} is not finite and rejected: {', '.join(wrong)}, in combinations {_some(groups)}")
+        if cursor.in_a_row >= self._max_rejected:
+            raise NotFiniteError(
+                f"{cursor.in_a_row} steps in a row, up to step {step}, were not finite and rejected: "
+                f"{', '.join(wrong)}, in combinations {_some(cursor.blamed)}. Lower optim.lr, set optim.clip or look "
+                "at these samples"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _check_pairs(batch_size: int, devices: int) -> None:

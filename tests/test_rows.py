@@ -96,8 +96,10 @@ def _batch(groups, step: int) -> dict[str, np.ndarray]:
     return {"labs": labs, "label": label, "group": np.asarray(groups, np.int32), "weight": np.ones(b, np.float32)}
 
 
-def _train(group_rows: str, batches, kind: str = "jit", devices: int = 1, programs: str = "one", ensemble: int = 1):
-    """The state after a step a batch, and the metrics of the last."""
+def _train(
+    group_rows: str, batches, kind: str = "jit", devices: int = 1, programs: str = "one", ensemble: int = 1, scale=1.0
+):
+    """The state after a step a batch, and the metrics of the last, whose inputs are multiplied by `scale`."""
     config = common.base()
     common.apply_method(config, "remind")
     config.update({"ensemble": ensemble, "dro": {"every": 2}, "optim": {"group_rows": group_rows}})
@@ -114,7 +116,9 @@ def _train(group_rows: str, batches, kind: str = "jit", devices: int = 1, progra
     program = parallel.make_program(step, kind, jax.devices()[:devices], programs)
     placed = program.place(state)
     for i, groups in enumerate(batches):
-        placed, metrics = program.step(placed, _batch(groups, i))
+        batch = _batch(groups, i)
+        batch["labs"] *= scale if i == len(batches) - 1 else 1.0
+        placed, metrics = program.step(placed, batch)
     return program.fetch(placed), program.read(metrics)
 
 
@@ -155,6 +159,14 @@ def test_rows_are_the_same_on_any_number_of_devices(kind, devices, programs):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6), mine, theirs)
     for name in expected:
         np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5)
+
+
+def test_a_rejected_step_leaves_the_rows_of_its_batch_as_they_are():
+    before, _ = _train("batch", BATCHES[:2])
+    after, metrics = _train("batch", BATCHES[:3], scale=np.inf)
+    assert metrics["train/rejected"] == 1
+    assert after.step == 3
+    jax.tree.map(np.testing.assert_array_equal, after._replace(step=0), before._replace(step=0))
 
 
 @pytest.mark.slow

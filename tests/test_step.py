@@ -156,6 +156,50 @@ def test_averages_of_short_runs_forget_the_start(decay, steps, expected):
     assert states.effective_decay(decay, steps) == pytest.approx(expected)
 
 
+# ---- What is not finite ----------------------------------------------------------------------------------------------
+
+
+def _bits(tree) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("what", ["input", "loss of one group", "gradient", "λ"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
+    config = _config("remind", dro__every=2, dro__gamma=3e38 if what == "λ" else 0.5)
+    network, dro = linear_network(), make_dro(config, COUNTS)
+    optimizer = states.make_optimizer(optax.constant_schedule(0.1), weight_decay=0.1, clip=1.0, dro=dro)
+
+    def loss(logits, labels):
+        each = -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+        # Of these two, the first is infinite for large logits, and the second is finite and has no finite slope at 0.
+        each = jnp.where(logits.max(axis=1) > 1e4, jnp.inf, each)
+        return each + jnp.sqrt(jnp.abs(logits[:, 0])) if what == "gradient" else each
+
+    plain = make_step(config, plan_stages(config, 100, KINDS)[0], network, loss, optimizer, dro, COUNTS, 0.75)
+    step = jax.jit(lambda state, batch: plain(state, batch, axis_name=None))
+    first, wrong, third = (_batch(i) for i in range(3))
+    of_first = wrong["group"] == wrong["group"][0]
+    if what == "input":
+        wrong["labs"][0, 2] = np.nan
+    elif what == "loss of one group":
+        wrong["labs"][of_first] = 1e6
+    elif what == "gradient":
+        wrong["labs"][0] = 0.0
+    state = states.start(network.init(jax.random.key(0)), lambda path: False, optimizer, 0, ema=True)
+    state, metrics = step(state, first)
+    assert metrics["train/rejected"] == 0
+    after, metrics = step(state, wrong)
+    assert metrics["train/rejected"] == 1
+    assert int(after.step) == int(state.step) + 1
+    assert _bits(after._replace(step=state.step)) == _bits(state)
+    assert np.isfinite(metrics["lambda"]).all()
+    blamed = set(np.flatnonzero(~np.isfinite(metrics["group_loss_sum"])).tolist())
+    assert blamed == ({wrong["group"][0]} if what in ("input", "loss of one group") else set())
+    if what != "λ":  # which is as wrong at the next refresh
+        assert _bits(step(after, third)[0]._replace(step=0)) == _bits(step(state, third)[0]._replace(step=0))
+        assert _bits(step(after, third)[0].params) != _bits(state.params)
+
+
 # ---- Objectives ------------------------------------------------------------------------------------------------------
 
 

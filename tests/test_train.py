@@ -1,5 +1,7 @@
 """The loop over stages and steps: what is recorded, carried over, saved and resumed, and which weights are chosen."""
 
+import contextlib
+import json
 import shutil
 
 import jax
@@ -43,7 +45,10 @@ class _Run:
     """A finished loop: its trainer, the chosen weights and the records it wrote."""
 
     def __init__(self, config, data, folder):
-        opened = RunFolder(folder, config.to_dict())
+        with contextlib.closing(RunFolder(folder, config.to_dict())) as opened:
+            self._train(config, data, opened)
+
+    def _train(self, config, data, opened):
         self.config = config
         self.trainer = train.Trainer(config, data, opened)
         traces = []
@@ -58,7 +63,6 @@ class _Run:
         self.weights = self.trainer.train(progress.Silent())
         self.traces = list(traces)
         self.history = opened.history()
-        opened.close()
 
     def of(self, key: str, stage: str | None = None) -> list[dict]:
         return [record for record in self.history if key in record and stage in (None, record["stage"])]
@@ -81,7 +85,7 @@ def test_steps_and_evaluations_are_recorded(remind):
     names = {f"dro/lambda/{name}" for name in remind.trainer.groups.names}
     for record in steps:
         assert record.keys() == {
-            *("step", "stage", "train/loss", "train/gradient_norm", "gate/open_rate", "time/step_ms"),
+            *("step", "stage", "train/loss", "train/gradient_norm", "train/rejected", "gate/open_rate", "time/step_ms"),
             *names,
         }
         assert sum(record[name] for name in names) == pytest.approx(1.0, abs=1e-5)
@@ -427,24 +431,89 @@ def test_tuning_metrics_by_hand():
 
 
 def _metrics(**changes) -> dict[str, np.ndarray]:
-    finite = {"train/loss": 0.5, "train/gradient_norm": 1.0, "lambda": [0.5, 0.25, 0.25]}
+    finite = {"train/loss": 0.5, "train/gradient_norm": 1.0, "train/rejected": 0.0, "lambda": [0.5, 0.25, 0.25]}
     finite |= {"group_loss_sum": [1.0, 0.0, 2.0], "group_count": [2.0, 0.0, 3.0]}
     return {name: np.array(value) for name, value in (finite | changes).items()}
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """Writes a record every fourth step and ends the run at the third rejected step in a row; and what it has said."""
+    opened, said = RunFolder(tmp_path / "run", {}), []
+    yield train._Recorder(opened, "joint", ("a", "b", "c"), ("a", "b", "c"), 4, 3, train.Cursor(), said.append), said
+    opened.close()
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"train/loss": np.nan, "group_loss_sum": [1.0, 0.0, np.nan]}, "step 7: loss, in combinations c\\."),
-        ({"train/gradient_norm": np.inf}, "step 7: gradient, in combinations a, c\\."),
-        ({"lambda": [0.5, np.nan, np.nan]}, "step 7: group weights, in combinations a, c\\."),
+        ({"train/loss": np.nan, "group_loss_sum": [1.0, 0.0, np.nan]}, "loss, in combinations c"),
+        ({"train/gradient_norm": np.inf}, "gradient, in combinations a, c"),
+        ({}, "group weights, in combinations a, c"),
     ],
 )
-def test_a_step_that_is_not_finite_ends_the_run_and_names_its_combinations(tmp_path, changes, expected):
-    opened = RunFolder(tmp_path / "run", {})
-    recorder = train._Recorder(opened, "joint", ("a", "b", "c"), ("a", "b", "c"), 10, train.Cursor())
-    recorder.add(6, _metrics())
-    with pytest.raises(NotFiniteError, match=expected):
-        recorder.add(7, _metrics(**changes))
-    assert opened.history() == []
-    opened.close()
+def test_rejected_steps_in_a_row_end_the_run_and_name_their_combinations(recorder, changes, expected):
+    recorder, said = recorder
+    wrong = _metrics(**{"train/rejected": 1.0}, **changes)
+    recorder.add(1, _metrics())
+    recorder.add(2, wrong)
+    recorder.add(3, wrong)
+    assert said == [f"step 2 is not finite and rejected: {expected}"]
+    with pytest.raises(NotFiniteError, match=f"3 steps in a row, up to step 4, .*: {expected}\\."):
+        recorder.add(4, wrong)
+
+
+def test_the_history_counts_rejected_steps_and_averages_the_others(recorder, tmp_path):
+    recorder, _ = recorder
+    wrong = _metrics(**{"train/rejected": 1.0, "train/loss": np.nan, "group_loss_sum": [np.nan, 0.0, 1.0]})
+    for step, metrics in enumerate((wrong, _metrics(), wrong, wrong, _metrics(**{"train/loss": 2.5}), wrong, wrong)):
+        recorder.add(step + 1, metrics, close=step == 6)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["train/loss"], line["train/rejected"]) for line in lines] == [(4, 0.5, 3), (7, 2.5, 2)]
+
+
+def _poisoned(monkeypatch, steps: list[int]) -> None:
+    """Puts a NaN into the batches of steps, once for each time that a step is listed."""
+    left, original = list(steps), pipeline.train_batches
+
+    def batches(store, order, batch_size, start, stop, **options):
+        for i, batch in enumerate(original(store, order, batch_size, start, stop, **options)):
+            name = next(name for name, x in batch.items() if x.dtype == np.float32 and name != "weight")
+            if start + i in left:
+                left.remove(start + i)
+                batch = batch | {name: np.full_like(batch[name], np.nan)}
+            yield batch
+
+    monkeypatch.setattr(pipeline, "train_batches", batches)
+
+
+@pytest.mark.parametrize(
+    "steps", [[7, 8, 9, 10, 11], pytest.param([0, 1, 2, 3, 4], marks=pytest.mark.slow)], ids=["checkpoint", "start"]
+)
+def test_what_a_machine_got_wrong_once_leaves_no_trace(remind, data, tmp_path, monkeypatch, steps):
+    _poisoned(monkeypatch, steps)
+    again = _Run(remind.config, data, tmp_path / "run")
+
+    def timeless(run):
+        return [{key: value for key, value in record.items() if key != "time/step_ms"} for record in run.history]
+
+    assert timeless(again) == timeless(remind)
+    mine, theirs = ({path: x.tobytes() for path, x in run.weights.items()} for run in (again, remind))
+    assert mine == theirs
+
+
+def test_what_comes_back_after_going_back_ends_the_run(remind, data, tmp_path, monkeypatch):
+    _poisoned(monkeypatch, [7, 8, 9, 10, 11] * 2)
+    with pytest.raises(
+        NotFiniteError, match=r"5 steps in a row, up to step 12, .*: loss, gradient, in"
+    ):
+        _Run(remind.config, data, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["6"]
+
+
+def test_single_steps_that_are_not_finite_are_left_out(remind, data, tmp_path, monkeypatch):
+    _poisoned(monkeypatch, [2, 14, 15])
+    run = _Run(remind.config, data, tmp_path / "run")
+    assert [record["step"] for record in run.of("train/rejected") if record["train/rejected"]] == [3, 15, 16]
+    assert [record["step"] for record in run.of("train/loss")] == [i for i in range(1, 25) if i not in (3, 15, 16)]
+    assert all(np.isfinite(x).all() for x in run.weights.values())
