@@ -65,11 +65,14 @@ def run(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     manifest = manifests.load_manifest(options.folder, bad_files=options.bad_files)
+    split, reason = None, ""
     try:
         split = splits.make_splits(manifest, _SEED)
-    except UserError:
-        split = None  # find_problems says why
+    except UserError as error:
+        reason = str(error)
     findings = check.find_problems(manifest, split)
+    if reason and not any(finding.fatal for finding in findings):  # which usually say more
+        findings.insert(0, check.Finding(reason[:4], reason[5:], True))
     refused = any(finding.fatal for finding in findings)
     summary = summarise(manifest, split)
     if options.json:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 SUMS = "SHA256SUMS"
 _MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")  # of orbax, the last with times that are known at the commit
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+_LINE = re.compile(rb"[0-9a-f]{64}  [\x21-\x7e][\x20-\x7e]*")
 _DIGESTED = "digests"  # key of a record whose checkpoint must hold `SUMS`; older versions wrote none
 
 
@@ -193,7 +195,7 @@ class Checkpoints:
         try:
             fault = _compare(folder) if (folder / SUMS).exists() else self._fault_without_sums(step)
         except OSError as error:
-            return f"{error.strerror or type(error).__name__}"
+            return f"{pathlib.Path(error.filename or '').name}: {error.strerror or type(error).__name__}"
         if not fault:
             self._whole.add(step)
         return fault
@@ -236,10 +238,12 @@ def _compare(folder: pathlib.Path) -> str:
             return f"{mark} is missing"
     if stored == found:
         return ""
+    if not all(_LINE.fullmatch(line) for line in stored.splitlines()):
+        return f"{SUMS} has changed"
     before, now = _by_name(stored), _by_name(found)
     for name in sorted(before.keys() | now.keys()):
         if name not in now:
-            return f"{name} is missing" if name.isprintable() else f"{SUMS} has changed"
+            return f"{name} is missing"
         if name not in before:
             return f"{name} is not in {SUMS}"
         if before[name] != now[name]:

@@ -41,14 +41,14 @@ def read_array(path: pathlib.Path) -> np.ndarray:
     """An embedding file, npy [t, d] of real numbers, as float32; never unpickles.
 
     Raises:
-      ValueError: it is not an npy file of that form ("shape" when it is npy). A header that claims more than the file
+      ValueError: it is not an npy file of that form, or empty ("shape" when it is npy). A header that claims more than the file
         holds is refused before memory is taken.
     """
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
         raise ValueError("not npy") from error
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiub":
         raise ValueError("shape")
     with np.errstate(over="ignore"):
         return np.asarray(array, np.float32)

@@ -24,6 +24,7 @@ from remind_jax.data.schema import PIXELS, Modality, Schema, read_schema
 from remind_jax.errors import UserError, did_you_mean
 
 BAD_FILES = ("refuse", "missing")
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib
 SPLIT_ALIASES = {"val": "tuning", "test": "held_out"}
 
 
@@ -381,6 +382,10 @@ def _table_of(root: pathlib.Path) -> pathlib.Path:
 def _read_table(path: pathlib.Path) -> pl.DataFrame:
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(f"{path} must be a .csv or a .parquet file")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if path.suffix == ".csv" and start.startswith(_COMPRESSED):
+        raise UserError(f"{path} is compressed; unpack it, so that its size can be seen")
     try:
         # All strings first: guessing types would turn codes such as 0401 into numbers.
         table = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)

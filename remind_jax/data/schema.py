@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from remind_jax.errors import UserError, did_you_mean
 KINDS = ("tabular", "text", "codes", "embedding", "image", "volume")
 PIXELS = ("image", "volume")
 _RESERVED = ("present", "group", "label", "row", "weight")  # keys beside the modalities in decoded and encoded batches
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 _KEYS = {
     "tabular": ("kind", "columns", "categorical"),
     "text": ("kind", "column", "stored"),
@@ -94,7 +97,7 @@ def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
         content = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: a manifest folder needs schema.yaml") from None
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # what its tags cannot read ends in all kinds of errors
         place = getattr(error, "problem_mark", None)
         raise UserError(f"{path} is not YAML{f' (line {place.line + 1})' if place else ''}") from None
     try:
@@ -107,7 +110,7 @@ def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
     keys = ("version", "name", "sample_id", "patient_id", "label", "split", "modalities")
     top = _mapping(content, "the file", keys, ("split",))
     if top["version"] != 1 or isinstance(top["version"], bool):
-        raise UserError(f"version must be 1, not {top['version']!r}")
+        raise UserError(f"version must be 1, not {_shown(top['version'])}")
     label = _mapping(top["label"], "label", ("column", "classes"))
     classes = label["classes"]
     if not isinstance(classes, list) or not all(type(name) in (str, int) for name in classes):
@@ -136,13 +139,13 @@ def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
 
 def _parse_modality(name: object, entry: object, image_size: int, frames: int) -> Modality:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in _RESERVED:
-        raise UserError(f"modality name {name!r} must be letters, digits, _ and -, and none of {', '.join(_RESERVED)}")
+        raise UserError(f"modality name {_shown(name)} must be letters, digits, _ and -, and none of {', '.join(_RESERVED)}")
     where = f"modalities.{name}"
     if not isinstance(entry, dict) or "kind" not in entry:
         raise UserError(f"{where} must be a mapping with a kind")
     kind = entry["kind"]
     if kind not in KINDS:
-        raise UserError(f"{where}: unknown kind {kind!r}{did_you_mean(kind, KINDS)}; kinds are {', '.join(KINDS)}")
+        raise UserError(f"{where}: unknown kind {_shown(kind)}{did_you_mean(_shown(kind), KINDS)}; kinds are {', '.join(KINDS)}")
     optional = ("stored", "channels") if kind != "tabular" else ("columns", "categorical")
     entry = _mapping(entry, where, _KEYS[kind], optional)
     if kind == "tabular":
@@ -154,15 +157,23 @@ def _parse_modality(name: object, entry: object, image_size: int, frames: int) -
     if kind in PIXELS:
         channels = entry.get("channels", 3)
         if channels not in (1, 3) or isinstance(channels, bool):
-            raise UserError(f"{where}.channels must be 1 or 3, not {channels!r}")
+            raise UserError(f"{where}.channels must be 1 or 3, not {_shown(channels)}")
         shape = (image_size, image_size, channels)
         column = _string(entry["column"], f"{where}.column")
         return Modality(name, kind, (column,), (), "file", shape if kind == "image" else (frames, *shape))
     # An embedding that does not say is a file when its cells are strings, a value when they are nested lists.
     stored = entry.get("stored", "" if kind == "embedding" else "cell")
     if stored not in ("cell", "file") and "stored" in entry:
-        raise UserError(f"{where}.stored must be cell or file, not {stored!r}")
+        raise UserError(f"{where}.stored must be cell or file, not {_shown(stored)}")
     return Modality(name, kind, (_string(entry["column"], f"{where}.column"),), (), stored)
+
+
+def _shown(value: object) -> str:
+    """A value in a few words: aliases may unfold to gigabytes, and integers may be too long to write."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return f"a long {type(value).__name__}"
 
 
 def _mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict:
@@ -171,7 +182,7 @@ def _mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[s
         raise UserError(f"{where} must be a mapping with {', '.join(keys)}")
     for key in value:
         if key not in keys:
-            raise UserError(f"unknown key {key!r} in {where}{did_you_mean(key, keys)}; keys are {', '.join(keys)}")
+            raise UserError(f"unknown key {_shown(key)} in {where}{did_you_mean(_shown(key), keys)}; keys are {', '.join(keys)}")
     for key in keys:
         if key not in value and key not in optional:
             raise UserError(f"{where} lacks the key {key!r}")
@@ -180,11 +191,11 @@ def _mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[s
 
 def _string(value: object, where: str) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise UserError(f"{where} must be a string, not {value!r}; put words such as no, on and numbers in quotes")
+        raise UserError(f"{where} must be a string, not {_shown(value)}; put words such as no, on and numbers in quotes")
     return value
 
 
 def _strings_of(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise UserError(f"{where} must be a list of column names, not {value!r}")
+        raise UserError(f"{where} must be a list of column names, not {_shown(value)}")
     return tuple(_string(name, where) for name in value)

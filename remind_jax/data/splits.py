@@ -77,6 +77,11 @@ def make_splits(manifest: "Manifest", seed: int, fractions: Sequence[float] = (0
             rows = np.flatnonzero(splits == TRAIN)
             share = fractions[1] / (fractions[0] + fractions[1])
             splits[rows] = _deal(patients[rows], labels[rows], manifest.presence[rows], seed, (1 - share, share, 0.0))
+    if len(splits) and not (splits == HELD_OUT).any():
+        raise UserError(
+            f"E001 no patient is held out of {len(set(patients.tolist()))}: add patients or raise the last share of "
+            f"data.fractions, {tuple(fractions)}"
+        )
     absent = absent_classes(manifest, splits)
     if absent:
         raise UserError(f"E005 no row of train has the class {', '.join(absent)}: add rows or drop the class")
