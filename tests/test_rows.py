@@ -82,8 +82,8 @@ def _network() -> Network:
         first, second = jax.random.split(key)
         return {TABLE: jax.random.normal(first, (G, CLASSES)), "head/kernel": jax.random.normal(second, (D, CLASSES))}
 
-    def apply(params, batch, *, gate, keys=None):
-        del gate, keys
+    def apply(params, batch, *, gate, keys=None, resting=False):
+        del gate, keys, resting
         logits = batch["labs"] @ params["head/kernel"] + params[TABLE][batch["group"]]
         return Output(logits, logits, jnp.zeros(len(logits)))
 

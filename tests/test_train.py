@@ -504,9 +504,7 @@ def test_what_a_machine_got_wrong_once_leaves_no_trace(remind, data, tmp_path, m
 
 def test_what_comes_back_after_going_back_ends_the_run(remind, data, tmp_path, monkeypatch):
     _poisoned(monkeypatch, [7, 8, 9, 10, 11] * 2)
-    with pytest.raises(
-        NotFiniteError, match=r"5 steps in a row, up to step 12, .*: loss, gradient, in"
-    ):
+    with pytest.raises(NotFiniteError, match=r"5 steps in a row, up to step 12, .*: loss, gradient, in"):
         _Run(remind.config, data, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["6"]
 

@@ -41,8 +41,8 @@ def read_array(path: pathlib.Path) -> np.ndarray:
     """An embedding file, npy [t, d] of real numbers, as float32; never unpickles.
 
     Raises:
-      ValueError: it is not an npy file of that form, or empty ("shape" when it is npy). A header that claims more than the file
-        holds is refused before memory is taken.
+      ValueError: it is not an npy file of that form ("shape" when it is npy), or empty. A header that claims more
+        than the file holds is refused before memory is taken.
     """
     try:
         array = np.lib.format.open_memmap(path, mode="r")

@@ -139,13 +139,15 @@ def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
 
 def _parse_modality(name: object, entry: object, image_size: int, frames: int) -> Modality:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in _RESERVED:
-        raise UserError(f"modality name {_shown(name)} must be letters, digits, _ and -, and none of {', '.join(_RESERVED)}")
+        taken = ", ".join(_RESERVED)
+        raise UserError(f"modality name {_shown(name)} must be letters, digits, _ and -, and none of {taken}")
     where = f"modalities.{name}"
     if not isinstance(entry, dict) or "kind" not in entry:
         raise UserError(f"{where} must be a mapping with a kind")
     kind = entry["kind"]
     if kind not in KINDS:
-        raise UserError(f"{where}: unknown kind {_shown(kind)}{did_you_mean(_shown(kind), KINDS)}; kinds are {', '.join(KINDS)}")
+        shown = _shown(kind)
+        raise UserError(f"{where}: unknown kind {shown}{did_you_mean(shown, KINDS)}; kinds are {', '.join(KINDS)}")
     optional = ("stored", "channels") if kind != "tabular" else ("columns", "categorical")
     entry = _mapping(entry, where, _KEYS[kind], optional)
     if kind == "tabular":
@@ -182,7 +184,8 @@ def _mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[s
         raise UserError(f"{where} must be a mapping with {', '.join(keys)}")
     for key in value:
         if key not in keys:
-            raise UserError(f"unknown key {_shown(key)} in {where}{did_you_mean(_shown(key), keys)}; keys are {', '.join(keys)}")
+            shown = _shown(key)
+            raise UserError(f"unknown key {shown} in {where}{did_you_mean(shown, keys)}; keys are {', '.join(keys)}")
     for key in keys:
         if key not in value and key not in optional:
             raise UserError(f"{where} lacks the key {key!r}")
@@ -191,7 +194,7 @@ def _mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[s
 
 def _string(value: object, where: str) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise UserError(f"{where} must be a string, not {_shown(value)}; put words such as no, on and numbers in quotes")
+        raise UserError(f"{where} must be a string, not {_shown(value)}; put no, on and numbers in quotes")
     return value
 
 
