@@ -41,8 +41,9 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("case", "variants", "measures"),
     [
-        ("block", ["shared router", "gated group routers", "shared router paper_listing"], 2),
-        ("step", ["soft_moe", "remind", "remind_no_dro"], 1),
+        ("block", ["shared router", "gated group routers"], 2),
+        pytest.param("block", ["shared router", "shared router paper_listing"], 2, marks=pytest.mark.slow),
+        ("step", ["soft_moe", "remind"], 1),
         pytest.param("step", [*cases.METHODS, "soft_moe in one", "soft_moe in two"], 1, marks=pytest.mark.slow),
         pytest.param("groups", ["6 combinations", "60 combinations"], 2, marks=pytest.mark.slow),
         pytest.param("table17", ["soft_moe"], 3, marks=pytest.mark.slow),
@@ -83,6 +84,7 @@ def test_parameters_and_operations_are_those_of_the_built_networks(tmp_path: pat
     assert found["forward+backward", "shared router"]["analytic_flops"] == 3 * plain["analytic_flops"]
 
 
+@pytest.mark.slow
 def test_frozen_encoders_take_no_backward_operations() -> None:
     build = {entry.measure: entry.build for entry in cases.CASES["table17"].entries(TINY, frozenset())[::2]}
     trained, frozen = (build[stage]().facts["analytic_flops"] for stage in ("all trained", "encoders frozen"))

@@ -8,6 +8,7 @@ from benchmarks import gradient_estimators
 from remind_jax.errors import UserError
 
 
+@pytest.mark.slow
 def test_estimators_of_a_network_agree():
     found = {method: gradient_estimators.measure("tiny", 6, method) for method in gradient_estimators.METHODS}
     for record in found.values():

@@ -52,7 +52,7 @@ def test_frozen_encoders_have_no_gradient_moments_or_kept_activations(embed: pla
 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-@pytest.mark.parametrize("name", ["mimic.py", "fprm.py"])
+@pytest.mark.parametrize("name", ["mimic.py", pytest.param("fprm.py", marks=pytest.mark.slow)])
 def test_the_other_data_sets_of_the_paper(name: str) -> None:
     made = plan.make_plan(config(f"{name}:size=paper"))
     if name == "mimic.py":  # T5-base without its decoder and its own vocabulary, three times

@@ -18,6 +18,7 @@ from remind_jax.data import pipeline, samplers
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.writer import RunFolder
 from tests import tiny_runs
+from tests.models.pure import jitted
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 
@@ -96,7 +97,7 @@ def test_the_first_recorded_loss_is_that_of_the_initial_weights(remind):
     trainer = remind.trainer
     params = jax.jit(trainer.network.init)(jax.random.key(remind.config.seed))
     (batch,) = pipeline.train_batches(trainer.train_store, trainer.order, 8, 0, 1)
-    logits = np.asarray(trainer.network.apply(params, batch, gate="never").logits, np.float64)
+    logits = np.asarray(jitted(trainer.network).apply(params, batch, gate="never").logits, np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     expected = -log_p[np.arange(8), batch["label"]].mean()
     assert remind.history[0]["train/loss"] == pytest.approx(expected, rel=1e-4)
@@ -159,7 +160,7 @@ def test_chosen_weights_are_those_of_the_best_evaluation_of_the_last_stage(remin
     assert chosen["loss"] == pytest.approx(min(losses), abs=1e-6)
 
 
-@pytest.mark.parametrize("select", ["accuracy", "last"])
+@pytest.mark.parametrize("select", [pytest.param("accuracy", marks=pytest.mark.slow), "last"])
 def test_selection_goes_by_the_metric_asked_for(cache, data, tmp_path, select):
     # A rate far too high makes evaluations jump about, so that first, best and last differ.
     changes = {"train__select": select, "optim__lr": 0.3, "optim__ema": 0.0, "train__evaluate_every": 0.5}
@@ -219,6 +220,7 @@ def test_an_ensemble_averages_the_probabilities_of_its_networks(cache, data, tmp
     assert predictions.tuning_metrics(together)["loss"] == pytest.approx(best, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_first_network_of_an_ensemble_is_the_one_of_a_single_run(cache, data, tmp_path):
     changes = {"train__select": "last", "train__epochs": 2.0, "dro__every": 2}
     single = _Run(tiny_runs.config(cache, "remind", **changes), data, tmp_path / "single")
@@ -236,6 +238,7 @@ def test_the_first_network_of_an_ensemble_is_the_one_of_a_single_run(cache, data
     np.testing.assert_array_equal(again.weights["head/kernel"], both.weights["head/kernel"])
 
 
+@pytest.mark.slow
 def test_plain_networks_of_an_ensemble_have_no_group_parts(cache, data, tmp_path):
     changes = {"train__select": "last", "train__epochs": 2.0, "train__joint_epochs": 0.0, "dro__every": 2}
     changes |= {"fusion__train_gate": "always", "model__imputation": "modality+group"}
@@ -253,6 +256,7 @@ def test_plain_networks_of_an_ensemble_have_no_group_parts(cache, data, tmp_path
 
 
 @pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.slow
 def test_a_second_stage_can_be_made_to_earn_its_place(cache, data, tmp_path, keeps):
     # The first stage learns; the schedule then jumps to a rate that ruins the weights.
     def schedule(kind, lr, **options):
@@ -321,7 +325,9 @@ def test_shares_of_fair_batch_move_once_an_epoch_from_the_lowest_to_the_highest_
     assert np.argmax(last - shares[24]) == np.nanargmax(known)
 
 
-@pytest.mark.parametrize("step", [5, 15, 25])
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, marks=pytest.mark.slow), 15, pytest.param(25, marks=pytest.mark.slow)]
+)
 def test_a_run_of_fair_batch_resumes_exactly(fair_batch, data, tmp_path, step):
     folder = tmp_path / "run"
     shutil.copytree(fair_batch.trainer.folder.path, folder)
@@ -341,6 +347,7 @@ def test_a_run_of_fair_batch_resumes_exactly(fair_batch, data, tmp_path, step):
     assert again.trainer.fair_batch.record() == fair_batch.trainer.fair_batch.record()
 
 
+@pytest.mark.slow
 def test_weights_of_cells_are_recorded_by_combination_and_class(cache, data, tmp_path):
     changes = {"objective__cells": "combination_class", "train__epochs": 1.0, "dro__adjustment": 1.0}
     run = _Run(tiny_runs.config(cache, "group_dro", **changes), data, tmp_path)

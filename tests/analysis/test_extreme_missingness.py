@@ -66,6 +66,7 @@ def test_mistakes_are_named_before_anything_is_run(tmp_path, more, message):
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_tiny_study(tmp_path, capsys):
     arguments = _arguments(tmp_path, "--modalities=ffdm_cc", "--rate=0.75")
     extreme.main(arguments)

@@ -87,6 +87,7 @@ def test_mistakes_are_named_before_anything_is_run(tmp_path, more, message):
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_tiny_study(tmp_path, capsys, monkeypatch):
     few = {key: unseen.STRATEGIES[key] for key in ("nothing", "head,router")}
     monkeypatch.setattr(unseen, "STRATEGIES", few)

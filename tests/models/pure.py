@@ -44,6 +44,13 @@ class Pure:
         return {path: np.asarray(x, np.float64) for path, x in self.params.items()}
 
 
+def jitted(network: Network) -> Network:
+    """The network compiled as a whole: op by op, each of a thousand little programs would be compiled by itself."""
+    options = {"static_argnames": ("gate", "statistics", "resting")}
+    parts = {name: jax.jit(getattr(network, name), **options) for name in ("apply", "fuse")}
+    return network._replace(init=jax.jit(network.init), encode=jax.jit(network.encode), **parts)
+
+
 def linear_network() -> Network:
     """Three logits linear in five labs: quick to compile, and its losses can be computed by hand."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.model import ModelSpec, ensemble_of, make_network
-from tests.models.pure import random_params
+from tests.models.pure import jitted, random_params
 from tests.models.test_model import TABULAR, B, C, D, G, make_batch
 
 K = 3
@@ -21,7 +21,7 @@ SPEC = ModelSpec(width=D, tokens=2, imputation="modality+group", encoder_dropout
 def _made(members: int = 1, wide: bool = False, kind: str = "soft_moe"):
     fusion = FUSION if kind == "soft_moe" else FusionSpec(heads=2, experts=4, hidden=6, kind=kind, share_experts=True)
     spec = ModelSpec(**{**vars(SPEC), "members": members, "wide": wide, "fusion": fusion})
-    network = make_network(spec, TABULAR, G, C)
+    network = jitted(make_network(spec, TABULAR, G, C))
     return network, random_params(jax.eval_shape(network.init, jax.random.key(0)))
 
 
@@ -57,7 +57,7 @@ def test_the_linear_path_starts_at_zero_and_learns() -> None:
     def loss(params):
         return jnp.sum(network.apply(params, make_batch(), gate="always").logits[:, 0] ** 2)
 
-    assert np.abs(jax.grad(loss)(fresh | {"head/bias": jnp.ones(C)})["wide"]).max() > 1e-3
+    assert np.abs(jax.jit(jax.grad(loss))(fresh | {"head/bias": jnp.ones(C)})["wide"]).max() > 1e-3
 
 
 # ---- Members ---------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_an_ensemble_of_one_is_the_network() -> None:
 
 def test_an_ensemble_has_the_networks_beside_each_other() -> None:
     network, _ = _made()
-    several = ensemble_of(network, K)
+    several = jitted(ensemble_of(network, K))
     key, batch = jax.random.key(5), make_batch()
     params = several.init(key)
     first = network.init(key)

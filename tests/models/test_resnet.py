@@ -211,6 +211,7 @@ def test_fresh_blocks_are_their_shortcuts() -> None:
     assert np.abs(small().trunk(changed, x)[0] - before).max() > 0.1
 
 
+@pytest.mark.slow
 def test_fresh_weights_learn_under_statistics_that_nobody_measured() -> None:
     x, target = images(4, 16, 16), jnp.asarray([1.0, -1.0, 1.0, -1.0])
     params, fixed = fresh(), {path: x for path, x in fresh().items() if "running" in path}

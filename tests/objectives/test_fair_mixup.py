@@ -76,6 +76,7 @@ def test_penalty_by_hand():
     assert float(nothing) == 0.0
 
 
+@pytest.mark.slow
 def test_shares_of_two_devices_add_up_to_the_gradient_of_the_whole(setting):
     first, second, inner, outer = setting
 
