@@ -205,6 +205,7 @@ def base() -> ml_collections.ConfigDict:
     train.select = "loss"  # tuning metric that picks the weights: loss | accuracy | macro_f1 | auroc | last
     train.keep_better_stage = False  # stage 2 starts from the best weights of stage 1 and must beat them to count
     train.log_every = 10  # steps between two records of metrics.jsonl
+    train.tensorboard = False  # write TensorBoard event files beside metrics.jsonl; needs tensorboardX
     train.keep = 2  # newest checkpoints to keep: the second is there for when the first is damaged; 0 is all
     train.threads = 2  # that prepare batches
     train.max_rejected = 5  # steps in a row that are not finite before a run goes back to a checkpoint, once, and ends

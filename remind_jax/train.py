@@ -472,7 +472,8 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
       Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
     """
     settings.validate(config)
-    with contextlib.closing(RunFolder(workdir, config.to_dict())) as folder, stopping.Signals() as signals:
+    opened = RunFolder(workdir, config.to_dict(), config.train.tensorboard)
+    with contextlib.closing(opened) as folder, stopping.Signals() as signals:
         return _run(config, folder, verbose, signals)
 
 

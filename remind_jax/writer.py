@@ -13,7 +13,9 @@ import jax
 
 from remind_jax import atomic
 from remind_jax.errors import UserError
+from remind_jax.event_files import EventFiles
 
+_FREE = "train.tensorboard"  # the key that may change in a folder: it says what is written, not what is computed
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -42,17 +44,19 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 class RunFolder:
     """One run's folder; opening it a second time continues the run, and only with the config it was started with."""
 
-    def __init__(self, path: pathlib.Path, config: Mapping[str, Any]):
+    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], tensorboard: bool = False):
         """Creates or reopens the folder.
 
         Args:
           path: of the folder.
           config: the run's settings, JSON-able.
+          tensorboard: whether to keep event files beside metrics.jsonl.
 
         Raises:
-          UserError: the folder cannot be written, or holds a run with another config.
+          UserError: the folder cannot be written, or holds a run with another config, or a package is missing.
         """
         self.path = path
+        self._events = EventFiles(path / "tensorboard") if tensorboard else None
         self.config = json.loads(json.dumps(config))
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,7 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{file} is not JSON: choose another workdir") from error
         now = _flat(self.config)
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        changed = sorted(key for key in (before.keys() | now.keys()) - {_FREE} if before.get(key) != now.get(key))
         if changed and not self._started():
             self._write_json("config.json", self.config)
         elif changed:
@@ -89,9 +93,11 @@ class RunFolder:
         atomic.write_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Appends one record to metrics.jsonl."""
+        """Appends one record to metrics.jsonl, and to the event files."""
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
+        if self._events:
+            self._events.add(record)
 
     def history(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl."""
@@ -115,10 +121,14 @@ class RunFolder:
         self._metrics.close()
         atomic.write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if self._events:
+            self._events.restart(self.history())
 
     def close(self) -> None:
-        """Closes the metrics file."""
+        """Closes metrics and event files."""
         self._metrics.close()
+        if self._events:
+            self._events.close()
 
 
 def _commit() -> str | None:

@@ -87,6 +87,7 @@ def own(tmp_path_factory):
         "train.epochs": 2.0,
         "train.joint_epochs": 1.0,
         "train.log_every": 2,
+        "train.tensorboard": True,
         "eval.bootstrap": 50,
         "devices": 1,
     }
@@ -97,7 +98,8 @@ def own(tmp_path_factory):
 def test_folder_holds_what_the_design_says(own):
     names = {path.name for path in own.folder.iterdir()}
     expected = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", "report.json", "report.html"}
-    assert names == expected | {"predictions.parquet"}
+    assert names == expected | {"predictions.parquet", "tensorboard"}
+    assert len(list((own.folder / "tensorboard").iterdir())) == 1
     assert [path.name for path in (own.folder / "checkpoints").iterdir() if path.name.isdigit()]
     config = json.loads(own.text("config.json"))
     assert (config["method"], config["data"]["source"], config["train"]["batch_size"]) == ("remind", "manifest", 16)

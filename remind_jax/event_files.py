@@ -1,0 +1,60 @@
+"""TensorBoard event files beside metrics.jsonl, written without TensorFlow."""
+
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from remind_jax.errors import UserError
+
+
+class EventFiles:
+    """The records of metrics.jsonl as scalars for TensorBoard.
+
+    They are a copy: whoever goes on with a run writes the records that it keeps anew, so that no step is there twice.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Writes nothing yet.
+
+        Args:
+          folder: for the files; whatever is in it goes at the first record.
+
+        Raises:
+          UserError: tensorboardX is not installed.
+        """
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise UserError(
+                "train.tensorboard needs a package that is not installed: pip install tensorboardX, "
+                "or leave the key out; metrics.jsonl holds the same figures"
+            ) from error
+        self._open, self._folder, self._writer = tensorboardX.SummaryWriter, folder, None
+
+    def restart(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Begins anew with the records that stay."""
+        self.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._writer = self._open(str(self._folder))
+        for record in records:
+            self._add(record)
+        self._writer.flush()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Writes the numbers of a record at its step."""
+        if self._writer is None:
+            self.restart([])
+        self._add(record)
+        self._writer.flush()
+
+    def _add(self, record: Mapping[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Closes the file that is open, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
