@@ -363,7 +363,8 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
     try:
         with contextlib.closing(RunFolder(temporary, config)) as folder:
             params, step = adapter.fit(choice, trained, folder, bar)
-            report = _report(adapter, choice, params, {"trained": trained, "experts": experts, "step": step})
+            found = {"trained": trained, "experts": experts, "step": step}
+            report = _report(adapter, choice, params, found, bar)
             _save(adapter, temporary, params, choice.steps)
             report.pop("table").write_parquet(temporary / "predictions.parquet")
             reports.write_json(temporary / "report.json", report)
@@ -385,7 +386,9 @@ def _save(adapter: Adapter, folder: pathlib.Path, params: Params, step: int) -> 
         checkpoints.save(step, {"best": host_copy(params)}, record | {"label_counts": run.label_counts.tolist()})
 
 
-def _report(adapter: Adapter, choice: Choice, params: Params, found: Mapping[str, Any]) -> dict[str, Any]:
+def _report(
+    adapter: Adapter, choice: Choice, params: Params, found: Mapping[str, Any], bar: progress.Silent
+) -> dict[str, Any]:
     """The report, and under `table` the predictions."""
     run, data = adapter.run, adapter.data
     after = adapter.predict(params)
@@ -411,6 +414,7 @@ def _report(adapter: Adapter, choice: Choice, params: Params, found: Mapping[str
         predictions=table,
         groups=data.groups,
         resamples=run.config.eval.bootstrap,
+        count=bar.count,
         extra=extra,
     )
     return report | {"table": table}

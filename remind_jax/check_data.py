@@ -1,27 +1,28 @@
-"""Validates a manifest folder: `python -m remind_jax.check_data DIR [--json] [--bad-files=missing]`.
+"""Validates a manifest folder: every problem with its row, its column and what to do about it.
 
-The exit code is 2 when training is refused.
+    python -m remind_jax.check_data DIR [--json] [--bad-files=missing]
+
+    DIR                  holds schema.yaml and manifest.csv or manifest.parquet
+    --json               print one JSON object: ok, findings (code, message, fatal), counts; or ok and error
+    --bad-files=refuse   refuse | missing: what training does with files that cannot be read, as data.bad_files
+
+Every file is decoded. The exit code is 2 when training is refused.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
+from remind_jax import cli, progress
 from remind_jax.data import check, groups, splits
 from remind_jax.data import manifest as manifests
 from remind_jax.errors import UserError
 
 _SEED = 0  # of the split that is shown when the manifest has no split column
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (usage: python -m remind_jax.check_data DIR [--json] [--bad-files=missing])")
 
 
 def summarise(manifest: manifests.Manifest, split: np.ndarray | None) -> dict[str, Any]:
@@ -54,17 +55,18 @@ def summarise(manifest: manifests.Manifest, split: np.ndarray | None) -> dict[st
 
 def run(arguments: Sequence[str]) -> int:
     """Checks the folder that `arguments` name, prints what was found, and returns the exit code (0 or 2)."""
-    parser = _Parser(prog="python -m remind_jax.check_data", description="Validates a manifest folder.")
-    parser.add_argument("folder", metavar="DIR", help="folder with schema.yaml and manifest.csv or manifest.parquet")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--bad-files",
-        choices=manifests.BAD_FILES,
-        default="refuse",
-        help="what training does with files that cannot be read, as data.bad_files (default: refuse)",
-    )
+    parser = cli.Parser("python -m remind_jax.check_data DIR [--json] [--bad-files=missing]")
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bad-files", choices=manifests.BAD_FILES, default="refuse")
     options = parser.parse_args(arguments)
-    manifest = manifests.load_manifest(options.folder, bad_files=options.bad_files)
+    try:
+        with progress.make(0, "reading files", not options.json) as bar:
+            manifest = manifests.load_manifest(options.folder, bad_files=options.bad_files, count=bar.count)
+    except UserError as error:
+        if options.json:
+            print(json.dumps({"ok": False, "error": str(error)}))
+        raise
     split, reason = None, ""
     try:
         split = splits.make_splits(manifest, _SEED)
@@ -93,14 +95,12 @@ def _print(findings: Sequence[check.Finding], summary: dict[str, Any]) -> None:
     print(f"{fatal} errors, {len(findings) - fatal} warnings" + ("" if fatal else "; the data can be used"))
 
 
-def main() -> None:
-    """The command line; a mistake of the user is one line on stderr and exit code 2."""
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name, and ends the process where training is refused."""
+    code = run(arguments)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, __doc__)

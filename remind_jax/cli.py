@@ -3,20 +3,41 @@
 import argparse
 import difflib
 import importlib
+import os
 import pathlib
 import sys
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from absl import flags
-from ml_collections import config_flags
+from remind_jax.errors import UserError, did_you_mean
 
-from remind_jax.errors import UserError
+if TYPE_CHECKING:  # benchmarks run where these are not installed
+    from absl import flags
+
+BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def run(command: Callable[[list[str]], None], usage: str | None) -> None:
     """Runs a command with the process's arguments and ends the process on a mistake."""
+    try:
+        _run(command, usage)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _stdout_has_a_reader()
+        raise
+
+
+def _stdout_has_a_reader() -> None:
+    """Ends the process in silence if whoever read standard output has left, as `head` does."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        sys.exit(BROKEN_PIPE)
+
+
+def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print((usage or "").strip())
         return
@@ -44,11 +65,25 @@ class Parser(argparse.ArgumentParser):
         """`usage` is how to call the command, in one line."""
         super().__init__(usage=usage, allow_abbrev=False, add_help=False)
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Reads the arguments; one that nobody knows is a mistake.
+
+        Raises:
+          UserError: for anything that cannot be read, in one line.
+        """
+        options, rest = self.parse_known_args(args, namespace)
+        if not rest:
+            return options
+        if not rest[0].startswith("-"):
+            self.error(f"unexpected argument {rest[0]!r}")
+        name, known = rest[0].partition("=")[0], list(self._option_string_actions)
+        self.error(f"unknown option {name}{did_you_mean(name, known)}; options: {', '.join(known)}")
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {self.usage})")
 
 
-def read_flags(values: flags.FlagValues, arguments: Sequence[str], known_only: bool = False) -> list[str]:
+def read_flags(values: "flags.FlagValues", arguments: Sequence[str], known_only: bool = False) -> list[str]:
     """Reads arguments into flags and returns those that are none of them.
 
     Args:
@@ -59,6 +94,8 @@ def read_flags(values: flags.FlagValues, arguments: Sequence[str], known_only: b
     Raises:
       UserError: for anything that cannot be read, in one line.
     """
+    from absl import flags
+
     try:
         rest = values(["remind_jax", *arguments], known_only=known_only)[1:]
     except flags.Error as error:
@@ -77,6 +114,9 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
     Raises:
       UserError: for anything that cannot be read, in one line.
     """
+    from absl import flags
+    from ml_collections import config_flags
+
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "config file", lock_config=True, flag_values=values, sys_argv=["remind_jax", *arguments]
@@ -115,8 +155,10 @@ def config_file(arguments: list[str]) -> pathlib.Path:
         raise UserError("no config: give one as --config=configs/nhanes.py")
     file = pathlib.Path(value.partition(":")[0])
     if not file.is_file():
-        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], n=1)
+        there = sorted(p.name for p in file.parent.glob("*.py") if p.name not in ("common.py", "__init__.py"))
+        near = difflib.get_close_matches(file.name, there, n=1)
         hint = f", did you mean {file.parent / near[0]}?" if near else ""
+        hint += f" There are {', '.join(there)}" if there else " Start the command in a clone of the repository"
         raise UserError(f"config file {file} does not exist{hint}")
     return file
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax import cli
+from remind_jax import cli, progress
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation import comparison, results, sweep_page, tables
 from remind_jax.evaluation.comparison import Run
@@ -85,7 +85,8 @@ def compare(runs: Sequence[Run], baseline: str, out: pathlib.Path, resamples: in
       UserError: the folder cannot be written.
     """
     methods = list(dict.fromkeys(run.method for run in runs))
-    found = results.collect(runs, methods, [baseline], resamples=resamples)
+    with progress.make(len(runs), "bootstrap") as bar:
+        found = results.collect(runs, methods, [baseline], resamples=resamples, count=bar.count)
     try:
         out.mkdir(parents=True, exist_ok=True)
         sweep_page.write(found, out)

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,19 +25,23 @@ class EventFiles:
           UserError: tensorboardX is not installed.
         """
         try:
-            import tensorboardX
+            from tensorboardX import event_file_writer
+            from tensorboardX.proto import event_pb2, summary_pb2
         except ImportError as error:
             raise UserError(
                 "train.tensorboard needs a package that is not installed: pip install tensorboardX, "
                 "or leave the key out; metrics.jsonl holds the same figures"
             ) from error
-        self._open, self._folder, self._writer = tensorboardX.SummaryWriter, folder, None
+        # Below SummaryWriter, which writes from a thread, so that a flush there says nothing of what is on disk.
+        self._open, self._event, self._summary = event_file_writer.EventsWriter, event_pb2.Event, summary_pb2.Summary
+        self._folder, self._writer = folder, None
 
     def restart(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Begins anew with the records that stay."""
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._writer = self._open(str(self._folder))
+        self._folder.mkdir(parents=True)
+        self._writer = self._open(str(self._folder / "events"))
         for record in records:
             self._add(record)
         self._writer.flush()
@@ -49,9 +54,13 @@ class EventFiles:
         self._writer.flush()
 
     def _add(self, record: Mapping[str, Any]) -> None:
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, record["step"])
+        values = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in record.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+        event = self._event(wall_time=time.time(), step=record["step"], summary=self._summary(value=values))
+        self._writer.write_event(event)
 
     def close(self) -> None:
         """Closes the file that is open, if there is one."""

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from remind_jax import cli
+from remind_jax import cli, progress
 from remind_jax.analysis import command
 from remind_jax.data.schema import PIXELS
 from remind_jax.errors import UserError
@@ -125,7 +125,9 @@ def export(run: Finished, out: pathlib.Path) -> None:
     """
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
-    exported = lower(run)
+    with progress.make(0, "compiling") as bar:
+        bar.say(f"Compiling for {', '.join(PLATFORMS)}")
+        exported = lower(run)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)

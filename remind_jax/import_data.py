@@ -28,7 +28,7 @@ import pathlib
 
 import polars as pl
 
-from remind_jax import cli
+from remind_jax import cli, progress
 from remind_jax.data import importers
 from remind_jax.errors import UserError, did_you_mean
 
@@ -109,6 +109,16 @@ def _meds(options: argparse.Namespace, name: str) -> importers.Imported:
         raise UserError(f"{options.source} is not as MEDS says ({type(error).__name__})") from None
 
 
+def _read(options: argparse.Namespace, name: str, prefix: str) -> importers.Imported:
+    if options.form == "table":
+        return _table(options, name, prefix)
+    if options.form == "monai":
+        return _monai(options, name, prefix)
+    if options.form == "meds":
+        return _meds(options, name)
+    return importers.from_flex_moe(options.source, options.out, name=name)
+
+
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     parser = cli.Parser("python -m remind_jax.import_data --from=FORM --source=PATH --out=DIR …; see --help")
@@ -129,14 +139,9 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{options.source} does not exist")
     name = options.name or options.source.stem
     prefix = below(options.out, options.source.parent)
-    if options.form == "table":
-        found = _table(options, name, prefix)
-    elif options.form == "monai":
-        found = _monai(options, name, prefix)
-    elif options.form == "meds":
-        found = _meds(options, name)
-    else:
-        found = importers.from_flex_moe(options.source, options.out, name=name)
+    with progress.make(0, "reading") as bar:
+        bar.say(f"Reading {options.source}")
+        found = _read(options, name, prefix)
     paths = importers.path_columns(found.table, found.schema["modalities"])
     if prefix.startswith("..") and options.form in ("table", "monai") and paths:
         raise UserError(f"{options.out} does not hold the files that cells name: give --out={options.source.parent}")

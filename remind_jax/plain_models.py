@@ -281,10 +281,11 @@ def _run(config: Any, model: str, folder: "RunFolder", verbose: bool) -> dict[st
         return finished
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
-        data = datasets.load_dataset(config, bar.preparing)
+        data = datasets.load_dataset(config, bar.count)
         bar.say(f"Fitting {model} on {data.manifest.title}: {len(data.stores['train'])} samples")
         fitted = _fit(config, model, data)
-    report = _report(config, model, data, fitted, folder)
+    with progress.make(0, "evaluating", verbose) as bar:
+        report = _report(config, model, data, fitted, folder, bar.count)
     if verbose:
         reports.print_table(report)
         print(f"Report: {folder.path / 'report.html'}")
@@ -315,7 +316,14 @@ def _score(select: str, labels: np.ndarray) -> Score:
     return score
 
 
-def _report(config: Any, model: str, data: "Dataset", fitted: Fitted, folder: "RunFolder") -> dict[str, Any]:
+def _report(
+    config: Any,
+    model: str,
+    data: "Dataset",
+    fitted: Fitted,
+    folder: "RunFolder",
+    count: Callable[[int, int], None],
+) -> dict[str, Any]:
     """Reads the held-out rows, once, and writes predictions and report as a run of the network does."""
     from remind_jax.data import dataset as datasets
     from remind_jax.data import splits
@@ -334,6 +342,7 @@ def _report(config: Any, model: str, data: "Dataset", fitted: Fitted, folder: "R
         predictions=table,
         groups=data.groups,
         resamples=config.eval.bootstrap,
+        count=count,
         extra={
             "chosen": fitted.chosen,
             "classes": list(data.classes),

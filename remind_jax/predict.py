@@ -15,7 +15,7 @@ The same in Python: `remind_jax.load(RUN).predict_proba(DATA)`, `.embed(DATA)`, 
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
@@ -60,13 +60,14 @@ class Predictor:
         """Of a folder. Raises UserError when it holds no finished run."""
         return cls(open_finished(pathlib.Path(path)), batch_size)
 
-    def read(self, data: Any, bad_files: str = "") -> Manifest:
+    def read(self, data: Any, bad_files: str = "", count: Callable[[int, int], None] | None = None) -> Manifest:
         """Rows in the run's order of modalities.
 
         Args:
           data: a manifest's folder, a CSV or parquet file, a polars or pandas frame, or a `Manifest`; files and frames
             have the columns of the run's own data.
           bad_files: `refuse` or `missing`; empty is the run's.
+          count: called with how many files of a column were read, and of how many.
 
         Raises:
           UserError: the rows cannot be used, or are not of the run's modalities and classes.
@@ -79,6 +80,7 @@ class Predictor:
                 image_size=options.image_size,
                 frames=options.frames,
                 bad_files=bad_files or options.bad_files,
+                count=count,
             )
         check_classes(data, self.run, where)
         return as_in_run(data, self.run.preprocessor, where)
@@ -202,13 +204,14 @@ def main(arguments: list[str]) -> None:
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={options['out']} must be a .csv or a .parquet file")
     predictor = Predictor.open(paths[0], options["batch-size"])
-    manifest = predictor.read(options["data"], options["bad-files"])
+    with progress.make(0, "reading files") as bar:
+        manifest = predictor.read(options["data"], options["bad-files"], bar.count)
     parts, done = [], 0
     with progress.make(manifest.table.height, "predicting") as bar:
         for probabilities, _ in predictor.batches(manifest):
             parts.append(probabilities)
             done += len(probabilities)
-            bar.advance(done, "")
+            bar.advance(done)
     table = predictor.table(manifest, np.concatenate(parts))
     write_table(table, out)
     _warn(predictor, manifest, table)

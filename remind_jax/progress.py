@@ -1,9 +1,15 @@
-"""What a person sees while a run works: a bar in a terminal, plain lines elsewhere."""
+"""What a person sees while a command works: bars in a terminal, plain lines elsewhere."""
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+
+if TYPE_CHECKING:
+    from rich import progress
+
+EVERY = 30.0  # seconds between plain lines about one step
+Item = TypeVar("Item")
 
 
 class Clock:
@@ -31,10 +37,10 @@ class Silent:
     def say(self, text: str) -> None:
         """Shows a message."""
 
-    def preparing(self, done: int, total: int) -> None:
-        """Counts rows written to shards."""
+    def count(self, done: int, total: int) -> None:
+        """Counts what is done, of what is there."""
 
-    def advance(self, step: int, text: str) -> None:
+    def advance(self, step: int, text: str = "") -> None:
         """Counts a step."""
 
     def note(self, step: int, stage: str, values: Mapping[str, float | None]) -> None:
@@ -44,47 +50,81 @@ class Silent:
 
 
 class Lines(Silent):
-    """Plain lines: one a message, one an evaluation."""
+    """Plain lines: one a message, and one now and then that says how far a slow step is."""
+
+    def __init__(self, total: int, title: str):
+        self._total, self._title, self._last = total, title, time.monotonic()
 
     def say(self, text: str) -> None:
         print(text, flush=True)
+        self._last = time.monotonic()
+
+    def count(self, done: int, total: int) -> None:
+        self._total = total
+        self.advance(done)
+
+    def advance(self, step: int, text: str = "") -> None:
+        if time.monotonic() - self._last >= EVERY:
+            of = f" of {self._total}" if self._total else ""
+            self.say(f"{self._title} {step}{of}  {text}".rstrip())
 
 
 class Bar(Silent):
-    """A bar with rate and remaining time, messages above it."""
+    """A bar with remaining time, messages above it; a bar that begins while another is shown stands below it."""
+
+    _shown: ClassVar["progress.Progress | None"] = None
 
     def __init__(self, total: int, title: str):
-        from rich import progress
-
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=None),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[text]}"),
-        )
-        self._progress = progress.Progress(*columns, transient=True)
-        self._task = self._progress.add_task(title, total=total or None, text="")
+        self._total, self._title, self._owns = total or None, title, False
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._owns = Bar._shown is None
+        if self._owns:
+            Bar._shown = _display()
+            Bar._shown.start()
+        self._display = Bar._shown
+        self._task = self._display.add_task(self._title, total=self._total, text="")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        self._display.remove_task(self._task)
+        if self._owns:
+            self._display.stop()
+            Bar._shown = None
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False)
+        self._display.console.print(text, highlight=False, markup=False)
 
-    def preparing(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
+    def count(self, done: int, total: int) -> None:
+        self._display.update(self._task, completed=done, total=total)
 
-    def advance(self, step: int, text: str) -> None:
-        self._progress.update(self._task, completed=step, text=text)
+    def advance(self, step: int, text: str = "") -> None:
+        self._display.update(self._task, completed=step, text=text)
+
+
+def _display() -> "progress.Progress":
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=None),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[text]}", markup=False),
+        transient=True,
+    )
 
 
 def make(total: int, title: str, verbose: bool = True) -> Silent:
     """A bar over `total` steps if standard output is a terminal, else plain lines; 0 while the length is unknown."""
     if not verbose:
         return Silent()
-    return Bar(total, title) if sys.stdout.isatty() else Lines()
+    return Bar(total, title) if sys.stdout.isatty() else Lines(total, title)
+
+
+def over(items: Iterable[Item], title: str, total: int = 0) -> Iterator[Item]:
+    """The items in turn, counted by `make`; `total` where they have no length."""
+    with make(total or (len(items) if hasattr(items, "__len__") else 0), title) as bar:
+        for done, item in enumerate(items):
+            bar.advance(done)
+            yield item

@@ -295,7 +295,10 @@ def _tabulate(command: Command, runs: Sequence[Run], failed: Sequence[str]) -> N
     from remind_jax.evaluation import results, sweep_page, tables
 
     names = [variant.name for variant in command.variants]
-    found = results.collect(runs, names, command.baselines, resamples=command.resamples, failures=failed)
+    with progress.make(len(runs), "bootstrap") as bar:
+        found = results.collect(
+            runs, names, command.baselines, resamples=command.resamples, failures=failed, count=bar.count
+        )
     sweep_page.write(found, command.workdir)
     print(tables.markdown(found, MOST_ROWS))
     print(f"Tables: {command.workdir / 'index.html'}")

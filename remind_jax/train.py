@@ -487,7 +487,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: stopping.Signal
     parallel.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
-        data = datasets.load_dataset(config, bar.preparing)
+        data = datasets.load_dataset(config, bar.count)
         for line in cohort_lines(data.manifest):
             bar.say(line)
     trainer = Trainer(config, data, folder, signals=signals)
@@ -497,7 +497,8 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: stopping.Signal
             f"{len(data.groups)} combinations, {trainer.steps} steps"
         )
         weights = trainer.train(bar)
-    report = _report(trainer, weights)
+    with progress.make(0, "evaluating", verbose) as bar:
+        report = _report(trainer, weights, bar)
     if verbose:
         reports.print_table(report)
         print(f"Report: {folder.path / 'report.html'}")
@@ -513,7 +514,7 @@ def cohort_lines(manifest: Manifest) -> Iterator[str]:
         yield f"  {row['group']:<{width}} {row['n']:>8,}  {share}"
 
 
-def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
+def _report(trainer: Trainer, weights: Params, bar: progress.Silent) -> dict[str, Any]:
     """Reads the held-out rows, once, and writes predictions and report."""
     config, data, folder = trainer.config, trainer.data, trainer.folder
     predicted, adjustment = _predict_held_out(trainer, weights)
@@ -529,6 +530,7 @@ def _report(trainer: Trainer, weights: Params) -> dict[str, Any]:
         predictions=table,
         groups=data.groups,
         resamples=config.eval.bootstrap,
+        count=bar.count,
         extra={
             "classes": list(data.classes),
             "split_digest": splits.split_digest(data.dealt),

@@ -42,7 +42,8 @@ def _run(monkeypatch, capsys, command, *arguments: str) -> tuple[int, str, str]:
         (["--config="], ("no config",)),
         (["--config"], ("no config",)),
         ([f"--config={ROOT}/configs/nhanse.py"], ("nhanse.py", "does not exist", "nhanes.py?")),
-        ([f"--config={ROOT}/nowhere/zzz.py"], ("zzz.py", "does not exist")),
+        ([f"--config={ROOT}/configs/mine.py"], ("mine.py", "There are", "manifest.py", "mimic.py")),
+        ([f"--config={ROOT}/nowhere/zzz.py"], ("zzz.py", "does not exist", "clone of the repository")),
         ([f"--config={ROOT}/configs"], ("configs", "does not exist")),
         ([f"{MIMIC}:method=remnd"], ("'remnd'", "did you mean 'remind'")),
         ([f"{MIMIC}:size=huge"], ("'huge'", "small, paper")),
@@ -286,6 +287,32 @@ def test_bad_manifest_in_a_shell_shows_no_patient(tmp_path):
     for cell in ("s0", "p0", "case 0"):
         assert cell not in done.stderr.replace("'", " ").split()
         assert cell not in done.stdout.split()
+
+
+_READERLESS = """
+import sys
+from remind_jax import cli
+cli.run(lambda arguments: print("x" * 10**6), "usage " * 10**6)
+"""
+
+
+@pytest.mark.parametrize("arguments", ["", "--help"])
+def test_a_reader_that_leaves_ends_a_command_in_silence(arguments):
+    """As `| head -3` does."""
+    script = f"{sys.executable} -c '{_READERLESS}' {arguments} | head -c 3; echo -n ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout[3:] == str(cli.BROKEN_PIPE)
+
+
+def test_a_broken_pipe_elsewhere_keeps_its_traceback(monkeypatch):
+    def command(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(BrokenPipeError):
+        cli.run(command, "")
 
 
 def test_help_in_a_shell(tmp_path):

@@ -10,6 +10,7 @@ from remind_jax import compare
 from remind_jax.data.groups import Groups
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
+from remind_jax.evaluation import tables
 
 N = 60
 
@@ -64,7 +65,11 @@ def test_differences_and_calibration_of_two_runs(tmp_path, capsys):
     assert "Differences to plain" in page
     assert '<td class="num">40.0</td>' in page  # ECE of the first: sure in 90 of 100, right in 50
     assert "http" not in page.replace("http-equiv", "")
-    assert "Differences to `plain`" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Differences to `plain`" in printed
+    assert "of one seed (0)" in printed
+    assert "over seeds" not in printed + page
+    assert f"p {tables.p_text(row['p_holm'])})" in printed  # without wins, of which one seed has none or all
 
 
 def test_seeds_of_one_config_are_one_method_and_other_configs_are_named_apart(tmp_path):
@@ -91,7 +96,7 @@ def test_what_is_refused(tmp_path):
         ([one, tmp_path, out], "no finished run"),
         ([one, two, out, "--baseline=plane"], "did you mean 'plain'"),
         ([one, two, out, "--resamples=0"], "at least 1"),
-        ([one, two, out, "--resample=5"], "unrecognized arguments"),
+        ([one, two, out, "--resample=5"], "did you mean '--resamples'"),
     ):
         with pytest.raises(UserError, match=message):
             compare.main([str(argument) for argument in arguments])

@@ -1,15 +1,19 @@
 """What the documentation says exists: files, pages, keys, commands and their arguments."""
 
+import ast
+import importlib
 import pathlib
 import re
 import shlex
+from typing import NamedTuple
 
 import pytest
 import yaml
 
 from configs import common
 from docs import reference
-from remind_jax import cli
+from remind_jax import cli, sweep
+from remind_jax.errors import UserError
 from tests import tiny_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -69,20 +73,56 @@ def test_every_command_has_a_text():
     assert page.count("```") == 2 * page.count("```text")
 
 
-def _commands():
-    """Commands with a config that stand in the pages, without those that hold a place for something."""
+# ---- Commands --------------------------------------------------------------------------------------------------------
+
+
+class Command(NamedTuple):
+    """A command of a page: the module, what follows it, and the page."""
+
+    module: str
+    arguments: list[str]
+    page: str
+
+
+def commands():
+    """Every command of ours in the pages; what is optional counts as given."""
+    found = {}
     for page, name in zip(PAGES, NAMES, strict=True):
         text = page.read_text(encoding="utf-8").replace("\\\\\n", " ").replace("\\\n", " ")
-        for command in re.findall(r"python -m (remind_jax\S* [^`\n]*--config=[^`\n]*)", text):
-            command = re.split(r"\s{2,}#|\s&&|\s\|", command)[0]
-            if not re.search(r"[\[\]…]|KEY|NAME|X\.py", command):
-                yield pytest.param(command, id=f"{name}: {command}"[:110])
+        for command in re.findall(r"python -m ((?:remind_jax|benchmarks)\.[^`\n]*)", text):
+            # Comments, what follows in a shell, and remarks.
+            command = re.split(r"\s#\s|\s&&|\s\||\s{2,}\(| -->", command)[0]
+            module, *arguments = shlex.split(command.replace("[", "").replace("]", "").replace("…", ""))
+            found.setdefault((module, *arguments), Command(module.rstrip(","), arguments, name))
+    return [pytest.param(each, id=f"{each.page}: {' '.join(key)}"[:110]) for key, each in found.items()]
+
+
+def _refusal(module, arguments):
+    with pytest.raises(UserError) as refusal:
+        importlib.import_module(module).main(arguments)
+    return str(refusal.value)
 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-@pytest.mark.parametrize("command", list(_commands()))
-def test_commands_are_understood(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    module, *arguments = shlex.split(command)
-    assert (ROOT / (module.replace(".", "/") + ".py")).exists()
-    cli.parse_config([argument for argument in arguments if argument.startswith("--config")])
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command, monkeypatch, tmp_path):
+    """By what reads them when they are run; where that would train, by their options alone."""
+    module, arguments = command.module, [x for x in command.arguments if not x.endswith("=A,B")]  # names to fill in
+    file = ROOT / (module.replace(".", "/") + ".py")
+    assert file.exists()
+    if not arguments or "--help" in arguments or "--config.KEY=VALUE" in arguments:
+        return
+    if module.startswith("benchmarks."):
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        assert [x for x in arguments if x.startswith("--") and x.partition("=")[0] not in text] == []
+    elif any(argument.startswith("--config") for argument in arguments):
+        monkeypatch.chdir(ROOT)
+        if module in ("remind_jax.main", "remind_jax.plan"):
+            cli.parse_config(arguments)
+        elif module == "remind_jax.sweep":
+            assert sweep.plan(sweep.parse(arguments))
+        else:
+            assert importlib.import_module(module).parse(arguments)
+    else:  # it comes as far as to look for the run or the data, of which there are none
+        monkeypatch.chdir(tmp_path)
+        assert re.search("holds no (finished )?run|does not exist|nothing to read", _refusal(module, arguments))

@@ -155,7 +155,7 @@ def test_event_files_hold_the_numbers_of_the_records(tmp_path):
     folder = RunFolder(tmp_path, CONFIG, tensorboard=True)
     folder.log({"step": 4, "stage": "joint", "train/loss": 0.5, "dro/lambda/labs+icd": 0.25})
     folder.log({"step": 8, "stage": "joint", "eval/auroc": None, "train/loss": 2})
-    assert _scalars(tmp_path) == [("train/loss", 4, 0.5), ("dro/lambda/labs_icd", 4, 0.25), ("train/loss", 8, 2.0)]
+    assert _scalars(tmp_path) == [("train/loss", 4, 0.5), ("dro/lambda/labs+icd", 4, 0.25), ("train/loss", 8, 2.0)]
     folder.close()
 
 

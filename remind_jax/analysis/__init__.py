@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from remind_jax import rows, settings
+from remind_jax import progress, rows, settings
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints
 from remind_jax.data import dataset as datasets
@@ -152,7 +152,8 @@ def open_run(path: pathlib.Path) -> Run:
         raise UserError(f"{path} holds no checkpoints")
     if ADAPTED in config:
         raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
-    data = datasets.load_dataset(config)
+    with progress.make(0, "preparing") as bar:
+        data = datasets.load_dataset(config, bar.count)
     report = json.loads((path / "report.json").read_text(encoding="utf-8"))
     if report["split_digest"] != splits.split_digest(data.dealt):
         raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")

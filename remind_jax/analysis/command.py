@@ -140,7 +140,8 @@ def over_rows(run: analysis.Run, split: str, function: Callable[[Params, pipelin
     if not len(store):
         raise UserError(f"the run in {run.path} has no {split} rows")
     jitted, params, parts = jax.jit(function), jax.device_put(params), []
-    for batch in pipeline.eval_batches(store, run.config.eval.batch_size):
+    size = run.config.eval.batch_size
+    for batch in progress.over(pipeline.eval_batches(store, size), "batches", -(-len(store) // size)):
         real = batch["weight"] > 0
         parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], jitted(params, batch)))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -353,7 +353,8 @@ def main(arguments: list[str]) -> None:
         for number, path in enumerate(paths):
             bar.advance(number, path.name)
             runs.append(analysis.open_run(path))
-            rows.append([row for part in scores(runs[-1], chosen) for row in part])
+            parts = progress.over(scores(runs[-1], chosen), "checkpoints × draws")
+            rows.append([row for part in parts for row in part])
             steps = sorted({row["step"] for row in rows[-1]})
             bar.say(f"{path}: {len(steps)} points, step {steps[0]} (initial weights) to {steps[-1]}")
             if len(steps) <= 2:

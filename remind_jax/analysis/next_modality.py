@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli
+from remind_jax import cli, progress
 from remind_jax.analysis import command, subsets
 from remind_jax.analysis.command import Row
 from remind_jax.errors import UserError
@@ -220,7 +220,7 @@ def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.nda
     before = fusion.entropy(samples.tokens, samples.presence)
     names, facts = run.data.groups.modalities, group_columns(run, samples.presence)
     rows: list[Row] = []
-    for j, name in enumerate(names):
+    for j, name in enumerate(progress.over(names, "missing modalities")):
         lacking = np.flatnonzero(~samples.presence[:, j])
         found = estimate(fusion, samples.take(lacking), pool, j, count)
         with_it = samples.presence[lacking]
@@ -270,7 +270,7 @@ def check(fusion: Fusion, samples: Encoded, pool: Encoded, count: int) -> Checks
     full = fusion.entropy(samples.tokens, samples.presence)
     tail = np.array(group_columns(fusion.run, samples.presence)["tail"], bool)
     parts = []
-    for j in range(samples.presence.shape[1]):
+    for j in progress.over(range(samples.presence.shape[1]), "validation"):
         able = np.flatnonzero(samples.presence[:, j] & (samples.presence.sum(axis=1) > 1))
         hidden = samples.take(able)
         hidden.presence[:, j] = False

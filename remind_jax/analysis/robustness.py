@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli
+from remind_jax import cli, progress
 from remind_jax.analysis import command, subsets
 from remind_jax.analysis.command import Row
 
@@ -263,7 +263,9 @@ def main(arguments: list[str]) -> None:
     runs, rows = [], []
     for run in command.open_runs(paths):
         runs.append(run)
-        rows.append(list(curves(run, subsets.Predictor(run, run.chosen()), chosen)))
+        total = (len(run.data.groups.modalities) + 1) * chosen.draws * len(RATES)
+        found = curves(run, subsets.Predictor(run, run.chosen()), chosen)
+        rows.append(list(progress.over(found, "points of curves", total)))
     folder = analysis.output_folder(paths[0])
     panels: dict[str, list[Row]] = {}
     for title, found in zip(panel_titles(runs), rows, strict=True):

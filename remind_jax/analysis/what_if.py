@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli
+from remind_jax import cli, progress
 from remind_jax.analysis import command, subsets
 from remind_jax.analysis.command import Row
 from remind_jax.errors import UserError
@@ -108,7 +108,7 @@ def explain(predictor: "Predictor", positions: np.ndarray, presence: np.ndarray,
         raise UserError(f"a sample has {most} modalities; exact values need at most {MOST}: --shapley=none")
     found = Shares(np.full(presence.shape, np.nan), np.zeros(len(positions)), np.zeros(len(positions)))
     masks, _, index = count_combinations(presence)
-    for g, mask in enumerate(masks):
+    for g, mask in enumerate(progress.over(masks, "combinations")):
         here, members = np.flatnonzero(index == g), np.flatnonzero(mask)
         parts = np.zeros((2 ** len(members), len(mask)), bool)
         parts[:, members] = subset_masks(len(members))

@@ -67,7 +67,7 @@ def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list
     if columns:
         return [*findings, *columns]
     if not manifest.table.height:
-        return [*findings, Finding("E001", "the table has no rows", True)]
+        return [*findings, Finding("E001", "the table has no rows; it needs one a sample below its header", True)]
     given = splits.given_splits(manifest)
     if split is None:
         split = given
@@ -85,7 +85,7 @@ def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list
 def find_problems_of_new(manifest: "Manifest") -> list[Finding]:
     """`find_problems` of rows to predict, whose labels may be null; nothing is said of combinations and splits."""
     if not manifest.table.height:
-        return [Finding("E001", "the table has no rows", True)]
+        return [Finding("E001", "the table has no rows; it needs one a sample below its header", True)]
     findings = [*manifest.notes, *_identity(manifest), *_no_modality(manifest)]
     for modality in manifest.schema.modalities:
         findings += _cells(manifest, modality)
@@ -97,11 +97,18 @@ def absent_columns(schema: object, columns: Sequence[str]) -> list[Finding]:
     absent = [(owner, column) for owner, column in schema.columns() if column not in columns]
     if len(absent) == len(list(schema.columns())):
         # Names are not listed: without a header line they are the first patient's cells.
-        return [Finding("E001", "the table has none of the schema's columns; does it begin with a header line?", True)]
+        return [
+            Finding(
+                "E001",
+                "the table has none of the schema's columns; does it begin with a header line, with commas between?",
+                True,
+            )
+        ]
     findings = []
     for owner, column in absent:
         hint = did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
-        findings.append(Finding("E001", f"column {column!r} ({owner}) is not in the table{hint}", True))
+        text = f"column {column!r} ({owner}) is not in the table{hint}; mend the header or schema.yaml"
+        findings.append(Finding("E001", text, True))
     return findings
 
 
@@ -308,6 +315,6 @@ def _informative(manifest: "Manifest", split: np.ndarray | None) -> list[Finding
         return []
     text = (
         f"which modalities are present predicts the label (cross-validated AUROC {auroc:.2f}); missingness is "
-        "informative and may be a shortcut that another hospital does not share"
+        "informative and may be a shortcut that another hospital does not share; read figures by combination"
     )
     return [Finding("W104", text, False)]

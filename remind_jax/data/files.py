@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,13 @@ class _Look(NamedTuple):
 
 
 def scan_files(
-    root: pathlib.Path, modality: Modality, cells: pl.Series, *, thorough: bool = False, bad_files: str = "refuse"
+    root: pathlib.Path,
+    modality: Modality,
+    cells: pl.Series,
+    *,
+    thorough: bool = False,
+    bad_files: str = "refuse",
+    count: Callable[[int, int], None] | None = None,
 ) -> Scan:
     """Reads every file that a column names, once, several at a time.
 
@@ -97,13 +104,17 @@ def scan_files(
         refused when it is decoded.
       bad_files: `refuse`, or `missing` to empty the cells of files that cannot be read (E007 becomes W106). When no
         file at all can be read they stay E007: then the folder is wrong, not the files.
+      count: called with how many files were read, and of how many.
 
     Returns:
       records, findings and the column.
     """
-    paths = cells.drop_nulls().unique(maintain_order=True).to_list()
+    paths, looks = cells.drop_nulls().unique(maintain_order=True).to_list(), {}
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        looks = dict(zip(paths, pool.map(lambda cell: _look(root, modality, cell, thorough), paths), strict=True))
+        for path, look in zip(paths, pool.map(lambda cell: _look(root, modality, cell, thorough), paths), strict=True):
+            looks[path] = look
+            if count:
+                count(len(looks), len(paths))
     records = {cell: look.record for cell, look in looks.items() if look.record}
     faults = {cell: look.fault for cell, look in looks.items() if look.fault}
     shapes = {cell: look.shape for cell, look in looks.items() if look.shape}

@@ -246,22 +246,26 @@ def load_manifest(
     frames: int = 16,
     bad_files: str = "refuse",
     thorough: bool = True,
+    count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """`read_manifest` that keeps the fatal findings about cells and files in `notes` instead of raising them.
 
     Args:
       folder, image_size, frames, bad_files: as for `read_manifest`.
       thorough: decode every image and volume, not only its header.
+      count: called with how many files of a column were read, and of how many.
     """
     root = pathlib.Path(folder)
     if not root.is_dir():
-        raise UserError(f"data folder {str(folder)!r} does not exist or is not a folder")
+        hint = f"; a table becomes one by python -m remind_jax.import_data --from=table --source={folder}"
+        wrong = f"is not a folder{hint}" if root.exists() else "does not exist"
+        raise UserError(f"data folder {str(folder)!r} {wrong}")
     if image_size < 1 or frames < 1:
         raise UserError(f"data.image_size and data.frames must be positive: {image_size}, {frames}")
     if bad_files not in BAD_FILES:
         raise UserError(f"data.bad_files must be {' or '.join(BAD_FILES)}, not {bad_files!r}")
     schema = read_schema(root / "schema.yaml", image_size, frames)
-    return _typed(schema, _read_table(_table_of(root)), root, thorough, bad_files)
+    return _typed(schema, _read_table(_table_of(root)), root, thorough, bad_files, count=count)
 
 
 def _typed(
@@ -271,6 +275,7 @@ def _typed(
     thorough: bool,
     bad_files: str,
     notes: Sequence[Finding] = (),
+    count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """The columns that a schema names in the types that `Manifest` promises; what was found joins the notes."""
     check.refuse(check.absent_columns(schema, table.columns))
@@ -291,7 +296,7 @@ def _typed(
             notes += found
         if modality.stored == "file":
             name = modality.columns[0]
-            scan = files.scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files)
+            scan = files.scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
             series[name] = scan.cells
             records |= scan.records
             notes += scan.findings
@@ -300,7 +305,13 @@ def _typed(
 
 
 def read_new(
-    data: str | pathlib.Path | Any, schema: Schema, *, image_size: int, frames: int, bad_files: str = "refuse"
+    data: str | pathlib.Path | Any,
+    schema: Schema,
+    *,
+    image_size: int,
+    frames: int,
+    bad_files: str = "refuse",
+    count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Rows to predict: label, split, patient and sample ids, and all columns of a modality, may be absent.
 
@@ -308,7 +319,7 @@ def read_new(
       data: a manifest's folder, in which schema.yaml may be absent; a CSV or parquet file, whose paths start from its
         folder; or a polars or pandas frame, whose paths start from the current folder.
       schema: what columns mean where the data have no schema.yaml.
-      image_size, frames, bad_files: as for `read_manifest`.
+      image_size, frames, bad_files, count: as for `load_manifest`.
 
     Returns:
       A manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
@@ -329,7 +340,7 @@ def read_new(
     else:
         table = _as_polars(data)
     schema, table, notes = _completed(schema, table)
-    manifest = _typed(schema, table, root, bad_files == "missing", bad_files, notes)
+    manifest = _typed(schema, table, root, bad_files == "missing", bad_files, notes, count)
     findings = check.find_problems_of_new(manifest)
     check.refuse(findings)
     return dataclasses.replace(manifest, notes=tuple(findings))

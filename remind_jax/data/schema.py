@@ -96,7 +96,9 @@ def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: a manifest folder needs schema.yaml") from None
+        raise UserError(
+            f"{path} does not exist: a manifest folder needs one, which python -m remind_jax.import_data writes"
+        ) from None
     except Exception as error:  # what its tags cannot read ends in all kinds of errors
         place = getattr(error, "problem_mark", None)
         raise UserError(f"{path} is not YAML{f' (line {place.line + 1})' if place else ''}") from None

@@ -72,6 +72,7 @@ def lambdas(history: History, tail: set[str], shorten: Callable[[str], str]) -> 
     def draw(axes: "Axes") -> list[tuple[float, str, str]]:
         if values.min() > 0 and values.max() / values.min() > 20:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # powers would be written in math, which is not read here
         for name in ranked[LABELLED:]:
             _line(axes, *lines[name], GRID, width=1.0)
         labels = []

@@ -12,6 +12,7 @@ from remind_jax.evaluation.report import short_names
 
 if TYPE_CHECKING:
     import jinja2
+    import markupsafe
 
 MIN_PATIENTS = 10  # held-out patients below which a group's figures are called unreliable (W102)
 WIDE = 0.20  # width of an accuracy interval that is called wide
@@ -20,6 +21,7 @@ MISCALIBRATED = 0.10
 RARE_CLASS = 20
 NAME_WIDTH, LABEL_WIDTH = 44, 23  # characters of a combination in tables and beside lines
 BARS = 25  # group bars shown before the rest folds away
+_SAID = ("W101", "W102")  # which `_unseen` and `_few_patients` say from the figures
 TEMPLATE = "report.html.jinja"
 HEADLINES = (
     ("overall", "All held-out samples"),
@@ -42,7 +44,8 @@ def environment() -> "jinja2.Environment":
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval, airy=_airy)
+    made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
+    made.filters.update(airy=_airy, breakable=_breakable)
     return made
 
 
@@ -117,7 +120,7 @@ def cautions(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[
     if caution := _gate(report, history):
         found.append(caution)
     for finding in _coded(report):
-        if not finding["code"].startswith("I"):  # counts of what was read are no warning
+        if not finding["code"].startswith(("I", *_SAID)):  # counts of what was read are no warning
             found.append((f"Data check {finding['code']}".strip(), finding["message"]))
     return found
 
@@ -252,6 +255,13 @@ def _count(n: int, noun: str) -> str:
 def _airy(name: str) -> str:
     """A combination with room for line breaks."""
     return name.replace("+", " + ")
+
+
+def _breakable(name: str) -> "markupsafe.Markup":
+    """A method's name as HTML that may be broken after an underscore."""
+    import markupsafe
+
+    return markupsafe.escape(name).replace("_", markupsafe.Markup("_<wbr>"))
 
 
 def _percent(value: float | None) -> str:

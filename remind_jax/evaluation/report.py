@@ -3,9 +3,10 @@
 The dictionary is a contract; its keys are listed at `build_report`.
 """
 
+import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def build_report(
     groups: "Groups",
     extra: dict[str, Any],
     resamples: int = intervals.RESAMPLES,
+    count: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Everything the held-out predictions say, overall and for each modality combination.
 
@@ -55,6 +57,7 @@ def build_report(
       groups: the combinations seen in training.
       extra: further top-level keys, merged as they are. Those the HTML page reads are listed at `page.context`.
       resamples: of the patients, for the intervals.
+      count: called with how many sets of samples have their figures, and of how many.
 
     Returns:
       A JSON-clean dictionary: `data, method, seed, config_digest, split, parameters, n, n_patients, modalities,
@@ -68,6 +71,9 @@ def build_report(
       ValueError: if `extra` names a key of the contract, or the predictions are not as described.
     """
     sample = _Sample(predictions, seed, resamples)
+    if count:
+        done, total = itertools.count(1), len({*groups.names, *sample.group}) + 3  # and all, head, tail
+        sample.told = lambda: count(next(done), total)
     rows = _group_rows(sample, groups)
     tail_names = {row["group"] for row in rows if row["tail"]}
     in_tail = np.array([name in tail_names for name in sample.group], bool)
@@ -113,6 +119,7 @@ class _Sample:
         self.patients = predictions["patient_id"].to_numpy()
         self.group = predictions["group"].to_list()
         self._seed, self._resamples = seed, resamples
+        self.told: Callable[[], None] = lambda: None  # called after each set of figures
 
     def figures(self, rows: np.ndarray) -> dict[str, Any]:
         """M of the samples that `rows`, bool [n], selects."""
@@ -121,6 +128,7 @@ class _Sample:
         bounds, bound_notes = intervals.intervals(
             labels, probabilities, self.patients[rows], seed=self._seed, resamples=self._resamples
         )
+        self.told()
         return {**values, **bounds, "notes": notes | bound_notes}
 
 

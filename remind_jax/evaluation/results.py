@@ -1,7 +1,7 @@
 """A sweep's finished runs put side by side: figures of every combination, method and seed, and what the paper has."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from remind_jax.evaluation import comparison
@@ -91,6 +91,7 @@ def collect(
     *,
     resamples: int = comparison.RESAMPLES,
     failures: Sequence[str] = (),
+    count: Callable[[int, int], None] | None = None,
 ) -> Results:
     """Puts finished runs side by side.
 
@@ -100,12 +101,18 @@ def collect(
       baselines: of the differences, at least one.
       resamples: bootstrap replicates.
       failures: of runs that failed, for the notes.
+      count: called with how many runs have their replicates, and of how many.
     """
     there = tuple(method for method in methods if any(run.method == method for run in runs))
     paper = published(runs[0].report["data"])
     rows = (*_combination_rows(runs, there, paper), *_whole_rows(runs, there, paper))
     parts = (*comparison.WHOLES, *comparison.large_combinations(runs))
     replicates = comparison.Replicates(runs, chosen=parts, resamples=resamples)  # what costs, once for all baselines
+    if len(there) > 1:  # else nothing is compared
+        for done, run in enumerate(runs, 1):
+            replicates.figures(run.method, run.seed)
+            if count:
+                count(done, len(runs))
     differences = {b: comparison.compare(runs, there, b, parts, replicates=replicates) for b in baselines}
     seeds = tuple(sorted({run.seed for run in runs}))
     data = runs[0].report["data"]

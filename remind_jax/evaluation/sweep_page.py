@@ -72,6 +72,8 @@ def context(results: Results) -> dict[str, Any]:
         "published_text": tables.published_text,
         "size_text": tables.size_text,
         "p_text": tables.p_text,
+        "wins_text": tables.wins_text,
+        "several": len(results.seeds) > 1,
     }
 
 
@@ -91,6 +93,8 @@ def accuracy_by_combination(results: Results) -> str | None:
     step = 0.8 / max(1, len(results.methods))
 
     def draw(axes: "Axes") -> None:
+        from matplotlib.transforms import blended_transform_factory
+
         for i, method in enumerate(results.methods):
             points = [(y, row.cells["accuracy"][method]) for y, row in enumerate(rows)]
             points = [(y + step * (i - (len(results.methods) - 1) / 2), value) for y, value in points if value]
@@ -102,7 +106,9 @@ def accuracy_by_combination(results: Results) -> str | None:
                 label=method,
             )
         look = {"frameon": False, "fontsize": figures.FONT - 1, "labelcolor": figures.INK}
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.35, 1.0), ncols=2, **look)
+        # From the left edge of the figure, so that long names have room.
+        place = blended_transform_factory(axes.figure.transFigure, axes.transAxes)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), bbox_transform=place, ncols=2, **look)
 
     lines = -(-len(results.methods) // 2)
     height = 0.25 + len(rows) * max(0.28, 0.085 * len(results.methods))

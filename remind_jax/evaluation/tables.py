@@ -122,11 +122,18 @@ def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def notes(results: Results) -> list[str]:
     """What a reader must know of the tables, a sentence or two each."""
-    seeds = ", ".join(map(str, results.seeds))
-    said = [
-        f"Mean ± sample standard deviation over seeds {seeds}, in percent; a seed sets split, initial weights and "
-        "order. Bold: highest mean of a row. n: held-out samples of a seed."
-    ]
+    first, *others = results.seeds
+    if others:
+        seeds = ", ".join(map(str, results.seeds))
+        said = [
+            f"Mean ± sample standard deviation over seeds {seeds}, in percent; a seed sets split, initial weights and "
+            "order. Bold: highest mean of a row. n: held-out samples of a seed."
+        ]
+    else:
+        said = [
+            f"In percent, of one seed ({first}), so that nothing is known of the chance in split, initial weights and "
+            "order: run more seeds before you believe a difference. Bold: highest of a row. n: held-out samples."
+        ]
     if results.published:
         name = results.published.dataset
         if results.published.twin:
@@ -147,11 +154,14 @@ def notes(results: Results) -> list[str]:
 
 def difference_note(results: Results, baseline: str) -> str:
     """How the differences to a baseline are drawn."""
+    several = len(results.seeds) > 1
+    drawn = (
+        "patients (jointly for all methods and seeds) and seeds" if several else "patients (jointly for all methods)"
+    )
+    ending = "; seeds with a gain." if several else ". The chance of training is not in the interval."
     return (
-        f"Difference to {baseline} on the same held-out samples, in points, with the 95 % interval of a "
-        "bootstrap that draws patients (jointly for all methods and seeds) and seeds; p of the same bootstrap, "
-        "two-sided, Holm-corrected over methods; seeds with a gain."
-        + (" With one seed the chance of training is not in the interval." if len(results.seeds) == 1 else "")
+        f"Difference to {baseline} on the same held-out samples, in points, with the 95 % interval of a bootstrap that "
+        f"draws {drawn}; p of the same bootstrap, two-sided, Holm-corrected over methods{ending}"
     )
 
 
@@ -191,11 +201,16 @@ def p_text(p: float | None) -> str:
 
 
 def difference_text(value: Difference | None) -> str:
-    """Difference in points with interval, corrected p and wins; `-` for None."""
+    """Difference in points with interval, corrected p and, of several seeds, wins; `-` for None."""
     if value is None:
         return "-"
     interval = "" if value.low is None else f"{100 * value.low:+.1f} to {100 * value.high:+.1f}; "
-    return f"{100 * value.mean:+.1f} ({interval}p {p_text(value.p_holm)}; {value.wins}/{value.n})"
+    return f"{100 * value.mean:+.1f} ({interval}p {p_text(value.p_holm)}{wins_text(value)})"
+
+
+def wins_text(value: Difference) -> str:
+    """How many seeds gain, of how many; nothing for one seed."""
+    return f"; {value.wins}/{value.n}" if value.n > 1 else ""
 
 
 def markdown(results: Results, most_rows: int = 0) -> str:

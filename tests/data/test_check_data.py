@@ -289,6 +289,32 @@ def test_command_lists_every_error_and_exits_2(tmp_path, capsys):
         read_manifest(folder)
 
 
+def test_json_tells_programs_of_a_folder_that_cannot_be_read(tmp_path, capsys):
+    folder = write_manifest(tmp_path, n=40)
+    schema = (folder / "schema.yaml").read_text()
+    (folder / "schema.yaml").write_text(schema.replace("patient_id:", "patientid:"))
+    with pytest.raises(UserError) as error:
+        check_data.run([str(folder), "--json"])
+    assert json.loads(capsys.readouterr().out) == {"ok": False, "error": str(error.value)}
+    assert "did you mean 'patient_id'" in str(error.value)
+
+
+def test_hints_name_what_was_meant(tmp_path):
+    table = tmp_path / "raw.csv"
+    table.write_text("a,b\n1,2\n")
+    for arguments, hint in (
+        ([str(table)], "import_data --from=table"),
+        ([str(tmp_path)], "import_data"),
+        ([str(tmp_path), "--jsn"], "did you mean '--json'"),
+        ([str(tmp_path), "--bad_files=missing"], "did you mean '--bad-files'"),
+        ([str(tmp_path), "--what"], "options: --json, --bad-files"),
+        ([str(tmp_path), "more"], "unexpected argument 'more'"),
+    ):
+        with pytest.raises(UserError) as error:
+            check_data.run(arguments)
+        assert hint in str(error.value)
+
+
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["a", "--jsn"], ["nowhere"]])
 def test_usage_errors_are_one_line_and_exit_2(tmp_path, arguments):
     command = [sys.executable, "-m", "remind_jax.check_data", *arguments]

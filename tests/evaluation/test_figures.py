@@ -51,6 +51,10 @@ def test_lambda_figure_names_the_twelve_largest():
     named = set(re.findall(r"&lt;(g\d\d)&gt;", svg))
     assert named == {f"g{i:02d}" for i in range(3, 15)}
     assert "$" not in figures.lambdas(records, set(), lambda _: "x")
+    far = [{"step": s, "dro/lambda/a": 1e-4, "dro/lambda/b": 1.0} for s in range(5)]
+    svg = figures.lambdas(far, set(), lambda _: "x")  # on a log scale
+    assert "$" not in svg
+    assert ">0.01<" in svg
     assert "$a$" in figures.lambdas(records, set(), lambda _: "$a$")  # a name is not mathematics
 
 
