@@ -4,6 +4,7 @@
 
     RUN          folder of a finished or adapted run; runs that differ in their seed alone count as one method
     --out=DIR    for index.html, table.md, table.tex, runs.csv, groups.csv, differences.csv, calibration.csv
+    --resamples  of the bootstrap, 2000 by default
     --baseline   what differences are to, as the table calls it; by default the method of the first run
 
 A method is called by its name, and by the name of its folder as well where two would be called alike. Differences are

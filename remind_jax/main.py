@@ -2,7 +2,14 @@
 
     python -m remind_jax.main --config=configs/nhanes.py[:method=NAME,size=SIZE] [--config.KEY=VALUE …] [--workdir=DIR]
 
-Running the same command again resumes a stopped run. The keys are in configs/common.py.
+    --config=FILE         of configs/: nhanes, heart, phenomenon, mimic, embed, fprm, and manifest for your own data
+      method=remind       remind, remind_plus, soft_moe, group_dro, reweigh, fair_batch, fair_mixup, logit_adjust,
+                          fuse_moe, flex_moe, remind_no_dro, remind_no_specialization
+      size=small          small | paper
+    --config.KEY=VALUE    any key of the file, such as --config.optim.lr=1e-3; all are explained in configs/common.py
+    --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default
+
+The same command again goes on with a run that was stopped, and shows the report of one that is finished.
 """
 
 from remind_jax import cli, cluster

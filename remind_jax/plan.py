@@ -2,6 +2,8 @@
 
     python -m remind_jax.plan --config=configs/embed.py:size=paper
 
+    --config, --config.KEY=VALUE    as in remind_jax.main
+
 For the data sets of the paper no data are read either. Operations are those of products and convolutions, 2 a
 multiply-add (`remind_jax/ops/flops.py`).
 """

@@ -2,6 +2,7 @@
 
     python -m remind_jax.sweep --config=configs/phenomenon.py --methods=soft_moe,remind --seeds=0,1,42 --workdir=DIR
 
+    --config, --config.KEY=VALUE    as in remind_jax.main, of every run
     --methods=all        methods of configs/common.py, logistic_regression, gradient_boosting, or variants of the table
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
     --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else the first method

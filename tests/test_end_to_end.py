@@ -25,7 +25,7 @@ CONTRACT = {
     *("data", "method", "seed", "config_digest", "split", "parameters", "n", "overall", "groups"),
     *("head_mean", "tail_mean", "worst_group"),
 }
-FIGURES = {"accuracy", "macro_f1", "auroc", "auprc", "ece"}
+FIGURES = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"}
 INTERVALS = {"accuracy_ci", "macro_f1_ci", "auroc_ci", "auprc_ci"}
 
 

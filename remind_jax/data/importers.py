@@ -197,7 +197,7 @@ def _matched(samples: pl.DataFrame, sample: str, patient: str, name: str, table:
         raise UserError(f"the table {name!r} has no column {wanted} to join it by")
     table = table.with_columns(_as_text(table[key]))
     if table[key].is_duplicated().any():
-        raise UserError(f"the table {name!r} has several rows of one {key}: keep one, such as the last")
+        raise UserError(f"the table {name!r} has several rows of one {key}: keep one, or make them columns")
     rest = table.drop([c for c in (sample, patient) if c not in ("", key)], strict=False)
     return samples.select(_as_text(samples[key])).join(rest, on=key, how="left", maintain_order="left").drop(key)
 

@@ -1,4 +1,4 @@
-"""Figures of merit of one sample of predictions: accuracy, macro-F1, AUROC, AUPRC and calibration error.
+"""Figures of merit of one sample of predictions: accuracy, macro-F1, AUROC, AUPRC, calibration error and Brier score.
 
 Definitions, chosen so that small groups get an honest figure or none (research: peers.md 5.5, no. 58):
 
@@ -6,12 +6,14 @@ Definitions, chosen so that small groups get an honest figure or none (research:
 - AUROC and AUPRC of a two-class problem are those of class 1; with more classes they are one-vs-rest and averaged,
   unweighted, over the classes of which the sample holds both a case and a non-case. A class left out is named in the
   notes; with none left the figure is None;
-- ECE is the expected calibration error of the most probable class over 15 equal-width bins (Guo et al., 2017).
+- ECE is the expected calibration error of the most probable class over 15 equal-width bins (Guo et al., 2017);
+- the Brier score (1950) is half the mean squared distance between the probabilities and the class that it was: 0 is
+  best, 1 worst. With two classes it is the mean squared error of the probability of class 1.
 """
 
 import numpy as np
 
-NAMES = ("accuracy", "macro_f1", "auroc", "auprc", "ece")
+NAMES = ("accuracy", "macro_f1", "auroc", "auprc", "ece", "brier")
 ECE_BINS = 15
 
 
@@ -23,7 +25,7 @@ def metrics(labels: np.ndarray, probabilities: np.ndarray) -> tuple[dict[str, fl
       probabilities: predicted probabilities, float [n, c], c >= 2.
 
     Returns:
-      `(values, notes)`: the five figures of `NAMES` (fractions between 0 and 1, or None), and for each figure that is
+      `(values, notes)`: the six figures of `NAMES` (fractions between 0 and 1, or None), and for each figure that is
       None or covers only some of the classes the reason.
 
     Raises:
@@ -40,7 +42,8 @@ def metrics(labels: np.ndarray, probabilities: np.ndarray) -> tuple[dict[str, fl
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
     }
     ranked, notes = _ranking(labels, probabilities)
-    return values | ranked | {"ece": calibration_error(labels, probabilities)}, notes
+    calibration = {"ece": calibration_error(labels, probabilities), "brier": brier_score(labels, probabilities)}
+    return values | ranked | calibration, notes
 
 
 def defined_classes(labels: np.ndarray, classes: int) -> list[int]:
@@ -88,6 +91,12 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     """Expected calibration error: Σ_bins n_bin/n · |accuracy - confidence| over the bins of `reliability`."""
     curve = reliability(labels, probabilities, bins)
     return float(sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / len(labels))
+
+
+def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """½ · mean over samples of Σ_k (p_k - [label is k])²; between 0 and 1."""
+    truth = labels[:, None] == np.arange(probabilities.shape[1])
+    return float(((np.asarray(probabilities, np.float64) - truth) ** 2).sum(axis=1).mean() / 2)
 
 
 def _ranking(labels: np.ndarray, probabilities: np.ndarray) -> tuple[dict[str, float | None], dict[str, str]]:

@@ -42,7 +42,7 @@ def build_report(
 ) -> dict[str, Any]:
     """Everything the held-out predictions say, overall and for each modality combination.
 
-    A set of figures (M below) is `accuracy, macro_f1, auroc, auprc, ece`, `accuracy_ci, macro_f1_ci, auroc_ci,
+    A set of figures (M below) is `accuracy, macro_f1, auroc, auprc, ece, brier`, `accuracy_ci, macro_f1_ci, auroc_ci,
     auprc_ci` as `[low, high]`, and `notes`, which maps a figure that is null or qualified to the reason.
 
     Args:

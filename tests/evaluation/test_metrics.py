@@ -22,6 +22,8 @@ def test_hand_derived_binary_figures():
     assert values["auroc"] == pytest.approx(0.75)
     # by falling score: .8 case (P=1, R=1/2), .6, .35 case (P=2/3, R=1) -> 1/2 + 1/2 * 2/3
     assert values["auprc"] == pytest.approx(5 / 6)
+    # of class 1: (.1² + .6² + .65² + .2²) / 4
+    assert values["brier"] == pytest.approx(0.208125)
     assert notes == {}
 
 
@@ -29,6 +31,13 @@ def test_macro_f1_counts_only_classes_in_labels_or_predictions():
     values, _ = metrics(np.array([0, 0, 1]), one_hot([0, 1, 1], 4))
     # class 0: 2/3, class 1: 2/3; classes 2 and 3 neither appear nor are predicted
     assert values["macro_f1"] == pytest.approx(2 / 3)
+
+
+def test_brier_score_of_several_classes_lies_between_0_and_1():
+    labels = np.array([0, 3])
+    assert metrics(labels, one_hot([0, 3], 4))[0]["brier"] == pytest.approx((0.2**2 + 3 * (0.2 / 3) ** 2) / 2)
+    assert metrics(labels, one_hot([0, 3], 4, 1.0))[0]["brier"] == 0
+    assert metrics(labels, one_hot([3, 0], 4, 1.0))[0]["brier"] == 1
 
 
 def test_predicted_class_without_cases_counts_as_zero_f1():

@@ -11,7 +11,7 @@ from remind_jax.evaluation.intervals import exact_interval
 from remind_jax.evaluation.report import build_report, pooled_figures, print_table, short_names, write_json
 
 MODALITIES = ("text", "labs", "icd")
-FIGURES = {"accuracy", "macro_f1", "auroc", "auprc", "ece"} | {
+FIGURES = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"} | {
     f"{name}_ci" for name in ("accuracy", "macro_f1", "auroc", "auprc")
 }
 
