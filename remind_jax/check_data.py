@@ -92,7 +92,10 @@ def _print(findings: Sequence[check.Finding], summary: dict[str, Any]) -> None:
     for finding in findings:
         print(f"{'error' if finding.fatal else 'warning'} {finding.code}: {finding.message}")
     fatal = sum(finding.fatal for finding in findings)
-    print(f"{fatal} errors, {len(findings) - fatal} warnings" + ("" if fatal else "; the data can be used"))
+    counted = ", ".join(
+        f"{n} {name}{'' if n == 1 else 's'}" for n, name in ((fatal, "error"), (len(findings) - fatal, "warning"))
+    )
+    print(counted + ("; mend the errors first" if fatal else "; the data can be used"))
 
 
 def main(arguments: list[str]) -> None:
