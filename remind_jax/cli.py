@@ -5,6 +5,7 @@ import difflib
 import importlib
 import os
 import pathlib
+import select
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -24,17 +25,17 @@ def run(command: Callable[[list[str]], None], usage: str | None) -> None:
         _run(command, usage)
         sys.stdout.flush()
     except BrokenPipeError:
-        _stdout_has_a_reader()
-        raise
-
-
-def _stdout_has_a_reader() -> None:
-    """Ends the process in silence if whoever read standard output has left, as `head` does."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         sys.exit(BROKEN_PIPE)
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read standard output has left, as `head` does."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
@@ -135,7 +136,7 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
     except UserError:
         raise
     except (flags.Error, AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(_unknown_key(arguments) or _one_line(error)) from error
     if rest:
         raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
     config = values.config
@@ -143,14 +144,28 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
     return config, pathlib.Path(workdir)
 
 
+def _unknown_key(arguments: Sequence[str]) -> str:
+    """The first key among the arguments that the config does not have, and what there is; nothing if all are."""
+    given = [argument.removeprefix("--config.").partition("=")[0] for argument in arguments if "--config." in argument]
+    if not given:
+        return ""
+    # Without the keys the file can be read.
+    config = parse_config([f"--config={_config_value(arguments)}"])[0]
+    for key in given:
+        section, path = config, ""
+        for name in key.split("."):
+            if not hasattr(section, "keys"):
+                break
+            if name not in section:
+                known, where = sorted(section.keys()), path.rstrip(".") or "a config"
+                return f"unknown config key {key}{did_you_mean(name, known)}; {where} has {', '.join(known)}"
+            section, path = section[name], f"{path}{name}."
+    return ""
+
+
 def config_file(arguments: list[str]) -> pathlib.Path:
     """The config file among the arguments, checked to exist before it is imported."""
-    value = ""
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            value = argument.removeprefix("--config=")
-        elif argument == "--config" and i + 1 < len(arguments):
-            value = arguments[i + 1]
+    value = _config_value(arguments)
     if not value:
         raise UserError("no config: give one as --config=configs/nhanes.py")
     file = pathlib.Path(value.partition(":")[0])
@@ -161,6 +176,17 @@ def config_file(arguments: list[str]) -> pathlib.Path:
         hint += f" There are {', '.join(there)}" if there else " Start the command in a clone of the repository"
         raise UserError(f"config file {file} does not exist{hint}")
     return file
+
+
+def _config_value(arguments: Sequence[str]) -> str:
+    """What `--config` is set to, empty without it."""
+    value = ""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            value = argument.removeprefix("--config=")
+        elif argument == "--config" and i + 1 < len(arguments):
+            value = arguments[i + 1]
+    return value
 
 
 def _make_importable(file: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from remind_jax import cli, main, stopping
+from remind_jax import analysis, cli, main, stopping
 from remind_jax.errors import NotFiniteError, UserError
 from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
@@ -49,9 +49,9 @@ def _run(monkeypatch, capsys, command, *arguments: str) -> tuple[int, str, str]:
         ([f"{MIMIC}:size=huge"], ("'huge'", "small, paper")),
         ([f"{MIMIC}:sise=small"], ("'sise'", "did you mean 'size'")),
         ([f"{MIMIC}:remind"], ("'remind'", "method, size")),
-        ([MIMIC, "--config.optim.lrr=1e-3"], ("lrr", 'Did you mean "lr"')),
-        ([MIMIC, "--config.optin.lr=1e-3"], ("optin", '"optim"')),
-        ([MIMIC, "--config.sede=1"], ("sede", '"seed"')),
+        ([MIMIC, "--config.optim.lrr=1e-3"], ("optim.lrr", "did you mean 'lr'", "optim has clip, ema")),
+        ([MIMIC, "--config.optin.lr=1e-3"], ("optin.lr", "did you mean 'optim'")),
+        ([MIMIC, "--config.sede=1"], ("sede", "did you mean 'seed'", "a config has data, devices")),
         ([MIMIC, "--config.optim.lr=fast"], ("config.optim.lr", "fast")),
         ([MIMIC, "--config.train.batch_size=1.5"], ("config.train.batch_size", "1.5")),
         ([MIMIC, "--config.fusion.residual=perhaps"], ("config.fusion.residual", "perhaps")),
@@ -223,6 +223,16 @@ def test_unwritable_cache_is_named(tmp_path):
     assert str(tmp_path / "cache") in str(error.value)
 
 
+def test_a_misspelt_run_is_named_with_those_beside_it(tmp_path):
+    (tmp_path / "nhanes-remind").mkdir()
+    (tmp_path / "nhanes-remind" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"did you mean '.*/nhanes-remind'\?\); runs there: "):
+        analysis.read_config(tmp_path / "nhanes-remnd")
+    (tmp_path / "nhanes-remind" / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="of another version, without the key parallel: train the run again"):
+        analysis.read_config(tmp_path / "nhanes-remind")
+
+
 def _manifest_command(tmp_path: pathlib.Path, root: str | pathlib.Path) -> list[str]:
     return [MANIFEST, f"--config.data.root={root}", f"--config.data.cache={tmp_path}/c", f"--workdir={tmp_path}/run"]
 
@@ -272,7 +282,7 @@ def _assert_one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
 
 def test_misspelt_key_in_a_shell(tmp_path):
     done = _shell(MIMIC, "--config.optim.lrr=1", cwd=tmp_path)
-    _assert_one_line(done, "lrr", '"lr"')
+    _assert_one_line(done, "lrr", "'lr'")
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 

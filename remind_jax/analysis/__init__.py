@@ -17,7 +17,7 @@ from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints
 from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.model import Network, Params, ensemble_of, make_network
 from remind_jax.step import Stage, make_dro, objective_counts, plan_stages
 from remind_jax.train import initial_params
@@ -34,7 +34,9 @@ def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise UserError(f"{path} holds no run: config.json is missing")
+        beside = [str(config.parent) for config in sorted(path.parent.glob("*/config.json"))]
+        hint = f"{did_you_mean(str(path), beside)}; runs there: {', '.join(beside[:10])}" if beside else ""
+        raise UserError(f"{path} holds no run: config.json is missing{hint}")
     # Opening checkpoints clears away what a run in progress is writing.
     if not (path / "report.json").is_file():
         raise UserError(f"the run in {path} is not finished: give its command again to go on")
@@ -43,7 +45,10 @@ def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
         settings.validate(config)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (KeyError, AttributeError) as error:
+        key = str(error).strip("\"'")
+        raise UserError(f"{file} is of another version, without the key {key}: train the run again") from error
+    except (ValueError, TypeError) as error:
         raise UserError(f"{file} is not a config of this version: {error}") from error
     return config
 
