@@ -9,7 +9,7 @@ from remind_jax.data.groups import Groups
 from remind_jax.evaluation import page
 from remind_jax.evaluation.report import build_report, write_html
 
-VOID = {"meta", "br", "link", "img"}
+VOID = {"wbr", "meta", "br", "link", "img"}
 
 
 class Balance(html.parser.HTMLParser):
