@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remind_jax import progress
 from remind_jax.data import builder, pipeline
 from remind_jax.data import dataset as datasets
 from remind_jax.errors import UserError
@@ -92,7 +93,7 @@ class _Layout(NamedTuple):
 
 @contextlib.contextmanager
 def stores_of(
-    config: Any, stage: Stage, network: Network, params: Params, data: datasets.Dataset, say: Say
+    config: Any, stage: Stage, network: Network, params: Params, data: datasets.Dataset, bar: progress.Silent
 ) -> Iterator[Mapping[str, pipeline.Store]]:
     """The stores that a stage reads: those of the data, or with the features of encoders that rest in it.
 
@@ -102,14 +103,14 @@ def stores_of(
       network: a single one.
       params: its parameters; those of resting encoders do not change in the stage.
       data: the data set.
-      say: shows a line.
+      bar: to show.
 
     Raises:
       UserError: the features cannot be written.
     """
     trunks = _trunks(config, stage, data)
     layouts = {split: _layouts(config, network, params, data, split, trunks) for split in SPLITS} if trunks else {}
-    kind = _kind(config, sum(one.nbytes for split in layouts.values() for one in split.values()), say)
+    kind = _kind(config, sum(one.nbytes for split in layouts.values() for one in split.values()), bar.say)
     if kind == "off" or not layouts:
         yield data.stores
         return
@@ -119,10 +120,10 @@ def stores_of(
     for split, layout in layouts.items():
 
         def encode(split: str = split, layout: Mapping[str, _Layout] = layout) -> Pieces:
-            say(f"Encoding the {split} rows once for stage {stage.name}: {_size(layout)} {_WHERE[kind]}")
-            return _encoded(config, network, params, data.stores[split], layout)
+            bar.say(f"Encoding the {split} rows once for stage {stage.name}: {_size(layout)} {_WHERE[kind]}")
+            return _encoded(config, network, params, data.stores[split], layout, bar)
 
-        arrays = _from_disk(folder / split, layout, encode, say) if kind == "disk" else _in_memory(layout, encode())
+        arrays = _from_disk(folder / split, layout, encode, bar.say) if kind == "disk" else _in_memory(layout, encode())
         arrays = jax.device_put(arrays) if kind == "device" else arrays
         kept = {one.key: _Kept(arrays[name], _index(one.present)) for name, one in layout.items()}
         stores[split] = FeatureStore(_columns(data, split), kept)
@@ -202,7 +203,12 @@ def _index(present: np.ndarray) -> np.ndarray:
 
 
 def _encoded(
-    config: Any, network: Network, params: Params, store: pipeline.Store, layout: Mapping[str, _Layout]
+    config: Any,
+    network: Network,
+    params: Params,
+    store: pipeline.Store,
+    layout: Mapping[str, _Layout],
+    bar: progress.Silent,
 ) -> Pieces:
     """Name and next rows of modalities, those of samples that lack them left out."""
     size = config.train.batch_size
@@ -215,18 +221,20 @@ def _encoded(
         padded[: len(inputs)] = inputs
         return name, np.asarray(encode(weights, name, padded))[: len(inputs)]
 
-    for batch in pipeline.eval_batches(store, size, threads=config.train.threads):
-        here = (batch["weight"] > 0)[:, None] & batch["present"]
-        for i, (name, one) in enumerate(layout.items()):
-            inputs = batch[name][here[:, i]]
-            if one.key == name:
-                yield name, inputs
-                continue
-            inputs = np.concatenate([waiting[name], inputs]) if name in waiting else inputs
-            if len(inputs) >= size:
-                yield run(name, inputs[:size])
-                inputs = inputs[size:]
-            waiting[name] = inputs
+    with bar.below(-(-len(store) // size), "encoding") as counted:
+        for done, batch in enumerate(pipeline.eval_batches(store, size, threads=config.train.threads)):
+            counted.advance(done)
+            here = (batch["weight"] > 0)[:, None] & batch["present"]
+            for i, (name, one) in enumerate(layout.items()):
+                inputs = batch[name][here[:, i]]
+                if one.key == name:
+                    yield name, inputs
+                    continue
+                inputs = np.concatenate([waiting[name], inputs]) if name in waiting else inputs
+                if len(inputs) >= size:
+                    yield run(name, inputs[:size])
+                    inputs = inputs[size:]
+                waiting[name] = inputs
     for name, inputs in waiting.items():
         if len(inputs):
             yield run(name, inputs)

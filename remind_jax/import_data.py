@@ -6,7 +6,7 @@
     python -m remind_jax.import_data --from=flex_moe --source=data/adni --out=DIR
 
     --out=DIR         the manifest's folder; files that cells name must lie below it
-    --name=NAME       of the data set
+    --name=NAME       of the data set; by default the folder's
     table (.csv, .parquet):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
       --join=labs.csv,notes.csv                         tables with at most one row a sample or patient
@@ -62,9 +62,9 @@ def _table(options: argparse.Namespace, name: str, prefix: str) -> importers.Imp
             hint = did_you_mean(kind, importers.COLUMN_KINDS)
             raise UserError(f"--kind={column}={kind} is unknown{hint}; known: {known}")
     files = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
-    return importers.from_table(
+    found = importers.from_table(
         importers.read_frame(options.source),
-        name=name,
+        name=options.source.stem,  # of the modality
         label=options.label,
         sample=options.sample,
         patient=options.patient,
@@ -73,6 +73,7 @@ def _table(options: argparse.Namespace, name: str, prefix: str) -> importers.Imp
         kinds=kinds,
         prefix=prefix,
     )
+    return found._replace(schema=found.schema | {"name": name})
 
 
 def _monai(options: argparse.Namespace, name: str, prefix: str) -> importers.Imported:
@@ -137,7 +138,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("give what to read as --source=PATH and where to write as --out=DIR")
     if not options.source.exists():
         raise UserError(f"{options.source} does not exist")
-    name = options.name or options.source.stem
+    name = options.name or options.out.resolve().name
     prefix = below(options.out, options.source.parent)
     with progress.make(0, "reading") as bar:
         bar.say(f"Reading {options.source}")

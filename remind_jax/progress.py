@@ -28,11 +28,18 @@ class Clock:
 class Silent:
     """Shows nothing."""
 
+    def __init__(self, total: int = 0, title: str = ""):
+        """Of a step with `total` parts, 0 while that is unknown."""
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
+
+    def below(self, total: int, title: str) -> "Silent":
+        """Another of the same kind, for a step within this one."""
+        return type(self)(total, title)
 
     def say(self, text: str) -> None:
         """Shows a message."""

@@ -273,7 +273,7 @@ class Trainer:
         limits = config.train.log_every, config.train.max_rejected
         recorder = _Recorder(self.folder, stage.name, *names, *limits, cursor, bar.say)
         placed, pending = program.place(state), None
-        kept = features.stores_of(config, stage, self.single, state.weights(), self.data, bar.say)
+        kept = features.stores_of(config, stage, self.single, state.weights(), self.data, bar)
         with kept as stores, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
             for batch in batches:
                 placed, metrics = program.step(placed, batch)

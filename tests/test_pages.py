@@ -31,6 +31,9 @@ class _Walk:
         (folder / "configs").symlink_to(tiny_runs.ROOT / "configs")
         self._folder = folder
         self._environment = os.environ | {"PYTHONPATH": str(tiny_runs.ROOT), "HOME": str(folder)}
+        # Runs that differ in their seed alone are compiled once.
+        self._environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+        self._environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
         self.printed = []
         for language, block in _blocks(page):
             if language == "python":

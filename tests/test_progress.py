@@ -25,6 +25,13 @@ def test_plain_lines_are_few_and_say_how_far_it_is(capsys, monkeypatch):
     ]
 
 
+def test_a_bar_within_another_is_of_its_kind(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    progress.Lines(9, "outer").below(3, "inner").advance(2)
+    progress.Silent().below(3, "inner").advance(2)
+    assert capsys.readouterr().out == "inner 2 of 3\n"
+
+
 def test_quick_steps_and_silence_print_nothing(capsys):
     assert list(progress.over("abc", "letters")) == ["a", "b", "c"]
     with progress.make(3, "quiet", verbose=False) as bar:

@@ -30,7 +30,10 @@ class _Scheduler(progress.Silent):
     def __init__(self, step: int, number: int):
         self._step, self._number = step, number
 
-    def advance(self, step: int, text: str) -> None:
+    def below(self, total: int, title: str) -> progress.Silent:
+        return progress.Silent()
+
+    def advance(self, step: int, text: str = "") -> None:
         if step == self._step:
             os.kill(os.getpid(), self._number)
 

@@ -53,7 +53,7 @@ def test_raw_tables_become_a_manifest(raw, capsys):
     _imported(*_arguments(raw))
     assert _schema(raw) == {
         "version": 1,
-        "name": "stays",
+        "name": raw.name,
         "sample_id": "sample_id",
         "patient_id": "patient_id",
         "label": {"column": "died", "classes": ["0", "1"]},
