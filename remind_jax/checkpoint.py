@@ -71,7 +71,14 @@ class Checkpoints:
             raise UserError(f"cannot open checkpoints {folder}: {error.strerror or error}") from None
 
     def _open(self) -> ocp.CheckpointManager:
+        several = {}
+        if jax.process_count() > 1:  # of which this one alone has checkpoints: orbax must not wait for the others
+            self.folder.mkdir(parents=True, exist_ok=True)
+            own = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(own, active_processes={own}, barrier_sync_key_prefix=f"p{own}")
+            several = {"create": False, "multiprocessing_options": alone}
         options = ocp.CheckpointManagerOptions(
+            **several,
             max_to_keep=self._keep or None,
             cleanup_tmp_directories=not self._read_only,
             read_only=self._read_only,

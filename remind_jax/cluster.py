@@ -5,13 +5,15 @@ JAX can guess by itself. It takes the wrong GPUs, or none of the other processes
 """
 
 import contextlib
+import itertools
+import json
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 from remind_jax import cli, jobs
 from remind_jax.errors import UserError
@@ -26,6 +28,8 @@ HEARTBEAT = "REMIND_HEARTBEAT_SECONDS"
 _TASK = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")  # srun sets them all, sbatch, salloc and ssh only some
 _PORTS = 4096  # above 61439, where Linux gives out none by itself
 _GRACE = 2.0  # seconds for the others to say the same
+_PATIENCE = 24 * 3600 * 1000  # milliseconds to wait for a process that lives
+_questions = itertools.count()  # all processes ask the same ones in the same order
 
 
 class Place(NamedTuple):
@@ -282,12 +286,68 @@ def joined(place: Place) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if place.processes == 1 or getattr(error, "agreed", False):
+        if place.processes == 1:
             raise
-        code = cli.explain(error)
-        if code is None:
-            traceback.print_exc()
-        print(f"process {place.process} of {place.processes} ends the job", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        time.sleep(0.0 if place.process else _GRACE)  # the others lose process 0 the moment it ends
-        os._exit(1 if code is None else code)
+        if not getattr(error, "agreed", False):
+            _leave(place, error)
+        _wait()
+        raise
+    _wait()
+
+
+def _leave(place: Place, error: BaseException) -> NoReturn:
+    code = cli.explain(error)
+    if code is None:
+        traceback.print_exception(error)
+    print(f"process {place.process} of {place.processes} ends the job", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    time.sleep(0.0 if place.process else _GRACE)  # the others lose process 0 the moment it ends
+    os._exit(1 if code is None else code)
+
+
+# ---- Between processes ----------------------------------------------------------------------------------------------
+# Through JAX's coordination service and not its devices, whose sums may not be waited for as long as a report takes.
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """What a function returns on process 0, which alone calls it, on all processes; JSON-able, of a few MB at most.
+
+    Raises:
+      UserError: on all processes, if it is raised there.
+    """
+    client = _client()
+    if client is None:
+        return make()
+    key = f"remind_jax/{next(_questions)}"
+    if not is_first():
+        answer = json.loads(client.blocking_key_value_get(key, _PATIENCE))
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer["value"]
+    try:
+        value = make()
+    except UserError as error:
+        client.key_value_set(key, json.dumps({"error": str(error)}))
+        raise
+    client.key_value_set(key, json.dumps({"value": value}))
+    return value
+
+
+def _wait() -> None:
+    """Until all processes are here."""
+    if (client := _client()) is not None:
+        client.wait_at_barrier(f"remind_jax/{next(_questions)}", _PATIENCE)
+
+
+def _client() -> Any:
+    """Of the coordination service; None for a process that is alone."""
+    from jax._src import distributed  # the service has no public name
+
+    return distributed.global_state.client

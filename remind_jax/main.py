@@ -10,20 +10,19 @@
     --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default
 
 The same command again goes on with a run that was stopped, and shows the report of one that is finished.
+Several processes of a job train together; launch/README.md says how to start them.
 """
 
 from remind_jax import cli, cluster
-from remind_jax.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, workdir = cli.parse_config(arguments)
-    if (place := cluster.here()).processes > 1:
-        raise UserError(f"{place.processes} processes were started, and training has one: start one")
-    from remind_jax.train import train_and_evaluate
+    with cluster.joined(cluster.here()):
+        from remind_jax.train import train_and_evaluate
 
-    train_and_evaluate(config, workdir)
+        train_and_evaluate(config, workdir)
 
 
 if __name__ == "__main__":

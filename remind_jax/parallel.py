@@ -1,6 +1,6 @@
-"""Training over the devices of one process: one step function, run as one program over a mesh or as one per device.
+"""Training over devices of one or several processes: one step function, as one program over a mesh or as one a device.
 
-The only module that touches `jax.sharding`.
+Each process hands in its own rows of a batch and gets what all get. The only module that touches `jax.sharding`.
 """
 
 import functools
@@ -18,6 +18,7 @@ AXIS = "data"
 KINDS = ("jit", "pmap")
 PROGRAMS = ("auto", "one", "two")
 _LARGE = 2**23  # bytes of parameters
+_CHUNK = 2**22  # bytes that processes exchange at a time
 
 State = Any
 Metrics = Any
@@ -27,8 +28,8 @@ class Program(NamedTuple):
     """A train step placed on devices.
 
     Attributes:
-      step: (state on devices, batch on the host) -> (state, metrics); the state given is consumed.
-      place: host state -> state on devices.
+      step: (state on devices, this process's rows of a batch on the host) -> (state, metrics); the state is consumed.
+      place: host state, the same on all processes -> state on devices.
       fetch: state on devices -> host arrays.
       read: metrics of a step -> host arrays; waits for the step.
     """
@@ -40,14 +41,28 @@ class Program(NamedTuple):
 
 
 def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
-    """The first `count` local devices, all when 0; the batch must divide among them."""
-    devices = jax.local_devices()
-    if count < 0 or count > len(devices):
-        raise UserError(f"devices={count}, but this machine has {len(devices)}")
-    devices = devices[: count or len(devices)]
+    """The first `count` devices, as many of each process, all when 0; the batch must divide among them."""
+    by_process = [jax.local_devices(process_index=i) for i in range(jax.process_count())]
+    each, rest = divmod(count, len(by_process))
+    if not count:
+        each = len(by_process[0])
+    if rest or any(len(devices) != each for devices in by_process if not count):
+        there = ", ".join(str(len(devices)) for devices in by_process)
+        raise UserError(
+            f"devices={count} cannot be shared evenly among {len(by_process)} processes, which have {there}"
+        )
+    if count < 0 or any(each > len(devices) for devices in by_process):
+        raise UserError(f"devices={count}, but this machine has {min(map(len, by_process)) * len(by_process)}")
+    devices = [device for own in by_process for device in own[:each]]
     if batch_size % len(devices):
         raise UserError(f"batch_size {batch_size} does not divide among {len(devices)} devices")
     return devices
+
+
+def own_rows(batch_size: int) -> slice:
+    """The rows of a global batch that this process hands in, those of its devices."""
+    each = batch_size // jax.process_count()
+    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 
 
 def make_program(step: Callable[..., Any], kind: str, devices: list[jax.Device], programs: str = "one") -> Program:
@@ -130,29 +145,100 @@ def _room_for_gradient(step: Any, state: State, batch: Any, axis_name: str | Non
 def _jit_program(step: Callable[..., Any], devices: list[jax.Device], programs: str) -> Program:
     mesh = Mesh(np.array(devices), (AXIS,))
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-    run_step = compiled(step, programs, devices[0].platform, functools.partial(jax.jit, keep_unused=True))
+    # Left to itself XLA may cut a result over devices of which another process has some.
+    compile_it = functools.partial(jax.jit, keep_unused=True, out_shardings=replicated)
+    run_step = compiled(step, programs, devices[0].platform, compile_it)
 
     def run(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, Metrics]:
-        return run_step(state, jax.device_put(dict(batch), split))
+        return run_step(state, _put(dict(batch), split))
 
-    return Program(run, lambda state: jax.device_put(state, replicated), jax.device_get, jax.device_get)
+    return Program(run, lambda state: _put(state, replicated), jax.device_get, jax.device_get)
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """This process's part of arrays to its devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
 def _pmap_program(step: Callable[..., Any], devices: list[jax.Device], programs: str) -> Program:
-    count = len(devices)
+    count = len(devices) // jax.process_count()  # of this process
     compile_it = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
     run_step = compiled(step, programs, devices[0].platform, compile_it, AXIS)
     mesh = Mesh(np.array(devices), (AXIS,))
     stacked = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def place(state: State) -> State:
-        return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(x, (count, *np.shape(x))), stacked), state)
+        return _put(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), state), stacked)
 
     def run(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, Metrics]:
         shares = {name: x.reshape(count, x.shape[0] // count, *x.shape[1:]) for name, x in batch.items()}
-        return run_step(state, jax.device_put(shares, stacked))
+        return run_step(state, _put(shares, stacked))
 
     def first(tree: Any) -> Any:
         return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
     return Program(run, place, first, first)
+
+
+# ---- Between processes ----------------------------------------------------------------------------------------------
+
+
+def merged(tree: Any) -> Any:
+    """Host arrays of which at most one process has an entry that is not zero, put together on all, bit for bit.
+
+    All processes take part, with arrays of the same shapes and types.
+    """
+    if jax.process_count() == 1:
+        return tree
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    size = sum(x.nbytes for x in leaves)
+    chunk = min(_CHUNK, 1 << max(size - 1, 3).bit_length())
+    room = np.zeros(-(-size // chunk) * chunk, np.uint8)
+    room[:size] = np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves])
+    mesh = Mesh(np.array(choose_devices(0, 0)), (AXIS,))
+    split, add = NamedSharding(mesh, PartitionSpec(AXIS)), _adder(mesh)
+    for start in range(0, len(room), chunk):
+        # In the place of this process's first device; the others add zeros.
+        parts = np.zeros((len(jax.local_devices()), chunk), np.uint8)
+        parts[0] = room[start : start + chunk]
+        room[start : start + chunk] = jax.device_get(add(_put(parts.view(np.int32), split))).view(np.uint8)
+    stops = np.cumsum([x.nbytes for x in leaves])
+    parts = [room[stop - x.nbytes : stop].copy() for x, stop in zip(leaves, stops, strict=True)]
+    found = [part.view(x.dtype).reshape(x.shape) for x, part in zip(leaves, parts, strict=True)]
+    return jax.tree.unflatten(structure, found)
+
+
+@functools.cache
+def _adder(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def from_first(tree: Any) -> Any:
+    """The host arrays of process 0 on all processes; the others give arrays of the same shapes and types."""
+    if jax.process_count() == 1:
+        return tree
+    return merged(tree if jax.process_index() == 0 else jax.tree.map(np.zeros_like, tree))
+
+
+class Agreement:
+    """A number that processes ask each other for at every step, so that all act on it at the same one: the largest."""
+
+    def __init__(self, devices: list[jax.Device]):
+        """`devices` of all processes."""
+        mesh = Mesh(np.array(devices), (AXIS,))
+        self._split, self._count = NamedSharding(mesh, PartitionSpec(AXIS)), len(devices) // jax.process_count()
+        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._asked: jax.Array | None = None
+
+    def ask(self, number: int) -> int:
+        """Passes on a number and returns the largest of the call before; with one process its own at once."""
+        if jax.process_count() == 1:
+            return number
+        before, self._asked = self._asked, self._largest(_put(np.full(self._count, number, np.int32), self._split))
+        return 0 if before is None else int(before)
+
+    def settle(self, number: int) -> int:
+        """The largest number of all processes now; waits for them."""
+        return max(self.ask(number), self.ask(number))

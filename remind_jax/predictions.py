@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remind_jax import parallel
 from remind_jax.data import pipeline
 from remind_jax.evaluation import metrics as figures
 from remind_jax.models.model import Network, Params
@@ -47,6 +48,8 @@ def make_predict(
 ) -> Callable[[Params, pipeline.Store, str], Predicted]:
     """A function (parameters, store, gate) -> Predicted, compiled once for each gate.
 
+    Several processes take the batches in turn and give one another what they found, so that each has all rows.
+
     Args:
       network: as pure functions.
       batch_size: rows at a time.
@@ -56,13 +59,19 @@ def make_predict(
 
     def predict(params: Params, store: pipeline.Store, gate: str) -> Predicted:
         params = jax.device_put(params)
-        parts = []
-        for batch in pipeline.eval_batches(store, batch_size):
+        process, processes, found = jax.process_index(), jax.process_count(), None
+        count = -(-len(store) // batch_size)
+        # With more processes than batches, the last ones look at a batch for its shapes.
+        batches = pipeline.eval_batches(store, batch_size, first=min(process, count - 1), every=processes)
+        for i, batch in zip(range(process, max(count, process + 1), processes), batches, strict=True):
             logits, _, open_rate = forward(params, batch, gate)
-            real = batch["weight"] > 0
-            probabilities = np.asarray(jax.nn.softmax(logits))[real]
-            parts.append((probabilities, batch["label"][real], np.asarray(open_rate)[real]))
-        probabilities, labels, open_rate = (np.concatenate(x) for x in zip(*parts, strict=True))
+            values = np.asarray(jax.nn.softmax(logits)), batch["label"], np.asarray(open_rate)
+            if found is None:
+                found = tuple(np.zeros((len(store), *x.shape[1:]), x.dtype) for x in values)
+            rows = slice(i * batch_size, (i + 1) * batch_size)
+            for x, value in zip(found, values, strict=True):
+                x[rows] = value[: len(x[rows])]  # without what fills up the last batch
+        probabilities, labels, open_rate = parallel.merged(found)
         return Predicted(probabilities, labels, float(np.mean(open_rate)))
 
     return predict

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -12,11 +12,14 @@ CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 75}
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended the run; `code` is the exit code. No `except Exception` takes it for a failure."""
+    """A signal has ended the run; `code` is the exit code. No `except Exception` takes it for a failure.
 
-    def __init__(self, number: int):
+    `agreed` says that all processes of the job end with it, at the same step.
+    """
+
+    def __init__(self, number: int, agreed: bool = False):
         super().__init__(signal.Signals(number).name)
-        self.code = CODES[signal.Signals(number)]
+        self.code, self.agreed = CODES[signal.Signals(number)], agreed
 
 
 class Signals:
@@ -38,26 +41,27 @@ class Signals:
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Where work would be lost: a signal only shows in `asked`, and the loop ends by `stop` when it has saved."""
+    def deferred(self, agree: Callable[[int], int] = int) -> Iterator[None]:
+        """Where work would be lost: a signal only shows in `asked`, and the loop raises `Stopped` when it has saved.
+
+        Args:
+          agree: from this process's signal at the end to that of all processes, 0 being none.
+        """
         self._deferred = True
         try:
             yield
+            asked = agree(self._asked)
         finally:
             self._deferred = False
-        if self._asked:
-            self.stop()
+        if asked:
+            raise Stopped(asked, agreed=True)
 
     @property
-    def asked(self) -> bool:
-        """Whether a signal has come."""
-        return bool(self._asked)
-
-    def stop(self) -> None:
-        """Raises Stopped for the signal that has come."""
-        raise Stopped(self._asked)
+    def asked(self) -> int:
+        """The signal that has come first; 0 while none has."""
+        return self._asked
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._asked = self._asked or number
         if not self._deferred:
-            self.stop()
+            raise Stopped(self._asked)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from remind_jax import features, parallel, progress, rows, settings, stopping
+from remind_jax import cluster, features, parallel, progress, rows, settings, stopping
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
@@ -125,6 +125,7 @@ class Trainer:
         self.offset = logit_adjust.train_offset(*prior, objective.prior_smoothing)
         self.predict = make_predict(self.network, config.eval.batch_size, logit_offset(config, data.label_counts))
         self.devices = parallel.choose_devices(config.devices, config.train.batch_size)
+        self.agreement = parallel.Agreement(self.devices)
         if config.sampler == "group_pairs" and config.parallel == "pmap":
             _check_pairs(config.train.batch_size, len(self.devices))
         self.fair_batch: samplers.FairBatch | None = None
@@ -183,35 +184,53 @@ class Trainer:
         return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
 
     def train(self, bar: progress.Silent) -> Params:
-        """Runs all stages, from the newest checkpoint that is whole if there is one, and returns the chosen weights."""
-        folder = self.folder.path / "checkpoints"
-        with contextlib.closing(Checkpoints(folder, self.config.train.keep, say=bar.say)) as checkpoints:
-            return self._train(checkpoints, bar)
+        """Runs all stages, from the newest checkpoint that is whole if there is one, and returns the chosen weights.
 
-    def _train(self, checkpoints: Checkpoints, bar: progress.Silent) -> Params:
+        The first process of a job has the checkpoints, and gives the others what it reads of them.
+        """
+        folder, keep, own = self.folder.path / "checkpoints", self.config.train.keep, []
+        with contextlib.ExitStack() as opened:
+
+            def open_them() -> None:
+                own.append(opened.enter_context(contextlib.closing(Checkpoints(folder, keep, say=bar.say))))
+
+            cluster.from_first(open_them)
+            return self._train(own[0] if own else None, bar)
+
+    def _train(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Params:
         """Training that is not finite goes back once: what a machine got wrong does not come back, the rest does."""
         try:
             return self._run_stages(checkpoints, bar)
         except NotFiniteError as error:
-            newest = checkpoints.newest_whole()
+            newest = checkpoints.newest_whole() if checkpoints is not None else None
             bar.say(f"{error}. Going back, once, to {'the start' if newest is None else f'step {newest}'}")
         self.order = self._order()
         return self._run_stages(checkpoints, bar)
 
-    def _run_stages(self, checkpoints: Checkpoints, bar: progress.Silent) -> Params:
-        params = initial_params(self.config, self.network, self.data.inputs)
+    def _newest(self, checkpoints: Checkpoints) -> dict[str, Any] | None:
+        """What all processes must know of the checkpoint that a run goes on from, besides its arrays."""
+        step = checkpoints.newest_whole()
+        if step is None:
+            return None
+        record = checkpoints.record(step)
+        return {"step": step, "cursor": record["cursor"], "sampler": record.get("sampler")}
+
+    def _run_stages(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Params:
+        newest = cluster.from_first(lambda: self._newest(checkpoints))
+        # From the first process: of another kind of processor, others might round the last bit another way.
+        params = parallel.from_first(initial_params(self.config, self.network, self.data.inputs))
         cursor, best, state = Cursor(), params, None
-        latest = checkpoints.newest_whole()
-        if latest is not None:
-            record = checkpoints.record(latest)
-            cursor = Cursor(**record["cursor"])
+        if newest is not None:
+            cursor = Cursor(**newest["cursor"])
             if self.fair_batch is not None:
-                self.fair_batch.restore(record["sampler"])
+                self.fair_batch.restore(newest["sampler"])
                 self.order = self.fair_batch.order()
-            like = {"state": self.begin(self.stages[cursor.stage], params), "best": params}
-            restored = checkpoints.arrays(latest, like)
-            state, best = restored["state"], restored["best"]
-        self.folder.rewind(latest or 0)
+            arrays = host_copy({"state": self.begin(self.stages[cursor.stage], params), "best": params})
+            if checkpoints is not None:
+                arrays = checkpoints.arrays(newest["step"], arrays)
+            arrays = parallel.from_first(arrays)
+            state, best = arrays["state"], arrays["best"]
+        self.folder.rewind(newest["step"] if newest else 0)
         for index in range(cursor.stage, len(self.stages)):
             stage = self.stages[index]
             if state is None:
@@ -220,7 +239,7 @@ class Trainer:
                 keeps = self.config.train.keep_better_stage
                 state = self.begin(stage, best if keeps else state.weights(), state.opt_state["dro"])
                 cursor = Cursor(stage=index, best=cursor.best if keeps else None)
-            with self.signals.deferred():
+            with self.signals.deferred(self.agreement.settle):
                 state, best = self.run_stage(stage, state, cursor, best, checkpoints, bar)
         return best
 
@@ -240,7 +259,8 @@ class Trainer:
           state: to start from.
           cursor: moved at every evaluation.
           best: the best weights so far.
-          checkpoints: saved to at every evaluation, and when a signal asks to stop; None saves nothing.
+          checkpoints: saved to at every evaluation, and when a signal asks to stop; None saves nothing, and only stops
+            if it is because another process has them.
           bar: to show.
 
         Returns:
@@ -283,7 +303,8 @@ class Trainer:
                 bar.advance(step, recorder.text)
                 evaluates = (step - stage.start) % evaluate_every == 0 or step == stage.stop
                 moves = self.fair_batch is not None and step % self.fair_batch.epoch_steps == 0
-                stops = self.signals.asked and checkpoints is not None
+                asked = self.agreement.ask(self.signals.asked)
+                stops = asked and (checkpoints is not None or not cluster.is_first())
                 if evaluates or moves or stops:
                     self._take(recorder, step, program.read(pending), close=evaluates)
                     pending = None
@@ -299,7 +320,7 @@ class Trainer:
                     checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
                 if stops:
                     bar.say(f"asked to stop: saving step {step}")
-                    self.signals.stop()
+                    raise stopping.Stopped(asked, agreed=True)
                 if cursor.ended:
                     break
         return state, best
@@ -310,7 +331,8 @@ class Trainer:
             epoch = self.fair_batch.epoch_steps if self.fair_batch is not None else stop
             end = min(stop, (step // epoch + 1) * epoch)
             threads, size = self.config.train.threads, self.config.train.batch_size
-            batches = pipeline.train_batches(store, self.order, size, step, end, threads=threads)
+            own = parallel.own_rows(size)
+            batches = pipeline.train_batches(store, self.order, size, step, end, threads=threads, rows=own)
             with contextlib.closing(batches):
                 yield from batches
             step = end
@@ -465,25 +487,27 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
       verbose: whether to show progress and the table.
 
     Returns:
-      The report, as in report.json.
+      The report, as in report.json; empty on all processes of a job but the first, which alone writes.
 
     Raises:
       UserError: a setting, the data or the folder cannot be used.
       Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
     """
     settings.validate(config)
-    opened = RunFolder(workdir, config.to_dict(), config.train.tensorboard)
-    with contextlib.closing(opened) as folder, stopping.Signals() as signals:
-        return _run(config, folder, verbose, signals)
+    own: list[RunFolder] = []
+    cluster.from_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
+    folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
+    with contextlib.closing(folder), stopping.Signals() as signals:
+        return _run(config, folder, verbose and folder.writes, signals)
 
 
 def _run(config: Any, folder: RunFolder, verbose: bool, signals: stopping.Signals) -> dict[str, Any]:
     finished = folder.report()
-    if finished is not None:
+    if cluster.from_first(lambda: finished is not None):
         if verbose:
             print(f"{folder.path} is a finished run; its report:")
             reports.print_table(finished)
-        return finished
+        return finished or {}
     parallel.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
@@ -518,6 +542,8 @@ def _report(trainer: Trainer, weights: Params, bar: progress.Silent) -> dict[str
     """Reads the held-out rows, once, and writes predictions and report."""
     config, data, folder = trainer.config, trainer.data, trainer.folder
     predicted, adjustment = _predict_held_out(trainer, weights)
+    if not folder.writes:
+        return {}
     table = datasets.predictions_table(data, "held_out", predicted.probabilities)
     table.write_parquet(folder.path / "predictions.parquet")
     majority = data.class_fractions.argmax()

@@ -44,20 +44,23 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 class RunFolder:
     """One run's folder; opening it a second time continues the run, and only with the config it was started with."""
 
-    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], tensorboard: bool = False):
+    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], tensorboard: bool = False, writes: bool = True):
         """Creates or reopens the folder.
 
         Args:
           path: of the folder.
           config: the run's settings, JSON-able.
           tensorboard: whether to keep event files beside metrics.jsonl.
+          writes: False for the processes of a job that leave the folder to another one: to them it stays empty.
 
         Raises:
           UserError: the folder cannot be written, or holds a run with another config, or a package is missing.
         """
-        self.path = path
+        self.path, self.writes = path, writes
         self._events = EventFiles(path / "tensorboard") if tensorboard else None
         self.config = json.loads(json.dumps(config))
+        if not writes:
+            return
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._check_config()
@@ -94,6 +97,8 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one record to metrics.jsonl, and to the event files."""
+        if not self.writes:
+            return
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
         if self._events:
@@ -101,15 +106,19 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl."""
+        if not self.writes:
+            return []
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def report(self) -> dict[str, Any] | None:
         """The report of a finished run, None while there is none."""
         file = self.path / "report.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return json.loads(file.read_text(encoding="utf-8")) if self.writes and file.exists() else None
 
     def rewind(self, step: int) -> None:
         """Forgets the records after `step`, which a resumed run writes again, and a last line cut by a kill."""
+        if not self.writes:
+            return
         kept = []
         for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             try:
@@ -126,7 +135,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Closes metrics and event files."""
-        self._metrics.close()
+        if self.writes:
+            self._metrics.close()
         if self._events:
             self._events.close()
 
@@ -153,5 +163,6 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": versions,
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
         "commit": _commit(),
     }

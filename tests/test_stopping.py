@@ -92,7 +92,7 @@ def test_a_deferred_signal_waits_and_is_raised_at_the_end():
 
     with stopping.Signals() as signals, pytest.raises(stopping.Stopped, match="SIGUSR1"):  # the first one counts
         work(signals)
-    assert seen == [True]
+    assert seen == [signal.SIGUSR1]
 
 
 def test_a_failure_is_not_hidden_by_a_signal():

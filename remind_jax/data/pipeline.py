@@ -135,6 +135,7 @@ def train_batches(
     stop_step: int,
     *,
     threads: int = 1,
+    rows: slice = slice(None),
 ) -> Iterator[Batch]:
     """The batches of steps `start_step` up to, not including, `stop_step`.
 
@@ -148,36 +149,40 @@ def train_batches(
       start_step: the first step, counted from 0 over the whole run.
       stop_step: the step before which to end.
       threads: that prepare batches ahead; 0 prepares each batch when it is asked for.
+      rows: of each batch, to read only these.
 
     Yields:
       Batches with a `weight` of ones.
     """
-    ones = np.ones(batch_size, np.float32)
+    ones = np.ones(batch_size, np.float32)[rows]
 
     def batch(i: int) -> Batch:
-        return {**store.take(order(start_step + i, batch_size)), "weight": ones.copy()}
+        return {**store.take(order(start_step + i, batch_size)[rows]), "weight": ones.copy()}
 
     return _read_ahead(batch, stop_step - start_step, threads)
 
 
-def eval_batches(store: Store, batch_size: int, *, threads: int = 0) -> Iterator[Batch]:
+def eval_batches(store: Store, batch_size: int, *, threads: int = 0, first: int = 0, every: int = 1) -> Iterator[Batch]:
     """All rows once, in the split's order, in batches of one size.
 
     Args:
       store: the rows to evaluate.
       batch_size: rows b in a batch.
       threads: as in `train_batches`.
+      first, every: leave out batches before the first, and between it and the last all but every so many.
 
     Yields:
       Batches; the last one is filled up with repetitions of the last row, whose `weight` is 0.
     """
 
     def batch(i: int) -> Batch:
-        positions = np.arange(i * batch_size, (i + 1) * batch_size)
+        start = (first + i * every) * batch_size
+        positions = np.arange(start, start + batch_size)
         real = positions < len(store)
         return {**store.take(np.minimum(positions, len(store) - 1)), "weight": real.astype(np.float32)}
 
-    return _read_ahead(batch, -(-len(store) // batch_size), threads)
+    count = -(-len(store) // batch_size)
+    return _read_ahead(batch, -(-(count - first) // every), threads)
 
 
 class _Batches:
