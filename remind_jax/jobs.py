@@ -172,8 +172,12 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
 
 
 @contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[int]:
+def lock(folder: pathlib.Path, shared: bool = False) -> Iterator[int]:
     """Holds a folder for one sweep; processes that inherit the descriptor hold it on, even if this one is killed.
+
+    Args:
+      folder: of the sweep.
+      shared: beside others that share it too.
 
     Raises:
       UserError: another sweep, or a run that a killed one has left behind, still works there.
@@ -187,7 +191,7 @@ def lock(folder: pathlib.Path) -> Iterator[int]:
         try:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except ImportError:
             pass  # not a POSIX system
         except OSError as error:

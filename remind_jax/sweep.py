@@ -8,10 +8,14 @@
     --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else the first method
     --table=4            the paper's ablation (4) or sensitivity analysis (16) instead of all methods
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
+    --share              other processes, here or on other machines, run the same command in the same folder
     --resamples=2000     bootstrap replicates of the differences
 
 Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails does not stop the
-others. Writes runs.csv, groups.csv, differences.csv, table.md, table.tex, index.html and sweep.json (the command, the
+others. Processes that share a sweep take runs in turn, and those of a process that was killed; the last one to end
+writes the tables.
+
+Writes runs.csv, groups.csv, differences.csv, table.md, table.tex, index.html and sweep.json (the command, the
 time that it took and the machine) under DIR, and a folder a run.
 """
 
@@ -21,12 +25,12 @@ import pathlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
-from remind_jax import cli, jobs, progress, stopping, variants
+from remind_jax import atomic, claims, cli, jobs, progress, stopping, variants
 from remind_jax.errors import UserError
 from remind_jax.evaluation.comparison import RESAMPLES, Run
 from remind_jax.sweep_record import Record
@@ -45,6 +49,7 @@ class Command(NamedTuple):
     baselines: list[str]
     jobs: int
     resamples: int
+    share: bool
 
 
 class Entry(NamedTuple):
@@ -87,6 +92,7 @@ def parse(arguments: Sequence[str]) -> Command:
     flags.DEFINE_string("baseline", "", "methods that differences are drawn to", flag_values=values)
     flags.DEFINE_integer("table", 0, "table of the paper", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("share", False, "with other processes", flag_values=values)
     flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap replicates", lower_bound=1, flag_values=values)
     rest = cli.read_flags(values, arguments, known_only=True)
     try:
@@ -105,8 +111,12 @@ def parse(arguments: Sequence[str]) -> Command:
     for baseline in baselines:
         if baseline not in names:
             raise UserError(f"baseline={baseline} is not among the methods: {', '.join(names)}")
+    if values.share and values.jobs > 1:
+        raise UserError(f"--share with --jobs={values.jobs}: start the same command {values.jobs} times instead")
     workdir = pathlib.Path(values.workdir)
-    return Command(list(arguments), rest, chosen, seeds, workdir, baselines, values.jobs, values.resamples)
+    return Command(
+        list(arguments), rest, chosen, seeds, workdir, baselines, values.jobs, values.resamples, values.share
+    )
 
 
 def plan(command: Command) -> list[Entry]:
@@ -142,26 +152,34 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     command = parse(arguments)
     entries = plan(command)
-    with jobs.lock(command.workdir) as descriptor, stopping.Signals():
+    with jobs.lock(command.workdir, shared=command.share) as descriptor, stopping.Signals():
+        if command.share:
+            _shared(command, entries)
+            return
         record = _record(command, entries)
         with progress.make(len(entries), "runs") as bar:
             if command.jobs == 1:
                 failed = _in_this_process(entries, bar, record)
             else:
                 failed = _in_processes(entries, command.jobs, descriptor, bar, record)
-        failures = [f"{name}: {reason}" for name, reason in failed.items()]
-        # A run that failed may have a report all the same: that of other settings.
-        finished = read_runs([entry for entry in entries if entry.name not in failed])
-        if not finished:
-            raise UserError(f"no run finished; the first failure was {failures[0]}")
-        start = time.monotonic()
-        _tabulate(command, finished, failures)
-        record.close(
-            data=finished[0].report["data"],
-            failed=[entry.name for entry in entries if entry.name in failed],
-            seconds=time.monotonic() - start,
-            folders=[entry.folder for entry in entries if entry.finished],
-        )
+        _close(command, entries, failed, record)
+
+
+def _close(command: Command, entries: Sequence[Entry], failed: dict[str, str], record: Record) -> None:
+    """Writes the tables of all runs; `failed` has the reason for each run that failed."""
+    failures = [f"{name}: {reason}" for name, reason in failed.items()]
+    # A run that failed may have a report all the same: that of other settings.
+    finished = read_runs([entry for entry in entries if entry.name not in failed])
+    if not finished:
+        raise UserError(f"no run finished; the first failure was {failures[0]}")
+    start = time.monotonic()
+    _tabulate(command, finished, failures)
+    record.close(
+        data=finished[0].report["data"],
+        failed=[entry.name for entry in entries if entry.name in failed],
+        seconds=time.monotonic() - start,
+        folders=[entry.folder for entry in entries if entry.finished],
+    )
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {'; '.join(failures)}")
 
@@ -184,18 +202,26 @@ def _in_this_process(entries: Sequence[Entry], bar: progress.Silent, record: Rec
     failed: dict[str, str] = {}
     for done, entry in enumerate(entries):
         bar.advance(done, entry.name)
-        shown = entry.finished
-        try:
-            with contextlib.nullcontext() if shown else record.timed(entry.name):
-                _runner(entry)()
-        except Exception as error:  # whatever it is, the other runs shall have their turn
-            failed[entry.name] = " ".join(str(error).split()) or type(error).__name__
-            bar.say(f"failed: {entry.name}: {failed[entry.name]}")
-            if not isinstance(error, UserError):
-                _log(entry).write_text(traceback.format_exc(), encoding="utf-8")
-            continue
-        bar.say(_outcome(entry, kept=shown))
+        with contextlib.nullcontext() if entry.finished else record.timed(entry.name):
+            reason = _run_here(entry, bar)
+        if reason:
+            failed[entry.name] = reason
     return failed
+
+
+def _run_here(entry: Entry, bar: progress.Silent) -> str:
+    """Runs one, or shows that it is finished; returns why it failed, or nothing."""
+    shown = entry.finished
+    try:
+        _runner(entry)()
+    except Exception as error:  # whatever it is, the other runs shall have their turn
+        reason = " ".join(str(error).split()) or type(error).__name__
+        bar.say(f"failed: {entry.name}: {reason}")
+        if not isinstance(error, UserError):
+            _log(entry).write_text(traceback.format_exc(), encoding="utf-8")
+        return reason
+    bar.say(_outcome(entry, kept=shown))
+    return ""
 
 
 def _runner(entry: Entry) -> Callable[[], Any]:
@@ -240,6 +266,76 @@ def _in_processes(
                 running[entry.name] = clock
             bar.advance(done, ", ".join(running))
     return failed
+
+
+# ---- Sharing --------------------------------------------------------------------------------------------------------
+
+
+def _shared(command: Command, entries: Sequence[Entry]) -> None:
+    """Runs what no other process runs, until all is done or the others have the rest; the last writes the tables."""
+    with claims.Claims(command.workdir / "claims") as held, progress.make(len(entries), "runs") as bar:
+        begin = held.now()
+        while left := [entry for entry in entries if not _settled(entry, begin)]:
+            bar.advance(len(entries) - len(left), left[0].name)
+            took = [entry for entry in left if _take(entry, held, begin, bar)]
+            if not took and not held.wait_for_news([entry.folder.name for entry in left]):
+                bar.say(f"{len(left)} runs are under way elsewhere; the last process to end writes the tables")
+                return
+        with held.taken("tables") as mine:
+            if mine:
+                bar.say("all runs are done: writing the tables")
+                failed = {entry.name: reason for entry in entries if (reason := _failure(entry, begin))}
+                record = _record(command, entries)
+                record.add_spans({entry.name: _spans(entry) for entry in entries})
+                _close(command, entries, failed, record)
+
+
+def _take(entry: Entry, held: claims.Claims, begin: float, bar: progress.Silent) -> bool:
+    """Runs one that is free; whether it was."""
+    with held.taken(entry.folder.name) as mine:
+        if mine and not _settled(entry, begin):  # by the last to hold it
+            start = held.now()
+            with _noted(entry, start):
+                reason = _run_here(entry, bar)
+            if reason:
+                atomic.write_text(_failure_file(entry), json.dumps(reason))
+        return mine
+
+
+def _settled(entry: Entry, begin: float) -> bool:
+    """Whether a run is finished, or has failed since this process began: an older failure gets another try."""
+    return (entry.finished and _same_settings(entry)) or bool(_failure(entry, begin))
+
+
+def _failure(entry: Entry, begin: float) -> str:
+    file = _failure_file(entry)
+    if not file.exists() or file.stat().st_mtime < begin:
+        return ""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _failure_file(entry: Entry) -> pathlib.Path:
+    return entry.folder.parent / "claims" / f"{entry.folder.name}.failed"
+
+
+@contextlib.contextmanager
+def _noted(entry: Entry, start: float) -> Iterator[None]:
+    """Notes from when to when a run was run; only the holder of its claim writes there."""
+    clock = time.monotonic()
+    try:
+        yield
+    finally:
+        spans = [*_spans(entry), (start, start + time.monotonic() - clock)]
+        atomic.write_text(_span_file(entry), json.dumps(spans))
+
+
+def _spans(entry: Entry) -> list[tuple[float, float]]:
+    file = _span_file(entry)
+    return [tuple(span) for span in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+
+
+def _span_file(entry: Entry) -> pathlib.Path:
+    return entry.folder.parent / "claims" / f"{entry.folder.name}.spans"
 
 
 def _same_settings(entry: Entry) -> bool:

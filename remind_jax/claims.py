@@ -1,0 +1,186 @@
+"""Claims on pieces of work in a folder that several processes share, on one machine or on many.
+
+A claim is a file `<name>.<number>`. A file system makes a file for one process only, and that process holds the claim
+until it lets go or is no longer heard of; then `<name>.<number + 1>` is free to make. No file is removed or renamed, so
+there is no moment at which two could take one claim. A holder touches its file every few seconds. On its own machine
+the lock on the file tells at once that it has ended; elsewhere, that the file has not been touched for a while, by the
+clock of the folder's server.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self
+
+from remind_jax.errors import UserError
+
+BEAT = 10.0  # seconds between two touches
+PATIENCE = 90.0  # seconds without one after which the holder counts as dead
+LOST = 75  # exit code of a process whose claim somebody else has taken, as it was not heard of: try again later
+_POLL = 0.5
+
+
+class Claims:
+    """The claims in a folder, as one process sees them; while it is open, those it holds are kept up."""
+
+    def __init__(self, folder: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE):
+        """Makes the folder where it is not there.
+
+        Args:
+          folder: of the claims.
+          beat, patience: see `BEAT` and `PATIENCE`; the same for all processes.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        self._folder, self._beat, self._patience = folder, beat, patience
+        self._held: dict[str, tuple[pathlib.Path, int]] = {}  # file and its descriptor, by name
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._clock = folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.now()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._keep_up, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        for name in list(self._held):
+            self._release(name)
+        self._clock.unlink(missing_ok=True)
+
+    def now(self) -> float:
+        """Seconds by the clock of the folder's server, by which the times of its files are."""
+        self._clock.touch()
+        return self._clock.stat().st_mtime
+
+    # ---- Taking and holding -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def taken(self, name: str) -> Iterator[bool]:
+        """Takes a claim, if nobody holds it, and lets go of it at the end; yields whether it was taken."""
+        number = self._newest(name)
+        while not (number and self._alive(name, number)):
+            number += 1
+            if self._make(name, number):
+                break
+        else:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._release(name)
+
+    def _make(self, name: str, number: int) -> bool:
+        file = self._file(name, number)
+        try:
+            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        except FileExistsError:
+            return False
+        locked = _try_lock(descriptor)
+        # Written after it was locked: whoever reads which machine it is may ask for the lock.
+        holder = {"machine": _machine() if locked else "", "host": socket.gethostname(), "process": os.getpid()}
+        os.write(descriptor, json.dumps(holder).encode())
+        with self._lock:
+            self._held[name] = file, descriptor
+        return True
+
+    def _release(self, name: str) -> None:
+        with self._lock:
+            file, descriptor = self._held.pop(name)
+        os.utime(file, (0, 0))  # as if it had not been touched for ever
+        os.close(descriptor)
+
+    def _keep_up(self) -> None:
+        while not self._stop.wait(self._beat):
+            with self._lock:
+                for name, (file, _) in self._held.items():
+                    self._touch(name, file)
+
+    def _touch(self, name: str, file: pathlib.Path) -> None:
+        if self._file(name, int(file.suffix[1:]) + 1).exists():
+            print(f"error: {name} was taken over, as this process was not heard of for a while", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(LOST)  # not a byte more into a folder that is another's
+        with contextlib.suppress(OSError):  # a file system that is away for a moment
+            os.utime(file)
+
+    # ---- Looking ----------------------------------------------------------------------------------------------------
+
+    def wait_for_news(self, names: Iterable[str]) -> bool:
+        """Waits until one of some claims is free, and returns True; or until the holder of each has been heard of."""
+        newest = {name: self._newest(name) for name in names}
+        if not all(newest.values()):
+            return True
+        touched = {name: self._touched(name, number) for name, number in newest.items()}
+        unheard = set(newest)
+        while unheard:
+            for name in sorted(unheard):
+                if not self._alive(name, newest[name]):
+                    return True
+                if self._locked_here(name, newest[name]) or self._touched(name, newest[name]) != touched[name]:
+                    unheard.remove(name)
+            if unheard:
+                time.sleep(min(_POLL, self._beat))
+        return False
+
+    def _file(self, name: str, number: int) -> pathlib.Path:
+        return self._folder / f"{name}.{number}"
+
+    def _newest(self, name: str) -> int:
+        """Number of the newest claim, 0 while there is none."""
+        numbers = (path.name.removeprefix(f"{name}.") for path in self._folder.glob(f"{name}.*"))
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+    def _alive(self, name: str, number: int) -> bool:
+        """Whether the holder of a claim works on."""
+        locked = self._locked_here(name, number)
+        return self.now() - self._touched(name, number) < self._patience if locked is None else locked
+
+    def _touched(self, name: str, number: int) -> float:
+        # Opened, because network file systems ask their server for the time when a file is opened.
+        with open(self._file(name, number), "rb") as file:
+            return os.fstat(file.fileno()).st_mtime
+
+    def _locked_here(self, name: str, number: int) -> bool | None:
+        """Whether a process of this machine has a claim locked; None where another machine would have to say so."""
+        with open(self._file(name, number), "r+b") as file:  # network file systems lock what can be written
+            try:
+                holder = json.loads(file.read())
+            except ValueError:  # not written yet, or never to be
+                return None
+            if not holder["machine"] or holder["machine"] != _machine():
+                return None
+            return not _try_lock(file.fileno())
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _machine() -> str:
+    """What tells running kernels apart; empty where nothing does."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
