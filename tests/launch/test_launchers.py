@@ -24,7 +24,7 @@ ROOT = tiny_runs.ROOT
 LAUNCH, HERE = ROOT / "launch", pathlib.Path(__file__).parent
 SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch")])
 SCHEMAS = yaml.safe_load((HERE / "schemas.yaml").read_text(encoding="utf-8"))
-TRAIN = LAUNCH / "slurm" / "train.sbatch"
+TRAIN, SWEEP = LAUNCH / "slurm" / "train.sbatch", LAUNCH / "slurm" / "sweep.sbatch"
 SKY = yaml.safe_load((LAUNCH / "skypilot" / "train.yaml").read_text(encoding="utf-8"))
 # As sbatch leaves it for the script of a job.
 BATCH = {"SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "2"}
@@ -56,7 +56,7 @@ def test_shell_is_clean(script, tmp_path):
         assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")
     checker = pathlib.Path(sys.executable).with_name("shellcheck")
-    found = _run(checker if checker.exists() else "shellcheck", script)
+    found = _run(checker if checker.exists() else "shellcheck", "-x", script)
     assert found.returncode == 0, found.stdout
 
 
@@ -161,10 +161,13 @@ def test_dry_run_of_slurm():
     assert check[-2:] == ["launch/preflight.py", "--folder=runs/a b"]
     assert train[-4:] == ["-m", "remind_jax.main", *RUN]
     assert "--wait=60" in train
+    sweep = shlex.split(_run("bash", SWEEP, *RUN, DRY_RUN="1", **BATCH).stdout)
+    assert sweep == ["srun", "--ntasks=1", sys.executable, "-u", "-m", "remind_jax.sweep", "--share", *RUN]
 
 
-def test_options_of_slurm():
-    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", TRAIN.read_text(encoding="utf-8"), re.MULTILINE))
+@pytest.mark.parametrize("script", [TRAIN, SWEEP], ids=lambda script: script.name)
+def test_options_of_slurm(script):
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", script.read_text(encoding="utf-8"), re.MULTILINE))
     assert options["signal"].startswith("USR1@")  # to the tasks: with B: it would go to the script alone
     assert {"requeue", "open-mode"} <= options.keys()
     assert "gpus-per-task" not in options
@@ -234,13 +237,14 @@ def test_a_job_of_slurm_checks_itself_and_starts_the_run(tmp_path):
     assert list(tmp_path.iterdir()) == [log]  # nothing is left of the check
 
 
+@pytest.mark.parametrize("script", [TRAIN, SWEEP], ids=lambda script: script.name)
 @pytest.mark.parametrize(("code", "restarts", "queued"), [(75, "3", True), (75, "100", False), (143, "0", False)])
-def test_a_job_that_was_stopped_in_time_queues_again(code, restarts, queued, tmp_path):
+def test_a_job_that_was_stopped_in_time_queues_again(script, code, restarts, queued, tmp_path):
     for name, text in (("srun", f'case "$*" in *preflight*) ;; *) exit {code} ;; esac'), ("scontrol", 'echo "$@"')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_RESTART_COUNT": restarts}
-    done = _run("bash", TRAIN, *RUN, **BATCH, **path)
+    done = _run("bash", script, *RUN, **BATCH, **path)
     assert done.returncode == code
     assert done.stdout == ("requeue 77\n" if queued else "")
 
