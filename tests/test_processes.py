@@ -211,19 +211,22 @@ def test_a_run_goes_on_in_another_layout_after_a_stop_and_a_death(method, base):
     alone, moved = (_arguments(base, f"{method}-{name}", **given) for name in ("alone", "moved"))
     assert _end(_start(base, 1, 4, *main, *alone)) == [0], _output(base)
     folder = base / f"{method}-moved"
-    metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    metrics = folder / "metrics.jsonl"
+
+    def newest() -> int:
+        return max(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal())
 
     started = _start(base, 2, 2, *main, *moved)
     _wait_for(lambda: metrics.exists() and metrics.stat().st_size, started)
     started[1].send_signal(signal.SIGUSR1)
     assert _end(started) == [75, 75], _output(base) + _output(base, 1)
     assert all("stopped; run the same command again" in _output(base, i) for i in range(2))
-    stopped = max(int(path.name) for path in checkpoints.iterdir())
+    stopped = newest()
     assert 4 <= stopped < 240
     assert f"asked to stop: saving step {stopped}" in _output(base)
 
     started = _start(base, 4, 1, *main, *moved)
-    _wait_for(lambda: max(int(path.name) for path in checkpoints.glob("[0-9]*[0-9]")) > stopped, started)
+    _wait_for(lambda: newest() > stopped, started)
     started[3].kill()
     codes = _end(started)
     assert codes[3] == -signal.SIGKILL
