@@ -1,0 +1,126 @@
+"""Measures the road of a large manifest: reading it, preparing shards, and batches from them; Linux only.
+
+    python -m benchmarks.data_scale [--rows=1000000] [--steps=1000] [--folder=DIR] [--out=FILE.jsonl]
+
+The manifest is synthetic: three tabular modalities of eight numbers and one of six codes, all but the first missing in
+a third of the rows, two rows a patient. One process reads, checks, splits and prepares it; others read batches of 256 in random
+order, from the shards and from memory. Resident memory is that of the process after each part.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+_MAKE = """
+import pathlib, sys
+import numpy as np
+import polars as pl
+folder, rows = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+rng = np.random.default_rng(0)
+table = {"id": np.arange(rows), "patient": np.arange(rows) // 2, "died": rng.integers(0, 2, rows)}
+for name in ("labs", "vitals", "scores"):
+    there = (rng.random(rows) > 1 / 3) | (name == "labs")
+    for i in range(8):
+        value = rng.normal(size=rows).round(3)
+        table[f"{name}{i}"] = pl.Series(value).set(pl.Series(~there), None)
+codes = np.array([f"C{i:03d}" for i in range(500)])[rng.integers(0, 500, (rows, 6))]
+codes = pl.DataFrame(codes, [f"c{i}" for i in range(6)]).select(pl.concat_str(pl.all(), separator=" ")).to_series()
+table["codes"] = codes.set(pl.Series(rng.random(rows) < 1 / 3), None)
+folder.mkdir(parents=True, exist_ok=True)
+frame = pl.DataFrame(table).with_columns(pl.col("id", "patient", "died").cast(pl.String))
+frame.write_parquet(folder / "manifest.parquet")
+tabular = "".join(
+    f"  {name}: {{kind: tabular, columns: [{', '.join(f'{name}{i}' for i in range(8))}]}}\\n"
+    for name in ("labs", "vitals", "scores")
+)
+(folder / "schema.yaml").write_text(
+    "version: 1\\nname: large\\nsample_id: id\\npatient_id: patient\\nlabel: {column: died, classes: ['0', '1']}\\n"
+    f"modalities:\\n{tabular}  codes: {{kind: codes, column: codes}}\\n"
+)
+"""
+_READ = """
+import json, sys, time
+from remind_jax import cli
+from remind_jax.data import dataset, pipeline, samplers
+
+def resident(key="VmRSS"):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key)) // 1024
+
+steps, config = int(sys.argv[1]), cli.parse_config(sys.argv[2:])[0]
+seconds, mib = {}, {"start": resident()}
+def timed(name, make):
+    start = time.perf_counter()
+    value = make()
+    seconds[name], mib[name] = round(time.perf_counter() - start, 3), resident()
+    return value
+
+fitted = timed("read, check, split, fit", lambda: dataset.fit(config))
+data = timed("prepare", lambda: dataset.prepare(fitted, config.data))
+found = {"combinations": len(data.groups), "train_rows": len(data.stores["train"]), "seconds": seconds, "mib": mib}
+if steps:
+    order = samplers.shuffled(0, len(data.stores["train"]))
+    def batches(start, stop):
+        return sum(len(x["row"]) for x in pipeline.train_batches(data.stores["train"], order, 256, start, stop))
+    for part in range(5):  # memory that grew with the batches would show
+        rows = timed(f"batches, part {part + 1}", lambda: batches(part * steps // 5, (part + 1) * steps // 5))
+    found["rows_a_second"] = round(rows / seconds["batches, part 5"])
+print(json.dumps(found | {"peak_mib": resident("VmHWM")}))
+"""
+
+
+def measure(folder: pathlib.Path, rows: int, steps: int) -> list[dict]:
+    """A record of preparing, of batches from shards and of batches from memory."""
+    _run(_MAKE, str(folder / "data"), str(rows))
+    size = (folder / "data" / "manifest.parquet").stat().st_size
+    records = []
+    for part, count, memory in (("prepare", 0, 1e-6), ("shards", steps, 1e-6), ("memory", 5 * steps, 8.0)):
+        keys = {"data.root": folder / "data", "data.cache": folder / "cache", "data.memory_gib": memory}
+        arguments = [f"--config={ROOT / 'configs' / 'manifest.py'}", *(f"--config.{k}={v}" for k, v in keys.items())]
+        found = json.loads(_run(_READ, str(count), *arguments).splitlines()[-1])
+        shards = [path for path in (folder / "cache").rglob("*.array_record*") if path.is_file()]
+        about = {
+            "date": datetime.date.today().isoformat(),
+            "rows": rows,
+            "part": part,
+            "cores": len(os.sched_getaffinity(0)),
+        }
+        sizes = {
+            "manifest_mib": size >> 20,
+            "shards": len(shards),
+            "shards_mib": sum(x.stat().st_size for x in shards) >> 20,
+        }
+        records.append(about | sizes | found)
+        print(json.dumps(records[-1]), flush=True)
+    return records
+
+
+def _run(code: str, *arguments: str) -> str:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command line given without the program's name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--folder", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path)
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        records = measure(given.folder or pathlib.Path(temporary), given.rows, given.steps)
+    if given.out:
+        given.out.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
