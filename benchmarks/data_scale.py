@@ -1,13 +1,15 @@
 """Measures the road of a large manifest: reading it, preparing shards, and batches from them; Linux only.
 
-    python -m benchmarks.data_scale [--rows=1000000] [--steps=1000] [--folder=DIR] [--out=FILE.jsonl]
+    python -m benchmarks.data_scale [--rows=1000000] [--steps=1000] [--processes=1] [--folder=DIR] [--out=FILE.jsonl]
 
 The manifest is synthetic: three tabular modalities of eight numbers and one of six codes, all but the first missing in
-a third of the rows, two rows a patient. One process reads, checks, splits and prepares it; others read batches of 256 in random
-order, from the shards and from memory. Resident memory is that of the process after each part.
+a third of the rows, two rows a patient. So many processes read, check, split and prepare it together; then, unless
+`--steps=0`, others read batches of 256 in random order, from the shards and from memory. Resident memory is that of
+a process after each part. Records are added to the file.
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import json
 import os
@@ -76,30 +78,27 @@ print(json.dumps(found | {"peak_mib": resident("VmHWM")}))
 """
 
 
-def measure(folder: pathlib.Path, rows: int, steps: int) -> list[dict]:
+def measure(folder: pathlib.Path, rows: int, steps: int, processes: int) -> list[dict]:
     """A record of preparing, of batches from shards and of batches from memory."""
     _run(_MAKE, str(folder / "data"), str(rows))
-    size = (folder / "data" / "manifest.parquet").stat().st_size
-    records = []
-    for part, count, memory in (("prepare", 0, 1e-6), ("shards", steps, 1e-6), ("memory", 5 * steps, 8.0)):
-        keys = {"data.root": folder / "data", "data.cache": folder / "cache", "data.memory_gib": memory}
-        arguments = [f"--config={ROOT / 'configs' / 'manifest.py'}", *(f"--config.{k}={v}" for k, v in keys.items())]
-        found = json.loads(_run(_READ, str(count), *arguments).splitlines()[-1])
-        shards = [path for path in (folder / "cache").rglob("*.array_record*") if path.is_file()]
-        about = {
-            "date": datetime.date.today().isoformat(),
-            "rows": rows,
-            "part": part,
-            "cores": len(os.sched_getaffinity(0)),
-        }
-        sizes = {
-            "manifest_mib": size >> 20,
-            "shards": len(shards),
-            "shards_mib": sum(x.stat().st_size for x in shards) >> 20,
-        }
-        records.append(about | sizes | found)
-        print(json.dumps(records[-1]), flush=True)
+    about = {"date": datetime.date.today().isoformat(), "rows": rows, "cores": len(os.sched_getaffinity(0))}
+    about |= {"manifest_mib": (folder / "data" / "manifest.parquet").stat().st_size >> 20}
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        found = list(pool.map(lambda _: _read(folder, 0, 1e-6), range(processes)))
+    slowest = max(found, key=lambda x: x["seconds"]["prepare"])
+    shards = [path for path in (folder / "cache").rglob("*.array_record*") if path.is_file()]
+    about |= {"shards": len(shards), "shards_mib": sum(path.stat().st_size for path in shards) >> 20}
+    records = [about | {"part": "prepare", "processes": processes} | slowest]
+    for part, count, memory in (("shards", steps, 1e-6), ("memory", 5 * steps, 8.0)):
+        if steps:
+            records.append(about | {"part": part} | _read(folder, count, memory))
     return records
+
+
+def _read(folder: pathlib.Path, steps: int, memory_gib: float) -> dict:
+    keys = {"data.root": folder / "data", "data.cache": folder / "cache", "data.memory_gib": memory_gib}
+    arguments = [f"--config={ROOT / 'configs' / 'manifest.py'}", *(f"--config.{k}={v}" for k, v in keys.items())]
+    return json.loads(_run(_READ, str(steps), *arguments).splitlines()[-1])
 
 
 def _run(code: str, *arguments: str) -> str:
@@ -113,13 +112,17 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--folder", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
-        records = measure(given.folder or pathlib.Path(temporary), given.rows, given.steps)
+        records = measure(given.folder or pathlib.Path(temporary), given.rows, given.steps, given.processes)
+    lines = "".join(f"{json.dumps(record)}\n" for record in records)
+    print(lines, end="")
     if given.out:
-        given.out.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+        with given.out.open("a", encoding="utf-8") as file:
+            file.write(lines)
 
 
 if __name__ == "__main__":

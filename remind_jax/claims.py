@@ -30,11 +30,11 @@ _POLL = 0.5
 class Claims:
     """The claims in a folder, as one process sees them; while it is open, those it holds are kept up."""
 
-    def __init__(self, folder: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE):
-        """Makes the folder where it is not there.
+    def __init__(self, folder: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE, make: bool = True):
+        """Looks whether the folder can be written.
 
         Args:
-          folder: of the claims.
+          folder: of the claims; made where it is not there, unless `make` is False.
           beat, patience: see `BEAT` and `PATIENCE`; the same for all processes.
 
         Raises:
@@ -45,7 +45,8 @@ class Claims:
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._clock = folder / f".clock-{socket.gethostname()}-{os.getpid()}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if make:
+                folder.mkdir(parents=True, exist_ok=True)
             self.now()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -102,8 +103,9 @@ class Claims:
     def _release(self, name: str) -> None:
         with self._lock:
             file, descriptor = self._held.pop(name)
-        os.utime(file, (0, 0))  # as if it had not been touched for ever
         os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):  # the folder has done its service
+            os.utime(file, (0, 0))  # as if it had not been touched for ever
 
     def _keep_up(self) -> None:
         while not self._stop.wait(self._beat):

@@ -10,16 +10,20 @@ import dataclasses
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import math
 import pathlib
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from remind_jax import atomic, claims
 from remind_jax.data import manifest as manifest_lib
 from remind_jax.errors import UserError
 
@@ -27,6 +31,8 @@ _NAME, _SPLIT = "manifest", "samples"  # TFDS reserves the split name "all"
 _VERSION = "1.0.0"  # of what the shards hold; raise it whenever `decode` or the features change
 _BLOCK = 1024  # rows decoded or read at a time, fewer where pixels are many
 _BLOCK_BYTES = 64 * 2**20  # of pixels in such a block
+_POLL = 0.1  # seconds between two looks at what others do
+_PLAN = "plan.json"  # what a helper must know
 _SHARD_BYTES = 64 * 2**20  # TFDS keeps the rows of the shard being written in memory
 
 
@@ -66,8 +72,9 @@ def prepare(
     """Writes the manifest's rows as shards, unless the cache has them, and opens them.
 
     The shards lie in `<cache_dir>/<start of the manifest's digest>-<version>/`. They are written to a temporary folder
-    that is renamed when it is complete, so a preparation that is killed leaves nothing that could be taken for data; of
-    two processes that prepare at once the second waits for the first.
+    that is renamed when it is complete, so a preparation that is killed leaves nothing that could be taken for data. Of
+    several processes that prepare the same at once, on any machines that share the cache, one leads and the others
+    write shards for it.
 
     Args:
       manifest: the data; must have at least one row.
@@ -88,7 +95,7 @@ def prepare(
     if not folder.exists():
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with lock(cache_dir / f"{folder.name}.lock") as alone:
+            with lock(cache_dir / f"{folder.name}.lock", lambda: _help(manifest, folder)) as alone:
                 if alone:
                     remove_leftovers(cache_dir, folder.name)
                 if not folder.exists():
@@ -131,15 +138,28 @@ def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path) -> Iterator[bool]:
-    """Waits for the lock; yields whether it is held (some network file systems have none). Ends with the process."""
+def lock(path: pathlib.Path, meanwhile: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Waits for a lock, which ends with its process.
+
+    Args:
+      path: of its file.
+      meanwhile: what to do as long as another process has it; returns whether there was anything to do.
+
+    Yields:
+      Whether it is held; some network file systems have no locks.
+    """
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-        else:
-            yield True
+        held = None
+        while held is None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                if not meanwhile():
+                    time.sleep(_POLL)
+            except OSError:
+                held = False
+        yield held
 
 
 def remove_leftovers(cache_dir: pathlib.Path, name: str) -> None:
@@ -157,14 +177,99 @@ def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, progress: Call
         columns = tuple(Column(name, value.shape[1:], value.dtype.name) for name, value in first.items())
         shards = _shards(manifest.table.height, first)
         del first
-        builder = _builder_class()(temporary, manifest, columns, shards, block, progress)
-        builder.download_and_prepare(file_format="array_record", download_dir=temporary / "downloads")
-        shutil.rmtree(temporary / "downloads", ignore_errors=True)
         described = [dataclasses.asdict(column) for column in columns]
+        with _Shards(temporary / "together", manifest, columns, shards, block) as together:
+            atomic.write_text(
+                together.folder / _PLAN, json.dumps([described, [[x.start, x.stop] for x in shards], block])
+            )
+            builder = _builder_class()(temporary, together, progress)
+            builder.download_and_prepare(file_format="array_record", download_dir=temporary / "downloads")
+        for rest in ("downloads", "together"):
+            shutil.rmtree(temporary / rest, ignore_errors=True)
         (temporary / "columns.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
         _rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+# ---- Several processes ----------------------------------------------------------------------------------------------
+
+
+class _Shards(claims.Claims):
+    """The shards of a preparation; each is written by whoever takes it first."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        manifest: manifest_lib.Manifest,
+        columns: tuple[Column, ...],
+        shards: list[range],
+        block: int,
+        make: bool = True,
+    ):
+        super().__init__(folder, make=make)
+        self.folder, self.manifest, self.columns, self.shards, self.block = folder, manifest, columns, shards, block
+        self.by_helpers: set[int] = set()
+
+    def ready(self, number: int) -> pathlib.Path:
+        """Where a helper puts a shard that is whole."""
+        return self.folder / f"ready-{number}"
+
+    def placed(self, number: int) -> pathlib.Path:
+        """There when the leader has put a shard in its place."""
+        return self.folder / f"placed-{number}"
+
+    @contextlib.contextmanager
+    def own(self, number: int) -> Iterator[bool]:
+        """Takes a shard, or waits for the helper who has it; yields whether it is to be written."""
+        while True:
+            with self.taken(f"shard{number}") as mine:
+                if mine or self.ready(number).exists():
+                    yield not self.ready(number).exists()
+                    return
+            time.sleep(_POLL)
+
+    def blocks(self, number: int) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        """The rows of a shard as TFDS wants them, some at a time."""
+        shard = self.shards[number]
+        for start in range(shard.start, shard.stop, self.block):
+            rows = np.arange(start, min(start + self.block, shard.stop))
+            raw = manifest_lib.decode(self.manifest, rows)
+            names = [(f"c{j}", column.name) for j, column in enumerate(self.columns)]
+            yield [(int(row), {key: raw[name][i] for key, name in names}) for i, row in enumerate(rows)]
+
+
+def _help(manifest: manifest_lib.Manifest, folder: pathlib.Path) -> bool:
+    """Writes shards for the process that leads; whether there were any left."""
+    plans = list(folder.parent.glob(f"{folder.name}.tmp-*/together/{_PLAN}"))
+    if len(plans) != 1:
+        return False
+    wrote = False
+    # Its folder goes away under the helper when the leader ends; a row that cannot be read is for the leader to say.
+    with contextlib.suppress(OSError, RuntimeError, UserError):
+        described, ranges, block = json.loads(plans[0].read_text(encoding="utf-8"))
+        columns = tuple(Column(c["name"], tuple(c["shape"]), c["dtype"]) for c in described)
+        shards = [range(*ends) for ends in ranges]
+        with _Shards(plans[0].parent, manifest, columns, shards, block, make=False) as together:
+            for number in reversed(range(len(shards))):  # the leader begins at the front
+                with together.taken(f"shard{number}") as mine:
+                    if mine and not together.ready(number).exists() and not together.placed(number).exists():
+                        _write_shard(together, number)
+                        wrote = True
+    return wrote
+
+
+def _write_shard(together: _Shards, number: int) -> None:
+    """Writes a shard as TFDS does, and gives it its name when it is whole."""
+    from tensorflow_datasets.core import example_serializer, file_adapters, writer
+
+    features = _features(together.columns)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    example_writer = writer.ExampleWriter(file_adapters.FileFormat.ARRAY_RECORD)
+    part = together.folder / f"part-{number}-{uuid.uuid4().hex}"
+    examples = itertools.chain.from_iterable(together.blocks(number))
+    writer.ShardWriter(features, serializer, example_writer).write(examples, part)
+    part.rename(together.ready(number))
 
 
 def _rename(temporary: pathlib.Path, folder: pathlib.Path) -> None:
@@ -196,10 +301,28 @@ def _block(shapes: Iterable[tuple[int, ...]]) -> int:
 def _builder_class() -> type:
     """The TFDS builder; made on first use because importing TFDS takes most of a second."""
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import writer
 
     class Info(tfds.core.DatasetInfo):
         def initialize_from_bucket(self) -> None:
             """Asks no bucket: the data of a manifest are on this machine only."""
+
+    class Writer(writer.ExampleWriter):
+        """Writes the shards that no helper has written, in their order."""
+
+        def __init__(self, together, file_format):
+            super().__init__(file_format)
+            self._together, self._numbers = together, itertools.count()
+
+        def write(self, path, examples):
+            number = next(self._numbers)
+            with self._together.own(number) as mine:
+                if mine:
+                    super().write(path, examples)
+                else:
+                    self._together.by_helpers.add(number)
+                    self._together.ready(number).rename(path)
+                self._together.placed(number).touch()
 
     class ManifestShards(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Raw columns of a manifest; one split, rows in the manifest's order."""
@@ -207,27 +330,29 @@ def _builder_class() -> type:
         name = _NAME
         VERSION = tfds.core.Version(_VERSION)
 
-        def __init__(self, folder, manifest, columns, shards, block, progress):
-            self._manifest, self._columns, self._shards = manifest, columns, shards
-            self._block, self._progress = block, progress
+        def __init__(self, folder, together, progress):
+            self._together, self._progress = together, progress
             super().__init__(data_dir=folder)
 
         def _info(self):
-            features = {f"c{j}": _feature(column) for j, column in enumerate(self._columns)}
-            return Info(builder=self, features=tfds.features.FeaturesDict(features))
+            return Info(builder=self, features=_features(self._together.columns))
 
         def _shard_iterators_per_split(self, dl_manager):
             del dl_manager  # nothing is downloaded
-            return {_SPLIT: [functools.partial(self._generate, shard) for shard in self._shards]}
+            return {_SPLIT: [functools.partial(self._generate, i) for i in range(len(self._together.shards))]}
 
-        def _generate(self, shard):
-            for start in range(shard.start, shard.stop, self._block):
-                stop = min(start + self._block, shard.stop)
-                block = manifest_lib.decode(self._manifest, np.arange(start, stop))
-                for i in range(stop - start):
-                    yield start + i, {f"c{j}": block[column.name][i] for j, column in enumerate(self._columns)}
+        def _generate(self, number):
+            if number in self._together.by_helpers:  # TFDS only counts them
+                blocks = iter([[(row, {}) for row in self._together.shards[number]]])
+            else:
+                blocks = self._together.blocks(number)
+            for block in blocks:
+                yield from block
                 if self._progress is not None:
-                    self._progress(stop, self._manifest.table.height)
+                    self._progress(block[-1][0] + 1, self._together.manifest.table.height)
+
+        def _example_writer(self):
+            return Writer(self._together, self.info.file_format)
 
         def _log_download_bytes(self):
             """Says nothing; the caller has `progress`."""
@@ -235,6 +360,12 @@ def _builder_class() -> type:
         _log_download_done = _log_download_bytes
 
     return ManifestShards
+
+
+def _features(columns: tuple[Column, ...]) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict({f"c{j}": _feature(column) for j, column in enumerate(columns)})
 
 
 def _feature(column: Column) -> Any:

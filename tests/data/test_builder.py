@@ -268,6 +268,93 @@ def test_two_processes_at_once(manifest: manifest_lib.Manifest, tmp_path: pathli
     assert sorted(calls for _, calls in results) == [0, 1], "one writes, the other waits and reads"
 
 
+def _lead_slowly(cache: str, of_helpers: int) -> None:
+    """Prepares in small shards, and after the first waits until helpers have written some."""
+    builder._SHARD_BYTES, builder._BLOCK = 1000, 7
+
+    def wait(done: int, total: int) -> None:
+        while len(list(pathlib.Path(cache).glob("*.tmp-*/together/ready-*"))) < of_helpers:
+            time.sleep(0.01)
+        of_helpers_ready.append(True)
+
+    of_helpers_ready: list[bool] = []
+    builder.prepare(make_manifest(), pathlib.Path(cache), progress=lambda *x: None if of_helpers_ready else wait(*x))
+
+
+def _started(target, *arguments: object) -> multiprocessing.Process:
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def _plan_of(cache: pathlib.Path, process: multiprocessing.Process) -> None:
+    """Waits until a process leads."""
+    while not list(cache.glob("*.tmp-*/together/plan.json")):
+        assert process.is_alive()
+        time.sleep(0.01)
+
+
+def test_a_process_that_waits_writes_shards(
+    manifest: manifest_lib.Manifest, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    leader = _started(_lead_slowly, str(tmp_path), 3)  # of which it writes the first itself
+    try:
+        _plan_of(tmp_path, leader)
+        source = builder.prepare(manifest, tmp_path)
+        leader.join()
+        assert leader.exitcode == 0
+    finally:
+        leader.kill()
+    rows = np.random.default_rng(0).permutation(ROWS)
+    everything = manifest_lib.decode(manifest, np.arange(ROWS))
+    assert_same(builder.read(source, rows), {name: array[rows] for name, array in everything.items()})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [source.folder.name, f"{source.folder.name}.lock"]
+    assert sorted(path.name for path in source.folder.iterdir()) == ["columns.json", "manifest"]
+    assert capfd.readouterr() == ("", "")
+
+
+def _help_and_hang(cache: str) -> None:
+    def hang(together: object, number: int) -> None:
+        pathlib.Path(cache, "hangs").touch()
+        time.sleep(600)
+
+    builder._write_shard = hang
+    builder.prepare(make_manifest(), pathlib.Path(cache))
+
+
+def _lead_past_a_dead_helper(cache: str) -> None:
+    """Prepares in small shards, and after the first waits until a helper has come and died."""
+    builder._SHARD_BYTES, builder._BLOCK = 1000, 7
+
+    def wait(done: int, total: int) -> None:
+        while not pathlib.Path(cache, "died").exists():
+            time.sleep(0.01)
+
+    builder.prepare(make_manifest(), pathlib.Path(cache), progress=wait)
+
+
+def test_a_helper_that_dies_leaves_its_shard_to_the_leader(
+    manifest: manifest_lib.Manifest, tmp_path: pathlib.Path
+) -> None:
+    leader = _started(_lead_past_a_dead_helper, str(tmp_path))
+    _plan_of(tmp_path, leader)
+    helper = _started(_help_and_hang, str(tmp_path))
+    try:
+        while not (tmp_path / "hangs").exists():
+            assert helper.is_alive()
+            time.sleep(0.01)
+        helper.kill()
+        helper.join()
+        (tmp_path / "died").touch()
+        leader.join(60)
+        assert leader.exitcode == 0
+    finally:
+        helper.kill()
+        leader.kill()
+    source = builder.prepare(manifest, tmp_path)
+    assert_same(builder.read(source, np.arange(ROWS)), manifest_lib.decode(manifest, np.arange(ROWS)))
+
+
 def test_where_locks_do_not_work_the_second_rename_loses_quietly(
     manifest: manifest_lib.Manifest, tmp_path: pathlib.Path, source: builder.Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
