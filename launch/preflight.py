@@ -1,10 +1,10 @@
 """Checks what a job needs before it trains: that its processes find each other, compute together and share a folder.
 
-    python launch/preflight.py [--folder=DIR] [--devices=N] [--free-gib=5] [--timeout=120]
+    python launch/preflight.py [--folder=DIR] [--not-shared] [--devices=N] [--free-gib=5] [--timeout=120]
 
 Run it as the training would run: by `srun`, `launch/local.sh -p launch/preflight.py` or in a pod. Every process checks;
-each line begins with ok, note or FAIL. `--devices` is how many the whole job should have. The exit code is that of the
-first check that failed:
+each line begins with ok, note or FAIL. `--devices` is how many the whole job should have; with `--not-shared` only
+process 0 needs the folder. The exit code is that of the first check that failed:
 
     0   all is well
     2   the command line or the environment cannot be read; or the processes did not find each other
@@ -42,8 +42,11 @@ class Failed(Exception):
 
 def main(arguments: list[str]) -> None:
     """Runs the checks and ends the process with their code."""
-    parser = cli.Parser("python launch/preflight.py [--folder=DIR] [--devices=N] [--free-gib=GIB] [--timeout=S]")
+    parser = cli.Parser(
+        "python launch/preflight.py [--folder=DIR] [--not-shared] [--devices=N] [--free-gib=GIB] [--timeout=S]"
+    )
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs"))
+    parser.add_argument("--not-shared", action="store_true")
     parser.add_argument("--devices", type=int, default=0)
     parser.add_argument("--free-gib", type=float, default=5.0)
     parser.add_argument("--timeout", type=int, default=120)
@@ -73,7 +76,7 @@ def _checks(place: cluster.Place, given: argparse.Namespace) -> dict[int, Callab
     return {
         SUM: _check_sum,
         DEVICES: lambda: _check_devices(given.devices),
-        FOLDER: lambda: _check_folder(place, given.folder),
+        FOLDER: lambda: _check_folder(place, given.folder, not given.not_shared),
         SPACE: lambda: _check_space(given.folder, given.free_gib),
         CLOCK: lambda: _check_clock(given.folder),
     }
@@ -124,19 +127,20 @@ def _check_devices(wanted: int) -> str:
     return f"{found} devices ({', '.join(kinds)}), {jax.local_device_count()} of this process"
 
 
-def _check_folder(place: cluster.Place, folder: pathlib.Path) -> str:
+def _check_folder(place: cluster.Place, folder: pathlib.Path, shared: bool) -> str:
     """Whether files appear whole on all machines, and only one process can make a file that is not there."""
     token = int(_gather(float(uuid.uuid4().int % 2**20))[0])  # of process 0, the same for all
     file, claim = folder / f".preflight-{token}", folder / f".preflight-{token}-claim"
     problem, won = "", 0.0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if shared or place.process == 0:
+            folder.mkdir(parents=True, exist_ok=True)
         if place.process == 0:
             problem = replace_while_reading(file, str(token))
     except OSError as error:
         problem = f"{folder} cannot be written: {error.strerror}"
     _gather(0.0)  # process 0 has written
-    if not problem and not _appears(file, str(token)):
+    if shared and not problem and not _appears(file, str(token)):
         problem = f"{folder} is not the same folder as that of process 0"
     if not problem:
         try:
@@ -150,9 +154,9 @@ def _check_folder(place: cluster.Place, folder: pathlib.Path) -> str:
             path.unlink(missing_ok=True)
     if problem:
         raise Failed(problem)
-    if not problems and winners != 1:
+    if shared and not problems and winners != 1:
         raise Failed(f"{winners:g} processes made the same file in {folder}, which must be one")
-    return f"{folder}: renames are atomic, all processes see the same files"
+    return f"{folder}: renames are atomic" + (", all processes see the same files" if shared else "")
 
 
 def replace_while_reading(file: pathlib.Path, text: str) -> str:

@@ -249,6 +249,26 @@ def test_a_job_that_was_stopped_in_time_queues_again(script, code, restarts, que
     assert done.stdout == ("requeue 77\n" if queued else "")
 
 
+def test_processes_that_share_no_folder_are_told_so(tmp_path):
+    """Each in a folder of its own, by a link that leads every process elsewhere."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from launch import preflight\n"
+        "folder = sys.argv[1] + os.environ['JAX_PROCESS_ID']\n"
+        "preflight.main(['--folder=' + folder, *sys.argv[2:]])\n",
+        encoding="utf-8",
+    )
+    start = (LAUNCH / "local.sh", "-n", "2", "-p", program, tmp_path / "folder")
+    done = _run(*start)
+    assert done.returncode == preflight.FOLDER
+    assert "FAIL  [1]" in done.stdout
+    assert "is not the same folder as that of process 0" in done.stdout
+    assert "FAIL  [0]" not in done.stdout
+    assert _run(*start, "--not-shared").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("option", "code", "words"),
     [
