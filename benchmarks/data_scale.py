@@ -95,6 +95,27 @@ def measure(folder: pathlib.Path, rows: int, steps: int, processes: int) -> list
     return records
 
 
+def table(records: Sequence[dict]) -> str:
+    """The measurements as Markdown."""
+    head = "| part | processes, cores | seconds | rows a second | memory before, MiB | after | peak |"
+    rows = [head, "|---|---|---|---|---|---|---|"]
+
+    def add(record: dict, part: str, seconds: float, count: int, before: int, after: int, peak: object) -> None:
+        ways = f"{record.get('processes', 1)}, {record['cores']}"
+        rows.append(f"| {part} | {ways} | {seconds:.1f} | {count / seconds:,.0f} | {before} | {after} | {peak} |")
+
+    for record in records:
+        seconds, mib = list(record["seconds"].values()), list(record["mib"].values())
+        if record["part"] == "prepare":
+            add(record, "read, check, split, fit", seconds[0], record["rows"], *mib[:2], "")
+            shards = f"prepare {record['shards']} shards"
+            add(record, shards, seconds[1], record["rows"], *mib[1:3], record["peak_mib"])
+        else:
+            count = round(record["rows_a_second"] * seconds[-1])
+            add(record, f"batches from {record['part']}", seconds[-1], count, mib[3], mib[-1], record["peak_mib"])
+    return "\n".join(rows)
+
+
 def _read(folder: pathlib.Path, steps: int, memory_gib: float) -> dict:
     keys = {"data.root": folder / "data", "data.cache": folder / "cache", "data.memory_gib": memory_gib}
     arguments = [f"--config={ROOT / 'configs' / 'manifest.py'}", *(f"--config.{k}={v}" for k, v in keys.items())]

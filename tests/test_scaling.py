@@ -4,22 +4,35 @@ import json
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import data_scale, scaling
 from remind_jax import cli
 from remind_jax.plan import make_plan
 from tests import tiny_runs
 
 PAGE = (tiny_runs.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-RECORDS = [
-    json.loads(line)
-    for line in (tiny_runs.ROOT / "docs" / "results" / "scaling.jsonl").read_text(encoding="utf-8").splitlines()
-]
+
+
+def _records(name: str) -> list[dict]:
+    lines = (tiny_runs.ROOT / "docs" / "results" / name).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+RECORDS = _records("scaling.jsonl")
 
 
 def test_the_page_shows_the_stored_results():
     assert scaling.measured_table(RECORDS) in PAGE
     assert [(record["processes"], record["devices"]) for record in RECORDS] == list(scaling.LAYOUTS)
     assert len({(record["jax"], record["cores"], record["date"]) for record in RECORDS}) == 1
+
+
+def test_the_page_shows_the_road_of_a_million_rows():
+    records = _records("data_scale.jsonl")
+    assert data_scale.table(records) in PAGE
+    assert {record["rows"] for record in records} == {1_000_000}
+    for record in records:
+        parts = [mib for name, mib in record["mib"].items() if name.startswith("batches")]
+        assert not parts or max(parts) - min(parts) < 100  # flat, after some 1,000 batches
 
 
 def test_processes_find_the_same_numbers():
@@ -70,6 +83,16 @@ def test_a_slow_network_and_small_batches_cost():
 
     assert efficiency(scaling.FAST, 32) > 2 * efficiency(scaling.FAST, 4)
     assert efficiency(scaling.FAST, 32) > 5 * efficiency(scaling.SLOW, 32)
+
+
+@pytest.mark.slow
+def test_a_small_road_can_be_measured(tmp_path, capsys):
+    data_scale.main(["--rows=2000", "--steps=20", "--processes=2", f"--out={tmp_path / 'out.jsonl'}"])
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["part"] for record in records] == ["prepare", "shards", "memory"]
+    assert all(record["train_rows"] == 1400 for record in records)
+    assert "prepare 1 shards | 2," in data_scale.table(records)
+    capsys.readouterr()
 
 
 @pytest.mark.slow
