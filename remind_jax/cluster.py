@@ -29,6 +29,7 @@ _TASK = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")  # srun sets th
 _PORTS = 4096  # above 61439, where Linux gives out none by itself
 _GRACE = 2.0  # seconds for the others to say the same
 _PATIENCE = 24 * 3600 * 1000  # milliseconds to wait for a process that lives
+_BROKEN = 134  # exit code, that of XLA
 _questions = itertools.count()  # all processes ask the same ones in the same order
 
 
@@ -296,13 +297,25 @@ def joined(place: Place) -> Iterator[None]:
 
 
 def _leave(place: Place, error: BaseException) -> NoReturn:
-    code = cli.explain(error)
-    if code is None:
+    code = _BROKEN if _is_broken(error) else cli.explain(error)
+    if code == _BROKEN:
+        reason = " ".join(str(error).split())[-160:]
+        print(f"error: another process of the job has died or cannot be reached ({reason})", file=sys.stderr)
+    elif code is None:
         traceback.print_exception(error)
     print(f"process {place.process} of {place.processes} ends the job", file=sys.stderr, flush=True)
     sys.stdout.flush()
     time.sleep(0.0 if place.process else _GRACE)  # the others lose process 0 the moment it ends
     os._exit(1 if code is None else code)
+
+
+def _is_broken(error: BaseException) -> bool:
+    """Whether an exchange failed because another process is gone; most often XLA says so itself and ends this one."""
+    import jax
+
+    return isinstance(error, jax.errors.JaxRuntimeError) and bool(
+        re.search("gloo|peer|onnection|UNAVAILABLE", str(error))
+    )
 
 
 # ---- Between processes ----------------------------------------------------------------------------------------------

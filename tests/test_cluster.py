@@ -199,9 +199,13 @@ from remind_jax import cli, cluster
 from remind_jax.errors import UserError
 def main(arguments):
     with cluster.joined(cluster.here()):
-        if arguments:
-            raise UserError("what the user can mend")
         import jax
+        if arguments == ["mistake"]:
+            raise UserError("what the user can mend")
+        if arguments == ["broken"]:
+            raise jax.errors.JaxRuntimeError("FAILED: [gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+        if arguments == ["fault"]:
+            raise jax.errors.JaxRuntimeError("out of memory")
         print(jax.process_count(), jax.device_count())
 cli.run(main, "")
 """
@@ -236,8 +240,19 @@ def test_processes_join_past_a_proxy_that_leads_nowhere():
     assert [(code, out) for code, out, _ in ends] == [(0, "2 8\n")] * 2
 
 
-def test_a_mistake_of_all_processes_ends_each_with_its_code():
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        ("mistake", 2, "error: what the user can mend"),
+        ("broken", 134, "error: another process of the job has died or cannot be reached"),
+        ("fault", 1, "JaxRuntimeError: out of memory"),
+    ],
+)
+def test_what_happens_to_all_processes_ends_each_with_its_code(how, code, words):
     port = tiny_runs.free_port()
-    ends = _ends([_started(i, "fail", port=port) for i in range(2)])
-    assert [code for code, _, _ in ends] == [2, 2]
-    assert all("error: what the user can mend" in err and "ends the job" in err for _, _, err in ends)
+    ends = _ends([_started(i, how, port=port) for i in range(2)])
+    assert [found for found, _, _ in ends] == [code, code]
+    for _, _, err in ends:
+        assert words in err
+        assert "ends the job" in err
+        assert ("Traceback" in err) == (how == "fault")

@@ -6,6 +6,7 @@ Real processes of this machine; JAX on CPU exchanges their sums over TCP.
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -231,7 +232,8 @@ def test_a_run_goes_on_in_another_layout_after_a_stop_and_a_death(method, base):
     codes = _end(started)
     assert codes[3] == -signal.SIGKILL
     assert all(code not in (0, 75) for code in codes)
-    assert "another task died" in _output(base)
+    # XLA's word, or ours where the exchange breaks first.
+    assert re.search("another (task died|process of the job has died)", _output(base))
     assert not (folder / "report.json").exists()
 
     assert _end(_start(base, 1, 4, *main, *moved)) == [0], _output(base)

@@ -99,11 +99,9 @@ def test_three_processes_of_which_one_is_killed_do_what_one_does(tmp_path):
     alone, together = _arguments(tmp_path, "alone", *given), _arguments(tmp_path, "together", *given, "--share")
     environment = {**os.environ, "PYTHONPATH": str(tiny_runs.ROOT)}
 
-    def start(arguments: list[str]) -> subprocess.Popen:
-        command = [sys.executable, "-m", "remind_jax.sweep", *arguments]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    started = [start(together) for _ in range(3)]
+    command = [sys.executable, "-m", "remind_jax.sweep"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [subprocess.Popen([*command, *together], env=environment, **pipes) for _ in range(3)]
     outputs: list[str] = []
     try:
         # Killed within a run: its folder is there and its report is not.
@@ -126,7 +124,7 @@ def test_three_processes_of_which_one_is_killed_do_what_one_does(tmp_path):
         for seed in range(3):
             assert shown.count(f"{name:<26} seed {seed:<4}") <= 1
     assert sum("all runs are done: writing the tables" in output for output in outputs) >= 1
-    assert start(alone).wait() == 0
+    assert subprocess.run([*command, *alone], env=environment, check=False, **pipes).returncode == 0
     mine, theirs = _runs(tmp_path / "together"), _runs(tmp_path / "alone")
     assert len(mine) == 6
     assert [{k: v for k, v in row.items() if "second" not in k} for row in mine] == theirs
