@@ -291,9 +291,9 @@ def joined(place: Place) -> Iterator[None]:
             raise
         if not getattr(error, "agreed", False):
             _leave(place, error)
-        _wait()
+        wait()
         raise
-    _wait()
+    wait()
 
 
 def _leave(place: Place, error: BaseException) -> NoReturn:
@@ -353,7 +353,7 @@ def from_first(make: Callable[[], Any]) -> Any:
     return value
 
 
-def _wait() -> None:
+def wait() -> None:
     """Until all processes are here."""
     if (client := _client()) is not None:
         client.wait_at_barrier(f"remind_jax/{next(_questions)}", _PATIENCE)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remind_jax import progress
+from remind_jax import cluster, progress
 from remind_jax.data import builder, pipeline
 from remind_jax.data import dataset as datasets
 from remind_jax.errors import UserError
@@ -110,7 +110,9 @@ def stores_of(
     """
     trunks = _trunks(config, stage, data)
     layouts = {split: _layouts(config, network, params, data, split, trunks) for split in SPLITS} if trunks else {}
-    kind = _kind(config, sum(one.nbytes for split in layouts.values() for one in split.values()), bar.say)
+    needed = sum(one.nbytes for split in layouts.values() for one in split.values())
+    # Features are rounded: either all processes keep them or none.
+    kind = cluster.from_first(lambda: _kind(config, needed, bar.say))
     if kind == "off" or not layouts:
         yield data.stores
         return
@@ -130,6 +132,7 @@ def stores_of(
     yield {**data.stores, **stores}
     # Reached when the stage has ended. Trained encoders never come again as they were at its start.
     if kind == "disk" and stage.start > 0:
+        cluster.wait()  # for those that still read them
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -176,7 +179,8 @@ def _kind(config: Any, needed: int, say: Say) -> str:
     if choice != "auto" or not needed:
         return choice
     devices = jax.local_devices()[: config.devices or None]
-    memory = devices[0].memory_stats() if len(devices) == 1 and devices[0].platform != "cpu" else None
+    alone = len(devices) == jax.process_count() == 1
+    memory = devices[0].memory_stats() if alone and devices[0].platform != "cpu" else None
     if memory and needed <= _FREE * (memory["bytes_limit"] - memory["bytes_in_use"]):
         return "device"
     if needed <= config.data.memory_gib * 2**30:
