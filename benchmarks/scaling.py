@@ -1,19 +1,19 @@
 """One, two and four processes that train one run here, and what data and expert parallelism would cost on many GPUs.
 
-    python -m benchmarks.scaling --out=FILE.jsonl [--folder=DIR]     measures; a record a layout
+    python -m benchmarks.scaling --out=FILE.jsonl [--folder=DIR]     measures; a record a layout; Linux only
     python -m benchmarks.scaling --tables=FILE.jsonl                 prints the tables of docs/scaling.md
 
-Each layout runs twice: what the first run compiles the second one finds on disk, and only the second is recorded. The
-processes share the processor cores that this one may use.
+Measured is processor time, of all processes and threads of a layout together, between two records of the first stage: on
+a machine that others use too, wall time says more of them than of the exchange.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import pathlib
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYOUTS = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1))  # processes, devices of each
 _RUN = {"data.train": 2048, "data.held_out_per_group": 64, "train.batch_size": 64, "train.epochs": 4.0}
-_RUN |= {"train.joint_epochs": 2.0, "train.evaluate_every": 1.0, "train.log_every": 16, "eval.bootstrap": 50}
+_RUN |= {"train.joint_epochs": 2.0, "train.evaluate_every": 2.0, "train.log_every": 16, "eval.bootstrap": 50}
+_BETWEEN = (16, 48)  # steps of the first stage, which has 64: compiled before, evaluated after
 
 
 # ---- Measured -------------------------------------------------------------------------------------------------------
@@ -34,56 +35,60 @@ def measure(folder: pathlib.Path) -> list[dict[str, Any]]:
     """A record for each layout."""
     records = []
     for processes, devices in LAYOUTS:
-        _train(folder, processes, devices, "first")
-        seconds = _train(folder, processes, devices, "timed")
-        run = folder / f"timed-{processes}x{devices}"
-        records.append(_record(run, processes, devices, seconds, folder / "timed-1x1"))
+        milliseconds = _train(folder, processes, devices)
+        records.append(_record(folder, processes, devices, milliseconds))
         print(json.dumps(records[-1]), flush=True)
     return records
 
 
-def _train(folder: pathlib.Path, processes: int, devices: int, name: str) -> float:
-    """Seconds of a run."""
+def _train(folder: pathlib.Path, processes: int, devices: int) -> float:
+    """Runs a layout; returns milliseconds of processor time a step."""
     keys = _RUN | {"data.cache": str(folder / "cache")}
     arguments = [f"--config={ROOT / 'configs' / 'phenomenon.py'}", *(f"--config.{k}={v}" for k, v in keys.items())]
-    workdir = folder / f"{name}-{processes}x{devices}"
+    workdir = folder / f"{processes}x{devices}"
     command = [str(ROOT / "launch" / "local.sh"), "-n", str(processes), "-d", str(devices), *arguments]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(ROOT),
-    }
-    start = time.perf_counter()
-    subprocess.run([*command, f"--workdir={workdir}"], env=environment, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen([*command, f"--workdir={workdir}"], env=environment, stdout=subprocess.DEVNULL)
+    spent = [_spent_at(step, workdir, started) for step in _BETWEEN]
+    if started.wait():
+        raise RuntimeError(f"{processes} x {devices} ended with {started.returncode}")
+    return 1e3 * (spent[1] - spent[0]) / (_BETWEEN[1] - _BETWEEN[0])
 
 
-def _record(run: pathlib.Path, processes: int, devices: int, seconds: float, one: pathlib.Path) -> dict[str, Any]:
+def _spent_at(step: int, workdir: pathlib.Path, started: subprocess.Popen) -> float:
+    """Processor seconds of all processes of a run when it has recorded a step."""
+    while started.poll() is None:
+        with contextlib.suppress(OSError, ValueError):
+            if any(record["step"] >= step for record in _metrics(workdir)):
+                break
+        time.sleep(0.005)
+    children = pathlib.Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text(encoding="utf-8").split()
+    ticks = 0
+    for child in children:
+        fields = pathlib.Path(f"/proc/{child}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # in the program and for it in the kernel
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _record(folder: pathlib.Path, processes: int, devices: int, milliseconds: float) -> dict[str, Any]:
+    run, one = folder / f"{processes}x{devices}", folder / "1x1"
     mine, theirs = _metrics(run), _metrics(one)
-    # The first record of a stage has its compilation in it.
-    steps = [r["time/step_ms"] for r in mine if "time/step_ms" in r]
-    half = len(steps) // 2
     keys = [key for key in mine[0] if key.startswith(("train/loss", "dro/"))]
     apart = max(abs(a[key] - b[key]) for a, b in zip(mine, theirs, strict=True) if "train/loss" in a for key in keys)
     tuning = [(a["eval/loss"], b["eval/loss"]) for a, b in zip(mine, theirs, strict=True) if "eval/loss" in a]
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    report, other = (json.loads((path / "report.json").read_text(encoding="utf-8")) for path in (run, one))
+    reports = [json.loads((path / "report.json").read_text(encoding="utf-8")) for path in (run, one)]
     return {
         "date": datetime.date.today().isoformat(),
         "processes": processes,
         "devices": devices,
-        "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
         "jax": environment["packages"]["jax"],
         "python": platform.python_version(),
-        "step_ms": round(statistics.median([*steps[1:half], *steps[half + 1 :]]), 2),
-        "seconds": round(seconds, 1),
+        "step_cpu_ms": round(milliseconds, 1),
         "loss_and_lambda_apart": apart,
         "tuning_loss_apart": max(abs(a - b) for a, b in tuning),
-        "held_out_accuracy": report["overall"]["accuracy"],
-        "same_held_out_accuracy": report["overall"]["accuracy"] == other["overall"]["accuracy"],
+        "same_held_out_accuracy": reports[0]["overall"]["accuracy"] == reports[1]["overall"]["accuracy"],
     }
 
 
@@ -196,15 +201,14 @@ def cost(work: Work, machine: Machine, gpus: int, batch: float, by_expert: bool)
 
 def measured_table(records: Sequence[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
-    rows = [
-        "| processes × devices | ms a step | whole run, s | loss and λ apart | tuning loss apart |",
-        "|---|---|---|---|---|",
-    ]
+    head = (
+        "| processes × devices | processor ms a step | loss and λ apart | tuning loss apart | same held-out accuracy |"
+    )
+    rows = [head, "|---|---|---|---|---|"]
     for r in records:
         apart = (f"{r[key]:.1e}" if r[key] else "0" for key in ("loss_and_lambda_apart", "tuning_loss_apart"))
-        rows.append(
-            f"| {r['processes']} × {r['devices']} | {r['step_ms']:.1f} | {r['seconds']:.0f} | {' | '.join(apart)} |"
-        )
+        same = "yes" if r["same_held_out_accuracy"] else "no"
+        rows.append(f"| {r['processes']} × {r['devices']} | {r['step_cpu_ms']:.0f} | {' | '.join(apart)} | {same} |")
     return "\n".join(rows)
 
 
