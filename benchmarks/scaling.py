@@ -3,8 +3,8 @@
     python -m benchmarks.scaling --out=FILE.jsonl [--folder=DIR]     measures; a record a layout; Linux only
     python -m benchmarks.scaling --tables=FILE.jsonl                 prints the tables of docs/scaling.md
 
-Measured is processor time, of all processes and threads of a layout together, between two records of the first stage: on
-a machine that others use too, wall time says more of them than of the exchange.
+Measured is processor time, of all processes and threads of a layout together, between two records of the first stage:
+on a machine that others use too, wall time says more of them than of the exchange.
 """
 
 import argparse
