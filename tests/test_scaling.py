@@ -1,4 +1,4 @@
-"""What docs/scaling.md says: its tables are those of the stored results and of the estimate, whose parts add up."""
+"""What docs/scaling.md says: its tables are those of the estimate, whose parts add up."""
 
 import json
 
@@ -10,34 +10,6 @@ from remind_jax.plan import make_plan
 from tests import tiny_runs
 
 PAGE = (tiny_runs.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-
-
-def _records(name: str) -> list[dict]:
-    lines = (tiny_runs.ROOT / "docs" / "results" / name).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-RECORDS = _records("scaling.jsonl")
-
-
-def test_the_page_shows_the_stored_results():
-    assert scaling.measured_table(RECORDS) in PAGE
-    assert [(record["processes"], record["devices"]) for record in RECORDS] == list(scaling.LAYOUTS)
-    assert len({(record["jax"], record["cores"], record["date"]) for record in RECORDS}) == 1
-
-
-def test_the_page_shows_the_road_of_a_million_rows():
-    records = _records("data_scale.jsonl")
-    assert data_scale.table(records) in PAGE
-    assert {record["rows"] for record in records} == {1_000_000}
-    for record in records:
-        parts = [mib for name, mib in record["mib"].items() if name.startswith("batches")]
-        assert not parts or max(parts) - min(parts) < 100  # flat, after some 1,000 batches
-
-
-def test_processes_find_the_same_numbers():
-    assert max(record["loss_and_lambda_apart"] for record in RECORDS) < 1e-3
-    assert max(record["tuning_loss_apart"] for record in RECORDS) < 1e-3
 
 
 def test_the_page_shows_the_estimate():
