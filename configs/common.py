@@ -75,7 +75,7 @@ def base() -> ml_collections.ConfigDict:
     c.seed = 0  # of the split, the initial weights, the order of samples, dropout and the bootstrap
     c.parallel = "jit"  # jit: one program over a mesh; pmap: one program a device
     c.programs = "auto"  # of a step: one | two (gradient, update; the same numbers) | auto: two for large ones on CPU
-    c.devices = 0  # how many devices to use; 0 is all
+    c.devices = 0  # how many devices to use, of all processes together; 0 is all
     c.ensemble = 1  # networks of different initial weights, trained in one program; their probabilities are averaged
     c.ensemble_plain = 0  # how many of them train without group routers, group imputation and group weights
     c.sampler = "shuffled"  # shuffled | group_balanced | most_modalities_first | group_pairs | fair_batch
