@@ -225,11 +225,13 @@ class Trainer:
             if self.fair_batch is not None:
                 self.fair_batch.restore(newest["sampler"])
                 self.order = self.fair_batch.order()
-            arrays = host_copy({"state": self.begin(self.stages[cursor.stage], params), "best": params})
+            like = {"state": self.begin(self.stages[cursor.stage], params), "best": params}
             if checkpoints is not None:
-                arrays = checkpoints.arrays(newest["step"], arrays)
-            arrays = parallel.from_first(arrays)
-            state, best = arrays["state"], arrays["best"]
+                restored = checkpoints.arrays(newest["step"], like)
+            else:
+                restored = jax.tree.map(lambda x: np.zeros(np.shape(x), x.dtype), like)
+            restored = parallel.from_first(restored)
+            state, best = restored["state"], restored["best"]
         self.folder.rewind(newest["step"] if newest else 0)
         for index in range(cursor.stage, len(self.stages)):
             stage = self.stages[index]
