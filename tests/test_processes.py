@@ -19,6 +19,7 @@ import pytest
 from remind_jax import parallel
 from remind_jax.errors import UserError
 from tests import tiny_runs
+from tests.data.manifest_files import write_manifest
 
 ROOT = tiny_runs.ROOT
 # Programs that compile fast rather than run fast, as in conftest.py, and results that the next process finds on disk.
@@ -193,6 +194,27 @@ def test_other_forms_of_the_step_give_the_same_numbers_too(kind, programs, base)
     for one, two in zip(_records(base / f"{kind}-{programs}"), _records(base / "alone"), strict=True):
         for key in one.keys() - {"stage"}:
             assert one[key] == pytest.approx(two[key], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_kept_features_of_frozen_encoders_serve_all_processes(tmp_path):
+    write_manifest(tmp_path / "data", n=60)
+    keys = {key: value for key, value in tiny_runs.TINY.items() if not key.startswith("data.")}
+    keys |= {"data.root": tmp_path / "data", "data.max_tokens": 8, "data.vocabulary": 64, "data.bad_files": "missing"}
+    keys |= {"train.joint_epochs": 1.0, "train.epochs": 4.0, "train.feature_cache": "disk", "devices": 0}
+    keys |= {"eval.bootstrap": 20, "train.select": "last"}
+    for name, processes in (("one", 1), ("two", 2)):
+        own = keys | {"data.cache": tmp_path / f"cache-{name}"}
+        flags = [f"--config={ROOT / 'configs' / 'manifest.py'}", f"--workdir={tmp_path / name}"]
+        flags += [f"--config.{key}={value}" for key, value in own.items()]
+        codes = _end(_start(tmp_path, processes, 4 // processes, "-m", "remind_jax.main", *flags))
+        assert codes == [0] * processes, _output(tmp_path) + _output(tmp_path, processes - 1)
+        # Of two, the one that comes first encodes, and only process 0 speaks.
+        assert processes == 2 or "Encoding the train rows once for stage specialize" in _output(tmp_path)
+        assert not list((tmp_path / f"cache-{name}").glob("features-*/*"))
+    for one, two in zip(_records(tmp_path / "one"), _records(tmp_path / "two"), strict=True):
+        for key in one.keys() - {"stage"}:
+            assert one[key] == pytest.approx(two[key], abs=1e-4)
 
 
 def _wait_for(condition, started: list[subprocess.Popen]) -> None:
