@@ -275,7 +275,7 @@ def test_processes_that_share_no_folder_are_told_so(tmp_path):
         ("--devices=3", preflight.DEVICES, "2 devices (cpu) instead of 3"),
         ("--free-gib=1e9", preflight.SPACE, "GiB free"),
         ("--folder=/proc/nowhere", preflight.FOLDER, "cannot be written"),
-        ("--wrong", UserError.code, "unrecognized arguments: --wrong"),
+        ("--wrong", UserError.code, "unknown option --wrong"),
     ],
 )
 def test_what_the_preflight_finds(option, code, words, tmp_path):
