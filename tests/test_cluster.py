@@ -243,9 +243,9 @@ def test_processes_join_past_a_proxy_that_leads_nowhere():
 @pytest.mark.parametrize(
     ("how", "code", "words"),
     [
-        ("mistake", 2, "error: what the user can mend"),
+        pytest.param("mistake", 2, "error: what the user can mend", marks=pytest.mark.slow),
         ("broken", 134, "error: another process of the job has died or cannot be reached"),
-        ("fault", 1, "JaxRuntimeError: out of memory"),
+        pytest.param("fault", 1, "JaxRuntimeError: out of memory", marks=pytest.mark.slow),
     ],
 )
 def test_what_happens_to_all_processes_ends_each_with_its_code(how, code, words):

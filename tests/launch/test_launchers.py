@@ -249,6 +249,7 @@ def test_a_job_that_was_stopped_in_time_queues_again(script, code, restarts, que
     assert done.stdout == ("requeue 77\n" if queued else "")
 
 
+@pytest.mark.slow
 def test_processes_that_share_no_folder_are_told_so(tmp_path):
     """Each in a folder of its own, by a link that leads every process elsewhere."""
     program = tmp_path / "program.py"
@@ -272,20 +273,29 @@ def test_processes_that_share_no_folder_are_told_so(tmp_path):
 @pytest.mark.parametrize(
     ("option", "code", "words"),
     [
-        ("--devices=3", preflight.DEVICES, "2 devices (cpu) instead of 3"),
+        ("--devices=5", preflight.DEVICES, "4 devices (cpu) instead of 5"),
         ("--free-gib=1e9", preflight.SPACE, "GiB free"),
         ("--folder=/proc/nowhere", preflight.FOLDER, "cannot be written"),
-        ("--wrong", UserError.code, "unknown option --wrong"),
     ],
 )
-def test_what_the_preflight_finds(option, code, words, tmp_path):
-    done = _run(
-        *(sys.executable, LAUNCH / "preflight.py", f"--folder={tmp_path}", option),
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
-    )
-    assert done.returncode == code
-    assert words in done.stdout + done.stderr
+def test_what_the_preflight_finds(option, code, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        preflight.main([f"--folder={tmp_path}", "--free-gib=0.001", option])
+    assert end.value.code == code
+    shown = capsys.readouterr().out
+    assert words in shown
+    assert shown.count("FAIL") == (2 if code == preflight.FOLDER else 1)  # nor has that folder any space
+    assert shown.count("ok ") == 6 - shown.count("FAIL")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_preflight_that_finds_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        preflight.main([f"--folder={tmp_path}", "--devices=4", "--free-gib=0.001"])
+    assert end.value.code == 0
+    assert "a sum over 4 devices" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown option --wrong"):
+        preflight.main(["--wrong"])
 
 
 def test_a_file_that_is_replaced_in_two_steps_is_found_out(tmp_path, monkeypatch):
