@@ -168,7 +168,10 @@ class Checkpoints:
     def record(self, step: int) -> dict[str, Any]:
         """The record of a checkpoint. Raises UserError when it is damaged."""
         self._check(step)
-        record = self._read_record(step)
+        try:
+            record = self._read_record(step)
+        except Exception:  # its digest may be right and it no JSON, if somebody made it so
+            raise UserError(f"the record of step {step} in {self.folder} cannot be read: run it again") from None
         return {key: value for key, value in record.items() if key != _DIGESTED}
 
     def arrays(self, step: int, like: Any) -> Any:

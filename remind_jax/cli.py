@@ -169,7 +169,11 @@ def config_file(arguments: list[str]) -> pathlib.Path:
     if not value:
         raise UserError("no config: give one as --config=configs/nhanes.py")
     file = pathlib.Path(value.partition(":")[0])
-    if not file.is_file():
+    try:
+        is_there = file.is_file()
+    except (OSError, ValueError) as error:  # no name that a file could have
+        raise UserError(f"config file cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    if not is_there:
         there = sorted(p.name for p in file.parent.glob("*.py") if p.name not in ("common.py", "__init__.py"))
         near = difflib.get_close_matches(file.name, there, n=1)
         hint = f", did you mean {file.parent / near[0]}?" if near else ""

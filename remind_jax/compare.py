@@ -58,9 +58,12 @@ def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], pl.Data
             raise UserError(f"{folder} holds no finished run: {file.name} is missing")
     try:
         config, report = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
-        return config, report, pl.read_parquet(files[2])
-    except (ValueError, pl.exceptions.PolarsError) as error:
+        predictions = pl.read_parquet(files[2])
+    except (ValueError, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{folder} holds a damaged run ({type(error).__name__})") from None
+    if not {"sample_id", "patient_id", "label", "group", "p_0", "p_1"} <= set(predictions.columns):
+        raise UserError(f"{folder} holds a damaged run: predictions.parquet lacks columns")
+    return config, report, predictions
 
 
 def _names(folders: Sequence[pathlib.Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -90,7 +90,7 @@ def read_frame(path: pathlib.Path) -> pl.DataFrame:
         raise UserError(f"{path} is not a .csv or .parquet file")
     try:
         table = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
     strings = [name for name, dtype in table.schema.items() if dtype == pl.String]
     return table.with_columns(table[name].set(looks_missing(table[name]), None) for name in strings)

@@ -75,9 +75,16 @@ class Text:
         self.length = length
 
     @classmethod
-    def fit(cls, texts: Sequence[str], max_tokens: int, vocabulary: int, pretrained: str = "") -> "Text":
+    def fit(
+        cls,
+        texts: Sequence[str],
+        max_tokens: int,
+        vocabulary: int,
+        pretrained: str = "",
+        patients: Sequence[str] | None = None,
+    ) -> "Text":
         """Fits on texts of rows that have the modality, or loads `pretrained`; `length` is what they need."""
-        tokenizer = load_pretrained(pretrained) if pretrained else train_unigram(texts, vocabulary)
+        tokenizer = load_pretrained(pretrained) if pretrained else train_unigram(texts, vocabulary, patients)
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         # The most characters stand in for the most ids: encoding every text just to count would take minutes.
@@ -305,4 +312,5 @@ def _fit_encoder(
     cells = manifests.decode(alone, rows)[name].tolist()
     if modality.kind == "codes":
         return Codes.fit(cells, max_tokens, vocabulary)
-    return Text.fit(cells, max_tokens, vocabulary, pretrained)
+    patients = manifest.table[manifest.schema.patient_id].gather(rows).to_list()
+    return Text.fit(cells, max_tokens, vocabulary, pretrained, patients)

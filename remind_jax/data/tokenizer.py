@@ -11,14 +11,23 @@ from remind_jax.errors import UserError
 PAD, EOS, UNK = 0, 1, 2  # as in T5
 SPECIAL = ("<pad>", "</s>", "<unk>")
 MAX_TRAINING_TEXTS = 20_000
+LEAST_PATIENTS = 3  # who must have used a word for it to be learned
 
 
-def train_unigram(texts: Sequence[str], vocabulary: int) -> Any:
+def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str] | None = None) -> Any:
     """A Unigram tokenizer in T5's form (pad 0, eos 1, unk 2; NFKC; runs of white space as one "▁"; case kept).
 
     The pieces are those of a byte-pair training, whose counts are integers, and a piece's score is the logarithm of
     how often that segmentation uses it. The Unigram trainer of `tokenizers` sums floats in hash order and gives other
     scores in every process.
+
+    Pieces end up in checkpoints, where names out of notes have no place: words in the texts of fewer than
+    `LEAST_PATIENTS` patients take no part.
+
+    Args:
+      texts: to train on.
+      vocabulary: the most pieces.
+      patients: whose each text is; without them every text is another patient's.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -27,8 +36,10 @@ def train_unigram(texts: Sequence[str], vocabulary: int) -> Any:
     # The model would take "</s>" written in a note for the end of the text.
     spelled = [normalizers.Replace(token, f"< {token[1:]}") for token in SPECIAL]
     normalizer = normalizers.Sequence([normalizers.NFKC(), blanks, *spelled, normalizers.Strip()])
-    texts = texts[:: -(-len(texts) // MAX_TRAINING_TEXTS) or 1]
+    step = -(-len(texts) // MAX_TRAINING_TEXTS) or 1
+    texts, patients = texts[::step], None if patients is None else patients[::step]
     texts = [normalizer.normalize_str(text) for text in texts]
+    texts = _without_rare_words(texts, range(len(texts)) if patients is None else patients)
     pairs = Tokenizer(models.BPE(unk_token=SPECIAL[UNK]))
     pairs.pre_tokenizer = pre_tokenizers.Metaspace()
     size = vocabulary - len(SPECIAL)
@@ -50,6 +61,16 @@ def train_unigram(texts: Sequence[str], vocabulary: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.add_special_tokens(list(SPECIAL))
     return plain(_with_eos(tokenizer))
+
+
+def _without_rare_words(texts: Sequence[str], patients: Sequence[object]) -> list[str]:
+    """Texts without words that only few patients have."""
+    owners: dict[str, set[object]] = collections.defaultdict(set)
+    for text, patient in zip(texts, patients, strict=True):
+        for word in text.split(" "):
+            if len(owners[word]) < LEAST_PATIENTS:
+                owners[word].add(patient)
+    return [" ".join(word for word in text.split(" ") if len(owners[word]) == LEAST_PATIENTS) for text in texts]
 
 
 def _with_eos(tokenizer: Any) -> Any:

@@ -1,0 +1,313 @@
+"""A run in a process of its own that tells where it is, can be killed anywhere, and writes down what it did.
+
+Processes come from multiprocessing's fork server, which has imported everything once and has started no device.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+# What a run imports on its way; imported once, by the fork server.
+for _name in (
+    *("grain", "tensorflow_datasets", "sklearn.metrics", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot"),
+    *("jinja2", "rich.progress", "tokenizers", "orbax.checkpoint", "polars", "pydicom", "PIL.Image", "yaml"),
+    *("remind_jax.main", "remind_jax.train", "remind_jax.data.sources.synthetic"),
+    *("remind_jax.predict", "remind_jax.export"),
+):
+    importlib.import_module(_name)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from remind_jax import atomic, checkpoint, cli, parallel, progress, train  # noqa: E402
+from remind_jax.data import builder, samplers  # noqa: E402
+from remind_jax.stopping import Signals  # noqa: E402
+from remind_jax.writer import RunFolder  # noqa: E402
+
+POINTS = (
+    *("config written", "shards", "shards written", "shards renamed", "before a step"),
+    *(
+        "in a step",
+        "after a step",
+        "λ refresh",
+        "evaluation",
+        "evaluated",
+        "save begun",
+        "before the digests",
+        "before the commit",
+        "in the rename",
+        "renamed",
+    ),
+    *("stage switch", "record cut", "held-out rows read", "predictions written", "report written", "report renamed"),
+)
+"""Where a run can be killed by name."""
+
+
+class Child:
+    """One start of a run.
+
+    Attributes:
+      process: of multiprocessing.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: pathlib.Path, **options: Any):
+        """Starts `remind_jax.main` with `arguments` and the workdir `folder`; `options` are those of `run`."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._receive, send = context.Pipe(duplex=False)
+        self.process = context.Process(target=run, args=(list(arguments), str(folder), send), kwargs=options)
+        self.process.start()
+        send.close()
+
+    def wait_for(self, step: int, timeout: float = 300.0) -> bool:
+        """Waits until a step is being read; whether the run came so far."""
+        deadline = time.monotonic() + timeout
+        try:
+            while self._receive.poll(max(0.0, deadline - time.monotonic())):
+                if int(self._receive.recv_bytes()) >= step:
+                    return True
+        except (EOFError, OSError):
+            pass
+        return False
+
+    def finish(self, timeout: float = 300.0) -> int:
+        """Waits for the end; the exit code, or minus the signal."""
+        self._receive.close()
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            return -999
+        return self.process.exitcode
+
+
+def run(
+    arguments: list[str],
+    folder: str,
+    send: Any,
+    *,
+    point: str = "",
+    occurrence: int = 1,
+    devices: int = 1,
+    compiled: str = "",
+    broken: str = "",
+    command: str = "main",
+    attempts: str = "",
+) -> None:
+    """What the process does.
+
+    Args:
+      arguments: of the command, without the workdir.
+      folder: the workdir; what the run did is written beside it.
+      send: a pipe that is told each step.
+      point, occurrence: where to send oneself SIGKILL, and at which time of coming there.
+      devices: of JAX.
+      compiled: folder of compiled programs.
+      broken: what to take away from the program, see `_break`.
+      command: the module of `remind_jax` to run.
+      attempts: a file that is told what tried to reach the network, which is then cut off; empty leaves it be.
+    """
+    beside = pathlib.Path(folder)
+    os.environ |= {"NPROC": "32", "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
+    )
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_disable_most_optimizations", True)
+    if compiled:
+        jax.config.update("jax_compilation_cache_dir", compiled)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    if attempts:
+        _cut_off(attempts)
+    _break(broken)
+    _watch(beside, _Point(point, occurrence), send)
+    sys.argv = ["remind_jax", *arguments, f"--workdir={folder}"]
+    cli.run(importlib.import_module(f"remind_jax.{command}").main, "")
+
+
+class _Point:
+    """Kills the process when it comes to a place for a given time."""
+
+    def __init__(self, name: str, occurrence: int):
+        self._name, self._left = name, occurrence
+
+    def comes(self, name: str) -> bool:
+        """Whether the process ends at the next call with this name."""
+        return name == self._name and self._left == 1
+
+    def __call__(self, name: str) -> None:
+        if name == self._name:
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _around(owner: Any, name: str, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None):
+    """Calls `before` with the arguments of a function, and `after` too when it has returned."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        if before is not None:
+            before(*arguments, **options)
+        result = original(*arguments, **options)
+        if after is not None:
+            after(*arguments, **options)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
+    """Puts points, a notice of each step, and records of batches and checkpoints into the program."""
+    steps = {"next": 0, "refresh": 4}
+
+    def record(kind: str, step: int, arrays: Any) -> None:
+        digest = hashlib.sha256()
+        leaves = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(arrays)}
+        for path, x in sorted(leaves.items(), key=lambda item: item[0]):
+            digest.update(f"{path} {x.dtype} {x.shape}".encode() + x.tobytes())
+        with open(f"{folder}.{kind}", "a", encoding="utf-8") as file:
+            file.write(f"{step} {digest.hexdigest()}\n")
+
+    make = parallel.make_program
+
+    def make_program(*arguments: Any, **options: Any) -> Any:
+        program = make(*arguments, **options)
+
+        def place(state: Any) -> Any:
+            steps["next"] = state.steps_done
+            return program.place(state)
+
+        def step(state: Any, batch: Mapping[str, Any]) -> Any:
+            at("before a step")
+            result = program.step(state, batch)
+            record("batches", steps["next"], dict(batch))
+            steps["next"] += 1
+            at("in a step")
+            if steps["next"] % steps["refresh"] == 0:
+                at("λ refresh")
+            return result
+
+        return program._replace(place=place, step=step)
+
+    parallel.make_program = make_program
+
+    def told(trainer: Any, recorder: Any, step: int, *rest: Any, **options: Any) -> None:
+        del trainer, recorder, rest, options
+        with contextlib.suppress(OSError):  # nobody listens any more
+            send.send_bytes(str(step).encode())
+
+    _around(train.Trainer, "_take", told, lambda *a, **o: at("after a step"))
+    _around(train.Trainer, "_evaluate", lambda *a, **o: at("evaluation"), lambda *a, **o: at("evaluated"))
+    _around(train.Trainer, "begin", lambda trainer, stage, *a: at("stage switch") if stage.start else None)
+    _around(
+        checkpoint.Checkpoints,
+        "save",
+        lambda self, step, arrays, told: record("saves", step, arrays),
+        lambda *a, **o: at("save begun"),
+    )
+    _around(
+        checkpoint.Checkpoints,
+        "_write_sums",
+        lambda *a: at("before the digests"),
+        lambda *a: at("before the commit"),
+    )
+
+    def is_checkpoint(source: Any, target: Any, *rest: Any, **options: Any) -> bool:
+        return pathlib.Path(target).name.isdigit() and pathlib.Path(target).parent.name == "checkpoints"
+
+    def renames(name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: at(name) if is_checkpoint(*arguments, **options) else None
+
+    for function in ("rename", "replace"):
+        _around(os, function, renames("in the rename"), renames("renamed"))
+    _around(progress.Silent, "preparing", lambda *a: at("shards"))
+    _around(builder, "_rename", lambda *a: at("shards written"), lambda *a: at("shards renamed"))
+    _around(atomic, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
+    _around(train, "_predict_held_out", lambda *a: at("held-out rows read"))
+    _around(train.reports, "write_html", lambda *a: at("predictions written"))
+    _around(train.reports, "write_json", lambda *a: at("report written"), lambda *a: at("report renamed"))
+
+    def cut(self: RunFolder, line: Mapping[str, Any]) -> None:
+        if at.comes("record cut"):
+            text = json.dumps(dict(line))
+            self._metrics.write(text[: len(text) // 2])
+            self._metrics.flush()
+        at("record cut")
+
+    _around(RunFolder, "log", cut)
+
+
+def _cut_off(attempts: str) -> None:
+    """Takes the network away as far as this process may, and writes down who asks Python for it."""
+    ctypes.CDLL(None).unshare(0x40000000)  # CLONE_NEWNET: a network of its own without any device; needs root
+
+    def note(event: str, arguments: tuple) -> None:
+        is_local = event == "socket.connect" and arguments[0].family == socket.AF_UNIX
+        if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto") and not is_local:
+            with open(attempts, "a", encoding="utf-8") as file:
+                file.write(f"{event} {arguments[1:] if event == 'socket.connect' else arguments}\n")
+            raise OSError("there is no network")
+
+    sys.addaudithook(note)
+
+
+def _break(what: str) -> None:
+    """Takes something away from the program that a row relies on."""
+    if what == "λ":  # comes back from a checkpoint as it was at the start
+        arrays = checkpoint.Checkpoints.arrays
+
+        def forgetful(self: Any, step: int, like: Any) -> Any:
+            restored = arrays(self, step, like)
+            if "state" not in restored:
+                return restored
+            dro = like["state"].opt_state["dro"]
+            state = restored["state"]._replace(
+                opt_state=type(restored["state"].opt_state)(
+                    restored["state"].opt_state, dro=jax.tree.map(np.asarray, dro)
+                )
+            )
+            return restored | {"state": state}
+
+        checkpoint.Checkpoints.arrays = forgetful
+    elif what == "deferred":  # a signal ends the run where it is
+        Signals._receive = lambda self, number, frame: os._exit({15: 143}.get(number, 75))
+    elif what == "order":  # of samples follows the number of devices
+        shuffled = samplers.shuffled
+        samplers.shuffled = lambda seed, rows: shuffled(seed + jax.device_count(), rows)
+    elif what == "crash":  # in the first evaluation, with a patient's row at hand
+        train.Trainer._evaluate = lambda self, *rest: 1 / 0
+    elif what == "talkative":
+        loaded = train.datasets.load_dataset
+
+        def telling(*rest: Any) -> Any:
+            data = loaded(*rest)
+            print(data.manifest.table.row(0))
+            return data
+
+        train.datasets.load_dataset = telling
+    elif what == "network":
+        loaded = train.datasets.load_dataset
+
+        def calling(*rest: Any) -> Any:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("192.0.2.1", 80), timeout=1)
+            return loaded(*rest)
+
+        train.datasets.load_dataset = calling
+    elif what:
+        raise ValueError(what)

@@ -1,0 +1,97 @@
+"""docs/reliability.md out of a figures file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from remind_jax import atomic
+from tests.reliability import ROWS
+from tests.tiny_runs import ROOT
+
+_HEAD = """# Reliability
+
+<!-- written by python -m tests.reliability --page -->
+
+## The contract
+
+On the same hardware, versions and device count, a run that is killed at any instant and started again ends with bit for
+bit the same parameters, optimizer state, λ, random keys, data order, metrics and predictions as the run left alone. On
+another number of devices the same samples are consumed in the same order, and values agree within the tolerance that
+the table names.
+
+What a run may rely on:
+
+- A checkpoint is committed by one rename and holds the sha256 of each of its files; nothing is restored that disagrees.
+  A damaged one is named and set aside, and the newest whole one is taken. A save that fails is tried once more.
+- SIGTERM and SIGUSR1 save at the next step and exit with 143 or 75 (try again later).
+- A step whose loss, gradient or group weights are not finite is rejected before the update and counted in metrics.jsonl
+  (`train/rejected`). After `train.max_rejected` in a row the run goes back to its newest checkpoint, once, then ends
+  with exit code 17 and names the combinations.
+- Manifests, their files, checkpoints and weights of others are data, never code. A mistake is one line and exit code 2.
+
+[SECURITY.md](../SECURITY.md) says whom this trusts, [data governance](data_governance.md) what may leave a hospital.
+
+## Figures
+
+"""
+
+_TAIL = """
+## How to run it
+
+```bash
+pip install -e ".[test,fuzz]"
+python -m tests.reliability --out=figures.json                     # reduced counts, minutes
+python -m tests.reliability --full --out=figures.json              # hours; rows that the file has in full are kept
+python -m tests.reliability --only=kill,damage --out=figures.json
+python -m tests.reliability --page --out=docs/reliability_figures.json # this page
+```
+
+Each row has a broken variant that takes away what the row is about; tests/reliability/test_reliability.py shows that
+the row then fails. The tests run every row that takes seconds, at a small count; `python -m pytest -m slow
+tests/reliability` runs the rest.
+
+| row | count of a full run | reduced | broken variant |
+|---|---|---|---|
+"""
+
+
+def render(figures: Mapping[str, Any]) -> str:
+    """The page as Markdown."""
+    machine = figures["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    lines = [_HEAD, "| row | what is done | promised | tried | as promised | date |\n|---|---|---|---|---|---|"]
+    missing = []
+    for name, row in ROWS.items():
+        found = figures["rows"].get(name)
+        if found is None:
+            missing.append(name)
+            continue
+        part = (
+            ""
+            if found["count"] >= found["full"]
+            else f" (count {found['count']:,} of {found['full']:,} {found['unit']})"
+        )
+        tried, passed, date = f"{found['tried']:,}{part}", f"{found['passed']:,}", found["date"]
+        lines.append(f"| `{name}` | {row.title} | {row.target} | {tried} | {passed} | {date} |")
+    if missing:
+        lines.append(f"\nNot measured: {', '.join(f'`{name}`' for name in missing)}.")
+    lines.append(f"\nMachine: {machine['platform']}, {machine['cores']} cores, Python {machine['python']}; {versions}.")
+    lines.append(
+        "All figures: [reliability_figures.json](reliability_figures.json). Counts below a full run's say so.\n"
+    )
+    for name, found in ((name, figures["rows"][name]) for name in ROWS if name in figures["rows"]):
+        more = [*found["notes"], *(f"{what}: {_number(value)}" for what, value in found["figures"].items())]
+        failed = [f"**failed**: {text}" for text in found["failed"]]
+        if more or failed:
+            lines += [f"- `{name}`: {'; '.join([*more, *failed])}."]
+    lines.append(_TAIL.rstrip())
+    lines += [f"| `{name}` | {row.full:,} {row.unit} | {row.reduced:,} | {row.broken} |" for name, row in ROWS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1 or value == 0 else f"{value:.1e}"
+
+
+def write(figures: Mapping[str, Any]) -> None:
+    """Writes the page."""
+    atomic.write_text(ROOT / "docs" / "reliability.md", render(figures))

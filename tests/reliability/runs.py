@@ -1,0 +1,232 @@
+"""Rows about runs in processes of their own: killed, asked to stop, and moved to another number of devices."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import tempfile
+import time
+
+import numpy as np
+import polars as pl
+
+from tests import tiny_runs
+from tests.reliability import Tally, row
+from tests.reliability.child import POINTS, Child
+
+# Two stages of 12 steps; evaluated and saved every sixth, recorded every fourth, λ refreshed every fourth.
+CHANGES = {"train__evaluate_every": 0.5, "eval__bootstrap": 20}
+STEPS = 24
+KILLS_OF_A_CHAIN = 10
+
+
+class _Place:
+    """A folder for runs that share prepared data and compiled programs, and the run that nobody disturbs."""
+
+    def __init__(self, root: str, **changes: object):
+        self.root = pathlib.Path(root)
+        self.arguments = tiny_runs.arguments(self.root / "cache", **CHANGES | changes)
+        self.compiled = str(self.root / "compiled")
+        code = self.start("alone").finish()
+        if code:
+            raise RuntimeError(f"the undisturbed run ended with {code}: {self.log('alone')}")
+
+    def start(self, name: str, **options: object) -> Child:
+        return Child(self.arguments, self.root / name, **{"compiled": self.compiled} | options)
+
+    def log(self, name: str) -> str:
+        return (self.root / f"{name}.log").read_text(encoding="utf-8")[-400:]
+
+    def lines(self, name: str, kind: str) -> list[tuple[int, str]]:
+        """What a run recorded of each step: (step, digest)."""
+        text = (self.root / f"{name}.{kind}").read_text(encoding="utf-8")
+        return [(int(step), digest) for step, digest in (line.split() for line in text.splitlines() if " " in line)]
+
+    def differences(self, name: str) -> str:
+        """In what a finished run is not, bit for bit, the undisturbed one; nothing when they are equal."""
+        here, there = self.root / name, self.root / "alone"
+        wrong = []
+        for kind in ("batches", "saves"):
+            known = dict(self.lines("alone", kind))
+            lines = self.lines(name, kind)
+            if (
+                any(known.get(step, digest) != digest for step, digest in lines)
+                or not known.keys() <= dict(lines).keys()
+            ):
+                wrong.append({"batches": "batches", "saves": "parameters, optimizer or λ"}[kind])
+        if _records(here) != _records(there):
+            wrong.append("metrics")
+        if (here / "report.json").read_bytes() != (there / "report.json").read_bytes():
+            wrong.append("report")
+        if not _same_predictions(here, there):
+            wrong.append("predictions")
+        return ", ".join(wrong)
+
+
+def _records(folder: pathlib.Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "time/step_ms"} for line in lines]
+
+
+def _same_predictions(here: pathlib.Path, there: pathlib.Path) -> bool:
+    mine, theirs = (pl.read_parquet(folder / "predictions.parquet") for folder in (here, there))
+    names = [name for name in mine.columns if name.startswith("p_")]
+    return mine.equals(theirs) and all(mine[x].to_numpy().tobytes() == theirs[x].to_numpy().tobytes() for x in names)
+
+
+def _end(place: _Place, name: str, **options: object) -> str:
+    """Lets a run end and says in what it differs."""
+    code = place.start(name, **options).finish()
+    return f"exit code {code}: {place.log(name)}" if code else place.differences(name)
+
+
+# ---- SIGKILL --------------------------------------------------------------------------------------------------------
+
+
+@row(
+    name="kill",
+    title="SIGKILL at every named point and at random instants",
+    target="all bitwise equal",
+    unit="random instants",
+    reduced=4,
+    full=200,
+    broken="λ comes back from a checkpoint as it was at the start",
+)
+def kill(count: int, broken: bool) -> Tally:
+    """One run is killed at all named points in turn, others ten times at random instants; each must end as if alone."""
+    tally, options = Tally(), {"broken": "λ"} if broken else {}
+    with tempfile.TemporaryDirectory() as root:
+        place = _Place(root)
+        if not broken:
+            _kill_at_points(place, tally)
+        rng, chain = random.Random(0), 0
+        while count > 0:
+            kills = min(KILLS_OF_A_CHAIN, count)
+            name, count, chain = f"random{chain}", count - kills, chain + 1
+            done = _kill_at_random(place, name, kills, rng, options)
+            wrong = _end(place, name, **options)
+            tally.check(not wrong, f"chain {chain} of {done} kills at random instants: {wrong}", times=done)
+            shutil.rmtree(place.root / name)
+    tally.notes.append(f"a run is killed {KILLS_OF_A_CHAIN} times in a row, at a random step plus 0 to 60 ms")
+    return tally
+
+
+def _kill_at_points(place: _Place, tally: Tally) -> None:
+    """Every point once, in one run, which must prepare its data anew."""
+    (place.root / "cache").rename(place.root / "old cache")
+    reached = []
+    for point in POINTS:
+        code = place.start("points", point=point, occurrence=2 if point == "record cut" else 1).finish()
+        if code == -9:
+            reached.append(point)
+        else:
+            tally.check(False, f"the run never came to the point {point!r} (exit code {code}: {place.log('points')})")
+    wrong = _end(place, "points")
+    tally.check(not wrong, f"killed at {', '.join(reached)}: {wrong}", times=len(reached))
+    tally.notes.append(f"named points, once each, in one run: {', '.join(reached)}")
+
+
+def _kill_at_random(place: _Place, name: str, kills: int, rng: random.Random, options: dict) -> int:
+    """Kills a run so many times and returns how often that was."""
+    done = 0
+    for i in range(kills):
+        child = place.start(name, **options)
+        # Further on each time, or the first checkpoint would never be left behind.
+        child.wait_for(rng.randint(1, 1 + STEPS * (i + 1) // kills))
+        time.sleep(rng.random() * 0.06)
+        child.process.kill()
+        done += child.finish() == -9
+    return done
+
+
+# ---- SIGTERM and SIGUSR1 --------------------------------------------------------------------------------------------
+
+
+@row(
+    name="preempt",
+    title="SIGTERM or SIGUSR1 at random instants of training",
+    target="saves, exits with 143 or 75, takes no step twice, ends bitwise equal",
+    unit="signals",
+    reduced=2,
+    full=50,
+    broken="a signal ends the process where it is",
+)
+def preempt(count: int, broken: bool) -> Tally:
+    """As `kill`, with signals that ask, and a look at whether any batch was taken a second time."""
+    tally, options, rng = Tally(), {"broken": "deferred"} if broken else {}, random.Random(0)
+    with tempfile.TemporaryDirectory() as root:
+        place, chain = _Place(root), 0
+        while count > 0:
+            signals = min(5, count)
+            name, count, chain = f"run{chain}", count - signals, chain + 1
+            codes = []
+            for i in range(signals):
+                number, code = ((signal.SIGTERM, 143), (signal.SIGUSR1, 75))[rng.randrange(2)]
+                child = place.start(name, **options)
+                child.wait_for(rng.randint(1, 1 + (STEPS - 2) * (i + 1) // signals))
+                time.sleep(rng.random() * 0.03)
+                os.kill(child.process.pid, number)
+                codes.append((child.finish(), code))
+            # A run that had ended already when the signal came has nothing to save.
+            wrong = [f"exit code {found}, not {code}" for found, code in codes if found not in (code, 0)]
+            ended = _end(place, name, **options)
+            steps = [step for step, _ in place.lines(name, "batches")]
+            if len(steps) != len(set(steps)):
+                ended = f"{ended}, {len(steps) - len(set(steps))} steps taken twice".strip(", ")
+            came = sum(found != 0 for found, _ in codes)
+            tally.check(not wrong and not ended, f"chain {chain}: {', '.join([*wrong, ended])}", times=came)
+            shutil.rmtree(place.root / name)
+    return tally
+
+
+# ---- Other numbers of devices ---------------------------------------------------------------------------------------
+
+
+TOLERANCE = 2e-4  # of probabilities, between numbers of devices
+
+
+@row(
+    name="devices",
+    title="a run stopped on {1, 2, 4, 8} devices and ended on {1, 2, 4, 8}",
+    target=f"the same batches in the same order, probabilities within {TOLERANCE}",
+    unit="pairs",
+    reduced=2,
+    full=16,
+    broken="the order of samples follows the number of devices",
+)
+def devices(count: int, broken: bool) -> Tally:
+    """Pairs in an order that begins with unequal ones."""
+    pairs = sorted(((a, b) for a in (1, 2, 4, 8) for b in (1, 2, 4, 8)), key=lambda pair: (pair[0] == pair[1], pair))
+    tally, options = Tally(), {"broken": "order"} if broken else {}
+    with tempfile.TemporaryDirectory() as root:
+        # Dropout draws by sample, so that it is on.
+        place = _Place(root, devices=0)
+        batches = dict(place.lines("alone", "batches"))
+        for first, second in pairs[:count]:
+            if not (place.root / f"from{first}").exists():
+                child = place.start(f"from{first}", devices=first, **options)
+                child.wait_for(9)
+                os.kill(child.process.pid, signal.SIGTERM)
+                if (code := child.finish()) != 143:
+                    tally.check(False, f"{first} devices: exit code {code}: {place.log(f'from{first}')}")
+                    continue
+            name = f"{first}to{second}"
+            shutil.copytree(place.root / f"from{first}", place.root / name)
+            code = place.start(name, devices=second, **options).finish()
+            wrong = f"exit code {code}: {place.log(name)}" if code else ""
+            if not wrong:
+                seen = dict(place.lines(f"from{first}", "batches")) | dict(place.lines(name, "batches"))
+                apart = _apart(place.root / name, place.root / "alone")
+                wrong = "" if seen == batches else "other batches"
+                wrong += "" if apart <= TOLERANCE else f" probabilities {apart:.1e} apart"
+                tally.largest("largest difference of a probability", apart)
+            tally.check(not wrong, f"{first} to {second} devices: {wrong}")
+    return tally
+
+
+def _apart(here: pathlib.Path, there: pathlib.Path) -> float:
+    """Largest difference between the probabilities of two runs."""
+    mine, theirs = (pl.read_parquet(folder / "predictions.parquet").select("^p_.*$") for folder in (here, there))
+    return float(np.abs(mine.to_numpy() - theirs.to_numpy()).max())

@@ -1,0 +1,96 @@
+"""Every row passes at a small count and fails when what it is about is taken away; the figures file and its page."""
+
+import json
+
+import pytest
+
+from tests import tiny_runs
+from tests.reliability import ROWS, Tally, __main__, page
+
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    # What orbax leaves behind of a restore that failed.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+# What takes seconds, with the count that takes them; the others are slow.
+QUICK = {"order": 1, "saves": 4, "damage": 14, "manifests": 15, "configs": 40, "paths": 1, "pickles": 1}
+SLOW = [name for name in ROWS if name not in QUICK]
+BROKEN = {"kill": 2, "preempt": 2, "devices": 1, "bombs": 2, "mutants": 2, "finite": 2}
+
+
+def _passes(name: str, count: int) -> None:
+    tally = ROWS[name].run(count, False)
+    assert tally.passed == tally.tried > 0, tally.failed
+
+
+def _fails_when_broken(name: str, count: int) -> None:
+    tally = ROWS[name].run(count, True)
+    assert tally.passed < tally.tried, f"{name} does not see that {ROWS[name].broken}"
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_row_holds(name):
+    _passes(name, QUICK[name])
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_row_can_fail(name):
+    _fails_when_broken(name, QUICK[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_the_slow_row_holds(name):
+    if name == "fuzz":
+        pytest.importorskip("atheris")
+    _passes(name, ROWS[name].reduced)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_the_slow_row_can_fail(name):
+    if name == "fuzz":
+        pytest.importorskip("atheris")
+    _fails_when_broken(name, BROKEN.get(name, ROWS[name].reduced))
+
+
+def test_figures_are_kept_row_by_row_and_the_exit_code_tells(tmp_path, monkeypatch, capsys):
+    file, done = tmp_path / "figures.json", []
+
+    def run(count, broken):
+        done.append(count)
+        tally = Tally()
+        tally.check(count != 3, "three is too many", times=count)
+        return tally
+
+    row = ROWS["order"]
+    monkeypatch.setitem(ROWS, "order", type(row)(**{**vars(row), "run": run, "reduced": 2, "full": 3}))
+    arguments = ["--only=order", f"--out={file}"]
+    __main__.main(arguments)
+    __main__.main(arguments)  # is there already
+    assert done == [2]
+    with pytest.raises(SystemExit) as caught:
+        __main__.main([*arguments, "--full"])
+    assert (caught.value.code, done) == (1, [2, 3])
+    found = json.loads(file.read_text(encoding="utf-8"))["rows"]["order"]
+    assert (found["tried"], found["passed"], found["failed"]) == (3, 0, ["three is too many"])
+    assert "failed: three is too many" in capsys.readouterr().out
+
+
+def test_the_page_says_what_was_not_measured_in_full():
+    figures = {"machine": {"platform": "x", "cores": 2, "python": "3", "packages": {"jax": "1"}}}
+    found = {
+        "count": 2,
+        "full": 3,
+        "unit": "seeds",
+        "tried": 2,
+        "passed": 1,
+        "date": "2026-11-26",
+        "notes": [],
+        "figures": {},
+    }
+    text = page.render(figures | {"rows": {"order": found | {"failed": ["that one"]}}})
+    assert "| 2 (count 2 of 3 seeds) | 1 |" in text
+    assert "**failed**: that one" in text
+    assert "`kill`" in text.partition("Not measured: ")[2].partition("\n")[0]
