@@ -11,6 +11,7 @@ from remind_jax.data import preprocess
 from remind_jax.data.manifest import Manifest, Modality, Schema, decode, read_manifest
 from remind_jax.data.preprocess import EOS, PAD, UNK, Preprocessor
 from remind_jax.data.tabular import NUMBERS
+from remind_jax.data.tokenizer import train_unigram
 from remind_jax.errors import UserError
 from tests.data.manifest_files import write_manifest
 
@@ -297,3 +298,12 @@ def test_pretrained_tokenizer_must_pad_with_zero_and_exist(tmp_path):
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError, match="at least"):
         fit(text_manifest(texts(4)), **options)
+
+
+def test_words_of_few_patients_stay_out_of_the_vocabulary():
+    texts = ["Zorvathi has fever, Zorvathi coughs", "Zorvathi has fever", "Kelubrin has fever", "she has fever"] * 2
+    patients = ["a", "b", "c", "d", "a", "b", "c", "d"]
+    learned = set(train_unigram(texts, 100, patients).get_vocab())
+    assert {"▁fever", "▁has"} <= learned
+    assert not any("Zorv" in piece or "Kelu" in piece for piece in learned)
+    assert any("Kelu" in piece for piece in train_unigram(texts * 2, 100).get_vocab())  # each text another patient's
