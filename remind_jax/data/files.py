@@ -16,6 +16,8 @@ from remind_jax.data import images
 from remind_jax.data.findings import FileRecord, Finding, in_rows
 from remind_jax.data.schema import PIXELS, Modality
 
+MAX_NUMBERS = 100_000_000  # of an embedding
+MAX_TEXT = 2**26  # bytes
 THREADS = 8  # that read or decode files; more would need memory for as many large images
 REMEDY = "replace the files, empty the cells or set data.bad_files to missing"
 _NONE = "no file of the column can be read, so none is taken for missing; check the folder"
@@ -49,6 +51,8 @@ def read_array(path: pathlib.Path) -> np.ndarray:
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
         raise ValueError("not npy") from error
+    if array.size > MAX_NUMBERS:
+        raise ValueError("large")
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiub":
         raise ValueError("shape")
     with np.errstate(over="ignore"):
@@ -56,7 +60,9 @@ def read_array(path: pathlib.Path) -> np.ndarray:
 
 
 def read_text(path: pathlib.Path) -> str:
-    """A UTF-8 text file; raises ValueError when it is not, or is blank."""
+    """A UTF-8 text file; raises ValueError when it is not, is blank or longer than `MAX_TEXT`."""
+    if path.stat().st_size > MAX_TEXT:
+        raise ValueError("large")
     text = path.read_bytes().decode("utf-8-sig")
     if not text.strip():
         raise ValueError("blank")
@@ -138,8 +144,6 @@ def _look(root: pathlib.Path, modality: Modality, cell: str, thorough: bool) -> 
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return _Look("E007 empty")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         if modality.kind == "text":
             read_text(path)
         elif modality.kind == "embedding":
@@ -149,6 +153,8 @@ def _look(root: pathlib.Path, modality: Modality, cell: str, thorough: bool) -> 
             shape = array.shape
         else:
             _look_at_pixels(path, modality, thorough)
+        with path.open("rb") as file:  # last: what claims to be huge need not be read
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return _Look("E007 missing")
     except (OSError, ValueError) as error:
@@ -183,7 +189,10 @@ _FAULTS = {
     "E008 finite": "naming an array with NaN or infinite values; mend it",
     "E008 shape": "naming an array whose shape is not {expected} like the first; make all alike",
 }
-_FORMS = {"text": "UTF-8 text, not blank", "embedding": "npy without pickled objects"}
+_FORMS = {
+    "text": "UTF-8 text, not blank, up to 64 MiB",
+    "embedding": "npy without pickled objects, up to 100 million numbers",
+}
 
 
 def _describe_faults(

@@ -24,6 +24,7 @@ from remind_jax.data.schema import PIXELS, Modality, Schema, read_schema
 from remind_jax.errors import UserError, did_you_mean
 
 BAD_FILES = ("refuse", "missing")
+_MAX_ROWS = 20_000_000  # of a parquet file, whose size does not tell
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib
 SPLIT_ALIASES = {"val": "tuning", "test": "held_out"}
 
@@ -399,6 +400,8 @@ def _read_table(path: pathlib.Path) -> pl.DataFrame:
         raise UserError(f"{path} is compressed; unpack it, so that its size can be seen")
     try:
         # All strings first: guessing types would turn codes such as 0401 into numbers.
+        if path.suffix == ".parquet" and pl.scan_parquet(path).select(pl.len()).collect().item() > _MAX_ROWS:
+            raise UserError(f"{path} claims more than {_MAX_ROWS:,} rows")
         table = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         kind = "UTF-8 CSV whose rows fit the header" if path.suffix == ".csv" else "parquet"

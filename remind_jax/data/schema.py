@@ -17,6 +17,7 @@ PIXELS = ("image", "volume")
 _RESERVED = ("present", "group", "label", "row", "weight")  # keys beside the modalities in decoded and encoded batches
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlevel = 2
 _KEYS = {
     "tabular": ("kind", "columns", "categorical"),
     "text": ("kind", "column", "stored"),

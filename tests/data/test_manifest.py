@@ -360,7 +360,7 @@ def test_broken_tables_are_one_line(tmp_path, content):
 def test_folder_schema_and_table_must_be_there(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_manifest(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"needs schema\.yaml"):
+    with pytest.raises(UserError, match=r"schema\.yaml does not exist"):
         read_manifest(tmp_path)
     folder = write_manifest(tmp_path / "m", n=4)
     (folder / "manifest.parquet").write_bytes(b"x")
