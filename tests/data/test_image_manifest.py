@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -302,7 +303,7 @@ def test_blocks_shrink_with_the_size_of_the_pixels(monkeypatch):
 def test_blocks_of_any_size_give_the_same_shards(tmp_path, monkeypatch):
     manifest = read(write_image_manifest(tmp_path))
     expected = decode(manifest, np.arange(24))
-    monkeypatch.setattr(builder, "_BLOCK_BYTES", 5 * sum(np.prod(m.shape) for m in manifest.schema.modalities[:3]))
+    monkeypatch.setattr(builder, "_BLOCK_BYTES", 5 * sum(math.prod(m.shape) for m in manifest.schema.modalities[:3]))
     source = builder.prepare(manifest, tmp_path / "cache")
     np.testing.assert_array_equal(builder.read(source, np.arange(24))["flow"], expected["flow"])
 
