@@ -4,11 +4,18 @@ A variant is built only when it is timed. Jitted functions take parameters and d
 closed-over weights into constants. All variants of a case get equal weights where they share them, and equal batches.
 """
 
+import atexit
 import dataclasses
 import functools
 import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +26,14 @@ import optax
 from remind_jax import parallel
 from remind_jax import state as states
 from remind_jax import step as package_step
+from remind_jax.models.encoders import vit
 from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ModelSpec, Network, make_network
+from remind_jax.models.model import STORED, ModelSpec, Network, make_network
 from remind_jax.objectives import group_dro
 from remind_jax.ops import flops, losses, soft_moe
+from remind_jax.ops.pixels import IMAGENET, normalize
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 CLASSES = 3
@@ -36,7 +47,7 @@ class Size:
 
     Attributes:
       patch: numbers in a precomputed token.
-      text: size of the text encoders of case table17 (a key of `t5.SIZES`).
+      image: size of the image encoders of cases stage2 and table17 (a key of `vit.SIZES`), which give t tokens.
     """
 
     b: int
@@ -48,7 +59,7 @@ class Size:
     f: int
     g: int
     patch: int
-    text: str = "small"
+    image: str = "small"
 
 
 SIZES = {
@@ -60,8 +71,11 @@ SIZES = {
     "e8": Size(b=8, m=3, t=16, d=768, h=8, e=8, f=3072, g=7, patch=48),
     "e32": Size(b=8, m=3, t=16, d=768, h=8, e=32, f=3072, g=7, patch=48),
     "e128": Size(b=8, m=3, t=16, d=768, h=8, e=128, f=3072, g=7, patch=48),
-    # Table 17: four encoders of ViT-B/16's shape, all 197 tokens of each in the fusion, 15 combinations.
-    "full": Size(b=32, m=4, t=197, d=768, h=8, e=128, f=3072, g=15, patch=768, text="base"),
+    # Four images of 32 x 32 (17 tokens) and of 224 x 224 (197 tokens) through small networks.
+    "reduced": Size(b=4, m=4, t=17, d=64, h=8, e=8, f=128, g=6, patch=64),
+    "vits": Size(b=32, m=4, t=197, d=192, h=8, e=32, f=768, g=6, patch=64, image="tiny"),
+    # Table 17: four ViT-B/16, all 197 tokens of each in the fusion, 15 combinations.
+    "full": Size(b=32, m=4, t=197, d=768, h=8, e=128, f=3072, g=15, patch=768, image="base"),
 }
 
 
@@ -119,9 +133,10 @@ class Setup(NamedTuple):
 
 
 def make_inputs(size: Size, kind: str) -> dict[str, Input]:
-    """One input a modality: `embedding` ([t, patch] numbers) or `text` (t token ids)."""
-    shape = (size.t, size.patch) if kind == "embedding" else (size.t,)
-    return {f"m{i}": Input(kind, shape, 1_000) for i in range(size.m)}
+    """One input a modality: `embedding` ([t, patch] numbers) or `image` (of t - 1 patches)."""
+    side = math.isqrt(size.t - 1) * vit.SIZES[size.image]["patch"]
+    shape = (size.t, size.patch) if kind == "embedding" else (side, side, 3)
+    return {f"m{i}": Input(kind, shape, 0) for i in range(size.m)}
 
 
 def make_batch(size: Size, inputs: Mapping[str, Input], seed: int = 0) -> dict[str, np.ndarray]:
@@ -134,9 +149,9 @@ def make_batch(size: Size, inputs: Mapping[str, Input], seed: int = 0) -> dict[s
     batch["label"] = rng.integers(0, CLASSES, size.b).astype(np.int32)
     for i, (name, one) in enumerate(inputs.items()):
         shape = (size.b, *one.shape)
-        x = rng.integers(3, one.vocabulary, shape) if one.kind == "text" else rng.normal(size=shape)
+        x = rng.integers(0, 256, shape) if one.kind == "image" else rng.normal(size=shape)
         x = x * present[:, i].reshape(-1, *[1] * len(one.shape))
-        batch[name] = x.astype(np.int32 if one.kind == "text" else np.float32)
+        batch[name] = x.astype(np.uint8 if one.kind == "image" else np.float32)
     return batch
 
 
@@ -169,7 +184,7 @@ def set_up(
       routed: REMIND's routers and vectors for each combination, instead of one router and a vector a modality.
       gate: see `Model.__call__`.
       preset: of the soft MoE.
-      kind: of all modalities.
+      kind: of all modalities; `features` are images whose encoders have run, stored as bfloat16.
       imputation: of missing tokens, where it is another one.
       fusion_options: of a fusion that is no soft MoE, see `FusionSpec`.
     """
@@ -179,16 +194,24 @@ def set_up(
     spec = ModelSpec(
         width=size.d,
         tokens=size.t,
-        text_size=size.text,
-        text_gated=False,
+        image_encoder=f"vit_{size.image}",
         imputation=imputation,
         fusion=fusion,
     )
-    inputs = make_inputs(size, kind)
+    inputs = make_inputs(size, "image" if kind == "features" else kind)
     network = make_network(spec, inputs, size.g, CLASSES)
-    params = _weights((size, routed, kind, imputation, fusion.kind), network.init)
+    params = _weights((size, routed, kind == "embedding", imputation, fusion.kind), network.init)
     batch = make_batch(size, inputs)
+    if kind == "features":
+        batch = stored(network, params, batch, inputs)
     return Setup(network, params, jax.device_put(batch), *count(network, params, batch, gate))
+
+
+def stored(network: Network, params: Mapping[str, Any], batch: Mapping[str, Any], names: Iterable[str]) -> dict:
+    """The batch with the features of its encoders in place of their inputs, as a cache of features gives it."""
+    encode = jax.jit(network.features, static_argnums=1)
+    found = {STORED + name: np.asarray(encode(params, name, batch[name]).astype(jnp.bfloat16)) for name in names}
+    return {**{name: x for name, x in batch.items() if name not in names}, **found}
 
 
 _KEPT: dict[tuple, dict[str, jax.Array]] = {}
@@ -234,17 +257,18 @@ def make_step(
     robust: bool,
     group_rows: str = "all",
     fusion: str = "soft_moe",
+    precision: str = "float32",
     **objective: Any,
 ) -> package_step.Step:
     """The package's train step on one device, without dropout and averaging; `objective` as in configs/common.py."""
     space = types.SimpleNamespace
     config = space(
-        seed=0,
+        precision=precision,
         ensemble=1,
         ensemble_plain=0,
         model=space(encoder_dropout=0.0),
         fusion=space(kind=fusion, dropout=0.0, noise=True),
-        train=space(hide_samples=0.0),
+        train=space(hide_samples=0.0, accumulate=1),
         optim=space(group_rows=group_rows),
         objective=space(**OBJECTIVE | {"kind": "group_dro" if robust else "erm"} | objective),
         dro=space(weights="current", normalize_present=False),
@@ -255,10 +279,10 @@ def make_step(
     return package_step.make_step(config, stage, network, losses.cross_entropy, optimizer, dro, counts, 0.0)
 
 
-def make_optimizer(num_groups: int, by_rows: bool = False) -> optax.GradientTransformationExtraArgs:
-    """AdamW without clipping, and λ."""
+def make_optimizer(num_groups: int, **options: Any) -> optax.GradientTransformationExtraArgs:
+    """AdamW without clipping, and λ; `options` of `state.make_optimizer`."""
     schedule, dro = optax.constant_schedule(LEARNING_RATE), group_dro.group_dro(num_groups)
-    return states.make_optimizer(schedule, weight_decay=WEIGHT_DECAY, clip=0.0, dro=dro, by_rows=by_rows)
+    return states.make_optimizer(schedule, weight_decay=WEIGHT_DECAY, clip=0.0, dro=dro, **options)
 
 
 def _facts(cost_flops: int, parameters: int, batch: int, library: str = "jax") -> dict[str, Any]:
@@ -319,31 +343,49 @@ def _step(
     frozen: bool = False,
     programs: str = "auto",
     group_rows: str = "all",
+    reads: bool = False,
+    precision: str = "float32",
+    first_moment: str = "float32",
     objective: Mapping[str, Any] = types.MappingProxyType({}),
     **options: Any,
 ) -> Variant:
-    """A train step whose state is donated; `frozen` leaves the encoders as they are."""
+    """A train step whose state is donated.
+
+    Args:
+      size: shapes.
+      gate: see `Model.__call__`.
+      robust: whether λ acts and moves.
+      frozen: whether the encoders stay as they are.
+      programs, group_rows, precision, first_moment: as in configs/common.py.
+      reads: whether the batch is taken from 8 times as many samples on the host and brought to the device.
+      objective: as in configs/common.py.
+      options: of `set_up`.
+    """
     setup = set_up(size, gate=gate, **options)
-    optimizer = make_optimizer(size.g, group_rows == "batch")
+    optimizer = make_optimizer(size.g, by_rows=group_rows == "batch", first_moment=first_moment)
     state = states.start(
         setup.params, lambda path: frozen and path.startswith("encoders/"), optimizer, step=0, ema=False
     )
     # The state may not share buffers with anything that lives on: it is donated.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
     fusion = options.get("fusion_options", {}).get("kind", "soft_moe")
-    step = make_step(
-        setup.network, optimizer, size.g, gate=gate, robust=robust, group_rows=group_rows, fusion=fusion, **objective
-    )
+    given = {"gate": gate, "robust": robust, "group_rows": group_rows, "fusion": fusion, "precision": precision}
+    step = make_step(setup.network, optimizer, size.g, **given, **objective)
     program, state, facts = compiled_step(step, programs, state, setup.batch)
     extra = setup.trained.flops if frozen else setup.cost.flops
     facts |= _facts(setup.cost.flops + (TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
-    if options.get("kind") == "text":
+    if options.get("kind") == "image":
         facts["xla_flops"] = None  # XLA counts the body of the scan over layers once
     batch, held = setup.batch, [state]
     del setup, state
+    rng, many = np.random.default_rng(0), {name: np.tile(x, (8, *[1] * (x.ndim - 1))) for name, x in batch.items()}
+
+    def read() -> Mapping[str, jax.Array]:
+        positions = rng.integers(0, 8 * size.b, size.b)
+        return jax.device_put({name: x.take(positions, axis=0) for name, x in many.items()})
 
     def call() -> None:
-        held[0], metrics = program(held[0], batch)
+        held[0], metrics = program(held[0], read() if reads else batch)
         jax.block_until_ready((held[0], metrics))
 
     return Variant(call, facts)
@@ -378,12 +420,7 @@ def check_parity(setup: Setup, network: Any, batch: Mapping[str, Any], tolerance
     """
     from benchmarks import torch_reference as reference
 
-    def compare(what: str, ours: Any, theirs: np.ndarray) -> None:
-        ours = np.asarray(ours)
-        error = np.max(np.abs(ours - theirs)) / max(np.max(np.abs(ours)), 1e-6)
-        if not error <= tolerance:
-            raise RuntimeError(f"torch and JAX differ in {what} by {error:.1e} of the largest entry")
-
+    compare = functools.partial(_compare, tolerance)
     loss = functools.partial(mean_loss, setup.network, "never")
     compare(
         "logits",
@@ -409,6 +446,13 @@ def check_parity(setup: Setup, network: Any, batch: Mapping[str, Any], tolerance
     for path, update in updates.items():
         compare(f"the AdamW step of {path}", update, moved[path] - np.asarray(setup.params[path]))
     network.load({path: np.asarray(x) for path, x in setup.params.items()})
+
+
+def _compare(tolerance: float, what: str, ours: Any, theirs: np.ndarray) -> None:
+    ours = np.asarray(ours)
+    error = np.max(np.abs(ours - theirs)) / max(np.max(np.abs(ours)), 1e-6)
+    if not error <= tolerance:
+        raise RuntimeError(f"torch and JAX differ in {what} by {error:.1e} of the largest entry")
 
 
 def _torch_entries(size: Size, measures: tuple[str, ...], options: frozenset[str]) -> list[Entry]:
@@ -500,18 +544,191 @@ def _group_entries(size: Size, options: frozenset[str]) -> list[Entry]:
 
 
 def _table17_entries(size: Size, options: frozenset[str]) -> list[Entry]:
-    """All trained, encoders frozen, and from stored features (a linear map stands where the encoder was)."""
+    """All trained, encoders frozen, and from stored features; in float32, and in bfloat16 where that may be."""
     del options
-    stages = {
-        "all trained": {"kind": "text"},
-        "encoders frozen": {"kind": "text", "frozen": True},
-        "stored features": {"kind": "embedding"},
-    }
+    halved = {"precision": "bfloat16", "first_moment": "bfloat16"}
     return [
-        Entry(stage, name, functools.partial(_step, size, **METHODS[name], **chosen))
-        for stage, chosen in stages.items()
+        Entry(stage, name + suffix, functools.partial(_step, size, **METHODS[name], **chosen, **options))
+        for stage, chosen in _STAGES.items()
+        for suffix, options in (("", {}), (" bfloat16", halved))
         for name in ("soft_moe", "remind")
     ]
+
+
+_STAGES: dict[str, dict[str, Any]] = {
+    "all trained": {"kind": "image"},
+    "encoders frozen": {"kind": "image", "frozen": True},
+    "stored features": {"kind": "features", "frozen": True},
+}
+
+
+def _stage2_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """A step of stage 2 with what it reads from memory, and what filling the cache costs for as many samples."""
+    del options
+    frozen, kept = (dict(_STAGES[stage], **METHODS["remind"]) for stage in ("encoders frozen", "stored features"))
+    return [
+        Entry("train step", "frozen on the fly", functools.partial(_step, size, reads=True, **frozen)),
+        Entry("train step", "cached", functools.partial(_step, size, reads=True, **kept)),
+        Entry("train step", "encoders alone", functools.partial(_trunks, size)),
+    ]
+
+
+def _trunks(size: Size) -> Variant:
+    """The encoders of a batch, as they run once over the data."""
+    setup = set_up(size, routed=True, gate="gated", kind="image")
+    inputs = [name for name in setup.batch if name.startswith("m")]
+
+    def encode(params: Mapping[str, Any], batch: Mapping[str, Any]) -> list[jax.Array]:
+        return [setup.network.features(params, name, batch[name]) for name in inputs]
+
+    program, facts = compiled(encode, setup.params, setup.batch)
+    facts |= _facts(setup.cost.flops - setup.trained.flops, setup.cost.parameters, size.b) | {"xla_flops": None}
+    return Variant(lambda: jax.block_until_ready(program(setup.params, setup.batch)), facts)
+
+
+# Encoder by modality kind, input of one sample.
+ENCODERS: dict[str, tuple[str, Input, dict[str, Any]]] = {
+    "ViT-B/16": ("image", Input("image", (224, 224, 3), 0), {"image_encoder": "vit_base"}),
+    "ResNet-50": ("image", Input("image", (224, 224, 3), 0), {"image_encoder": "resnet50"}),
+    "R3D-18": ("volume", Input("volume", (16, 112, 112, 3), 0), {"volume_encoder": "r3d_18"}),
+    "T5-base": ("text", Input("text", (512,), 32_128), {"text_size": "base", "text_gated": False}),
+    "ViT small": ("image", Input("image", (32, 32, 3), 0), {"image_encoder": "vit_small"}),
+}
+
+
+def _encoder_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """The trunk of each encoder alone, a measure each; PyTorch beside the ViTs."""
+    names = ("ViT small",) if size is SIZES["tiny"] else tuple(name for name in ENCODERS if name != "ViT small")
+    entries = []
+    for name in names:
+        entries.append(Entry(f"{name} forward", "jax", functools.partial(_encoder, name)))
+        if "torch" in options and name.startswith("ViT"):
+            entries.append(Entry(f"{name} forward", "torch eager", functools.partial(_torch_vit, name)))
+            if "compile" in options:
+                build = functools.partial(_torch_vit, name, compile_it=True)
+                entries.append(Entry(f"{name} forward", "torch compile", build))
+    return entries
+
+
+ENCODER_BATCH = 2
+
+
+def set_up_encoder(name: str) -> tuple[Callable, dict[str, jax.Array], jax.Array]:
+    """The trunk of an encoder as a function of weights and input, both of them."""
+    kind, one, options = ENCODERS[name]
+    network = make_network(ModelSpec(width=768, tokens=16, **options), {"x": one}, 1, CLASSES)
+    rng, shape = np.random.default_rng(0), (ENCODER_BATCH, *one.shape)
+    x = rng.integers(0, 256, shape).astype(np.uint8)
+    if kind == "text":
+        x = rng.integers(3, one.vocabulary, shape).astype(np.int32)
+    params = _weights((name,), network.init)
+    return lambda params, x: network.features(params, "x", x), params, jnp.asarray(x)
+
+
+def _encoder_facts(name: str, library: str) -> dict[str, Any]:
+    features, params, x = set_up_encoder(name)
+    used = sum(x.size for path, x in params.items() if path.startswith("encoders/") and "/adapter/" not in path)
+    return _facts(flops.count(features, params, x[:1]).total(), used, ENCODER_BATCH, library)
+
+
+def _encoder(name: str) -> Variant:
+    features, params, x = set_up_encoder(name)
+    program, facts = compiled(features, params, x)
+    # XLA counts the body of a scan over layers once.
+    facts |= _encoder_facts(name, "jax") | {"xla_flops": None}
+    return Variant(lambda: jax.block_until_ready(program(params, x)), facts)
+
+
+def _torch_vit(name: str, compile_it: bool = False) -> Variant:
+    """The same network in PyTorch, compared with the JAX one before it is timed."""
+    from benchmarks import torch_reference as reference
+
+    features, params, x = set_up_encoder(name)
+    expected = np.asarray(jax.jit(features)(params, x))
+    weights = {path.removeprefix("encoders/x/"): np.asarray(value) for path, value in params.items()}
+    size = vit.SIZES[ENCODERS[name][2]["image_encoder"].removeprefix("vit_")]
+    network = reference.VisionTransformer(weights, size["heads"], size["patch"])
+    pixels = reference.torch.tensor(np.asarray(normalize(x, IMAGENET)))
+    _compare(1e-3, "the features", expected, reference.forward(network, pixels)().numpy())
+    run = reference.torch.compile(network) if compile_it else network
+    return Variant(reference.forward(run, pixels), _encoder_facts(name, "torch"))
+
+
+def _startup_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """Processes from their start to their end: imports, and a run on NHANES up to the end of its first step."""
+    del size, options
+    return [
+        Entry("import", "jax", functools.partial(_process, "import jax")),
+        Entry("import", "the package", functools.partial(_process, _IMPORT)),
+        Entry("first step", "cold", functools.partial(_process, _FIRST_STEP)),
+        Entry("first step", "compilation cache", functools.partial(_process, _FIRST_STEP, keeps=True)),
+    ]
+
+
+_IMPORT = "import remind_jax.models.model, remind_jax.ops.soft_moe"
+# In a process of its own because it needs the data stack, which this module may not import.
+_FIRST_STEP = """
+import pathlib, tempfile, time
+from remind_jax import cli, parallel, state, step, train, writer
+from remind_jax.data import dataset, pipeline
+
+config = cli.parse_config(["--config=configs/nhanes.py:method=remind"])[0]
+with tempfile.TemporaryDirectory() as folder:
+    opened = writer.RunFolder(pathlib.Path(folder), config.to_dict())
+    trainer = train.Trainer(config, dataset.load_dataset(config), opened)
+    stage = trainer.stages[0]
+    start = trainer.begin(stage, train.initial_params(config, trainer.network, trainer.data.inputs))
+    (batch,) = pipeline.train_batches(trainer.train_store, trainer.order, config.train.batch_size, 0, 1)
+    program = trainer.program(stage)
+    placed, began = program.place(start), time.perf_counter()
+    program.read(program.step(placed, batch)[1])
+    print(1e3 * (time.perf_counter() - began))
+    opened.close()
+"""
+
+
+def _process(code: str, keeps: bool = False) -> Variant:
+    """A Python process; what it prints last are milliseconds of its first step.
+
+    Args:
+      code: to run.
+      keeps: whether it finds what an earlier one has compiled.
+    """
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    if keeps:
+        folder = tempfile.mkdtemp(prefix="compiled-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        environment |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def call() -> str:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"a process that was to be timed ended with {done.returncode}: {done.stderr[-2000:]}")
+        return done.stdout
+
+    call()  # prepares the data, and compiles what is kept
+    printed = call().split()
+    return Variant(call, _facts(0, 0, 0) | {"first_step_ms": float(printed[-1]) if printed else None})
+
+
+def _input_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """Batches of one kind of modality, a measure each, from encoded rows in memory and from shards."""
+    del size, options
+    places = {"memory": 4.0, "shards": 0.0}
+    kinds = ("tabular", "codes", "text", "embedding", "image", "volume")
+    return [
+        Entry(kind, place, functools.partial(_input, kind, memory))
+        for kind in kinds
+        for place, memory in places.items()
+    ]
+
+
+def _input(kind: str, memory_gib: float) -> Variant:
+    from benchmarks import input_path  # needs the data stack, which the other cases do without
+
+    call = input_path.reader(kind, memory_gib, threads=1)
+    return Variant(call, _facts(0, 0, 0) | {"samples": call()})
 
 
 CASES = {
@@ -519,5 +736,9 @@ CASES = {
     "step": Case(_step_entries, ("torch loop", "torch compile", "soft_moe"), ("fprm", "tiny", "e8", "e32", "e128")),
     "experts": Case(_expert_entries, ("torch loop", "soft_moe"), ("fprm", "tiny")),
     "groups": Case(_group_entries, ("6 combinations",), ("fprm", "tiny", "small")),
-    "table17": Case(_table17_entries, ("soft_moe",), ("small", "tiny", "full")),
+    "table17": Case(_table17_entries, ("soft_moe",), ("reduced", "tiny", "full")),
+    "stage2": Case(_stage2_entries, ("frozen on the fly",), ("vits", "reduced", "tiny")),
+    "encoders": Case(_encoder_entries, ("torch eager",), ("full", "tiny")),
+    "input": Case(_input_entries, ("memory",), ("tiny",)),
+    "startup": Case(_startup_entries, ("jax", "cold"), ("tiny",)),
 }

@@ -1,4 +1,4 @@
-"""The same network in PyTorch, as a user of the paper would write it.
+"""The same networks in PyTorch, as a user of the paper would write them.
 
 Two forms of the experts: `loop`, one module an expert as in the paper's listing (7.2.10), and `vectorised`, one batched
 product over stacked weights. Both take their weights from a JAX network and are compared with it before they are timed.
@@ -182,6 +182,83 @@ class Network(nn.Module):
             (others if _NOT_DECAYED.search(path) else decayed).extend(tensors)
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+class VisionTransformer(nn.Module):
+    """A pre-norm vision transformer with one fused projection of queries, keys and values a layer."""
+
+    def __init__(self, params: Mapping[str, np.ndarray], heads: int, patch: int):
+        """Takes over the weights of a JAX encoder.
+
+        Args:
+          params: by path below the encoder, see `remind_jax.models.encoders.vit`.
+          heads: h.
+          patch: side of a patch.
+        """
+        super().__init__()
+        tensors = {path: torch.tensor(x) for path, x in params.items()}
+        self.heads, self.patch = heads, patch
+        # Patches are vectors of (y, x, channel), as an image in channels-last order gives them.
+        self.embed = _linear(tensors["patch_kernel"], tensors["patch_bias"])
+        self.class_token, self.position = nn.Parameter(tensors["class_token"]), nn.Parameter(tensors["position"])
+        self.layers = nn.ModuleList(
+            _VitLayer({path: x[i] for path, x in tensors.items() if path in _VIT_LAYER}, heads)
+            for i in range(len(tensors["query"]))
+        )
+        self.norm = _norm(tensors["final_scale"], tensors["final_bias"])
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tokens [b, t, d] of normalised pixels [b, height, width, 3]."""
+        b, height, width, _ = pixels.shape
+        p = self.patch
+        patches = pixels.reshape(b, height // p, p, width // p, p, 3).transpose(2, 3).reshape(b, -1, p * p * 3)
+        classes = self.class_token.expand(b, 1, -1)
+        x = torch.cat([classes, self.embed(patches)], dim=1) + self.position
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+_VIT_LAYER = {
+    *("attention_scale", "attention_bias", "query", "query_bias", "key", "key_bias", "value", "value_bias"),
+    *("output", "output_bias", "feed_forward_scale", "feed_forward_bias"),
+    *("feed_in", "feed_in_bias", "feed_out", "feed_out_bias"),
+}
+
+
+class _VitLayer(nn.Module):
+    def __init__(self, p: Mapping[str, torch.Tensor], heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = _norm(p["attention_scale"], p["attention_bias"])
+        names = ("query", "key", "value")
+        self.query_key_value = _linear(
+            torch.cat([p[name] for name in names], dim=1), torch.cat([p[f"{name}_bias"] for name in names])
+        )
+        self.output = _linear(p["output"], p["output_bias"])
+        self.feed_norm = _norm(p["feed_forward_scale"], p["feed_forward_bias"])
+        self.feed = nn.Sequential(
+            _linear(p["feed_in"], p["feed_in_bias"]), nn.GELU(), _linear(p["feed_out"], p["feed_out_bias"])
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, d = x.shape
+        projected = self.query_key_value(self.attention_norm(x)).view(b, n, 3, self.heads, d // self.heads)
+        mixed = functional.scaled_dot_product_attention(*projected.permute(2, 0, 3, 1, 4).unbind(0))
+        x = x + self.output(mixed.transpose(1, 2).reshape(b, n, d))
+        return x + self.feed(self.feed_norm(x))
+
+
+def _linear(kernel: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(*kernel.shape)
+    layer.weight, layer.bias = nn.Parameter(kernel.T.contiguous()), nn.Parameter(bias)
+    return layer
+
+
+def _norm(scale: torch.Tensor, bias: torch.Tensor) -> nn.LayerNorm:
+    layer = nn.LayerNorm(len(scale), eps=1e-12)
+    layer.weight, layer.bias = nn.Parameter(scale), nn.Parameter(bias)
+    return layer
 
 
 def _dense_bindings(path: str, layer: nn.Linear) -> dict[str, tuple[list[nn.Parameter], bool]]:

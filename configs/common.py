@@ -74,8 +74,12 @@ def base() -> ml_collections.ConfigDict:
     c.size = "small"  # small: a CPU run in minutes; paper: the published hyper-parameters
     c.seed = 0  # of the split, the initial weights, the order of samples, dropout and the bootstrap
     c.parallel = "jit"  # jit: one program over a mesh; pmap: one program a device
+    c.precision = "float32"  # of a step's products: float32 | bfloat16; weights, moments and losses stay float32
     c.programs = "auto"  # of a step: one | two (gradient, update; the same numbers) | auto: two for large ones on CPU
+    c.compilation_cache = ""  # folder that keeps compiled programs for later runs; sweeps have one of their own
+    c.profile = ""  # FIRST:STOP, steps of which a trace is written to profile/ in the workdir (docs/performance.md)
     c.devices = 0  # how many devices to use, of all processes together; 0 is all
+    c.expert_devices = 1  # devices that share the experts' weights; divides devices and fusion.experts
     c.ensemble = 1  # networks of different initial weights, trained in one program; their probabilities are averaged
     c.ensemble_plain = 0  # how many of them train without group routers, group imputation and group weights
     c.sampler = "shuffled"  # shuffled | group_balanced | most_modalities_first | group_pairs | fair_batch
@@ -114,7 +118,8 @@ def base() -> ml_collections.ConfigDict:
     model.encoder_dropout = 0.4  # paper, tabular: 0.25
     model.text_size = "small"  # small | base (T5-base)
     model.text_gated = True  # gated GELU (T5 v1.1) or ReLU (v1.0)
-    model.image_encoder = "vit_small"  # vit_small | vit_base (ViT-B/16) | resnet_small | resnet50
+    model.remat = False  # compute layers of text and ViT encoders again in the backward pass: less memory, more work
+    model.image_encoder = "vit_small"  # vit_small | vit_tiny, vit_base (/16) | resnet_small | resnet50
     model.volume_encoder = "r3d_small"  # r3d_small | r3d_18
     model.imputation = "group"  # group (paper) | modality | modality+group | bank (group × modality) | zero
     model.modality_embedding = False  # add a learned vector of its modality to every token
@@ -200,6 +205,7 @@ def base() -> ml_collections.ConfigDict:
     train.hide_modalities = 0.3  # with what probability such a sample loses each; one always stays
     train.baselines_two_stage = False  # the same two stages for methods without group routers
     train.batch_size = 64  # of all devices together
+    train.accumulate = 1  # parts of a batch whose gradients are added one after the other: less memory, the same step
     train.evaluate_every = 1.0  # epochs
     train.patience = 0  # evaluations of stage 2 without improvement before it ends; 0 never
     train.select = "loss"  # tuning metric that picks the weights: loss | accuracy | macro_f1 | auroc | last
@@ -217,6 +223,7 @@ def base() -> ml_collections.ConfigDict:
     optim.warmup = 0.05  # share of all steps, cosine only
     optim.step_epochs = 5.0  # StepLR period (paper 7.4)
     optim.step_rate = 0.1  # StepLR factor
+    optim.first_moment = "float32"  # of AdamW: float32 | bfloat16 (a sixth less memory traffic in the update)
     optim.group_rows = "auto"  # of combinations, moved by a step: all | batch (its own) | auto: batch from many on
     optim.clip = 1.0  # largest global gradient norm; 0 is no clipping
     optim.ema = 0.98  # decay of the averaged weights that are evaluated; 0 is off

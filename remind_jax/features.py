@@ -116,9 +116,9 @@ def stores_of(
     if kind == "off" or not layouts:
         yield data.stores
         return
-    digest = _digest(config, params, data, trunks)
-    folder = pathlib.Path(config.data.cache or datasets.DEFAULT_CACHE).expanduser() / f"features-{digest[:16]}"
-    stores = {}
+    folder, stores = pathlib.Path(), {}
+    if kind == "disk":
+        folder = _cache(config) / f"features-{_digest(config, params, data, trunks)[:16]}"
     for split, layout in layouts.items():
 
         def encode(split: str = split, layout: Mapping[str, _Layout] = layout) -> Pieces:
@@ -185,12 +185,16 @@ def _kind(config: Any, needed: int, say: Say) -> str:
         return "device"
     if needed <= config.data.memory_gib * 2**30:
         return "memory"
-    cache = pathlib.Path(config.data.cache or datasets.DEFAULT_CACHE).expanduser()
+    cache = _cache(config)
     cache.mkdir(parents=True, exist_ok=True)
     if needed <= shutil.disk_usage(cache).free:
         return "disk"
     say(f"no space in {cache} for {needed / 2**30:.1f} GiB of features: encoders run at every step")
     return "off"
+
+
+def _cache(config: Any) -> pathlib.Path:
+    return pathlib.Path(config.data.cache or datasets.DEFAULT_CACHE).expanduser()
 
 
 def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:

@@ -3,22 +3,29 @@
 Each process hands in its own rows of a batch and gets what all get. The only module that touches `jax.sharding`.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from remind_jax.errors import UserError
 
-AXIS = "data"
+AXIS, EXPERTS = "data", "expert"
 KINDS = ("jit", "pmap")
 PROGRAMS = ("auto", "one", "two")
 _LARGE = 2**23  # bytes of parameters
 _CHUNK = 2**22  # bytes that processes exchange at a time
+# Arrays with the axis of experts first, and what belongs to them in the state of an optimizer.
+_OF_EXPERTS = re.compile(r"/expert_(in|out)(_bias)?$")
+WORTH_KEEPING = 0.2  # seconds of compilation
 
 State = Any
 Metrics = Any
@@ -65,7 +72,37 @@ def own_rows(batch_size: int) -> slice:
     return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 
 
-def make_program(step: Callable[..., Any], kind: str, devices: list[jax.Device], programs: str = "one") -> Program:
+@contextlib.contextmanager
+def kept_programs(folder: pathlib.Path | None) -> Iterator[None]:
+    """Keeps what is compiled in a folder, and takes from there what was compiled before; None changes nothing.
+
+    JAX names an entry by the program, the versions of jax and XLA, the devices and the flags. Entries for a CPU are
+    meant for machines of its kind.
+    """
+    changes = {
+        "jax_compilation_cache_dir": folder and str(folder.expanduser().resolve()),
+        "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,
+    }
+    before = {name: jax.config.values[name] for name in changes}
+
+    def update(values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # which otherwise stays where the first compilation found it
+
+    if folder is None:
+        yield
+        return
+    update(changes)
+    try:
+        yield
+    finally:
+        update(before)
+
+
+def make_program(
+    step: Callable[..., Any], kind: str, devices: list[jax.Device], programs: str = "one", experts: int = 1
+) -> Program:
     """Compiles a train step.
 
     Args:
@@ -75,8 +112,10 @@ def make_program(step: Callable[..., Any], kind: str, devices: list[jax.Device],
       devices: to use.
       programs: `one`; `two`, of which the first runs `step.gradient` and the second `step.update`, see `_two_programs`;
         or `auto`, which is `two` on CPU where the trained parameters take 8 MiB or more.
+      experts: devices that share the weights of the experts, each with an equal part; with 1 all have them all. Only
+        `jit` can.
     """
-    return {"jit": _jit_program, "pmap": _pmap_program}[kind](step, devices, programs)
+    return _pmap_program(step, devices, programs) if kind == "pmap" else _jit_program(step, devices, programs, experts)
 
 
 def compiled(
@@ -142,17 +181,35 @@ def _room_for_gradient(step: Any, state: State, batch: Any, axis_name: str | Non
     return jax.tree.map(lambda x, like: jnp.zeros(x.shape, x.dtype, device=like.sharding), shapes, state.params)
 
 
-def _jit_program(step: Callable[..., Any], devices: list[jax.Device], programs: str) -> Program:
-    mesh = Mesh(np.array(devices), (AXIS,))
-    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+def _jit_program(step: Any, devices: list[jax.Device], programs: str, experts: int) -> Program:
+    mesh = Mesh(np.array(devices).reshape(-1, experts), (AXIS, EXPERTS))
+    # All devices take an equal part of a batch; XLA moves samples to the experts and back.
+    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec((AXIS, EXPERTS)))
+
+    def shardings(state: State) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: NamedSharding(mesh, PartitionSpec(EXPERTS)) if _is_of_experts(path) else replicated, state
+        )
+
+    if experts > 1:
+
+        def update(*arguments: Any) -> tuple[State, Metrics]:
+            state, metrics = unsharded(*arguments)
+            return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
+
+        unsharded = step.update
+        step = step._replace(update=update)
     # Left to itself XLA may cut a result over devices of which another process has some.
-    compile_it = functools.partial(jax.jit, keep_unused=True, out_shardings=replicated)
+    compile_it = functools.partial(jax.jit, keep_unused=True, out_shardings=None if experts > 1 else replicated)
     run_step = compiled(step, programs, devices[0].platform, compile_it)
 
     def run(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, Metrics]:
         return run_step(state, _put(dict(batch), split))
 
-    return Program(run, lambda state: _put(state, replicated), jax.device_get, jax.device_get)
+    def place(state: State) -> State:
+        return _put(state, replicated) if experts == 1 else jax.device_put(state, shardings(state))
+
+    return Program(run, place, jax.device_get, jax.device_get)
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
@@ -160,6 +217,10 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def _is_of_experts(path: tuple[Any, ...]) -> bool:
+    return any(_OF_EXPERTS.search(str(getattr(part, "key", ""))) for part in path)
 
 
 def _pmap_program(step: Callable[..., Any], devices: list[jax.Device], programs: str) -> Program:

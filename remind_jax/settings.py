@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from remind_jax import features, parallel, rows
+from remind_jax import features, parallel, profiling, rows
 from remind_jax.data import samplers, tabular
 from remind_jax.data.sources import SOURCES
 from remind_jax.errors import UserError, did_you_mean
@@ -19,6 +19,7 @@ from remind_jax.ops import imputation, routing, soft_moe, sparse_moe
 _GATES = ("gated", "always", "never")
 CHOICES: dict[str, Iterable[str]] = {
     "parallel": parallel.KINDS,
+    "precision": ("float32", "bfloat16"),
     "programs": parallel.PROGRAMS,
     "sampler": samplers.KINDS,
     "sampler_pairs": samplers.PAIRS,
@@ -58,6 +59,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "train.feature_dtype": features.DTYPES,
     "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
     "eval.adjust_prior": ("none", "accuracy", "macro_f1"),
+    "optim.first_moment": ("float32", "bfloat16"),
     "optim.group_rows": rows.KINDS,
     "optim.schedule": ("cosine", "step", "constant"),
 }
@@ -66,6 +68,7 @@ AT_LEAST_ONE = (
     *("fusion.hidden", "dro.every", "train.batch_size", "train.log_every", "eval.batch_size"),
     "train.max_rejected",
     *("ensemble", "data.bins", "model.members", "fusion.top_k", "eval.bootstrap", "data.image_size", "data.frames"),
+    *("expert_devices", "train.accumulate"),
 )
 POSITIVE = (
     *("optim.lr", "train.epochs", "train.evaluate_every", "data.memory_gib", "optim.step_epochs"),
@@ -111,6 +114,13 @@ def validate(config: Any) -> None:
         for key in keys:
             if is_wrong(_value(config, key)):
                 raise UserError(f"{key}={_value(config, key)} must be {rule}")
+    profiling.span(config.profile)
+    _validate_experts(config)
+    _validate_accumulation(config)
+    if config.precision != "float32" and config.train.batch_norm == "batch":
+        raise UserError(f"precision={config.precision} would round running statistics: set train.batch_norm=frozen")
+    if config.seed >= 2**32:
+        raise UserError(f"seed={config.seed} must be below 2^32")
     if config.model.width % config.fusion.heads:
         raise UserError(f"model.width={config.model.width} is not a multiple of fusion.heads={config.fusion.heads}")
     if config.fusion.group_routers and config.train.joint_epochs >= config.train.epochs:
@@ -137,6 +147,39 @@ def validate(config: Any) -> None:
     _validate_rows(config)
     if config.fusion.experts < 2:
         raise UserError(f"fusion.experts={config.fusion.experts} leaves nothing to route to: use at least 2")
+
+
+def _validate_experts(config: Any) -> None:
+    """Sharing weights among devices is left to XLA, which needs one program and equal parts."""
+    if config.expert_devices == 1:
+        return
+    if config.fusion.experts % config.expert_devices:
+        raise UserError(
+            f"fusion.experts={config.fusion.experts} does not divide among expert_devices={config.expert_devices}"
+        )
+    if config.parallel != "jit" or config.ensemble > 1:
+        raise UserError(f"expert_devices={config.expert_devices} needs parallel=jit and a single network")
+
+
+def _validate_accumulation(config: Any) -> None:
+    """Parts of a batch are added up where a step is a sum over samples."""
+    parts, size = config.train.accumulate, config.train.batch_size
+    if parts == 1:
+        return
+    if size % parts:
+        raise UserError(f"train.batch_size={size} does not divide into train.accumulate={parts} parts")
+    for key, allowed in (
+        ("dro.weights", "current"),
+        ("objective.mixup_weight", 0.0),
+        ("fusion.kind", "soft_moe"),
+        ("train.batch_norm", "frozen"),
+    ):
+        if _value(config, key) != allowed:
+            raise UserError(
+                f"train.accumulate={parts} needs {key}={allowed}: {_value(config, key)} looks at whole batches"
+            )
+    if config.fusion.gate_granularity == "batch":
+        raise UserError(f"train.accumulate={parts} cannot gate whole batches: set fusion.gate_granularity=sample")
 
 
 def _validate_rows(config: Any) -> None:

@@ -26,6 +26,8 @@ class TrainState(NamedTuple):
       frozen: the others; they have no optimizer state.
       opt_state: of the optimizer, group weights λ included.
       ema: averages of `params`, without tables that are trained by rows; empty when averaging is off.
+      seed: of dropout and other draws, shape=(), uint32; of an ensemble [k]. Here and not in the step, so that one
+        compiled program serves all seeds.
     """
 
     step: jax.Array
@@ -33,6 +35,7 @@ class TrainState(NamedTuple):
     frozen: Params
     opt_state: Any
     ema: Params
+    seed: jax.Array
 
     @property
     def steps_done(self) -> int:
@@ -95,6 +98,7 @@ def make_optimizer(
     clip: float,
     dro: optax.GradientTransformationExtraArgs,
     by_rows: bool = False,
+    first_moment: str = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with optional clipping of the global norm, beside the transform that keeps λ.
 
@@ -104,12 +108,14 @@ def make_optimizer(
       clip: largest global gradient norm; 0 is no clipping.
       dro: from `group_dro`.
       by_rows: train tables of combinations by the rows of a batch, see `rows`.
+      first_moment: type of the first moments, those of tables by rows left out. The second ones stay float32: a step
+        moves them by less than bfloat16 can tell.
     """
 
     def decayed(params: Params) -> dict[str, bool]:
         return {path: not _NOT_DECAYED.search(path) for path in params}
 
-    adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
+    adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed, mu_dtype=first_moment)
     parts = [("adamw", adamw)]
     if by_rows:
         parts = [("adamw", rows.split_adamw(adamw)), ("rows", rows.row_adamw(schedule, weight_decay))]
@@ -137,15 +143,17 @@ def start(
     ema: bool,
     ensemble: int = 1,
     by_rows: bool = False,
+    seed: int = 0,
 ) -> TrainState:
     """State at the beginning of a stage, with a fresh optimizer; of an ensemble all arrays have its axis first.
 
     Tables that are trained by rows are not averaged: averages move at every step.
     """
     if ensemble > 1:
-        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema, by_rows=by_rows))(params)
+        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema, by_rows=by_rows, seed=seed))(params)
     trained, frozen = partition(params, is_frozen)
     # Copies, because the buffers of a donated state must not alias each other.
     averaged = [path for path in trained if ema and not (by_rows and rows.is_table(path))]
     average = {path: jnp.array(trained[path], copy=True) for path in averaged}
-    return TrainState(jnp.asarray(step, jnp.int32), trained, frozen, optimizer.init(trained), average)
+    numbers = {"step": jnp.asarray(step, jnp.int32), "seed": jnp.asarray(seed, jnp.uint32)}
+    return TrainState(params=trained, frozen=frozen, opt_state=optimizer.init(trained), ema=average, **numbers)

@@ -165,12 +165,12 @@ def _make_mixup(config: Any, network: Network, num_groups: int) -> Callable[...,
     two samples has.
     """
 
-    def mixup(weights: Params, batch: Batch, output: Output, step: jax.Array, keys: Any, total: Callable):
+    def mixup(weights: Params, batch: Batch, output: Output, key: jax.Array, keys: Any, total: Callable):
         first, second = fair_mixup.first_and_second(output.tokens)
         observed = jnp.logical_or(*fair_mixup.first_and_second(output.observed))
         groups = jnp.full(len(first), num_groups, batch["group"].dtype)
         pair_keys = None if keys is None else keys[0::2]
-        t = fair_mixup.path_position(jax.random.fold_in(jax.random.key(config.seed), step), config.objective.mixup_beta)
+        t = fair_mixup.path_position(key, config.objective.mixup_beta)
 
         def logits(tokens: jax.Array) -> jax.Array:
             return network.fuse(weights, tokens, observed, groups, gate="never", keys=pair_keys).logits
@@ -283,7 +283,7 @@ def _make_gradient(
 
     def gradient(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
-        keys = _sample_keys(config, state.step, len(batch["label"]), axis_name) if draws else None
+        keys = _sample_keys(config, state, len(batch["label"]), axis_name) if draws else None
         seen = _hidden(batch, keys, config.train, masks) if hides else batch
         # What the averaged weights say of samples that have lost nothing.
         unhidden = network.apply(state.weights(), batch, gate=stage.train_gate).logits if distill else None
@@ -294,10 +294,12 @@ def _make_gradient(
             params, frozen = rows.take(params, where), rows.take(frozen, where)
             seen = {**batch, "group": local}
 
-        def objective(params: Params):
+        def objective(params: Params, part: _Part, share: jax.Array | None):
+            seen, batch, keys, unhidden = part
             if config.ensemble_plain:
                 params = _without_group_parts(params, _is_plain(config))
-            weights = {**frozen, **params}
+            # The gradient of the conversion brings that of the weights back to their own type.
+            weights = {path: x.astype(config.precision) for path, x in {**frozen, **params}.items()}
             options = {"statistics": True, "axis_name": axis_name} if stage.statistics else {}
             options |= {"resting": True} if stage.rests else {}
             output = network.apply(weights, seen, gate=stage.train_gate, keys=keys, **options)
@@ -306,21 +308,55 @@ def _make_gradient(
                 each = each + distill * losses.divergence(output.logits, unhidden)
             local, count = losses.group_sums(each, _cells(batch, train_counts), batch["weight"], train_counts.size)
             count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
-            share = jax.lax.stop_gradient(factors(state.opt_state["dro"], loss_sum, count))
+            if share is None:
+                share = jax.lax.stop_gradient(factors(state.opt_state["dro"], loss_sum, count))
             open_sum, value, extra = total(jnp.sum(output.open_rate * batch["weight"])), jnp.sum(local * share), {}
             if mixup is not None:
-                extra["train/mixup"], penalty = mixup(weights, batch, output, state.step, keys, total)
+                extra["train/mixup"], penalty = mixup(weights, batch, output, _step_key(state), keys, total)
                 value = value + config.objective.mixup_weight * penalty
             if output.routing:
                 extra["train/routing"], penalty = _routing_penalty(config.objective, output.routing, total)
                 value = value + penalty
             return value, (loss_sum, count, open_sum, output.statistics, extra)
 
-        slopes, (loss_sum, count, open_sum, statistics, extra) = jax.grad(objective, has_aux=True)(params)
+        find, whole = jax.grad(objective, has_aux=True), _Part(seen, batch, keys, unhidden)
+        if config.train.accumulate == 1:
+            slopes, (loss_sum, count, open_sum, statistics, extra) = find(params, whole, None)
+        else:
+            # What a sample counts does not depend on losses here, so that the parts can come one after the other.
+            cells = _cells(batch, train_counts)
+            zeros, count = losses.group_sums(jnp.zeros_like(batch["weight"]), cells, batch["weight"], train_counts.size)
+            share = factors(state.opt_state["dro"], zeros, total(count))
+            found = _summed(lambda part: find(params, part, share), _parts(whole, config.train.accumulate))
+            slopes, (loss_sum, count, open_sum, statistics, extra) = found
         slopes = total(slopes)
         return slopes, Found(loss_sum, count, open_sum, optax.tree.norm(slopes), statistics, extra, where)
 
     return gradient
+
+
+class _Part(NamedTuple):
+    """Samples of one device: as the network sees them, as they are, their keys, and what they predict unhidden."""
+
+    seen: Batch
+    batch: Batch
+    keys: jax.Array | None
+    unhidden: jax.Array | None
+
+
+def _parts(whole: _Part, count: int) -> _Part:
+    """The samples in `count` parts, an axis before theirs; sample i belongs to part i mod `count`.
+
+    So each device, which has a stretch of the batch, has as many samples of one part as of another.
+    """
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), whole)
+
+
+def _summed(function: Callable[[_Part], Any], parts: _Part) -> Any:
+    """The sum of what a function gives of each part, one after the other, so that memory is that of one."""
+    first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+    return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None), zeros, parts)[0]
 
 
 def _make_update(
@@ -350,7 +386,7 @@ def _make_update(
         opt_state = states.with_dro(opt_state, dro_state)
         params = rows.add(state.params, updates, where)
         ema = optax.incremental_update({path: params[path] for path in state.ema}, state.ema, 1.0 - decay)
-        after = states.TrainState(state.step, params, {**state.frozen, **found.statistics}, opt_state, ema)
+        after = state._replace(params=params, frozen={**state.frozen, **found.statistics}, opt_state=opt_state, ema=ema)
         after = rows.choose(accepted, after, state, by_rows=where is not None)
         samples = jnp.sum(found.count)
         metrics = {
@@ -431,10 +467,13 @@ def _cells(batch: Batch, train_counts: np.ndarray) -> jax.Array:
     return batch["group"] if train_counts.ndim == 1 else batch["group"] * train_counts.shape[1] + batch["label"]
 
 
-def _sample_keys(config: Any, step: jax.Array, batch_size: int, axis_name: str | None) -> jax.Array:
+def _sample_keys(config: Any, state: states.TrainState, batch_size: int, axis_name: str | None) -> jax.Array:
     """A random key for each sample of the whole batch, whichever device it lies on, [b]; others for each network."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch_size
     if config.ensemble > 1:
         first = first + jax.lax.axis_index(_NETWORKS) * config.train.batch_size
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch_size))
+    return jax.vmap(jax.random.fold_in, (None, 0))(_step_key(state), first + jnp.arange(batch_size))
+
+
+def _step_key(state: states.TrainState) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(state.seed), state.step)

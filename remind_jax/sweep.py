@@ -21,6 +21,7 @@ time that it took and the machine) under DIR, and a folder a run.
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -157,7 +158,8 @@ def main(arguments: list[str]) -> None:
             _shared(command, entries)
             return
         record = _record(command, entries)
-        with progress.make(len(entries), "runs") as bar:
+        shared = _shared_programs(command.workdir / "compiled", here=command.jobs == 1)
+        with progress.make(len(entries), "runs") as bar, shared:
             if command.jobs == 1:
                 failed = _in_this_process(entries, bar, record)
             else:
@@ -182,6 +184,33 @@ def _close(command: Command, entries: Sequence[Entry], failed: dict[str, str], r
     )
     if failed:
         raise UserError(f"{len(failed)} of {len(entries)} runs failed: {'; '.join(failures)}")
+
+
+@contextlib.contextmanager
+def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
+    """Runs that differ in the seed alone are compiled once, unless the user keeps compiled programs elsewhere.
+
+    Args:
+      folder: for programs.
+      here: whether runs are in this process; those in other processes read the environment.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:  # which JAX takes from the environment, too
+        yield
+        return
+    from remind_jax import parallel
+
+    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    before = os.environ.copy()
+    os.environ |= dict(zip(names, (str(folder.resolve()), str(parallel.WORTH_KEEPING)), strict=True))
+    try:
+        with parallel.kept_programs(folder if here else None):
+            yield
+    finally:
+        for name in names:
+            os.environ.pop(name)
+            os.environ |= {name: before[name]} if name in before else {}
 
 
 def _record(command: Command, entries: Sequence[Entry]) -> Record:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from remind_jax import cluster, features, parallel, progress, rows, settings, stopping
+from remind_jax import cluster, features, parallel, profiling, progress, rows, settings, stopping
 from remind_jax import state as states
 from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import dataset as datasets
@@ -126,6 +126,12 @@ class Trainer:
         self.predict = make_predict(self.network, config.eval.batch_size, logit_offset(config, data.label_counts))
         self.devices = parallel.choose_devices(config.devices, config.train.batch_size)
         self.agreement = parallel.Agreement(self.devices)
+        if jax.process_count() > 1 and config.expert_devices > 1:
+            raise UserError(f"expert_devices={config.expert_devices} are devices of one process, here are several")
+        if len(self.devices) % config.expert_devices:
+            raise UserError(
+                f"expert_devices={config.expert_devices} does not divide {len(self.devices)} devices: set devices"
+            )
         if config.sampler == "group_pairs" and config.parallel == "pmap":
             _check_pairs(config.train.batch_size, len(self.devices))
         self.fair_batch: samplers.FairBatch | None = None
@@ -172,13 +178,15 @@ class Trainer:
             clip=optim.clip,
             dro=self.dro,
             by_rows=self.by_rows,
+            first_moment=optim.first_moment,
         )
 
     def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
         """The state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
         ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
         optimizer = self._optimizer(stage)
-        state = states.start(params, stage.is_frozen, optimizer, stage.start, ema, ensemble, self.by_rows)
+        options = {"ensemble": ensemble, "by_rows": self.by_rows, "seed": self.config.seed}
+        state = states.start(params, stage.is_frozen, optimizer, stage.start, ema, **options)
         if carried_dro is None:
             return state
         return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
@@ -245,6 +253,27 @@ class Trainer:
                 state, best = self.run_stage(stage, state, cursor, best, checkpoints, bar)
         return best
 
+    def program(self, stage: Stage) -> parallel.Program:
+        """The train step of a stage on the devices of the run."""
+        config = self.config
+        decay = states.effective_decay(config.optim.ema, self.steps)
+        optimizer = self._optimizer(stage)
+        step_function = make_step(
+            config,
+            stage,
+            self.single,
+            self.loss,
+            optimizer,
+            self.dro,
+            self.counts,
+            decay,
+            self.offset,
+            self.groups.masks,
+        )
+        return parallel.make_program(
+            step_function, config.parallel, self.devices, config.programs, config.expert_devices
+        )
+
     def run_stage(
         self,
         stage: Stage,
@@ -275,30 +304,17 @@ class Trainer:
         config, step = self.config, state.steps_done
         if cursor.ended or step >= stage.stop:
             return state, best
-        decay = states.effective_decay(config.optim.ema, self.steps)
-        optimizer = self._optimizer(stage)
-        step_function = make_step(
-            config,
-            stage,
-            self.single,
-            self.loss,
-            optimizer,
-            self.dro,
-            self.counts,
-            decay,
-            self.offset,
-            self.groups.masks,
-        )
-        program = parallel.make_program(step_function, config.parallel, self.devices, config.programs)
+        program = self.program(stage)
         evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
         names = self.groups.names, self._cell_names()
         limits = config.train.log_every, config.train.max_rejected
         recorder = _Recorder(self.folder, stage.name, *names, *limits, cursor, bar.say)
         placed, pending = program.place(state), None
         kept = features.stores_of(config, stage, self.single, state.weights(), self.data, bar)
-        with kept as stores, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
+        tracer = profiling.Tracer(config.profile, self.folder.path / "profile")
+        with kept as stores, tracer, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
             for batch in batches:
-                placed, metrics = program.step(placed, batch)
+                placed, metrics = tracer.run(step, program.step, placed, batch)
                 if pending is not None:
                     self._take(recorder, step, program.read(pending))  # of the step before, while this one runs
                 step, pending = step + 1, metrics
@@ -496,10 +512,11 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
       Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
     """
     settings.validate(config)
+    programs = parallel.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
     own: list[RunFolder] = []
     cluster.from_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
     folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
-    with contextlib.closing(folder), stopping.Signals() as signals:
+    with contextlib.closing(folder), stopping.Signals() as signals, programs:
         return _run(config, folder, verbose and folder.writes, signals)
 
 

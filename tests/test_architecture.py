@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "remind_jax/ops/": (BARE - {"flax"}, {"ops", "errors"}),
     "remind_jax/objectives/": (BARE, {"ops", "objectives", "errors"}),
     "remind_jax/models/": (BARE | {"safetensors", "huggingface_hub"}, {"ops", "models", "errors"}),
+    "benchmarks/input_path.py": ({"numpy"}, {"data"}),  # the one case about the data stack
     "benchmarks/": (BARE | {"torch", "tests"}, {"ops", "models", "objectives", "errors", "parallel", "state", "step"}),
 }
 # Imported where they are used, because each takes a good part of a second or more.

@@ -47,6 +47,9 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
         pytest.param("step", [*cases.METHODS, "soft_moe in one", "soft_moe in two"], 1, marks=pytest.mark.slow),
         pytest.param("groups", ["6 combinations", "60 combinations"], 2, marks=pytest.mark.slow),
         pytest.param("table17", ["soft_moe"], 3, marks=pytest.mark.slow),
+        ("stage2", ["frozen on the fly", "cached", "encoders alone"], 1),
+        ("encoders", ["jax"], 1),
+        pytest.param("input", ["memory", "shards"], 6, marks=pytest.mark.slow),
     ],
 )
 def test_every_case_runs_and_writes_its_records(
@@ -57,11 +60,14 @@ def test_every_case_runs_and_writes_its_records(
     assert len({record["measure"] for record in found}) == measures
     reference = variants[0]
     for record in found:
-        assert record.keys() == KEYS | XLA_KEYS | ({"programs"} if case != "block" else set())
+        stepped = case not in ("block", "encoders") and record["variant"] != "encoders alone"
+        more = {"samples"} if case == "input" else XLA_KEYS | ({"programs"} if stepped else set())
+        assert record.keys() == KEYS | more
         assert record["median_ms"] > 0
-        assert record["parameters"] > 0
-        assert record["ratios"][reference] > 0
-        assert record["ratios"][reference] == 1.0 or record["variant"] != reference
+        assert record["parameters"] > 0 or record["samples"] == 640
+        if case != "encoders":  # whose reference is PyTorch
+            assert record["ratios"][reference] > 0
+            assert record["ratios"][reference] == 1.0 or record["variant"] != reference
 
 
 def test_every_entry_of_every_case_and_size_has_a_name_of_its_own() -> None:
@@ -88,7 +94,7 @@ def test_parameters_and_operations_are_those_of_the_built_networks(tmp_path: pat
 def test_frozen_encoders_take_no_backward_operations() -> None:
     build = {entry.measure: entry.build for entry in cases.CASES["table17"].entries(TINY, frozenset())[::2]}
     trained, frozen = (build[stage]().facts["analytic_flops"] for stage in ("all trained", "encoders frozen"))
-    setup = cases.set_up(TINY, routed=False, gate="never", kind="text")
+    setup = cases.set_up(TINY, routed=False, gate="never", kind="image")
     assert trained == 3 * TINY.b * setup.cost.flops
     assert trained - frozen == 2 * TINY.b * (setup.cost.flops - setup.trained.flops) > 0
 
@@ -110,6 +116,33 @@ def test_the_torch_reference_computes_what_jax_computes(form: str, preset: str) 
     network.load(weights)
     with pytest.raises(RuntimeError, match="differ in logits"):
         cases.check_parity(setup, network, batch)
+
+
+def test_a_step_from_stored_features_moves_the_weights_as_one_with_frozen_encoders_does() -> None:
+    found = []
+    for kind in ("image", "features"):
+        setup = cases.set_up(TINY, routed=True, gate="gated", kind=kind)
+        slopes = jax.grad(lambda p, x, s=setup: cases.mean_loss(s.network, "gated", p, x))(setup.params, setup.batch)
+        found.append({path: x for path, x in slopes.items() if not path.startswith("encoders/")})
+    for path, slope in found[0].items():
+        # Features are rounded to bfloat16.
+        np.testing.assert_allclose(found[1][path], slope, atol=0.03 * np.abs(slope).max() + 1e-6, err_msg=path)
+    assert any(np.abs(found[1][path] - slope).max() > 0 for path, slope in found[0].items())
+
+
+def test_the_torch_vit_computes_what_jax_computes() -> None:
+    pytest.importorskip("torch", reason="the torch references need torch: pip install -e .[torch]")
+    build = {entry.name: entry.build for entry in cases.CASES["encoders"].entries(TINY, frozenset({"torch"}))}
+    assert build["torch eager"]().facts["library"] == "torch"  # compared before it is timed
+
+
+@pytest.mark.slow
+def test_a_process_that_starts_is_timed() -> None:
+    entries = {entry.name: entry for entry in cases.CASES["startup"].entries(TINY, frozenset())}
+    warm = entries["compilation cache"].build()
+    assert warm.facts["first_step_ms"] > 0
+    (sample,) = run.interleave({"warm": warm.call}, rounds=1, calls=1)["warm"]
+    assert sample["cpu_ms"] > 500  # of the process, not of this one
 
 
 def test_the_batch_has_present_and_missing_modalities() -> None:
@@ -146,7 +179,7 @@ def test_variants_take_turns_in_rotated_order() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--case=blok"], "case 'blok' is unknown; known: block, step, experts, groups, table17"),
+        (["--case=blok"], "case 'blok' is unknown; known: block, step, experts, groups, stage2, "),
         ([], "known: block"),
         (["--case=block", "--rounds=0"], "--rounds=0 must be at least 1"),
         (["--case=block", "--cores=-1"], "--cores=-1"),

@@ -76,9 +76,9 @@ def _start(config, network=None, stage: int = -1):
     return step, host_copy(states.start(params, stage.is_frozen, optimizer, 0, ema=True, ensemble=config.ensemble))
 
 
-def _train(step, state, kind: str, devices: int, programs: str = "one"):
+def _train(step, state, kind: str, devices: int, programs: str = "one", experts: int = 1):
     """The state after some steps, and the metrics of each."""
-    program = parallel.make_program(step, kind, jax.devices()[:devices], programs)
+    program = parallel.make_program(step, kind, jax.devices()[:devices], programs, experts)
     placed, metrics = program.place(state), []
     for i in range(STEPS):
         placed, values = program.step(placed, _batch(i))
@@ -169,7 +169,7 @@ def test_large_steps_run_as_two_programs_on_cpu(entries, programs):
         update = lambda state, gradient, found: (state, found)  # noqa: E731
         step = Step(lambda state, batch, axis_name: (state.params, batch), update)
         run = parallel.compiled(step, choice, platform, lambda f, donate_argnums: count.append(1) or f, axis_name)
-        run(states.TrainState(0, {"w": jnp.zeros(entries, jnp.float32)}, {}, {}, {}), {})
+        run(states.TrainState(0, {"w": jnp.zeros(entries, jnp.float32)}, {}, {}, {}, 0), {})
         return len(count)
 
     assert made("cpu", "auto") == programs
@@ -354,3 +354,30 @@ def test_batch_norms_see_the_samples_of_all_devices():
     for path in first:
         scale = np.abs(first[path]).max()
         np.testing.assert_allclose(second[path], first[path], rtol=1e-3, atol=1e-4 * scale, err_msg=path)
+
+
+def test_compiled_programs_are_kept_and_what_was_set_before_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "WORTH_KEEPING", 0.0)
+    before = jax.config.jax_compilation_cache_dir
+    x = jnp.arange(4.0)
+    with parallel.kept_programs(tmp_path / "compiled"):
+        expected = jax.jit(lambda x: jnp.sin(x) @ x)(x)
+        (entry,) = {path.name for path in (tmp_path / "compiled").glob("*lambda*-cache")}
+        found = jax.jit(lambda x: jnp.sin(x) @ x)(x)  # another function, the same program
+        assert {path.name for path in (tmp_path / "compiled").glob("*lambda*-cache")} == {entry}
+    assert float(found) == float(expected)
+    assert jax.config.jax_compilation_cache_dir == before
+    with parallel.kept_programs(None):
+        assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.parametrize(("experts", "programs"), [(2, "two"), pytest.param(4, "one", marks=pytest.mark.slow)])
+def test_experts_over_several_devices_give_the_numbers_of_one_in_a_part_of_the_memory(experts, programs):
+    step, start = _start(_config(fusion__experts=4))
+    _assert_same(_train(step, start, "jit", 4, programs, experts), _train(step, start, "jit", 1))
+    program = parallel.make_program(step, "jit", jax.devices()[:4], programs, experts)
+    placed, _ = program.step(program.place(start), _batch(0))
+    for tree in (placed.params, placed.ema, placed.opt_state["adamw"][0].mu, placed.opt_state["adamw"][0].nu):
+        for path, x in tree.items():
+            here = {shard.data.nbytes for shard in x.addressable_shards}
+            assert here == {x.nbytes // (experts if "/expert_" in path else 1)}, path

@@ -1,5 +1,7 @@
 """The plan of stages, what is frozen in which, and what a step's loss and gradient are."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from remind_jax.models.model import Network, Output, make_network
 from remind_jax.objectives import fair_mixup, logit_adjust
 from remind_jax.step import make_dro, make_loss, make_step, objective_counts, plan_stages
 from tests import tiny_runs
-from tests.models.pure import linear_network
+from tests.models.pure import linear_network, random_params
 
 INPUTS = {
     "note": InputSpec("text", (6,), 12),
@@ -491,3 +493,69 @@ def test_distillation_pulls_towards_the_averaged_weights(uneven):
 def test_distillation_needs_hidden_samples():
     with pytest.raises(UserError, match=r"set train\.hide_samples"):
         settings.validate(_config("soft_moe", data__source="synthetic", objective__distill_weight=1.0))
+
+
+def _small(method: str, **changes):
+    """The step of a small network of labs and scans under a config, and its first state."""
+    config = _config(method, train__batch_size=6, model__width=8, **changes)
+    config.fusion.update(heads=2, experts=2, hidden=8)
+    inputs = {name: INPUTS[name] for name in ("labs", "scan")}
+    stage = plan_stages(config, 100, KINDS)[-1]
+    network, dro = make_network(settings.model_spec(config), inputs, 3, 3), make_dro(config, COUNTS)
+    moment = config.optim.first_moment
+    optimizer = states.make_optimizer(lambda count: 0.1, weight_decay=0.1, clip=0.0, dro=dro, first_moment=moment)
+    step = make_step(config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, COUNTS, 0.5)
+    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    state = states.start(params, stage.is_frozen, optimizer, 0, ema=True, seed=config.seed)
+    return step, state
+
+
+def _seeded(seed: int):
+    """A step with dropout and Fair Mixup under a config with a seed, lowered, and its first state."""
+    step, state = _small("fair_mixup", seed=seed, fusion__dropout=0.5)
+    return jax.jit(functools.partial(step, axis_name=None)).lower(state, _batch(0)), state
+
+
+def test_one_program_serves_all_seeds():
+    assert _seeded(0)[0].as_text() == _seeded(3)[0].as_text()
+
+
+@pytest.mark.slow
+def test_each_seed_has_draws_of_its_own():
+    (first, state), (_, other) = _seeded(0), _seeded(3)
+    program = first.compile()
+    norms = [float(program(x, _batch(0))[1]["train/gradient_norm"]) for x in (state, other, state)]
+    assert norms[0] == norms[2]
+    assert abs(norms[0] - norms[1]) > 1e-4
+
+
+def test_products_in_bfloat16_give_nearly_the_same_gradient_to_weights_in_float32():
+    found = []
+    for changes in ({}, {"precision": "bfloat16", "optim__first_moment": "bfloat16"}):
+        step, state = _small("remind", fusion__dropout=0.0, model__encoder_dropout=0.0, **changes)
+
+        def run(state, step=step):
+            gradient, rest = step.gradient(state, _batch(0), axis_name=None)
+            return gradient, step.update(state, gradient, rest)[0]
+
+        gradient, after = jax.jit(run)(state)
+        assert all(x.dtype == jnp.float32 for x in (*gradient.values(), *after.params.values()))
+        found.append((np.concatenate([np.ravel(x) for x in gradient.values()]), after))
+    (exact, plain), (rounded, halved) = found
+    assert 1e-4 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.05
+    moments = [state.opt_state["adamw"][0] for state in (plain, halved)]
+    assert [{x.dtype.name for x in m.mu.values()} for m in moments] == [{"float32"}, {"bfloat16"}]
+    assert [{x.dtype.name for x in m.nu.values()} for m in moments] == [{"float32"}] * 2
+
+
+@pytest.mark.parametrize("method", ["remind", "reweigh"])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(method):
+    found = []
+    for parts in (1, 3):
+        step, state = _small(method, fusion__dropout=0.4, train__accumulate=parts)
+        found.append(jax.jit(functools.partial(step.gradient, axis_name=None))(state, _batch(0)))
+    (whole, sums), (parted, other) = found
+    for path, slope in whole.items():
+        np.testing.assert_allclose(parted[path], slope, rtol=1e-4, atol=1e-6, err_msg=path)
+    for name in ("loss_sum", "count", "open_sum", "norm"):
+        np.testing.assert_allclose(getattr(other, name), getattr(sums, name), rtol=1e-5, err_msg=name)

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 
+import jax
+import polars as pl
 import pytest
 
 from configs import common
-from remind_jax import sweep
+from remind_jax import sweep, train
 from remind_jax.errors import UserError
 from tests import tiny_runs
 
@@ -279,3 +281,24 @@ def test_a_killed_sweep_of_several_processes_goes_on(done, tmp_path):
     there, here = _figures(folder), _figures(tmp_path / "out")
     assert there.keys() == here.keys()
     assert all(here[name]["accuracy"] == pytest.approx(there[name]["accuracy"], abs=0.05) for name in there)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_of_a_sweep_share_programs_and_are_those_of_runs_alone(tmp_path, jobs):
+    chosen, kept = ("--methods=remind", "--seeds=0,1"), jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        _run(_arguments(tmp_path / "cache", tmp_path / "sweep", f"--jobs={jobs}", *chosen))
+        assert list((tmp_path / "sweep" / "compiled").glob("*-cache"))
+        assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+        assert jax.config.jax_compilation_cache_dir is None
+        config = tiny_runs.config(tmp_path / "cache", **QUICK, seed=1)
+        train.train_and_evaluate(config, tmp_path / "alone", verbose=False)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
+    shared, alone = (
+        pl.read_parquet(path / "predictions.parquet")
+        for path in (tmp_path / "sweep" / "remind-seed1", tmp_path / "alone")
+    )
+    assert shared.equals(alone)

@@ -121,7 +121,12 @@ def checkpoint_shapes(config: Any, stage: Stage, params: Params, label_counts: n
     optim, dro = config.optim, make_dro(config, objective_counts(config, label_counts))
     by_rows = rows.only_of_batch(config, len(label_counts))
     optimizer = states.make_optimizer(
-        optax.constant_schedule(0.0), weight_decay=optim.weight_decay, clip=optim.clip, dro=dro, by_rows=by_rows
+        optax.constant_schedule(0.0),
+        weight_decay=optim.weight_decay,
+        clip=optim.clip,
+        dro=dro,
+        by_rows=by_rows,
+        first_moment=optim.first_moment,
     )
 
     def start(params: Params) -> states.TrainState:

@@ -49,6 +49,7 @@ class ModelSpec:
       text_gated: gated GELU (T5 v1.1) instead of ReLU (v1.0).
       image_encoder: a key of `registry.IMAGE`. A ViT gives all its tokens, a residual network `tokens` of them.
       volume_encoder: a key of `registry.VOLUME`.
+      remat: compute the layers of text and ViT encoders again in the backward pass instead of keeping what is inside.
       imputation: one of `imputation.KINDS`.
       modality_embedding: add a learned vector of its modality to every token.
       pooling: `mean` over all tokens, `observed` for those of present modalities, `first` token, or `attention`.
@@ -66,6 +67,7 @@ class ModelSpec:
     text_gated: bool = True
     image_encoder: str = "vit_small"
     volume_encoder: str = "r3d_small"
+    remat: bool = False
     imputation: str = "group"
     modality_embedding: bool = False
     pooling: str = "mean"
@@ -224,11 +226,13 @@ class Model(nnx.Module):
                 norms = {"present": batch["present"][:, i], "axis_name": axis_name}
             with jax.named_scope(f"encoders/{name}"):
                 if STORED + name in batch:
-                    encoded.append(encoder.project(batch[STORED + name].astype(jnp.float32), modality_keys))
+                    encoded.append(encoder.project(batch[STORED + name].astype(self.dtype), modality_keys))
                 elif resting and isinstance(encoder, registry.WITH_TRUNK):
                     encoded.append(encoder.project(encoder.features(batch[name], None), modality_keys))
                 else:
-                    encoded.append(encoder(batch[name], modality_keys, **norms))
+                    is_number = jnp.issubdtype(batch[name].dtype, jnp.floating)
+                    x = batch[name].astype(self.dtype) if is_number else batch[name]
+                    encoded.append(encoder(x, modality_keys, **norms))
         owner = self.owner
         shape = (batch["group"].shape[0], len(encoded), self.spec.width)  # which may be a symbol, having no len
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
@@ -239,6 +243,11 @@ class Model(nnx.Module):
         if self.spec.modality_embedding:
             tokens = tokens + self.modality_embedding[owner][None]
         return tokens, observed
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the weights, and so of all that is computed with them."""
+        return self.block_0.output.kernel[...].dtype
 
     @property
     def owner(self) -> np.ndarray:

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from remind_jax.data.preprocess import InputSpec
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.model import ModelSpec, Output, is_statistic, load_pretrained, make_network
 from remind_jax.ops import imputation, routing, soft_moe
@@ -370,3 +372,67 @@ def test_published_weights_replace_those_of_every_encoder_of_their_kind(tmp_path
     assert all(loaded[path].shape == params[path].shape for path in loaded)
     for path, x in loaded.items():
         np.testing.assert_array_equal(x, loaded[path.replace("encoders/b/", "encoders/a/")])
+
+
+@pytest.mark.parametrize("fusion", ["soft_moe", "fuse_moe", "flex_moe"])
+@pytest.mark.parametrize(
+    ("kind", "shape", "options"),
+    [
+        ("text", (6,), {}),
+        ("text", (6,), {"text_gated": False, "remat": True}),
+        ("tabular", (5,), {"encoder_hidden": 4}),
+        ("embedding", (2, 4), {}),
+        ("image", (16, 16, 3), {}),
+        ("image", (16, 16, 1), {"image_encoder": "resnet_small"}),
+        ("volume", (4, 8, 8, 1), {}),
+    ],
+)
+def test_weights_in_bfloat16_make_a_network_in_bfloat16(kind, shape, options, fusion):
+    inputs = {"x": InputSpec(kind, shape, 12)}
+    soft = fusion == "soft_moe"
+    spec = ModelSpec(width=8, fusion=FusionSpec(kind=fusion, heads=2, experts=4, group_routers=soft), **options)
+    network = make_network(spec, inputs, G, C)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    params = {path: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for path, x in params.items()}
+    dtype = {"text": jnp.int32, "image": jnp.uint8, "volume": jnp.uint8}.get(kind, jnp.float32)
+    batch = {"x": jax.ShapeDtypeStruct((3, *shape), dtype), "group": jax.ShapeDtypeStruct((3,), jnp.int32)}
+    batch["present"] = jax.ShapeDtypeStruct((3, 1), jnp.bool_)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 3))
+    apply = functools.partial(network.apply, gate="gated" if soft else "never")
+    with jax.numpy_dtype_promotion("standard"):  # which attention of JAX itself needs
+        trace, output = jax.make_jaxpr(lambda *x: apply(*x[:2], keys=x[2]), return_shape=True)(params, batch, keys)
+    assert output.logits.dtype == output.tokens.dtype == jnp.bfloat16
+    products = list(_products(trace.jaxpr))
+    assert len(products) > 5
+    if soft:  # sparse routers score in float32
+        assert {aval.dtype.name for product in products for aval in product} == {"bfloat16"}
+
+
+def _products(jaxpr: Any) -> Iterator[list[Any]]:
+    """What goes into each product and convolution of a trace."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield [x.aval for x in equation.invars]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from _products(getattr(inner, "jaxpr", inner))
+
+
+def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less():
+    kept, slopes = [], []
+    for remat in (False, True):
+        network = make_network(ModelSpec(width=8, remat=remat), {"x": InputSpec("text", (64,), 12)}, G, C)
+        params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+        batch = {"x": np.arange(192).reshape(3, 64) % 12, "group": np.zeros(3, int), "present": np.ones((3, 1), bool)}
+
+        def loss(params, batch, network=network):
+            return jnp.sum(jnp.square(network.apply(params, batch, gate="never").logits))
+
+        back = jax.eval_shape(
+            lambda params, loss=loss, batch=batch: jax.vjp(lambda p: loss(p, batch), params)[1], params
+        )
+        kept.append(sum(x.size for x in jax.tree.leaves(back)))
+        slopes.append(jax.jit(jax.grad(loss))(params, batch))
+    assert kept[1] < 0.6 * kept[0]
+    for path, slope in slopes[0].items():
+        np.testing.assert_allclose(slopes[1][path], slope, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 IMAGE = {
     "vit_small": (vit.VitEncoder, "small"),
+    "vit_tiny": (vit.VitEncoder, "tiny"),
     "vit_base": (vit.VitEncoder, "base"),
     "resnet_small": (resnet.ResNetEncoder, "small"),
     "resnet50": (resnet.ResNetEncoder, "50"),
@@ -52,11 +53,11 @@ def make_encoder(spec: "ModelSpec", modality: "ModalityInput", rngs: nnx.Rngs) -
     common = {"width": spec.width, "dropout": spec.encoder_dropout, "rngs": rngs}
     if modality.kind in TEXT:
         sizes = {"size": spec.text_size, "gated": spec.text_gated, "tokens": spec.tokens}
-        return t5.T5Encoder(modality.vocabulary, **sizes, **common)
+        return t5.T5Encoder(modality.vocabulary, **sizes, **common, remat=spec.remat)
     if modality.kind in ("image", "volume"):
         make, size = IMAGE[spec.image_encoder] if modality.kind == "image" else VOLUME[spec.volume_encoder]
         if make is vit.VitEncoder:
-            return make(shape, size=size, **common)
+            return make(shape, size=size, **common, remat=spec.remat)
         return make(shape, size=size, tokens=spec.tokens, **common)
     return PatchEncoder(shape, hidden=spec.encoder_hidden, tokens=spec.tokens, **common)
 

@@ -222,7 +222,7 @@ class ResidualEncoder(nnx.Module):
     def features(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Pooled features of pixels by running statistics, [b, F]; no dropout is in the trunk."""
         del keys
-        return self.encode(pixels.normalize(x, self.colours))
+        return self.encode(self._normalised(x))
 
     def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
         """What follows the trunk, [b, t, d]; `keys` [b] turn dropout on."""
@@ -245,7 +245,10 @@ class ResidualEncoder(nnx.Module):
             normalises by the present samples of the batch and updates the module's running statistics.
           axis_name: mapped axis over which the batch is spread, if it is.
         """
-        return self.adapter(self.encode(pixels.normalize(x, self.colours), present, axis_name), keys)
+        return self.adapter(self.encode(self._normalised(x), present, axis_name), keys)
+
+    def _normalised(self, x: jax.Array) -> jax.Array:
+        return pixels.normalize(x, self.colours).astype(self.trunk.stem.kernel[...].dtype)
 
 
 def layout(

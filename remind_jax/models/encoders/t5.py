@@ -28,7 +28,16 @@ class T5Encoder(nnx.Module):
     """
 
     def __init__(
-        self, vocabulary: int, *, size: str, tokens: int, width: int, gated: bool, dropout: float, rngs: nnx.Rngs
+        self,
+        vocabulary: int,
+        *,
+        size: str,
+        tokens: int,
+        width: int,
+        gated: bool,
+        dropout: float,
+        remat: bool = False,
+        rngs: nnx.Rngs,
     ):
         """Declares the weights.
 
@@ -39,12 +48,13 @@ class T5Encoder(nnx.Module):
           width: d of the result.
           gated: gated GELU (T5 v1.1) instead of ReLU (v1.0) in the feed-forward layers.
           dropout: rate on embeddings and on the output of each sublayer.
+          remat: compute the layers again in the backward pass instead of keeping what is inside them.
           rngs: source of the initial weights.
         """
         shape = SIZES[size]
         layers, d, f = shape["layers"], shape["width"], shape["hidden"]
         inner = shape["heads"] * shape["head_width"]
-        self.heads, self.tokens, self.dropout = shape["heads"], tokens, dropout
+        self.heads, self.tokens, self.dropout, self.remat = shape["heads"], tokens, dropout, remat
 
         def normal(std: float, *dims: int) -> nnx.Param:
             return nnx.Param(std * jax.random.normal(rngs.params(), dims))
@@ -89,7 +99,7 @@ class T5Encoder(nnx.Module):
 
         # Salts up to the number of layers are folded in by the scan; this one is outside their range.
         x = dropout(self.embedding[ids], keys, self.dropout, salt=10_000)
-        x, _ = jax.lax.scan(layer, x, stacked)
+        x, _ = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, stacked)
         return rms_norm(x, self.final_scale[...])
 
     def features(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:

@@ -16,6 +16,7 @@ from remind_jax.ops.transformer import attention, dropout
 # side of a patch, layers, width, heads, hidden width of each published or small size.
 SIZES = {
     "small": {"patch": 8, "layers": 2, "width": 64, "heads": 2, "hidden": 128},
+    "tiny": {"patch": 16, "layers": 12, "width": 192, "heads": 3, "hidden": 768},
     "base": {"patch": 16, "layers": 12, "width": 768, "heads": 12, "hidden": 3072},
 }
 PREFIXES = ("", "vit.")
@@ -29,7 +30,9 @@ class VitEncoder(nnx.Module):
     The layers are stacked arrays under one scan, so that twelve compile as fast as one.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, size: str, width: int, dropout: float, rngs: nnx.Rngs):
+    def __init__(
+        self, shape: tuple[int, ...], *, size: str, width: int, dropout: float, remat: bool = False, rngs: nnx.Rngs
+    ):
         """Declares the weights.
 
         Args:
@@ -37,6 +40,7 @@ class VitEncoder(nnx.Module):
           size: a key of `SIZES`.
           width: d of the result; another one than the network's own is reached by a linear adapter.
           dropout: rate on embeddings and on the output of each sublayer.
+          remat: compute the layers again in the backward pass instead of keeping what is inside them.
           rngs: source of the initial weights.
 
         Raises:
@@ -48,7 +52,7 @@ class VitEncoder(nnx.Module):
             raise UserError(
                 f"a ViT of size {size!r} needs images whose sides are multiples of {patch}, not {shape[0]} x {shape[1]}"
             )
-        self.patch, self.heads, self.dropout = patch, dims["heads"], dropout
+        self.patch, self.heads, self.dropout, self.remat = patch, dims["heads"], dropout, remat
 
         def normal(std: float, *axes: int) -> nnx.Param:
             return nnx.Param(std * jax.random.normal(rngs.params(), axes))
@@ -99,12 +103,14 @@ class VitEncoder(nnx.Module):
             return x + dropout(changed, layer_keys, self.dropout, salt=1), None
 
         stacked = {name: getattr(self, name)[...] for name in _LAYER}
-        x, _ = jax.lax.scan(layer, x, (jnp.arange(len(stacked["query"])), stacked))
+        x, _ = jax.lax.scan(
+            jax.checkpoint(layer) if self.remat else layer, x, (jnp.arange(len(stacked["query"])), stacked)
+        )
         return layer_norm(x, self.final_scale[...], self.final_bias[...])
 
     def features(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
         """What `encode` gives of pixels as they come."""
-        return self.encode(normalize(images, IMAGENET), keys)
+        return self.encode(normalize(images, IMAGENET).astype(self.patch_kernel[...].dtype), keys)
 
     def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
         """What follows the trunk: the map into the fusion width where there is one, [b, t, d]."""
