@@ -47,7 +47,7 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
         pytest.param("step", [*cases.METHODS, "soft_moe in one", "soft_moe in two"], 1, marks=pytest.mark.slow),
         pytest.param("groups", ["6 combinations", "60 combinations"], 2, marks=pytest.mark.slow),
         pytest.param("table17", ["soft_moe"], 3, marks=pytest.mark.slow),
-        ("stage2", ["frozen on the fly", "cached", "encoders alone"], 1),
+        pytest.param("stage2", ["frozen on the fly", "cached", "encoders alone"], 1, marks=pytest.mark.slow),
         ("encoders", ["jax"], 1),
         pytest.param("input", ["memory", "shards"], 6, marks=pytest.mark.slow),
     ],
@@ -118,6 +118,7 @@ def test_the_torch_reference_computes_what_jax_computes(form: str, preset: str) 
         cases.check_parity(setup, network, batch)
 
 
+@pytest.mark.slow
 def test_a_step_from_stored_features_moves_the_weights_as_one_with_frozen_encoders_does() -> None:
     found = []
     for kind in ("image", "features"):
