@@ -1,4 +1,4 @@
-"""What docs/scaling.md says: its tables are those of the estimate, whose parts add up."""
+"""What docs/scaling.md says: its tables are those of the stored results and of the estimate, whose parts add up."""
 
 import json
 
@@ -10,6 +10,25 @@ from remind_jax.plan import make_plan
 from tests import tiny_runs
 
 PAGE = (tiny_runs.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
+def _records(name: str) -> list[dict]:
+    lines = (tiny_runs.ROOT / "docs" / "results" / name).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+RECORDS = _records("scaling.jsonl")
+
+
+def test_the_page_shows_the_stored_results():
+    assert scaling.measured_table(RECORDS) in PAGE
+    assert [(record["processes"], record["devices"]) for record in RECORDS] == list(scaling.LAYOUTS)
+    assert len({(record["jax"], record["python"], record["date"]) for record in RECORDS}) == 1
+
+
+def test_processes_find_the_same_numbers():
+    assert max(record["loss_and_lambda_apart"] for record in RECORDS) < 1e-3
+    assert max(record["tuning_loss_apart"] for record in RECORDS) < 1e-3
 
 
 def test_the_page_shows_the_estimate():
