@@ -26,6 +26,15 @@ def test_the_page_shows_the_stored_results():
     assert len({(record["jax"], record["python"], record["date"]) for record in RECORDS}) == 1
 
 
+def test_the_page_shows_the_road_of_a_million_rows():
+    records = _records("data_scale.jsonl")
+    assert data_scale.table(records) in PAGE
+    assert {record["rows"] for record in records} == {1_000_000}
+    for record in records:
+        parts = [mib for name, mib in record["mib"].items() if name.startswith("batches")]
+        assert not parts or max(parts) - min(parts) < 100  # flat, after some 1,000 batches
+
+
 def test_processes_find_the_same_numbers():
     assert max(record["loss_and_lambda_apart"] for record in RECORDS) < 1e-3
     assert max(record["tuning_loss_apart"] for record in RECORDS) < 1e-3
