@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=list(_INSTRUMENTED)):
-        from remind_jax import compare  # noqa: F401
+        from remind_jax import checkpoint, compare  # noqa: F401
         from remind_jax.data import images, manifest  # noqa: F401
         from remind_jax.errors import UserError
     name, *rest = arguments
