@@ -30,7 +30,7 @@ for _name in (
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from remind_jax import atomic, checkpoint, cli, parallel, progress, train  # noqa: E402
+from remind_jax import atomic, checkpoint, cli, parallel, train  # noqa: E402
 from remind_jax.data import builder, samplers  # noqa: E402
 from remind_jax.stopping import Signals  # noqa: E402
 from remind_jax.writer import RunFolder  # noqa: E402
@@ -235,7 +235,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
 
     for function in ("rename", "replace"):
         _around(os, function, renames("in the rename"), renames("renamed"))
-    _around(progress.Silent, "preparing", lambda *a: at("shards"))
+    _around(builder._Shards, "blocks", lambda *a: at("shards"))
     _around(builder, "_rename", lambda *a: at("shards written"), lambda *a: at("shards renamed"))
     _around(atomic, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
     _around(train, "_predict_held_out", lambda *a: at("held-out rows read"))
