@@ -65,24 +65,14 @@ def add(params: Params, updates: Params, rows: jax.Array | None) -> dict[str, ja
     return {p: whole[p] if p in whole else x.at[rows].add(updates[p], mode="drop") for p, x in params.items()}
 
 
-def choose(condition: jax.Array, new: Any, old: Any, *, by_rows: bool) -> Any:
-    """Arrays of `new` where `condition` () holds, else those of `old`; tables trained by rows are those of `new`."""
-
-    def one(path: tuple[Any, ...], x: jax.Array, y: jax.Array) -> jax.Array:
-        return x if by_rows and is_table(str(getattr(path[-1], "key", ""))) else jnp.where(condition, x, y)
-
-    return jax.tree_util.tree_map_with_path(one, new, old)
-
-
-def split_adamw(adamw: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def split_adamw(adamw: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """An optimizer of what is no table, which leaves the updates of tables as they are."""
 
     def others(tree: Params) -> dict[str, jax.Array]:
         return {path: x for path, x in tree.items() if not is_table(path)}
 
     def update(updates, state, params, **extra_args):
-        del extra_args
-        moved, state = adamw.update(others(updates), state, others(params))
+        moved, state = adamw.update(others(updates), state, others(params), **extra_args)
         return {**updates, **moved}, state
 
     return optax.GradientTransformationExtraArgs(lambda params: adamw.init(others(params)), update)
@@ -121,7 +111,7 @@ def row_adamw(schedule: Callable[[jax.Array], Any], weight_decay: float) -> opta
         zeros = [jax.tree.map(jnp.zeros_like, tables) for _ in range(2)]
         return RowState(jnp.int32(0), {p: jnp.zeros(len(x), jnp.int32) for p, x in tables.items()}, *zeros)
 
-    def update(updates, state, params, *, rows, **extra_args):
+    def update(updates, state, params, *, rows, accepted=True, **extra_args):
         del extra_args
         rate, moved, counts, mu, nu = schedule(state.step), {}, {}, {}, {}
         for path, kept in state.mu.items():
@@ -137,6 +127,6 @@ def row_adamw(schedule: Callable[[jax.Array], Any], weight_decay: float) -> opta
             mu[path], nu[path] = (
                 x.at[rows].set(new, mode="drop") for x, new in ((kept, first), (state.nu[path], second))
             )
-        return {**updates, **moved}, RowState(state.step + 1, counts, mu, nu)
+        return {**updates, **moved}, RowState(state.step + jnp.int32(accepted), counts, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)

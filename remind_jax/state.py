@@ -15,6 +15,7 @@ Params = dict[str, jax.Array]
 
 # Their values are lengths and offsets, not directions: shrinking them does not regularise.
 _NOT_DECAYED = re.compile(r"(bias|scale)$")
+_DECAYS = (0.9, 0.999)  # of the moments of Adam
 
 
 class TrainState(NamedTuple):
@@ -91,6 +92,36 @@ def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
+def rejecting(make: Callable[[Any, Any], optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
+    """Adam that a rejected step leaves as it is, to the bit.
+
+    A choice between moments before and after would have to write both down, since the update reads them too: a third
+    of a step on CPU. Decays of one and a gradient of zero keep the moments where they are.
+
+    Args:
+      make: decays of the two moments -> the optimizer.
+
+    Returns:
+      A transform whose `update` takes `accepted`, bool (); without it every step is.
+    """
+
+    def update(updates, state, params, *, accepted=None, **extra_args):
+        del extra_args
+        if accepted is None:
+            return make(*_DECAYS).update(updates, state, params)
+        kept = optax.tree.where(accepted, updates, optax.tree.zeros_like(updates))
+        moved, after = make(*(jnp.where(accepted, decay, 1.0) for decay in _DECAYS)).update(kept, state, params)
+        # What Adam divides by is zero where decays are one.
+        return jax.tree.map(lambda x: jnp.where(accepted, x, jnp.zeros_like(x)), moved), _counts(accepted, after, state)
+
+    return optax.GradientTransformationExtraArgs(make(*_DECAYS).init, update)
+
+
+def _counts(accepted: jax.Array, after: Any, before: Any) -> Any:
+    """The optimizer's state after a step, whose counts of steps are those before where it is rejected."""
+    return jax.tree.map(lambda x, y: jnp.where(accepted, x, y) if jnp.ndim(x) == 0 else x, after, before)
+
+
 def make_optimizer(
     schedule: optax.Schedule,
     *,
@@ -115,7 +146,10 @@ def make_optimizer(
     def decayed(params: Params) -> dict[str, bool]:
         return {path: not _NOT_DECAYED.search(path) for path in params}
 
-    adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed, mu_dtype=first_moment)
+    def make(b1: Any, b2: Any) -> optax.GradientTransformation:
+        return optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=decayed, mu_dtype=first_moment)
+
+    adamw = rejecting(make)
     parts = [("adamw", adamw)]
     if by_rows:
         parts = [("adamw", rows.split_adamw(adamw)), ("rows", rows.row_adamw(schedule, weight_decay))]

@@ -381,13 +381,14 @@ def _make_update(
         # Of tables that are trained by rows, a rejected step has none: a choice between whole tables would read them.
         where = None if found.rows is None else jnp.where(accepted, found.rows, num_groups)
         updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, **sums, gradient_norm=found.norm, rows=where
+            gradient, state.opt_state, state.params, **sums, gradient_norm=found.norm, rows=where, accepted=accepted
         )
-        opt_state = states.with_dro(opt_state, dro_state)
+        opt_state = states.with_dro(opt_state, optax.tree.where(accepted, dro_state, state.opt_state["dro"]))
         params = rows.add(state.params, updates, where)
-        ema = optax.incremental_update({path: params[path] for path in state.ema}, state.ema, 1.0 - decay)
-        after = state._replace(params=params, frozen={**state.frozen, **found.statistics}, opt_state=opt_state, ema=ema)
-        after = rows.choose(accepted, after, state, by_rows=where is not None)
+        share = jnp.where(accepted, 1.0 - decay, 0.0)
+        ema = optax.incremental_update({path: params[path] for path in state.ema}, state.ema, share)
+        measured = {path: jnp.where(accepted, x, state.frozen[path]) for path, x in found.statistics.items()}
+        after = state._replace(params=params, frozen={**state.frozen, **measured}, opt_state=opt_state, ema=ema)
         samples = jnp.sum(found.count)
         metrics = {
             "train/loss": jnp.sum(found.loss_sum) / samples,
