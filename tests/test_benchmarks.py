@@ -77,6 +77,7 @@ def test_every_entry_of_every_case_and_size_has_a_name_of_its_own() -> None:
             assert len(set(names)) == len(names) > 0
 
 
+@pytest.mark.slow
 def test_parameters_and_operations_are_those_of_the_built_networks(tmp_path: pathlib.Path) -> None:
     found = {
         (r["measure"], r["variant"]): r

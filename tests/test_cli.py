@@ -51,7 +51,7 @@ def _run(monkeypatch, capsys, command, *arguments: str) -> tuple[int, str, str]:
         ([f"{MIMIC}:remind"], ("'remind'", "method, size")),
         ([MIMIC, "--config.optim.lrr=1e-3"], ("optim.lrr", "did you mean 'lr'", "optim has clip, ema")),
         ([MIMIC, "--config.optin.lr=1e-3"], ("optin.lr", "did you mean 'optim'")),
-        ([MIMIC, "--config.sede=1"], ("sede", "did you mean 'seed'", "a config has data, devices")),
+        ([MIMIC, "--config.sede=1"], ("sede", "did you mean 'seed'", "a config has compilation_cache, data")),
         ([MIMIC, "--config.optim.lr=fast"], ("config.optim.lr", "fast")),
         ([MIMIC, "--config.train.batch_size=1.5"], ("config.train.batch_size", "1.5")),
         ([MIMIC, "--config.fusion.residual=perhaps"], ("config.fusion.residual", "perhaps")),

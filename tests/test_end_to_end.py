@@ -198,8 +198,8 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-# One of each kind: two stages, group weights, sparse experts, a sampler that follows losses. The rest is slow.
-QUICK = ("remind_no_dro", "group_dro", "flex_moe", "fair_batch")
+# Beside `remind` in two stages: balanced batches with group weights, sparse experts. The rest is slow.
+QUICK = ("group_dro", "flex_moe")
 
 
 @pytest.mark.parametrize(

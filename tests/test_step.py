@@ -529,6 +529,7 @@ def test_each_seed_has_draws_of_its_own():
     assert abs(norms[0] - norms[1]) > 1e-4
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_give_nearly_the_same_gradient_to_weights_in_float32():
     found = []
     for changes in ({}, {"precision": "bfloat16", "optim__first_moment": "bfloat16"}):

@@ -173,6 +173,7 @@ def test_selection_goes_by_the_metric_asked_for(cache, data, tmp_path, select):
     assert chosen[name] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_patience_ends_the_last_stage_and_no_other(cache, data, tmp_path):
     # So low a rate changes no weight, hence no evaluation is better than the first of its stage.
     changes = {"optim__lr": 1e-30, "optim__ema": 0.0, "train__evaluate_every": 0.25, "train__patience": 2}

@@ -418,6 +418,7 @@ def _products(jaxpr: Any) -> Iterator[list[Any]]:
                 yield from _products(getattr(inner, "jaxpr", inner))
 
 
+@pytest.mark.slow
 def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less():
     kept, slopes = [], []
     for remat in (False, True):
