@@ -8,7 +8,6 @@ files are exempt, which restoring never reads: orbax writes them after the diges
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import pathlib
@@ -23,13 +22,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from remind_jax import atomic
+from remind_jax.atomic import SUMS
 from remind_jax.errors import UserError
 
 # What they have to say of a save that failed is a traceback in the background; this module says it in a line.
 logging.getLogger("orbax").setLevel(logging.CRITICAL)
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-SUMS = "SHA256SUMS"
 _MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")  # of orbax, the last with times that are known at the commit
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 _LINE = re.compile(rb"[0-9a-f]{64}  [\x21-\x7e][\x20-\x7e]*")
@@ -230,14 +229,8 @@ class Checkpoints:
 
 
 def _sums(folder: pathlib.Path) -> str:
-    """A line `<sha256>  <path>` for each file of a checkpoint, in the order of their paths."""
-    lines = []
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
-        name = path.relative_to(folder).as_posix()
-        if name not in (SUMS, *_MARKS):
-            with path.open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    return "".join(lines)
+    """The digests of a checkpoint's files."""
+    return atomic.sums(folder, leave_out=_MARKS)
 
 
 def _compare(folder: pathlib.Path) -> str:

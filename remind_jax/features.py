@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remind_jax import cluster, progress
+from remind_jax import atomic, cluster, progress
 from remind_jax.data import builder, pipeline
 from remind_jax.data import dataset as datasets
 from remind_jax.errors import UserError
@@ -31,7 +31,6 @@ KINDS = ("auto", "off", "memory", "device", "disk")
 DTYPES = {"bfloat16": np.dtype(jnp.bfloat16), "float32": np.dtype(np.float32)}
 SPLITS = ("train", "tuning")
 _VERSION = "1"
-_SUMS = "SHA256SUMS"
 _PAYS_FROM = 2.0  # epochs of a stage: filling costs about one
 _FREE = 0.5  # share of the free device memory that features may take
 
@@ -296,7 +295,7 @@ def _from_disk(
         with builder.lock(folder.parent / f"{folder.name}.lock") as alone:
             if alone:
                 builder.remove_leftovers(folder.parent, folder.name)
-            if not _is_whole(folder, layout, say):
+            if not _is_whole(folder, say):
                 _write(folder, layout, encode())
     except OSError as error:
         raise UserError(
@@ -321,29 +320,20 @@ def _write(folder: pathlib.Path, layout: Mapping[str, _Layout], pieces: Pieces) 
         _fill(arrays, pieces)
         for array in arrays.values():
             array.flush()
-        (temporary / _SUMS).write_text(_sums(temporary, layout), encoding="utf-8")
+        (temporary / atomic.SUMS).write_text(atomic.sums(temporary), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_whole(folder: pathlib.Path, layout: Mapping[str, _Layout], say: Say) -> bool:
+def _is_whole(folder: pathlib.Path, say: Say) -> bool:
     if not folder.exists():
         return False
     try:
-        whole = (folder / _SUMS).read_text(encoding="utf-8") == _sums(folder, layout)
+        whole = (folder / atomic.SUMS).read_text(encoding="utf-8") == atomic.sums(folder)
     except (OSError, UnicodeDecodeError):
         whole = False
     if not whole:
         say(f"the features in {folder} are damaged: they are made anew")
     return whole
-
-
-def _sums(folder: pathlib.Path, layout: Mapping[str, _Layout]) -> str:
-    """A line `<sha256>  <file>` for each modality."""
-    lines = []
-    for name in layout:
-        with (folder / f"{name}.npy").open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}.npy\n")
-    return "".join(lines)

@@ -18,7 +18,7 @@ Params = Mapping[str, jax.Array]
 KINDS = ("auto", "all", "batch")
 _TABLE = re.compile(r"/group_router$|^imputation/group$")
 # Of optax.adamw, which trains what is no table.
-_B1, _B2, _EPSILON = 0.9, 0.999, 1e-8
+DECAYS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 def is_table(path: str) -> bool:
@@ -113,15 +113,16 @@ def row_adamw(schedule: Callable[[jax.Array], Any], weight_decay: float) -> opta
 
     def update(updates, state, params, *, rows, accepted=True, **extra_args):
         del extra_args
+        b1, b2 = DECAYS
         rate, moved, counts, mu, nu = schedule(state.step), {}, {}, {}, {}
         for path, kept in state.mu.items():
             gradient = updates[path]
             first, second, count, value = (
                 x.at[rows].get(mode="clip") for x in (kept, state.nu[path], state.counts[path], params[path])
             )
-            first, second = _B1 * first + (1 - _B1) * gradient, _B2 * second + (1 - _B2) * jnp.square(gradient)
+            first, second = b1 * first + (1 - b1) * gradient, b2 * second + (1 - b2) * jnp.square(gradient)
             times = (count + 1).astype(jnp.float32).reshape(-1, *[1] * (gradient.ndim - 1))
-            direction = (first / (1 - _B1**times)) / (jnp.sqrt(second / (1 - _B2**times)) + _EPSILON)
+            direction = (first / (1 - b1**times)) / (jnp.sqrt(second / (1 - b2**times)) + _EPSILON)
             moved[path] = -rate * (direction + weight_decay * value)
             counts[path] = state.counts[path].at[rows].set(count + 1, mode="drop")
             mu[path], nu[path] = (

@@ -15,7 +15,6 @@ Params = dict[str, jax.Array]
 
 # Their values are lengths and offsets, not directions: shrinking them does not regularise.
 _NOT_DECAYED = re.compile(r"(bias|scale)$")
-_DECAYS = (0.9, 0.999)  # of the moments of Adam
 
 
 class TrainState(NamedTuple):
@@ -105,16 +104,14 @@ def rejecting(make: Callable[[Any, Any], optax.GradientTransformation]) -> optax
       A transform whose `update` takes `accepted`, bool (); without it every step is.
     """
 
-    def update(updates, state, params, *, accepted=None, **extra_args):
+    def update(updates, state, params, *, accepted=True, **extra_args):
         del extra_args
-        if accepted is None:
-            return make(*_DECAYS).update(updates, state, params)
         kept = optax.tree.where(accepted, updates, optax.tree.zeros_like(updates))
-        moved, after = make(*(jnp.where(accepted, decay, 1.0) for decay in _DECAYS)).update(kept, state, params)
+        moved, after = make(*(jnp.where(accepted, decay, 1.0) for decay in rows.DECAYS)).update(kept, state, params)
         # What Adam divides by is zero where decays are one.
         return jax.tree.map(lambda x: jnp.where(accepted, x, jnp.zeros_like(x)), moved), _counts(accepted, after, state)
 
-    return optax.GradientTransformationExtraArgs(make(*_DECAYS).init, update)
+    return optax.GradientTransformationExtraArgs(make(*rows.DECAYS).init, update)
 
 
 def _counts(accepted: jax.Array, after: Any, before: Any) -> Any:

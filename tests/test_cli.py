@@ -165,12 +165,14 @@ def test_a_run_that_a_signal_has_ended_exits_with_its_code(monkeypatch, capsys):
         assert err == "stopped; run the same command again to go on\n"
 
 
-def test_defects_of_the_program_keep_their_traceback(monkeypatch):
+# A broken pipe that is not standard output is a defect as well.
+@pytest.mark.parametrize("defect", [ZeroDivisionError, BrokenPipeError])
+def test_defects_of_the_program_keep_their_traceback(monkeypatch, defect):
     def command(arguments):
-        raise ZeroDivisionError
+        raise defect
 
     monkeypatch.setattr(sys, "argv", ["command"])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(defect):
         cli.run(command, "")
 
 
@@ -314,15 +316,6 @@ def test_a_reader_that_leaves_ends_a_command_in_silence(arguments):
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout[3:] == str(cli.BROKEN_PIPE)
-
-
-def test_a_broken_pipe_elsewhere_keeps_its_traceback(monkeypatch):
-    def command(arguments):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(sys, "argv", ["command"])
-    with pytest.raises(BrokenPipeError):
-        cli.run(command, "")
 
 
 def test_help_in_a_shell(tmp_path):

@@ -7,7 +7,6 @@ import contextlib
 import importlib.util
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -163,7 +162,6 @@ def fuzz(count: int, broken: bool) -> Tally:
         tally.figures[f"{name}: edges"] = int(coverage[-1]) if coverage else 0
         crash = re.findall(r"(?:=== Uncaught Python exception: ===\n.*|ALARM: .*|ERROR: .*)", done.stderr)
         tally.check(done.returncode == 0 and bool(runs), f"{name}: {' '.join(crash)[:300] or done.stderr[-300:]}")
-    shutil.rmtree(ROOT / "crashes", ignore_errors=True)
     return tally
 
 

@@ -15,44 +15,26 @@ pytestmark = [
 
 # What takes seconds, with the count that takes them; the others are slow.
 QUICK = {"order": 1, "saves": 4, "damage": 14, "manifests": 15, "configs": 40, "paths": 1, "pickles": 1}
-SLOW = [name for name in ROWS if name not in QUICK]
-BROKEN = {"kill": 2, "preempt": 2, "devices": 1, "bombs": 2, "mutants": 2, "finite": 2}
+BROKEN = {"kill": 2, "preempt": 2, "devices": 1, "bombs": 2, "mutants": 2, "finite": 2}  # counts that show it
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ROWS]
 
 
-def _passes(name: str, count: int) -> None:
-    tally = ROWS[name].run(count, False)
+def _try(name: str, count: int, broken: bool) -> Tally:
+    if name == "fuzz":
+        pytest.importorskip("atheris")
+    return ROWS[name].run(count, broken)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_row_holds(name):
+    tally = _try(name, QUICK.get(name, ROWS[name].reduced), broken=False)
     assert tally.passed == tally.tried > 0, tally.failed
 
 
-def _fails_when_broken(name: str, count: int) -> None:
-    tally = ROWS[name].run(count, True)
-    assert tally.passed < tally.tried, f"{name} does not see that {ROWS[name].broken}"
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_the_row_holds(name):
-    _passes(name, QUICK[name])
-
-
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_row_can_fail(name):
-    _fails_when_broken(name, QUICK[name])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_the_slow_row_holds(name):
-    if name == "fuzz":
-        pytest.importorskip("atheris")
-    _passes(name, ROWS[name].reduced)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_the_slow_row_can_fail(name):
-    if name == "fuzz":
-        pytest.importorskip("atheris")
-    _fails_when_broken(name, BROKEN.get(name, ROWS[name].reduced))
+    tally = _try(name, (QUICK | BROKEN).get(name, ROWS[name].reduced), broken=True)
+    assert tally.passed < tally.tried, f"{name} does not see that {ROWS[name].broken}"
 
 
 def test_figures_are_kept_row_by_row_and_the_exit_code_tells(tmp_path, monkeypatch, capsys):
