@@ -4,10 +4,12 @@ Each process hands in its own rows of a batch and gets what all get. The only mo
 """
 
 import contextlib
+import ctypes
 import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from platform import libc_ver
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,8 @@ AXIS, EXPERTS = "data", "expert"
 KINDS = ("jit", "pmap")
 PROGRAMS = ("auto", "one", "two")
 _LARGE = 2**23  # bytes of parameters
+# Options of mallopt: one arena for all threads, no memory from mmap, which is given back when freed, and no trimming.
+_KEEP = {-8: 1, -4: 0, -1: 2**31 - 1}
 _CHUNK = 2**22  # bytes that processes exchange at a time
 # Arrays with the axis of experts first, and what belongs to them in the state of an optimizer.
 _OF_EXPERTS = re.compile(r"/expert_(in|out)(_bias)?$")
@@ -133,16 +137,31 @@ def compiled(
 
     def run(state: State, batch: Any) -> tuple[State, Metrics]:
         if not made:
-            several = programs == "two" or (programs == "auto" and platform == "cpu" and _pays_on_cpu(state, axis_name))
+            large = platform == "cpu" and _is_large(state)
+            if large:
+                keep_freed_memory()
+            # Pays where a second program costs less than the page faults that it saves.
+            several = programs == "two" or (programs == "auto" and large and axis_name is None)
             made.append((_two_programs if several else _one_program)(step, compile_it, axis_name))
         return made[0](state, batch)
 
     return run
 
 
-def _pays_on_cpu(state: State, axis_name: str | None) -> bool:
-    """Whether a second program costs less than the page faults that it saves; measured at 11 KiB and at 17 MiB."""
-    return axis_name is None and sum(x.nbytes for x in jax.tree.leaves(state.params)) >= _LARGE
+def _is_large(state: State) -> bool:
+    """Whether page faults weigh in the time of a step on CPU; measured at 11 KiB and at 17 MiB of parameters."""
+    return sum(x.nbytes for x in jax.tree.leaves(state.params)) >= _LARGE
+
+
+def keep_freed_memory() -> None:
+    """From here on this process keeps what it frees, where its C library is glibc.
+
+    XLA on CPU takes the temporary memory of a program anew at every call. Blocks above 32 MiB glibc gives back to the
+    system in between, and every page of them costs a fault; docs/performance.md has the figures.
+    """
+    if libc_ver()[0] == "glibc":
+        for option, value in _KEEP.items():
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def _one_program(step: Any, compile_it: Callable[..., Callable], axis_name: str | None) -> Callable[..., Any]:

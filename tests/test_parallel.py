@@ -1,5 +1,9 @@
 """One step function on one device, over a mesh (`jit`) and one program a device (`pmap`): the same numbers."""
 
+import platform
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -381,3 +385,20 @@ def test_experts_over_several_devices_give_the_numbers_of_one_in_a_part_of_the_m
         for path, x in tree.items():
             here = {shard.data.nbytes for shard in x.addressable_shards}
             assert here == {x.nbytes // (experts if "/expert_" in path else 1)}, path
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library decides for itself")
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_that_is_kept_is_not_taken_from_the_system_again(kept):
+    code = f"""
+import resource, numpy as np
+from remind_jax import parallel
+if {kept}:
+    parallel.keep_freed_memory()
+np.ones(2**24)  # 128 MiB, four times what glibc keeps by itself
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tiny_runs.ROOT)
+    assert (int(done.stdout) < 100) == kept, done.stdout

@@ -85,7 +85,7 @@ def _assert_same(folder: pathlib.Path, other: pathlib.Path, tolerance: float) ->
     np.testing.assert_allclose(one["p_1"], two["p_1"], atol=tolerance)
     one, two = (json.loads((path / "report.json").read_text(encoding="utf-8")) for path in (folder, other))
     for key in ("n", "parameters", "config_digest", "split_digest", "gate", "card"):
-        assert one[key] == two[key]
+        assert one.get(key) == two.get(key), key  # only routed methods have a gate
     assert one["overall"]["accuracy"] == two["overall"]["accuracy"]
     assert one["overall"]["auroc"] == pytest.approx(two["overall"]["auroc"], abs=0.01)
 

@@ -35,8 +35,8 @@ def effective_routers(
 ) -> jax.Array:
     """Routers of the groups of a batch: shared plus residual (Eq. 7), normalised after the sum.
 
-    Only the sum is ever normalised: the residuals start at zero and have no direction of their own. Rows are gathered
-    first, so that no group costs anything that is not in the batch.
+    Only the sum is ever normalised: the residuals start at zero and have no direction of their own. Routers are built a
+    group or a sample, whichever are fewer, so that no group costs anything that is not in the batch.
 
     Args:
       shared: [d, e, s].
@@ -49,28 +49,38 @@ def effective_routers(
     Returns:
       [b, d, e, s].
     """
-    residual = residual.at[groups].get(mode="fill", fill_value=0)
-    if not normalize:
-        return shared[None] + residual
-    if add_after_norm:
-        return scale * unit_length(shared, axis=0)[None] + residual
-    return scale * unit_length(shared[None] + residual, axis=1)
+
+    def routers(residual: jax.Array) -> jax.Array:
+        if not normalize:
+            return shared[None] + residual
+        if add_after_norm:
+            return scale * unit_length(shared, axis=0)[None] + residual
+        return scale * unit_length(shared[None] + residual, axis=1)
+
+    if len(residual) >= len(groups):
+        return routers(residual.at[groups].get(mode="fill", fill_value=0))
+    return routers(jnp.concatenate([residual, jnp.zeros_like(residual[:1])]))[groups]
 
 
 def entropy(logits: jax.Array) -> jax.Array:
     """Entropy over experts of each token and slot in nats, [b, n, e, s] -> [b, n, s], at most ln e (7.2.5)."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=2)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=2)
+    log_p = jax.nn.log_softmax(_experts_last(logits), axis=-1)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
 def joint_entropy(logits: jax.Array) -> jax.Array:
     """Entropy of one distribution over all tokens, experts and slots in nats, [b, n, e, s] -> [b] (Eq. 8)."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=(1, 2, 3))
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=(1, 2, 3))
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32).reshape(len(logits), -1), axis=-1)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def _experts_last(logits: jax.Array) -> jax.Array:
+    """[b, n, e, s] -> [b, n, s, e] in float32: XLA on CPU is slow over a last axis of length one, a single slot."""
+    return jnp.moveaxis(logits.astype(jnp.float32), 3, 2)
 
 
 def _expert_probabilities(logits: jax.Array) -> jax.Array:
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=2)
+    return jax.nn.softmax(_experts_last(logits), axis=-1)
 
 
 def normalized_entropy(logits: jax.Array) -> jax.Array:
@@ -85,23 +95,23 @@ def certainty(logits: jax.Array) -> jax.Array:
 
 def max_probability(logits: jax.Array) -> jax.Array:
     """Largest expert probability, [b, n, e, s] -> [b, n, s] (Table 6)."""
-    return jnp.max(_expert_probabilities(logits), axis=2)
+    return jnp.max(_expert_probabilities(logits), axis=-1)
 
 
 def margin(logits: jax.Array) -> jax.Array:
     """Largest minus second largest expert probability, [b, n, e, s] -> [b, n, s] (Table 6)."""
-    top, _ = jax.lax.top_k(jnp.moveaxis(_expert_probabilities(logits), 2, -1), 2)
+    top, _ = jax.lax.top_k(_expert_probabilities(logits), 2)
     return top[..., 0] - top[..., 1]
 
 
 def gini(logits: jax.Array) -> jax.Array:
     """Gini impurity 1 - sum p^2, [b, n, e, s] -> [b, n, s] (Table 6)."""
-    return 1.0 - jnp.sum(jnp.square(_expert_probabilities(logits)), axis=2)
+    return 1.0 - jnp.sum(jnp.square(_expert_probabilities(logits)), axis=-1)
 
 
 def variance(logits: jax.Array) -> jax.Array:
     """Squared distance to the uniform distribution, sum (p - 1/e)^2, [b, n, e, s] -> [b, n, s] (Table 6)."""
-    return jnp.sum(jnp.square(_expert_probabilities(logits) - 1.0 / logits.shape[2]), axis=2)
+    return jnp.sum(jnp.square(_expert_probabilities(logits) - 1.0 / logits.shape[2]), axis=-1)
 
 
 def kl_from_uniform(logits: jax.Array) -> jax.Array:

@@ -149,16 +149,24 @@ class SoftMoEBlock(FusionBlock):
         shared_only = scale * soft_moe.unit_length(shared, axis=0) if normalize else shared
         if gate == "never":
             return routing.token_logits(x, shared_only, normalize), jnp.zeros(x.shape[0])
-        routers = routing.effective_routers(
-            shared, self.group_router[...], groups, scale, normalize=normalize, add_after_norm=spec.add_after_norm
-        )
-        grouped = routing.token_logits(x, routers, normalize)
+
+        def grouped(groups: jax.Array) -> jax.Array:
+            options = {"normalize": normalize, "add_after_norm": spec.add_after_norm}
+            return routing.token_logits(
+                x, routing.effective_routers(shared, self.group_router[...], groups, scale, **options), normalize
+            )
+
         if gate == "always":
-            return grouped, jnp.ones(x.shape[0])
+            return grouped(groups), jnp.ones(x.shape[0])
         plain = routing.token_logits(x, shared_only, normalize)
         is_open = routing.gate_is_open(plain, spec.gate_metric, spec.gate_threshold, spec.gate_granularity)
         is_open = jnp.broadcast_to(is_open, x.shape[:2])
-        return jnp.where(is_open[:, :, None, None], grouped, plain), jnp.mean(is_open.astype(jnp.float32), axis=1)
+        open_rate = jnp.mean(is_open.astype(jnp.float32), axis=1)
+        if spec.gate_granularity == "token":
+            return jnp.where(is_open[:, :, None, None], grouped(groups), plain), open_rate
+        # All tokens of a sample take the same router, so it is chosen before the product: behind a closed gate that of
+        # an unseen combination, which is the shared one.
+        return grouped(jnp.where(is_open[:, 0], groups, len(self.group_router[...]))), open_rate
 
     def _mix(self, x, groups, mask, gate, keys) -> Routed:
         with jax.named_scope("router"):
