@@ -258,6 +258,7 @@ def make_step(
     group_rows: str = "all",
     fusion: str = "soft_moe",
     precision: str = "float32",
+    gradient: str = "float32",
     **objective: Any,
 ) -> package_step.Step:
     """The package's train step on one device, without dropout and averaging; `objective` as in configs/common.py."""
@@ -269,7 +270,7 @@ def make_step(
         model=space(encoder_dropout=0.0),
         fusion=space(kind=fusion, dropout=0.0, noise=True),
         train=space(hide_samples=0.0, accumulate=1),
-        optim=space(group_rows=group_rows),
+        optim=space(group_rows=group_rows, gradient=gradient),
         objective=space(**OBJECTIVE | {"kind": "group_dro" if robust else "erm"} | objective),
         dro=space(weights="current", normalize_present=False),
     )
@@ -346,6 +347,7 @@ def _step(
     reads: bool = False,
     precision: str = "float32",
     first_moment: str = "float32",
+    gradient: str = "float32",
     objective: Mapping[str, Any] = types.MappingProxyType({}),
     **options: Any,
 ) -> Variant:
@@ -356,7 +358,7 @@ def _step(
       gate: see `Model.__call__`.
       robust: whether λ acts and moves.
       frozen: whether the encoders stay as they are.
-      programs, group_rows, precision, first_moment: as in configs/common.py.
+      programs, group_rows, precision, first_moment, gradient: as in configs/common.py.
       reads: whether the batch is taken from 8 times as many samples on the host and brought to the device.
       objective: as in configs/common.py.
       options: of `set_up`.
@@ -369,7 +371,8 @@ def _step(
     # The state may not share buffers with anything that lives on: it is donated.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
     fusion = options.get("fusion_options", {}).get("kind", "soft_moe")
-    given = {"gate": gate, "robust": robust, "group_rows": group_rows, "fusion": fusion, "precision": precision}
+    given = {"gate": gate, "robust": robust, "group_rows": group_rows, "fusion": fusion}
+    given |= {"precision": precision, "gradient": gradient}
     step = make_step(setup.network, optimizer, size.g, **given, **objective)
     program, state, facts = compiled_step(step, programs, state, setup.batch)
     extra = setup.trained.flops if frozen else setup.cost.flops
@@ -546,7 +549,7 @@ def _group_entries(size: Size, options: frozenset[str]) -> list[Entry]:
 def _table17_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     """All trained, encoders frozen, and from stored features; in float32, and in bfloat16 where that may be."""
     del options
-    halved = {"precision": "bfloat16", "first_moment": "bfloat16"}
+    halved = dict.fromkeys(("precision", "first_moment", "gradient"), "bfloat16")
     return [
         Entry(stage, name + suffix, functools.partial(_step, size, **METHODS[name], **chosen, **options))
         for stage, chosen in _STAGES.items()

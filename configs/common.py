@@ -224,6 +224,7 @@ def base() -> ml_collections.ConfigDict:
     optim.step_epochs = 5.0  # StepLR period (paper 7.4)
     optim.step_rate = 0.1  # StepLR factor
     optim.first_moment = "float32"  # of AdamW: float32 | bfloat16 (a sixth less memory traffic in the update)
+    optim.gradient = "float32"  # summed over devices, kept between two programs: float32 | bfloat16 (half the bytes)
     optim.group_rows = "auto"  # of combinations, moved by a step: all | batch (its own) | auto: batch from many on
     optim.clip = 1.0  # largest global gradient norm; 0 is no clipping
     optim.ema = 0.98  # decay of the averaged weights that are evaluated; 0 is off

@@ -60,6 +60,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
     "eval.adjust_prior": ("none", "accuracy", "macro_f1"),
     "optim.first_moment": ("float32", "bfloat16"),
+    "optim.gradient": ("float32", "bfloat16"),
     "optim.group_rows": rows.KINDS,
     "optim.schedule": ("cosine", "step", "constant"),
 }

@@ -329,8 +329,9 @@ def _make_gradient(
             share = factors(state.opt_state["dro"], zeros, total(count))
             found = _summed(lambda part: find(params, part, share), _parts(whole, config.train.accumulate))
             slopes, (loss_sum, count, open_sum, statistics, extra) = found
-        slopes = total(slopes)
-        return slopes, Found(loss_sum, count, open_sum, optax.tree.norm(slopes), statistics, extra, where)
+        slopes = total(optax.tree.cast(slopes, config.optim.gradient))
+        norm = optax.tree.norm(optax.tree.cast(slopes, jnp.float32))
+        return slopes, Found(loss_sum, count, open_sum, norm, statistics, extra, where)
 
     return gradient
 
@@ -374,6 +375,7 @@ def _make_update(
     """
 
     def update(state: states.TrainState, gradient: Params, found: Found):
+        gradient = optax.tree.cast(gradient, jnp.float32)  # a small part of one moment would be lost in another type
         sums = {"group_loss_sum": found.loss_sum, "group_count": found.count}
         dro_state = dro.update({}, state.opt_state["dro"], **sums)[1] if robust else state.opt_state["dro"]
         checked = (found.norm, found.loss_sum, jnp.exp(dro_state.log_weights))

@@ -549,6 +549,27 @@ def test_products_in_bfloat16_give_nearly_the_same_gradient_to_weights_in_float3
     assert [{x.dtype.name for x in m.nu.values()} for m in moments] == [{"float32"}] * 2
 
 
+def test_gradients_in_bfloat16_are_the_same_ones_rounded_and_moments_stay_float32():
+    found = []
+    for kind in ("float32", "bfloat16"):
+        step, state = _small("remind", optim__gradient=kind)
+
+        def run(state, step=step):
+            gradient, rest = step.gradient(state, _batch(0), axis_name=None)
+            return gradient, rest, step.update(state, gradient, rest)[0]
+
+        found.append(jax.jit(run)(state))
+    (exact, plain, _), (rounded, other, after) = found
+    for path, slope in exact.items():
+        assert rounded[path].dtype == jnp.bfloat16
+        np.testing.assert_allclose(rounded[path].astype(jnp.float32), slope, rtol=2**-8, atol=1e-9, err_msg=path)
+    assert any((rounded[path].astype(jnp.float32) != slope).any() for path, slope in exact.items())
+    np.testing.assert_allclose(other.norm, plain.norm, rtol=1e-3)
+    assert other.norm.dtype == jnp.float32
+    moments = after.opt_state["adamw"][0]
+    assert {x.dtype.name for x in (*moments.mu.values(), *moments.nu.values(), *after.params.values())} == {"float32"}
+
+
 @pytest.mark.parametrize("method", ["remind", "reweigh"])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(method):
     found = []
