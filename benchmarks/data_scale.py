@@ -1,11 +1,13 @@
 """Measures the road of a large manifest: reading it, preparing shards, and batches from them; Linux only.
 
-    python -m benchmarks.data_scale [--rows=1000000] [--steps=1000] [--processes=1] [--folder=DIR] [--out=FILE.jsonl]
+    python -m benchmarks.data_scale [--rows=1000000] [--modalities=4] [--numbers=8] [--combinations=0] [--steps=1000]
+        [--train=0] [--processes=1] [--folder=DIR] [--out=FILE.jsonl]
 
-The manifest is synthetic: three tabular modalities of eight numbers and one of six codes, all but the first missing in
-a third of the rows, two rows a patient. So many processes read, check, split and prepare it together; then, unless
-`--steps=0`, others read batches of 256 in random order, from the shards and from memory. Resident memory is that of
-a process after each part. Records are added to the file.
+The manifest is synthetic: tabular modalities of so many numbers and one of six codes, two rows a patient. All but the
+first modality are missing in a third of the rows, each by itself; or rows have so many combinations, drawn like that,
+the one of rank k in a share ∝ 1/k. So many processes read, check, split and prepare it together; then, unless
+`--steps=0`, others read batches of 256 in random order, from the shards and from memory; then, with `--train`, REMIND
+takes so many steps and is evaluated. Resident memory is that of a process after each part. The file gets the records.
 """
 
 import argparse
@@ -18,29 +20,35 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+_BATCH = 256
 _MAKE = """
 import pathlib, sys
 import numpy as np
 import polars as pl
-folder, rows = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+folder, rows, modalities, numbers, combinations = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
 rng = np.random.default_rng(0)
 table = {"id": np.arange(rows), "patient": np.arange(rows) // 2, "died": rng.integers(0, 2, rows)}
-for name in ("labs", "vitals", "scores"):
-    there = (rng.random(rows) > 1 / 3) | (name == "labs")
-    for i in range(8):
+there = rng.random((combinations or rows, modalities)) > 1 / 3
+there[:, 0] = True
+if combinations:
+    share = 1 / np.arange(1, combinations + 1)
+    there = there[rng.choice(combinations, rows, p=share / share.sum())]
+names = [f"m{k:02d}_" for k in range(modalities - 1)]
+for k, name in enumerate(names):
+    for i in range(numbers):
         value = rng.normal(size=rows).round(3)
-        table[f"{name}{i}"] = pl.Series(value).set(pl.Series(~there), None)
+        table[f"{name}{i}"] = pl.Series(value).set(pl.Series(~there[:, k]), None)
 codes = np.array([f"C{i:03d}" for i in range(500)])[rng.integers(0, 500, (rows, 6))]
 codes = pl.DataFrame(codes, [f"c{i}" for i in range(6)]).select(pl.concat_str(pl.all(), separator=" ")).to_series()
-table["codes"] = codes.set(pl.Series(rng.random(rows) < 1 / 3), None)
+table["codes"] = codes.set(pl.Series(~there[:, -1]), None)
 folder.mkdir(parents=True, exist_ok=True)
 frame = pl.DataFrame(table).with_columns(pl.col("id", "patient", "died").cast(pl.String))
 frame.write_parquet(folder / "manifest.parquet")
 tabular = "".join(
-    f"  {name}: {{kind: tabular, columns: [{', '.join(f'{name}{i}' for i in range(8))}]}}\\n"
-    for name in ("labs", "vitals", "scores")
+    f"  {name}: {{kind: tabular, columns: [{', '.join(f'{name}{i}' for i in range(numbers))}]}}\\n" for name in names
 )
 (folder / "schema.yaml").write_text(
     "version: 1\\nname: large\\nsample_id: id\\npatient_id: patient\\nlabel: {column: died, classes: ['0', '1']}\\n"
@@ -77,11 +85,30 @@ if steps:
 print(json.dumps(found | {"peak_mib": resident("VmHWM")}))
 """
 
+_TRAIN = """
+import json, pathlib, statistics, sys, time
+from remind_jax import cli
+from remind_jax.train import train_and_evaluate
 
-def measure(folder: pathlib.Path, rows: int, steps: int, processes: int) -> list[dict]:
-    """A record of preparing, of batches from shards and of batches from memory."""
-    _run(_MAKE, str(folder / "data"), str(rows))
+config, workdir = cli.parse_config(sys.argv[1:])
+start = time.perf_counter()
+report = train_and_evaluate(config, workdir, verbose=False)
+lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+steps = [record["time/step_ms"] for record in map(json.loads, lines) if "time/step_ms" in record]
+with open("/proc/self/status") as file:
+    peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
+found = {"combinations": len(report["groups"]), "parameters": report["parameters"], "held_out": report["n"]}
+found |= {"step_ms": round(statistics.median(steps), 1), "seconds": round(time.perf_counter() - start, 1)}
+print(json.dumps(found | {"peak_mib": peak}))
+"""
+
+
+def measure(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
+    """A record of preparing, of batches from shards, of batches from memory and of training."""
+    rows, steps, processes = given.rows, given.steps, given.processes
+    _run(_MAKE, str(folder / "data"), *map(str, (rows, given.modalities, given.numbers, given.combinations)))
     about = {"date": datetime.date.today().isoformat(), "rows": rows, "cores": len(os.sched_getaffinity(0))}
+    about |= {"modalities": given.modalities}
     about |= {"manifest_mib": (folder / "data" / "manifest.parquet").stat().st_size >> 20}
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         found = list(pool.map(lambda _: _read(folder, 0, 1e-6), range(processes)))
@@ -92,6 +119,8 @@ def measure(folder: pathlib.Path, rows: int, steps: int, processes: int) -> list
     for part, count, memory in (("shards", steps, 1e-6), ("memory", 5 * steps, 8.0)):
         if steps:
             records.append(about | {"part": part} | _read(folder, count, memory))
+    if given.train:
+        records.append(about | {"part": "train", "steps": given.train} | _train(folder, rows, given.train))
     return records
 
 
@@ -105,6 +134,11 @@ def table(records: Sequence[dict]) -> str:
         rows.append(f"| {part} | {ways} | {seconds:.1f} | {count / seconds:,.0f} | {before} | {after} | {peak} |")
 
     for record in records:
+        if record["part"] == "train":
+            rate, peak = 1e3 * _BATCH / record["step_ms"], record["peak_mib"]
+            part = f"train: {record['steps']} steps of {record['step_ms']:.0f} ms; all with evaluation"
+            rows.append(f"| {part} | 1, {record['cores']} | {record['seconds']:.1f} | {rate:,.0f} |  |  | {peak} |")
+            continue
         seconds, mib = list(record["seconds"].values()), list(record["mib"].values())
         if record["part"] == "prepare":
             add(record, "read, check, split, fit", seconds[0], record["rows"], *mib[:2], "")
@@ -117,9 +151,20 @@ def table(records: Sequence[dict]) -> str:
 
 
 def _read(folder: pathlib.Path, steps: int, memory_gib: float) -> dict:
-    keys = {"data.root": folder / "data", "data.cache": folder / "cache", "data.memory_gib": memory_gib}
-    arguments = [f"--config={ROOT / 'configs' / 'manifest.py'}", *(f"--config.{k}={v}" for k, v in keys.items())]
-    return json.loads(_run(_READ, str(steps), *arguments).splitlines()[-1])
+    return json.loads(_run(_READ, str(steps), *_arguments(folder, {"data.memory_gib": memory_gib})).splitlines()[-1])
+
+
+def _train(folder: pathlib.Path, rows: int, steps: int) -> dict:
+    epochs = steps * _BATCH / (0.7 * rows)
+    keys = {"train.batch_size": _BATCH, "train.epochs": epochs, "train.joint_epochs": epochs / 2, "eval.bootstrap": 20}
+    keys |= {"train.evaluate_every": epochs, "data.memory_gib": 8.0}
+    arguments = [*_arguments(folder, keys), f"--workdir={folder / 'run'}"]
+    return json.loads(_run(_TRAIN, *arguments).splitlines()[-1])
+
+
+def _arguments(folder: pathlib.Path, keys: dict[str, Any]) -> list[str]:
+    keys = {"data.root": folder / "data", "data.cache": folder / "cache"} | keys
+    return [f"--config={ROOT / 'configs' / 'manifest.py'}", *(f"--config.{k}={v}" for k, v in keys.items())]
 
 
 def _run(code: str, *arguments: str) -> str:
@@ -131,14 +176,14 @@ def _run(code: str, *arguments: str) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line given without the program's name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--processes", type=int, default=1)
+    defaults = {"rows": 1_000_000, "modalities": 4, "numbers": 8, "combinations": 0, "steps": 1000, "train": 0}
+    for name, default in (defaults | {"processes": 1}).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
-        records = measure(given.folder or pathlib.Path(temporary), given.rows, given.steps, given.processes)
+        records = measure(given, given.folder or pathlib.Path(temporary))
     lines = "".join(f"{json.dumps(record)}\n" for record in records)
     print(lines, end="")
     if given.out:

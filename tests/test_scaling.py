@@ -87,10 +87,12 @@ def test_a_slow_network_and_small_batches_cost():
 
 @pytest.mark.slow
 def test_a_small_road_can_be_measured(tmp_path, capsys):
-    data_scale.main(["--rows=2000", "--steps=20", "--processes=2", f"--out={tmp_path / 'out.jsonl'}"])
+    shape = ["--modalities=6", "--numbers=2", "--combinations=9", "--train=6"]
+    data_scale.main([*shape, "--rows=2000", "--steps=20", "--processes=2", f"--out={tmp_path / 'out.jsonl'}"])
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [record["part"] for record in records] == ["prepare", "shards", "memory"]
-    assert all(record["train_rows"] == 1400 for record in records)
+    assert [record["part"] for record in records] == ["prepare", "shards", "memory", "train"]
+    assert all(record["train_rows"] == 1400 for record in records[:3])
+    assert len({record["combinations"] for record in records}) == 1
     assert "prepare 1 shards | 2," in data_scale.table(records)
     capsys.readouterr()
 
