@@ -116,7 +116,7 @@ def group_dro(
             log_weights=jnp.where(due, refreshed, state.log_weights),
             loss_sum=jnp.where(due, 0.0, loss_sum),
             loss_count=jnp.where(due, 0.0, loss_count),
-            last_loss=jnp.where(due & (loss_count > 0), losses, state.last_loss),
+            last_loss=jnp.where(due, losses, state.last_loss),
             seen=jnp.where(due, state.seen | (loss_count > 0), state.seen),
             step=state.step + 1,
         )

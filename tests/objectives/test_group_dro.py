@@ -100,6 +100,12 @@ def test_groups_never_seen_count_as_the_mean_of_the_others() -> None:
     assert nobody.tolist() == [0.0, 0.0, 0.0]
 
 
+def test_one_known_group_stands_for_all_others() -> None:
+    none, seen = jnp.zeros(3), jnp.zeros(3, bool)
+    losses = group_dro.known_losses(jnp.asarray([0.0, 6.0, 0.0]), jnp.asarray([0.0, 4.0, 0.0]), none, seen)
+    np.testing.assert_allclose(losses, [1.5, 1.5, 1.5])
+
+
 def test_counting_absent_groups_as_zero_moves_weight_away_from_rare_groups() -> None:
     # Equal losses give no reason to move any weight. The rare group 3 is in every tenth step only.
     steps = [{g: [1.0] for g in range(G) if g < 3 or i % 10 == 0} for i in range(60)]

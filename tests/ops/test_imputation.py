@@ -37,6 +37,12 @@ def test_imputed_tokens_are_sums_of_the_rows_of_their_tables(kind: str) -> None:
             np.testing.assert_allclose(found[i, m], expected, atol=1e-6)
 
 
+def test_a_bank_has_a_row_for_each_combination_and_modality() -> None:
+    bank = jnp.asarray(np.random.default_rng(0).normal(size=(G, M, D)), jnp.float32)
+    found = imputation.imputed_tokens(jnp.asarray(GROUPS), None, bank)
+    np.testing.assert_allclose(found, [bank[1], bank[0], np.asarray(bank).mean(axis=0)], atol=1e-6)
+
+
 def test_filled_tokens_are_the_encoded_ones_where_observed_and_imputed_ones_elsewhere() -> None:
     rng = np.random.default_rng(1)
     tokens, imputed = (jnp.asarray(rng.normal(size=(B, N, D)), jnp.float32) for _ in range(2))

@@ -126,3 +126,6 @@ def test_divergence_by_hand() -> None:
     target, other = jnp.log(jnp.asarray([[0.5, 0.5]])), jnp.log(jnp.asarray([[0.75, 0.25]]))
     np.testing.assert_allclose(losses.divergence(other, target), [np.log(2 / np.sqrt(3))], rtol=1e-6)
     np.testing.assert_allclose(losses.divergence(target + 7.0, target), [0.0], atol=1e-6)
+    rows = jnp.stack([other, target]).repeat(3, axis=1)
+    sums = [[np.log(2 / np.sqrt(3))] * 3, [0.0] * 3]
+    np.testing.assert_allclose(losses.divergence(rows, jnp.broadcast_to(target, rows.shape)), sums, atol=1e-6)

@@ -191,6 +191,12 @@ def test_the_sign_does_not_hang_on_the_eigensolver():
     assert ntk.orient(balanced)[0] > 0
 
 
+def test_no_rounding_takes_a_cosine_out_of_its_range():
+    rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    assert max(float(ntk.cosine(row, row)) for row in rows) == 1.0
+    assert min(float(ntk.cosine(row, -row)) for row in rows) == -1.0
+
+
 def test_margin_and_logit_by_hand():
     logits, labels = jnp.array([[1.0, 4.0, 2.0], [3.0, 0.5, -1.0]]), jnp.array([2, 0])
     np.testing.assert_allclose(ntk.margin(logits, labels), [-2.0, 2.5])

@@ -194,3 +194,9 @@ def test_token_logits_equal_the_reference_for_one_router_and_for_one_a_sample(no
     common = [slow_moe.logits(tokens[i], routers[0], normalize) for i in range(B)]
     np.testing.assert_allclose(routing.token_logits(x, r, normalize), own, atol=1e-5)
     np.testing.assert_allclose(routing.token_logits(x, r[0], normalize), common, atol=1e-5)
+
+
+def test_a_gate_at_its_threshold_is_open() -> None:
+    uniform = jnp.zeros((1, 1, 4, 1))  # probabilities of a quarter, in binary without rounding
+    assert routing.gate_is_open(uniform, "max_probability", 0.25).all()
+    assert not routing.gate_is_open(uniform, "max_probability", 0.2499).any()

@@ -8,6 +8,7 @@ import ast
 import copy
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -114,7 +115,7 @@ def _changes(node: ast.AST):
         yield "another axis", lambda twin: setattr(twin, "value", _other_axis(twin.value))
     elif isinstance(node, ast.Constant) and type(node.value) in (int, float) and abs(node.value) >= 1:
         yield f"{node.value} to {node.value + 1}", lambda twin: setattr(twin, "value", twin.value + 1)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "->" in node.value:
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"->.*\w\w$", node.value):
         yield "axes of the result swapped", _swap_result
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CALLS:
         name = _CALLS[node.func.attr]
@@ -144,9 +145,8 @@ def _other_axis(value: ast.expr) -> ast.expr:
 
 
 def _swap_result(twin: ast.Constant) -> None:
-    """The last two letters after the arrow of an einsum, where there are two."""
-    left, _, right = twin.value.partition("->")
-    twin.value = f"{left}->{right[:-2]}{right[:-3:-1]}" if len(right.strip()) > 1 else f"{left}->{right}"
+    """The last two letters after the arrow of an einsum."""
+    twin.value = f"{twin.value[:-2]}{twin.value[:-3:-1]}"
 
 
 _RUN = """
