@@ -186,7 +186,7 @@ def set_up(
       preset: of the soft MoE.
       kind: of all modalities; `features` are images whose encoders have run, stored as bfloat16.
       imputation: of missing tokens, where it is another one.
-      fusion_options: of a fusion that is no soft MoE, see `FusionSpec`.
+      fusion_options: other fields of `FusionSpec`.
     """
     imputation = imputation or ("group" if routed else "modality")
     shape = {"heads": size.h, "experts": size.e, "hidden": size.f}
@@ -200,7 +200,7 @@ def set_up(
     )
     inputs = make_inputs(size, "image" if kind == "features" else kind)
     network = make_network(spec, inputs, size.g, CLASSES)
-    params = _weights((size, routed, kind == "embedding", imputation, fusion.kind), network.init)
+    params = _weights((size, routed, kind == "embedding", imputation, fusion.kind, fusion.router_rank), network.init)
     batch = make_batch(size, inputs)
     if kind == "features":
         batch = stored(network, params, batch, inputs)
@@ -535,13 +535,18 @@ def _group_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     del options
     tokens = size.m * size.t
     size = dataclasses.replace(size, m=16, t=max(1, tokens // 16))
+    forms = {
+        "train step": {"group_rows": "batch"},
+        "train step, all rows": {"group_rows": "all"},
+        "train step, low rank": {"group_rows": "batch", "fusion_options": {"router_rank": 4}},
+    }
     return [
         Entry(
-            "train step" if group_rows == "batch" else "train step, all rows",
+            measure,
             f"{count} combinations",
-            functools.partial(_step, dataclasses.replace(size, g=count), group_rows=group_rows, **METHODS["remind"]),
+            functools.partial(_step, dataclasses.replace(size, g=count), **form, **METHODS["remind"]),
         )
-        for group_rows in ("batch", "all")
+        for measure, form in forms.items()
         for count in (6, 60, 1_000, 10_000)
     ]
 

@@ -147,6 +147,7 @@ def base() -> ml_collections.ConfigDict:
     fusion.residual = True  # add each sublayer to its input
     fusion.mask_missing = False  # hide imputed tokens from attention and dispatch
     fusion.group_routers = True  # Φ_g of Eq. 7
+    fusion.router_rank = 0  # 0: Φ_g is a row of a table | r: the sum of pairs of rank r of the modalities present
     fusion.residual_init = "zero"  # zero | sinusoidal (Table 16)
     fusion.add_after_norm = False  # add Φ_g after the shared router is normalised
     fusion.gate_metric = "entropy"  # a key of remind_jax.ops.routing.UNCERTAINTY_METRICS

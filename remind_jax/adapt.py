@@ -17,9 +17,10 @@
     --out=DIR       RUN/adapted by default; must not exist
 
 A new combination begins with residual routers of zero and the mean of the trained vectors, which is what the run gives
-to any combination that it does not know. What is not named stays as it is, to the bit. Of the weights before training
-and those at every evaluation the ones with the lowest loss on the tuning rows are taken; with fewer than 30 tuning rows
-those of the last step. The loss is the run's, averaged over rows. Writes report.json, predictions.parquet,
+to any combination that it does not know; with fusion.router_rank its modalities have composed a router for it already,
+and `router` is refused. What is not named stays as it is, to the bit. Of the weights before training and those at every
+evaluation the ones with the lowest loss on the tuning rows are taken; with fewer than 30 tuning rows those of the last
+step. The loss is the run's, averaged over rows. Writes report.json, predictions.parquet,
 metrics.jsonl, config.json and checkpoints/, at once when all is done.
 """
 
@@ -351,11 +352,16 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
       the adaptation, and `adapted`, see `_facts`.
 
     Raises:
-      UserError: the folder exists or cannot be written, or training fails.
+      UserError: the folder exists or cannot be written, the run has no such part, or training fails.
     """
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
     run = adapter.run
+    if "router" in choice.parts and run.config.fusion.router_rank:
+        raise UserError(
+            f"--unfreeze=router: fusion.router_rank={run.config.fusion.router_rank} has composed the routers of new "
+            "combinations from those of modalities, which others share: name head, shared_router, experts or all"
+        )
     experts = adapter.experts(choice.experts)
     trained = trained_rows(adapter.params, choice, adapter.new, experts, run.config.fusion.group_routers)
     config = run.config.to_dict() | {analysis.ADAPTED: {"run": str(run.path), **choice._asdict()}}

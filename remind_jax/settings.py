@@ -80,7 +80,7 @@ NOT_NEGATIVE = (
     *("seed", "devices", "groups.tail_below", "model.encoder_hidden", "objective.focal_gamma"),
     *("objective.reweigh_cap", "objective.mixup_weight", "objective.prior_tau", "objective.prior_smoothing"),
     *("sampler_epochs", "dro.gamma", "dro.adjustment", "train.joint_epochs", "train.patience"),
-    *("ensemble_plain", "train.hide_samples", "objective.distill_weight"),
+    *("ensemble_plain", "train.hide_samples", "objective.distill_weight", "fusion.router_rank"),
     *("train.keep", "train.threads", "optim.weight_decay", "optim.clip"),
 )
 BELOW_ONE = (
@@ -145,6 +145,7 @@ def validate(config: Any) -> None:
         raise UserError("objective.distill_weight teaches samples that lose modalities: set train.hide_samples")
     if config.fusion.kind != "soft_moe" and config.fusion.group_routers:
         raise UserError(f"fusion.group_routers belong to fusion.kind=soft_moe, not {config.fusion.kind}")
+    _validate_rank(config)
     _validate_rows(config)
     if config.fusion.experts < 2:
         raise UserError(f"fusion.experts={config.fusion.experts} leaves nothing to route to: use at least 2")
@@ -181,6 +182,20 @@ def _validate_accumulation(config: Any) -> None:
             )
     if config.fusion.gate_granularity == "batch":
         raise UserError(f"train.accumulate={parts} cannot gate whole batches: set fusion.gate_granularity=sample")
+
+
+def _validate_rank(config: Any) -> None:
+    """Composed routers stand in for the table of routers, and start where the shared one is."""
+    rank = config.fusion.router_rank
+    if not rank:
+        return
+    if config.fusion.kind != "soft_moe" or not config.fusion.group_routers:
+        raise UserError(f"fusion.router_rank={rank} belongs to fusion.kind=soft_moe with fusion.group_routers=true")
+    if config.fusion.residual_init != "zero":
+        raise UserError(
+            f"fusion.residual_init={config.fusion.residual_init} fills a table of routers: set it to zero for "
+            f"fusion.router_rank={rank}"
+        )
 
 
 def _validate_rows(config: Any) -> None:

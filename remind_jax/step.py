@@ -11,7 +11,7 @@ import optax
 
 from remind_jax import rows
 from remind_jax import state as states
-from remind_jax.models.model import Batch, Network, Output, Params, is_statistic
+from remind_jax.models.model import Batch, Network, Output, Params, is_group_router, is_statistic
 from remind_jax.objectives import fair_mixup, group_dro, reweigh
 from remind_jax.ops import hiding, losses, sparse_moe
 
@@ -73,7 +73,7 @@ def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[S
             name="joint",
             start=0,
             stop=joint,
-            is_frozen=lambda path: is_statistic(path) or path.endswith("/group_router"),
+            is_frozen=lambda path: is_statistic(path) or is_group_router(path),
             train_gate="never",
             eval_gate="never",
             robust=not late,
@@ -422,9 +422,9 @@ def _for_ensemble(step: Step) -> Step:
 
 
 def _without_group_parts(params: Params, is_plain: jax.Array) -> Params:
-    """The parameters, those of single combinations held where they are in a plain network."""
+    """The parameters, those of combinations held where they are in a plain network."""
     return {
-        path: jnp.where(is_plain, jax.lax.stop_gradient(x), x) if rows.is_table(path) else x
+        path: jnp.where(is_plain, jax.lax.stop_gradient(x), x) if rows.is_table(path) or is_group_router(path) else x
         for path, x in params.items()
     }
 

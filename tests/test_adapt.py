@@ -271,6 +271,14 @@ def test_a_bad_step_is_not_chosen(adapters, tmp_path):
     assert all(_same_bits(x, params[path]).all() for path, x in adapters["remind"].params.items())
 
 
+def test_composed_routers_of_new_combinations_cannot_be_trained_by_themselves(adapters, tmp_path, monkeypatch):
+    adapter = adapters["remind"]
+    monkeypatch.setattr(adapter.run.config.fusion, "router_rank", 2)
+    with pytest.raises(UserError, match=r"fusion\.router_rank=2 has composed the routers"):
+        _adapt(adapter, "head,router", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_shares_of_experts_are_nested_and_the_most_used(adapters):
     adapter = adapters["remind"]
     chosen = [set(adapter.experts(share)["block_0"].tolist()) for share in (0.25, 0.5, 0.75, 1)]

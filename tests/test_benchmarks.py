@@ -45,7 +45,7 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
         pytest.param("block", ["shared router", "shared router paper_listing"], 2, marks=pytest.mark.slow),
         ("step", ["soft_moe", "remind"], 1),
         pytest.param("step", [*cases.METHODS, "soft_moe in one", "soft_moe in two"], 1, marks=pytest.mark.slow),
-        pytest.param("groups", ["6 combinations", "60 combinations"], 2, marks=pytest.mark.slow),
+        pytest.param("groups", ["6 combinations", "60 combinations"], 3, marks=pytest.mark.slow),
         pytest.param("table17", ["soft_moe"], 3, marks=pytest.mark.slow),
         pytest.param("stage2", ["frozen on the fly", "cached", "encoders alone"], 1, marks=pytest.mark.slow),
         ("encoders", ["jax"], 1),

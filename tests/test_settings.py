@@ -71,6 +71,21 @@ def test_group_routers_are_parts_of_the_soft_moe_block(config):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_routers": False}, "with fusion.group_routers=true"),
+        ({"group_routers": False, "kind": "fuse_moe"}, "belongs to fusion.kind=soft_moe"),
+        ({"residual_init": "sinusoidal"}, "fusion.residual_init=sinusoidal"),
+    ],
+)
+def test_composed_routers_stand_in_for_a_table_of_routers(config, changes, message):
+    config.fusion.router_rank = 2
+    settings.validate(config)
+    config.fusion.update(changes)
+    assert message in _message(config)
+
+
+@pytest.mark.parametrize(
     ("keys", "wrong", "edge", "rule"),
     [
         (settings.AT_LEAST_ONE, 0, 1, "at least 1"),

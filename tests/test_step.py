@@ -98,8 +98,8 @@ def test_group_weights_act_in_the_stages_asked_for(stages, robust):
     assert _plan(method="group_dro", dro__stages=stages)[0].robust
 
 
-def _paths() -> list[str]:
-    spec = settings.model_spec(_config(model__width=8, fusion__heads=2, fusion__experts=2))
+def _paths(**changes) -> list[str]:
+    spec = settings.model_spec(_config(model__width=8, fusion__heads=2, fusion__experts=2, **changes))
     return sorted(jax.eval_shape(make_network(spec, INPUTS, 3, 3).init, jax.random.key(0)))
 
 
@@ -114,6 +114,13 @@ def test_frozen_parameters_by_stage(freeze):
     frozen = {"encoders": text, "encoders+projections": encoders, "nothing": set()}[freeze]
     assert {path for path in paths if joint.is_frozen(path)} == {"block_0/group_router"}
     assert {path for path in paths if specialize.is_frozen(path)} == frozen
+
+
+def test_pairs_that_compose_routers_rest_in_the_joint_stage_as_tables_do():
+    joint, specialize = _plan(fusion__router_rank=2)
+    paths, pair = _paths(fusion__router_rank=2), {"block_0/group_router_in", "block_0/group_router_out"}
+    assert {path for path in paths if joint.is_frozen(path)} == pair
+    assert pair <= {path for path in paths if not specialize.is_frozen(path)}
 
 
 # ---- Averages --------------------------------------------------------------------------------------------------------

@@ -240,11 +240,27 @@ def test_the_first_network_of_an_ensemble_is_the_one_of_a_single_run(cache, data
 
 
 @pytest.mark.slow
-def test_plain_networks_of_an_ensemble_have_no_group_parts(cache, data, tmp_path):
+def test_composed_routers_rest_in_the_first_stage_and_learn_in_the_second(cache, data, tmp_path):
+    changes = {"fusion__router_rank": 2, "fusion__train_gate": "always", "train__select": "last"}
+    changes |= {"train__keep": 0, "train__evaluate_every": 0.5}
+    run = _Run(tiny_runs.config(cache, "remind", **changes), data, tmp_path)
+    saved = {step: state.weights() for step, state in _states(run).items()}
+    assert not saved[12]["block_0/group_router_out"].any()
+    for path in ("block_0/group_router_in", "block_0/group_router_out"):
+        np.testing.assert_array_equal(saved[6][path], saved[12][path])
+        assert np.abs(saved[24][path] - saved[12][path]).max() > 1e-4
+    always, never = (run.trainer.predict(run.weights, data.stores["tuning"], x) for x in ("always", "never"))
+    assert np.abs(always.probabilities - never.probabilities).max() > 1e-4
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.slow
+def test_plain_networks_of_an_ensemble_have_no_group_parts(cache, data, tmp_path, rank):
     changes = {"train__select": "last", "train__epochs": 2.0, "train__joint_epochs": 0.0, "dro__every": 2}
     changes |= {"fusion__train_gate": "always", "model__imputation": "modality+group"}
-    mixed = _Run(tiny_runs.config(cache, "remind", ensemble=2, ensemble_plain=1, **changes), data, tmp_path / "mixed")
-    for path in ("block_0/group_router", "imputation/group"):
+    options = {"ensemble": 2, "ensemble_plain": 1, "fusion__router_rank": rank}
+    mixed = _Run(tiny_runs.config(cache, "remind", **options, **changes), data, tmp_path / "mixed")
+    for path in ("block_0/group_router_out" if rank else "block_0/group_router", "imputation/group"):
         assert not mixed.weights[path][0].any()
         assert mixed.weights[path][1].any()
     single = _Run(

@@ -95,6 +95,8 @@ def parse(arguments: Sequence[str]) -> Study:
         if entry.variant.name in variants.PLAIN or entry.config.ensemble > 1:
             kind = "no network" if entry.variant.name in variants.PLAIN else "an ensemble"
             raise UserError(f"{entry.variant.name} is {kind}, which cannot be adapted: leave it out of --methods")
+        if rank := entry.config.fusion.router_rank:
+            raise UserError(f"fusion.router_rank={rank} leaves new combinations no router to train: set it to 0")
     study = study._replace(leave_out=asked or choose(entries[0].config, values.tail))
     for entry in {entry.seed: entry for entry in plan(study, "without")}.values():
         dataset.fit(entry.config)  # refuses names that are not there

@@ -16,8 +16,8 @@ from flax import nnx, traverse_util
 
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import registry
-from remind_jax.models.fusion.soft_moe import FusionSpec, Route, SoftMoEBlock
-from remind_jax.models.fusion.sparse_moe import SparseMoEBlock, Tokens
+from remind_jax.models.fusion.soft_moe import FusionSpec, Route, SoftMoEBlock, Tokens
+from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
 from remind_jax.ops import imputation, losses
 from remind_jax.ops.transformer import dropout
 
@@ -119,6 +119,11 @@ def is_statistic(path: str) -> bool:
     return path.endswith(("/running_mean", "/running_variance"))
 
 
+def is_group_router(path: str) -> bool:
+    """Whether a path names residual routers of combinations, as a table or as the pairs that compose them."""
+    return path.rpartition("/")[2] in ("group_router", "group_router_in", "group_router_out")
+
+
 class _Encoders(nnx.Module):
     """One encoder a modality, as attributes named after the modalities."""
 
@@ -177,7 +182,7 @@ class _Imputation(nnx.Module):
 
 def _make_block(spec: ModelSpec, num_groups: int, num_modalities: int, rngs: nnx.Rngs) -> nnx.Module:
     if spec.fusion.kind == "soft_moe":
-        return SoftMoEBlock(spec.fusion, spec.width, num_groups, rngs)
+        return SoftMoEBlock(spec.fusion, spec.width, num_groups, num_modalities, rngs)
     return SparseMoEBlock(spec.fusion, spec.width, num_groups, num_modalities, rngs)
 
 
@@ -308,15 +313,15 @@ class Model(nnx.Module):
         if members > 1:
             x, groups, mask, keys = self.members.spread(x, owner, groups, mask, keys)
             present = jnp.repeat(observed, members, axis=0)
-        open_rates, sums = [], []
+        open_rates, sums, known = [], [], Tokens(owner, present, groups)
         for i in range(self.spec.fusion.blocks):
             block = getattr(self, f"block_{i}")
             block_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
                 if isinstance(block, SoftMoEBlock):
-                    x, open_rate = block(x, groups, mask, gate, block_keys)
+                    x, open_rate = block(x, known, mask, gate, block_keys)
                 else:
-                    x, routed = block(x, Tokens(owner, present, groups), mask, block_keys)
+                    x, routed = block(x, known, mask, block_keys)
                     open_rate = jnp.zeros(x.shape[0])
                     sums.append(routed)
             open_rates.append(open_rate)
@@ -329,10 +334,11 @@ class Model(nnx.Module):
         """Where soft routers send the tokens of a batch in evaluation; of one predictor, without members."""
         x, observed = self.tokens(batch)
         mask, routes = observed if self.spec.fusion.mask_missing else None, []
+        known = Tokens(self.owner, observed, batch["group"])
         for i in range(self.spec.fusion.blocks):
             block = getattr(self, f"block_{i}")
-            routes.append(block.route(x, batch["group"], mask, gate))
-            x, _ = block(x, batch["group"], mask, gate, None)
+            routes.append(block.route(x, known, mask, gate))
+            x, _ = block(x, known, mask, gate, None)
         return Routes(tuple(routes), observed, jnp.asarray(self.owner))
 
     def _wide_logits(self, tokens: jax.Array, observed: jax.Array) -> jax.Array:

@@ -27,39 +27,68 @@ def token_logits(tokens: jax.Array, router: jax.Array, normalize: bool) -> jax.A
 def effective_routers(
     shared: jax.Array,
     residual: jax.Array,
-    groups: jax.Array,
     scale: jax.Array,
     *,
     normalize: bool,
     add_after_norm: bool = False,
 ) -> jax.Array:
-    """Routers of the groups of a batch: shared plus residual (Eq. 7), normalised after the sum.
+    """Routers in use: shared plus residual (Eq. 7), normalised after the sum.
 
-    Only the sum is ever normalised: the residuals start at zero and have no direction of their own. Routers are built a
-    group or a sample, whichever are fewer, so that no group costs anything that is not in the batch.
+    Only the sum is ever normalised: the residuals start at zero and have no direction of their own.
 
     Args:
       shared: [d, e, s].
-      residual: [g, d, e, s].
-      groups: of the samples, [b]; g, a combination that training has not seen, takes the shared router alone.
+      residual: one a group or one a sample, [k, d, e, s].
       scale: length of a normalised router, shape ().
       normalize: scale routers to that length over d; without it the sum is returned as it is.
       add_after_norm: add the residuals to the normalised shared router instead.
 
     Returns:
+      [k, d, e, s].
+    """
+    if not normalize:
+        return shared[None] + residual
+    if add_after_norm:
+        return scale * unit_length(shared, axis=0)[None] + residual
+    return scale * unit_length(shared[None] + residual, axis=1)
+
+
+def group_routers(
+    shared: jax.Array, residual: jax.Array, groups: jax.Array, scale: jax.Array, **options: bool
+) -> jax.Array:
+    """Routers of the groups of a batch, whose residuals are rows of a table.
+
+    They are built a group or a sample, whichever are fewer, so that no group costs anything that is not in the batch.
+
+    Args:
+      shared: [d, e, s].
+      residual: [g, d, e, s].
+      groups: of the samples, [b]; g, a combination that training has not seen, takes the shared router alone.
+      scale, options: as for `effective_routers`.
+
+    Returns:
       [b, d, e, s].
     """
-
-    def routers(residual: jax.Array) -> jax.Array:
-        if not normalize:
-            return shared[None] + residual
-        if add_after_norm:
-            return scale * unit_length(shared, axis=0)[None] + residual
-        return scale * unit_length(shared[None] + residual, axis=1)
-
     if len(residual) >= len(groups):
-        return routers(residual.at[groups].get(mode="fill", fill_value=0))
-    return routers(jnp.concatenate([residual, jnp.zeros_like(residual[:1])]))[groups]
+        return effective_routers(shared, residual.at[groups].get(mode="fill", fill_value=0), scale, **options)
+    table = jnp.concatenate([residual, jnp.zeros_like(residual[:1])])
+    return effective_routers(shared, table, scale, **options)[groups]
+
+
+def composed_residuals(down: jax.Array, up: jax.Array, present: jax.Array) -> jax.Array:
+    """Residual routers of low rank a modality, summed over the modalities that are present: Σ_i U_i V_i.
+
+    Args:
+      down: U, [m, d, r].
+      up: V, [m, r, e, s].
+      present: bool [b, m]; without any, the residual is zero.
+
+    Returns:
+      [b, d, e, s].
+    """
+    # The products first: they are the same for all samples.
+    each = jnp.einsum("mdr,mres->mdes", down, up)
+    return jnp.einsum("bm,mdes->bdes", present.astype(each.dtype), each)
 
 
 def entropy(logits: jax.Array) -> jax.Array:

@@ -79,6 +79,7 @@ def test_enough_held_out_rows_go_before_frequency(tmp_path, monkeypatch):
         (["--methods=remind,logistic_regression"], "no network"),
         (["--methods=remnd"], "did you mean 'remind'"),
         (["--workdir="], "no workdir"),
+        (["--config.fusion.router_rank=2"], "no router to train"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_run(tmp_path, more, message):

@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from remind_jax.models.fusion.soft_moe import FusionSpec, Routed, SoftMoEBlock, sinusoidal
+from remind_jax.models.fusion.soft_moe import FusionSpec, Routed, SoftMoEBlock, Tokens, sinusoidal
 from remind_jax.models.model import ModelSpec, make_network
 from remind_jax.ops import soft_moe
 from tests.models.pure import Pure
 from tests.reference import routing as slow_routing
 from tests.reference import soft_moe as slow
 
-B, N, D, E, S, F, G, H = 4, 5, 8, 4, 2, 6, 3, 2
+B, N, M, D, E, S, F, G, H = 4, 5, 3, 8, 4, 2, 6, 3, 2
 SMALL = {"heads": H, "experts": E, "slots": S, "hidden": F}
+OWNER = np.array([0, 0, 1, 2, 2])
+PRESENT = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
 GATES = ("gated", "always", "never")
 GROUPS = np.array([0, 1, 1, G])  # group 2 is absent; the last sample's combination was not in training
 MASK = np.array([[1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 0]], bool)
+
+
+def known(groups: jax.Array) -> Tokens:
+    return Tokens(OWNER, jnp.asarray(PRESENT[:, OWNER]), groups)
 
 
 class _Block(Pure):
@@ -26,12 +32,12 @@ class _Block(Pure):
 
     def __init__(self, **options: Any):
         self.spec = FusionSpec(**{**SMALL, **options})
-        super().__init__(lambda: SoftMoEBlock(self.spec, D, G, nnx.Rngs(params=0)))
+        super().__init__(lambda: SoftMoEBlock(self.spec, D, G, M, nnx.Rngs(params=0)))
         self.params["router_scale"] = jnp.float32(5.0)
 
     @functools.partial(jax.jit, static_argnums=(0, 5))
     def __call__(self, params, x, groups, mask, gate: str, keys=None) -> Routed:
-        return self.module(params)(x, groups, mask, gate, keys)
+        return self.module(params)(x, known(groups), mask, gate, keys)
 
 
 @functools.cache
@@ -102,7 +108,7 @@ def test_routes_are_the_logits_that_the_block_mixes_by(norm: str, residual: bool
     block = make_block(norm=norm, residual=residual, group_routers=True)
     wide = {path: np.asarray(value, np.float64) for path, value in block.params.items()}
     x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
-    route = jax.jit(lambda p, gate: block.module(p).route(x, groups, None, gate), static_argnums=1)
+    route = jax.jit(lambda p, gate: block.module(p).route(x, known(groups), None, gate), static_argnums=1)
     found, shut = route(block.params, "always"), route(block.params, "never")
     np.testing.assert_array_equal(shut.used, shut.shared)
     np.testing.assert_array_equal(shut.shared, found.shared)
@@ -158,7 +164,7 @@ def test_residual_routers_start_at_zero_or_as_waves() -> None:
     found = {}
     for kind in ("zero", "sinusoidal"):
         spec = FusionSpec(**SMALL, group_routers=True, residual_init=kind)
-        found[kind] = np.asarray(SoftMoEBlock(spec, D, G, nnx.Rngs(params=0)).group_router[...])
+        found[kind] = np.asarray(SoftMoEBlock(spec, D, G, M, nnx.Rngs(params=0)).group_router[...])
     assert found["zero"].shape == found["sinusoidal"].shape == (G, D, E, S)
     assert not found["zero"].any()
     flat = found["sinusoidal"].reshape(G, -1)
@@ -167,6 +173,65 @@ def test_residual_routers_start_at_zero_or_as_waves() -> None:
         assert flat[i, 0] == pytest.approx(0.02 * np.sin(i + 1.0), abs=1e-7)
         assert flat[i, 1] == pytest.approx(0.02 * np.cos(i + 1.0), abs=1e-7)
     assert len({tuple(row) for row in np.asarray(sinusoidal(50, (D,)))}) == 50
+
+
+# ---- Composed routers -----------------------------------------------------------------------------------------------
+
+PAIR = {"group_router_in", "group_router_out"}
+
+
+def composed(**options: Any) -> _Block:
+    return make_block(group_routers=True, router_rank=2, **options)
+
+
+@pytest.mark.parametrize("preset", ["official", "paper_eq"])
+def test_composed_routers_are_the_shared_one_until_they_have_learned(preset: str) -> None:
+    shared, block = make_block(preset=preset), composed(preset=preset)
+    assert set(block.params) - set(shared.params) == PAIR
+    x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
+    zero = block.params | {"group_router_out": jnp.zeros_like(block.params["group_router_out"])}
+    plain = shared({path: zero[path] for path in shared.params}, x, groups, None, "never").tokens
+    for gate in GATES:
+        np.testing.assert_allclose(block(zero, x, groups, None, gate).tokens, plain, rtol=0.0, atol=2e-6)
+    moved = np.abs(np.asarray(block(block.params, x, groups, None, "always").tokens - plain)).max(axis=(1, 2))
+    assert (moved > 1e-3).all()  # of the unseen combination as well
+
+
+def test_composed_routers_are_sums_of_those_of_the_modalities() -> None:
+    block = composed(preset="paper_eq")  # which normalises nothing: logits are linear in the routers
+    x = jnp.asarray(np.broadcast_to(tokens()[0], (B, N, D)))
+    route = jax.jit(lambda p, groups: block.module(p).route(x, known(groups), None, "always"))
+    found = route(block.params, jnp.asarray(GROUPS))
+    own = np.asarray(found.used - found.shared)
+    np.testing.assert_allclose(own[0] + own[1], own[2], atol=1e-5)
+    assert min(np.abs(own[i] - own[j]).max() for i in range(B) for j in range(i)) > 1e-2
+    np.testing.assert_array_equal(route(block.params, jnp.full(B, G)).used, found.used)  # all of them unseen
+
+
+@pytest.mark.parametrize("granularity", ["sample", "token"])
+def test_a_closed_gate_leaves_the_shared_router(granularity: str) -> None:
+    params = composed().params
+    threshold, is_open = middle_threshold(composed(), params)
+    block = composed(gate_threshold=threshold, gate_granularity=granularity)
+    x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
+    route = jax.jit(lambda p, gate: block.module(p).route(x, known(groups), None, gate), static_argnums=1)
+    gated, always = route(params, "gated"), route(params, "always")
+    opened = np.abs(np.asarray(gated.used - gated.shared)).max(axis=(2, 3)) > 1e-3
+    np.testing.assert_allclose(gated.used[opened], always.used[opened], atol=1e-5)
+    np.testing.assert_allclose(gated.used[~opened], gated.shared[~opened], atol=1e-5)
+    assert 0 < opened.sum() < opened.size
+    if granularity == "sample":
+        assert opened.tolist() == np.broadcast_to(is_open[:, None], (B, N)).tolist()
+
+
+def test_composed_routers_begin_at_zero_beside_the_weights_of_soft_moe() -> None:
+    made, plain = (SoftMoEBlock(spec, D, G, M, nnx.Rngs(params=0)) for spec in (composed().spec, FusionSpec(**SMALL)))
+    for name in ("router", "expert_in", "expert_out"):
+        np.testing.assert_array_equal(getattr(made, name)[...], getattr(plain, name)[...])
+    down, up = made.group_router_in[...], made.group_router_out[...]
+    assert (down.shape, up.shape) == ((M, D, 2), (M, 2, E, S))
+    assert not up.any()
+    assert np.std(down) == pytest.approx(D**-0.5, rel=0.5)
 
 
 def group_gradient(block: _Block, params: dict[str, jax.Array], groups: np.ndarray, gate: str) -> np.ndarray:
@@ -243,7 +308,7 @@ def test_dropout_of_a_sample_follows_its_key() -> None:
 # ---- Size -----------------------------------------------------------------------------------------------------------
 
 
-class Tokens:
+class View:
     """Precomputed tokens of one view as a model input."""
 
     kind, shape, vocabulary = "embedding", (197, 768), 0
@@ -252,7 +317,7 @@ class Tokens:
 def test_the_paper_s_embed_model_has_the_parameters_its_shape_implies() -> None:
     fusion = FusionSpec(heads=8, experts=128, slots=1, hidden=3072, group_routers=True)
     spec = ModelSpec(width=768, tokens=197, imputation="group", fusion=fusion)
-    network = make_network(spec, {f"view{i}": Tokens() for i in range(4)}, num_groups=15, num_classes=4)
+    network = make_network(spec, {f"view{i}": View() for i in range(4)}, num_groups=15, num_classes=4)
     shapes = jax.eval_shape(network.init, jax.random.key(0))  # 2.4 GB, none of it allocated
     sizes = {path: int(np.prod(x.shape)) for path, x in shapes.items()}
 

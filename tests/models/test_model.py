@@ -212,6 +212,30 @@ def test_an_unseen_combination_uses_the_shared_router_and_the_mean_row() -> None
     assert np.abs(np.asarray(forward(known).logits) - unseen).max(axis=1).min() > 1e-3
 
 
+COMPOSED = dataclasses.replace(SPEC, imputation="modality", fusion=dataclasses.replace(FUSION, router_rank=2))
+
+
+def test_composed_routers_go_by_what_is_present_and_serve_unseen_combinations() -> None:
+    model, batch = built(COMPOSED), make_batch()
+    found = model.forward(model.params, batch, gate="always").logits
+    unseen = model.forward(model.params, {**batch, "group": np.full(B, G, np.int32)}, gate="always").logits
+    np.testing.assert_array_equal(found, unseen)
+    shared = np.asarray(model.forward(model.params, batch, gate="never").logits)
+    assert np.abs(np.asarray(unseen) - shared).max(axis=1).min() > 1e-3
+    zero = model.params | {"block_0/group_router_out": jnp.zeros_like(model.params["block_0/group_router_out"])}
+    np.testing.assert_allclose(model.forward(zero, batch, gate="always").logits, shared, atol=1e-5)
+
+
+def test_composed_routers_take_no_more_parameters_for_more_combinations() -> None:
+    def size(spec: ModelSpec, groups: int) -> int:
+        shapes = jax.eval_shape(make_network(spec, TABULAR, groups, C).init, jax.random.key(0))
+        return sum(x.size for x in shapes.values())
+
+    table = dataclasses.replace(COMPOSED, fusion=FUSION)
+    assert size(COMPOSED, 50) == size(COMPOSED, G)
+    assert size(table, 50) - size(table, G) == (50 - G) * D * 4 * 2  # a router is d * e * s
+
+
 def test_rows_of_absent_groups_get_no_gradient() -> None:
     batch = {**make_batch(), "group": np.array([0, 2, 2, 0], np.int32)}
     batch["present"][0, 1] = False

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from remind_jax.errors import UserError
-from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.fusion.sparse_moe import ROUTINGS, SparseMoEBlock, Tokens
+from remind_jax.models.fusion.soft_moe import FusionSpec, Tokens
+from remind_jax.models.fusion.sparse_moe import ROUTINGS, SparseMoEBlock
 from tests.models.pure import Pure
 from tests.reference import sparse_moe as slow
 

@@ -146,12 +146,12 @@ ROUTERS = [(False, False), (True, False), (True, True)]
 
 
 @pytest.mark.parametrize(("normalize", "add_after_norm"), ROUTERS)
-def test_effective_routers_equal_the_reference(normalize: bool, add_after_norm: bool) -> None:
+def test_group_routers_equal_the_reference(normalize: bool, add_after_norm: bool) -> None:
     rng = np.random.default_rng(3)
     shared, residual = rng.normal(size=(D, E, S)), rng.normal(size=(G, D, E, S))
     groups = jnp.asarray([2, G, 0, 2, 1])  # one group twice, one that training has not seen
     args = (jnp.asarray(shared, jnp.float32), jnp.asarray(residual, jnp.float32), groups, jnp.float32(1.7))
-    found = routing.effective_routers(*args, normalize=normalize, add_after_norm=add_after_norm)
+    found = routing.group_routers(*args, normalize=normalize, add_after_norm=add_after_norm)
     options = {"normalize": normalize, "add_after_norm": add_after_norm}
     rows = [*residual, np.zeros((D, E, S))]
     for router, group in zip(found, groups, strict=True):
@@ -162,7 +162,7 @@ def test_the_three_ways_to_add_residuals_differ() -> None:
     rng = np.random.default_rng(3)
     shared, residual = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((D, E, S), (G, D, E, S)))
     found = [
-        np.asarray(routing.effective_routers(shared, residual, ALL, jnp.float32(1.7), normalize=n, add_after_norm=a))
+        np.asarray(routing.group_routers(shared, residual, ALL, jnp.float32(1.7), normalize=n, add_after_norm=a))
         for n, a in ROUTERS
     ]
     assert min(np.abs(found[i] - found[j]).max() for i in range(3) for j in range(i)) > 0.1
@@ -175,7 +175,7 @@ def test_zero_residuals_leave_the_shared_router_with_finite_gradients(normalize:
     options = {"normalize": normalize, "add_after_norm": add_after_norm}
 
     def routers(residual: jax.Array, common: jax.Array) -> jax.Array:
-        return routing.effective_routers(common, residual, ALL, jnp.float32(1.7), **options)
+        return routing.group_routers(common, residual, ALL, jnp.float32(1.7), **options)
 
     zeros = jnp.zeros((G, D, E, S))
     np.testing.assert_array_equal(routers(zeros, shared), np.broadcast_to(alone, (G + 1, D, E, S)))
@@ -183,6 +183,17 @@ def test_zero_residuals_leave_the_shared_router_with_finite_gradients(normalize:
         gradient = jax.grad(lambda r, common=common: jnp.sum(jnp.sin(routers(r, common))))(zeros)
         assert np.isfinite(gradient).all()
         assert np.abs(gradient).max() > 0
+
+
+def test_composed_residuals_are_sums_over_the_modalities_that_are_there() -> None:
+    rng, rank = np.random.default_rng(5), 2
+    down, up = rng.normal(size=(G, D, rank)), rng.normal(size=(G, rank, E, S))  # G modalities
+    present = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
+    found = routing.composed_residuals(jnp.asarray(down, jnp.float32), jnp.asarray(up, jnp.float32), present)
+    np.testing.assert_allclose(found, slow.composed_residuals(down, up, present), atol=1e-5)
+    np.testing.assert_allclose(found[0] + found[1], found[2], atol=1e-5)
+    assert np.abs(found[3] - found[2]).max() > 0.1
+    assert not found[4].any()
 
 
 @pytest.mark.parametrize("normalize", [True, False])

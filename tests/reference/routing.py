@@ -56,3 +56,14 @@ def effective_router(shared, residual, scale: float, *, normalize: bool, add_aft
             else:
                 result[:, e, s] = scale * unit(common + own)
     return result
+
+
+def composed_residuals(down, up, present) -> np.ndarray:
+    """Residual routers [b, d, e, s] of samples: the products of the pairs of their modalities, added one by one."""
+    result = np.zeros((len(present), down.shape[1], *up.shape[2:]))
+    for i, modalities in enumerate(present):
+        for j, is_there in enumerate(modalities):
+            if is_there:
+                for r in range(down.shape[2]):
+                    result[i] += down[j, :, r, None, None] * up[j, r][None]
+    return result

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from remind_jax.ops import routing, soft_moe
@@ -28,7 +29,8 @@ class FusionSpec:
       norm: layer norm before each sublayer (`pre`) or after its residual sum (`post`).
       residual: add each sublayer to its input.
       mask_missing: hide the tokens of missing modalities from attention and dispatch.
-      group_routers: keep a residual router for each combination.
+      group_routers: give each combination a residual router.
+      router_rank: 0 keeps those as a table; r composes them of pairs of rank r, one a modality.
       residual_init: initial residual routers, `zero` or `sinusoidal` (Table 16).
       add_after_norm: add residual routers after the shared one is normalised.
       gate_metric, gate_threshold, gate_granularity: see `routing.gate_is_open`.
@@ -54,6 +56,7 @@ class FusionSpec:
     residual: bool = True
     mask_missing: bool = False
     group_routers: bool = False
+    router_rank: int = 0
     residual_init: str = "zero"
     add_after_norm: bool = False
     gate_metric: str = "entropy"
@@ -67,6 +70,25 @@ class FusionSpec:
     scores: str = "laplace"
     noise: bool = True
     share_experts: bool = False
+
+
+class Tokens(NamedTuple):
+    """What a block must know of its tokens beside their values.
+
+    Attributes:
+      owner: modality of each token, numpy int [n]; those of a modality lie together.
+      observed: False at tokens of missing modalities [b, n].
+      groups: combination of each sample [b]; the number of groups means one not seen in training.
+    """
+
+    owner: np.ndarray
+    observed: jax.Array
+    groups: jax.Array
+
+    @property
+    def present(self) -> jax.Array:
+        """Which modalities a sample has, [b, m]."""
+        return self.observed[:, np.unique(self.owner, return_index=True)[1]]
 
 
 class Routed(NamedTuple):
@@ -128,12 +150,18 @@ class FusionBlock(nnx.Module):
 class SoftMoEBlock(FusionBlock):
     """Self-attention over all tokens, then experts that tokens reach through soft routing."""
 
-    def __init__(self, spec: FusionSpec, width: int, num_groups: int, rngs: nnx.Rngs):
+    def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
         super().__init__(spec, width, rngs)
         d, e, s = width, spec.experts, spec.slots
         self.router = normal(rngs, d, d, e, s)
         self.router_scale = nnx.Param(jnp.asarray(spec.scale, jnp.float32))
-        if spec.group_routers:
+        if spec.group_routers and spec.router_rank:
+            # Drawn beside the stream, so that all other weights begin as they do without it. Only one of the two is
+            # zero, which makes routers the shared one at first: both would have no gradient.
+            beside = nnx.Rngs(params=jax.random.fold_in(rngs.params.key[...], rngs.params.count[...]))
+            self.group_router_in = normal(beside, d, num_modalities, d, spec.router_rank)
+            self.group_router_out = nnx.Param(jnp.zeros((num_modalities, spec.router_rank, e, s)))
+        elif spec.group_routers:
             init = {
                 "zero": lambda: jnp.zeros((num_groups, d, e, s)),
                 "sinusoidal": lambda: sinusoidal(num_groups, (d, e, s)),
@@ -141,7 +169,17 @@ class SoftMoEBlock(FusionBlock):
             self.group_router = nnx.Param(init[spec.residual_init]())
         self._declare_experts(width, rngs)
 
-    def _logits(self, x: jax.Array, groups: jax.Array, gate: str) -> tuple[jax.Array, jax.Array]:
+    def _routers(self, tokens: Tokens, is_open: jax.Array, scale: jax.Array, normalize: bool) -> jax.Array:
+        """The router of each sample, [b, d, e, s]: of its combination where the gate is open [b], or the shared one."""
+        shared, options = self.router[...], {"normalize": normalize, "add_after_norm": self.spec.add_after_norm}
+        if self.spec.router_rank:
+            present = tokens.present & is_open[:, None]
+            residual = routing.composed_residuals(self.group_router_in[...], self.group_router_out[...], present)
+            return routing.effective_routers(shared, residual, scale, **options)
+        table = self.group_router[...]
+        return routing.group_routers(shared, table, jnp.where(is_open, tokens.groups, len(table)), scale, **options)
+
+    def _logits(self, x: jax.Array, tokens: Tokens, gate: str) -> tuple[jax.Array, jax.Array]:
         """Router logits [b, n, e, s] of tokens [b, n, d], and the share of tokens with an open gate [b]."""
         spec, normalize = self.spec, soft_moe.PRESETS[self.spec.preset].normalize
         scale = self.router_scale[...] if spec.learn_scale else jax.lax.stop_gradient(self.router_scale[...])
@@ -150,27 +188,24 @@ class SoftMoEBlock(FusionBlock):
         if gate == "never":
             return routing.token_logits(x, shared_only, normalize), jnp.zeros(x.shape[0])
 
-        def grouped(groups: jax.Array) -> jax.Array:
-            options = {"normalize": normalize, "add_after_norm": spec.add_after_norm}
-            return routing.token_logits(
-                x, routing.effective_routers(shared, self.group_router[...], groups, scale, **options), normalize
-            )
+        def grouped(is_open: jax.Array) -> jax.Array:
+            return routing.token_logits(x, self._routers(tokens, is_open, scale, normalize), normalize)
 
+        everywhere = jnp.ones(x.shape[0], bool)
         if gate == "always":
-            return grouped(groups), jnp.ones(x.shape[0])
+            return grouped(everywhere), jnp.ones(x.shape[0])
         plain = routing.token_logits(x, shared_only, normalize)
         is_open = routing.gate_is_open(plain, spec.gate_metric, spec.gate_threshold, spec.gate_granularity)
         is_open = jnp.broadcast_to(is_open, x.shape[:2])
         open_rate = jnp.mean(is_open.astype(jnp.float32), axis=1)
         if spec.gate_granularity == "token":
-            return jnp.where(is_open[:, :, None, None], grouped(groups), plain), open_rate
-        # All tokens of a sample take the same router, so it is chosen before the product: behind a closed gate that of
-        # an unseen combination, which is the shared one.
-        return grouped(jnp.where(is_open[:, 0], groups, len(self.group_router[...]))), open_rate
+            return jnp.where(is_open[:, :, None, None], grouped(everywhere), plain), open_rate
+        # All tokens of a sample take the same router, so it is chosen before the product.
+        return grouped(is_open[:, 0]), open_rate
 
-    def _mix(self, x, groups, mask, gate, keys) -> Routed:
+    def _mix(self, x, tokens, mask, gate, keys) -> Routed:
         with jax.named_scope("router"):
-            logits, open_rate = self._logits(x, groups, gate)
+            logits, open_rate = self._logits(x, tokens, gate)
         mixed = soft_moe.soft_moe(x, logits, self.experts, soft_moe.PRESETS[self.spec.preset], mask)
         return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate)
 
@@ -185,25 +220,25 @@ class SoftMoEBlock(FusionBlock):
         x = self.attention_norm(base * x + dropout(attended, keys, spec.dropout, salt=0))
         return x, x
 
-    def route(self, x: jax.Array, groups: jax.Array, mask: jax.Array | None, gate: str) -> Route:
+    def route(self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str) -> Route:
         """The logits by which tokens are routed in evaluation; arguments as for a call."""
         _, routed = self._attended(x, mask, None)
-        return Route(self._logits(routed, groups, "never")[0], self._logits(routed, groups, gate)[0])
+        return Route(self._logits(routed, tokens, "never")[0], self._logits(routed, tokens, gate)[0])
 
     def __call__(
-        self, x: jax.Array, groups: jax.Array, mask: jax.Array | None, gate: str, keys: jax.Array | None
+        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str, keys: jax.Array | None
     ) -> Routed:
         """Fuses tokens.
 
         Args:
           x: [b, n, d].
-          groups: [b]; the number of groups means a combination not seen in training.
+          tokens: what they are.
           mask: False at tokens to hide, [b, n].
           gate: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
         """
         base = 1.0 if self.spec.residual else 0.0
         x, routed = self._attended(x, mask, keys)
-        mixed, open_rate = self._mix(routed, groups, mask, gate, keys)
+        mixed, open_rate = self._mix(routed, tokens, mask, gate, keys)
         x = base * x + mixed
         return Routed(x if self.spec.norm == "pre" else self.moe_norm(x), open_rate)

@@ -7,7 +7,6 @@ would be 620 million parameters an expert; Flex-MoE drops the residual sum of it
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +14,11 @@ import numpy as np
 from flax import nnx
 
 from remind_jax.errors import UserError
-from remind_jax.models.fusion.soft_moe import FusionBlock, FusionSpec, normal
+from remind_jax.models.fusion.soft_moe import FusionBlock, FusionSpec, Tokens, normal
 from remind_jax.ops import sparse_moe
 from remind_jax.ops.transformer import dropout
 
 ROUTINGS = ("joint", "per_modality", "disjoint")
-
-
-class Tokens(NamedTuple):
-    """What a block must know of its tokens beside their values.
-
-    Attributes:
-      owner: modality of each token, numpy int [n].
-      observed: False at tokens of missing modalities [b, n].
-      groups: combination of each sample [b]; the number of groups means one not seen in training.
-    """
-
-    owner: np.ndarray
-    observed: jax.Array
-    groups: jax.Array
 
 
 class SparseMoEBlock(FusionBlock):
