@@ -150,7 +150,8 @@ def compiled(
 
 def _is_large(state: State) -> bool:
     """Whether page faults weigh in the time of a step on CPU; measured at 11 KiB and at 17 MiB of parameters."""
-    return sum(x.nbytes for x in jax.tree.leaves(state.params)) >= _LARGE
+    trained = getattr(state, "params", state)  # a step may have another state than that of training
+    return sum(x.nbytes for x in jax.tree.leaves(trained)) >= _LARGE
 
 
 def keep_freed_memory() -> None:

@@ -29,6 +29,7 @@ def test_the_page_shows_the_stored_results():
 def test_the_page_shows_the_road_of_a_million_rows():
     records = _records("data_scale.jsonl")
     assert data_scale.table(records) in PAGE
+    assert data_scale.table(_records("many_modalities.jsonl")) in PAGE
     assert {record["rows"] for record in records} == {1_000_000}
     for record in records:
         parts = [mib for name, mib in record["mib"].items() if name.startswith("batches")]
