@@ -55,14 +55,18 @@ tabular = "".join(
     f"modalities:\\n{tabular}  codes: {{kind: codes, column: codes}}\\n"
 )
 """
-_READ = """
-import json, sys, time
-from remind_jax import cli
-from remind_jax.data import dataset, pipeline, samplers
+# What the programs that are measured share.
+_SHARED = f"""
+batch_size = {_BATCH}
 
 def resident(key="VmRSS"):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(key)) // 1024
+"""
+_READ = """
+import json, sys, time
+from remind_jax import cli
+from remind_jax.data import dataset, pipeline, samplers
 
 steps, config = int(sys.argv[1]), cli.parse_config(sys.argv[2:])[0]
 seconds, mib = {}, {"start": resident()}
@@ -78,7 +82,7 @@ found = {"combinations": len(data.groups), "train_rows": len(data.stores["train"
 if steps:
     order = samplers.shuffled(0, len(data.stores["train"]))
     def batches(start, stop):
-        return sum(len(x["row"]) for x in pipeline.train_batches(data.stores["train"], order, 256, start, stop))
+        return sum(len(x["row"]) for x in pipeline.train_batches(data.stores["train"], order, batch_size, start, stop))
     for part in range(5):  # memory that grew with the batches would show
         rows = timed(f"batches, part {part + 1}", lambda: batches(part * steps // 5, (part + 1) * steps // 5))
     found["rows_a_second"] = round(rows / seconds["batches, part 5"])
@@ -95,11 +99,9 @@ start = time.perf_counter()
 report = train_and_evaluate(config, workdir, verbose=False)
 lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
 steps = [record["time/step_ms"] for record in map(json.loads, lines) if "time/step_ms" in record]
-with open("/proc/self/status") as file:
-    peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
 found = {"combinations": len(report["groups"]), "parameters": report["parameters"], "held_out": report["n"]}
 found |= {"step_ms": round(statistics.median(steps), 1), "seconds": round(time.perf_counter() - start, 1)}
-print(json.dumps(found | {"peak_mib": peak}))
+print(json.dumps(found | {"peak_mib": resident("VmHWM")}))
 """
 
 
@@ -151,7 +153,9 @@ def table(records: Sequence[dict]) -> str:
 
 
 def _read(folder: pathlib.Path, steps: int, memory_gib: float) -> dict:
-    return json.loads(_run(_READ, str(steps), *_arguments(folder, {"data.memory_gib": memory_gib})).splitlines()[-1])
+    return json.loads(
+        _run(_SHARED + _READ, str(steps), *_arguments(folder, {"data.memory_gib": memory_gib})).splitlines()[-1]
+    )
 
 
 def _train(folder: pathlib.Path, rows: int, steps: int) -> dict:
@@ -159,7 +163,7 @@ def _train(folder: pathlib.Path, rows: int, steps: int) -> dict:
     keys = {"train.batch_size": _BATCH, "train.epochs": epochs, "train.joint_epochs": epochs / 2, "eval.bootstrap": 20}
     keys |= {"train.evaluate_every": epochs, "data.memory_gib": 8.0}
     arguments = [*_arguments(folder, keys), f"--workdir={folder / 'run'}"]
-    return json.loads(_run(_TRAIN, *arguments).splitlines()[-1])
+    return json.loads(_run(_SHARED + _TRAIN, *arguments).splitlines()[-1])
 
 
 def _arguments(folder: pathlib.Path, keys: dict[str, Any]) -> list[str]:

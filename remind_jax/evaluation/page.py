@@ -45,7 +45,7 @@ def environment() -> "jinja2.Environment":
         undefined=jinja2.StrictUndefined,
     )
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
-    made.filters.update(airy=_airy, breakable=_breakable)
+    made.filters.update(airy=_airy, breakable=_breakable, heading=_heading)
     return made
 
 
@@ -255,6 +255,12 @@ def _count(n: int, noun: str) -> str:
 def _airy(name: str) -> str:
     """A combination with room for line breaks."""
     return name.replace("+", " + ")
+
+
+def _heading(name: str) -> str:
+    """The name of a data set as a heading; what is upper case stays so."""
+    text = name.replace("_", " ")
+    return text[:1].upper() + text[1:]
 
 
 def _breakable(name: str) -> "markupsafe.Markup":
