@@ -30,12 +30,9 @@ def _quick_compilation(tmp_path_factory):
 
 def _config(folder: pathlib.Path, **changes):
     """One stage with frozen encoders over text, a table and embeddings, dropout everywhere."""
-    keys = {key: value for key, value in tiny_runs.TINY.items() if not key.startswith("data.")}
-    keys |= {"data.root": folder / "data", "data.cache": folder / "cache", "data.max_tokens": 8, "data.vocabulary": 64}
-    keys |= {"model.encoder_dropout": 0.3, "train.joint_epochs": 0.0, "train.log_every": 1, "train.epochs": 2.0}
-    keys |= {key.replace("__", "."): value for key, value in changes.items()}
-    flags = [f"--config.{key}={value}" for key, value in keys.items()]
-    return cli.parse_config([f"--config={tiny_runs.ROOT / 'configs' / 'manifest.py'}:method=remind", *flags])[0]
+    keys = {"data__max_tokens": 8, "data__vocabulary": 64, "model__encoder_dropout": 0.3}
+    keys |= {"train__joint_epochs": 0.0, "train__log_every": 1} | changes
+    return cli.parse_config(tiny_runs.own_arguments(folder / "data", folder / "cache", **keys))[0]
 
 
 @pytest.fixture(scope="module")

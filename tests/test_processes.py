@@ -199,14 +199,11 @@ def test_other_forms_of_the_step_give_the_same_numbers_too(kind, programs, base)
 @pytest.mark.slow
 def test_kept_features_of_frozen_encoders_serve_all_processes(tmp_path):
     write_manifest(tmp_path / "data", n=60)
-    keys = {key: value for key, value in tiny_runs.TINY.items() if not key.startswith("data.")}
-    keys |= {"data.root": tmp_path / "data", "data.max_tokens": 8, "data.vocabulary": 64, "data.bad_files": "missing"}
-    keys |= {"train.joint_epochs": 1.0, "train.epochs": 4.0, "train.feature_cache": "disk", "devices": 0}
-    keys |= {"eval.bootstrap": 20, "train.select": "last"}
+    changes = {"train__epochs": 4.0, "train__feature_cache": "disk", "train__select": "last", "devices": 0}
+    changes |= {"data__max_tokens": 8, "data__vocabulary": 64, "data__bad_files": "missing", "eval__bootstrap": 20}
     for name, processes in (("one", 1), ("two", 2)):
-        own = keys | {"data.cache": tmp_path / f"cache-{name}"}
-        flags = [f"--config={ROOT / 'configs' / 'manifest.py'}", f"--workdir={tmp_path / name}"]
-        flags += [f"--config.{key}={value}" for key, value in own.items()]
+        flags = tiny_runs.own_arguments(tmp_path / "data", tmp_path / f"cache-{name}", **changes)
+        flags.append(f"--workdir={tmp_path / name}")
         codes = _end(_start(tmp_path, processes, 4 // processes, "-m", "remind_jax.main", *flags))
         assert codes == [0] * processes, _output(tmp_path) + _output(tmp_path, processes - 1)
         # Of two, the one that comes first encodes, and only process 0 speaks.

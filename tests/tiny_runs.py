@@ -49,6 +49,15 @@ def arguments(cache: pathlib.Path, method: str = "remind", **changes: Any) -> li
     return [f"--config={ROOT / 'configs' / 'phenomenon.py'}:method={method}", *flags]
 
 
+def own_arguments(folder: pathlib.Path, cache: pathlib.Path, method: str = "remind", **changes: Any) -> list[str]:
+    """As `arguments`, for a tiny run on the manifest folder `folder`."""
+    keys = {key: value for key, value in TINY.items() if not key.startswith("data.")}
+    keys |= {"data.root": folder, "data.cache": cache}
+    keys |= {key.replace("__", "."): value for key, value in changes.items()}
+    flags = [f"--config.{key}={value}" for key, value in keys.items()]
+    return [f"--config={ROOT / 'configs' / 'manifest.py'}:method={method}", *flags]
+
+
 def config(cache: pathlib.Path, method: str = "remind", **changes: Any) -> Any:
     """The config of a tiny run, see `arguments`."""
     return cli.parse_config(arguments(cache, method, **changes))[0]

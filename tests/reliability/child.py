@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import sys
@@ -30,8 +31,9 @@ for _name in (
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from remind_jax import atomic, checkpoint, cli, parallel, train  # noqa: E402
+from remind_jax import atomic, checkpoint, cli, features, parallel, train  # noqa: E402
 from remind_jax.data import builder, samplers  # noqa: E402
+from remind_jax.models.model import STORED  # noqa: E402
 from remind_jax.stopping import Signals  # noqa: E402
 from remind_jax.writer import RunFolder  # noqa: E402
 
@@ -52,6 +54,8 @@ POINTS = (
     *("stage switch", "record cut", "held-out rows read", "predictions written", "report written", "report renamed"),
 )
 """Where a run can be killed by name."""
+FEATURE_POINTS = ("features", "features written", "features renamed", "a step on features", "features removed")
+"""Where a run can be killed too that keeps features of frozen encoders on disk."""
 
 
 class Child:
@@ -198,6 +202,8 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
             record("batches", steps["next"], dict(batch))
             steps["next"] += 1
             at("in a step")
+            if any(name.startswith(STORED) for name in batch):
+                at("a step on features")
             if steps["next"] % steps["refresh"] == 0:
                 at("λ refresh")
             return result
@@ -233,6 +239,27 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
     def renames(name: str) -> Callable[..., None]:
         return lambda *arguments, **options: at(name) if is_checkpoint(*arguments, **options) else None
 
+    def of_features(name: str) -> Callable[..., None]:
+        return lambda source, target: at(name) if pathlib.Path(target).parent.name.startswith("features-") else None
+
+    _around(os, "rename", of_features("features written"), of_features("features renamed"))
+    fill = features._fill
+
+    def filled(arrays: Any, pieces: Any) -> None:
+        def told() -> Any:
+            for piece in pieces:
+                yield piece
+                at("features")
+
+        fill(arrays, told())
+
+    features._fill = filled
+
+    def removed(path: Any, *rest: Any, **options: Any) -> None:
+        if pathlib.Path(path).name.startswith("features-"):
+            at("features removed")
+
+    _around(shutil, "rmtree", None, removed)
     for function in ("rename", "replace"):
         _around(os, function, renames("in the rename"), renames("renamed"))
     _around(builder._Shards, "blocks", lambda *a: at("shards"))

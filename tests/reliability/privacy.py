@@ -65,12 +65,7 @@ def _data(folder: pathlib.Path, canaries: list[str]) -> None:
 
 def arguments(root: pathlib.Path) -> list[str]:
     """Of a tiny run on the folder `data` below `root`."""
-    keys = {key: value for key, value in tiny_runs.TINY.items() if not key.startswith("data.")}
-    keys |= {"data.cache": root / "cache", "data.root": root / "data", "eval.bootstrap": 20, "train.keep": 0}
-    return [
-        f"--config={tiny_runs.ROOT / 'configs' / 'manifest.py'}",
-        *(f"--config.{key}={x}" for key, x in keys.items()),
-    ]
+    return tiny_runs.own_arguments(root / "data", root / "cache", eval__bootstrap=20, train__keep=0)
 
 
 def _found(root: pathlib.Path, canaries: list[str], but: tuple[str, ...]) -> dict[str, str]:

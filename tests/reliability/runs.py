@@ -8,26 +8,36 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
 from tests import tiny_runs
+from tests.data.manifest_files import write_manifest
 from tests.reliability import Tally, row
-from tests.reliability.child import POINTS, Child
+from tests.reliability.child import FEATURE_POINTS, POINTS, Child
 
 # Two stages of 12 steps; evaluated and saved every sixth, recorded every fourth, λ refreshed every fourth.
 CHANGES = {"train__evaluate_every": 0.5, "eval__bootstrap": 20}
 STEPS = 24
+# The same with text, whose encoder rests in the second stage, so that its features are kept on disk.
+OWN = {"data__max_tokens": 8, "data__vocabulary": 64, "train__feature_cache": "disk"}
+OWN_ROWS = 120
 KILLS_OF_A_CHAIN = 10
 
 
 class _Place:
     """A folder for runs that share prepared data and compiled programs, and the run that nobody disturbs."""
 
-    def __init__(self, root: str, **changes: object):
+    def __init__(self, root: str, *, own: bool = False, **changes: object):
+        """Lets the undisturbed run end; with `own` data it keeps features of frozen encoders on disk."""
         self.root = pathlib.Path(root)
-        self.arguments = tiny_runs.arguments(self.root / "cache", **CHANGES | changes)
+        if own:
+            data = write_manifest(self.root / "data", n=OWN_ROWS)
+            self.arguments = tiny_runs.own_arguments(data, self.root / "cache", **CHANGES | OWN | changes)
+        else:
+            self.arguments = tiny_runs.arguments(self.root / "cache", **CHANGES | changes)
         self.compiled = str(self.root / "compiled")
         code = self.start("alone").finish()
         if code:
@@ -100,7 +110,9 @@ def kill(count: int, broken: bool) -> Tally:
     with tempfile.TemporaryDirectory() as root:
         place = _Place(root)
         if not broken:
-            _kill_at_points(place, tally)
+            # Prepares its data anew.
+            (place.root / "cache").rename(place.root / "old cache")
+            _kill_at_points(place, tally, POINTS)
         rng, chain = random.Random(0), 0
         while count > 0:
             kills = min(KILLS_OF_A_CHAIN, count)
@@ -109,15 +121,17 @@ def kill(count: int, broken: bool) -> Tally:
             wrong = _end(place, name, **options)
             tally.check(not wrong, f"chain {chain} of {done} kills at random instants: {wrong}", times=done)
             shutil.rmtree(place.root / name)
+    if not broken:
+        with tempfile.TemporaryDirectory() as root:
+            _kill_at_points(_Place(root, own=True), tally, FEATURE_POINTS)
     tally.notes.append(f"a run is killed {KILLS_OF_A_CHAIN} times in a row, at a random step plus 0 to 60 ms")
     return tally
 
 
-def _kill_at_points(place: _Place, tally: Tally) -> None:
-    """Every point once, in one run, which must prepare its data anew."""
-    (place.root / "cache").rename(place.root / "old cache")
+def _kill_at_points(place: _Place, tally: Tally, points: Sequence[str]) -> None:
+    """Every point once, in one run."""
     reached = []
-    for point in POINTS:
+    for point in points:
         code = place.start("points", point=point, occurrence=2 if point == "record cut" else 1).finish()
         if code == -9:
             reached.append(point)
