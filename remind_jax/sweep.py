@@ -6,7 +6,7 @@
     --methods=all        methods of configs/common.py, logistic_regression, gradient_boosting, or variants of the table
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
     --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else the first method
-    --table=4            the paper's ablation (4) or sensitivity analysis (16) instead of all methods
+    --table=4            the paper's ablation (4), its sensitivity analysis (16) or that of remind_plus, not all methods
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
     --share              other processes, here or on other machines, run the same command in the same folder
     --resamples=2000     bootstrap replicates of the differences
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> Command:
     flags.DEFINE_string("seeds", "0,1,42", "seeds, separated by commas", flag_values=values)
     flags.DEFINE_string("workdir", "", "folder of the sweep", flag_values=values)
     flags.DEFINE_string("baseline", "", "methods that differences are drawn to", flag_values=values)
-    flags.DEFINE_integer("table", 0, "table of the paper", flag_values=values)
+    flags.DEFINE_string("table", "", "variants instead of methods", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("share", False, "with other processes", flag_values=values)
     flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap replicates", lower_bound=1, flag_values=values)

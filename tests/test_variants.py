@@ -19,14 +19,14 @@ def _apply(variant: Variant, size: str = "paper"):
         section = config
         for part in sections:
             section = section[part]
-        section[name] = type(section[name])(value)
+        section[name] = value == "True" if isinstance(section[name], bool) else type(section[name])(value)
     return config
 
 
 def test_all_is_every_method_and_plain_model():
-    names = [variant.name for variant in choose("all", 0, METHODS)]
+    names = [variant.name for variant in choose("all", "", METHODS)]
     assert names == [*METHODS, *plain_models.MODELS]
-    assert all(variant.flags(None) == [] for variant in choose("all", 0, METHODS))
+    assert all(variant.flags(None) == [] for variant in choose("all", "", METHODS))
 
 
 def test_plain_models_are_those_that_exist():
@@ -35,7 +35,7 @@ def test_plain_models_are_those_that_exist():
 
 
 def test_table_4_is_the_ablation():
-    names = [variant.name for variant in choose("all", 4, METHODS)]
+    names = [variant.name for variant in choose("all", "4", METHODS)]
     assert names == ["soft_moe", "remind_no_dro", "remind_no_specialization", "remind"]
     assert set(names) <= set(METHODS)
 
@@ -43,7 +43,7 @@ def test_table_4_is_the_ablation():
 def test_table_16_has_the_paper_s_values_on_embed_at_paper_size():
     """η 0.1 and 0.5 (γ of Eq. 4), 32 and 64 experts against 128, zero embeddings, sinusoidal residual routers."""
     found = {}
-    for variant in choose("all", 16, METHODS):
+    for variant in choose("all", "16", METHODS):
         config = _apply(variant)
         settings.validate(config)
         found[variant.name] = (
@@ -65,6 +65,15 @@ def test_table_16_has_the_paper_s_values_on_embed_at_paper_size():
     }
 
 
+def test_variants_of_remind_plus_are_valid_and_change_what_the_preset_has():
+    preset = _apply(Variant("remind_plus", "remind_plus"), "small")
+    for variant in TABLES["remind_plus"]:
+        settings.validate(_apply(variant, "small"))
+        for key, value in variant.changes:
+            section, _, name = key.rpartition(".")
+            assert (preset[section] if section else preset)[name] != value, (variant.name, key)
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_presets_are_valid_and_differ_on_small_data(table):
     configs = [_apply(variant, "small").to_dict() for variant in TABLES[table]]
@@ -74,7 +83,7 @@ def test_presets_are_valid_and_differ_on_small_data(table):
 
 
 def test_names_choose_in_order_and_once():
-    chosen = choose("imputation_zero,soft_moe,imputation_zero,logistic_regression", 16, METHODS)
+    chosen = choose("imputation_zero,soft_moe,imputation_zero,logistic_regression", "16", METHODS)
     assert [variant.name for variant in chosen] == ["imputation_zero", "soft_moe", "logistic_regression"]
     assert chosen[0].method == "remind"
 
@@ -82,11 +91,11 @@ def test_names_choose_in_order_and_once():
 @pytest.mark.parametrize(
     ("names", "table", "parts"),
     [
-        ("remnd", 0, ("'remnd'", "did you mean 'remind'")),
-        ("imputation_zero", 0, ("'imputation_zero'",)),
-        ("imputation_zer", 16, ("did you mean 'imputation_zero'",)),
-        ("all", 5, ("table=5", "4, 16")),
-        (",", 0, ("no methods",)),
+        ("remnd", "", ("'remnd'", "did you mean 'remind'")),
+        ("imputation_zero", "", ("'imputation_zero'",)),
+        ("imputation_zer", "16", ("did you mean 'imputation_zero'",)),
+        ("all", "5", ("table=5", "4, 16, remind_plus")),
+        (",", "", ("no methods",)),
     ],
 )
 def test_mistakes_are_named(names, table, parts):
