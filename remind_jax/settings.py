@@ -1,9 +1,9 @@
-"""What the values of a config may be: choices by key, and numbers that must be positive."""
+"""What the values of a config may be: choices by key, ranges of numbers, and rules about several keys."""
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from remind_jax import features, parallel, profiling, rows
 from remind_jax.data import samplers, tabular
@@ -95,6 +95,119 @@ def _value(config: Any, key: str) -> Any:
     return config
 
 
+class Rule(NamedTuple):
+    """What values of several keys may not be together.
+
+    Attributes:
+      is_broken: by a config.
+      says: what is wrong and what to do, with values of the config `c` in braces.
+    """
+
+    is_broken: Callable[[Any], bool]
+    says: str
+
+
+# Keys that look at whole batches, and the value at which they do not.
+_OF_WHOLE_BATCHES = {
+    "dro.weights": "current",
+    "objective.mixup_weight": 0.0,
+    "fusion.kind": "soft_moe",
+    "train.batch_norm": "frozen",
+    "fusion.gate_granularity": "sample",
+}
+RULES = (
+    # Sharing weights among devices is left to XLA, which needs one program and equal parts.
+    Rule(
+        lambda c: c.fusion.experts % c.expert_devices,
+        "fusion.experts={c.fusion.experts} does not divide among expert_devices={c.expert_devices}",
+    ),
+    Rule(
+        lambda c: c.expert_devices > 1 and (c.parallel != "jit" or c.ensemble > 1),
+        "expert_devices={c.expert_devices} needs parallel=jit and a single network",
+    ),
+    # Parts of a batch are added up where a step is a sum over samples.
+    Rule(
+        lambda c: c.train.batch_size % c.train.accumulate,
+        "train.batch_size={c.train.batch_size} does not divide into train.accumulate={c.train.accumulate} parts",
+    ),
+    *(
+        Rule(
+            lambda c, key=key, allowed=allowed: c.train.accumulate > 1 and _value(c, key) != allowed,
+            f"train.accumulate={{c.train.accumulate}} needs {key}={allowed}: {{c.{key}}} looks at whole batches",
+        )
+        for key, allowed in _OF_WHOLE_BATCHES.items()
+    ),
+    Rule(
+        lambda c: c.precision != "float32" and c.train.batch_norm == "batch",
+        "precision={c.precision} would round running statistics: set train.batch_norm=frozen",
+    ),
+    Rule(lambda c: c.seed >= 2**32, "seed={c.seed} must be below 2^32"),
+    Rule(
+        lambda c: c.model.width % c.fusion.heads,
+        "model.width={c.model.width} is not a multiple of fusion.heads={c.fusion.heads}",
+    ),
+    Rule(
+        lambda c: c.fusion.group_routers and c.train.joint_epochs >= c.train.epochs,
+        "train.joint_epochs={c.train.joint_epochs} leaves nothing of train.epochs={c.train.epochs} for stage 2, in "
+        "which the group routers act: shorten stage 1",
+    ),
+    Rule(
+        lambda c: c.parallel == "pmap" and c.fusion.gate_granularity == "batch",
+        "fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit",
+    ),
+    # Fair Mixup compares the two groups of a pair, and a batch is made of whole pairs.
+    Rule(
+        lambda c: c.objective.mixup_weight and c.sampler != "group_pairs",
+        "objective.mixup_weight={c.objective.mixup_weight} needs batches of two groups: set sampler=group_pairs "
+        "instead of {c.sampler}",
+    ),
+    Rule(
+        lambda c: c.sampler == "group_pairs" and c.train.batch_size % 2,
+        "train.batch_size={c.train.batch_size} must be even for sampler=group_pairs",
+    ),
+    Rule(
+        lambda c: 0 < c.ensemble <= c.ensemble_plain,
+        "ensemble_plain={c.ensemble_plain} leaves no network of ensemble={c.ensemble} with group parts",
+    ),
+    Rule(
+        lambda c: c.train.feature_cache not in ("auto", "off") and (c.train.frozen_dropout or c.ensemble > 1),
+        "train.feature_cache={c.train.feature_cache} keeps one result a sample, which train.frozen_dropout and "
+        "ensemble > 1 do not give: set it to auto or off",
+    ),
+    Rule(
+        lambda c: c.objective.distill_weight and not c.train.hide_samples,
+        "objective.distill_weight teaches samples that lose modalities: set train.hide_samples",
+    ),
+    Rule(
+        lambda c: c.fusion.kind != "soft_moe" and c.fusion.group_routers,
+        "fusion.group_routers belong to fusion.kind=soft_moe, not {c.fusion.kind}",
+    ),
+    # Composed routers stand in for the table of routers, and start where the shared one is.
+    Rule(
+        lambda c: c.fusion.router_rank and not (c.fusion.kind == "soft_moe" and c.fusion.group_routers),
+        "fusion.router_rank={c.fusion.router_rank} belongs to fusion.kind=soft_moe with fusion.group_routers=true",
+    ),
+    Rule(
+        lambda c: c.fusion.router_rank and c.fusion.residual_init != "zero",
+        "fusion.residual_init={c.fusion.residual_init} fills a table of routers: set it to zero for "
+        "fusion.router_rank={c.fusion.router_rank}",
+    ),
+    # Rows of a batch alone do not serve samples of no known combination, nor experts that belong to combinations.
+    Rule(
+        lambda c: c.optim.group_rows == "batch" and c.train.hide_samples,
+        "optim.group_rows=batch knows the combinations of the data only: set train.hide_samples=0",
+    ),
+    Rule(
+        lambda c: c.optim.group_rows == "batch" and c.fusion.kind != "soft_moe",
+        "optim.group_rows=batch belongs to fusion.kind=soft_moe, not {c.fusion.kind}",
+    ),
+    Rule(
+        lambda c: c.fusion.experts < 2,
+        "fusion.experts={c.fusion.experts} leaves nothing to route to: use at least 2",
+    ),
+)
+
+
 def validate(config: Any) -> None:
     """Refuses values that no code path could use.
 
@@ -105,7 +218,7 @@ def validate(config: Any) -> None:
         value = _value(config, key)
         if value not in choices:
             raise UserError(f"{key}={value!r} is unknown{did_you_mean(value, choices)}; known: {', '.join(choices)}")
-    for keys, is_wrong, rule in (
+    for keys, is_wrong, limit in (
         # Each is true of NaN as well.
         (AT_LEAST_ONE, lambda x: not x >= 1, "at least 1"),
         (POSITIVE, lambda x: not 0 < x < math.inf, "above 0 and finite"),
@@ -114,109 +227,11 @@ def validate(config: Any) -> None:
     ):
         for key in keys:
             if is_wrong(_value(config, key)):
-                raise UserError(f"{key}={_value(config, key)} must be {rule}")
+                raise UserError(f"{key}={_value(config, key)} must be {limit}")
     profiling.span(config.profile)
-    _validate_experts(config)
-    _validate_accumulation(config)
-    if config.precision != "float32" and config.train.batch_norm == "batch":
-        raise UserError(f"precision={config.precision} would round running statistics: set train.batch_norm=frozen")
-    if config.seed >= 2**32:
-        raise UserError(f"seed={config.seed} must be below 2^32")
-    if config.model.width % config.fusion.heads:
-        raise UserError(f"model.width={config.model.width} is not a multiple of fusion.heads={config.fusion.heads}")
-    if config.fusion.group_routers and config.train.joint_epochs >= config.train.epochs:
-        raise UserError(
-            f"train.joint_epochs={config.train.joint_epochs} leaves nothing of train.epochs={config.train.epochs} "
-            "for stage 2, in which the group routers act: shorten stage 1"
-        )
-    if config.parallel == "pmap" and config.fusion.gate_granularity == "batch":
-        raise UserError("fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit")
-    _validate_pairs(config)
-    if config.ensemble_plain and config.ensemble_plain >= config.ensemble:
-        raise UserError(
-            f"ensemble_plain={config.ensemble_plain} leaves no network of ensemble={config.ensemble} with group parts"
-        )
-    if config.train.feature_cache not in ("auto", "off") and (config.train.frozen_dropout or config.ensemble > 1):
-        raise UserError(
-            f"train.feature_cache={config.train.feature_cache} keeps one result a sample, which train.frozen_dropout "
-            "and ensemble > 1 do not give: set it to auto or off"
-        )
-    if config.objective.distill_weight and not config.train.hide_samples:
-        raise UserError("objective.distill_weight teaches samples that lose modalities: set train.hide_samples")
-    if config.fusion.kind != "soft_moe" and config.fusion.group_routers:
-        raise UserError(f"fusion.group_routers belong to fusion.kind=soft_moe, not {config.fusion.kind}")
-    _validate_rank(config)
-    _validate_rows(config)
-    if config.fusion.experts < 2:
-        raise UserError(f"fusion.experts={config.fusion.experts} leaves nothing to route to: use at least 2")
-
-
-def _validate_experts(config: Any) -> None:
-    """Sharing weights among devices is left to XLA, which needs one program and equal parts."""
-    if config.expert_devices == 1:
-        return
-    if config.fusion.experts % config.expert_devices:
-        raise UserError(
-            f"fusion.experts={config.fusion.experts} does not divide among expert_devices={config.expert_devices}"
-        )
-    if config.parallel != "jit" or config.ensemble > 1:
-        raise UserError(f"expert_devices={config.expert_devices} needs parallel=jit and a single network")
-
-
-def _validate_accumulation(config: Any) -> None:
-    """Parts of a batch are added up where a step is a sum over samples."""
-    parts, size = config.train.accumulate, config.train.batch_size
-    if parts == 1:
-        return
-    if size % parts:
-        raise UserError(f"train.batch_size={size} does not divide into train.accumulate={parts} parts")
-    for key, allowed in (
-        ("dro.weights", "current"),
-        ("objective.mixup_weight", 0.0),
-        ("fusion.kind", "soft_moe"),
-        ("train.batch_norm", "frozen"),
-    ):
-        if _value(config, key) != allowed:
-            raise UserError(
-                f"train.accumulate={parts} needs {key}={allowed}: {_value(config, key)} looks at whole batches"
-            )
-    if config.fusion.gate_granularity == "batch":
-        raise UserError(f"train.accumulate={parts} cannot gate whole batches: set fusion.gate_granularity=sample")
-
-
-def _validate_rank(config: Any) -> None:
-    """Composed routers stand in for the table of routers, and start where the shared one is."""
-    rank = config.fusion.router_rank
-    if not rank:
-        return
-    if config.fusion.kind != "soft_moe" or not config.fusion.group_routers:
-        raise UserError(f"fusion.router_rank={rank} belongs to fusion.kind=soft_moe with fusion.group_routers=true")
-    if config.fusion.residual_init != "zero":
-        raise UserError(
-            f"fusion.residual_init={config.fusion.residual_init} fills a table of routers: set it to zero for "
-            f"fusion.router_rank={rank}"
-        )
-
-
-def _validate_rows(config: Any) -> None:
-    """Rows of a batch alone do not serve samples of no known combination, nor experts that belong to combinations."""
-    if config.optim.group_rows != "batch":
-        return
-    if config.train.hide_samples:
-        raise UserError("optim.group_rows=batch knows the combinations of the data only: set train.hide_samples=0")
-    if config.fusion.kind != "soft_moe":
-        raise UserError(f"optim.group_rows=batch belongs to fusion.kind=soft_moe, not {config.fusion.kind}")
-
-
-def _validate_pairs(config: Any) -> None:
-    """Fair Mixup compares the two groups of a pair, and a batch is made of whole pairs."""
-    if config.objective.mixup_weight and config.sampler != "group_pairs":
-        raise UserError(
-            f"objective.mixup_weight={config.objective.mixup_weight} needs batches of two groups: "
-            f"set sampler=group_pairs instead of {config.sampler}"
-        )
-    if config.sampler == "group_pairs" and config.train.batch_size % 2:
-        raise UserError(f"train.batch_size={config.train.batch_size} must be even for sampler=group_pairs")
+    for rule in RULES:
+        if rule.is_broken(config):
+            raise UserError(rule.says.format(c=config))
 
 
 def model_spec(config: Any) -> ModelSpec:

@@ -42,6 +42,12 @@ def test_shared_defaults_are_valid(config):
     settings.validate(config)
 
 
+def test_every_rule_can_say_what_is_wrong(config):
+    said = [rule.says.format(c=config) for rule in settings.RULES]
+    assert len(set(said)) == len(said)
+    assert not [text for text in said if "{" in text or "\n" in text]
+
+
 @pytest.mark.parametrize("key", settings.CHOICES)
 def test_unknown_choice_is_refused_with_the_known_ones(config, key):
     known = list(settings.CHOICES[key])
