@@ -131,8 +131,8 @@ class Network(nn.Module):
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(torch.tensor(value.T if transposed else value))
 
-    def read(self, *, gradient: bool = False) -> dict[str, np.ndarray]:
-        """Values or gradients under the paths of the JAX network."""
+    def read(self, path: str, *, gradient: bool = False) -> np.ndarray:
+        """The values, or the gradient, of what the JAX network has under a path."""
 
         def array(tensor: nn.Parameter, transposed: bool) -> np.ndarray:
             unused = gradient and tensor.grad is None
@@ -140,11 +140,9 @@ class Network(nn.Module):
             value = value.detach().numpy()
             return (value.T if transposed else value).copy()
 
-        found = {}
-        for path, (tensors, transposed) in self._bindings().items():
-            arrays = [array(tensor, transposed) for tensor in tensors]
-            found[path] = np.stack(arrays) if len(arrays) > 1 else arrays[0]
-        return found
+        tensors, transposed = self._bindings()[path]
+        arrays = [array(tensor, transposed) for tensor in tensors]
+        return np.stack(arrays) if len(arrays) > 1 else arrays[0]
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits [b, c] of a batch with the inputs [b, t, w] of each modality and `present` [b, m]."""
