@@ -72,14 +72,18 @@ def _records(folder: pathlib.Path) -> list[dict]:
     return [{key: value for key, value in json.loads(line).items() if key != "time/step_ms"} for line in lines]
 
 
-def _assert_same(folder: pathlib.Path, other: pathlib.Path, tolerance: float) -> None:
-    """Records, λ among them, predictions and report agree; of numbers, but for the last bits of sums."""
+def _assert_same_records(folder: pathlib.Path, other: pathlib.Path, tolerance: float) -> None:
     mine, theirs = _records(folder), _records(other)
     assert [list(record) for record in mine] == [list(record) for record in theirs]
     for one, two in zip(mine, theirs, strict=True):
         assert (one["step"], one["stage"]) == (two["step"], two["stage"])
         for key in one.keys() - {"stage"}:
             assert one[key] == pytest.approx(two[key], abs=tolerance), (one["step"], key)
+
+
+def _assert_same(folder: pathlib.Path, other: pathlib.Path, tolerance: float) -> None:
+    """Records, λ among them, predictions and report agree; of numbers, but for the last bits of sums."""
+    _assert_same_records(folder, other, tolerance)
     one, two = (pl.read_parquet(path / "predictions.parquet") for path in (folder, other))
     assert one.drop("p_0", "p_1").equals(two.drop("p_0", "p_1"))
     np.testing.assert_allclose(one["p_1"], two["p_1"], atol=tolerance)
@@ -191,9 +195,20 @@ def test_two_tasks_of_slurm_with_two_devices_each_are_one_process_with_four(base
 def test_other_forms_of_the_step_give_the_same_numbers_too(kind, programs, base):
     arguments = _arguments(base, f"{kind}-{programs}", parallel=kind, programs=programs)
     assert _end(_start(base, 2, 2, "-m", "remind_jax.main", *arguments)) == [0, 0], _output(base)
-    for one, two in zip(_records(base / f"{kind}-{programs}"), _records(base / "alone"), strict=True):
-        for key in one.keys() - {"stage"}:
-            assert one[key] == pytest.approx(two[key], abs=1e-5)
+    _assert_same_records(base / f"{kind}-{programs}", base / "alone", 1e-5)
+
+
+@pytest.mark.slow
+def test_experts_shared_by_eight_devices_give_the_numbers_of_one(tmp_path):
+    for name, changes in {
+        "alone": {"devices": 1},
+        "eight": {"devices": 8, "expert_devices": 8},
+        "four by two": {"devices": 8, "expert_devices": 4},
+    }.items():
+        arguments = _arguments(tmp_path, name, fusion__experts=8, **changes)
+        assert _end(_start(tmp_path, 1, 8, "-m", "remind_jax.main", *arguments)) == [0], _output(tmp_path)
+    _assert_same_records(tmp_path / "eight", tmp_path / "alone", 1e-5)
+    _assert_same_records(tmp_path / "four by two", tmp_path / "alone", 1e-5)
 
 
 @pytest.mark.slow
@@ -209,9 +224,7 @@ def test_kept_features_of_frozen_encoders_serve_all_processes(tmp_path):
         # Of two, the one that comes first encodes, and only process 0 speaks.
         assert processes == 2 or "Encoding the train rows once for stage specialize" in _output(tmp_path)
         assert not list((tmp_path / f"cache-{name}").glob("features-*/*"))
-    for one, two in zip(_records(tmp_path / "one"), _records(tmp_path / "two"), strict=True):
-        for key in one.keys() - {"stage"}:
-            assert one[key] == pytest.approx(two[key], abs=1e-4)
+    _assert_same_records(tmp_path / "one", tmp_path / "two", 1e-4)
 
 
 def _wait_for(condition, started: list[subprocess.Popen]) -> None:
