@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from remind_jax import cli, progress
+from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation import comparison, results, sweep_page, tables
 from remind_jax.evaluation.comparison import Run
@@ -58,8 +59,8 @@ def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], pl.Data
             raise UserError(f"{folder} holds no finished run: {file.name} is missing")
     try:
         config, report = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
-        predictions = pl.read_parquet(files[2])
-    except (ValueError, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        predictions = read_parquet(files[2])
+    except (ValueError, OSError) as error:
         raise UserError(f"{folder} holds a damaged run ({type(error).__name__})") from None
     if not {"sample_id", "patient_id", "label", "group", "p_0", "p_1"} <= set(predictions.columns):
         raise UserError(f"{folder} holds a damaged run: predictions.parquet lacks columns")

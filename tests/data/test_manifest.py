@@ -1,11 +1,12 @@
 import os
+import pathlib
 
 import numpy as np
 import polars as pl
 import pytest
 import yaml
 
-from remind_jax.data import check
+from remind_jax.data import check, files
 from remind_jax.data.manifest import decode, load_manifest, read_manifest
 from remind_jax.errors import UserError
 from tests.data.manifest_files import SCHEMA, write_manifest
@@ -104,6 +105,19 @@ def test_words_for_missing_become_null_and_are_counted(tmp_path, word):
     assert [manifest.table[c].null_count() for c in ("sodium", "icd", "sex")] == [1, 2, 4]
     assert [(note.code, note.fatal) for note in manifest.notes] == [("E009", False)] * 3
     assert "2 cells (rows 1, 2)" in manifest.notes[0].message
+
+
+def test_a_forged_page_of_parquet_is_refused():
+    """Found by tests/reliability/fuzz.py: polars' own reader asks for 2 EiB of memory and ends the process."""
+    with pytest.raises(ValueError, match=r"^OSError$"):
+        files.read_parquet(pathlib.Path(__file__).with_name("forged_page.parquet"))
+
+
+def test_parquet_that_claims_too_many_rows_is_refused_unread(tmp_path):
+    pl.DataFrame({"a": [1, 2, 3]}).write_parquet(tmp_path / "x.parquet")
+    assert files.read_parquet(tmp_path / "x.parquet", 3).equals(pl.DataFrame({"a": [1, 2, 3]}))
+    with pytest.raises(ValueError, match="claims more than 2 rows"):
+        files.read_parquet(tmp_path / "x.parquet", 2)
 
 
 def test_quoted_empty_cells_and_nan_in_parquet_are_missing(tmp_path):
