@@ -30,6 +30,7 @@ import polars as pl
 
 from remind_jax import cli, progress
 from remind_jax.data import importers
+from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError, did_you_mean
 
 FORMS = ("table", "monai", "meds", "flex_moe")
@@ -98,11 +99,16 @@ def _meds(options: argparse.Namespace, name: str) -> importers.Imported:
             f"{options.source}/data or {labels} holds no parquet files: these are no MEDS events with labels"
         )
     try:
+        label_tables = [read_parquet(file) for file in label_files]
+        split_table = read_parquet(splits) if splits.is_file() else None
+    except ValueError as error:
+        raise UserError(f"the labels or splits of {options.source} cannot be read as parquet ({error})") from None
+    try:
         return importers.from_meds(
             pl.scan_parquet(files),
-            pl.concat([pl.read_parquet(file) for file in label_files], how="diagonal"),
+            pl.concat(label_tables, how="diagonal"),
             name=name,
-            splits=pl.read_parquet(splits) if splits.is_file() else None,
+            splits=split_table,
             modalities={key: value.split("+") for key, value in pairs(options.modality, "--modality").items()},
             columns=options.columns,
         )

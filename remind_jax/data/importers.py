@@ -16,7 +16,7 @@ import yaml
 
 from remind_jax import atomic
 from remind_jax.data.check import looks_missing
-from remind_jax.data.files import read_parquet
+from remind_jax.data.files import read_table
 from remind_jax.data.schema import KINDS
 from remind_jax.errors import UserError, did_you_mean
 
@@ -90,9 +90,9 @@ def read_frame(path: pathlib.Path) -> pl.DataFrame:
     if not path.is_file() or path.suffix not in (".csv", ".parquet"):
         raise UserError(f"{path} is not a .csv or .parquet file")
     try:
-        table = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else read_parquet(path)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__})") from None
+        table = read_table(path)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
     strings = [name for name, dtype in table.schema.items() if dtype == pl.String]
     return table.with_columns(table[name].set(looks_missing(table[name]), None) for name in strings)
 

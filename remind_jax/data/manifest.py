@@ -399,17 +399,10 @@ def _read_table(path: pathlib.Path) -> pl.DataFrame:
     if path.suffix == ".csv" and start.startswith(_COMPRESSED):
         raise UserError(f"{path} is compressed; unpack it, so that its size can be seen")
     try:
-        if path.suffix == ".parquet":
-            table = files.read_parquet(path, _MAX_ROWS)
-        else:
-            # All strings first: guessing types would turn codes such as 0401 into numbers.
-            table = pl.read_csv(path, infer_schema=False)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as UTF-8 CSV whose rows fit the header ({type(error).__name__})"
-        ) from None
+        table = files.read_table(path, _MAX_ROWS)
     except ValueError as error:
-        raise UserError(f"{path} cannot be read as parquet ({error})") from None
+        kind = "UTF-8 CSV whose rows fit the header" if path.suffix == ".csv" else "parquet"
+        raise UserError(f"{path} cannot be read as {kind} ({error})") from None
     if any(len(name) > 100 or not name.isprintable() for name in table.columns):
         raise UserError(f"{path}: its header is not a line of short names; look for a quote that is not closed")
     double = [name.rsplit("_duplicated_", 1)[0] for name in table.columns if re.search(r"_duplicated_\d+$", name)]

@@ -233,16 +233,16 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
         lambda *a: at("before the commit"),
     )
 
-    def is_checkpoint(source: Any, target: Any, *rest: Any, **options: Any) -> bool:
-        return pathlib.Path(target).name.isdigit() and pathlib.Path(target).parent.name == "checkpoints"
+    def is_checkpoint(path: pathlib.Path) -> bool:
+        return path.name.isdigit() and path.parent.name == "checkpoints"
 
-    def renames(name: str) -> Callable[..., None]:
-        return lambda *arguments, **options: at(name) if is_checkpoint(*arguments, **options) else None
+    def is_features(path: pathlib.Path) -> bool:
+        return path.parent.name.startswith("features-")
 
-    def of_features(name: str) -> Callable[..., None]:
-        return lambda source, target: at(name) if pathlib.Path(target).parent.name.startswith("features-") else None
+    def renames(name: str, to: Callable[[pathlib.Path], bool]) -> Callable[..., None]:
+        return lambda source, target, **options: at(name) if to(pathlib.Path(target)) else None
 
-    _around(os, "rename", of_features("features written"), of_features("features renamed"))
+    _around(os, "rename", renames("features written", is_features), renames("features renamed", is_features))
     fill = features._fill
 
     def filled(arrays: Any, pieces: Any) -> None:
@@ -261,7 +261,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
 
     _around(shutil, "rmtree", None, removed)
     for function in ("rename", "replace"):
-        _around(os, function, renames("in the rename"), renames("renamed"))
+        _around(os, function, renames("in the rename", is_checkpoint), renames("renamed", is_checkpoint))
     _around(builder._Shards, "blocks", lambda *a: at("shards"))
     _around(builder, "_rename", lambda *a: at("shards written"), lambda *a: at("shards renamed"))
     _around(atomic, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
