@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+# Score of a token that is hidden: finite, so that a sample without any visible token has no NaN.
+_HIDDEN = -1e30
+
 
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float, salt: int) -> jax.Array:
     """Zeroes entries with probability `rate` and rescales the rest; without keys returns `x`.
@@ -30,6 +33,20 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array
     return (x * jax.lax.rsqrt(variance + epsilon).astype(x.dtype)) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
+@jax.custom_jvp
+def softmax(x: jax.Array) -> jax.Array:
+    """Softmax over the last axis, with the derivative of its result: XLA on CPU takes half as long as through its parts."""
+    unscaled = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
+    return unscaled * (1.0 / jnp.sum(unscaled, axis=-1, keepdims=True))
+
+
+@softmax.defjvp
+def _softmax_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    result = softmax(*primals)
+    moved = result * tangents[0]
+    return result, moved - result * jnp.sum(moved, axis=-1, keepdims=True)
+
+
 def attention(
     query: jax.Array,
     key: jax.Array,
@@ -52,10 +69,15 @@ def attention(
     Returns:
       [b, n, h * k].
     """
-    query, key, value = (rearrange(x, "b n (h k) -> b n h k", h=heads) for x in (query, key, value))
-    mask = None if mask is None else mask[:, None, None, :]
-    mixed = jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
-    return rearrange(mixed, "b n h k -> b n (h k)")
+    query, key, value = (rearrange(x, "b n (h k) -> b h n k", h=heads) for x in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = scale * jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None, :], scores, _HIDDEN)
+    mixed = jnp.einsum("bhnm,bhmk->bhnk", softmax(scores).astype(value.dtype), value)
+    return rearrange(mixed, "b h n k -> b n (h k)")
 
 
 def relative_position_buckets(length: int, buckets: int = 32, max_distance: int = 128) -> jax.Array:
