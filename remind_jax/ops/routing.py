@@ -93,14 +93,20 @@ def composed_residuals(down: jax.Array, up: jax.Array, present: jax.Array) -> ja
 
 def entropy(logits: jax.Array) -> jax.Array:
     """Entropy over experts of each token and slot in nats, [b, n, e, s] -> [b, n, s], at most ln e (7.2.5)."""
-    log_p = jax.nn.log_softmax(_experts_last(logits), axis=-1)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    return _entropy(_experts_last(logits))
 
 
 def joint_entropy(logits: jax.Array) -> jax.Array:
     """Entropy of one distribution over all tokens, experts and slots in nats, [b, n, e, s] -> [b] (Eq. 8)."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32).reshape(len(logits), -1), axis=-1)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    return _entropy(logits.astype(jnp.float32).reshape(len(logits), -1))
+
+
+def _entropy(logits: jax.Array) -> jax.Array:
+    """Entropy over the last axis, with one exponential an entry."""
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(shifted)
+    total = jnp.sum(weights, axis=-1)
+    return jnp.log(total) - jnp.sum(weights * shifted, axis=-1) / total
 
 
 def _experts_last(logits: jax.Array) -> jax.Array:

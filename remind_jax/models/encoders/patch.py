@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from remind_jax.ops.transformer import dropout
+from remind_jax.ops.transformer import dropout, on_rows
 
 
 class PatchEncoder(nnx.Module):
@@ -40,5 +40,5 @@ class PatchEncoder(nnx.Module):
             x = jnp.pad(x, ((0, 0), (0, self.tokens * self.patch - x.shape[1])))
             x = x.reshape(x.shape[0], self.tokens, self.patch)
         if hasattr(self, "hidden"):
-            x = dropout(jax.nn.gelu(self.hidden(x)), keys, self.dropout, salt=0)
-        return self.embed(x) + self.position[None]
+            x = dropout(jax.nn.gelu(on_rows(self.hidden, x)), keys, self.dropout, salt=0)
+        return on_rows(self.embed, x) + self.position[None]

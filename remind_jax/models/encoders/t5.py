@@ -9,7 +9,14 @@ from einops import rearrange
 from flax import nnx
 
 from remind_jax.models.pretrained import Tensor, single, stack
-from remind_jax.ops.transformer import attention, dropout, relative_position_buckets, rms_norm, segment_means
+from remind_jax.ops.transformer import (
+    attention,
+    dropout,
+    on_rows,
+    relative_position_buckets,
+    rms_norm,
+    segment_means,
+)
 
 # layers, width, heads, head width, hidden width of each published or small size.
 SIZES = {
@@ -109,7 +116,7 @@ class T5Encoder(nnx.Module):
     def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
         """What follows the trunk: the map into the fusion width, [b, t, d]."""
         del keys
-        return self.adapter(features)
+        return on_rows(self.adapter, features)
 
     def __call__(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Maps int [b, length] to [b, t, d]; `keys` [b] turn dropout on."""

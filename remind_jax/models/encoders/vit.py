@@ -11,7 +11,7 @@ from flax import nnx
 from remind_jax.errors import UserError
 from remind_jax.models.pretrained import Tensor, single, stack
 from remind_jax.ops.pixels import IMAGENET, normalize
-from remind_jax.ops.transformer import attention, dropout
+from remind_jax.ops.transformer import attention, dropout, on_rows
 
 # side of a patch, layers, width, heads, hidden width of each published or small size.
 SIZES = {
@@ -115,7 +115,7 @@ class VitEncoder(nnx.Module):
     def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
         """What follows the trunk: the map into the fusion width where there is one, [b, t, d]."""
         del keys
-        return self.adapter(features) if hasattr(self, "adapter") else features
+        return on_rows(self.adapter, features) if hasattr(self, "adapter") else features
 
     def __call__(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Maps uint8 [b, height, width, 1 or 3] to [b, t, d]; `keys` [b] turn dropout on."""
