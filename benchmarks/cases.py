@@ -436,18 +436,31 @@ def check_parity(setup: Setup, network: Any, batch: Mapping[str, Any], tolerance
     for path in list(gradients):  # one at a time, since large networks fill the memory
         theirs = network.read(path, gradient=True)
         compare(f"the gradient of {path}", gradients.pop(path), theirs)
-        # From the same gradient, since Adam's first step turns noise about zero into whole steps.
-        one = {path: setup.params[path]}
+        # From the same gradient, since Adam's first step turns noise about zero into whole steps; of its first rows,
+        # since it treats all entries alike.
+        one = {path: _first_rows(setup.params[path])}
         updates, _ = optimizer.update(
-            {path: jnp.asarray(theirs)}, optimizer.init(one), one, group_loss_sum=zeros, group_count=zeros
+            {path: jnp.asarray(_first_rows(theirs))}, optimizer.init(one), one, group_loss_sum=zeros, group_count=zeros
         )
-        compare(f"the AdamW step of {path}", updates[path], network.read(path) - np.asarray(one[path]))
+        compare(f"the AdamW step of {path}", updates[path], _first_rows(network.read(path)) - np.asarray(one[path]))
     network.load({path: np.asarray(x) for path, x in setup.params.items()})
+
+
+ROWS = 8  # of an array whose AdamW step is compared
+
+
+def _first_rows(x: Any) -> Any:
+    return x[:ROWS] if x.ndim else x
+
+
+def _largest(x: np.ndarray) -> float:
+    """Of the absolute values, without an array of them."""
+    return max(np.max(x), -np.min(x))
 
 
 def _compare(tolerance: float, what: str, ours: Any, theirs: np.ndarray) -> None:
     ours = np.asarray(ours)
-    error = np.max(np.abs(ours - theirs)) / max(np.max(np.abs(ours)), 1e-6)
+    error = _largest(ours - theirs) / max(_largest(ours), 1e-6)
     if not error <= tolerance:
         raise RuntimeError(f"torch and JAX differ in {what} by {error:.1e} of the largest entry")
 

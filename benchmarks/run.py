@@ -5,10 +5,12 @@
 
 Cases: block, step, experts, groups, stage2, encoders, input, startup, table17 (benchmarks/README.md).
 Options: --device=cpu|gpu|tpu (cpu), --cores=N (1; 0 pins nothing) cores that a run on CPU is pinned to, --calls=N timed
-calls a round (3), --variants=A,B to time those only, --torch=auto|no|compile (auto: where torch is installed).
+calls a round (3), --variants=A,B to time those only, --torch=auto|no|compile (auto: where torch is installed), --apart
+builds, times and drops one variant after the other, for networks that do not fit in memory together.
 """
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -51,6 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--variants", default="")
     parser.add_argument("--torch", choices=("auto", "no", "compile"), default="auto")
+    parser.add_argument("--apart", action="store_true")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--readme", action="store_true")
     options = parser.parse_args(arguments)
@@ -206,13 +209,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         torch.set_num_threads(cores)
     entries = case.entries(cases.SIZES[name], frozenset(extras | {options.torch}))
     entries = _chosen(entries, [part for part in options.variants.split(",") if part])
-    # Every pair of measure and name is there once; all are built before anything is timed.
-    built = {}
-    for entry in entries:
-        print(f"building {entry.measure}: {entry.name}", file=sys.stderr, flush=True)
-        built[f"{entry.measure}: {entry.name}"] = entry.build()
     busy = os.getloadavg()[0]
-    samples = interleave({key: variant.call for key, variant in built.items()}, options.rounds, options.calls)
+    samples, facts = _measure(entries, options)
     shared = environment(cores) | {"load_before": round(busy, 2), "load_after": round(os.getloadavg()[0], 2)}
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     records = []
@@ -228,15 +226,31 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "variant": entry.name,
                 "rounds": options.rounds,
                 "calls": options.calls,
+                "apart": options.apart,
                 **summary(samples[key]),
                 "ratios": {r: ratio(samples[key], other) for r, other in against.items()},
                 "cpu_ratios": {r: ratio(samples[key], other, "cpu_ms") for r, other in against.items()},
-                **built[key].facts,
+                **facts[key],
                 "device_peak_bytes": peak,
                 **shared,
             }
         )
     return records
+
+
+def _measure(entries: list, options: argparse.Namespace) -> tuple[dict[str, list], dict[str, dict[str, Any]]]:
+    """Builds and times entries, together or each apart; samples and facts by measure and name, pairs there once."""
+    samples, facts = {}, {}
+    for part in [[entry] for entry in entries] if options.apart else [entries]:
+        built = {}
+        for entry in part:
+            print(f"building {entry.measure}: {entry.name}", file=sys.stderr, flush=True)
+            built[f"{entry.measure}: {entry.name}"] = entry.build()
+        samples |= interleave({key: variant.call for key, variant in built.items()}, options.rounds, options.calls)
+        facts |= {key: variant.facts for key, variant in built.items()}
+        del built
+        gc.collect()
+    return samples, facts
 
 
 def _chosen(entries: list, names: list[str]) -> list:
@@ -300,7 +314,8 @@ def _table(file: pathlib.Path) -> str:
     lines = [
         f"### {file.parent.name}: {file.stem}",
         "",
-        f"Case `{first['case']}`, size `{first['size']}`, {first['rounds']} rounds of {first['calls']} calls. "
+        f"Case `{first['case']}`, size `{first['size']}`, {first['rounds']} rounds of {first['calls']} calls"
+        f"{', one variant after the other' if first.get('apart') else ''}. "
         f"{first['device']}; load of the machine {first['load_before']} before and {first['load_after']} after; "
         f"commit {first['commit'] or 'unknown'}; {versions}{'; ' if settings else ''}{' '.join(settings)}.",
         "",

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from remind_jax.ops import soft_moe
 
 KEYS = {
     *("case", "size", "measure", "variant", "library", "platform", "device", "cores", "versions", "commit"),
-    *("rounds", "calls", "median_ms", "q25_ms", "q75_ms", "iqr_ms", "cpu_ms", "system_ms", "page_faults"),
+    *("rounds", "calls", "apart", "median_ms", "q25_ms", "q75_ms", "iqr_ms", "cpu_ms", "system_ms", "page_faults"),
     *("ratios", "cpu_ratios", "analytic_flops", "parameters", "device_peak_bytes", "glibc_tunables", "xla_flags"),
     *("load_before", "load_after"),
 }
@@ -75,6 +76,29 @@ def test_every_entry_of_every_case_and_size_has_a_name_of_its_own() -> None:
         for size in case.sizes:
             names = [(entry.measure, entry.name) for entry in case.entries(cases.SIZES[size], frozenset({"torch"}))]
             assert len(set(names)) == len(names) > 0
+
+
+def test_variants_that_are_timed_apart_are_dropped_before_the_next_is_built() -> None:
+    events: list[str] = []
+
+    class Timed:
+        def __init__(self, name: str):
+            self.name = name
+            events.append(f"build {name}")
+            weakref.finalize(self, events.append, f"drop {name}")
+
+        def __call__(self) -> None:
+            events.append(f"call {self.name}")
+
+    entries = [cases.Entry("m", n, lambda n=n: cases.Variant(Timed(n), {"name": n})) for n in "ab"]
+    options = ["--case=block", "--rounds=1", "--calls=1"]
+    samples, facts = run._measure(entries, run.parse([*options, "--apart"]))
+    assert events == [f"{what} {n}" for n in "ab" for what in ("build", "call", "call", "call", "drop")]
+    assert {key: len(found) for key, found in samples.items()} == {"m: a": 1, "m: b": 1}
+    assert facts == {"m: a": {"name": "a"}, "m: b": {"name": "b"}}
+    events.clear()
+    run._measure(entries, run.parse(options))
+    assert events[:2] == ["build a", "build b"]
 
 
 @pytest.mark.slow

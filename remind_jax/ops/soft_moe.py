@@ -87,13 +87,14 @@ def apply_experts(slots: jax.Array, experts: Experts) -> jax.Array:
 def _product(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Each expert's product, [e, q, i] and [e, i, o] -> [e, q, o].
 
-    Where the weights outweigh the rows, those lie with i first: the gradient by them then is a product that reads the
-    weights in their order, and XLA on CPU packs the small operand instead of the large one (benchmarks/README.md).
+    Where an expert has few rows, they lie with i first on CPU: the gradient by them then is a product that takes the
+    weights as they lie, and XLA packs the small operand instead of the large one (benchmarks/README.md).
     """
     if _FEW * x.shape[1] > x.shape[2]:
         return jnp.einsum("eqi,eio->eqo", x, weights)
-    # Without the barrier XLA takes the two transpositions for one product of x.
-    return jnp.einsum("eiq,eio->eqo", jax.lax.optimization_barrier(jnp.swapaxes(x, 1, 2)), weights)
+    # The barrier keeps XLA from making one product of x out of it again.
+    x = jax.lax.platform_dependent(jnp.swapaxes(x, 1, 2), cpu=jax.lax.optimization_barrier, default=lambda x: x)
+    return jnp.einsum("eiq,eio->eqo", x, weights)
 
 
 def soft_moe(

@@ -194,3 +194,30 @@ def test_expert_order_does_not_matter() -> None:
     plain = soft_moe.soft_moe(tokens, logits, experts(x), how)
     np.testing.assert_allclose(plain, soft_moe.soft_moe(tokens, logits[:, :, order], moved, how), atol=2e-6)
     assert np.abs(np.asarray(plain - soft_moe.soft_moe(tokens, logits, moved, how))).max() > 0.1
+
+
+@pytest.mark.parametrize(("rows", "barriers"), [(1, 2), (2, 1), (5, 0)])
+def test_experts_with_few_and_with_many_rows_equal_a_loop(rows: int, barriers: int) -> None:
+    e, d, f = 3, 4, 8
+    rng = np.random.default_rng(0)
+    shapes = {"w_in": (e, d, f), "b_in": (e, f), "w_out": (e, f, d), "b_out": (e, d)}
+    slots, seed, *weights = (rng.normal(size=shape) for shape in ((e, rows, d), (e, rows, d), *shapes.values()))
+
+    def total(slots: jax.Array, *weights: jax.Array) -> jax.Array:
+        return jnp.sum(soft_moe.apply_experts(slots, soft_moe.Experts(*weights)) * jnp.asarray(seed, jnp.float32))
+
+    def loop(slots: np.ndarray, w_in, b_in, w_out, b_out) -> np.ndarray:
+        return np.stack([slow.gelu(slots[i] @ w_in[i] + b_in[i]) @ w_out[i] + b_out[i] for i in range(e)])
+
+    given = [jnp.asarray(x, jnp.float32) for x in (slots, *weights)]
+    value = soft_moe.apply_experts(given[0], soft_moe.Experts(*given[1:]))
+    np.testing.assert_allclose(value, loop(slots, *weights), atol=1e-4)
+    # The rows lie with the inputs first for both products, for the second one alone, or for none.
+    assert str(jax.make_jaxpr(total)(*given)).count("optimization_barrier") == barriers
+    found = jax.grad(total, tuple(range(5)))(*given)
+    arrays = [slots, *weights]
+    for i, array in enumerate(arrays):
+        towards = rng.normal(size=array.shape)
+        ends = [loop(*arrays[:i], array + step * towards, *arrays[i + 1 :]) for step in (1e-6, -1e-6)]
+        slope = ((ends[0] - ends[1]) * seed).sum() / 2e-6
+        np.testing.assert_allclose((np.asarray(found[i]) * towards).sum(), slope, rtol=1e-4, atol=1e-4)

@@ -90,6 +90,33 @@ def test_attention_equals_the_reference(scale: float | None, biased: bool, maske
 # ---- Relative positions ---------------------------------------------------------------------------------------------
 
 
+def test_softmax_and_its_derivatives_equal_the_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    x, tangent, cotangent = rng.normal(size=(3, 2, 5, 7))
+    x[0, 0] += 200.0  # beyond what exp can take
+    p = np.exp(x - x.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    value, moved = jax.jvp(transformer.softmax, (jnp.asarray(x, jnp.float32),), (jnp.asarray(tangent, jnp.float32),))
+    np.testing.assert_allclose(value, p, atol=1e-6)
+    np.testing.assert_allclose(moved, p * (tangent - (p * tangent).sum(-1, keepdims=True)), atol=1e-5)
+    (back,) = jax.vjp(transformer.softmax, jnp.asarray(x, jnp.float32))[1](jnp.asarray(cotangent, jnp.float32))
+    np.testing.assert_allclose(back, p * (cotangent - (p * cotangent).sum(-1, keepdims=True)), atol=1e-5)
+    second = jax.hessian(lambda x: transformer.softmax(x)[0])(jnp.zeros(2))
+    np.testing.assert_allclose(second, 0.0, atol=1e-7)  # at even odds the slope of a probability is at its peak
+
+
+def test_a_linear_map_of_rows_is_that_of_the_last_axis() -> None:
+    x, weights = np.random.default_rng(0).normal(size=(2, 3, 5, 4)), np.random.default_rng(1).normal(size=(4, 6))
+    shapes = []
+
+    def layer(rows: jax.Array) -> jax.Array:
+        shapes.append(rows.shape)
+        return rows @ jnp.asarray(weights, jnp.float32)
+
+    np.testing.assert_allclose(transformer.on_rows(layer, jnp.asarray(x, jnp.float32)), x @ weights, rtol=1e-4)
+    assert shapes == [(30, 4)]
+
+
 def test_buckets_of_hand_picked_distances() -> None:
     table = np.asarray(transformer.relative_position_buckets(300))
     # Keys before the query use buckets 0 to 15: distances below 8 one each, then 8 buckets that each span 2^(1/2).
