@@ -30,6 +30,8 @@ from remind_jax.errors import UserError
 HERE = pathlib.Path(__file__).resolve().parent
 CASES = ("block", "step", "experts", "groups", "stage2", "encoders", "input", "startup", "table17")
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+# Operations a second in dense bfloat16 products, by the beginning of what a device calls itself (NVIDIA's data sheets).
+PEAKS = {"NVIDIA A100": 312e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
 START, END = "<!-- results: built by python -m benchmarks.run --readme -->", "<!-- end of results -->"
 
 
@@ -143,6 +145,12 @@ def ratio(samples: Sequence[dict[str, float]], reference: Sequence[dict[str, flo
     return statistics.median(a[key] / b[key] for a, b in zip(samples, reference, strict=True))
 
 
+def peak_use(operations: int, ms: float, device: str) -> float | None:
+    """Share of the device's peak that the counted operations are (MFU); None for devices without a known peak."""
+    peaks = [peak for name, peak in PEAKS.items() if device.startswith(name)]
+    return operations / (1e-3 * ms) / peaks[0] if peaks else None
+
+
 def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, timeout=20, check=True)
@@ -218,6 +226,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         key = f"{entry.measure}: {entry.name}"
         against = {r: samples.get(f"{entry.measure}: {r}") for r in case.references}
         against = {r: reference for r, reference in against.items() if reference}
+        times = summary(samples[key])
         records.append(
             {
                 "case": options.case,
@@ -227,7 +236,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "rounds": options.rounds,
                 "calls": options.calls,
                 "apart": options.apart,
-                **summary(samples[key]),
+                **times,
+                "mfu": peak_use(facts[key]["analytic_flops"], times["median_ms"], shared["device"]),
                 "ratios": {r: ratio(samples[key], other) for r, other in against.items()},
                 "cpu_ratios": {r: ratio(samples[key], other, "cpu_ms") for r, other in against.items()},
                 **facts[key],
@@ -290,7 +300,8 @@ def _table(file: pathlib.Path) -> str:
     settings = [text for text in (first["glibc_tunables"], first["xla_flags"]) if text]
     references = list(dict.fromkeys(r for record in records for r in record["ratios"]))
     heads = ["measure", "variant", "ms [quartiles]", "CPU ms", *(f"/ {r} (CPU)" for r in references)]
-    heads += ["GFLOP", "XLA GFLOP", "GFLOP/CPU s", "parameters", "temporary MiB", "page faults", "ms in kernel"]
+    rate = "MFU" if first.get("mfu") is not None else "GFLOP/CPU s"
+    heads += ["GFLOP", "XLA GFLOP", rate, "parameters", "temporary MiB", "page faults", "ms in kernel"]
     rows = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
     for record in records:
         giga = record["analytic_flops"] / 1e9
@@ -304,7 +315,7 @@ def _table(file: pathlib.Path) -> str:
                 *(_ratio(record, r) for r in references),
                 f"{giga:,.3f}",
                 f"{xla / 1e9:,.3f}" if xla else "",
-                f"{1e3 * giga / record['cpu_ms']:,.0f}",
+                f"{record['mfu']:.1%}" if rate == "MFU" else f"{1e3 * giga / record['cpu_ms']:,.0f}",
                 f"{record['parameters']:,}",
                 _mib(record.get("temp_bytes")),
                 f"{record['page_faults']:,.0f}",

@@ -19,7 +19,16 @@ from remind_jax.ops import soft_moe
 KEYS = {
     *("case", "size", "measure", "variant", "library", "platform", "device", "cores", "versions", "commit"),
     *("rounds", "calls", "apart", "median_ms", "q25_ms", "q75_ms", "iqr_ms", "cpu_ms", "system_ms", "page_faults"),
-    *("ratios", "cpu_ratios", "analytic_flops", "parameters", "device_peak_bytes", "glibc_tunables", "xla_flags"),
+    *(
+        "mfu",
+        "ratios",
+        "cpu_ratios",
+        "analytic_flops",
+        "parameters",
+        "device_peak_bytes",
+        "glibc_tunables",
+        "xla_flags",
+    ),
     *("load_before", "load_after"),
 }
 XLA_KEYS = {"xla_flops", "argument_bytes", "output_bytes", "alias_bytes", "temp_bytes"}
@@ -195,6 +204,13 @@ def test_summaries_and_ratios_by_hand() -> None:
     assert run.ratio([sample(4), sample(3), sample(9)], [sample(2), sample(1), sample(9)]) == 2.0
 
 
+def test_the_share_of_a_known_peak() -> None:
+    assert run.peak_use(989 * 10**9, 2.0, "NVIDIA H200") == 0.5
+    assert run.peak_use(756 * 10**9, 1.0, "NVIDIA H100 PCIe") == 1.0
+    assert run.peak_use(989 * 10**9, 1.0, "NVIDIA H100 80GB HBM3") == 1.0
+    assert run.peak_use(10**9, 1.0, "AMD EPYC, 1 of 2 cores") is None
+
+
 def test_variants_take_turns_in_rotated_order() -> None:
     order: list[str] = []
     samples = run.interleave({name: lambda name=name: order.append(name) for name in "abc"}, rounds=3, calls=1)
@@ -258,10 +274,15 @@ def test_the_readme_follows_the_results(tmp_path: pathlib.Path) -> None:
     (record,) = records(tmp_path, "--case=step", "--variants=soft_moe")
     folder = tmp_path / "cpu-9"
     folder.mkdir()
+    assert record["mfu"] is None
     (folder / "step.jsonl").write_text(json.dumps(record | {"median_ms": 1234.5}) + "\n")
+    (folder / "gpu.jsonl").write_text(json.dumps(record | {"mfu": 0.417}) + "\n")
     text = run.readme(f"above\n\n{run.START}\nold\n{run.END}\nbelow\n", tmp_path)
     assert text.startswith("above\n")
     assert text.endswith(f"{run.END}\nbelow\n")
     assert "### cpu-9: step" in text
     assert "1,234.50" in text
+    assert " MFU |" in text
+    assert "| 41.7% |" in text
+    assert "GFLOP/CPU s" in text  # where no peak is known
     assert "old" not in text
