@@ -82,7 +82,7 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.astype(scores.dtype)
     if mask is not None:
         scores = jnp.where(mask[:, None, None, :], scores, _HIDDEN)
     mixed = jnp.einsum("bhnm,bhmk->bhnk", softmax(scores).astype(value.dtype), value)
