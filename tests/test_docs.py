@@ -1,10 +1,12 @@
 """What the documentation says exists: files, pages, keys, commands and their arguments."""
 
 import ast
+import csv
 import importlib
 import pathlib
 import re
 import shlex
+import statistics
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 
 from configs import common
 from docs import reference
-from remind_jax import cli, sweep
+from remind_jax import cli, sweep, variants
 from remind_jax.errors import UserError
 from tests import tiny_runs
 
@@ -128,3 +130,25 @@ def test_commands_are_understood(command, monkeypatch, tmp_path):
     else:  # it comes as far as to look for the run or the data, of which there are none
         monkeypatch.chdir(tmp_path)
         assert re.search("holds no (finished )?run|does not exist|nothing to read", _refusal(module, arguments))
+
+
+def test_the_table_of_the_preset_is_that_of_the_stored_runs():
+    with (ROOT / "docs/results/remind_plus.csv").open(encoding="utf-8") as file:
+        runs = list(csv.DictReader(file))
+    with (ROOT / "docs/results/remind_plus_differences.csv").open(encoding="utf-8") as file:
+        differences = list(csv.DictReader(file))
+    page = (ROOT / "docs/remind_plus.md").read_text(encoding="utf-8")
+    for method in [variant.name for variant in variants.TABLES["remind_plus"]]:
+        mine = [run for run in runs if run["method"] == method]
+        assert len(mine) == 4
+        figures = ("accuracy", "auroc", "tail_auroc", "ece")
+        cells = [f"{statistics.mean(float(run[figure]) for run in mine):.1f}" for figure in figures]
+        for samples in ("all", "tail") if method != "soft_moe" else ():
+            key = {"samples": samples, "figure": "auroc", "method": method}
+            (row,) = [row for row in differences if key.items() <= row.items()]
+            mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
+            cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
+        assert f"`{method}`" in page
+        assert f"| {' | '.join(cells)} |" in page, method
+    assert f"Of the {len(differences)} differences" in page
+    assert all(float(row["low"]) <= 0 <= float(row["high"]) for row in differences)
