@@ -133,7 +133,7 @@ class Work(NamedTuple):
 
 
 JOINT = Work(14.159e12 / 32, 604.471296e6, 950.1e6 - 604.471296e6)
-SPECIALIZE = Work(5.212e12 / 32, 604.471296e6, 607.5e6 - 604.471296e6)
+SPECIALIZE = Work(5.202e12 / 32, 604.471296e6, 607.5e6 - 604.471296e6)
 FAST, SLOW = Machine(), Machine(outside=3.125e9)  # a 400 Gb/s adapter for each GPU; one of 200 Gb/s for eight
 COUNTS = (8, 64, 512)
 _BYTES = 38  # that AdamW in float32 with a copy in bfloat16 moves for a parameter

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 import time
 import traceback
@@ -297,6 +298,7 @@ def joined(place: Place) -> Iterator[None]:
 
 
 def _leave(place: Place, error: BaseException) -> NoReturn:
+    error = _without_address(error) or error
     code = _BROKEN if _is_broken(error) else cli.explain(error)
     if code == _BROKEN:
         reason = " ".join(str(error).split())[-160:]
@@ -307,6 +309,18 @@ def _leave(place: Place, error: BaseException) -> NoReturn:
     sys.stdout.flush()
     time.sleep(0.0 if place.process else _GRACE)  # the others lose process 0 the moment it ends
     os._exit(1 if code is None else code)
+
+
+def _without_address(error: BaseException) -> UserError | None:
+    """What the user can mend where CPUs could not join because this machine does not know its own address."""
+    if "gloo/transport" not in str(error):
+        return None
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return UserError(f"this machine has no address for its own name {name!r}: add it to /etc/hosts")
+    return None
 
 
 def _is_broken(error: BaseException) -> bool:

@@ -204,6 +204,12 @@ def main(arguments):
             raise UserError("what the user can mend")
         if arguments == ["broken"]:
             raise jax.errors.JaxRuntimeError("FAILED: [gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+        if arguments == ["unnamed"]:
+            import socket
+            def getaddrinfo(*arguments):
+                raise socket.gaierror(-2, "Name or service not known")
+            socket.getaddrinfo = getaddrinfo
+            raise RuntimeError("[enforce fail at external/gloo/gloo/transport/tcp/device.cc:99] rv == 0. -2 vs 0")
         if arguments == ["fault"]:
             raise jax.errors.JaxRuntimeError("out of memory")
         print(jax.process_count(), jax.device_count())
@@ -244,6 +250,7 @@ def test_processes_join_past_a_proxy_that_leads_nowhere():
     ("how", "code", "words"),
     [
         pytest.param("mistake", 2, "error: what the user can mend", marks=pytest.mark.slow),
+        pytest.param("unnamed", 2, "error: this machine has no address for its own name", marks=pytest.mark.slow),
         ("broken", 134, "error: another process of the job has died or cannot be reached"),
         pytest.param("fault", 1, "JaxRuntimeError: out of memory", marks=pytest.mark.slow),
     ],
