@@ -436,21 +436,21 @@ def check_parity(setup: Setup, network: Any, batch: Mapping[str, Any], tolerance
     for path in list(gradients):  # one at a time, since large networks fill the memory
         theirs = network.read(path, gradient=True)
         compare(f"the gradient of {path}", gradients.pop(path), theirs)
-        # From the same gradient, since Adam's first step turns noise about zero into whole steps; of its first rows,
-        # since it treats all entries alike.
-        one = {path: _first_rows(setup.params[path])}
-        updates, _ = optimizer.update(
-            {path: jnp.asarray(_first_rows(theirs))}, optimizer.init(one), one, group_loss_sum=zeros, group_count=zeros
-        )
-        compare(f"the AdamW step of {path}", updates[path], _first_rows(network.read(path)) - np.asarray(one[path]))
+        # From the same gradient, since Adam's first step turns noise about zero into whole steps; in pieces, since its
+        # moments take the memory of several arrays.
+        arrays = (theirs, np.asarray(setup.params[path]), network.read(path))
+        for gradient, before, after in zip(*map(_pieces, arrays), strict=True):
+            one = {path: jnp.asarray(before)}
+            updates, _ = optimizer.update(
+                {path: jnp.asarray(gradient)}, optimizer.init(one), one, group_loss_sum=zeros, group_count=zeros
+            )
+            compare(f"the AdamW step of {path}", updates[path], after - before)
     network.load({path: np.asarray(x) for path, x in setup.params.items()})
 
 
-ROWS = 8  # of an array whose AdamW step is compared
-
-
-def _first_rows(x: Any) -> Any:
-    return x[:ROWS] if x.ndim else x
+def _pieces(x: np.ndarray, largest: int = 2**26) -> list[np.ndarray]:
+    """An array as parts of about `largest` bytes along its first axis."""
+    return np.array_split(x, -(-x.nbytes // largest)) if x.nbytes > largest else [x]
 
 
 def _largest(x: np.ndarray) -> float:

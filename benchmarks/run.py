@@ -147,8 +147,8 @@ def ratio(samples: Sequence[dict[str, float]], reference: Sequence[dict[str, flo
 
 def peak_use(operations: int, ms: float, device: str) -> float | None:
     """Share of the device's peak that the counted operations are (MFU); None for devices without a known peak."""
-    peaks = [peak for name, peak in PEAKS.items() if device.startswith(name)]
-    return operations / (1e-3 * ms) / peaks[0] if peaks else None
+    peak = next((peak for name, peak in PEAKS.items() if device.startswith(name)), None)
+    return peak and operations / (1e-3 * ms) / peak
 
 
 def _git(*arguments: str) -> str:

@@ -313,7 +313,7 @@ def _leave(place: Place, error: BaseException) -> NoReturn:
 
 def _without_address(error: BaseException) -> UserError | None:
     """What the user can mend where CPUs could not join because this machine does not know its own address."""
-    if "gloo/transport" not in str(error):
+    if "gloo/transport/tcp/device" not in str(error):
         return None
     name = socket.gethostname()
     try:

@@ -19,17 +19,8 @@ from remind_jax.ops import soft_moe
 KEYS = {
     *("case", "size", "measure", "variant", "library", "platform", "device", "cores", "versions", "commit"),
     *("rounds", "calls", "apart", "median_ms", "q25_ms", "q75_ms", "iqr_ms", "cpu_ms", "system_ms", "page_faults"),
-    *(
-        "mfu",
-        "ratios",
-        "cpu_ratios",
-        "analytic_flops",
-        "parameters",
-        "device_peak_bytes",
-        "glibc_tunables",
-        "xla_flags",
-    ),
-    *("load_before", "load_after"),
+    *("ratios", "cpu_ratios", "analytic_flops", "parameters", "device_peak_bytes", "glibc_tunables", "xla_flags"),
+    *("load_before", "load_after", "mfu"),
 }
 XLA_KEYS = {"xla_flops", "argument_bytes", "output_bytes", "alias_bytes", "temp_bytes"}
 TINY = cases.SIZES["tiny"]

@@ -87,9 +87,6 @@ def test_attention_equals_the_reference(scale: float | None, biased: bool, maske
         np.testing.assert_allclose(found[i], one, atol=1e-5)
 
 
-# ---- Relative positions ---------------------------------------------------------------------------------------------
-
-
 def test_softmax_and_its_derivatives_equal_the_closed_form() -> None:
     rng = np.random.default_rng(0)
     x, tangent, cotangent = rng.normal(size=(3, 2, 5, 7))
@@ -115,6 +112,9 @@ def test_a_linear_map_of_rows_is_that_of_the_last_axis() -> None:
 
     np.testing.assert_allclose(transformer.on_rows(layer, jnp.asarray(x, jnp.float32)), x @ weights, rtol=1e-4)
     assert shapes == [(30, 4)]
+
+
+# ---- Relative positions ---------------------------------------------------------------------------------------------
 
 
 def test_buckets_of_hand_picked_distances() -> None:

@@ -5,18 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
 from remind_jax.models.pretrained import Tensor, single, stack
-from remind_jax.ops.transformer import (
-    attention,
-    dropout,
-    on_rows,
-    relative_position_buckets,
-    rms_norm,
-    segment_means,
-)
+from remind_jax.ops.transformer import attention, dropout, on_rows, relative_position_buckets, rms_norm, segment_means
 
 # layers, width, heads, head width, hidden width of each published or small size.
 SIZES = {
@@ -91,18 +83,20 @@ class T5Encoder(nnx.Module):
         weights += (self.feed_forward_scale, self.feed_in, self.feed_out)
         stacked = (jnp.arange(self.query.shape[0]), tuple(w[...] for w in weights) + gate)
 
+        def linear(x, weights):
+            return on_rows(lambda rows: rows @ weights, x)
+
         def layer(x, inputs):
-            # Tokens of all texts lie in one axis for the products: batched ones are twice as slow on CPU.
             index, (scale, query, key, value, output, ff_scale, feed_in, feed_out, *feed_gate) = inputs
             layer_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-            flat = rearrange(rms_norm(x, scale), "b n d -> (b n) d")
-            projected = (rearrange(flat @ w, "(b n) d -> b n d", b=x.shape[0]) for w in (query, key, value))
+            normed = rms_norm(x, scale)
+            projected = (linear(normed, w) for w in (query, key, value))
             mixed = attention(*projected, heads=self.heads, scale=1.0, bias=bias, mask=mask)
-            mixed = (rearrange(mixed, "b n d -> (b n) d") @ output).reshape(x.shape)
-            x = x + dropout(mixed, layer_keys, self.dropout, salt=0)
-            flat = rearrange(rms_norm(x, ff_scale), "b n d -> (b n) d")
-            hidden = jax.nn.gelu(flat @ feed_gate[0]) * (flat @ feed_in) if feed_gate else jax.nn.relu(flat @ feed_in)
-            return x + dropout((hidden @ feed_out).reshape(x.shape), layer_keys, self.dropout, salt=1), None
+            x = x + dropout(linear(mixed, output), layer_keys, self.dropout, salt=0)
+            normed = rms_norm(x, ff_scale)
+            hidden = linear(normed, feed_in)
+            hidden = jax.nn.gelu(linear(normed, feed_gate[0])) * hidden if feed_gate else jax.nn.relu(hidden)
+            return x + dropout(linear(hidden, feed_out), layer_keys, self.dropout, salt=1), None
 
         # Salts up to the number of layers are folded in by the scan; this one is outside their range.
         x = dropout(self.embedding[ids], keys, self.dropout, salt=10_000)

@@ -91,16 +91,16 @@ class VitEncoder(nnx.Module):
         def layer(x, inputs):
             index, p = inputs
             layer_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-            # Tokens of all images lie in one axis for the products: batched ones are twice as slow on CPU.
-            flat = rearrange(layer_norm(x, p["attention_scale"], p["attention_bias"]), "b n d -> (b n) d")
-            projected = ((flat @ p[w] + p[f"{w}_bias"][None]).reshape(x.shape) for w in ("query", "key", "value"))
-            mixed = rearrange(attention(*projected, heads=self.heads), "b n d -> (b n) d")
-            mixed = (mixed @ p["output"] + p["output_bias"][None]).reshape(x.shape)
-            x = x + dropout(mixed, layer_keys, self.dropout, salt=0)
-            flat = rearrange(layer_norm(x, p["feed_forward_scale"], p["feed_forward_bias"]), "b n d -> (b n) d")
-            hidden = jax.nn.gelu(flat @ p["feed_in"] + p["feed_in_bias"][None], approximate=False)
-            changed = (hidden @ p["feed_out"] + p["feed_out_bias"][None]).reshape(x.shape)
-            return x + dropout(changed, layer_keys, self.dropout, salt=1), None
+
+            def linear(x, name):
+                return on_rows(lambda rows: rows @ p[name] + p[f"{name}_bias"][None], x)
+
+            normed = layer_norm(x, p["attention_scale"], p["attention_bias"])
+            mixed = attention(*(linear(normed, w) for w in ("query", "key", "value")), heads=self.heads)
+            x = x + dropout(linear(mixed, "output"), layer_keys, self.dropout, salt=0)
+            normed = layer_norm(x, p["feed_forward_scale"], p["feed_forward_bias"])
+            hidden = jax.nn.gelu(linear(normed, "feed_in"), approximate=False)
+            return x + dropout(linear(hidden, "feed_out"), layer_keys, self.dropout, salt=1), None
 
         stacked = {name: getattr(self, name)[...] for name in _LAYER}
         x, _ = jax.lax.scan(
