@@ -23,15 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from remind_jax import parallel
-from remind_jax import state as states
-from remind_jax import step as package_step
 from remind_jax.models.encoders import vit
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.model import STORED, ModelSpec, Network, make_network
 from remind_jax.objectives import group_dro
 from remind_jax.ops import flops, losses, soft_moe
 from remind_jax.ops.pixels import IMAGENET, normalize
+from remind_jax.runtime import devices
+from remind_jax.training import optimizer as states
+from remind_jax.training import step as package_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -331,7 +331,7 @@ def compiled_step(
 
         return run
 
-    run = parallel.compiled(step, programs, jax.devices()[0].platform, compile_it)
+    run = devices.compiled(step, programs, jax.devices()[0].platform, compile_it)
     state, _ = jax.block_until_ready(run(state, batch))
     return run, state, facts
 

@@ -76,8 +76,8 @@ def measure(size: str, n: int, method: str) -> dict[str, Any]:
     import jax
 
     from benchmarks import cases
-    from remind_jax import state as states
     from remind_jax.ops import ntk
+    from remind_jax.training import optimizer as states
 
     setup = cases.set_up(dataclasses.replace(cases.SIZES[size], b=n), routed=True, gate="always")
     fixed, params = states.partition(setup.params, lambda path: path.startswith("block_"))

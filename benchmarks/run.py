@@ -202,10 +202,10 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     import jax
 
     from benchmarks import cases
-    from remind_jax import parallel
+    from remind_jax.runtime import devices
 
     if options.device == "cpu":
-        parallel.keep_freed_memory()  # as training does, and for PyTorch too
+        devices.keep_freed_memory()  # as training does, and for PyTorch too
     case = cases.CASES[options.case]
     name = options.size or case.sizes[0]
     if name not in case.sizes:

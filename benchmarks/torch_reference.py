@@ -174,7 +174,7 @@ class Network(nn.Module):
         return torch.einsum("bnpd,bmnp->bmd", self.experts(slots), combine)
 
     def optimizer(self, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Fused AdamW that leaves biases and scales undecayed, as `remind_jax.state.make_optimizer` does."""
+        """Fused AdamW that leaves biases and scales undecayed, as `training.optimizer` does."""
         decayed, others = [], []
         for path, (tensors, _) in self._bindings().items():
             (others if _NOT_DECAYED.search(path) else decayed).extend(tensors)

@@ -28,8 +28,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from remind_jax import atomic, cli, cluster
+from remind_jax import cli
 from remind_jax.errors import UserError
+from remind_jax.runtime import files, processes
 
 DEVICES, SUM, FOLDER, SPACE, CLOCK = 10, 11, 12, 13, 14
 _APART = 10.0  # seconds between clocks
@@ -51,9 +52,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--free-gib", type=float, default=5.0)
     parser.add_argument("--timeout", type=int, default=120)
     given = parser.parse_args(arguments)
-    place = cluster.here()
+    place = processes.here()
     _say(place, "ok", f"process {place.process} of {place.processes}, as {place.found_by} says")
-    cluster.join(place, given.timeout)
+    processes.join(place, given.timeout)
     # A sum that never comes cannot be interrupted: its thread waits in another program's hands.
     watch = threading.Timer(given.timeout, lambda: _give_up(place, given.timeout))
     watch.daemon = True
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> None:
     sys.exit(0 if np.isinf(codes.min()) else int(codes.min()))
 
 
-def _checks(place: cluster.Place, given: argparse.Namespace) -> dict[int, Callable[[], str]]:
+def _checks(place: processes.Place, given: argparse.Namespace) -> dict[int, Callable[[], str]]:
     """By exit code, in the order in which they run: all processes take part in each."""
     return {
         SUM: _check_sum,
@@ -82,11 +83,11 @@ def _checks(place: cluster.Place, given: argparse.Namespace) -> dict[int, Callab
     }
 
 
-def _say(place: cluster.Place, outcome: str, text: str) -> None:
+def _say(place: processes.Place, outcome: str, text: str) -> None:
     print(f"{outcome:<4}  [{place.process}] {text}", flush=True)
 
 
-def _give_up(place: cluster.Place, timeout: int) -> NoReturn:
+def _give_up(place: processes.Place, timeout: int) -> NoReturn:
     _say(
         place, "FAIL", f"nothing came from the other devices within {timeout} s: look at firewalls and NCCL_DEBUG=INFO"
     )
@@ -127,7 +128,7 @@ def _check_devices(wanted: int) -> str:
     return f"{found} devices ({', '.join(kinds)}), {jax.local_device_count()} of this process"
 
 
-def _check_folder(place: cluster.Place, folder: pathlib.Path, shared: bool) -> str:
+def _check_folder(place: processes.Place, folder: pathlib.Path, shared: bool) -> str:
     """Whether files appear whole on all machines, and only one process can make a file that is not there."""
     token = int(_gather(float(uuid.uuid4().int % 2**20))[0])  # of process 0, the same for all
     file, claim = folder / f".preflight-{token}", folder / f".preflight-{token}-claim"
@@ -161,7 +162,7 @@ def _check_folder(place: cluster.Place, folder: pathlib.Path, shared: bool) -> s
 
 def replace_while_reading(file: pathlib.Path, text: str) -> str:
     """What goes wrong when a file is replaced while it is read; nothing if all is well."""
-    atomic.write_text(file, text)
+    files.write_text(file, text)
     seen: set[str] = set()
     done = threading.Event()
 
@@ -175,7 +176,7 @@ def replace_while_reading(file: pathlib.Path, text: str) -> str:
     reader = threading.Thread(target=read)
     reader.start()
     for _ in range(_WRITES):
-        atomic.write_text(file, text)
+        files.write_text(file, text)
     done.set()
     reader.join()
     odd = seen - {text}

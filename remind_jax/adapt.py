@@ -39,23 +39,24 @@ import ml_collections
 import numpy as np
 import polars as pl
 
-from remind_jax import analysis, cli, progress
+from remind_jax import analysis, cli
 from remind_jax.analysis import command
-from remind_jax.checkpoint import Checkpoints, host_copy
 from remind_jax.data import check, pipeline, splits
 from remind_jax.data import dataset as datasets
 from remind_jax.data.groups import Groups, count_combinations
 from remind_jax.data.manifest import Manifest, read_manifest
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation import report as reports
-from remind_jax.finished import Finished, as_in_run, check_classes, open_finished
+from remind_jax.inference.predictions import Predicted, make_predict, tuning_metrics
+from remind_jax.inference.predictor import Finished, as_in_run, check_classes, open_finished
 from remind_jax.models.model import Network, Params, is_statistic
 from remind_jax.objectives import logit_adjust
 from remind_jax.ops import soft_moe
-from remind_jax.predictions import Predicted, make_predict, tuning_metrics
-from remind_jax.step import Stage, make_loss
-from remind_jax.train import Cursor, Trainer
-from remind_jax.writer import RunFolder, config_digest
+from remind_jax.runtime import progress
+from remind_jax.training.checkpoint import Checkpoints, host_copy
+from remind_jax.training.loop import Cursor, Trainer
+from remind_jax.training.run_folder import RunFolder, config_digest
+from remind_jax.training.step import Stage, make_loss
 
 PARTS = ("nothing", "head", "router", "shared_router", "experts", "all")
 ROWS = ("new", "all")

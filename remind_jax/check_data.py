@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from remind_jax import cli, progress
+from remind_jax import cli
 from remind_jax.data import check, groups, splits
 from remind_jax.data import manifest as manifests
 from remind_jax.errors import UserError
+from remind_jax.runtime import progress
 
 _SEED = 0  # of the split that is shown when the manifest has no split column
 

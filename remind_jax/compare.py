@@ -18,11 +18,12 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax import cli, progress
+from remind_jax import cli
 from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.evaluation import comparison, results, sweep_page, tables
-from remind_jax.evaluation.comparison import Run
+from remind_jax.runtime import progress
+from remind_jax.studies import comparison, page, results, tables
+from remind_jax.studies.comparison import Run
 
 RESAMPLES = comparison.RESAMPLES
 
@@ -94,7 +95,7 @@ def compare(runs: Sequence[Run], baseline: str, out: pathlib.Path, resamples: in
         found = results.collect(runs, methods, [baseline], resamples=resamples, count=bar.count)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        sweep_page.write(found, out)
+        page.write(found, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     return found

@@ -27,17 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from remind_jax import cli, progress
+from remind_jax import cli
 from remind_jax.analysis import command
 from remind_jax.data.schema import PIXELS
 from remind_jax.errors import UserError
-from remind_jax.evaluation import model_card
-from remind_jax.finished import Finished, open_finished
+from remind_jax.inference import card, loader
+from remind_jax.inference.predictor import Finished, open_finished
 from remind_jax.models.model import Params
 from remind_jax.ops import hiding
+from remind_jax.runtime import progress
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_LOADER = pathlib.Path(__file__).with_name("export_loader.py")
+_LOADER = pathlib.Path(loader.__file__)
 
 
 def program(run: Finished) -> Callable[[Params, dict[str, jax.Array]], dict[str, jax.Array]]:
@@ -138,7 +139,7 @@ def export(run: Finished, out: pathlib.Path) -> None:
         for name, content in (("schema", describe(run)), ("preprocessing", run.preprocessor.to_dict())):
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
             (temporary / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-        (temporary / "model_card.md").write_text(model_card.write(run), encoding="utf-8")
+        (temporary / "model_card.md").write_text(card.write(run), encoding="utf-8")
         temporary.rename(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error

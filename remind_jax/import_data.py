@@ -28,10 +28,11 @@ import pathlib
 
 import polars as pl
 
-from remind_jax import cli, progress
+from remind_jax import cli
 from remind_jax.data import importers
 from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.runtime import progress
 
 FORMS = ("table", "monai", "meds", "flex_moe")
 

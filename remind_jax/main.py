@@ -13,14 +13,15 @@ The same command again goes on with a run that was stopped, and shows the report
 Several processes of a job train together; launch/README.md says how to start them.
 """
 
-from remind_jax import cli, cluster
+from remind_jax import cli
+from remind_jax.runtime import processes
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, workdir = cli.parse_config(arguments)
-    with cluster.joined(cluster.here()):
-        from remind_jax.train import train_and_evaluate
+    with processes.joined(processes.here()):
+        from remind_jax.training.loop import train_and_evaluate
 
         train_and_evaluate(config, workdir)
 

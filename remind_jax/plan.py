@@ -24,7 +24,7 @@ from remind_jax.data.outline import OUTLINES, Outline
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.models.model import ensemble_of, is_statistic, make_network
 from remind_jax.ops import flops
-from remind_jax.step import Stage, make_loss, plan_stages
+from remind_jax.training.step import Stage, make_loss, plan_stages
 
 # Table 17 of the paper, measured on EMBED: parameters in millions, GFLOP per sample.
 PAPER = {"embed": {"soft_moe": (958.0, 146.7), "remind": (960.0, 146.9)}}

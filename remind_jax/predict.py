@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import polars as pl
 
-from remind_jax import cli, progress
+from remind_jax import cli
 from remind_jax.analysis import command
 from remind_jax.data import manifest as manifests
 from remind_jax.data import pipeline
@@ -30,9 +30,10 @@ from remind_jax.data.groups import group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
-from remind_jax.finished import Finished, as_in_run, check_classes, open_finished
-from remind_jax.predictions import make_forward
-from remind_jax.writer import config_digest
+from remind_jax.inference.predictions import make_forward
+from remind_jax.inference.predictor import Finished, as_in_run, check_classes, open_finished
+from remind_jax.runtime import progress
+from remind_jax.training.run_folder import config_digest
 
 FEW_PATIENTS = 10  # training patients below which a combination is warned of
 THREADS = 2  # that read and encode rows ahead

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from remind_jax import features, parallel, profiling, rows
-from remind_jax.data import samplers, tabular
+from remind_jax.data import samplers
+from remind_jax.data.kinds import tabular
 from remind_jax.data.sources import SOURCES
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.encoders import registry, t5
@@ -15,12 +15,14 @@ from remind_jax.models.fusion.sparse_moe import ROUTINGS
 from remind_jax.models.model import ModelSpec
 from remind_jax.objectives import group_dro, logit_adjust, reweigh
 from remind_jax.ops import imputation, routing, soft_moe, sparse_moe
+from remind_jax.runtime import devices, profiling
+from remind_jax.training import frozen_features, row_adamw
 
 _GATES = ("gated", "always", "never")
 CHOICES: dict[str, Iterable[str]] = {
-    "parallel": parallel.KINDS,
+    "parallel": devices.KINDS,
     "precision": ("float32", "bfloat16"),
-    "programs": parallel.PROGRAMS,
+    "programs": devices.PROGRAMS,
     "sampler": samplers.KINDS,
     "sampler_pairs": samplers.PAIRS,
     "sampler_move": samplers.MOVES,
@@ -55,13 +57,13 @@ CHOICES: dict[str, Iterable[str]] = {
     "dro.stages": ("both", "specialize"),
     "train.batch_norm": ("frozen", "batch"),
     "train.freeze": ("encoders", "encoders+projections", "nothing"),
-    "train.feature_cache": features.KINDS,
-    "train.feature_dtype": features.DTYPES,
+    "train.feature_cache": frozen_features.KINDS,
+    "train.feature_dtype": frozen_features.DTYPES,
     "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
     "eval.adjust_prior": ("none", "accuracy", "macro_f1"),
     "optim.first_moment": ("float32", "bfloat16"),
     "optim.gradient": ("float32", "bfloat16"),
-    "optim.group_rows": rows.KINDS,
+    "optim.group_rows": row_adamw.KINDS,
     "optim.schedule": ("cosine", "step", "constant"),
 }
 AT_LEAST_ONE = (

@@ -31,10 +31,11 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from remind_jax import atomic, claims, cli, jobs, progress, stopping, variants
+from remind_jax import cli, methods
 from remind_jax.errors import UserError
-from remind_jax.evaluation.comparison import RESAMPLES, Run
-from remind_jax.sweep_record import Record
+from remind_jax.runtime import claims, files, jobs, progress, signals
+from remind_jax.studies.comparison import RESAMPLES, Run
+from remind_jax.studies.record import Record
 
 MOST_ROWS = 12  # combinations printed; table.md has them all
 
@@ -44,7 +45,7 @@ class Command(NamedTuple):
 
     given: list[str]
     arguments: list[str]
-    variants: list[variants.Variant]
+    variants: list[methods.Variant]
     seeds: list[int]
     workdir: pathlib.Path
     baselines: list[str]
@@ -64,7 +65,7 @@ class Entry(NamedTuple):
       folder: of the run.
     """
 
-    variant: variants.Variant
+    variant: methods.Variant
     seed: int
     arguments: list[str]
     config: Any
@@ -104,8 +105,8 @@ def parse(arguments: Sequence[str]) -> Command:
         raise UserError("no workdir: give one as --workdir=DIR")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={values.seeds} names a seed twice")
-    methods = cli.load_module(cli.config_file(rest), "common").METHODS
-    chosen = variants.choose(values.methods, values.table, tuple(methods))
+    known = cli.load_module(cli.config_file(rest), "common").METHODS
+    chosen = methods.choose(values.methods, values.table, tuple(known))
     names = [variant.name for variant in chosen]
     default = "soft_moe" if "soft_moe" in names else names[0]
     baselines = list(dict.fromkeys(filter(None, values.baseline.split(",")))) or [default]
@@ -126,7 +127,7 @@ def plan(command: Command) -> list[Entry]:
     for seed in command.seeds:
         for variant in command.variants:
             # A plain model has no network; the baseline's config carries its data and selection rule.
-            method = "soft_moe" if variant.name in variants.PLAIN else variant.method
+            method = "soft_moe" if variant.name in methods.PLAIN else variant.method
             arguments = [*_with_method(command.arguments, method), f"--config.seed={seed}"]
             if changes := variant.flags(cli.parse_config(arguments)[0]):
                 arguments += changes
@@ -153,7 +154,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     command = parse(arguments)
     entries = plan(command)
-    with jobs.lock(command.workdir, shared=command.share) as descriptor, stopping.Signals():
+    with jobs.lock(command.workdir, shared=command.share) as descriptor, signals.Signals():
         if command.share:
             _shared(command, entries)
             return
@@ -199,13 +200,13 @@ def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
     if jax.config.jax_compilation_cache_dir:  # which JAX takes from the environment, too
         yield
         return
-    from remind_jax import parallel
+    from remind_jax.runtime import devices
 
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     before = os.environ.copy()
-    os.environ |= dict(zip(names, (str(folder.resolve()), str(parallel.WORTH_KEEPING)), strict=True))
+    os.environ |= dict(zip(names, (str(folder.resolve()), str(devices.WORTH_KEEPING)), strict=True))
     try:
-        with parallel.kept_programs(folder if here else None):
+        with devices.kept_programs(folder if here else None):
             yield
     finally:
         for name in names:
@@ -254,11 +255,11 @@ def _run_here(entry: Entry, bar: progress.Silent) -> str:
 
 
 def _runner(entry: Entry) -> Callable[[], Any]:
-    if entry.variant.name in variants.PLAIN:
-        from remind_jax.plain_models import fit_and_evaluate
+    if entry.variant.name in methods.PLAIN:
+        from remind_jax.studies.baselines import fit_and_evaluate
 
         return lambda: fit_and_evaluate(entry.config, entry.variant.name, entry.folder, verbose=False)
-    from remind_jax.train import train_and_evaluate
+    from remind_jax.training.loop import train_and_evaluate
 
     return lambda: train_and_evaluate(entry.config, entry.folder, verbose=False)
 
@@ -327,7 +328,7 @@ def _take(entry: Entry, held: claims.Claims, begin: float, bar: progress.Silent)
             with _noted(entry, start):
                 reason = _run_here(entry, bar)
             if reason:
-                atomic.write_text(_failure_file(entry), json.dumps(reason))
+                files.write_text(_failure_file(entry), json.dumps(reason))
         return mine
 
 
@@ -355,7 +356,7 @@ def _noted(entry: Entry, start: float) -> Iterator[None]:
         yield
     finally:
         spans = [*_spans(entry), (start, start + time.monotonic() - clock)]
-        atomic.write_text(_span_file(entry), json.dumps(spans))
+        files.write_text(_span_file(entry), json.dumps(spans))
 
 
 def _spans(entry: Entry) -> list[tuple[float, float]]:
@@ -369,8 +370,8 @@ def _span_file(entry: Entry) -> pathlib.Path:
 
 def _same_settings(entry: Entry) -> bool:
     """Whether the run's folder was made with the settings of this sweep."""
-    if entry.variant.name in variants.PLAIN:
-        from remind_jax.plain_models import plain_config
+    if entry.variant.name in methods.PLAIN:
+        from remind_jax.studies.baselines import plain_config
 
         settings = plain_config(entry.config, entry.variant.name)
     else:
@@ -381,8 +382,8 @@ def _same_settings(entry: Entry) -> bool:
 
 def _child(entry: Entry) -> list[str]:
     """The command of a run in a process of its own."""
-    plain = entry.variant.name in variants.PLAIN
-    module = ["remind_jax.plain_models", f"--model={entry.variant.name}"] if plain else ["remind_jax.main"]
+    plain = entry.variant.name in methods.PLAIN
+    module = ["remind_jax.studies.baselines", f"--model={entry.variant.name}"] if plain else ["remind_jax.main"]
     return [sys.executable, "-m", *module, *entry.arguments, f"--workdir={entry.folder}"]
 
 
@@ -391,7 +392,7 @@ def _log(entry: Entry) -> pathlib.Path:
 
 
 def _outcome(entry: Entry, kept: bool) -> str:
-    from remind_jax.evaluation.results import run_figures
+    from remind_jax.studies.results import run_figures
 
     figures = run_figures(json.loads((entry.folder / "report.json").read_text(encoding="utf-8")))
     shown = "  ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
@@ -418,14 +419,14 @@ def read_runs(entries: Sequence[Entry]) -> list[Run]:
 
 
 def _tabulate(command: Command, runs: Sequence[Run], failed: Sequence[str]) -> None:
-    from remind_jax.evaluation import results, sweep_page, tables
+    from remind_jax.studies import page, results, tables
 
     names = [variant.name for variant in command.variants]
     with progress.make(len(runs), "bootstrap") as bar:
         found = results.collect(
             runs, names, command.baselines, resamples=command.resamples, failures=failed, count=bar.count
         )
-    sweep_page.write(found, command.workdir)
+    page.write(found, command.workdir)
     print(tables.markdown(found, MOST_ROWS))
     print(f"Tables: {command.workdir / 'index.html'}")
 

@@ -13,10 +13,11 @@ import polars as pl
 import pytest
 import yaml
 
-from remind_jax import adapt, analysis, cli, progress
+from remind_jax import adapt, analysis, cli
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
-from remind_jax.train import train_and_evaluate
+from remind_jax.runtime import progress
+from remind_jax.training.loop import train_and_evaluate
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)

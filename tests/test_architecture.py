@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "remind_jax/objectives/": (BARE, {"ops", "objectives", "errors"}),
     "remind_jax/models/": (BARE | {"safetensors", "huggingface_hub"}, {"ops", "models", "errors"}),
     "benchmarks/input_path.py": ({"numpy"}, {"data"}),  # the one case about the data stack
-    "benchmarks/": (BARE | {"torch", "tests"}, {"ops", "models", "objectives", "errors", "parallel", "state", "step"}),
+    "benchmarks/": (BARE | {"torch", "tests"}, {"ops", "models", "objectives", "errors", "runtime", "training"}),
 }
 # Imported where they are used, because each takes a good part of a second or more.
 HEAVY = {"tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "transformers", "orbax"}
@@ -95,8 +95,8 @@ def package_stands_alone(path: str, tree: ast.Module) -> list[str]:
 def one_owner(path: str, tree: ast.Module) -> list[str]:
     """One file, or folder, per outside interface that changes often; tests may use them all."""
     owners = {
-        "remind_jax/checkpoint.py": ("orbax",),
-        "remind_jax/parallel.py": ("jax.sharding", "jax.NamedSharding", "jax.P", "jax.make_mesh"),
+        "remind_jax/training/checkpoint.py": ("orbax",),
+        "remind_jax/runtime/devices.py": ("jax.sharding", "jax.NamedSharding", "jax.P", "jax.make_mesh"),
         "remind_jax/models/": ("flax.nnx",),
     }
     if path.startswith("tests/"):
@@ -127,7 +127,7 @@ def no_pickle(path: str, tree: ast.Module) -> list[str]:
 
 def heavy_imports_inside(path: str, tree: ast.Module) -> list[str]:
     """A command that needs none of them starts at once. Type checkers' imports do not count."""
-    if not path.startswith("remind_jax/") or path == "remind_jax/checkpoint.py":
+    if not path.startswith("remind_jax/") or path == "remind_jax/training/checkpoint.py":
         return []
     return [name for name in imported(path, tree.body) if within(name, *HEAVY)]
 
@@ -161,14 +161,14 @@ VIOLATIONS = [
     (arrows, "benchmarks/run.py", "import tensorflow_datasets as tfds"),
     (arrows, "benchmarks/run.py", "from remind_jax.data import pipeline"),
     (arrows, "benchmarks/run.py", "import importlib\nimportlib.import_module('polars')"),
-    (package_stands_alone, "remind_jax/train.py", "from configs import common"),
-    (one_owner, "remind_jax/train.py", "import orbax.checkpoint as ocp"),
-    (one_owner, "remind_jax/train.py", "from jax.sharding import Mesh"),
-    (one_owner, "remind_jax/train.py", "import jax\nmesh = jax.sharding.Mesh([], 'd')"),
-    (one_owner, "remind_jax/train.py", "import jax\nmesh = jax.make_mesh((4,), ('d',))"),
-    (one_owner, "remind_jax/train.py", "from jax import sharding as sh"),
-    (one_owner, "remind_jax/state.py", "from flax import nnx"),
-    (one_owner, "remind_jax/state.py", "import flax\nflax.nnx.split(1)"),
+    (package_stands_alone, "remind_jax/training/loop.py", "from configs import common"),
+    (one_owner, "remind_jax/training/loop.py", "import orbax.checkpoint as ocp"),
+    (one_owner, "remind_jax/training/loop.py", "from jax.sharding import Mesh"),
+    (one_owner, "remind_jax/training/loop.py", "import jax\nmesh = jax.sharding.Mesh([], 'd')"),
+    (one_owner, "remind_jax/training/loop.py", "import jax\nmesh = jax.make_mesh((4,), ('d',))"),
+    (one_owner, "remind_jax/training/loop.py", "from jax import sharding as sh"),
+    (one_owner, "remind_jax/training/optimizer.py", "from flax import nnx"),
+    (one_owner, "remind_jax/training/optimizer.py", "import flax\nflax.nnx.split(1)"),
     (no_slow_nnx, "remind_jax/models/a.py", "from flax import nnx\n@nnx.jit\ndef f(): pass"),
     (no_slow_nnx, "tests/models/test_a.py", "import flax.nnx as fx\nfx.value_and_grad(abs)"),
     (no_slow_nnx, "remind_jax/models/a.py", "from flax.nnx import Optimizer"),
@@ -189,8 +189,8 @@ ALLOWED = [
     ("remind_jax/ops/a.py", "import functools\nimport jax.numpy as jnp\nfrom remind_jax.ops import routing"),
     ("remind_jax/models/a.py", "from flax import nnx\nfrom ..ops import routing\nnnx.Linear(1, 2, rngs=nnx.Rngs(0))"),
     ("remind_jax/models/a.py", "import jax\njax.jit(abs)\njax.grad(abs)"),
-    ("remind_jax/checkpoint.py", "import orbax.checkpoint as ocp"),
-    ("remind_jax/parallel.py", "from jax.sharding import Mesh"),
+    ("remind_jax/training/checkpoint.py", "import orbax.checkpoint as ocp"),
+    ("remind_jax/runtime/devices.py", "from jax.sharding import Mesh"),
     ("remind_jax/data/a.py", "import numpy as np\ndef f():\n  import grain\n  np.load('f', allow_pickle=False)"),
     ("tests/test_a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
     ("benchmarks/run.py", "from benchmarks import cases\nimport torch"),

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from remind_jax import analysis, cli, main, stopping
+from remind_jax import analysis, cli, main
 from remind_jax.errors import NotFiniteError, UserError
+from remind_jax.runtime import signals
 from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
 
@@ -158,7 +159,7 @@ def test_a_run_that_a_signal_has_ended_exits_with_its_code(monkeypatch, capsys):
     for number, expected in ((signal.SIGTERM, 143), (signal.SIGUSR1, 75)):
 
         def command(arguments, number=number):
-            raise stopping.Stopped(number)
+            raise signals.Stopped(number)
 
         code, _, err = _run(monkeypatch, capsys, command)
         assert code == expected

@@ -10,7 +10,7 @@ from remind_jax import compare
 from remind_jax.data.groups import Groups
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
-from remind_jax.evaluation import tables
+from remind_jax.studies import tables
 
 N = 60
 

@@ -16,8 +16,9 @@ import polars as pl
 import pytest
 
 from configs import common
-from remind_jax import sweep, train
+from remind_jax import sweep
 from remind_jax.errors import UserError
+from remind_jax.training import loop
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -294,7 +295,7 @@ def test_runs_of_a_sweep_share_programs_and_are_those_of_runs_alone(tmp_path, jo
         assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
         assert jax.config.jax_compilation_cache_dir is None
         config = tiny_runs.config(tmp_path / "cache", **QUICK, seed=1)
-        train.train_and_evaluate(config, tmp_path / "alone", verbose=False)
+        loop.train_and_evaluate(config, tmp_path / "alone", verbose=False)
     finally:
         jax.config.update("jax_compilation_cache_dir", kept)
     shared, alone = (

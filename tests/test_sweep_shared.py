@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from remind_jax import claims, jobs, sweep
+from remind_jax import sweep
 from remind_jax.errors import UserError
+from remind_jax.runtime import claims, jobs
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)

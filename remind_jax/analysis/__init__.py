@@ -12,15 +12,17 @@ import ml_collections
 import numpy as np
 import optax
 
-from remind_jax import progress, rows, settings
-from remind_jax import state as states
-from remind_jax.checkpoint import Checkpoints
+from remind_jax import settings
 from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.model import Network, Params, ensemble_of, make_network
-from remind_jax.step import Stage, make_dro, objective_counts, plan_stages
-from remind_jax.train import initial_params
+from remind_jax.runtime import progress
+from remind_jax.training import optimizer as states
+from remind_jax.training import row_adamw
+from remind_jax.training.checkpoint import Checkpoints
+from remind_jax.training.loop import initial_params
+from remind_jax.training.step import Stage, make_dro, objective_counts, plan_stages
 
 ADAPTED = "adapted"
 """The key by which the config of a folder that `adapt` wrote is known."""
@@ -119,7 +121,7 @@ def checkpoint_shapes(config: Any, stage: Stage, params: Params, label_counts: n
       label_counts: train rows by group and class, [g, c].
     """
     optim, dro = config.optim, make_dro(config, objective_counts(config, label_counts))
-    by_rows = rows.only_of_batch(config, len(label_counts))
+    by_rows = row_adamw.only_of_batch(config, len(label_counts))
     optimizer = states.make_optimizer(
         optax.constant_schedule(0.0),
         weight_decay=optim.weight_decay,

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from remind_jax import analysis, cli, progress
+from remind_jax import analysis, cli
 from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError
 from remind_jax.models.model import Params
+from remind_jax.runtime import progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

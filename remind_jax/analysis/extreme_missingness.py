@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from remind_jax import atomic, cli, sweep
+from remind_jax import cli, sweep
 from remind_jax.analysis import command
 from remind_jax.analysis.command import Row
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.evaluation.results import TITLES as FIGURES
+from remind_jax.runtime import files
+from remind_jax.studies.results import TITLES as FIGURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from remind_jax.evaluation.comparison import Run, Spread
+    from remind_jax.studies.comparison import Run, Spread
 
 NAME = "extreme_missingness"
 SAMPLES = ("overall", "available", "absent")
@@ -137,7 +138,7 @@ def figures_of(run: "Run", modality: str) -> list[Row]:
 
 def cell(rows: Sequence[Row], modality: str, method: str, samples: str, figure: str) -> "Spread | None":
     """Mean and spread over seeds, in percent."""
-    from remind_jax.evaluation.comparison import spread
+    from remind_jax.studies.comparison import spread
 
     key = (modality, method, samples)
     values = [row[figure] for row in rows if (row["modality"], row["method"], row["samples"]) == key]
@@ -158,7 +159,7 @@ def gain(rows: Sequence[Row], modality: str, method: str, baseline: str, samples
 
 def markdown(rows: Sequence[Row], study: Study, data: str) -> str:
     """The table of the paper, one for each figure, with differences to soft_moe or else the first method."""
-    from remind_jax.evaluation.tables import line, spread_text
+    from remind_jax.studies.tables import line, spread_text
 
     methods = list(dict.fromkeys(row["method"] for row in rows))
     baseline = "soft_moe" if "soft_moe" in methods else methods[0]
@@ -184,7 +185,7 @@ def markdown(rows: Sequence[Row], study: Study, data: str) -> str:
 
 def _sizes(rows: Sequence[Row], modality: str, samples: str) -> str:
     """Held-out samples of a seed."""
-    from remind_jax.evaluation.tables import size_text
+    from remind_jax.studies.tables import size_text
 
     by_seed = {r["seed"]: r["n"] for r in rows if (r["modality"], r["samples"]) == (modality, samples)}
     return size_text(tuple(by_seed.values()))
@@ -272,7 +273,7 @@ def write(study: Study, rows: Sequence[Row], runs: Mapping[str, Sequence["Run"]]
     data = first.report["data"].partition(", samples with all modalities")[0] + ", samples with all modalities"
     text = markdown(rows, study, data)
     command.write_csv(study.workdir / f"{NAME}.csv", COLUMNS, rows)
-    atomic.write_text(study.workdir / f"{NAME}.md", text)
+    files.write_text(study.workdir / f"{NAME}.md", text)
     command.write_figure(study.workdir / NAME, lambda: draw(rows, study, data))
     return text
 

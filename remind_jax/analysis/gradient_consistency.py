@@ -77,7 +77,7 @@ def make_outputs(run: "Run", output: str) -> Callable[..., Any]:
     """
     from remind_jax.objectives import logit_adjust
     from remind_jax.ops import ntk
-    from remind_jax.step import make_loss
+    from remind_jax.training.step import make_loss
 
     gate, objective, offset = run.eval_gate, run.config.objective, None
     scalar = ntk.OUTPUTS.get(output)
@@ -99,9 +99,9 @@ def scores(run: "Run", chosen: Settings) -> Iterator[list[Row]]:
     Raises:
       UserError: nothing matches `params`, the split is empty, or an output depends on more than its own sample.
     """
-    from remind_jax import state as states
     from remind_jax.models.model import is_statistic
     from remind_jax.ops import ntk
+    from remind_jax.training import optimizer as states
 
     if run.eval_gate == "gated" and run.config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch makes outputs depend on the batch: samples have no gradients")
@@ -295,7 +295,7 @@ def panel_titles(runs: Sequence["Run"]) -> list[str]:
 
     Runs of one method whose settings differ in more than the seed are told apart by their folders.
     """
-    from remind_jax.writer import config_digest
+    from remind_jax.training.run_folder import config_digest
 
     digests = [config_digest({**run.config.to_dict(), "seed": 0}) for run in runs]
     folders: dict[str, str] = {}
@@ -342,7 +342,8 @@ def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     paths, chosen = parse(arguments)
-    from remind_jax import analysis, progress
+    from remind_jax import analysis
+    from remind_jax.runtime import progress
 
     # All configs are read before anything slow starts, so that a mistake costs nothing.
     for path in paths:

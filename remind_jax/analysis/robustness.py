@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli, progress
+from remind_jax import cli
 from remind_jax.analysis import command, subsets
 from remind_jax.analysis.command import Row
+from remind_jax.runtime import progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

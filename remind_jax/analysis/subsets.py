@@ -32,7 +32,7 @@ class Predictor:
         """
         import jax
 
-        from remind_jax.predictions import logit_offset
+        from remind_jax.inference.predictions import logit_offset
 
         if run.eval_gate == "gated" and run.config.fusion.gate_granularity == "batch":
             raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to compare")
@@ -73,7 +73,7 @@ class Predictor:
         """Probabilities of logits [k, c] of combinations [k], with what the run adjusts after the network."""
         from scipy.special import softmax
 
-        from remind_jax.predictions import adjust_prior
+        from remind_jax.inference.predictions import adjust_prior
 
         logits = np.asarray(logits, np.float64)
         probabilities = softmax(logits if self._offset is None else logits + self._offset[group], axis=1)

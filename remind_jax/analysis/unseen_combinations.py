@@ -23,20 +23,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from remind_jax import atomic, cli, progress, sweep, variants
+from remind_jax import cli, methods, sweep
 from remind_jax.analysis import ADAPTED, command
 from remind_jax.analysis.command import QUIET, Row
 from remind_jax.analysis.extreme_missingness import LOOKS, name_methods
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
-from remind_jax.evaluation.results import TITLES as FIGURES
+from remind_jax.runtime import files, progress
+from remind_jax.studies.results import TITLES as FIGURES
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from remind_jax.evaluation.comparison import Spread
+    from remind_jax.studies.comparison import Spread
 
 NAME = "unseen_combinations"
 LEAST_HELD_OUT = 30
@@ -92,8 +93,8 @@ def parse(arguments: Sequence[str]) -> Study:
     study = Study(rest, pathlib.Path(values.workdir), asked, values.steps, values.lr)
     entries = plan(study, "with")
     for entry in entries:
-        if entry.variant.name in variants.PLAIN or entry.config.ensemble > 1:
-            kind = "no network" if entry.variant.name in variants.PLAIN else "an ensemble"
+        if entry.variant.name in methods.PLAIN or entry.config.ensemble > 1:
+            kind = "no network" if entry.variant.name in methods.PLAIN else "an ensemble"
             raise UserError(f"{entry.variant.name} is {kind}, which cannot be adapted: leave it out of --methods")
         if rank := entry.config.fusion.router_rank:
             raise UserError(f"fusion.router_rank={rank} leaves new combinations no router to train: set it to 0")
@@ -241,7 +242,7 @@ def figures_of(table: "pl.DataFrame", names: set[frozenset[str]]) -> list[Row]:
 
 def cell(rows: Sequence[Row], method: str, unfrozen: str, samples: str, figure: str) -> "Spread | None":
     """Mean and spread over seeds, in percent."""
-    from remind_jax.evaluation.comparison import spread
+    from remind_jax.studies.comparison import spread
 
     key = (method, unfrozen, samples)
     values = [row[figure] for row in rows if (row["method"], row["unfrozen"], row["samples"]) == key]
@@ -250,7 +251,7 @@ def cell(rows: Sequence[Row], method: str, unfrozen: str, samples: str, figure: 
 
 def markdown(rows: Sequence[Row], study: Study, data: str) -> str:
     """A table a figure: what is unfrozen by method and samples."""
-    from remind_jax.evaluation.tables import line, size_text, spread_text
+    from remind_jax.studies.tables import line, size_text, spread_text
 
     methods = list(dict.fromkeys(row["method"] for row in rows))
     sizes = {s: size_text([row["n"] for row in rows if row["samples"] == s]) for s in SAMPLES.values()}
@@ -273,7 +274,7 @@ def markdown(rows: Sequence[Row], study: Study, data: str) -> str:
 
 def _parameters(rows: Sequence[Row], method: str, unfrozen: str) -> str:
     """Trained parameters; they differ between seeds where the combinations do."""
-    from remind_jax.evaluation.tables import size_text
+    from remind_jax.studies.tables import size_text
 
     return size_text([r["trained_parameters"] for r in rows if (r["method"], r["unfrozen"]) == (method, unfrozen)])
 
@@ -337,7 +338,7 @@ def main(arguments: list[str]) -> None:
     data = _title(study)
     text = markdown(rows, study, data)
     command.write_csv(study.workdir / f"{NAME}.csv", COLUMNS, rows)
-    atomic.write_text(study.workdir / f"{NAME}.md", text)
+    files.write_text(study.workdir / f"{NAME}.md", text)
     command.write_figure(study.workdir / NAME, lambda: draw(rows, study, data))
     print(text)
     print(f"Written: {study.workdir / NAME}.csv, .md, .png, .svg")

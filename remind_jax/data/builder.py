@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from remind_jax import atomic, claims
 from remind_jax.data import manifest as manifest_lib
 from remind_jax.errors import UserError
+from remind_jax.runtime import claims, files
 
 _NAME, _SPLIT = "manifest", "samples"  # TFDS reserves the split name "all"
 _VERSION = "1.0.0"  # of what the shards hold; raise it whenever `decode` or the features change
@@ -179,7 +179,7 @@ def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, progress: Call
         del first
         described = [dataclasses.asdict(column) for column in columns]
         with _Shards(temporary / "together", manifest, columns, shards, block) as together:
-            atomic.write_text(
+            files.write_text(
                 together.folder / _PLAN, json.dumps([described, [[x.start, x.stop] for x in shards], block])
             )
             builder = _builder_class()(temporary, together, progress)

@@ -14,8 +14,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 
-from remind_jax.data import images
 from remind_jax.data.findings import FileRecord, Finding, in_rows
+from remind_jax.data.kinds import images
 from remind_jax.data.schema import PIXELS, Modality
 
 MAX_NUMBERS = 100_000_000  # of an embedding

@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 import yaml
 
-from remind_jax import atomic
 from remind_jax.data.check import looks_missing
 from remind_jax.data.files import read_table
 from remind_jax.data.schema import KINDS
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.runtime import files
 
 SPLITS = {
     **{"training": "train", "train": "train", "validation": "tuning", "val": "tuning", "tuning": "tuning"},
@@ -60,7 +60,7 @@ def write(found: Imported, out: pathlib.Path) -> None:
             found.table.write_parquet(out / "manifest.parquet")
         else:
             found.table.write_csv(out / "manifest.csv")
-        atomic.write_text(out / "schema.yaml", yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True))
+        files.write_text(out / "schema.yaml", yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 

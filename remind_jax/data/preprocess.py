@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from remind_jax.data import manifest as manifests
+from remind_jax.data.kinds.tabular import InputSpec, Tabular, check_numbers
+from remind_jax.data.kinds.text import EOS, PAD, SPECIAL, UNK, load_pretrained, plain, train_unigram
 from remind_jax.data.schema import PIXELS
-from remind_jax.data.tabular import InputSpec, Tabular, check_numbers
-from remind_jax.data.tokenizer import EOS, PAD, SPECIAL, UNK, load_pretrained, plain, train_unigram
 from remind_jax.errors import UserError, did_you_mean
 
 _LONGEST_TEXTS = 512

@@ -33,12 +33,12 @@ HEADLINES = (
 )
 
 
-def environment() -> "jinja2.Environment":
-    """The templates of this folder, with the filters that they use."""
+def environment(*folders: pathlib.Path) -> "jinja2.Environment":
+    """The templates of this folder and of others, with the filters that they use."""
     import jinja2
 
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from remind_jax import atomic
 from remind_jax.evaluation import intervals, metrics
+from remind_jax.runtime import files
 
 if TYPE_CHECKING:
     import rich.console
@@ -189,7 +189,7 @@ def _worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
     """Write the report at once or not at all; a NaN in it is an error (ValueError), since JSON has none."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    atomic.write_text(pathlib.Path(path), text + "\n")
+    files.write_text(pathlib.Path(path), text + "\n")
 
 
 def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:

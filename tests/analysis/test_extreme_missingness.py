@@ -10,7 +10,7 @@ import pytest
 from remind_jax import sweep
 from remind_jax.analysis import extreme_missingness as extreme
 from remind_jax.errors import UserError
-from remind_jax.evaluation.comparison import Run
+from remind_jax.studies.comparison import Run
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)

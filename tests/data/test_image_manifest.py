@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from remind_jax import check_data
-from remind_jax.data import builder, check, files, images
+from remind_jax.data import builder, check, files
+from remind_jax.data.kinds import images
 from remind_jax.data.manifest import Manifest, Modality, Schema, decode, load_manifest, read_manifest
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.errors import UserError

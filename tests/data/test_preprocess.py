@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from remind_jax.data import preprocess
+from remind_jax.data.kinds.tabular import NUMBERS
+from remind_jax.data.kinds.text import train_unigram
 from remind_jax.data.manifest import Manifest, Modality, Schema, decode, read_manifest
 from remind_jax.data.preprocess import EOS, PAD, UNK, Preprocessor
-from remind_jax.data.tabular import NUMBERS
-from remind_jax.data.tokenizer import train_unigram
 from remind_jax.errors import UserError
 from tests.data.manifest_files import write_manifest
 

@@ -16,8 +16,8 @@ import yaml
 
 from launch import preflight
 from launch.k8s import render
-from remind_jax import cluster
 from remind_jax.errors import UserError
+from remind_jax.runtime import processes
 from tests import tiny_runs
 
 ROOT = tiny_runs.ROOT
@@ -121,8 +121,8 @@ def test_pods_have_no_rights_and_no_way_out():
     assert {port["port"] for port in spec["egress"][1]["ports"]} == {53}
     # Each pod finds the others by what stands there.
     given = {entry["name"]: entry.get("value", "2") for entry in container["env"]}
-    place = cluster.detect(given | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, 4)
-    assert place == cluster.Place("JAX_*", "mine-workers-0-0.mine:8476", 3, 2)
+    place = processes.detect(given | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, 4)
+    assert place == processes.Place("JAX_*", "mine-workers-0-0.mine:8476", 3, 2)
     assert jobset["spec"]["network"]["subdomain"] == "mine"
     assert (job["completions"], job["parallelism"], container["resources"]["limits"]["nvidia.com/gpu"]) == (3, 3, 4)
     assert container["args"] == ["-m", "remind_jax.main", *RUN]
@@ -178,7 +178,7 @@ def test_dry_run_of_local_processes():
     lines = [shlex.split(line) for line in shown.stdout.splitlines()]
     for i, line in enumerate(lines):
         settings = dict(part.split("=", 1) for part in line[1 : line.index(sys.executable)])
-        place = cluster.detect(settings, 0)
+        place = processes.detect(settings, 0)
         assert (place.process, place.processes) == (i, 3)
         assert int(settings["NPROC"]) >= 32
         assert "device_count=2" in settings["XLA_FLAGS"]
@@ -203,7 +203,7 @@ def test_dry_run_of_skypilot(tmp_path):
     given = {"ARGUMENTS": "--config=configs/nhanes.py --workdir=/shared/a", "DRY_RUN": "1"}
     line = shlex.split(_run("bash", tmp_path / "run.sh", **nodes, **given).stdout)
     settings = dict(part.split("=", 1) for part in line[1:4])
-    assert cluster.detect(nodes | settings, 8) == cluster.Place("JAX_*", "10.0.0.7:8476", 2, 1)
+    assert processes.detect(nodes | settings, 8) == processes.Place("JAX_*", "10.0.0.7:8476", 2, 1)
     assert line[4:] == ["python", "-m", "remind_jax.main", *given["ARGUMENTS"].split()]
 
 

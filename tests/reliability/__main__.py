@@ -15,9 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from remind_jax import atomic, cli
+from remind_jax import cli
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.writer import environment
+from remind_jax.runtime import files
+from remind_jax.training.run_folder import environment
 from tests.reliability import ROWS, Row, attacks, damage, fuzz, inputs, mutants, page, privacy, runs, steps  # noqa: F401, they enter rows
 
 USAGE = "python -m tests.reliability [--full] [--only=ROW,…] [--count=N] [--page] --out=FILE.json"
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         figures["rows"][name] = found
         figures["machine"] = _machine()
         figures["command"] = f"python -m tests.reliability {' '.join(arguments)}"
-        atomic.write_text(options.out, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+        files.write_text(options.out, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     if any(figures["rows"][name]["passed"] < figures["rows"][name]["tried"] for name in names):
         sys.exit(1)
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import polars as pl
 
-from remind_jax.checkpoint import Checkpoints
 from remind_jax.data import manifest as manifests
 from remind_jax.errors import UserError
 from remind_jax.models import pretrained
+from remind_jax.training.checkpoint import Checkpoints
 from tests.data.image_files import ramp, write_dicom, write_npy_header, write_picture, write_png_header
 from tests.data.manifest_files import SCHEMA
 from tests.reliability import Tally, malformed, row
@@ -438,7 +438,7 @@ def pickles(count: int, broken: bool) -> Tally:
 
 
 def checkpoint_sums(folder: pathlib.Path) -> str:
-    from remind_jax import checkpoint
+    from remind_jax.training import checkpoint
 
     return checkpoint._sums(folder)
 

@@ -23,7 +23,7 @@ from typing import Any
 for _name in (
     *("grain", "tensorflow_datasets", "sklearn.metrics", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot"),
     *("jinja2", "rich.progress", "tokenizers", "orbax.checkpoint", "polars", "pydicom", "PIL.Image", "yaml"),
-    *("remind_jax.main", "remind_jax.train", "remind_jax.data.sources.synthetic"),
+    *("remind_jax.main", "remind_jax.training.loop", "remind_jax.data.sources.synthetic"),
     *("remind_jax.predict", "remind_jax.export"),
 ):
     importlib.import_module(_name)
@@ -31,11 +31,13 @@ for _name in (
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from remind_jax import atomic, checkpoint, cli, features, parallel, train  # noqa: E402
+from remind_jax import cli  # noqa: E402
 from remind_jax.data import builder, samplers  # noqa: E402
 from remind_jax.models.model import STORED  # noqa: E402
-from remind_jax.stopping import Signals  # noqa: E402
-from remind_jax.writer import RunFolder  # noqa: E402
+from remind_jax.runtime import devices, files  # noqa: E402
+from remind_jax.runtime.signals import Signals  # noqa: E402
+from remind_jax.training import checkpoint, frozen_features, loop  # noqa: E402
+from remind_jax.training.run_folder import RunFolder  # noqa: E402
 
 POINTS = (
     *("config written", "shards", "shards written", "shards renamed", "before a step"),
@@ -187,7 +189,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
         with open(f"{folder}.{kind}", "a", encoding="utf-8") as file:
             file.write(f"{step} {digest.hexdigest()}\n")
 
-    make = parallel.make_program
+    make = devices.make_program
 
     def make_program(*arguments: Any, **options: Any) -> Any:
         program = make(*arguments, **options)
@@ -210,16 +212,16 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
 
         return program._replace(place=place, step=step)
 
-    parallel.make_program = make_program
+    devices.make_program = make_program
 
     def told(trainer: Any, recorder: Any, step: int, *rest: Any, **options: Any) -> None:
         del trainer, recorder, rest, options
         with contextlib.suppress(OSError):  # nobody listens any more
             send.send_bytes(str(step).encode())
 
-    _around(train.Trainer, "_take", told, lambda *a, **o: at("after a step"))
-    _around(train.Trainer, "_evaluate", lambda *a, **o: at("evaluation"), lambda *a, **o: at("evaluated"))
-    _around(train.Trainer, "begin", lambda trainer, stage, *a: at("stage switch") if stage.start else None)
+    _around(loop.Trainer, "_take", told, lambda *a, **o: at("after a step"))
+    _around(loop.Trainer, "_evaluate", lambda *a, **o: at("evaluation"), lambda *a, **o: at("evaluated"))
+    _around(loop.Trainer, "begin", lambda trainer, stage, *a: at("stage switch") if stage.start else None)
     _around(
         checkpoint.Checkpoints,
         "save",
@@ -243,7 +245,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
         return lambda source, target, **options: at(name) if to(pathlib.Path(target)) else None
 
     _around(os, "rename", renames("features written", is_features), renames("features renamed", is_features))
-    fill = features._fill
+    fill = frozen_features._fill
 
     def filled(arrays: Any, pieces: Any) -> None:
         def told() -> Any:
@@ -253,7 +255,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
 
         fill(arrays, told())
 
-    features._fill = filled
+    frozen_features._fill = filled
 
     def removed(path: Any, *rest: Any, **options: Any) -> None:
         if pathlib.Path(path).name.startswith("features-"):
@@ -264,10 +266,10 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
         _around(os, function, renames("in the rename", is_checkpoint), renames("renamed", is_checkpoint))
     _around(builder._Shards, "blocks", lambda *a: at("shards"))
     _around(builder, "_rename", lambda *a: at("shards written"), lambda *a: at("shards renamed"))
-    _around(atomic, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
-    _around(train, "_predict_held_out", lambda *a: at("held-out rows read"))
-    _around(train.reports, "write_html", lambda *a: at("predictions written"))
-    _around(train.reports, "write_json", lambda *a: at("report written"), lambda *a: at("report renamed"))
+    _around(files, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
+    _around(loop, "_predict_held_out", lambda *a: at("held-out rows read"))
+    _around(loop.reports, "write_html", lambda *a: at("predictions written"))
+    _around(loop.reports, "write_json", lambda *a: at("report written"), lambda *a: at("report renamed"))
 
     def cut(self: RunFolder, line: Mapping[str, Any]) -> None:
         if at.comes("record cut"):
@@ -317,24 +319,24 @@ def _break(what: str) -> None:
         shuffled = samplers.shuffled
         samplers.shuffled = lambda seed, rows: shuffled(seed + jax.device_count(), rows)
     elif what == "crash":  # in the first evaluation, with a patient's row at hand
-        train.Trainer._evaluate = lambda self, *rest: 1 / 0
+        loop.Trainer._evaluate = lambda self, *rest: 1 / 0
     elif what == "talkative":
-        loaded = train.datasets.load_dataset
+        loaded = loop.datasets.load_dataset
 
         def telling(*rest: Any) -> Any:
             data = loaded(*rest)
             print(data.manifest.table.row(0))
             return data
 
-        train.datasets.load_dataset = telling
+        loop.datasets.load_dataset = telling
     elif what == "network":
-        loaded = train.datasets.load_dataset
+        loaded = loop.datasets.load_dataset
 
         def calling(*rest: Any) -> Any:
             with contextlib.suppress(OSError):
                 socket.create_connection(("192.0.2.1", 80), timeout=1)
             return loaded(*rest)
 
-        train.datasets.load_dataset = calling
+        loop.datasets.load_dataset = calling
     elif what:
         raise ValueError(what)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from remind_jax import checkpoint
-from remind_jax.checkpoint import SUMS, Checkpoints
 from remind_jax.errors import UserError
+from remind_jax.training import checkpoint
+from remind_jax.training.checkpoint import SUMS, Checkpoints
 from tests.reliability import Tally, row
 
 _UNREAD = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written after the digests, and never read

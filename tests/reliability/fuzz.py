@@ -20,7 +20,7 @@ from tests.tiny_runs import ROOT
 TARGETS = ("manifest", "schema", "decoder", "checkpoint", "predictions")
 _INSTRUMENTED = (
     "remind_jax.data",
-    "remind_jax.checkpoint",
+    "remind_jax.training.checkpoint",
     "remind_jax.compare",
     "yaml",
     "pydicom.filereader",
@@ -30,10 +30,12 @@ _INSTRUMENTED = (
 
 def _target(name: str, folder: pathlib.Path) -> tuple[Callable[[bytes], object], list[bytes]]:
     """What takes bytes and may raise UserError alone, and sound inputs to start from; made once, in `folder`."""
-    from remind_jax import checkpoint, compare
-    from remind_jax.data import files, images
+    from remind_jax import compare
+    from remind_jax.data import files
     from remind_jax.data import manifest as manifests
+    from remind_jax.data.kinds import images
     from remind_jax.data.schema import read_schema
+    from remind_jax.training import checkpoint
     from tests.data.image_files import ramp, write_dicom, write_picture
     from tests.data.manifest_files import write_manifest
 
@@ -97,8 +99,8 @@ def main(arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=list(_INSTRUMENTED)):
-        from remind_jax import checkpoint, compare  # noqa: F401
-        from remind_jax.data import images, manifest  # noqa: F401
+        from remind_jax import compare  # noqa: F401
+        from remind_jax.data import manifest  # noqa: F401
         from remind_jax.errors import UserError
     name, *rest = arguments
     with tempfile.TemporaryDirectory() as root:

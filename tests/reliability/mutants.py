@@ -196,7 +196,7 @@ def mutated(count: int, broken: bool) -> Tally:
     chosen = _spread(every, count)
     with tempfile.TemporaryDirectory() as root:
         for path, (what, source) in chosen:
-            tests = ("tests/test_atomic.py",) if broken else FILES[path][1]
+            tests = ("tests/runtime/test_files.py",) if broken else FILES[path][1]
             module = path.removesuffix(".py").replace("/", ".")
             lives = survives(module, source, tests, pathlib.Path(root))
             tally.check(not lives, f"{path}, {what}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from remind_jax import atomic
+from remind_jax.runtime import files
 from tests.reliability import ROWS
 from tests.tiny_runs import ROOT
 
@@ -94,4 +94,4 @@ def _number(value: float) -> str:
 
 def write(figures: Mapping[str, Any]) -> None:
     """Writes the page."""
-    atomic.write_text(ROOT / "docs" / "reliability.md", render(figures))
+    files.write_text(ROOT / "docs" / "reliability.md", render(figures))

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from configs import common
-from remind_jax import state as states
-from remind_jax import step as steps
 from remind_jax.data import pipeline, samplers
+from remind_jax.training import optimizer as states
+from remind_jax.training import step as steps
 from tests.models.pure import linear_network
 from tests.reliability import Tally, row
 
@@ -140,7 +140,7 @@ def _stepper(method: str, place: str, accepts_all: bool) -> tuple[states.TrainSt
     broken="the optimizer does not hold the update back",
 )
 def finite(count: int, broken: bool) -> Tally:
-    """On the compiled step; what the run does of it (counting, going back, exit code) is in tests/test_train.py."""
+    """On the compiled step; what the run does of it is in tests/training/test_loop.py."""
     cases = [(m, p, v) for v in VALUES for p in PLACES for m in METHODS]
     tally = Tally()
     for method, place, value in cases[:count]:

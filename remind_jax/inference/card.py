@@ -1,0 +1,131 @@
+"""The model card of an exported run: what it is, what it was made from, how good it is, where not to trust it, duties.
+
+Sections follow Mitchell et al. 2019, "Model cards for model reporting" (arXiv 1810.03993).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from remind_jax.evaluation import page
+
+if TYPE_CHECKING:
+    from remind_jax.inference.predictor import Finished
+
+# By data.source; what the terms of the data ask of whoever passes on what was made from them.
+CREDENTIALED = (
+    "The data are under a credentialed data use agreement. Weights and vocabularies made from them may count as "
+    "derived data: pass them on only as the agreement allows."
+)
+DUTIES = {
+    "nhanes": "NHANES is in the public domain (US CDC/NCHS); its terms forbid attempts to identify a person.",
+    "uci_heart": "UCI heart disease is CC BY 4.0: name Janosi, Steinbrunn, Pfisterer and Detrano (1989).",
+    "synthetic": "The data are made by the program; they bring no duties.",
+    "mimic_iv": CREDENTIALED,
+    "embed": CREDENTIALED,
+    "fprm": CREDENTIALED,
+    "manifest": "The program does not know the terms of these data. Ask their owner whether weights and vocabularies "
+    "made from them may be passed on.",
+}
+FIGURES = (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("auroc", "AUROC"), ("auprc", "AUPRC"))
+
+
+def write(run: "Finished") -> str:
+    """The card of a run as Markdown."""
+    sections = (_model(run), _use(run), _data(run), _figures(run), _limits(run), _duties(run))
+    return "\n".join(line for section in sections for line in section)
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heading, ["---"] + ["---:"] * (len(heading) - 1), *rows]
+    return ["| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines] + [""]
+
+
+def _model(run: "Finished") -> Iterator[str]:
+    config, report = run.config, run.report
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    chosen = "the last weights" if config.train.select == "last" else f"chosen by {config.train.select} on tuning rows"
+    yield f"# {config.method} on {report['data']}\n"
+    yield f"Predicts `{run.schema.label}` ({', '.join(report['classes'])}) from any combination of: " + ", ".join(
+        f"{name} ({spec.kind})" for name, spec in run.preprocessor.inputs.items()
+    )
+    yield (
+        f"\n- Method `{config.method}` ({config.fusion.kind}, {config.objective.kind}), {report['parameters']:,} "
+        f"parameters, seed {config.seed}, config {report['config_digest']}"
+    )
+    version = environment["packages"].get("remind-jax") or "of unknown version"
+    yield f"- Made with remind-jax {version}, jax {environment['packages']['jax']}; {chosen}"
+    if run.prior_power:
+        yield f"- Probabilities are divided by the class prior to the power {run.prior_power:g}, chosen on tuning rows"
+    yield ""
+
+
+def _use(run: "Finished") -> Iterator[str]:
+    yield "## Use\n"
+    if page.is_synthetic(run.report["data"]):
+        yield "**Made from synthetic data: it says nothing about any patient.**\n"
+    yield "For research. It is no medical device, was not validated at another site or a later time by this program,"
+    yield "and must not decide about a patient.\n"
+
+
+def _data(run: "Finished") -> Iterator[str]:
+    card, report = run.report.get("card", {}), run.report
+    yield "## Data\n"
+    if "splits" in card:
+        rows = [(name, f"{s['n']:,}", f"{s['patients']:,}") for name, s in card["splits"].items()]
+        yield from _table(("split, by patient", "samples", "patients"), rows)
+        rows = [(c["name"], f"{100 * c['train_fraction']:.1f} %") for c in card["classes"]]
+        yield from _table(("class", "of training samples"), rows)
+        rows = [(m["name"], m["kind"], f"{100 * m['present_fraction']:.1f} %") for m in card["modalities"]]
+        yield from _table(("modality", "kind", "present in"), rows)
+    else:
+        yield f"Trained on {int(run.label_counts.sum()):,} samples; {report['n']:,} held out.\n"
+
+
+def _figures(run: "Finished") -> Iterator[str]:
+    report = run.report
+    yield f"## Figures on {report['n']:,} held-out samples of {report['n_patients']:,} patients\n"
+    yield "95 % intervals: bootstrap over patients, exact binomial for small groups. A dash cannot be computed.\n"
+    heading = ("samples", "trained on", "n", *(title for _, title in FIGURES), "ECE")
+    rows = [("all", f"{int(run.groups.train_counts.sum()):,}", report["n"], *_cells(report["overall"]))]
+    for key, title in (("head_pooled", "common combinations"), ("tail_pooled", "rare combinations")):
+        rows.append((title, "", report[key]["n"], *_cells(report[key])))
+    for row in report["groups"]:
+        mark = ", unseen" if row.get("unseen") else ", rare" if row["tail"] else ""
+        rows.append((row["group"] + mark, f"{row['n_train']:,}", row["n"], *_cells(row)))
+    yield from _table(heading, rows)
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    def cell(name: str) -> str:
+        value, bounds = figures[name], figures[f"{name}_ci"]
+        return "-" if value is None else f"{value:.3f}" + (f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else "")
+
+    ece = figures["ece"]
+    return [*(cell(name) for name, _ in FIGURES), "-" if ece is None else f"{ece:.3f}"]
+
+
+def _limits(run: "Finished") -> Iterator[str]:
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    yield "## Where not to trust it\n"
+    for lead, text in page.cautions(run.report, [json.loads(line) for line in lines]):
+        yield f"- **{lead}.** {text}".replace("..", ".")
+    yield "- **Other combinations.** For one not in the table the output `seen` is false: what all combinations share"
+    yield "  predicts, and nothing here says how well.\n"
+
+
+def _duties(run: "Finished") -> Iterator[str]:
+    yield "## Duties\n"
+    yield "- Code: Apache-2.0. Cite REMIND (Wu et al., arXiv 2603.00046) for the method."
+    data = run.config.data
+    twin = page.is_synthetic(run.report["data"])
+    yield f"- Data: {DUTIES['synthetic'] if twin else DUTIES.get(data.source, DUTIES['manifest'])}"
+    used = sorted({value for value in run.config.pretrained.to_dict().values() if value})
+    if used:
+        yield f"- Encoders began as {', '.join(used)}: the licence of those weights binds these."
+    if not twin and any(spec.vocabulary for spec in run.preprocessor.inputs.values()):
+        yield (
+            "- `preprocessing.json` holds words or codes of training rows, and notes may hold names. Read it before "
+            "you pass the folder on."
+        )
+    yield ""

@@ -1,0 +1,371 @@
+"""Logistic regression and gradient boosting on the inputs that the network gets, as rows of every results table.
+
+    remind train --config=nhanes:method=logistic_regression
+
+Same splits, same preprocessing, same selection rule (`train.select` on the tuning rows), same report as a run of
+remind_jax.main. What a model sees of a sample: the presence of every modality; tabular features as encoded (logistic
+regression: means for what is missing; boosting: NaN); texts and codes as bags of tokens; embeddings averaged over their
+tokens; images and volumes shrunk to a few blocks. Everything is fitted on the train rows.
+"""
+
+import contextlib
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from remind_jax import cli, settings
+from remind_jax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    from remind_jax.data.dataset import Dataset
+    from remind_jax.data.kinds.tabular import Tabular
+    from remind_jax.training.run_folder import RunFolder
+
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
+DEPTHS = (1, 2, 4)  # of the trees
+TREES = 200  # at most
+LEARNING_RATE = 0.1
+MANY_ROWS = 20_000  # train rows from which on threads save boosting more time than they cost
+TOKENS = 256  # tokens of a text or code modality that boosting sees, the most frequent in training
+PIXELS, FRAMES = 8, 4  # blocks an image is shrunk to in each direction, and a volume in time
+_BLOCK = 1024  # rows read at a time
+# The keys that decide a plain model; the others are the network's.
+_SECTIONS = ("data", "groups", "eval")
+
+
+class Features(NamedTuple):
+    """What plain models see of the rows of a split.
+
+    Attributes:
+      dense: numbers, float32 [n, p]; NaN where a number or its modality is missing.
+      bags: counts of the tokens of each text or code modality, sparse [n, v] each.
+      present: bool [n, m].
+      labels: int [n].
+    """
+
+    dense: np.ndarray
+    bags: tuple["csr_matrix", ...]
+    present: np.ndarray
+    labels: np.ndarray
+
+
+class Fitted(NamedTuple):
+    """A fitted model: probabilities of features [n, c], number of fitted scalars, and what was chosen."""
+
+    predict: Callable[[Features], np.ndarray]
+    parameters: int
+    chosen: dict[str, Any]
+
+
+Score = Callable[[np.ndarray], float]
+
+
+# ---- Features -------------------------------------------------------------------------------------------------------
+
+
+def features(data: "Dataset", split: str) -> Features:
+    """Reads a split's encoded rows and turns them into numbers and bags."""
+    from scipy import sparse
+
+    store, inputs = data.stores[split], data.inputs
+    blocks = [np.arange(i, min(i + _BLOCK, len(store))) for i in range(0, len(store), _BLOCK)] or [np.arange(0)]
+    dense, bags, present, labels = [], [], [], []
+    for rows in blocks:
+        batch = store.take(rows)
+        dense.append(_dense(data, batch))
+        bags.append([_bag(batch[name], spec.vocabulary) for name, spec in inputs.items() if spec.vocabulary])
+        present.append(batch["present"])
+        labels.append(batch["label"])
+    return Features(
+        np.concatenate(dense),
+        tuple(sparse.vstack(parts, format="csr") for parts in zip(*bags, strict=True)),
+        np.concatenate(present).astype(bool),
+        np.concatenate(labels).astype(np.int64),
+    )
+
+
+def _dense(data: "Dataset", batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The numbers of all modalities but texts and codes, NaN where missing, float32 [n, p]."""
+    columns = [np.zeros((len(batch["label"]), 0), np.float32)]
+    for j, (name, spec) in enumerate(data.inputs.items()):
+        if spec.vocabulary:
+            continue
+        values = batch[name]
+        if spec.kind == "tabular":
+            values = _with_holes(values.copy(), data.preprocessor.encoders[name])
+        elif spec.kind == "embedding":
+            values = values.mean(axis=1)
+        else:
+            values = shrink(values)
+        columns.append(np.where(batch["present"][:, j : j + 1], values, np.nan).astype(np.float32))
+    return np.concatenate(columns, axis=1)
+
+
+def _with_holes(values: np.ndarray, encoder: "Tabular") -> np.ndarray:
+    """Tabular features with NaN for empty cells instead of what stands in for them; the indicators stay."""
+    start = len(encoder.columns)
+    for place, column in enumerate(encoder.numeric_holes):
+        values[np.ix_(values[:, start + place] > 0, encoder.features_of(column))] = np.nan
+    return values
+
+
+def _bag(ids: np.ndarray, vocabulary: int) -> "csr_matrix":
+    """How often each token is in each row, [n, t] -> sparse float32 [n, vocabulary]; padding and end do not count."""
+    from scipy import sparse
+
+    from remind_jax.data.kinds.text import EOS, PAD
+
+    rows, places = np.nonzero((ids != PAD) & (ids != EOS))
+    counts = sparse.coo_matrix(
+        (np.ones(len(rows), np.float32), (rows, ids[rows, places])), shape=(len(ids), vocabulary)
+    )
+    return counts.tocsr()
+
+
+def shrink(pixels: np.ndarray) -> np.ndarray:
+    """Means over blocks of 8-bit pixels in 0 to 1, [n, (frames,) height, width, channels] -> [n, p]."""
+    values = pixels.astype(np.float32) / 255.0
+    limits = (*((FRAMES,) if values.ndim == 5 else ()), PIXELS, PIXELS)
+    for axis, most in enumerate(limits, start=1):
+        length = values.shape[axis]
+        if length > most:
+            starts = np.arange(most) * length // most
+            sizes = np.diff([*starts, length]).astype(np.float32)
+            sums = np.add.reduceat(values, starts, axis=axis)
+            values = sums / sizes.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+    return values.reshape(len(values), -1)
+
+
+# ---- Models ---------------------------------------------------------------------------------------------------------
+
+
+def fit_logistic_regression(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> Fitted:
+    """L2 logistic regression; numbers standardised, bags as TF-IDF, zeros for what is missing; C by the tuning rows."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+
+    del seed  # the fit is deterministic
+    mean, std = _moments(train.dense)
+    weights = [TfidfTransformer(sublinear_tf=True).fit(bag) for bag in train.bags]
+
+    def design(rows: Features) -> "csr_matrix":
+        from scipy import sparse
+
+        scaled = np.nan_to_num((rows.dense - mean) / std)
+        blocks = [weight.transform(bag) for weight, bag in zip(weights, rows.bags, strict=True)]
+        return sparse.hstack([sparse.csr_matrix(scaled), sparse.csr_matrix(rows.present), *blocks], format="csr")
+
+    x, tuning_x = design(train), design(tuning)
+    candidates = []
+    for c in STRENGTHS:
+        model = LogisticRegression(C=c, max_iter=5_000)
+        model.fit(x, train.labels)
+        candidates.append((score(_probabilities(model, tuning_x, classes)), c, model))
+    _, c, model = max(candidates, key=lambda entry: entry[0])  # of equals the most regularised
+    parameters = model.coef_.size + model.intercept_.size
+    return Fitted(lambda rows: _probabilities(model, design(rows), classes), parameters, {"C": c})
+
+
+def fit_gradient_boosting(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> Fitted:
+    """Histogram gradient boosting, NaN where missing; depth and number of trees by the tuning rows."""
+    import threadpoolctl
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    kept = [np.argsort(-np.asarray((bag > 0).sum(axis=0)).ravel(), kind="stable")[:TOKENS] for bag in train.bags]
+
+    def design(rows: Features) -> np.ndarray:
+        bags = [bag[:, columns].toarray() for bag, columns in zip(rows.bags, kept, strict=True)]
+        return np.concatenate([rows.dense, rows.present.astype(np.float32), *bags], axis=1)
+
+    x, tuning_x = design(train), design(tuning)
+    best: tuple[float, int, int, Any] | None = None
+    threads = None if len(x) >= MANY_ROWS else 1
+    for depth in DEPTHS:
+        model = HistGradientBoostingClassifier(
+            max_depth=depth, max_iter=TREES, learning_rate=LEARNING_RATE, early_stopping=False, random_state=seed
+        )
+        with threadpoolctl.threadpool_limits(threads):
+            model.fit(x, train.labels)
+        for trees, found in enumerate(model.staged_predict_proba(tuning_x), start=1):
+            value = score(_all_classes(found, model.classes_, classes))
+            if best is None or value > best[0]:
+                best = value, depth, trees, model
+    assert best is not None
+    _, depth, trees, model = best
+    parameters = sum(tree.get_n_leaf_nodes() for stage in itertools.islice(model._predictors, trees) for tree in stage)
+
+    def predict(rows: Features) -> np.ndarray:
+        staged = model.staged_predict_proba(design(rows))
+        return _all_classes(next(itertools.islice(staged, trees - 1, None)), model.classes_, classes)
+
+    return Fitted(predict, parameters, {"depth": depth, "trees": trees})
+
+
+MODELS: dict[str, Callable[[Features, int, int, Score, Features], Fitted]] = {
+    "logistic_regression": fit_logistic_regression,
+    "gradient_boosting": fit_gradient_boosting,
+}
+
+
+def _moments(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column over what is there, [p] each; 0 and 1 where that says nothing."""
+    there = ~np.isnan(dense)
+    count = np.maximum(there.sum(axis=0), 1)
+    mean = np.where(there, dense, 0.0).sum(axis=0, dtype=np.float64) / count
+    variance = (np.where(there, dense - mean, 0.0) ** 2).sum(axis=0) / count
+    std = np.sqrt(variance)
+    return mean, np.where(std > 1e-6, std, 1.0)
+
+
+def _probabilities(model: Any, x: Any, classes: int) -> np.ndarray:
+    return _all_classes(model.predict_proba(x), model.classes_, classes)
+
+
+def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities with a column for every class, 0 for those that training has not seen, [n, c]."""
+    probabilities = np.zeros((len(found), classes))
+    probabilities[:, seen] = found
+    return probabilities
+
+
+# ---- Runs -----------------------------------------------------------------------------------------------------------
+
+
+def plain_config(config: Any, model: str) -> dict[str, Any]:
+    """The settings that decide a plain model's run, as they are written to config.json."""
+    sections = {name: config[name].to_dict() for name in _SECTIONS}
+    return {"method": model, "seed": config.seed, "train": {"select": config.train.select}, **sections}
+
+
+def fit_and_evaluate(config: Any, model: str, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
+    """Fits a plain model on a config's data and reports on its held-out patients; a finished run is shown again.
+
+    Args:
+      config: of a run of any method; only its data, seed, selection rule and evaluation are used.
+      model: a key of `MODELS`.
+      workdir: the run's folder.
+      verbose: whether to show progress and the table.
+
+    Returns:
+      The report, as in report.json, with `chosen` beside: what the tuning rows decided.
+
+    Raises:
+      UserError: the model is unknown, or the data or the folder cannot be used.
+    """
+    from remind_jax.training.run_folder import RunFolder
+
+    settings.validate(config)
+    if model not in MODELS:
+        raise UserError(f"unknown plain model {model!r}{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}")
+    with contextlib.closing(RunFolder(workdir, plain_config(config, model))) as folder:
+        return _run(config, model, folder, verbose)
+
+
+def _run(config: Any, model: str, folder: "RunFolder", verbose: bool) -> dict[str, Any]:
+    from remind_jax.data import dataset as datasets
+    from remind_jax.evaluation import report as reports
+    from remind_jax.runtime import progress
+
+    finished = folder.report()
+    if finished is not None:
+        if verbose:
+            print(f"{folder.path} is a finished run; its report:")
+            reports.print_table(finished)
+        return finished
+    with progress.make(0, "preparing", verbose) as bar:
+        bar.say(f"Preparing data ({config.data.source})")
+        data = datasets.load_dataset(config, bar.count)
+        bar.say(f"Fitting {model} on {data.manifest.title}: {len(data.stores['train'])} samples")
+        fitted = _fit(config, model, data)
+    with progress.make(0, "evaluating", verbose) as bar:
+        report = _report(config, model, data, fitted, folder, bar.count)
+    if verbose:
+        reports.print_table(report)
+        print(f"Report: {folder.path / 'report.html'}")
+    return report
+
+
+def _fit(config: Any, model: str, data: "Dataset") -> Fitted:
+    train, tuning = features(data, "train"), features(data, "tuning")
+    if not len(tuning.labels):
+        raise UserError(f"{model} is chosen by tuning rows, and there are none: give data.fractions a second share")
+    if len(np.unique(train.labels)) < 2:
+        raise UserError(f"{model} needs two classes among the train rows")
+    return MODELS[model](train, len(data.classes), config.seed, _score(config.train.select, tuning.labels), tuning)
+
+
+def _score(select: str, labels: np.ndarray) -> Score:
+    """What a choice by the tuning rows goes by, greater being better; `last` has no choice of its own: the loss."""
+    from remind_jax.inference.predictions import Predicted, tuning_metrics
+
+    name = "loss" if select == "last" else select
+
+    def score(probabilities: np.ndarray) -> float:
+        value = tuning_metrics(Predicted(probabilities, labels, 0.0))[name]
+        if value is None:
+            raise UserError(f"{name} cannot be computed on the tuning rows: choose another train.select")
+        return -value if name == "loss" else value
+
+    return score
+
+
+def _report(
+    config: Any,
+    model: str,
+    data: "Dataset",
+    fitted: Fitted,
+    folder: "RunFolder",
+    count: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Reads the held-out rows, once, and writes predictions and report as a run of the network does."""
+    from remind_jax.data import dataset as datasets
+    from remind_jax.data import splits
+    from remind_jax.evaluation import report as reports
+    from remind_jax.training.run_folder import config_digest
+
+    held_out = features(data, "held_out")
+    table = datasets.predictions_table(data, "held_out", fitted.predict(held_out))
+    table.write_parquet(folder.path / "predictions.parquet")
+    report = reports.build_report(
+        data=data.manifest.title,
+        method=model,
+        seed=config.seed,
+        config_digest=config_digest(plain_config(config, model)),
+        parameters=fitted.parameters,
+        predictions=table,
+        groups=data.groups,
+        resamples=config.eval.bootstrap,
+        count=count,
+        extra={
+            "chosen": fitted.chosen,
+            "classes": list(data.classes),
+            "split_digest": splits.split_digest(data.dealt),
+            "majority_accuracy": float(np.mean(held_out.labels == data.class_fractions.argmax())),
+            "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
+            "card": datasets.describe(data),
+        },
+    )
+    reports.write_html(folder.path / "report.html", report, [])
+    reports.write_json(folder.path / "report.json", report)
+    return report
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("model", "", "a key of MODELS", flag_values=values)
+    rest = cli.read_flags(values, arguments, known_only=True)
+    config, workdir = cli.parse_config(rest)
+    if not any(argument.startswith("--workdir") for argument in rest):
+        workdir = workdir.with_name(f"{cli.config_file(rest).stem}-{values.model}-seed{config.seed}")
+    fit_and_evaluate(config, values.model, workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,168 @@
+"""The HTML page of a sweep: tables in the paper's layout and plots. Nothing is loaded from elsewhere."""
+
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from remind_jax.evaluation import figures, page
+from remind_jax.evaluation.report import short_names
+from remind_jax.runtime import files
+from remind_jax.studies import tables
+from remind_jax.studies.results import TITLES, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TEMPLATE = "sweep.html.jinja"
+NAME_WIDTH, LABEL_WIDTH = 44, 20  # characters of a combination in tables and beside plots
+MOST_ROWS = 15  # combinations in the plot, the most frequent ones
+MOST_CURVES = len(figures.COLOURS)  # calibration curves in one plot
+MARKERS = "osD^vP"  # colours are used again with the next marker
+# Differences that are drawn: samples and figure.
+DRAWN = (("all", "accuracy"), ("tail", "accuracy"), ("all", "auroc"), ("tail", "auroc"))
+
+
+def write(results: Results, folder: pathlib.Path) -> None:
+    """Writes tables as CSV, Markdown and LaTeX and the page, each at once or not at all."""
+    contents = {
+        "runs.csv": tables.runs_csv(results),
+        "groups.csv": tables.groups_csv(results),
+        "differences.csv": tables.differences_csv(results),
+        "calibration.csv": tables.calibration_csv(results),
+        "table.md": tables.markdown(results),
+        "table.tex": tables.latex(results),
+        "index.html": render(results),
+    }
+    for name, text in contents.items():
+        files.write_text(folder / name, text)
+
+
+def render(results: Results) -> str:
+    """The page as one string; the same results give the same page."""
+    return page.environment(pathlib.Path(__file__).parent).get_template(TEMPLATE).render(context(results))
+
+
+def context(results: Results) -> dict[str, Any]:
+    """What the template shows."""
+    import markupsafe
+
+    declared = max((row.modalities for row in results.combinations), key=len, default=())
+    names, abbreviated = short_names((row.modalities for row in results.combinations), declared, NAME_WIDTH)
+    curves = {method: tables.calibration(results, method) for method in results.methods}
+    drawn_curves = dict(list(curves.items())[:MOST_CURVES])
+    drawings = {"combinations": accuracy_by_combination(results), "calibration": figures.reliabilities(drawn_curves)}
+    drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in DRAWN]
+    drawings |= {name: differences(results, baseline, part, figure) for name, baseline, part, figure in drawn}
+    return {
+        "results": results,
+        "synthetic": page.is_synthetic(results.data),
+        "notes": tables.notes(results),
+        "difference_note": tables.difference_note,
+        "titles": TITLES,
+        "names": dict(zip((row.label for row in results.combinations), names, strict=True)),
+        "abbreviated": abbreviated,
+        "columns": {baseline: tables.difference_columns(results, baseline) for baseline in results.differences},
+        "part_titles": tables.PART_TITLES,
+        "drawn": drawn,
+        "calibration": {method: tables.calibration_row(results, method) for method in results.methods},
+        "curves_left_out": len(curves) - len(drawn_curves),
+        "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
+        "best": tables.best,
+        "spread_text": tables.spread_text,
+        "published_text": tables.published_text,
+        "size_text": tables.size_text,
+        "p_text": tables.p_text,
+        "wins_text": tables.wins_text,
+        "several": len(results.seeds) > 1,
+    }
+
+
+# ---- Plots ----------------------------------------------------------------------------------------------------------
+
+
+def accuracy_by_combination(results: Results) -> str | None:
+    """Mean accuracy of each combination and of all samples by method, with the standard deviation over seeds."""
+    rows = [*results.combinations[:MOST_ROWS], *(row for row in results.rows if row.label == "all samples")]
+    rows = [row for row in rows if any(row.cells["accuracy"].values())]
+    if not rows:
+        return None
+    declared = max((row.modalities or () for row in rows), key=len)
+    short, _ = short_names((row.modalities or () for row in rows), declared, LABEL_WIDTH)
+    labels = [row.label if row.modalities is None else name for row, name in zip(rows, short, strict=True)]
+    marks = [f"{label} (tail)" if row.tail else label for row, label in zip(rows, labels, strict=True)]
+    step = 0.8 / max(1, len(results.methods))
+
+    def draw(axes: "Axes") -> None:
+        from matplotlib.transforms import blended_transform_factory
+
+        for i, method in enumerate(results.methods):
+            points = [(y, row.cells["accuracy"][method]) for y, row in enumerate(rows)]
+            points = [(y + step * (i - (len(results.methods) - 1) / 2), value) for y, value in points if value]
+            axes.errorbar(
+                [value.mean for _, value in points],
+                [y for y, _ in points],
+                xerr=[value.sd or 0.0 for _, value in points],
+                **_mark(i),
+                label=method,
+            )
+        look = {"frameon": False, "fontsize": figures.FONT - 1, "labelcolor": figures.INK}
+        # From the left edge of the figure, so that long names have room.
+        place = blended_transform_factory(axes.figure.transFigure, axes.transAxes)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), bbox_transform=place, ncols=2, **look)
+
+    lines = -(-len(results.methods) // 2)
+    height = 0.25 + len(rows) * max(0.28, 0.085 * len(results.methods))
+    return _svg(draw, marks, "accuracy in percent", "combinations", height, above=0.08 + 0.19 * lines)
+
+
+def differences(results: Results, baseline: str, part: str, figure: str) -> str | None:
+    """Difference of every method to a baseline in one figure, with its 95 % interval; None without any."""
+    there = [(m, results.differences[baseline].get((part, figure, m))) for m in results.methods]
+    there = [(method, value) for method, value in there if value]
+    if not there:
+        return None
+
+    def draw(axes: "Axes") -> None:
+        axes.axvline(0.0, color=figures.QUIET, linewidth=1, dashes=(3, 3))
+        for y, (_, value) in enumerate(there):
+            ends = [100 * x for x in (value.low, value.high)] if value.low is not None else [100 * value.mean] * 2
+            axes.plot(ends, [y, y], color=figures.COLOURS[0], linewidth=1.6)
+            axes.plot([100 * value.mean], [y], color=figures.COLOURS[0], marker="o", markersize=5)
+
+    return _svg(
+        draw, [method for method, _ in there], "points", f"{baseline} {part} {figure}", 0.25 + 0.28 * len(there)
+    )
+
+
+def _mark(i: int) -> dict[str, Any]:
+    """Colour and marker of the i-th method."""
+    marker = MARKERS[i // len(figures.COLOURS) % len(MARKERS)]
+    look = {"fmt": marker, "markersize": 4.5, "elinewidth": 1.0, "capsize": 0}
+    return look | {"color": figures.COLOURS[i % len(figures.COLOURS)]}
+
+
+def _svg(
+    draw: Callable[["Axes"], None], labels: Sequence[str], xlabel: str, salt: str, height: float, above: float = 0.1
+) -> str:
+    """An inline SVG of horizontal rows named by `labels`, the first at the top; `height` and `above` in inches."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(figures.style(salt)):
+        whole = height + above + 0.5
+        figure = Figure(figsize=(figures.WIDTH, whole))
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        draw(axes)
+        axes.set(xlabel=xlabel, yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=figures.GRID, linewidth=0.7)
+        axes.locator_params(axis="x", nbins=5)
+        room = (max(map(len, labels)) * figures.FONT * 0.56 + 10) / 72
+        figure.subplots_adjust(left=room / figures.WIDTH, right=0.97, bottom=0.5 / whole, top=1 - above / whole)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return figures.inline(out.getvalue())

@@ -1,0 +1,199 @@
+"""A sweep's finished runs put side by side: figures of every combination, method and seed, and what the paper has."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from remind_jax.studies import comparison
+from remind_jax.studies.comparison import Difference, Run, Spread, spread
+from remind_jax.studies.published import Figure, Published, published
+
+TITLES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "auroc": "AUROC"}
+# The summary's figures of a run.
+SUMMARY = {
+    "overall": "accuracy of the combinations weighted by their train frequency",
+    "worst": "lowest accuracy of a combination with at least 10 held-out samples",
+    "tail": "mean accuracy of the tail combinations",
+    "tail_f1": "mean macro-F1 of the tail combinations",
+    "auroc": "AUROC of all held-out samples",
+    "tail_auroc": "AUROC of the tail's samples together",
+}
+# Rows under the combinations: label, section of the report.
+WHOLES = (
+    ("all samples", "overall"),
+    ("head, pooled", "head_pooled"),
+    ("tail, pooled", "tail_pooled"),
+    ("head, mean of combinations", "head_mean"),
+    ("tail, mean of combinations", "tail_mean"),
+    ("worst combination", "worst_group"),
+)
+Cells = dict[str, dict[str, Spread | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of the paper's table.
+
+    Attributes:
+      label: a combination, or a name of `WHOLES`.
+      modalities: of the combination; None for rows over several.
+      n: held-out samples of each seed that has the combination.
+      n_train: mean number of training samples; None for rows over several combinations.
+      train_fraction: mean share of the training samples.
+      tail: whether most seeds count it to the tail; None for rows over several.
+      cells: figure -> method -> spread over seeds, in percent.
+      published: figure -> method -> the paper's figure.
+    """
+
+    label: str
+    modalities: tuple[str, ...] | None
+    n: tuple[int, ...]
+    n_train: float | None
+    train_fraction: float | None
+    tail: bool | None
+    cells: Cells
+    published: dict[str, dict[str, Figure]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything that the tables of a sweep show.
+
+    Attributes:
+      data: title of the data set.
+      methods, seeds: of the sweep; methods without a finished run are left out.
+      runs: the finished ones.
+      rows: combinations, most frequent in training first, then `WHOLES`.
+      differences: baseline -> those of `comparison.compare`, as fractions.
+      published: the paper's data set, where it is one.
+      failures: runs that failed, each with its reason.
+    """
+
+    data: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    differences: Mapping[str, Mapping[tuple[str, str, str], Difference]]
+    published: Published | None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def combinations(self) -> tuple[Row, ...]:
+        """The rows of single combinations."""
+        return tuple(row for row in self.rows if row.modalities is not None)
+
+
+def collect(
+    runs: Sequence[Run],
+    methods: Sequence[str],
+    baselines: Sequence[str],
+    *,
+    resamples: int = comparison.RESAMPLES,
+    failures: Sequence[str] = (),
+    count: Callable[[int, int], None] | None = None,
+) -> Results:
+    """Puts finished runs side by side.
+
+    Args:
+      runs: at least one, at most one a method and seed.
+      methods: in the order of the columns.
+      baselines: of the differences, at least one.
+      resamples: bootstrap replicates.
+      failures: of runs that failed, for the notes.
+      count: called with how many runs have their replicates, and of how many.
+    """
+    there = tuple(method for method in methods if any(run.method == method for run in runs))
+    paper = published(runs[0].report["data"])
+    rows = (*_combination_rows(runs, there, paper), *_whole_rows(runs, there, paper))
+    parts = (*comparison.WHOLES, *comparison.large_combinations(runs))
+    replicates = comparison.Replicates(runs, chosen=parts, resamples=resamples)  # what costs, once for all baselines
+    if len(there) > 1:  # else nothing is compared
+        for done, run in enumerate(runs, 1):
+            replicates.figures(run.method, run.seed)
+            if count:
+                count(done, len(runs))
+    differences = {b: comparison.compare(runs, there, b, parts, replicates=replicates) for b in baselines}
+    seeds = tuple(sorted({run.seed for run in runs}))
+    data = runs[0].report["data"]
+    return Results(data, there, seeds, tuple(runs), rows, differences, paper, tuple(failures))
+
+
+def _combination_rows(runs: Sequence[Run], methods: Sequence[str], paper: Published | None) -> list[Row]:
+    found: dict[str, list[tuple[Run, Mapping[str, Any]]]] = {}
+    for run in runs:
+        for row in run.report["groups"]:
+            found.setdefault(row["group"], []).append((run, row))
+    rows = []
+    for name, entries in found.items():
+        by_seed = {run.seed: row for run, row in entries}  # the split is the seed's, whatever the method
+        shares = [row["train_fraction"] for row in by_seed.values()]
+        cells = {
+            figure: {m: _spread([row[figure] for run, row in entries if run.method == m]) for m in methods}
+            for figure in TITLES
+        }
+        modalities = tuple(entries[0][1]["modalities"])
+        rows.append(
+            Row(
+                name,
+                modalities,
+                tuple(row["n"] for row in by_seed.values()),
+                sum(row["n_train"] for row in by_seed.values()) / len(by_seed),
+                sum(shares) / len({run.seed for run in runs}),
+                2 * sum(row["tail"] for row in by_seed.values()) >= len(by_seed),
+                cells,
+                _published(paper, methods, modalities),
+            )
+        )
+    return sorted(rows, key=lambda row: (-(row.train_fraction or 0.0), row.label))
+
+
+def _whole_rows(runs: Sequence[Run], methods: Sequence[str], paper: Published | None) -> list[Row]:
+    rows = []
+    for label, section in WHOLES:
+        cells = {
+            figure: {m: _spread([run.report[section][figure] for run in runs if run.method == m]) for m in methods}
+            for figure in TITLES
+        }
+        by_seed = {run.seed: run.report for run in runs}
+        n = tuple(
+            _size(report, section) for report in by_seed.values() if not section.endswith(("mean", "worst_group"))
+        )
+        beside = _published(paper, methods, None) if section == "overall" else {}
+        rows.append(Row(label, None, n, None, None, None, cells, beside))
+    return rows
+
+
+def _size(report: Mapping[str, Any], section: str) -> int:
+    return report["n"] if section == "overall" else report[section]["n"]
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    return spread(None if value is None else 100.0 * value for value in values)
+
+
+def _published(
+    paper: Published | None, methods: Sequence[str], modalities: Sequence[str] | None
+) -> dict[str, dict[str, Figure]]:
+    if paper is None:
+        return {}
+    found = {
+        figure: {m: value for m in methods if (value := paper.figure(m, modalities, figure)) is not None}
+        for figure in TITLES
+    }
+    return {figure: values for figure, values in found.items() if values}
+
+
+def run_figures(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """The summary's figures of one run in percent, from its report; None where the report has none."""
+    groups = [row for row in report["groups"] if row["accuracy"] is not None and row["train_fraction"] > 0]
+    covered = sum(row["train_fraction"] for row in groups)
+    values = {
+        "overall": sum(row["train_fraction"] * row["accuracy"] for row in groups) / covered if covered else None,
+        "worst": report["worst_group"]["accuracy"],
+        "tail": report["tail_mean"]["accuracy"],
+        "tail_f1": report["tail_mean"]["macro_f1"],
+        "auroc": report["overall"]["auroc"],
+        "tail_auroc": report["tail_pooled"]["auroc"],
+    }
+    return {name: None if value is None else 100.0 * value for name, value in values.items()}

@@ -1,0 +1,351 @@
+"""Tables of a sweep in the paper's layout: a row a combination, a column a method; CSV, Markdown and LaTeX.
+
+All figures are in percent: mean ± sample standard deviation (ddof 1) over seeds. Where the data are one of the paper's
+data sets, or its twin, the published figure of the method stands behind ours in brackets.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from remind_jax.evaluation import metrics
+from remind_jax.studies import comparison
+from remind_jax.studies.comparison import Difference, Spread, spread
+from remind_jax.studies.published import Figure
+from remind_jax.studies.results import SUMMARY, TITLES, WHOLES, Results, Row, run_figures
+
+PART_TITLES = {"all": "all samples", "head": "head, pooled", "tail": "tail, pooled"}
+
+# ---- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def runs_csv(results: Results) -> str:
+    """One row a run: the summary's figures, then those of all samples, in percent."""
+    overall = ("accuracy", "macro_f1", "auprc", "ece")
+    rows = [
+        {"method": run.method, "seed": run.seed}
+        | run_figures(run.report)
+        | {name: _percent(run.report["overall"][name]) for name in overall}
+        | {"n": run.report["n"], "parameters": run.report["parameters"]}
+        for run in results.runs
+    ]
+    return _csv(["method", "seed", *SUMMARY, *overall, "n", "parameters"], rows)
+
+
+def groups_csv(results: Results) -> str:
+    """One row a combination (or whole), figure and method: mean, sd and the published figure in percent."""
+    rows = []
+    for row in results.rows:
+        for figure, cells in row.cells.items():
+            for method, value in cells.items():
+                beside = row.published.get(figure, {}).get(method)
+                rows.append(
+                    {
+                        "samples": row.label,
+                        "tail": "" if row.tail is None else int(row.tail),
+                        "train_fraction": row.train_fraction,
+                        "n_train": row.n_train,
+                        "n": sum(row.n) / len(row.n) if row.n else "",
+                        "figure": figure,
+                        "method": method,
+                        "mean": value and value.mean,
+                        "sd": value and value.sd,
+                        "seeds": value.n if value else 0,
+                        "published_mean": beside and beside.mean,
+                        "published_sd": beside and beside.sd,
+                    }
+                )
+    return _csv(list(rows[0]), rows)
+
+
+def differences_csv(results: Results) -> str:
+    """One row a baseline, method, figure and set of samples: the paired difference to the baseline in points.
+
+    Samples are those of `comparison.WHOLES` and the combinations that are large enough for a bootstrap.
+    """
+    rows = []
+    for baseline, found in results.differences.items():
+        for (part, figure, method), value in found.items():
+            points = {name: _percent(getattr(value, name)) for name in ("mean", "low", "high", "sd")}
+            rest = {name: getattr(value, name) for name in ("p", "p_holm", "p_seeds", "wins", "n")}
+            rows.append({"samples": part, "figure": figure, "method": method, "baseline": baseline} | points | rest)
+    names = ["samples", "figure", "method", "baseline", *Difference._fields]
+    return _csv(names, rows)
+
+
+def calibration(results: Results, method: str) -> list[dict[str, Any]]:
+    """The reliability curve (see `metrics.reliability`) of a method over the held-out samples of all its seeds."""
+    labels, probabilities = [], []
+    for run in results.runs:
+        if run.method == method:
+            names = sorted((x for x in run.predictions.columns if x[:2] == "p_" and x[2:].isdigit()), key=_class_of)
+            labels.append(run.predictions["label"].to_numpy().astype(np.int64))
+            probabilities.append(run.predictions.select(names).to_numpy().astype(np.float64))
+    return metrics.reliability(np.concatenate(labels), np.concatenate(probabilities))
+
+
+def _class_of(column: str) -> int:
+    return int(column.removeprefix("p_"))
+
+
+def calibration_row(results: Results, method: str) -> dict[str, Spread | None]:
+    """Spread over seeds, in percent, of `confidence` (mean), `accuracy` and `ece` of a method."""
+    reports = [run.report for run in results.runs if run.method == method]
+    curves = [report["calibration"] for report in reports]
+    sure = [sum(b["n"] * b["confidence"] for b in c) / sum(b["n"] for b in c) if c else None for c in curves]
+    found = {"confidence": sure, **{name: [r["overall"][name] for r in reports] for name in ("accuracy", "ece")}}
+    return {name: spread(_percent(value) for value in values) for name, values in found.items()}
+
+
+def calibration_csv(results: Results) -> str:
+    """One row a method and bin of its reliability curve."""
+    rows = [{"method": method} | b for method in results.methods for b in calibration(results, method)]
+    return _csv(["method", "low", "high", "n", "confidence", "accuracy"], rows)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100.0 * value
+
+
+def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+# ---- Text -----------------------------------------------------------------------------------------------------------
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader must know of the tables, a sentence or two each."""
+    first, *others = results.seeds
+    if others:
+        seeds = ", ".join(map(str, results.seeds))
+        said = [
+            f"Mean ± sample standard deviation over seeds {seeds}, in percent; a seed sets split, initial weights and "
+            "order. Bold: highest mean of a row. n: held-out samples of a seed."
+        ]
+    else:
+        said = [
+            f"In percent, of one seed ({first}), so that nothing is known of the chance in split, initial weights and "
+            "order: run more seeds before you believe a difference. Bold: highest of a row. n: held-out samples."
+        ]
+    if results.published:
+        name = results.published.dataset
+        if results.published.twin:
+            said.append(
+                f"These data are a synthetic twin of {name}. Figures in brackets are the paper's on the real {name}; "
+                "the two cannot be compared, only how methods rank in each."
+            )
+        else:
+            said.append(
+                f"Figures in brackets are the paper's on {name}, whose split and cohort are not public: they are not "
+                "those of these runs."
+            )
+    if missing := _incomplete(results):
+        said.append(f"Fewer seeds than the others: {missing}.")
+    said += [f"Failed: {failure}." for failure in results.failures]
+    return said
+
+
+def difference_note(results: Results, baseline: str) -> str:
+    """How the differences to a baseline are drawn."""
+    several = len(results.seeds) > 1
+    drawn = (
+        "patients (jointly for all methods and seeds) and seeds" if several else "patients (jointly for all methods)"
+    )
+    ending = "; seeds with a gain." if several else ". The chance of training is not in the interval."
+    return (
+        f"Difference to {baseline} on the same held-out samples, in points, with the 95 % interval of a bootstrap that "
+        f"draws {drawn}; p of the same bootstrap, two-sided, Holm-corrected over methods{ending}"
+    )
+
+
+def _incomplete(results: Results) -> str:
+    counts = {method: sum(run.method == method for run in results.runs) for method in results.methods}
+    return ", ".join(f"{method} ({n})" for method, n in counts.items() if n < max(counts.values()))
+
+
+def size_text(n: Sequence[int]) -> str:
+    """Sizes over seeds: one number, or the smallest and the largest."""
+    if not n:
+        return ""
+    return f"{min(n):,}" if min(n) == max(n) else f"{min(n):,}–{max(n):,}"
+
+
+def best(row: Row, figure: str) -> set[str]:
+    """Methods with the highest mean of a row, to the digit printed; none where there is only one method."""
+    means = {m: round(value.mean, 1) for m, value in row.cells[figure].items() if value}
+    return {m for m, mean in means.items() if mean == max(means.values())} if len(means) > 1 else set()
+
+
+def spread_text(value: Spread | None, plus_minus: str = " ± ") -> str:
+    """Mean ± sd with one digit; `-` for None."""
+    if value is None:
+        return "-"
+    return f"{value.mean:.1f}" if value.sd is None else f"{value.mean:.1f}{plus_minus}{value.sd:.1f}"
+
+
+def published_text(value: Figure | None, plus_minus: str = " ± ") -> str:
+    """The paper's figure in brackets, or nothing."""
+    return "" if value is None else f"[{spread_text(Spread(value.mean, value.sd, 3), plus_minus)}]"
+
+
+def p_text(p: float | None) -> str:
+    """A p-value with three digits."""
+    return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def difference_text(value: Difference | None) -> str:
+    """Difference in points with interval, corrected p and, of several seeds, wins; `-` for None."""
+    if value is None:
+        return "-"
+    interval = "" if value.low is None else f"{100 * value.low:+.1f} to {100 * value.high:+.1f}; "
+    return f"{100 * value.mean:+.1f} ({interval}p {p_text(value.p_holm)}{wins_text(value)})"
+
+
+def wins_text(value: Difference) -> str:
+    """How many seeds gain, of how many; nothing for one seed."""
+    return f"; {value.wins}/{value.n}" if value.n > 1 else ""
+
+
+def markdown(results: Results, most_rows: int = 0) -> str:
+    """All tables as Markdown.
+
+    Args:
+      results: of `collect`.
+      most_rows: combinations shown a table; 0 is all.
+    """
+    lines = [f"# {results.data}", "", *(f"- {note}" for note in notes(results)), "", "## Summary", ""]
+    lines += summary(results)
+    for figure, title in TITLES.items():
+        lines += ["", f"## {title} by combination", "", *_figure_table(results, figure, most_rows)]
+    for baseline, found in results.differences.items():
+        if found:
+            lines += ["", f"## Differences to `{baseline}`", "", difference_note(results, baseline), ""]
+            lines += _difference_table(results, baseline)
+    return "\n".join(lines) + "\n"
+
+
+def summary(results: Results) -> list[str]:
+    """Lines of the table with a method a row."""
+    lines = head(["method", "runs", *SUMMARY], numeric_from=1)
+    for method in results.methods:
+        runs = [run_figures(run.report) for run in results.runs if run.method == method]
+        cells = [spread_text(spread(run[name] for run in runs)) for name in SUMMARY]
+        lines.append(line([method, str(len(runs)), *cells]))
+    return [*lines, "", *(f"- {name}: {meaning}, in percent" for name, meaning in SUMMARY.items())]
+
+
+def _figure_table(results: Results, figure: str, most_rows: int) -> list[str]:
+    lines = head(["combination", "", "n", *results.methods], numeric_from=2)
+    rows = results.combinations
+    hidden = len(rows) - most_rows if most_rows and len(rows) > most_rows else 0
+    for row in (*rows[: len(rows) - hidden], *results.rows[len(rows) :]):
+        top = best(row, figure)
+        cells = []
+        for method in results.methods:
+            text = spread_text(row.cells[figure][method])
+            text = f"**{text}**" if method in top else text
+            cells.append(" ".join(filter(None, [text, published_text(row.published.get(figure, {}).get(method))])))
+        lines.append(line([_escape_markdown(row.label), "tail" if row.tail else "", size_text(row.n), *cells]))
+    return lines if not hidden else [*lines, "", f"{hidden} rarer combinations are in table.md."]
+
+
+def difference_columns(results: Results, baseline: str) -> list[tuple[str, str]]:
+    """Samples and figures that a table of differences to this baseline has columns for."""
+    columns = [(part, figure) for part in comparison.WHOLES for figure in TITLES]
+    return [key for key in columns if any((*key, m) in results.differences[baseline] for m in results.methods)]
+
+
+def _difference_table(results: Results, baseline: str) -> list[str]:
+    columns = difference_columns(results, baseline)
+    lines = head(["method", *(f"{PART_TITLES[part]}: {TITLES[figure]}" for part, figure in columns)], numeric_from=1)
+    for method in results.methods:
+        if method != baseline:
+            cells = [difference_text(results.differences[baseline].get((*key, method))) for key in columns]
+            lines.append(line([method, *cells]))
+    return lines
+
+
+def head(names: Sequence[str], numeric_from: int) -> list[str]:
+    """The two lines that a table in Markdown begins with; columns from `numeric_from` on are set to the right."""
+    return [line(names), "|" + "".join("---|" if i < numeric_from else "---:|" for i in range(len(names)))]
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape_markdown(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+# ---- LaTeX ----------------------------------------------------------------------------------------------------------
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def escape_latex(text: str) -> str:
+    """Text with the characters that LaTeX takes for commands written out."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def latex(results: Results) -> str:
+    """A table environment for each figure and each baseline of differences; needs packages booktabs and graphicx."""
+    parts = ["% \\usepackage{booktabs,graphicx}"]
+    for figure, title in TITLES.items():
+        caption = f"{title} on {results.data}. {' '.join(notes(results))}"
+        parts.append(
+            _latex_table(caption, f"tab:{figure}", "llr" + "r" * len(results.methods), _latex_rows(results, figure))
+        )
+    for baseline, found in results.differences.items():
+        if found:
+            caption = f"{difference_note(results, baseline)} Data: {results.data}."
+            lines = _difference_table(results, baseline)
+            cells = [[cell.strip() for cell in text.strip("| ").split(" | ")] for text in lines]
+            rows = [" & ".join(map(escape_latex, row)) for i, row in enumerate(cells) if i != 1]
+            parts.append(_latex_table(caption, f"tab:differences:{baseline}", "l" + "r" * (len(cells[0]) - 1), rows))
+    return "\n\n".join(parts).replace("±", r"$\pm$").replace("–", "--") + "\n"
+
+
+def _latex_rows(results: Results, figure: str) -> list[str]:
+    rows = [" & ".join(["Combination", "", "$n$", *map(escape_latex, results.methods)])]
+    for row in results.rows:
+        top = best(row, figure)
+        cells = []
+        for method in results.methods:
+            text = spread_text(row.cells[figure][method])
+            text = f"\\textbf{{{text}}}" if method in top else text
+            cells.append(" ".join(filter(None, [text, published_text(row.published.get(figure, {}).get(method))])))
+        text = " & ".join([escape_latex(row.label), "tail" if row.tail else "", size_text(row.n), *cells])
+        rows.append(f"\\midrule\n{text}" if row.label == WHOLES[0][0] else text)
+    return rows
+
+
+def _latex_table(caption: str, label: str, columns: str, rows: Sequence[str]) -> str:
+    body = " \\\\\n".join(rows[1:])
+    return "\n".join(
+        [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{escape_latex(caption)}}}",
+            f"\\label{{{label}}}",
+            "\\resizebox{\\linewidth}{!}{%",
+            f"\\begin{{tabular}}{{{columns}}}",
+            "\\toprule",
+            f"{rows[0]} \\\\",
+            "\\midrule",
+            f"{body} \\\\",
+            "\\bottomrule",
+            "\\end{tabular}}",
+            "\\end{table}",
+        ]
+    )

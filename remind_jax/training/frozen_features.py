@@ -1,0 +1,339 @@
+"""Features of frozen encoders, computed once over the data instead of at every step of stage 2.
+
+That the same sample always gives the same features is what this rests on: the data path has no augmentation, batch
+norms of frozen encoders use their running statistics, and `train.frozen_dropout` is off. What follows a frozen trunk, a
+map into the fusion width, is trained and runs at every step. A modality that a sample lacks takes no space.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remind_jax.data import builder, pipeline
+from remind_jax.data import dataset as datasets
+from remind_jax.errors import UserError
+from remind_jax.models.encoders import registry
+from remind_jax.models.model import STORED, Network, Params
+from remind_jax.runtime import files, processes, progress
+from remind_jax.training.step import Stage
+
+KINDS = ("auto", "off", "memory", "device", "disk")
+DTYPES = {"bfloat16": np.dtype(jnp.bfloat16), "float32": np.dtype(np.float32)}
+SPLITS = ("train", "tuning")
+_VERSION = "1"
+_PAYS_FROM = 2.0  # epochs of a stage: filling costs about one
+_FREE = 0.5  # share of the free device memory that features may take
+
+Say = Callable[[str], None]
+Pieces = Iterator[tuple[str, np.ndarray]]
+
+
+class _Kept(NamedTuple):
+    """One modality of a split: the rows that have it [k, ...] and where each sample's is [n]; k for none."""
+
+    values: Any
+    index: np.ndarray
+
+    def take(self, positions: np.ndarray) -> Any:
+        """The rows of samples [b, ...], zeros where the modality is missing."""
+        where = self.index[positions]
+        if isinstance(self.values, jax.Array):
+            return _gather(self.values, where)
+        rows = np.asarray(self.values).take(np.minimum(where, len(self.values) - 1), axis=0)
+        rows[where == len(self.values)] = 0
+        return rows
+
+
+@jax.jit
+def _gather(values: jax.Array, where: jax.Array) -> jax.Array:
+    return values.at[where].get(mode="fill", fill_value=0)
+
+
+class FeatureStore:
+    """A split whose frozen encoders have run: batches hold features, under `STORED`, in place of their inputs."""
+
+    def __init__(self, columns: pipeline.Batch, kept: Mapping[str, _Kept]):
+        self._columns, self._kept = columns, kept
+
+    def __len__(self) -> int:
+        return len(self._columns["row"])
+
+    def take(self, positions: np.ndarray) -> pipeline.Batch:
+        batch = {name: column.take(positions, axis=0) for name, column in self._columns.items()}
+        return batch | {name: kept.take(positions) for name, kept in self._kept.items()}
+
+
+class _Layout(NamedTuple):
+    """What is kept of one modality of one split: under which name, of which samples [n], and as what."""
+
+    key: str
+    present: np.ndarray
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def rows(self) -> int:
+        return max(1, int(self.present.sum()))  # a file cannot be mapped that is empty
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * math.prod(self.shape) * self.dtype.itemsize
+
+
+@contextlib.contextmanager
+def stores_of(
+    config: Any, stage: Stage, network: Network, params: Params, data: datasets.Dataset, bar: progress.Silent
+) -> Iterator[Mapping[str, pipeline.Store]]:
+    """The stores that a stage reads: those of the data, or with the features of encoders that rest in it.
+
+    Args:
+      config: of the run.
+      stage: to be run.
+      network: a single one.
+      params: its parameters; those of resting encoders do not change in the stage.
+      data: the data set.
+      bar: to show.
+
+    Raises:
+      UserError: the features cannot be written.
+    """
+    trunks = _trunks(config, stage, data)
+    layouts = {split: _layouts(config, network, params, data, split, trunks) for split in SPLITS} if trunks else {}
+    needed = sum(one.nbytes for split in layouts.values() for one in split.values())
+    # Features are rounded: either all processes keep them or none.
+    kind = processes.from_first(lambda: _kind(config, needed, bar.say))
+    if kind == "off" or not layouts:
+        yield data.stores
+        return
+    folder, stores = pathlib.Path(), {}
+    if kind == "disk":
+        folder = _cache(config) / f"features-{_digest(config, params, data, trunks)[:16]}"
+    for split, layout in layouts.items():
+
+        def encode(split: str = split, layout: Mapping[str, _Layout] = layout) -> Pieces:
+            bar.say(f"Encoding the {split} rows once for stage {stage.name}: {_size(layout)} {_WHERE[kind]}")
+            return _encoded(config, network, params, data.stores[split], layout, bar)
+
+        arrays = _from_disk(folder / split, layout, encode, bar.say) if kind == "disk" else _in_memory(layout, encode())
+        arrays = jax.device_put(arrays) if kind == "device" else arrays
+        kept = {one.key: _Kept(arrays[name], _index(one.present)) for name, one in layout.items()}
+        stores[split] = FeatureStore(_columns(data, split), kept)
+    yield {**data.stores, **stores}
+    # Reached when the stage has ended. Trained encoders never come again as they were at its start.
+    if kind == "disk" and stage.start > 0:
+        processes.wait()  # for those that still read them
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_WHERE = {"memory": "in memory", "device": "in device memory", "disk": "on disk"}
+
+
+def _trunks(config: Any, stage: Stage, data: datasets.Dataset) -> list[str]:
+    """The modalities whose features are kept; none when that is not wanted or would not pay."""
+    choice = config.train.feature_cache
+    if choice == "off" or not stage.rests or config.ensemble > 1:
+        return []
+    epochs = (stage.stop - stage.start) * config.train.batch_size / max(1, len(data.stores["train"]))
+    # By the length of the stage, not by what is left of it: a resumed run must see the same numbers.
+    if choice == "auto" and epochs < _PAYS_FROM:
+        return []
+    return [name for name, spec in data.inputs.items() if registry.has_trunk(spec.kind)]
+
+
+def _layouts(
+    config: Any, network: Network, params: Params, data: datasets.Dataset, split: str, trunks: list[str]
+) -> dict[str, _Layout]:
+    presence, layouts = data.manifest.presence[data.rows(split)], {}
+    for i, (name, spec) in enumerate(data.inputs.items()):
+        if name in trunks:
+            example = jax.ShapeDtypeStruct((1, *spec.shape), _input_dtype(spec.kind))
+            shape = jax.eval_shape(lambda p, x, name=name: network.features(p, name, x), params, example).shape[1:]
+            layouts[name] = _Layout(STORED + name, presence[:, i], shape, DTYPES[config.train.feature_dtype])
+        else:
+            layouts[name] = _Layout(name, presence[:, i], spec.shape, np.dtype(np.float32))
+    return layouts
+
+
+def _input_dtype(kind: str) -> type:
+    return np.uint8 if kind in ("image", "volume") else np.int32
+
+
+def _size(layout: Mapping[str, _Layout]) -> str:
+    return f"{sum(one.nbytes for one in layout.values()) / 2**20:,.1f} MiB"
+
+
+def _kind(config: Any, needed: int, say: Say) -> str:
+    """Where `needed` bytes go."""
+    choice = config.train.feature_cache
+    if choice != "auto" or not needed:
+        return choice
+    devices = jax.local_devices()[: config.devices or None]
+    alone = len(devices) == jax.process_count() == 1
+    memory = devices[0].memory_stats() if alone and devices[0].platform != "cpu" else None
+    if memory and needed <= _FREE * (memory["bytes_limit"] - memory["bytes_in_use"]):
+        return "device"
+    if needed <= config.data.memory_gib * 2**30:
+        return "memory"
+    cache = _cache(config)
+    cache.mkdir(parents=True, exist_ok=True)
+    if needed <= shutil.disk_usage(cache).free:
+        return "disk"
+    say(f"no space in {cache} for {needed / 2**30:.1f} GiB of features: encoders run at every step")
+    return "off"
+
+
+def _cache(config: Any) -> pathlib.Path:
+    return pathlib.Path(config.data.cache or datasets.DEFAULT_CACHE).expanduser()
+
+
+def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
+    """What a batch holds besides modalities, of all rows."""
+    rows = data.rows(split)
+    presence = data.manifest.presence[rows]
+    columns = {"present": presence, "group": data.groups.index(presence), "label": data.manifest.labels[rows]}
+    return columns | {"row": rows.astype(np.int32)}
+
+
+def _index(present: np.ndarray) -> np.ndarray:
+    """Where the row of each sample is among those that are kept; behind the last for a sample without."""
+    return np.where(present, np.cumsum(present) - 1, max(1, present.sum()))
+
+
+def _encoded(
+    config: Any,
+    network: Network,
+    params: Params,
+    store: pipeline.Store,
+    layout: Mapping[str, _Layout],
+    bar: progress.Silent,
+) -> Pieces:
+    """Name and next rows of modalities, those of samples that lack them left out."""
+    size = config.train.batch_size
+    encode, weights = jax.jit(network.features, static_argnums=1), jax.device_put(params)
+    waiting: dict[str, np.ndarray] = {}
+
+    def run(name: str, inputs: np.ndarray) -> tuple[str, np.ndarray]:
+        # Always as many rows, so that there is one program.
+        padded = np.zeros((size, *inputs.shape[1:]), inputs.dtype)
+        padded[: len(inputs)] = inputs
+        return name, np.asarray(encode(weights, name, padded))[: len(inputs)]
+
+    with bar.below(-(-len(store) // size), "encoding") as counted:
+        for done, batch in enumerate(pipeline.eval_batches(store, size, threads=config.train.threads)):
+            counted.advance(done)
+            here = (batch["weight"] > 0)[:, None] & batch["present"]
+            for i, (name, one) in enumerate(layout.items()):
+                inputs = batch[name][here[:, i]]
+                if one.key == name:
+                    yield name, inputs
+                    continue
+                inputs = np.concatenate([waiting[name], inputs]) if name in waiting else inputs
+                if len(inputs) >= size:
+                    yield run(name, inputs[:size])
+                    inputs = inputs[size:]
+                waiting[name] = inputs
+    for name, inputs in waiting.items():
+        if len(inputs):
+            yield run(name, inputs)
+
+
+def _in_memory(layout: Mapping[str, _Layout], pieces: Pieces) -> dict[str, np.ndarray]:
+    arrays = {name: np.zeros((one.rows, *one.shape), one.dtype) for name, one in layout.items()}
+    _fill(arrays, pieces)
+    return arrays
+
+
+def _fill(arrays: Mapping[str, np.ndarray], pieces: Pieces) -> None:
+    done = dict.fromkeys(arrays, 0)
+    for name, rows in pieces:
+        arrays[name][done[name] : done[name] + len(rows)] = rows
+        done[name] += len(rows)
+
+
+# ---- On disk --------------------------------------------------------------------------------------------------------
+
+
+def _digest(config: Any, params: Params, data: datasets.Dataset, trunks: list[str]) -> str:
+    """Sha256 of everything that features depend on: data, splits, preprocessing, encoders, and how they are stored."""
+    options = {key: value for key, value in config.model.items() if key != "encoder_dropout"}
+    described = {
+        "version": _VERSION,
+        "data": data.manifest.digest,
+        "preprocessor": data.preprocessor.to_dict(),
+        "model": options,
+        "dtype": config.train.feature_dtype,
+    }
+    sha = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for split in SPLITS:
+        rows = data.rows(split)
+        sha.update(rows.astype("<i8").tobytes())
+        sha.update(np.packbits(data.manifest.presence[rows]).tobytes())
+    starts = tuple(f"encoders/{name}/" for name in trunks)
+    for path in sorted(path for path in params if path.startswith(starts) and "/adapter/" not in path):
+        value = np.asarray(params[path])
+        sha.update(f"{path} {value.dtype} {value.shape}".encode())
+        sha.update(np.ascontiguousarray(value).tobytes())
+    return sha.hexdigest()
+
+
+def _from_disk(
+    folder: pathlib.Path, layout: Mapping[str, _Layout], encode: Callable[[], Pieces], say: Say
+) -> dict[str, np.ndarray]:
+    """The files of a folder, mapped into memory; of several processes that want them the first makes them."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with builder.lock(folder.parent / f"{folder.name}.lock") as alone:
+            if alone:
+                builder.remove_leftovers(folder.parent, folder.name)
+            if not _is_whole(folder, say):
+                _write(folder, layout, encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot keep features in {folder.parent} ({error.strerror or error}): set data.cache to a folder that "
+            "can be written and has space, or train.feature_cache=off"
+        ) from error
+    files = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in layout}
+    return {name: files[name].view(one.dtype) for name, one in layout.items()}
+
+
+def _write(folder: pathlib.Path, layout: Mapping[str, _Layout], pieces: Pieces) -> None:
+    """Writes to a temporary folder, which is renamed when it is whole."""
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    try:
+        arrays = {}
+        for name, one in layout.items():
+            # Numpy's files know no bfloat16: its bits are stored.
+            kind = np.uint16 if one.dtype == DTYPES["bfloat16"] else one.dtype
+            shape = (one.rows, *one.shape)
+            mapped = np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
+            arrays[name] = mapped.view(one.dtype)
+        _fill(arrays, pieces)
+        for array in arrays.values():
+            array.flush()
+        (temporary / files.SUMS).write_text(files.sums(temporary), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(folder: pathlib.Path, say: Say) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        whole = (folder / files.SUMS).read_text(encoding="utf-8") == files.sums(folder)
+    except (OSError, UnicodeDecodeError):
+        whole = False
+    if not whole:
+        say(f"the features in {folder} are damaged: they are made anew")
+    return whole

@@ -1,0 +1,622 @@
+"""Training and evaluation of one method on one data set, in two stages: all weights jointly, then routers by group."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from remind_jax import settings
+from remind_jax.data import dataset as datasets
+from remind_jax.data import pipeline, samplers, splits
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.preprocess import InputSpec
+from remind_jax.errors import NotFiniteError, UserError
+from remind_jax.evaluation import report as reports
+from remind_jax.inference.predictions import (
+    Predicted,
+    adjust_prior,
+    choose_prior_power,
+    logit_offset,
+    make_predict,
+    tuning_metrics,
+)
+from remind_jax.models.model import Network, Params, ensemble_of, is_statistic, load_pretrained, make_network
+from remind_jax.objectives import logit_adjust
+from remind_jax.runtime import devices, processes, profiling, progress
+from remind_jax.runtime.signals import Signals, Stopped
+from remind_jax.training import frozen_features, row_adamw
+from remind_jax.training import optimizer as states
+from remind_jax.training.checkpoint import Checkpoints, host_copy
+from remind_jax.training.run_folder import RunFolder, config_digest
+from remind_jax.training.step import Stage, make_dro, make_loss, make_step, objective_counts, plan_stages
+
+# Weights are drawn once: at this level XLA compiles in half the time, and the numbers are the same.
+_QUICK = {"xla_backend_optimization_level": 1}
+GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate that decides nothing
+
+
+@dataclasses.dataclass
+class Cursor:
+    """Where a run stands, besides its arrays.
+
+    Attributes:
+      stage: number of the stage.
+      best: best tuning value in it.
+      waited: evaluations since.
+      ended: whether the stage ended early.
+      sums, counted: sums of metrics over the steps since the last record of metrics.jsonl, and how many these are.
+      rejected: steps since that record that were not finite.
+      in_a_row, blamed: rejected steps since the last good one, and their combinations.
+    """
+
+    stage: int = 0
+    best: float | None = None
+    waited: int = 0
+    ended: bool = False
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    counted: int = 0
+    rejected: int = 0
+    in_a_row: int = 0
+    blamed: list[str] = dataclasses.field(default_factory=list)
+
+
+def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
+    """The weights that a run starts from, on the host: random ones, and published ones where `config.pretrained` says.
+
+    Raises:
+      UserError: a published file cannot be used.
+    """
+    init = jax.jit(network.init, compiler_options=_QUICK)
+    params = host_copy(init(jax.random.key(config.seed)))
+    sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
+    one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
+    published = load_pretrained(settings.model_spec(config), inputs, sources, one)
+    return params | {path: np.broadcast_to(x, np.shape(params[path])) for path, x in published.items()}
+
+
+# ---- The loop -------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """One run: its data, network and folder, and the loop over stages and steps."""
+
+    def __init__(
+        self,
+        config: Any,
+        data: datasets.Dataset,
+        folder: RunFolder,
+        network: Network | None = None,
+        stages: Sequence[Stage] = (),
+        signals: Signals | None = None,
+    ):
+        """Plans a run.
+
+        Args:
+          config: its settings.
+          data: its data set.
+          folder: where records go.
+          network: instead of the one that the config describes; a single one.
+          stages: instead of those that the config describes.
+          signals: that ask it to stop.
+
+        Raises:
+          UserError: the settings do not fit the data.
+        """
+        self.config, self.data, self.folder = config, data, folder
+        self.signals = signals or Signals()
+        if not len(data.stores["tuning"]) and config.train.select != "last":
+            raise UserError("there are no tuning rows to choose weights by: set train.select=last")
+        if not len(data.stores["tuning"]) and config.eval.adjust_prior != "none":
+            raise UserError("there are no tuning rows to adjust the class prior by: set eval.adjust_prior=none")
+        self.groups = data.groups
+        if network is None:
+            network = make_network(settings.model_spec(config), data.inputs, len(self.groups), len(data.classes))
+        self.single = network
+        self.network = ensemble_of(self.single, config.ensemble)
+        self.train_store = data.stores["train"]
+        kinds = {name: spec.kind for name, spec in data.inputs.items()}
+        self.stages = list(stages) or plan_stages(config, len(self.train_store), kinds)
+        self.steps = self.stages[-1].stop
+        objective = config.objective
+        prior = (objective.prior, objective.prior_mode, objective.prior_tau, data.label_counts)
+        self.offset = logit_adjust.train_offset(*prior, objective.prior_smoothing)
+        self.predict = make_predict(self.network, config.eval.batch_size, logit_offset(config, data.label_counts))
+        self.devices = devices.choose_devices(config.devices, config.train.batch_size)
+        self.agreement = devices.Agreement(self.devices)
+        if jax.process_count() > 1 and config.expert_devices > 1:
+            raise UserError(f"expert_devices={config.expert_devices} are devices of one process, here are several")
+        if len(self.devices) % config.expert_devices:
+            raise UserError(
+                f"expert_devices={config.expert_devices} does not divide {len(self.devices)} devices: set devices"
+            )
+        if config.sampler == "group_pairs" and config.parallel == "pmap":
+            _check_pairs(config.train.batch_size, len(self.devices))
+        self.fair_batch: samplers.FairBatch | None = None
+        self.order = self._order()
+        self.loss = make_loss(config, data.class_fractions)
+        self.counts = objective_counts(config, data.label_counts)
+        self.dro = make_dro(config, self.counts)
+        self.by_rows = row_adamw.only_of_batch(config, len(self.groups))
+
+    def _order(self) -> samplers.Order:
+        """The order of training samples; with FairBatch under the shares at the start."""
+        config, rows = self.config, self.data.rows("train")
+        presence = self.data.manifest.presence[rows]
+        groups = self.groups.index(presence)
+        if config.sampler == "shuffled":
+            return samplers.shuffled(config.seed, len(rows))
+        if config.sampler == "most_modalities_first":
+            return samplers.most_modalities_first(config.seed, presence.sum(axis=1), config.sampler_epochs)
+        if config.sampler == "group_pairs":
+            return samplers.group_pairs(config.seed, groups, config.sampler_pairs)
+        if config.sampler == "fair_batch":
+            self.fair_batch = samplers.FairBatch(
+                config.seed, groups, config.train.batch_size, alpha=config.sampler_alpha, mode=config.sampler_move
+            )
+            return self.fair_batch.order()
+        if config.objective.cells == "combination_class":
+            groups = groups.astype(np.int64) * len(self.data.classes) + self.data.manifest.labels[rows]
+        return samplers.group_balanced(config.seed, groups)
+
+    def _optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
+        optim, per_epoch = self.config.optim, len(self.train_store) / self.config.train.batch_size
+        schedule = states.learning_rate(
+            optim.schedule,
+            optim.lr,
+            steps=self.steps,
+            warmup=optim.warmup,
+            decay_steps=max(1, round(optim.step_epochs * per_epoch)),
+            decay_rate=optim.step_rate,
+        )
+        # The optimizer starts anew in each stage, the clock of the learning rate does not.
+        return states.make_optimizer(
+            lambda count: schedule(count + stage.start),
+            weight_decay=optim.weight_decay,
+            clip=optim.clip,
+            dro=self.dro,
+            by_rows=self.by_rows,
+            first_moment=optim.first_moment,
+        )
+
+    def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
+        """The state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
+        ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
+        optimizer = self._optimizer(stage)
+        options = {"ensemble": ensemble, "by_rows": self.by_rows, "seed": self.config.seed}
+        state = states.start(params, stage.is_frozen, optimizer, stage.start, ema, **options)
+        if carried_dro is None:
+            return state
+        return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
+
+    def train(self, bar: progress.Silent) -> Params:
+        """Runs all stages, from the newest checkpoint that is whole if there is one, and returns the chosen weights.
+
+        The first process of a job has the checkpoints, and gives the others what it reads of them.
+        """
+        folder, keep, own = self.folder.path / "checkpoints", self.config.train.keep, []
+        with contextlib.ExitStack() as opened:
+
+            def open_them() -> None:
+                own.append(opened.enter_context(contextlib.closing(Checkpoints(folder, keep, say=bar.say))))
+
+            processes.from_first(open_them)
+            return self._train(own[0] if own else None, bar)
+
+    def _train(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Params:
+        """Training that is not finite goes back once: what a machine got wrong does not come back, the rest does."""
+        try:
+            return self._run_stages(checkpoints, bar)
+        except NotFiniteError as error:
+            newest = checkpoints.newest_whole() if checkpoints is not None else None
+            bar.say(f"{error}. Going back, once, to {'the start' if newest is None else f'step {newest}'}")
+        self.order = self._order()
+        return self._run_stages(checkpoints, bar)
+
+    def _newest(self, checkpoints: Checkpoints) -> dict[str, Any] | None:
+        """What all processes must know of the checkpoint that a run goes on from, besides its arrays."""
+        step = checkpoints.newest_whole()
+        if step is None:
+            return None
+        record = checkpoints.record(step)
+        return {"step": step, "cursor": record["cursor"], "sampler": record.get("sampler")}
+
+    def _run_stages(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Params:
+        newest = processes.from_first(lambda: self._newest(checkpoints))
+        # From the first process: of another kind of processor, others might round the last bit another way.
+        params = devices.from_first(initial_params(self.config, self.network, self.data.inputs))
+        cursor, best, state = Cursor(), params, None
+        if newest is not None:
+            cursor = Cursor(**newest["cursor"])
+            if self.fair_batch is not None:
+                self.fair_batch.restore(newest["sampler"])
+                self.order = self.fair_batch.order()
+            like = {"state": self.begin(self.stages[cursor.stage], params), "best": params}
+            if checkpoints is not None:
+                restored = checkpoints.arrays(newest["step"], like)
+            else:
+                restored = jax.tree.map(lambda x: np.zeros(np.shape(x), x.dtype), like)
+            restored = devices.from_first(restored)
+            state, best = restored["state"], restored["best"]
+        self.folder.rewind(newest["step"] if newest else 0)
+        for index in range(cursor.stage, len(self.stages)):
+            stage = self.stages[index]
+            if state is None:
+                state = self.begin(stage, params)
+            elif index > cursor.stage:
+                keeps = self.config.train.keep_better_stage
+                state = self.begin(stage, best if keeps else state.weights(), state.opt_state["dro"])
+                cursor = Cursor(stage=index, best=cursor.best if keeps else None)
+            with self.signals.deferred(self.agreement.settle):
+                state, best = self.run_stage(stage, state, cursor, best, checkpoints, bar)
+        return best
+
+    def program(self, stage: Stage) -> devices.Program:
+        """The train step of a stage on the devices of the run."""
+        config = self.config
+        decay = states.effective_decay(config.optim.ema, self.steps)
+        optimizer = self._optimizer(stage)
+        step_function = make_step(
+            config,
+            stage,
+            self.single,
+            self.loss,
+            optimizer,
+            self.dro,
+            self.counts,
+            decay,
+            self.offset,
+            self.groups.masks,
+        )
+        return devices.make_program(
+            step_function, config.parallel, self.devices, config.programs, config.expert_devices
+        )
+
+    def run_stage(
+        self,
+        stage: Stage,
+        state: states.TrainState,
+        cursor: Cursor,
+        best: Params,
+        checkpoints: Checkpoints | None,
+        bar: progress.Silent,
+    ) -> tuple[states.TrainState, Params]:
+        """Takes the steps of a stage from a state on.
+
+        Args:
+          stage: to run.
+          state: to start from.
+          cursor: moved at every evaluation.
+          best: the best weights so far.
+          checkpoints: saved to at every evaluation, and when a signal asks to stop; None saves nothing, and only stops
+            if it is because another process has them.
+          bar: to show.
+
+        Returns:
+          The state at the last evaluation, and the best weights.
+
+        Raises:
+          Stopped: a signal asked for it; the state is saved.
+          NotFiniteError: `train.max_rejected` steps in a row were not finite.
+        """
+        config, step = self.config, state.steps_done
+        if cursor.ended or step >= stage.stop:
+            return state, best
+        program = self.program(stage)
+        evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
+        names = self.groups.names, self._cell_names()
+        limits = config.train.log_every, config.train.max_rejected
+        recorder = _Recorder(self.folder, stage.name, *names, *limits, cursor, bar.say)
+        placed, pending = program.place(state), None
+        kept = frozen_features.stores_of(config, stage, self.single, state.weights(), self.data, bar)
+        tracer = profiling.Tracer(config.profile, self.folder.path / "profile")
+        with kept as stores, tracer, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
+            for batch in batches:
+                placed, metrics = tracer.run(step, program.step, placed, batch)
+                if pending is not None:
+                    self._take(recorder, step, program.read(pending))  # of the step before, while this one runs
+                step, pending = step + 1, metrics
+                bar.advance(step, recorder.text)
+                evaluates = (step - stage.start) % evaluate_every == 0 or step == stage.stop
+                moves = self.fair_batch is not None and step % self.fair_batch.epoch_steps == 0
+                asked = self.agreement.ask(self.signals.asked)
+                stops = asked and (checkpoints is not None or not processes.is_first())
+                if evaluates or moves or stops:
+                    self._take(recorder, step, program.read(pending), close=evaluates)
+                    pending = None
+                if moves:
+                    self.fair_batch.end_epoch()
+                    self.order = self.fair_batch.order()
+                if not evaluates and not stops:
+                    continue
+                state = host_copy(program.fetch(placed))
+                if evaluates:
+                    best = self._evaluate(stage, stores["tuning"], state, cursor, best, bar)
+                if checkpoints is not None:
+                    checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
+                if stops:
+                    bar.say(f"asked to stop: saving step {step}")
+                    raise Stopped(asked, agreed=True)
+                if cursor.ended:
+                    break
+        return state, best
+
+    def _batches(self, store: pipeline.Store, step: int, stop: int) -> Iterator[pipeline.Batch]:
+        """Training batches, read ahead as far as the order is known."""
+        while step < stop:
+            epoch = self.fair_batch.epoch_steps if self.fair_batch is not None else stop
+            end = min(stop, (step // epoch + 1) * epoch)
+            threads, size = self.config.train.threads, self.config.train.batch_size
+            own = devices.own_rows(size)
+            batches = pipeline.train_batches(store, self.order, size, step, end, threads=threads, rows=own)
+            with contextlib.closing(batches):
+                yield from batches
+            step = end
+
+    def _take(self, recorder: "_Recorder", step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
+        """Passes on the metrics of a step."""
+        if self.fair_batch is not None:
+            if not metrics["train/rejected"]:
+                self.fair_batch.observe(metrics["group_loss_sum"], metrics["group_count"])
+            metrics = {**metrics, "shares": self.fair_batch.shares}
+        recorder.add(step, metrics, close)
+
+    def _cell_names(self) -> tuple[str, ...]:
+        """What the weights λ belong to: combinations, or combinations by class."""
+        if self.config.objective.cells == "combination":
+            return self.groups.names
+        return tuple(f"{group}/{label}" for group in self.groups.names for label in self.data.classes)
+
+    def _record(self, cursor: Cursor) -> dict[str, Any]:
+        data = self.data
+        record = {"cursor": dataclasses.asdict(cursor), "preprocessor": data.preprocessor.to_dict()}
+        # With these the weights can be used where the data are not.
+        record |= {"groups": data.groups.to_dict(), "label_counts": data.label_counts.tolist()}
+        record |= {"train_patients": data.train_patients.tolist(), "schema": data.manifest.schema.to_dict()}
+        return record | ({"sampler": self.fair_batch.record()} if self.fair_batch is not None else {})
+
+    def _evaluate(
+        self,
+        stage: Stage,
+        store: pipeline.Store,
+        state: states.TrainState,
+        cursor: Cursor,
+        best: Params,
+        bar: progress.Silent,
+    ) -> Params:
+        """Measures the weights on the tuning rows, moves the cursor, and returns the best weights so far."""
+        step, weights, select = state.steps_done, state.weights(), self.config.train.select
+        if not len(store):
+            return weights
+        predicted = self.predict(weights, store, stage.eval_gate)
+        values = tuning_metrics(predicted)
+        record = {f"eval/{name}": value for name, value in values.items()}
+        self.folder.log({"step": step, "stage": stage.name, **record, "gate/eval_open_rate": predicted.open_rate})
+        bar.note(step, stage.name, values)
+        if select == "last":
+            return weights
+        value = values[select]
+        if value is None:
+            raise UserError(f"{select} cannot be computed on the tuning rows: choose another train.select")
+        gain = -value if select == "loss" else value
+        if cursor.best is None or gain > cursor.best:
+            cursor.best, cursor.waited = gain, 0
+            return weights
+        cursor.waited += 1
+        patience, may_end = self.config.train.patience, stage is self.stages[-1] or self.config.train.keep_better_stage
+        cursor.ended = bool(patience) and may_end and cursor.waited >= patience
+        return best
+
+
+class _Recorder:
+    """Averages the metrics of steps between two records of metrics.jsonl."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        stage: str,
+        groups: tuple[str, ...],
+        cells: tuple[str, ...],
+        every: int,
+        max_rejected: int,
+        cursor: Cursor,
+        say: Callable[[str], None],
+    ):
+        self._folder, self._stage, self._groups, self._cells = folder, stage, groups, cells
+        self._every, self._max_rejected, self._say = every, max_rejected, say
+        self._cursor = cursor  # holds the open sums, so that a checkpoint does
+        self._clock = progress.Clock()
+        self.text = ""
+
+    def add(self, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
+        """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint.
+
+        Raises:
+          NotFiniteError: so many steps in a row were rejected that the run should not go on.
+        """
+        cursor = self._cursor
+        if metrics["train/rejected"]:
+            self._reject(step, metrics)
+        else:
+            cursor.in_a_row, cursor.blamed = 0, []
+            for name, value in metrics.items():
+                if np.ndim(value) == 0 and name != "train/rejected":
+                    cursor.sums[name] = cursor.sums.get(name, 0.0) + float(value)
+            cursor.counted += 1
+        if step % self._every and not close:
+            return
+        means = {name: total / cursor.counted for name, total in cursor.sums.items()}
+        weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._cells, metrics["lambda"], strict=True)}
+        if "shares" in metrics:
+            shares = zip(self._groups, metrics["shares"], strict=True)
+            weights |= {f"sampler/share/{name}": float(x) for name, x in shares}
+        time = {"time/step_ms": self._clock.lap_ms() / (cursor.counted + cursor.rejected)}
+        counts = {"train/rejected": cursor.rejected}
+        self._folder.log({"step": step, "stage": self._stage, **means, **counts, **weights, **time})
+        self.text = f"loss {means['train/loss']:.3f}" if means else "not finite"
+        cursor.sums, cursor.counted, cursor.rejected = {}, 0, 0
+
+    def _reject(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Counts a step that the program has rejected, says why, and ends the run when there are too many in a row."""
+        cursor = self._cursor
+        cursor.rejected, cursor.in_a_row = cursor.rejected + 1, cursor.in_a_row + 1
+        names = {"train/loss": "loss", "train/gradient_norm": "gradient"}
+        wrong = [name for key, name in names.items() if not np.isfinite(metrics[key])] or ["group weights"]
+        losses, here = metrics["group_loss_sum"], np.asarray(metrics["group_count"]) != 0
+        guilty = ~np.isfinite(losses) if not np.isfinite(losses).all() else here
+        groups = [name for name, is_guilty in zip(self._groups, guilty, strict=True) if is_guilty]
+        cursor.blamed += [name for name in groups if name not in cursor.blamed]
+        if cursor.in_a_row == 1:
+            self._say(f"step {step} is not finite and rejected: {', '.join(wrong)}, in combinations {_some(groups)}")
+        if cursor.in_a_row >= self._max_rejected:
+            raise NotFiniteError(
+                f"{cursor.in_a_row} steps in a row, up to step {step}, were not finite and rejected: "
+                f"{', '.join(wrong)}, in combinations {_some(cursor.blamed)}. Lower optim.lr, set optim.clip or look "
+                "at these samples"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _check_pairs(batch_size: int, devices: int) -> None:
+    """Under pmap a device sees its share of a batch only, which must hold whole pairs of two groups."""
+    if (batch_size // devices) % 2:
+        raise UserError(
+            f"train.batch_size={batch_size} gives each of {devices} devices half a pair (sampler=group_pairs): "
+            f"make it a multiple of {2 * devices}"
+        )
+
+
+# ---- Main -----------------------------------------------------------------------------------------------------------
+
+
+def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
+    """Trains a method on a data set and reports on its held-out patients.
+
+    A run that was stopped goes on from its newest checkpoint; a finished one is shown again.
+
+    Args:
+      config: the run's settings, see configs/common.py.
+      workdir: the run's folder.
+      verbose: whether to show progress and the table.
+
+    Returns:
+      The report, as in report.json; empty on all processes of a job but the first, which alone writes.
+
+    Raises:
+      UserError: a setting, the data or the folder cannot be used.
+      Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
+    """
+    settings.validate(config)
+    programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
+    own: list[RunFolder] = []
+    processes.from_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
+    folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
+    with contextlib.closing(folder), Signals() as signals, programs:
+        return _run(config, folder, verbose and folder.writes, signals)
+
+
+def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dict[str, Any]:
+    finished = folder.report()
+    if processes.from_first(lambda: finished is not None):
+        if verbose:
+            print(f"{folder.path} is a finished run; its report:")
+            reports.print_table(finished)
+        return finished or {}
+    devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
+    with progress.make(0, "preparing", verbose) as bar:
+        bar.say(f"Preparing data ({config.data.source})")
+        data = datasets.load_dataset(config, bar.count)
+        for line in cohort_lines(data.manifest):
+            bar.say(line)
+    trainer = Trainer(config, data, folder, signals=signals)
+    with progress.make(trainer.steps, "training", verbose) as bar:
+        bar.say(
+            f"Training {config.method} on {data.manifest.title}: {len(trainer.train_store)} samples, "
+            f"{len(data.groups)} combinations, {trainer.steps} steps"
+        )
+        weights = trainer.train(bar)
+    with progress.make(0, "evaluating", verbose) as bar:
+        report = _report(trainer, weights, bar)
+    if verbose:
+        reports.print_table(report)
+        print(f"Report: {folder.path / 'report.html'}")
+    return report
+
+
+def cohort_lines(manifest: Manifest) -> Iterator[str]:
+    """The combinations of a data set of the paper as lines, each beside its share in the paper."""
+    rows = datasets.cohort(manifest) if manifest.published else []
+    width = max((len(row["group"]) for row in rows), default=0)
+    for row in rows:
+        share = f"{100 * row['fraction']:5.1f} %  (paper {100 * row['published']:.1f} %)"
+        yield f"  {row['group']:<{width}} {row['n']:>8,}  {share}"
+
+
+def _report(trainer: Trainer, weights: Params, bar: progress.Silent) -> dict[str, Any]:
+    """Reads the held-out rows, once, and writes predictions and report."""
+    config, data, folder = trainer.config, trainer.data, trainer.folder
+    predicted, adjustment = _predict_held_out(trainer, weights)
+    if not folder.writes:
+        return {}
+    table = datasets.predictions_table(data, "held_out", predicted.probabilities)
+    table.write_parquet(folder.path / "predictions.parquet")
+    majority = data.class_fractions.argmax()
+    report = reports.build_report(
+        data=data.manifest.title,
+        method=config.method,
+        seed=config.seed,
+        config_digest=config_digest(config.to_dict()),
+        parameters=sum(math.prod(np.shape(x)) for path, x in weights.items() if not is_statistic(path)),
+        predictions=table,
+        groups=data.groups,
+        resamples=config.eval.bootstrap,
+        count=bar.count,
+        extra={
+            "classes": list(data.classes),
+            "split_digest": splits.split_digest(data.dealt),
+            "majority_accuracy": float(np.mean(predicted.labels == majority)),
+            **_gate_summary(trainer, predicted.open_rate),
+            **adjustment,
+            "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
+            "card": datasets.describe(data),
+        },
+    )
+    reports.write_html(folder.path / "report.html", report, folder.history())
+    # Last, because a run counts as finished once it is there.
+    reports.write_json(folder.path / "report.json", report)
+    return report
+
+
+def _predict_held_out(trainer: Trainer, weights: Params) -> tuple[Predicted, dict[str, Any]]:
+    """Predictions of the held-out rows, and for the report by what power of the prior they were divided."""
+    data, figure, gate = trainer.data, trainer.config.eval.adjust_prior, trainer.stages[-1].eval_gate
+    predicted = trainer.predict(weights, data.stores["held_out"], gate)
+    if figure == "none":
+        return predicted, {}
+    power = choose_prior_power(trainer.predict(weights, data.stores["tuning"], gate), data.class_fractions, figure)
+    adjusted = adjust_prior(predicted.probabilities, data.class_fractions, power)
+    return predicted._replace(probabilities=adjusted), {"prior_adjustment": {"figure": figure, "power": power}}
+
+
+def _gate_summary(trainer: Trainer, open_rate: float) -> dict[str, Any]:
+    """How often group routers acted on the held-out rows, and whether the gate decided anything at all."""
+    if not trainer.config.fusion.group_routers:
+        return {}
+    rule = trainer.stages[-1].eval_gate
+    rates = [open_rate]
+    late = [record for record in trainer.folder.history() if record["stage"] == "specialize"]
+    rates += [record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record]
+    stuck = None
+    if rule == "gated" and max(rates) <= GATE_STUCK:
+        stuck = "closed"
+    elif rule == "gated" and min(rates) >= 1 - GATE_STUCK:
+        stuck = "open"
+    return {"gate": {"rule": rule, "open_rate": open_rate, "stuck": stuck}}

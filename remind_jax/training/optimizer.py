@@ -1,0 +1,191 @@
+"""What training carries from step to step, and the optimizer that moves it."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from remind_jax.training import row_adamw
+
+Params = dict[str, jax.Array]
+
+# Their values are lengths and offsets, not directions: shrinking them does not regularise.
+_NOT_DECAYED = re.compile(r"(bias|scale)$")
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes.
+
+    Attributes:
+      step: steps done over the whole run, shape=(), int32; of an ensemble [k].
+      params: parameters that are trained in this stage, by path.
+      frozen: the others; they have no optimizer state.
+      opt_state: of the optimizer, group weights λ included.
+      ema: averages of `params`, without tables that are trained by rows; empty when averaging is off.
+      seed: of dropout and other draws, shape=(), uint32; of an ensemble [k]. Here and not in the step, so that one
+        compiled program serves all seeds.
+    """
+
+    step: jax.Array
+    params: Params
+    frozen: Params
+    opt_state: Any
+    ema: Params
+    seed: jax.Array
+
+    @property
+    def steps_done(self) -> int:
+        """Steps done over the whole run, as a number on the host."""
+        return int(np.max(self.step))
+
+    def weights(self) -> Params:
+        """All parameters for evaluation: averaged ones where they exist."""
+        return {**self.frozen, **self.params, **self.ema}
+
+
+def partition(params: Params, is_frozen: Callable[[str], bool]) -> tuple[Params, Params]:
+    """Splits parameters by path into (trained, frozen)."""
+    trained = {path: x for path, x in params.items() if not is_frozen(path)}
+    return trained, {path: x for path, x in params.items() if path not in trained}
+
+
+def learning_rate(
+    kind: str, lr: float, *, steps: int, warmup: float, decay_steps: int, decay_rate: float
+) -> optax.Schedule:
+    """Learning rate by step.
+
+    Args:
+      kind: `cosine` (to zero at `steps`, after a linear warm-up), `step` (StepLR of the paper) or `constant`.
+      lr: highest rate.
+      steps: of the whole run.
+      warmup: share of the steps that `cosine` warms up over.
+      decay_steps: steps between two decays of `step`.
+      decay_rate: factor of each decay.
+    """
+    if kind == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, int(warmup * steps), max(steps, 2))
+    if kind == "step":
+        return optax.exponential_decay(lr, decay_steps, decay_rate, staircase=True)
+    return optax.constant_schedule(lr)
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients down to a global norm; with 0 leaves them as they are.
+
+    Its `update` takes that norm as `gradient_norm` from whoever knows it. Taken here, XLA on CPU would write down all
+    squares of the gradient, since the second moments of Adam read them too.
+    """
+
+    def update(updates, state, params=None, *, gradient_norm=None, **extra_args):
+        del params, extra_args
+        if not largest:
+            return updates, state
+        norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm
+        scale = jnp.minimum(1.0, largest / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+        return jax.tree.map(lambda x: x * scale.astype(x.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def rejecting(make: Callable[[Any, Any], optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
+    """Adam that a rejected step leaves as it is, to the bit.
+
+    A choice between moments before and after would have to write both down, since the update reads them too: a third
+    of a step on CPU. Decays of one and a gradient of zero keep the moments where they are.
+
+    Args:
+      make: decays of the two moments -> the optimizer.
+
+    Returns:
+      A transform whose `update` takes `accepted`, bool (); without it every step is.
+    """
+
+    def update(updates, state, params, *, accepted=True, **extra_args):
+        del extra_args
+        kept = optax.tree.where(accepted, updates, optax.tree.zeros_like(updates))
+        decays = (jnp.where(accepted, decay, 1.0) for decay in row_adamw.DECAYS)
+        moved, after = make(*decays).update(kept, state, params)
+        # What Adam divides by is zero where decays are one.
+        return jax.tree.map(lambda x: jnp.where(accepted, x, jnp.zeros_like(x)), moved), _counts(accepted, after, state)
+
+    return optax.GradientTransformationExtraArgs(make(*row_adamw.DECAYS).init, update)
+
+
+def _counts(accepted: jax.Array, after: Any, before: Any) -> Any:
+    """The optimizer's state after a step, whose counts of steps are those before where it is rejected."""
+    return jax.tree.map(lambda x, y: jnp.where(accepted, x, y) if jnp.ndim(x) == 0 else x, after, before)
+
+
+def make_optimizer(
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    clip: float,
+    dro: optax.GradientTransformationExtraArgs,
+    by_rows: bool = False,
+    first_moment: str = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with optional clipping of the global norm, beside the transform that keeps λ.
+
+    Args:
+      schedule: learning rate by the optimizer's own count of steps.
+      weight_decay: decoupled, times the learning rate; biases and norm scales are left alone.
+      clip: largest global gradient norm; 0 is no clipping.
+      dro: from `group_dro`.
+      by_rows: train tables of combinations by the rows of a batch, see `rows`.
+      first_moment: type of the first moments, those of tables by rows left out. The second ones stay float32: a step
+        moves them by less than bfloat16 can tell.
+    """
+
+    def decayed(params: Params) -> dict[str, bool]:
+        return {path: not _NOT_DECAYED.search(path) for path in params}
+
+    def make(b1: Any, b2: Any) -> optax.GradientTransformation:
+        return optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=decayed, mu_dtype=first_moment)
+
+    adamw = rejecting(make)
+    parts = [("adamw", adamw)]
+    if by_rows:
+        parts = [("adamw", row_adamw.split_adamw(adamw)), ("rows", row_adamw.row_adamw(schedule, weight_decay))]
+    return optax.named_chain(("clip", clip_by_norm(clip)), *parts, ("dro", dro))
+
+
+def with_dro(opt_state: Any, dro_state: Any) -> Any:
+    """An optimizer state with other group weights, of the same type: another one would be compiled for anew."""
+    return type(opt_state)(opt_state, dro=dro_state)
+
+
+def effective_decay(decay: float, steps: int) -> float:
+    """Decay of the weight average, shortened in runs so short that it would still remember the initial weights.
+
+    The memory 1 / (1 - decay) is held to a tenth of the run.
+    """
+    return min(decay, 1.0 - min(1.0, 10.0 / max(steps, 1)))
+
+
+def start(
+    params: Params,
+    is_frozen: Callable[[str], bool],
+    optimizer: optax.GradientTransformation,
+    step: int,
+    ema: bool,
+    ensemble: int = 1,
+    by_rows: bool = False,
+    seed: int = 0,
+) -> TrainState:
+    """State at the beginning of a stage, with a fresh optimizer; of an ensemble all arrays have its axis first.
+
+    Tables that are trained by rows are not averaged: averages move at every step.
+    """
+    if ensemble > 1:
+        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema, by_rows=by_rows, seed=seed))(params)
+    trained, frozen = partition(params, is_frozen)
+    # Copies, because the buffers of a donated state must not alias each other.
+    averaged = [path for path in trained if ema and not (by_rows and row_adamw.is_table(path))]
+    average = {path: jnp.array(trained[path], copy=True) for path in averaged}
+    numbers = {"step": jnp.asarray(step, jnp.int32), "seed": jnp.asarray(seed, jnp.uint32)}
+    return TrainState(params=trained, frozen=frozen, opt_state=optimizer.init(trained), ema=average, **numbers)

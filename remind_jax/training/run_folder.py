@@ -1,0 +1,168 @@
+"""The run folder: config, environment, metrics and, at the end, report and predictions."""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from remind_jax.errors import UserError
+from remind_jax.runtime import files
+from remind_jax.training.tensorboard import EventFiles
+
+_FREE = "train.tensorboard"  # the key that may change in a folder: it says what is written, not what is computed
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "numpy",
+    "remind-jax",
+)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the sha256 of a config, independent of key order."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+class RunFolder:
+    """One run's folder; opening it a second time continues the run, and only with the config it was started with."""
+
+    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], tensorboard: bool = False, writes: bool = True):
+        """Creates or reopens the folder.
+
+        Args:
+          path: of the folder.
+          config: the run's settings, JSON-able.
+          tensorboard: whether to keep event files beside metrics.jsonl.
+          writes: False for the processes of a job that leave the folder to another one: to them it stays empty.
+
+        Raises:
+          UserError: the folder cannot be written, or holds a run with another config, or a package is missing.
+        """
+        self.path, self.writes = path, writes
+        self._events = EventFiles(path / "tensorboard") if tensorboard else None
+        self.config = json.loads(json.dumps(config))
+        if not writes:
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._check_config()
+            self._write_json("environment.json", environment())
+            self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 open for the whole run
+        except OSError as error:
+            raise UserError(f"cannot write to workdir {path}: {error.strerror or error}") from error
+
+    def _check_config(self) -> None:
+        file = self.path / "config.json"
+        if not file.exists():
+            self._write_json("config.json", self.config)
+            return
+        try:
+            before = _flat(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(f"{file} is not JSON: choose another workdir") from error
+        now = _flat(self.config)
+        changed = sorted(key for key in (before.keys() | now.keys()) - {_FREE} if before.get(key) != now.get(key))
+        if changed and not self._started():
+            self._write_json("config.json", self.config)
+        elif changed:
+            differences = ", ".join(f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:8])
+            more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+            raise UserError(f"workdir {self.path} holds a run with another config: {differences}{more}")
+
+    def _started(self) -> bool:
+        """Whether anything was trained here; a first command that failed before that leaves nothing to protect."""
+        metrics = self.path / "metrics.jsonl"
+        return (self.path / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        files.write_text(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends one record to metrics.jsonl, and to the event files."""
+        if not self.writes:
+            return
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        if self._events:
+            self._events.add(record)
+
+    def history(self) -> list[dict[str, Any]]:
+        """All records of metrics.jsonl."""
+        if not self.writes:
+            return []
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def report(self) -> dict[str, Any] | None:
+        """The report of a finished run, None while there is none."""
+        file = self.path / "report.json"
+        return json.loads(file.read_text(encoding="utf-8")) if self.writes and file.exists() else None
+
+    def rewind(self, step: int) -> None:
+        """Forgets the records after `step`, which a resumed run writes again, and a last line cut by a kill."""
+        if not self.writes:
+            return
+        kept = []
+        for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["step"] <= step:
+                kept.append(line)
+        self._metrics.close()
+        files.write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+        self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if self._events:
+            self._events.restart(self.history())
+
+    def close(self) -> None:
+        """Closes metrics and event files."""
+        if self.writes:
+            self._metrics.close()
+        if self._events:
+            self._events.close()
+
+
+def _commit() -> str | None:
+    folder = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and commit."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "commit": _commit(),
+    }

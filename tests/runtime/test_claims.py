@@ -1,0 +1,165 @@
+"""Claims on work in a shared folder: one holder at a time, and none that is dead."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from remind_jax.errors import UserError
+from remind_jax.runtime import claims
+from remind_jax.runtime.claims import Claims
+from tests import tiny_runs
+
+HOLD = """
+import pathlib, sys, time
+from remind_jax.runtime.claims import Claims
+folder, name, beat, patience = pathlib.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
+with Claims(folder, beat, patience) as held, held.taken(name) as mine:
+    print(mine, flush=True)
+    sys.stdin.read()
+"""
+COUNT = """
+import pathlib, sys, time
+from remind_jax.runtime.claims import Claims
+folder = pathlib.Path(sys.argv[1])
+with Claims(folder, 0.2, 5.0) as held:
+    for i in range(40):
+        with held.taken(f"work{i}") as mine:
+            if mine and not (done := folder / f"done{i}").exists():
+                time.sleep(0.002)
+                done.touch(exist_ok=False)  # fails if somebody else works on it
+                print(i)
+"""
+
+
+def _start(code: str, *arguments: object) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(tiny_runs.ROOT)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@contextlib.contextmanager
+def _holder(folder: pathlib.Path, beat: float, patience: float) -> Iterator[subprocess.Popen]:
+    """A process that holds the claim a."""
+    with _start(HOLD, folder, "a", beat, patience) as process:
+        try:
+            assert process.stdout.readline() == "True\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def _is_free(held: Claims, name: str) -> bool:
+    with held.taken(name) as mine:
+        return mine
+
+
+def test_one_holds_a_claim_until_it_lets_go(tmp_path):
+    with Claims(tmp_path) as one, Claims(tmp_path) as other:
+        with one.taken("a") as mine:
+            assert mine
+            assert not _is_free(other, "a")
+            assert not _is_free(one, "a")
+            assert _is_free(other, "b")
+            assert _is_free(other, "a-b")
+        assert _is_free(other, "a")
+
+
+def test_a_failure_lets_go(tmp_path):
+    with Claims(tmp_path) as one:
+        with pytest.raises(ZeroDivisionError), one.taken("a"):
+            raise ZeroDivisionError
+        assert _is_free(one, "a")
+
+
+def test_of_many_at_once_one_gets_each_piece_of_work(tmp_path):
+    started = [_start(COUNT, tmp_path) for _ in range(4)]
+    outputs = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, outputs
+    done = sorted(int(line) for out, _ in outputs for line in out.split())
+    assert done == list(range(40))
+
+
+def test_the_claim_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path):
+    with _holder(tmp_path, claims.BEAT, claims.PATIENCE) as holder, Claims(tmp_path) as held:
+        assert not _is_free(held, "a")
+        assert not held.wait_for_news(["a"])
+        holder.kill()
+        holder.wait()
+        assert held.wait_for_news(["a"])
+        assert _is_free(held, "a")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """As if every other process were of another machine, whose locks do not show."""
+    monkeypatch.setattr(claims, "_machine", lambda: "another")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_claim_of_another_machine_is_free_when_it_is_silent(tmp_path):
+    beat, patience = 0.05, 1.5
+    with _holder(tmp_path, beat, patience) as holder, Claims(tmp_path, beat, patience) as held:
+        for _ in range(15):  # longer than the patience, as it beats
+            time.sleep(patience / 10)
+            assert not _is_free(held, "a")
+        assert not held.wait_for_news(["a"])
+        holder.kill()
+        holder.wait()
+        assert not _is_free(held, "a")
+        assert held.wait_for_news(["a"])
+        assert _is_free(held, "a")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_process_that_slept_too_long_ends_when_it_wakes(tmp_path):
+    with _holder(tmp_path, 0.05, 0.5) as holder:
+        holder.send_signal(signal.SIGSTOP)
+        with Claims(tmp_path, 0.05, 0.5) as held:
+            assert held.wait_for_news(["a"])
+            with held.taken("a") as mine:
+                assert mine
+                holder.send_signal(signal.SIGCONT)
+                assert holder.wait(timeout=30) == claims.LOST
+        assert "a was taken over" in holder.stderr.read()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_claim_that_was_made_and_not_yet_written_is_held(tmp_path):
+    (tmp_path / "a.1").touch()
+    (tmp_path / "b.1").write_text('{"mach', encoding="utf-8")
+    with Claims(tmp_path) as held:
+        assert not _is_free(held, "a")
+        assert not _is_free(held, "b")
+        os.utime(tmp_path / "a.1", (0, 0))
+        assert _is_free(held, "a")
+
+
+def test_a_file_system_without_locks_leaves_the_time_to_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "_try_lock", lambda descriptor: False)
+    with Claims(tmp_path, 0.05, 0.5) as held:
+        with held.taken("a"):
+            assert json.loads((tmp_path / "a.1").read_text(encoding="utf-8"))["machine"] == ""
+            time.sleep(0.7)
+            assert not _is_free(held, "a")
+        assert _is_free(held, "a")
+
+
+def test_there_is_news_where_nobody_has_a_claim(tmp_path):
+    with Claims(tmp_path) as held:
+        assert held.wait_for_news(["a"])
+        assert not held.wait_for_news([])
+
+
+def test_a_folder_that_cannot_be_written_is_one_line():
+    with pytest.raises(UserError, match="cannot write to"):
+        Claims(pathlib.Path("/proc/claims"))

@@ -1,0 +1,223 @@
+"""Logistic regression and boosting as runs: what they see, that they learn, and that their folders are like others."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from remind_jax.data import dataset as datasets
+from remind_jax.data.kinds.tabular import NUMBERS, Tabular
+from remind_jax.data.kinds.text import EOS, PAD
+from remind_jax.data.schema import Modality
+from remind_jax.errors import UserError
+from remind_jax.studies import baselines
+from tests import tiny_runs
+from tests.data.manifest_files import write_image_manifest, write_manifest
+
+pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+
+
+def _config(folder, root, **changes):
+    """configs/manifest.py on a folder of data."""
+    from remind_jax import cli
+
+    keys = {"data.root": root, "data.cache": folder / "cache", "data.max_tokens": 8, "data.vocabulary": 64}
+    keys |= {"eval.bootstrap": 20, "data.fractions": "(0.6, 0.2, 0.2)", "train.select": "auroc"}
+    keys |= {key.replace("__", "."): value for key, value in changes.items()}
+    flags = [f"--config.{key}={value}" for key, value in keys.items()]
+    return cli.parse_config([f"--config={tiny_runs.ROOT}/configs/manifest.py", *flags])[0]
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hospital")
+    config = _config(folder, write_manifest(folder / "data", n=240))
+    return config, datasets.load_dataset(config)
+
+
+# ---- Features --------------------------------------------------------------------------------------------------------
+
+
+def test_shrink_takes_means_of_blocks():
+    image = np.arange(16 * 16, dtype=np.uint8).reshape(1, 16, 16, 1)
+    small = baselines.shrink(image).reshape(8, 8)
+    assert small[0, 0] == pytest.approx(np.mean([0, 1, 16, 17]) / 255)
+    assert small[7, 7] == pytest.approx(np.mean([238, 239, 254, 255]) / 255)
+    video = np.stack([np.full((2, 10, 3), t, np.uint8) for t in range(6)])[None]
+    small = baselines.shrink(video).reshape(4, 2, 8, 3)
+    # Six frames in four blocks: 0; 1 and 2; 3; 4 and 5. Two rows stay as they are.
+    np.testing.assert_allclose(small[:, 0, 0, 0] * 255, [0, 1.5, 3, 4.5], rtol=1e-6)
+
+
+def test_features_are_the_encoded_rows(hospital):
+    _, data = hospital
+    found = baselines.features(data, "tuning")
+    store = data.stores["tuning"]
+    batch = store.take(np.arange(len(store)))
+    names = list(data.inputs)
+    np.testing.assert_array_equal(found.present, batch["present"])
+    np.testing.assert_array_equal(found.labels, batch["label"])
+    assert len(found.bags) == 2
+    for name, bag in zip(("note", "icd"), found.bags, strict=True):
+        assert bag.shape == (len(store), data.inputs[name].vocabulary)
+        for i, ids in enumerate(batch[name]):
+            expected = np.bincount(ids[(ids != PAD) & (ids != EOS)], minlength=bag.shape[1])
+            np.testing.assert_array_equal(bag[i].toarray()[0], expected)
+        assert bag.sum() > 0
+    labs = found.dense[:, : data.inputs["labs"].shape[0]]
+    here = batch["present"][:, names.index("labs")]
+    assert np.isnan(labs[~here]).all()
+    assert not np.isnan(labs[here]).all(axis=1).any()
+    scan = found.dense[:, labs.shape[1] :]
+    there = batch["present"][:, names.index("scan")]
+    np.testing.assert_allclose(scan[there], batch["scan"][there].mean(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_empty_cells_are_nan_and_not_what_stands_in_for_them(numbers):
+    numeric = np.array([[1, 2, np.nan], [np.nan, 5, 6], [4, 6, 8], [7, 9, 7]], np.float32)
+    modality = Modality("labs", "tabular", ("a", "b", "c"), ("sex",))
+    sex = np.array([["f"]] * 4, object)
+    encoder = Tabular.fit(modality, numeric, sex, numbers, bins=2)
+    found = baselines._with_holes(encoder.encode(numeric, sex), encoder)
+    # Features: a, b, c, "a is missing", "c is missing", one category, two intervals or waves each of a, b and c.
+    beside = numbers in ("piecewise", "periodic")
+    expected = np.zeros((4, 12 if beside else 6))
+    expected[1, [0, *((6, 7) if beside else ())]] = 1
+    expected[0, [2, *((10, 11) if beside else ())]] = 1
+    np.testing.assert_array_equal(np.isnan(found), expected)
+
+
+def test_images_and_volumes_become_numbers(tmp_path):
+    root = write_image_manifest(tmp_path / "data", n=40)
+    data = datasets.load_dataset(_config(tmp_path, root, data__image_size=16, data__frames=5))
+    found = baselines.features(data, "train")
+    # Colour and grey images, five grey frames in four blocks, and the table's features.
+    width = 8 * 8 * 3 + 8 * 8 + 4 * 8 * 8 + data.inputs["labs"].shape[0]
+    assert found.dense.shape == (len(data.rows("train")), width)
+    assert found.bags == ()
+    np.testing.assert_array_equal(np.isnan(found.dense[:, 0]), ~found.present[:, 0])
+
+
+# ---- Models ----------------------------------------------------------------------------------------------------------
+
+
+def _made(n: int, seed: int, rule) -> baselines.Features:
+    """Two numbers of which the second is sometimes missing, one bag of three tokens; labels by `rule`."""
+    from scipy import sparse
+
+    rng = np.random.default_rng(seed)
+    dense = rng.normal(size=(n, 2)).astype(np.float32)
+    bag = rng.integers(0, 2, (n, 3))
+    labels = rule(dense, bag).astype(np.int64)
+    present = np.stack([np.ones(n, bool), rng.random(n) < 0.7], axis=1)
+    dense[~present[:, 1], 1] = np.nan
+    return baselines.Features(dense, (sparse.csr_matrix(bag.astype(np.float32)),), present, labels)
+
+
+def _fit(name: str, rule, classes: int = 2):
+    train, tuning, test = (_made(n, seed, rule) for seed, n in enumerate((400, 150, 300)))
+
+    def score(probabilities):
+        return float(np.mean(probabilities.argmax(1) == tuning.labels))
+
+    fitted = baselines.MODELS[name](train, classes, 0, score, tuning)
+    return fitted, fitted.predict(test), test.labels
+
+
+@pytest.mark.parametrize("name", baselines.MODELS)
+def test_models_learn_what_they_can_and_tell_probabilities(name):
+    fitted, probabilities, labels = _fit(name, lambda dense, bag: dense[:, 0] + 2 * bag[:, 1] > 1)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-6)
+    assert np.mean(probabilities.argmax(1) == labels) > 0.9
+    assert fitted.parameters > 3
+
+
+def test_boosting_finds_what_a_line_cannot():
+    def rule(dense, bag):
+        return (dense[:, 0] > 0) ^ (bag[:, 0] > 0)
+
+    _, line, labels = _fit("logistic_regression", rule)
+    fitted, trees, _ = _fit("gradient_boosting", rule)
+    assert np.mean(line.argmax(1) == labels) < 0.65
+    assert np.mean(trees.argmax(1) == labels) > 0.9
+    assert fitted.chosen["depth"] > 1  # a tree of depth 1 has no interactions
+
+
+@pytest.mark.parametrize("numbers", ["quantile", "piecewise"])
+def test_models_learn_from_every_encoding_of_numbers(hospital, monkeypatch, numbers):
+    monkeypatch.setattr(baselines, "TREES", 10)
+    config = hospital[0].copy_and_resolve_references()
+    config.data.numbers = numbers
+    data = datasets.load_dataset(config)
+    train, tuning = (baselines.features(data, split) for split in ("train", "tuning"))
+    score, labs = baselines._score("auroc", tuning.labels), data.inputs["labs"].shape[0]
+    for model in baselines.MODELS.values():
+        found = []
+        # The features of the table alone, and none of them.
+        for factor in (1, 0):
+            one, two = (part._replace(dense=factor * part.dense[:, :labs], bags=()) for part in (train, tuning))
+            found.append(score(model(one, 2, 0, score, two).predict(two)))
+        assert found[0] > found[1] + 0.1
+
+
+@pytest.mark.parametrize("name", baselines.MODELS)
+def test_a_class_that_training_lacks_has_probability_zero(name):
+    _, probabilities, _ = _fit(name, lambda dense, bag: np.where(dense[:, 0] > 0, 2, 0), classes=4)
+    assert probabilities.shape == (300, 4)
+    np.testing.assert_array_equal(probabilities[:, [1, 3]], 0)
+
+
+def test_tuning_rows_choose(monkeypatch):
+    """With a criterion that likes uncertain answers the strongest penalty wins, with the opposite one the weakest."""
+    train, tuning = (_made(n, seed, lambda dense, bag: dense[:, 0] > 0) for seed, n in enumerate((200, 80)))
+    for sign, expected in ((-1, baselines.STRENGTHS[0]), (1, baselines.STRENGTHS[-1])):
+        fitted = baselines.MODELS["logistic_regression"](
+            train, 2, 0, lambda probabilities, sign=sign: sign * float(probabilities.max(axis=1).mean()), tuning
+        )
+        assert fitted.chosen == {"C": expected}
+
+
+# ---- Runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", baselines.MODELS)
+def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys, name):
+    config, data = hospital
+    report = baselines.fit_and_evaluate(config, name, tmp_path / "run")
+    assert "held-out samples" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8")) == report
+    assert (report["method"], report["data"], report["seed"]) == (name, "small_hospital", 0)
+    assert report["overall"]["auroc"] > 0.7  # sodium and leucocytes tell something
+    assert report["chosen"]
+    table = pl.read_parquet(tmp_path / "run" / "predictions.parquet")
+    assert len(table) == report["n"] == len(data.rows("held_out"))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "predictions.parquet",
+        "report.html",
+        "report.json",
+    }
+    before = (tmp_path / "run" / "report.json").stat().st_mtime_ns
+    assert baselines.fit_and_evaluate(config, name, tmp_path / "run", verbose=False) == report
+    assert (tmp_path / "run" / "report.json").stat().st_mtime_ns == before
+
+
+def test_settings_of_the_network_do_not_belong_to_a_plain_run(hospital):
+    config, _ = hospital
+    kept = baselines.plain_config(config, "logistic_regression")
+    assert kept["data"]["root"] == config.data.root
+    assert not {"fusion", "optim", "model"} & kept.keys()
+
+
+def test_mistakes_are_named(hospital, tmp_path):
+    config, _ = hospital
+    with pytest.raises(UserError, match="did you mean 'logistic_regression'"):
+        baselines.fit_and_evaluate(config, "logistic_regresion", tmp_path / "run")
+    with pytest.raises(UserError, match="logistic_regression, gradient_boosting"):
+        baselines.main([f"--config={tiny_runs.ROOT}/configs/nhanes.py", f"--workdir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()

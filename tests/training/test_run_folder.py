@@ -1,0 +1,205 @@
+"""The run folder: what survives a kill, and when a folder is refused."""
+
+import json
+import os
+import pathlib
+import string
+import struct
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboardX import record_writer
+from tensorboardX.proto import event_pb2
+
+from remind_jax.errors import UserError
+from remind_jax.training.run_folder import RunFolder, config_digest
+
+CONFIG = {"seed": 0, "optim": {"lr": 0.1, "clip": 1.0}, "data": {"fractions": (0.7, 0.1, 0.2)}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    opened = RunFolder(tmp_path / "deep" / "run", CONFIG)
+    yield opened
+    opened.close()
+
+
+def _lines(folder: RunFolder) -> list[str]:
+    return (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def test_new_folder_holds_config_environment_and_no_records(folder):
+    assert json.loads((folder.path / "config.json").read_text()) == CONFIG | {"data": {"fractions": [0.7, 0.1, 0.2]}}
+    environment = json.loads((folder.path / "environment.json").read_text())
+    assert environment.keys() >= {"python", "packages", "devices", "commit"}
+    assert environment["packages"]["jax"]
+    assert environment["devices"] == ["cpu:cpu"] * 4
+    assert folder.history() == []
+    assert folder.report() is None
+
+
+def test_records_are_on_disk_as_soon_as_they_are_logged(folder):
+    folder.log({"step": 1, "stage": "joint", "train/loss": 0.1 + 0.2})
+    folder.log({"step": 2, "stage": "joint", "eval/auroc": None})
+    assert [json.loads(line) for line in _lines(folder)] == folder.history()
+    assert folder.history()[0]["train/loss"] == 0.1 + 0.2  # all digits
+    assert folder.history()[1]["eval/auroc"] is None
+
+
+def test_rewind_forgets_later_records_and_a_torn_last_line(folder):
+    for step in (10, 10, 20, 30):
+        folder.log({"step": step, "stage": "joint"})
+    folder.close()
+    with open(folder.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 15, "stage": "jo')
+    again = RunFolder(folder.path, CONFIG)
+    again.rewind(20)
+    again.log({"step": 21, "stage": "specialize"})
+    again.close()
+    assert [record["step"] for record in again.history()] == [10, 10, 20, 21]
+    assert again.history()[-1]["stage"] == "specialize"
+
+
+def test_rewind_to_the_start_forgets_everything(folder):
+    folder.log({"step": 1})
+    folder.rewind(0)
+    assert folder.history() == []
+
+
+def test_same_config_reopens_with_keys_in_any_order(folder):
+    reordered = {"data": {"fractions": [0.7, 0.1, 0.2]}, "optim": {"clip": 1.0, "lr": 0.1}, "seed": 0}
+    folder.log({"step": 1})
+    again = RunFolder(folder.path, reordered)
+    again.close()
+    assert again.history() == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        (CONFIG | {"seed": 1}, "seed (0 there, 1 now)"),
+        (CONFIG | {"optim": {"lr": 0.2, "clip": 1.0}}, "optim.lr (0.1 there, 0.2 now)"),
+        (CONFIG | {"optim": {"lr": 0.1}}, "optim.clip (1.0 there, None now)"),
+        (CONFIG | {"parallel": "pmap"}, "parallel (None there, 'pmap' now)"),
+        (CONFIG | {"data": {"fractions": (0.6, 0.2, 0.2)}}, "data.fractions"),
+    ],
+)
+def test_another_config_is_refused_by_its_keys_and_changes_nothing(folder, now, named):
+    before = (folder.path / "config.json").read_bytes()
+    folder.log({"step": 1})
+    with pytest.raises(UserError) as refusal:
+        RunFolder(folder.path, now)
+    message = str(refusal.value)
+    assert named in message
+    assert str(folder.path) in message
+    assert "\n" not in message
+    unchanged = {"seed", "optim.lr", "optim.clip", "data.fractions"} - {named.split(" ")[0]}
+    assert not [key for key in unchanged if f"{key} (" in message]
+    assert (folder.path / "config.json").read_bytes() == before
+    assert folder.history() == [{"step": 1}]
+
+
+def test_many_differences_are_counted(tmp_path):
+    folder = RunFolder(tmp_path, {f"k{i}": 0 for i in range(12)})
+    folder.log({"step": 1})
+    folder.close()
+    with pytest.raises(UserError, match="and 4 more"):
+        RunFolder(tmp_path, {f"k{i}": 1 for i in range(12)})
+
+
+def test_a_run_that_never_began_is_no_obstacle(folder):
+    """The first command failed before it trained, on its data say; the mended one may use the same folder."""
+    folder.close()
+    RunFolder(folder.path, CONFIG | {"seed": 1}).close()
+    assert json.loads((folder.path / "config.json").read_text())["seed"] == 1
+
+
+def test_damaged_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{not json")
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        RunFolder(tmp_path, CONFIG)
+
+
+# Root may write anywhere, so these folders cannot exist for anyone: below a file, and below a kernel file system.
+@pytest.mark.parametrize("parent", ["file", "/proc/self"])
+def test_unwritable_folder_is_named(tmp_path, parent):
+    (tmp_path / "file").write_text("")
+    path = pathlib.Path(os.path.join(tmp_path, parent)) / "run"
+    with pytest.raises(UserError, match="cannot write to workdir") as refusal:
+        RunFolder(path, CONFIG)
+    assert str(path) in str(refusal.value)
+
+
+# ---- TensorBoard -----------------------------------------------------------------------------------------------------
+
+
+def _scalars(folder: pathlib.Path) -> list[tuple[str, int, float]]:
+    """What the event files of a run hold, read by their format: length, its checksum, an event, its checksum."""
+    found = []
+    for file in sorted((folder / "tensorboard").iterdir()):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            body = data[at + 12 : at + 12 + length]
+            (checksum,) = struct.unpack_from("<I", data, at + 12 + length)
+            assert checksum == record_writer.masked_crc32c(body)
+            event = event_pb2.Event.FromString(body)
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            at += length + 16
+    return found
+
+
+def test_event_files_hold_the_numbers_of_the_records(tmp_path):
+    folder = RunFolder(tmp_path, CONFIG, tensorboard=True)
+    folder.log({"step": 4, "stage": "joint", "train/loss": 0.5, "dro/lambda/labs+icd": 0.25})
+    folder.log({"step": 8, "stage": "joint", "eval/auroc": None, "train/loss": 2})
+    assert _scalars(tmp_path) == [("train/loss", 4, 0.5), ("dro/lambda/labs+icd", 4, 0.25), ("train/loss", 8, 2.0)]
+    folder.close()
+
+
+def test_event_files_follow_a_run_that_goes_back(tmp_path):
+    """It was started without them, went on with them from an earlier step, and holds no step twice."""
+    folder = RunFolder(tmp_path, CONFIG | {"train": {"tensorboard": False}})
+    for step in (1, 2, 3):
+        folder.log({"step": step, "loss": float(step)})
+    folder.close()
+    for _ in range(2):
+        folder = RunFolder(tmp_path, CONFIG | {"train": {"tensorboard": True}}, tensorboard=True)
+        folder.rewind(2)
+        folder.log({"step": 3, "loss": 0.5})
+        folder.close()
+    assert _scalars(tmp_path) == [("loss", 1, 1.0), ("loss", 2, 2.0), ("loss", 3, 0.5)]
+
+
+def test_event_files_without_their_package_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match="pip install tensorboardX") as refusal:
+        RunFolder(tmp_path / "run", CONFIG, tensorboard=True)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+_VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(string.printable, max_size=4)
+_CONFIGS = st.dictionaries(st.sampled_from("abcdef"), _VALUES | st.dictionaries(st.sampled_from("xyz"), _VALUES))
+
+
+def _reversed(tree):
+    return {key: _reversed(tree[key]) for key in reversed(tree)} if isinstance(tree, dict) else tree
+
+
+@given(_CONFIGS)
+def test_digest_does_not_depend_on_key_order(config):
+    assert config_digest(config) == config_digest(_reversed(config))
+
+
+@given(_CONFIGS, _CONFIGS)
+def test_digest_tells_configs_apart(first, second):
+    same = json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+    assert (config_digest(first) == config_digest(second)) == same
+
+
+def test_digest_is_short_hex_and_fixed():
+    # printf '{"a": 1}' | sha256sum
+    assert config_digest({"a": 1}) == "f9d86028c6e0d64e"
