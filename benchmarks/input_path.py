@@ -12,8 +12,8 @@ import numpy as np
 
 from remind_jax.data import builder, pipeline, samplers
 from remind_jax.data.groups import Groups
-from remind_jax.data.manifest import read_manifest
 from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.reading import read_manifest
 
 SAMPLES, BATCH, STEPS = 256, 32, 20
 _WORDS = [f"word{i}" for i in range(2_000)]

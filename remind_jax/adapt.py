@@ -44,7 +44,8 @@ from remind_jax.analysis import command
 from remind_jax.data import check, pipeline, splits
 from remind_jax.data import dataset as datasets
 from remind_jax.data.groups import Groups, count_combinations
-from remind_jax.data.manifest import Manifest, read_manifest
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.reading import read_manifest
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictions import Predicted, make_predict, tuning_metrics

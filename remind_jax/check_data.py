@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from remind_jax import cli
-from remind_jax.data import check, groups, splits
-from remind_jax.data import manifest as manifests
+from remind_jax.data import check, groups, reading, splits
+from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 
 _SEED = 0  # of the split that is shown when the manifest has no split column
 
 
-def summarise(manifest: manifests.Manifest, split: np.ndarray | None) -> dict[str, Any]:
+def summarise(manifest: Manifest, split: np.ndarray | None) -> dict[str, Any]:
     """Counts for people and programs.
 
     Args:
@@ -59,11 +59,11 @@ def run(arguments: Sequence[str]) -> int:
     parser = cli.Parser("python -m remind_jax.check_data DIR [--json] [--bad-files=missing]")
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--bad-files", choices=manifests.BAD_FILES, default="refuse")
+    parser.add_argument("--bad-files", choices=reading.BAD_FILES, default="refuse")
     options = parser.parse_args(arguments)
     try:
         with progress.make(0, "reading files", not options.json) as bar:
-            manifest = manifests.load_manifest(options.folder, bad_files=options.bad_files, count=bar.count)
+            manifest = reading.load_manifest(options.folder, bad_files=options.bad_files, count=bar.count)
     except UserError as error:
         if options.json:
             print(json.dumps({"ok": False, "error": str(error)}))

@@ -24,8 +24,7 @@ import polars as pl
 
 from remind_jax import cli
 from remind_jax.analysis import command
-from remind_jax.data import manifest as manifests
-from remind_jax.data import pipeline
+from remind_jax.data import pipeline, reading
 from remind_jax.data.groups import group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
@@ -75,7 +74,7 @@ class Predictor:
         """
         options, where = self.run.config.data, data if isinstance(data, str | pathlib.Path) else "the data"
         if not isinstance(data, Manifest):
-            data = manifests.read_new(
+            data = reading.read_new(
                 data,
                 self.run.schema,
                 image_size=options.image_size,
@@ -196,7 +195,7 @@ def main(arguments: list[str]) -> None:
         arguments,
         strings={"data": "", "out": ""},
         integers={"batch-size": (0, 0)},
-        choices={"bad-files": ("", *manifests.BAD_FILES)},
+        choices={"bad-files": ("", *reading.BAD_FILES)},
         several=False,
     )
     out = pathlib.Path(options["out"])

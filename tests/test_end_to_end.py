@@ -12,7 +12,7 @@ import yaml
 
 from configs import common
 from remind_jax import main
-from remind_jax.data.manifest import read_manifest
+from remind_jax.data.reading import read_manifest
 from remind_jax.data.splits import make_splits
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA, write_manifest

@@ -10,7 +10,6 @@ sample id or a patient id in clear.
 import hashlib
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -18,11 +17,9 @@ import polars as pl
 from remind_jax.data import groups, splits
 from remind_jax.data.files import scan_files
 from remind_jax.data.findings import Finding, in_rows, listed
+from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import PIXELS, Modality
 from remind_jax.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from remind_jax.data.manifest import Manifest
 
 MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
 SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
@@ -51,7 +48,7 @@ def looks_missing(column: pl.Series) -> pl.Series:
     return column.str.strip_chars().str.to_lowercase().is_in(list(MISSING_TOKENS)).fill_null(False)
 
 
-def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list[Finding]:
+def find_problems(manifest: Manifest, split: np.ndarray | None = None) -> list[Finding]:
     """Checks a manifest, read from a folder or made in memory.
 
     Args:
@@ -82,7 +79,7 @@ def find_problems(manifest: "Manifest", split: np.ndarray | None = None) -> list
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
-def find_problems_of_new(manifest: "Manifest") -> list[Finding]:
+def find_problems_of_new(manifest: Manifest) -> list[Finding]:
     """`find_problems` of rows to predict, whose labels may be null; nothing is said of combinations and splits."""
     if not manifest.table.height:
         return [Finding("E001", "the table has no rows; it needs one a sample below its header", True)]
@@ -115,7 +112,7 @@ def absent_columns(schema: object, columns: Sequence[str]) -> list[Finding]:
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _identity(manifest: "Manifest") -> list[Finding]:
+def _identity(manifest: Manifest) -> list[Finding]:
     schema, table = manifest.schema, manifest.table
     findings = []
     for column in (schema.sample_id, schema.patient_id):
@@ -129,7 +126,7 @@ def _identity(manifest: "Manifest") -> list[Finding]:
     return findings
 
 
-def _labels(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
+def _labels(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
     schema = manifest.schema
     label = manifest.table[schema.label]
     findings = []
@@ -151,7 +148,7 @@ def _labels(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
     return findings
 
 
-def _split_column(manifest: "Manifest", given: np.ndarray | None) -> list[Finding]:
+def _split_column(manifest: Manifest, given: np.ndarray | None) -> list[Finding]:
     if given is None:
         return []
     column = manifest.schema.split
@@ -166,7 +163,7 @@ def _split_column(manifest: "Manifest", given: np.ndarray | None) -> list[Findin
     return []
 
 
-def _patients_cut(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
+def _patients_cut(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
     patients = manifest.table[manifest.schema.patient_id].to_numpy()
     used = None if split is None else split != splits.UNUSED
     cut = [] if split is None else splits.cut_patients(patients[used], split[used])
@@ -175,7 +172,7 @@ def _patients_cut(manifest: "Manifest", split: np.ndarray | None) -> list[Findin
     return [Finding("E003", text, True)] if cut else []
 
 
-def _no_modality(manifest: "Manifest") -> list[Finding]:
+def _no_modality(manifest: Manifest) -> list[Finding]:
     empty = np.flatnonzero(~manifest.presence.any(axis=1)) + 1
     text = f"{len(empty)} rows have no modality at all (rows {listed(empty)}); drop them"
     return [Finding("E004", text, True)] if len(empty) else []
@@ -184,7 +181,7 @@ def _no_modality(manifest: "Manifest") -> list[Finding]:
 # ---- cells ----------------------------------------------------------------------------------------------------------
 
 
-def _cells(manifest: "Manifest", modality: Modality) -> list[Finding]:
+def _cells(manifest: Manifest, modality: Modality) -> list[Finding]:
     """E008 and E009 for the values of one modality. Reading a folder has put most of this right already."""
     findings = []
     for column in (*modality.columns, *modality.categorical):
@@ -227,7 +224,7 @@ def _numbers(cells: pl.Series, where: str) -> list[Finding]:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def _unread_files(manifest: "Manifest", modality: Modality) -> list[Finding]:
+def _unread_files(manifest: Manifest, modality: Modality) -> list[Finding]:
     """Scans the files of a manifest made in memory; reading a folder has scanned its own."""
     cells = manifest.table[modality.columns[0]]
     unread = cells.set(cells.is_in(list(manifest.files)).fill_null(True), None)
@@ -241,7 +238,7 @@ def _unread_files(manifest: "Manifest", modality: Modality) -> list[Finding]:
 # ---- warnings -------------------------------------------------------------------------------------------------------
 
 
-def _unseen_groups(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
+def _unseen_groups(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
     """W101 (held-out combinations not in train) and W102 (combinations with few held-out patients)."""
     if split is None:
         return []
@@ -266,7 +263,7 @@ def _unseen_groups(manifest: "Manifest", split: np.ndarray | None) -> list[Findi
     return findings
 
 
-def _shared_content(manifest: "Manifest") -> list[Finding]:
+def _shared_content(manifest: Manifest) -> list[Finding]:
     """W103: the same file, image, embedding or long text under two patients."""
     findings = []
     patients = manifest.table[manifest.schema.patient_id]
@@ -288,7 +285,7 @@ def _shared_content(manifest: "Manifest") -> list[Finding]:
     return findings
 
 
-def _content(manifest: "Manifest", modality: Modality) -> pl.Series:
+def _content(manifest: Manifest, modality: Modality) -> pl.Series:
     """What is compared for W103: a string a row, null where there is nothing worth comparing."""
     cells = manifest.table[modality.columns[0]]
     if modality.stored == "file":
@@ -304,7 +301,7 @@ def _content(manifest: "Manifest", modality: Modality) -> pl.Series:
     return pl.Series(values, dtype=pl.String)
 
 
-def _informative(manifest: "Manifest", split: np.ndarray | None) -> list[Finding]:
+def _informative(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
     """W104: which modalities are present tells the label."""
     use = np.ones(manifest.table.height, bool) if split is None else np.isin(split, (splits.TRAIN, splits.TUNING))
     rows = np.flatnonzero(use)

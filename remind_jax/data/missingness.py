@@ -7,16 +7,13 @@ away, as the paper's Table 5 does (section 7.5), one keeps combinations from tra
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from remind_jax.data import groups, splits
+from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from remind_jax.data.manifest import Manifest
 
 
 def bernoulli_mask(n: int, m: int, p: float, rng: np.random.Generator, drop_empty: bool = True) -> np.ndarray:
@@ -132,7 +129,7 @@ def parse_combinations(
     return masks, probabilities / probabilities.sum()
 
 
-def complete_samples(manifest: "Manifest") -> "Manifest":
+def complete_samples(manifest: Manifest) -> Manifest:
     """The samples that have all modalities.
 
     Raises:
@@ -145,7 +142,7 @@ def complete_samples(manifest: "Manifest") -> "Manifest":
     return dataclasses.replace(manifest, table=manifest.table.filter(pl.Series(whole)), title=title, published={})
 
 
-def hide(manifest: "Manifest", modality: str, rate: float, parts: np.ndarray, seed: int) -> "Manifest":
+def hide(manifest: Manifest, modality: str, rate: float, parts: np.ndarray, seed: int) -> Manifest:
     """Takes a modality away from a share of the samples that have it, never the last one of a sample.
 
     Args:
@@ -178,7 +175,7 @@ def hide(manifest: "Manifest", modality: str, rate: float, parts: np.ndarray, se
     return dataclasses.replace(manifest, table=table, title=title, published={})
 
 
-def leave_out(manifest: "Manifest", names: Sequence[str], split: np.ndarray) -> tuple["Manifest", np.ndarray]:
+def leave_out(manifest: Manifest, names: Sequence[str], split: np.ndarray) -> tuple[Manifest, np.ndarray]:
     """Keeps combinations from training and tuning; their held-out rows stay where they are.
 
     Args:

@@ -3,15 +3,12 @@
 import collections
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from remind_jax.data import groups
+from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from remind_jax.data.manifest import Manifest
 
 SPLITS = ("train", "tuning", "held_out")
 TRAIN, TUNING, HELD_OUT = range(3)
@@ -24,7 +21,7 @@ def split_digest(splits: np.ndarray) -> str:
     return hashlib.sha256(np.asarray(splits, np.int8).tobytes()).hexdigest()
 
 
-def given_splits(manifest: "Manifest") -> np.ndarray | None:
+def given_splits(manifest: Manifest) -> np.ndarray | None:
     """Int8 [n] from the manifest's split column (-1 where it is empty or unknown); None without such a column."""
     if manifest.schema.split is None:
         return None
@@ -43,7 +40,7 @@ def cut_patients(patients: np.ndarray, splits: np.ndarray) -> list[str]:
     return sorted(cut)
 
 
-def make_splits(manifest: "Manifest", seed: int, fractions: Sequence[float] = (0.7, 0.1, 0.2)) -> np.ndarray:
+def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7, 0.1, 0.2)) -> np.ndarray:
     """Assigns every row to train, tuning or held_out without cutting a patient.
 
     A split column is honoured; if it names no tuning rows, tuning is carved by patient out of train (W105) in the
@@ -88,13 +85,13 @@ def make_splits(manifest: "Manifest", seed: int, fractions: Sequence[float] = (0
     return splits
 
 
-def absent_classes(manifest: "Manifest", splits: np.ndarray) -> list[str]:
+def absent_classes(manifest: Manifest, splits: np.ndarray) -> list[str]:
     """The declared classes that no train row has."""
     seen = set(manifest.labels[splits == TRAIN].tolist())
     return [name for i, name in enumerate(manifest.schema.classes) if i not in seen]
 
 
-def _check_given(manifest: "Manifest", patients: np.ndarray, splits: np.ndarray) -> None:
+def _check_given(manifest: Manifest, patients: np.ndarray, splits: np.ndarray) -> None:
     column = manifest.schema.split
     if (splits < 0).any():
         raise UserError(

@@ -10,7 +10,9 @@ import pytest
 
 from remind_jax import check_data
 from remind_jax.data import check, splits
-from remind_jax.data.manifest import Manifest, Modality, Schema, read_manifest
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.reading import read_manifest
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 from tests.data.manifest_files import write_manifest
 

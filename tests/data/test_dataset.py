@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from remind_jax.data import dataset
-from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.data.sources import image_twins, mimic_iv_twin
 
 

@@ -12,8 +12,10 @@ import pytest
 from remind_jax import check_data
 from remind_jax.data import builder, check, files
 from remind_jax.data.kinds import images
-from remind_jax.data.manifest import Manifest, Modality, Schema, decode, load_manifest, read_manifest
+from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.reading import load_manifest, read_manifest
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 from tests.data.image_files import ramp, write_picture, write_png_header
 from tests.data.manifest_files import write_image_manifest

@@ -8,7 +8,8 @@ import pytest
 from image_files import ramp, write_picture
 
 from remind_jax.data import check, missingness
-from remind_jax.data.manifest import decode, read_manifest
+from remind_jax.data.manifest import decode
+from remind_jax.data.reading import read_manifest
 from remind_jax.data.sources import embed, image_twins, pictures, synthetic
 from remind_jax.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from remind_jax import check_data, import_data
-from remind_jax.data import importers, manifest
+from remind_jax.data import importers, manifest, reading
 from remind_jax.errors import UserError
 
 
@@ -65,7 +65,7 @@ def test_raw_tables_become_a_manifest(raw, capsys):
             "icd": {"kind": "codes", "column": "icd"},
         },
     }
-    found = manifest.read_manifest(raw)
+    found = reading.read_manifest(raw)
     expected = np.ones((60, 5), bool)
     expected[:, 1] = np.arange(60) < 3
     expected[:, 2] = np.arange(60) % 2 == 0
@@ -88,7 +88,7 @@ def test_kinds_can_be_told_and_columns_skipped(raw):
 def test_paths_start_from_the_manifest(raw):
     above = raw.parent
     _imported(*_arguments(raw, out=above, join=""))
-    assert manifest.read_manifest(above).table["scan"][1] == f"{raw.name}/scans/1.npy"
+    assert reading.read_manifest(above).table["scan"][1] == f"{raw.name}/scans/1.npy"
     (above / "manifest.csv").unlink()
     (above / "schema.yaml").unlink()
 
@@ -159,7 +159,7 @@ def test_a_datalist_keeps_its_splits_and_lacks_what_an_item_lacks(tmp_path, caps
     content = {"name": "toy", "training": items, "validation": [{"age": 50, "label": 1, "subject": "p3"}]}
     content["test"] = [{"image": ["./d.npy"], "label": 0, "subject": "p4"}, "./d.npy"]
     _monai(tmp_path, content)
-    found = manifest.read_manifest(tmp_path, image_size=4, frames=3)
+    found = reading.read_manifest(tmp_path, image_size=4, frames=3)
     kinds = {m.name: m.kind for m in found.schema.modalities}
     assert kinds == {"table": "tabular", "image_0": "volume", "image_1": "volume"}
     order = [m.name for m in found.schema.modalities]
@@ -278,7 +278,7 @@ def test_the_folder_of_flex_moe(tmp_path, capsys):
     (folder / "image" / "ADNI_subj.txt").write_text("\n".join(lines), encoding="utf-8")
     np.save(folder / "image" / "ADNI_G.npy", np.arange(9.0).reshape(3, 3))
     _imported("--from=flex_moe", f"--source={folder}", f"--out={out}")
-    found = manifest.read_manifest(out)
+    found = reading.read_manifest(out)
     assert [m.name for m in found.schema.modalities] == ["clinical", "biospecimen", "scan"]
     np.testing.assert_array_equal(found.presence, [[1, 0, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1]])
     assert found.table["split"].to_list() == ["train"] * 3 + ["tuning", "held_out"]

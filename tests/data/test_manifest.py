@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from remind_jax.data import check, files
-from remind_jax.data.manifest import decode, load_manifest, read_manifest
+from remind_jax.data.manifest import decode
+from remind_jax.data.reading import load_manifest, read_manifest
 from remind_jax.errors import UserError
 from tests.data.manifest_files import SCHEMA, write_manifest
 

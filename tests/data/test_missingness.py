@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from remind_jax.data import dataset, missingness, splits
-from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 
 # Rows 100, 010, 110, 001, 101, 011, 111 of the paper's MIMIC table (section 7.4.2), in percent.

@@ -10,8 +10,10 @@ import pytest
 from remind_jax.data import preprocess
 from remind_jax.data.kinds.tabular import NUMBERS
 from remind_jax.data.kinds.text import train_unigram
-from remind_jax.data.manifest import Manifest, Modality, Schema, decode, read_manifest
+from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import EOS, PAD, UNK, Preprocessor
+from remind_jax.data.reading import read_manifest
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 from tests.data.manifest_files import write_manifest
 
@@ -178,8 +180,8 @@ def test_training_is_the_same_in_every_process(tmp_path):
     write_manifest(tmp_path, n=300)
     program = (
         "import sys, json, hashlib, numpy as np\n"
-        "from remind_jax.data import manifest, preprocess\n"
-        "m = manifest.read_manifest(sys.argv[1])\n"
+        "from remind_jax.data import reading, preprocess\n"
+        "m = reading.read_manifest(sys.argv[1])\n"
         "p = preprocess.Preprocessor.fit(m, np.arange(200), max_tokens=32, vocabulary=90)\n"
         "print(hashlib.sha256(json.dumps(p.to_dict()).encode()).hexdigest())\n"
     )

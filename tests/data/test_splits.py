@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from remind_jax.data import splits
-from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 
 MODALITIES = tuple(Modality(name, "text", (name,)) for name in ("a", "b"))

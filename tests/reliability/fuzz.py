@@ -31,8 +31,7 @@ _INSTRUMENTED = (
 def _target(name: str, folder: pathlib.Path) -> tuple[Callable[[bytes], object], list[bytes]]:
     """What takes bytes and may raise UserError alone, and sound inputs to start from; made once, in `folder`."""
     from remind_jax import compare
-    from remind_jax.data import files
-    from remind_jax.data import manifest as manifests
+    from remind_jax.data import files, reading
     from remind_jax.data.kinds import images
     from remind_jax.data.schema import read_schema
     from remind_jax.training import checkpoint
@@ -42,7 +41,7 @@ def _target(name: str, folder: pathlib.Path) -> tuple[Callable[[bytes], object],
     data = write_manifest(folder / "data", n=12)
     if name == "manifest":
         file, sound = data / "manifest.csv", (data / "manifest.csv").read_bytes()
-        return lambda content: (file.write_bytes(content), manifests.load_manifest(data)), [sound]
+        return lambda content: (file.write_bytes(content), reading.load_manifest(data)), [sound]
     if name == "schema":
         file, sound = data / "schema.yaml", (data / "schema.yaml").read_bytes()
         return lambda content: (file.write_bytes(content), read_schema(file, 8, 2)), [sound]
@@ -100,7 +99,7 @@ def main(arguments: list[str]) -> None:
 
     with atheris.instrument_imports(include=list(_INSTRUMENTED)):
         from remind_jax import compare  # noqa: F401
-        from remind_jax.data import manifest  # noqa: F401
+        from remind_jax.data import reading  # noqa: F401
         from remind_jax.errors import UserError
     name, *rest = arguments
     with tempfile.TemporaryDirectory() as root:

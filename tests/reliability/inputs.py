@@ -17,8 +17,8 @@ import yaml
 from hypothesis import strategies as st
 
 from remind_jax import check_data, cli, settings
-from remind_jax.data import check, splits
-from remind_jax.data import manifest as manifests
+from remind_jax.data import check, reading, schema, splits
+from remind_jax.data.manifest import decode
 from remind_jax.errors import UserError
 from tests.reliability import Tally, malformed, row
 from tests.tiny_runs import ROOT
@@ -73,10 +73,10 @@ def load(folder: pathlib.Path, rows: int | None) -> tuple[str, str]:
             return (
                 ("refused", " ".join(lines)) if coded else ("wrong", f"refused without a code: {out.getvalue()[:300]}")
             )
-        manifest = manifests.read_manifest(folder)
+        manifest = reading.read_manifest(folder)
         split = splits.make_splits(manifest, 0)
         check.refuse(check.find_problems(manifest, split))
-        raw = manifests.decode(manifest, np.arange(manifest.table.height))
+        raw = decode(manifest, np.arange(manifest.table.height))
     except UserError as error:
         text = str(error)
         return ("wrong", f"not one line: {text[:300]}") if "\n" in text or not text else ("refused", text)
@@ -146,13 +146,13 @@ def malformed_manifests(count: int, broken: bool) -> Tally:
 @contextlib.contextmanager
 def _trusting(broken: bool) -> Iterator[None]:
     """Takes the checks of the schema away."""
-    parse = manifests.read_schema.__globals__["_mapping"]
+    parse = schema.read_schema.__globals__["_mapping"]
     if broken:
-        manifests.read_schema.__globals__["_mapping"] = lambda value, *rest: value
+        schema.read_schema.__globals__["_mapping"] = lambda value, *rest: value
     try:
         yield
     finally:
-        manifests.read_schema.__globals__["_mapping"] = parse
+        schema.read_schema.__globals__["_mapping"] = parse
 
 
 # ---- Configs and command lines --------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from remind_jax.data.manifest import Manifest, read_manifest
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.reading import read_manifest
 from remind_jax.errors import UserError
 
 

@@ -13,7 +13,8 @@ import polars as pl
 
 from remind_jax.data import check, files
 from remind_jax.data.findings import FileRecord, Finding
-from remind_jax.data.manifest import BAD_FILES, Manifest
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.reading import BAD_FILES
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError, did_you_mean
 

@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data.findings import Finding
-from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import bernoulli_mask
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.data.sources import mimic_iv_labs, mimic_iv_notes
 from remind_jax.data.sources import mimic_iv_tables as tables
 from remind_jax.data.sources.mimic_iv_twin import MODALITIES, PUBLISHED

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import bernoulli_mask, combination_mask, parse_combinations
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.data.sources import synthetic
 from remind_jax.errors import UserError
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 
 CLASSES = ("fair or poor", "good", "very good or excellent")

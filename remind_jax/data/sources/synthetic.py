@@ -35,8 +35,9 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data.groups import group_name
-from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import combination_mask, parse_combinations
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 
 MODALITIES = ("cview_cc", "cview_mlo", "ffdm_cc", "ffdm_mlo")

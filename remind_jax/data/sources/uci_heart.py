@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
-from remind_jax.data.manifest import Manifest, Modality, Schema
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError, did_you_mean
 
 CLASSES = ("no disease", "disease")

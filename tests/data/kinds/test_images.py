@@ -473,7 +473,7 @@ def test_decoders_are_imported_when_they_are_needed_and_odd_values_are_not_print
     write_dicom(tmp_path / "a.dcm", ramp(), PatientName="Doe^Jane", PatientAge="forty")
     code = f"""
 import logging, pathlib, sys
-from remind_jax.data import images
+from remind_jax.data.kinds import images
 logging.basicConfig(level=logging.INFO)
 early = [name for name in ("PIL", "pydicom") if name in sys.modules]
 for path in ({str(tmp_path / "a.dcm")!r}, {str(SAMPLES / "MR_small_padded.dcm")!r}):
