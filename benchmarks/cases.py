@@ -32,6 +32,7 @@ from remind_jax.ops.pixels import IMAGENET, normalize
 from remind_jax.runtime import devices
 from remind_jax.training import optimizer as states
 from remind_jax.training import step as package_step
+from remind_jax.training.stages import Stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -274,14 +275,14 @@ def make_step(
         objective=space(**OBJECTIVE | {"kind": "group_dro" if robust else "erm"} | objective),
         dro=space(weights="current", normalize_present=False),
     )
-    stage = package_step.Stage("joint", 0, 1, lambda path: False, gate, gate, robust)
+    stage = Stage("joint", 0, 1, lambda path: False, gate, gate, robust)
     counts = np.ones(num_groups, np.int32)
     dro = group_dro.group_dro(num_groups)
     return package_step.make_step(config, stage, network, losses.cross_entropy, optimizer, dro, counts, 0.0)
 
 
 def make_optimizer(num_groups: int, **options: Any) -> optax.GradientTransformationExtraArgs:
-    """AdamW without clipping, and λ; `options` of `state.make_optimizer`."""
+    """AdamW without clipping, and λ; `options` of `optimizer.make_optimizer`."""
     schedule, dro = optax.constant_schedule(LEARNING_RATE), group_dro.group_dro(num_groups)
     return states.make_optimizer(schedule, weight_decay=WEIGHT_DECAY, clip=0.0, dro=dro, **options)
 
@@ -308,7 +309,7 @@ def _backward(size: Size, gate: str, **options: Any) -> Variant:
 def compiled_step(
     step: package_step.Step, programs: str, state: states.TrainState, batch: Mapping[str, jax.Array]
 ) -> tuple[Callable, states.TrainState, dict[str, Any]]:
-    """Compiles a step as `parallel.make_program` does and runs it once; also says what XLA counted, over all programs.
+    """Compiles a step as `devices.make_program` does and runs it once; also says what XLA counted, over all programs.
 
     Returns:
       (state, batch) -> (state, metrics), the state after the first step (the one given is consumed), and the facts.
@@ -684,15 +685,16 @@ _IMPORT = "import remind_jax.models.model, remind_jax.ops.soft_moe"
 # In a process of its own because it needs the data stack, which this module may not import.
 _FIRST_STEP = """
 import pathlib, tempfile, time
-from remind_jax import cli, parallel, state, step, train, writer
+from remind_jax import cli
 from remind_jax.data import dataset, pipeline
+from remind_jax.training import loop, run_folder
 
 config = cli.parse_config(["--config=configs/nhanes.py:method=remind"])[0]
 with tempfile.TemporaryDirectory() as folder:
-    opened = writer.RunFolder(pathlib.Path(folder), config.to_dict())
-    trainer = train.Trainer(config, dataset.load_dataset(config), opened)
+    opened = run_folder.RunFolder(pathlib.Path(folder), config.to_dict())
+    trainer = loop.Trainer(config, dataset.load_dataset(config), opened)
     stage = trainer.stages[0]
-    start = trainer.begin(stage, train.initial_params(config, trainer.network, trainer.data.inputs))
+    start = trainer.begin(stage, loop.initial_params(config, trainer.network, trainer.data.inputs))
     (batch,) = pipeline.train_batches(trainer.train_store, trainer.order, config.train.batch_size, 0, 1)
     program = trainer.program(stage)
     placed, began = program.place(start), time.perf_counter()

@@ -92,7 +92,7 @@ print(json.dumps(found | {"peak_mib": resident("VmHWM")}))
 _TRAIN = """
 import json, pathlib, statistics, sys, time
 from remind_jax import cli
-from remind_jax.training.loop import train_and_evaluate
+from remind_jax.training.run import train_and_evaluate
 
 config, workdir = cli.parse_config(sys.argv[1:])
 start = time.perf_counter()

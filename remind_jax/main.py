@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, workdir = cli.parse_config(arguments)
     with processes.joined(processes.here()):
-        from remind_jax.training.loop import train_and_evaluate
+        from remind_jax.training.run import train_and_evaluate
 
         train_and_evaluate(config, workdir)
 

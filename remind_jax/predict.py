@@ -32,7 +32,7 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictions import make_forward
 from remind_jax.inference.predictor import Finished, as_in_run, check_classes, open_finished
 from remind_jax.runtime import progress
-from remind_jax.training.run_folder import config_digest
+from remind_jax.runtime.files import config_digest
 
 FEW_PATIENTS = 10  # training patients below which a combination is warned of
 THREADS = 2  # that read and encode rows ahead

@@ -259,7 +259,7 @@ def _runner(entry: Entry) -> Callable[[], Any]:
         from remind_jax.studies.baselines import fit_and_evaluate
 
         return lambda: fit_and_evaluate(entry.config, entry.variant.name, entry.folder, verbose=False)
-    from remind_jax.training.loop import train_and_evaluate
+    from remind_jax.training.run import train_and_evaluate
 
     return lambda: train_and_evaluate(entry.config, entry.folder, verbose=False)
 

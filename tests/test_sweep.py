@@ -18,7 +18,7 @@ import pytest
 from configs import common
 from remind_jax import sweep
 from remind_jax.errors import UserError
-from remind_jax.training import loop
+from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -295,7 +295,7 @@ def test_runs_of_a_sweep_share_programs_and_are_those_of_runs_alone(tmp_path, jo
         assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
         assert jax.config.jax_compilation_cache_dir is None
         config = tiny_runs.config(tmp_path / "cache", **QUICK, seed=1)
-        loop.train_and_evaluate(config, tmp_path / "alone", verbose=False)
+        train_and_evaluate(config, tmp_path / "alone", verbose=False)
     finally:
         jax.config.update("jax_compilation_cache_dir", kept)
     shared, alone = (

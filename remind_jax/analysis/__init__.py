@@ -22,7 +22,8 @@ from remind_jax.training import optimizer as states
 from remind_jax.training import row_adamw
 from remind_jax.training.checkpoint import Checkpoints
 from remind_jax.training.loop import initial_params
-from remind_jax.training.step import Stage, make_dro, objective_counts, plan_stages
+from remind_jax.training.objective import make_dro, objective_counts
+from remind_jax.training.stages import Stage, plan_stages
 
 ADAPTED = "adapted"
 """The key by which the config of a folder that `adapt` wrote is known."""

@@ -77,7 +77,7 @@ def make_outputs(run: "Run", output: str) -> Callable[..., Any]:
     """
     from remind_jax.objectives import logit_adjust
     from remind_jax.ops import ntk
-    from remind_jax.training.step import make_loss
+    from remind_jax.training.objective import make_loss
 
     gate, objective, offset = run.eval_gate, run.config.objective, None
     scalar = ntk.OUTPUTS.get(output)
@@ -295,7 +295,7 @@ def panel_titles(runs: Sequence["Run"]) -> list[str]:
 
     Runs of one method whose settings differ in more than the seed are told apart by their folders.
     """
-    from remind_jax.training.run_folder import config_digest
+    from remind_jax.runtime.files import config_digest
 
     digests = [config_digest({**run.config.to_dict(), "seed": 0}) for run in runs]
     folders: dict[str, str] = {}

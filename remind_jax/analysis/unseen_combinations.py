@@ -162,20 +162,21 @@ def adapt_runs(study: Study) -> None:
 
 def _adapt_run(study: Study, folder: pathlib.Path, bar: progress.Silent, done: int) -> None:
     from remind_jax import adapt
+    from remind_jax.training import adaptation
 
     adapter = None
     for number, unfreeze in enumerate(STRATEGIES):
         bar.advance(done + number, f"{folder.name}: {STRATEGIES[unfreeze]}")
-        choice = adapt.Choice(*adapt.parse_unfreeze(unfreeze), steps=study.steps, lr=study.lr)
+        choice = adaptation.Choice(*adapt.parse_unfreeze(unfreeze), steps=study.steps, lr=study.lr)
         out = adapted_folder(folder, unfreeze)
         if out.exists():
             _check_same(out, choice)
             continue
         if adapter is None:
-            run = adapt.open_single(folder)
-            manifest, dealt, findings = adapt.own_data(run)
-            adapter = adapt.Adapter(run, adapt.prepare(run, manifest, dealt, choice.rows, findings))
-        report = adapt.adapt(adapter, choice, out, progress.Silent())
+            run = adaptation.open_single(folder)
+            manifest, dealt, findings = adaptation.own_data(run)
+            adapter = adaptation.Adapter(run, adaptation.prepare(run, manifest, dealt, choice.rows, findings))
+        report = adaptation.adapt(adapter, choice, out, progress.Silent())
         figures = report[ADAPTED]["after"]
         shown = [f"{SAMPLES[key]} {100 * figures[key]['accuracy']:.1f}" for key in SAMPLES]
         bar.say(f"{folder.name:<26} {STRATEGIES[unfreeze]:<20} accuracy {'  '.join(shown)}")

@@ -21,7 +21,7 @@ from remind_jax.errors import UserError, did_you_mean
 from remind_jax.inference.predictions import adjust_prior, logit_offset
 from remind_jax.models.model import Network, Params, ensemble_of, make_network
 from remind_jax.training.checkpoint import Checkpoints
-from remind_jax.training.step import Stage, plan_stages
+from remind_jax.training.stages import Stage, plan_stages
 
 
 class Finished(NamedTuple):

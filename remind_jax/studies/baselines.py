@@ -327,7 +327,7 @@ def _report(
     from remind_jax.data import dataset as datasets
     from remind_jax.data import splits
     from remind_jax.evaluation import report as reports
-    from remind_jax.training.run_folder import config_digest
+    from remind_jax.runtime.files import config_digest
 
     held_out = features(data, "held_out")
     table = datasets.predictions_table(data, "held_out", fitted.predict(held_out))

@@ -266,8 +266,3 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     known = (os.strerror(code) for code in _STORAGE)
     return next((reason for reason in known if reason in text), text[:200])
-
-
-def host_copy(tree: Any) -> Any:
-    """Arrays on the host that do not share memory with donated device buffers."""
-    return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(tree))

@@ -25,7 +25,7 @@ from remind_jax.errors import UserError
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import STORED, Network, Params
 from remind_jax.runtime import files, processes, progress
-from remind_jax.training.step import Stage
+from remind_jax.training.stages import Stage
 
 KINDS = ("auto", "off", "memory", "device", "disk")
 DTYPES = {"bfloat16": np.dtype(jnp.bfloat16), "float32": np.dtype(np.float32)}

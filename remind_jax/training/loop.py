@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import math
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,57 +11,30 @@ import optax
 
 from remind_jax import settings
 from remind_jax.data import dataset as datasets
-from remind_jax.data import pipeline, samplers, splits
-from remind_jax.data.manifest import Manifest
+from remind_jax.data import pipeline, samplers
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import NotFiniteError, UserError
-from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictions import (
-    Predicted,
-    adjust_prior,
-    choose_prior_power,
     logit_offset,
     make_predict,
     tuning_metrics,
 )
-from remind_jax.models.model import Network, Params, ensemble_of, is_statistic, load_pretrained, make_network
+from remind_jax.models.model import Network, Params, ensemble_of, load_pretrained, make_network
 from remind_jax.objectives import logit_adjust
 from remind_jax.runtime import devices, processes, profiling, progress
+from remind_jax.runtime.devices import host_copy
 from remind_jax.runtime.signals import Signals, Stopped
 from remind_jax.training import frozen_features, row_adamw
 from remind_jax.training import optimizer as states
-from remind_jax.training.checkpoint import Checkpoints, host_copy
-from remind_jax.training.run_folder import RunFolder, config_digest
-from remind_jax.training.step import Stage, make_dro, make_loss, make_step, objective_counts, plan_stages
+from remind_jax.training.checkpoint import Checkpoints
+from remind_jax.training.objective import make_dro, make_loss, objective_counts
+from remind_jax.training.recorder import Cursor, Recorder
+from remind_jax.training.run_folder import RunFolder
+from remind_jax.training.stages import Stage, plan_stages
+from remind_jax.training.step import make_step
 
 # Weights are drawn once: at this level XLA compiles in half the time, and the numbers are the same.
 _QUICK = {"xla_backend_optimization_level": 1}
-GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate that decides nothing
-
-
-@dataclasses.dataclass
-class Cursor:
-    """Where a run stands, besides its arrays.
-
-    Attributes:
-      stage: number of the stage.
-      best: best tuning value in it.
-      waited: evaluations since.
-      ended: whether the stage ended early.
-      sums, counted: sums of metrics over the steps since the last record of metrics.jsonl, and how many these are.
-      rejected: steps since that record that were not finite.
-      in_a_row, blamed: rejected steps since the last good one, and their combinations.
-    """
-
-    stage: int = 0
-    best: float | None = None
-    waited: int = 0
-    ended: bool = False
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    counted: int = 0
-    rejected: int = 0
-    in_a_row: int = 0
-    blamed: list[str] = dataclasses.field(default_factory=list)
 
 
 def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
@@ -311,7 +282,7 @@ class Trainer:
         evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
         names = self.groups.names, self._cell_names()
         limits = config.train.log_every, config.train.max_rejected
-        recorder = _Recorder(self.folder, stage.name, *names, *limits, cursor, bar.say)
+        recorder = Recorder(self.folder, stage.name, *names, *limits, cursor, bar.say)
         placed, pending = program.place(state), None
         kept = frozen_features.stores_of(config, stage, self.single, state.weights(), self.data, bar)
         tracer = profiling.Tracer(config.profile, self.folder.path / "profile")
@@ -358,7 +329,7 @@ class Trainer:
                 yield from batches
             step = end
 
-    def _take(self, recorder: "_Recorder", step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
+    def _take(self, recorder: "Recorder", step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
         """Passes on the metrics of a step."""
         if self.fair_batch is not None:
             if not metrics["train/rejected"]:
@@ -413,78 +384,6 @@ class Trainer:
         return best
 
 
-class _Recorder:
-    """Averages the metrics of steps between two records of metrics.jsonl."""
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        stage: str,
-        groups: tuple[str, ...],
-        cells: tuple[str, ...],
-        every: int,
-        max_rejected: int,
-        cursor: Cursor,
-        say: Callable[[str], None],
-    ):
-        self._folder, self._stage, self._groups, self._cells = folder, stage, groups, cells
-        self._every, self._max_rejected, self._say = every, max_rejected, say
-        self._cursor = cursor  # holds the open sums, so that a checkpoint does
-        self._clock = progress.Clock()
-        self.text = ""
-
-    def add(self, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
-        """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint.
-
-        Raises:
-          NotFiniteError: so many steps in a row were rejected that the run should not go on.
-        """
-        cursor = self._cursor
-        if metrics["train/rejected"]:
-            self._reject(step, metrics)
-        else:
-            cursor.in_a_row, cursor.blamed = 0, []
-            for name, value in metrics.items():
-                if np.ndim(value) == 0 and name != "train/rejected":
-                    cursor.sums[name] = cursor.sums.get(name, 0.0) + float(value)
-            cursor.counted += 1
-        if step % self._every and not close:
-            return
-        means = {name: total / cursor.counted for name, total in cursor.sums.items()}
-        weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._cells, metrics["lambda"], strict=True)}
-        if "shares" in metrics:
-            shares = zip(self._groups, metrics["shares"], strict=True)
-            weights |= {f"sampler/share/{name}": float(x) for name, x in shares}
-        time = {"time/step_ms": self._clock.lap_ms() / (cursor.counted + cursor.rejected)}
-        counts = {"train/rejected": cursor.rejected}
-        self._folder.log({"step": step, "stage": self._stage, **means, **counts, **weights, **time})
-        self.text = f"loss {means['train/loss']:.3f}" if means else "not finite"
-        cursor.sums, cursor.counted, cursor.rejected = {}, 0, 0
-
-    def _reject(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Counts a step that the program has rejected, says why, and ends the run when there are too many in a row."""
-        cursor = self._cursor
-        cursor.rejected, cursor.in_a_row = cursor.rejected + 1, cursor.in_a_row + 1
-        names = {"train/loss": "loss", "train/gradient_norm": "gradient"}
-        wrong = [name for key, name in names.items() if not np.isfinite(metrics[key])] or ["group weights"]
-        losses, here = metrics["group_loss_sum"], np.asarray(metrics["group_count"]) != 0
-        guilty = ~np.isfinite(losses) if not np.isfinite(losses).all() else here
-        groups = [name for name, is_guilty in zip(self._groups, guilty, strict=True) if is_guilty]
-        cursor.blamed += [name for name in groups if name not in cursor.blamed]
-        if cursor.in_a_row == 1:
-            self._say(f"step {step} is not finite and rejected: {', '.join(wrong)}, in combinations {_some(groups)}")
-        if cursor.in_a_row >= self._max_rejected:
-            raise NotFiniteError(
-                f"{cursor.in_a_row} steps in a row, up to step {step}, were not finite and rejected: "
-                f"{', '.join(wrong)}, in combinations {_some(cursor.blamed)}. Lower optim.lr, set optim.clip or look "
-                "at these samples"
-            )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _check_pairs(batch_size: int, devices: int) -> None:
     """Under pmap a device sees its share of a batch only, which must hold whole pairs of two groups."""
     if (batch_size // devices) % 2:
@@ -492,131 +391,3 @@ def _check_pairs(batch_size: int, devices: int) -> None:
             f"train.batch_size={batch_size} gives each of {devices} devices half a pair (sampler=group_pairs): "
             f"make it a multiple of {2 * devices}"
         )
-
-
-# ---- Main -----------------------------------------------------------------------------------------------------------
-
-
-def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
-    """Trains a method on a data set and reports on its held-out patients.
-
-    A run that was stopped goes on from its newest checkpoint; a finished one is shown again.
-
-    Args:
-      config: the run's settings, see configs/common.py.
-      workdir: the run's folder.
-      verbose: whether to show progress and the table.
-
-    Returns:
-      The report, as in report.json; empty on all processes of a job but the first, which alone writes.
-
-    Raises:
-      UserError: a setting, the data or the folder cannot be used.
-      Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
-    """
-    settings.validate(config)
-    programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
-    own: list[RunFolder] = []
-    processes.from_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
-    folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
-    with contextlib.closing(folder), Signals() as signals, programs:
-        return _run(config, folder, verbose and folder.writes, signals)
-
-
-def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dict[str, Any]:
-    finished = folder.report()
-    if processes.from_first(lambda: finished is not None):
-        if verbose:
-            print(f"{folder.path} is a finished run; its report:")
-            reports.print_table(finished)
-        return finished or {}
-    devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
-    with progress.make(0, "preparing", verbose) as bar:
-        bar.say(f"Preparing data ({config.data.source})")
-        data = datasets.load_dataset(config, bar.count)
-        for line in cohort_lines(data.manifest):
-            bar.say(line)
-    trainer = Trainer(config, data, folder, signals=signals)
-    with progress.make(trainer.steps, "training", verbose) as bar:
-        bar.say(
-            f"Training {config.method} on {data.manifest.title}: {len(trainer.train_store)} samples, "
-            f"{len(data.groups)} combinations, {trainer.steps} steps"
-        )
-        weights = trainer.train(bar)
-    with progress.make(0, "evaluating", verbose) as bar:
-        report = _report(trainer, weights, bar)
-    if verbose:
-        reports.print_table(report)
-        print(f"Report: {folder.path / 'report.html'}")
-    return report
-
-
-def cohort_lines(manifest: Manifest) -> Iterator[str]:
-    """The combinations of a data set of the paper as lines, each beside its share in the paper."""
-    rows = datasets.cohort(manifest) if manifest.published else []
-    width = max((len(row["group"]) for row in rows), default=0)
-    for row in rows:
-        share = f"{100 * row['fraction']:5.1f} %  (paper {100 * row['published']:.1f} %)"
-        yield f"  {row['group']:<{width}} {row['n']:>8,}  {share}"
-
-
-def _report(trainer: Trainer, weights: Params, bar: progress.Silent) -> dict[str, Any]:
-    """Reads the held-out rows, once, and writes predictions and report."""
-    config, data, folder = trainer.config, trainer.data, trainer.folder
-    predicted, adjustment = _predict_held_out(trainer, weights)
-    if not folder.writes:
-        return {}
-    table = datasets.predictions_table(data, "held_out", predicted.probabilities)
-    table.write_parquet(folder.path / "predictions.parquet")
-    majority = data.class_fractions.argmax()
-    report = reports.build_report(
-        data=data.manifest.title,
-        method=config.method,
-        seed=config.seed,
-        config_digest=config_digest(config.to_dict()),
-        parameters=sum(math.prod(np.shape(x)) for path, x in weights.items() if not is_statistic(path)),
-        predictions=table,
-        groups=data.groups,
-        resamples=config.eval.bootstrap,
-        count=bar.count,
-        extra={
-            "classes": list(data.classes),
-            "split_digest": splits.split_digest(data.dealt),
-            "majority_accuracy": float(np.mean(predicted.labels == majority)),
-            **_gate_summary(trainer, predicted.open_rate),
-            **adjustment,
-            "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
-            "card": datasets.describe(data),
-        },
-    )
-    reports.write_html(folder.path / "report.html", report, folder.history())
-    # Last, because a run counts as finished once it is there.
-    reports.write_json(folder.path / "report.json", report)
-    return report
-
-
-def _predict_held_out(trainer: Trainer, weights: Params) -> tuple[Predicted, dict[str, Any]]:
-    """Predictions of the held-out rows, and for the report by what power of the prior they were divided."""
-    data, figure, gate = trainer.data, trainer.config.eval.adjust_prior, trainer.stages[-1].eval_gate
-    predicted = trainer.predict(weights, data.stores["held_out"], gate)
-    if figure == "none":
-        return predicted, {}
-    power = choose_prior_power(trainer.predict(weights, data.stores["tuning"], gate), data.class_fractions, figure)
-    adjusted = adjust_prior(predicted.probabilities, data.class_fractions, power)
-    return predicted._replace(probabilities=adjusted), {"prior_adjustment": {"figure": figure, "power": power}}
-
-
-def _gate_summary(trainer: Trainer, open_rate: float) -> dict[str, Any]:
-    """How often group routers acted on the held-out rows, and whether the gate decided anything at all."""
-    if not trainer.config.fusion.group_routers:
-        return {}
-    rule = trainer.stages[-1].eval_gate
-    rates = [open_rate]
-    late = [record for record in trainer.folder.history() if record["stage"] == "specialize"]
-    rates += [record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record]
-    stuck = None
-    if rule == "gated" and max(rates) <= GATE_STUCK:
-        stuck = "closed"
-    elif rule == "gated" and min(rates) >= 1 - GATE_STUCK:
-        stuck = "open"
-    return {"gate": {"rule": rule, "open_rate": open_rate, "stuck": stuck}}

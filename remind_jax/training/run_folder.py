@@ -1,37 +1,15 @@
 """The run folder: config, environment, metrics and, at the end, report and predictions."""
 
-import hashlib
-import importlib.metadata
 import json
 import pathlib
-import platform
-import subprocess
 from collections.abc import Mapping
 from typing import Any
-
-import jax
 
 from remind_jax.errors import UserError
 from remind_jax.runtime import files
 from remind_jax.training.tensorboard import EventFiles
 
 _FREE = "train.tensorboard"  # the key that may change in a folder: it says what is written, not what is computed
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "tensorflow-datasets",
-    "numpy",
-    "remind-jax",
-)
-
-
-def config_digest(config: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the sha256 of a config, independent of key order."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -64,7 +42,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._check_config()
-            self._write_json("environment.json", environment())
+            self._write_json("environment.json", files.environment())
             self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 open for the whole run
         except OSError as error:
             raise UserError(f"cannot write to workdir {path}: {error.strerror or error}") from error
@@ -139,30 +117,3 @@ class RunFolder:
             self._metrics.close()
         if self._events:
             self._events.close()
-
-
-def _commit() -> str | None:
-    folder = pathlib.Path(__file__).parent
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and commit."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": versions,
-        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-        "processes": jax.process_count(),
-        "commit": _commit(),
-    }

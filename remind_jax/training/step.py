@@ -1,4 +1,4 @@
-"""The plan of a run in stages, and the train step of a stage as a pure function."""
+"""The train step of a stage as a pure function."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,178 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from remind_jax.models.model import Batch, Network, Output, Params, is_group_router, is_statistic
-from remind_jax.objectives import fair_mixup, group_dro, reweigh
-from remind_jax.ops import hiding, losses, sparse_moe
+from remind_jax.models.model import Batch, Network, Params, is_group_router
+from remind_jax.ops import hiding, losses
 from remind_jax.training import optimizer as states
 from remind_jax.training import row_adamw
-
-_NETWORKS = "networks"  # axis of an ensemble
-
-
-class Stage(NamedTuple):
-    """A stretch of training.
-
-    Attributes:
-      name: `joint` or `specialize`.
-      start, stop: first step, and the step before which it ends.
-      is_frozen: whether the parameter of a path is left as it is.
-      train_gate, eval_gate: whether group routers act.
-      robust: whether group weights act and move.
-      statistics: whether batch norms use and update the statistics of the batch.
-      rests: whether the trunks of encoders are frozen and work without dropout, so that their features can be kept.
-    """
-
-    name: str
-    start: int
-    stop: int
-    is_frozen: Callable[[str], bool]
-    train_gate: str
-    eval_gate: str
-    robust: bool
-    statistics: bool = False
-    rests: bool = False
-
-
-def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[Stage]:
-    """The stages of a run and their lengths in steps.
-
-    Methods without group routers train in one joint stage, unless `train.baselines_two_stage` holds.
-
-    Args:
-      config: of the run.
-      num_train: number of training samples.
-      kinds: kind of each modality by name.
-    """
-    train, fusion = config.train, config.fusion
-    per_epoch = num_train / train.batch_size
-    stop = max(1, round(train.epochs * per_epoch))
-    routed = fusion.group_routers
-    joint = min(round(train.joint_epochs * per_epoch), stop) if routed or train.baselines_two_stage else stop
-
-    def is_encoder(path: str) -> bool:
-        section, _, rest = path.partition("/")
-        if section != "encoders" or train.freeze == "nothing":
-            return False
-        # The maps into the fusion width stay trainable, of which a patch encoder is one as a whole (peers' point 45).
-        projection = kinds[rest.split("/")[0]] in ("tabular", "embedding") or "/adapter/" in path
-        return train.freeze == "encoders+projections" or not projection
-
-    late = config.dro.stages == "specialize" and joint < stop
-    trains_norms = config.train.batch_norm == "batch"
-    stages = [
-        Stage(
-            name="joint",
-            start=0,
-            stop=joint,
-            is_frozen=lambda path: is_statistic(path) or is_group_router(path),
-            train_gate="never",
-            eval_gate="never",
-            robust=not late,
-            statistics=trains_norms,
-        ),
-        Stage(
-            name="specialize",
-            start=joint,
-            stop=stop,
-            is_frozen=lambda path: is_statistic(path) or is_encoder(path),
-            train_gate=fusion.train_gate if routed else "never",
-            eval_gate=fusion.eval_gate if routed else "never",
-            robust=True,
-            statistics=trains_norms and train.freeze == "nothing",
-            rests=train.freeze != "nothing" and not train.frozen_dropout,
-        ),
-    ]
-    return [stage for stage in stages if stage.stop > stage.start]
-
-
-def make_loss(config: Any, class_fractions: np.ndarray) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Loss of single samples, (logits [b, c], labels [b]) -> [b]."""
-    objective = config.objective
-    if objective.loss == "cross_entropy":
-        return losses.cross_entropy
-    alpha = jnp.asarray(1.0 - class_fractions, jnp.float32) if objective.focal_alpha == "inverse_class" else None
-    return functools.partial(losses.focal_loss, gamma=objective.focal_gamma, alpha=alpha, detach=objective.focal_detach)
-
-
-def objective_counts(config: Any, label_counts: np.ndarray) -> np.ndarray:
-    """Training samples of what the objective calls a group: combinations [g], or combinations by class [g, c].
-
-    Args:
-      config: of the run.
-      label_counts: training samples by group and class, [g, c].
-    """
-    return label_counts if config.objective.cells == "combination_class" else label_counts.sum(axis=1)
-
-
-def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformationExtraArgs:
-    """The transform that keeps λ; `train_counts` as for `make_step`."""
-    counts = jnp.asarray(train_counts, jnp.float32).reshape(-1)
-    return group_dro.group_dro(
-        len(counts),
-        gamma=config.dro.gamma,
-        every=config.dro.every,
-        initial=group_dro.initial_weights(config.dro.initial, counts),
-        # A combination need not have every class: a cell that is never drawn only needs a finite number.
-        offset=config.dro.adjustment / jnp.sqrt(jnp.maximum(counts, 1.0)) if config.dro.adjustment else None,
-        absent=config.dro.absent,
-    )
-
-
-def _make_factors(
-    config: Any, robust: bool, dro: optax.GradientTransformationExtraArgs, train_counts: np.ndarray
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """(state of λ, sums of losses [g], samples [g]) -> what the sum of each group counts in the loss [g]."""
-    counts, objective = jnp.asarray(train_counts, jnp.float32).reshape(-1), config.objective
-    static = jnp.ones(len(counts))
-    if objective.kind == "reweigh" and objective.reweigh_rule == "effective_number":
-        static = reweigh.effective_number_weights(counts, objective.reweigh_beta, objective.reweigh_cap or None)
-    elif objective.kind == "reweigh":
-        static = reweigh.inverse_frequency_weights(counts, objective.reweigh_power, objective.reweigh_cap or None)
-
-    def factors(dro_state, loss_sum, count):
-        if not robust:
-            return reweigh.weighted_mean_factors(static, count)
-        if config.dro.weights == "updated":
-            _, dro_state = dro.update({}, dro_state, group_loss_sum=loss_sum, group_count=count)
-        weights = jnp.exp(dro_state.log_weights)
-        return group_dro.robust_factors(weights, count, normalize_present=config.dro.normalize_present)
-
-    def with_plain(dro_state, loss_sum, count):
-        plain = reweigh.weighted_mean_factors(jnp.ones_like(count), count)
-        return jnp.where(_is_plain(config), plain, factors(dro_state, loss_sum, count))
-
-    return with_plain if config.ensemble_plain else factors
-
-
-def _is_plain(config: Any) -> jax.Array:
-    """Whether the network whose step this is, one of an ensemble, trains without group parts."""
-    return jax.lax.axis_index(_NETWORKS) < config.ensemble_plain
-
-
-def _make_mixup(config: Any, network: Network, num_groups: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Fair Mixup's penalty over all devices, and a sum that has this device's part of its gradient.
-
-    A mixed sample belongs to no combination: the router that all combinations share takes it. It has what either of its
-    two samples has.
-    """
-
-    def mixup(weights: Params, batch: Batch, output: Output, key: jax.Array, keys: Any, total: Callable):
-        first, second = fair_mixup.first_and_second(output.tokens)
-        observed = jnp.logical_or(*fair_mixup.first_and_second(output.observed))
-        groups = jnp.full(len(first), num_groups, batch["group"].dtype)
-        pair_keys = None if keys is None else keys[0::2]
-        t = fair_mixup.path_position(key, config.objective.mixup_beta)
-
-        def logits(tokens: jax.Array) -> jax.Array:
-            return network.fuse(weights, tokens, observed, groups, gate="never", keys=pair_keys).logits
-
-        slopes = fair_mixup.path_slopes(logits, first, second, t)
-        own, pairs = fair_mixup.slope_sums(slopes, jnp.prod(batch["weight"].reshape(-1, 2), axis=1))
-        everywhere, pairs = total(jax.lax.stop_gradient(own)), total(pairs)
-        return fair_mixup.penalty(everywhere, pairs), jnp.sum(own * fair_mixup.penalty_factors(everywhere, pairs))
-
-    return mixup
+from remind_jax.training.objective import (
+    NETWORKS,
+    cells_of,
+    is_plain,
+    make_factors,
+    make_mixup,
+    routing_penalty,
+    sample_losses,
+)
+from remind_jax.training.stages import Stage
 
 
 class Found(NamedTuple):
@@ -205,7 +47,7 @@ class Found(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A train step in two halves, which run as one program or as two (`parallel.make_program`).
+    """A train step in two halves, which run as one program or as two (`devices.make_program`).
 
     Attributes:
       gradient: (state, batch, axis_name=...) -> (gradient of the trained parameters over all devices, Found).
@@ -257,7 +99,7 @@ def make_step(
     """
     robust = config.objective.kind == "group_dro" and stage.robust
     gradient = _make_gradient(
-        config, stage, network, loss, _make_factors(config, robust, dro, train_counts), train_counts, offset, masks
+        config, stage, network, loss, make_factors(config, robust, dro, train_counts), train_counts, offset, masks
     )
     step = Step(gradient, _make_update(optimizer, dro, robust, len(train_counts), decay))
     return step if config.ensemble == 1 else _for_ensemble(step)
@@ -273,8 +115,8 @@ def _make_gradient(
     offset: np.ndarray | None,
     masks: np.ndarray | None,
 ) -> Callable[..., tuple[Params, Found]]:
-    """The first half of a step; `factors` from `_make_factors`, the rest as for `make_step`."""
-    mixup = _make_mixup(config, network, len(train_counts)) if config.objective.mixup_weight else None
+    """The first half of a step; `factors` from `make_factors`, the rest as for `make_step`."""
+    mixup = make_mixup(config, network, len(train_counts)) if config.objective.mixup_weight else None
     noisy = config.fusion.kind != "soft_moe" and config.fusion.noise
     hides = config.train.hide_samples > 0
     draws = noisy or hides or config.model.encoder_dropout > 0 or config.fusion.dropout > 0
@@ -297,16 +139,16 @@ def _make_gradient(
         def objective(params: Params, part: _Part, share: jax.Array | None):
             seen, batch, keys, unhidden = part
             if config.ensemble_plain:
-                params = _without_group_parts(params, _is_plain(config))
+                params = _without_group_parts(params, is_plain(config))
             # The gradient of the conversion brings that of the weights back to their own type.
             weights = {path: x.astype(config.precision) for path, x in {**frozen, **params}.items()}
             options = {"statistics": True, "axis_name": axis_name} if stage.statistics else {}
             options |= {"resting": True} if stage.rests else {}
             output = network.apply(weights, seen, gate=stage.train_gate, keys=keys, **options)
-            each = _sample_losses(loss, output, batch, offset)
+            each = sample_losses(loss, output, batch, offset)
             if distill:
                 each = each + distill * losses.divergence(output.logits, unhidden)
-            local, count = losses.group_sums(each, _cells(batch, train_counts), batch["weight"], train_counts.size)
+            local, count = losses.group_sums(each, cells_of(batch, train_counts), batch["weight"], train_counts.size)
             count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
             if share is None:
                 share = jax.lax.stop_gradient(factors(state.opt_state["dro"], loss_sum, count))
@@ -315,7 +157,7 @@ def _make_gradient(
                 extra["train/mixup"], penalty = mixup(weights, batch, output, _step_key(state), keys, total)
                 value = value + config.objective.mixup_weight * penalty
             if output.routing:
-                extra["train/routing"], penalty = _routing_penalty(config.objective, output.routing, total)
+                extra["train/routing"], penalty = routing_penalty(config.objective, output.routing, total)
                 value = value + penalty
             return value, (loss_sum, count, open_sum, output.statistics, extra)
 
@@ -324,7 +166,7 @@ def _make_gradient(
             slopes, (loss_sum, count, open_sum, statistics, extra) = find(params, whole, None)
         else:
             # What a sample counts does not depend on losses here, so that the parts can come one after the other.
-            cells = _cells(batch, train_counts)
+            cells = cells_of(batch, train_counts)
             zeros, count = losses.group_sums(jnp.zeros_like(batch["weight"]), cells, batch["weight"], train_counts.size)
             share = factors(state.opt_state["dro"], zeros, total(count))
             found = _summed(lambda part: find(params, part, share), _parts(whole, config.train.accumulate))
@@ -412,7 +254,7 @@ def _for_ensemble(step: Step) -> Step:
 
     def gradient(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         one = functools.partial(step.gradient, axis_name=axis_name)
-        return jax.vmap(one, in_axes=(0, None), axis_name=_NETWORKS)(state, batch)
+        return jax.vmap(one, in_axes=(0, None), axis_name=NETWORKS)(state, batch)
 
     def update(state: states.TrainState, gradient: Params, found: Found):
         state, metrics = jax.vmap(step.update)(state, gradient, found)
@@ -437,43 +279,11 @@ def _hidden(batch: Batch, keys: jax.Array, train: Any, masks: np.ndarray) -> Bat
     return {**batch, "present": present, "group": hiding.group_of(present, jnp.asarray(masks))}
 
 
-def _sample_losses(loss: Callable[..., jax.Array], output: Output, batch: Batch, offset: np.ndarray | None):
-    """Loss of each sample [b]; of several members the mean of theirs, so that each learns by itself."""
-    shift = 0.0 if offset is None else jnp.asarray(offset)[batch["group"]]
-    if output.members is None:
-        return loss(output.logits + shift, batch["label"])
-    members = output.members if offset is None else output.members + shift[:, None]
-    return jnp.mean(jax.vmap(loss, (1, None), 1)(members, batch["label"]), axis=1)
-
-
-def _routing_penalty(objective: Any, routing: Any, total: Callable) -> tuple[jax.Array, jax.Array]:
-    """The penalty on the routing of the whole batch, and a sum that has this device's part of its gradient."""
-
-    def value(sums):
-        return sum(
-            sparse_moe.penalty(
-                block,
-                balance=objective.balance_weight,
-                entropy=objective.entropy_weight,
-                specialize=objective.specialize_weight,
-            )
-            for block in sums
-        )
-
-    penalty, slopes = jax.value_and_grad(value)(jax.lax.stop_gradient(jax.tree.map(total, routing)))
-    return penalty, optax.tree.vdot(slopes, routing)
-
-
-def _cells(batch: Batch, train_counts: np.ndarray) -> jax.Array:
-    """What the objective calls a group, [b]: the combination, or combination and class where counts are by class."""
-    return batch["group"] if train_counts.ndim == 1 else batch["group"] * train_counts.shape[1] + batch["label"]
-
-
 def _sample_keys(config: Any, state: states.TrainState, batch_size: int, axis_name: str | None) -> jax.Array:
     """A random key for each sample of the whole batch, whichever device it lies on, [b]; others for each network."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch_size
     if config.ensemble > 1:
-        first = first + jax.lax.axis_index(_NETWORKS) * config.train.batch_size
+        first = first + jax.lax.axis_index(NETWORKS) * config.train.batch_size
     return jax.vmap(jax.random.fold_in, (None, 0))(_step_key(state), first + jnp.arange(batch_size))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import data_scale, scaling
 from remind_jax import cli
-from remind_jax.plan import make_plan
+from remind_jax.training.cost import make_plan
 from tests import tiny_runs
 
 PAGE = (tiny_runs.ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

@@ -20,7 +20,8 @@ from remind_jax.errors import UserError
 from remind_jax.inference.predictions import make_forward
 from remind_jax.inference.predictor import open_finished
 from remind_jax.runtime import progress
-from remind_jax.training.loop import train_and_evaluate
+from remind_jax.training import adaptation
+from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -171,10 +172,10 @@ def test_an_adapted_run_predicts_as_its_own_report(run, folder, held_out, tmp_pa
     for name in alone["path"]:
         (data / name).write_bytes((folder / name).read_bytes())
     alone.with_columns(parts).write_csv(data / "manifest.csv")
-    opened = adapt.open_single(run)
-    adapter = adapt.Adapter(opened, adapt.prepare(opened, *adapt.read_folder(opened, data)[:2], "new"))
-    choice = adapt.Choice(*adapt.parse_unfreeze("router,head"), steps=4, lr=0.05)
-    adapt.adapt(adapter, choice, tmp_path / "adapted", progress.Silent())
+    opened = adaptation.open_single(run)
+    adapter = adaptation.Adapter(opened, adaptation.prepare(opened, *adaptation.read_folder(opened, data)[:2], "new"))
+    choice = adaptation.Choice(*adapt.parse_unfreeze("router,head"), steps=4, lr=0.05)
+    adaptation.adapt(adapter, choice, tmp_path / "adapted", progress.Silent())
     loaded = remind_jax.load(tmp_path / "adapted")
     new = loaded.read(data)
     expected = _reported(tmp_path / "adapted")
@@ -198,9 +199,9 @@ def test_the_table_counts_training_patients_and_warns_of_unseen_combinations(pre
 
 
 def test_the_unseen_combination_is_predicted_by_the_shared_router_and_the_mean_vector(predictor, folder):
-    """The row of tables beyond the last one: the same as a network whose tables are extended by `adapt.extend`."""
+    """The row of tables beyond the last one: the same as a network whose tables are extended by `adaptation.extend`."""
     run = predictor.run
-    wider = run._replace(params=adapt.extend(run.params, 1))
+    wider = run._replace(params=adaptation.extend(run.params, 1))
     network = wider.network(len(run.groups) + 1)
     manifest = predictor.read(folder / "held_out.csv")
     raw = pipeline.NewStore(manifest, run.preprocessor, run.groups).take(np.array([60]))

@@ -23,7 +23,7 @@ from typing import Any
 for _name in (
     *("grain", "tensorflow_datasets", "sklearn.metrics", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot"),
     *("jinja2", "rich.progress", "tokenizers", "orbax.checkpoint", "polars", "pydicom", "PIL.Image", "yaml"),
-    *("remind_jax.main", "remind_jax.training.loop", "remind_jax.data.sources.synthetic"),
+    *("remind_jax.main", "remind_jax.training.run", "remind_jax.data.sources.synthetic"),
     *("remind_jax.predict", "remind_jax.export"),
 ):
     importlib.import_module(_name)
@@ -37,6 +37,7 @@ from remind_jax.models.model import STORED  # noqa: E402
 from remind_jax.runtime import devices, files  # noqa: E402
 from remind_jax.runtime.signals import Signals  # noqa: E402
 from remind_jax.training import checkpoint, frozen_features, loop  # noqa: E402
+from remind_jax.training import run as runs  # noqa: E402
 from remind_jax.training.run_folder import RunFolder  # noqa: E402
 
 POINTS = (
@@ -267,9 +268,9 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
     _around(builder._Shards, "blocks", lambda *a: at("shards"))
     _around(builder, "_rename", lambda *a: at("shards written"), lambda *a: at("shards renamed"))
     _around(files, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
-    _around(loop, "_predict_held_out", lambda *a: at("held-out rows read"))
-    _around(loop.reports, "write_html", lambda *a: at("predictions written"))
-    _around(loop.reports, "write_json", lambda *a: at("report written"), lambda *a: at("report renamed"))
+    _around(runs, "_predict_held_out", lambda *a: at("held-out rows read"))
+    _around(runs.reports, "write_html", lambda *a: at("predictions written"))
+    _around(runs.reports, "write_json", lambda *a: at("report written"), lambda *a: at("report renamed"))
 
     def cut(self: RunFolder, line: Mapping[str, Any]) -> None:
         if at.comes("record cut"):
@@ -321,22 +322,22 @@ def _break(what: str) -> None:
     elif what == "crash":  # in the first evaluation, with a patient's row at hand
         loop.Trainer._evaluate = lambda self, *rest: 1 / 0
     elif what == "talkative":
-        loaded = loop.datasets.load_dataset
+        loaded = runs.datasets.load_dataset
 
         def telling(*rest: Any) -> Any:
             data = loaded(*rest)
             print(data.manifest.table.row(0))
             return data
 
-        loop.datasets.load_dataset = telling
+        runs.datasets.load_dataset = telling
     elif what == "network":
-        loaded = loop.datasets.load_dataset
+        loaded = runs.datasets.load_dataset
 
         def calling(*rest: Any) -> Any:
             with contextlib.suppress(OSError):
                 socket.create_connection(("192.0.2.1", 80), timeout=1)
             return loaded(*rest)
 
-        loop.datasets.load_dataset = calling
+        runs.datasets.load_dataset = calling
     elif what:
         raise ValueError(what)

@@ -15,6 +15,8 @@ from configs import common
 from remind_jax.data import pipeline, samplers
 from remind_jax.training import optimizer as states
 from remind_jax.training import step as steps
+from remind_jax.training.objective import make_dro
+from remind_jax.training.stages import plan_stages
 from tests.models.pure import linear_network
 from tests.reliability import Tally, row
 
@@ -111,11 +113,11 @@ def _stepper(method: str, place: str, accepts_all: bool) -> tuple[states.TrainSt
     config = common.base()
     common.apply_method(config, method)
     config.dro.every, config.dro.gamma = 2, 3e38 if place == "λ" else 0.5
-    network, dro = linear_network(), steps.make_dro(config, COUNTS)
+    network, dro = linear_network(), make_dro(config, COUNTS)
     optimizer = states.make_optimizer(optax.constant_schedule(0.1), weight_decay=0.1, clip=0.0, dro=dro)
     if accepts_all:
         optimizer = optax.named_chain(("adamw", optax.adamw(0.1)), ("dro", dro))
-    stage = steps.plan_stages(config, 100, {})[0]
+    stage = plan_stages(config, 100, {})[0]
 
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
         each = -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]

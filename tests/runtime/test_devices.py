@@ -14,10 +14,11 @@ from remind_jax import settings
 from remind_jax.data.preprocess import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.models.model import ensemble_of, make_network
-from remind_jax.runtime.devices import KINDS, choose_devices, compiled, kept_programs, make_program
+from remind_jax.runtime.devices import KINDS, choose_devices, compiled, host_copy, kept_programs, make_program
 from remind_jax.training import optimizer as states
-from remind_jax.training.checkpoint import host_copy
-from remind_jax.training.step import Step, make_dro, make_loss, make_step, plan_stages
+from remind_jax.training.objective import make_dro, make_loss
+from remind_jax.training.stages import plan_stages
+from remind_jax.training.step import Step, make_step
 from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
 
@@ -393,9 +394,9 @@ def test_experts_over_several_devices_give_the_numbers_of_one_in_a_part_of_the_m
 def test_memory_that_is_kept_is_not_taken_from_the_system_again(kept):
     code = f"""
 import resource, numpy as np
-from remind_jax import parallel
+from remind_jax.runtime import devices
 if {kept}:
-    parallel.keep_freed_memory()
+    devices.keep_freed_memory()
 np.ones(2**24)  # 128 MiB, four times what glibc keeps by itself
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 np.ones(2**24)

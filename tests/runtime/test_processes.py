@@ -195,10 +195,11 @@ def test_a_process_that_is_alone_joins_nothing():
 
 CODE = """
 import sys
-from remind_jax import cli, cluster
+from remind_jax import cli
+from remind_jax.runtime import processes
 from remind_jax.errors import UserError
 def main(arguments):
-    with cluster.joined(cluster.here()):
+    with processes.joined(processes.here()):
         import jax
         if arguments == ["mistake"]:
             raise UserError("what the user can mend")

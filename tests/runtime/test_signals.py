@@ -11,7 +11,7 @@ import pytest
 
 from remind_jax.runtime import progress
 from remind_jax.runtime.signals import CODES, Signals, Stopped
-from remind_jax.training import loop
+from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -43,7 +43,7 @@ class _Scheduler(progress.Silent):
 def _run(config, folder, monkeypatch, step: int = 0, number: int = 0) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(progress, "make", lambda *arguments: _Scheduler(step, number))
-        loop.train_and_evaluate(config, folder, verbose=False)
+        train_and_evaluate(config, folder, verbose=False)
 
 
 def _records(folder) -> list[dict]:

@@ -13,9 +13,10 @@ import pytest
 
 from remind_jax.errors import UserError
 from remind_jax.objectives.group_dro import group_dro
+from remind_jax.runtime.devices import host_copy
 from remind_jax.training import checkpoint
 from remind_jax.training import optimizer as states
-from remind_jax.training.checkpoint import SUMS, Checkpoints, host_copy
+from remind_jax.training.checkpoint import SUMS, Checkpoints
 
 RECORD = {"cursor": {"stage": 1, "best": -0.1, "waited": 2, "ended": False}, "preprocessor": {"labs": {"mean": [1.5]}}}
 

@@ -16,7 +16,7 @@ from remind_jax.models.model import STORED, make_network
 from remind_jax.runtime import progress
 from remind_jax.training import frozen_features, loop
 from remind_jax.training.run_folder import RunFolder
-from remind_jax.training.step import plan_stages
+from remind_jax.training.stages import plan_stages
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA, write_manifest
 from tests.models.pure import random_params

@@ -15,9 +15,11 @@ from remind_jax.data import pipeline, samplers
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference import predictions
 from remind_jax.runtime import progress
+from remind_jax.runtime.devices import host_copy
 from remind_jax.training import loop
 from remind_jax.training import optimizer as states
-from remind_jax.training.checkpoint import Checkpoints, host_copy
+from remind_jax.training.checkpoint import Checkpoints
+from remind_jax.training.recorder import Cursor, Recorder
 from remind_jax.training.run_folder import RunFolder
 from tests import tiny_runs
 from tests.models.pure import jitted
@@ -466,7 +468,7 @@ def _metrics(**changes) -> dict[str, np.ndarray]:
 def recorder(tmp_path):
     """Writes a record every fourth step and ends the run at the third rejected step in a row; and what it has said."""
     opened, said = RunFolder(tmp_path / "run", {}), []
-    yield loop._Recorder(opened, "joint", ("a", "b", "c"), ("a", "b", "c"), 4, 3, loop.Cursor(), said.append), said
+    yield Recorder(opened, "joint", ("a", "b", "c"), ("a", "b", "c"), 4, 3, Cursor(), said.append), said
     opened.close()
 
 

@@ -15,8 +15,10 @@ from remind_jax.objectives.group_dro import group_dro
 from remind_jax.runtime.devices import make_program
 from remind_jax.training import optimizer as states
 from remind_jax.training import row_adamw
-from remind_jax.training.loop import train_and_evaluate
-from remind_jax.training.step import make_dro, make_loss, make_step, plan_stages
+from remind_jax.training.objective import make_dro, make_loss
+from remind_jax.training.run import train_and_evaluate
+from remind_jax.training.stages import plan_stages
+from remind_jax.training.step import make_step
 from tests import tiny_runs
 
 G, D, CLASSES = 6, 4, 3

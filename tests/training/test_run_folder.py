@@ -14,7 +14,8 @@ from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
 from remind_jax.errors import UserError
-from remind_jax.training.run_folder import RunFolder, config_digest
+from remind_jax.runtime.files import config_digest
+from remind_jax.training.run_folder import RunFolder
 
 CONFIG = {"seed": 0, "optim": {"lr": 0.1, "clip": 1.0}, "data": {"fractions": (0.7, 0.1, 0.2)}}
 

@@ -98,37 +98,37 @@ def _assert_same(folder: pathlib.Path, other: pathlib.Path, tolerance: float) ->
 
 EXCHANGE = """
 import jax, numpy as np
-from remind_jax import cluster, parallel
+from remind_jax.runtime import devices, processes
 from remind_jax.errors import UserError
 
-with cluster.joined(cluster.here()):
-    me, all_devices = jax.process_index(), parallel.choose_devices(0, 8)
+with processes.joined(processes.here()):
+    me, all_devices = jax.process_index(), devices.choose_devices(0, 8)
     assert [device.process_index for device in all_devices] == [0, 0, 1, 1]
-    assert parallel.choose_devices(2, 8) == [all_devices[0], all_devices[2]]
+    assert devices.choose_devices(2, 8) == [all_devices[0], all_devices[2]]
     for count, words in ((3, "shared evenly"), (6, "this machine has 4"), (-2, "this machine has 4")):
         try:
-            parallel.choose_devices(count, 8)
+            devices.choose_devices(count, 8)
         except UserError as error:
             assert words in str(error)
         else:
             raise AssertionError(count)
-    assert parallel.own_rows(8) == slice(4 * me, 4 * me + 4)
+    assert devices.own_rows(8) == slice(4 * me, 4 * me + 4)
     # Bit for bit whatever the bits are, and over the border of what goes at a time.
     odd = {"a": np.array([-0.0, np.nan, 1e-42], np.float32), "b": np.bool_(True), "c": np.int8([-1, 3])}
     odd |= {"d": np.zeros(0), "e": np.random.default_rng(0).integers(0, 2**63, 2**20)}
-    got = parallel.from_first(odd if me == 0 else jax.tree.map(np.ones_like, odd))
+    got = devices.from_first(odd if me == 0 else jax.tree.map(np.ones_like, odd))
     for name, x in odd.items():
         assert got[name].dtype == x.dtype and got[name].shape == x.shape and got[name].tobytes() == x.tobytes(), name
     halves = np.zeros(6, np.float32)
     halves[3 * me : 3 * me + 3] = me + 1.5
-    assert parallel.merged((halves,))[0].tolist() == [1.5] * 3 + [2.5] * 3
-    agreement = parallel.Agreement(all_devices)
+    assert devices.merged((halves,))[0].tolist() == [1.5] * 3 + [2.5] * 3
+    agreement = devices.Agreement(all_devices)
     answers = [agreement.ask(10 if me and step == 2 else 0) for step in range(5)]
     assert answers == [0, 0, 0, 10, 0], answers
     assert agreement.settle(15 if me == 0 else 10) == 15
-    assert cluster.from_first(lambda: {"who": me}) == {"who": 0}
+    assert processes.from_first(lambda: {"who": me}) == {"who": 0}
     try:
-        cluster.from_first(lambda: (_ for _ in ()).throw(UserError("cannot write")))
+        processes.from_first(lambda: (_ for _ in ()).throw(UserError("cannot write")))
     except UserError as error:
         print("all know:", error)
 """

@@ -15,7 +15,9 @@ from remind_jax.errors import UserError
 from remind_jax.models.model import Network, Output, make_network
 from remind_jax.objectives import fair_mixup, logit_adjust
 from remind_jax.training import optimizer as states
-from remind_jax.training.step import make_dro, make_loss, make_step, objective_counts, plan_stages
+from remind_jax.training.objective import make_dro, make_loss, objective_counts
+from remind_jax.training.stages import plan_stages
+from remind_jax.training.step import make_step
 from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
 

@@ -10,6 +10,7 @@ import pytest
 
 from remind_jax import cli, plan, settings
 from remind_jax.models.model import make_network
+from remind_jax.training import cost
 from tests import tiny_runs
 
 ROOT = tiny_runs.ROOT
@@ -20,12 +21,12 @@ def config(name: str, *options: str):
 
 
 @pytest.fixture(scope="module")
-def embed() -> plan.Plan:
-    return plan.make_plan(config("embed.py:size=paper"))
+def embed() -> cost.Plan:
+    return cost.make_plan(config("embed.py:size=paper"))
 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-def test_embed_at_the_papers_size_costs_what_the_paper_says(embed: plan.Plan) -> None:
+def test_embed_at_the_papers_size_costs_what_the_paper_says(embed: cost.Plan) -> None:
     assert embed.tokens == 4 * 197
     vit, experts = 85_798_656, 128 * (2 * 768 * 3072 + 3072 + 768)
     assert [n for part, n in embed.parameters.items() if part.startswith("encoders/")] == [vit] * 4
@@ -38,7 +39,7 @@ def test_embed_at_the_papers_size_costs_what_the_paper_says(embed: plan.Plan) ->
 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-def test_frozen_encoders_have_no_gradient_moments_or_kept_activations(embed: plan.Plan) -> None:
+def test_frozen_encoders_have_no_gradient_moments_or_kept_activations(embed: cost.Plan) -> None:
     joint, late = embed.stages
     encoders = 4 * 85_798_656
     # Stage 1 leaves the group routers alone, stage 2 the encoders.
@@ -54,7 +55,7 @@ def test_frozen_encoders_have_no_gradient_moments_or_kept_activations(embed: pla
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 @pytest.mark.parametrize("name", ["mimic.py", pytest.param("fprm.py", marks=pytest.mark.slow)])
 def test_the_other_data_sets_of_the_paper(name: str) -> None:
-    made = plan.make_plan(config(f"{name}:size=paper"))
+    made = cost.make_plan(config(f"{name}:size=paper"))
     if name == "mimic.py":  # T5-base without its decoder and its own vocabulary, three times
         body = 12 * (4 * 768 * 768 + 2 * 768 * 3072 + 2 * 768) + 32 * 12 + 768
         assert made.parameters["encoders/notes"] == body + 32_000 * 768 + 768 * 768 + 768
@@ -69,14 +70,14 @@ def test_kept_bytes_by_hand() -> None:
     w = jax.ShapeDtypeStruct((5, 7), np.float32)
     x = jax.ShapeDtypeStruct((3, 5), np.float32)
     # The gradient of sin(x @ w) needs cos(x @ w), 3 x 7 floats, and x, which is an input.
-    assert plan._kept_bytes(lambda w, x: jnp.sum(jnp.sin(x @ w)), w, x) == 4 * 3 * 7
+    assert cost._kept_bytes(lambda w, x: jnp.sum(jnp.sin(x @ w)), w, x) == 4 * 3 * 7
 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 def test_a_plan_counts_the_arrays_that_a_network_has(tmp_path: pathlib.Path) -> None:
     chosen = config("fprm.py", f"--config.data.cache={tmp_path}")
-    made = plan.make_plan(chosen)
-    outline = plan._outline(chosen)
+    made = cost.make_plan(chosen)
+    outline = cost._outline(chosen)
     network = make_network(settings.model_spec(chosen), outline.inputs, outline.groups, outline.classes)
     params = jax.eval_shape(network.init, jax.random.key(0))
     trained = {path: x for path, x in params.items() if "running_" not in path}
@@ -86,7 +87,7 @@ def test_a_plan_counts_the_arrays_that_a_network_has(tmp_path: pathlib.Path) -> 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 def test_data_that_are_not_the_papers_are_read(tmp_path: pathlib.Path) -> None:
-    made = plan.make_plan(tiny_runs.config(tmp_path))
+    made = cost.make_plan(tiny_runs.config(tmp_path))
     assert made.samples == 96 + 48 + 12 * 6  # six combinations are held out, some of them not in training
     assert not list(tmp_path.iterdir())  # and nothing was prepared
 

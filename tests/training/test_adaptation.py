@@ -17,7 +17,8 @@ from remind_jax import adapt, analysis, cli
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
-from remind_jax.training.loop import train_and_evaluate
+from remind_jax.training import adaptation
+from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -104,20 +105,20 @@ def adapters(runs):
     """Adapters of the runs to the rows that they left out."""
 
     def make(path):
-        run = adapt.open_single(path)
-        manifest, dealt, findings = adapt.own_data(run)
-        return adapt.Adapter(run, adapt.prepare(run, manifest, dealt, "new", findings))
+        run = adaptation.open_single(path)
+        manifest, dealt, findings = adaptation.own_data(run)
+        return adaptation.Adapter(run, adaptation.prepare(run, manifest, dealt, "new", findings))
 
     return {method: make(path) for method, path in runs.items()}
 
 
 def _choice(unfreeze, **options):
-    return adapt.Choice(*adapt.parse_unfreeze(unfreeze), **({"steps": 3} | options))
+    return adaptation.Choice(*adapt.parse_unfreeze(unfreeze), **({"steps": 3} | options))
 
 
 def _adapt(adapter, unfreeze, out, **options):
-    report = adapt.adapt(adapter, _choice(unfreeze, **options), out, progress.Silent())
-    return report, adapt.open_single(out).params
+    report = adaptation.adapt(adapter, _choice(unfreeze, **options), out, progress.Silent())
+    return report, adaptation.open_single(out).params
 
 
 # ---- Left out of training -------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def _same_bits(x, y):
 
 @pytest.mark.parametrize(("method", "unfreeze", "paths", "size"), MOVES)
 def test_only_what_is_named_moves(adapters, tmp_path, monkeypatch, method, unfreeze, paths, size):
-    monkeypatch.setattr(adapt, "LEAST_TUNING", 10**6)  # the last step counts, whatever it is worth
+    monkeypatch.setattr(adaptation, "LEAST_TUNING", 10**6)  # the last step counts, whatever it is worth
     adapter = adapters[method]
     assert adapter.run.config.optim.weight_decay > 0  # moves parameters that have no gradient, too
     report, params = _adapt(adapter, unfreeze, tmp_path / "out", lr=0.05)
@@ -239,7 +240,7 @@ def test_only_what_is_named_moves(adapters, tmp_path, monkeypatch, method, unfre
 
 
 def test_everything_moves_but_by_name_only(adapters, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapt, "LEAST_TUNING", 10**6)
+    monkeypatch.setattr(adaptation, "LEAST_TUNING", 10**6)
     adapter = adapters["remind"]
     report, params = _adapt(adapter, "all", tmp_path / "out", lr=0.05)
     assert report["adapted"]["trained_parameters"] == report["parameters"]
@@ -290,12 +291,12 @@ def test_shares_of_experts_are_nested_and_the_most_used(adapters):
     logits = np.asarray(output.blocks[0].shared)[..., 0]
     weights = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
     expected = np.argsort(-weights.mean(axis=(0, 1)))
-    np.testing.assert_array_equal(adapt.rank_experts(adapter.network, adapter.params, store, size)[0], expected)
+    np.testing.assert_array_equal(adaptation.rank_experts(adapter.network, adapter.params, store, size)[0], expected)
 
 
 def test_all_rows_train_the_known_combinations_too(adapters):
     run, data = adapters["remind"].run, adapters["remind"].data
-    every = adapt.prepare(run, data.manifest, data.dealt, "all")
+    every = adaptation.prepare(run, data.manifest, data.dealt, "all")
     assert (len(every.stores["train"]), len(data.stores["train"])) == (280, 120)
     assert len(every.stores["held_out"]) == len(data.stores["held_out"]) == 140
 
@@ -315,21 +316,21 @@ def test_another_folder_is_prepared_with_what_the_run_has_fitted(runs, toy, tmp_
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
         "checkpoints", "config.json", "environment.json", "metrics.jsonl", "predictions.parquet", "report.json",
     ]  # fmt: skip
-    run, again = adapt.open_single(runs["remind"]), adapt.open_single(tmp_path / "o")
+    run, again = adaptation.open_single(runs["remind"]), adaptation.open_single(tmp_path / "o")
     assert again.preprocessor.to_dict() == run.preprocessor.to_dict()
     assert again.groups.names == (*run.groups.names, "b")
-    manifest, dealt, _ = adapt.read_folder(again, folder)
+    manifest, dealt, _ = adaptation.read_folder(again, folder)
     # The folder names b before a; the network wants the run's order.
     assert [modality.name for modality in manifest.schema.modalities] == ["a", "b"]
     with pytest.raises(UserError, match="no combination that the run does not know"):
-        adapt.prepare(again, manifest, dealt, "all")
+        adaptation.prepare(again, manifest, dealt, "all")
 
 
 def test_what_was_written_predicts_as_its_report(adapters, learned):
     out, report = learned
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     table = pl.read_parquet(out / "predictions.parquet")
-    params = adapt.open_single(out).params
+    params = adaptation.open_single(out).params
     np.testing.assert_array_equal(adapters["remind"].predict(params).probabilities, table[["p_0", "p_1"]].to_numpy())
     with pytest.raises(UserError, match="adapted run"):
         analysis.open_run(out)
@@ -339,7 +340,7 @@ def test_what_is_half_written_is_not_there(adapters, tmp_path, monkeypatch):
     def fails(*rest):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(adapt, "_save", fails)
+    monkeypatch.setattr(adaptation, "_save", fails)
     with pytest.raises(RuntimeError):
         _adapt(adapters["remind"], "nothing", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -392,7 +393,7 @@ FOLDERS = [
 def test_a_folder_that_does_not_fit_is_refused(runs, tmp_path, changes, message):
     folder = _write(tmp_path / "data", {"a+b": 20, "b": 20}, **changes)
     with pytest.raises(UserError, match=message):
-        adapt.read_folder(adapt.open_single(runs["remind"]), folder)
+        adaptation.read_folder(adaptation.open_single(runs["remind"]), folder)
 
 
 def test_an_ensemble_an_older_run_and_a_folder_that_exists_are_refused(runs, toy, tmp_path):
@@ -403,17 +404,17 @@ def test_an_ensemble_an_older_run_and_a_folder_that_exists_are_refused(runs, toy
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(config | {"ensemble": 2}))
     with pytest.raises(UserError, match="several networks"):
-        adapt.open_single(tmp_path)
+        adaptation.open_single(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="older version"):
-        adapt.open_single(tmp_path)
+        adaptation.open_single(tmp_path)
 
 
 def test_a_run_that_left_nothing_out_needs_data(runs):
-    run = adapt.open_single(runs["remind"])
+    run = adaptation.open_single(runs["remind"])
     run.config.data.leave_out = ()
     with pytest.raises(UserError, match="--data=DIR"):
-        adapt.own_data(run)
+        adaptation.own_data(run)
 
 
 def test_the_process_ends_with_one_line_and_code_2(monkeypatch, capsys):

@@ -1,0 +1,458 @@
+"""Adapts a finished run to modality combinations that it never saw (REMIND section 5, Q4 and figure 5)."""
+
+import contextlib
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import polars as pl
+
+from remind_jax import analysis
+from remind_jax.data import check, pipeline, splits
+from remind_jax.data import dataset as datasets
+from remind_jax.data.groups import Groups, count_combinations
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.reading import read_manifest
+from remind_jax.errors import UserError
+from remind_jax.evaluation import report as reports
+from remind_jax.inference.predictions import Predicted, make_predict, tuning_metrics
+from remind_jax.inference.predictor import Finished, as_in_run, check_classes, open_finished
+from remind_jax.models.model import Network, Params, is_statistic
+from remind_jax.objectives import logit_adjust
+from remind_jax.ops import soft_moe
+from remind_jax.runtime import progress
+from remind_jax.runtime.devices import host_copy
+from remind_jax.runtime.files import config_digest
+from remind_jax.training.checkpoint import Checkpoints
+from remind_jax.training.loop import Trainer
+from remind_jax.training.objective import make_loss
+from remind_jax.training.recorder import Cursor
+from remind_jax.training.run_folder import RunFolder
+from remind_jax.training.stages import Stage
+
+PARTS = ("nothing", "head", "router", "shared_router", "experts", "all")
+
+
+ROWS = ("new", "all")
+
+
+LEAST_TUNING = 30  # tuning rows below which a choice of weights would be one by chance
+
+
+EVALUATIONS = 20
+
+
+_TABLE = re.compile(r"^block_\d+/group_router$|^imputation/group$")  # a row a combination
+
+
+_SHARED = re.compile(r"^block_\d+/(router|router_scale|noise_router)$")
+
+
+_HEAD = re.compile(r"^head/|^wide$|^members/head(_bias)?$")
+
+
+_EXPERTS = re.compile(r"^(block_\d+)/expert_(in|out)(_bias)?$")
+
+
+_CUT = "cut/"  # before the path of an array: its trained rows
+
+
+class Choice(NamedTuple):
+    """How to adapt; the fields are those of the command line.
+
+    Attributes:
+      parts: names of `PARTS` without `experts`.
+      experts: share of the experts, 0 for none.
+      rows, steps, lr, patience: see the module's text.
+    """
+
+    parts: tuple[str, ...]
+    experts: float = 0.0
+    rows: str = "new"
+    steps: int = 300
+    lr: float = 0.0
+    patience: int = 0
+
+    @property
+    def unfreeze(self) -> str:
+        """As on the command line."""
+        return ",".join([*self.parts, *([f"experts={self.experts:g}"] if self.experts else [])])
+
+
+# ---- What goes in ----------------------------------------------------------------------------------------------------
+
+
+def open_single(path: pathlib.Path) -> Finished:
+    """`open_finished` that refuses ensembles (UserError)."""
+    if (count := analysis.read_config(path).ensemble) > 1:
+        raise UserError(f"{path} is a run of several networks (ensemble={count}): adapt a run of one")
+    return open_finished(path)
+
+
+def read_folder(run: Finished, folder: pathlib.Path) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
+    """A manifest folder that fits a run, the split of its rows, int8 [n], and the warnings of its checks.
+
+    Raises:
+      UserError: it cannot be used, or its modalities, kinds or classes are not those of the run.
+    """
+    config = run.config
+    options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
+    manifest = read_manifest(folder, **options)
+    check_classes(manifest, run, folder)
+    manifest = as_in_run(manifest, run.preprocessor, folder)
+    try:
+        split = splits.make_splits(manifest, config.seed, config.data.fractions)
+    except UserError:
+        check.refuse(check.find_problems(manifest))  # which usually say more
+        raise
+    findings = check.find_problems(manifest, split)
+    check.refuse(findings)
+    return manifest, split, findings
+
+
+def own_data(run: Finished) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
+    """The data that a run was trained on, those that it left out in their place; as `read_folder`.
+
+    Raises:
+      UserError: the run has left nothing out, or its data are others by now.
+    """
+    if not run.config.data.leave_out:
+        raise UserError("no data: give a manifest folder as --data=DIR, or adapt a run made with data.leave_out")
+    fitted = datasets.fit(run.config)
+    if run.report["split_digest"] != splits.split_digest(fitted.dealt):
+        raise UserError(f"the data have changed since the run in {run.path} was trained: other rows or splits")
+    return fitted.manifest, fitted.dealt, list(fitted.findings)
+
+
+def prepare(
+    run: Finished, manifest: Manifest, dealt: np.ndarray, rows: str, findings: Sequence[check.Finding] = ()
+) -> datasets.Dataset:
+    """Rows for adaptation: those that train and choose, and all held-out ones.
+
+    Args:
+      run: whose groups are extended by the combinations of the train rows that it does not know, the most frequent
+        first, as tail.
+      manifest: the data.
+      dealt: int8 [n], positions in `splits.SPLITS`.
+      rows: one of `ROWS`.
+      findings: for the report.
+
+    Raises:
+      UserError: the run knows every combination of the train rows.
+    """
+    known, presence = run.groups, manifest.presence
+    train = presence[dealt == splits.TRAIN]
+    masks, counts, _ = count_combinations(train[known.index(train) == len(known)])
+    if not len(masks):
+        raise UserError("the train rows of these data have no combination that the run does not know")
+    groups = Groups(
+        known.modalities,
+        np.concatenate([known.masks, masks]),
+        np.concatenate([known.train_counts, counts]),
+        np.concatenate([known.tail, np.ones(len(masks), bool)]),
+    )
+    index = groups.index(presence)
+    trains = (index < len(groups)) & (rows == "all" or index >= len(known))
+    split = np.where(trains | (dealt == splits.HELD_OUT), dealt, splits.UNUSED).astype(np.int8)
+    fitted = datasets.Fitted(manifest, split, dealt, groups, run.preprocessor, findings)
+    return datasets.prepare(fitted, run.config.data)
+
+
+# ---- Parameters ------------------------------------------------------------------------------------------------------
+
+
+def extend(params: Params, count: int) -> Params:
+    """Parameters with rows for `count` more combinations: routers of zero, and the mean of the trained vectors."""
+
+    def more(path: str, x: np.ndarray) -> np.ndarray:
+        mean = np.asarray(jnp.mean(x, axis=0)) if path.startswith("imputation/") else np.zeros(x.shape[1:], x.dtype)
+        return np.concatenate([x, np.broadcast_to(mean, (count, *mean.shape))])
+
+    return {path: more(path, x) if _TABLE.search(path) else x for path, x in params.items()}
+
+
+def trained_rows(
+    params: Params, choice: Choice, new: np.ndarray, experts: Mapping[str, np.ndarray], group_routers: bool
+) -> dict[str, np.ndarray | None]:
+    """What a choice trains, by path: rows of the first axis, or None for the whole array.
+
+    Args:
+      params: extended.
+      choice: of parts.
+      new: rows of the new combinations, int [k].
+      experts: the chosen experts of each block, by its name.
+      group_routers: whether the method has routers of combinations.
+    """
+    parts, found = set(choice.parts), {}
+    if "router" in parts and not group_routers:
+        parts.add("shared_router")
+    for path in params:
+        block = _EXPERTS.search(path)
+        if is_statistic(path):
+            continue
+        whole = ("head" in parts and _HEAD.search(path)) or ("shared_router" in parts and _SHARED.search(path))
+        if "all" in parts or whole:
+            found[path] = None
+        elif "router" in parts and _TABLE.search(path):
+            found[path] = new
+        elif block and choice.experts:
+            chosen = experts[block[1]]
+            found[path] = None if len(chosen) == len(params[path]) else chosen
+    return found
+
+
+def cut(params: Params, trained: Mapping[str, np.ndarray | None]) -> Params:
+    """Parameters with the trained rows of an array as one of its own, so that optimizers see nothing else of it."""
+    return params | {_CUT + path: params[path][rows] for path, rows in trained.items() if rows is not None}
+
+
+def joined(params: Params, trained: Mapping[str, np.ndarray | None]) -> Params:
+    """The inverse of `cut`."""
+    whole = {path: x for path, x in params.items() if not path.startswith(_CUT)}
+    rows_of = {path: rows for path, rows in trained.items() if rows is not None}
+    return whole | {path: jnp.asarray(whole[path]).at[rows].set(params[_CUT + path]) for path, rows in rows_of.items()}
+
+
+def rank_experts(network: Network, params: Params, store: pipeline.Store, batch_size: int) -> np.ndarray | None:
+    """The experts of each block, those first that the rows of a store read most, int [blocks, e].
+
+    An expert's use is the weight with which tokens read it under the shared router (Eq. 6), summed over its slots, mean
+    over tokens and rows. None where tokens are not softly routed by one predictor.
+    """
+    if network.route is None:
+        return None
+
+    def use(params: Params, batch: pipeline.Batch) -> jax.Array:
+        routes = network.route(params, batch, gate="never")
+        each = [jnp.mean(soft_moe.combine_weights(route.used), axis=1).sum(axis=-1) for route in routes.blocks]
+        return jnp.einsum("lbe,b->le", jnp.stack(each), jnp.asarray(batch["weight"]))
+
+    use = jax.jit(use)
+    total = sum(np.asarray(use(params, batch), np.float64) for batch in pipeline.eval_batches(store, batch_size))
+    return np.argsort(-total, axis=1, kind="stable")
+
+
+# ---- Training --------------------------------------------------------------------------------------------------------
+
+
+class Adapter:
+    """A run and rows to adapt it to; several choices can be made one after the other, each from the run's weights.
+
+    Attributes:
+      run, data: as given; `data` comes from `prepare`.
+      params: of the run, with rows for the new combinations.
+      network: that they belong to.
+    """
+
+    def __init__(self, run: Finished, data: datasets.Dataset):
+        self.run, self.data = run, data
+        self.new = np.arange(len(run.groups), len(data.groups))
+        self.params = extend(run.params, len(self.new))
+        self.network = run.network(len(data.groups))
+        self._predict = make_predict(self.network, run.config.eval.batch_size, run.offset(len(data.groups)))
+        self._before: Predicted | None = None
+
+    def predict(self, params: Params, split: str = "held_out") -> Predicted:
+        """Predictions as in the report of the run, its adjustment of the prior included."""
+        predicted = self._predict(params, self.data.stores[split], self.run.stage.eval_gate)
+        return predicted._replace(probabilities=self.run.adjusted(predicted.probabilities))
+
+    @property
+    def before(self) -> Predicted:
+        """Held-out predictions of the run as it is."""
+        if self._before is None:
+            self._before = self.predict(self.params)
+        return self._before
+
+    def experts(self, share: float) -> dict[str, np.ndarray]:
+        """The experts that a share chooses, by block, int ascending; a smaller share chooses some of a larger one's."""
+        if not share:
+            return {}
+        fusion = self.run.config.fusion
+        size = self.run.config.eval.batch_size
+        ranked = rank_experts(self.network, self.params, self.data.stores["train"], size)
+        if ranked is None:  # a draw instead
+            draw = np.random.default_rng(self.run.config.seed)
+            ranked = np.stack([draw.permutation(fusion.experts) for _ in range(fusion.blocks)])
+        count = max(1, round(share * fusion.experts))
+        return {f"block_{i}": np.sort(row[:count]) for i, row in enumerate(ranked)}
+
+    def config(self, choice: Choice) -> ml_collections.ConfigDict:
+        """The run's settings, changed to those of the adaptation."""
+        config, n = ml_collections.ConfigDict(self.run.config.to_dict()), len(self.data.stores["train"])
+        config.parallel, config.devices, config.sampler = "jit", 1, "shuffled"
+        config.objective.update(kind="erm", cells="combination", mixup_weight=0.0, distill_weight=0.0)
+        config.train.batch_size = min(config.train.batch_size, n)
+        config.train.select = "loss" if len(self.data.stores["tuning"]) >= LEAST_TUNING else "last"
+        config.train.evaluate_every = choice.steps / EVALUATIONS * config.train.batch_size / n
+        config.train.update(patience=choice.patience, hide_samples=0.0)
+        config.optim.update(lr=choice.lr or config.optim.lr, schedule="cosine", warmup=0.0)
+        config.eval.adjust_prior = "none"  # the run's is kept
+        return config
+
+    def fit(
+        self, choice: Choice, trained: Mapping[str, np.ndarray | None], folder: RunFolder, bar: progress.Silent
+    ) -> tuple[Params, int]:
+        """Trains some rows; returns all parameters, and the step at which they were chosen."""
+        if not trained:
+            return self.params, 0
+        run, config, network = self.run, self.config(choice), self.network
+        names = {path if rows is None else _CUT + path for path, rows in trained.items()}
+        gates = (run.stage.train_gate, run.stage.eval_gate)
+        stage = Stage("adapt", 0, choice.steps, lambda path: path not in names, *gates, robust=False)
+        of_cut = network._replace(
+            apply=lambda params, *rest, **options: network.apply(joined(params, trained), *rest, **options)
+        )
+        trainer = Trainer(config, self.data, folder, of_cut, [stage])
+        trainer.loss = make_loss(config, run.class_fractions)
+        prior = config.objective
+        offset = logit_adjust.train_offset(
+            prior.prior, prior.prior_mode, prior.prior_tau, run.label_counts, prior.prior_smoothing
+        )
+        trainer.offset = run.padded(offset, len(self.data.groups))
+        trainer.predict = lambda params, *rest: self._predict(joined(params, trained), *rest)
+        start, cursor = cut(self.params, trained), Cursor()
+        if config.train.select == "loss":
+            loss = tuning_metrics(trainer.predict(start, self.data.stores["tuning"], stage.eval_gate))["loss"]
+            cursor.best = -loss
+            folder.log({"step": 0, "stage": stage.name, "eval/loss": loss})
+        _, best = trainer.run_stage(stage, trainer.begin(stage, start), cursor, start, None, bar)
+        step = choice.steps
+        if config.train.select == "loss":
+            losses = {record["step"]: record["eval/loss"] for record in folder.history() if "eval/loss" in record}
+            step = min(losses, key=losses.__getitem__)
+        return host_copy(joined(best, trained)), step
+
+
+# ---- What comes out --------------------------------------------------------------------------------------------------
+
+
+def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Silent) -> dict[str, Any]:
+    """Adapts, and writes a folder.
+
+    Args:
+      adapter: the run and the rows.
+      choice: what to train and how.
+      out: the folder; it appears when everything in it is written.
+      bar: to show.
+
+    Returns:
+      The report: the keys of `evaluation.report.build_report`, where the train rows of a new combination are those of
+      the adaptation, and `adapted`, see `_facts`.
+
+    Raises:
+      UserError: the folder exists or cannot be written, the run has no such part, or training fails.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
+    run = adapter.run
+    if "router" in choice.parts and run.config.fusion.router_rank:
+        raise UserError(
+            f"--unfreeze=router: fusion.router_rank={run.config.fusion.router_rank} has composed the routers of new "
+            "combinations from those of modalities, which others share: name head, shared_router, experts or all"
+        )
+    experts = adapter.experts(choice.experts)
+    trained = trained_rows(adapter.params, choice, adapter.new, experts, run.config.fusion.group_routers)
+    config = run.config.to_dict() | {analysis.ADAPTED: {"run": str(run.path), **choice._asdict()}}
+    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")  # beside it, to become it by a rename
+    try:
+        with contextlib.closing(RunFolder(temporary, config)) as folder:
+            params, step = adapter.fit(choice, trained, folder, bar)
+            found = {"trained": trained, "experts": experts, "step": step}
+            report = _report(adapter, choice, params, found, bar)
+            _save(adapter, temporary, params, choice.steps)
+            report.pop("table").write_parquet(temporary / "predictions.parquet")
+            reports.write_json(temporary / "report.json", report)
+        temporary.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def _save(adapter: Adapter, folder: pathlib.Path, params: Params, step: int) -> None:
+    """The weights and what `open_finished` needs beside them."""
+    run = adapter.run
+    record = {"preprocessor": run.preprocessor.to_dict(), "groups": adapter.data.groups.to_dict()}
+    patients = np.concatenate([run.train_patients, adapter.data.train_patients[len(run.groups) :]])
+    record |= {"train_patients": patients.tolist(), "schema": run.schema.to_dict()}
+    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        checkpoints.save(step, {"best": host_copy(params)}, record | {"label_counts": run.label_counts.tolist()})
+
+
+def _report(
+    adapter: Adapter, choice: Choice, params: Params, found: Mapping[str, Any], bar: progress.Silent
+) -> dict[str, Any]:
+    """The report, and under `table` the predictions."""
+    run, data = adapter.run, adapter.data
+    after = adapter.predict(params)
+    table = datasets.predictions_table(data, "held_out", after.probabilities)
+    before = datasets.predictions_table(data, "held_out", adapter.before.probabilities)
+    sizes = [math.prod(np.shape(x)) for path, x in params.items() if not is_statistic(path)]
+    extra = {
+        "classes": list(data.classes),
+        "split_digest": splits.split_digest(data.dealt),
+        "majority_accuracy": float(np.mean(after.labels == run.class_fractions.argmax())),
+        "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
+        analysis.ADAPTED: _facts(adapter, choice, params, found, before, table)
+        | ({"gate_open_rate": after.open_rate} if run.config.fusion.group_routers else {}),
+    }
+    if "prior_adjustment" in run.report:
+        extra["prior_adjustment"] = run.report["prior_adjustment"]
+    report = reports.build_report(
+        data=data.manifest.title,
+        method=run.config.method,
+        seed=run.config.seed,
+        config_digest=config_digest(run.config.to_dict()),
+        parameters=sum(sizes),
+        predictions=table,
+        groups=data.groups,
+        resamples=run.config.eval.bootstrap,
+        count=bar.count,
+        extra=extra,
+    )
+    return report | {"table": table}
+
+
+def _facts(
+    adapter: Adapter,
+    choice: Choice,
+    params: Params,
+    found: Mapping[str, Any],
+    before: pl.DataFrame,
+    after: pl.DataFrame,
+) -> dict[str, Any]:
+    """What was done, and figures (`n`, M) of the held-out rows of new and of known combinations, before and after."""
+    run, data = adapter.run, adapter.data
+    index = data.groups.index(data.manifest.presence[data.rows("held_out")])
+    samples = {"new": (index >= len(run.groups)) & (index < len(data.groups)), "known": index < len(run.groups)}
+    seed, resamples, tuning = run.config.seed, run.config.eval.bootstrap, len(data.stores["tuning"])
+    figures = {
+        when: {name: reports.pooled_figures(table, rows, seed, resamples) for name, rows in samples.items()}
+        for when, table in (("before", before), ("after", after))
+    }
+    trained = found["trained"].items()
+    by_loss = tuning >= LEAST_TUNING
+    return {
+        "run": str(run.path),
+        **choice._asdict(),
+        "unfreeze": choice.unfreeze,
+        "learning_rate": choice.lr or run.config.optim.lr,
+        "new": [data.groups.names[g] for g in adapter.new],
+        "trained_parameters": sum(math.prod(np.shape(params[p] if r is None else params[p][r])) for p, r in trained),
+        "experts_chosen": {block: rows.tolist() for block, rows in found["experts"].items()},
+        "n_train": len(data.stores["train"]),
+        "n_tuning": tuning,
+        "chosen_by": "nothing was trained" if not trained else "tuning loss" if by_loss else "last step",
+        "chosen_step": found["step"],
+        **figures,
+    }

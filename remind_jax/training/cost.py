@@ -1,0 +1,163 @@
+"""What a run would cost: parameters, operations, memory; nothing is trained and no array is allocated."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remind_jax import settings
+from remind_jax.data import dataset as datasets
+from remind_jax.data.outline import OUTLINES, Outline
+from remind_jax.data.preprocess import InputSpec
+from remind_jax.models.model import ensemble_of, is_statistic, make_network
+from remind_jax.ops import flops
+from remind_jax.training.objective import make_loss
+from remind_jax.training.stages import Stage, plan_stages
+
+GIB = 2**30
+
+
+# Which part of a fusion block a parameter belongs to, by the start of its name.
+_PARTS = {
+    "expert": "experts",
+    "group_router": "group routers",
+    "router": "router",
+    "query_key_value": "attention",
+    "output": "attention",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """Memory and work of one stage of training.
+
+    Attributes:
+      name: of the stage.
+      trained: number of trained parameters.
+      state_bytes: weights, gradient, optimizer moments and averaged weights of one device.
+      activation_bytes: what the forward pass keeps for the backward pass of one device's share of a batch, before XLA
+        saves on it.
+      step_flops: of one train step over the whole batch.
+    """
+
+    name: str
+    trained: int
+    state_bytes: int
+    activation_bytes: int
+    step_flops: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Costs of a run.
+
+    Attributes:
+      parameters: number of parameters by part, 0 where there are none.
+      sample_flops: operations of a forward pass of one sample by part, likewise.
+      stages: of training.
+      tokens: n, tokens of all modalities in the fusion.
+      row_bytes: size of one sample as the model reads it.
+      samples: number of samples of the data set.
+    """
+
+    parameters: Counter[str]
+    sample_flops: Counter[str]
+    stages: tuple[StageCost, ...]
+    tokens: int
+    row_bytes: int
+    samples: int
+
+
+def make_plan(config: Any) -> Plan:
+    """Works out what a config costs, from shapes alone.
+
+    Args:
+      config: of a run; `devices` 0 counts as one device.
+
+    Raises:
+      UserError: a value of the config cannot be used, or, for data that are not the paper's, the data cannot be read.
+    """
+    settings.validate(config)
+    outline = _outline(config)
+    single = make_network(settings.model_spec(config), outline.inputs, outline.groups, outline.classes)
+    network = ensemble_of(single, config.ensemble)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    stages = plan_stages(config, outline.samples, {name: spec.kind for name, spec in outline.inputs.items()})
+
+    def forward(params, batch):
+        return network.apply(params, batch, gate=stages[-1].eval_gate)
+
+    counted = flops.count(forward, params, _batch(outline.inputs, 1))
+    parameters: Counter[str] = Counter()
+    for path, shape in params.items():
+        if not is_statistic(path):
+            parameters[_part(path)] += math.prod(shape.shape)
+    tokens = jax.eval_shape(network.encode, params, _batch(outline.inputs, 1)).shape[-2]
+    costs = tuple(_stage_cost(config, stage, network, outline, params) for stage in stages)
+    row = sum(math.prod(spec.shape) * _dtype(spec).itemsize for spec in outline.inputs.values())
+    return Plan(parameters, counted, costs, tokens, row, outline.samples)
+
+
+def _outline(config: Any) -> Outline:
+    outline = OUTLINES.get(config.data.source)
+    if outline is not None and not config.data.root:
+        return outline(config.data)
+    fitted = datasets.fit(config)
+    classes = len(fitted.manifest.schema.classes)
+    return Outline(fitted.preprocessor.inputs, len(fitted.groups), classes, fitted.manifest.table.height)
+
+
+def _dtype(spec: InputSpec) -> np.dtype:
+    return np.dtype({"text": "i4", "codes": "i4", "image": "u1", "volume": "u1"}.get(spec.kind, "f4"))
+
+
+def _batch(inputs: Mapping[str, InputSpec], size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    batch = {name: jax.ShapeDtypeStruct((size, *spec.shape), _dtype(spec)) for name, spec in inputs.items()}
+    batch |= {name: jax.ShapeDtypeStruct((size,), np.int32) for name in ("group", "label")}
+    return batch | {"present": jax.ShapeDtypeStruct((size, len(inputs)), np.bool_)}
+
+
+def _part(path: str) -> str:
+    section, _, rest = path.partition("/")
+    if section == "encoders":
+        return f"encoders/{rest.split('/')[0]}"
+    if not section.startswith("block_"):
+        return section
+    part = next((part for start, part in _PARTS.items() if rest.startswith(start)), "norms")
+    return f"{section}/{part}"
+
+
+def _stage_cost(config: Any, stage: Stage, network: Any, outline: Outline, params: Mapping[str, Any]) -> StageCost:
+    size = config.train.batch_size
+    batch = _batch(outline.inputs, size // max(config.devices, 1))
+    trained = {path: x for path, x in params.items() if not stage.is_frozen(path)}
+    frozen = {path: x for path, x in params.items() if path not in trained}
+    loss = make_loss(config, np.full(outline.classes, 1.0 / outline.classes))
+
+    def mean_loss(trained, frozen, batch):
+        output = network.apply({**trained, **frozen}, batch, gate=stage.train_gate, statistics=stage.statistics)
+        return jnp.mean(loss(output.logits, batch["label"]))
+
+    counts = [sum(math.prod(x.shape) for x in part.values()) for part in (trained, frozen)]
+    copies = 4 + (config.optim.ema > 0)  # weights, gradient, two moments, average
+    return StageCost(
+        name=stage.name,
+        trained=counts[0],
+        state_bytes=4 * (copies * counts[0] + counts[1]),
+        activation_bytes=_kept_bytes(mean_loss, trained, frozen, batch),
+        step_flops=flops.count(jax.grad(mean_loss), trained, frozen, batch).total() * max(config.devices, 1),
+    )
+
+
+def _kept_bytes(loss: Any, trained: Any, *rest: Any) -> int:
+    """Bytes that the backward pass needs of the forward pass, its inputs left out."""
+    trace = jax.make_jaxpr(lambda trained, *rest: jax.vjp(lambda p: loss(p, *rest), trained)[1])(trained, *rest).jaxpr
+    inputs = {id(variable) for variable in (*trace.invars, *trace.constvars)}
+    # The same array may be kept under several names; a literal, which has a value already, costs nothing.
+    kept = {id(x): x.aval for x in trace.outvars if not hasattr(x, "val") and id(x) not in inputs}
+    return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values())

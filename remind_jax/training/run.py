@@ -1,0 +1,153 @@
+"""One run from its config to its report."""
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from remind_jax import settings
+from remind_jax.data import dataset as datasets
+from remind_jax.data import splits
+from remind_jax.data.manifest import Manifest
+from remind_jax.evaluation import report as reports
+from remind_jax.inference.predictions import (
+    Predicted,
+    adjust_prior,
+    choose_prior_power,
+)
+from remind_jax.models.model import Params, is_statistic
+from remind_jax.runtime import devices, processes, progress
+from remind_jax.runtime.files import config_digest
+from remind_jax.runtime.signals import Signals
+from remind_jax.training.loop import Trainer
+from remind_jax.training.run_folder import RunFolder
+
+GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate that decides nothing
+
+
+def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
+    """Trains a method on a data set and reports on its held-out patients.
+
+    A run that was stopped goes on from its newest checkpoint; a finished one is shown again.
+
+    Args:
+      config: the run's settings, see configs/common.py.
+      workdir: the run's folder.
+      verbose: whether to show progress and the table.
+
+    Returns:
+      The report, as in report.json; empty on all processes of a job but the first, which alone writes.
+
+    Raises:
+      UserError: a setting, the data or the folder cannot be used.
+      Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
+    """
+    settings.validate(config)
+    programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
+    own: list[RunFolder] = []
+    processes.from_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
+    folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
+    with contextlib.closing(folder), Signals() as signals, programs:
+        return _run(config, folder, verbose and folder.writes, signals)
+
+
+def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dict[str, Any]:
+    finished = folder.report()
+    if processes.from_first(lambda: finished is not None):
+        if verbose:
+            print(f"{folder.path} is a finished run; its report:")
+            reports.print_table(finished)
+        return finished or {}
+    devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
+    with progress.make(0, "preparing", verbose) as bar:
+        bar.say(f"Preparing data ({config.data.source})")
+        data = datasets.load_dataset(config, bar.count)
+        for line in cohort_lines(data.manifest):
+            bar.say(line)
+    trainer = Trainer(config, data, folder, signals=signals)
+    with progress.make(trainer.steps, "training", verbose) as bar:
+        bar.say(
+            f"Training {config.method} on {data.manifest.title}: {len(trainer.train_store)} samples, "
+            f"{len(data.groups)} combinations, {trainer.steps} steps"
+        )
+        weights = trainer.train(bar)
+    with progress.make(0, "evaluating", verbose) as bar:
+        report = _report(trainer, weights, bar)
+    if verbose:
+        reports.print_table(report)
+        print(f"Report: {folder.path / 'report.html'}")
+    return report
+
+
+def cohort_lines(manifest: Manifest) -> Iterator[str]:
+    """The combinations of a data set of the paper as lines, each beside its share in the paper."""
+    rows = datasets.cohort(manifest) if manifest.published else []
+    width = max((len(row["group"]) for row in rows), default=0)
+    for row in rows:
+        share = f"{100 * row['fraction']:5.1f} %  (paper {100 * row['published']:.1f} %)"
+        yield f"  {row['group']:<{width}} {row['n']:>8,}  {share}"
+
+
+def _report(trainer: Trainer, weights: Params, bar: progress.Silent) -> dict[str, Any]:
+    """Reads the held-out rows, once, and writes predictions and report."""
+    config, data, folder = trainer.config, trainer.data, trainer.folder
+    predicted, adjustment = _predict_held_out(trainer, weights)
+    if not folder.writes:
+        return {}
+    table = datasets.predictions_table(data, "held_out", predicted.probabilities)
+    table.write_parquet(folder.path / "predictions.parquet")
+    majority = data.class_fractions.argmax()
+    report = reports.build_report(
+        data=data.manifest.title,
+        method=config.method,
+        seed=config.seed,
+        config_digest=config_digest(config.to_dict()),
+        parameters=sum(math.prod(np.shape(x)) for path, x in weights.items() if not is_statistic(path)),
+        predictions=table,
+        groups=data.groups,
+        resamples=config.eval.bootstrap,
+        count=bar.count,
+        extra={
+            "classes": list(data.classes),
+            "split_digest": splits.split_digest(data.dealt),
+            "majority_accuracy": float(np.mean(predicted.labels == majority)),
+            **_gate_summary(trainer, predicted.open_rate),
+            **adjustment,
+            "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
+            "card": datasets.describe(data),
+        },
+    )
+    reports.write_html(folder.path / "report.html", report, folder.history())
+    # Last, because a run counts as finished once it is there.
+    reports.write_json(folder.path / "report.json", report)
+    return report
+
+
+def _predict_held_out(trainer: Trainer, weights: Params) -> tuple[Predicted, dict[str, Any]]:
+    """Predictions of the held-out rows, and for the report by what power of the prior they were divided."""
+    data, figure, gate = trainer.data, trainer.config.eval.adjust_prior, trainer.stages[-1].eval_gate
+    predicted = trainer.predict(weights, data.stores["held_out"], gate)
+    if figure == "none":
+        return predicted, {}
+    power = choose_prior_power(trainer.predict(weights, data.stores["tuning"], gate), data.class_fractions, figure)
+    adjusted = adjust_prior(predicted.probabilities, data.class_fractions, power)
+    return predicted._replace(probabilities=adjusted), {"prior_adjustment": {"figure": figure, "power": power}}
+
+
+def _gate_summary(trainer: Trainer, open_rate: float) -> dict[str, Any]:
+    """How often group routers acted on the held-out rows, and whether the gate decided anything at all."""
+    if not trainer.config.fusion.group_routers:
+        return {}
+    rule = trainer.stages[-1].eval_gate
+    rates = [open_rate]
+    late = [record for record in trainer.folder.history() if record["stage"] == "specialize"]
+    rates += [record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record]
+    stuck = None
+    if rule == "gated" and max(rates) <= GATE_STUCK:
+        stuck = "closed"
+    elif rule == "gated" and min(rates) >= 1 - GATE_STUCK:
+        stuck = "open"
+    return {"gate": {"rule": rule, "open_rate": open_rate, "stuck": stuck}}
