@@ -220,6 +220,7 @@ def base() -> ml_collections.ConfigDict:
     c.optim = optim = ml_collections.ConfigDict()
     optim.lr = 2e-3  # highest learning rate
     optim.weight_decay = 0.3  # decoupled, times the learning rate
+    optim.decay = "weights"  # what it shrinks: weights | all (biases and norm scales too, as PyTorch's AdamW does)
     optim.schedule = "cosine"  # cosine | step (StepLR) | constant
     optim.warmup = 0.05  # share of all steps, cosine only
     optim.step_epochs = 5.0  # StepLR period (paper 7.4)
@@ -242,7 +243,8 @@ def paper_hyper_parameters(config: ml_collections.ConfigDict, *, experts: int, w
     config.model.update(width=width, tokens=16, encoder_dropout=0.25, text_size="base", text_gated=False)
     config.fusion.update(heads=8, experts=experts, slots=1, hidden=4 * width, dropout=0.0)
     config.objective.update(loss="focal", focal_gamma=2.0)
-    config.optim.update(lr=lr, weight_decay=decay, schedule="step", step_epochs=5.0, step_rate=0.1, clip=0.0, ema=0.0)
+    config.optim.update(lr=lr, weight_decay=decay, decay="all", clip=0.0, ema=0.0)
+    config.optim.update(schedule="step", step_epochs=5.0, step_rate=0.1)
     config.train.update(batch_size=32, select="accuracy", joint_epochs=5.0, patience=0)
     config.dro.update(gamma=0.02, every=100, initial="uniform")
     config.data.update(max_tokens=512, vocabulary=32_000, image_size=224)

@@ -16,7 +16,7 @@ from remind_jax.models.model import ModelSpec
 from remind_jax.objectives import group_dro, logit_adjust, reweigh
 from remind_jax.ops import imputation, routing, soft_moe, sparse_moe
 from remind_jax.runtime import devices, profiling
-from remind_jax.training import frozen_features, row_adamw
+from remind_jax.training import frozen_features, optimizer, row_adamw
 
 _GATES = ("gated", "always", "never")
 CHOICES: dict[str, Iterable[str]] = {
@@ -61,6 +61,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "train.feature_dtype": frozen_features.DTYPES,
     "train.select": ("loss", "accuracy", "macro_f1", "auroc", "last"),
     "eval.adjust_prior": ("none", "accuracy", "macro_f1"),
+    "optim.decay": optimizer.DECAYED,
     "optim.first_moment": ("float32", "bfloat16"),
     "optim.gradient": ("float32", "bfloat16"),
     "optim.group_rows": row_adamw.KINDS,

@@ -153,6 +153,7 @@ class Trainer:
             dro=self.dro,
             by_rows=self.by_rows,
             first_moment=optim.first_moment,
+            decay=optim.decay,
         )
 
     def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:

@@ -13,8 +13,10 @@ from remind_jax.training import row_adamw
 
 Params = dict[str, jax.Array]
 
+DECAYED = ("weights", "all")
+"""What weight decay can shrink: all but biases and norm scales, or everything."""
 # Their values are lengths and offsets, not directions: shrinking them does not regularise.
-_NOT_DECAYED = re.compile(r"(bias|scale)$")
+_LENGTH_OR_OFFSET = re.compile(r"(bias|scale)$")
 
 
 class TrainState(NamedTuple):
@@ -128,21 +130,23 @@ def make_optimizer(
     dro: optax.GradientTransformationExtraArgs,
     by_rows: bool = False,
     first_moment: str = "float32",
+    decay: str = "weights",
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with optional clipping of the global norm, beside the transform that keeps λ.
 
     Args:
       schedule: learning rate by the optimizer's own count of steps.
-      weight_decay: decoupled, times the learning rate; biases and norm scales are left alone.
+      weight_decay: decoupled, times the learning rate.
       clip: largest global gradient norm; 0 is no clipping.
       dro: from `group_dro`.
       by_rows: train tables of combinations by the rows of a batch, see `rows`.
       first_moment: type of the first moments, those of tables by rows left out. The second ones stay float32: a step
         moves them by less than bfloat16 can tell.
+      decay: what weight decay shrinks, one of `DECAYED`.
     """
 
     def decayed(params: Params) -> dict[str, bool]:
-        return {path: not _NOT_DECAYED.search(path) for path in params}
+        return {path: decay == "all" or not _LENGTH_OR_OFFSET.search(path) for path in params}
 
     def make(b1: Any, b2: Any) -> optax.GradientTransformation:
         return optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=decayed, mu_dtype=first_moment)

@@ -38,9 +38,11 @@ def _promotion_as_optax_needs_it() -> Iterator[None]:
         yield
 
 
-def optimizer(rate: float = 0.1, decay: float = 0.0, clip: float = 0.0) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    rate: float = 0.1, decay: float = 0.0, clip: float = 0.0, of: str = "weights"
+) -> optax.GradientTransformationExtraArgs:
     dro = group_dro(2, gamma=1.0, every=1, initial=jnp.asarray([0.5, 0.5]))
-    return states.make_optimizer(optax.constant_schedule(rate), weight_decay=decay, clip=clip, dro=dro)
+    return states.make_optimizer(optax.constant_schedule(rate), weight_decay=decay, clip=clip, dro=dro, decay=of)
 
 
 def begin(is_frozen=nothing, ema: bool = False, step: int = 0, **options) -> states.TrainState:
@@ -98,12 +100,18 @@ def moved(gradients: dict[str, jax.Array], **options) -> dict[str, float]:
     return {path: float(jnp.max(jnp.abs(x))) for path, x in updates.items()}
 
 
-def test_weight_decay_leaves_biases_and_scales_alone() -> None:
+@pytest.mark.parametrize(("of", "decayed"), [("weights", DECAYED), ("all", set(PARAMS))])
+def test_weight_decay_leaves_biases_and_scales_alone_or_shrinks_everything(of: str, decayed: set[str]) -> None:
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    found = moved(zeros, decay=0.25)
+    found = moved(zeros, decay=0.25, of=of)
     # Decoupled: rate * decay * value = 0.1 * 0.25 * 2.
-    assert found == {path: pytest.approx(0.05 if path in DECAYED else 0.0) for path in PARAMS}
-    assert set(moved(zeros).values()) == {0.0}
+    assert found == {path: pytest.approx(0.05 if path in decayed else 0.0) for path in PARAMS}
+    assert set(moved(zeros, of=of).values()) == {0.0}
+
+
+def test_weight_decay_of_everything_keeps_the_form_of_the_state() -> None:
+    one, other = (jax.tree.structure(optimizer(decay=0.1, of=of).init(PARAMS)) for of in states.DECAYED)
+    assert one == other  # so that readers of checkpoints need not know which it was
 
 
 def test_adam_moves_by_the_learning_rate_at_first_and_clipping_looks_at_all_gradients() -> None:
