@@ -28,5 +28,7 @@ def get_config(arg: str = ""):
         config.model.update(image_encoder="vit_base")
         config.data.exams = 512  # images of the twin are held in memory, 0.2 MB a sample at this size
         config.train.epochs = 20.0
+        if chosen["method"] == "fair_mixup":  # "because it takes larger GPU memory" (7.4.2)
+            config.optim.lr, config.train.batch_size = 2e-5, 16
     common.apply_method(config, chosen["method"])
     return config

@@ -127,12 +127,28 @@ def test_paper_size_has_the_published_hyper_parameters(name):
     assert (fusion.heads, fusion.slots, config.train.batch_size) == (8, 1, 32)
     assert (config.objective.loss, config.objective.focal_gamma) == ("focal", 2.0)
     assert (optim.schedule, optim.step_epochs, optim.step_rate) == ("step", 5.0, 0.1)
-    assert (optim.ema, optim.clip) == (0.0, 0.0)
+    assert (optim.ema, optim.clip, optim.decay) == (0.0, 0.0, "all")
     assert config.dro.gamma == 0.02
     assert config.model.text_size == "base"
     assert config.model.tokens == 16
     # One expert maps width -> 4 x width -> width: the parameter counts of the paper say so.
     assert fusion.hidden == 4 * config.model.width
+
+
+@pytest.mark.parametrize("method", common.METHODS)
+def test_fair_mixup_on_embed_takes_the_smaller_batch_and_rate_of_the_paper(method):
+    """Paper, section 7.4.2, EMBED: batch 16 and 2e-5 for FairMixup, 32 and 5e-5 for the others."""
+    config = _build("embed", f"method={method},size=paper")
+    expected = (16, 2e-5) if method == "fair_mixup" else (32, 5e-5)
+    assert (config.train.batch_size, config.optim.lr) == pytest.approx(expected)
+    assert config.optim.weight_decay == pytest.approx(5e-5)
+    assert _build("embed", f"method={method}").train.batch_size == common.base().train.batch_size
+
+
+def test_mimic_reads_every_modality_as_text_at_paper_size():
+    """Paper, section 7.4.2: "we treat each modality as text input"."""
+    assert (_build("mimic").data.icd, _build("mimic", "size=paper").data.icd) == ("codes", "text")
+    assert _build("mimic", "size=paper").data.labs == "text"
 
 
 def test_twin_names_the_tail_of_the_paper():
