@@ -22,6 +22,7 @@ def get_config(arg: str = ""):
     config.data.note_characters = 8_000  # most of the notes of a stay, newest first
     config.data.labs = "text"  # text ("name value unit; …") | numeric (mean, min, max, last of each item)
     config.data.codes = "earlier"  # earlier (of admissions before) | paper (of this admission's discharge: leaks)
+    config.data.icd = "codes"  # codes (a vocabulary of its own) | text (for a text encoder, such as a pretrained T5)
     config.data.icd_versions = (9,)  # (9,), (10,) or (9, 10)
     config.data.missing = ""  # empty: published (twin), natural (real data) | bernoulli (independent drops)
     config.data.drop = 0.266  # probability of a drop under bernoulli
@@ -35,6 +36,7 @@ def get_config(arg: str = ""):
     config.train.joint_epochs = 3.0
     if config.size == "paper":
         common.paper_hyper_parameters(config, experts=128, width=768, lr=1e-4, decay=5e-5)
+        config.data.icd = "text"  # "we treat each modality as text input" (7.4.2)
         config.train.epochs = 20.0
     common.apply_method(config, chosen["method"])
     return config

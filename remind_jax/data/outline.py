@@ -25,9 +25,8 @@ class Outline(NamedTuple):
 def _mimic_iv(data: Any) -> Outline:
     from remind_jax.data.sources import mimic_iv_twin
 
-    text = InputSpec("text", (data.max_tokens,), data.vocabulary)
-    codes = InputSpec("codes", (data.max_tokens,), data.vocabulary)
-    inputs = {"notes": text, "labs": text, "icd": codes}
+    kinds = {"notes": "text", "labs": "text", "icd": data.icd}
+    inputs = {name: InputSpec(kind, (data.max_tokens,), data.vocabulary) for name, kind in kinds.items()}
     return Outline(inputs, len(mimic_iv_twin.PUBLISHED), 2, 73_181)  # ICU stays of version 2.2
 
 

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from remind_jax.data import check, missingness, splits
+from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.sources import mimic_iv, mimic_iv_labs, mimic_iv_tables
 from remind_jax.errors import UserError
 from tests.data import mimic_files
@@ -283,6 +284,28 @@ def test_codes_by_hand(folder, options, expected):
     assert len(messages(manifest, "W107")) == ("codes" in options)
 
 
+def test_codes_can_be_read_as_text(folder):
+    """The paper treats each modality as text (7.4.2): the same cells, of a kind that a pretrained T5 serves."""
+    for options in ({}, {"codes": "paper"}):
+        as_codes, as_text = (mimic_iv.load(folder, icd=icd, **options) for icd in ("codes", "text"))
+        assert cells(as_text, "icd") == cells(as_codes, "icd")
+        kinds = [[modality.kind for modality in manifest.schema.modalities] for manifest in (as_codes, as_text)]
+        assert kinds == [["text", "text", "codes"], ["text", "text", "text"]]
+        np.testing.assert_array_equal(as_text.presence, as_codes.presence)
+
+
+def test_codes_of_the_demo_as_text(demo):
+    manifest = mimic_iv.load(demo, icd="text", codes="paper", icd_versions=(9, 10))
+    split = splits.make_splits(manifest, 0)
+    assert not [finding for finding in check.find_problems(manifest, split) if finding.fatal]
+    fitted = Preprocessor.fit(manifest, np.flatnonzero(split == splits.TRAIN), max_tokens=32, vocabulary=200)
+    assert fitted.inputs["icd"].kind == "text"
+    listed = manifest.table["icd"].drop_nulls().str.split(" ").explode().value_counts(sort=True)
+    tokenizer = fitted.encoders["icd"].tokenizer
+    for code in listed["icd"][:5]:  # what many stays have is written in pieces of its own
+        assert "".join(tokenizer.encode(code).tokens) == f"▁{code}</s>"
+
+
 def test_leaky_options_are_named_as_leaks(with_notes):
     manifest = mimic_iv.load(with_notes, codes="paper", notes="paper")
     texts = messages(manifest, "W107")
@@ -548,6 +571,7 @@ def test_a_stay_of_an_unknown_admission_is_counted(tmp_path):
         ({"label": "ihm"}, r"data.label is 'ihm' \(did you mean 'ihm48'\?\)"),
         ({"labs": "numbers"}, "data.labs"),
         ({"codes": "leaky"}, "known: earlier, paper"),
+        ({"icd": "txt"}, r"data.icd is 'txt' \(did you mean 'text'\?\); known: codes, text"),
         ({"notes": "all"}, "data.notes"),
         ({"missing": "published"}, "known: natural, bernoulli"),
         ({"icd_versions": ()}, "data.icd_versions"),

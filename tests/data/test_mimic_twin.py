@@ -31,6 +31,12 @@ def test_schema(twin):
     assert set(twin.table["died"]) == set(twin.schema.classes) == {"0", "1"}
 
 
+def test_codes_can_be_read_as_text(twin):
+    other = mimic_iv_twin.load_twin(n=3000, seed=0, icd="text")
+    assert [modality.kind for modality in other.schema.modalities] == ["text", "text", "text"]
+    assert other.table.equals(twin.table)
+
+
 def test_stays_and_patients(twin):
     assert twin.table["stay"].n_unique() == 3000
     stays = twin.table["patient"].value_counts()["count"]
@@ -184,6 +190,7 @@ def test_seeds():
     ("change", "message"),
     [
         ({"missing": "random"}, "published"),
+        ({"icd": "words"}, r"data.icd is 'words' \(did you mean 'codes'\?\); known: codes, text"),
         ({"prevalence": 0.0}, "prevalence"),
         ({"memory": 2.0}, "memory"),
         ({"n": 0}, "at least 1"),

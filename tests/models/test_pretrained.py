@@ -8,15 +8,19 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from remind_jax.data.kinds.tabular import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import t5, vit
+from remind_jax.models.fusion.soft_moe import FusionSpec
+from remind_jax.models.model import ModelSpec, load_pretrained, make_network
 from remind_jax.models.pretrained import Tensor, load, single, stack
 from tests.models.pure import Pure
 
@@ -145,6 +149,19 @@ def test_a_t5_is_read_in_both_versions(tmp_path: pathlib.Path, gated: bool, embe
     decoder = {"decoder.block.0.layer.0.layer_norm.weight": np.ones(64), "lm_head.weight": np.ones((VOCABULARY, 64))}
     source = write(tmp_path / "a.safetensors", {**t5_file(t5_params(gated), gated, embedding), **decoder})
     assert_same(load_t5(source, gated), t5_params(gated))
+
+
+@pytest.mark.parametrize("kind", ["text", "codes"])
+def test_a_published_t5_serves_text_and_no_codes(tmp_path: pathlib.Path, kind: str) -> None:
+    inputs = {"notes": InputSpec("text", (6,), VOCABULARY), "icd": InputSpec(kind, (6,), VOCABULARY)}
+    spec = ModelSpec(width=6, fusion=FusionSpec(heads=2, experts=4))
+    params = jax.eval_shape(make_network(spec, inputs, 3, 2).init, jax.random.key(0))
+    source = write(tmp_path / "a.safetensors", t5_file(t5_params(True), True))
+    loaded = load_pretrained(spec, inputs, {"text": source}, params)
+    served = {path.split("/")[1] for path in loaded}
+    assert served == ({"notes", "icd"} if kind == "text" else {"notes"})
+    for path, x in loaded.items():
+        np.testing.assert_array_equal(x, loaded[path.replace("/icd/", "/notes/")])
 
 
 def test_rows_that_pad_a_published_vocabulary_are_left_out(tmp_path: pathlib.Path) -> None:

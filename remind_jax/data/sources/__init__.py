@@ -55,6 +55,7 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
             note_characters=data.note_characters,
             labs=data.labs,
             codes=data.codes,
+            icd=data.icd,
             icd_versions=data.icd_versions,
             missing=data.missing or "natural",
             drop=data.drop,
@@ -62,7 +63,8 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
         )
     from remind_jax.data.sources import mimic_iv_twin
 
-    return mimic_iv_twin.load_twin(n=data.stays, seed=data.seed, missing=data.missing or "published", drop=data.drop)
+    missing = data.missing or "published"
+    return mimic_iv_twin.load_twin(n=data.stays, seed=data.seed, missing=missing, drop=data.drop, icd=data.icd)
 
 
 def _embed(data: Any, seed: int) -> Manifest:

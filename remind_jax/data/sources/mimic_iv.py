@@ -19,7 +19,7 @@ from remind_jax.data.missingness import bernoulli_mask
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.data.sources import mimic_iv_labs, mimic_iv_notes
 from remind_jax.data.sources import mimic_iv_tables as tables
-from remind_jax.data.sources.mimic_iv_twin import MODALITIES, PUBLISHED
+from remind_jax.data.sources.mimic_iv_twin import ICD, MODALITIES, PUBLISHED
 from remind_jax.errors import UserError, did_you_mean
 
 
@@ -69,6 +69,7 @@ def load(
     note_characters: int = 8_000,
     labs: str = "text",
     codes: str = "earlier",
+    icd: str = "codes",
     icd_versions: Sequence[int] = (9,),
     missing: str = "natural",
     drop: float = 0.266,
@@ -89,6 +90,7 @@ def load(
         numbers.
       codes: `earlier` takes the diagnoses of admissions that ended before this one began; `paper` those that were coded
         at the end of this one, which leaks.
+      icd: kind of the modality: `codes` has a vocabulary of its own, `text` is the same list for a text encoder.
       icd_versions: 9, 10 or both; beside ICD-9, ICD-10 codes are written with "10-" in front.
       missing: `natural`, or `bernoulli` to drop every modality present with probability `drop`, at least one staying.
       drop: probability of `bernoulli`.
@@ -103,6 +105,7 @@ def load(
     """
     _one_of("missing", missing, ("natural", "bernoulli"))
     _one_of("labs", labs, ("text", "numeric"))
+    _one_of("icd", icd, ICD)
     _check_numbers(icd_versions, note_characters, drop)
     window, leaks = _window(label, hours), _leaks(notes, codes)
     root = _folder(root)
@@ -121,7 +124,7 @@ def load(
     if missing == "bernoulli":
         table = _mask(table, columns, drop, seed)
     table, dropped = _with_some_modality(table, columns)
-    kinds = ("text", "tabular" if labs == "numeric" else "text", "codes")
+    kinds = ("text", "tabular" if labs == "numeric" else "text", icd)
     modalities = tuple(Modality(name, kind, columns[name]) for name, kind in zip(MODALITIES, kinds, strict=True))
     schema = Schema("mimic_iv", "stay_id", "subject_id", LABELS[label].column, ("0", "1"), modalities)
     found = (*leaks, *findings, *told, *measured, *dropped)

@@ -21,10 +21,13 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import bernoulli_mask, combination_mask, parse_combinations
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.data.sources import synthetic
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 
 MODALITIES = ("notes", "labs", "icd")
 """In the order of the paper's section 7.4.2 (M1 clinical text, M2 labs, M3 ICD-9 codes)."""
+
+ICD = ("codes", "text")
+"""The kinds that the list of diagnoses can be read as."""
 
 PUBLISHED = (
     ("notes", 0.048),
@@ -199,6 +202,7 @@ def load_twin(
     seed: int,
     missing: str = "published",
     drop: float = 0.266,
+    icd: str = "codes",
     prevalence: float = 0.15,
     main: float = 3.0,
     interaction: float = 1.6,
@@ -213,6 +217,7 @@ def load_twin(
       missing: `published` draws combinations at the paper's frequencies; `bernoulli` drops every modality
         independently with probability `drop`, at least one staying.
       drop: probability of `bernoulli`; 0.266 gives the paper's table within one point.
+      icd: kind of the modality `icd`, one of `ICD`.
       prevalence: expected share of deaths, the same in every combination.
       main: standard deviation, in logits, of the main effects in a stay with all modalities.
       interaction: standard deviation, in logits, of the cross-modal effects in every combination.
@@ -220,14 +225,16 @@ def load_twin(
       memory: correlation of the factors of two stays of one patient, 0 to 1.
 
     Returns:
-      A manifest with the modalities `notes` (text), `labs` (text) and `icd` (codes), without a split column; label
-      "1" for death in hospital.
+      A manifest with the modalities `notes` (text), `labs` (text) and `icd`, without a split column; label "1" for
+      death in hospital.
 
     Raises:
       UserError: a parameter is out of range.
     """
     if missing not in ("published", "bernoulli"):
         raise UserError(f"missing must be 'published' or 'bernoulli', not {missing!r}")
+    if icd not in ICD:
+        raise UserError(f"data.icd is {icd!r}{did_you_mean(icd, ICD)}; known: {', '.join(ICD)}")
     if n < 1 or not 0 < prevalence < 1 or not 0 <= memory <= 1:
         raise UserError("the twin needs n of at least 1, prevalence between 0 and 1, memory from 0 to 1")
     people, facts, gaps, fate, words, values, codes = (
@@ -248,7 +255,7 @@ def load_twin(
         "labs": _lab_lines(latents[:, 1], values),
         "icd": _code_lists(latents[:, 2], codes),
     }
-    return _manifest(patient, died, present, cells)
+    return _manifest(patient, died, present, cells, icd)
 
 
 def interaction_world(seed: int, shift: float) -> synthetic.World:
@@ -286,7 +293,9 @@ def mortality_logits(
     return main * sums + interaction * (score[:, 1] - score[:, 0]) / synthetic.SPREAD
 
 
-def _manifest(patient: np.ndarray, died: np.ndarray, present: np.ndarray, cells: dict[str, list[str]]) -> Manifest:
+def _manifest(
+    patient: np.ndarray, died: np.ndarray, present: np.ndarray, cells: dict[str, list[str]], icd: str
+) -> Manifest:
     table = pl.DataFrame(
         {
             "stay": [f"stay{i:06d}" for i in range(len(patient))],
@@ -307,7 +316,7 @@ def _manifest(patient: np.ndarray, died: np.ndarray, present: np.ndarray, cells:
         modalities=(
             Modality("notes", "text", ("notes",)),
             Modality("labs", "text", ("labs",)),
-            Modality("icd", "codes", ("icd",)),
+            Modality("icd", icd, ("icd",)),
         ),
     )
     return Manifest(schema=schema, table=table, title=TITLE, published=dict(PUBLISHED))
