@@ -29,7 +29,7 @@ from typing import NoReturn
 import numpy as np
 
 from remind_jax import cli
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, explain
 from remind_jax.runtime import files, processes
 
 DEVICES, SUM, FOLDER, SPACE, CLOCK = 10, 11, 12, 13, 14
@@ -225,4 +225,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(cli.explain(error))
+        sys.exit(explain(error))

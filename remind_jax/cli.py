@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from remind_jax.errors import UserError, did_you_mean
+from remind_jax.errors import UserError, did_you_mean, explain
 
 if TYPE_CHECKING:  # benchmarks run where these are not installed
     from absl import flags
@@ -46,17 +46,6 @@ def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
         command(sys.argv[1:])
     except (UserError, KeyboardInterrupt) as error:
         sys.exit(explain(error))
-
-
-def explain(error: BaseException) -> int | None:
-    """Says in one line on stderr what ended a command; returns its exit code, None for a fault of the program."""
-    if isinstance(error, UserError):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.code
-    if isinstance(error, KeyboardInterrupt):  # or a signal, with a code of its own
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return getattr(error, "code", 130)
-    return None
 
 
 class Parser(argparse.ArgumentParser):

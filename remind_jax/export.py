@@ -15,7 +15,6 @@ of jax as `jax.export` promises: those of the next six months at least.
 """
 
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from remind_jax.inference import card, loader
 from remind_jax.inference.predictor import Finished, open_finished
 from remind_jax.models.model import Params
 from remind_jax.ops import hiding
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _LOADER = pathlib.Path(loader.__file__)
@@ -129,9 +128,7 @@ def export(run: Finished, out: pathlib.Path) -> None:
     with progress.make(0, "compiling") as bar:
         bar.say(f"Compiling for {', '.join(PLATFORMS)}")
         exported = lower(run)
-    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with files.writing(out), files.whole_folder(out) as temporary:
         (temporary / "model.jax").write_bytes(exported.serialize())
         weights = {path: np.array(x, order="C") for path, x in run.params.items()}
         safetensors.numpy.save_file(weights, temporary / "weights.safetensors")
@@ -140,11 +137,6 @@ def export(run: Finished, out: pathlib.Path) -> None:
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
             (temporary / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         (temporary / "model_card.md").write_text(card.write(run), encoding="utf-8")
-        temporary.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> None:

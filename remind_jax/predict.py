@@ -12,7 +12,6 @@
 The same in Python: `remind_jax.load(RUN).predict_proba(DATA)`, `.embed(DATA)`, `.evaluate(DATA)`.
 """
 
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictions import make_forward
 from remind_jax.inference.predictor import Finished, as_in_run, check_classes, open_finished
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 from remind_jax.runtime.files import config_digest
 
 FEW_PATIENTS = 10  # training patients below which a combination is warned of
@@ -163,15 +162,9 @@ class Predictor:
 
 
 def write_table(table: pl.DataFrame, file: pathlib.Path) -> None:
-    """Writes a CSV or parquet file at once or not at all. Raises UserError when it cannot be written."""
-    temporary = file.with_name(f"{file.name}.tmp-{os.getpid()}")
-    try:
+    """Writes a CSV or parquet file whole or not at all. Raises UserError when it cannot be written."""
+    with files.whole_file(file) as temporary:
         table.write_csv(temporary) if file.suffix == ".csv" else table.write_parquet(temporary)
-        temporary.replace(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _warn(predictor: Predictor, manifest: Manifest, table: pl.DataFrame) -> None:

@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     command = parse(arguments)
     entries = plan(command)
-    with jobs.lock(command.workdir, shared=command.share) as descriptor, signals.Signals():
+    with jobs.hold(command.workdir, shared=command.share) as descriptor, signals.Signals():
         if command.share:
             _shared(command, entries)
             return

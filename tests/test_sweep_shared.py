@@ -86,9 +86,9 @@ def test_a_run_that_fails_is_told_once_and_tried_again_by_the_next_command(share
 
 def test_a_sweep_that_shares_keeps_one_that_does_not_out(tmp_path):
     for first, second in ((True, False), (False, True)):
-        with jobs.lock(tmp_path, first), pytest.raises(UserError, match="another sweep"), jobs.lock(tmp_path, second):
+        with jobs.hold(tmp_path, first), pytest.raises(UserError, match="another sweep"), jobs.hold(tmp_path, second):
             pass
-    with jobs.lock(tmp_path, shared=True), jobs.lock(tmp_path, shared=True):
+    with jobs.hold(tmp_path, shared=True), jobs.hold(tmp_path, shared=True):
         pass
     with pytest.raises(UserError, match="start the same command 2 times"):
         sweep.parse(_arguments(tmp_path, "out", "--share", "--jobs=2"))

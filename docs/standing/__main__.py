@@ -10,7 +10,6 @@ included: its first line is the heading, the rest follows the tables.
 """
 
 import json
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -45,11 +44,8 @@ def store(sweep: pathlib.Path, name: str, docs: pathlib.Path) -> pathlib.Path:
     _check_finished(sweep)
     folder = docs / "results" / name
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = {file: folder / f"{file}.tmp" for file in FILES}
-    for file, copy in temporary.items():
-        copy.write_bytes((sweep / file).read_bytes())
-    for file, copy in temporary.items():
-        os.replace(copy, folder / file)
+    for file in FILES:
+        files.write_bytes(folder / file, (sweep / file).read_bytes())
     return folder
 
 

@@ -24,6 +24,7 @@ from remind_jax.data import splits
 from remind_jax.data.check import AUDIT_ROWS, INFORMATIVE_AUROC
 from remind_jax.errors import UserError
 from remind_jax.evaluation import figures, intervals
+from remind_jax.evaluation.names import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,8 +177,6 @@ def log_scale(axis: "Axes") -> None:
 
 def draw_ranks(axis: "Axes", rows: Sequence[Row], declared: Sequence[str]) -> None:
     """Train count of every combination on a log scale, most frequent at the top."""
-    from remind_jax.evaluation.report import short_names
-
     ranks, tail = [row["rank"] for row in rows], [row["tail"] for row in rows]
     for row in rows:
         look = {"facecolor": "white", "hatch": "//////"} if row["tail"] else {"facecolor": COLOURS[False]}

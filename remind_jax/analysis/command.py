@@ -1,7 +1,7 @@
 """What the commands that analyse finished runs share: options, opening runs, rows of a split, tables, pictures."""
 
 import csv
-import os
+import io
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError
 from remind_jax.models.model import Params
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,7 +194,7 @@ def titles(runs: Sequence[analysis.Run]) -> list[str]:
 
 
 def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Writes a table at once or not at all; None and what is not finite are empty cells."""
+    """Writes a table whole or not at all; None and what is not finite are empty cells."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, bool | np.bool_):
@@ -203,12 +203,11 @@ def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -
             return f"{value:.7g}" if np.isfinite(value) else ""
         return "" if value is None else value
 
-    temporary = file.with_suffix(".csv.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows({key: cell(row[key]) for key in columns} for row in rows)
-    os.replace(temporary, file)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows({key: cell(row[key]) for key in columns} for row in rows)
+    files.write_text(file, text.getvalue())
 
 
 def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail: Sequence[bool]) -> None:
@@ -246,5 +245,9 @@ def write_figure(stem: pathlib.Path, draw: Callable[[], "Figure"]) -> None:
     }
     with matplotlib.rc_context(style):
         figure = draw()
-        figure.savefig(stem.with_suffix(".png"), dpi=200, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        for kind, options in {
+            "png": {"dpi": 200, "metadata": {"Software": None}},
+            "svg": {"metadata": {"Date": None, "Creator": None}},
+        }.items():
+            with files.whole_file(stem.with_suffix(f".{kind}")) as temporary:
+                figure.savefig(temporary, format=kind, **options)

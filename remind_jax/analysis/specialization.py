@@ -27,6 +27,7 @@ from remind_jax import analysis, cli
 from remind_jax.analysis import command
 from remind_jax.analysis.command import INK, QUIET, Row
 from remind_jax.errors import UserError
+from remind_jax.evaluation.names import short_names
 from remind_jax.ops import soft_moe
 
 if TYPE_CHECKING:
@@ -244,8 +245,6 @@ def draw(patterns: Sequence[Pattern], declared: Sequence[str], chosen: Settings)
 
 def draw_panel(axis: "Axes", found: Pattern, declared: Sequence[str], colours: Any, least: int, names: bool) -> None:
     """One run's heatmap, with a gap between head and tail."""
-    from remind_jax.evaluation.report import short_names
-
     groups, experts = found.groups, found.frequency.shape[1]
     large = np.array([group["n"] >= least for group in groups])
     order = np.argsort(-found.frequency[large if large.any() else ~large].mean(axis=0), kind="stable")

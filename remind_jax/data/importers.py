@@ -54,15 +54,12 @@ def write(found: Imported, out: pathlib.Path) -> None:
     names = ("schema.yaml", "manifest.csv", "manifest.parquet")
     if there := [name for name in names if (out / name).exists()]:
         raise UserError(f"{out} holds {there[0]} already: choose another folder with --out=DIR, or delete it")
-    try:
+    nested = any(dtype.is_nested() for dtype in found.table.dtypes)
+    with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        if any(dtype.is_nested() for dtype in found.table.dtypes):
-            found.table.write_parquet(out / "manifest.parquet")
-        else:
-            found.table.write_csv(out / "manifest.csv")
-        files.write_text(out / "schema.yaml", yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    with files.whole_file(out / ("manifest.parquet" if nested else "manifest.csv")) as temporary:
+        found.table.write_parquet(temporary) if nested else found.table.write_csv(temporary)
+    files.write_text(out / "schema.yaml", yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True))
 
 
 def _schema(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from remind_jax.evaluation import figures
-from remind_jax.evaluation.report import short_names
+from remind_jax.evaluation.names import short_names
 
 if TYPE_CHECKING:
     import jinja2

@@ -6,13 +6,14 @@ The dictionary is a contract; its keys are listed at `build_report`.
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from remind_jax.evaluation import intervals, metrics
+from remind_jax.evaluation import intervals, metrics, page
+from remind_jax.evaluation.names import short_names
 from remind_jax.runtime import files
 
 if TYPE_CHECKING:
@@ -201,52 +202,7 @@ def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequen
       history: the records of metrics.jsonl in order; read are `step`, `stage`, `train/loss`, `eval/loss`,
         `eval/accuracy`, `eval/auroc`, `dro/lambda/<group>` and `gate/open_rate`.
     """
-    from remind_jax.evaluation import page
-
-    pathlib.Path(path).write_text(page.render(report, history), encoding="utf-8")
-
-
-def short_names(
-    names: Iterable[Sequence[str]], declared: Sequence[str], width: int
-) -> tuple[list[str], dict[str, str]]:
-    """Combinations in at most `width` characters each.
-
-    Tried in turn: the joined names, `all 7`, `all but x+y`, the same with abbreviated modalities, and last a cut.
-
-    Args:
-      names: the modalities of each combination.
-      declared: all modalities in declared order.
-      width: most characters.
-
-    Returns:
-      The names, and modality to abbreviation for those abbreviated somewhere.
-    """
-    short = _abbreviations(declared)
-    out, used = [], {}
-    for present in names:
-        missing = [m for m in declared if m not in present]
-        but = "all but " if missing and len(missing) < len(present) else ""
-        listed = missing if but else present
-        full, name = "+".join(present) or "none", but + "+".join(listed)
-        if len(full) <= width:
-            name = full
-        elif not missing:
-            name = f"all {len(declared)}"
-        elif len(name) > width:
-            name = but + "+".join(short.get(m, m) for m in listed)
-            used |= {m: short[m] for m in listed if m in short}
-        out.append(name if len(name) <= width else f"{name[: width - 2]}..")
-    return out, {m: used[m] for m in declared if m in used}
-
-
-def _abbreviations(declared: Sequence[str]) -> dict[str, str]:
-    """For each modality its shortest beginning, of at least three characters, that no other modality shares."""
-    short = {}
-    for name in declared:
-        others = [m for m in declared if m != name]
-        lengths = (k for k in range(3, len(name) + 1) if not any(m.startswith(name[:k]) for m in others))
-        short[name] = name[: next(lengths, len(name))]
-    return {name: abbreviation for name, abbreviation in short.items() if abbreviation != name}
+    files.write_text(pathlib.Path(path), page.render(report, history))
 
 
 def print_table(report: dict[str, Any], console: "rich.console.Console | None" = None) -> None:

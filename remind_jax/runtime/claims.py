@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from remind_jax.errors import UserError
+from remind_jax.runtime import files
 
 BEAT = 10.0  # seconds between two touches
 PATIENCE = 90.0  # seconds without one after which the holder counts as dead
@@ -92,7 +93,7 @@ class Claims:
             descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except FileExistsError:
             return False
-        locked = _try_lock(descriptor)
+        locked = files.try_lock(descriptor)
         # Written after it was locked: whoever reads which machine it is may ask for the lock.
         holder = {"machine": _machine() if locked else "", "host": socket.gethostname(), "process": os.getpid()}
         os.write(descriptor, json.dumps(holder).encode())
@@ -167,17 +168,7 @@ class Claims:
                 return None
             if not holder["machine"] or holder["machine"] != _machine():
                 return None
-            return not _try_lock(file.fileno())
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
+            return not files.try_lock(file.fileno())
 
 
 def _machine() -> str:

@@ -296,8 +296,8 @@ def _adder(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def from_first(tree: Any) -> Any:
-    """The host arrays of process 0 on all processes; the others give arrays of the same shapes and types."""
+def broadcast(tree: Any) -> Any:
+    """Gives all processes the host arrays of process 0; the others pass arrays of the same shapes and types."""
     if jax.process_count() == 1:
         return tree
     return merged(tree if jax.process_index() == 0 else jax.tree.map(np.zeros_like, tree))

@@ -1,18 +1,25 @@
-"""Files that are written at once or not at all, and digests that tell whether they are as they were written."""
+"""Files and folders that are written whole or not at all, the lock that processes wait for, and digests of folders."""
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
-from collections.abc import Container, Mapping
-from typing import Any
+import time
+import uuid
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any, NamedTuple
 
-import jax
+from remind_jax.errors import UserError
 
 SUMS = "SHA256SUMS"
+_UNFINISHED = ".tmp-"  # between a name and the random end of the name of what is not whole yet
+_POLL = 0.1  # seconds between two tries to get a lock
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -26,11 +33,144 @@ _PACKAGES = (
 )
 
 
+# ---- Writing --------------------------------------------------------------------------------------------------------
+
+
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Replaces a file by a text; whoever reads it meanwhile, or after a crash, finds the old or the new one, whole."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    """Replaces a file by a text, as `whole_file` does."""
+    write_bytes(file, text.encode("utf-8"))
+
+
+def write_bytes(file: pathlib.Path, content: bytes) -> None:
+    """Replaces a file by other contents, as `whole_file` does."""
+    with whole_file(file) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_file(file: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path to write to; what is there when the block ends without an error replaces the file.
+
+    Whoever reads the file meanwhile, or after a crash, finds the old or the new one, whole. The path that is yielded
+    does not end as the file does: tell a writer that goes by the suffix which format is meant.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    temporary = _unfinished(file)
+    with writing(file):
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: pathlib.Path, *, private: bool = False, replace: bool = False) -> Iterator[pathlib.Path]:
+    """Yields an empty folder to write into; it takes the folder's name when the block ends without an error.
+
+    Args:
+      folder: must not exist, unless it is empty.
+      private: whether nobody but its owner may read it.
+      replace: whether a folder that exists is removed for it.
+
+    Raises:
+      OSError: the disk refuses, or the folder exists; `writing` turns it into a UserError.
+    """
+    temporary = _unfinished(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir(mode=0o700 if private else 0o777)
+    try:
+        yield temporary
+        _sync(temporary)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(path: pathlib.Path) -> None:
+    """Removes what killed writers of a folder have left next to it; only the holder of its lock may call this."""
+    for left in path.parent.glob(f"{path.name}{_UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the disk refuses while a file or folder is written into one line.
+
+    Raises:
+      UserError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex[:12]}")
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Waits until a file, or a folder with all that is below it, is on the disk, so that no crash cuts it."""
+    for part in [*path.rglob("*"), path]:
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# ---- Locks ----------------------------------------------------------------------------------------------------------
+
+
+class Lock(NamedTuple):
+    """An open lock file.
+
+    Attributes:
+      held: whether it is locked; some file systems have no locks.
+      descriptor: processes that inherit it hold the lock on, even when the one that took it is killed.
+    """
+
+    held: bool
+    descriptor: int
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, *, shared: bool = False, busy: Callable[[], None] = lambda: None) -> Iterator[Lock]:
+    """Waits for the lock on a file and holds it until the block or the process ends, however it ends.
+
+    Args:
+      path: of the lock file, which is made and stays.
+      shared: whether others may hold it too that share it.
+      busy: called again and again while others have the lock; what it raises ends the waiting.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with path.open("w") as file:
+        while (held := try_lock(file.fileno(), shared=shared)) is False:
+            busy()
+            time.sleep(_POLL)
+        yield Lock(bool(held), file.fileno())
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Locks an open file unless another process has it; returns whether, and None where there are no locks."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+# ---- Digests --------------------------------------------------------------------------------------------------------
 
 
 def sums(folder: pathlib.Path, leave_out: Container[str] = ()) -> str:
@@ -50,8 +190,11 @@ def sums(folder: pathlib.Path, leave_out: Container[str] = ()) -> str:
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the sha256 of a config, independent of key order."""
+    """Returns the first 16 hex digits of the sha256 of a config, which do not depend on the order of its keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ---- The machine ----------------------------------------------------------------------------------------------------
 
 
 def _commit() -> str | None:
@@ -64,7 +207,9 @@ def _commit() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and commit."""
+    """Versions of packages, devices and the commit, as environment.json has them."""
+    import jax
+
     versions = {}
     for package in _PACKAGES:
         try:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from remind_jax.errors import UserError
+from remind_jax.runtime import files
 
 ALONE = {"JAX_NUM_PROCESSES": "1"}
 """Set for a process that must not join the job of a cluster in whose environment it starts, see `cluster`."""
@@ -101,7 +102,7 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot], keep_open: Sequence[int]
     Args:
       jobs: in the order in which they start.
       slots: at least one.
-      keep_open: file descriptors that the processes hold as well, such as that of `lock`.
+      keep_open: file descriptors that the processes hold as well, such as that of `hold`.
 
     Yields:
       An event when a job begins and when it ends; a job that fails does not stop the others.
@@ -172,30 +173,24 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
 
 
 @contextlib.contextmanager
-def lock(folder: pathlib.Path, shared: bool = False) -> Iterator[int]:
-    """Holds a folder for one sweep; processes that inherit the descriptor hold it on, even if this one is killed.
+def hold(folder: pathlib.Path, shared: bool = False) -> Iterator[int]:
+    """Holds a folder for one sweep; yields a descriptor that holds it on in processes which inherit it.
 
     Args:
       folder: of the sweep.
-      shared: beside others that share it too.
+      shared: whether other sweeps that share it may work there too.
 
     Raises:
       UserError: another sweep, or a run that a killed one has left behind, still works there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 open as long as it is locked
-    except OSError as error:
-        raise UserError(f"cannot write to workdir {folder}: {error.strerror or error}") from error
-    with file:
-        try:
-            import fcntl
 
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # not a POSIX system
+    def refuse() -> None:
+        raise UserError(f"another sweep, or a run that it left behind, still works in {folder}: wait for it")
+
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(files.lock(folder / ".lock", shared=shared, busy=refuse))
         except OSError as error:
-            raise UserError(
-                f"another sweep, or a run that it left behind, still works in {folder}: wait for it"
-            ) from error
-        yield file.fileno()
+            raise UserError(f"cannot write to workdir {folder}: {error.strerror or error}") from error
+        yield lock.descriptor

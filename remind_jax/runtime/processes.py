@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from remind_jax import cli
+from remind_jax import errors
 from remind_jax.errors import UserError
 from remind_jax.runtime import jobs
 
@@ -300,7 +300,7 @@ def joined(place: Place) -> Iterator[None]:
 
 def _leave(place: Place, error: BaseException) -> NoReturn:
     error = _without_address(error) or error
-    code = _BROKEN if _is_broken(error) else cli.explain(error)
+    code = _BROKEN if _is_broken(error) else errors.explain(error)
     if code == _BROKEN:
         reason = " ".join(str(error).split())[-160:]
         print(f"error: another process of the job has died or cannot be reached ({reason})", file=sys.stderr)
@@ -344,8 +344,8 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def from_first(make: Callable[[], Any]) -> Any:
-    """What a function returns on process 0, which alone calls it, on all processes; JSON-able, of a few MB at most.
+def run_on_first(make: Callable[[], Any]) -> Any:
+    """Calls a function on process 0 alone and returns on all processes what it returned: JSON-able, a few MB at most.
 
     Raises:
       UserError: on all processes, if it is raised there.

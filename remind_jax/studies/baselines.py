@@ -327,11 +327,13 @@ def _report(
     from remind_jax.data import dataset as datasets
     from remind_jax.data import splits
     from remind_jax.evaluation import report as reports
+    from remind_jax.runtime import files
     from remind_jax.runtime.files import config_digest
 
     held_out = features(data, "held_out")
     table = datasets.predictions_table(data, "held_out", fitted.predict(held_out))
-    table.write_parquet(folder.path / "predictions.parquet")
+    with files.whole_file(folder.path / "predictions.parquet") as temporary:
+        table.write_parquet(temporary)
     report = reports.build_report(
         data=data.manifest.title,
         method=model,

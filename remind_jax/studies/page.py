@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from remind_jax.evaluation import figures, page
-from remind_jax.evaluation.report import short_names
+from remind_jax.evaluation.names import short_names
 from remind_jax.runtime import files
 from remind_jax.studies import tables
 from remind_jax.studies.results import TITLES, Results

@@ -2,10 +2,8 @@
 
 import contextlib
 import math
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +26,7 @@ from remind_jax.inference.predictor import Finished, as_in_run, check_classes, o
 from remind_jax.models.model import Network, Params, is_statistic
 from remind_jax.objectives import logit_adjust
 from remind_jax.ops import soft_moe
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.runtime.files import config_digest
 from remind_jax.training.checkpoint import Checkpoints
@@ -362,8 +360,7 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
     experts = adapter.experts(choice.experts)
     trained = trained_rows(adapter.params, choice, adapter.new, experts, run.config.fusion.group_routers)
     config = run.config.to_dict() | {analysis.ADAPTED: {"run": str(run.path), **choice._asdict()}}
-    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")  # beside it, to become it by a rename
-    try:
+    with files.writing(out), files.whole_folder(out) as temporary:
         with contextlib.closing(RunFolder(temporary, config)) as folder:
             params, step = adapter.fit(choice, trained, folder, bar)
             found = {"trained": trained, "experts": experts, "step": step}
@@ -371,11 +368,6 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
             _save(adapter, temporary, params, choice.steps)
             report.pop("table").write_parquet(temporary / "predictions.parquet")
             reports.write_json(temporary / "report.json", report)
-        temporary.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return report
 
 

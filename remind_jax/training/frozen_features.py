@@ -11,7 +11,6 @@ import json
 import math
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remind_jax.data import builder, pipeline
 from remind_jax.data import dataset as datasets
+from remind_jax.data import pipeline
 from remind_jax.errors import UserError
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import STORED, Network, Params
@@ -111,7 +110,7 @@ def stores_of(
     layouts = {split: _layouts(config, network, params, data, split, trunks) for split in SPLITS} if trunks else {}
     needed = sum(one.nbytes for split in layouts.values() for one in split.values())
     # Features are rounded: either all processes keep them or none.
-    kind = processes.from_first(lambda: _kind(config, needed, bar.say))
+    kind = processes.run_on_first(lambda: _kind(config, needed, bar.say))
     if kind == "off" or not layouts:
         yield data.stores
         return
@@ -292,9 +291,9 @@ def _from_disk(
     """The files of a folder, mapped into memory; of several processes that want them the first makes them."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with builder.lock(folder.parent / f"{folder.name}.lock") as alone:
-            if alone:
-                builder.remove_leftovers(folder.parent, folder.name)
+        with files.lock(folder.parent / f"{folder.name}.lock") as lock:
+            if lock.held:
+                files.remove_unfinished(folder)
             if not _is_whole(folder, say):
                 _write(folder, layout, encode())
     except OSError as error:
@@ -302,14 +301,15 @@ def _from_disk(
             f"cannot keep features in {folder.parent} ({error.strerror or error}): set data.cache to a folder that "
             "can be written and has space, or train.feature_cache=off"
         ) from error
-    files = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in layout}
-    return {name: files[name].view(one.dtype) for name, one in layout.items()}
+    return {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(one.dtype)
+        for name, one in layout.items()
+    }
 
 
 def _write(folder: pathlib.Path, layout: Mapping[str, _Layout], pieces: Pieces) -> None:
-    """Writes to a temporary folder, which is renamed when it is whole."""
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
-    try:
+    """Writes the files of a folder, and their digests, in place of what is there."""
+    with files.whole_folder(folder, private=True, replace=True) as temporary:
         arrays = {}
         for name, one in layout.items():
             # Numpy's files know no bfloat16: its bits are stored.
@@ -321,10 +321,6 @@ def _write(folder: pathlib.Path, layout: Mapping[str, _Layout], pieces: Pieces) 
         for array in arrays.values():
             array.flush()
         (temporary / files.SUMS).write_text(files.sums(temporary), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_whole(folder: pathlib.Path, say: Say) -> bool:

@@ -177,7 +177,7 @@ class Trainer:
             def open_them() -> None:
                 own.append(opened.enter_context(contextlib.closing(Checkpoints(folder, keep, say=bar.say))))
 
-            processes.from_first(open_them)
+            processes.run_on_first(open_them)
             return self._train(own[0] if own else None, bar)
 
     def _train(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Params:
@@ -199,9 +199,9 @@ class Trainer:
         return {"step": step, "cursor": record["cursor"], "sampler": record.get("sampler")}
 
     def _run_stages(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Params:
-        newest = processes.from_first(lambda: self._newest(checkpoints))
+        newest = processes.run_on_first(lambda: self._newest(checkpoints))
         # From the first process: of another kind of processor, others might round the last bit another way.
-        params = devices.from_first(initial_params(self.config, self.network, self.data.inputs))
+        params = devices.broadcast(initial_params(self.config, self.network, self.data.inputs))
         cursor, best, state = Cursor(), params, None
         if newest is not None:
             cursor = Cursor(**newest["cursor"])
@@ -213,7 +213,7 @@ class Trainer:
                 restored = checkpoints.arrays(newest["step"], like)
             else:
                 restored = jax.tree.map(lambda x: np.zeros(np.shape(x), x.dtype), like)
-            restored = devices.from_first(restored)
+            restored = devices.broadcast(restored)
             state, best = restored["state"], restored["best"]
         self.folder.rewind(newest["step"] if newest else 0)
         for index in range(cursor.stage, len(self.stages)):

@@ -19,7 +19,7 @@ from remind_jax.inference.predictions import (
     choose_prior_power,
 )
 from remind_jax.models.model import Params, is_statistic
-from remind_jax.runtime import devices, processes, progress
+from remind_jax.runtime import devices, files, processes, progress
 from remind_jax.runtime.files import config_digest
 from remind_jax.runtime.signals import Signals
 from remind_jax.training.loop import Trainer
@@ -48,7 +48,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
     settings.validate(config)
     programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
     own: list[RunFolder] = []
-    processes.from_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
+    processes.run_on_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
     folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
     with contextlib.closing(folder), Signals() as signals, programs:
         return _run(config, folder, verbose and folder.writes, signals)
@@ -56,7 +56,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
 
 def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dict[str, Any]:
     finished = folder.report()
-    if processes.from_first(lambda: finished is not None):
+    if processes.run_on_first(lambda: finished is not None):
         if verbose:
             print(f"{folder.path} is a finished run; its report:")
             reports.print_table(finished)
@@ -98,7 +98,8 @@ def _report(trainer: Trainer, weights: Params, bar: progress.Silent) -> dict[str
     if not folder.writes:
         return {}
     table = datasets.predictions_table(data, "held_out", predicted.probabilities)
-    table.write_parquet(folder.path / "predictions.parquet")
+    with files.whole_file(folder.path / "predictions.parquet") as temporary:
+        table.write_parquet(temporary)
     majority = data.class_fractions.argmax()
     report = reports.build_report(
         data=data.manifest.title,

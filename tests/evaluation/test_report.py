@@ -8,7 +8,7 @@ import rich.console
 
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation.intervals import exact_interval
-from remind_jax.evaluation.report import build_report, pooled_figures, print_table, short_names, write_json
+from remind_jax.evaluation.report import build_report, pooled_figures, print_table, write_json
 
 MODALITIES = ("text", "labs", "icd")
 FIGURES = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"} | {
@@ -249,15 +249,3 @@ def test_ascii_output_stream(report):
     print_table(report, rich.console.Console(file=stream, width=100))
     stream.flush()
     assert b"text+labs" in raw.getvalue()
-
-
-def test_short_names():
-    declared = ["alpha", "alps", "beta", "gamma", "delta"]
-    names, used = short_names([["alpha", "beta"], declared, declared[1:], ["alpha", "alps", "beta"], []], declared, 13)
-    assert names == ["alpha+beta", "all 5", "all but alpha", "all but gam..", "none"]
-    names, used = short_names([["alpha", "alps", "beta"], ["beta"]], declared, 16)
-    assert names == ["alpha+alps+beta", "beta"]
-    assert used == {}
-    names, used = short_names([["alpha", "alps", "gamma"]], [*declared[:-1], "zeta", "eta", "theta"], 14)
-    assert names == ["alph+alps+gam"]
-    assert used == {"alpha": "alph", "gamma": "gam"}

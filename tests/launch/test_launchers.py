@@ -305,7 +305,7 @@ def test_a_file_that_is_replaced_in_two_steps_is_found_out(tmp_path, monkeypatch
         file.write_text(text, encoding="utf-8")
 
     assert preflight.replace_while_reading(tmp_path / "a", "some text") == ""
-    monkeypatch.setattr(preflight.atomic, "write_text", in_two_steps)
+    monkeypatch.setattr(preflight.files, "write_text", in_two_steps)
     assert "half-written or missing" in preflight.replace_while_reading(tmp_path / "b", "some text")
 
 

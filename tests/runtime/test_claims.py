@@ -145,7 +145,7 @@ def test_a_claim_that_was_made_and_not_yet_written_is_held(tmp_path):
 
 
 def test_a_file_system_without_locks_leaves_the_time_to_tell(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "_try_lock", lambda descriptor: False)
+    monkeypatch.setattr(claims.files, "try_lock", lambda descriptor: None)
     with Claims(tmp_path, 0.05, 0.5) as held:
         with held.taken("a"):
             assert json.loads((tmp_path / "a.1").read_text(encoding="utf-8"))["machine"] == ""

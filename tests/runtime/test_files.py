@@ -1,13 +1,27 @@
+"""Files and folders written whole or not at all, and the lock that processes wait for."""
+
+import fcntl
+import multiprocessing
+import os
+import pathlib
+import signal
+import time
+
 import pytest
 
+from remind_jax.errors import UserError
 from remind_jax.runtime import files
+
+# ---- Writing --------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_stays(tmp_path):
     file = tmp_path / "table.csv"
     file.write_text("old and longer")
-    files.write_text(file, "é\n")
-    assert file.read_bytes() == "é\n".encode()
+    files.write_text(file, "é\r\n")
+    assert file.read_bytes() == "é\r\n".encode()
+    files.write_bytes(file, b"\0\n")
+    assert file.read_bytes() == b"\0\n"
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
@@ -17,3 +31,129 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         files.write_text(file, "lone surrogate \ud800")
     assert file.read_text() == "old"
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_of_its_own(tmp_path):
+    file = tmp_path / "table.parquet"
+    file.write_text("old")
+
+    def fail():
+        with files.whole_file(file) as temporary:
+            temporary.write_text("ne")
+            assert file.read_text() == "old"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
+
+
+def test_what_the_disk_refuses_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for file, reason in ((tmp_path / "gone" / "a", "No such file"), (tmp_path / "file" / "a", "Not a directory")):
+        with pytest.raises(UserError, match=f"cannot write {file}: {reason}"):
+            files.write_text(file, "text")
+
+
+def test_two_writers_of_one_file_do_not_write_into_each_other(tmp_path):
+    file = tmp_path / "a"
+    with files.whole_file(file) as one, files.whole_file(file) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert file.read_text() == "one"  # which was renamed last
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with files.whole_folder(folder) as temporary:
+        (temporary / "below").mkdir()
+        (temporary / "below" / "a").write_text("a")
+        assert not folder.exists()
+    assert (folder / "below" / "a").read_text() == "a"
+    assert folder.stat().st_mode & 0o077
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_fails_or_is_there_stays_as_it_was(tmp_path):
+    folder = tmp_path / "folder"
+    with pytest.raises(ZeroDivisionError), files.whole_folder(folder):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    refused = pytest.raises(UserError, match=f"cannot write {folder}: Directory not empty")
+    with refused, files.writing(folder), files.whole_folder(folder) as temporary:
+        (temporary / "b").touch()
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    with files.whole_folder(folder, private=True, replace=True) as temporary:
+        (temporary / "b").touch()
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    assert not folder.stat().st_mode & 0o077
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_name(tmp_path):
+    for name in ("folder", "folder2"):
+        with files.whole_folder(tmp_path / name) as temporary:
+            left = temporary.name
+        (tmp_path / left).mkdir()
+    files.remove_unfinished(tmp_path / "folder")
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "folder2", left}
+
+
+# ---- Locks ----------------------------------------------------------------------------------------------------------
+
+
+class Busy(Exception):
+    """The lock is taken."""
+
+
+def _refuse() -> None:
+    raise Busy
+
+
+def test_a_lock_is_held_by_one_or_by_those_that_share_it(tmp_path):
+    path = tmp_path / "lock"
+    for first, second in ((False, False), (False, True), (True, False)):
+        with files.lock(path, shared=first) as lock:
+            assert lock.held
+            with pytest.raises(Busy), files.lock(path, shared=second, busy=_refuse):
+                pass
+    with files.lock(path, shared=True), files.lock(path, shared=True, busy=_refuse):
+        pass
+
+
+def _hold(path: str) -> None:
+    with files.lock(pathlib.Path(path)):
+        pathlib.Path(f"{path}.held").touch()
+        time.sleep(600)
+
+
+def test_the_lock_of_a_killed_process_is_free_for_who_waits(tmp_path):
+    path = tmp_path / "lock"
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(str(path),))
+    process.start()
+    while not (tmp_path / "lock.held").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    waited = []
+
+    def kill() -> None:
+        if not waited:
+            os.kill(process.pid, signal.SIGKILL)
+        waited.append(True)
+
+    with files.lock(path, busy=kill) as lock:
+        assert lock.held
+        assert waited
+    process.join()
+
+
+def test_where_there_are_no_locks_nobody_waits(tmp_path, monkeypatch):
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with files.lock(tmp_path / "lock", busy=_refuse) as lock:
+        assert not lock.held

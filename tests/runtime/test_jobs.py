@@ -110,19 +110,19 @@ def test_an_interrupted_sweep_leaves_no_process(tmp_path):
 
 
 def test_a_folder_is_held_by_one_sweep_at_a_time(tmp_path):
-    with jobs.lock(tmp_path), pytest.raises(UserError, match="still works in"), jobs.lock(tmp_path):
+    with jobs.hold(tmp_path), pytest.raises(UserError, match="still works in"), jobs.hold(tmp_path):
         pass
-    with jobs.lock(tmp_path):
+    with jobs.hold(tmp_path):
         pass
 
 
 def test_a_process_left_behind_holds_the_folder(tmp_path):
-    with jobs.lock(tmp_path / "new") as descriptor:
+    with jobs.hold(tmp_path / "new") as descriptor:
         command = [sys.executable, "-S", "-c", "input()"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(descriptor,))
     with process:
-        with pytest.raises(UserError, match="still works in"), jobs.lock(tmp_path / "new"):
+        with pytest.raises(UserError, match="still works in"), jobs.hold(tmp_path / "new"):
             pass
         process.communicate(b"\n")
-    with jobs.lock(tmp_path / "new"):
+    with jobs.hold(tmp_path / "new"):
         pass

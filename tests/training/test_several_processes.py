@@ -116,7 +116,7 @@ with processes.joined(processes.here()):
     # Bit for bit whatever the bits are, and over the border of what goes at a time.
     odd = {"a": np.array([-0.0, np.nan, 1e-42], np.float32), "b": np.bool_(True), "c": np.int8([-1, 3])}
     odd |= {"d": np.zeros(0), "e": np.random.default_rng(0).integers(0, 2**63, 2**20)}
-    got = devices.from_first(odd if me == 0 else jax.tree.map(np.ones_like, odd))
+    got = devices.broadcast(odd if me == 0 else jax.tree.map(np.ones_like, odd))
     for name, x in odd.items():
         assert got[name].dtype == x.dtype and got[name].shape == x.shape and got[name].tobytes() == x.tobytes(), name
     halves = np.zeros(6, np.float32)
@@ -126,9 +126,9 @@ with processes.joined(processes.here()):
     answers = [agreement.ask(10 if me and step == 2 else 0) for step in range(5)]
     assert answers == [0, 0, 0, 10, 0], answers
     assert agreement.settle(15 if me == 0 else 10) == 15
-    assert processes.from_first(lambda: {"who": me}) == {"who": 0}
+    assert processes.run_on_first(lambda: {"who": me}) == {"who": 0}
     try:
-        processes.from_first(lambda: (_ for _ in ()).throw(UserError("cannot write")))
+        processes.run_on_first(lambda: (_ for _ in ()).throw(UserError("cannot write")))
     except UserError as error:
         print("all know:", error)
 """
@@ -142,7 +142,7 @@ def test_what_processes_tell_each_other(tmp_path):
 def test_a_process_that_is_alone_exchanges_nothing():
     tree = {"a": np.arange(3)}
     assert devices.merged(tree) is tree
-    assert devices.from_first(tree) is tree
+    assert devices.broadcast(tree) is tree
     agreement = devices.Agreement(devices.choose_devices(0, 8))
     assert [agreement.ask(x) for x in (0, 10, 0)] == [0, 10, 0]
     with pytest.raises(UserError, match="this machine has 4"):
