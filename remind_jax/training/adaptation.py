@@ -360,14 +360,14 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
     experts = adapter.experts(choice.experts)
     trained = trained_rows(adapter.params, choice, adapter.new, experts, run.config.fusion.group_routers)
     config = run.config.to_dict() | {analysis.ADAPTED: {"run": str(run.path), **choice._asdict()}}
-    with files.writing(out), files.whole_folder(out) as temporary:
-        with contextlib.closing(RunFolder(temporary, config)) as folder:
-            params, step = adapter.fit(choice, trained, folder, bar)
-            found = {"trained": trained, "experts": experts, "step": step}
-            report = _report(adapter, choice, params, found, bar)
-            _save(adapter, temporary, params, choice.steps)
-            report.pop("table").write_parquet(temporary / "predictions.parquet")
-            reports.write_json(temporary / "report.json", report)
+    unfinished = files.whole_folder(out)
+    with files.writing(out), unfinished as temporary, contextlib.closing(RunFolder(temporary, config)) as folder:
+        params, step = adapter.fit(choice, trained, folder, bar)
+        found = {"trained": trained, "experts": experts, "step": step}
+        report = _report(adapter, choice, params, found, bar)
+        _save(adapter, temporary, params, choice.steps)
+        report.pop("table").write_parquet(temporary / "predictions.parquet")
+        reports.write_json(temporary / "report.json", report)
     return report
 
 
