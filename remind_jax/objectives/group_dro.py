@@ -38,7 +38,7 @@ def initial_weights(kind: str, train_counts: jax.Array) -> jax.Array:
     return weights / jnp.sum(weights)
 
 
-def refresh(log_weights: jax.Array, losses: jax.Array, gamma: float) -> jax.Array:
+def refresh(log_weights: jax.Array, losses: jax.Array, gamma: float | jax.Array) -> jax.Array:
     """Exponentiated-gradient step on the simplex, λ_g ∝ λ_g exp(γ R_g) (Eq. 4), in logs, [g] and [g] -> [g]."""
     return jax.nn.log_softmax(log_weights + gamma * losses)
 
@@ -57,7 +57,7 @@ def known_losses(loss_sum: jax.Array, loss_count: jax.Array, last_loss: jax.Arra
 
 def group_dro(
     num_groups: int,
-    gamma: float = 0.02,
+    gamma: float | optax.Schedule = 0.02,
     every: int = 10,
     initial: jax.Array | None = None,
     offset: jax.Array | None = None,
@@ -67,7 +67,8 @@ def group_dro(
 
     Args:
       num_groups: g.
-      gamma: sharpness of the weight update, Eq. 4. Over T steps weights move by about exp(γ ΔR T / every).
+      gamma: sharpness of the weight update, Eq. 4. Over T steps weights move by about exp(γ ΔR T / every). A schedule
+        gives it by the number of steps before, as learning rates are given; what it says at a refresh counts.
       every: steps between two refreshes of the weights (the paper's N).
       initial: λ before the first refresh, [g]; uniform when None.
       offset: added to each group's loss in the refresh, [g], such as C / sqrt(n_g) (Sagawa et al. 2020, section 3.3).
@@ -77,6 +78,10 @@ def group_dro(
     Returns:
       A transform whose `update(updates, state, params, *, group_loss_sum, group_count)` takes the sums of losses and
       the number of samples of each group in the step, [g] each, summed over all devices.
+
+    Where gradients of k steps are accumulated, it belongs next to `optax.MultiSteps`, and `every` counts the k small
+    steps: `optax.chain(optax.MultiSteps(adam, k).gradient_transformation(), group_dro(g, every=k * n))`. Inside it
+    would see one small step in k, since MultiSteps keeps no state of the others.
 
     Example:
       >>> import jax.numpy as jnp
@@ -111,7 +116,8 @@ def group_dro(
         losses = known_losses(loss_sum, loss_count, state.last_loss, state.seen)
         due = (state.step + 1) % every == 0
         counted = losses if absent == "last" else jnp.where(loss_count > 0, losses, 0.0)
-        refreshed = refresh(state.log_weights, counted if offset is None else counted + offset, gamma)
+        sharpness = gamma(state.step) if callable(gamma) else gamma
+        refreshed = refresh(state.log_weights, counted if offset is None else counted + offset, sharpness)
         return updates, GroupDroState(
             log_weights=jnp.where(due, refreshed, state.log_weights),
             loss_sum=jnp.where(due, 0.0, loss_sum),

@@ -126,6 +126,66 @@ def test_counting_absent_groups_as_zero_moves_weight_away_from_rare_groups() -> 
     )
 
 
+def test_the_sharpness_may_follow_a_schedule_of_steps() -> None:
+    # Losses 0 and 1 at every step and a refresh at every second one: the log ratio of the weights gains γ there. The
+    # schedule is read at steps 1, 3 and 5, counted from 0: 0.25, 0.75 and 1.25.
+    steps = [{0: [0.0], 1: [1.0]}] * 6
+    found = over_time(group_dro.group_dro(2, lambda step: 0.25 * step.astype(jnp.float32), every=2), steps, groups=2)
+    np.testing.assert_allclose(np.log(found[:, 1] / found[:, 0]), [0, 0.25, 0.25, 1.0, 1.0, 2.25], atol=1e-6)
+    np.testing.assert_allclose(found[1], [1 / (1 + np.exp(0.25)), 1 / (1 + np.exp(-0.25))], rtol=1e-6)
+
+    linear = optax.linear_schedule(0.0, 1.0, 4)  # 0.25 and 0.75 where it is read, then 1
+    found = over_time(group_dro.group_dro(2, linear, every=2), steps, groups=2)
+    np.testing.assert_allclose(np.log(found[:, 1] / found[:, 0]), [0, 0.25, 0.25, 1.0, 1.0, 2.0], atol=1e-6)
+    constant = over_time(group_dro.group_dro(2, optax.constant_schedule(0.5), every=2), steps, groups=2)
+    np.testing.assert_array_equal(constant, over_time(group_dro.group_dro(2, 0.5, every=2), steps, groups=2))
+
+
+PARAMS = {"w": jnp.zeros(3)}
+
+
+def trained(transform: optax.GradientTransformationExtraArgs, steps: list[Step]) -> tuple[jax.Array, jax.Array]:
+    """λ and the parameter after steps whose gradients are ones."""
+
+    @jax.jit
+    def step(params, state, extra):
+        updates, state = transform.update({"w": jnp.ones(3)}, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):  # MultiSteps divides by its count
+        params, state = PARAMS, transform.init(PARAMS)
+        for each in steps:
+            params, state = step(params, state, sums(each))
+    (dro,) = [x for x in jax.tree.leaves(state, is_leaf=is_dro) if is_dro(x)]
+    return jnp.exp(dro.log_weights), params["w"]
+
+
+def is_dro(x: object) -> bool:
+    return isinstance(x, group_dro.GroupDroState)
+
+
+def test_accumulated_steps_are_one_step_when_it_stands_next_to_multi_steps() -> None:
+    steps, k = random_steps(12, seed=8), 3
+    merged: list[Step] = [{} for _ in range(4)]
+    for i, step in enumerate(steps):
+        for group, values in step.items():
+            merged[i // k].setdefault(group, []).extend(values)
+    sgd, options = optax.sgd(0.1), {"gamma": 2.0}
+    several = optax.MultiSteps(sgd, k).gradient_transformation()
+    whole = trained(optax.chain(sgd, group_dro.group_dro(G, **options, every=2)), merged)
+    found = trained(optax.chain(several, group_dro.group_dro(G, **options, every=2 * k)), steps)
+    for a, b in zip(found, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert np.abs(found[0] - 0.25).max() > 0.05
+
+    # Inside, it would see the last of three only.
+    inner = optax.chain(sgd, group_dro.group_dro(G, **options, every=2))
+    inside = trained(optax.MultiSteps(inner, k).gradient_transformation(), steps)
+    last = trained(inner, steps[k - 1 :: k])
+    np.testing.assert_allclose(inside[0], last[0], rtol=1e-5)
+    assert np.abs(inside[0] - whole[0]).max() > 0.02
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_absent_groups_can_count_as_zero(every: int) -> None:
     steps = random_steps(20, seed=5)
