@@ -30,7 +30,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remind_jax import analysis, cli
-from remind_jax.analysis import command
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation import report as reports
 from remind_jax.runtime import progress
@@ -118,7 +117,7 @@ def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, str, pathlib.Path, Ch
     Raises:
       UserError: for anything that cannot be read, in one line.
     """
-    (workdir,), options = command.parse(
+    (workdir,), options = cli.parse_runs(
         arguments,
         strings={"data": "", "unfreeze": "", "out": ""},
         integers={"steps": (300, 1), "patience": (0, 0)},

@@ -8,13 +8,10 @@ import pathlib
 import select
 import sys
 import types
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from remind_jax.errors import UserError, did_you_mean, explain
-
-if TYPE_CHECKING:  # benchmarks run where these are not installed
-    from absl import flags
 
 BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
@@ -48,51 +45,102 @@ def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
         sys.exit(explain(error))
 
 
+# ---- Options --------------------------------------------------------------------------------------------------------
+
+
 class Parser(argparse.ArgumentParser):
-    """Says a mistake in one line and with how to call the command."""
+    """Reads the options of one command; every mistake is a UserError in one line."""
 
     def __init__(self, usage: str):
         """`usage` is how to call the command, in one line."""
         super().__init__(usage=usage, allow_abbrev=False, add_help=False)
+        self._least: dict[str, int | float] = {}
+
+    def add_number(self, name: str, default: int | float, least: int | float) -> None:
+        """Adds the option `name` for numbers of the default's type that are not below `least`."""
+        self.add_argument(name, dest=name, type=type(default), default=default)
+        self._least[name] = least
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """Reads the arguments; one that nobody knows is a mistake.
+        """Reads arguments of which every one is an option of the command.
 
         Raises:
-          UserError: for anything that cannot be read, in one line.
+          UserError: for anything that cannot be read.
         """
         options, rest = self.parse_known_args(args, namespace)
         if not rest:
             return options
         if not rest[0].startswith("-"):
-            self.error(f"unexpected argument {rest[0]!r}")
+            raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
         name, known = rest[0].partition("=")[0], list(self._option_string_actions)
         self.error(f"unknown option {name}{did_you_mean(name, known)}; options: {', '.join(known)}")
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Reads the command's own options and returns the other arguments, which `parse_config` reads.
+
+        Raises:
+          UserError: for a value that cannot be read.
+        """
+        options, rest = super().parse_known_args(args, namespace)
+        values = vars(options)
+        for name, least in self._least.items():
+            value = values.pop(name)
+            if not value >= least:  # NaN is not
+                raise UserError(f"{name}={value} must be at least {least}")
+            values[name.lstrip("-").replace("-", "_")] = value
+        return options, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {self.usage})")
 
 
-def read_flags(values: "flags.FlagValues", arguments: Sequence[str], known_only: bool = False) -> list[str]:
-    """Reads arguments into flags and returns those that are none of them.
+def parse_runs(
+    arguments: Sequence[str],
+    *,
+    strings: Mapping[str, str] | None = None,
+    integers: Mapping[str, tuple[int, int]] | None = None,
+    floats: Mapping[str, tuple[float, float]] | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    several: bool = True,
+) -> tuple[list[pathlib.Path], dict[str, Any]]:
+    """Reads the command line of a command about finished runs.
 
     Args:
-      values: the flags of a command.
       arguments: without the program's name.
-      known_only: whether others are for somebody else to read; a mistake if not.
+      strings: defaults of options.
+      integers: default and least value of options.
+      floats: the same.
+      choices: values of options, the default first.
+      several: whether `--also` names further runs.
+
+    Returns:
+      The folders of the runs, and the options by name with `_` for `-`.
 
     Raises:
-      UserError: for anything that cannot be read, in one line.
+      UserError: for anything that cannot be read.
     """
-    from absl import flags
+    parser = Parser(f"--workdir=RUN{' [--also=RUN,…]' if several else ''} …; see --help")
+    parser.add_argument("--workdir", default="")
+    if several:
+        parser.add_argument("--also", default="")
+    for name, default in (strings or {}).items():
+        parser.add_argument(f"--{name}", default=default)
+    for name, (default, least) in {**(integers or {}), **(floats or {})}.items():
+        parser.add_number(f"--{name}", default, least)
+    for name, allowed in (choices or {}).items():
+        parser.add_argument(f"--{name}", choices=allowed, default=allowed[0])
+    options = vars(parser.parse_args(arguments))
+    if not (first := options.pop("workdir")):
+        raise UserError("no run: give its folder as --workdir=RUN")
+    paths = [pathlib.Path(path) for path in (first, *filter(None, options.pop("also", "").split(",")))]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("--workdir and --also name a run twice")
+    return paths, options
 
-    try:
-        rest = values(["remind_jax", *arguments], known_only=known_only)[1:]
-    except flags.Error as error:
-        raise UserError(f"cannot read the command line: {error}") from error
-    if rest and not known_only:
-        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
-    return rest
+
+# ---- Configs --------------------------------------------------------------------------------------------------------
 
 
 def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:

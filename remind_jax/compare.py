@@ -107,12 +107,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("runs", nargs="*", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--baseline", default="")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES)
+    parser.add_number("--resamples", RESAMPLES, 1)
     options = parser.parse_args(arguments)
     if options.out is None:
         raise UserError("nowhere to write: give a folder as --out=DIR")
-    if options.resamples < 1:
-        raise UserError(f"--resamples={options.resamples} must be at least 1")
     runs = read_runs(options.runs)
     methods = list(dict.fromkeys(run.method for run in runs))
     baseline = options.baseline or methods[0]

@@ -27,7 +27,6 @@ import numpy as np
 import safetensors.numpy
 
 from remind_jax import cli
-from remind_jax.analysis import command
 from remind_jax.data.schema import PIXELS
 from remind_jax.errors import UserError
 from remind_jax.inference import card, loader
@@ -141,7 +140,7 @@ def export(run: Finished, out: pathlib.Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, options = command.parse(arguments, strings={"out": ""}, several=False)
+    paths, options = cli.parse_runs(arguments, strings={"out": ""}, several=False)
     if not options["out"]:
         raise UserError("nowhere to write: give a folder as --out=DIR")
     out = pathlib.Path(options["out"])

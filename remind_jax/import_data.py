@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=pathlib.Path)
     for name in ("name", "label", "sample", "patient", "split", "join", "kind", "labels", "modality"):
         parser.add_argument(f"--{name}", default="")
-    parser.add_argument("--columns", type=int, default=64)
+    parser.add_number("--columns", 64, 1)
     options = parser.parse_args(arguments)
     if options.form not in FORMS:
         raise UserError(

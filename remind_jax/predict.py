@@ -22,7 +22,6 @@ import numpy as np
 import polars as pl
 
 from remind_jax import cli
-from remind_jax.analysis import command
 from remind_jax.data import pipeline, reading
 from remind_jax.data.groups import group_name
 from remind_jax.data.manifest import Manifest
@@ -184,7 +183,7 @@ def _warn(predictor: Predictor, manifest: Manifest, table: pl.DataFrame) -> None
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, options = command.parse(
+    paths, options = cli.parse_runs(
         arguments,
         strings={"data": "", "out": ""},
         integers={"batch-size": (0, 0)},
@@ -196,9 +195,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("no data: give a manifest folder or a CSV or parquet file as --data=DATA")
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={options['out']} must be a .csv or a .parquet file")
-    predictor = Predictor.open(paths[0], options["batch-size"])
+    predictor = Predictor.open(paths[0], options["batch_size"])
     with progress.make(0, "reading files") as bar:
-        manifest = predictor.read(options["data"], options["bad-files"], bar.count)
+        manifest = predictor.read(options["data"], options["bad_files"], bar.count)
     parts, done = [], 0
     with progress.make(manifest.table.height, "predicting") as bar:
         for probabilities, _ in predictor.batches(manifest):

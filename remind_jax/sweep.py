@@ -29,8 +29,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from remind_jax import cli, methods
 from remind_jax.errors import UserError
 from remind_jax.runtime import claims, files, jobs, progress, signals
@@ -87,16 +85,13 @@ class Entry(NamedTuple):
 
 def parse(arguments: Sequence[str]) -> Command:
     """Reads a sweep's command line."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("methods", "all", "methods, separated by commas", flag_values=values)
-    flags.DEFINE_string("seeds", "0,1,42", "seeds, separated by commas", flag_values=values)
-    flags.DEFINE_string("workdir", "", "folder of the sweep", flag_values=values)
-    flags.DEFINE_string("baseline", "", "methods that differences are drawn to", flag_values=values)
-    flags.DEFINE_string("table", "", "variants instead of methods", flag_values=values)
-    flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean("share", False, "with other processes", flag_values=values)
-    flags.DEFINE_integer("resamples", RESAMPLES, "bootstrap replicates", lower_bound=1, flag_values=values)
-    rest = cli.read_flags(values, arguments, known_only=True)
+    parser = cli.Parser("python -m remind_jax.sweep --config=FILE --workdir=DIR …; see --help")
+    for name, default in {"methods": "all", "seeds": "0,1,42", "workdir": "", "baseline": "", "table": ""}.items():
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--share", action="store_true")
+    parser.add_number("--jobs", 1, 1)
+    parser.add_number("--resamples", RESAMPLES, 1)
+    values, rest = parser.parse_known_args(arguments)
     try:
         seeds = [int(seed) for seed in values.seeds.split(",")]
     except ValueError as error:

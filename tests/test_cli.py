@@ -50,7 +50,7 @@ def _run(monkeypatch, capsys, command, *arguments: str) -> tuple[int, str, str]:
         ([f"{MIMIC}:size=huge"], ("'huge'", "small, paper")),
         ([f"{MIMIC}:sise=small"], ("'sise'", "did you mean 'size'")),
         ([f"{MIMIC}:remind"], ("'remind'", "method, size")),
-        ([MIMIC, "--config.optim.lrr=1e-3"], ("optim.lrr", "did you mean 'lr'", "optim has clip, ema")),
+        ([MIMIC, "--config.optim.lrr=1e-3"], ("optim.lrr", "did you mean 'lr'", "optim has clip, decay")),
         ([MIMIC, "--config.optin.lr=1e-3"], ("optin.lr", "did you mean 'optim'")),
         ([MIMIC, "--config.sede=1"], ("sede", "did you mean 'seed'", "a config has compilation_cache, data")),
         ([MIMIC, "--config.optim.lr=fast"], ("config.optim.lr", "fast")),
@@ -78,6 +78,57 @@ def test_mistakes_are_named_in_one_line(monkeypatch, capsys, tmp_path, arguments
     for part in parts:
         assert part in err
     assert list(tmp_path.iterdir()) == []
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("python -m it --workdir=RUN")
+    parser.add_argument("--workdir", default="")
+    parser.add_number("--batch-size", 8, 1)
+    parser.add_number("--rate", 0.5, 0.0)
+    return parser
+
+
+def test_options_of_a_command_leave_those_of_the_config():
+    given = ["--config=a.py:b=c", "--batch-size", "3", "--config.seed", "7", "--rate=0.25"]
+    options, rest = _parser().parse_known_args(given)
+    assert vars(options) == {"workdir": "", "batch_size": 3, "rate": 0.25}
+    assert rest == ["--config=a.py:b=c", "--config.seed", "7"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--batch-size=0", "--batch-size=0 must be at least 1"),
+        ("--rate=nan", "--rate=nan must be at least 0.0"),
+        ("--batch-size=1.5", "argument --batch-size: invalid int value: '1.5' (usage: python -m it --workdir=RUN)"),
+        ("--work=x", "unknown option --work (did you mean '--workdir'?); options: --workdir, --batch-size, --rate"),
+        ("more", "unexpected arguments: more; options start with --"),
+        ("--workdir", "argument --workdir: expected one argument"),
+    ],
+)
+def test_options_that_cannot_be_read_are_named(argument, message):
+    with pytest.raises(UserError) as error:
+        _parser().parse_args([argument])
+    assert str(error.value).startswith(message)
+
+
+def test_commands_about_runs_take_folders_and_options():
+    paths, options = cli.parse_runs(
+        ["--workdir=a", "--also=b,c", "--n=3", "--rate=0.5", "--split=tuning"],
+        strings={"keep-what": "all"},
+        integers={"n": (1, 1)},
+        floats={"rate": (0.0, 0.0)},
+        choices={"split": ("held_out", "tuning")},
+    )
+    assert paths == [pathlib.Path("a"), pathlib.Path("b"), pathlib.Path("c")]
+    assert options == {"keep_what": "all", "n": 3, "rate": 0.5, "split": "tuning"}
+    for arguments, message in (
+        ([], "no run: give its folder"),
+        (["--workdir=a", "--also=./a"], "name a run twice"),
+        (["--workdir=a", "--split=all"], "argument --split: invalid choice: 'all'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cli.parse_runs(arguments, choices={"split": ("held_out", "tuning")})
 
 
 def test_good_arguments_reach_the_config():

@@ -14,8 +14,6 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from absl import flags
-
 from docs.standing import text
 from docs.standing.study import FILES, Study, read_study, read_table
 from remind_jax import cli
@@ -83,11 +81,10 @@ def page(docs: pathlib.Path) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line given without the program's name."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("store", "", "workdir of a finished sweep", flag_values=values)
-    flags.DEFINE_string("name", "", "of the folder that it is stored in", flag_values=values)
-    flags.DEFINE_string("docs", "docs", "folder of the documentation", flag_values=values)
-    cli.read_flags(values, arguments)
+    parser = cli.Parser("python -m docs.standing [--store=DIR --name=NAME] [--docs=docs]")
+    for name, default in {"store": "", "name": "", "docs": "docs"}.items():
+        parser.add_argument(f"--{name}", default=default)
+    values = parser.parse_args(arguments)
     if bool(values.store) != bool(values.name):
         raise UserError("a sweep is stored with both --store=DIR and --name=NAME")
     docs = pathlib.Path(values.docs)

@@ -251,7 +251,7 @@ def draw_audit(axis: "Axes", audited: Sequence[Row]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, _ = command.parse(arguments)
+    paths, _ = cli.parse_runs(arguments)
     runs = list(command.open_runs(paths))
     if len({run.data.groups.modalities for run in runs}) > 1:
         raise UserError("the runs are of different modalities: their combinations cannot stand side by side")

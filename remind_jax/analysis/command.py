@@ -3,14 +3,13 @@
 import csv
 import io
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from absl import flags
 
-from remind_jax import analysis, cli
+from remind_jax import analysis
 from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError
@@ -29,53 +28,6 @@ COLOURS = {False: "#0072B2", True: "#D55E00"}
 MARKERS = {False: "o", True: "^"}
 LINES: dict[bool, Any] = {False: "-", True: (0, (4, 1.6))}
 SIDES = {False: "head", True: "tail"}
-
-
-def parse(
-    arguments: Sequence[str],
-    *,
-    strings: Mapping[str, str] | None = None,
-    integers: Mapping[str, tuple[int, int]] | None = None,
-    floats: Mapping[str, tuple[float, float]] | None = None,
-    choices: Mapping[str, Sequence[str]] | None = None,
-    several: bool = True,
-) -> tuple[list[pathlib.Path], dict[str, Any]]:
-    """Reads a command line: the runs' folders, and the options.
-
-    Args:
-      arguments: without the program's name.
-      strings: defaults of options.
-      integers: default and least value of options.
-      floats: the same.
-      choices: values of options, the default first.
-      several: whether `--also` names further runs.
-
-    Raises:
-      UserError: for anything that cannot be read, in one line.
-    """
-    values = flags.FlagValues()
-    common = {"help": "see the module's text", "flag_values": values}
-    flags.DEFINE_string("workdir", "", **common)
-    if several:
-        flags.DEFINE_string("also", "", **common)
-    for key, default in (strings or {}).items():
-        flags.DEFINE_string(key, default, **common)
-    for key, (default, least) in (integers or {}).items():
-        flags.DEFINE_integer(key, default, lower_bound=least, **common)
-    for key, (default, least) in (floats or {}).items():
-        flags.DEFINE_float(key, default, lower_bound=least, **common)
-    for key, allowed in (choices or {}).items():
-        flags.DEFINE_enum(key, allowed[0], allowed, **common)
-    cli.read_flags(values, arguments)
-    if not values.workdir:
-        raise UserError("no run: give its folder as --workdir=RUN")
-    paths = [
-        pathlib.Path(path) for path in (values.workdir, *filter(None, (values.also if several else "").split(",")))
-    ]
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UserError("--workdir and --also name a run twice")
-    options = (*(strings or {}), *(integers or {}), *(floats or {}), *(choices or {}))
-    return paths, {key: values[key].value for key in options}
 
 
 def open_runs(

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 from remind_jax import cli, sweep
 from remind_jax.analysis import command
@@ -55,11 +54,11 @@ def parse(arguments: Sequence[str]) -> Study:
     Raises:
       UserError: for anything that cannot be read, or a modality that the data do not have.
     """
-    values = flags.FlagValues()
-    for option, default in {"modalities": "", "workdir": ""}.items():
-        flags.DEFINE_string(option, default, "see the module's text", flag_values=values)
-    flags.DEFINE_float("rate", 0.8, "see the module's text", flag_values=values)
-    rest = cli.read_flags(values, arguments, known_only=True)
+    parser = cli.Parser("python -m remind_jax.analysis.extreme_missingness --config=FILE --workdir=DIR …; see --help")
+    parser.add_argument("--modalities", default="")
+    parser.add_argument("--workdir", default="")
+    parser.add_argument("--rate", type=float, default=0.8)
+    values, rest = parser.parse_known_args(arguments)
     if not values.workdir:
         raise UserError("no workdir: give one as --workdir=DIR")
     if not 0 < values.rate < 1:

@@ -320,7 +320,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
     """
     from remind_jax.ops.ntk import METHODS
 
-    paths, values = command.parse(
+    paths, values = cli.parse_runs(
         arguments,
         strings={"params": "^block_"},
         integers={"n": (32, 2), "n_whole": (128, 2), "draws": (3, 1), "seed": (0, 0)},

@@ -377,7 +377,7 @@ def look(side: bool) -> dict[str, Any]:
 def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Settings]:
     """Reads the command line: the run's folder, and the choices."""
     integers = {"donors": (20, 1), "pool": (4_000, 1), "checks": (2_000, 1), "seed": (0, 0)}
-    (path,), values = command.parse(arguments, strings={"samples": "all"}, integers=integers, several=False)
+    (path,), values = cli.parse_runs(arguments, strings={"samples": "all"}, integers=integers, several=False)
     return path, Settings(**values)
 
 

@@ -240,7 +240,7 @@ def name_ends(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str)
 
 def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
     """Reads the command line: the runs' folders, and the choices."""
-    paths, values = command.parse(arguments, integers={"draws": (5, 1), "seed": (0, 0)})
+    paths, values = cli.parse_runs(arguments, integers={"draws": (5, 1), "seed": (0, 0)})
     return paths, Settings(**values)
 
 

@@ -285,7 +285,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
     """
     integers = {"top": (3, 1), "block": (0, 0), "least": (10, 1), "permutations": (500, 1)}
     choices = {"count": ("sample", "token"), "tokens": ("all", "observed"), "split": command.SPLITS}
-    paths, values = command.parse(arguments, integers=integers, choices=choices)
+    paths, values = cli.parse_runs(arguments, integers=integers, choices=choices)
     return paths, Settings(**values)
 
 

@@ -313,7 +313,7 @@ def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Settings]:
       UserError: for anything that cannot be read, in one line.
     """
     integers, choices = {"points": (50, 1), "block": (0, 0)}, {"split": command.SPLITS}
-    (path,), values = command.parse(arguments, integers=integers, choices=choices, several=False)
+    (path,), values = cli.parse_runs(arguments, integers=integers, choices=choices, several=False)
     return path, Settings(**values)
 
 

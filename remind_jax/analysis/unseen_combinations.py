@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 from remind_jax import cli, methods, sweep
 from remind_jax.analysis import ADAPTED, command
@@ -77,14 +76,13 @@ def parse(arguments: Sequence[str]) -> Study:
     Raises:
       UserError: for anything that cannot be read, a method that cannot be adapted, or a combination that is not there.
     """
-    values = flags.FlagValues()
-    common = {"help": "see the module's text", "flag_values": values}
-    for name in ("leave_out", "workdir"):
-        flags.DEFINE_string(name, "", **common)
-    flags.DEFINE_integer("tail", 3, lower_bound=1, **common)
-    flags.DEFINE_integer("steps", 300, lower_bound=1, **common)
-    flags.DEFINE_float("lr", 0.0, lower_bound=0.0, **common)
-    rest = cli.read_flags(values, arguments, known_only=True)
+    parser = cli.Parser("python -m remind_jax.analysis.unseen_combinations --config=FILE --workdir=DIR …; see --help")
+    parser.add_argument("--leave_out", default="")
+    parser.add_argument("--workdir", default="")
+    parser.add_number("--tail", 3, 1)
+    parser.add_number("--steps", 300, 1)
+    parser.add_number("--lr", 0.0, 0.0)
+    values, rest = parser.parse_known_args(arguments)
     if not values.workdir:
         raise UserError("no workdir: give one as --workdir=DIR")
     if any(argument.startswith("--config.data.leave_out") for argument in rest):

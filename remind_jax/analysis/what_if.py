@@ -272,7 +272,7 @@ def _name_rows(axis: Any, shown: Sequence[tuple[str, bool | None, int, np.ndarra
 def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Settings]:
     """Reads the command line: the run's folder, and the choices."""
     strings, choices = {"samples": "all", "drop": "", "keep": ""}, {"shapley": ("exact", "none")}
-    (path,), values = command.parse(arguments, strings=strings, choices=choices, several=False)
+    (path,), values = cli.parse_runs(arguments, strings=strings, choices=choices, several=False)
     chosen = Settings(**values)
     if chosen.drop and chosen.keep:
         raise UserError("--drop and --keep say the same thing twice: give one of them")

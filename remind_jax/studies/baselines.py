@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 from remind_jax import cli, settings
 from remind_jax.errors import UserError, did_you_mean
@@ -360,9 +359,9 @@ def _report(
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("model", "", "a key of MODELS", flag_values=values)
-    rest = cli.read_flags(values, arguments, known_only=True)
+    parser = cli.Parser("--model=NAME --config=FILE …")
+    parser.add_argument("--model", default="")
+    values, rest = parser.parse_known_args(arguments)
     config, workdir = cli.parse_config(rest)
     if not any(argument.startswith("--workdir") for argument in rest):
         workdir = workdir.with_name(f"{cli.config_file(rest).stem}-{values.model}-seed{config.seed}")

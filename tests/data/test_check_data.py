@@ -310,7 +310,7 @@ def test_hints_name_what_was_meant(tmp_path):
         ([str(tmp_path), "--jsn"], "did you mean '--json'"),
         ([str(tmp_path), "--bad_files=missing"], "did you mean '--bad-files'"),
         ([str(tmp_path), "--what"], "options: --json, --bad-files"),
-        ([str(tmp_path), "more"], "unexpected argument 'more'"),
+        ([str(tmp_path), "more"], "unexpected arguments: more"),
     ):
         with pytest.raises(UserError) as error:
             check_data.run(arguments)

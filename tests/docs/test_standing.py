@@ -130,7 +130,7 @@ def test_an_unfinished_sweep_is_refused_and_a_failed_run_is_not_an_unfinished_on
         (["--name=a"], "both --store"),
         (["--docs={sweep}"], "no sweep is stored"),
         (["extra"], "unexpected arguments"),
-        (["--stroe=x"], "command line"),
+        (["--stroe=x"], "did you mean '--store'"),
     ],
 )
 def test_mistakes_are_named(made, arguments, message):
