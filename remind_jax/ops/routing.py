@@ -1,10 +1,12 @@
 """Routers of modality-combination groups and the gate that decides when they act (REMIND Eq. 7 and 8, section 7.2)."""
 
 import math
+import statistics
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from remind_jax.ops.soft_moe import unit_length
 
@@ -175,19 +177,76 @@ UNCERTAINTY_METRICS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
 GATE_GRANULARITY = {"sample": (1, 2), "token": (2,), "batch": (0, 1, 2)}
 
 
-def gate_is_open(logits: jax.Array, metric: str, threshold: float, granularity: str = "sample") -> jax.Array:
-    """Whether routing under the shared router is uncertain enough for the group routers to act.
+def gate_values(logits: jax.Array, metric: str, granularity: str = "sample") -> jax.Array:
+    """The metric that a gate compares with its threshold.
 
     Args:
       logits: affinities under the shared router, [b, n, e, s].
       metric: a key of `UNCERTAINTY_METRICS`.
-      threshold: the metric's value from which on (entropies, gini) or up to which (the others) the gate is open.
+      granularity: one value a `sample`, a `token` or a `batch`.
+
+    Returns:
+      Float32, broadcastable to [b, n].
+    """
+    function, _ = UNCERTAINTY_METRICS[metric]
+    return jnp.mean(function(logits), axis=GATE_GRANULARITY[granularity], keepdims=True)[..., 0]
+
+
+def gate_is_open(
+    logits: jax.Array, metric: str, threshold: float | jax.Array, granularity: str = "sample"
+) -> jax.Array:
+    """Whether routing under the shared router is uncertain enough for the group routers to act.
+
+    Args:
+      logits, metric, granularity: as for `gate_values`.
+      threshold: the metric's value from which on (entropies, gini) or up to which (the others) the gate is open, ().
         Entropies are shares of their maximum: the paper's 0.8 H_max is 0.8.
-      granularity: one decision a `sample`, a `token` or a `batch`.
 
     Returns:
       bool, broadcastable to [b, n].
     """
-    function, sign = UNCERTAINTY_METRICS[metric]
-    value = jnp.mean(function(logits), axis=GATE_GRANULARITY[granularity], keepdims=True)[..., 0]
-    return sign * value >= sign * threshold
+    _, sign = UNCERTAINTY_METRICS[metric]
+    return sign * gate_values(logits, metric, granularity) >= sign * threshold
+
+
+def threshold_for_share(values: np.ndarray, metric: str, share: float) -> float:
+    """The threshold that opens the gate for a share of some samples or tokens.
+
+    It lies halfway between the last value that opens and the first that does not, so that rounding decides nothing.
+
+    Args:
+      values: `gate_values` of at least two, any shape.
+      metric: that they are of.
+      share: to open, above 0 and below 1; at least one opens and one does not.
+    """
+    _, sign = UNCERTAINTY_METRICS[metric]
+    ascending = np.sort(sign * np.asarray(values, np.float64), axis=None)
+    shut = min(max(round((1.0 - share) * len(ascending)), 1), len(ascending) - 1)
+    return float(sign * (ascending[shut - 1] + ascending[shut]) / 2)
+
+
+def scale_that_closes(threshold: float, experts: int, width: int) -> float:
+    """The scale at which the entropy over experts of unit-length routing falls to a share of its maximum.
+
+    It is that of random directions, to about a tenth near 0.8: products of random unit vectors of width d are nearly
+    normal with deviation d^-1/2, and quantiles stand for them.
+
+    Args:
+      threshold: that share, above 0 and below 1.
+      experts: e.
+      width: d, of tokens and routers.
+    """
+    normal = statistics.NormalDist()
+    scores = np.array([normal.inv_cdf((i + 0.5) / experts) for i in range(experts)])
+    scores /= np.sqrt(np.mean(np.square(scores)))
+
+    def share(scale: float) -> float:
+        logits = scale * (scores - scores.max())
+        p = np.exp(logits) / np.exp(logits).sum()
+        return float(-np.sum(p * np.log(np.maximum(p, 1e-300))) / math.log(experts))
+
+    low, high = 0.0, 1e3
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) > threshold else (low, middle)
+    return middle * math.sqrt(width)

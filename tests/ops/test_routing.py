@@ -90,6 +90,23 @@ def test_unit_vectors_cannot_make_the_gate_certain_at_scale_one() -> None:
         assert (float(jnp.max(routing.kl_from_uniform(logits))) > 0.47384) is reachable
 
 
+@pytest.mark.parametrize(("width", "experts", "expected"), [(768, 128, 40.2), (128, 32, 14.5), (32, 8, 6.2)])
+def test_the_scale_that_closes_the_gate_is_that_of_random_directions(width, experts, expected) -> None:
+    rng = np.random.default_rng(0)
+    tokens, router = (rng.normal(size=shape).astype(np.float32) for shape in ((400, 10, width), (width, experts, 1)))
+    bound = unit_length(jnp.asarray(router), axis=0)
+
+    def entropy(scale: float) -> float:
+        logits = routing.token_logits(jnp.asarray(tokens), scale * bound, normalize=True)
+        return float(jnp.mean(routing.normalized_entropy(logits)))
+
+    found = routing.scale_that_closes(0.8, experts, width)
+    assert found == pytest.approx(expected, rel=0.1)
+    assert entropy(found) == pytest.approx(0.8, abs=0.03)
+    assert entropy(1.0) > 0.98  # the default scale
+    assert routing.scale_that_closes(0.5, experts, width) > found
+
+
 # ---- Gate -----------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +222,28 @@ def test_token_logits_equal_the_reference_for_one_router_and_for_one_a_sample(no
     common = [slow_moe.logits(tokens[i], routers[0], normalize) for i in range(B)]
     np.testing.assert_allclose(routing.token_logits(x, r, normalize), own, atol=1e-5)
     np.testing.assert_allclose(routing.token_logits(x, r[0], normalize), common, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("metric", sorted(routing.UNCERTAINTY_METRICS))
+def test_a_threshold_for_a_share_opens_that_share(metric: str, share: float) -> None:
+    logits = jax.random.normal(jax.random.key(3), (40, N, E, S)) * jnp.linspace(0.5, 4.0, 40)[:, None, None, None]
+    for granularity, count in (("sample", 40), ("token", 40 * N)):
+        values = routing.gate_values(logits, metric, granularity)
+        assert values.size == (40 if metric == "joint_entropy" else count)  # which is a sample's
+        threshold = routing.threshold_for_share(values, metric, share)
+        is_open = routing.gate_is_open(logits, metric, jnp.float32(threshold), granularity)
+        assert np.mean(is_open) == pytest.approx(share, abs=1e-6)
+
+
+def test_a_threshold_for_a_share_by_hand() -> None:
+    values = np.array([[0.1, 0.4], [0.2, 0.8]])
+    assert routing.threshold_for_share(values, "entropy", 0.5) == pytest.approx(0.3)
+    assert routing.threshold_for_share(values, "entropy", 0.75) == pytest.approx(0.15)
+    # At least one is open and one is not; certainties are turned round.
+    assert routing.threshold_for_share(values, "entropy", 0.99) == pytest.approx(0.15)
+    assert routing.threshold_for_share(values, "entropy", 0.01) == pytest.approx(0.6)
+    assert routing.threshold_for_share(values, "certainty", 0.25) == pytest.approx(0.15)
 
 
 def test_a_gate_at_its_threshold_is_open() -> None:
