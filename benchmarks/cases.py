@@ -26,13 +26,15 @@ import optax
 from remind_jax.models.encoders import vit
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.model import STORED, ModelSpec, Network, make_network
-from remind_jax.objectives import group_dro
+from remind_jax.objectives import group_dro, reweigh
 from remind_jax.ops import flops, losses, soft_moe
 from remind_jax.ops.pixels import IMAGENET, normalize
 from remind_jax.runtime import devices
+from remind_jax.training import objective as objectives
 from remind_jax.training import optimizer as states
 from remind_jax.training import step as package_step
 from remind_jax.training.stages import Stage
+from remind_jax.training.transforms import Transforms
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -242,43 +244,53 @@ def mean_loss(network: Network, gate: str, params: Mapping[str, jax.Array], batc
     return jnp.mean(losses.cross_entropy(network.apply(params, batch, gate=gate).logits, batch["label"]))
 
 
-OBJECTIVE = {
-    **{"mixup_weight": 0.0, "mixup_beta": 1.0, "distill_weight": 0.0},
-    **{"reweigh_rule": "power", "reweigh_power": 1.0, "reweigh_cap": 0.0},
-    **{"balance_weight": 0.01, "entropy_weight": 0.0, "specialize_weight": 0.0},
-}
+def make_objective(
+    num_groups: int,
+    *,
+    robust: bool = False,
+    reweighs: bool = False,
+    mixup: float = 0.0,
+    routing: Mapping[str, float] | None = None,
+) -> objectives.Objective:
+    """The package's objective with cross entropy and equally many samples of each combination.
+
+    Args:
+      num_groups: g.
+      robust: whether λ acts and moves.
+      reweighs: whether combinations have weights, which are all one here.
+      mixup: weight of Fair Mixup's penalty.
+      routing: weights of the penalty on the routing of a sparse fusion, which has one.
+    """
+    counts, dro = np.ones(num_groups, np.int32), group_dro.group_dro(num_groups)
+    weights = reweigh.inverse_frequency_weights(counts) if reweighs else jnp.ones(num_groups)
+    penalties = {"mixup": objectives.mixup_penalty(mixup, 1.0, num_groups)} if mixup else {}
+    if routing is not None:
+        parts = {"balance": 0.01, "entropy": 0.0, "specialize": 0.0} | dict(routing)
+        penalties["routing"] = objectives.routing_penalty(**parts)
+    return objectives.Objective(
+        counts,
+        objectives.sample_losses(losses.cross_entropy),
+        objectives.static_factors(weights),
+        dro,
+        objectives.robust_factors(dro, "current", normalize_present=False) if robust else None,
+        penalties,
+    )
 
 
 def make_step(
     network: Network,
     optimizer: optax.GradientTransformationExtraArgs,
-    num_groups: int,
+    objective: objectives.Objective,
     *,
     gate: str,
-    robust: bool,
-    group_rows: str = "all",
-    fusion: str = "soft_moe",
-    precision: str = "float32",
-    gradient: str = "float32",
-    **objective: Any,
+    by_rows: bool = False,
+    noisy: bool = False,
+    **options: Any,
 ) -> package_step.Step:
-    """The package's train step on one device, without dropout and averaging; `objective` as in configs/common.py."""
-    space = types.SimpleNamespace
-    config = space(
-        precision=precision,
-        ensemble=1,
-        ensemble_plain=0,
-        model=space(encoder_dropout=0.0),
-        fusion=space(kind=fusion, dropout=0.0, noise=True),
-        train=space(hide_samples=0.0, accumulate=1),
-        optim=space(group_rows=group_rows, gradient=gradient),
-        objective=space(**OBJECTIVE | {"kind": "group_dro" if robust else "erm"} | objective),
-        dro=space(weights="current", normalize_present=False),
-    )
-    stage = Stage("joint", 0, 1, lambda path: False, gate, gate, robust)
-    counts = np.ones(num_groups, np.int32)
-    dro = group_dro.group_dro(num_groups)
-    return package_step.make_step(config, stage, network, losses.cross_entropy, optimizer, dro, counts, 0.0)
+    """The package's train step on one device, without dropout and averaging; `options` of `step.StepOptions`."""
+    stage = Stage("joint", 0, 1, lambda path: False, gate, gate, robust=True)
+    transforms = Transforms(draws=noisy, by_rows=by_rows)
+    return package_step.make_step(network, objective, transforms, optimizer, stage, package_step.StepOptions(**options))
 
 
 def make_optimizer(num_groups: int, **options: Any) -> optax.GradientTransformationExtraArgs:
@@ -361,7 +373,7 @@ def _step(
       frozen: whether the encoders stay as they are.
       programs, group_rows, precision, first_moment, gradient: as in configs/common.py.
       reads: whether the batch is taken from 8 times as many samples on the host and brought to the device.
-      objective: as in configs/common.py.
+      objective: other arguments of `make_objective`.
       options: of `set_up`.
     """
     setup = set_up(size, gate=gate, **options)
@@ -371,10 +383,10 @@ def _step(
     )
     # The state may not share buffers with anything that lives on: it is donated.
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-    fusion = options.get("fusion_options", {}).get("kind", "soft_moe")
-    given = {"gate": gate, "robust": robust, "group_rows": group_rows, "fusion": fusion}
-    given |= {"precision": precision, "gradient": gradient}
-    step = make_step(setup.network, optimizer, size.g, **given, **objective)
+    given = {"gate": gate, "by_rows": group_rows == "batch", "precision": precision, "gradient": gradient}
+    noisy = options.get("fusion_options", {}).get("kind", "soft_moe") != "soft_moe"
+    minimised = make_objective(size.g, robust=robust, **objective)
+    step = make_step(setup.network, optimizer, minimised, noisy=noisy, **given)
     program, state, facts = compiled_step(step, programs, state, setup.batch)
     extra = setup.trained.flops if frozen else setup.cost.flops
     facts |= _facts(setup.cost.flops + (TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
@@ -504,14 +516,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "remind": {"routed": True, "gate": "gated", "robust": True},
     "remind_no_dro": {"routed": True, "gate": "gated", "robust": False},
     "group_dro": _PLAIN | {"robust": True},
-    "reweigh": _PLAIN | {"objective": {"kind": "reweigh"}},
-    "fair_mixup": _PLAIN | {"objective": {"mixup_weight": 0.1}},
-    "fuse_moe": _PLAIN | {"fusion_options": {"kind": "fuse_moe"}, "objective": {"entropy_weight": 0.01}},
+    "reweigh": _PLAIN | {"objective": {"reweighs": True}},
+    "fair_mixup": _PLAIN | {"objective": {"mixup": 0.1}},
+    "fuse_moe": _PLAIN | {"fusion_options": {"kind": "fuse_moe"}, "objective": {"routing": {"entropy": 0.01}}},
     "flex_moe": _PLAIN
     | {
         "fusion_options": FLEX_MOE,
         "imputation": "bank",
-        "objective": {"specialize_weight": 0.01},
+        "objective": {"routing": {"specialize": 0.01}},
     },
 }
 

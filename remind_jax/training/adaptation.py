@@ -24,14 +24,13 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictions import Predicted, make_predict, tuning_metrics
 from remind_jax.inference.predictor import Finished, as_in_run, check_classes, open_finished
 from remind_jax.models.model import Network, Params, is_statistic
-from remind_jax.objectives import logit_adjust
 from remind_jax.ops import soft_moe
 from remind_jax.runtime import files, progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.runtime.files import config_digest
 from remind_jax.training.checkpoint import Checkpoints
 from remind_jax.training.loop import Trainer
-from remind_jax.training.objective import make_loss
+from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
 from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.stages import Stage
@@ -309,13 +308,8 @@ class Adapter:
         of_cut = network._replace(
             apply=lambda params, *rest, **options: network.apply(joined(params, trained), *rest, **options)
         )
-        trainer = Trainer(config, self.data, folder, of_cut, [stage])
-        trainer.loss = make_loss(config, run.class_fractions)
-        prior = config.objective
-        offset = logit_adjust.train_offset(
-            prior.prior, prior.prior_mode, prior.prior_tau, run.label_counts, prior.prior_smoothing
-        )
-        trainer.offset = run.padded(offset, len(self.data.groups))
+        objective = make_objective(config, self.data.label_counts, run.label_counts)
+        trainer = Trainer(config, self.data, folder, of_cut, [stage], objective=objective)
         trainer.predict = lambda params, *rest: self._predict(joined(params, trained), *rest)
         start, cursor = cut(self.params, trained), Cursor()
         if config.train.select == "loss":

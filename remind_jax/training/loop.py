@@ -20,18 +20,18 @@ from remind_jax.inference.predictions import (
     tuning_metrics,
 )
 from remind_jax.models.model import Network, Params, ensemble_of, load_pretrained, make_network
-from remind_jax.objectives import logit_adjust
 from remind_jax.runtime import devices, processes, profiling, progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.runtime.signals import Signals, Stopped
-from remind_jax.training import frozen_features, row_adamw
+from remind_jax.training import frozen_features
 from remind_jax.training import optimizer as states
 from remind_jax.training.checkpoint import Checkpoints
-from remind_jax.training.objective import make_dro, make_loss, objective_counts
+from remind_jax.training.objective import Objective, make_objective
 from remind_jax.training.recorder import Cursor, Recorder
 from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.stages import Stage, plan_stages
-from remind_jax.training.step import make_step
+from remind_jax.training.step import make_step, step_options
+from remind_jax.training.transforms import make_transforms
 
 # Weights are drawn once: at this level XLA compiles in half the time, and the numbers are the same.
 _QUICK = {"xla_backend_optimization_level": 1}
@@ -65,6 +65,7 @@ class Trainer:
         network: Network | None = None,
         stages: Sequence[Stage] = (),
         signals: Signals | None = None,
+        objective: Objective | None = None,
     ):
         """Plans a run.
 
@@ -75,6 +76,7 @@ class Trainer:
           network: instead of the one that the config describes; a single one.
           stages: instead of those that the config describes.
           signals: that ask it to stop.
+          objective: instead of the one that the config describes.
 
         Raises:
           UserError: the settings do not fit the data.
@@ -94,9 +96,6 @@ class Trainer:
         kinds = {name: spec.kind for name, spec in data.inputs.items()}
         self.stages = list(stages) or plan_stages(config, len(self.train_store), kinds)
         self.steps = self.stages[-1].stop
-        objective = config.objective
-        prior = (objective.prior, objective.prior_mode, objective.prior_tau, data.label_counts)
-        self.offset = logit_adjust.train_offset(*prior, objective.prior_smoothing)
         self.predict = make_predict(self.network, config.eval.batch_size, logit_offset(config, data.label_counts))
         self.devices = devices.choose_devices(config.devices, config.train.batch_size)
         self.agreement = devices.Agreement(self.devices)
@@ -110,10 +109,8 @@ class Trainer:
             _check_pairs(config.train.batch_size, len(self.devices))
         self.fair_batch: samplers.FairBatch | None = None
         self.order = self._order()
-        self.loss = make_loss(config, data.class_fractions)
-        self.counts = objective_counts(config, data.label_counts)
-        self.dro = make_dro(config, self.counts)
-        self.by_rows = row_adamw.only_of_batch(config, len(self.groups))
+        self.objective = objective or make_objective(config, data.label_counts)
+        self.transforms = make_transforms(config, self.groups.masks)
 
     def _order(self) -> samplers.Order:
         """The order of training samples; with FairBatch under the shares at the start."""
@@ -150,8 +147,8 @@ class Trainer:
             lambda count: schedule(count + stage.start),
             weight_decay=optim.weight_decay,
             clip=optim.clip,
-            dro=self.dro,
-            by_rows=self.by_rows,
+            dro=self.objective.dro,
+            by_rows=self.transforms.by_rows,
             first_moment=optim.first_moment,
             decay=optim.decay,
         )
@@ -160,7 +157,7 @@ class Trainer:
         """The state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
         ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
         optimizer = self._optimizer(stage)
-        options = {"ensemble": ensemble, "by_rows": self.by_rows, "seed": self.config.seed}
+        options = {"ensemble": ensemble, "by_rows": self.transforms.by_rows, "seed": self.config.seed}
         state = states.start(params, stage.is_frozen, optimizer, stage.start, ema, **options)
         if carried_dro is None:
             return state
@@ -230,24 +227,10 @@ class Trainer:
 
     def program(self, stage: Stage) -> devices.Program:
         """The train step of a stage on the devices of the run."""
-        config = self.config
-        decay = states.effective_decay(config.optim.ema, self.steps)
-        optimizer = self._optimizer(stage)
-        step_function = make_step(
-            config,
-            stage,
-            self.single,
-            self.loss,
-            optimizer,
-            self.dro,
-            self.counts,
-            decay,
-            self.offset,
-            self.groups.masks,
-        )
-        return devices.make_program(
-            step_function, config.parallel, self.devices, config.programs, config.expert_devices
-        )
+        config, optimizer = self.config, self._optimizer(stage)
+        options = step_options(config, self.steps)
+        step = make_step(self.single, self.objective, self.transforms, optimizer, stage, options)
+        return devices.make_program(step, config.parallel, self.devices, config.programs, config.expert_devices)
 
     def run_stage(
         self,

@@ -1,8 +1,12 @@
-"""What a run minimises: losses of single samples, factors of groups, penalties."""
+"""What a run minimises, as one value: losses of single samples, what each group of them counts, and penalties.
+
+The loss of a step is a sum over groups of (sum of losses) times a factor, and penalties. Sums and counts are added over
+devices before anything is divided, so that any number of devices gives the same step.
+"""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +14,123 @@ import numpy as np
 import optax
 
 from remind_jax.models.model import Batch, Network, Output, Params
-from remind_jax.objectives import fair_mixup, group_dro, reweigh
+from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
 from remind_jax.ops import losses, sparse_moe
+from remind_jax.training.stages import Stage
 
 NETWORKS = "networks"  # axis of an ensemble
 
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+"""Loss of single samples: (logits [b, c], labels [b]) -> [b]."""
+Factors = Callable[[Any, jax.Array, jax.Array], jax.Array]
+"""What the sum of each group counts in the loss: (state of λ, sums of losses [g], samples [g]) -> [g]."""
 
-def make_loss(config: Any, class_fractions: np.ndarray) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Loss of single samples, (logits [b, c], labels [b]) -> [b]."""
+
+class Pass(NamedTuple):
+    """The forward pass of one device, as losses and penalties see it.
+
+    Attributes:
+      network: a single one.
+      weights: its parameters by path.
+      batch: the samples, with all their modalities.
+      output: what the network gives for them.
+      taught: logits that the samples should stay near, [b, c]; None without distillation.
+      key: random key of the step.
+      keys: random keys of the samples, [b]; None where nothing is drawn.
+      total: sums arrays over all devices.
+    """
+
+    network: Network
+    weights: Params
+    batch: Batch
+    output: Output
+    taught: jax.Array | None
+    key: jax.Array
+    keys: jax.Array | None
+    total: Callable[[Any], Any]
+
+
+Penalty = Callable[[Pass], tuple[jax.Array, jax.Array]]
+"""Pass -> the penalty over all devices, to record, and a term of the loss with this device's part of its gradient."""
+
+
+class Objective(NamedTuple):
+    """What a run minimises; `make_objective` makes it from a config.
+
+    Attributes:
+      counts: training samples of each of its groups: combinations [g], or combinations by class [g, c].
+      losses: pass -> losses of single samples, [b].
+      static: factors where λ rests.
+      dro: the transform that keeps λ.
+      robust: factors where λ acts; None where it never does.
+      penalties: by name; a step records each as `train/NAME`.
+      distills: whether samples should stay near what the averaged weights predict for them unhidden.
+    """
+
+    counts: np.ndarray
+    losses: Callable[[Pass], jax.Array]
+    static: Factors
+    dro: optax.GradientTransformationExtraArgs
+    robust: Factors | None = None
+    penalties: Mapping[str, Penalty] = {}
+    distills: bool = False
+
+    def is_robust(self, stage: Stage) -> bool:
+        """Whether λ acts and moves in a stage."""
+        return self.robust is not None and stage.robust
+
+    def factors(self, stage: Stage) -> Factors:
+        """The factors of a stage."""
+        return self.robust if self.is_robust(stage) else self.static
+
+    def sums(self, batch: Batch, each: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The sums of losses [b] and the numbers of samples of each group of the objective on one device, [g · c]."""
+        group = batch["group"]
+        cells = group if self.counts.ndim == 1 else group * self.counts.shape[1] + batch["label"]
+        return losses.group_sums(each, cells, batch["weight"], self.counts.size)
+
+
+def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarray | None = None) -> Objective:
+    """The objective of a run.
+
+    Args:
+      config: of the run.
+      label_counts: training samples by combination and class, [g, c].
+      prior_counts: samples that the class priors are taken from, [g', c] with g' <= g; combinations that it lacks have
+        the prior of all. By default `label_counts`.
+    """
+    objective, counts = config.objective, objective_counts(config, label_counts)
+    prior_counts = label_counts if prior_counts is None else prior_counts
+    loss = make_loss(config, prior_counts.sum(axis=0) / prior_counts.sum())
+    offset = loss_offset(objective, prior_counts, len(label_counts))
+    dro, robust, static = make_dro(config, counts), None, static_factors(_static_weights(objective, counts))
+    if objective.kind == "group_dro":
+        robust = robust_factors(dro, config.dro.weights, config.dro.normalize_present)
+    if config.ensemble_plain:
+        static = _but_plain(static, config.ensemble_plain)
+        robust = robust and _but_plain(robust, config.ensemble_plain)
+    penalties: dict[str, Penalty] = {}
+    if objective.mixup_weight:
+        penalties["mixup"] = mixup_penalty(objective.mixup_weight, objective.mixup_beta, len(counts))
+    if config.fusion.kind != "soft_moe":
+        weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
+        penalties["routing"] = routing_penalty(*weights)
+    distill = objective.distill_weight
+    return Objective(
+        counts, sample_losses(loss, offset, distill), static, dro, robust, penalties, distills=bool(distill)
+    )
+
+
+# ---- Losses of single samples ---------------------------------------------------------------------------------------
+
+
+def make_loss(config: Any, class_fractions: np.ndarray) -> Loss:
+    """The loss of single samples that a config names.
+
+    Args:
+      config: of the run.
+      class_fractions: share of each class among the training samples, [c].
+    """
     objective = config.objective
     if objective.loss == "cross_entropy":
         return losses.cross_entropy
@@ -25,18 +138,58 @@ def make_loss(config: Any, class_fractions: np.ndarray) -> Callable[[jax.Array, 
     return functools.partial(losses.focal_loss, gamma=objective.focal_gamma, alpha=alpha, detach=objective.focal_detach)
 
 
+def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0) -> Callable[[Pass], jax.Array]:
+    """Losses of the samples of a pass, [b]; of several members the mean of theirs, so that each learns by itself.
+
+    Args:
+      loss: of single samples.
+      offset: added to the logits of a sample, by group and class, [g + 1, c].
+      distill: weight of the distance from `Pass.taught`.
+    """
+
+    def found(of: Pass) -> jax.Array:
+        output, labels = of.output, of.batch["label"]
+        shift = 0.0 if offset is None else jnp.asarray(offset)[of.batch["group"]]
+        if output.members is None:
+            each = loss(output.logits + shift, labels)
+        else:
+            members = output.members if offset is None else output.members + shift[:, None]
+            each = jnp.mean(jax.vmap(loss, (1, None), 1)(members, labels), axis=1)
+        return each + distill * losses.divergence(output.logits, of.taught) if distill else each
+
+    return found
+
+
+def loss_offset(objective: Any, prior_counts: np.ndarray, num_groups: int) -> np.ndarray | None:
+    """What is added to logits in the loss, by combination and class, [g + 1, c]; None for nothing.
+
+    Args:
+      objective: the section of a config.
+      prior_counts: as for `make_objective`, [g', c].
+      num_groups: g; combinations from g' on have the prior of all, as those not seen in training have, the last row.
+    """
+    prior = objective.prior, objective.prior_mode, objective.prior_tau
+    offset = logit_adjust.train_offset(*prior, prior_counts, objective.prior_smoothing)
+    if offset is None:
+        return None
+    return np.concatenate([offset, np.repeat(offset[-1:], num_groups + 1 - len(offset), axis=0)])
+
+
+# ---- What groups count ----------------------------------------------------------------------------------------------
+
+
 def objective_counts(config: Any, label_counts: np.ndarray) -> np.ndarray:
     """Training samples of what the objective calls a group: combinations [g], or combinations by class [g, c].
 
     Args:
       config: of the run.
-      label_counts: training samples by group and class, [g, c].
+      label_counts: training samples by combination and class, [g, c].
     """
     return label_counts if config.objective.cells == "combination_class" else label_counts.sum(axis=1)
 
 
 def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformationExtraArgs:
-    """The transform that keeps λ; `train_counts` as for `make_step`."""
+    """The transform that keeps λ of each group of the objective; `train_counts` from `objective_counts`."""
     counts = jnp.asarray(train_counts, jnp.float32).reshape(-1)
     return group_dro.group_dro(
         len(counts),
@@ -49,89 +202,99 @@ def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformat
     )
 
 
-def make_factors(
-    config: Any, robust: bool, dro: optax.GradientTransformationExtraArgs, train_counts: np.ndarray
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """(state of λ, sums of losses [g], samples [g]) -> what the sum of each group counts in the loss [g]."""
-    counts, objective = jnp.asarray(train_counts, jnp.float32).reshape(-1), config.objective
-    static = jnp.ones(len(counts))
-    if objective.kind == "reweigh" and objective.reweigh_rule == "effective_number":
-        static = reweigh.effective_number_weights(counts, objective.reweigh_beta, objective.reweigh_cap or None)
-    elif objective.kind == "reweigh":
-        static = reweigh.inverse_frequency_weights(counts, objective.reweigh_power, objective.reweigh_cap or None)
+def _static_weights(objective: Any, train_counts: np.ndarray) -> jax.Array:
+    """The weight of a sample of each group where λ rests, [g · c]; ones for empirical risk minimisation."""
+    counts = jnp.asarray(train_counts, jnp.float32).reshape(-1)
+    if objective.kind != "reweigh":
+        return jnp.ones(len(counts))
+    cap = objective.reweigh_cap or None
+    if objective.reweigh_rule == "effective_number":
+        return reweigh.effective_number_weights(counts, objective.reweigh_beta, cap)
+    return reweigh.inverse_frequency_weights(counts, objective.reweigh_power, cap)
+
+
+def static_factors(weights: jax.Array) -> Factors:
+    """Factors of a mean of weighted losses; `weights` of a sample by its group, [g]."""
+    return lambda dro_state, loss_sum, count: reweigh.weighted_mean_factors(weights, count)
+
+
+def robust_factors(dro: optax.GradientTransformationExtraArgs, uses: str, normalize_present: bool) -> Factors:
+    """Factors of Σ_g λ_g (mean loss of g).
+
+    Args:
+      dro: the transform that keeps λ.
+      uses: the λ of a step: `current`, that before the step's losses, or `updated`, that after them.
+      normalize_present: see `group_dro.robust_factors`.
+    """
 
     def factors(dro_state, loss_sum, count):
-        if not robust:
-            return reweigh.weighted_mean_factors(static, count)
-        if config.dro.weights == "updated":
+        if uses == "updated":
             _, dro_state = dro.update({}, dro_state, group_loss_sum=loss_sum, group_count=count)
         weights = jnp.exp(dro_state.log_weights)
-        return group_dro.robust_factors(weights, count, normalize_present=config.dro.normalize_present)
+        return group_dro.robust_factors(weights, count, normalize_present=normalize_present)
 
-    def with_plain(dro_state, loss_sum, count):
-        plain = reweigh.weighted_mean_factors(jnp.ones_like(count), count)
-        return jnp.where(is_plain(config), plain, factors(dro_state, loss_sum, count))
-
-    return with_plain if config.ensemble_plain else factors
+    return factors
 
 
-def is_plain(config: Any) -> jax.Array:
-    """Whether the network whose step this is, one of an ensemble, trains without group parts."""
-    return jax.lax.axis_index(NETWORKS) < config.ensemble_plain
+def _but_plain(factors: Factors, plain: int) -> Factors:
+    """The same factors, but those of empirical risk minimisation for the first `plain` networks of an ensemble."""
+
+    def found(dro_state, loss_sum, count):
+        mean = reweigh.weighted_mean_factors(jnp.ones_like(count), count)
+        return jnp.where(is_plain(plain), mean, factors(dro_state, loss_sum, count))
+
+    return found
 
 
-def make_mixup(config: Any, network: Network, num_groups: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Fair Mixup's penalty over all devices, and a sum that has this device's part of its gradient.
+def is_plain(plain: int) -> jax.Array:
+    """Whether the network whose step this is, one of an ensemble, is among the first `plain`, without group parts."""
+    return jax.lax.axis_index(NETWORKS) < plain
+
+
+# ---- Penalties ------------------------------------------------------------------------------------------------------
+
+
+def mixup_penalty(weight: float, beta: float, num_groups: int) -> Penalty:
+    """Fair Mixup's penalty.
 
     A mixed sample belongs to no combination: the router that all combinations share takes it. It has what either of its
     two samples has.
+
+    Args:
+      weight: of the penalty in the loss.
+      beta: positions on the path between two groups are drawn from Beta(beta, beta).
+      num_groups: g.
     """
 
-    def mixup(weights: Params, batch: Batch, output: Output, key: jax.Array, keys: Any, total: Callable):
-        first, second = fair_mixup.first_and_second(output.tokens)
-        observed = jnp.logical_or(*fair_mixup.first_and_second(output.observed))
-        groups = jnp.full(len(first), num_groups, batch["group"].dtype)
-        pair_keys = None if keys is None else keys[0::2]
-        t = fair_mixup.path_position(key, config.objective.mixup_beta)
+    def mixup(of: Pass) -> tuple[jax.Array, jax.Array]:
+        first, second = fair_mixup.first_and_second(of.output.tokens)
+        observed = jnp.logical_or(*fair_mixup.first_and_second(of.output.observed))
+        groups = jnp.full(len(first), num_groups, of.batch["group"].dtype)
+        keys = None if of.keys is None else of.keys[0::2]
+        t = fair_mixup.path_position(of.key, beta)
 
         def logits(tokens: jax.Array) -> jax.Array:
-            return network.fuse(weights, tokens, observed, groups, gate="never", keys=pair_keys).logits
+            return of.network.fuse(of.weights, tokens, observed, groups, gate="never", keys=keys).logits
 
         slopes = fair_mixup.path_slopes(logits, first, second, t)
-        own, pairs = fair_mixup.slope_sums(slopes, jnp.prod(batch["weight"].reshape(-1, 2), axis=1))
-        everywhere, pairs = total(jax.lax.stop_gradient(own)), total(pairs)
-        return fair_mixup.penalty(everywhere, pairs), jnp.sum(own * fair_mixup.penalty_factors(everywhere, pairs))
+        own, pairs = fair_mixup.slope_sums(slopes, jnp.prod(of.batch["weight"].reshape(-1, 2), axis=1))
+        everywhere, pairs = of.total(jax.lax.stop_gradient(own)), of.total(pairs)
+        term = jnp.sum(own * fair_mixup.penalty_factors(everywhere, pairs))
+        return fair_mixup.penalty(everywhere, pairs), weight * term
 
     return mixup
 
 
-def routing_penalty(objective: Any, routing: Any, total: Callable) -> tuple[jax.Array, jax.Array]:
-    """The penalty on the routing of the whole batch, and a sum that has this device's part of its gradient."""
+def routing_penalty(balance: float, entropy: float, specialize: float) -> Penalty:
+    """The penalty on the routing of a sparse fusion over the whole batch; the weights are those of its three parts."""
 
-    def value(sums):
-        return sum(
-            sparse_moe.penalty(
-                block,
-                balance=objective.balance_weight,
-                entropy=objective.entropy_weight,
-                specialize=objective.specialize_weight,
-            )
-            for block in sums
-        )
+    def value(sums: Any) -> jax.Array:
+        weights = {"balance": balance, "entropy": entropy, "specialize": specialize}
+        return sum(sparse_moe.penalty(block, **weights) for block in sums)
 
-    penalty, slopes = jax.value_and_grad(value)(jax.lax.stop_gradient(jax.tree.map(total, routing)))
-    return penalty, optax.tree.vdot(slopes, routing)
+    def routing(of: Pass) -> tuple[jax.Array, jax.Array]:
+        sums = jax.lax.stop_gradient(jax.tree.map(of.total, of.output.routing))
+        penalty, slopes = jax.value_and_grad(value)(sums)
+        return penalty, optax.tree.vdot(slopes, of.output.routing)
 
-
-def cells_of(batch: Batch, train_counts: np.ndarray) -> jax.Array:
-    """What the objective calls a group, [b]: the combination, or combination and class where counts are by class."""
-    return batch["group"] if train_counts.ndim == 1 else batch["group"] * train_counts.shape[1] + batch["label"]
-
-
-def sample_losses(loss: Callable[..., jax.Array], output: Output, batch: Batch, offset: np.ndarray | None):
-    """Loss of each sample [b]; of several members the mean of theirs, so that each learns by itself."""
-    shift = 0.0 if offset is None else jnp.asarray(offset)[batch["group"]]
-    if output.members is None:
-        return loss(output.logits + shift, batch["label"])
-    members = output.members if offset is None else output.members + shift[:, None]
-    return jnp.mean(jax.vmap(loss, (1, None), 1)(members, batch["label"]), axis=1)
+    return routing

@@ -29,6 +29,11 @@ class Stage(NamedTuple):
     statistics: bool = False
     rests: bool = False
 
+    def network_options(self, axis_name: str | None) -> dict[str, Any]:
+        """What the network must be told in a train step of the stage, besides the gate; `axis_name` of the devices."""
+        statistics = {"statistics": True, "axis_name": axis_name} if self.statistics else {}
+        return statistics | ({"resting": True} if self.rests else {})
+
 
 def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[Stage]:
     """The stages of a run and their lengths in steps.

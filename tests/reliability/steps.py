@@ -14,11 +14,10 @@ import optax
 from configs import common
 from remind_jax.data import pipeline, samplers
 from remind_jax.training import optimizer as states
-from remind_jax.training import step as steps
-from remind_jax.training.objective import make_dro
 from remind_jax.training.stages import plan_stages
 from tests.models.pure import linear_network
 from tests.reliability import Tally, row
+from tests.training.steps import composed
 
 # ---- Data order -----------------------------------------------------------------------------------------------------
 
@@ -89,7 +88,7 @@ def _stateful(rng: np.random.Generator) -> samplers.Order:
 
 # ---- What is not finite ---------------------------------------------------------------------------------------------
 
-COUNTS = np.array([6, 3, 1])
+CELLS = np.array([[2, 2, 2], [1, 1, 1], [1, 0, 0]])  # training samples by combination and class
 VALUES = (np.nan, np.inf, -np.inf, 3e38)
 METHODS = ("remind", "soft_moe", "group_dro", "reweigh", "logit_adjust")
 PLACES = ("input", "one group", "gradient", "λ")
@@ -113,10 +112,13 @@ def _stepper(method: str, place: str, accepts_all: bool) -> tuple[states.TrainSt
     config = common.base()
     common.apply_method(config, method)
     config.dro.every, config.dro.gamma = 2, 3e38 if place == "λ" else 0.5
-    network, dro = linear_network(), make_dro(config, COUNTS)
-    optimizer = states.make_optimizer(optax.constant_schedule(0.1), weight_decay=0.1, clip=0.0, dro=dro)
-    if accepts_all:
-        optimizer = optax.named_chain(("adamw", optax.adamw(0.1)), ("dro", dro))
+    network = linear_network()
+
+    def optimizer_of(dro: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+        if accepts_all:
+            return optax.named_chain(("adamw", optax.adamw(0.1)), ("dro", dro))
+        return states.make_optimizer(optax.constant_schedule(0.1), weight_decay=0.1, clip=0.0, dro=dro)
+
     stage = plan_stages(config, 100, {})[0]
 
     def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -124,7 +126,7 @@ def _stepper(method: str, place: str, accepts_all: bool) -> tuple[states.TrainSt
         # The second is finite and has no finite slope at 0.
         return each + jnp.sqrt(jnp.abs(logits[:, 0])) if place == "gradient" else each
 
-    made = steps.make_step(config, stage, network, loss, optimizer, dro, COUNTS, 0.75)
+    made, optimizer = composed(config, network, CELLS, stage, optimizer_of, decay=0.75, loss=loss)
     state = states.start(network.init(jax.random.key(0)), lambda path: False, optimizer, 0, ema=True)
     with jax.numpy_dtype_promotion("standard"):
         step = jax.jit(lambda state, batch: made(state, batch, axis_name=None))

@@ -16,14 +16,15 @@ from remind_jax.errors import UserError
 from remind_jax.models.model import ensemble_of, make_network
 from remind_jax.runtime.devices import KINDS, choose_devices, compiled, host_copy, kept_programs, make_program
 from remind_jax.training import optimizer as states
-from remind_jax.training.objective import make_dro, make_loss
 from remind_jax.training.stages import plan_stages
-from remind_jax.training.step import Step, make_step
+from remind_jax.training.step import Step
 from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
+from tests.training import steps
 
 INPUTS = {"labs": InputSpec("tabular", (5,)), "scan": InputSpec("embedding", (2, 4))}
 COUNTS = np.array([60, 30, 10])
+CELLS = np.array([[20, 20, 20], [10, 10, 10], [4, 3, 3]])  # by class
 MASKS = np.array([[True, True], [True, False], [False, True]])
 # Of the four devices the first two see one group only, the third sees two and the last the rare one alone.
 GROUPS = np.array([0, 0, 0, 0, 0, 1, 2, 2], np.int32)
@@ -70,10 +71,12 @@ def _start(config, network=None, stage: int = -1):
     """The step function of a stage, the last one, and its state on the host."""
     network = network or make_network(settings.model_spec(config), INPUTS, len(COUNTS), 3)
     stage = plan_stages(config, 100, {name: spec.kind for name, spec in INPUTS.items()})[stage]
-    dro = make_dro(config, COUNTS)
-    optimizer = states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=config.optim.clip, dro=dro)
-    loss = make_loss(config, np.ones(3) / 3)
-    step = make_step(config, stage, network, loss, optimizer, dro, COUNTS, config.optim.ema, masks=MASKS)
+
+    def make(dro):
+        return states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=config.optim.clip, dro=dro)
+
+    decay = config.optim.ema
+    step, optimizer = steps.composed(config, network, CELLS, stage, make, decay=decay, masks=MASKS)
     params = jax.device_get(ensemble_of(network, config.ensemble).init(jax.random.key(0)))
     if "block_0/group_router" in params:
         # Away from zero, so that group routing matters from the first step.
@@ -334,9 +337,11 @@ def _image_step():
     stage = plan_stages(config, 100, {name: spec.kind for name, spec in inputs.items()})[-1]
     assert stage.statistics
     network = make_network(settings.model_spec(config), inputs, len(COUNTS), 3)
-    dro = make_dro(config, COUNTS)
-    optimizer = states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=0.0, dro=dro)
-    step = make_step(config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, COUNTS, 0.9)
+
+    def make(dro):
+        return states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=0.0, dro=dro)
+
+    step, optimizer = steps.composed(config, network, CELLS, stage, make, decay=0.9)
     params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
     return step, host_copy(states.start(params, stage.is_frozen, optimizer, 0, ema=False))
 

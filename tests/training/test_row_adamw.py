@@ -15,11 +15,10 @@ from remind_jax.objectives.group_dro import group_dro
 from remind_jax.runtime.devices import make_program
 from remind_jax.training import optimizer as states
 from remind_jax.training import row_adamw
-from remind_jax.training.objective import make_dro, make_loss
 from remind_jax.training.run import train_and_evaluate
 from remind_jax.training.stages import plan_stages
-from remind_jax.training.step import make_step
 from tests import tiny_runs
+from tests.training import steps
 
 G, D, CLASSES = 6, 4, 3
 TABLE = "block_0/group_router"
@@ -109,10 +108,12 @@ def _train(
     config.update({"ensemble": ensemble, "dro": {"every": 2}, "optim": {"group_rows": group_rows}})
     config.update({"model": {"encoder_dropout": 0.0}, "fusion": {"dropout": 0.0}, "train": {"joint_epochs": 0.0}})
     (stage,) = plan_stages(config, 100, {})
-    counts, network = np.full(G, 10), _network()
-    dro, by_rows = make_dro(config, counts), row_adamw.only_of_batch(config, G)
-    optimizer = states.make_optimizer(_rate, weight_decay=0.3, clip=0.5, dro=dro, by_rows=by_rows)
-    step = make_step(config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, counts, 0.75)
+    network, by_rows = _network(), row_adamw.only_of_batch(config, G)
+
+    def make(dro):
+        return states.make_optimizer(_rate, weight_decay=0.3, clip=0.5, dro=dro, by_rows=by_rows)
+
+    step, optimizer = steps.composed(config, network, np.full((G, CLASSES), 10), stage, make, decay=0.75)
     params = network.init(jax.random.key(0))
     if ensemble > 1:
         params = jax.tree.map(lambda *x: jnp.stack(x), *(network.init(jax.random.key(i)) for i in range(ensemble)))

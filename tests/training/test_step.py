@@ -15,11 +15,10 @@ from remind_jax.errors import UserError
 from remind_jax.models.model import Network, Output, make_network
 from remind_jax.objectives import fair_mixup, logit_adjust
 from remind_jax.training import optimizer as states
-from remind_jax.training.objective import make_dro, make_loss, objective_counts
 from remind_jax.training.stages import plan_stages
-from remind_jax.training.step import make_step
 from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
+from tests.training import steps
 
 INPUTS = {
     "note": InputSpec("text", (6,), 12),
@@ -27,7 +26,8 @@ INPUTS = {
     "scan": InputSpec("embedding", (2, 4)),
 }
 KINDS = {name: spec.kind for name, spec in INPUTS.items()}
-COUNTS = np.array([60, 30, 10])
+CELLS = np.array([[40, 15, 5], [0, 20, 10], [3, 3, 4]])  # training samples by group and class
+COUNTS = CELLS.sum(axis=1)  # 60, 30, 10
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,10 +143,8 @@ def _batch(seed: int, b: int = 6) -> dict[str, np.ndarray]:
 
 def test_averages_follow_the_weights():
     config, network = _config("soft_moe"), linear_network()
-    dro = make_dro(config, COUNTS)
-    optimizer = optax.named_chain(("descend", optax.sgd(0.5)), ("dro", dro))
     (stage,) = plan_stages(config, 100, KINDS)
-    step = make_step(config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, COUNTS, 0.75)
+    step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(0.5), decay=0.75)
     state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=True)
     average = np.asarray(state.params["head/kernel"], np.float64)
     step = jax.jit(lambda state, batch, step=step: step(state, batch, axis_name=None))
@@ -177,8 +175,10 @@ def _bits(tree) -> list[bytes]:
 @pytest.mark.parametrize("what", ["input", "loss of one group", "gradient", "λ"])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
     config = _config("remind", dro__every=2, dro__gamma=3e38 if what == "λ" else 0.5)
-    network, dro = linear_network(), make_dro(config, COUNTS)
-    optimizer = states.make_optimizer(optax.constant_schedule(0.1), weight_decay=0.1, clip=1.0, dro=dro)
+    network = linear_network()
+
+    def make(dro):
+        return states.make_optimizer(optax.constant_schedule(0.1), weight_decay=0.1, clip=1.0, dro=dro)
 
     def loss(logits, labels):
         each = -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
@@ -186,7 +186,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
         each = jnp.where(logits.max(axis=1) > 1e4, jnp.inf, each)
         return each + jnp.sqrt(jnp.abs(logits[:, 0])) if what == "gradient" else each
 
-    plain = make_step(config, plan_stages(config, 100, KINDS)[0], network, loss, optimizer, dro, COUNTS, 0.75)
+    stage = plan_stages(config, 100, KINDS)[0]
+    plain, optimizer = steps.composed(config, network, CELLS, stage, make, decay=0.75, loss=loss)
     step = jax.jit(lambda state, batch: plain(state, batch, axis_name=None))
     first, wrong, third = (_batch(i) for i in range(3))
     of_first = wrong["group"] == wrong["group"][0]
@@ -214,14 +215,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
 # ---- Objectives ------------------------------------------------------------------------------------------------------
 
 
-def _gradient(config, batch, num_stage: int = -1, offset=None):
+def _gradient(config, batch, num_stage: int = -1):
     """The gradient that a step descends, read off a plain step of length one, and the λ after it."""
-    counts = objective_counts(config, CELLS)
-    network, dro = linear_network(), make_dro(config, counts)
-    optimizer = optax.named_chain(("descend", optax.sgd(1.0)), ("dro", dro))
-    stage = plan_stages(config, 100, KINDS)[num_stage]
-    loss = make_loss(config, np.array([0.5, 0.3, 0.2]))
-    step = make_step(config, stage, network, loss, optimizer, dro, counts, 0.0, offset)
+    network, stage = linear_network(), plan_stages(config, 100, KINDS)[num_stage]
+    step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent())
     state = states.start(network.init(jax.random.key(1)), lambda path: False, optimizer, 0, ema=False)
     after, metrics = jax.jit(lambda state, batch: step(state, batch, axis_name=None))(state, batch)
     return np.asarray(state.params["head/kernel"] - after.params["head/kernel"]), metrics
@@ -306,9 +303,6 @@ def test_group_weights_rest_where_they_do_not_act(uneven, adjustment):
     np.testing.assert_allclose(gradient, _by_hand(uneven, lambda losses: np.full(8, 1 / 8)), rtol=1e-4, atol=1e-5)
 
 
-CELLS = np.array([[40, 15, 5], [0, 20, 10], [3, 3, 4]])  # training samples by group and class; COUNTS by group
-
-
 def test_cells_of_combination_and_class_are_weighted_apart(uneven):
     uneven = uneven | {"label": np.array([0, 0, 1, 2, 2, 1, 1, 2], np.int32)}
     cell = 3 * uneven["group"] + uneven["label"]
@@ -346,14 +340,15 @@ def test_reweigh_can_go_by_effective_numbers(uneven):
 @pytest.mark.parametrize("prior", ["class", "class_given_group"])
 def test_logits_are_adjusted_in_the_loss(uneven, prior):
     offset = 0.5 * logit_adjust.log_prior(prior, CELLS)
-    gradient, metrics = _gradient(_config("logit_adjust"), uneven, offset=offset)
+    config = _config("logit_adjust", objective__prior=prior, objective__prior_tau=0.5)
+    gradient, metrics = _gradient(config, uneven)
     kernel = np.asarray(linear_network().init(jax.random.key(1))["head/kernel"], np.float64)
     logits = uneven["labs"] @ kernel + offset[uneven["group"]]
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = uneven["labs"].T @ (p - np.eye(3)[uneven["label"]]) / 8
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
     assert metrics["train/loss"] == pytest.approx(-np.log(p[np.arange(8), uneven["label"]]).mean(), rel=1e-4)
-    plain, _ = _gradient(_config("logit_adjust"), uneven)
+    plain, _ = _gradient(_config("soft_moe"), uneven)
     assert np.abs(plain - gradient).max() > 1e-2
 
 
@@ -460,11 +455,8 @@ def test_hidden_samples_are_predicted_as_what_is_left_and_weighted_as_what_they_
     found = {}
     for share in (0.0, 1.0):
         config = _config("soft_moe", train__hide_samples=share, train__hide_modalities=0.999)
-        network, dro = _table_network(), make_dro(config, COUNTS)
-        optimizer = optax.named_chain(("descend", optax.sgd(1.0)), ("dro", dro))
-        (stage,) = plan_stages(config, 100, KINDS)
-        loss = make_loss(config, np.ones(3) / 3)
-        step = make_step(config, stage, network, loss, optimizer, dro, COUNTS, 0.0, masks=masks)
+        network, (stage,) = _table_network(), plan_stages(config, 100, KINDS)
+        step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(), masks=masks)
         state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=False)
         after, metrics = jax.jit(lambda state, batch, step=step: step(state, batch, axis_name=None))(state, batch)
         moved = np.abs(after.params["table"] - state.params["table"]).max(axis=1) > 1e-6
@@ -476,13 +468,9 @@ def test_hidden_samples_are_predicted_as_what_is_left_and_weighted_as_what_they_
 
 def test_distillation_pulls_towards_the_averaged_weights(uneven):
     config = _config("soft_moe", train__hide_samples=0.5, objective__distill_weight=2.0)
-    network, dro = linear_network(), make_dro(config, COUNTS)
-    optimizer = optax.named_chain(("descend", optax.sgd(1.0)), ("dro", dro))
-    (stage,) = plan_stages(config, 100, KINDS)
+    network, (stage,) = linear_network(), plan_stages(config, 100, KINDS)
     masks = np.array([[1, 1], [1, 0], [0, 1]], bool)
-    step = make_step(
-        config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, COUNTS, 0.0, masks=masks
-    )
+    step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(), masks=masks)
     state = states.start(network.init(jax.random.key(1)), stage.is_frozen, optimizer, 0, ema=True)
     teacher = {"head/kernel": state.params["head/kernel"] * 0.5 + 0.3 * jnp.arange(3.0)[None]}
     after, _ = jax.jit(lambda state, batch: step(state, batch, axis_name=None))(state._replace(ema=teacher), uneven)
@@ -510,10 +498,13 @@ def _small(method: str, **changes):
     config.fusion.update(heads=2, experts=2, hidden=8)
     inputs = {name: INPUTS[name] for name in ("labs", "scan")}
     stage = plan_stages(config, 100, KINDS)[-1]
-    network, dro = make_network(settings.model_spec(config), inputs, 3, 3), make_dro(config, COUNTS)
-    moment = config.optim.first_moment
-    optimizer = states.make_optimizer(lambda count: 0.1, weight_decay=0.1, clip=0.0, dro=dro, first_moment=moment)
-    step = make_step(config, stage, network, make_loss(config, np.ones(3) / 3), optimizer, dro, COUNTS, 0.5)
+    network = make_network(settings.model_spec(config), inputs, 3, 3)
+
+    def make(dro):
+        options = {"weight_decay": 0.1, "clip": 0.0, "first_moment": config.optim.first_moment}
+        return states.make_optimizer(lambda count: 0.1, dro=dro, **options)
+
+    step, optimizer = steps.composed(config, network, CELLS, stage, make, decay=0.5)
     params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
     state = states.start(params, stage.is_frozen, optimizer, 0, ema=True, seed=config.seed)
     return step, state

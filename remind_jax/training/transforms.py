@@ -1,0 +1,79 @@
+"""What a step does to samples and weights before the network meets them, as values made from a config."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remind_jax.models.model import Batch, Params, is_group_router
+from remind_jax.ops import hiding
+from remind_jax.training import row_adamw
+from remind_jax.training.objective import is_plain
+
+_HIDING = 3_000  # keeps the draws of modality dropout apart from those of the network
+
+
+class Transforms(NamedTuple):
+    """Transforms of a step.
+
+    Attributes:
+      draws: whether samples need random keys, for dropout, noise or modality dropout.
+      hide: modality dropout, (batch, keys [b]) -> batch; None leaves all modalities.
+      hold: parameters -> parameters, some of which get no gradient; None trains all.
+      by_rows: whether a step reads and moves only those rows of tables of combinations that its batch has.
+    """
+
+    draws: bool = False
+    hide: Callable[[Batch, jax.Array], Batch] | None = None
+    hold: Callable[[Params], Params] | None = None
+    by_rows: bool = False
+
+
+def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
+    """The transforms of a run.
+
+    Args:
+      config: of the run.
+      masks: the combinations, bool [g, m].
+    """
+    train, noisy = config.train, config.fusion.kind != "soft_moe" and config.fusion.noise
+    hides = train.hide_samples > 0
+    return Transforms(
+        draws=bool(noisy or hides or config.model.encoder_dropout > 0 or config.fusion.dropout > 0),
+        hide=modality_dropout(train.hide_samples, train.hide_modalities, masks) if hides else None,
+        hold=without_group_parts(config.ensemble_plain) if config.ensemble_plain else None,
+        by_rows=row_adamw.only_of_batch(config, len(masks)),
+    )
+
+
+def modality_dropout(samples: float, modalities: float, masks: np.ndarray) -> Callable[[Batch, jax.Array], Batch]:
+    """Takes modalities from samples, each of which then has what it has left and the combination that this is.
+
+    Args:
+      samples: share of the samples that lose some.
+      modalities: with what probability such a sample loses each; one always stays.
+      masks: the combinations, bool [g, m].
+    """
+
+    def hide(batch: Batch, keys: jax.Array) -> Batch:
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, _HIDING)
+        present = hiding.hide_modalities(batch["present"], own, samples=samples, modalities=modalities)
+        return {**batch, "present": present, "group": hiding.group_of(present, jnp.asarray(masks))}
+
+    return hide
+
+
+def without_group_parts(plain: int) -> Callable[[Params], Params]:
+    """Holds the parameters of combinations where they are in the first `plain` networks of an ensemble."""
+
+    def hold(params: Params) -> Params:
+        of_groups, here = (
+            {path for path in params if row_adamw.is_table(path) or is_group_router(path)},
+            is_plain(plain),
+        )
+        held = {path: jnp.where(here, jax.lax.stop_gradient(params[path]), params[path]) for path in of_groups}
+        return {path: held.get(path, x) for path, x in params.items()}
+
+    return hold
