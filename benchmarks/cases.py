@@ -25,7 +25,8 @@ import optax
 
 from remind_jax.models.encoders import vit
 from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import STORED, ModelSpec, Network, make_network
+from remind_jax.models.model import STORED, Network, make_network
+from remind_jax.models.spec import ModelSpec
 from remind_jax.objectives import group_dro, reweigh
 from remind_jax.ops import flops, losses, soft_moe
 from remind_jax.ops.pixels import IMAGENET, normalize
@@ -111,9 +112,9 @@ class Case(NamedTuple):
 
 
 class Input(NamedTuple):
-    """What the network must know of one modality."""
+    """What the network must know of one modality; see `models.spec.ModalityInput`."""
 
-    kind: str
+    encoder: str
     shape: tuple[int, ...]
     vocabulary: int
 
@@ -139,7 +140,7 @@ def make_inputs(size: Size, kind: str) -> dict[str, Input]:
     """One input a modality: `embedding` ([t, patch] numbers) or `image` (of t - 1 patches)."""
     side = math.isqrt(size.t - 1) * vit.SIZES[size.image]["patch"]
     shape = (size.t, size.patch) if kind == "embedding" else (side, side, 3)
-    return {f"m{i}": Input(kind, shape, 0) for i in range(size.m)}
+    return {f"m{i}": Input("patch" if kind == "embedding" else kind, shape, 0) for i in range(size.m)}
 
 
 def make_batch(size: Size, inputs: Mapping[str, Input], seed: int = 0) -> dict[str, np.ndarray]:
@@ -152,9 +153,9 @@ def make_batch(size: Size, inputs: Mapping[str, Input], seed: int = 0) -> dict[s
     batch["label"] = rng.integers(0, CLASSES, size.b).astype(np.int32)
     for i, (name, one) in enumerate(inputs.items()):
         shape = (size.b, *one.shape)
-        x = rng.integers(0, 256, shape) if one.kind == "image" else rng.normal(size=shape)
+        x = rng.integers(0, 256, shape) if one.encoder == "image" else rng.normal(size=shape)
         x = x * present[:, i].reshape(-1, *[1] * len(one.shape))
-        batch[name] = x.astype(np.uint8 if one.kind == "image" else np.float32)
+        batch[name] = x.astype(np.uint8 if one.encoder == "image" else np.float32)
     return batch
 
 
@@ -614,18 +615,18 @@ def _trunks(size: Size) -> Variant:
     return Variant(lambda: jax.block_until_ready(program(setup.params, setup.batch)), facts)
 
 
-# Encoder by modality kind, input of one sample.
-ENCODERS: dict[str, tuple[str, Input, dict[str, Any]]] = {
-    "ViT-B/16": ("image", Input("image", (224, 224, 3), 0), {"image_encoder": "vit_base"}),
-    "ResNet-50": ("image", Input("image", (224, 224, 3), 0), {"image_encoder": "resnet50"}),
-    "R3D-18": ("volume", Input("volume", (16, 112, 112, 3), 0), {"volume_encoder": "r3d_18"}),
-    "T5-base": ("text", Input("text", (512,), 32_128), {"text_size": "base", "text_gated": False}),
-    "ViT small": ("image", Input("image", (32, 32, 3), 0), {"image_encoder": "vit_small"}),
+# Input of one sample, options of the network.
+ENCODERS: dict[str, tuple[Input, dict[str, Any]]] = {
+    "ViT-B/16": (Input("image", (224, 224, 3), 0), {"image_encoder": "vit_base"}),
+    "ResNet-50": (Input("image", (224, 224, 3), 0), {"image_encoder": "resnet50"}),
+    "R3D-18": (Input("volume", (16, 112, 112, 3), 0), {"volume_encoder": "r3d_18"}),
+    "T5-base": (Input("text", (512,), 32_128), {"text_size": "base", "text_gated": False}),
+    "ViT small": (Input("image", (32, 32, 3), 0), {"image_encoder": "vit_small"}),
 }
 
 
 def _encoder_entries(size: Size, options: frozenset[str]) -> list[Entry]:
-    """The trunk of each encoder alone, a measure each; PyTorch beside the ViTs."""
+    """The trunk of each encoder alone, a measure each; PyTorch next to the ViTs."""
     names = ("ViT small",) if size is SIZES["tiny"] else tuple(name for name in ENCODERS if name != "ViT small")
     entries = []
     for name in names:
@@ -643,11 +644,11 @@ ENCODER_BATCH = 2
 
 def set_up_encoder(name: str) -> tuple[Callable, dict[str, jax.Array], jax.Array]:
     """The trunk of an encoder as a function of weights and input, both of them."""
-    kind, one, options = ENCODERS[name]
+    one, options = ENCODERS[name]
     network = make_network(ModelSpec(width=768, tokens=16, **options), {"x": one}, 1, CLASSES)
     rng, shape = np.random.default_rng(0), (ENCODER_BATCH, *one.shape)
     x = rng.integers(0, 256, shape).astype(np.uint8)
-    if kind == "text":
+    if one.encoder == "text":
         x = rng.integers(3, one.vocabulary, shape).astype(np.int32)
     params = _weights((name,), network.init)
     return lambda params, x: network.features(params, "x", x), params, jnp.asarray(x)
@@ -674,7 +675,7 @@ def _torch_vit(name: str, compile_it: bool = False) -> Variant:
     features, params, x = set_up_encoder(name)
     expected = np.asarray(jax.jit(features)(params, x))
     weights = {path.removeprefix("encoders/x/"): np.asarray(value) for path, value in params.items()}
-    size = vit.SIZES[ENCODERS[name][2]["image_encoder"].removeprefix("vit_")]
+    size = vit.SIZES[ENCODERS[name][1]["image_encoder"].removeprefix("vit_")]
     network = reference.VisionTransformer(weights, size["heads"], size["patch"])
     pixels = reference.torch.tensor(np.asarray(normalize(x, IMAGENET)))
     _compare(1e-3, "the features", expected, reference.forward(network, pixels)().numpy())

@@ -12,6 +12,7 @@ import numpy as np
 
 from remind_jax.data import builder, pipeline, samplers
 from remind_jax.data.groups import Groups
+from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.reading import read_manifest
 
@@ -70,7 +71,7 @@ def _prepared(kind: str) -> tuple[builder.Source, np.ndarray, Preprocessor, Grou
     _write(folder, kind)
     manifest = read_manifest(folder)
     rows = np.arange(SAMPLES)
-    preprocessor = Preprocessor.fit(manifest, rows, max_tokens=512, vocabulary=4_000)
+    preprocessor = Preprocessor.fit(manifest, rows, FitOptions(512, 4_000))
     groups = Groups.fit(manifest.presence, ["m"], tail_below=0.15, tail=())
     return builder.prepare(manifest, _folder() / "cache"), rows, preprocessor, groups
 

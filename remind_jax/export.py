@@ -27,7 +27,6 @@ import numpy as np
 import safetensors.numpy
 
 from remind_jax import cli
-from remind_jax.data.schema import PIXELS
 from remind_jax.errors import UserError
 from remind_jax.inference import card, loader
 from remind_jax.inference.predictor import Finished, open_finished
@@ -68,11 +67,8 @@ def program(run: Finished) -> Callable[[Params, dict[str, jax.Array]], dict[str,
 
 def inputs(run: Finished, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of a batch of `rows`, a number or a symbol."""
-    kinds = {"text": np.int32, "codes": np.int32, **dict.fromkeys(PIXELS, np.uint8)}
-    batch = {
-        name: jax.ShapeDtypeStruct((rows, *spec.shape), kinds.get(spec.kind, np.float32))
-        for name, spec in run.preprocessor.inputs.items()
-    }
+    specs = run.preprocessor.inputs
+    batch = {name: jax.ShapeDtypeStruct((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
     return batch | {"present": jax.ShapeDtypeStruct((rows, len(batch)), np.bool_)}
 
 

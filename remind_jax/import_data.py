@@ -22,15 +22,11 @@ What was guessed stands in schema.yaml, which can be edited.
 """
 
 import argparse
-import json
 import os
 import pathlib
 
-import polars as pl
-
 from remind_jax import cli
-from remind_jax.data import importers
-from remind_jax.data.files import read_parquet
+from remind_jax.data.importers import flex_moe, meds, monai, table
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import progress
 
@@ -54,77 +50,26 @@ def below(out: pathlib.Path, folder: pathlib.Path) -> str:
     return "" if relative == "." else f"{pathlib.PurePath(relative).as_posix()}/"
 
 
-def _table(options: argparse.Namespace, name: str, prefix: str) -> importers.Imported:
-    if not options.label:
-        raise UserError("no label: name its column as --label=COLUMN")
-    kinds = pairs(options.kind, "--kind")
-    for column, kind in kinds.items():
-        if kind not in importers.COLUMN_KINDS:
-            known = ", ".join(importers.COLUMN_KINDS)
-            hint = did_you_mean(kind, importers.COLUMN_KINDS)
-            raise UserError(f"--kind={column}={kind} is unknown{hint}; known: {known}")
-    files = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
-    found = importers.from_table(
-        importers.read_frame(options.source),
-        name=options.source.stem,  # of the modality
-        label=options.label,
-        sample=options.sample,
-        patient=options.patient,
-        split=options.split,
-        joined={file.stem: importers.read_frame(file) for file in files},
-        kinds=kinds,
-        prefix=prefix,
-    )
-    return found._replace(schema=found.schema | {"name": name})
-
-
-def _monai(options: argparse.Namespace, name: str, prefix: str) -> importers.Imported:
-    try:
-        content = json.loads(options.source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{options.source} is not a JSON file ({type(error).__name__})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{options.source} is not a datalist: it has no lists under training, validation, test")
-    label = options.label or "label"
-    return importers.from_monai(content, name=name, patient=options.patient, label=label, prefix=prefix)
-
-
-def _meds(options: argparse.Namespace, name: str) -> importers.Imported:
-    if not options.labels:
-        raise UserError("no labels: give a parquet file, or a folder of them, as --labels=PATH")
-    labels, splits = pathlib.Path(options.labels), options.source / "metadata" / "subject_splits.parquet"
-    files = sorted((options.source / "data").rglob("*.parquet"))
-    label_files = sorted(labels.rglob("*.parquet")) if labels.is_dir() else [labels]
-    if not files or not all(file.is_file() for file in label_files) or not label_files:
-        raise UserError(
-            f"{options.source}/data or {labels} holds no parquet files: these are no MEDS events with labels"
-        )
-    try:
-        label_tables = [read_parquet(file) for file in label_files]
-        split_table = read_parquet(splits) if splits.is_file() else None
-    except ValueError as error:
-        raise UserError(f"the labels or splits of {options.source} cannot be read as parquet ({error})") from None
-    try:
-        return importers.from_meds(
-            pl.scan_parquet(files),
-            pl.concat(label_tables, how="diagonal"),
-            name=name,
-            splits=split_table,
-            modalities={key: value.split("+") for key, value in pairs(options.modality, "--modality").items()},
-            columns=options.columns,
-        )
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{options.source} is not as MEDS says ({type(error).__name__})") from None
-
-
-def _read(options: argparse.Namespace, name: str, prefix: str) -> importers.Imported:
+def _read(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     if options.form == "table":
-        return _table(options, name, prefix)
+        return table.read(
+            options.source,
+            [pathlib.Path(path) for path in filter(None, options.join.split(","))],
+            name=name,
+            label=options.label,
+            sample=options.sample,
+            patient=options.patient,
+            split=options.split,
+            kinds=pairs(options.kind, "--kind"),
+            prefix=prefix,
+        )
     if options.form == "monai":
-        return _monai(options, name, prefix)
+        label = options.label or "label"
+        return monai.read(options.source, name=name, patient=options.patient, label=label, prefix=prefix)
     if options.form == "meds":
-        return _meds(options, name)
-    return importers.from_flex_moe(options.source, options.out, name=name)
+        parts = {key: value.split("+") for key, value in pairs(options.modality, "--modality").items()}
+        return meds.read(options.source, options.labels, name=name, modalities=parts, columns=options.columns)
+    return flex_moe.from_flex_moe(options.source, options.out, name=name)
 
 
 def main(arguments: list[str]) -> None:
@@ -150,10 +95,10 @@ def main(arguments: list[str]) -> None:
     with progress.make(0, "reading") as bar:
         bar.say(f"Reading {options.source}")
         found = _read(options, name, prefix)
-    paths = importers.path_columns(found.table, found.schema["modalities"])
+    paths = table.path_columns(found.table, found.schema["modalities"])
     if prefix.startswith("..") and options.form in ("table", "monai") and paths:
         raise UserError(f"{options.out} does not hold the files that cells name: give --out={options.source.parent}")
-    importers.write(found, options.out)
+    table.write(found, options.out)
     for note in found.notes:
         print(f"note: {note}")
     modalities = ", ".join(f"{key} ({entry['kind']})" for key, entry in found.schema["modalities"].items())

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from remind_jax.data import samplers
-from remind_jax.data.kinds import tabular
+from remind_jax.data.kinds import numbers
 from remind_jax.data.sources import SOURCES
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.encoders import registry, t5
 from remind_jax.models.fusion.soft_moe import FusionSpec
 from remind_jax.models.fusion.sparse_moe import ROUTINGS
-from remind_jax.models.model import ModelSpec
+from remind_jax.models.spec import ModelSpec
 from remind_jax.objectives import group_dro, logit_adjust, reweigh
 from remind_jax.ops import imputation, routing, soft_moe, sparse_moe
 from remind_jax.runtime import devices, profiling
@@ -28,7 +28,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "sampler_move": samplers.MOVES,
     "data.source": SOURCES,
     "data.bad_files": ("refuse", "missing"),
-    "data.numbers": tabular.NUMBERS,
+    "data.numbers": numbers.NUMBERS,
     "model.text_size": t5.SIZES,
     "model.image_encoder": registry.IMAGE,
     "model.volume_encoder": registry.VOLUME,

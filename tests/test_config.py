@@ -8,7 +8,7 @@ from configs import common
 from remind_jax import settings
 from remind_jax.errors import UserError
 from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ModelSpec
+from remind_jax.models.spec import ModelSpec
 
 
 @pytest.fixture

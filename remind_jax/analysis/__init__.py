@@ -172,5 +172,4 @@ def open_run(path: pathlib.Path) -> Run:
         raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")
     single = make_network(settings.model_spec(config), data.inputs, len(data.groups), len(data.classes))
     network = ensemble_of(single, config.ensemble)
-    kinds = {name: spec.kind for name, spec in data.inputs.items()}
-    return Run(path, config, data, network, plan_stages(config, len(data.stores["train"]), kinds))
+    return Run(path, config, data, network, plan_stages(config, len(data.stores["train"]), data.inputs))

@@ -15,14 +15,13 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data import groups, splits
-from remind_jax.data.files import scan_files
 from remind_jax.data.findings import Finding, in_rows, listed
+from remind_jax.data.kinds import KINDS
 from remind_jax.data.manifest import Manifest
-from remind_jax.data.schema import PIXELS, Modality
+from remind_jax.data.scan import scan_files
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError, did_you_mean
 
-MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
-SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
 FEW_PATIENTS = 10
 INFORMATIVE_AUROC = 0.6
 AUDIT_ROWS = 20_000
@@ -41,11 +40,6 @@ def refuse(findings: Iterable[Finding]) -> None:
 def anonymous(patient: str) -> str:
     """A patient id as 8 hex digits of a salted sha256; the salt lives as long as the process."""
     return hashlib.sha256(_SALT + str(patient).encode()).hexdigest()[:8]
-
-
-def looks_missing(column: pl.Series) -> pl.Series:
-    """Bool [n]: cells of a string column that hold a blank or a word people write for "missing" (NA, None, null, …)."""
-    return column.str.strip_chars().str.to_lowercase().is_in(list(MISSING_TOKENS)).fill_null(False)
 
 
 def find_problems(manifest: Manifest, split: np.ndarray | None = None) -> list[Finding]:
@@ -71,7 +65,7 @@ def find_problems(manifest: Manifest, split: np.ndarray | None = None) -> list[F
     findings += _identity(manifest) + _labels(manifest, split) + _split_column(manifest, given)
     findings += _patients_cut(manifest, split) + _no_modality(manifest)
     for modality in manifest.schema.modalities:
-        findings += _cells(manifest, modality)
+        findings += KINDS[modality.kind].problems(modality, manifest.table)
         if modality.stored == "file":
             findings += _unread_files(manifest, modality)
     if not any(finding.fatal for finding in findings):
@@ -85,11 +79,11 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
         return [Finding("E001", "the table has no rows; it needs one a sample below its header", True)]
     findings = [*manifest.notes, *_identity(manifest), *_no_modality(manifest)]
     for modality in manifest.schema.modalities:
-        findings += _cells(manifest, modality)
+        findings += KINDS[modality.kind].problems(modality, manifest.table)
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
-def absent_columns(schema: object, columns: Sequence[str]) -> list[Finding]:
+def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
     """E001: columns that the schema names and the table lacks."""
     absent = [(owner, column) for owner, column in schema.columns() if column not in columns]
     if len(absent) == len(list(schema.columns())):
@@ -178,49 +172,6 @@ def _no_modality(manifest: Manifest) -> list[Finding]:
     return [Finding("E004", text, True)] if len(empty) else []
 
 
-# ---- cells ----------------------------------------------------------------------------------------------------------
-
-
-def _cells(manifest: Manifest, modality: Modality) -> list[Finding]:
-    """E008 and E009 for the values of one modality. Reading a folder has put most of this right already."""
-    findings = []
-    for column in (*modality.columns, *modality.categorical):
-        cells = manifest.table[column]
-        where = f"column {column!r} ({modality.name}): "
-        if cells.dtype == pl.String:
-            words = looks_missing(cells)
-            if words.any():
-                text = f"{where}{in_rows(words)} blank or a word for missing (NA, None, …); a missing cell must be null"
-                findings.append(Finding("E009", text, True))
-        elif modality.kind == "tabular":
-            findings += _numbers(cells, where)
-        elif modality.kind in PIXELS:
-            if cells.dtype != pl.Array(pl.UInt8, modality.shape):
-                text = f"{where}holds {cells.dtype}, not 8-bit pixels {list(modality.shape)}; convert the cells"
-                findings.append(Finding("E008", text, True))
-        elif modality.kind == "embedding":
-            arrays = cells.drop_nulls().to_numpy()
-            wrong = ~np.isfinite(arrays).reshape(len(arrays), -1).all(axis=1)
-            if wrong.any():
-                bad = np.zeros(cells.len(), bool)
-                bad[np.flatnonzero(cells.is_not_null())[wrong]] = True
-                findings.append(Finding("E008", f"{where}{in_rows(bad)} with NaN or infinite values; mend them", True))
-    return findings
-
-
-def _numbers(cells: pl.Series, where: str) -> list[Finding]:
-    findings = []
-    values = cells.cast(pl.Float64)
-    nan = values.is_nan().fill_null(False)
-    if nan.any():
-        findings.append(Finding("E009", f"{where}{in_rows(nan)} NaN; a missing cell must be null", True))
-    # Models compute in float32, so what overflows there is as bad as infinity.
-    large = (values.abs() > np.finfo(np.float32).max).fill_null(False) & ~nan
-    if large.any():
-        findings.append(Finding("E008", f"{where}{in_rows(large)} infinite or beyond float32; empty them", True))
-    return findings
-
-
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -268,9 +219,9 @@ def _shared_content(manifest: Manifest) -> list[Finding]:
     findings = []
     patients = manifest.table[manifest.schema.patient_id]
     for modality in manifest.schema.modalities:
-        if modality.kind not in ("text", "embedding", *PIXELS):
+        content = KINDS[modality.kind].content(modality, manifest.table, manifest.files)
+        if content is None:
             continue
-        content = _content(manifest, modality)
         table = pl.DataFrame({"content": content, "patient": patients}).drop_nulls("content")
         shared = (
             table.group_by("content").agg(pl.col("patient").unique().sort()).filter(pl.col("patient").list.len() > 1)
@@ -283,22 +234,6 @@ def _shared_content(manifest: Manifest) -> list[Finding]:
             )
             findings.append(Finding("W103", text, False))
     return findings
-
-
-def _content(manifest: Manifest, modality: Modality) -> pl.Series:
-    """What is compared for W103: a string a row, null where there is nothing worth comparing."""
-    cells = manifest.table[modality.columns[0]]
-    if modality.stored == "file":
-        least = SHORT_TEXT + 1 if modality.kind == "text" else 0
-        records = {cell: record for cell, record in manifest.files.items() if record.size >= least}
-        values = [records[cell].sha256 if cell in records else None for cell in cells.to_list()]
-    elif modality.kind == "text":
-        return cells.set((cells.str.len_chars() <= SHORT_TEXT).fill_null(True), None)
-    else:
-        arrays = iter(cells.drop_nulls().to_numpy())
-        here = cells.is_not_null().to_list()
-        values = [hashlib.sha256(next(arrays).tobytes()).hexdigest() if present else None for present in here]
-    return pl.Series(values, dtype=pl.String)
 
 
 def _informative(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:

@@ -10,8 +10,10 @@ import polars as pl
 
 from remind_jax.data import builder, check, missingness, pipeline, sources, splits
 from remind_jax.data.groups import Groups, count_combinations, group_name
+from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.manifest import Manifest
-from remind_jax.data.preprocess import InputSpec, Preprocessor
+from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
 
 DEFAULT_CACHE = "~/.cache/remind_jax"
@@ -123,15 +125,14 @@ def fit(config: Any) -> Fitted:
         tail_below=config.groups.tail_below,
         tail=config.groups.tail,
     )
-    preprocessor = Preprocessor.fit(
-        manifest,
-        train,
+    options = FitOptions(
         max_tokens=config.data.max_tokens,
         vocabulary=config.data.vocabulary,
         tokenizer=config.data.tokenizer,
         numbers=config.data.numbers,
         bins=config.data.bins,
     )
+    preprocessor = Preprocessor.fit(manifest, train, options)
     return Fitted(manifest, split, dealt, groups, preprocessor, findings)
 
 

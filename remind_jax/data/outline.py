@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from remind_jax.data.preprocess import InputSpec
+from remind_jax.data.kinds import KINDS
+from remind_jax.data.schema import InputSpec
 
 
 class Outline(NamedTuple):
@@ -26,14 +27,14 @@ def _mimic_iv(data: Any) -> Outline:
     from remind_jax.data.sources import mimic_iv_twin
 
     kinds = {"notes": "text", "labs": "text", "icd": data.icd}
-    inputs = {name: InputSpec(kind, (data.max_tokens,), data.vocabulary) for name, kind in kinds.items()}
+    inputs = {name: KINDS[kind].spec((data.max_tokens,), data.vocabulary) for name, kind in kinds.items()}
     return Outline(inputs, len(mimic_iv_twin.PUBLISHED), 2, 73_181)  # ICU stays of version 2.2
 
 
 def _embed(data: Any) -> Outline:
     from remind_jax.data.sources import embed
 
-    image = InputSpec("image", (data.image_size, data.image_size, 1))
+    image = KINDS["image"].spec((data.image_size, data.image_size, 1))
     return Outline(dict.fromkeys(embed.MODALITIES, image), len(embed.PUBLISHED), len(embed.CLASSES), 72_770)
 
 
@@ -42,10 +43,10 @@ def _fprm(data: Any) -> Outline:
 
     side = data.image_size
     inputs = {
-        "fundus": InputSpec("image", (side, side, 3)),
-        "flow": InputSpec("volume", (data.frames, side, side, 3)),
-        "oxygen": InputSpec("image", (side, side, 3)),
-        "tabular": InputSpec("tabular", (64,)),
+        "fundus": KINDS["image"].spec((side, side, 3)),
+        "flow": KINDS["volume"].spec((data.frames, side, side, 3)),
+        "oxygen": KINDS["image"].spec((side, side, 3)),
+        "tabular": KINDS["tabular"].spec((64,)),
     }
     return Outline(inputs, len(image_twins.FPRM_PUBLISHED), 3, 3_394)
 

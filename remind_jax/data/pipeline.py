@@ -14,12 +14,11 @@ from remind_jax.data import builder, samplers
 from remind_jax.data.groups import Groups
 from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
-from remind_jax.data.schema import PIXELS
+from remind_jax.data.schema import RESERVED
 from remind_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-_RESERVED = ("present", "group", "label", "row", "weight")
 _BLOCK = 2048  # rows read and encoded at a time while a store is filled
 _PROBE = 256  # rows encoded to learn what a row costs in memory
 _BLOCK_BYTES = 64 * 2**20  # of inputs; images and volumes make blocks and probe shorter
@@ -103,9 +102,9 @@ def make_store(
     Raises:
       UserError: a modality has the name of one of the batch's own columns, or the prepared data are damaged.
     """
-    clashes = sorted(set(preprocessor.inputs) & set(_RESERVED))
+    clashes = sorted(set(preprocessor.inputs) & set(RESERVED))
     if clashes:
-        raise UserError(f"modality names {', '.join(_RESERVED)} are taken, rename in schema.yaml: {', '.join(clashes)}")
+        raise UserError(f"modality names {', '.join(RESERVED)} are taken, rename in schema.yaml: {', '.join(clashes)}")
     stream = StreamStore(source, rows, preprocessor, groups)
     block = _rows_at_a_time(preprocessor)
     probe = stream.take(np.arange(min(_PROBE, block, len(stream))))
@@ -123,7 +122,7 @@ def make_store(
 def _rows_at_a_time(preprocessor: Preprocessor) -> int:
     """As many rows as a block may hold, by number and by bytes of their inputs."""
     inputs = preprocessor.inputs.values()
-    size = sum(math.prod(spec.shape) * (1 if spec.kind in PIXELS else 4) for spec in inputs)
+    size = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in inputs)
     return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, size)))
 
 

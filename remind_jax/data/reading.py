@@ -6,19 +6,94 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
+import yaml
 
 from remind_jax.data import check, files
-from remind_jax.data.findings import Finding, in_rows
+from remind_jax.data.cells import as_string, trim
+from remind_jax.data.findings import Finding
+from remind_jax.data.kinds import KINDS
 from remind_jax.data.manifest import Manifest
-from remind_jax.data.schema import Modality, Schema, read_schema
+from remind_jax.data.scan import scan_files
+from remind_jax.data.schema import RESERVED, Modality, Schema, mapping, shown, string
 from remind_jax.errors import UserError, did_you_mean
 
 BAD_FILES = ("refuse", "missing")
 SPLIT_ALIASES = {"val": "tuning", "test": "held_out"}
 _MAX_ROWS = 20_000_000  # of a parquet file, whose size does not tell
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib
+
+
+def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
+    """Reads `schema.yaml`.
+
+    Args:
+      path: of the file.
+      image_size: height and width that images and frames of volumes are resized to.
+      frames: the length that volumes are resized to.
+
+    Raises:
+      UserError: the file is not there, not YAML, or does not say what it must.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: a manifest folder needs one, which python -m remind_jax.import_data writes"
+        ) from None
+    except Exception as error:  # what its tags cannot read ends in all kinds of errors
+        place = getattr(error, "problem_mark", None)
+        raise UserError(f"{path} is not YAML{f' (line {place.line + 1})' if place else ''}") from None
+    try:
+        return _parse_schema(content, image_size, frames)
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from None
+
+
+def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
+    keys = ("version", "name", "sample_id", "patient_id", "label", "split", "modalities")
+    top = mapping(content, "the file", keys, ("split",))
+    if top["version"] != 1 or isinstance(top["version"], bool):
+        raise UserError(f"version must be 1, not {shown(top['version'])}")
+    label = mapping(top["label"], "label", ("column", "classes"))
+    classes = label["classes"]
+    if not isinstance(classes, list) or not all(type(name) in (str, int) for name in classes):
+        raise UserError("label.classes must be a list of strings; put yes, no, on, off and decimals in quotes")
+    classes = tuple(str(name).strip() for name in classes)
+    if len(classes) < 2 or len(set(classes)) != len(classes) or not all(c and c.isprintable() for c in classes):
+        raise UserError("label.classes needs at least two different names, each one line")
+    if not isinstance(entries := top["modalities"], dict) or not entries:
+        raise UserError("modalities must be a mapping from names to descriptions")
+    schema = Schema(
+        name=string(top["name"], "name"),
+        sample_id=string(top["sample_id"], "sample_id"),
+        patient_id=string(top["patient_id"], "patient_id"),
+        label=string(label["column"], "label.column"),
+        classes=classes,
+        modalities=tuple(_parse_modality(name, entry, image_size, frames) for name, entry in entries.items()),
+        split=None if top.get("split") is None else string(top["split"], "split"),
+    )
+    owners: dict[str, str] = {}
+    for owner, column in schema.columns():
+        if column in owners and (owner, owners[column]) != ("patient_id", "sample_id"):
+            raise UserError(f"column {column!r} is used twice, by {owners[column]} and {owner}")
+        owners[column] = owner
+    return schema
+
+
+def _parse_modality(name: object, entry: object, image_size: int, frames: int) -> Modality:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in RESERVED:
+        taken = ", ".join(RESERVED)
+        raise UserError(f"modality name {shown(name)} must be letters, digits, _ and -, and none of {taken}")
+    where = f"modalities.{name}"
+    if not isinstance(entry, dict) or "kind" not in entry:
+        raise UserError(f"{where} must be a mapping with a kind")
+    if not isinstance(entry["kind"], str) or entry["kind"] not in KINDS:
+        found = shown(entry["kind"])
+        raise UserError(f"{where}: unknown kind {found}{did_you_mean(found, KINDS)}; kinds are {', '.join(KINDS)}")
+    kind = KINDS[entry["kind"]]
+    mapping(entry, where, ("kind", *kind.keys), kind.optional)
+    return kind.parse(name, entry, image_size, frames)
 
 
 def read_manifest(
@@ -88,21 +163,18 @@ def _typed(
     notes = list(notes)
     series = {name: table[name] for _, name in schema.columns()}
     for name in (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else [])):
-        series[name] = _trim(_as_string(series[name]))
+        series[name] = trim(as_string(series[name]))
     if schema.split is not None:
         series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
     modalities, records = [], {}
     for modality in schema.modalities:
-        if modality.kind == "embedding" and modality.stored == "":
-            nested = series[modality.columns[0]].dtype.is_nested()
-            modality = dataclasses.replace(modality, stored="cell" if nested else "file")
+        modality, columns, found = KINDS[modality.kind].typed(modality, series)
         modalities.append(modality)
-        for name in (*modality.columns, *modality.categorical):
-            series[name], found = _type_column(modality, series[name], name in modality.categorical)
-            notes += found
+        series |= columns
+        notes += found
         if modality.stored == "file":
             name = modality.columns[0]
-            scan = files.scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
+            scan = scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
             series[name] = scan.cells
             records |= scan.records
             notes += scan.findings
@@ -171,19 +243,18 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
 
     empty, notes = pl.lit(None, pl.String), []
     # A schema of a run tells how its own data were stored; new ones may hold files in place of values.
-    stored = {"embedding": "", "image": "file", "volume": "file"}
-    modalities = [dataclasses.replace(each, stored=stored.get(each.kind, each.stored)) for each in schema.modalities]
-    lacking = [each for each in modalities if absent((*each.columns, *each.categorical))]
+    modalities = [KINDS[each.kind].as_new(each) for each in schema.modalities]
+    lacking = [each for each in modalities if absent(each.all_columns)]
     schema = dataclasses.replace(schema, modalities=tuple(modalities), split=None)
     if len(lacking) == len(modalities):
         return schema, table, []  # as wrong a table as can be, which the checks say better
-    added = {schema.label: empty, **{c: empty for each in lacking for c in (*each.columns, *each.categorical)}}
+    added = {schema.label: empty, **{c: empty for each in lacking for c in each.all_columns}}
     added |= {schema.sample_id: pl.int_range(1, pl.len() + 1)} if absent([schema.sample_id]) else {}
     table = table.with_columns(**{name: value for name, value in added.items() if name not in table.columns})
     if schema.patient_id not in table.columns:
         table = table.with_columns(pl.col(schema.sample_id).alias(schema.patient_id))
     for each in lacking:
-        hint = did_you_mean((*each.columns, *each.categorical)[0], table.columns)
+        hint = did_you_mean(each.all_columns[0], table.columns)
         text = f"no column of the modality {each.name!r} is in the table{hint}; it is missing in all rows"
         notes.append(Finding("W108", text, False))
     return schema, table, notes
@@ -214,76 +285,3 @@ def _read_table(path: pathlib.Path) -> pl.DataFrame:
     if double:
         raise UserError(f"{path} has two columns named {double[0]!r}")
     return table
-
-
-def _as_string(column: pl.Series) -> pl.Series:
-    if column.dtype.is_nested() or column.dtype == pl.Binary:
-        raise UserError(f"column {column.name!r} holds {column.dtype}; it must hold single values")
-    if column.dtype.is_float() and ((column.round() == column) | column.is_null() | column.is_nan()).all():
-        # Integers with holes come out of pandas as floats; "1.0" would match no class.
-        column = column.fill_nan(None).cast(pl.Int64, strict=False)
-    return column.cast(pl.String)
-
-
-def _trim(column: pl.Series) -> pl.Series:
-    """Without blanks around; blank cells become null."""
-    column = column.str.strip_chars()
-    return column.set((column == "").fill_null(False), None)
-
-
-def _type_column(modality: Modality, column: pl.Series, categorical: bool) -> tuple[pl.Series, list[Finding]]:
-    """One modality's column in the type that `Manifest` promises, and what had to be done or refused."""
-    where = f"column {column.name!r} ({modality.name}): "
-    if modality.kind == "embedding" and modality.stored == "cell":
-        return _type_embedding(column, where)
-    numeric = modality.kind == "tabular" and not categorical
-    if numeric and (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-        values = column.cast(pl.Float64)
-        words = values.is_nan().fill_null(False)
-        return values.fill_nan(None), _normalised(words, where)
-    column = _as_string(column)
-    words = check.looks_missing(column)
-    column = column.set(words, None)
-    notes = _normalised(words, where)
-    if not numeric:
-        return (column.str.strip_chars() if categorical else column), notes
-    values = column.str.strip_chars().cast(pl.Float64, strict=False)
-    wrong = values.is_null() & column.is_not_null()
-    if wrong.any():
-        text = f"{where}{in_rows(wrong)} not a number; mend or empty them, or declare the column categorical"
-        notes.append(Finding("E009", text, True))
-    return values, notes
-
-
-def _normalised(words: pl.Series, where: str) -> list[Finding]:
-    text = f"{where}{in_rows(words)} blank or a word for missing (NA, None, …), read as missing; leave them empty"
-    return [Finding("E009", text, False)] if words.any() else []
-
-
-def _type_embedding(column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
-    """Nested lists as `Array(Float32, (t, d))`; all null with an E008 when they have not one shape."""
-    dtype, depth = column.dtype, 0
-    while dtype.is_nested() and hasattr(dtype, "inner"):
-        dtype, depth = dtype.inner, depth + 1
-    values = _rectangular(column.drop_nulls(), dtype) if depth == 2 and dtype.is_numeric() else None
-    if values is None:
-        text = f"{where}cells must be lists [t, d] of numbers, all of one shape and without nulls; reshape them"
-        return pl.Series(column.name, [None] * column.len(), pl.String), [Finding("E008", text, True)]
-    index = pl.Series([None] * column.len(), dtype=pl.Int64)
-    here = np.flatnonzero(column.is_not_null())
-    index[here] = np.arange(len(here))
-    return pl.Series(column.name, values).gather(index), []
-
-
-def _rectangular(present: pl.Series, dtype: pl.DataType) -> np.ndarray | None:
-    """Nested lists as float32 [n, t, d], or None when they are ragged or hold nulls."""
-    lists = present.cast(pl.List(pl.List(dtype)))
-    tokens = lists.list.len().unique().to_list()
-    inner = lists.explode()
-    widths = inner.list.len().unique().to_list()
-    if len(tokens) != 1 or len(widths) != 1 or not tokens[0] or not widths[0]:
-        return None
-    flat = inner.explode()
-    with np.errstate(over="ignore"):
-        values = flat.to_numpy().astype(np.float32)
-    return None if flat.has_nulls() else values.reshape(len(present), tokens[0], widths[0])

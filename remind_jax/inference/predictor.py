@@ -13,7 +13,7 @@ import numpy as np
 
 from remind_jax import analysis, settings
 from remind_jax.data.groups import Groups
-from remind_jax.data.kinds.tabular import Tabular
+from remind_jax.data.kinds.tabular import FittedTable
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import Modality, Schema, schema_from_dict
@@ -102,8 +102,7 @@ def open_finished(path: pathlib.Path) -> Finished:
             raise UserError(f"the run in {path} was made by an older version, which kept no combinations: run it again")
         counts = np.array(record["label_counts"], np.int64)
         preprocessor = Preprocessor.from_dict(record["preprocessor"])
-        kinds = {name: spec.kind for name, spec in preprocessor.inputs.items()}
-        stages = plan_stages(config, int(counts.sum()), kinds)
+        stages = plan_stages(config, int(counts.sum()), preprocessor.inputs)
         groups = Groups.from_dict(record["groups"])
         schema = schema_from_dict(record["schema"]) if "schema" in record else _plain_schema(report, preprocessor)
         patients = np.array(record.get("train_patients", groups.train_counts), np.int64)
@@ -119,15 +118,15 @@ def _plain_schema(report: Mapping[str, Any], preprocessor: Preprocessor) -> Sche
     """Columns called as what they hold: `sample_id`, `patient_id`, `label`, and each modality by its name."""
 
     def modality(name: str) -> Modality:
-        encoder = preprocessor.encoders[name]
-        kind, shape = encoder.spec.kind, encoder.spec.shape
-        if isinstance(encoder, Tabular):
-            return Modality(name, kind, encoder.columns, encoder.categorical)
+        fitted = preprocessor.fitted[name]
+        kind, shape = fitted.spec.kind, fitted.spec.shape
+        if isinstance(fitted, FittedTable):
+            return Modality(name, kind, fitted.columns, fitted.categorical)
         if kind in ("image", "volume"):
             return Modality(name, kind, (name,), (), "file", shape)
         return Modality(name, kind, (name,), (), "" if kind == "embedding" else "cell")
 
-    modalities = tuple(map(modality, preprocessor.encoders))
+    modalities = tuple(map(modality, preprocessor.fitted))
     return Schema(report["data"], "sample_id", "patient_id", "label", tuple(report["classes"]), modalities)
 
 
@@ -142,25 +141,16 @@ def as_in_run(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Pat
     Raises:
       UserError: its modalities, kinds or columns are not those of the run.
     """
-    there, encoders, modalities = {each.name: each for each in manifest.schema.modalities}, preprocessor.encoders, []
+    there, fitted, modalities = {each.name: each for each in manifest.schema.modalities}, preprocessor.fitted, []
     for name in there:
-        if name not in encoders:
-            raise UserError(f"{where}: the run has no modality {name!r}{did_you_mean(name, encoders)}")
-    for name, encoder in encoders.items():
+        if name not in fitted:
+            raise UserError(f"{where}: the run has no modality {name!r}{did_you_mean(name, fitted)}")
+    for name, each in fitted.items():
         if name not in there:
             raise UserError(f"{where}: schema.yaml lacks the run's modality {name!r}; its column may be empty")
-        modality, spec = there[name], encoder.spec
-        if modality.kind != spec.kind:
-            raise UserError(f"{where}: {name!r} is of kind {modality.kind}, in the run {spec.kind}")
-        if modality.shape and modality.shape != spec.shape:
-            raise UserError(f"{where}: pixels of {name!r} are {list(modality.shape)}, in the run {list(spec.shape)}")
-        if isinstance(encoder, Tabular):
-            columns = {"columns": encoder.columns, "categorical": encoder.categorical}
-            if any(set(getattr(modality, key)) != set(wanted) for key, wanted in columns.items()):
-                wanted = ", ".join((*encoder.columns, *encoder.categorical))
-                raise UserError(f"{where}: the table {name!r} has other columns than in the run: {wanted}")
-            modality = dataclasses.replace(modality, **columns)
-        modalities.append(modality)
+        if there[name].kind != each.spec.kind:
+            raise UserError(f"{where}: {name!r} is of kind {there[name].kind}, in the run {each.spec.kind}")
+        modalities.append(each.adopt(there[name], str(where)))
     return dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=tuple(modalities)))
 
 

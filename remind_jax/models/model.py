@@ -4,9 +4,8 @@ Modules only declare parameters; training code sees a plain dictionary of arrays
 `fusion/block_0/router`, and a pure function of it.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,9 @@ from flax import nnx, traverse_util
 
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import registry
-from remind_jax.models.fusion.soft_moe import FusionSpec, Route, SoftMoEBlock, Tokens
+from remind_jax.models.fusion.soft_moe import Route, SoftMoEBlock, Tokens
 from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
+from remind_jax.models.spec import ModalityInput, ModelSpec
 from remind_jax.ops import imputation, losses
 from remind_jax.ops.transformer import dropout
 
@@ -26,54 +26,6 @@ Batch = Mapping[str, jax.Array]
 
 STORED = "features/"
 """Before the name of a modality: what its frozen trunk has found, in a batch in place of its input."""
-
-
-class ModalityInput(Protocol):
-    """What an encoder must know of one modality: kind, shape of one sample's input, vocabulary of token ids."""
-
-    kind: str
-    shape: tuple[int, ...]
-    vocabulary: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """Shape and options of the network.
-
-    Attributes:
-      width: d.
-      tokens: t, tokens of each modality (precomputed embeddings keep their own number).
-      encoder_hidden: width of a hidden layer in patch encoders; 0 is the paper's linear map.
-      encoder_dropout: rate on the tokens that encoders give, and inside text encoders and hidden layers.
-      text_size: a key of `t5.SIZES`.
-      text_gated: gated GELU (T5 v1.1) instead of ReLU (v1.0).
-      image_encoder: a key of `registry.IMAGE`. A ViT gives all its tokens, a residual network `tokens` of them.
-      volume_encoder: a key of `registry.VOLUME`.
-      remat: compute the layers of text and ViT encoders again in the backward pass instead of keeping what is inside.
-      imputation: one of `imputation.KINDS`.
-      modality_embedding: add a learned vector of its modality to every token.
-      pooling: `mean` over all tokens, `observed` for those of present modalities, `first` token, or `attention`.
-      wide: add a linear map from the tokens of present modalities to the logits, zero at first (Cheng et al. 2016).
-      members: predictors that share all weights but a factor of each input of the fusion and a head (TabM-mini,
-        Gorishniy et al. 2025, arXiv 2410.24210, after BatchEnsemble, Wen et al. 2020).
-      fusion: of the soft-MoE blocks.
-    """
-
-    width: int = 64
-    tokens: int = 1
-    encoder_hidden: int = 0
-    encoder_dropout: float = 0.0
-    text_size: str = "small"
-    text_gated: bool = True
-    image_encoder: str = "vit_small"
-    volume_encoder: str = "r3d_small"
-    remat: bool = False
-    imputation: str = "group"
-    modality_embedding: bool = False
-    pooling: str = "mean"
-    wide: bool = False
-    members: int = 1
-    fusion: FusionSpec = dataclasses.field(default_factory=FusionSpec)
 
 
 class Output(NamedTuple):
@@ -198,6 +150,7 @@ class Model(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.spec, self.modalities = spec, tuple(inputs)
+        self.trunks = tuple(name for name, modality in inputs.items() if registry.has_trunk(modality.encoder))
         self.encoders = _Encoders(spec, inputs, rngs)
         self.imputation = _Imputation(spec.imputation, spec.width, len(inputs), num_groups, rngs)
         if spec.modality_embedding:
@@ -232,7 +185,7 @@ class Model(nnx.Module):
             with jax.named_scope(f"encoders/{name}"):
                 if STORED + name in batch:
                     encoded.append(encoder.project(batch[STORED + name].astype(self.dtype), modality_keys))
-                elif resting and isinstance(encoder, registry.WITH_TRUNK):
+                elif resting and name in self.trunks:
                     encoded.append(encoder.project(encoder.features(batch[name], None), modality_keys))
                 else:
                     is_number = jnp.issubdtype(batch[name].dtype, jnp.floating)
@@ -465,12 +418,12 @@ def ensemble_of(network: Network, count: int) -> Network:
 def load_pretrained(
     spec: ModelSpec, inputs: Mapping[str, ModalityInput], sources: Mapping[str, str], params: Params
 ) -> dict[str, np.ndarray]:
-    """Published weights for the encoders of some kinds.
+    """Published weights for the encoders of some families.
 
     Args:
       spec: of the network.
-      inputs: of the network; the encoders of one kind all start from the same file.
-      sources: file, folder or hub name by kind (`text`, `image`, `volume`); an empty one is left out.
+      inputs: of the network; the encoders of one family all start from the same file.
+      sources: file, folder or hub name by family of encoders (`text`, `image`, `volume`); an empty one is left out.
       params: of the network, for their shapes.
 
     Returns:
@@ -481,14 +434,14 @@ def load_pretrained(
     """
     loaded: dict[str, np.ndarray] = {}
     for name, modality in inputs.items():
-        kind = "text" if modality.kind in registry.TEXT else modality.kind
-        if modality.kind == "codes" or not sources.get(kind):
-            continue  # the ids of codes are those of a fitted list, which no published file knows
+        published = registry.ENCODERS[modality.encoder].published
+        if published is None or not sources.get(modality.encoder):
+            continue
         prefix = f"encoders/{name}/"
         shapes = {path.removeprefix(prefix): np.shape(x) for path, x in params.items() if path.startswith(prefix)}
-        file = registry.checkpoint(spec, kind)
+        file = published(spec)
         found = pretrained.load(
-            sources[kind],
+            sources[modality.encoder],
             file.layout,
             shapes,
             prefixes=file.prefixes,

@@ -3,15 +3,16 @@
     remind train --config=nhanes:method=logistic_regression
 
 Same splits, same preprocessing, same selection rule (`train.select` on the tuning rows), same report as a run of
-remind_jax.main. What a model sees of a sample: the presence of every modality; tabular features as encoded (logistic
-regression: means for what is missing; boosting: NaN); texts and codes as bags of tokens; embeddings averaged over their
-tokens; images and volumes shrunk to a few blocks. Everything is fitted on the train rows.
+remind_jax.main. What a model sees of a sample: the presence of every modality, and what `plain` of its fitted kind
+gives: tabular features as encoded (logistic regression: means for what is missing; boosting: NaN); texts and codes as
+bags of tokens; embeddings averaged over their tokens; images and volumes shrunk to a few blocks. Everything is fitted
+on the train rows.
 """
 
 import contextlib
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from remind_jax.data.dataset import Dataset
-    from remind_jax.data.kinds.tabular import Tabular
     from remind_jax.training.run_folder import RunFolder
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
@@ -32,7 +32,6 @@ TREES = 200  # at most
 LEARNING_RATE = 0.1
 MANY_ROWS = 20_000  # train rows from which on threads save boosting more time than they cost
 TOKENS = 256  # tokens of a text or code modality that boosting sees, the most frequent in training
-PIXELS, FRAMES = 8, 4  # blocks an image is shrunk to in each direction, and a volume in time
 _BLOCK = 1024  # rows read at a time
 # The keys that decide a plain model; the others are the network's.
 _SECTIONS = ("data", "groups", "eval")
@@ -72,13 +71,14 @@ def features(data: "Dataset", split: str) -> Features:
     """Reads a split's encoded rows and turns them into numbers and bags."""
     from scipy import sparse
 
-    store, inputs = data.stores[split], data.inputs
+    store = data.stores[split]
     blocks = [np.arange(i, min(i + _BLOCK, len(store))) for i in range(0, len(store), _BLOCK)] or [np.arange(0)]
     dense, bags, present, labels = [], [], [], []
     for rows in blocks:
         batch = store.take(rows)
-        dense.append(_dense(data, batch))
-        bags.append([_bag(batch[name], spec.vocabulary) for name, spec in inputs.items() if spec.vocabulary])
+        seen = [fitted.plain(batch[name]) for name, fitted in data.preprocessor.fitted.items()]
+        dense.append(_dense(seen, batch["present"]))
+        bags.append([values for values in seen if sparse.issparse(values)])
         present.append(batch["present"])
         labels.append(batch["label"])
     return Features(
@@ -89,56 +89,15 @@ def features(data: "Dataset", split: str) -> Features:
     )
 
 
-def _dense(data: "Dataset", batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The numbers of all modalities but texts and codes, NaN where missing, float32 [n, p]."""
-    columns = [np.zeros((len(batch["label"]), 0), np.float32)]
-    for j, (name, spec) in enumerate(data.inputs.items()):
-        if spec.vocabulary:
-            continue
-        values = batch[name]
-        if spec.kind == "tabular":
-            values = _with_holes(values.copy(), data.preprocessor.encoders[name])
-        elif spec.kind == "embedding":
-            values = values.mean(axis=1)
-        else:
-            values = shrink(values)
-        columns.append(np.where(batch["present"][:, j : j + 1], values, np.nan).astype(np.float32))
-    return np.concatenate(columns, axis=1)
-
-
-def _with_holes(values: np.ndarray, encoder: "Tabular") -> np.ndarray:
-    """Tabular features with NaN for empty cells instead of what stands in for them; the indicators stay."""
-    start = len(encoder.columns)
-    for place, column in enumerate(encoder.numeric_holes):
-        values[np.ix_(values[:, start + place] > 0, encoder.features_of(column))] = np.nan
-    return values
-
-
-def _bag(ids: np.ndarray, vocabulary: int) -> "csr_matrix":
-    """How often each token is in each row, [n, t] -> sparse float32 [n, vocabulary]; padding and end do not count."""
+def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
+    """The numbers among what is seen of each modality, NaN where it is missing, float32 [n, p]."""
     from scipy import sparse
 
-    from remind_jax.data.kinds.text import EOS, PAD
-
-    rows, places = np.nonzero((ids != PAD) & (ids != EOS))
-    counts = sparse.coo_matrix(
-        (np.ones(len(rows), np.float32), (rows, ids[rows, places])), shape=(len(ids), vocabulary)
-    )
-    return counts.tocsr()
-
-
-def shrink(pixels: np.ndarray) -> np.ndarray:
-    """Means over blocks of 8-bit pixels in 0 to 1, [n, (frames,) height, width, channels] -> [n, p]."""
-    values = pixels.astype(np.float32) / 255.0
-    limits = (*((FRAMES,) if values.ndim == 5 else ()), PIXELS, PIXELS)
-    for axis, most in enumerate(limits, start=1):
-        length = values.shape[axis]
-        if length > most:
-            starts = np.arange(most) * length // most
-            sizes = np.diff([*starts, length]).astype(np.float32)
-            sums = np.add.reduceat(values, starts, axis=axis)
-            values = sums / sizes.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-    return values.reshape(len(values), -1)
+    columns = [np.zeros((len(present), 0), np.float32)]
+    for j, values in enumerate(seen):
+        if not sparse.issparse(values):
+            columns.append(np.where(present[:, j : j + 1], values, np.nan).astype(np.float32))
+    return np.concatenate(columns, axis=1)
 
 
 # ---- Models ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 from remind_jax import settings
 from remind_jax.data import dataset as datasets
 from remind_jax.data.outline import OUTLINES, Outline
-from remind_jax.data.preprocess import InputSpec
+from remind_jax.data.schema import InputSpec
 from remind_jax.models.model import ensemble_of, is_statistic, make_network
 from remind_jax.ops import flops
 from remind_jax.training.objective import make_loss
@@ -87,7 +87,7 @@ def make_plan(config: Any) -> Plan:
     single = make_network(settings.model_spec(config), outline.inputs, outline.groups, outline.classes)
     network = ensemble_of(single, config.ensemble)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    stages = plan_stages(config, outline.samples, {name: spec.kind for name, spec in outline.inputs.items()})
+    stages = plan_stages(config, outline.samples, outline.inputs)
 
     def forward(params, batch):
         return network.apply(params, batch, gate=stages[-1].eval_gate)
@@ -99,7 +99,7 @@ def make_plan(config: Any) -> Plan:
             parameters[_part(path)] += math.prod(shape.shape)
     tokens = jax.eval_shape(network.encode, params, _batch(outline.inputs, 1)).shape[-2]
     costs = tuple(_stage_cost(config, stage, network, outline, params) for stage in stages)
-    row = sum(math.prod(spec.shape) * _dtype(spec).itemsize for spec in outline.inputs.values())
+    row = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in outline.inputs.values())
     return Plan(parameters, counted, costs, tokens, row, outline.samples)
 
 
@@ -112,12 +112,8 @@ def _outline(config: Any) -> Outline:
     return Outline(fitted.preprocessor.inputs, len(fitted.groups), classes, fitted.manifest.table.height)
 
 
-def _dtype(spec: InputSpec) -> np.dtype:
-    return np.dtype({"text": "i4", "codes": "i4", "image": "u1", "volume": "u1"}.get(spec.kind, "f4"))
-
-
 def _batch(inputs: Mapping[str, InputSpec], size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    batch = {name: jax.ShapeDtypeStruct((size, *spec.shape), _dtype(spec)) for name, spec in inputs.items()}
+    batch = {name: jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype) for name, spec in inputs.items()}
     batch |= {name: jax.ShapeDtypeStruct((size,), np.int32) for name in ("group", "label")}
     return batch | {"present": jax.ShapeDtypeStruct((size, len(inputs)), np.bool_)}
 

@@ -146,7 +146,7 @@ def _trunks(config: Any, stage: Stage, data: datasets.Dataset) -> list[str]:
     # By the length of the stage, not by what is left of it: a resumed run must see the same numbers.
     if choice == "auto" and epochs < _PAYS_FROM:
         return []
-    return [name for name, spec in data.inputs.items() if registry.has_trunk(spec.kind)]
+    return [name for name, spec in data.inputs.items() if registry.has_trunk(spec.encoder)]
 
 
 def _layouts(
@@ -155,16 +155,12 @@ def _layouts(
     presence, layouts = data.manifest.presence[data.rows(split)], {}
     for i, (name, spec) in enumerate(data.inputs.items()):
         if name in trunks:
-            example = jax.ShapeDtypeStruct((1, *spec.shape), _input_dtype(spec.kind))
+            example = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
             shape = jax.eval_shape(lambda p, x, name=name: network.features(p, name, x), params, example).shape[1:]
             layouts[name] = _Layout(STORED + name, presence[:, i], shape, DTYPES[config.train.feature_dtype])
         else:
-            layouts[name] = _Layout(name, presence[:, i], spec.shape, np.dtype(np.float32))
+            layouts[name] = _Layout(name, presence[:, i], spec.shape, spec.dtype)
     return layouts
-
-
-def _input_dtype(kind: str) -> type:
-    return np.uint8 if kind in ("image", "volume") else np.int32
 
 
 def _size(layout: Mapping[str, _Layout]) -> str:

@@ -12,7 +12,7 @@ import optax
 from remind_jax import settings
 from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
-from remind_jax.data.preprocess import InputSpec
+from remind_jax.data.schema import InputSpec
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference.predictions import (
     logit_offset,
@@ -93,8 +93,7 @@ class Trainer:
         self.single = network
         self.network = ensemble_of(self.single, config.ensemble)
         self.train_store = data.stores["train"]
-        kinds = {name: spec.kind for name, spec in data.inputs.items()}
-        self.stages = list(stages) or plan_stages(config, len(self.train_store), kinds)
+        self.stages = list(stages) or plan_stages(config, len(self.train_store), data.inputs)
         self.steps = self.stages[-1].stop
         self.predict = make_predict(self.network, config.eval.batch_size, logit_offset(config, data.label_counts))
         self.devices = devices.choose_devices(config.devices, config.train.batch_size)

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from remind_jax.models.encoders.registry import has_trunk
 from remind_jax.models.model import is_group_router, is_statistic
+from remind_jax.models.spec import ModalityInput
 
 
 class Stage(NamedTuple):
@@ -35,7 +37,7 @@ class Stage(NamedTuple):
         return statistics | ({"resting": True} if self.rests else {})
 
 
-def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[Stage]:
+def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]) -> list[Stage]:
     """The stages of a run and their lengths in steps.
 
     Methods without group routers train in one joint stage, unless `train.baselines_two_stage` holds.
@@ -43,7 +45,7 @@ def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[S
     Args:
       config: of the run.
       num_train: number of training samples.
-      kinds: kind of each modality by name.
+      inputs: of the network, by modality.
     """
     train, fusion = config.train, config.fusion
     per_epoch = num_train / train.batch_size
@@ -56,7 +58,7 @@ def plan_stages(config: Any, num_train: int, kinds: Mapping[str, str]) -> list[S
         if section != "encoders" or train.freeze == "nothing":
             return False
         # The maps into the fusion width stay trainable, of which a patch encoder is one as a whole (peers' point 45).
-        projection = kinds[rest.split("/")[0]] in ("tabular", "embedding") or "/adapter/" in path
+        projection = not has_trunk(inputs[rest.split("/")[0]].encoder) or "/adapter/" in path
         return train.freeze == "encoders+projections" or not projection
 
     late = config.dro.stages == "specialize" and joint < stop

@@ -12,6 +12,7 @@ import pytest
 from remind_jax import check_data
 from remind_jax.data import builder, check, files
 from remind_jax.data.kinds import images
+from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.reading import load_manifest, read_manifest
@@ -200,7 +201,7 @@ def test_images_come_back_from_the_shards_and_the_preprocessor_as_decoded(tmp_pa
     for name in ("fundus", "mammo", "flow"):
         assert raw[name].dtype == np.uint8
         np.testing.assert_array_equal(raw[name], expected[name])
-    preprocessor = Preprocessor.fit(manifest, np.arange(12), max_tokens=8, vocabulary=20)
+    preprocessor = Preprocessor.fit(manifest, np.arange(12), FitOptions(8, 20))
     preprocessor = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
     kinds = {name: (spec.kind, spec.shape) for name, spec in preprocessor.inputs.items()}
     assert kinds["fundus"] == ("image", (10, 10, 3))

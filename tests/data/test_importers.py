@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from remind_jax import check_data, import_data
-from remind_jax.data import importers, manifest, reading
+from remind_jax.data import manifest, reading
+from remind_jax.data.importers import flex_moe, meds, table
 from remind_jax.errors import UserError
 
 
@@ -138,7 +139,7 @@ def test_several_rows_of_one_id_and_a_second_manifest_are_refused(raw):
     ],
 )
 def test_guesses(cells, kind):
-    assert importers.guess_kind(pl.Series(cells, dtype=pl.String)) == kind
+    assert table.guess_kind(pl.Series(cells, dtype=pl.String)) == kind
 
 
 # ---- MONAI ----------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def test_datalists_that_do_not_classify_are_refused(tmp_path, item, message):
 
 
 @pytest.fixture
-def meds(tmp_path):
+def cohort(tmp_path):
     """Two shards of events in the layout of MEDS 0.4, labels and splits; subject 3 has nothing before its time."""
     day = [pl.datetime(2020, 1, d) for d in range(1, 10)]
     events = [
@@ -223,12 +224,12 @@ def meds(tmp_path):
     return tmp_path
 
 
-def test_meds_samples_have_what_came_before_their_time(meds, capsys):
-    out = meds / "out"
+def test_meds_samples_have_what_came_before_their_time(cohort, capsys):
+    out = cohort / "out"
     _imported(
         "--from=meds",
-        f"--source={meds}",
-        f"--labels={meds / 'labels.parquet'}",
+        f"--source={cohort}",
+        f"--labels={cohort / 'labels.parquet'}",
         f"--out={out}",
         "--modality=labs=LAB//,rest=DX//+NOTE",
     )
@@ -247,14 +248,14 @@ def test_meds_samples_have_what_came_before_their_time(meds, capsys):
     assert "1 rows without any modality" in capsys.readouterr().out
 
 
-def test_what_is_no_meds_is_refused(meds):
+def test_what_is_no_meds_is_refused(cohort):
     with pytest.raises(UserError, match="holds no parquet"):
         _imported(
-            "--from=meds", f"--source={meds / 'metadata'}", f"--labels={meds / 'labels.parquet'}", f"--out={meds}"
+            "--from=meds", f"--source={cohort / 'metadata'}", f"--labels={cohort / 'labels.parquet'}", f"--out={cohort}"
         )
     with pytest.raises(UserError, match="prediction_time"):
-        importers.from_meds(
-            pl.scan_parquet(meds / "data" / "train" / "0.parquet"), pl.DataFrame({"subject_id": [1]}), name="x"
+        meds.from_meds(
+            pl.scan_parquet(cohort / "data" / "train" / "0.parquet"), pl.DataFrame({"subject_id": [1]}), name="x"
         )
 
 
@@ -294,4 +295,4 @@ def test_the_folder_of_flex_moe(tmp_path, capsys):
 def test_pickles_of_flex_moe_are_refused(tmp_path):
     (tmp_path / "lab_x.pt").write_bytes(b"")
     with pytest.raises(UserError, match="pickles"):
-        importers.from_flex_moe(tmp_path, tmp_path / "out", name="x")
+        flex_moe.from_flex_moe(tmp_path, tmp_path / "out", name="x")

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from remind_jax.data import check, missingness, splits
+from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.sources import mimic_iv, mimic_iv_labs, mimic_iv_tables
 from remind_jax.errors import UserError
@@ -298,10 +299,10 @@ def test_codes_of_the_demo_as_text(demo):
     manifest = mimic_iv.load(demo, icd="text", codes="paper", icd_versions=(9, 10))
     split = splits.make_splits(manifest, 0)
     assert not [finding for finding in check.find_problems(manifest, split) if finding.fatal]
-    fitted = Preprocessor.fit(manifest, np.flatnonzero(split == splits.TRAIN), max_tokens=32, vocabulary=200)
+    fitted = Preprocessor.fit(manifest, np.flatnonzero(split == splits.TRAIN), FitOptions(32, 200))
     assert fitted.inputs["icd"].kind == "text"
     listed = manifest.table["icd"].drop_nulls().str.split(" ").explode().value_counts(sort=True)
-    tokenizer = fitted.encoders["icd"].tokenizer
+    tokenizer = fitted.fitted["icd"].tokenizer
     for code in listed["icd"][:5]:  # what many stays have is written in pieces of its own
         assert "".join(tokenizer.encode(code).tokens) == f"▁{code}</s>"
 

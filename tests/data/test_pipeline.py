@@ -9,7 +9,10 @@ import pytest
 from remind_jax.data import builder, pipeline, samplers
 from remind_jax.data import manifest as manifest_lib
 from remind_jax.data.groups import Groups
-from remind_jax.data.preprocess import Pixels, Preprocessor
+from remind_jax.data.kinds.kind import FitOptions
+from remind_jax.data.kinds.pixels import FittedPixels
+from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 
 ROWS = 60
@@ -38,12 +41,12 @@ def make_manifest(names: tuple[str, ...] = MODALITIES) -> manifest_lib.Manifest:
         }
     )
     modalities = (
-        manifest_lib.Modality(names[0], "text", ("note",)),
-        manifest_lib.Modality(names[1], "tabular", ("na",), ("sex",)),
-        manifest_lib.Modality(names[2], "codes", ("icd",)),
-        manifest_lib.Modality(names[3], "embedding", ("emb",)),
+        Modality(names[0], "text", ("note",)),
+        Modality(names[1], "tabular", ("na",), ("sex",)),
+        Modality(names[2], "codes", ("icd",)),
+        Modality(names[3], "embedding", ("emb",)),
     )
-    return manifest_lib.Manifest(manifest_lib.Schema("small", "id", "who", "y", ("no", "yes"), modalities), table)
+    return manifest_lib.Manifest(Schema("small", "id", "who", "y", ("no", "yes"), modalities), table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     rows = np.random.default_rng(2).permutation(ROWS)[:41]
     # Fitted on part of the rows, so that the store meets combinations that the groups have not seen.
     groups = Groups.fit(manifest.presence[rows[:12]], MODALITIES)
-    preprocessor = Preprocessor.fit(manifest, rows[:12], max_tokens=8, vocabulary=40)
+    preprocessor = Preprocessor.fit(manifest, rows[:12], FitOptions(8, 40))
     return Parts(manifest, builder.prepare(manifest, tmp_path_factory.mktemp("cache")), rows, preprocessor, groups)
 
 
@@ -145,7 +148,7 @@ def test_blocks_are_bound_by_bytes(parts: Parts, memory: pipeline.Store, monkeyp
 
 
 def test_bytes_of_pixels_count_once(parts: Parts) -> None:
-    pixels = Preprocessor({"flow": Pixels((16, 224, 224, 3)), "fundus": Pixels((224, 224, 3))})
+    pixels = Preprocessor({"flow": FittedPixels((16, 224, 224, 3)), "fundus": FittedPixels((224, 224, 3))})
     assert pipeline._rows_at_a_time(pixels) == 64 * 2**20 // (17 * 224 * 224 * 3)
     assert pipeline._rows_at_a_time(parts.preprocessor) == pipeline._BLOCK
 
@@ -167,7 +170,7 @@ def test_a_modality_must_not_take_the_name_of_a_column_of_the_batch(
     tmp_path: pathlib.Path, parts: Parts, name: str
 ) -> None:
     manifest = make_manifest((name, "labs", "icd", "emb"))
-    preprocessor = Preprocessor.fit(manifest, parts.rows, max_tokens=8, vocabulary=40)
+    preprocessor = Preprocessor.fit(manifest, parts.rows, FitOptions(8, 40))
     source = builder.prepare(manifest, tmp_path)
     with pytest.raises(UserError, match=f"rename in schema.yaml: {name}"):
         pipeline.make_store(source, parts.rows, preprocessor, parts.groups, memory_gib=1.0)

@@ -7,11 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remind_jax.data import preprocess
-from remind_jax.data.kinds.tabular import NUMBERS
-from remind_jax.data.kinds.text import train_unigram
+from remind_jax.data.kinds import KINDS
+from remind_jax.data.kinds.kind import FitOptions
+from remind_jax.data.kinds.numbers import NUMBERS
+from remind_jax.data.kinds.text import EOS, PAD, UNK, train_unigram
 from remind_jax.data.manifest import Manifest, decode
-from remind_jax.data.preprocess import EOS, PAD, UNK, Preprocessor
+from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.reading import read_manifest
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
@@ -30,7 +31,7 @@ def table_manifest(columns, *modalities):
 
 def fit(manifest, rows=None, *, max_tokens=16, vocabulary=100, **options):
     rows = np.arange(manifest.table.height) if rows is None else rows
-    return Preprocessor.fit(manifest, rows, max_tokens=max_tokens, vocabulary=vocabulary, **options)
+    return Preprocessor.fit(manifest, rows, FitOptions(max_tokens, vocabulary, **options))
 
 
 def encode(preprocessor, manifest):
@@ -61,7 +62,7 @@ def test_tabular_by_hand():
     }
     manifest = table_manifest(columns, labs)
     preprocessor = fit(manifest, np.arange(5))  # row 4 lacks the modality
-    assert preprocessor.encoders["labs"].features == (
+    assert preprocessor.fitted["labs"].features == (
         *("a", "b", "c", "a is missing"),
         *("sex = f", "sex = m", "ward = w", "sex is missing"),
     )
@@ -93,8 +94,8 @@ def test_codes_by_hand():
     manifest = dataclasses.replace(manifest, table=manifest.table.with_columns(icd=pl.col("icd").replace("", None)))
     preprocessor = fit(manifest, np.arange(4), vocabulary=6)
     # B three times, A twice, then C before D, of which the limit of 6 ids leaves C.
-    assert preprocessor.encoders["icd"].codes == ("B", "A", "C")
-    assert preprocessor.inputs["icd"] == preprocess.InputSpec("codes", (4,), 6)
+    assert preprocessor.fitted["icd"].codes == ("B", "A", "C")
+    assert preprocessor.inputs["icd"] == KINDS["codes"].spec((4,), 6)
     expected = [[3, 4, EOS, PAD], [3, 5, 3, EOS], [0] * 4, [4, UNK, EOS, PAD], [UNK, 4, 3, EOS], [0] * 4]
     batch = encode(preprocessor, manifest)["icd"]
     assert batch.dtype == np.int32
@@ -110,7 +111,7 @@ def test_codes_are_cut_to_max_tokens_with_eos():
 def test_text_ids_spell_the_text_and_end_with_eos():
     manifest = text_manifest([*texts(), None, "Fever\n\nwith\tfever"])
     preprocessor = fit(manifest, np.arange(80), max_tokens=64)
-    tokenizer = preprocessor.encoders["note"].tokenizer
+    tokenizer = preprocessor.fitted["note"].tokenizer
     batch = encode(preprocessor, manifest)["note"]
     assert batch.dtype == np.int32
     assert batch.max() < preprocessor.inputs["note"].vocabulary <= 100
@@ -131,7 +132,7 @@ def test_text_ids_spell_the_text_and_end_with_eos():
 
 def test_frequent_words_become_single_pieces():
     manifest = text_manifest(texts(200))
-    tokenizer = fit(manifest, vocabulary=300).encoders["note"].tokenizer
+    tokenizer = fit(manifest, vocabulary=300).fitted["note"].tokenizer
     for word in WORDS:
         assert tokenizer.encode(word).tokens == [f"▁{word}", "</s>"]
 
@@ -173,16 +174,18 @@ def test_rare_characters_do_not_crowd_out_the_vocabulary():
     manifest = text_manifest([f"{text} {c}" for text, c in zip(texts(300), odd, strict=True)])
     spec = fit(manifest, vocabulary=120).inputs["note"]
     assert spec.vocabulary <= 120
-    assert fit(manifest, vocabulary=120).encoders["note"].tokenizer.encode("fever").tokens == ["▁fever", "</s>"]
+    assert fit(manifest, vocabulary=120).fitted["note"].tokenizer.encode("fever").tokens == ["▁fever", "</s>"]
 
 
 def test_training_is_the_same_in_every_process(tmp_path):
     write_manifest(tmp_path, n=300)
     program = (
         "import sys, json, hashlib, numpy as np\n"
-        "from remind_jax.data import reading, preprocess\n"
+        "from remind_jax.data import reading\n"
+        "from remind_jax.data.kinds.kind import FitOptions\n"
+        "from remind_jax.data.preprocess import Preprocessor\n"
         "m = reading.read_manifest(sys.argv[1])\n"
-        "p = preprocess.Preprocessor.fit(m, np.arange(200), max_tokens=32, vocabulary=90)\n"
+        "p = Preprocessor.fit(m, np.arange(200), FitOptions(32, 90))\n"
         "print(hashlib.sha256(json.dumps(p.to_dict()).encode()).hexdigest())\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -280,7 +283,7 @@ def test_pretrained_tokenizer_keeps_its_ids_and_travels_with_the_preprocessor(tm
     expected = [[1, 6, 5], [0, 0, 0], [1, 12, 0], [1, 4, 0]]
     np.testing.assert_array_equal(encode(preprocessor, manifest)["note"], expected)
     np.testing.assert_array_equal(encode(again, manifest)["note"], expected)
-    assert again.inputs["note"] == preprocess.InputSpec("text", (3,), 13)
+    assert again.inputs["note"] == KINDS["text"].spec((3,), 13)
 
 
 def test_pretrained_tokenizer_must_pad_with_zero_and_exist(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from remind_jax.models.fusion.soft_moe import FusionSpec, Routed, SoftMoEBlock, Tokens, sinusoidal
-from remind_jax.models.model import ModelSpec, make_network
+from remind_jax.models.model import make_network
+from remind_jax.models.spec import ModelSpec
 from remind_jax.ops import soft_moe
 from tests.models.pure import Pure
 from tests.reference import routing as slow_routing

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ModelSpec, ensemble_of, make_network
+from remind_jax.models.model import ensemble_of, make_network
+from remind_jax.models.spec import ModelSpec
 from tests.models.pure import jitted, random_params
 from tests.models.test_model import TABULAR, B, C, D, G, make_batch
 

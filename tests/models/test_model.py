@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax.data.preprocess import InputSpec
 from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ModelSpec, Output, is_statistic, load_pretrained, make_network
+from remind_jax.models.model import Output, is_statistic, load_pretrained, make_network
+from remind_jax.models.spec import ModelSpec
 from remind_jax.ops import imputation, routing, soft_moe
 from tests.models.pure import random_params
 
@@ -18,12 +18,12 @@ B, D, C, G, T = 4, 8, 3, 3, 2
 
 
 class Input(NamedTuple):
-    kind: str
+    encoder: str
     shape: tuple[int, ...]
     vocabulary: int = 0
 
 
-TABULAR = {"labs": Input("tabular", (5,)), "views": Input("embedding", (3, 4))}
+TABULAR = {"labs": Input("patch", (5,)), "views": Input("patch", (3, 4))}
 WITH_TEXT = {**TABULAR, "notes": Input("text", (6,), 20)}
 FUSION = FusionSpec(heads=2, experts=4, slots=2, hidden=6, group_routers=True, gate_threshold=0.5, scale=4.0)
 SPEC = ModelSpec(width=D, tokens=T, modality_embedding=True, imputation="modality+group", fusion=FUSION)
@@ -400,25 +400,26 @@ def test_published_weights_replace_those_of_every_encoder_of_their_kind(tmp_path
 
 @pytest.mark.parametrize("fusion", ["soft_moe", "fuse_moe", "flex_moe"])
 @pytest.mark.parametrize(
-    ("kind", "shape", "options"),
+    ("encoder", "shape", "options"),
     [
         ("text", (6,), {}),
         ("text", (6,), {"text_gated": False, "remat": True}),
-        ("tabular", (5,), {"encoder_hidden": 4}),
-        ("embedding", (2, 4), {}),
+        ("patch", (5,), {"encoder_hidden": 4}),
+        ("patch", (2, 4), {}),
+        ("codes", (6,), {}),
         ("image", (16, 16, 3), {}),
         ("image", (16, 16, 1), {"image_encoder": "resnet_small"}),
         ("volume", (4, 8, 8, 1), {}),
     ],
 )
-def test_weights_in_bfloat16_make_a_network_in_bfloat16(kind, shape, options, fusion):
-    inputs = {"x": InputSpec(kind, shape, 12)}
+def test_weights_in_bfloat16_make_a_network_in_bfloat16(encoder, shape, options, fusion):
+    inputs = {"x": Input(encoder, shape, 12)}
     soft = fusion == "soft_moe"
     spec = ModelSpec(width=8, fusion=FusionSpec(kind=fusion, heads=2, experts=4, group_routers=soft), **options)
     network = make_network(spec, inputs, G, C)
     params = jax.eval_shape(network.init, jax.random.key(0))
     params = {path: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for path, x in params.items()}
-    dtype = {"text": jnp.int32, "image": jnp.uint8, "volume": jnp.uint8}.get(kind, jnp.float32)
+    dtype = {"text": jnp.int32, "codes": jnp.int32, "image": jnp.uint8, "volume": jnp.uint8}.get(encoder, jnp.float32)
     batch = {"x": jax.ShapeDtypeStruct((3, *shape), dtype), "group": jax.ShapeDtypeStruct((3,), jnp.int32)}
     batch["present"] = jax.ShapeDtypeStruct((3, 1), jnp.bool_)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 3))
@@ -446,7 +447,7 @@ def _products(jaxpr: Any) -> Iterator[list[Any]]:
 def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less():
     kept, slopes = [], []
     for remat in (False, True):
-        network = make_network(ModelSpec(width=8, remat=remat), {"x": InputSpec("text", (64,), 12)}, G, C)
+        network = make_network(ModelSpec(width=8, remat=remat), {"x": Input("text", (64,), 12)}, G, C)
         params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
         batch = {"x": np.arange(192).reshape(3, 64) % 12, "group": np.zeros(3, int), "present": np.ones((3, 1), bool)}
 

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from remind_jax.data.kinds.tabular import InputSpec
+from remind_jax.data.kinds import KINDS
 from remind_jax.errors import UserError
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import t5, vit
@@ -153,7 +153,7 @@ def test_a_t5_is_read_in_both_versions(tmp_path: pathlib.Path, gated: bool, embe
 
 @pytest.mark.parametrize("kind", ["text", "codes"])
 def test_a_published_t5_serves_text_and_no_codes(tmp_path: pathlib.Path, kind: str) -> None:
-    inputs = {"notes": InputSpec("text", (6,), VOCABULARY), "icd": InputSpec(kind, (6,), VOCABULARY)}
+    inputs = {"notes": KINDS["text"].spec((6,), VOCABULARY), "icd": KINDS[kind].spec((6,), VOCABULARY)}
     spec = ModelSpec(width=6, fusion=FusionSpec(heads=2, experts=4))
     params = jax.eval_shape(make_network(spec, inputs, 3, 2).init, jax.random.key(0))
     source = write(tmp_path / "a.safetensors", t5_file(t5_params(True), True))

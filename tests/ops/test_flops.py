@@ -11,14 +11,15 @@ import pytest
 
 from remind_jax.models.encoders import t5
 from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ModelSpec, make_network
+from remind_jax.models.model import make_network
+from remind_jax.models.spec import ModelSpec
 from remind_jax.ops import flops
 
 PROBE = {"layers": 3, "width": 256, "heads": 4, "head_width": 64, "hidden": 512}
 
 
 class Input(NamedTuple):
-    kind: str
+    encoder: str
     shape: tuple[int, ...]
     vocabulary: int
 
@@ -28,7 +29,9 @@ def network(spec: ModelSpec, inputs: dict[str, Input], groups: int, gate: str):
     made = make_network(spec, inputs, groups, 2)
     params = jax.eval_shape(made.init, jax.random.key(0))
     dtypes = {"text": jnp.int32, "image": jnp.uint8}
-    batch = {name: jax.ShapeDtypeStruct((1, *i.shape), dtypes.get(i.kind, jnp.float32)) for name, i in inputs.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct((1, *i.shape), dtypes.get(i.encoder, jnp.float32)) for name, i in inputs.items()
+    }
     batch["present"] = jax.ShapeDtypeStruct((1, len(inputs)), jnp.bool_)
     batch["group"] = jax.ShapeDtypeStruct((1,), jnp.int32)
     return functools.partial(made.apply, gate=gate), params, batch
@@ -42,7 +45,7 @@ def xla_count(apply, params, batch) -> float:
 def table17() -> dict[str, dict[str, int]]:
     """Fusion of Table 17: four modalities of 197 tokens, 128 experts, 15 combinations."""
     fusion = FusionSpec(experts=128, hidden=3072, group_routers=True)
-    inputs = {f"m{i}": Input("embedding", (197, 768), 0) for i in range(4)}
+    inputs = {f"m{i}": Input("patch", (197, 768), 0) for i in range(4)}
     spec = ModelSpec(width=768, fusion=fusion)
     return {gate: flops.count(*network(spec, inputs, 15, gate)) for gate in ("never", "always", "gated")}
 
@@ -68,7 +71,7 @@ def test_the_network_costs_what_xla_counts(gate: str) -> None:
     d, tokens, patch, groups = 256, 32, 48, 3
     fusion = FusionSpec(experts=16, slots=2, hidden=512, heads=4, group_routers=True)
     spec = ModelSpec(width=d, tokens=tokens, encoder_hidden=0, fusion=fusion)
-    parts = network(spec, {name: Input("embedding", (tokens, patch), 0) for name in ("a", "b")}, groups, gate)
+    parts = network(spec, {name: Input("patch", (tokens, patch), 0) for name in ("a", "b")}, groups, gate)
     counted = flops.count(*parts)
     assert counted.total() == pytest.approx(xla_count(*parts), rel=0.03)
     assert counted["encoders/a"] == counted["encoders/b"] == 2 * tokens * patch * d

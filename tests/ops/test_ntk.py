@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax.data.preprocess import InputSpec
+from remind_jax.data.kinds import KINDS
 from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ModelSpec, make_network
+from remind_jax.models.model import make_network
+from remind_jax.models.spec import ModelSpec
 from remind_jax.ops import ntk
 
 N = 20
@@ -40,7 +41,7 @@ def _mlp():
 def _remind():
     """A small REMIND network whose group routers act."""
     fusion = FusionSpec(heads=2, experts=3, hidden=8, group_routers=True, residual_init="sinusoidal")
-    inputs = {"x": InputSpec("tabular", (5,), 0), "y": InputSpec("embedding", (2, 4), 0)}
+    inputs = {"x": KINDS["tabular"].spec((5,), 0), "y": KINDS["embedding"].spec((2, 4), 0)}
     network = make_network(ModelSpec(width=8, fusion=fusion), inputs, 2, 3)
     keys = jax.random.split(jax.random.key(2), 3)
     batch = _batch(keys[1], 5) | {"y": jax.random.normal(keys[2], (N, 2, 4))}

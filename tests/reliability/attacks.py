@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import polars as pl
 
-from remind_jax.data import manifest as manifests
+from remind_jax.data import files
 from remind_jax.errors import UserError
 from remind_jax.models import pretrained
 from remind_jax.training.checkpoint import Checkpoints
@@ -119,9 +119,9 @@ def _attacks(folder: pathlib.Path, outside: pathlib.Path, ending: str) -> dict[s
 def paths(count: int, broken: bool) -> Tally:
     """Every attack for text, embeddings, images and volumes; what Python opens is watched."""
     tally = Tally()
-    safe = manifests.files.safe_path
+    safe = files.safe_path
     if broken:
-        manifests.files.safe_path = lambda root, cell: pathlib.Path(os.path.join(root, cell))
+        files.safe_path = lambda root, cell: pathlib.Path(os.path.join(root, cell))
     try:
         for kind, ending in (("text", ".txt"), ("embedding", ".npy"), ("image", ".png"), ("volume", ".npy"))[:count]:
             with tempfile.TemporaryDirectory() as root:
@@ -147,7 +147,7 @@ def paths(count: int, broken: bool) -> Tally:
                     good = verdict == "refused" and not out and SECRET not in why and re.search("E00[1679]", why)
                     tally.check(bool(good), f"{kind}, {name}: {verdict} {why[:200]} opened {out}")
     finally:
-        manifests.files.safe_path = safe
+        files.safe_path = safe
     tally.notes.append(f"{len(attacks)} attacks for each kind")
     return tally
 

@@ -31,9 +31,8 @@ _INSTRUMENTED = (
 def _target(name: str, folder: pathlib.Path) -> tuple[Callable[[bytes], object], list[bytes]]:
     """What takes bytes and may raise UserError alone, and sound inputs to start from; made once, in `folder`."""
     from remind_jax import compare
-    from remind_jax.data import files, reading
-    from remind_jax.data.kinds import images
-    from remind_jax.data.schema import read_schema
+    from remind_jax.data import reading
+    from remind_jax.data.kinds import embedding, images
     from remind_jax.training import checkpoint
     from tests.data.image_files import ramp, write_dicom, write_picture
     from tests.data.manifest_files import write_manifest
@@ -44,7 +43,7 @@ def _target(name: str, folder: pathlib.Path) -> tuple[Callable[[bytes], object],
         return lambda content: (file.write_bytes(content), reading.load_manifest(data)), [sound]
     if name == "schema":
         file, sound = data / "schema.yaml", (data / "schema.yaml").read_bytes()
-        return lambda content: (file.write_bytes(content), read_schema(file, 8, 2)), [sound]
+        return lambda content: (file.write_bytes(content), reading.read_schema(file, 8, 2)), [sound]
     if name == "decoder":
         pictures = [
             write_picture(folder / "x.png", ramp(6, 8, channels=3)),
@@ -59,7 +58,7 @@ def _target(name: str, folder: pathlib.Path) -> tuple[Callable[[bytes], object],
             for read in (
                 lambda: images.read_image(file, (4, 4, 3)),
                 lambda: images.read_volume(file, (2, 4, 4, 1)),
-                lambda: files.read_array(file),
+                lambda: embedding.read_array(file),
             ):
                 with contextlib.suppress(ValueError, OSError):  # which the readers promise
                     read()
@@ -139,7 +138,7 @@ def fuzz(count: int, broken: bool) -> Tally:
         with tempfile.TemporaryDirectory() as root:
             code = "import sys; from tests.reliability import fuzz; "
             if broken:
-                code += "from remind_jax.data import schema; schema.UserError = ValueError; "
+                code += "from remind_jax.data import reading; reading.UserError = ValueError; "
             command = [sys.executable, "-c", f"{code}fuzz.main(sys.argv[1:])", name]
             options = [
                 f"-max_total_time={count}",

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import strategies as st
 
 from remind_jax import check_data, cli, settings
-from remind_jax.data import check, reading, schema, splits
+from remind_jax.data import check, reading, splits
 from remind_jax.data.manifest import decode
 from remind_jax.errors import UserError
 from tests.reliability import Tally, malformed, row
@@ -146,13 +146,13 @@ def malformed_manifests(count: int, broken: bool) -> Tally:
 @contextlib.contextmanager
 def _trusting(broken: bool) -> Iterator[None]:
     """Takes the checks of the schema away."""
-    parse = schema.read_schema.__globals__["_mapping"]
+    parse = reading.mapping
     if broken:
-        schema.read_schema.__globals__["_mapping"] = lambda value, *rest: value
+        reading.mapping = lambda value, *rest: value
     try:
         yield
     finally:
-        schema.read_schema.__globals__["_mapping"] = parse
+        reading.mapping = parse
 
 
 # ---- Configs and command lines --------------------------------------------------------------------------------------

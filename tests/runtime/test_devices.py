@@ -11,7 +11,9 @@ import pytest
 
 from configs import common
 from remind_jax import settings
-from remind_jax.data.preprocess import InputSpec
+from remind_jax.data.kinds.embedding import EMBEDDING
+from remind_jax.data.kinds.pixels import IMAGE
+from remind_jax.data.kinds.tabular import TABULAR
 from remind_jax.errors import UserError
 from remind_jax.models.model import ensemble_of, make_network
 from remind_jax.runtime.devices import KINDS, choose_devices, compiled, host_copy, kept_programs, make_program
@@ -22,7 +24,7 @@ from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
 from tests.training import steps
 
-INPUTS = {"labs": InputSpec("tabular", (5,)), "scan": InputSpec("embedding", (2, 4))}
+INPUTS = {"labs": TABULAR.spec((5,)), "scan": EMBEDDING.spec((2, 4))}
 COUNTS = np.array([60, 30, 10])
 CELLS = np.array([[20, 20, 20], [10, 10, 10], [4, 3, 3]])  # by class
 MASKS = np.array([[True, True], [True, False], [False, True]])
@@ -70,7 +72,7 @@ def _batch(step: int) -> dict[str, np.ndarray]:
 def _start(config, network=None, stage: int = -1):
     """The step function of a stage, the last one, and its state on the host."""
     network = network or make_network(settings.model_spec(config), INPUTS, len(COUNTS), 3)
-    stage = plan_stages(config, 100, {name: spec.kind for name, spec in INPUTS.items()})[stage]
+    stage = plan_stages(config, 100, INPUTS)[stage]
 
     def make(dro):
         return states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=config.optim.clip, dro=dro)
@@ -333,8 +335,8 @@ def _image_step():
     """A step that trains a small residual network with batch norms, and its state on the host."""
     config = _config(train__batch_norm="batch", model__image_encoder="resnet_small", train__freeze="nothing")
     config.update({"model": {"encoder_dropout": 0.0}, "fusion": {"dropout": 0.0}})
-    inputs = {"labs": INPUTS["labs"], "scan": InputSpec("image", (8, 8, 1))}
-    stage = plan_stages(config, 100, {name: spec.kind for name, spec in inputs.items()})[-1]
+    inputs = {"labs": INPUTS["labs"], "scan": IMAGE.spec((8, 8, 1))}
+    stage = plan_stages(config, 100, inputs)[-1]
     assert stage.statistics
     network = make_network(settings.model_spec(config), inputs, len(COUNTS), 3)
 

@@ -7,9 +7,7 @@ import polars as pl
 import pytest
 
 from remind_jax.data import dataset as datasets
-from remind_jax.data.kinds.tabular import NUMBERS, Tabular
 from remind_jax.data.kinds.text import EOS, PAD
-from remind_jax.data.schema import Modality
 from remind_jax.errors import UserError
 from remind_jax.studies import baselines
 from tests import tiny_runs
@@ -39,17 +37,6 @@ def hospital(tmp_path_factory):
 # ---- Features --------------------------------------------------------------------------------------------------------
 
 
-def test_shrink_takes_means_of_blocks():
-    image = np.arange(16 * 16, dtype=np.uint8).reshape(1, 16, 16, 1)
-    small = baselines.shrink(image).reshape(8, 8)
-    assert small[0, 0] == pytest.approx(np.mean([0, 1, 16, 17]) / 255)
-    assert small[7, 7] == pytest.approx(np.mean([238, 239, 254, 255]) / 255)
-    video = np.stack([np.full((2, 10, 3), t, np.uint8) for t in range(6)])[None]
-    small = baselines.shrink(video).reshape(4, 2, 8, 3)
-    # Six frames in four blocks: 0; 1 and 2; 3; 4 and 5. Two rows stay as they are.
-    np.testing.assert_allclose(small[:, 0, 0, 0] * 255, [0, 1.5, 3, 4.5], rtol=1e-6)
-
-
 def test_features_are_the_encoded_rows(hospital):
     _, data = hospital
     found = baselines.features(data, "tuning")
@@ -72,21 +59,6 @@ def test_features_are_the_encoded_rows(hospital):
     scan = found.dense[:, labs.shape[1] :]
     there = batch["present"][:, names.index("scan")]
     np.testing.assert_allclose(scan[there], batch["scan"][there].mean(axis=1), rtol=1e-6)
-
-
-@pytest.mark.parametrize("numbers", NUMBERS)
-def test_empty_cells_are_nan_and_not_what_stands_in_for_them(numbers):
-    numeric = np.array([[1, 2, np.nan], [np.nan, 5, 6], [4, 6, 8], [7, 9, 7]], np.float32)
-    modality = Modality("labs", "tabular", ("a", "b", "c"), ("sex",))
-    sex = np.array([["f"]] * 4, object)
-    encoder = Tabular.fit(modality, numeric, sex, numbers, bins=2)
-    found = baselines._with_holes(encoder.encode(numeric, sex), encoder)
-    # Features: a, b, c, "a is missing", "c is missing", one category, two intervals or waves each of a, b and c.
-    beside = numbers in ("piecewise", "periodic")
-    expected = np.zeros((4, 12 if beside else 6))
-    expected[1, [0, *((6, 7) if beside else ())]] = 1
-    expected[0, [2, *((10, 11) if beside else ())]] = 1
-    np.testing.assert_array_equal(np.isnan(found), expected)
 
 
 def test_images_and_volumes_become_numbers(tmp_path):

@@ -121,8 +121,7 @@ def network(folder, data):
 
 def _stores(config, data, network, said=None, start=0, **params):
     """The stores of the last stage of a config, were it to begin at `start`, with other values of some parameters."""
-    kinds = {name: spec.kind for name, spec in data.inputs.items()}
-    stage = plan_stages(config, len(data.stores["train"]), kinds)[-1]._replace(start=start)
+    stage = plan_stages(config, len(data.stores["train"]), data.inputs)[-1]._replace(start=start)
     bar = progress.Silent()
     bar.say = [].append if said is None else said.append
     return frozen_features.stores_of(config, stage, network[0], network[1] | params, data, bar)

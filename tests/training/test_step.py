@@ -10,7 +10,7 @@ import pytest
 
 from configs import common
 from remind_jax import settings
-from remind_jax.data.preprocess import InputSpec
+from remind_jax.data.kinds import KINDS
 from remind_jax.errors import UserError
 from remind_jax.models.model import Network, Output, make_network
 from remind_jax.objectives import fair_mixup, logit_adjust
@@ -21,11 +21,10 @@ from tests.models.pure import linear_network, random_params
 from tests.training import steps
 
 INPUTS = {
-    "note": InputSpec("text", (6,), 12),
-    "labs": InputSpec("tabular", (5,)),
-    "scan": InputSpec("embedding", (2, 4)),
+    "note": KINDS["text"].spec((6,), 12),
+    "labs": KINDS["tabular"].spec((5,)),
+    "scan": KINDS["embedding"].spec((2, 4)),
 }
-KINDS = {name: spec.kind for name, spec in INPUTS.items()}
 CELLS = np.array([[40, 15, 5], [0, 20, 10], [3, 3, 4]])  # training samples by group and class
 COUNTS = CELLS.sum(axis=1)  # 60, 30, 10
 
@@ -51,7 +50,7 @@ def _config(method: str = "remind", **changes):
 def _plan(num_train: int = 100, **options):
     method = options.pop("method", "remind")
     changes = {"train__batch_size": 8, "train__epochs": 20.0, "train__joint_epochs": 5.0} | options
-    return plan_stages(_config(method, **changes), num_train, KINDS)
+    return plan_stages(_config(method, **changes), num_train, INPUTS)
 
 
 def test_lengths_are_epochs_in_steps():
@@ -143,7 +142,7 @@ def _batch(seed: int, b: int = 6) -> dict[str, np.ndarray]:
 
 def test_averages_follow_the_weights():
     config, network = _config("soft_moe"), linear_network()
-    (stage,) = plan_stages(config, 100, KINDS)
+    (stage,) = plan_stages(config, 100, INPUTS)
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(0.5), decay=0.75)
     state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=True)
     average = np.asarray(state.params["head/kernel"], np.float64)
@@ -186,7 +185,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
         each = jnp.where(logits.max(axis=1) > 1e4, jnp.inf, each)
         return each + jnp.sqrt(jnp.abs(logits[:, 0])) if what == "gradient" else each
 
-    stage = plan_stages(config, 100, KINDS)[0]
+    stage = plan_stages(config, 100, INPUTS)[0]
     plain, optimizer = steps.composed(config, network, CELLS, stage, make, decay=0.75, loss=loss)
     step = jax.jit(lambda state, batch: plain(state, batch, axis_name=None))
     first, wrong, third = (_batch(i) for i in range(3))
@@ -217,7 +216,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
 
 def _gradient(config, batch, num_stage: int = -1):
     """The gradient that a step descends, read off a plain step of length one, and the λ after it."""
-    network, stage = linear_network(), plan_stages(config, 100, KINDS)[num_stage]
+    network, stage = linear_network(), plan_stages(config, 100, INPUTS)[num_stage]
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent())
     state = states.start(network.init(jax.random.key(1)), lambda path: False, optimizer, 0, ema=False)
     after, metrics = jax.jit(lambda state, batch: step(state, batch, axis_name=None))(state, batch)
@@ -455,7 +454,7 @@ def test_hidden_samples_are_predicted_as_what_is_left_and_weighted_as_what_they_
     found = {}
     for share in (0.0, 1.0):
         config = _config("soft_moe", train__hide_samples=share, train__hide_modalities=0.999)
-        network, (stage,) = _table_network(), plan_stages(config, 100, KINDS)
+        network, (stage,) = _table_network(), plan_stages(config, 100, INPUTS)
         step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(), masks=masks)
         state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=False)
         after, metrics = jax.jit(lambda state, batch, step=step: step(state, batch, axis_name=None))(state, batch)
@@ -468,7 +467,7 @@ def test_hidden_samples_are_predicted_as_what_is_left_and_weighted_as_what_they_
 
 def test_distillation_pulls_towards_the_averaged_weights(uneven):
     config = _config("soft_moe", train__hide_samples=0.5, objective__distill_weight=2.0)
-    network, (stage,) = linear_network(), plan_stages(config, 100, KINDS)
+    network, (stage,) = linear_network(), plan_stages(config, 100, INPUTS)
     masks = np.array([[1, 1], [1, 0], [0, 1]], bool)
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(), masks=masks)
     state = states.start(network.init(jax.random.key(1)), stage.is_frozen, optimizer, 0, ema=True)
@@ -497,7 +496,7 @@ def _small(method: str, **changes):
     config = _config(method, train__batch_size=6, model__width=8, **changes)
     config.fusion.update(heads=2, experts=2, hidden=8)
     inputs = {name: INPUTS[name] for name in ("labs", "scan")}
-    stage = plan_stages(config, 100, KINDS)[-1]
+    stage = plan_stages(config, 100, INPUTS)[-1]
     network = make_network(settings.model_spec(config), inputs, 3, 3)
 
     def make(dro):

@@ -1,169 +1,34 @@
-"""From the raw columns of a tabular modality to features: numbers, is-missing indicators and one-hot categories.
-
-Four encodings of a number (`NUMBERS`), each fitted on given rows only:
-
-standard: minus the mean, divided by the standard deviation.
-
-quantile: through the distribution function of the column to a standard normal distribution. Only the order of the
-values matters; outliers and values outside the fitted range end at the range's ends. Equal values share their mid rank,
-so a column of few values has less than unit variance.
-
-piecewise: the standardised number and, beside it, one feature for each of a few intervals between quantiles: 0 below
-the interval, 1 above it, the fraction inside (equation 1 of Gorishniy et al. 2022, arXiv 2203.05556). Unlike there the
-outer intervals end at the range's ends as well, because the number beside them goes on. Each of these features is minus
-its mean, so that 0, which a missing number or modality gives, says nothing. The number has half of a column's variance
-and the intervals share the other half: together the features move a random linear map as far as one standardised number
-does. A column with one interval, for example of two values, has no such features: they would repeat the number.
-
-periodic: the standardised number and, beside it, sines and cosines of it, of 1, 2, 3, … waves in a range of six
-standard deviations about the mean. Frequencies are fixed; Gorishniy et al. (equation 2) train them. Values further out
-count as at the range's ends. Means, variances and columns of two values as with piecewise.
-"""
+"""Tables: numbers, is-missing indicators and one-hot categories; `numbers` has the encodings of a number."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import polars as pl
 
-from remind_jax.data import manifest as manifests
+from remind_jax.data import cells
+from remind_jax.data.findings import Finding, in_rows
+from remind_jax.data.kinds.kind import (
+    BY_COUNT,
+    BY_TYPE,
+    FitOptions,
+    FittedKind,
+    Guess,
+    Kind,
+    Rows,
+    strings_of,
+)
+from remind_jax.data.kinds.numbers import NUMBER_SHARE, NUMBERS, Pieces, Quantile, Waves
+from remind_jax.data.schema import InputSpec, Modality, strings
 from remind_jax.errors import UserError, did_you_mean
 
-NUMBERS = ("standard", "quantile", "piecewise", "periodic")
-_MAX_KNOTS = 101  # of a distribution function
-_NUMBER_SHARE = 0.5  # of a column's variance, encodings piecewise and periodic
-_REACH = 3.0  # standard deviations on either side of the mean that waves cover
+FEW_CATEGORIES = 20
+"""Most different words in a column that importing takes for categories."""
 
 
 @dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """What a model receives for one modality.
-
-    Attributes:
-      kind: one of `schema.KINDS`.
-      shape: of one sample: (p,) features, (t,) token ids, (t, d) tokens, (height, width, channels) pixels, or
-        (frames, height, width, channels) pixels.
-      vocabulary: number of ids; 0 for inputs that are not ids.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    vocabulary: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantile:
-    """The distribution function of one column, linear between knots.
-
-    Attributes:
-      knots: values of the column, strictly ascending; none for a constant column.
-      ranks: at each knot the share of fitting rows below it plus half the share of those equal to it.
-    """
-
-    knots: tuple[float, ...]
-    ranks: tuple[float, ...]
-
-    @classmethod
-    def fit(cls, seen: np.ndarray) -> "Quantile":
-        """Fits on the present values of a column, float64 [n]."""
-        ordered = np.sort(seen)
-        knots = _knots(ordered, _MAX_KNOTS)
-        below, up_to = (np.searchsorted(ordered, knots, side) for side in ("left", "right"))
-        return cls(tuple(knots.tolist()), tuple(((below + up_to) / (2 * len(ordered))).tolist()))
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Standard normal quantiles of values without NaN, float64 [n] -> [n]; 0 for a constant column."""
-        from scipy.special import ndtri
-
-        if not self.knots:
-            return np.zeros_like(values)
-        # The mid ranks of the smallest and the largest value are inside (0, 1), and interpolation stays between them.
-        return ndtri(np.interp(values, self.knots, self.ranks))
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Quantile":
-        """From the fields as JSON gives them."""
-        return cls(tuple(content["knots"]), tuple(content["ranks"]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """Piecewise linear features of one column.
-
-    Attributes:
-      edges: of the intervals, strictly ascending; empty where there are fewer than two intervals.
-      mean: of each interval's feature over the fitting rows, before it is scaled.
-      scale: of all features; makes the sum of their variances what the number beside them leaves of 1.
-    """
-
-    edges: tuple[float, ...]
-    mean: tuple[float, ...]
-    scale: float
-
-    @classmethod
-    def fit(cls, seen: np.ndarray, bins: int) -> "Pieces":
-        """Fits at most `bins` intervals on the present values of a column, float64 [n]."""
-        edges = _knots(np.sort(seen), bins + 1)
-        if len(edges) < 3:
-            return cls((), (), 1.0)
-        fractions = _fractions(seen, edges)
-        scale = np.sqrt((1 - _NUMBER_SHARE) / fractions.var(axis=0).sum())
-        return cls(tuple(edges.tolist()), tuple(fractions.mean(axis=0).tolist()), float(scale))
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Centred and scaled features, float64 [n] -> [n, intervals]; zeros where a value is NaN."""
-        if not self.edges:
-            return np.zeros((len(values), 0))
-        scaled = (_fractions(values, np.asarray(self.edges)) - np.asarray(self.mean)) * self.scale
-        return np.where(np.isnan(values)[:, None], 0.0, scaled)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Pieces":
-        """From the fields as JSON gives them."""
-        return cls(tuple(content["edges"]), tuple(content["mean"]), content["scale"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Waves:
-    """Sines and cosines of one column.
-
-    Attributes:
-      centre, width: of the range that the first wave covers.
-      mean: of each feature over the fitting rows, before it is scaled, sines first; empty for a column of two values.
-      scale: of all features; makes the sum of their variances what the number beside them leaves of 1.
-    """
-
-    centre: float
-    width: float
-    mean: tuple[float, ...]
-    scale: float
-
-    @classmethod
-    def fit(cls, seen: np.ndarray, bins: int) -> "Waves":
-        """Fits at most `bins` features, an even number, on the present values of a column, float64 [n]."""
-        count = bins // 2
-        if not count or len(np.unique(seen)) < 3:
-            return cls(0.0, 1.0, (), 1.0)
-        centre, width = float(seen.mean()), float(2 * _REACH * seen.std())
-        waves = _waves(seen, centre, width, count)
-        scale = np.sqrt((1 - _NUMBER_SHARE) / waves.var(axis=0).sum())
-        return cls(centre, width, tuple(waves.mean(axis=0).tolist()), float(scale))
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Centred and scaled features, float64 [n] -> [n, features]; zeros where a value is NaN."""
-        if not self.mean:
-            return np.zeros((len(values), 0))
-        waves = _waves(values, self.centre, self.width, len(self.mean) // 2)
-        return np.where(np.isnan(values)[:, None], 0.0, (waves - np.asarray(self.mean)) * self.scale)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Waves":
-        """From the fields as JSON gives them."""
-        return cls(content["centre"], content["width"], tuple(content["mean"]), content["scale"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Tabular:
+class FittedTable(FittedKind):
     """Median imputation, encoded numbers, is-missing indicators and one-hot categories of one modality.
 
     Attributes:
@@ -191,12 +56,12 @@ class Tabular:
     @classmethod
     def fit(
         cls,
-        modality: manifests.Modality,
+        modality: Modality,
         numeric: np.ndarray,
         categorical: np.ndarray | None,
         numbers: str = "standard",
         bins: int = 8,
-    ) -> "Tabular":
+    ) -> "FittedTable":
         """Fits on rows that have the modality.
 
         Args:
@@ -204,12 +69,12 @@ class Tabular:
           numeric: [n, p] with NaN for empty.
           categorical: [n, q] strings, "" for empty, or None.
           numbers: one of `NUMBERS`.
-          bins: the most features of a column beside its number, encodings piecewise and periodic.
+          bins: the most features of a column next to its number, encodings piecewise and periodic.
 
         Raises:
           UserError: the encoding is unknown or `bins` is not positive.
         """
-        check_numbers(numbers, bins)
+        _check_numbers(numbers, bins)
         columns = [column[~np.isnan(column)] for column in numeric.T.astype(np.float64)]
         median, mean, std = zip(*map(_moments, columns), strict=True) if columns else ((), (), ())
         # What counts as constant has rounding noise at most, and no order worth keeping.
@@ -230,8 +95,8 @@ class Tabular:
         )
 
     @property
-    def beside(self) -> tuple[Pieces | Waves, ...]:
-        """What makes the features beside the number of each numeric column; empty where the encoding has none."""
+    def extras(self) -> tuple[Pieces | Waves, ...]:
+        """What makes the features next to the number of each numeric column; empty where the encoding has none."""
         return self.pieces or self.waves
 
     @property
@@ -243,7 +108,7 @@ class Tabular:
         what = "interval" if self.pieces else "wave"
         beside = [
             f"{self.columns[j]}, {what} {k} of {len(features.mean)}"
-            for j, features in enumerate(self.beside)
+            for j, features in enumerate(self.extras)
             for k in range(1, len(features.mean) + 1)
         ]
         return (*self.columns, *missing, *one_hot, *missing_category, *beside)
@@ -251,15 +116,18 @@ class Tabular:
     @property
     def spec(self) -> InputSpec:
         """A vector of features."""
-        return InputSpec("tabular", (len(self.features),))
+        return TABULAR.spec((len(self.features),))
 
     def features_of(self, column: int) -> list[int]:
         """Positions of the features made from the numbers of a numeric column; its indicator is not among them."""
-        lengths = [len(features.mean) for features in self.beside]
+        lengths = [len(features.mean) for features in self.extras]
         start = len(self.features) - sum(lengths[column:])
         return [column, *range(start, start + sum(lengths[column : column + 1]))]
 
-    def encode(self, numeric: np.ndarray, categorical: np.ndarray | None) -> np.ndarray:
+    def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        return self.encode_columns(raw[f"{name}/numeric"], raw.get(f"{name}/categorical"))
+
+    def encode_columns(self, numeric: np.ndarray, categorical: np.ndarray | None) -> np.ndarray:
         """Float32 [n, p']: numbers, their indicators, one-hot categories, their indicators, more of the numbers.
 
         Args:
@@ -273,7 +141,7 @@ class Tabular:
             for j, known in enumerate(self.categories):
                 parts.append(categorical[:, j, None] == np.array(known, object)[None, :])
             parts.append(categorical[:, list(self.categorical_holes)] == "")
-        parts += [features.encode(values[:, j]) for j, features in enumerate(self.beside)]
+        parts += [features.encode(values[:, j]) for j, features in enumerate(self.extras)]
         return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
 
     def _numbers(self, filled: np.ndarray) -> np.ndarray:
@@ -282,9 +150,23 @@ class Tabular:
             return np.stack([column.encode(filled[:, j]) for j, column in enumerate(self.quantiles)], axis=1)
         std = np.asarray(self.std)
         scaled = np.where(std > 0, (filled - np.asarray(self.mean)) / np.where(std > 0, std, 1.0), 0.0)
-        if self.beside:
-            scaled *= np.array([np.sqrt(_NUMBER_SHARE) if features.mean else 1.0 for features in self.beside])
+        if self.extras:
+            scaled *= np.array([np.sqrt(NUMBER_SHARE) if features.mean else 1.0 for features in self.extras])
         return scaled
+
+    def plain(self, values: np.ndarray) -> np.ndarray:
+        """The features with NaN for empty cells instead of what was filled in; the indicators stay."""
+        values, start = values.copy(), len(self.columns)
+        for place, column in enumerate(self.numeric_holes):
+            values[np.ix_(values[:, start + place] > 0, self.features_of(column))] = np.nan
+        return values
+
+    def adopt(self, modality: Modality, where: str) -> Modality:
+        here, there = (modality.columns, modality.categorical), (self.columns, self.categorical)
+        if any(set(found) != set(wanted) for found, wanted in zip(here, there, strict=True)):
+            wanted = ", ".join((*self.columns, *self.categorical))
+            raise UserError(f"{where}: the table {modality.name!r} has other columns than in the run: {wanted}")
+        return dataclasses.replace(modality, columns=self.columns, categorical=self.categorical)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; without the fields of encodings that are not in use, as versions that had only one wrote it."""
@@ -292,7 +174,7 @@ class Tabular:
         return {name: value for name, value in fields.items() if value or name not in ("quantiles", "pieces", "waves")}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Tabular":
+    def from_dict(cls, content: Mapping[str, Any]) -> "FittedTable":
         """The inverse of `to_dict`."""
         fields = {name: tuple(value) for name, value in content.items()}
         nested = {
@@ -304,12 +186,89 @@ class Tabular:
         return cls(**fields | nested)
 
 
-def check_numbers(numbers: str, bins: int) -> None:
-    """Refuses an encoding of numbers that cannot be used.
+class Tabular(Kind):
+    """Numeric and categorical columns; a sample lacks the modality when every cell is empty."""
 
-    Raises:
-      UserError: the encoding is unknown or `bins` is not positive.
-    """
+    name = "tabular"
+    encoder = "patch"
+    dtype = np.dtype(np.float32)
+    keys = optional = ("columns", "categorical")
+    fitted = FittedTable
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        return {"number": "columns", "category": "categorical"}
+
+    def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
+        columns, categorical = (strings(entry.get(key, []), f"modalities.{name}.{key}") for key in self.keys)
+        if not columns and not categorical:
+            raise UserError(f"modalities.{name} needs columns or categorical")
+        return Modality(name, self.name, columns, categorical)
+
+    def _typed_column(self, modality: Modality, column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
+        """Numbers as Float64, NaN as null; categories as strings without blanks around."""
+        if column.name in modality.categorical:
+            column, notes = cells.without_words(column, where)
+            return column.str.strip_chars(), notes
+        if column.dtype.is_numeric() or column.dtype == pl.Boolean:
+            values = column.cast(pl.Float64)
+            return values.fill_nan(None), cells.normalised(values.is_nan().fill_null(False), where)
+        column, notes = cells.without_words(column, where)
+        values = column.str.strip_chars().cast(pl.Float64, strict=False)
+        wrong = values.is_null() & column.is_not_null()
+        if wrong.any():
+            text = f"{where}{in_rows(wrong)} not a number; fix or empty them, or declare the column categorical"
+            notes.append(Finding("E009", text, True))
+        return values, notes
+
+    def _value_problems(self, modality: Modality, values: pl.Series, where: str) -> list[Finding]:
+        findings = []
+        values = values.cast(pl.Float64)
+        nan = values.is_nan().fill_null(False)
+        if nan.any():
+            findings.append(Finding("E009", f"{where}{in_rows(nan)} NaN; a missing cell must be null", True))
+        # Models compute in float32, so what overflows there is as bad as infinity.
+        large = (values.abs() > np.finfo(np.float32).max).fill_null(False) & ~nan
+        if large.any():
+            findings.append(Finding("E008", f"{where}{in_rows(large)} infinite or beyond float32; empty them", True))
+        return findings
+
+    def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
+        """`name/numeric` float32 [n, p], NaN where empty; `name/categorical` object [n, q] of str, '' where empty."""
+        numeric = np.empty((len(rows.places), len(modality.columns)), np.float32)
+        for j, column in enumerate(modality.columns):
+            numeric[:, j] = rows.table[column].cast(pl.Float32).gather(rows.places).to_numpy()
+        raw = {f"{modality.name}/numeric": numeric}
+        if modality.categorical:
+            columns = [strings_of(rows.cells(column).to_list()) for column in modality.categorical]
+            raw[f"{modality.name}/categorical"] = np.stack(columns, axis=1)
+        return raw
+
+    def check_options(self, options: FitOptions, names: list[str]) -> None:
+        _check_numbers(options.numbers, options.bins)
+
+    def fit(self, modality: Modality, rows: Rows, options: FitOptions) -> FittedTable:
+        raw, name = self.decode(modality, rows), modality.name
+        columns = raw[f"{name}/numeric"], raw.get(f"{name}/categorical")
+        return FittedTable.fit(modality, *columns, options.numbers, options.bins)
+
+    def guess(self, column: pl.Series) -> Guess | None:
+        if column.dtype.is_numeric() or column.dtype == pl.Boolean:
+            return Guess(BY_TYPE, "number")
+        if column.dtype != pl.String:
+            return None
+        is_number = column.cast(pl.Float64, strict=False).is_not_null().all()
+        if is_number and not column.str.contains(r"^0\d").any():  # 0401 is a code
+            return Guess(BY_TYPE, "number")
+        few = column.n_unique() <= min(FEW_CATEGORIES, max(2, len(column) // 5))
+        return Guess(BY_COUNT, "category") if few else None
+
+
+TABULAR = Tabular()
+
+
+def _check_numbers(numbers: str, bins: int) -> None:
+    """Refuses an encoding of numbers that is unknown, and `bins` that are not positive."""
     if numbers not in NUMBERS:
         raise UserError(f"numbers: {numbers!r} is unknown{did_you_mean(numbers, NUMBERS)}; known: {', '.join(NUMBERS)}")
     if bins < 1:
@@ -323,27 +282,3 @@ def _moments(seen: np.ndarray) -> tuple[float, float, float]:
     centre, spread = float(seen.mean()), float(seen.std())
     # The spread of equal numbers is rounding noise, not exactly 0.
     return float(np.median(seen)), centre, spread if spread > 1e-7 * max(abs(centre), 1e-30) else 0.0
-
-
-def _knots(ordered: np.ndarray, most: int) -> np.ndarray:
-    """Distinct values of a sorted column, ascending: all when they are at most `most`, else those at even ranks.
-
-    They are values of the column and not means of two, so that they follow it through any strictly monotone function.
-    """
-    distinct = np.unique(ordered)
-    if len(distinct) <= most:
-        return distinct
-    return np.unique(ordered[np.arange(most) * (len(ordered) - 1) // (most - 1)])
-
-
-def _waves(values: np.ndarray, centre: float, width: float, count: int) -> np.ndarray:
-    """Sines, then cosines, of 1 to `count` waves, [n] -> [n, 2 count]; NaN for NaN."""
-    phase = 2 * np.pi * np.clip((values - centre) / width, -0.5, 0.5)[:, None] * np.arange(1, count + 1)
-    return np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
-
-
-def _fractions(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """How much of each interval lies below each value, in 0 to 1, [n] and [k + 1] -> [n, k]; NaN for NaN."""
-    intervals = np.arange(len(edges) - 1)
-    position = np.interp(values, edges, np.arange(len(edges)))
-    return np.clip(position[:, None] - intervals, 0.0, 1.0)

@@ -1,17 +1,177 @@
-"""Subword tokenizers: trained on given texts, or pretrained."""
+"""Free text: a subword tokenizer, trained on given texts or pretrained."""
 
 import collections
-from collections.abc import Sequence
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 
-from remind_jax.errors import UserError
+from remind_jax.data.files import load
+from remind_jax.data.findings import FileRecord
+from remind_jax.data.kinds.kind import (
+    BY_LENGTH,
+    FitOptions,
+    FittedKind,
+    Guess,
+    Kind,
+    Rows,
+    file_content,
+    strings_of,
+    with_storage,
+)
+from remind_jax.data.schema import InputSpec, Modality
+from remind_jax.errors import UserError, did_you_mean
 
 PAD, EOS, UNK = 0, 1, 2  # as in T5
 SPECIAL = ("<pad>", "</s>", "<unk>")
+MAX_TEXT = 2**26  # bytes
 MAX_TRAINING_TEXTS = 20_000
 LEAST_PATIENTS = 3  # who must have used a word for it to be learned
+SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
+_LONGEST_TEXTS = 512
+
+
+class FittedText(FittedKind):
+    """A subword tokenizer: a Unigram model fitted on the given texts, or a pretrained one.
+
+    Attributes:
+      length: ids a text, longer texts are cut.
+      tokenizer: a `tokenizers.Tokenizer` that cuts to `length` and closes with eos (or as its model does).
+    """
+
+    def __init__(self, tokenizer: Any, length: int):
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(length)
+        self.tokenizer = tokenizer
+        self.length = length
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[str],
+        max_tokens: int,
+        vocabulary: int,
+        pretrained: str = "",
+        patients: Sequence[str] | None = None,
+    ) -> "FittedText":
+        """Fits on texts of rows that have the modality, or loads `pretrained`; `length` is what they need."""
+        tokenizer = load_tokenizer(pretrained) if pretrained else train_unigram(texts, vocabulary, patients)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+        # The longest texts are taken for those of the most ids: encoding every text just to count would take minutes.
+        longest = sorted(texts, key=len, reverse=True)[:_LONGEST_TEXTS]
+        return cls(tokenizer, max((len(encoding.ids) for encoding in tokenizer.encode_batch_fast(longest)), default=1))
+
+    @property
+    def spec(self) -> InputSpec:
+        """A row of ids."""
+        return TEXT.spec((self.length,), self.tokenizer.get_vocab_size())
+
+    def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        """Int32 [n, t]: ids, then pad."""
+        texts = raw[name].tolist()
+        ids = np.full((len(texts), self.length), PAD, np.int32)
+        for row, encoding in zip(ids, self.tokenizer.encode_batch_fast(texts), strict=True):
+            row[: len(encoding.ids)] = encoding.ids
+        return ids
+
+    def plain(self, values: np.ndarray) -> Any:
+        return bag(values, self.spec.vocabulary)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; holds the whole tokenizer, so that a checkpoint needs no other file."""
+        return {"length": self.length, "tokenizer": json.loads(self.tokenizer.to_str())}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "FittedText":
+        """The inverse of `to_dict`."""
+        from tokenizers import Tokenizer
+
+        return cls(_as_written(Tokenizer.from_str(json.dumps(content["tokenizer"]))), content["length"])
+
+
+class Text(Kind):
+    """Text in cells or in UTF-8 files."""
+
+    name = "text"
+    encoder = "text"
+    dtype = np.dtype(np.int32)
+    keys = ("column", "stored")
+    optional = ("stored",)
+    forms = "UTF-8 text, not blank, up to 64 MiB"
+    fitted = FittedText
+
+    def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
+        return with_storage(super().parse(name, entry, image_size, frames), entry, "cell")
+
+    def content(self, modality: Modality, table: pl.DataFrame, records: Mapping[str, FileRecord]) -> pl.Series:
+        texts = table[modality.columns[0]]
+        if modality.stored == "file":
+            return file_content(texts, records, SHORT_TEXT + 1)
+        return texts.set((texts.str.len_chars() <= SHORT_TEXT).fill_null(True), None)
+
+    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
+        read_text(path)
+        return ()
+
+    def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
+        """Object [n] of str, '' where missing."""
+        texts = rows.cells(modality.columns[0]).to_list()
+        if modality.stored == "file":
+            texts = [None if path is None else load(rows.root, path, read_text) for path in texts]
+        return {modality.name: strings_of(texts)}
+
+    def check_options(self, options: FitOptions, names: list[str]) -> None:
+        check_lengths(options)
+        for name in {} if isinstance(options.tokenizer, str) else options.tokenizer:
+            if name not in names:
+                raise UserError(f"tokenizer: {name!r} is not a text modality{did_you_mean(name, names)}")
+
+    def fit(self, modality: Modality, rows: Rows, options: FitOptions) -> FittedText:
+        whole, texts = options.tokenizer, self.decode(modality, rows)[modality.name].tolist()
+        pretrained = whole if isinstance(whole, str) else whole.get(modality.name, "")
+        patients = rows.cells(rows.patient).to_list()
+        return FittedText.fit(texts, options.max_tokens, options.vocabulary, pretrained, patients)
+
+    def guess(self, column: pl.Series) -> Guess | None:
+        """Words between blanks in most cells."""
+        is_text = column.dtype == pl.String and column.str.contains(r"\s").mean() > 0.5
+        return Guess(BY_LENGTH, "text") if is_text else None
+
+
+TEXT = Text()
+
+
+def check_lengths(options: FitOptions) -> None:
+    """Refuses limits of ids that leave no room for one; for every kind whose input is ids."""
+    if options.max_tokens < 2 or options.vocabulary < len(SPECIAL) + 1:
+        given = f"{options.max_tokens}, {options.vocabulary}"
+        raise UserError(f"max_tokens must be at least 2 and vocabulary at least 4: {given}")
+
+
+def bag(ids: np.ndarray, vocabulary: int) -> Any:
+    """How often each id is in each row, [n, t] -> sparse float32 [n, vocabulary]; padding and end do not count."""
+    from scipy import sparse
+
+    rows, places = np.nonzero((ids != PAD) & (ids != EOS))
+    counts = np.ones(len(rows), np.float32), (rows, ids[rows, places])
+    return sparse.coo_matrix(counts, shape=(len(ids), vocabulary)).tocsr()
+
+
+def read_text(path: pathlib.Path) -> str:
+    """A UTF-8 text file; raises ValueError when it is not, is blank or longer than `MAX_TEXT`."""
+    if path.stat().st_size > MAX_TEXT:
+        raise ValueError("large")
+    text = path.read_bytes().decode("utf-8-sig")
+    if not text.strip():
+        raise ValueError("blank")
+    return text
+
+
+# ---- Tokenizers -----------------------------------------------------------------------------------------------------
 
 
 def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str] | None = None) -> Any:
@@ -60,7 +220,7 @@ def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str]
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.add_special_tokens(list(SPECIAL))
-    return plain(_with_eos(tokenizer))
+    return _as_written(_with_eos(tokenizer))
 
 
 def _without_rare_words(texts: Sequence[str], patients: Sequence[object]) -> list[str]:
@@ -82,13 +242,13 @@ def _with_eos(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def plain(tokenizer: Any) -> Any:
+def _as_written(tokenizer: Any) -> Any:
     """Makes "</s>" written in a note ordinary text."""
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def load_pretrained(name: str) -> Any:
+def load_tokenizer(name: str) -> Any:
     """The `tokenizers.Tokenizer` of a local folder or a hub name. Raises UserError unless its pad id is 0."""
     from transformers import AutoTokenizer
 
@@ -101,4 +261,4 @@ def load_pretrained(name: str) -> Any:
         raise UserError(f"tokenizer {name!r} has no fast form (tokenizer.json)")
     if wrapped.pad_token_id != PAD:
         raise UserError(f"tokenizer {name!r} pads with id {wrapped.pad_token_id}; models here need pad id 0")
-    return plain(wrapped.backend_tokenizer)
+    return _as_written(wrapped.backend_tokenizer)

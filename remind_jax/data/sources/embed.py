@@ -11,10 +11,11 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
-from remind_jax.data import check, files
+from remind_jax.data import check
 from remind_jax.data.findings import FileRecord, Finding
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import BAD_FILES
+from remind_jax.data.scan import scan_files
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError, did_you_mean
 
@@ -229,9 +230,7 @@ def _manifest(
     modalities = tuple(Modality(name, "image", (name,), stored="file", shape=shape) for name in MODALITIES)
     records: dict[str, FileRecord] = {}
     for modality in modalities:
-        scan = files.scan_files(
-            root, modality, table[modality.name], thorough=bad_files == "missing", bad_files=bad_files
-        )
+        scan = scan_files(root, modality, table[modality.name], thorough=bad_files == "missing", bad_files=bad_files)
         table = table.with_columns(scan.cells)
         records |= scan.records
         notes += scan.findings

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from remind_jax.data import check
+from remind_jax.data.cells import looks_missing
 from remind_jax.data.sources import mimic_iv_tables as tables
 from remind_jax.errors import UserError
 
@@ -63,7 +63,7 @@ def read(
     texts = pl.concat([_texts(table, picked["note_id"].unique()) for table in found.values()])
     whole = picked.join(texts, on="note_id", maintain_order="left").group_by("stay_id", maintain_order=True)
     cells = whole.agg(pl.col("text").str.join("\n").str.slice(0, characters).alias("notes"))
-    cells = cells.filter(~check.looks_missing(cells["notes"]))
+    cells = cells.filter(~looks_missing(cells["notes"]))
     once = picked.unique("note_id")
     unlinked = ~once["hadm_id"].is_in(admissions.implode()).fill_null(False)
     return Notes(cells, once.height, int(unlinked.sum()))

@@ -1,16 +1,14 @@
-"""Which encoder serves which kind of modality, and where its published weights come from."""
+"""The families of encoders, and where their published weights come from."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flax import nnx
 
 from remind_jax.models.encoders import resnet, t5, video_resnet, vit
 from remind_jax.models.encoders.patch import PatchEncoder
 from remind_jax.models.pretrained import Tensor
-
-if TYPE_CHECKING:
-    from remind_jax.models.model import ModalityInput, ModelSpec
+from remind_jax.models.spec import ModalityInput, ModelSpec
 
 IMAGE = {
     "vit_small": (vit.VitEncoder, "small"),
@@ -19,26 +17,17 @@ IMAGE = {
     "resnet_small": (resnet.ResNetEncoder, "small"),
     "resnet50": (resnet.ResNetEncoder, "50"),
 }
-"""Encoders of kind `image`: class and size."""
+"""Encoders of the family `image`: class and size."""
 VOLUME = {
     "r3d_small": (video_resnet.VideoResNetEncoder, "small"),
     "r3d_18": (video_resnet.VideoResNetEncoder, "18"),
 }
-"""Encoders of kind `volume`."""
-TEXT = ("text", "codes")
+"""Encoders of the family `volume`."""
 BATCH_NORMALISED = (resnet.ResNetEncoder, video_resnet.VideoResNetEncoder)
 """Encoders that take the present samples of a batch [b] as a third argument when their batch norms are trained."""
 
-WITH_TRUNK = (t5.T5Encoder, vit.VitEncoder, *BATCH_NORMALISED)
-"""Encoders of which `features` gives what a frozen trunk finds, and `project` takes it into the fusion width."""
 
-
-def has_trunk(kind: str) -> bool:
-    """Whether the encoder of a kind is one `WITH_TRUNK`."""
-    return kind in (*TEXT, "image", "volume")
-
-
-class Checkpoint(NamedTuple):
+class Published(NamedTuple):
     """How a published file holds an encoder's weights; see `pretrained.load`."""
 
     layout: Mapping[str, Tensor]
@@ -47,30 +36,79 @@ class Checkpoint(NamedTuple):
     config: Mapping[str, Any]
 
 
-def make_encoder(spec: "ModelSpec", modality: "ModalityInput", rngs: nnx.Rngs) -> nnx.Module:
+class Family(NamedTuple):
+    """Encoders of one form of input.
+
+    Attributes:
+      make: gives the encoder of one modality, called as (input, random keys [b] or None) -> [b, t, d]; its attribute
+        `tokens` is t.
+      has_trunk: whether encoders have `features`, what a frozen trunk finds, and `project`, which takes it into the
+        width of the fusion.
+      published: where their weights lie in published files; None where there are none.
+    """
+
+    make: Callable[[ModelSpec, ModalityInput, nnx.Rngs], nnx.Module]
+    has_trunk: bool = False
+    published: Callable[[ModelSpec], Published] | None = None
+
+
+def _options(spec: ModelSpec, rngs: nnx.Rngs) -> dict[str, Any]:
+    return {"width": spec.width, "dropout": spec.encoder_dropout, "rngs": rngs}
+
+
+def _patch(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
+    return PatchEncoder(modality.shape, hidden=spec.encoder_hidden, tokens=spec.tokens, **_options(spec, rngs))
+
+
+def _text(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
+    sizes = {"size": spec.text_size, "gated": spec.text_gated, "tokens": spec.tokens}
+    return t5.T5Encoder(modality.vocabulary, **sizes, **_options(spec, rngs), remat=spec.remat)
+
+
+def _image(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
+    make, size = IMAGE[spec.image_encoder]
+    own = {"remat": spec.remat} if make is vit.VitEncoder else {"tokens": spec.tokens}
+    return make(modality.shape, size=size, **_options(spec, rngs), **own)
+
+
+def _volume(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
+    make, size = VOLUME[spec.volume_encoder]
+    return make(modality.shape, size=size, tokens=spec.tokens, **_options(spec, rngs))
+
+
+def _published_text(spec: ModelSpec) -> Published:
+    layout = t5.checkpoint_layout(spec.text_size, spec.text_gated)
+    return Published(layout, t5.PREFIXES, t5.MODEL_TYPES, t5.checkpoint_config(spec.text_size, spec.text_gated))
+
+
+def _published_image(spec: ModelSpec) -> Published:
+    return _published_pixels(vit if spec.image_encoder.startswith("vit") else resnet, IMAGE[spec.image_encoder][1])
+
+
+def _published_volume(spec: ModelSpec) -> Published:
+    return _published_pixels(video_resnet, VOLUME[spec.volume_encoder][1])
+
+
+def _published_pixels(module: Any, size: str) -> Published:
+    layout, config = module.checkpoint_layout(size), module.checkpoint_config(size)
+    return Published(layout, module.PREFIXES, module.MODEL_TYPES, config)
+
+
+ENCODERS: dict[str, Family] = {
+    "patch": Family(_patch),
+    "text": Family(_text, True, _published_text),
+    "codes": Family(_text, True),  # ids are those of a fitted list, which no published file knows
+    "image": Family(_image, True, _published_image),
+    "volume": Family(_volume, True, _published_volume),
+}
+"""The families by name; the kind of a modality names one. To add one, write its encoder and name it here."""
+
+
+def has_trunk(family: str) -> bool:
+    """Whether what the frozen trunk of a family finds can be kept; else an encoder is a map into the fusion width."""
+    return ENCODERS[family].has_trunk
+
+
+def make_encoder(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
     """The encoder of one modality, called as (input, random keys [b] or None) -> [b, t, d]."""
-    shape = modality.shape
-    common = {"width": spec.width, "dropout": spec.encoder_dropout, "rngs": rngs}
-    if modality.kind in TEXT:
-        sizes = {"size": spec.text_size, "gated": spec.text_gated, "tokens": spec.tokens}
-        return t5.T5Encoder(modality.vocabulary, **sizes, **common, remat=spec.remat)
-    if modality.kind in ("image", "volume"):
-        make, size = IMAGE[spec.image_encoder] if modality.kind == "image" else VOLUME[spec.volume_encoder]
-        if make is vit.VitEncoder:
-            return make(shape, size=size, **common, remat=spec.remat)
-        return make(shape, size=size, tokens=spec.tokens, **common)
-    return PatchEncoder(shape, hidden=spec.encoder_hidden, tokens=spec.tokens, **common)
-
-
-def checkpoint(spec: "ModelSpec", kind: str) -> Checkpoint | None:
-    """Where the weights of a kind's encoder lie in published files; None for patch encoders, which have none."""
-    if kind in TEXT:
-        layout = t5.checkpoint_layout(spec.text_size, spec.text_gated)
-        return Checkpoint(layout, t5.PREFIXES, t5.MODEL_TYPES, t5.checkpoint_config(spec.text_size, spec.text_gated))
-    if kind not in ("image", "volume"):
-        return None
-    _, size = IMAGE[spec.image_encoder] if kind == "image" else VOLUME[spec.volume_encoder]
-    module = video_resnet if kind == "volume" else vit if spec.image_encoder.startswith("vit") else resnet
-    return Checkpoint(
-        module.checkpoint_layout(size), module.PREFIXES, module.MODEL_TYPES, module.checkpoint_config(size)
-    )
+    return ENCODERS[modality.encoder].make(spec, modality, rngs)

@@ -12,7 +12,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from remind_jax.data.kinds.tabular import NUMBERS, Pieces, Quantile, Tabular, Waves
+from remind_jax.data.kinds.numbers import NUMBERS, Pieces, Quantile, Waves
+from remind_jax.data.kinds.tabular import FittedTable
 from remind_jax.data.schema import Modality
 from remind_jax.errors import UserError
 
@@ -23,11 +24,11 @@ LABS = Modality("labs", "tabular", ("a", "b", "c", "d", "e"), ("sex",))
 
 def fit(values, numbers, bins=8):
     """A table with one numeric column [n]."""
-    return Tabular.fit(Modality("labs", "tabular", ("a",)), np.asarray(values)[:, None], None, numbers, bins)
+    return FittedTable.fit(Modality("labs", "tabular", ("a",)), np.asarray(values)[:, None], None, numbers, bins)
 
 
 def encode(table, values):
-    return table.encode(np.asarray(values)[:, None], None)
+    return table.encode_columns(np.asarray(values)[:, None], None)
 
 
 def table(n=400, seed=0):
@@ -200,8 +201,8 @@ def test_two_values_and_room_for_one_wave_have_none():
 @pytest.mark.parametrize("numbers", ["piecewise", "periodic"])
 def test_a_columns_features_weigh_as_much_as_one_standardised_number(numbers):
     numeric, categorical = table()
-    found = Tabular.fit(LABS, numeric, categorical, numbers)
-    batch = found.encode(numeric, categorical).astype(np.float64)
+    found = FittedTable.fit(LABS, numeric, categorical, numbers)
+    batch = found.encode_columns(numeric, categorical).astype(np.float64)
     for j in range(5):
         here = ~np.isnan(numeric[:, j])
         features = batch[here][:, found.features_of(j)]
@@ -213,10 +214,10 @@ def test_a_columns_features_weigh_as_much_as_one_standardised_number(numbers):
 def test_positions_of_a_columns_features_follow_their_names():
     numeric, categorical = table()
     for numbers in NUMBERS:
-        found = Tabular.fit(LABS, numeric, categorical, numbers)
+        found = FittedTable.fit(LABS, numeric, categorical, numbers)
         names = found.features
         assert names[:8] == (*LABS.columns, "b is missing", "sex = f", "sex = m")
-        assert found.spec.shape == (len(names),) == found.encode(numeric, categorical).shape[1:]
+        assert found.spec.shape == (len(names),) == found.encode_columns(numeric, categorical).shape[1:]
         for j, column in enumerate(LABS.columns):
             of_column = [i for i, name in enumerate(names) if name == column or name.startswith(f"{column}, ")]
             assert found.features_of(j) == of_column
@@ -256,18 +257,20 @@ def test_constant_and_empty_columns_are_zero(numbers):
 def test_order_of_rows_does_not_matter(numbers):
     numeric, categorical = table()
     order = np.random.default_rng(3).permutation(len(numeric))
-    one = Tabular.fit(LABS, numeric, categorical, numbers).encode(numeric, categorical)
-    two = Tabular.fit(LABS, numeric[order], categorical[order], numbers).encode(numeric, categorical)
+    one = FittedTable.fit(LABS, numeric, categorical, numbers).encode_columns(numeric, categorical)
+    two = FittedTable.fit(LABS, numeric[order], categorical[order], numbers).encode_columns(numeric, categorical)
     np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
 def test_round_trip_through_json(numbers):
     numeric, categorical = table()
-    found = Tabular.fit(LABS, numeric, categorical, numbers)
-    again = Tabular.from_dict(json.loads(json.dumps(found.to_dict())))
+    found = FittedTable.fit(LABS, numeric, categorical, numbers)
+    again = FittedTable.from_dict(json.loads(json.dumps(found.to_dict())))
     assert again == found
-    np.testing.assert_array_equal(again.encode(numeric, categorical), found.encode(numeric, categorical))
+    np.testing.assert_array_equal(
+        again.encode_columns(numeric, categorical), found.encode_columns(numeric, categorical)
+    )
     own = {"quantile": {"quantiles"}, "piecewise": {"pieces"}, "periodic": {"waves"}}
     assert {"quantiles", "pieces", "waves"} & found.to_dict().keys() == own.get(numbers, set())
 
@@ -283,18 +286,18 @@ def test_a_dictionary_of_the_version_with_one_encoding_still_loads():
         "categorical_holes": [],
         "categories": [["f", "m"]],
     }
-    found = Tabular.from_dict(old)
-    batch = found.encode(np.array([[7.0, 9.0], [NAN, 1.0]]), np.array([["m"], ["x"]], object))
+    found = FittedTable.from_dict(old)
+    batch = found.encode_columns(np.array([[7.0, 9.0], [NAN, 1.0]]), np.array([["m"], ["x"]], object))
     np.testing.assert_array_equal(batch, [[1, 0, 0, 0, 1], [-1, 0, 1, 0, 0]])
     assert json.loads(json.dumps(found.to_dict())) == old
-    assert {field.name for field in dataclasses.fields(Tabular)} - set(old) == {"quantiles", "pieces", "waves"}
+    assert {field.name for field in dataclasses.fields(FittedTable)} - set(old) == {"quantiles", "pieces", "waves"}
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
 def test_a_table_of_categories_only(numbers):
     cells = np.array([["f"], ["m"], [""]], object)
-    found = Tabular.fit(Modality("who", "tabular", (), ("sex",)), np.zeros((3, 0)), cells, numbers)
-    np.testing.assert_array_equal(found.encode(np.zeros((3, 0)), cells), [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    found = FittedTable.fit(Modality("who", "tabular", (), ("sex",)), np.zeros((3, 0)), cells, numbers)
+    np.testing.assert_array_equal(found.encode_columns(np.zeros((3, 0)), cells), [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
 
 
 def test_encodings_that_cannot_be_are_refused():
@@ -303,3 +306,20 @@ def test_encodings_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="at least 1"):
         fit([1.0, 2.0], "piecewise", 0)
     assert Quantile((), ()).encode(np.ones(2)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_plain_models_see_nan_for_empty_cells_and_not_what_was_filled_in(numbers):
+    numeric = np.array([[1, 2, np.nan], [np.nan, 5, 6], [4, 6, 8], [7, 9, 7]], np.float32)
+    modality = Modality("labs", "tabular", ("a", "b", "c"), ("sex",))
+    sex = np.array([["f"]] * 4, object)
+    fitted = FittedTable.fit(modality, numeric, sex, numbers, bins=2)
+    encoded = fitted.encode_columns(numeric, sex)
+    found = fitted.plain(encoded)
+    assert not np.isnan(encoded).any()
+    # Features: a, b, c, "a is missing", "c is missing", one category, two intervals or waves each of a, b and c.
+    more = numbers in ("piecewise", "periodic")
+    expected = np.zeros((4, 12 if more else 6))
+    expected[1, [0, *((6, 7) if more else ())]] = 1
+    expected[0, [2, *((10, 11) if more else ())]] = 1
+    np.testing.assert_array_equal(np.isnan(found), expected)

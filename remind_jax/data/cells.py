@@ -1,0 +1,51 @@
+"""Cells of one column: which words mean missing, how numbers become strings, how findings name the column."""
+
+import polars as pl
+
+from remind_jax.data.findings import Finding, in_rows
+from remind_jax.errors import UserError
+
+MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
+
+
+def looks_missing(column: pl.Series) -> pl.Series:
+    """Bool [n]: cells of a string column that hold a blank or a word people write for "missing" (NA, None, null, …)."""
+    return column.str.strip_chars().str.to_lowercase().is_in(list(MISSING_TOKENS)).fill_null(False)
+
+
+def as_string(column: pl.Series) -> pl.Series:
+    """Single values as strings; whole numbers in a column of floats are written without a point.
+
+    Raises:
+      UserError: the column holds lists, structures or bytes.
+    """
+    if column.dtype.is_nested() or column.dtype == pl.Binary:
+        raise UserError(f"column {column.name!r} holds {column.dtype}; it must hold single values")
+    if column.dtype.is_float() and ((column.round() == column) | column.is_null() | column.is_nan()).all():
+        # Integers with holes come out of pandas as floats; "1.0" would match no class.
+        column = column.fill_nan(None).cast(pl.Int64, strict=False)
+    return column.cast(pl.String)
+
+
+def trim(column: pl.Series) -> pl.Series:
+    """Strings without blanks around them; blank cells become null."""
+    column = column.str.strip_chars()
+    return column.set((column == "").fill_null(False), None)
+
+
+def without_words(column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
+    """Empties the cells that hold a blank or a word for missing, and counts them.
+
+    Args:
+      column: single values of any type.
+      where: what the finding calls the column.
+    """
+    column = as_string(column)
+    words = looks_missing(column)
+    return column.set(words, None), normalised(words, where)
+
+
+def normalised(words: pl.Series, where: str) -> list[Finding]:
+    """E009 (not fatal): cells [n] that were words for missing and are null now."""
+    text = f"{where}{in_rows(words)} blank or a word for missing (NA, None, …), read as missing; leave them empty"
+    return [Finding("E009", text, False)] if words.any() else []

@@ -1,0 +1,81 @@
+"""The folder that Flex-MoE's loader reads for ADNI."""
+
+import json
+import pathlib
+
+import numpy as np
+import polars as pl
+
+from remind_jax.data.importers.table import SPLITS, Imported, from_table, read_frame
+from remind_jax.errors import UserError
+
+_LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # of ADNI: when symptoms and the disease itself were first noted
+
+
+def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Imported:
+    """The folder that Flex-MoE's loader reads for ADNI.
+
+    `label.csv` (PTID, DIAGNOSIS), `PTID_splits.json` (training, validation, testing), `clinical/clinical_merged.csv`
+    and `biospecimen/biospecimen_merged.csv` (ids in the first column), `genomic/genomic_merged.csv`, and
+    `image/ADNI_G.npy` with `image/ADNI_subj.txt`, a line a scan that begins with the id and ends in the date. What is
+    not there is no modality. Unlike there, nothing is scaled or filled in before the split.
+
+    Args:
+      folder: that holds label.csv.
+      out: the manifest's folder; the newest scan of each subject is written below it, tokens [1, voxels].
+      name: of the data set.
+
+    Raises:
+      UserError: it is not such a folder.
+    """
+    file = folder / "label.csv"
+    if not file.is_file():
+        pickled = list(folder.glob("*.pt"))
+        why = "its .pt files are pickles, which are not read" if pickled else "label.csv is missing"
+        raise UserError(f"{folder} is not Flex-MoE's folder of ADNI: {why}")
+    labels = read_frame(file)
+    if absent := {"PTID", "DIAGNOSIS"} - set(labels.columns):
+        raise UserError(f"{file} has no column {sorted(absent)[0]}")
+    labels, notes, joined = labels.select("PTID", "DIAGNOSIS"), [], {}
+    for part in ("clinical", "biospecimen", "genomic"):
+        path = folder / part / f"{part}_merged.csv"
+        if path.is_file():
+            frame = read_frame(path)
+            frame = frame.rename({frame.columns[0]: "PTID"})
+            joined[part] = frame.select("PTID", *(c for c in frame.columns[1:] if not c.startswith(_LEAKS)))
+        else:
+            notes.append(f"{part}/{path.name} is not there: no modality {part}")
+    if (folder / "genomic" / "genomic_merged.h5ad").is_file() and "genomic" not in joined:
+        notes.append("genomic_merged.h5ad is not read: save scanpy.read_h5ad(file).to_df() as genomic_merged.csv")
+    if (folder / "image" / "ADNI_G.npy").is_file():
+        joined["image"] = _flex_moe_scans(folder / "image", out)
+    splits = folder / "PTID_splits.json"
+    if splits.is_file():
+        parts = json.loads(splits.read_text(encoding="utf-8"))
+        dealt = {ptid: SPLITS[part] for part, ids in parts.items() if part in SPLITS for ptid in ids}
+        labels = labels.with_columns(pl.col("PTID").replace_strict(dealt, default=None).alias("split"))
+        notes.append(f"{labels['split'].null_count()} subjects are in no split and left out")
+        labels = labels.drop_nulls("split")
+    split = "split" if splits.is_file() else ""
+    kinds = {"scan": "embedding"} if "image" in joined else {}
+    found = from_table(
+        labels, name=name, label="DIAGNOSIS", sample="PTID", patient="PTID", split=split, joined=joined, kinds=kinds
+    )
+    return found._replace(notes=notes + found.notes)
+
+
+def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path) -> pl.DataFrame:
+    """Writes the newest scan of each subject as its own file; PTID and path."""
+    scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
+    lines = (folder / "ADNI_subj.txt").read_text(encoding="utf-8").split()
+    if len(lines) != len(scans):
+        raise UserError(f"ADNI_subj.txt has {len(lines)} lines, ADNI_G.npy {len(scans)} scans")
+    newest: dict[str, tuple[str, int]] = {}
+    for i, line in enumerate(lines):
+        parts = line.split("_")
+        ptid, date = "_".join(parts[:3]), parts[-1]
+        newest[ptid] = max(newest.get(ptid, ("", -1)), (date, i))
+    (out / "scans").mkdir(parents=True, exist_ok=True)
+    for _, i in newest.values():
+        np.save(out / "scans" / f"{i}.npy", np.asarray(scans[i], np.float32).reshape(1, -1))
+    return pl.DataFrame({"PTID": list(newest), "scan": [f"scans/{i}.npy" for _, i in newest.values()]})

@@ -1,0 +1,140 @@
+"""Events and labels of the Medical Event Data Standard."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from remind_jax.data.files import read_parquet
+from remind_jax.data.importers.table import SPLITS, Imported, columns_of, schema_of, without_empty
+from remind_jax.errors import UserError
+
+
+def read(
+    folder: pathlib.Path, labels: str, *, name: str, modalities: Mapping[str, Sequence[str]], columns: int
+) -> Imported:
+    """Reads the folder of a MEDS data set.
+
+    Args:
+      folder: with `data` and, where there are splits, `metadata/subject_splits.parquet`.
+      labels: path of a parquet file, or of a folder of them.
+      name, modalities, columns: as for `from_meds`.
+
+    Raises:
+      UserError: as for `from_meds`, or files are missing or cannot be read.
+    """
+    if not labels:
+        raise UserError("no labels: give a parquet file, or a folder of them, as --labels=PATH")
+    place, splits = pathlib.Path(labels), folder / "metadata" / "subject_splits.parquet"
+    files = sorted((folder / "data").rglob("*.parquet"))
+    label_files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
+    if not files or not all(file.is_file() for file in label_files) or not label_files:
+        raise UserError(f"{folder}/data or {place} holds no parquet files: these are no MEDS events with labels")
+    try:
+        label_tables = [read_parquet(file) for file in label_files]
+        split_table = read_parquet(splits) if splits.is_file() else None
+    except ValueError as error:
+        raise UserError(f"the labels or splits of {folder} cannot be read as parquet ({error})") from None
+    try:
+        events, joined = pl.scan_parquet(files), pl.concat(label_tables, how="diagonal")
+        return from_meds(events, joined, name=name, splits=split_table, modalities=modalities, columns=columns)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{folder} is not as MEDS says ({type(error).__name__})") from None
+
+
+def from_meds(
+    events: pl.LazyFrame,
+    labels: pl.DataFrame,
+    *,
+    name: str,
+    splits: pl.DataFrame | None = None,
+    modalities: Mapping[str, Sequence[str]] | None = None,
+    columns: int = 64,
+) -> Imported:
+    """Events and labels of the Medical Event Data Standard 0.3 and 0.4.
+
+    A sample is a label: subject and prediction time. It has the events at or before that time and those without a time.
+    The codes that begin with one of a modality's prefixes become up to three modalities: `<name>_values` (the last
+    number of each of the most frequent codes), `<name>_codes` (codes without a number, newest first, each once) and
+    `<name>_text` (texts, newest first).
+
+    Args:
+      events: `subject_id`, `time`, `code`, `numeric_value` and, where there is one, `text_value`.
+      labels: `subject_id`, `prediction_time`, and `boolean_value`, `integer_value` or `categorical_value`.
+      name: of the data set.
+      splits: `subject_id` and `split`.
+      modalities: prefixes of codes by name; one modality `events` of all codes by default.
+      columns: most columns of a table of values, the codes that most train subjects have.
+
+    Raises:
+      UserError: a column is not there, or no sample has an event.
+    """
+    need = [c for c in ("subject_id", "time", "code", "numeric_value") if c not in events.collect_schema().names()]
+    value = next((v for v in ("boolean_value", "integer_value", "categorical_value") if v in labels.columns), None)
+    need += [c for c in ("subject_id", "prediction_time") if c not in labels.columns]
+    if need or value is None:
+        lacking = ", ".join(need) or "boolean_value, integer_value or categorical_value"
+        raise UserError(f"these are no MEDS events with labels: {lacking} is not there")
+    samples = labels.drop_nulls(["subject_id", value]).sort("subject_id", "prediction_time").with_row_index("row")
+    table = samples.select(
+        pl.format("{}_{}", "subject_id", pl.int_range(pl.len()).over("subject_id")).alias("sample_id"),
+        pl.col("subject_id").cast(pl.String).alias("patient_id"),
+        pl.col(value).cast(pl.String).alias("label"),
+    )
+    if splits is not None:
+        named = splits.select("subject_id", pl.col("split").replace(SPLITS))
+        table = table.with_columns(samples.join(named, on="subject_id", how="left", maintain_order="left")["split"])
+        samples = samples.with_columns(table["split"])
+    known = samples.select("row", "subject_id", "prediction_time", *(["split"] if splits is not None else []))
+    seen = events.join(known.lazy(), on="subject_id").filter(
+        pl.col("time").is_null() | (pl.col("time") <= pl.col("prediction_time"))
+    )
+    seen = seen.sort("time", nulls_last=False, maintain_order=True).collect()
+    schema: dict[str, Any] = {}
+    for part, prefixes in (modalities or {"events": ("",)}).items():
+        inside = seen.filter(pl.any_horizontal(pl.col("code").str.starts_with(prefix) for prefix in prefixes))
+        for wide, entries in (_values(part, inside, columns), _words(part, inside)):
+            table = table.with_row_index("row").join(wide, on="row", how="left", maintain_order="left").drop("row")
+            schema |= entries
+    used = [c for entry in schema.values() for c in columns_of(entry)]
+    if not used:
+        raise UserError("no sample has an event at or before its prediction time: check subject_id, times and prefixes")
+    table, notes = without_empty(table, used)
+    notes.append("events at the prediction time itself are input: make sure that none of them is the outcome")
+    split = "split" if splits is not None else None
+    return Imported(table, schema_of(name, "label", table["label"].unique(), schema, split), notes)
+
+
+def _values(part: str, events: pl.DataFrame, columns: int) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """A row a sample with the last number of each frequent code, and the modality."""
+    numbers = events.drop_nulls("numeric_value")
+    fitted = numbers.filter(pl.col("split") == "train") if "split" in numbers.columns else numbers
+    subjects = fitted.group_by("code").agg(pl.col("subject_id").n_unique().alias("n"))
+    codes = subjects.sort("n", "code", descending=[True, False])["code"].head(columns).to_list()
+    if not codes:
+        return pl.DataFrame({"row": pl.Series([], dtype=pl.UInt32)}), {}
+    last = numbers.filter(pl.col("code").is_in(codes)).group_by("row", "code", maintain_order=True).last()
+    wide = last.pivot("code", index="row", values="numeric_value").select("row", *codes)
+    names = {code: f"{part}:{code}" for code in codes}
+    entry = {"kind": "tabular", "columns": list(names.values())}
+    return wide.rename(names), {f"{part}_values": entry}
+
+
+def _words(part: str, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """A row a sample with codes and texts, newest first, and the modalities."""
+    newest = events.reverse()
+    text = pl.col("text_value") if "text_value" in events.columns else pl.lit(None, pl.String)
+    found = newest.group_by("row", maintain_order=True).agg(
+        pl.col("code")
+        .filter(pl.col("numeric_value").is_null() & text.is_null())
+        .str.replace_all(r"\s+", "_")
+        .unique(maintain_order=True)
+        .str.join(" ")
+        .replace("", None)
+        .alias(f"{part}_codes"),
+        text.drop_nulls().str.join("\n").replace("", None).alias(f"{part}_text"),
+    )
+    kinds = {f"{part}_codes": "codes", f"{part}_text": "text"}
+    kept = {c: kind for c, kind in kinds.items() if found[c].is_not_null().any()}
+    return found.select("row", *kept), {c: {"kind": kind, "column": c} for c, kind in kept.items()}

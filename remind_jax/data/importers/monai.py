@@ -1,0 +1,83 @@
+"""Datalists of MONAI."""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from remind_jax.data.importers.table import SPLITS, Imported, from_table
+from remind_jax.errors import UserError
+
+
+def read(path: pathlib.Path, **options: str) -> Imported:
+    """Reads a datalist from its JSON file; options and errors as for `from_monai`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON file ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a datalist: it has no lists under training, validation, test")
+    return from_monai(content, **options)
+
+
+def from_monai(
+    content: Mapping[str, Any], *, name: str, patient: str = "", label: str = "label", prefix: str = ""
+) -> Imported:
+    """A datalist as MONAI reads it: lists of mappings under `training`, `validation` and `test`.
+
+    Values that are paths become a modality a key, numbers and words together one that is called `table`; a key that an
+    item lacks is missing. A list of paths becomes a modality a path, `image_0`, `image_1`, ….
+
+    Args:
+      content: the file's JSON.
+      name: of the data set.
+      patient: key of the patient.
+      label: key of the class.
+      prefix: as for `from_table`.
+
+    Raises:
+      UserError: there are no labelled items, or they are labelled by masks.
+    """
+    rows: list[dict[str, Any]] = []
+    unlabelled = 0
+    for section, split in SPLITS.items():
+        for item in content.get(section, ()):
+            if not isinstance(item, dict) or item.get(label) is None:
+                unlabelled += 1
+                continue
+            rows.append(_flat_item(item) | {"split": split})
+    if not rows:
+        raise UserError(f"no item under training, validation or test has the key {label!r}")
+    if any(isinstance(row.get(label), str) and re.search(r"\.\w{2,4}(\.gz)?$", row[label]) for row in rows):
+        raise UserError(f"{label!r} holds files: the datalist is of a segmentation, not of a classification")
+    table = pl.DataFrame(rows, infer_schema_length=None, strict=False).drop("fold", strict=False)
+    if any(str(value).endswith((".nii", ".nii.gz")) for row in rows for value in row.values()):
+        raise UserError(
+            "the datalist names NIfTI files, which are not read: write each as .npy [t, h, w], "
+            "np.save(file, nibabel.load(path).get_fdata().transpose(2, 0, 1)), and change the endings"
+        )
+    one = set(table["split"].unique()) == {"train"}
+    table = table.drop("split") if one else table
+    paths = {c: "volume" for c in table.columns if table[c].dtype == pl.String and _all_arrays(table[c])}
+    found = from_table(
+        table, name="table", label=label, patient=patient, split="" if one else "split", kinds=paths, prefix=prefix
+    )
+    notes = [f"{unlabelled} items without {label!r} are left out"] if unlabelled else []
+    notes += [f"{c!r} is taken for a volume [t, h, w(, c)]; for tokens [t, d] say kind: embedding" for c in paths]
+    return Imported(found.table, found.schema | {"name": name}, notes + found.notes)
+
+
+def _flat_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of values under keys of their own; paths without a leading ./"""
+    flat: dict[str, Any] = {}
+    for key, value in item.items():
+        values = {f"{key}_{i}": one for i, one in enumerate(value)} if isinstance(value, list) else {key: value}
+        flat |= {k: v.removeprefix("./") if isinstance(v, str) else v for k, v in values.items()}
+    return flat
+
+
+def _all_arrays(column: pl.Series) -> bool:
+    return column.drop_nulls().str.ends_with(".npy").all() and column.is_not_null().any()

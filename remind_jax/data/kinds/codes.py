@@ -1,0 +1,94 @@
+"""Codes separated by spaces, such as diagnoses: a vocabulary of the most frequent ones."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from remind_jax.data.kinds.kind import BY_FORM, FitOptions, FittedKind, Guess, Kind, Rows, strings_of
+from remind_jax.data.kinds.text import EOS, PAD, SPECIAL, UNK, bag, check_lengths
+from remind_jax.data.schema import InputSpec, Modality
+
+_CODE = re.compile(r"[A-Z]*\d[A-Z0-9.]*")  # such as I10, E11.9, 401.9
+_SEEN = 200  # different cells that are looked at for codes
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedCodes(FittedKind):
+    """A vocabulary of codes: the most frequent ones of the fitting rows from id 3 up, ties in string order."""
+
+    length: int
+    codes: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, cells: Sequence[str], max_tokens: int, vocabulary: int) -> "FittedCodes":
+        """Fits on the cells of rows that have the modality; `vocabulary` counts pad, eos and unk."""
+        counts: collections.Counter[str] = collections.Counter()
+        longest = 0
+        for cell in cells:
+            codes = cell.split()
+            counts.update(codes)
+            longest = max(longest, len(codes))
+        ranked = sorted(counts, key=lambda code: (-counts[code], code))
+        return cls(min(max_tokens, longest + 1), tuple(ranked[: vocabulary - len(SPECIAL)]))
+
+    @property
+    def spec(self) -> InputSpec:
+        """A row of ids."""
+        return CODES.spec((self.length,), len(SPECIAL) + len(self.codes))
+
+    def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        """Int32 [n, t]: the first codes of each cell, eos, pad."""
+        cells = raw[name].tolist()
+        position = {code: i for i, code in enumerate(self.codes, start=len(SPECIAL))}
+        ids = np.full((len(cells), self.length), PAD, np.int32)
+        for row, cell in zip(ids, cells, strict=True):
+            known = [position.get(code, UNK) for code in cell.split()[: self.length - 1]]
+            row[: len(known) + 1] = [*known, EOS]
+        return ids
+
+    def plain(self, values: np.ndarray) -> Any:
+        return bag(values, self.spec.vocabulary)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"length": self.length, "codes": list(self.codes)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "FittedCodes":
+        """The inverse of `to_dict`."""
+        return cls(content["length"], tuple(content["codes"]))
+
+
+class Codes(Kind):
+    """Codes in cells, separated by spaces."""
+
+    name = "codes"
+    encoder = "codes"
+    dtype = np.dtype(np.int32)
+    fitted = FittedCodes
+
+    def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
+        """Object [n] of str, '' where missing."""
+        return {modality.name: strings_of(rows.cells(modality.columns[0]).to_list())}
+
+    def check_options(self, options: FitOptions, names: list[str]) -> None:
+        check_lengths(options)
+
+    def fit(self, modality: Modality, rows: Rows, options: FitOptions) -> FittedCodes:
+        cells = self.decode(modality, rows)[modality.name].tolist()
+        return FittedCodes.fit(cells, options.max_tokens, options.vocabulary)
+
+    def guess(self, column: pl.Series) -> Guess | None:
+        """Every word is capital letters, if any, and then digits."""
+        if column.dtype != pl.String:
+            return None
+        words = (word for cell in column.unique(maintain_order=True).head(_SEEN) for word in cell.split())
+        return Guess(BY_FORM, "codes") if all(map(_CODE.fullmatch, words)) else None
+
+
+CODES = Codes()
