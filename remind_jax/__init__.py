@@ -1,17 +1,18 @@
 """REMIND in JAX. `load` opens a finished run for predictions; everything else is a module of its own."""
 
-from typing import TYPE_CHECKING
+import importlib
+import pathlib
+from typing import Any
 
-if TYPE_CHECKING:
-    from remind_jax.predict import Predictor
 
+def load(run: str | pathlib.Path) -> Any:
+    """Opens a finished or adapted run: `remind_jax.load("runs/mine").predict_proba("new.csv")`.
 
-def load(run: str) -> "Predictor":
-    """Opens a finished or adapted run from its folder: `remind_jax.load("runs/mine").predict_proba("new.csv")`.
+    Returns:
+      The trained model, a `remind_jax.inference.predictor.Predictor`.
 
     Raises:
       remind_jax.errors.UserError: the folder holds no finished run of this version.
     """
-    from remind_jax.predict import Predictor  # here, so that importing the package costs nothing
-
-    return Predictor.open(run)
+    # Importing the package alone costs nothing.
+    return importlib.import_module("remind_jax.inference.model_folder").open_run(pathlib.Path(run))

@@ -29,9 +29,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remind_jax import analysis, cli
+from remind_jax import cli
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation import report as reports
+from remind_jax.inference.model_folder import ADAPTED
 from remind_jax.runtime import progress
 from remind_jax.training.adaptation import (
     PARTS,
@@ -48,7 +49,7 @@ from remind_jax.training.adaptation import (
 
 def summary(report: Mapping[str, Any]) -> list[str]:
     """What an adaptation did, as lines."""
-    facts = report[analysis.ADAPTED]
+    facts = report[ADAPTED]
     share = 100 * facts["trained_parameters"] / report["parameters"]
     by = {
         "tuning loss": f"lowest loss of {facts['n_tuning']} tuning rows, at step {facts['chosen_step']}",

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from remind_jax import analysis, cli, main
+from remind_jax import cli, main
 from remind_jax.errors import NotFiniteError, UserError
+from remind_jax.inference import model_folder
 from remind_jax.runtime import signals
 from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
@@ -281,10 +282,10 @@ def test_a_misspelt_run_is_named_with_those_beside_it(tmp_path):
     (tmp_path / "nhanes-remind").mkdir()
     (tmp_path / "nhanes-remind" / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"did you mean '.*/nhanes-remind'\?\); runs there: "):
-        analysis.read_config(tmp_path / "nhanes-remnd")
+        model_folder.read_config(tmp_path / "nhanes-remnd")
     (tmp_path / "nhanes-remind" / "report.json").write_text("{}")
     with pytest.raises(UserError, match="of another version, without the key parallel: train the run again"):
-        analysis.read_config(tmp_path / "nhanes-remind")
+        model_folder.read_config(tmp_path / "nhanes-remind")
 
 
 def _manifest_command(tmp_path: pathlib.Path, root: str | pathlib.Path) -> list[str]:

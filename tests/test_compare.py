@@ -32,17 +32,8 @@ def _run(folder, method, seed=0, right=0.5, data="toy", sure=0.9, **settings):
     )
     masks = np.array([[True, False], [True, True]])
     groups = Groups(("a", "b"), masks, np.array([90, 10]), np.array([False, True]))
-    report = reports.build_report(
-        data=data,
-        method=method,
-        seed=seed,
-        config_digest="0",
-        parameters=1,
-        predictions=table,
-        groups=groups,
-        extra={},
-        resamples=20,
-    )
+    config = {"method": method, "seed": seed, "eval": {"bootstrap": 20}}
+    report = reports.build_report(config, data, table, groups, parameters=1, classes=["no", "yes"])
     folder.mkdir()
     table.write_parquet(folder / "predictions.parquet")
     reports.write_json(folder / "report.json", report)

@@ -10,15 +10,15 @@ curve of a logistic regression from what is present to the label, cross-validate
 held out), .png and .svg. How to read the result: docs/analyses.md.
 """
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import analysis, cli
-from remind_jax.analysis import command
+from remind_jax import cli
+from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import COLOURS, GRID, INK, LINES, MARKERS, QUIET, SIDES, Row
+from remind_jax.analysis.opening import Run
 from remind_jax.data import groups as combinations
 from remind_jax.data import splits
 from remind_jax.data.check import AUDIT_ROWS, INFORMATIVE_AUROC
@@ -85,7 +85,7 @@ def rank_correlation(rows: Sequence[Row]) -> float:
     return float(spearmanr(known).statistic)
 
 
-def audit(run: analysis.Run) -> list[Row]:
+def audit(run: Run) -> list[Row]:
     """How well the label can be told from which modalities are present: all together, then each by itself.
 
     Rows are those that W104 looks at: what is not held out, thinned to `check.AUDIT_ROWS`.
@@ -107,9 +107,9 @@ def audit(run: analysis.Run) -> list[Row]:
     return found
 
 
-def read(run: analysis.Run, title: str) -> Accuracy:
+def read(run: Run, title: str) -> Accuracy:
     """One run's figures, from its report."""
-    report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    report = run.model.report
     rows = accuracy_rows(report)
     pooled = {side: report[f"{name}_pooled"]["accuracy"] for side, name in SIDES.items()}
     return Accuracy(title, rows, pooled, rank_correlation(rows))
@@ -252,11 +252,11 @@ def draw_audit(axis: "Axes", audited: Sequence[Row]) -> None:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     paths, _ = cli.parse_runs(arguments)
-    runs = list(command.open_runs(paths))
+    runs = list(opening.open_runs(paths))
     if len({run.data.groups.modalities for run in runs}) > 1:
         raise UserError("the runs are of different modalities: their combinations cannot stand side by side")
     found = [read(run, title) for run, title in zip(runs, command.titles(runs), strict=True)]
-    audited, folder = audit(runs[0]), analysis.output_folder(paths[0])
+    audited, folder = audit(runs[0]), opening.output_folder(paths[0])
     rows = [command.identity(run) | row for run, one in zip(runs, found, strict=True) for row in one.rows]
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, rows)
     command.write_csv(folder / f"{NAME}_audit.csv", AUDIT_COLUMNS, audited)

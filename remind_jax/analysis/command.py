@@ -3,16 +3,16 @@
 import csv
 import io
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from remind_jax import analysis
+from remind_jax.analysis.opening import Run
 from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.model import Params
 from remind_jax.runtime import files, progress
 
@@ -30,25 +30,36 @@ LINES: dict[bool, Any] = {False: "-", True: (0, (4, 1.6))}
 SIDES = {False: "head", True: "tail"}
 
 
-def open_runs(
-    paths: Sequence[pathlib.Path], check: Callable[[pathlib.Path, Any], None] | None = None
-) -> Iterator[analysis.Run]:
-    """Opens runs in turn, with progress.
+def positions_of(text: str, count: int) -> np.ndarray:
+    """Reads positions such as `0,3,10-19`, or `all`, out of `count` samples.
 
-    All configs are read, and checked, before anything slow starts, so that a mistake costs nothing.
-
-    Args:
-      paths: folders of finished runs.
-      check: raises a UserError for a path and config that the analysis cannot use.
+    Raises:
+      UserError: it cannot be read, or names a sample that is not there.
     """
-    for path in paths:
-        config = analysis.read_config(path)
-        if check:
-            check(path, config)
-    with progress.make(len(paths), "runs") as bar:
-        for number, path in enumerate(paths):
-            bar.advance(number, path.name)
-            yield analysis.open_run(path)
+    if text == "all":
+        return np.arange(count)
+    try:
+        ends = [[int(end) for end in part.split("-", 1)] for part in text.split(",") if part]
+    except ValueError as error:
+        raise UserError(f"--samples={text} is neither all nor positions such as 0,3,10-19") from error
+    found = np.array(sorted({i for part in ends for i in range(part[0], part[-1] + 1)}), np.int64)
+    if not len(found) or found[-1] >= count:
+        raise UserError(f"--samples={text} names no sample of the {count} held-out ones, which count from 0")
+    return found
+
+
+def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.ndarray:
+    """Reads names separated by commas as a mask bool [m].
+
+    Raises:
+      UserError: a name is unknown.
+    """
+    names = list(filter(None, text.replace("+", ",").split(",")))
+    for name in names:
+        if name not in modalities:
+            hint = did_you_mean(name, modalities)
+            raise UserError(f"--{option}: {name!r} is no modality of the run{hint}: {', '.join(modalities)}")
+    return np.array([name in names for name in modalities], bool)
 
 
 def check_routed(path: pathlib.Path, config: Any) -> None:
@@ -74,14 +85,13 @@ def check_block(path: pathlib.Path, config: Any, block: int) -> None:
         raise UserError(f"--block={block}: blocks of {path} count from 0 to {config.fusion.blocks - 1}")
 
 
-def over_rows(run: analysis.Run, split: str, function: Callable[[Params, pipeline.Batch], Any], params: Params) -> Any:
+def over_rows(run: Run, split: str, function: Callable[[Params, pipeline.Batch], Any]) -> Any:
     """Applies a function to all rows of a split.
 
     Args:
       run: the run.
       split: name of the split.
       function: (parameters, batch) -> arrays whose first axis is that of the rows, in any structure; it is jitted.
-      params: of the network.
 
     Returns:
       The same structure, with the rows of all batches in the split's order.
@@ -92,7 +102,7 @@ def over_rows(run: analysis.Run, split: str, function: Callable[[Params, pipelin
     store = run.data.stores[split]
     if not len(store):
         raise UserError(f"the run in {run.path} has no {split} rows")
-    jitted, params, parts = jax.jit(function), jax.device_put(params), []
+    jitted, params, parts = jax.jit(function), jax.device_put(run.model.params), []
     size = run.config.eval.batch_size
     for batch in progress.over(pipeline.eval_batches(store, size), "batches", -(-len(store) // size)):
         real = batch["weight"] > 0
@@ -100,7 +110,7 @@ def over_rows(run: analysis.Run, split: str, function: Callable[[Params, pipelin
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def combinations(run: analysis.Run, split: str) -> tuple[list[Row], np.ndarray]:
+def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
     """The combinations of a split, head first and the most frequent in training first, and who has which.
 
     Returns:
@@ -129,12 +139,12 @@ def combinations(run: analysis.Run, split: str) -> tuple[list[Row], np.ndarray]:
     return [facts[i] for i in order], position[index]
 
 
-def identity(run: analysis.Run) -> Row:
+def identity(run: Run) -> Row:
     """The columns that name a run."""
     return {"run": str(run.path), "method": run.config.method, "seed": run.config.seed}
 
 
-def titles(runs: Sequence[analysis.Run]) -> list[str]:
+def titles(runs: Sequence[Run]) -> list[str]:
     """A title of its own for each run: its method; with its seed or its folder where that is not enough."""
     methods = [run.config.method for run in runs]
     seeded = [f"{run.config.method}, seed {run.config.seed}" for run in runs]

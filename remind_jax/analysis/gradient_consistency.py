@@ -26,15 +26,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from remind_jax import cli
-from remind_jax.analysis import command
+from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import GRID, QUIET, Row
+from remind_jax.analysis.opening import Run
 from remind_jax.errors import UserError
+from remind_jax.inference import model_folder
+from remind_jax.models.model import is_statistic
+from remind_jax.objectives import logit_adjust
+from remind_jax.ops import ntk
+from remind_jax.runtime import files, progress
+from remind_jax.training import optimizer as states
+from remind_jax.training.objective import make_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from remind_jax.analysis import Run
 
 NAME = "gradient_consistency"
 COLUMNS = (
@@ -68,18 +74,14 @@ class Settings(NamedTuple):
 # ---- Scores ---------------------------------------------------------------------------------------------------------
 
 
-def make_outputs(run: "Run", output: str) -> Callable[..., Any]:
+def make_outputs(run: Run, output: str) -> Callable[..., Any]:
     """The function (params, batch, fixed) -> [n] of which gradients are taken, in evaluation mode.
 
     Args:
       run: the run.
       output: a key of `ntk.OUTPUTS`; `loss` is the run's own loss of single samples, unweighted.
     """
-    from remind_jax.objectives import logit_adjust
-    from remind_jax.ops import ntk
-    from remind_jax.training.objective import make_loss
-
-    gate, objective, offset = run.eval_gate, run.config.objective, None
+    gate, objective, offset = run.model.gate, run.config.objective, None
     scalar = ntk.OUTPUTS.get(output)
     if output == "loss":
         scalar = make_loss(run.config, run.data.class_fractions)
@@ -87,26 +89,22 @@ def make_outputs(run: "Run", output: str) -> Callable[..., Any]:
         offset = logit_adjust.train_offset(*prior, objective.prior_smoothing)
 
     def outputs(params, batch, fixed):
-        logits = run.network.apply({**fixed, **params}, batch, gate=gate).logits.astype("float32")
+        logits = run.model.network.apply({**fixed, **params}, batch, gate=gate).logits.astype("float32")
         return scalar(logits if offset is None else logits + offset.astype("float32")[batch["group"]], batch["label"])
 
     return outputs
 
 
-def scores(run: "Run", chosen: Settings) -> Iterator[list[Row]]:
+def scores(run: Run, chosen: Settings) -> Iterator[list[Row]]:
     """Rows of the table, a list for each checkpoint and draw.
 
     Raises:
       UserError: nothing matches `params`, the split is empty, or an output depends on more than its own sample.
     """
-    from remind_jax.models.model import is_statistic
-    from remind_jax.ops import ntk
-    from remind_jax.training import optimizer as states
-
-    if run.eval_gate == "gated" and run.config.fusion.gate_granularity == "batch":
+    if run.model.gate == "gated" and run.config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch makes outputs depend on the batch: samples have no gradients")
     outputs, samples = make_outputs(run, chosen.output), draw_samples(run, chosen)
-    for step, weights in run.weights():
+    for step, weights in run.trajectory():
         fixed, part = states.partition(weights, lambda path: re.search(chosen.params, path) and not is_statistic(path))
         if not part:
             there = sorted({path.partition("/")[0] for path in weights})
@@ -115,14 +113,12 @@ def scores(run: "Run", chosen: Settings) -> Iterator[list[Row]]:
             method = ntk.resolve_method(chosen.method, outputs, part, whole, fixed)
             found = ntk.compare(outputs, part, whole, batches, fixed, method=method)
             common = {"run": str(run.path), "method": run.config.method, "seed": run.config.seed, "draw": number}
-            common |= {"step": step, "stage": stage_of(run, step), "settings": chosen.text(run.eval_gate, method)}
+            common |= {"step": step, "stage": stage_of(run, step), "settings": chosen.text(run.model.gate, method)}
             yield [common | score._asdict() | group_facts(run, i) for i, score in sorted(found.items())]
 
 
-def draw_samples(run: "Run", chosen: Settings) -> list[tuple[dict, dict[int, dict]]]:
+def draw_samples(run: Run, chosen: Settings) -> list[tuple[dict, dict[int, dict]]]:
     """Batch of the whole and batch of each group, for each draw; the same at all checkpoints."""
-    from remind_jax.ops import ntk
-
     groups, store = run.data.groups, run.data.stores[chosen.split]
     index = groups.index(run.data.manifest.presence[run.data.rows(chosen.split)])
     known = np.flatnonzero(index < len(groups))
@@ -137,12 +133,12 @@ def draw_samples(run: "Run", chosen: Settings) -> list[tuple[dict, dict[int, dic
     return samples
 
 
-def stage_of(run: "Run", step: int) -> str:
+def stage_of(run: Run, step: int) -> str:
     """Name of the stage that ends with a step or holds it."""
     return next((stage.name for stage in run.stages if step <= stage.stop), run.stages[-1].name)
 
 
-def group_facts(run: "Run", i: int) -> Row:
+def group_facts(run: Run, i: int) -> Row:
     """Name, tail and train count of a group."""
     groups = run.data.groups
     return {"group": groups.names[i], "tail": bool(groups.tail[i]), "n_train": int(groups.train_counts[i])}
@@ -290,14 +286,12 @@ def label_ends(axis: "Axes", ends: Sequence[tuple[float, str, str, int]]) -> Non
         axis.text(x, y, text, color=colour, transform=place, va="center", fontsize=8.5, fontweight="bold")
 
 
-def panel_titles(runs: Sequence["Run"]) -> list[str]:
+def panel_titles(runs: Sequence[Run]) -> list[str]:
     """The title of each run's column: its method, so that the seeds of one method share a column.
 
     Runs of one method whose settings differ in more than the seed are told apart by their folders.
     """
-    from remind_jax.runtime.files import config_digest
-
-    digests = [config_digest({**run.config.to_dict(), "seed": 0}) for run in runs]
+    digests = [files.config_digest({**run.config.to_dict(), "seed": 0}) for run in runs]
     folders: dict[str, str] = {}
     variants: dict[str, set[str]] = {}
     for run, digest in zip(runs, digests, strict=True):
@@ -318,8 +312,6 @@ def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
     Raises:
       UserError: for anything that cannot be read, in one line.
     """
-    from remind_jax.ops.ntk import METHODS
-
     paths, values = cli.parse_runs(
         arguments,
         strings={"params": "^block_"},
@@ -329,7 +321,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
             "score": ("abs", "signed"),
             "whole": ("natural", "balanced"),
             "split": ("train", "tuning", "held_out"),
-            "method": ("auto", *METHODS),
+            "method": ("auto", *ntk.METHODS),
         },
     )
     try:
@@ -342,18 +334,15 @@ def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     paths, chosen = parse(arguments)
-    from remind_jax import analysis
-    from remind_jax.runtime import progress
-
     # All configs are read before anything slow starts, so that a mistake costs nothing.
     for path in paths:
-        analysis.read_config(path)
-    folder = analysis.output_folder(paths[0])
+        model_folder.read_config(path)
+    folder = opening.output_folder(paths[0])
     runs, rows = [], []
     with progress.make(len(paths), "runs") as bar:
         for number, path in enumerate(paths):
             bar.advance(number, path.name)
-            runs.append(analysis.open_run(path))
+            runs.append(opening.open_run(path))
             parts = progress.over(scores(runs[-1], chosen), "checkpoints × draws")
             rows.append([row for part in parts for row in part])
             steps = sorted({row["step"] for row in rows[-1]})

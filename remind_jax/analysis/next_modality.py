@@ -25,16 +25,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from remind_jax import cli
-from remind_jax.analysis import command, subsets
+from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import Row
+from remind_jax.analysis.opening import Run
+from remind_jax.analysis.what_if import group_columns
+from remind_jax.data.groups import count_combinations
+from remind_jax.data.pipeline import Store
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from remind_jax.analysis import Run
-    from remind_jax.data.pipeline import Store
 
 NAME = "next_modality"
 LABEL = "research, not advice"
@@ -94,45 +95,46 @@ class Estimate(NamedTuple):
 class Fusion:
     """A run's network from tokens on: samples are encoded once and predicted with any of them missing or lent."""
 
-    def __init__(self, run: "Run", predictor: subsets.Predictor):
+    def __init__(self, run: Run):
         """Makes the programs.
 
         Args:
           run: of a single network.
-          predictor: of the run.
         """
         import jax
 
-        self.run, self.predictor, self.size = run, predictor, predictor.size
+        self.run, self.model, self.size = run, run.model, run.config.eval.batch_size
+        params = jax.device_put(run.model.params)
+        self._params = params
 
         def logits(params, tokens, observed, group, gate):
-            return run.network.fuse(params, tokens, observed, group, gate=gate).logits.astype("float32")
+            return run.model.network.fuse(params, tokens, observed, group, gate=gate).logits.astype("float32")
 
-        self._logits, self._encode = jax.jit(logits, static_argnums=4), jax.jit(run.network.encode)
+        self._logits, self._encode = jax.jit(logits, static_argnums=4), jax.jit(run.model.network.encode)
         # Tokens of what is missing depend on the combination only: one row for each, the last for unseen ones.
         count, masks = len(run.data.groups) + 1, run.data.groups.masks
         store = run.data.stores["train"]
-        batch = subsets.hidden(run, store, np.zeros(count, np.int64), np.zeros((count, masks.shape[1]), bool))
+        batch = run.model.hidden(store, np.zeros(count, np.int64), np.zeros((count, masks.shape[1]), bool))
         batch["group"] = np.arange(count, dtype=np.int32)
-        self.imputed = np.asarray(self._encode(predictor.params, batch))
+        self.imputed = np.asarray(self._encode(params, batch))
         self.owner = self._owner(store)
 
-    def _owner(self, store: "Store") -> np.ndarray:
+    def _owner(self, store: Store) -> np.ndarray:
         """Modality of each token, int [n]: where one alone is there, its tokens are the observed ones."""
         import jax
 
         count = len(self.run.data.groups.modalities)
         batch = store.take(np.zeros(count, np.int64)) | {"present": np.eye(count, dtype=bool)}
-        observed = jax.jit(lambda params, batch: self.run.network.apply(params, batch, gate="never").observed)
-        return np.asarray(observed(self.predictor.params, batch)).argmax(axis=0)
+        observed = jax.jit(lambda params, batch: self.run.model.network.apply(params, batch, gate="never").observed)
+        return np.asarray(observed(self._params, batch)).argmax(axis=0)
 
-    def encode(self, store: "Store", positions: np.ndarray) -> Encoded:
+    def encode(self, store: Store, positions: np.ndarray) -> Encoded:
         """Encodes rows of a split with all that they have."""
         tokens, presence = [], []
         for start in range(0, len(positions), self.size):
             part = positions[start : start + self.size]
             batch = store.take(np.resize(part, self.size))
-            tokens.append(np.asarray(self._encode(self.predictor.params, batch))[: len(part)])
+            tokens.append(np.asarray(self._encode(self._params, batch))[: len(part)])
             presence.append(batch["present"][: len(part)])
         return Encoded(np.concatenate(tokens), np.concatenate(presence))
 
@@ -145,9 +147,9 @@ class Fusion:
             filled = np.resize(part, self.size)
             observed = presence[filled][:, self.owner]
             given = np.where(observed[:, :, None], tokens[filled], self.imputed[group[filled]])
-            logits = self._logits(self.predictor.params, given, observed, group[filled], self.run.eval_gate)
-            found[part] = entropy_of(self.predictor.finish(np.asarray(logits)[: len(part)], group[part]))
-        found[~presence.any(axis=1)] = entropy_of(self.predictor.prior[None])[0]
+            logits = self._logits(self._params, given, observed, group[filled], self.run.model.gate)
+            found[part] = entropy_of(self.model.probabilities(np.asarray(logits, np.float64)[: len(part)], group[part]))
+        found[~presence.any(axis=1)] = entropy_of(self.model.class_fractions[None])[0]
         return found
 
 
@@ -187,8 +189,6 @@ def estimate(fusion: Fusion, samples: Encoded, pool: Encoded, modality: int, cou
       modality: its position.
       count: donors a sample.
     """
-    from remind_jax.data.groups import count_combinations
-
     n = len(samples.presence)
     found = Estimate(np.full(n, np.nan), np.zeros(n, np.int64), np.full(n, np.nan))
     masks, _, index = count_combinations(samples.presence)
@@ -215,8 +215,6 @@ def estimate(fusion: Fusion, samples: Encoded, pool: Encoded, modality: int, cou
 
 def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.ndarray, count: int) -> list[Row]:
     """A row for each missing modality of each sample, ranked by the expected drop."""
-    from remind_jax.analysis.what_if import group_columns
-
     run = fusion.run
     before = fusion.entropy(samples.tokens, samples.presence)
     names, facts = run.data.groups.modalities, group_columns(run, samples.presence)
@@ -226,7 +224,7 @@ def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.nda
         found = estimate(fusion, samples.take(lacking), pool, j, count)
         with_it = samples.presence[lacking]
         with_it[:, j] = True
-        seen = fusion.predictor.seen(with_it)
+        seen = fusion.model.seen(with_it)
         for i, at in enumerate(lacking):
             drop = before[at] - found.expected[i]
             row = {
@@ -266,8 +264,6 @@ class Checks(NamedTuple):
 
 def check(fusion: Fusion, samples: Encoded, pool: Encoded, count: int) -> Checks:
     """Hides every modality of every sample that has another one, and compares the expected drop with the true one."""
-    from remind_jax.analysis.what_if import group_columns
-
     full = fusion.entropy(samples.tokens, samples.presence)
     tail = np.array(group_columns(fusion.run, samples.presence)["tail"], bool)
     parts = []
@@ -407,13 +403,12 @@ def summary(rows: Sequence[Row], checked: Sequence[Row]) -> str:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     path, chosen = parse(arguments)
-    from remind_jax import analysis
 
-    (run,) = command.open_runs([path], refuse_ensemble)
-    folder = analysis.output_folder(path)
+    (run,) = opening.open_runs([path], refuse_ensemble)
+    folder = opening.output_folder(path)
     held_out, train = run.data.stores[SPLIT], run.data.stores["train"]
-    positions = subsets.positions_of(chosen.samples, len(held_out))
-    fusion = Fusion(run, subsets.Predictor(run, run.chosen()))
+    positions = command.positions_of(chosen.samples, len(held_out))
+    fusion = Fusion(run)
     pool = fusion.encode(train, drawn(len(train), chosen.pool, chosen.seed))
     rows = recommend(fusion, fusion.encode(held_out, positions), pool, positions, chosen.donors)
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, rows)

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from remind_jax import cli
-from remind_jax.analysis import command, subsets
+from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import Row
+from remind_jax.analysis.gradient_consistency import panel_titles
+from remind_jax.analysis.opening import Run
+from remind_jax.evaluation import metrics
 from remind_jax.runtime import progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from remind_jax.analysis import Run
-    from remind_jax.analysis.subsets import Predictor
 
 NAME = "robustness"
 FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
@@ -79,18 +79,18 @@ def lose_any(presence: np.ndarray, rate: float, uniform: np.ndarray) -> np.ndarr
 # ---- Figures of merit -----------------------------------------------------------------------------------------------
 
 
-def curves(run: "Run", predictor: "Predictor", chosen: Settings) -> Iterator[Row]:
+def curves(run: Run, chosen: Settings) -> Iterator[Row]:
     """Rows of the table: every modality, then all together, at every rate and in every draw."""
     data, store = run.data, run.data.stores[SPLIT]
     rows = data.rows(SPLIT)
     presence, labels = data.manifest.presence[rows], data.manifest.labels[rows]
     positions = np.arange(len(rows))
     common = command.identity(run) | {"n": len(rows)}
-    full = predictor(store, positions, presence)
+    full = run.model.predict_parts(store, positions, presence)
 
     def row(name: str, rate: float, draw: int, left: np.ndarray, probabilities: np.ndarray) -> Row:
         lost = (left != presence).any(axis=1)
-        unseen = float(np.mean(~predictor.seen(left)))
+        unseen = float(np.mean(~run.model.seen(left)))
         found = {"hidden": name, "rate": rate, "draw": draw, "n_lost": int(lost.sum()), "unseen": unseen}
         return common | found | figures(labels, probabilities)
 
@@ -100,7 +100,7 @@ def curves(run: "Run", predictor: "Predictor", chosen: Settings) -> Iterator[Row
         without[able, j] = False
         # Two predictions of a sample make all rates and draws.
         alternative = full.copy()
-        alternative[able] = predictor(store, positions[able], without[able])
+        alternative[able] = run.model.predict_parts(store, positions[able], without[able])
         for draw in range(chosen.draws):
             order = np.random.default_rng((chosen.seed, draw, j)).permutation(len(rows))
             for rate in RATES:
@@ -112,14 +112,12 @@ def curves(run: "Run", predictor: "Predictor", chosen: Settings) -> Iterator[Row
             left = lose_any(presence, rate, uniform)
             changed = np.flatnonzero((left != presence).any(axis=1))
             probabilities = full.copy()
-            probabilities[changed] = predictor(store, changed, left[changed])
+            probabilities[changed] = run.model.predict_parts(store, changed, left[changed])
             yield row(TOGETHER, rate, draw, left, probabilities)
 
 
 def figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
     """The figures of merit of some predictions."""
-    from remind_jax.evaluation import metrics
-
     values, _ = metrics.metrics(labels, probabilities)
     return {name: values[name] for name in FIGURES}
 
@@ -258,16 +256,13 @@ def summary(panels: dict[str, list[Row]]) -> str:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     paths, chosen = parse(arguments)
-    from remind_jax import analysis
-    from remind_jax.analysis.gradient_consistency import panel_titles
-
     runs, rows = [], []
-    for run in command.open_runs(paths):
+    for run in opening.open_runs(paths):
         runs.append(run)
         total = (len(run.data.groups.modalities) + 1) * chosen.draws * len(RATES)
-        found = curves(run, subsets.Predictor(run, run.chosen()), chosen)
+        found = curves(run, chosen)
         rows.append(list(progress.over(found, "points of curves", total)))
-    folder = analysis.output_folder(paths[0])
+    folder = opening.output_folder(paths[0])
     panels: dict[str, list[Row]] = {}
     for title, found in zip(panel_titles(runs), rows, strict=True):
         panels.setdefault(title, []).extend(found)

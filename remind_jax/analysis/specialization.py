@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remind_jax import analysis, cli
-from remind_jax.analysis import command
+from remind_jax import cli
+from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import INK, QUIET, Row
+from remind_jax.analysis.opening import Run
 from remind_jax.errors import UserError
 from remind_jax.evaluation.names import short_names
 from remind_jax.ops import soft_moe
@@ -166,7 +167,7 @@ def distinctness(usage: np.ndarray, index: np.ndarray, least: int, permutations:
     }
 
 
-def pattern(run: analysis.Run, title: str, chosen: Settings) -> Pattern:
+def pattern(run: Run, title: str, chosen: Settings) -> Pattern:
     """What one run does.
 
     Raises:
@@ -178,15 +179,16 @@ def pattern(run: analysis.Run, title: str, chosen: Settings) -> Pattern:
         )
 
     def function(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        routes = run.network.route(params, batch, gate=run.eval_gate)
+        routes = run.model.network.route(params, batch, gate=run.model.gate)
         counted = routes.observed if chosen.tokens == "observed" else jnp.ones_like(routes.observed)
-        output = run.network.apply(params, batch, gate=run.eval_gate)
+        output = run.model.network.apply(params, batch, gate=run.model.gate)
         return sample_usage(routes.blocks[chosen.block].used, counted, chosen.top, chosen.count), output.open_rate
 
-    usage, open_rate = command.over_rows(run, chosen.split, function, run.chosen())
+    usage, open_rate = command.over_rows(run, chosen.split, function)
     groups, index = command.combinations(run, chosen.split)
     found = distinctness(usage, index, chosen.least, chosen.permutations)
-    found |= command.identity(run) | {"settings": chosen.text(run.eval_gate), "gate_open_rate": float(open_rate.mean())}
+    facts = {"settings": chosen.text(run.model.gate), "gate_open_rate": float(open_rate.mean())}
+    found |= command.identity(run) | facts
     return Pattern(title, groups, group_means(usage, index, len(groups)), found)
 
 
@@ -298,13 +300,13 @@ def main(arguments: list[str]) -> None:
         command.check_block(path, config, chosen.block)
 
     runs, found = [], []
-    for run in command.open_runs(paths, check):
+    for run in opening.open_runs(paths, check):
         runs.append(run)
         found.append(pattern(run, "", chosen))
     if len({run.data.groups.modalities for run in runs}) > 1:
         raise UserError("the runs are of different modalities: their combinations cannot stand side by side")
     found = [one._replace(title=title) for one, title in zip(found, command.titles(runs), strict=True)]
-    folder = analysis.output_folder(paths[0])
+    folder = opening.output_folder(paths[0])
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for one in found for row in table(one)])
     command.write_csv(folder / f"{NAME}_summary.csv", SUMMARY_COLUMNS, [one.summary for one in found])
     command.write_figure(folder / NAME, lambda: draw(found, runs[0].data.groups.modalities, chosen))

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remind_jax import analysis, cli
-from remind_jax.analysis import command
+from remind_jax import cli
+from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import COLOURS, GRID, INK, LINES, QUIET, SIDES, Row
+from remind_jax.analysis.opening import Run
 from remind_jax.evaluation import figures
+from remind_jax.inference.predictor import probabilities_of
 from remind_jax.models.model import Params
-from remind_jax.objectives import logit_adjust
 from remind_jax.ops import routing
 
 if TYPE_CHECKING:
@@ -120,22 +121,20 @@ def is_open(metric: str, values: np.ndarray, threshold: float) -> np.ndarray:
     return sign * values >= sign * threshold
 
 
-def measure(run: analysis.Run, params: Params, chosen: Settings) -> Measured:
+def measure(run: Run, chosen: Settings) -> Measured:
     """Runs a network over a split: metrics of its router, and what it predicts with the gate open and shut."""
-    objective, counts = run.config.objective, run.data.label_counts
-    prior = (objective.prior, objective.prior_mode, objective.prior_tau, counts)
-    offset = logit_adjust.predict_offset(*prior, objective.prior_smoothing)
+    model = run.model
+    offset, scale = jnp.asarray(model.offset), jnp.asarray(model.scale)
     # The gate of a later block looks at what the earlier ones give, so that outputs of two runs cannot be mixed.
     gates = ("never", "always") if run.config.fusion.group_routers and run.config.fusion.blocks == 1 else ()
 
     def function(params: Params, batch: Any) -> Any:
-        shared = run.network.route(params, batch, gate=run.eval_gate).blocks[chosen.block].shared
-        logits = [run.network.apply(params, batch, gate=gate).logits.astype(jnp.float32) for gate in gates]
-        if offset is not None:
-            logits = [x + jnp.asarray(offset)[batch["group"]] for x in logits]
-        return measures(shared), [jnp.argmax(x, axis=-1) == batch["label"] for x in logits]
+        shared = model.network.route(params, batch, gate=model.gate).blocks[chosen.block].shared
+        logits = [model.network.apply(params, batch, gate=gate).logits.astype(jnp.float32) for gate in gates]
+        answers = [jnp.argmax(probabilities_of(x, offset[batch["group"]], scale), axis=-1) for x in logits]
+        return measures(shared), [answer == batch["label"] for answer in answers]
 
-    (tokens, samples), right = command.over_rows(run, chosen.split, function, params)
+    (tokens, samples), right = command.over_rows(run, chosen.split, function)
     groups, index = command.combinations(run, chosen.split)
     tokens, samples = ({x: table[x] for x in routing.UNCERTAINTY_METRICS if x in table} for table in (tokens, samples))
     return Measured(tokens, samples, tuple(right) or None, groups, index, run.config.fusion.experts)
@@ -325,8 +324,8 @@ def main(arguments: list[str]) -> None:
         command.check_routed(path, config)
         command.check_block(path, config, chosen.block)
 
-    (run,) = command.open_runs([path], check)
-    found, folder = measure(run, run.chosen(), chosen), analysis.output_folder(path)
+    (run,) = opening.open_runs([path], check)
+    found, folder = measure(run, chosen), opening.output_folder(path)
     common = command.identity(run) | {"settings": chosen.text()}
     configured = (run.config.fusion.gate_metric, float(run.config.fusion.gate_threshold))
     rows = threshold_rows(found, chosen.points, configured)

@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from remind_jax import cli, methods, sweep
-from remind_jax.analysis import ADAPTED, command
+from remind_jax.analysis import command
 from remind_jax.analysis.command import QUIET, Row
 from remind_jax.analysis.extreme_missingness import LOOKS, name_methods
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
+from remind_jax.inference.model_folder import ADAPTED
 from remind_jax.runtime import files, progress
+from remind_jax.studies.comparison import Spread
 from remind_jax.studies.results import TITLES as FIGURES
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from remind_jax.studies.comparison import Spread
 
 NAME = "unseen_combinations"
 LEAST_HELD_OUT = 30

@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from remind_jax import cli
-from remind_jax.analysis import command, subsets
+from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import Row
+from remind_jax.analysis.opening import Run
+from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from remind_jax.analysis import Run
-    from remind_jax.analysis.subsets import Predictor
 
 NAME = "what_if"
 MOST = 10  # modalities of a sample: 2^10 predictions
@@ -89,11 +88,11 @@ class Shares(NamedTuple):
     seen: np.ndarray
 
 
-def explain(predictor: "Predictor", positions: np.ndarray, presence: np.ndarray, classes: np.ndarray) -> Shares:
+def explain(run: Run, positions: np.ndarray, presence: np.ndarray, classes: np.ndarray) -> Shares:
     """Shapley values of the probability of a class of each sample, by all subsets of what the sample has.
 
     Args:
-      predictor: of the run.
+      run: finished.
       positions: of held-out samples, int [k].
       presence: what they have, bool [k, m].
       classes: int [k].
@@ -101,9 +100,7 @@ def explain(predictor: "Predictor", positions: np.ndarray, presence: np.ndarray,
     Raises:
       UserError: a sample has more than `MOST` modalities.
     """
-    from remind_jax.data.groups import count_combinations
-
-    store = predictor.run.data.stores[SPLIT]
+    store = run.data.stores[SPLIT]
     most = int(presence.sum(axis=1).max(initial=0))
     if most > MOST:
         raise UserError(f"a sample has {most} modalities; exact values need at most {MOST}: --shapley=none")
@@ -113,11 +110,11 @@ def explain(predictor: "Predictor", positions: np.ndarray, presence: np.ndarray,
         here, members = np.flatnonzero(index == g), np.flatnonzero(mask)
         parts = np.zeros((2 ** len(members), len(mask)), bool)
         parts[:, members] = subset_masks(len(members))
-        found.seen[here] = np.mean(predictor.seen(parts[1:]))
+        found.seen[here] = np.mean(run.model.seen(parts[1:]))
         some = max(1, _AT_ONCE // len(parts))
         for block in (here[start : start + some] for start in range(0, len(here), some)):
             left = np.tile(parts, (len(block), 1))
-            probabilities = predictor(store, np.repeat(positions[block], len(parts)), left)
+            probabilities = run.model.predict_parts(store, np.repeat(positions[block], len(parts)), left)
             chosen = np.repeat(classes[block], len(parts))
             values = probabilities[np.arange(len(chosen)), chosen].reshape(len(block), len(parts))
             found.values[np.ix_(block, members)] = shapley(values)
@@ -131,19 +128,19 @@ def explain(predictor: "Predictor", positions: np.ndarray, presence: np.ndarray,
 def left_after(chosen: Settings, modalities: tuple[str, ...]) -> np.ndarray | None:
     """Which modalities stay, bool [m]; None where nothing is to be changed."""
     if chosen.drop:
-        return ~subsets.modalities_of(chosen.drop, modalities, "drop")
-    return subsets.modalities_of(chosen.keep, modalities, "keep") if chosen.keep else None
+        return ~command.modalities_of(chosen.drop, modalities, "drop")
+    return command.modalities_of(chosen.keep, modalities, "keep") if chosen.keep else None
 
 
-def table(run: "Run", predictor: "Predictor", chosen: Settings) -> tuple[list[Row], list[str]]:
+def table(run: Run, chosen: Settings) -> tuple[list[Row], list[str]]:
     """Rows, one a sample, and the names of their columns."""
     data, store = run.data, run.data.stores[SPLIT]
     modalities, classes = data.groups.modalities, data.classes
     stays = left_after(chosen, modalities)
-    positions = subsets.positions_of(chosen.samples, len(store))
+    positions = command.positions_of(chosen.samples, len(store))
     rows_of_split = data.rows(SPLIT)[positions]
     presence, labels = data.manifest.presence[rows_of_split], data.manifest.labels[rows_of_split]
-    before = predictor(store, positions, presence)
+    before = run.model.predict_parts(store, positions, presence)
     predicted = before.argmax(axis=1)
     columns = {
         "sample": positions,
@@ -153,25 +150,23 @@ def table(run: "Run", predictor: "Predictor", chosen: Settings) -> tuple[list[Ro
         **{f"p_{name}": before[:, k] for k, name in enumerate(classes)},
     }
     if stays is not None:
-        after = predictor(store, positions, presence & stays)
+        after = run.model.predict_parts(store, positions, presence & stays)
         columns |= {
             "group_after": [group_columns(run, (mask & stays)[None])["group"][0] for mask in presence],
-            "seen_after": predictor.seen(presence & stays),
+            "seen_after": run.model.seen(presence & stays),
             "predicted_after": [classes[i] for i in after.argmax(axis=1)],
             **{f"after_{name}": after[:, k] for k, name in enumerate(classes)},
         }
     if chosen.shapley == "exact":
-        shares = explain(predictor, positions, presence, predicted)
+        shares = explain(run, positions, presence, predicted)
         columns |= {f"shapley_{name}": shares.values[:, j] for j, name in enumerate(modalities)}
         columns |= {"value_empty": shares.empty, "seen_subsets": shares.seen}
     names = list(columns)
     return [dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)], names
 
 
-def group_columns(run: "Run", presence: np.ndarray) -> dict[str, list[Any]]:
+def group_columns(run: Run, presence: np.ndarray) -> dict[str, list[Any]]:
     """Name of each sample's combination, and whether it is tail; one that training lacks is."""
-    from remind_jax.data.groups import group_name
-
     groups = run.data.groups
     tail = np.append(groups.tail, True)[groups.index(presence)]
     return {"group": [group_name(mask, groups.modalities) for mask in presence], "tail": [bool(x) for x in tail]}
@@ -284,12 +279,10 @@ def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Settings]:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     path, chosen = parse(arguments)
-    from remind_jax import analysis
 
-    (run,) = command.open_runs([path])
-    folder = analysis.output_folder(path)
-    predictor = subsets.Predictor(run, run.chosen())
-    rows, columns = table(run, predictor, chosen)
+    (run,) = opening.open_runs([path])
+    folder = opening.output_folder(path)
+    rows, columns = table(run, chosen)
     command.write_csv(folder / f"{NAME}.csv", columns, rows)
     written = f"{folder / NAME}.csv"
     if chosen.shapley == "exact":

@@ -6,20 +6,22 @@ The dictionary is a contract; its keys are listed at `build_report`.
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
+from remind_jax.data import dataset as datasets
+from remind_jax.data import splits
+from remind_jax.data.dataset import Dataset
+from remind_jax.data.groups import Groups
 from remind_jax.evaluation import intervals, metrics, page
 from remind_jax.evaluation.names import short_names
 from remind_jax.runtime import files
 
 if TYPE_CHECKING:
     import rich.console
-
-    from remind_jax.data.groups import Groups
 
 MIN_WORST = 10  # a group with fewer held-out samples cannot be called the worst
 TABLE_WIDTH = 100
@@ -28,41 +30,72 @@ NAME_WIDTH = 26
 FIGURES = (*metrics.NAMES, *(f"{name}_ci" for name in intervals.NAMES))
 
 
-def build_report(
+def report_of(
+    config: Mapping[str, Any],
+    data: Dataset,
+    probabilities: np.ndarray,
     *,
-    data: str,
-    method: str,
-    seed: int,
-    config_digest: str,
     parameters: int,
-    predictions: pl.DataFrame,
-    groups: "Groups",
-    extra: dict[str, Any],
-    resamples: int = intervals.RESAMPLES,
     count: Callable[[int, int], None] | None = None,
+    **extra: Any,
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Builds the report of a data set's held-out rows.
+
+    Args:
+      config: of the run, as a dictionary.
+      data: the data set.
+      probabilities: of its held-out rows in order, [n, c].
+      parameters, count: as for `build_report`.
+      **extra: further top-level keys, which may replace what this function adds; None leaves a key out.
+
+    Returns:
+      The report of `build_report` with `split_digest`, `majority_accuracy`, `findings` and `card`; and the table of
+      predictions that it was made from.
+    """
+    table = datasets.predictions_table(data, "held_out", probabilities)
+    facts = {
+        "split_digest": splits.split_digest(data.dealt),
+        "majority_accuracy": float(np.mean(table["label"].to_numpy() == data.class_fractions.argmax())),
+        "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
+        "card": datasets.describe(data),
+    }
+    title, options = data.manifest.title, {"parameters": parameters, "classes": data.classes, "count": count}
+    facts = {key: value for key, value in (facts | extra).items() if value is not None}
+    return build_report(config, title, table, data.groups, **options, **facts), table
+
+
+def build_report(
+    config: Mapping[str, Any],
+    title: str,
+    predictions: pl.DataFrame,
+    groups: Groups,
+    *,
+    parameters: int,
+    classes: Sequence[str],
+    count: Callable[[int, int], None] | None = None,
+    **extra: Any,
 ) -> dict[str, Any]:
-    """Everything the held-out predictions say, overall and for each modality combination.
+    """Says everything that held-out predictions show, overall and for each modality combination.
 
     A set of figures (M below) is `accuracy, macro_f1, auroc, auprc, ece, brier`, `accuracy_ci, macro_f1_ci, auroc_ci,
     auprc_ci` as `[low, high]`, and `notes`, which maps a figure that is null or qualified to the reason.
 
     Args:
-      data: title of the data set; a twin is named as synthetic in it.
-      method: name of the method preset.
-      seed: of the run; also seeds the bootstrap.
-      config_digest: of the run's configuration.
-      parameters: number of trained scalars.
+      config: of the run, as a dictionary; its method, its seed, which seeds the bootstrap too, its digest and
+        `eval.bootstrap` are read.
+      title: of the data set; a twin is named as synthetic in it.
       predictions: one row a held-out sample, with columns `sample_id`, `patient_id`, `label` (class index),
         `group` (modality names joined with `+` in declared order) and `p_0` … `p_{c-1}` (probabilities); others,
         such as one bool column a modality, are not read.
       groups: the combinations seen in training.
-      extra: further top-level keys, merged as they are. Those the HTML page reads are listed at `page.context`.
-      resamples: of the patients, for the intervals.
+      parameters: number of trained scalars.
+      classes: names of the classes.
       count: called with how many sets of samples have their figures, and of how many.
+      **extra: further top-level keys, merged as they are. Those the HTML page reads are listed at `page.context`.
 
     Returns:
       A JSON-clean dictionary: `data, method, seed, config_digest, split, parameters, n, n_patients, modalities,
-      label_counts` (held-out samples of each class), `overall` M, `groups` (each combination of training, most
+      classes, label_counts` (held-out samples of each class), `overall` M, `groups` (each combination of training, most
       frequent first, then those only seen held out, which have `unseen: true`: `group, modalities, train_fraction,
       tail, n, n_patients, n_train`, M), `head_mean`, `tail_mean` (unweighted means over groups; no intervals),
       `head_pooled`, `tail_pooled` (M of all their samples together), `worst_group` (lowest accuracy among the groups
@@ -71,7 +104,7 @@ def build_report(
     Raises:
       ValueError: if `extra` names a key of the contract, or the predictions are not as described.
     """
-    sample = _Sample(predictions, seed, resamples)
+    sample = _Sample(predictions, config["seed"], config["eval"]["bootstrap"])
     if count:
         done, total = itertools.count(1), len({*groups.names, *sample.group}) + 3  # and all, head, tail
         sample.told = lambda: count(next(done), total)
@@ -79,15 +112,16 @@ def build_report(
     tail_names = {row["group"] for row in rows if row["tail"]}
     in_tail = np.array([name in tail_names for name in sample.group], bool)
     report = {
-        "data": data,
-        "method": method,
-        "seed": int(seed),
-        "config_digest": config_digest,
+        "data": title,
+        "method": config["method"],
+        "seed": int(config["seed"]),
+        "config_digest": files.config_digest(config),
         "split": "held_out",
         "parameters": int(parameters),
         "n": len(sample.labels),
         "n_patients": len(np.unique(sample.patients)),
         "modalities": list(groups.modalities),
+        "classes": list(classes),
         "label_counts": np.bincount(sample.labels, minlength=sample.probabilities.shape[1]).tolist(),
         "overall": sample.figures(np.ones(len(in_tail), bool)),
         "groups": rows,
@@ -133,7 +167,7 @@ class _Sample:
         return {**values, **bounds, "notes": notes | bound_notes}
 
 
-def _group_rows(sample: _Sample, groups: "Groups") -> list[dict[str, Any]]:
+def _group_rows(sample: _Sample, groups: Groups) -> list[dict[str, Any]]:
     """One row a combination: those of training by falling frequency, then those seen only in held-out data."""
     seen = list(groups.names)
     trained = sum(int(count) for count in groups.train_counts)

@@ -5,12 +5,10 @@ Sections follow Mitchell et al. 2019, "Model cards for model reporting" (arXiv 1
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remind_jax.evaluation import page
-
-if TYPE_CHECKING:
-    from remind_jax.inference.predictor import Finished
+from remind_jax.inference.predictor import Predictor
 
 # By data.source; what the terms of the data ask of whoever passes on what was made from them.
 CREDENTIALED = (
@@ -30,9 +28,9 @@ DUTIES = {
 FIGURES = (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("auroc", "AUROC"), ("auprc", "AUPRC"))
 
 
-def write(run: "Finished") -> str:
+def write(model: Predictor) -> str:
     """The card of a run as Markdown."""
-    sections = (_model(run), _use(run), _data(run), _figures(run), _limits(run), _duties(run))
+    sections = (_model(model), _use(model), _data(model), _figures(model), _limits(model), _duties(model))
     return "\n".join(line for section in sections for line in section)
 
 
@@ -41,13 +39,13 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines] + [""]
 
 
-def _model(run: "Finished") -> Iterator[str]:
-    config, report = run.config, run.report
-    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+def _model(model: Predictor) -> Iterator[str]:
+    config, report = model.config, model.report
+    environment = json.loads((model.path / "environment.json").read_text(encoding="utf-8"))
     chosen = "the last weights" if config.train.select == "last" else f"chosen by {config.train.select} on tuning rows"
     yield f"# {config.method} on {report['data']}\n"
-    yield f"Predicts `{run.schema.label}` ({', '.join(report['classes'])}) from any combination of: " + ", ".join(
-        f"{name} ({spec.kind})" for name, spec in run.preprocessor.inputs.items()
+    yield f"Predicts `{model.schema.label}` ({', '.join(model.classes)}) from any combination of: " + ", ".join(
+        f"{name} ({spec.kind})" for name, spec in model.preprocessor.inputs.items()
     )
     yield (
         f"\n- Method `{config.method}` ({config.fusion.kind}, {config.objective.kind}), {report['parameters']:,} "
@@ -55,21 +53,22 @@ def _model(run: "Finished") -> Iterator[str]:
     )
     version = environment["packages"].get("remind-jax") or "of unknown version"
     yield f"- Made with remind-jax {version}, jax {environment['packages']['jax']}; {chosen}"
-    if run.prior_power:
-        yield f"- Probabilities are divided by the class prior to the power {run.prior_power:g}, chosen on tuning rows"
+    if model.prior_power:
+        power = f"{model.prior_power:g}, chosen on tuning rows"
+        yield f"- Probabilities are divided by the class prior to the power {power}"
     yield ""
 
 
-def _use(run: "Finished") -> Iterator[str]:
+def _use(model: Predictor) -> Iterator[str]:
     yield "## Use\n"
-    if page.is_synthetic(run.report["data"]):
+    if page.is_synthetic(model.report["data"]):
         yield "**Made from synthetic data: it says nothing about any patient.**\n"
     yield "For research. It is no medical device, was not validated at another site or a later time by this program,"
     yield "and must not decide about a patient.\n"
 
 
-def _data(run: "Finished") -> Iterator[str]:
-    card, report = run.report.get("card", {}), run.report
+def _data(model: Predictor) -> Iterator[str]:
+    card, report = model.report.get("card", {}), model.report
     yield "## Data\n"
     if "splits" in card:
         rows = [(name, f"{s['n']:,}", f"{s['patients']:,}") for name, s in card["splits"].items()]
@@ -79,15 +78,15 @@ def _data(run: "Finished") -> Iterator[str]:
         rows = [(m["name"], m["kind"], f"{100 * m['present_fraction']:.1f} %") for m in card["modalities"]]
         yield from _table(("modality", "kind", "present in"), rows)
     else:
-        yield f"Trained on {int(run.label_counts.sum()):,} samples; {report['n']:,} held out.\n"
+        yield f"Trained on {int(model.label_counts.sum()):,} samples; {report['n']:,} held out.\n"
 
 
-def _figures(run: "Finished") -> Iterator[str]:
-    report = run.report
+def _figures(model: Predictor) -> Iterator[str]:
+    report = model.report
     yield f"## Figures on {report['n']:,} held-out samples of {report['n_patients']:,} patients\n"
     yield "95 % intervals: bootstrap over patients, exact binomial for small groups. A dash cannot be computed.\n"
     heading = ("samples", "trained on", "n", *(title for _, title in FIGURES), "ECE")
-    rows = [("all", f"{int(run.groups.train_counts.sum()):,}", report["n"], *_cells(report["overall"]))]
+    rows = [("all", f"{int(model.groups.train_counts.sum()):,}", report["n"], *_cells(report["overall"]))]
     for key, title in (("head_pooled", "common combinations"), ("tail_pooled", "rare combinations")):
         rows.append((title, "", report[key]["n"], *_cells(report[key])))
     for row in report["groups"]:
@@ -105,25 +104,25 @@ def _cells(figures: dict[str, Any]) -> list[str]:
     return [*(cell(name) for name, _ in FIGURES), "-" if ece is None else f"{ece:.3f}"]
 
 
-def _limits(run: "Finished") -> Iterator[str]:
-    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+def _limits(model: Predictor) -> Iterator[str]:
+    lines = (model.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     yield "## Where not to trust it\n"
-    for lead, text in page.cautions(run.report, [json.loads(line) for line in lines]):
+    for lead, text in page.cautions(model.report, [json.loads(line) for line in lines]):
         yield f"- **{lead}.** {text}".replace("..", ".")
     yield "- **Other combinations.** For one not in the table the output `seen` is false: what all combinations share"
     yield "  predicts, and nothing here says how well.\n"
 
 
-def _duties(run: "Finished") -> Iterator[str]:
+def _duties(model: Predictor) -> Iterator[str]:
     yield "## Duties\n"
     yield "- Code: Apache-2.0. Cite REMIND (Wu et al., arXiv 2603.00046) for the method."
-    data = run.config.data
-    twin = page.is_synthetic(run.report["data"])
+    data = model.config.data
+    twin = page.is_synthetic(model.report["data"])
     yield f"- Data: {DUTIES['synthetic'] if twin else DUTIES.get(data.source, DUTIES['manifest'])}"
-    used = sorted({value for value in run.config.pretrained.to_dict().values() if value})
+    used = sorted({value for value in model.config.pretrained.to_dict().values() if value})
     if used:
         yield f"- Encoders began as {', '.join(used)}: the licence of those weights binds these."
-    if not twin and any(spec.vocabulary for spec in run.preprocessor.inputs.values()):
+    if not twin and any(spec.vocabulary for spec in model.preprocessor.inputs.values()):
         yield (
             "- `preprocessing.json` holds words or codes of training rows, and notes may hold names. Read it before "
             "you pass the folder on."

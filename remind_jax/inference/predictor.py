@@ -1,161 +1,361 @@
-"""A finished run, or an adapted one, opened from its folder alone: settings, fitted preprocessing, weights."""
+"""The trained model: training ends by making one, and everything that asks a model for something opens one.
 
-import contextlib
+A `Predictor` holds weights and all that they need to turn rows into probabilities: settings, schema, combinations,
+fitted preprocessing, class counts, gate and class prior. `model_folder` writes and reads it.
+"""
+
 import dataclasses
-import json
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
+import polars as pl
 
-from remind_jax import analysis, settings
-from remind_jax.data.groups import Groups
-from remind_jax.data.kinds.tabular import FittedTable
+from remind_jax import settings
+from remind_jax.data import pipeline
+from remind_jax.data.dataset import Dataset
+from remind_jax.data.groups import Groups, group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
-from remind_jax.data.schema import Modality, Schema, schema_from_dict
-from remind_jax.errors import UserError, did_you_mean
-from remind_jax.inference.predictions import adjust_prior, logit_offset
-from remind_jax.models.model import Network, Params, ensemble_of, make_network
-from remind_jax.training.checkpoint import Checkpoints
-from remind_jax.training.stages import Stage, plan_stages
+from remind_jax.data.schema import Schema
+from remind_jax.errors import UserError
+from remind_jax.evaluation import metrics as figures
+from remind_jax.evaluation import report as reports
+from remind_jax.inference import new_rows
+from remind_jax.models.model import Network, Params, ensemble_of, is_statistic, make_network
+from remind_jax.objectives import logit_adjust
+from remind_jax.runtime import devices
+
+PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
+"""Powers of the class prior that `choose_prior_power` tries."""
+FEW_PATIENTS = 10  # training patients below which a combination is warned of
+THREADS = 2  # that read and encode rows ahead
 
 
-class Finished(NamedTuple):
-    """A finished run as its folder tells it, without its data.
+class Predicted(NamedTuple):
+    """Probabilities [n, c], labels [n], and the share of open gates, of all rows of a store in order."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    open_rate: float
+
+
+def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
+    """Turns logits into probabilities; nothing else in the package does.
+
+    Args:
+      logits: of numpy or JAX, [b, c].
+      offset: logit adjustment, added to the logits [b, c].
+      scale: what probabilities are divided by before they are made to sum to one, [c].
+
+    Returns:
+      Probabilities [b, c] in the type of the logits.
+    """
+    xp = logits.__array_namespace__()
+    shifted = logits + offset
+    weights = xp.exp(shifted - xp.max(shifted, axis=-1, keepdims=True)) / scale[None]
+    return weights / xp.sum(weights, axis=-1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained model.
 
     Attributes:
-      path: the folder.
-      config: its settings.
-      report: report.json.
-      schema: of its data; of a run whose checkpoint has none, columns are called as what they hold.
-      groups: the combinations that its tables have rows for.
-      preprocessor: as fitted.
-      label_counts: rows that it was first trained on, by combination and class, [g', c]; combinations that were added
-        later have none.
-      train_patients: patients with train rows of each combination, [g]; of an older run the numbers of those rows.
-      params: the weights of its report.
-      stage: the last one of its plan.
+      config: settings that it was trained with.
+      title: of its data, as reports name it.
+      schema: of its data.
+      groups: g combinations that its tables have rows for.
+      preprocessor: as fitted on train rows.
+      label_counts: train rows by combination and class, int [g', c]; combinations that an adaptation added have none.
+      train_patients: patients with train rows of each combination, int [g].
+      params: weights by path.
+      gate: whether group routers act: `gated`, `always` or `never`.
+      prior_power: power of the class prior that probabilities are divided by; 0 leaves them.
+      chosen: which weights these are, see `model_folder`.
+      single: network that the weights belong to; of an ensemble one of its networks.
+      forward: jitted function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
+      report: of the held-out rows, as report.json has it; empty while there is none.
+      path: folder of the run that it was opened from.
     """
 
-    path: pathlib.Path
-    config: ml_collections.ConfigDict
-    report: Mapping[str, Any]
+    config: Any
+    title: str
     schema: Schema
     groups: Groups
     preprocessor: Preprocessor
     label_counts: np.ndarray
     train_patients: np.ndarray
     params: Params
-    stage: Stage
+    gate: str
+    single: Network = dataclasses.field(repr=False)
+    forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(repr=False)
+    prior_power: float = 0.0
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    report: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    path: pathlib.Path | None = None
+
+    @classmethod
+    def assemble(
+        cls, *, config: Any, preprocessor: Preprocessor, groups: Groups, schema: Schema, **parts: Any
+    ) -> "Predictor":
+        """Makes a predictor with the network that its config describes; `parts` are the other fields."""
+        inputs, classes = preprocessor.inputs, len(schema.classes)
+        single = make_network(settings.model_spec(config), inputs, len(groups), classes)
+        fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "schema": schema}
+        return cls(**fitted, **parts, single=single, forward=_compiled(ensemble_of(single, config.ensemble)))
+
+    @classmethod
+    def of_data(cls, config: Any, data: Dataset, params: Params, gate: str) -> "Predictor":
+        """Makes the predictor of weights that were trained on a data set."""
+        return cls.assemble(
+            config=config,
+            title=data.manifest.title,
+            schema=data.manifest.schema,
+            groups=data.groups,
+            preprocessor=data.preprocessor,
+            label_counts=data.label_counts,
+            train_patients=data.train_patients,
+            params=params,
+            gate=gate,
+        )
+
+    def with_groups(self, groups: Groups, train_patients: np.ndarray, params: Params) -> "Predictor":
+        """Returns the model with tables for other combinations, the known ones first."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("single", "forward"):
+            del parts[name]
+        return self.assemble(**parts | {"groups": groups, "train_patients": train_patients, "params": params})
+
+    # ---- What it is -------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def network(self) -> Network:
+        """The network, or the ensemble as one."""
+        return ensemble_of(self.single, self.config.ensemble)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of probabilities."""
+        return self.schema.classes
 
     @property
     def class_fractions(self) -> np.ndarray:
         """Share of each class among the train rows, float64 [c]."""
         return self.label_counts.sum(axis=0) / self.label_counts.sum()
 
-    def network(self, groups: int) -> Network:
-        """Its network, or its ensemble of them, with tables for a number of combinations."""
-        spec = settings.model_spec(self.config)
-        single = make_network(spec, self.preprocessor.inputs, groups, self.label_counts.shape[1])
-        return ensemble_of(single, self.config.ensemble)
-
-    def padded(self, offset: np.ndarray | None, groups: int) -> np.ndarray | None:
-        """Offsets of logits, [g' + 1, c] -> [g + 1, c]: added combinations have those of unknown ones, the last row."""
-        if offset is None:
-            return None
-        return np.concatenate([offset, np.repeat(offset[-1:], groups + 1 - len(offset), axis=0)])
-
-    def offset(self, groups: int) -> np.ndarray | None:
-        """What predictions add to the logits, by group and class, [g + 1, c]."""
-        return self.padded(logit_offset(self.config, self.label_counts), groups)
+    @property
+    def parameters(self) -> int:
+        """Number of trained scalars."""
+        return sum(int(np.prod(np.shape(x))) for path, x in self.params.items() if not is_statistic(path))
 
     @property
-    def prior_power(self) -> float:
-        """The power of the class prior that its probabilities are divided by, 0 for none."""
-        return (self.report.get("prior_adjustment") or {"power": 0.0})["power"]
+    def looks_at_batches(self) -> bool:
+        """Whether probabilities of a row depend on the rows next to it."""
+        return self.config.fusion.gate_granularity == "batch" and self.gate == "gated"
 
-    def adjusted(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities [n, c] after the adjustment of the prior that its report was made with."""
-        return (
-            adjust_prior(probabilities, self.class_fractions, self.prior_power) if self.prior_power else probabilities
+    @functools.cached_property
+    def offset(self) -> np.ndarray:
+        """What predictions add to logits, by combination and class, float32 [g + 1, c]; unknown combinations last."""
+        prior = self.config.objective
+        found = logit_adjust.predict_offset(
+            prior.prior, prior.prior_mode, prior.prior_tau, self.label_counts, prior.prior_smoothing
+        )
+        shape = (len(self.groups) + 1, len(self.classes))
+        return np.zeros(shape, np.float32) if found is None else np.asarray(self.padded(found), np.float32)
+
+    @functools.cached_property
+    def scale(self) -> np.ndarray:
+        """What probabilities are divided by before they are made to sum to one, float32 [c]."""
+        return (np.maximum(self.class_fractions, 1e-12) ** self.prior_power).astype(np.float32)
+
+    def padded(self, offset: np.ndarray) -> np.ndarray:
+        """Offsets [g' + 1, c] -> [g + 1, c]: combinations that were added have those of unknown ones, the last row."""
+        return np.concatenate([offset, np.repeat(offset[-1:], len(self.groups) + 1 - len(offset), axis=0)])
+
+    def probabilities(self, logits: np.ndarray, group: np.ndarray) -> np.ndarray:
+        """Probabilities [k, c] of logits [k, c] of combinations int [k]."""
+        return probabilities_of(logits, self.offset[group], self.scale).astype(logits.dtype)
+
+    # ---- Prepared rows ----------------------------------------------------------------------------------------------
+
+    def predict_store(self, store: pipeline.Store) -> Predicted:
+        """Predicts all rows of a store that have labels.
+
+        Several processes take the batches in turn and give one another what they found, so that each has all rows.
+        """
+        params, size, found = jax.device_put(self.params), self.config.eval.batch_size, None
+        process, processes = jax.process_index(), jax.process_count()
+        count = -(-len(store) // size)
+        # With more processes than batches, the last ones look at a batch for its shapes.
+        batches = pipeline.eval_batches(store, size, first=min(process, count - 1), every=processes)
+        for i, batch in zip(range(process, max(count, process + 1), processes), batches, strict=True):
+            logits, _, open_rate = self.forward(params, batch, self.gate)
+            values = self.probabilities(np.asarray(logits), batch["group"]), batch["label"], np.asarray(open_rate)
+            if found is None:
+                found = tuple(np.zeros((len(store), *x.shape[1:]), x.dtype) for x in values)
+            rows = slice(i * size, (i + 1) * size)
+            for x, value in zip(found, values, strict=True):
+                x[rows] = value[: len(x[rows])]  # without what fills up the last batch
+        probabilities, labels, open_rate = devices.merged(found)
+        return Predicted(probabilities, labels, float(np.mean(open_rate)))
+
+    def predict_parts(self, store: pipeline.Store, positions: np.ndarray, presence: np.ndarray) -> np.ndarray:
+        """Predicts samples of which some modalities are left.
+
+        A sample without modalities gets the class frequencies of the train rows; a combination not seen in training is
+        predicted by the shared router, as everywhere.
+
+        Args:
+          store: of a split.
+          positions: int [k], places in the split, repeats allowed.
+          presence: bool [k, m], what is left of each; what a sample lacks stays missing.
+
+        Returns:
+          Probabilities, float64 [k, c].
+
+        Raises:
+          UserError: predictions of a sample depend on other samples.
+        """
+        if self.looks_at_batches:
+            raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to compare")
+        params, size = jax.device_put(self.params), self.config.eval.batch_size
+        found = np.tile(self.class_fractions, (len(positions), 1))
+        some = np.flatnonzero(presence.any(axis=1))
+        for start in range(0, len(some), size):
+            part = some[start : start + size]
+            filled = np.resize(part, size)  # one shape, one program
+            batch = self.hidden(store, positions[filled], presence[filled])
+            logits = np.asarray(self.forward(params, batch, self.gate)[0], np.float64)[: len(part)]
+            found[part] = self.probabilities(logits, batch["group"][: len(part)])
+        return found
+
+    def hidden(self, store: pipeline.Store, positions: np.ndarray, presence: np.ndarray) -> pipeline.Batch:
+        """Returns a batch of rows of which only `presence` [k, m] is left; inputs of what is gone are zeros."""
+        different, back = np.unique(positions, return_inverse=True)
+        batch = {name: array.take(back, axis=0) for name, array in store.take(different).items()}
+        left = presence & batch["present"]
+        for j, name in enumerate(self.groups.modalities):
+            batch[name][~left[:, j]] = 0
+        return batch | {"present": left, "group": self.groups.index(left)}
+
+    def seen(self, presence: np.ndarray) -> np.ndarray:
+        """Whether training had each combination, bool [k] of bool [k, m]."""
+        return self.groups.index(presence) < len(self.groups)
+
+    # ---- New rows ---------------------------------------------------------------------------------------------------
+
+    def read(self, data: Any, bad_files: str = "", count: Callable[[int, int], None] | None = None) -> Manifest:
+        """Reads rows in the model's order of modalities, see `new_rows.read`; empty `bad_files` are as in training."""
+        options = self.config.data
+        sizes = {"image_size": options.image_size, "frames": options.frames}
+        bad_files = bad_files or options.bad_files
+        return new_rows.read(data, self.schema, self.preprocessor, **sizes, bad_files=bad_files, count=count)
+
+    def predict_proba(self, data: Any) -> np.ndarray:
+        """Probabilities of the classes, float [n, c], adjusted as those of the report; `data` as for `read`."""
+        return np.concatenate([probabilities for probabilities, _ in self.batches(self.read(data))])
+
+    def embed(self, data: Any) -> np.ndarray:
+        """Pooled tokens before the head, float32 [n, d]; of an ensemble the mean of its networks."""
+        return np.concatenate([features for _, features in self.batches(self.read(data))])
+
+    def batches(self, manifest: Manifest, size: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields probabilities [k, c] and features [k, d] of the rows in turn; no more than a few batches are held.
+
+        Args:
+          manifest: as `read` gives it.
+          size: rows at a time; 0 is `eval.batch_size`.
+        """
+        params = jax.device_put(self.params)
+        store = pipeline.NewStore(manifest, self.preprocessor, self.groups)
+        for batch in pipeline.eval_batches(store, size or self.config.eval.batch_size, threads=THREADS):
+            logits, features, _ = self.forward(params, batch, self.gate)
+            real = batch["weight"] > 0
+            yield self.probabilities(np.asarray(logits), batch["group"])[real], np.asarray(features)[real]
+
+    def evaluate(self, data: Any) -> dict[str, Any]:
+        """Returns the figures of `evaluation.report.build_report` over the rows that have a label.
+
+        Raises:
+          UserError: no row has one, or one is none of the classes.
+        """
+        manifest = self.read(data)
+        labelled = manifest.table[manifest.schema.label].is_not_null()
+        if not labelled.any():
+            raise UserError(f"no row has a label in column {manifest.schema.label!r}: there is nothing to evaluate")
+        manifest = Manifest(manifest.schema, manifest.table.filter(labelled), manifest.root, manifest.title)
+        labels = manifest.labels  # refuses wrong ones before anything slow
+        probabilities = self.predict_proba(manifest)
+        columns = {f"p_{k}": probabilities[:, k] for k in range(len(self.classes))}
+        ids = {name: manifest.table[getattr(manifest.schema, name)] for name in ("sample_id", "patient_id")}
+        table = pl.DataFrame({**ids, "label": labels, "group": self.combinations(manifest), **columns})
+        title = manifest.title or manifest.schema.name
+        facts = {"parameters": self.parameters, "classes": self.classes}
+        return reports.build_report(self.config.to_dict(), title, table, self.groups, **facts)
+
+    def combinations(self, manifest: Manifest) -> list[str]:
+        """Names of the rows' combinations."""
+        return [group_name(mask, self.groups.modalities) for mask in manifest.presence]
+
+    def table(self, manifest: Manifest, probabilities: np.ndarray) -> pl.DataFrame:
+        """Returns a row a sample of a manifest that `read` gave, with its probabilities [n, c] and warnings."""
+        index = self.groups.index(manifest.presence)
+        samples, patients = (np.append(counts, 0)[index] for counts in (self.groups.train_counts, self.train_patients))
+        warnings = np.where(samples == 0, "never seen in training", "")
+        few = (samples > 0) & (patients < FEW_PATIENTS)
+        warnings = np.where(few, f"under {FEW_PATIENTS} training patients", warnings)
+        return pl.DataFrame(
+            {
+                "sample_id": manifest.table[manifest.schema.sample_id],
+                "combination": self.combinations(manifest),
+                "n_train": samples,
+                "n_train_patients": patients,
+                "prediction": [self.classes[k] for k in probabilities.argmax(axis=1)],
+                **{f"p_{name}": probabilities[:, k] for k, name in enumerate(self.classes)},
+                "warning": warnings,
+            }
         )
 
 
-def open_finished(path: pathlib.Path) -> Finished:
-    """Reads a finished run, or what `adapt` wrote, from its folder alone.
+def _compiled(network: Network) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    def forward(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+        output = network.apply(params, batch, gate=gate)
+        return output.logits.astype("float32"), output.features, output.open_rate
 
-    Raises:
-      UserError: there is none, or an older version made it, which did not keep what this needs.
-    """
-    config = analysis.read_config(path)
-    if not (path / "checkpoints").is_dir():
-        raise UserError(f"{path} holds no checkpoints")
-    report = json.loads((path / "report.json").read_text(encoding="utf-8"))
-    with contextlib.closing(Checkpoints(path / "checkpoints", keep=0, read_only=True)) as checkpoints:
-        step = checkpoints.latest_step()
-        record = {} if step is None else checkpoints.record(step)
-        if "label_counts" not in record:
-            raise UserError(f"the run in {path} was made by an older version, which kept no combinations: run it again")
-        counts = np.array(record["label_counts"], np.int64)
-        preprocessor = Preprocessor.from_dict(record["preprocessor"])
-        stages = plan_stages(config, int(counts.sum()), preprocessor.inputs)
-        groups = Groups.from_dict(record["groups"])
-        schema = schema_from_dict(record["schema"]) if "schema" in record else _plain_schema(report, preprocessor)
-        patients = np.array(record.get("train_patients", groups.train_counts), np.int64)
-        run = Finished(path, config, report, schema, groups, preprocessor, counts, patients, {}, stages[-1])
-        shapes = jax.eval_shape(run.network(len(groups)).init, jax.random.key(0))
-        like = {"best": shapes}
-        if analysis.ADAPTED not in config:
-            like = analysis.checkpoint_shapes(config, stages[record["cursor"]["stage"]], shapes, counts)
-        return run._replace(params=checkpoints.arrays(step, like)["best"])
+    return jax.jit(forward, static_argnums=2)
 
 
-def _plain_schema(report: Mapping[str, Any], preprocessor: Preprocessor) -> Schema:
-    """Columns called as what they hold: `sample_id`, `patient_id`, `label`, and each modality by its name."""
-
-    def modality(name: str) -> Modality:
-        fitted = preprocessor.fitted[name]
-        kind, shape = fitted.spec.kind, fitted.spec.shape
-        if isinstance(fitted, FittedTable):
-            return Modality(name, kind, fitted.columns, fitted.categorical)
-        if kind in ("image", "volume"):
-            return Modality(name, kind, (name,), (), "file", shape)
-        return Modality(name, kind, (name,), (), "" if kind == "embedding" else "cell")
-
-    modalities = tuple(map(modality, preprocessor.fitted))
-    return Schema(report["data"], "sample_id", "patient_id", "label", tuple(report["classes"]), modalities)
+# ---- Figures of tuning rows -----------------------------------------------------------------------------------------
 
 
-def as_in_run(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Path | str) -> Manifest:
-    """The manifest with modalities, and columns of tables, in the run's order.
+def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:
+    """Returns the figures that weights can be chosen by: loss, accuracy, macro-F1 and AUROC."""
+    values, _ = figures.metrics(predicted.labels, predicted.probabilities)
+    chosen = predicted.probabilities[np.arange(len(predicted.labels)), predicted.labels]
+    values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
+    return {"loss": float(-np.mean(np.log(np.maximum(chosen, 1e-12)))), **values}
+
+
+def choose_prior_power(
+    predicted: Predicted, prior: np.ndarray, figure: str, powers: Sequence[float] = PRIOR_POWERS
+) -> float:
+    """Returns the power of the class prior that is best for a figure; of equals the one nearest to none.
 
     Args:
-      manifest: of new data.
-      preprocessor: of the run.
-      where: what messages call the data.
-
-    Raises:
-      UserError: its modalities, kinds or columns are not those of the run.
+      predicted: of the tuning rows, without such an adjustment.
+      prior: share of each class among the train rows, [c].
+      figure: `accuracy` or `macro_f1`.
+      powers: to try.
     """
-    there, fitted, modalities = {each.name: each for each in manifest.schema.modalities}, preprocessor.fitted, []
-    for name in there:
-        if name not in fitted:
-            raise UserError(f"{where}: the run has no modality {name!r}{did_you_mean(name, fitted)}")
-    for name, each in fitted.items():
-        if name not in there:
-            raise UserError(f"{where}: schema.yaml lacks the run's modality {name!r}; its column may be empty")
-        if there[name].kind != each.spec.kind:
-            raise UserError(f"{where}: {name!r} is of kind {there[name].kind}, in the run {each.spec.kind}")
-        modalities.append(each.adopt(there[name], str(where)))
-    return dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=tuple(modalities)))
 
+    def value(power: float) -> tuple[float, float]:
+        logits = np.log(np.maximum(np.asarray(predicted.probabilities, np.float64), 1e-300))
+        adjusted = probabilities_of(logits, np.zeros_like(logits), np.maximum(prior, 1e-12) ** power)
+        found = tuning_metrics(predicted._replace(probabilities=adjusted))[figure]
+        return (-np.inf if found is None else found, -abs(power))
 
-def check_classes(manifest: Manifest, run: Finished, where: pathlib.Path | str) -> None:
-    """Raises a UserError when the classes are not those of the run in their order."""
-    here, there = manifest.schema.classes, tuple(run.report["classes"])
-    if here != there:
-        raise UserError(f"{where} has the classes {', '.join(here)}; the run has {', '.join(there)}, in this order")
+    return max(powers, key=value)

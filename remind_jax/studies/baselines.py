@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from remind_jax import cli, settings
+from remind_jax.data import dataset as datasets
+from remind_jax.data.dataset import Dataset
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.evaluation import report as reports
+from remind_jax.inference.predictor import Predicted, tuning_metrics
+from remind_jax.runtime import files, progress
+from remind_jax.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from remind_jax.data.dataset import Dataset
-    from remind_jax.training.run_folder import RunFolder
-
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
 DEPTHS = (1, 2, 4)  # of the trees
 TREES = 200  # at most
@@ -67,7 +71,7 @@ Score = Callable[[np.ndarray], float]
 # ---- Features -------------------------------------------------------------------------------------------------------
 
 
-def features(data: "Dataset", split: str) -> Features:
+def features(data: Dataset, split: str) -> Features:
     """Reads a split's encoded rows and turns them into numbers and bags."""
     from scipy import sparse
 
@@ -216,8 +220,6 @@ def fit_and_evaluate(config: Any, model: str, workdir: pathlib.Path, verbose: bo
     Raises:
       UserError: the model is unknown, or the data or the folder cannot be used.
     """
-    from remind_jax.training.run_folder import RunFolder
-
     settings.validate(config)
     if model not in MODELS:
         raise UserError(f"unknown plain model {model!r}{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}")
@@ -225,11 +227,7 @@ def fit_and_evaluate(config: Any, model: str, workdir: pathlib.Path, verbose: bo
         return _run(config, model, folder, verbose)
 
 
-def _run(config: Any, model: str, folder: "RunFolder", verbose: bool) -> dict[str, Any]:
-    from remind_jax.data import dataset as datasets
-    from remind_jax.evaluation import report as reports
-    from remind_jax.runtime import progress
-
+def _run(config: Any, model: str, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     finished = folder.report()
     if finished is not None:
         if verbose:
@@ -249,7 +247,7 @@ def _run(config: Any, model: str, folder: "RunFolder", verbose: bool) -> dict[st
     return report
 
 
-def _fit(config: Any, model: str, data: "Dataset") -> Fitted:
+def _fit(config: Any, model: str, data: Dataset) -> Fitted:
     train, tuning = features(data, "train"), features(data, "tuning")
     if not len(tuning.labels):
         raise UserError(f"{model} is chosen by tuning rows, and there are none: give data.fractions a second share")
@@ -260,8 +258,6 @@ def _fit(config: Any, model: str, data: "Dataset") -> Fitted:
 
 def _score(select: str, labels: np.ndarray) -> Score:
     """What a choice by the tuning rows goes by, greater being better; `last` has no choice of its own: the loss."""
-    from remind_jax.inference.predictions import Predicted, tuning_metrics
-
     name = "loss" if select == "last" else select
 
     def score(probabilities: np.ndarray) -> float:
@@ -274,43 +270,15 @@ def _score(select: str, labels: np.ndarray) -> Score:
 
 
 def _report(
-    config: Any,
-    model: str,
-    data: "Dataset",
-    fitted: Fitted,
-    folder: "RunFolder",
-    count: Callable[[int, int], None],
+    config: Any, model: str, data: Dataset, fitted: Fitted, folder: RunFolder, count: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Reads the held-out rows, once, and writes predictions and report as a run of the network does."""
-    from remind_jax.data import dataset as datasets
-    from remind_jax.data import splits
-    from remind_jax.evaluation import report as reports
-    from remind_jax.runtime import files
-    from remind_jax.runtime.files import config_digest
-
-    held_out = features(data, "held_out")
-    table = datasets.predictions_table(data, "held_out", fitted.predict(held_out))
+    probabilities, facts = fitted.predict(features(data, "held_out")), {"chosen": fitted.chosen}
+    report, table = reports.report_of(
+        plain_config(config, model), data, probabilities, parameters=fitted.parameters, count=count, **facts
+    )
     with files.whole_file(folder.path / "predictions.parquet") as temporary:
         table.write_parquet(temporary)
-    report = reports.build_report(
-        data=data.manifest.title,
-        method=model,
-        seed=config.seed,
-        config_digest=config_digest(plain_config(config, model)),
-        parameters=fitted.parameters,
-        predictions=table,
-        groups=data.groups,
-        resamples=config.eval.bootstrap,
-        count=count,
-        extra={
-            "chosen": fitted.chosen,
-            "classes": list(data.classes),
-            "split_digest": splits.split_digest(data.dealt),
-            "majority_accuracy": float(np.mean(held_out.labels == data.class_fractions.argmax())),
-            "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
-            "card": datasets.describe(data),
-        },
-    )
     reports.write_html(folder.path / "report.html", report, [])
     reports.write_json(folder.path / "report.json", report)
     return report

@@ -1,6 +1,7 @@
 """Adapts a finished run to modality combinations that it never saw (REMIND section 5, Q4 and figure 5)."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import re
@@ -13,7 +14,6 @@ import ml_collections
 import numpy as np
 import polars as pl
 
-from remind_jax import analysis
 from remind_jax.data import check, pipeline, splits
 from remind_jax.data import dataset as datasets
 from remind_jax.data.groups import Groups, count_combinations
@@ -21,14 +21,13 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
-from remind_jax.inference.predictions import Predicted, make_predict, tuning_metrics
-from remind_jax.inference.predictor import Finished, as_in_run, check_classes, open_finished
+from remind_jax.inference import model_folder, new_rows
+from remind_jax.inference.model_folder import ADAPTED
+from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
 from remind_jax.models.model import Network, Params, is_statistic
 from remind_jax.ops import soft_moe
 from remind_jax.runtime import files, progress
 from remind_jax.runtime.devices import host_copy
-from remind_jax.runtime.files import config_digest
-from remind_jax.training.checkpoint import Checkpoints
 from remind_jax.training.loop import Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
@@ -87,14 +86,14 @@ class Choice(NamedTuple):
 # ---- What goes in ----------------------------------------------------------------------------------------------------
 
 
-def open_single(path: pathlib.Path) -> Finished:
-    """`open_finished` that refuses ensembles (UserError)."""
-    if (count := analysis.read_config(path).ensemble) > 1:
+def open_single(path: pathlib.Path) -> Predictor:
+    """Opens the model of a run and refuses ensembles (UserError)."""
+    if (count := model_folder.read_config(path).ensemble) > 1:
         raise UserError(f"{path} is a run of several networks (ensemble={count}): adapt a run of one")
-    return open_finished(path)
+    return model_folder.open_run(path)
 
 
-def read_folder(run: Finished, folder: pathlib.Path) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
+def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
     """A manifest folder that fits a run, the split of its rows, int8 [n], and the warnings of its checks.
 
     Raises:
@@ -103,8 +102,8 @@ def read_folder(run: Finished, folder: pathlib.Path) -> tuple[Manifest, np.ndarr
     config = run.config
     options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
     manifest = read_manifest(folder, **options)
-    check_classes(manifest, run, folder)
-    manifest = as_in_run(manifest, run.preprocessor, folder)
+    new_rows.check_classes(manifest, run.schema, folder)
+    manifest = new_rows.in_order(manifest, run.preprocessor, folder)
     try:
         split = splits.make_splits(manifest, config.seed, config.data.fractions)
     except UserError:
@@ -115,7 +114,7 @@ def read_folder(run: Finished, folder: pathlib.Path) -> tuple[Manifest, np.ndarr
     return manifest, split, findings
 
 
-def own_data(run: Finished) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
+def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
     """The data that a run was trained on, those that it left out in their place; as `read_folder`.
 
     Raises:
@@ -130,7 +129,7 @@ def own_data(run: Finished) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
 
 
 def prepare(
-    run: Finished, manifest: Manifest, dealt: np.ndarray, rows: str, findings: Sequence[check.Finding] = ()
+    run: Predictor, manifest: Manifest, dealt: np.ndarray, rows: str, findings: Sequence[check.Finding] = ()
 ) -> datasets.Dataset:
     """Rows for adaptation: those that train and choose, and all held-out ones.
 
@@ -245,28 +244,25 @@ class Adapter:
 
     Attributes:
       run, data: as given; `data` comes from `prepare`.
-      params: of the run, with rows for the new combinations.
-      network: that they belong to.
+      model: of the run, with rows for the new combinations.
     """
 
-    def __init__(self, run: Finished, data: datasets.Dataset):
+    def __init__(self, run: Predictor, data: datasets.Dataset):
         self.run, self.data = run, data
         self.new = np.arange(len(run.groups), len(data.groups))
-        self.params = extend(run.params, len(self.new))
-        self.network = run.network(len(data.groups))
-        self._predict = make_predict(self.network, run.config.eval.batch_size, run.offset(len(data.groups)))
+        patients = np.concatenate([run.train_patients, data.train_patients[len(run.groups) :]])
+        self.model = run.with_groups(data.groups, patients, extend(run.params, len(self.new)))
         self._before: Predicted | None = None
 
     def predict(self, params: Params, split: str = "held_out") -> Predicted:
-        """Predictions as in the report of the run, its adjustment of the prior included."""
-        predicted = self._predict(params, self.data.stores[split], self.run.stage.eval_gate)
-        return predicted._replace(probabilities=self.run.adjusted(predicted.probabilities))
+        """Predicts as the report of the run does, its adjustment of the prior included."""
+        return dataclasses.replace(self.model, params=params).predict_store(self.data.stores[split])
 
     @property
     def before(self) -> Predicted:
         """Held-out predictions of the run as it is."""
         if self._before is None:
-            self._before = self.predict(self.params)
+            self._before = self.predict(self.model.params)
         return self._before
 
     def experts(self, share: float) -> dict[str, np.ndarray]:
@@ -275,7 +271,7 @@ class Adapter:
             return {}
         fusion = self.run.config.fusion
         size = self.run.config.eval.batch_size
-        ranked = rank_experts(self.network, self.params, self.data.stores["train"], size)
+        ranked = rank_experts(self.model.network, self.model.params, self.data.stores["train"], size)
         if ranked is None:  # a draw instead
             draw = np.random.default_rng(self.run.config.seed)
             ranked = np.stack([draw.permutation(fusion.experts) for _ in range(fusion.blocks)])
@@ -300,18 +296,21 @@ class Adapter:
     ) -> tuple[Params, int]:
         """Trains some rows; returns all parameters, and the step at which they were chosen."""
         if not trained:
-            return self.params, 0
-        run, config, network = self.run, self.config(choice), self.network
+            return self.model.params, 0
+        run, config, network = self.run, self.config(choice), self.model.network
         names = {path if rows is None else _CUT + path for path, rows in trained.items()}
-        gates = (run.stage.train_gate, run.stage.eval_gate)
+        gates = (config.fusion.train_gate if config.fusion.group_routers else "never", run.gate)
         stage = Stage("adapt", 0, choice.steps, lambda path: path not in names, *gates, robust=False)
         of_cut = network._replace(
             apply=lambda params, *rest, **options: network.apply(joined(params, trained), *rest, **options)
         )
         objective = make_objective(config, self.data.label_counts, run.label_counts)
         trainer = Trainer(config, self.data, folder, of_cut, [stage], objective=objective)
-        trainer.predict = lambda params, *rest: self._predict(joined(params, trained), *rest)
-        start, cursor = cut(self.params, trained), Cursor()
+        plain = dataclasses.replace(self.model, prior_power=0.0)
+        trainer.predict = lambda params, store, gate: dataclasses.replace(
+            plain, params=joined(params, trained)
+        ).predict_store(store)
+        start, cursor = cut(self.model.params, trained), Cursor()
         if config.train.select == "loss":
             loss = tuning_metrics(trainer.predict(start, self.data.stores["tuning"], stage.eval_gate))["loss"]
             cursor.best = -loss
@@ -352,27 +351,18 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
             "combinations from those of modalities, which others share: name head, shared_router, experts or all"
         )
     experts = adapter.experts(choice.experts)
-    trained = trained_rows(adapter.params, choice, adapter.new, experts, run.config.fusion.group_routers)
-    config = run.config.to_dict() | {analysis.ADAPTED: {"run": str(run.path), **choice._asdict()}}
+    trained = trained_rows(adapter.model.params, choice, adapter.new, experts, run.config.fusion.group_routers)
+    config = run.config.to_dict() | {ADAPTED: {"run": str(run.path), **choice._asdict()}}
     unfinished = files.whole_folder(out)
     with files.writing(out), unfinished as temporary, contextlib.closing(RunFolder(temporary, config)) as folder:
         params, step = adapter.fit(choice, trained, folder, bar)
         found = {"trained": trained, "experts": experts, "step": step}
         report = _report(adapter, choice, params, found, bar)
-        _save(adapter, temporary, params, choice.steps)
+        adapted = dataclasses.replace(adapter.model, config=ml_collections.ConfigDict(config), params=params)
+        model_folder.write(adapted, temporary / model_folder.FOLDER)
         report.pop("table").write_parquet(temporary / "predictions.parquet")
         reports.write_json(temporary / "report.json", report)
     return report
-
-
-def _save(adapter: Adapter, folder: pathlib.Path, params: Params, step: int) -> None:
-    """The weights and what `open_finished` needs beside them."""
-    run = adapter.run
-    record = {"preprocessor": run.preprocessor.to_dict(), "groups": adapter.data.groups.to_dict()}
-    patients = np.concatenate([run.train_patients, adapter.data.train_patients[len(run.groups) :]])
-    record |= {"train_patients": patients.tolist(), "schema": run.schema.to_dict()}
-    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
-        checkpoints.save(step, {"best": host_copy(params)}, record | {"label_counts": run.label_counts.tolist()})
 
 
 def _report(
@@ -381,30 +371,23 @@ def _report(
     """The report, and under `table` the predictions."""
     run, data = adapter.run, adapter.data
     after = adapter.predict(params)
-    table = datasets.predictions_table(data, "held_out", after.probabilities)
-    before = datasets.predictions_table(data, "held_out", adapter.before.probabilities)
-    sizes = [math.prod(np.shape(x)) for path, x in params.items() if not is_statistic(path)]
-    extra = {
-        "classes": list(data.classes),
-        "split_digest": splits.split_digest(data.dealt),
-        "majority_accuracy": float(np.mean(after.labels == run.class_fractions.argmax())),
-        "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
-        analysis.ADAPTED: _facts(adapter, choice, params, found, before, table)
-        | ({"gate_open_rate": after.open_rate} if run.config.fusion.group_routers else {}),
-    }
+    table, before = (
+        datasets.predictions_table(data, "held_out", predicted.probabilities) for predicted in (after, adapter.before)
+    )
+    facts = _facts(adapter, choice, params, found, before, table)
+    if run.config.fusion.group_routers:
+        facts |= {"gate_open_rate": after.open_rate}
+    extra = {"majority_accuracy": float(np.mean(after.labels == run.class_fractions.argmax())), ADAPTED: facts}
     if "prior_adjustment" in run.report:
         extra["prior_adjustment"] = run.report["prior_adjustment"]
-    report = reports.build_report(
-        data=data.manifest.title,
-        method=run.config.method,
-        seed=run.config.seed,
-        config_digest=config_digest(run.config.to_dict()),
-        parameters=sum(sizes),
-        predictions=table,
-        groups=data.groups,
-        resamples=run.config.eval.bootstrap,
+    report, table = reports.report_of(
+        run.config.to_dict(),
+        data,
+        after.probabilities,
+        parameters=adapter.model.parameters,
         count=bar.count,
-        extra=extra,
+        card=None,  # which would describe the data of training
+        **extra,
     )
     return report | {"table": table}
 

@@ -173,14 +173,18 @@ class Checkpoints:
             raise UserError(f"the record of step {step} in {self.folder} cannot be read: run it again") from None
         return {key: value for key, value in record.items() if key != _DIGESTED}
 
-    def arrays(self, step: int, like: Any) -> Any:
-        """The arrays of a checkpoint as numpy, in the structure, shapes and types of `like`.
+    def arrays(self, step: int, like: Any = None) -> Any:
+        """Reads the arrays of a checkpoint as numpy.
+
+        Args:
+          step: of the checkpoint.
+          like: whose structure, shapes and types they must have; without it they come as nested dictionaries.
 
         Raises:
           UserError: it is damaged, or holds other arrays.
         """
         self._check(step)
-        target = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
+        target = None if like is None else jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
         try:
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
             return self._manager.restore(step, args=args)["arrays"]

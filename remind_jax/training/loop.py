@@ -14,12 +14,8 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import NotFiniteError, UserError
-from remind_jax.inference.predictions import (
-    logit_offset,
-    make_predict,
-    tuning_metrics,
-)
-from remind_jax.models.model import Network, Params, ensemble_of, load_pretrained, make_network
+from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
+from remind_jax.models.model import Network, Params, ensemble_of, load_pretrained
 from remind_jax.runtime import devices, processes, profiling, progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.runtime.signals import Signals, Stopped
@@ -88,14 +84,12 @@ class Trainer:
         if not len(data.stores["tuning"]) and config.eval.adjust_prior != "none":
             raise UserError("there are no tuning rows to adjust the class prior by: set eval.adjust_prior=none")
         self.groups = data.groups
-        if network is None:
-            network = make_network(settings.model_spec(config), data.inputs, len(self.groups), len(data.classes))
-        self.single = network
-        self.network = ensemble_of(self.single, config.ensemble)
         self.train_store = data.stores["train"]
         self.stages = list(stages) or plan_stages(config, len(self.train_store), data.inputs)
+        self.model = Predictor.of_data(config, data, {}, self.stages[-1].eval_gate)
+        self.single = network or self.model.single
+        self.network = ensemble_of(self.single, config.ensemble)
         self.steps = self.stages[-1].stop
-        self.predict = make_predict(self.network, config.eval.batch_size, logit_offset(config, data.label_counts))
         self.devices = devices.choose_devices(config.devices, config.train.batch_size)
         self.agreement = devices.Agreement(self.devices)
         if jax.process_count() > 1 and config.expert_devices > 1:
@@ -110,6 +104,10 @@ class Trainer:
         self.order = self._order()
         self.objective = objective or make_objective(config, data.label_counts)
         self.transforms = make_transforms(config, self.groups.masks)
+
+    def predict(self, params: Params, store: pipeline.Store, gate: str) -> Predicted:
+        """Predicts a store by given weights."""
+        return dataclasses.replace(self.model, params=params, gate=gate).predict_store(store)
 
     def _order(self) -> samplers.Order:
         """The order of training samples; with FairBatch under the shares at the start."""
@@ -327,11 +325,7 @@ class Trainer:
         return tuple(f"{group}/{label}" for group in self.groups.names for label in self.data.classes)
 
     def _record(self, cursor: Cursor) -> dict[str, Any]:
-        data = self.data
-        record = {"cursor": dataclasses.asdict(cursor), "preprocessor": data.preprocessor.to_dict()}
-        # With these the weights can be used where the data are not.
-        record |= {"groups": data.groups.to_dict(), "label_counts": data.label_counts.tolist()}
-        record |= {"train_patients": data.train_patients.tolist(), "schema": data.manifest.schema.to_dict()}
+        record = {"cursor": dataclasses.asdict(cursor)}
         return record | ({"sampler": self.fair_batch.record()} if self.fair_batch is not None else {})
 
     def _evaluate(

@@ -1,26 +1,19 @@
 """One run from its config to its report."""
 
 import contextlib
-import math
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from remind_jax import settings
 from remind_jax.data import dataset as datasets
-from remind_jax.data import splits
 from remind_jax.data.manifest import Manifest
 from remind_jax.evaluation import report as reports
-from remind_jax.inference.predictions import (
-    Predicted,
-    adjust_prior,
-    choose_prior_power,
-)
-from remind_jax.models.model import Params, is_statistic
+from remind_jax.inference import model_folder
+from remind_jax.inference.predictor import Predictor, choose_prior_power
+from remind_jax.models.model import Params
 from remind_jax.runtime import devices, files, processes, progress
-from remind_jax.runtime.files import config_digest
 from remind_jax.runtime.signals import Signals
 from remind_jax.training.loop import Trainer
 from remind_jax.training.run_folder import RunFolder
@@ -92,50 +85,32 @@ def cohort_lines(manifest: Manifest) -> Iterator[str]:
 
 
 def _report(trainer: Trainer, weights: Params, bar: progress.Silent) -> dict[str, Any]:
-    """Reads the held-out rows, once, and writes predictions and report."""
+    """Makes the trained model, asks it for the held-out rows, once, and writes model, predictions and report."""
     config, data, folder = trainer.config, trainer.data, trainer.folder
-    predicted, adjustment = _predict_held_out(trainer, weights)
+    model, facts = _adjusted(dataclasses.replace(trainer.model, params=weights), data)
+    predicted = model.predict_store(data.stores["held_out"])
     if not folder.writes:
         return {}
-    table = datasets.predictions_table(data, "held_out", predicted.probabilities)
+    facts |= _gate_summary(trainer, predicted.open_rate)
+    report, table = reports.report_of(
+        config.to_dict(), data, predicted.probabilities, parameters=model.parameters, count=bar.count, **facts
+    )
+    model_folder.write(model, folder.path / model_folder.FOLDER)
     with files.whole_file(folder.path / "predictions.parquet") as temporary:
         table.write_parquet(temporary)
-    majority = data.class_fractions.argmax()
-    report = reports.build_report(
-        data=data.manifest.title,
-        method=config.method,
-        seed=config.seed,
-        config_digest=config_digest(config.to_dict()),
-        parameters=sum(math.prod(np.shape(x)) for path, x in weights.items() if not is_statistic(path)),
-        predictions=table,
-        groups=data.groups,
-        resamples=config.eval.bootstrap,
-        count=bar.count,
-        extra={
-            "classes": list(data.classes),
-            "split_digest": splits.split_digest(data.dealt),
-            "majority_accuracy": float(np.mean(predicted.labels == majority)),
-            **_gate_summary(trainer, predicted.open_rate),
-            **adjustment,
-            "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
-            "card": datasets.describe(data),
-        },
-    )
     reports.write_html(folder.path / "report.html", report, folder.history())
     # Last, because a run counts as finished once it is there.
     reports.write_json(folder.path / "report.json", report)
     return report
 
 
-def _predict_held_out(trainer: Trainer, weights: Params) -> tuple[Predicted, dict[str, Any]]:
-    """Predictions of the held-out rows, and for the report by what power of the prior they were divided."""
-    data, figure, gate = trainer.data, trainer.config.eval.adjust_prior, trainer.stages[-1].eval_gate
-    predicted = trainer.predict(weights, data.stores["held_out"], gate)
+def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict[str, Any]]:
+    """The model with the power of the class prior that its tuning rows choose, and for the report which that is."""
+    figure = model.config.eval.adjust_prior
     if figure == "none":
-        return predicted, {}
-    power = choose_prior_power(trainer.predict(weights, data.stores["tuning"], gate), data.class_fractions, figure)
-    adjusted = adjust_prior(predicted.probabilities, data.class_fractions, power)
-    return predicted._replace(probabilities=adjusted), {"prior_adjustment": {"figure": figure, "power": power}}
+        return model, {}
+    power = choose_prior_power(model.predict_store(data.stores["tuning"]), model.class_fractions, figure)
+    return dataclasses.replace(model, prior_power=power), {"prior_adjustment": {"figure": figure, "power": power}}
 
 
 def _gate_summary(trainer: Trainer, open_rate: float) -> dict[str, Any]:

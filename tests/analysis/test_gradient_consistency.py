@@ -1,6 +1,7 @@
 """The analysis command on tiny runs: its table, its pictures, its curves and its errors."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from remind_jax import analysis, cli
+from remind_jax import cli
 from remind_jax import main as train_main
 from remind_jax.analysis import gradient_consistency as gc
+from remind_jax.analysis import opening
 from remind_jax.errors import UserError
 from tests import tiny_runs
 
@@ -88,9 +90,9 @@ def test_other_choices(folder):
 
 
 def test_initial_and_kept_weights_are_those_of_the_run(folder):
-    run = analysis.open_run(folder / "remind")
-    weights = dict(run.weights())
-    first = run.network.init(jax.random.key(run.config.seed))
+    run = opening.open_run(folder / "remind")
+    weights = dict(run.trajectory())
+    first = run.model.network.init(jax.random.key(run.config.seed))
     for path, value in first.items():
         np.testing.assert_allclose(weights[0][path], value, rtol=1e-6, atol=1e-7)
     last = max(weights)
@@ -132,12 +134,12 @@ def test_a_score_that_is_not_there_is_an_empty_cell(tmp_path):
 
 
 def test_runs_of_one_method_share_a_column_when_only_the_seed_differs(folder):
-    run = analysis.open_run(folder / "remind")
+    run = opening.open_run(folder / "remind")
 
     def variant(name, **changes):
         config = run.config.copy_and_resolve_references()
         config.update(changes)
-        return analysis.Run(folder / name, config, run.data, run.network, run.stages)
+        return opening.Run(folder / name, dataclasses.replace(run.model, config=config), run.data, run.stages)
 
     assert gc.panel_titles([run, variant("again", seed=7)]) == ["remind", "remind"]
     assert gc.panel_titles([run, variant("wide", sampler="group_balanced")]) == ["remind (remind)", "remind (wide)"]
@@ -191,15 +193,15 @@ def test_broken_folders_are_named(folder, tmp_path, name, content, message):
     else:
         (run / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        analysis.open_run(run)
+        dict(opening.open_run(run).trajectory())
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [("train", 80, "rows or splits"), ("token_width", 8, "contents")])
 def test_data_that_changed_since_training_are_refused(folder, tmp_path, key, value, message):
     run = tmp_path / "run"
     shutil.copytree(folder / "remind", run)
-    config = json.loads((run / "config.json").read_text())
-    config["data"][key] = value
-    (run / "config.json").write_text(json.dumps(config))
+    facts = json.loads((run / "model" / "model.json").read_text())
+    facts["config"]["data"][key] = value
+    (run / "model" / "model.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match=message):
-        dict(analysis.open_run(run).weights())
+        dict(opening.open_run(run).trajectory())

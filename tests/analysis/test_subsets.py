@@ -1,6 +1,7 @@
 """Predictions of parts of a sample: what-if, robustness and the next modality, on tiny runs and by hand."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 
@@ -8,9 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remind_jax import analysis
 from remind_jax import main as train_main
-from remind_jax.analysis import next_modality, robustness, subsets, what_if
+from remind_jax.analysis import command, next_modality, opening, robustness, what_if
 from remind_jax.errors import UserError
 from tests import tiny_runs
 from tests.reference import shapley as reference
@@ -33,13 +33,13 @@ def folder(_quick_compilation, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder) -> analysis.Run:
-    return analysis.open_run(folder / "remind")
+def run(folder) -> opening.Run:
+    return opening.open_run(folder / "remind")
 
 
 @pytest.fixture(scope="module")
-def predictor(run) -> subsets.Predictor:
-    return subsets.Predictor(run, run.chosen())
+def predict(run):
+    return run.model.predict_parts
 
 
 def _table(path: pathlib.Path, name: str) -> list[dict[str, str]]:
@@ -56,26 +56,22 @@ def _presence(run) -> np.ndarray:
 
 @pytest.mark.parametrize("method", ["remind", "soft_moe"])
 def test_whole_samples_are_predicted_as_in_the_report(folder, method):
-    run = analysis.open_run(folder / method)
-    found = subsets.Predictor(run, run.chosen())(
-        run.data.stores["held_out"], np.arange(len(_presence(run))), _presence(run)
-    )
+    run = opening.open_run(folder / method)
+    found = run.model.predict_parts(run.data.stores["held_out"], np.arange(len(_presence(run))), _presence(run))
     table = pl.read_parquet(folder / method / "predictions.parquet")
     np.testing.assert_allclose(found, table.select("p_0", "p_1").to_numpy(), atol=1e-5)
 
 
-def test_the_reports_power_of_the_class_prior_is_divided_by(run, predictor, tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps({"prior_adjustment": {"figure": "macro_f1", "power": 0.5}}))
-    moved = analysis.Run(tmp_path, run.config, run.data, run.network, run.stages)
+def test_the_power_of_the_class_prior_is_divided_by(run, predict):
     store, at, presence = run.data.stores["held_out"], np.arange(4), _presence(run)[:4]
-    plain = predictor(store, at, presence)
+    plain = predict(store, at, presence)
     expected = plain / np.sqrt(run.data.class_fractions)
-    found = subsets.Predictor(moved, run.chosen())(store, at, presence)
+    found = dataclasses.replace(run.model, prior_power=0.5).predict_parts(store, at, presence)
     np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), atol=1e-6)
     assert np.abs(found - plain).max() > 1e-3
 
 
-def test_a_hidden_modality_is_one_that_was_never_there(run, predictor):
+def test_a_hidden_modality_is_one_that_was_never_there(run, predict):
     """Its content changes nothing, what stays does, and nothing left gives the class frequencies of training."""
     store, presence = run.data.stores["held_out"], _presence(run)
     at = np.flatnonzero(presence.all(axis=1))[:2]
@@ -90,34 +86,36 @@ def test_a_hidden_modality_is_one_that_was_never_there(run, predictor):
     other = Other()
     names = run.data.groups.modalities
     other.name = names[1]
-    np.testing.assert_array_equal(predictor(store, at, left), predictor(other, at, left))
+    np.testing.assert_array_equal(predict(store, at, left), predict(other, at, left))
     other.name = names[0]
-    assert np.abs(predictor(store, at, left) - predictor(other, at, left)).max() > 1e-4
-    none = predictor(store, at, np.zeros_like(left))
+    assert np.abs(predict(store, at, left) - predict(other, at, left)).max() > 1e-4
+    none = predict(store, at, np.zeros_like(left))
     np.testing.assert_allclose(none, np.tile(run.data.class_fractions, (2, 1)))
-    np.testing.assert_allclose(predictor(store, at, left).sum(axis=1), 1.0)
+    np.testing.assert_allclose(predict(store, at, left).sum(axis=1), 1.0)
 
 
-def test_predictions_do_not_depend_on_their_company(run, predictor):
+def test_predictions_do_not_depend_on_their_company(run, predict):
     store, presence = run.data.stores["held_out"], _presence(run)
     at = np.array([5, 40, 5, 71])
-    alone = np.concatenate([predictor(store, at[i : i + 1], presence[at[i : i + 1]]) for i in range(4)])
-    np.testing.assert_allclose(predictor(store, at, presence[at]), alone, atol=1e-6)
+    alone = np.concatenate([predict(store, at[i : i + 1], presence[at[i : i + 1]]) for i in range(4)])
+    np.testing.assert_allclose(predict(store, at, presence[at]), alone, atol=1e-6)
 
 
 def test_a_gate_that_looks_at_the_batch_is_refused(run):
     config = run.config.copy_and_resolve_references()
     config.fusion.gate_granularity = "batch"
     with pytest.raises(UserError, match="gate_granularity=batch"):
-        subsets.Predictor(analysis.Run(run.path, config, run.data, run.network, run.stages), {})
+        dataclasses.replace(run.model, config=config).predict_parts(
+            run.data.stores["held_out"], np.arange(1), np.ones((1, 4), bool)
+        )
 
 
 def test_samples_are_named_by_position():
-    np.testing.assert_array_equal(subsets.positions_of("all", 3), [0, 1, 2])
-    np.testing.assert_array_equal(subsets.positions_of("7,0,3-5,4", 8), [0, 3, 4, 5, 7])
+    np.testing.assert_array_equal(command.positions_of("all", 3), [0, 1, 2])
+    np.testing.assert_array_equal(command.positions_of("7,0,3-5,4", 8), [0, 3, 4, 5, 7])
     for text in ("8", "x", "", "-1", "1-x"):
         with pytest.raises(UserError, match=f"--samples={text}"):
-            subsets.positions_of(text, 8)
+            command.positions_of(text, 8)
 
 
 # ---- What if --------------------------------------------------------------------------------------------------------
@@ -227,7 +225,7 @@ def test_all_together_leaves_one():
     )  # each with 1/2, but one of three where all would go
 
 
-def test_robustness_of_two_runs(folder, run, predictor):
+def test_robustness_of_two_runs(folder, run):
     path = folder / "remind"
     robustness.main([f"--workdir={path}", f"--also={folder / 'soft_moe'}", "--draws=2"])
     rows = _table(path, "robustness.csv")
@@ -245,7 +243,7 @@ def test_robustness_of_two_runs(folder, run, predictor):
     presence = _presence(run)
     left = presence.copy()
     left[presence.sum(axis=1) > 1, 2] = False
-    again = predictor(run.data.stores["held_out"], np.arange(len(left)), left)
+    again = run.model.predict_parts(run.data.stores["held_out"], np.arange(len(left)), left)
     labels = run.data.manifest.labels[run.data.rows("held_out")]
     ends = [row for row in rows if row["method"] == "remind" and row["hidden"] == names[2] and row["rate"] == "1"]
     assert [float(row["accuracy"]) for row in ends] == pytest.approx([np.mean(again.argmax(1) == labels)] * 2, abs=1e-6)
@@ -258,21 +256,21 @@ def test_robustness_of_two_runs(folder, run, predictor):
 
 
 @pytest.fixture(scope="module")
-def fusion(run, predictor) -> next_modality.Fusion:
-    return next_modality.Fusion(run, predictor)
+def fusion(run) -> next_modality.Fusion:
+    return next_modality.Fusion(run)
 
 
-def test_tokens_give_what_whole_networks_give(run, predictor, fusion):
+def test_tokens_give_what_whole_networks_give(run, predict, fusion):
     """Encoding once and hiding tokens is the same as hiding inputs."""
     store, presence = run.data.stores["held_out"], _presence(run)
     at = np.arange(0, len(presence), 3)
     samples = fusion.encode(store, at)
     np.testing.assert_array_equal(samples.presence, presence[at])
     left = presence[at] & (np.random.default_rng(0).random((len(at), 4)) < 0.6)
-    assert not np.all(predictor.seen(left))
+    assert not np.all(run.model.seen(left))
     assert not left.any(axis=1).all()
     for mask in (presence[at], left):
-        expected = next_modality.entropy_of(predictor(store, at, mask))
+        expected = next_modality.entropy_of(predict(store, at, mask))
         np.testing.assert_allclose(fusion.entropy(samples.tokens, mask), expected, atol=1e-5)
     np.testing.assert_array_equal(fusion.owner, [0, 0, 1, 1, 2, 2, 3, 3] if len(fusion.owner) == 8 else np.arange(4))
 
@@ -287,7 +285,7 @@ def test_nearest_are_those_of_a_full_search():
     assert next_modality.nearest(samples, donors, 20)[0].shape == (5, 9)
 
 
-def test_expected_entropy_is_that_of_lent_inputs(run, predictor, fusion):
+def test_expected_entropy_is_that_of_lent_inputs(run, predict, fusion):
     """Against raw inputs of the donors put into the sample, one after the other."""
     held_out, train = run.data.stores["held_out"], run.data.stores["train"]
     pool_at = np.arange(len(train))
@@ -311,7 +309,7 @@ def test_expected_entropy_is_that_of_lent_inputs(run, predictor, fusion):
                 return batch
 
         with_it = np.tile(mask | np.eye(4, dtype=bool)[0], (len(lent), 1))
-        each = next_modality.entropy_of(predictor(Mixed(), np.arange(len(lent)), with_it))
+        each = next_modality.entropy_of(predict(Mixed(), np.arange(len(lent)), with_it))
         assert found.expected[i] == pytest.approx(each.mean(), abs=1e-5)
         assert found.donors[i] == len(lent)
         assert found.distance[i] == pytest.approx(np.sort(gaps)[:4].mean(), rel=1e-3, abs=1e-5)
@@ -398,6 +396,6 @@ def test_tokens_of_an_ensemble_are_refused(folder):
         next_modality.main([f"--workdir={folder / 'soft_moe'}"])
 
 
-def test_too_many_modalities_for_exact_values(run, predictor):
+def test_too_many_modalities_for_exact_values(run, predict):
     with pytest.raises(UserError, match="at most 10"):
-        what_if.explain(predictor, np.zeros(1, np.int64), np.ones((1, 11), bool), np.zeros(1, np.int64))
+        what_if.explain(run, np.zeros(1, np.int64), np.ones((1, 11), bool), np.zeros(1, np.int64))

@@ -1,6 +1,7 @@
 """Uncertainty of the shared router: metrics of tokens and samples, and thresholds that do what the gate would do."""
 
 import csv
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,11 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remind_jax import analysis
 from remind_jax import main as train_main
-from remind_jax.analysis import command, uncertainty
+from remind_jax.analysis import command, opening, uncertainty
 from remind_jax.errors import UserError
+from remind_jax.models.model import make_network
 from remind_jax.ops import routing
+from remind_jax.settings import model_spec
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -38,15 +40,16 @@ def folder(_quick_compilation, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def measured(folder) -> tuple[analysis.Run, dict, uncertainty.Measured]:
-    """A run, weights with strong group routers, and what is measured with them."""
-    run = analysis.open_run(folder / "remind")
-    params = dict(run.chosen())
+def measured(folder) -> tuple[opening.Run, uncertainty.Measured]:
+    """A run whose weights have strong group routers, and what is measured with them."""
+    run = opening.open_run(folder / "remind")
+    params = dict(run.model.params)
     shape = params["block_0/group_router"].shape
     params["block_0/group_router"] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     for path in ("block_0/router_scale", "block_0/expert_in", "block_0/expert_out"):
         params[path] = 4.0 * params[path]
-    return run, params, uncertainty.measure(run, params, uncertainty.Settings(points=5, block=0, split="held_out"))
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, params=params))
+    return run, uncertainty.measure(run, uncertainty.Settings(points=5, block=0, split="held_out"))
 
 
 def _table(file: pathlib.Path) -> list[dict[str, str]]:
@@ -113,20 +116,18 @@ def test_answers_are_mixed_sample_by_sample() -> None:
 
 
 def test_a_threshold_gives_the_accuracy_of_the_network_gated_at_it(measured) -> None:
-    run, weights, found = measured
+    run, found = measured
     values = found.samples["margin"]
     threshold = float(np.sort(values)[len(values) // 2 - 1 :][:2].mean())
     config = run.config.copy_and_resolve_references()
     config.fusion.gate_metric, config.fusion.gate_threshold = "margin", threshold
-    single = analysis.make_network(
-        analysis.settings.model_spec(config), run.data.inputs, len(run.data.groups), len(run.data.classes)
-    )
+    single = make_network(model_spec(config), run.data.inputs, len(run.data.groups), len(run.data.classes))
 
     def right(params, batch):
         output = single.apply(params, batch, gate="gated")
         return jnp.argmax(output.logits, axis=-1) == batch["label"], output.open_rate
 
-    gated, open_rate = command.over_rows(run, "held_out", right, weights)
+    gated, open_rate = command.over_rows(run, "held_out", right)
     row = uncertainty.threshold_row(found, "margin", threshold)
     assert 0.2 < row["open_all"] < 0.8
     np.testing.assert_array_equal(uncertainty.is_open("margin", values, threshold), open_rate == 1.0)

@@ -53,16 +53,9 @@ def make(data="ward", n=60, extra=None, skill=0.9, confidence=0.9, classes=2):
             **{f"p_{k}": p[:, k] for k in range(classes)},
         }
     )
-    return build_report(
-        data=data,
-        method="remind",
-        seed=0,
-        config_digest="abc",
-        parameters=12345,
-        predictions=frame,
-        groups=groups,
-        extra=extra or {},
-    )
+    config = {"method": "remind", "seed": 0, "eval": {"bootstrap": 1000}}
+    extra = {"classes": [str(k) for k in range(classes)]} | (extra or {})
+    return build_report(config, data, frame, groups, parameters=12345, **extra)
 
 
 CARD = {
@@ -208,9 +201,8 @@ def test_many_groups_fold_away():
     masks = (np.arange(1, 41)[:, None] >> np.arange(6)) & 1
     groups = Groups.fit(masks.astype(bool), [f"m{j}" for j in range(6)])
     frame = pl.DataFrame({"patient_id": ["a"], "label": [0], "group": [groups.names[0]], "p_0": [0.6], "p_1": [0.4]})
-    report = build_report(
-        data="x", method="m", seed=0, config_digest="", parameters=1, predictions=frame, groups=groups, extra={}
-    )
+    config = {"method": "m", "seed": 0, "eval": {"bootstrap": 1000}}
+    report = build_report(config, "x", frame, groups, parameters=1, classes=["no", "yes"])
     text, _ = parsed(report)
     assert "<summary>15 more</summary>" in text
     assert text.count('class="bar-row"') == 40

@@ -47,16 +47,9 @@ def held_out():
 
 
 def report_of(frame, groups=None, extra=None, data="ward", seed=3):
-    return build_report(
-        data=data,
-        method="remind",
-        seed=seed,
-        config_digest="abc",
-        parameters=10,
-        predictions=frame,
-        groups=groups or train_groups(),
-        extra=extra or {},
-    )
+    config = {"method": "remind", "seed": seed, "eval": {"bootstrap": 1000}}
+    classes = [f"class {k}" for k in range(sum(name.startswith("p_") for name in frame.columns))]
+    return build_report(config, data, frame, groups or train_groups(), parameters=10, classes=classes, **extra or {})
 
 
 @pytest.fixture(scope="module")

@@ -41,17 +41,8 @@ def predictions(seed: int, n: int, skill: float, method_seed: int, patients: int
 
 def run(method: str, seed: int, frame: pl.DataFrame, data: str = "ward") -> Run:
     """A run with the report of these predictions."""
-    report = build_report(
-        data=data,
-        method=method,
-        seed=seed,
-        config_digest="",
-        parameters=7,
-        predictions=frame,
-        groups=groups(),
-        extra={},
-        resamples=20,
-    )
+    config = {"method": method, "seed": seed, "eval": {"bootstrap": 20}}
+    report = build_report(config, data, frame, groups(), parameters=7, classes=["no", "yes"])
     return Run(method, seed, report, frame)
 
 

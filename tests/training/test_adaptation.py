@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 import yaml
 
-from remind_jax import adapt, analysis, cli
+from remind_jax import adapt, cli
+from remind_jax.analysis import opening
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
@@ -171,7 +172,7 @@ def test_a_combination_that_no_row_has_is_refused(tmp_path):
 
 def test_new_rows_are_zero_routers_and_mean_vectors(adapters):
     adapter = adapters["remind"]
-    old, new = adapter.run.params, adapter.params
+    old, new = adapter.run.params, adapter.model.params
     assert adapter.data.groups.names[2:] == ("b",)
     assert new["block_0/group_router"].shape == (3, D, E, 1)
     assert not new["block_0/group_router"][2].any()
@@ -199,7 +200,7 @@ def test_nothing_leaves_predictions_as_they_are(runs, adapters, tmp_path):
         assert (facts["trained_parameters"], facts["chosen_by"]) == (0, "nothing was trained")
         assert facts["before"] == facts["after"]
         assert {path: x.tobytes() for path, x in params.items()} == {
-            path: np.asarray(x).tobytes() for path, x in adapter.params.items()
+            path: np.asarray(x).tobytes() for path, x in adapter.model.params.items()
         }
 
 
@@ -231,7 +232,7 @@ def test_only_what_is_named_moves(adapters, tmp_path, monkeypatch, method, unfre
     report, params = _adapt(adapter, unfreeze, tmp_path / "out", lr=0.05)
     facts = report["adapted"]
     assert (facts["trained_parameters"], facts["chosen_by"], facts["chosen_step"]) == (size, "last step", 3)
-    same = {path: _same_bits(x, params[path]) for path, x in adapter.params.items()}
+    same = {path: _same_bits(x, params[path]) for path, x in adapter.model.params.items()}
     assert {path for path, bits in same.items() if not bits.all()} == paths
     for path in OWN & paths:
         assert same[path][:2].all(), path  # rows of combinations that the run knows
@@ -244,9 +245,9 @@ def test_everything_moves_but_by_name_only(adapters, tmp_path, monkeypatch):
     adapter = adapters["remind"]
     report, params = _adapt(adapter, "all", tmp_path / "out", lr=0.05)
     assert report["adapted"]["trained_parameters"] == report["parameters"]
-    still = {path for path, x in adapter.params.items() if _same_bits(x, params[path]).all()}
+    still = {path for path, x in adapter.model.params.items() if _same_bits(x, params[path]).all()}
     assert still <= {path for path in params if path.endswith(("bias", "scale"))}  # which may have no gradient
-    assert not _same_bits(adapter.params["block_0/group_router"][:2], params["block_0/group_router"][:2]).all()
+    assert not _same_bits(adapter.model.params["block_0/group_router"][:2], params["block_0/group_router"][:2]).all()
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,7 @@ def test_everything_learns_a_new_rule(learned):
 def test_a_bad_step_is_not_chosen(adapters, tmp_path):
     report, params = _adapt(adapters["remind"], "router", tmp_path / "out", steps=1, lr=1e4)
     assert report["adapted"]["chosen_step"] == 0
-    assert all(_same_bits(x, params[path]).all() for path, x in adapters["remind"].params.items())
+    assert all(_same_bits(x, params[path]).all() for path, x in adapters["remind"].model.params.items())
 
 
 def test_composed_routers_of_new_combinations_cannot_be_trained_by_themselves(adapters, tmp_path, monkeypatch):
@@ -287,11 +288,13 @@ def test_shares_of_experts_are_nested_and_the_most_used(adapters):
     assert [len(rows) for rows in chosen] == [1, 2, 3, 4]
     assert all(small < large for small, large in itertools.pairwise(chosen))
     store, size = adapter.data.stores["train"], 64
-    output = adapter.network.route(adapter.params, store.take(np.arange(len(store))), gate="never")
+    output = adapter.model.network.route(adapter.model.params, store.take(np.arange(len(store))), gate="never")
     logits = np.asarray(output.blocks[0].shared)[..., 0]
     weights = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
     expected = np.argsort(-weights.mean(axis=(0, 1)))
-    np.testing.assert_array_equal(adaptation.rank_experts(adapter.network, adapter.params, store, size)[0], expected)
+    np.testing.assert_array_equal(
+        adaptation.rank_experts(adapter.model.network, adapter.model.params, store, size)[0], expected
+    )
 
 
 def test_all_rows_train_the_known_combinations_too(adapters):
@@ -314,7 +317,7 @@ def test_another_folder_is_prepared_with_what_the_run_has_fitted(runs, toy, tmp_
     assert "18 of" in said
     assert all(word in said for word in ("new combinations", "known combinations", "accuracy"))
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
-        "checkpoints", "config.json", "environment.json", "metrics.jsonl", "predictions.parquet", "report.json",
+        "config.json", "environment.json", "metrics.jsonl", "model", "predictions.parquet", "report.json",
     ]  # fmt: skip
     run, again = adaptation.open_single(runs["remind"]), adaptation.open_single(tmp_path / "o")
     assert again.preprocessor.to_dict() == run.preprocessor.to_dict()
@@ -333,14 +336,14 @@ def test_what_was_written_predicts_as_its_report(adapters, learned):
     params = adaptation.open_single(out).params
     np.testing.assert_array_equal(adapters["remind"].predict(params).probabilities, table[["p_0", "p_1"]].to_numpy())
     with pytest.raises(UserError, match="adapted run"):
-        analysis.open_run(out)
+        opening.open_run(out)
 
 
 def test_what_is_half_written_is_not_there(adapters, tmp_path, monkeypatch):
     def fails(*rest):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(adaptation, "_save", fails)
+    monkeypatch.setattr("remind_jax.inference.model_folder.write", fails)
     with pytest.raises(RuntimeError):
         _adapt(adapters["remind"], "nothing", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -401,12 +404,11 @@ def test_an_ensemble_an_older_run_and_a_folder_that_exists_are_refused(runs, toy
         adapt.main([f"--workdir={runs['remind']}", "--unfreeze=head", f"--out={tmp_path}"])
     config = json.loads((runs["remind"] / "config.json").read_text())
     (tmp_path / "report.json").write_text("{}")
-    (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(config | {"ensemble": 2}))
     with pytest.raises(UserError, match="several networks"):
         adaptation.open_single(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="older version"):
+    with pytest.raises(UserError, match="holds no trained model"):
         adaptation.open_single(tmp_path)
 
 

@@ -13,7 +13,7 @@ import pytest
 from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
 from remind_jax.errors import NotFiniteError, UserError
-from remind_jax.inference import predictions
+from remind_jax.inference.predictor import Predicted, Predictor, choose_prior_power, probabilities_of, tuning_metrics
 from remind_jax.runtime import progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.training import loop
@@ -161,7 +161,7 @@ def test_a_stage_compiles_its_step_once(remind):
 def test_chosen_weights_are_those_of_the_best_evaluation_of_the_last_stage(remind):
     losses = [record["eval/loss"] for record in remind.of("eval/loss", "specialize")]
     tuning = remind.trainer.data.stores["tuning"]
-    chosen = predictions.tuning_metrics(remind.trainer.predict(remind.weights, tuning, "gated"))
+    chosen = tuning_metrics(remind.trainer.predict(remind.weights, tuning, "gated"))
     assert chosen["loss"] == pytest.approx(min(losses), abs=1e-6)
 
 
@@ -173,7 +173,7 @@ def test_selection_goes_by_the_metric_asked_for(cache, data, tmp_path, select):
     name = "accuracy" if select == "last" else select
     values = [record[f"eval/{name}"] for record in run.of("eval/loss")]
     assert len(values) == 6
-    chosen = predictions.tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "never"))
+    chosen = tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "never"))
     expected = values[-1] if select == "last" else max(values)
     assert chosen[name] == pytest.approx(expected, abs=1e-6)
 
@@ -196,18 +196,18 @@ def test_patience_ends_the_last_stage_and_no_other(cache, data, tmp_path):
 
 def test_the_prior_is_divided_out_by_hand():
     p = np.array([[0.8, 0.2], [0.5, 0.5]])
-    np.testing.assert_allclose(predictions.adjust_prior(p, np.array([0.8, 0.2]), 1.0), [[0.5, 0.5], [0.2, 0.8]])
-    np.testing.assert_allclose(predictions.adjust_prior(p, np.array([0.8, 0.2]), 0.0), p)
+    np.testing.assert_allclose(probabilities_of(np.log(p), 0.0, np.array([0.8, 0.2])), [[0.5, 0.5], [0.2, 0.8]])
+    np.testing.assert_allclose(probabilities_of(np.log(p), 0.0, np.ones(2)), p)
 
 
 def test_the_power_of_the_prior_is_the_best_of_the_figure_and_the_least_of_equals():
     # Rare class 1 never wins as it is; divided by (0.9 / 0.1)^power it wins in rows of odds 1/3 from a half on.
     p = np.array([[0.75, 0.25]] * 3 + [[0.95, 0.05]] * 7)
-    predicted = predictions.Predicted(p, np.array([1, 1, 1] + [0] * 7), 0.0)
-    assert predictions.choose_prior_power(predicted, np.array([0.9, 0.1]), "macro_f1") == 0.6
-    assert predictions.choose_prior_power(predicted, np.array([0.5, 0.5]), "macro_f1") == 0.0
-    settled = predictions.Predicted(np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([0, 1]), 0.0)
-    assert predictions.choose_prior_power(settled, np.array([0.6, 0.4]), "accuracy") == 0.0
+    predicted = Predicted(p, np.array([1, 1, 1] + [0] * 7), 0.0)
+    assert choose_prior_power(predicted, np.array([0.9, 0.1]), "macro_f1") == 0.6
+    assert choose_prior_power(predicted, np.array([0.5, 0.5]), "macro_f1") == 0.0
+    settled = Predicted(np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([0, 1]), 0.0)
+    assert choose_prior_power(settled, np.array([0.6, 0.4]), "accuracy") == 0.0
 
 
 # ---- Ensembles and stages that compete -------------------------------------------------------------------------------
@@ -217,13 +217,14 @@ def test_an_ensemble_averages_the_probabilities_of_its_networks(cache, data, tmp
     run = _Run(tiny_runs.config(cache, "soft_moe", ensemble=3, train__epochs=1.0), data, tmp_path)
     tuning, trainer = data.stores["tuning"], run.trainer
     assert {len(x) for x in run.weights.values()} == {3}
-    alone = predictions.make_predict(trainer.single, 256)
-    each = [alone({path: x[i] for path, x in run.weights.items()}, tuning, "never").probabilities for i in range(3)]
+    config = tiny_runs.config(cache, "soft_moe")
+    alone = [{path: x[i] for path, x in run.weights.items()} for i in range(3)]
+    each = [Predictor.of_data(config, data, params, "never").predict_store(tuning).probabilities for params in alone]
     together = trainer.predict(run.weights, tuning, "never")
     np.testing.assert_allclose(together.probabilities, np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
     assert np.abs(each[0] - each[1]).max() > 1e-2
     best = min(record["eval/loss"] for record in run.of("eval/loss"))
-    assert predictions.tuning_metrics(together)["loss"] == pytest.approx(best, abs=1e-6)
+    assert tuning_metrics(together)["loss"] == pytest.approx(best, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -272,7 +273,9 @@ def test_plain_networks_of_an_ensemble_have_no_group_parts(cache, data, tmp_path
         tiny_runs.config(cache, "soft_moe", **changes | {"model__imputation": "modality"}), data, tmp_path / "one"
     )
     tuning, first = data.stores["tuning"], {path: x[0] for path, x in mixed.weights.items()}
-    alone = predictions.make_predict(mixed.trainer.single, 256)(first, tuning, "always").probabilities
+    config = mixed.trainer.config.copy_and_resolve_references()
+    config.update(ensemble=1, ensemble_plain=0)
+    alone = Predictor.of_data(config, data, first, "always").predict_store(tuning).probabilities
     expected = single.trainer.predict(single.weights, tuning, "never").probabilities
     np.testing.assert_allclose(alone, expected, rtol=2e-3, atol=1e-4)
 
@@ -290,7 +293,7 @@ def test_a_second_stage_can_be_made_to_earn_its_place(cache, data, tmp_path, kee
         run = _Run(tiny_runs.config(cache, "remind", **changes), data, tmp_path)
     joint, late = ([r["eval/loss"] for r in run.of("eval/loss", stage)] for stage in ("joint", "specialize"))
     assert min(joint) < min(late)
-    chosen = predictions.tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "gated"))
+    chosen = tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "gated"))
     assert chosen["loss"] == pytest.approx(min(joint) if keeps else min(late), abs=1e-6)
 
 
@@ -447,14 +450,14 @@ def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
 
 
 def test_tuning_metrics_by_hand():
-    predicted = predictions.Predicted(np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), 0.0)
-    values = predictions.tuning_metrics(predicted)
+    predicted = Predicted(np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), 0.0)
+    values = tuning_metrics(predicted)
     assert values["loss"] == pytest.approx(-np.log([0.9, 0.6, 0.2]).mean())
     assert values["accuracy"] == pytest.approx(2 / 3)
     assert values["auroc"] == pytest.approx(1.0)
-    sure = predictions.Predicted(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]), 0.0)
-    assert np.isfinite(predictions.tuning_metrics(sure)["loss"])
-    assert predictions.tuning_metrics(sure)["auroc"] is None
+    sure = Predicted(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]), 0.0)
+    assert np.isfinite(tuning_metrics(sure)["loss"])
+    assert tuning_metrics(sure)["auroc"] is None
 
 
 # ---- What is not finite ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from remind_jax import settings
-from remind_jax.analysis import open_run
+from remind_jax.analysis.opening import open_run
 from remind_jax.errors import UserError
 from remind_jax.models.model import Network, Output
 from remind_jax.objectives.group_dro import group_dro
@@ -210,5 +210,5 @@ def test_a_run_by_rows_trains_both_stages_and_reports(tmp_path):
     config = tiny_runs.config(tmp_path / "cache", optim__group_rows="batch")
     report = train_and_evaluate(config, tmp_path / "run", verbose=False)
     assert report["method"] == "remind"
-    weights = open_run(tmp_path / "run").chosen()  # analyses know the shapes of such a checkpoint
+    weights = dict(open_run(tmp_path / "run").trajectory())
     assert np.abs(weights[TABLE]).max() > 0

@@ -1,5 +1,6 @@
 """Predictions for new samples: those of the report, whatever the batch, with what may be absent and what is refused."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -15,10 +16,10 @@ import yaml
 import remind_jax
 from remind_jax import adapt, cli, export, predict
 from remind_jax.data import pipeline
+from remind_jax.data.groups import Groups
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.errors import UserError
-from remind_jax.inference.predictions import make_forward
-from remind_jax.inference.predictor import open_finished
+from remind_jax.inference import model_folder, program
 from remind_jax.runtime import progress
 from remind_jax.training import adaptation
 from remind_jax.training.run import train_and_evaluate
@@ -126,13 +127,12 @@ def test_new_rows_get_what_the_report_has_for_them(predictor, run, folder):
     assert found.std() > 1e-3  # not one number for all
 
 
-def test_any_batch_size_gives_the_same(predictor, run, folder):
+def test_any_batch_size_gives_the_same(predictor, folder):
     file = folder / "held_out.csv"
     expected = predictor.predict_proba(file)
     for size in (7, 256):
-        np.testing.assert_allclose(
-            remind_jax.predict.Predictor.open(run, size).predict_proba(file), expected, atol=1e-6
-        )
+        parts = [p for p, _ in predictor.batches(predictor.read(file), size)]
+        np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-6)
 
 
 @functools.cache
@@ -155,8 +155,8 @@ def test_an_ensemble_with_both_adjustments_of_the_prior(folder):
     loaded = remind_jax.load(path)
     report = json.loads((path / "report.json").read_text(encoding="utf-8"))
     np.testing.assert_allclose(loaded.predict_proba(folder / "held_out.csv"), _reported(path), atol=1e-6)
-    assert loaded.run.offset(len(loaded.run.groups)) is not None
-    assert loaded.run.prior_power == report["prior_adjustment"]["power"]
+    assert np.abs(loaded.offset).max() > 0
+    assert loaded.prior_power == report["prior_adjustment"]["power"]
     assert loaded.embed(folder / "held_out.csv").shape == (61, 8)
 
 
@@ -200,13 +200,14 @@ def test_the_table_counts_training_patients_and_warns_of_unseen_combinations(pre
 
 def test_the_unseen_combination_is_predicted_by_the_shared_router_and_the_mean_vector(predictor, folder):
     """The row of tables beyond the last one: the same as a network whose tables are extended by `adaptation.extend`."""
-    run = predictor.run
-    wider = run._replace(params=adaptation.extend(run.params, 1))
-    network = wider.network(len(run.groups) + 1)
-    manifest = predictor.read(folder / "held_out.csv")
-    raw = pipeline.NewStore(manifest, run.preprocessor, run.groups).take(np.array([60]))
-    assert raw["group"].tolist() == [len(run.groups)]
-    logits, _, _ = make_forward(network)(wider.params, raw, "always")
+    manifest, known = predictor.read(folder / "held_out.csv"), predictor.groups
+    raw = pipeline.NewStore(manifest, predictor.preprocessor, known).take(np.array([60]))
+    assert raw["group"].tolist() == [len(known)]
+    masks, counts = np.concatenate([known.masks, raw["present"]]), np.append(known.train_counts, 1)
+    groups = Groups(known.modalities, masks, counts, np.append(known.tail, True))
+    patients = np.append(predictor.train_patients, 1)
+    wider = predictor.with_groups(groups, patients, adaptation.extend(predictor.params, 1))
+    logits, _, _ = wider.forward(wider.params, raw, "always")
     np.testing.assert_allclose(predictor.predict_proba(manifest)[60:], jax.nn.softmax(logits), atol=1e-6)
 
 
@@ -222,7 +223,7 @@ def test_what_may_be_absent(predictor, folder, held_out):
 
 
 def test_embeddings_are_what_the_head_reads(predictor, folder):
-    features, params = predictor.embed(folder / "held_out.csv"), predictor.run.params
+    features, params = predictor.embed(folder / "held_out.csv"), predictor.params
     logits = features @ params["head/kernel"] + params["head/bias"]
     np.testing.assert_allclose(
         predictor.predict_proba(folder / "held_out.csv"), jax.nn.softmax(logits, axis=-1), atol=1e-5
@@ -347,7 +348,7 @@ print(json.dumps({"p": found["probabilities"].tolist(), "seen": found["seen"].to
 
 def _inputs(predictor, file):
     manifest = predictor.read(file)
-    batch = pipeline.NewStore(manifest, predictor.run.preprocessor, predictor.run.groups).take(np.arange(61))
+    batch = pipeline.NewStore(manifest, predictor.preprocessor, predictor.groups).take(np.arange(61))
     return {name: x for name, x in batch.items() if name not in ("row", "group", "label")}
 
 
@@ -378,9 +379,9 @@ def test_the_export_describes_its_inputs(predictor, folder, exported):
     }
     assert [x["train_patients"] for x in content["combinations"]] == [15] * 4
     again = Preprocessor.from_dict(json.loads((exported / "preprocessing.json").read_text(encoding="utf-8")))
-    assert again == predictor.run.preprocessor
+    assert again == predictor.preprocessor
     weights = safetensors.numpy.load_file(exported / "weights.safetensors")
-    assert weights.keys() == predictor.run.params.keys()
+    assert weights.keys() == predictor.params.keys()
 
 
 def test_the_card_has_the_figures_the_limits_and_the_duties(run, exported):
@@ -400,19 +401,19 @@ def test_the_card_has_the_figures_the_limits_and_the_duties(run, exported):
 def test_an_exported_ensemble_has_its_adjustments(folder, tmp_path):
     path = _ensemble(folder)
     out = tmp_path / "out"
-    export.export(open_finished(path), out)
+    program.write(model_folder.open_run(path), out)
     loaded = remind_jax.load(path)
-    program = jax.export.deserialize(bytearray((out / "model.jax").read_bytes()))
-    found = program.call(loaded.run.params, _inputs(loaded, folder / "held_out.csv"))
+    exported = jax.export.deserialize(bytearray((out / "model.jax").read_bytes()))
+    found = exported.call(loaded.params, _inputs(loaded, folder / "held_out.csv"))
     np.testing.assert_allclose(found["probabilities"], _reported(path), atol=1e-6)
 
 
 def test_what_cannot_be_exported_is_refused(run, predictor, tmp_path):
     with pytest.raises(UserError, match="exists"):
-        export.export(predictor.run, tmp_path)
+        program.write(predictor, tmp_path)
     with pytest.raises(UserError, match="nowhere to write"):
         export.main([f"--workdir={run}"])
-    config = predictor.run.config.copy_and_resolve_references()
+    config = predictor.config.copy_and_resolve_references()
     config.fusion.gate_granularity = "batch"
     with pytest.raises(UserError, match="gate_granularity"):
-        export.lower(predictor.run._replace(config=config, stage=predictor.run.stage._replace(eval_gate="gated")))
+        program.lower(dataclasses.replace(predictor, config=config, gate="gated"))

@@ -1,0 +1,111 @@
+"""Finished runs as analyses take them: the trained model, the data prepared again, and the weights of checkpoints."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import ml_collections
+
+from remind_jax.data import dataset as datasets
+from remind_jax.data import splits
+from remind_jax.errors import UserError
+from remind_jax.inference import model_folder
+from remind_jax.inference.predictor import Predictor
+from remind_jax.models.model import Params
+from remind_jax.runtime import progress
+from remind_jax.training.checkpoint import Checkpoints
+from remind_jax.training.loop import initial_params
+from remind_jax.training.stages import Stage, plan_stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      path: its folder.
+      model: as trained.
+      data: its data set, prepared again.
+      stages: its plan.
+    """
+
+    path: pathlib.Path
+    model: Predictor
+    data: datasets.Dataset
+    stages: list[Stage]
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The run's settings."""
+        return self.model.config
+
+    def trajectory(self) -> Iterator[tuple[int, Params]]:
+        """Yields steps and parameters for evaluation: the initial ones, then those of each checkpoint that was kept.
+
+        Raises:
+          UserError: no checkpoints are left, or one is damaged.
+        """
+        folder = self.path / "checkpoints"
+        if not folder.is_dir():
+            raise UserError(f"{self.path} holds no checkpoints, whose weights this analysis looks at")
+        yield 0, initial_params(self.config, self.model.network, self.data.inputs)
+        with contextlib.closing(Checkpoints(folder, keep=0, read_only=True)) as checkpoints:
+            for step in checkpoints.steps():
+                state = checkpoints.arrays(step)["state"]
+                yield step, {path: x for part in ("frozen", "params", "ema") for path, x in (state[part] or {}).items()}
+
+
+def output_folder(path: pathlib.Path) -> pathlib.Path:
+    """Returns the folder under a run that analyses write to, made where it is missing.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    folder = path / "analysis"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def open_run(path: pathlib.Path) -> Run:
+    """Opens a finished run and prepares its data anew.
+
+    Raises:
+      UserError: the folder holds no finished run, or its data cannot be used or are others by now.
+    """
+    model = model_folder.open_run(path)
+    config = model.config
+    if model_folder.ADAPTED in config:
+        raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
+    with progress.make(0, "preparing") as bar:
+        data = datasets.load_dataset(config, bar.count)
+    if model.report["split_digest"] != splits.split_digest(data.dealt):
+        raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")
+    if json.dumps(model.preprocessor.to_dict()) != json.dumps(data.preprocessor.to_dict()):
+        raise UserError(f"the data have changed since the run in {path} was trained: other contents")
+    return Run(path, model, data, plan_stages(config, len(data.stores["train"]), data.inputs))
+
+
+def open_runs(
+    paths: Sequence[pathlib.Path], check: Callable[[pathlib.Path, ml_collections.ConfigDict], None] | None = None
+) -> Iterator[Run]:
+    """Opens runs in turn, with progress.
+
+    All configs are read, and checked, before anything slow starts, so that a mistake costs nothing.
+
+    Args:
+      paths: folders of finished runs.
+      check: raises a UserError for a path and config that the analysis cannot use.
+    """
+    for path in paths:
+        config = model_folder.read_config(path)
+        if check:
+            check(path, config)
+    with progress.make(len(paths), "runs") as bar:
+        for number, path in enumerate(paths):
+            bar.advance(number, path.name)
+            yield open_run(path)

@@ -1,0 +1,174 @@
+"""A trained model on disk: `RUN/model/`, which training writes and everything else reads.
+
+    model.safetensors   the weights by path
+    model.json          {"format": 1, "made_by": "remind_jax 0.1.0", "sha256": of model.safetensors, "config": …,
+                         "title": of the data, "schema": …, "groups": …, "kinds": fitted preprocessing,
+                         "label_counts": …, "train_patients": …, "gate": …, "prior_power": …, "chosen": …}
+
+`chosen` says which weights these are: their step and stage, the tuning figure that they were chosen by and its value.
+No checkpoint is needed to use a model.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import safetensors.numpy
+
+from remind_jax import settings
+from remind_jax.data.groups import Groups
+from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.schema import schema_from_dict
+from remind_jax.errors import UserError, did_you_mean
+from remind_jax.inference.predictor import Predictor
+from remind_jax.runtime import files
+
+FORMAT = 1
+FOLDER, FACTS, WEIGHTS = "model", "model.json", "model.safetensors"
+ADAPTED = "adapted"
+"""The key by which the config of a folder that `adapt` wrote is known."""
+
+
+def write(model: Predictor, folder: pathlib.Path) -> None:
+    """Writes a model as a folder, whole or not at all; one that is there is replaced.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    weights = safetensors.numpy.save({path: np.array(x, order="C") for path, x in model.params.items()})
+    facts = {
+        "format": FORMAT,
+        "made_by": f"remind_jax {importlib.metadata.version('remind-jax')}",
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "config": model.config.to_dict(),
+        "title": model.title,
+        "schema": model.schema.to_dict(),
+        "groups": model.groups.to_dict(),
+        "kinds": model.preprocessor.to_dict(),
+        "label_counts": model.label_counts.tolist(),
+        "train_patients": model.train_patients.tolist(),
+        "gate": model.gate,
+        "prior_power": model.prior_power,
+        "chosen": dict(model.chosen),
+    }
+    with files.writing(folder), files.whole_folder(folder, replace=True) as temporary:
+        (temporary / WEIGHTS).write_bytes(weights)
+        (temporary / FACTS).write_text(json.dumps(facts, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read(folder: pathlib.Path) -> Predictor:
+    """Reads a model from its own folder.
+
+    Raises:
+      UserError: there is none, another version wrote it, or it is damaged.
+    """
+    facts = _facts(folder)
+    try:
+        weights = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be read: {error.strerror or error}") from None
+    if hashlib.sha256(weights).hexdigest() != facts.get("sha256"):
+        raise UserError(f"{folder / WEIGHTS} has changed since it was written: train the run again")
+    try:
+        model = Predictor.assemble(
+            config=_config(facts["config"]),
+            title=facts["title"],
+            schema=schema_from_dict(facts["schema"]),
+            groups=Groups.from_dict(facts["groups"]),
+            preprocessor=Preprocessor.from_dict(facts["kinds"]),
+            label_counts=np.array(facts["label_counts"], np.int64),
+            train_patients=np.array(facts["train_patients"], np.int64),
+            params=safetensors.numpy.load(weights),
+            gate=facts["gate"],
+            prior_power=facts["prior_power"],
+            chosen=facts["chosen"],
+        )
+    except UserError as error:
+        raise UserError(f"{folder / FACTS}: {error}") from error
+    except Exception as error:  # of JSON that somebody changed, in as many kinds as there are readers of its parts
+        raise UserError(f"{folder / FACTS} is damaged ({type(error).__name__}): train the run again") from None
+    _check_shapes(model, folder)
+    return model
+
+
+def _facts(folder: pathlib.Path) -> dict[str, Any]:
+    file = folder / FACTS
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no trained model: {FACTS} is missing; train the run again") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({type(error).__name__}): train the run again") from None
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{file} is of format {found!r} and this version reads {FORMAT}: train the run again, or use the version "
+            "that wrote it"
+        )
+    return facts
+
+
+def _check_shapes(model: Predictor, folder: pathlib.Path) -> None:
+    """Refuses weights that are not those of the network that the settings describe."""
+    wanted = {path: x.shape for path, x in jax.eval_shape(model.network.init, jax.random.key(0)).items()}
+    found = {path: np.shape(x) for path, x in model.params.items()}
+    wrong = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
+    if wrong:
+        raise UserError(f"{folder} does not fit its own settings: {wrong[0]} has another shape; train the run again")
+
+
+# ---- Runs -----------------------------------------------------------------------------------------------------------
+
+
+def open_run(path: pathlib.Path) -> Predictor:
+    """Opens the model of a finished run, or of one that `adapt` wrote, with its report.
+
+    Raises:
+      UserError: the folder holds no finished run with a model of this version.
+    """
+    read_config(path)  # which says best what a folder lacks
+    model = read(path / FOLDER)
+    try:
+        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'report.json'} cannot be read ({type(error).__name__})") from None
+    return dataclasses.replace(model, report=report, path=path)
+
+
+def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """Reads the config of a finished run from its config.json; no Python that lies in the folder is run.
+
+    Raises:
+      UserError: the folder holds no finished run, or its config is not one of this version.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        beside = [str(config.parent) for config in sorted(path.parent.glob("*/config.json"))]
+        hint = f"{did_you_mean(str(path), beside)}; runs there: {', '.join(beside[:10])}" if beside else ""
+        raise UserError(f"{path} holds no run: config.json is missing{hint}")
+    if not (path / "report.json").is_file():
+        raise UserError(f"the run in {path} is not finished: give its command again to go on")
+    try:
+        return _config(json.loads(file.read_text(encoding="utf-8")))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is not a config of this version: {error}") from error
+
+
+def _config(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The settings, checked."""
+    config = ml_collections.ConfigDict(content)
+    try:
+        settings.validate(config)
+    except (KeyError, AttributeError) as error:
+        key = str(error).strip("\"'")
+        raise UserError(f"it is of another version, without the key {key}: train the run again") from error
+    return config

@@ -1,0 +1,78 @@
+"""Rows that a model was not trained on, read and brought into the order of its modalities."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from remind_jax.data import reading
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.schema import Schema
+from remind_jax.errors import UserError, did_you_mean
+
+
+def read(
+    data: Any,
+    schema: Schema,
+    preprocessor: Preprocessor,
+    *,
+    image_size: int,
+    frames: int,
+    bad_files: str,
+    count: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Reads rows for a model.
+
+    Args:
+      data: a manifest's folder, a CSV or parquet file, a polars or pandas frame, or a `Manifest`; files and frames have
+        the columns of the model's own data.
+      schema: of the model's data.
+      preprocessor: of the model.
+      image_size, frames: size that pictures and volumes are resized to.
+      bad_files: `refuse` or `missing`.
+      count: called with how many files of a column were read, and of how many.
+
+    Returns:
+      The rows with modalities, and columns of tables, in the model's order.
+
+    Raises:
+      UserError: the rows cannot be used, or are not of the model's modalities and classes.
+    """
+    where = data if isinstance(data, str | pathlib.Path) else "the data"
+    if not isinstance(data, Manifest):
+        options = {"image_size": image_size, "frames": frames, "bad_files": bad_files}
+        data = reading.read_new(data, schema, **options, count=count)
+    check_classes(data, schema, where)
+    return in_order(data, preprocessor, where)
+
+
+def in_order(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Path | str) -> Manifest:
+    """Returns the manifest with modalities, and columns of tables, in the model's order.
+
+    Args:
+      manifest: of new data.
+      preprocessor: of the model.
+      where: what messages call the data.
+
+    Raises:
+      UserError: its modalities, kinds or columns are not those of the model.
+    """
+    there, fitted, modalities = {each.name: each for each in manifest.schema.modalities}, preprocessor.fitted, []
+    for name in there:
+        if name not in fitted:
+            raise UserError(f"{where}: the run has no modality {name!r}{did_you_mean(name, fitted)}")
+    for name, each in fitted.items():
+        if name not in there:
+            raise UserError(f"{where}: schema.yaml lacks the run's modality {name!r}; its column may be empty")
+        if there[name].kind != each.spec.kind:
+            raise UserError(f"{where}: {name!r} is of kind {there[name].kind}, in the run {each.spec.kind}")
+        modalities.append(each.adopt(there[name], str(where)))
+    return dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=tuple(modalities)))
+
+
+def check_classes(manifest: Manifest, schema: Schema, where: pathlib.Path | str) -> None:
+    """Refuses classes that are not those of the model in their order (UserError)."""
+    here, there = manifest.schema.classes, schema.classes
+    if here != there:
+        raise UserError(f"{where} has the classes {', '.join(here)}; the run has {', '.join(there)}, in this order")

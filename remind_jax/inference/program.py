@@ -1,0 +1,115 @@
+"""A trained model as a program and weights that jax, numpy and flatbuffers alone can use."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from remind_jax.errors import UserError
+from remind_jax.inference import card, loader
+from remind_jax.inference.predictor import Predictor, probabilities_of
+from remind_jax.models.model import Params
+from remind_jax.ops import hiding
+from remind_jax.runtime import files, progress
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_LOADER = pathlib.Path(loader.__file__)
+
+
+def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """A pure function (weights, batch) -> outputs.
+
+    Args:
+      model: trained.
+
+    Returns:
+      A function of a batch that holds the encoded input of every modality under its name, zeros where it is missing,
+      and `present`, bool [b, m]. It gives `probabilities` [b, c], `features` [b, d], and `seen` [b], whether training
+      had the combination.
+    """
+    groups, masks = len(model.groups), jnp.asarray(model.groups.masks)
+    offset, scale = jnp.asarray(model.offset), jnp.asarray(model.scale)
+
+    def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        group = hiding.group_of(batch["present"], masks)
+        output = model.network.apply(params, {**batch, "group": group}, gate=model.gate)
+        probabilities = probabilities_of(output.logits.astype(jnp.float32), offset[group], scale)
+        return {"probabilities": probabilities, "features": output.features, "seen": group < groups}
+
+    return predict
+
+
+def inputs(model: Predictor, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a batch of `rows`, a number or a symbol."""
+    specs = model.preprocessor.inputs
+    batch = {name: jax.ShapeDtypeStruct((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
+    return batch | {"present": jax.ShapeDtypeStruct((rows, len(batch)), np.bool_)}
+
+
+def lower(model: Predictor) -> jax.export.Exported:
+    """The program on every platform, for any number of rows or, where it must know it, for `eval.batch_size` rows.
+
+    Raises:
+      UserError: predictions of a row depend on the rows beside it, so that there is no such program.
+    """
+    if model.looks_at_batches:
+        raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to export")
+    params = {path: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for path, x in model.params.items()}
+    export = jax.export.export(jax.jit(program(model)), platforms=PLATFORMS)
+    try:
+        (rows,) = jax.export.symbolic_shape("b")
+        return export(params, inputs(model, rows))
+    except Exception:  # JAX and einops say in many ways that they must know a size; sparse experts do, who sort tokens
+        return export(params, inputs(model, model.config.eval.batch_size))
+
+
+def describe(model: Predictor) -> dict[str, Any]:
+    """The contents of schema.json."""
+    shapes = inputs(model, "b")
+    width = model.config.model.width
+    return {
+        "data": model.title,
+        "columns": model.schema.to_dict(),
+        "classes": list(model.classes),
+        "inputs": [{"name": name, "shape": list(x.shape), "dtype": x.dtype.name} for name, x in shapes.items()],
+        "outputs": [
+            {"name": "probabilities", "shape": ["b", len(model.classes)], "dtype": "float32"},
+            {"name": "features", "shape": ["b", width], "dtype": "float32"},
+            {"name": "seen", "shape": ["b"], "dtype": "bool"},
+        ],
+        "combinations": [
+            {"name": name, "train_samples": int(n), "train_patients": int(patients), "tail": bool(tail)}
+            for name, n, patients, tail in zip(
+                model.groups.names, model.groups.train_counts, model.train_patients, model.groups.tail, strict=True
+            )
+        ],
+    }
+
+
+def write(model: Predictor, out: pathlib.Path) -> None:
+    """Writes the folder, at once when all is made.
+
+    Raises:
+      UserError: it exists, cannot be written, or the run cannot be exported.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
+    with progress.make(0, "compiling") as bar:
+        bar.say(f"Compiling for {', '.join(PLATFORMS)}")
+        exported = lower(model)
+    with files.writing(out), files.whole_folder(out) as temporary:
+        (temporary / "model.jax").write_bytes(exported.serialize())
+        weights = {path: np.array(x, order="C") for path, x in model.params.items()}
+        safetensors.numpy.save_file(weights, temporary / "weights.safetensors")
+        shutil.copyfile(_LOADER, temporary / "load.py")
+        for name, content in (("schema", describe(model)), ("preprocessing", model.preprocessor.to_dict())):
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+            (temporary / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        (temporary / "model_card.md").write_text(card.write(model), encoding="utf-8")
