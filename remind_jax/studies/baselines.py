@@ -29,7 +29,6 @@ from remind_jax.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-    from remind_jax.data.dataset import Dataset
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
 DEPTHS = (1, 2, 4)  # of the trees
 TREES = 200  # at most
