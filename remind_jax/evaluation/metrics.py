@@ -11,39 +11,89 @@ Definitions, chosen so that small groups get an honest figure or none (research:
   best, 1 worst. With two classes it is the mean squared error of the probability of class 1.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
-NAMES = ("accuracy", "macro_f1", "auroc", "auprc", "ece", "brier")
 ECE_BINS = 15
+
+Value = tuple[float | None, str]
+"""A figure, and why it is None or covers only some of the classes; nothing where it is whole."""
+
+
+class Figure(NamedTuple):
+    """A figure of merit.
+
+    Attributes:
+      title: as pages and tables name it.
+      of: (labels int [n], probabilities float [n, c]) -> its value, with n at least 1.
+    """
+
+    title: str
+    of: Callable[[np.ndarray, np.ndarray], Value]
 
 
 def metrics(labels: np.ndarray, probabilities: np.ndarray) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Figures of one sample of n predictions.
+    """Computes all figures of one sample of n predictions.
 
     Args:
       labels: class indices, int [n].
       probabilities: predicted probabilities, float [n, c], c >= 2.
 
     Returns:
-      `(values, notes)`: the six figures of `NAMES` (fractions between 0 and 1, or None), and for each figure that is
-      None or covers only some of the classes the reason.
+      `(values, notes)`: the figures of `FIGURES` (None where one cannot be computed), and for each figure that is None
+      or covers only some of the classes the reason.
 
     Raises:
       ValueError: if the shapes disagree, a label is not a class, or a probability is not finite.
     """
-    from sklearn.metrics import f1_score
-
     _check(labels, probabilities)
     if not len(labels):
-        return dict.fromkeys(NAMES), dict.fromkeys(NAMES, "no samples")
-    predicted = probabilities.argmax(1)
-    values: dict[str, float | None] = {
-        "accuracy": float((predicted == labels).mean()),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
-    }
-    ranked, notes = _ranking(labels, probabilities)
-    calibration = {"ece": calibration_error(labels, probabilities), "brier": brier_score(labels, probabilities)}
-    return values | ranked | calibration, notes
+        return dict.fromkeys(FIGURES), dict.fromkeys(FIGURES, "no samples")
+    found = {name: figure.of(labels, probabilities) for name, figure in FIGURES.items()}
+    return {name: value for name, (value, _) in found.items()}, {name: why for name, (_, why) in found.items() if why}
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> Value:
+    """Share of samples whose most probable class is theirs."""
+    return float((probabilities.argmax(1) == labels).mean()), ""
+
+
+def macro_f1(labels: np.ndarray, probabilities: np.ndarray) -> Value:
+    """Mean F1 score over the classes among the labels or the predictions."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, probabilities.argmax(1), average="macro", zero_division=0)), ""
+
+
+def auroc(labels: np.ndarray, probabilities: np.ndarray) -> Value:
+    """Area under the ROC curve of the classes for which it is defined."""
+    from sklearn.metrics import roc_auc_score
+
+    return _one_against_rest(roc_auc_score, labels, probabilities)
+
+
+def auprc(labels: np.ndarray, probabilities: np.ndarray) -> Value:
+    """Average precision of the classes for which it is defined."""
+    from sklearn.metrics import average_precision_score
+
+    return _one_against_rest(average_precision_score, labels, probabilities)
+
+
+def _one_against_rest(
+    area: Callable[[np.ndarray, np.ndarray], float], labels: np.ndarray, probabilities: np.ndarray
+) -> Value:
+    """Mean of an area over the classes for which it is defined."""
+    classes = probabilities.shape[1]
+    use = defined_classes(labels, classes)
+    if not use:
+        return None, "all samples are of one class"
+    value = float(np.mean([area(labels == k, probabilities[:, k]) for k in use]))
+    if classes == 2 or len(use) == classes:
+        return value, ""
+    absent = ", ".join(str(k) for k in range(classes) if k not in use)
+    return value, f"mean over {len(use)} of {classes} classes; no sample is of class {absent}"
 
 
 def defined_classes(labels: np.ndarray, classes: int) -> list[int]:
@@ -99,26 +149,6 @@ def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(((np.asarray(probabilities, np.float64) - truth) ** 2).sum(axis=1).mean() / 2)
 
 
-def _ranking(labels: np.ndarray, probabilities: np.ndarray) -> tuple[dict[str, float | None], dict[str, str]]:
-    """AUROC and AUPRC over the classes for which they are defined."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    classes = probabilities.shape[1]
-    use = defined_classes(labels, classes)
-    if not use:
-        return {"auroc": None, "auprc": None}, dict.fromkeys(("auroc", "auprc"), "all samples are of one class")
-    values: dict[str, float | None] = {
-        "auroc": float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in use])),
-        "auprc": float(np.mean([average_precision_score(labels == k, probabilities[:, k]) for k in use])),
-    }
-    if classes > 2 and len(use) < classes:
-        absent = ", ".join(str(k) for k in range(classes) if k not in use)
-        return values, dict.fromkeys(
-            values, f"mean over {len(use)} of {classes} classes; no sample is of class {absent}"
-        )
-    return values, {}
-
-
 def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or probabilities.shape[1] < 2:
         raise ValueError(f"labels {labels.shape} and probabilities {probabilities.shape} should be [n] and [n, c >= 2]")
@@ -126,3 +156,14 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
         raise ValueError(f"labels lie in [{labels.min()}, {labels.max()}], not in [0, {probabilities.shape[1] - 1}]")
     if not np.isfinite(probabilities).all():
         raise ValueError("a probability is not finite")
+
+
+FIGURES: dict[str, Figure] = {
+    "accuracy": Figure("Accuracy", accuracy),
+    "macro_f1": Figure("Macro-F1", macro_f1),
+    "auroc": Figure("AUROC", auroc),
+    "auprc": Figure("AUPRC", auprc),
+    "ece": Figure("ECE", lambda labels, probabilities: (calibration_error(labels, probabilities), "")),
+    "brier": Figure("Brier", lambda labels, probabilities: (brier_score(labels, probabilities), "")),
+}
+"""Every figure by its name in report.json."""

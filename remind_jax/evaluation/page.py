@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from remind_jax.evaluation import figures
+from remind_jax.evaluation import figures, metrics
 from remind_jax.evaluation.names import short_names
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "bars_shown": BARS,
         # Square roots keep a group of 3 visible beside one of 3,000.
         "bar": lambda n: round(100 * math.sqrt(n / most), 2) if most else 0,
+        "titles": {name: figure.title for name, figure in metrics.FIGURES.items()},
         "headlines": [(label, report[key]) for key, label in HEADLINES],
         "majority": _majority(report),
         "cautions": cautions(report, history),

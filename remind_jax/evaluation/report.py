@@ -27,7 +27,11 @@ MIN_WORST = 10  # a group with fewer held-out samples cannot be called the worst
 TABLE_WIDTH = 100
 TABLE_ROWS = 25
 NAME_WIDTH = 26
-FIGURES = (*metrics.NAMES, *(f"{name}_ci" for name in intervals.NAMES))
+
+
+def figure_names() -> list[str]:
+    """Names of the figures of M, see `build_report`, and of their intervals."""
+    return [*metrics.FIGURES, *(f"{name}_ci" for name in intervals.NAMES)]
 
 
 def report_of(
@@ -198,12 +202,12 @@ def _group_rows(sample: _Sample, groups: Groups) -> list[dict[str, Any]]:
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Unweighted mean of each figure over the groups that have it."""
     if not rows:
-        return dict.fromkeys(FIGURES) | {"notes": dict.fromkeys(FIGURES, "no such group")}
-    values: dict[str, Any] = dict.fromkeys(FIGURES)
+        return dict.fromkeys(figure_names()) | {"notes": dict.fromkeys(figure_names(), "no such group")}
+    values: dict[str, Any] = dict.fromkeys(figure_names())
     notes = {
         f"{name}_ci": "a mean over groups has no interval here; the pooled figures have" for name in intervals.NAMES
     }
-    for name in metrics.NAMES:
+    for name in metrics.FIGURES:
         known = [row[name] for row in rows if row[name] is not None]
         values[name] = float(np.mean(known)) if known else None
         if len(known) < len(rows):
@@ -216,9 +220,9 @@ def _worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ranked = [row for row in rows if row["n"] >= MIN_WORST]
     if not ranked:
         reason = f"no group has {MIN_WORST} held-out samples"
-        return {"group": None, "n": 0, **dict.fromkeys(FIGURES), "notes": dict.fromkeys(FIGURES, reason)}
+        return {"group": None, "n": 0, **dict.fromkeys(figure_names()), "notes": dict.fromkeys(figure_names(), reason)}
     worst = min(ranked, key=lambda row: (row["accuracy"], -row["n"]))
-    return {name: worst[name] for name in ("group", "n", *FIGURES, "notes")}
+    return {name: worst[name] for name in ("group", "n", *figure_names(), "notes")}
 
 
 def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
