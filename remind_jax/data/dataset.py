@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
+from remind_jax.runtime import progress
 
 DEFAULT_CACHE = "~/.cache/remind_jax"
 
@@ -136,28 +137,28 @@ def fit(config: Any) -> Fitted:
     return Fitted(manifest, split, dealt, groups, preprocessor, findings)
 
 
-def load_dataset(config: Any, progress: Callable[[int, int], None] | None = None) -> Dataset:
+def load_dataset(config: Any, bar: progress.Silent | None = None) -> Dataset:
     """`fit`, and the rows of every split prepared for reading.
 
     Args:
       config: as for `fit`.
-      progress: called with rows done and rows in all while shards are written.
+      bar: shows how many rows are written to shards, or that another process is waited for.
     """
-    return prepare(fit(config), config.data, progress)
+    return prepare(fit(config), config.data, bar)
 
 
-def prepare(fitted: Fitted, data: Any, progress: Callable[[int, int], None] | None = None) -> Dataset:
+def prepare(fitted: Fitted, data: Any, bar: progress.Silent | None = None) -> Dataset:
     """The rows of every split prepared for reading.
 
     Args:
       fitted: the data.
       data: the section of a config, of which `cache` and `memory_gib` are read.
-      progress: as for `load_dataset`.
+      bar: as for `load_dataset`.
     """
     manifest, split, dealt, groups, preprocessor, findings = fitted
     memory = data.memory_gib
     cache = pathlib.Path(data.cache or DEFAULT_CACHE).expanduser()
-    source = builder.prepare(manifest, cache, progress=progress)
+    source = builder.prepare(manifest, cache, bar=bar)
     stores = {
         name: pipeline.make_store(source, np.flatnonzero(split == i), preprocessor, groups, memory_gib=memory)
         for i, name in enumerate(splits.SPLITS)

@@ -235,7 +235,7 @@ def _run(config: Any, model: str, folder: RunFolder, verbose: bool) -> dict[str,
         return finished
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
-        data = datasets.load_dataset(config, bar.count)
+        data = datasets.load_dataset(config, bar)
         bar.say(f"Fitting {model} on {data.manifest.title}: {len(data.stores['train'])} samples")
         fitted = _fit(config, model, data)
     with progress.make(0, "evaluating", verbose) as bar:

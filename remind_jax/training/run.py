@@ -57,7 +57,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dic
     devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
-        data = datasets.load_dataset(config, bar.count)
+        data = datasets.load_dataset(config, bar)
         for line in cohort_lines(data.manifest):
             bar.say(line)
     trainer = Trainer(config, data, folder, signals=signals)

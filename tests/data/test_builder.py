@@ -1,3 +1,4 @@
+import fcntl
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from remind_jax.data import builder
 from remind_jax.data import manifest as manifest_lib
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
+from remind_jax.runtime import progress
 
 ROWS = 50
 
@@ -58,6 +60,20 @@ def make_manifest(rows: int = ROWS, seed: int = 0) -> manifest_lib.Manifest:
         ),
     )
     return manifest_lib.Manifest(schema, table)
+
+
+class Bar(progress.Silent):
+    """Keeps what it is told; `then` is called at each count."""
+
+    def __init__(self, then=lambda done, total: None):
+        self.counts, self.said, self.then = [], [], then
+
+    def count(self, done: int, total: int) -> None:
+        self.counts.append((done, total))
+        self.then(done, total)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -109,10 +125,10 @@ def test_a_prepared_manifest_is_used_again(
     manifest: manifest_lib.Manifest, cache: pathlib.Path, source: builder.Source
 ) -> None:
     written = {path: path.stat().st_mtime_ns for path in source.folder.rglob("*")}
-    calls = []
-    again = builder.prepare(manifest, cache, progress=lambda done, total: calls.append(done))
+    bar = Bar()
+    again = builder.prepare(manifest, cache, bar=bar)
     assert again.folder == source.folder
-    assert calls == []
+    assert bar.counts == bar.said == []
     assert {path: path.stat().st_mtime_ns for path in source.folder.rglob("*")} == written
 
 
@@ -128,11 +144,11 @@ def test_many_shards_hold_the_same_rows(
 ) -> None:
     monkeypatch.setattr(builder, "_SHARD_BYTES", 1000)
     monkeypatch.setattr(builder, "_BLOCK", 7)
-    calls = []
-    source = builder.prepare(manifest, tmp_path, progress=lambda done, total: calls.append((done, total)))
+    bar = Bar()
+    source = builder.prepare(manifest, tmp_path, bar=bar)
     assert len(list(source.folder.rglob("*.array_record*"))) > 3
-    assert calls[-1] == (ROWS, ROWS)
-    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert bar.counts == [*((done, ROWS) for done in range(7, ROWS, 7)), (ROWS, ROWS)]
+    assert bar.said == []
     rows = np.random.default_rng(0).permutation(ROWS)
     everything = manifest_lib.decode(manifest, np.arange(ROWS))
     assert_same(builder.read(source, rows), {name: array[rows] for name, array in everything.items()})
@@ -217,7 +233,7 @@ def test_an_error_while_preparing_leaves_nothing(manifest: manifest_lib.Manifest
         raise UserError("row 3, column emb: not a file")
 
     with pytest.raises(UserError, match="row 3"):
-        builder.prepare(manifest, tmp_path, progress=stop)
+        builder.prepare(manifest, tmp_path, bar=Bar(stop))
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
     assert len(builder.prepare(manifest, tmp_path)) == ROWS
 
@@ -227,7 +243,7 @@ def _prepare_and_hang(cache: str) -> None:
         pathlib.Path(cache, "reached").touch()
         time.sleep(600)
 
-    builder.prepare(make_manifest(), pathlib.Path(cache), progress=hang)
+    builder.prepare(make_manifest(), pathlib.Path(cache), bar=Bar(hang))
 
 
 def test_a_killed_preparation_is_done_again(manifest: manifest_lib.Manifest, tmp_path: pathlib.Path) -> None:
@@ -244,112 +260,83 @@ def test_a_killed_preparation_is_done_again(manifest: manifest_lib.Manifest, tmp
     assert not list(tmp_path.glob("*.tmp-*"))
 
 
-def _prepare_and_report(cache: str, barrier: multiprocessing.Barrier, queue: multiprocessing.Queue) -> None:
-    calls = []
-    barrier.wait()
-    source = builder.prepare(make_manifest(), pathlib.Path(cache), progress=lambda done, total: calls.append(done))
-    queue.put((builder.read(source, np.arange(ROWS))["emb"].sum().item(), len(calls)))
-
-
-def test_two_processes_at_once(manifest: manifest_lib.Manifest, tmp_path: pathlib.Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=_prepare_and_report, args=(str(tmp_path), barrier, queue)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    results = [queue.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join()
-    expected = manifest_lib.decode(manifest, np.arange(ROWS))["emb"].sum().item()
-    assert [total for total, _ in results] == [expected, expected]
-    assert sorted(calls for _, calls in results) == [0, 1], "one writes, the other waits and reads"
-
-
-def _lead_slowly(cache: str, of_helpers: int) -> None:
-    """Prepares in small shards, and after the first waits until helpers have written some."""
-    builder._SHARD_BYTES, builder._BLOCK = 1000, 7
+def _prepare_slowly(cache: str) -> None:
+    """Prepares, and in between waits until it is told to go on."""
 
     def wait(done: int, total: int) -> None:
-        while len(list(pathlib.Path(cache).glob("*.tmp-*/together/ready-*"))) < of_helpers:
-            time.sleep(0.01)
-        of_helpers_ready.append(True)
-
-    of_helpers_ready: list[bool] = []
-    builder.prepare(make_manifest(), pathlib.Path(cache), progress=lambda *x: None if of_helpers_ready else wait(*x))
-
-
-def _started(target, *arguments: object) -> multiprocessing.Process:
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def _plan_of(cache: pathlib.Path, process: multiprocessing.Process) -> None:
-    """Waits until a process leads."""
-    while not list(cache.glob("*.tmp-*/together/plan.json")):
-        assert process.is_alive()
-        time.sleep(0.01)
-
-
-def test_a_process_that_waits_writes_shards(
-    manifest: manifest_lib.Manifest, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    leader = _started(_lead_slowly, str(tmp_path), 3)  # of which it writes the first itself
-    try:
-        _plan_of(tmp_path, leader)
-        source = builder.prepare(manifest, tmp_path)
-        leader.join()
-        assert leader.exitcode == 0
-    finally:
-        leader.kill()
-    rows = np.random.default_rng(0).permutation(ROWS)
-    everything = manifest_lib.decode(manifest, np.arange(ROWS))
-    assert_same(builder.read(source, rows), {name: array[rows] for name, array in everything.items()})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [source.folder.name, f"{source.folder.name}.lock"]
-    assert sorted(path.name for path in source.folder.iterdir()) == ["columns.json", "manifest"]
-    assert capfd.readouterr() == ("", "")
-
-
-def _help_and_hang(cache: str) -> None:
-    def hang(together: object, number: int) -> None:
-        pathlib.Path(cache, "hangs").touch()
-        time.sleep(600)
-
-    builder._write_shard = hang
-    builder.prepare(make_manifest(), pathlib.Path(cache))
-
-
-def _lead_past_a_dead_helper(cache: str) -> None:
-    """Prepares in small shards, and after the first waits until a helper has come and died."""
-    builder._SHARD_BYTES, builder._BLOCK = 1000, 7
-
-    def wait(done: int, total: int) -> None:
-        while not pathlib.Path(cache, "died").exists():
+        pathlib.Path(cache, "reached").touch()
+        while not pathlib.Path(cache, "go").exists():
             time.sleep(0.01)
 
-    builder.prepare(make_manifest(), pathlib.Path(cache), progress=wait)
+    builder.prepare(make_manifest(), pathlib.Path(cache), bar=Bar(wait))
 
 
-def test_a_helper_that_dies_leaves_its_shard_to_the_leader(
+def test_of_two_processes_one_writes_and_the_other_waits(
     manifest: manifest_lib.Manifest, tmp_path: pathlib.Path
 ) -> None:
-    leader = _started(_lead_past_a_dead_helper, str(tmp_path))
-    _plan_of(tmp_path, leader)
-    helper = _started(_help_and_hang, str(tmp_path))
+    process = multiprocessing.get_context("spawn").Process(target=_prepare_slowly, args=(str(tmp_path),))
+    process.start()
     try:
-        while not (tmp_path / "hangs").exists():
-            assert helper.is_alive()
+        while not (tmp_path / "reached").exists():
+            assert process.is_alive()
             time.sleep(0.01)
-        helper.kill()
-        helper.join()
-        (tmp_path / "died").touch()
-        leader.join(60)
-        assert leader.exitcode == 0
+
+        class Impatient(Bar):
+            def advance(self, step: int, text: str = "") -> None:
+                assert text == "waiting for another process"
+                (tmp_path / "go").touch()
+
+        bar = Impatient()
+        source = builder.prepare(manifest, tmp_path, bar=bar)
+        process.join(60)
+        assert process.exitcode == 0
     finally:
-        helper.kill()
-        leader.kill()
-    source = builder.prepare(manifest, tmp_path)
+        process.kill()
+    assert bar.said == ["another process prepares these data: waiting for it"]
+    assert bar.counts == []  # it wrote nothing itself
     assert_same(builder.read(source, np.arange(ROWS)), manifest_lib.decode(manifest, np.arange(ROWS)))
+    assert sorted(path.name for path in source.folder.iterdir()) == ["columns.json", "manifest"]
+
+
+def test_a_process_that_waits_takes_the_place_of_a_writer_that_dies(
+    manifest: manifest_lib.Manifest, tmp_path: pathlib.Path
+) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_prepare_slowly, args=(str(tmp_path),))
+    process.start()
+    try:
+        while not (tmp_path / "reached").exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+
+        class Murderous(Bar):
+            def advance(self, step: int, text: str = "") -> None:
+                process.kill()
+
+        bar = Murderous()
+        source = builder.prepare(manifest, tmp_path, bar=bar)
+    finally:
+        process.kill()
+        process.join()
+    assert bar.counts[-1] == (ROWS, ROWS)
+    assert_same(builder.read(source, np.arange(ROWS)), manifest_lib.decode(manifest, np.arange(ROWS)))
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+def test_a_row_that_cannot_be_encoded_is_not_shown(
+    manifest: manifest_lib.Manifest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = manifest_lib.decode
+
+    def swapped(of: manifest_lib.Manifest, rows: np.ndarray) -> dict[str, np.ndarray]:
+        raw = decode(of, rows)
+        return raw if rows[0] == 0 else raw | {"emb": raw["emb"][:, 0]}
+
+    monkeypatch.setattr(builder, "_BLOCK", 7)
+    monkeypatch.setattr(manifest_lib, "decode", swapped)
+    with pytest.raises(TypeError, match="a row is not of the shapes and types") as caught:
+        builder.prepare(manifest, tmp_path)
+    assert caught.value.__suppress_context__
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_where_locks_do_not_work_the_second_rename_loses_quietly(
@@ -358,13 +345,13 @@ def test_where_locks_do_not_work_the_second_rename_loses_quietly(
     def no_locks(file: object, operation: int) -> None:
         raise OSError("no locks here")
 
-    monkeypatch.setattr(builder.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
 
     def meanwhile(done: int, total: int) -> None:
         if not list(tmp_path.glob(f"{source.folder.name}/columns.json")):
             builder.prepare(manifest, tmp_path)
 
-    assert len(builder.prepare(manifest, tmp_path, progress=meanwhile)) == ROWS
+    assert len(builder.prepare(manifest, tmp_path, bar=Bar(meanwhile))) == ROWS
     assert not list(tmp_path.glob("*.tmp-*"))
 
 

@@ -242,6 +242,9 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
     def is_features(path: pathlib.Path) -> bool:
         return path.parent.name.startswith("features-")
 
+    def is_shards(path: pathlib.Path) -> bool:
+        return path.name.endswith(f"-{builder._VERSION}")
+
     def renames(name: str, to: Callable[[pathlib.Path], bool]) -> Callable[..., None]:
         return lambda source, target, **options: at(name) if to(pathlib.Path(target)) else None
 
@@ -265,8 +268,8 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
     _around(shutil, "rmtree", None, removed)
     for function in ("rename", "replace"):
         _around(os, function, renames("in the rename", is_checkpoint), renames("renamed", is_checkpoint))
-    _around(builder._Shards, "blocks", lambda *a: at("shards"))
-    _around(builder, "_rename", lambda *a: at("shards written"), lambda *a: at("shards renamed"))
+    _around(builder, "_add", lambda *a: at("shards"))
+    _around(os, "rename", renames("shards written", is_shards), renames("shards renamed", is_shards))
     _around(files, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
     _around(runs, "_predict_held_out", lambda *a: at("held-out rows read"))
     _around(runs.reports, "write_html", lambda *a: at("predictions written"))
