@@ -19,8 +19,6 @@ SPLITS = {
     **{"training": "train", "train": "train", "validation": "tuning", "val": "tuning", "tuning": "tuning"},
     **{"testing": "held_out", "test": "held_out", "held_out": "held_out"},
 }
-COLUMN_KINDS = (*(word for kind in KINDS.values() for word in kind.words), "skip")
-"""What a column can be: a word of some kind of modality, or `skip`."""
 
 
 class Imported(NamedTuple):
@@ -109,9 +107,9 @@ def read(
     if not label:
         raise UserError("no label: name its column as --label=COLUMN")
     for column, word in kinds.items():
-        if word not in COLUMN_KINDS:
-            known, hint = ", ".join(COLUMN_KINDS), did_you_mean(word, COLUMN_KINDS)
-            raise UserError(f"--kind={column}={word} is unknown{hint}; known: {known}")
+        if word not in (known := column_kinds()):
+            hint = did_you_mean(word, known)
+            raise UserError(f"--kind={column}={word} is unknown{hint}; known: {', '.join(known)}")
     others = {path.stem: read_frame(path) for path in joined}
     found = from_table(read_frame(source), name=source.stem, label=label, joined=others, kinds=kinds, **columns)
     return found._replace(schema=found.schema | {"name": name})
@@ -142,7 +140,7 @@ def from_table(
       patient: its column of patients; empty takes every row for a patient, and says so.
       split: its column of splits; empty leaves splitting to each run.
       joined: further tables by name, at most one row an id.
-      kinds: kinds of columns, of `COLUMN_KINDS`, where the guess is wrong.
+      kinds: kinds of columns, of `column_kinds`, where the guess is wrong.
       prefix: of paths in cells, from the manifest's folder to the folder that the paths start from.
 
     Raises:
@@ -244,8 +242,13 @@ def _modalities(
     return whole | alone, notes
 
 
+def column_kinds() -> list[str]:
+    """What a column can be: a word of some kind of modality, or `skip`."""
+    return [*(word for kind in KINDS.values() for word in kind.words), "skip"]
+
+
 def guess_kind(column: pl.Series) -> str:
-    """One of `COLUMN_KINDS`, or why the column is none of them."""
+    """One of `column_kinds`, or why the column is none of them."""
     cells = column.drop_nulls()
     if not len(cells):
         return "empty"
