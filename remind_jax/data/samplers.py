@@ -1,12 +1,14 @@
-"""The order of training samples as pure functions of (seed, step): resuming needs the step number and nothing else.
+"""Which training samples a step takes: orders as pure functions of (seed, step), and the samplers of a run.
 
-FairBatch is the exception: its group shares follow the training losses, and a checkpoint keeps them.
+Resuming an order needs the number of the step and nothing else. FairBatch is the exception: its shares follow the
+training losses, and a checkpoint keeps them. Every sampler answers the same questions: a loop knows none by name.
 
 Random bits come straight from the counter-based Philox generator, whose stream NumPy keeps for good; the distributions
 of `numpy.random.Generator` may change between NumPy versions, and an order built on them with them.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -205,7 +207,29 @@ def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
     return counts
 
 
-def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: int) -> Order:
+def apportion(shares: np.ndarray, total: int, least: int) -> np.ndarray:
+    """Whole numbers that share out `total` by largest remainder, but for groups that would get less than `least`.
+
+    Those get `least`, and the others give it up in proportion to what they have above it. With a total that is too
+    small for all groups none is raised.
+
+    Args:
+      shares: [g], at least 0.
+      total: what to share out.
+      least: at least 0.
+
+    Returns:
+      int64 [g], whose sum is `total`.
+    """
+    counts = largest_remainder(shares, total)
+    if least * len(counts) > total:
+        return counts
+    raised = np.maximum(counts, least)
+    above, excess = (raised - least).astype(np.float64), int(raised.sum()) - total
+    return raised - largest_remainder(above, excess) if excess else raised
+
+
+def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: int, least: int = 0) -> Order:
     """Batches in which groups have given shares, without replacement as long as a group's samples last.
 
     The samples of a whole epoch are apportioned to groups by largest remainder and the groups then spread evenly over
@@ -217,6 +241,7 @@ def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: i
       groups: int [n], the group of each training sample, 0..g-1, none of them without samples.
       shares: [g].
       epoch_steps: steps of an epoch, after which groups are reshuffled.
+      least: samples of each group in an epoch, whatever its share is.
 
     Returns:
       order(step, batch_size) -> int64 [b].
@@ -230,7 +255,7 @@ def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: i
 
     @functools.lru_cache(maxsize=2)
     def places(epoch: int, size: int) -> np.ndarray:
-        counts = largest_remainder(shares, size)
+        counts = apportion(shares, size, least)
         starts = (_bits(seed, epoch, _SPREAD, len(counts)) >> np.uint64(11)) / 2.0**53
         drawn, keys = [], []
         for g, count in enumerate(counts):
@@ -248,8 +273,47 @@ def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: i
     return order
 
 
-class FairBatch:
-    """Group shares of batches that move once an epoch towards the groups with higher training loss.
+# ---- Samplers -------------------------------------------------------------------------------------------------------
+
+
+class Sampler:
+    """Chooses the samples of every step. This one goes by an order that depends on the step alone."""
+
+    def __init__(self, order: Order):
+        self._order = order
+
+    def order(self, step: int, batch_size: int) -> np.ndarray:
+        """The samples of a step, int64 [b]: positions in the training rows."""
+        return self._order(step, batch_size)
+
+    def known_until(self, step: int) -> int:
+        """The first step whose order is not known before all steps up to it have been observed; above `step`."""
+        del step
+        return sys.maxsize
+
+    def observe(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Takes what a step has measured.
+
+        Args:
+          step: steps done, this one among them.
+          metrics: `group_loss_sum` and `group_count`, the sums of losses and the numbers of samples of each combination
+            in the step, [g] each; and `train/rejected`, 1 for a step that was not taken.
+        """
+
+    def figures(self) -> dict[str, np.ndarray]:
+        """Numbers to record by their name, one for each combination, [g]."""
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        """Everything that a resumed run needs besides the step, for JSON."""
+        return {}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Takes up what `record` gave."""
+
+
+class FairBatch(Sampler):
+    """Gives groups shares of batches that move once an epoch towards the groups with higher training loss.
 
     Losses are the means over the samples of the epoch as they were trained on, without a pass over the training set of
     its own. A group that an epoch did not draw keeps its last loss.
@@ -259,30 +323,52 @@ class FairBatch:
       shares: float64 [g]; at first the frequencies of the groups.
     """
 
-    def __init__(self, seed: int, groups: np.ndarray, batch_size: int, *, alpha: float, mode: str):
+    def __init__(
+        self, seed: int, groups: np.ndarray, batch_size: int, *, alpha: float, mode: str = "minmax", floor: bool = True
+    ):
+        """Begins with the frequencies of the groups.
+
+        Args:
+          seed: as for `fair_batch`.
+          groups: int [n], the group of each training sample, 0..g-1, none of them without samples.
+          batch_size: samples of a step.
+          alpha, mode: as for `move_shares`.
+          floor: whether each group has a sample in every epoch, whatever its share is. Without it a group whose share
+            has fallen to nothing is never drawn again, so that no loss of it can raise its share.
+
+        Raises:
+          UserError: as for `shuffled`.
+        """
         self._seed, self._groups, self._alpha, self._mode = seed, np.asarray(groups), alpha, mode
+        self._least = int(floor)
         self.epoch_steps = max(1, round(len(groups) / batch_size))
-        self.shares = np.bincount(groups) / len(groups)
-        self._sum, self._count = np.zeros(len(self.shares)), np.zeros(len(self.shares))
-        self._losses = np.full(len(self.shares), np.nan)
+        shares = np.bincount(groups) / len(groups)
+        self._sum, self._count = np.zeros(len(shares)), np.zeros(len(shares))
+        self._losses = np.full(len(shares), np.nan)
+        self._set_shares(shares)
 
-    def order(self) -> Order:
-        """The order under the present shares."""
-        return fair_batch(self._seed, self._groups, self.shares, self.epoch_steps)
+    def _set_shares(self, shares: np.ndarray) -> None:
+        self.shares = shares
+        self._order = fair_batch(self._seed, self._groups, shares, self.epoch_steps, self._least)
 
-    def observe(self, loss_sum: np.ndarray, count: np.ndarray) -> None:
-        """Takes the sums of losses and the numbers of samples of the groups in a step, [g] each."""
-        self._sum = self._sum + np.asarray(loss_sum, np.float64)
-        self._count = self._count + np.asarray(count, np.float64)
+    def known_until(self, step: int) -> int:
+        return (step // self.epoch_steps + 1) * self.epoch_steps
 
-    def end_epoch(self) -> None:
-        """Moves the shares."""
+    def observe(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Takes the losses of a step, and moves the shares where it is the last of its epoch."""
+        if not metrics["train/rejected"]:
+            self._sum = self._sum + np.asarray(metrics["group_loss_sum"], np.float64)
+            self._count = self._count + np.asarray(metrics["group_count"], np.float64)
+        if step % self.epoch_steps:
+            return
         self._losses = np.where(self._count > 0, self._sum / np.maximum(self._count, 1e-12), self._losses)
-        self.shares = move_shares(self.shares, self._losses, self._alpha, self._mode)
         self._sum, self._count = np.zeros_like(self._sum), np.zeros_like(self._count)
+        self._set_shares(move_shares(self.shares, self._losses, self._alpha, self._mode))
+
+    def figures(self) -> dict[str, np.ndarray]:
+        return {"sampler/share": self.shares}
 
     def record(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, for JSON."""
         losses = [None if np.isnan(x) else float(x) for x in self._losses]
         return {
             "shares": self.shares.tolist(),
@@ -292,10 +378,36 @@ class FairBatch:
         }
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Takes up what `record` gave."""
-        self.shares = np.array(record["shares"], np.float64)
         self._sum, self._count = np.array(record["loss_sum"]), np.array(record["loss_count"])
         self._losses = np.array([np.nan if x is None else x for x in record["losses"]], np.float64)
+        self._set_shares(np.array(record["shares"], np.float64))
+
+
+def make_sampler(config: Any, groups: np.ndarray, observed: np.ndarray, labels: np.ndarray) -> Sampler:
+    """The sampler that a config names.
+
+    Args:
+      config: of the run.
+      groups: the combination of each training sample, int [n].
+      observed: the number of modalities that each has, int [n].
+      labels: the class of each, int [n].
+
+    Raises:
+      UserError: the sampler cannot serve these samples.
+    """
+    seed, kind = config.seed, config.sampler
+    if kind == "fair_batch":
+        options = {"alpha": config.sampler_alpha, "mode": config.sampler_move, "floor": config.sampler_floor}
+        return FairBatch(seed, groups, config.train.batch_size, **options)
+    if kind == "most_modalities_first":
+        return Sampler(most_modalities_first(seed, observed, config.sampler_epochs))
+    if kind == "group_pairs":
+        return Sampler(group_pairs(seed, groups, config.sampler_pairs))
+    if kind == "shuffled":
+        return Sampler(shuffled(seed, len(groups)))
+    if config.objective.cells == "combination_class":
+        groups = groups.astype(np.int64) * (labels.max() + 1) + labels
+    return Sampler(group_balanced(seed, groups))
 
 
 # ---- Random bits ----------------------------------------------------------------------------------------------------

@@ -276,35 +276,90 @@ def test_groups_are_spread_over_the_batches_of_an_epoch() -> None:
     assert later.tolist() != samplers.fair_batch(1, groups, shares, 50)(0, 20).tolist()
 
 
-def _observed(sampler: samplers.FairBatch, losses: list[float | None]) -> None:
-    """An epoch of two steps in which each group has two samples with its loss, or none."""
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12), st.integers(1, 300), st.integers(0, 3))
+def test_no_group_gets_less_than_the_least_and_the_others_pay_for_it(weights: list[float], total: int, least: int):
+    weights[0] += 0.01  # not all of them zero
+    shares = np.array(weights) / sum(weights)
+    plain, counts = samplers.largest_remainder(shares, total), samplers.apportion(shares, total, least)
+    assert counts.sum() == total
+    if least * len(shares) > total or plain.min() >= least:
+        assert counts.tolist() == plain.tolist()
+    else:
+        assert counts.min() == least
+        assert (counts[plain <= least] == least).all()
+        assert (counts <= np.maximum(plain, least)).all()
+
+
+def test_the_least_by_hand() -> None:
+    # Of 6, 4 and 0 the last is raised to one; the others are 5 and 3 above that, and the larger of them gives it up.
+    assert samplers.apportion(np.array([0.6, 0.4, 0.0]), 10, 1).tolist() == [5, 4, 1]
+    assert samplers.apportion(np.array([0.6, 0.4, 0.0]), 10, 0).tolist() == [6, 4, 0]
+    assert samplers.apportion(np.array([1.0, 0.0, 0.0]), 2, 1).tolist() == [2, 0, 0]  # less than one for each
+
+
+def _observed(sampler: samplers.FairBatch, first: int, losses: list[float | None], rejected: float = 0.0) -> None:
+    """Steps from `first` to the half or the end of an epoch of ten, in which each group has a sample, or none."""
     count = np.array([loss is not None for loss in losses], np.float32)
-    for _ in range(2):
-        sampler.observe(np.array([loss or 0.0 for loss in losses], np.float32) * count, count)
+    sums = np.array([loss or 0.0 for loss in losses], np.float32) * count
+    metrics = {"group_loss_sum": sums, "group_count": count, "train/rejected": np.float32(rejected)}
+    for step in range(first, first + 5):
+        sampler.observe(step, metrics)
 
 
 def test_shares_follow_the_losses_and_survive_a_restart() -> None:
     groups = np.repeat([0, 1, 2], [50, 30, 20])
-    sampler = samplers.FairBatch(0, groups, 10, alpha=0.1, mode="minmax")
+    sampler = samplers.FairBatch(0, groups, 10, alpha=0.1)
     assert sampler.epoch_steps == 10
-    np.testing.assert_allclose(sampler.shares, [0.5, 0.3, 0.2])
-    first = sampler.order()(0, 10).tolist()
-    _observed(sampler, [0.2, None, 0.8])
-    sampler.end_epoch()
-    np.testing.assert_allclose(sampler.shares, [0.4, 0.3, 0.3])
-    assert sampler.order()(0, 10).tolist() != first
+    assert [sampler.known_until(step) for step in (0, 9, 10)] == [10, 10, 20]
+    np.testing.assert_allclose(sampler.figures()["sampler/share"], [0.5, 0.3, 0.2])
+    first = sampler.order(0, 10).tolist()
+    _observed(sampler, 1, [0.2, None, 0.8])
+    assert sampler.order(0, 10).tolist() == first
+    _observed(sampler, 6, [9.0, None, np.nan], rejected=1.0)  # counts nowhere, and its epoch ends all the same
+    np.testing.assert_allclose(sampler.figures()["sampler/share"], [0.4, 0.3, 0.3])
+    assert sampler.order(0, 10).tolist() != first
 
-    _observed(sampler, [0.5, 0.1, None])  # half an epoch, then the process ends
-    other = samplers.FairBatch(0, groups, 10, alpha=0.1, mode="minmax")
+    _observed(sampler, 11, [0.5, 0.1, None])  # half an epoch, then the process ends
+    other = samplers.FairBatch(0, groups, 10, alpha=0.1)
     other.restore(json.loads(json.dumps(sampler.record())))
     assert other.record() == sampler.record()
     for each in (sampler, other):
-        _observed(each, [0.5, 0.3, None])
-        each.end_epoch()
+        _observed(each, 16, [0.5, 0.3, None])
     # Group 2 was not drawn and still counts with its 0.8; group 1 has the mean of its two halves, 0.2.
     np.testing.assert_allclose(sampler.shares, [0.4, 0.2, 0.4])
     assert other.record() == sampler.record()
-    assert other.order()(25, 10).tolist() == sampler.order()(25, 10).tolist()
+    assert other.order(25, 10).tolist() == sampler.order(25, 10).tolist()
+
+
+@pytest.mark.parametrize("floor", [True, False])
+def test_a_starved_combination_comes_back(floor: bool) -> None:
+    """Group 2 is learnt first and loses its share; from epoch 10 on it is the hardest, which only a draw can tell."""
+    groups = np.repeat([0, 1, 2], [50, 40, 10])
+    sampler = samplers.FairBatch(0, groups, 10, alpha=0.05, floor=floor)
+    drawn, shares = [], []
+    for epoch in range(20):
+        losses = np.array([0.5, 0.6, 0.1 if epoch < 10 else 0.9])
+        for step in range(10 * epoch, 10 * epoch + 10):
+            count = np.bincount(groups[sampler.order(step, 10)], minlength=3)
+            metrics = {"group_loss_sum": losses * count, "group_count": count, "train/rejected": 0.0}
+            sampler.observe(step + 1, metrics)
+            drawn.append(count)
+        shares.append(sampler.shares[2])
+    of_starved = np.array(drawn).reshape(20, 10, 3).sum(axis=1)[:, 2]
+    assert shares[4] == shares[9] == 0.0
+    assert of_starved[5:11].tolist() == [int(floor)] * 6
+    assert (shares[-1] > 0.3) == floor
+    assert (of_starved[-1] > 20) == floor
+
+
+def test_samplers_of_a_fixed_order_have_nothing_to_observe_or_keep() -> None:
+    order = samplers.shuffled(3, 17)
+    sampler = samplers.Sampler(order)
+    sampler.observe(1, {"group_loss_sum": np.ones(2), "group_count": np.ones(2), "train/rejected": 0.0})
+    sampler.restore(sampler.record())
+    assert (sampler.record(), sampler.figures()) == ({}, {})
+    assert sampler.known_until(10**6) > 10**12
+    assert [sampler.order(step, 4).tolist() for step in range(9)] == [order(step, 4).tolist() for step in range(9)]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
