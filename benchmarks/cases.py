@@ -700,15 +700,16 @@ _FIRST_STEP = """
 import pathlib, tempfile, time
 from remind_jax import cli
 from remind_jax.data import dataset, pipeline
-from remind_jax.training import loop, run_folder
+from remind_jax.training import run, run_folder
 
 config = cli.parse_config(["--config=configs/nhanes.py:method=remind"])[0]
 with tempfile.TemporaryDirectory() as folder:
     opened = run_folder.RunFolder(pathlib.Path(folder), config.to_dict())
-    trainer = loop.Trainer(config, dataset.load_dataset(config), opened)
+    data = dataset.load_dataset(config)
+    trainer = run.make_trainer(config, data, opened)
     stage = trainer.stages[0]
-    start = trainer.begin(stage, loop.initial_params(config, trainer.network, trainer.data.inputs))
-    (batch,) = pipeline.train_batches(trainer.train_store, trainer.order, config.train.batch_size, 0, 1)
+    start = trainer.begin(stage, trainer.initial())
+    (batch,) = pipeline.train_batches(data.stores["train"], trainer.sampler.order, config.train.batch_size, 0, 1)
     program = trainer.program(stage)
     placed, began = program.place(start), time.perf_counter()
     program.read(program.step(placed, batch)[1])

@@ -87,6 +87,7 @@ def base() -> ml_collections.ConfigDict:
     c.sampler_pairs = "random"  # group_pairs: random (two groups) | vs_rest (a group and all others)
     c.sampler_alpha = 0.005  # fair_batch: share of a batch that moves between groups after each epoch
     c.sampler_move = "minmax"  # fair_batch: minmax (lowest to highest loss) | adjacent (largest gap of neighbours)
+    c.sampler_floor = True  # fair_batch: a combination whose share has fallen to nothing has a sample an epoch
 
     c.data = data = ml_collections.ConfigDict()
     data.source = ""  # a name of remind_jax.data.sources.SOURCES

@@ -19,6 +19,7 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data.groups import Groups, count_combinations
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
+from remind_jax.data.samplers import Sampler, shuffled
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_folder, new_rows
@@ -27,12 +28,13 @@ from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
 from remind_jax.models.model import Network, Params, is_statistic
 from remind_jax.ops import soft_moe
 from remind_jax.runtime import files, progress
-from remind_jax.runtime.devices import host_copy
-from remind_jax.training.loop import Trainer
+from remind_jax.runtime.devices import choose_devices, host_copy
+from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
 from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.stages import Stage
+from remind_jax.training.transforms import make_transforms
 
 PARTS = ("nothing", "head", "router", "shared_router", "experts", "all")
 
@@ -297,30 +299,44 @@ class Adapter:
         """Trains some rows; returns all parameters, and the step at which they were chosen."""
         if not trained:
             return self.model.params, 0
-        run, config, network = self.run, self.config(choice), self.model.network
+        run, config, data = self.run, self.config(choice), self.data
         names = {path if rows is None else _CUT + path for path, rows in trained.items()}
         gates = (config.fusion.train_gate if config.fusion.group_routers else "never", run.gate)
         stage = Stage("adapt", 0, choice.steps, lambda path: path not in names, *gates, robust=False)
-        of_cut = network._replace(
-            apply=lambda params, *rest, **options: network.apply(joined(params, trained), *rest, **options)
+        start = cut(self.model.params, trained)
+        trainer = Trainer(
+            config=config,
+            model=_of_cut(self.model, trained),
+            objective=make_objective(config, data.label_counts, run.label_counts),
+            transforms=make_transforms(config, data.groups.masks),
+            sampler=Sampler(shuffled(config.seed, len(data.stores["train"]))),
+            stages=[stage],
+            stores=lambda *_: contextlib.nullcontext(data.stores),
+            num_train=len(data.stores["train"]),
+            initial=lambda: start,
+            folder=folder,
+            devices=choose_devices(config.devices, config.train.batch_size),
         )
-        objective = make_objective(config, self.data.label_counts, run.label_counts)
-        trainer = Trainer(config, self.data, folder, of_cut, [stage], objective=objective)
-        plain = dataclasses.replace(self.model, prior_power=0.0)
-        trainer.predict = lambda params, store, gate: dataclasses.replace(
-            plain, params=joined(params, trained)
-        ).predict_store(store)
-        start, cursor = cut(self.model.params, trained), Cursor()
+        at = Position(Cursor(), trainer.begin(stage, start), start)
         if config.train.select == "loss":
-            loss = tuning_metrics(trainer.predict(start, self.data.stores["tuning"], stage.eval_gate))["loss"]
-            cursor.best = -loss
+            loss = tuning_metrics(trainer.predict(start, data.stores["tuning"], run.gate))["loss"]
+            at.cursor.best, at.cursor.chosen = -loss, {"stage": stage.name, "step": 0, "loss": loss}
             folder.log({"step": 0, "stage": stage.name, "eval/loss": loss})
-        _, best = trainer.run_stage(stage, trainer.begin(stage, start), cursor, start, None, bar)
-        step = choice.steps
-        if config.train.select == "loss":
-            losses = {record["step"]: record["eval/loss"] for record in folder.history() if "eval/loss" in record}
-            step = min(losses, key=losses.__getitem__)
-        return host_copy(joined(best, trained)), step
+        trainer.run_stage(stage, at, None, bar)
+        return host_copy(joined(at.best, trained)), at.cursor.chosen["step"]
+
+
+def _of_cut(model: Predictor, trained: Mapping[str, np.ndarray | None]) -> Predictor:
+    """The model as one of parameters from `cut`, which predicts without adjustment of the prior."""
+
+    def apply(params: Params, *rest: Any, **options: Any) -> Any:
+        return model.network.apply(joined(params, trained), *rest, **options)
+
+    def forward(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, ...]:
+        return model.forward(joined(params, trained), batch, gate)
+
+    single = model.network._replace(apply=apply)
+    return dataclasses.replace(model, single=single, forward=jax.jit(forward, static_argnums=2), prior_power=0.0)
 
 
 # ---- What comes out --------------------------------------------------------------------------------------------------

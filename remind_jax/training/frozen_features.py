@@ -91,16 +91,16 @@ class _Layout(NamedTuple):
 
 @contextlib.contextmanager
 def stores_of(
-    config: Any, stage: Stage, network: Network, params: Params, data: datasets.Dataset, bar: progress.Silent
+    config: Any, network: Network, data: datasets.Dataset, stage: Stage, params: Params, bar: progress.Silent
 ) -> Iterator[Mapping[str, pipeline.Store]]:
     """The stores that a stage reads: those of the data, or with the features of encoders that rest in it.
 
     Args:
       config: of the run.
-      stage: to be run.
       network: a single one.
-      params: its parameters; those of resting encoders do not change in the stage.
       data: the data set.
+      stage: to be run.
+      params: of the network at its start; those of resting encoders do not change in the stage.
       bar: to show.
 
     Raises:

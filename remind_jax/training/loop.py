@@ -1,136 +1,218 @@
-"""Training and evaluation of one method on one data set, in two stages: all weights jointly, then routers by group."""
+"""The loop over stages and steps: trains, evaluates, records, saves, resumes, and keeps the best weights."""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from remind_jax import settings
-from remind_jax.data import dataset as datasets
-from remind_jax.data import pipeline, samplers
-from remind_jax.data.schema import InputSpec
-from remind_jax.errors import NotFiniteError, UserError
+from remind_jax.data import pipeline
+from remind_jax.data.samplers import Sampler
+from remind_jax.errors import NotFiniteError
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
-from remind_jax.models.model import Network, Params, ensemble_of, load_pretrained
+from remind_jax.models.model import Params
 from remind_jax.runtime import devices, processes, profiling, progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.runtime.signals import Signals, Stopped
-from remind_jax.training import frozen_features
 from remind_jax.training import optimizer as states
 from remind_jax.training.checkpoint import Checkpoints
-from remind_jax.training.objective import Objective, make_objective
+from remind_jax.training.objective import Objective
 from remind_jax.training.recorder import Cursor, Recorder
 from remind_jax.training.run_folder import RunFolder
-from remind_jax.training.stages import Stage, plan_stages
+from remind_jax.training.stages import Stage
 from remind_jax.training.step import make_step, step_options
-from remind_jax.training.transforms import make_transforms
+from remind_jax.training.transforms import Transforms
 
-# Weights are drawn once: at this level XLA compiles in half the time, and the numbers are the same.
-_QUICK = {"xla_backend_optimization_level": 1}
+Stores = Callable[[Stage, Params, progress.Silent], contextlib.AbstractContextManager[Mapping[str, pipeline.Store]]]
 
 
-def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
-    """The weights that a run starts from, on the host: random ones, and published ones where `config.pretrained` says.
+@dataclasses.dataclass
+class Position:
+    """Where training stands.
 
-    Raises:
-      UserError: a published file cannot be used.
+    Attributes:
+      cursor: all but the arrays.
+      state: after the last evaluation.
+      best: the best weights so far.
     """
-    init = jax.jit(network.init, compiler_options=_QUICK)
-    params = host_copy(init(jax.random.key(config.seed)))
-    sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
-    one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
-    published = load_pretrained(settings.model_spec(config), inputs, sources, one)
-    return params | {path: np.broadcast_to(x, np.shape(params[path])) for path, x in published.items()}
+
+    cursor: Cursor
+    state: states.TrainState
+    best: Params
 
 
-# ---- The loop -------------------------------------------------------------------------------------------------------
-
-
+@dataclasses.dataclass
 class Trainer:
-    """One run: its data, network and folder, and the loop over stages and steps."""
+    """Trains one network, or an ensemble, through its stages.
 
-    def __init__(
-        self,
-        config: Any,
-        data: datasets.Dataset,
-        folder: RunFolder,
-        network: Network | None = None,
-        stages: Sequence[Stage] = (),
-        signals: Signals | None = None,
-        objective: Objective | None = None,
-    ):
-        """Plans a run.
+    Attributes:
+      config: settings, of which the loop reads how long, how often and on what devices, and the optimizer's.
+      model: takes the weights where they are judged; steps go through its single network.
+      objective: what steps minimise.
+      transforms: of the samples and weights of a step.
+      sampler: chooses the samples of each step.
+      stages: in their order.
+      stores: (stage, its first weights, bar) -> context that gives the stores `train` and `tuning` of the stage.
+      num_train: number of training samples.
+      initial: () -> the weights that training starts from, on the host.
+      folder: takes records, and checkpoints.
+      devices: of all processes.
+      signals: that ask training to stop.
+    """
 
-        Args:
-          config: its settings.
-          data: its data set.
-          folder: where records go.
-          network: instead of the one that the config describes; a single one.
-          stages: instead of those that the config describes.
-          signals: that ask it to stop.
-          objective: instead of the one that the config describes.
+    config: Any
+    model: Predictor
+    objective: Objective
+    transforms: Transforms
+    sampler: Sampler
+    stages: Sequence[Stage]
+    stores: Stores
+    num_train: int
+    initial: Callable[[], Params]
+    folder: RunFolder
+    devices: list[jax.Device]
+    signals: Signals = dataclasses.field(default_factory=Signals)
 
-        Raises:
-          UserError: the settings do not fit the data.
-        """
-        self.config, self.data, self.folder = config, data, folder
-        self.signals = signals or Signals()
-        if not len(data.stores["tuning"]) and config.train.select != "last":
-            raise UserError("there are no tuning rows to choose weights by: set train.select=last")
-        if not len(data.stores["tuning"]) and config.eval.adjust_prior != "none":
-            raise UserError("there are no tuning rows to adjust the class prior by: set eval.adjust_prior=none")
-        self.groups = data.groups
-        self.train_store = data.stores["train"]
-        self.stages = list(stages) or plan_stages(config, len(self.train_store), data.inputs)
-        self.model = Predictor.of_data(config, data, {}, self.stages[-1].eval_gate)
-        self.single = network or self.model.single
-        self.network = ensemble_of(self.single, config.ensemble)
-        self.steps = self.stages[-1].stop
-        self.devices = devices.choose_devices(config.devices, config.train.batch_size)
-        self.agreement = devices.Agreement(self.devices)
-        if jax.process_count() > 1 and config.expert_devices > 1:
-            raise UserError(f"expert_devices={config.expert_devices} are devices of one process, here are several")
-        if len(self.devices) % config.expert_devices:
-            raise UserError(
-                f"expert_devices={config.expert_devices} does not divide {len(self.devices)} devices: set devices"
-            )
-        if config.sampler == "group_pairs" and config.parallel == "pmap":
-            _check_pairs(config.train.batch_size, len(self.devices))
-        self.fair_batch: samplers.FairBatch | None = None
-        self.order = self._order()
-        self.objective = objective or make_objective(config, data.label_counts)
-        self.transforms = make_transforms(config, self.groups.masks)
+    def __post_init__(self) -> None:
+        self._agreement = devices.Agreement(self.devices)
+        self._unobserved = self.sampler.record()
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return self.stages[-1].stop
 
     def predict(self, params: Params, store: pipeline.Store, gate: str) -> Predicted:
-        """Predicts a store by given weights."""
+        """Predicts the rows of a store by some weights."""
         return dataclasses.replace(self.model, params=params, gate=gate).predict_store(store)
 
-    def _order(self) -> samplers.Order:
-        """The order of training samples; with FairBatch under the shares at the start."""
-        config, rows = self.config, self.data.rows("train")
-        presence = self.data.manifest.presence[rows]
-        groups = self.groups.index(presence)
-        if config.sampler == "shuffled":
-            return samplers.shuffled(config.seed, len(rows))
-        if config.sampler == "most_modalities_first":
-            return samplers.most_modalities_first(config.seed, presence.sum(axis=1), config.sampler_epochs)
-        if config.sampler == "group_pairs":
-            return samplers.group_pairs(config.seed, groups, config.sampler_pairs)
-        if config.sampler == "fair_batch":
-            self.fair_batch = samplers.FairBatch(
-                config.seed, groups, config.train.batch_size, alpha=config.sampler_alpha, mode=config.sampler_move
-            )
-            return self.fair_batch.order()
-        if config.objective.cells == "combination_class":
-            groups = groups.astype(np.int64) * len(self.data.classes) + self.data.manifest.labels[rows]
-        return samplers.group_balanced(config.seed, groups)
+    # ---- Stages ---------------------------------------------------------------------------------------------------
+
+    def train(self, bar: progress.Silent) -> Position:
+        """Runs all stages, from the newest checkpoint that is whole if there is one.
+
+        The first process of a job has the checkpoints, and gives the others what it reads of them. Training that is not
+        finite goes back once: what a machine got wrong does not come back, the rest does.
+
+        Args:
+          bar: to show.
+
+        Returns:
+          The position at the end, with the chosen weights.
+
+        Raises:
+          Stopped: a signal asked for it; the state is saved.
+          NotFiniteError: `train.max_rejected` steps in a row were not finite, twice.
+        """
+        with self._checkpoints(bar.say) as checkpoints:
+            try:
+                return self._run_stages(checkpoints, bar)
+            except NotFiniteError as error:
+                newest = checkpoints.newest_whole() if checkpoints is not None else None
+                bar.say(f"{error}. Going back, once, to {'the start' if newest is None else f'step {newest}'}")
+            return self._run_stages(checkpoints, bar)
+
+    def _run_stages(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Position:
+        at = self._resume(checkpoints)
+        for index in range(at.cursor.stage, len(self.stages)):
+            if index > at.cursor.stage:
+                self._enter(index, at)
+            with self.signals.deferred(self._agreement.settle):
+                self.run_stage(self.stages[index], at, checkpoints, bar)
+        return at
+
+    def _resume(self, checkpoints: Checkpoints | None) -> Position:
+        """The position of the newest checkpoint that is whole, for all processes; without one that at the start."""
+        newest = processes.run_on_first(lambda: _newest(checkpoints))
+        # From the first process: of another kind of processor, others might round the last bit another way.
+        params = devices.broadcast(self.initial())
+        if newest is None:
+            at = Position(Cursor(), self.begin(self.stages[0], params), params)
+        else:
+            cursor = Cursor(**newest["cursor"])
+            like = {"state": self.begin(self.stages[cursor.stage], params), "best": params}
+            if checkpoints is not None:
+                restored = checkpoints.arrays(newest["step"], like)
+            else:
+                restored = jax.tree.map(lambda x: np.zeros(np.shape(x), x.dtype), like)
+            at = Position(cursor, **devices.broadcast(restored))
+        self.sampler.restore(newest["sampler"] if newest else self._unobserved)
+        self.folder.rewind(newest["step"] if newest else 0)
+        return at
+
+    def _enter(self, index: int, at: Position) -> None:
+        """Moves a position from the end of a stage to the start of another."""
+        keeps, cursor = self.config.train.keep_better_stage, at.cursor
+        weights = at.best if keeps else at.state.weights()
+        at.state = self.begin(self.stages[index], weights, at.state.opt_state["dro"])
+        at.cursor = cursor.next_stage(index, keeps)
+
+    def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
+        """The state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
+        ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
+        options = {"ensemble": ensemble, "by_rows": self.transforms.by_rows, "seed": self.config.seed}
+        state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, ema, **options)
+        if carried_dro is None:
+            return state
+        return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
+
+    # ---- Steps ----------------------------------------------------------------------------------------------------
+
+    def run_stage(self, stage: Stage, at: Position, checkpoints: Checkpoints | None, bar: progress.Silent) -> None:
+        """Takes the steps of a stage.
+
+        Args:
+          stage: to run.
+          at: where to start; moved at every evaluation.
+          checkpoints: saved to at every evaluation, and when a signal asks to stop; None saves nothing, and only stops
+            if it is because another process has them.
+          bar: to show.
+
+        Raises:
+          Stopped: a signal asked for it; the state is saved.
+          NotFiniteError: `train.max_rejected` steps in a row were not finite.
+        """
+        step = at.state.steps_done
+        if at.cursor.ended or step >= stage.stop:
+            return
+        program, recorder = self.program(stage), self._recorder(stage, at.cursor, bar)
+        placed, pending = program.place(at.state), None
+        tracer = profiling.Tracer(self.config.profile, self.folder.path / "profile")
+        opened = self.stores(stage, at.state.weights(), bar)
+        with opened as stores, tracer, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
+            for batch in batches:
+                placed, metrics = tracer.run(step, program.step, placed, batch)
+                if pending is not None:
+                    self._take(recorder, step, program.read(pending))  # of the step before, while this one runs
+                step, pending = step + 1, metrics
+                bar.advance(step, recorder.text)
+                evaluates, stops = self._evaluates(stage, step), self._stops(checkpoints)
+                if evaluates or stops or step == self.sampler.known_until(step - 1):
+                    self._take(recorder, step, program.read(pending), close=evaluates)
+                    pending = None
+                if not evaluates and not stops:
+                    continue
+                at.state = host_copy(program.fetch(placed))
+                if evaluates:
+                    self._evaluate(stage, stores["tuning"], at, bar)
+                self._save(checkpoints, step, at)
+                if stops:
+                    bar.say(f"asked to stop: saving step {step}")
+                    raise Stopped(stops, agreed=True)
+                if at.cursor.ended:
+                    return
+
+    def program(self, stage: Stage) -> devices.Program:
+        """The train step of a stage on the devices of the run."""
+        config, optimizer, options = self.config, self._optimizer(stage), step_options(self.config, self.steps)
+        step = make_step(self.model.single, self.objective, self.transforms, optimizer, stage, options)
+        return devices.make_program(step, config.parallel, self.devices, config.programs, config.expert_devices)
 
     def _optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
-        optim, per_epoch = self.config.optim, len(self.train_store) / self.config.train.batch_size
+        optim, per_epoch = self.config.optim, self.num_train / self.config.train.batch_size
         schedule = states.learning_rate(
             optim.schedule,
             optim.lr,
@@ -150,221 +232,80 @@ class Trainer:
             decay=optim.decay,
         )
 
-    def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
-        """The state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
-        ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
-        optimizer = self._optimizer(stage)
-        options = {"ensemble": ensemble, "by_rows": self.transforms.by_rows, "seed": self.config.seed}
-        state = states.start(params, stage.is_frozen, optimizer, stage.start, ema, **options)
-        if carried_dro is None:
-            return state
-        return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
-
-    def train(self, bar: progress.Silent) -> Params:
-        """Runs all stages, from the newest checkpoint that is whole if there is one, and returns the chosen weights.
-
-        The first process of a job has the checkpoints, and gives the others what it reads of them.
-        """
-        folder, keep, own = self.folder.path / "checkpoints", self.config.train.keep, []
-        with contextlib.ExitStack() as opened:
-
-            def open_them() -> None:
-                own.append(opened.enter_context(contextlib.closing(Checkpoints(folder, keep, say=bar.say))))
-
-            processes.run_on_first(open_them)
-            return self._train(own[0] if own else None, bar)
-
-    def _train(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Params:
-        """Training that is not finite goes back once: what a machine got wrong does not come back, the rest does."""
-        try:
-            return self._run_stages(checkpoints, bar)
-        except NotFiniteError as error:
-            newest = checkpoints.newest_whole() if checkpoints is not None else None
-            bar.say(f"{error}. Going back, once, to {'the start' if newest is None else f'step {newest}'}")
-        self.order = self._order()
-        return self._run_stages(checkpoints, bar)
-
-    def _newest(self, checkpoints: Checkpoints) -> dict[str, Any] | None:
-        """What all processes must know of the checkpoint that a run goes on from, besides its arrays."""
-        step = checkpoints.newest_whole()
-        if step is None:
-            return None
-        record = checkpoints.record(step)
-        return {"step": step, "cursor": record["cursor"], "sampler": record.get("sampler")}
-
-    def _run_stages(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Params:
-        newest = processes.run_on_first(lambda: self._newest(checkpoints))
-        # From the first process: of another kind of processor, others might round the last bit another way.
-        params = devices.broadcast(initial_params(self.config, self.network, self.data.inputs))
-        cursor, best, state = Cursor(), params, None
-        if newest is not None:
-            cursor = Cursor(**newest["cursor"])
-            if self.fair_batch is not None:
-                self.fair_batch.restore(newest["sampler"])
-                self.order = self.fair_batch.order()
-            like = {"state": self.begin(self.stages[cursor.stage], params), "best": params}
-            if checkpoints is not None:
-                restored = checkpoints.arrays(newest["step"], like)
-            else:
-                restored = jax.tree.map(lambda x: np.zeros(np.shape(x), x.dtype), like)
-            restored = devices.broadcast(restored)
-            state, best = restored["state"], restored["best"]
-        self.folder.rewind(newest["step"] if newest else 0)
-        for index in range(cursor.stage, len(self.stages)):
-            stage = self.stages[index]
-            if state is None:
-                state = self.begin(stage, params)
-            elif index > cursor.stage:
-                keeps = self.config.train.keep_better_stage
-                state = self.begin(stage, best if keeps else state.weights(), state.opt_state["dro"])
-                cursor = Cursor(stage=index, best=cursor.best if keeps else None)
-            with self.signals.deferred(self.agreement.settle):
-                state, best = self.run_stage(stage, state, cursor, best, checkpoints, bar)
-        return best
-
-    def program(self, stage: Stage) -> devices.Program:
-        """The train step of a stage on the devices of the run."""
-        config, optimizer = self.config, self._optimizer(stage)
-        options = step_options(config, self.steps)
-        step = make_step(self.single, self.objective, self.transforms, optimizer, stage, options)
-        return devices.make_program(step, config.parallel, self.devices, config.programs, config.expert_devices)
-
-    def run_stage(
-        self,
-        stage: Stage,
-        state: states.TrainState,
-        cursor: Cursor,
-        best: Params,
-        checkpoints: Checkpoints | None,
-        bar: progress.Silent,
-    ) -> tuple[states.TrainState, Params]:
-        """Takes the steps of a stage from a state on.
-
-        Args:
-          stage: to run.
-          state: to start from.
-          cursor: moved at every evaluation.
-          best: the best weights so far.
-          checkpoints: saved to at every evaluation, and when a signal asks to stop; None saves nothing, and only stops
-            if it is because another process has them.
-          bar: to show.
-
-        Returns:
-          The state at the last evaluation, and the best weights.
-
-        Raises:
-          Stopped: a signal asked for it; the state is saved.
-          NotFiniteError: `train.max_rejected` steps in a row were not finite.
-        """
-        config, step = self.config, state.steps_done
-        if cursor.ended or step >= stage.stop:
-            return state, best
-        program = self.program(stage)
-        evaluate_every = max(1, round(config.train.evaluate_every * len(self.train_store) / config.train.batch_size))
-        names = self.groups.names, self._cell_names()
-        limits = config.train.log_every, config.train.max_rejected
-        recorder = Recorder(self.folder, stage.name, *names, *limits, cursor, bar.say)
-        placed, pending = program.place(state), None
-        kept = frozen_features.stores_of(config, stage, self.single, state.weights(), self.data, bar)
-        tracer = profiling.Tracer(config.profile, self.folder.path / "profile")
-        with kept as stores, tracer, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
-            for batch in batches:
-                placed, metrics = tracer.run(step, program.step, placed, batch)
-                if pending is not None:
-                    self._take(recorder, step, program.read(pending))  # of the step before, while this one runs
-                step, pending = step + 1, metrics
-                bar.advance(step, recorder.text)
-                evaluates = (step - stage.start) % evaluate_every == 0 or step == stage.stop
-                moves = self.fair_batch is not None and step % self.fair_batch.epoch_steps == 0
-                asked = self.agreement.ask(self.signals.asked)
-                stops = asked and (checkpoints is not None or not processes.is_first())
-                if evaluates or moves or stops:
-                    self._take(recorder, step, program.read(pending), close=evaluates)
-                    pending = None
-                if moves:
-                    self.fair_batch.end_epoch()
-                    self.order = self.fair_batch.order()
-                if not evaluates and not stops:
-                    continue
-                state = host_copy(program.fetch(placed))
-                if evaluates:
-                    best = self._evaluate(stage, stores["tuning"], state, cursor, best, bar)
-                if checkpoints is not None:
-                    checkpoints.save(step, {"state": state, "best": best}, self._record(cursor))
-                if stops:
-                    bar.say(f"asked to stop: saving step {step}")
-                    raise Stopped(asked, agreed=True)
-                if cursor.ended:
-                    break
-        return state, best
-
     def _batches(self, store: pipeline.Store, step: int, stop: int) -> Iterator[pipeline.Batch]:
-        """Training batches, read ahead as far as the order is known."""
+        """Training batches, read ahead as far as their order is known."""
+        size, threads = self.config.train.batch_size, self.config.train.threads
+        own = devices.own_rows(size)
         while step < stop:
-            epoch = self.fair_batch.epoch_steps if self.fair_batch is not None else stop
-            end = min(stop, (step // epoch + 1) * epoch)
-            threads, size = self.config.train.threads, self.config.train.batch_size
-            own = devices.own_rows(size)
-            batches = pipeline.train_batches(store, self.order, size, step, end, threads=threads, rows=own)
+            end = min(stop, self.sampler.known_until(step))
+            batches = pipeline.train_batches(store, self.sampler.order, size, step, end, threads=threads, rows=own)
             with contextlib.closing(batches):
                 yield from batches
             step = end
 
-    def _take(self, recorder: "Recorder", step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
-        """Passes on the metrics of a step."""
-        if self.fair_batch is not None:
-            if not metrics["train/rejected"]:
-                self.fair_batch.observe(metrics["group_loss_sum"], metrics["group_count"])
-            metrics = {**metrics, "shares": self.fair_batch.shares}
-        recorder.add(step, metrics, close)
+    def _evaluates(self, stage: Stage, step: int) -> bool:
+        """Whether weights are judged after so many steps."""
+        every = max(1, round(self.config.train.evaluate_every * self.num_train / self.config.train.batch_size))
+        return (step - stage.start) % every == 0 or step == stage.stop
 
-    def _cell_names(self) -> tuple[str, ...]:
-        """What the weights λ belong to: combinations, or combinations by class."""
-        if self.config.objective.cells == "combination":
-            return self.groups.names
-        return tuple(f"{group}/{label}" for group in self.groups.names for label in self.data.classes)
+    def _stops(self, checkpoints: Checkpoints | None) -> int:
+        """The signal that asks all processes to stop now, 0 for none."""
+        asked = self._agreement.ask(self.signals.asked)
+        return asked if checkpoints is not None or not processes.is_first() else 0
 
-    def _record(self, cursor: Cursor) -> dict[str, Any]:
-        record = {"cursor": dataclasses.asdict(cursor)}
-        return record | ({"sampler": self.fair_batch.record()} if self.fair_batch is not None else {})
+    # ---- What is kept of them -------------------------------------------------------------------------------------
 
-    def _evaluate(
-        self,
-        stage: Stage,
-        store: pipeline.Store,
-        state: states.TrainState,
-        cursor: Cursor,
-        best: Params,
-        bar: progress.Silent,
-    ) -> Params:
-        """Measures the weights on the tuning rows, moves the cursor, and returns the best weights so far."""
-        step, weights, select = state.steps_done, state.weights(), self.config.train.select
+    def _recorder(self, stage: Stage, cursor: Cursor, bar: progress.Silent) -> Recorder:
+        train, groups, cells = self.config.train, self.model.groups.names, self.model.groups.names
+        if self.objective.counts.ndim == 2:
+            cells = tuple(f"{group}/{label}" for group in groups for label in self.model.classes)
+        options = {"every": train.log_every, "max_rejected": train.max_rejected, "say": bar.say}
+        return Recorder(self.folder, stage.name, cursor, groups=groups, cells=cells, **options)
+
+    def _take(self, recorder: Recorder, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
+        """Records the metrics of a step, and lets the sampler see them."""
+        by_group = self.sampler.figures()
+        self.sampler.observe(step, metrics)
+        recorder.add(step, metrics, by_group, close)
+
+    def _evaluate(self, stage: Stage, store: pipeline.Store, at: Position, bar: progress.Silent) -> None:
+        """Judges the weights of a position by the tuning rows."""
+        step, weights, cursor, train = at.state.steps_done, at.state.weights(), at.cursor, self.config.train
         if not len(store):
-            return weights
+            at.best, cursor.chosen = weights, {"stage": stage.name, "step": step}
+            return
         predicted = self.predict(weights, store, stage.eval_gate)
         values = tuning_metrics(predicted)
         record = {f"eval/{name}": value for name, value in values.items()}
         self.folder.log({"step": step, "stage": stage.name, **record, "gate/eval_open_rate": predicted.open_rate})
         bar.note(step, stage.name, values)
-        if select == "last":
-            return weights
-        value = values[select]
-        if value is None:
-            raise UserError(f"{select} cannot be computed on the tuning rows: choose another train.select")
-        gain = -value if select == "loss" else value
-        if cursor.best is None or gain > cursor.best:
-            cursor.best, cursor.waited = gain, 0
-            return weights
-        cursor.waited += 1
-        patience, may_end = self.config.train.patience, stage is self.stages[-1] or self.config.train.keep_better_stage
-        cursor.ended = bool(patience) and may_end and cursor.waited >= patience
-        return best
+        if cursor.improves(values, train.select):
+            at.best, cursor.chosen = weights, {"stage": stage.name, "step": step, **values}
+        may_end = stage is self.stages[-1] or train.keep_better_stage
+        cursor.ended = bool(train.patience) and may_end and cursor.waited >= train.patience
+
+    def _save(self, checkpoints: Checkpoints | None, step: int, at: Position) -> None:
+        if checkpoints is not None:
+            record = {"cursor": dataclasses.asdict(at.cursor), "sampler": self.sampler.record()}
+            checkpoints.save(step, {"state": at.state, "best": at.best}, record)
+
+    @contextlib.contextmanager
+    def _checkpoints(self, say: Callable[[str], None]) -> Iterator[Checkpoints | None]:
+        """The checkpoints of the run, on the first process; None on the others, which fail where it does."""
+        folder, keep, own = self.folder.path / "checkpoints", self.config.train.keep, []
+        with contextlib.ExitStack() as opened:
+
+            def open_them() -> None:
+                own.append(opened.enter_context(contextlib.closing(Checkpoints(folder, keep, say=say))))
+
+            processes.run_on_first(open_them)
+            yield own[0] if own else None
 
 
-def _check_pairs(batch_size: int, devices: int) -> None:
-    """Under pmap a device sees its share of a batch only, which must hold whole pairs of two groups."""
-    if (batch_size // devices) % 2:
-        raise UserError(
-            f"train.batch_size={batch_size} gives each of {devices} devices half a pair (sampler=group_pairs): "
-            f"make it a multiple of {2 * devices}"
-        )
+def _newest(checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """What all processes must know of the checkpoint that a run goes on from, besides its arrays."""
+    step = checkpoints.newest_whole()
+    if step is None:
+        return None
+    record = checkpoints.record(step)
+    return {"step": step, "cursor": record["cursor"], "sampler": record["sampler"]}

@@ -1,11 +1,12 @@
-"""What the records of metrics.jsonl are made of, and where a run stands."""
+"""Where a run stands, and what it writes to metrics.jsonl."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from remind_jax.errors import NotFiniteError
+from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.runtime import progress
 from remind_jax.training.run_folder import RunFolder
 
@@ -16,9 +17,11 @@ class Cursor:
 
     Attributes:
       stage: number of the stage.
-      best: best tuning value in it.
+      best: best tuning value in it, larger being better.
       waited: evaluations since.
       ended: whether the stage ended early.
+      chosen: whose weights are the best so far: `stage`, `step` and tuning figures; empty before the first evaluation.
+      passed: what was chosen at the end of each earlier stage.
       sums, counted: sums of metrics over the steps since the last record of metrics.jsonl, and how many these are.
       rejected: steps since that record that were not finite.
       in_a_row, blamed: rejected steps since the last good one, and their combinations.
@@ -28,35 +31,87 @@ class Cursor:
     best: float | None = None
     waited: int = 0
     ended: bool = False
+    chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
+    passed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     counted: int = 0
     rejected: int = 0
     in_a_row: int = 0
     blamed: list[str] = dataclasses.field(default_factory=list)
 
+    def improves(self, values: Mapping[str, float | None], select: str) -> bool:
+        """Whether weights are better than all before them in the stage; counts the evaluations since the best.
+
+        Args:
+          values: tuning figures of the weights.
+          select: the figure to go by, or `last`, by which the newest weights are always better.
+
+        Raises:
+          UserError: the figure could not be computed.
+        """
+        if select == "last":
+            return True
+        value = values[select]
+        if value is None:
+            raise UserError(f"{select} cannot be computed on the tuning rows: choose another train.select")
+        gain = -value if select == "loss" else value
+        if self.best is not None and gain <= self.best:
+            self.waited += 1
+            return False
+        self.best, self.waited = gain, 0
+        return True
+
+    def next_stage(self, index: int, keeps: bool) -> "Cursor":
+        """The cursor at the start of a stage; `keeps` says whether it must do better than the stage before."""
+        passed = [*self.passed, self.chosen]
+        if keeps:
+            return Cursor(stage=index, best=self.best, chosen=self.chosen, passed=passed)
+        return Cursor(stage=index, passed=passed)
+
 
 class Recorder:
-    """Averages the metrics of steps between two records of metrics.jsonl."""
+    """Averages the metrics of the steps of a stage between two records of metrics.jsonl."""
 
     def __init__(
         self,
         folder: RunFolder,
         stage: str,
-        groups: tuple[str, ...],
-        cells: tuple[str, ...],
+        cursor: Cursor,
+        *,
+        groups: Sequence[str],
+        cells: Sequence[str],
         every: int,
         max_rejected: int,
-        cursor: Cursor,
         say: Callable[[str], None],
     ):
-        self._folder, self._stage, self._groups, self._cells = folder, stage, groups, cells
-        self._every, self._max_rejected, self._say = every, max_rejected, say
-        self._cursor = cursor  # holds the open sums, so that a checkpoint does
+        """Goes on from what a cursor holds.
+
+        Args:
+          folder: to write to.
+          stage: name of the stage.
+          cursor: holds the open sums, so that a checkpoint does.
+          groups: names of the combinations.
+          cells: names of what the objective calls a group.
+          every: steps between two records.
+          max_rejected: rejected steps in a row that end the run.
+          say: shows a line.
+        """
+        self._folder, self._stage, self._cursor, self._say = folder, stage, cursor, say
+        self._groups, self._cells = groups, cells
+        self._every, self._max_rejected = every, max_rejected
         self._clock = progress.Clock()
         self.text = ""
 
-    def add(self, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
-        """Takes the metrics of one step; `close` writes a record now, so that none is open at a checkpoint.
+    def add(
+        self, step: int, metrics: Mapping[str, np.ndarray], by_group: Mapping[str, np.ndarray], close: bool = False
+    ) -> None:
+        """Takes the metrics of one step.
+
+        Args:
+          step: its number, counted from 1.
+          metrics: from the program.
+          by_group: further figures of each combination by name, [g] each.
+          close: writes a record now, so that none is open at a checkpoint.
 
         Raises:
           NotFiniteError: so many steps in a row were rejected that the run should not go on.
@@ -73,10 +128,9 @@ class Recorder:
         if step % self._every and not close:
             return
         means = {name: total / cursor.counted for name, total in cursor.sums.items()}
-        weights = {f"dro/lambda/{name}": float(x) for name, x in zip(self._cells, metrics["lambda"], strict=True)}
-        if "shares" in metrics:
-            shares = zip(self._groups, metrics["shares"], strict=True)
-            weights |= {f"sampler/share/{name}": float(x) for name, x in shares}
+        weights = _named("dro/lambda", self._cells, metrics["lambda"])
+        for name, values in by_group.items():
+            weights |= _named(name, self._groups, values)
         time = {"time/step_ms": self._clock.lap_ms() / (cursor.counted + cursor.rejected)}
         counts = {"train/rejected": cursor.rejected}
         self._folder.log({"step": step, "stage": self._stage, **means, **counts, **weights, **time})
@@ -101,6 +155,10 @@ class Recorder:
                 f"{', '.join(wrong)}, in combinations {_some(cursor.blamed)}. Lower optim.lr, set optim.clip or look "
                 "at these samples"
             )
+
+
+def _named(name: str, parts: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return {f"{name}/{part}": float(x) for part, x in zip(parts, values, strict=True)}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,22 +2,35 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from remind_jax import settings
 from remind_jax.data import dataset as datasets
+from remind_jax.data import samplers
 from remind_jax.data.manifest import Manifest
+from remind_jax.data.schema import InputSpec
+from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
-from remind_jax.models.model import Params
+from remind_jax.models.model import Network, Params, load_pretrained
 from remind_jax.runtime import devices, files, processes, progress
 from remind_jax.runtime.signals import Signals
-from remind_jax.training.loop import Trainer
+from remind_jax.training import frozen_features
+from remind_jax.training.loop import Position, Trainer
+from remind_jax.training.objective import make_objective
 from remind_jax.training.run_folder import RunFolder
+from remind_jax.training.stages import plan_stages
+from remind_jax.training.transforms import make_transforms
 
+# Weights are drawn once: at this level XLA compiles in half the time, and the numbers are the same.
+_QUICK = {"xla_backend_optimization_level": 1}
 GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate that decides nothing
 
 
@@ -60,19 +73,98 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dic
         data = datasets.load_dataset(config, bar)
         for line in cohort_lines(data.manifest):
             bar.say(line)
-    trainer = Trainer(config, data, folder, signals=signals)
+    trainer = make_trainer(config, data, folder, signals)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
-            f"Training {config.method} on {data.manifest.title}: {len(trainer.train_store)} samples, "
+            f"Training {config.method} on {data.manifest.title}: {trainer.num_train} samples, "
             f"{len(data.groups)} combinations, {trainer.steps} steps"
         )
-        weights = trainer.train(bar)
+        at = trainer.train(bar)
     with progress.make(0, "evaluating", verbose) as bar:
-        report = _report(trainer, weights, bar)
+        report = _report(trainer, data, at, bar)
     if verbose:
         reports.print_table(report)
         print(f"Report: {folder.path / 'report.html'}")
     return report
+
+
+def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals: Signals | None = None) -> Trainer:
+    """Puts together what a config says of a run.
+
+    Args:
+      config: of the run.
+      data: its data set.
+      folder: of the run.
+      signals: that ask it to stop.
+
+    Raises:
+      UserError: the settings do not fit the data or the devices.
+    """
+    _check_tuning(config, data)
+    num_train = len(data.stores["train"])
+    stages = plan_stages(config, num_train, data.inputs)
+    model = Predictor.of_data(config, data, {}, stages[-1].eval_gate)
+    return Trainer(
+        config=config,
+        model=model,
+        objective=make_objective(config, data.label_counts),
+        transforms=make_transforms(config, data.groups.masks),
+        sampler=_sampler(config, data),
+        stages=stages,
+        stores=functools.partial(frozen_features.stores_of, config, model.single, data),
+        num_train=num_train,
+        initial=lambda: initial_params(config, model.network, data.inputs),
+        folder=folder,
+        devices=_devices(config),
+        signals=signals or Signals(),
+    )
+
+
+def _check_tuning(config: Any, data: datasets.Dataset) -> None:
+    if len(data.stores["tuning"]):
+        return
+    if config.train.select != "last":
+        raise UserError("there are no tuning rows to choose weights by: set train.select=last")
+    if config.eval.adjust_prior != "none":
+        raise UserError("there are no tuning rows to adjust the class prior by: set eval.adjust_prior=none")
+
+
+def _devices(config: Any) -> list[jax.Device]:
+    """The devices of a run, which a batch and its experts divide among."""
+    size, experts = config.train.batch_size, config.expert_devices
+    found = devices.choose_devices(config.devices, size)
+    if jax.process_count() > 1 and experts > 1:
+        raise UserError(f"expert_devices={experts} are devices of one process, here are several")
+    if len(found) % experts:
+        raise UserError(f"expert_devices={experts} does not divide {len(found)} devices: set devices")
+    # Under pmap a device sees its share of a batch only, which must hold whole pairs of two groups.
+    if config.sampler == "group_pairs" and config.parallel == "pmap" and (size // len(found)) % 2:
+        raise UserError(
+            f"train.batch_size={size} gives each of {len(found)} devices half a pair (sampler=group_pairs): "
+            f"make it a multiple of {2 * len(found)}"
+        )
+    return found
+
+
+def _sampler(config: Any, data: datasets.Dataset) -> samplers.Sampler:
+    """The sampler of the train rows."""
+    rows = data.rows("train")
+    presence, labels = data.manifest.presence[rows], data.manifest.labels[rows]
+    return samplers.make_sampler(config, data.groups.index(presence), presence.sum(axis=1), labels)
+
+
+def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
+    """The weights that a run starts from, on the host: random ones, and published ones where `config.pretrained` says.
+
+    Raises:
+      UserError: a published file cannot be used.
+    """
+    init = jax.jit(network.init, compiler_options=_QUICK)
+    params = devices.host_copy(init(jax.random.key(config.seed)))
+    sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
+    one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
+    published = load_pretrained(settings.model_spec(config), inputs, sources, one)
+    return params | {path: np.broadcast_to(x, np.shape(params[path])) for path, x in published.items()}
 
 
 def cohort_lines(manifest: Manifest) -> Iterator[str]:
@@ -84,10 +176,11 @@ def cohort_lines(manifest: Manifest) -> Iterator[str]:
         yield f"  {row['group']:<{width}} {row['n']:>8,}  {share}"
 
 
-def _report(trainer: Trainer, weights: Params, bar: progress.Silent) -> dict[str, Any]:
+def _report(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progress.Silent) -> dict[str, Any]:
     """Makes the trained model, asks it for the held-out rows, once, and writes model, predictions and report."""
-    config, data, folder = trainer.config, trainer.data, trainer.folder
-    model, facts = _adjusted(dataclasses.replace(trainer.model, params=weights), data)
+    config, folder = trainer.config, trainer.folder
+    model = dataclasses.replace(trainer.model, params=at.best, chosen=at.cursor.chosen)
+    model, facts = _adjusted(model, data)
     predicted = model.predict_store(data.stores["held_out"])
     if not folder.writes:
         return {}

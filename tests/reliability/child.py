@@ -271,7 +271,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
     _around(builder, "_add", lambda *a: at("shards"))
     _around(os, "rename", renames("shards written", is_shards), renames("shards renamed", is_shards))
     _around(files, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
-    _around(runs, "_predict_held_out", lambda *a: at("held-out rows read"))
+    _around(runs, "_gate_summary", lambda *a: at("held-out rows read"))
     _around(runs.reports, "write_html", lambda *a: at("predictions written"))
     _around(runs.reports, "write_json", lambda *a: at("report written"), lambda *a: at("report renamed"))
 

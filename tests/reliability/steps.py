@@ -44,7 +44,7 @@ def _orders(seed: int) -> dict[str, Callable[[], samplers.Order]]:
         "group_balanced": lambda: samplers.group_balanced(seed, groups),
         "most_modalities_first": lambda: samplers.most_modalities_first(seed, presence.astype(int).sum(axis=1), 1),
         "group_pairs": lambda: samplers.group_pairs(seed, groups, "random"),
-        "fair_batch": lambda: samplers.FairBatch(seed, groups, BATCH, alpha=0.1, mode="minmax").order(),
+        "fair_batch": lambda: samplers.FairBatch(seed, groups, BATCH, alpha=0.1).order,
     }
 
 

@@ -14,7 +14,8 @@ from remind_jax.data import dataset as datasets
 from remind_jax.errors import UserError
 from remind_jax.models.model import STORED, make_network
 from remind_jax.runtime import progress
-from remind_jax.training import frozen_features, loop
+from remind_jax.training import frozen_features
+from remind_jax.training.run import make_trainer
 from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.stages import plan_stages
 from tests import tiny_runs
@@ -61,10 +62,10 @@ class _Run:
     def __init__(self, config, data, workdir):
         self.said = []
         self.folder = RunFolder(workdir, config.to_dict())
-        self.trainer = loop.Trainer(config, data, self.folder)
+        self.trainer = make_trainer(config, data, self.folder)
         bar = progress.Silent()
         bar.say = self.said.append
-        self.weights = self.trainer.train(bar)
+        self.weights = self.trainer.train(bar).best
         self.history = [
             {key: value for key, value in record.items() if key != "time/step_ms"} for record in self.folder.history()
         ]
@@ -124,7 +125,7 @@ def _stores(config, data, network, said=None, start=0, **params):
     stage = plan_stages(config, len(data.stores["train"]), data.inputs)[-1]._replace(start=start)
     bar = progress.Silent()
     bar.say = [].append if said is None else said.append
-    return frozen_features.stores_of(config, stage, network[0], network[1] | params, data, bar)
+    return frozen_features.stores_of(config, network[0], data, stage, network[1] | params, bar)
 
 
 @pytest.mark.parametrize("kind", ["memory", "device", "disk"])

@@ -1,6 +1,7 @@
 """The loop over stages and steps: what is recorded, carried over, saved and resumed, and which weights are chosen."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 
@@ -16,11 +17,11 @@ from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference.predictor import Predicted, Predictor, choose_prior_power, probabilities_of, tuning_metrics
 from remind_jax.runtime import progress
 from remind_jax.runtime.devices import host_copy
-from remind_jax.training import loop
 from remind_jax.training import optimizer as states
 from remind_jax.training.checkpoint import Checkpoints
 from remind_jax.training.objective import loss_offset
 from remind_jax.training.recorder import Cursor, Recorder
+from remind_jax.training.run import make_trainer
 from remind_jax.training.run_folder import RunFolder
 from tests import tiny_runs
 from tests.models.pure import jitted
@@ -56,17 +57,18 @@ class _Run:
 
     def _train(self, config, data, opened):
         self.config = config
-        self.trainer = loop.Trainer(config, data, opened)
+        self.trainer, self.data = make_trainer(config, data, opened), data
         traces = []
-        network = self.trainer.single
+        network, self.network = self.trainer.model.single, self.trainer.model.network
 
         def counted(*arguments, **options):
             traces.append(options["gate"])
             return network.apply(*arguments, **options)
 
         # Steps go through this network, evaluations keep the one they were made with.
-        self.trainer.single = network._replace(apply=counted)
-        self.weights = self.trainer.train(progress.Silent())
+        self.trainer.model = dataclasses.replace(self.trainer.model, single=network._replace(apply=counted))
+        self.at = self.trainer.train(progress.Silent())
+        self.weights = self.at.best
         self.traces = list(traces)
         self.history = opened.history()
 
@@ -88,7 +90,7 @@ def test_steps_and_evaluations_are_recorded(remind):
     assert [record["step"] for record in steps] == list(range(1, 25))
     assert [record["stage"] for record in steps] == ["joint"] * 12 + ["specialize"] * 12
     assert [record["step"] for record in remind.of("eval/loss")] == [6, 12, 18, 24]
-    names = {f"dro/lambda/{name}" for name in remind.trainer.groups.names}
+    names = {f"dro/lambda/{name}" for name in remind.data.groups.names}
     for record in steps:
         assert record.keys() == {
             *("step", "stage", "train/loss", "train/gradient_norm", "train/rejected", "gate/open_rate", "time/step_ms"),
@@ -99,19 +101,19 @@ def test_steps_and_evaluations_are_recorded(remind):
 
 
 def test_the_first_recorded_loss_is_that_of_the_initial_weights(remind):
-    trainer = remind.trainer
-    params = jax.jit(trainer.network.init)(jax.random.key(remind.config.seed))
-    (batch,) = pipeline.train_batches(trainer.train_store, trainer.order, 8, 0, 1)
-    logits = np.asarray(jitted(trainer.network).apply(params, batch, gate="never").logits, np.float64)
+    params = jax.jit(remind.network.init)(jax.random.key(remind.config.seed))
+    order = remind.trainer.sampler.order
+    (batch,) = pipeline.train_batches(remind.data.stores["train"], order, 8, 0, 1)
+    logits = np.asarray(jitted(remind.network).apply(params, batch, gate="never").logits, np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     expected = -log_p[np.arange(8), batch["label"]].mean()
     assert remind.history[0]["train/loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_group_weights_carry_over_to_the_second_stage(remind):
-    names = [f"dro/lambda/{name}" for name in remind.trainer.groups.names]
+    names = [f"dro/lambda/{name}" for name in remind.data.groups.names]
     weights = np.array([[record[name] for name in names] for record in remind.of("train/loss")])
-    counts = np.sqrt(remind.trainer.groups.train_counts)
+    counts = np.sqrt(remind.data.groups.train_counts)
     np.testing.assert_allclose(weights[0], counts / counts.sum(), rtol=1e-5)
     # Refreshed every fifth step of the run, whatever the stage; the switch lies between steps 12 and 13.
     changes = np.flatnonzero(np.abs(np.diff(weights, axis=0)).max(axis=1) > 1e-5) + 2
@@ -121,7 +123,7 @@ def test_group_weights_carry_over_to_the_second_stage(remind):
 def _states(run: _Run) -> dict[int, states.TrainState]:
     """The states in the checkpoints, by step."""
     trainer, found = run.trainer, {}
-    params = host_copy(jax.jit(trainer.network.init)(jax.random.key(run.config.seed)))
+    params = host_copy(jax.jit(run.network.init)(jax.random.key(run.config.seed)))
     checkpoints = Checkpoints(trainer.folder.path / "checkpoints", keep=0)
     for step in (6, 12, 18, 24):
         like = trainer.begin(trainer.stages[step > 12], params)
@@ -160,9 +162,18 @@ def test_a_stage_compiles_its_step_once(remind):
 
 def test_chosen_weights_are_those_of_the_best_evaluation_of_the_last_stage(remind):
     losses = [record["eval/loss"] for record in remind.of("eval/loss", "specialize")]
-    tuning = remind.trainer.data.stores["tuning"]
+    tuning = remind.data.stores["tuning"]
     chosen = tuning_metrics(remind.trainer.predict(remind.weights, tuning, "gated"))
     assert chosen["loss"] == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_a_run_knows_whose_weights_it_has_chosen(remind):
+    first, second = ({r["step"]: r["eval/loss"] for r in remind.of("eval/loss", s)} for s in ("joint", "specialize"))
+    cursor = remind.at.cursor
+    (passed,) = cursor.passed
+    for found, stage, losses in ((passed, "joint", first), (cursor.chosen, "specialize", second)):
+        assert (found["stage"], found["step"]) == (stage, min(losses, key=losses.get))
+        assert found["loss"] == losses[found["step"]]
 
 
 @pytest.mark.parametrize("select", [pytest.param("accuracy", marks=pytest.mark.slow), "last"])
@@ -299,14 +310,14 @@ def test_a_second_stage_can_be_made_to_earn_its_place(cache, data, tmp_path, kee
 
 def test_batches_of_group_dro_are_balanced(cache, data, tmp_path):
     folder = RunFolder(tmp_path, {})
-    balanced = loop.Trainer(tiny_runs.config(cache, "group_dro"), data, folder)
-    shuffled = loop.Trainer(tiny_runs.config(cache, "reweigh"), data, folder)
+    balanced = make_trainer(tiny_runs.config(cache, "group_dro"), data, folder)
+    shuffled = make_trainer(tiny_runs.config(cache, "reweigh"), data, folder)
     folder.close()
     group = data.groups.index(data.manifest.presence[data.rows("train")])
-    drawn = group[np.concatenate([balanced.order(step, 8) for step in range(200)])]
+    drawn = group[np.concatenate([balanced.sampler.order(step, 8) for step in range(200)])]
     share = np.bincount(drawn, minlength=len(data.groups)) / len(drawn)
     np.testing.assert_allclose(share, 1 / len(data.groups), atol=0.05)
-    epoch = np.concatenate([shuffled.order(step, 8) for step in range(12)])
+    epoch = np.concatenate([shuffled.sampler.order(step, 8) for step in range(12)])
     assert sorted(epoch.tolist()) == list(range(96))
 
 
@@ -323,12 +334,12 @@ def fair_batch(cache, data, tmp_path_factory):
 
 
 def _shares(run: _Run) -> np.ndarray:
-    names = [f"sampler/share/{name}" for name in run.trainer.groups.names]
+    names = [f"sampler/share/{name}" for name in run.data.groups.names]
     return np.array([[record[name] for name in names] for record in run.of("train/loss")])
 
 
 def test_shares_of_fair_batch_move_once_an_epoch_from_the_lowest_to_the_highest_loss(fair_batch):
-    shares, groups = _shares(fair_batch), fair_batch.trainer.groups
+    shares, groups = _shares(fair_batch), fair_batch.data.groups
     np.testing.assert_allclose(shares[0], groups.frequencies)
     changes = np.flatnonzero(np.abs(np.diff(shares, axis=0)).max(axis=1) > 0) + 1
     assert changes.tolist() == [12, 24]
@@ -336,12 +347,12 @@ def test_shares_of_fair_batch_move_once_an_epoch_from_the_lowest_to_the_highest_
     np.testing.assert_allclose(moved, [-0.01, *[0.0] * (len(groups) - 2), 0.01], atol=1e-9)
     # The losses that shares go by are those of the epoch's own steps.
     losses = np.array([record["train/loss"] for record in fair_batch.of("train/loss")])
-    store = fair_batch.trainer.train_store
+    store = fair_batch.data.stores["train"]
     index = store.take(np.arange(len(store)))["group"]
-    drawn = np.concatenate([samplers.fair_batch(0, index, shares[24], 12)(step, 8) for step in range(24, 36)])
+    drawn = np.concatenate([samplers.fair_batch(0, index, shares[24], 12, 1)(step, 8) for step in range(24, 36)])
     counts = np.bincount(index[drawn], minlength=len(groups))
-    assert np.abs(counts - 96 * shares[24]).max() < 1
-    record = fair_batch.trainer.fair_batch.record()
+    assert counts.tolist() == samplers.apportion(shares[24], 96, 1).tolist()
+    record = fair_batch.trainer.sampler.record()
     known = [0.0 if loss is None else loss for loss in record["losses"]]
     assert np.dot(counts, known) / 96 == pytest.approx(losses[24:].mean(), rel=1e-5)
     known = np.array(record["losses"], np.float64)
@@ -369,7 +380,7 @@ def test_a_run_of_fair_batch_resumes_exactly(fair_batch, data, tmp_path, step):
     assert without_times(again) == without_times(fair_batch)
     for path, value in fair_batch.weights.items():
         np.testing.assert_array_equal(again.weights[path], value)
-    assert again.trainer.fair_batch.record() == fair_batch.trainer.fair_batch.record()
+    assert again.trainer.sampler.record() == fair_batch.trainer.sampler.record()
 
 
 @pytest.mark.slow
@@ -383,7 +394,7 @@ def test_weights_of_cells_are_recorded_by_combination_and_class(cache, data, tmp
     # Cells are drawn evenly, those without training samples never.
     group = data.groups.index(data.manifest.presence[data.rows("train")])
     cell = len(data.classes) * group + data.manifest.labels[data.rows("train")]
-    drawn = np.bincount(cell[np.concatenate([run.trainer.order(step, 8) for step in range(300)])], minlength=8)
+    drawn = np.bincount(cell[np.concatenate([run.trainer.sampler.order(step, 8) for step in range(300)])], minlength=8)
     there = np.bincount(cell, minlength=8) > 0
     np.testing.assert_array_equal(data.label_counts.reshape(-1), np.bincount(cell, minlength=8))
     assert (drawn[~there] == 0).all()
@@ -393,17 +404,17 @@ def test_weights_of_cells_are_recorded_by_combination_and_class(cache, data, tmp
 def test_modalities_come_first_and_pairs_in_turn(cache, data, tmp_path):
     folder = RunFolder(tmp_path, {})
     changes = {"sampler": "most_modalities_first", "sampler_epochs": 1}
-    sorted_ = loop.Trainer(tiny_runs.config(cache, "soft_moe", **changes), data, folder)
-    pairs = loop.Trainer(tiny_runs.config(cache, "fair_mixup"), data, folder)
+    sorted_ = make_trainer(tiny_runs.config(cache, "soft_moe", **changes), data, folder)
+    pairs = make_trainer(tiny_runs.config(cache, "fair_mixup"), data, folder)
     folder.close()
     presence = data.manifest.presence[data.rows("train")]
     observed = presence.sum(axis=1)
-    first, second = (np.concatenate([sorted_.order(12 * i + step, 8) for step in range(12)]) for i in range(2))
+    first, second = (np.concatenate([sorted_.sampler.order(12 * i + step, 8) for step in range(12)]) for i in range(2))
     assert (np.diff(observed[first]) <= 0).all()
     assert (np.diff(observed[second]) > 0).any()
     group = data.groups.index(presence)
     for step in range(20):
-        batch = group[pairs.order(step, 8)]
+        batch = group[pairs.sampler.order(step, 8)]
         assert len(set(batch[0::2])) == len(set(batch[1::2])) == 1
         assert batch[0] != batch[1]
 
@@ -412,9 +423,9 @@ def test_pmap_refuses_shares_with_half_a_pair(cache, data, tmp_path):
     folder = RunFolder(tmp_path, {})
     config = tiny_runs.config(cache, "fair_mixup", devices=4, parallel="pmap", train__batch_size=12)
     with pytest.raises(UserError, match="multiple of 8"):
-        loop.Trainer(config, data, folder)
+        make_trainer(config, data, folder)
     config.train.batch_size = 16
-    loop.Trainer(config, data, folder)
+    make_trainer(config, data, folder)
     folder.close()
 
 
@@ -423,11 +434,11 @@ def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
     folder = RunFolder(tmp_path, {})
     changes = {"objective__prior": "class_given_group", "objective__prior_tau": 0.7}
     plain, loss, posthoc = (
-        loop.Trainer(tiny_runs.config(cache, "soft_moe", **options), data, folder)
+        make_trainer(tiny_runs.config(cache, "soft_moe", **options), data, folder)
         for options in ({}, changes, changes | {"objective__prior_mode": "posthoc"})
     )
     folder.close()
-    params = jax.jit(plain.network.init)(jax.random.key(3))
+    params = jax.jit(plain.model.network.init)(jax.random.key(3))
     store = data.stores["held_out"]  # has combinations that training has not
     before, same, after = (x.predict(params, store, "never").probabilities for x in (plain, loss, posthoc))
     np.testing.assert_array_equal(before, same)
@@ -473,7 +484,8 @@ def _metrics(**changes) -> dict[str, np.ndarray]:
 def recorder(tmp_path):
     """Writes a record every fourth step and ends the run at the third rejected step in a row; and what it has said."""
     opened, said = RunFolder(tmp_path / "run", {}), []
-    yield Recorder(opened, "joint", ("a", "b", "c"), ("a", "b", "c"), 4, 3, Cursor(), said.append), said
+    names, limits = {"groups": ("a", "b", "c"), "cells": ("a", "b", "c")}, {"every": 4, "max_rejected": 3}
+    yield Recorder(opened, "joint", Cursor(), **names, **limits, say=said.append), said
     opened.close()
 
 
@@ -488,21 +500,22 @@ def recorder(tmp_path):
 def test_rejected_steps_in_a_row_end_the_run_and_name_their_combinations(recorder, changes, expected):
     recorder, said = recorder
     wrong = _metrics(**{"train/rejected": 1.0}, **changes)
-    recorder.add(1, _metrics())
-    recorder.add(2, wrong)
-    recorder.add(3, wrong)
+    recorder.add(1, _metrics(), {})
+    recorder.add(2, wrong, {})
+    recorder.add(3, wrong, {})
     assert said == [f"step 2 is not finite and rejected: {expected}"]
     with pytest.raises(NotFiniteError, match=f"3 steps in a row, up to step 4, .*: {expected}\\."):
-        recorder.add(4, wrong)
+        recorder.add(4, wrong, {})
 
 
 def test_the_history_counts_rejected_steps_and_averages_the_others(recorder, tmp_path):
     recorder, _ = recorder
     wrong = _metrics(**{"train/rejected": 1.0, "train/loss": np.nan, "group_loss_sum": [np.nan, 0.0, 1.0]})
     for step, metrics in enumerate((wrong, _metrics(), wrong, wrong, _metrics(**{"train/loss": 2.5}), wrong, wrong)):
-        recorder.add(step + 1, metrics, close=step == 6)
+        recorder.add(step + 1, metrics, {"sampler/share": np.array([0.5, 0.25, 0.25])}, close=step == 6)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["train/loss"], line["train/rejected"]) for line in lines] == [(4, 0.5, 3), (7, 2.5, 2)]
+    assert [line["sampler/share/b"] for line in lines] == [0.25, 0.25]
 
 
 def _poisoned(monkeypatch, steps: list[int]) -> None:
