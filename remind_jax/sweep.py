@@ -32,10 +32,8 @@ from typing import Any, NamedTuple
 from remind_jax import cli, methods
 from remind_jax.errors import UserError
 from remind_jax.runtime import claims, files, jobs, progress, signals
-from remind_jax.studies.comparison import RESAMPLES, Run
+from remind_jax.studies.comparison import RESAMPLES, Outcome
 from remind_jax.studies.record import Record
-
-MOST_ROWS = 12  # combinations printed; table.md has them all
 
 
 class Command(NamedTuple):
@@ -397,12 +395,12 @@ def _outcome(entry: Entry, kept: bool) -> str:
 # ---- Tables ---------------------------------------------------------------------------------------------------------
 
 
-def read_runs(entries: Sequence[Entry]) -> list[Run]:
+def read_runs(entries: Sequence[Entry]) -> list[Outcome]:
     """The finished runs."""
     import polars as pl
 
     return [
-        Run(
+        Outcome(
             entry.variant.name,
             entry.seed,
             json.loads((entry.folder / "report.json").read_text(encoding="utf-8")),
@@ -413,17 +411,11 @@ def read_runs(entries: Sequence[Entry]) -> list[Run]:
     ]
 
 
-def _tabulate(command: Command, runs: Sequence[Run], failed: Sequence[str]) -> None:
-    from remind_jax.studies import page, results, tables
+def _tabulate(command: Command, runs: Sequence[Outcome], failed: Sequence[str]) -> None:
+    from remind_jax.studies import page
 
     names = [variant.name for variant in command.variants]
-    with progress.make(len(runs), "bootstrap") as bar:
-        found = results.collect(
-            runs, names, command.baselines, resamples=command.resamples, failures=failed, count=bar.count
-        )
-    page.write(found, command.workdir)
-    print(tables.markdown(found, MOST_ROWS))
-    print(f"Tables: {command.workdir / 'index.html'}")
+    page.tabulate(command.workdir, runs, names, command.baselines, resamples=command.resamples, failures=failed)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from remind_jax import compare
 from remind_jax.data.groups import Groups
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
-from remind_jax.studies import tables
+from remind_jax.studies import results, tables
 
 N = 60
 
@@ -70,7 +70,7 @@ def test_seeds_of_one_config_are_one_method_and_other_configs_are_named_apart(tm
         _run(tmp_path / "wide", "plain", 0, width=8),
         _run(tmp_path / "b0", "better", 0),
     ]
-    names = [(run.method, run.seed) for run in compare.read_runs(folders)]
+    names = [(run.method, run.seed) for run in results.read_outcomes(folders)]
     assert names == [("plain (a0)", 0), ("plain (a0)", 1), ("plain (wide)", 0), ("better", 0)]
 
 

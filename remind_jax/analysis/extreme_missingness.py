@@ -23,7 +23,7 @@ from remind_jax.analysis import command
 from remind_jax.analysis.command import Row
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
-from remind_jax.studies.comparison import Run, Spread
+from remind_jax.studies.comparison import Outcome, Spread
 from remind_jax.studies.results import TITLES as FIGURES
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def run_sweeps(study: Study) -> list[str]:
     return failed
 
 
-def collect(study: Study) -> tuple[list[Row], dict[str, list[Run]]]:
+def collect(study: Study) -> tuple[list[Row], dict[str, list[Outcome]]]:
     """Rows of the table, and the finished runs of each modality."""
     rows, found = [], {}
     for modality in study.modalities:
@@ -114,7 +114,7 @@ def collect(study: Study) -> tuple[list[Row], dict[str, list[Run]]]:
     return rows, found
 
 
-def figures_of(run: Run, modality: str) -> list[Row]:
+def figures_of(run: Outcome, modality: str) -> list[Row]:
     """Figures of a run's held-out samples: all, those that kept the modality, and those that lost it."""
     from remind_jax.evaluation import metrics
 
@@ -265,7 +265,7 @@ def name_methods(picture: "Figure", methods: Sequence[str]) -> None:
 # ---- Command --------------------------------------------------------------------------------------------------------
 
 
-def write(study: Study, rows: Sequence[Row], runs: Mapping[str, Sequence[Run]]) -> str:
+def write(study: Study, rows: Sequence[Row], runs: Mapping[str, Sequence[Outcome]]) -> str:
     """Writes table and pictures; returns the Markdown."""
     first = next(run for found in runs.values() for run in found)
     data = first.report["data"].partition(", samples with all modalities")[0] + ", samples with all modalities"

@@ -18,6 +18,7 @@ from remind_jax.data.dataset import Dataset
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation import intervals, metrics, page
 from remind_jax.evaluation.names import short_names
+from remind_jax.evaluation.samples import Samples
 from remind_jax.runtime import files
 
 if TYPE_CHECKING:
@@ -149,14 +150,12 @@ def pooled_figures(
 
 
 class _Sample:
-    """The held-out predictions as arrays: labels [n], probabilities [n, c], patients [n], group names [n]."""
+    """Held-out predictions with their patients [n], and figures with intervals of chosen rows."""
 
     def __init__(self, predictions: pl.DataFrame, seed: int, resamples: int) -> None:
-        classes = sum(name.startswith("p_") and name[2:].isdigit() for name in predictions.columns)
-        self.labels = predictions["label"].to_numpy().astype(np.int64)
-        self.probabilities = predictions.select([f"p_{k}" for k in range(classes)]).to_numpy().astype(np.float64)
+        samples = Samples.of(predictions)
+        self.labels, self.probabilities, self.group = samples.labels, samples.probabilities, samples.groups
         self.patients = predictions["patient_id"].to_numpy()
-        self.group = predictions["group"].to_list()
         self._seed, self._resamples = seed, resamples
         self.told: Callable[[], None] = lambda: None  # called after each set of figures
 
@@ -178,9 +177,8 @@ def _group_rows(sample: _Sample, groups: Groups) -> list[dict[str, Any]]:
     unseen = sorted(set(sample.group) - set(seen))
     order = sorted(range(len(seen)), key=lambda g: (-int(groups.train_counts[g]), g))
     rows = []
-    names = np.array(sample.group, dtype=object)
     for name, g in [(seen[g], g) for g in order] + [(name, None) for name in unseen]:
-        inside = names == name
+        inside = sample.group == name
         count = 0 if g is None else int(groups.train_counts[g])
         parts = set(name.split("+"))
         rows.append(

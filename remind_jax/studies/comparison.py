@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from remind_jax.evaluation import intervals
+from remind_jax.evaluation.samples import Samples
 
 FIGURES = ("accuracy", "macro_f1", "auroc")
 WHOLES = ("all", "head", "tail")
@@ -27,8 +28,8 @@ _ROUNDING = 1e-12  # differences of fractions that are closer are the same
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run.
+class Outcome:
+    """What a finished run has left for comparisons.
 
     Attributes:
       method: as the tables call it.
@@ -119,7 +120,7 @@ class Replicates:
     """Figures of runs under bootstrap replicates; the replicates are the same for every run."""
 
     def __init__(
-        self, runs: Sequence[Run], *, chosen: Sequence[str] = WHOLES, resamples: int = RESAMPLES, seed: int = 0
+        self, runs: Sequence[Outcome], *, chosen: Sequence[str] = WHOLES, resamples: int = RESAMPLES, seed: int = 0
     ):
         """Draws nothing yet.
 
@@ -142,12 +143,10 @@ class Replicates:
             self._figures[key] = self._compute(self._runs[key])
         return self._figures[key]
 
-    def _compute(self, run: Run) -> dict[str, dict[str, np.ndarray]]:
+    def _compute(self, run: Outcome) -> dict[str, dict[str, np.ndarray]]:
         table = run.predictions
         owner = np.array([self._place[patient] for patient in table["patient_id"].cast(pl.String).to_list()], np.int64)
-        classes = sum(name.startswith("p_") and name[2:].isdigit() for name in table.columns)
-        labels = table["label"].to_numpy().astype(np.int64)
-        probabilities = table.select([f"p_{k}" for k in range(classes)]).to_numpy().astype(np.float64)
+        samples = Samples.of(table)
         found: dict[str, list[dict[str, np.ndarray]]] = {}
         chosen = {name: rows for name, rows in parts(run).items() if name in self._chosen}
         # The weights depend on the number of patients and the seed of the draws alone, so that all runs share them.
@@ -156,7 +155,9 @@ class Replicates:
         )
         for weights in draws:
             for name, rows in chosen.items():
-                values = intervals.weighted_metrics(labels[rows], probabilities[rows], weights[:, owner[rows]])
+                values = intervals.weighted_metrics(
+                    samples.labels[rows], samples.probabilities[rows], weights[:, owner[rows]]
+                )
                 found.setdefault(name, []).append(values)
         return {
             name: {figure: np.concatenate([values[figure] for values in parts_]) for figure in FIGURES}
@@ -180,7 +181,7 @@ class Replicates:
         return values[np.isfinite(values)]
 
 
-def parts(run: Run) -> dict[str, np.ndarray]:
+def parts(run: Outcome) -> dict[str, np.ndarray]:
     """Sets of held-out samples with their row numbers: `all`, `head`, `tail`, and each combination by name.
 
     Sets without samples are left out.
@@ -201,12 +202,12 @@ def figure_of(report: Mapping[str, Any], part: str, figure: str) -> float | None
     return next((row[figure] for row in report["groups"] if row["group"] == part), None)
 
 
-def same_samples(one: Run, other: Run) -> bool:
+def same_samples(one: Outcome, other: Outcome) -> bool:
     """Whether two runs were evaluated on the same samples in the same order, so that they can be paired."""
     return one.predictions["sample_id"].cast(pl.String).equals(other.predictions["sample_id"].cast(pl.String))
 
 
-def large_combinations(runs: Sequence[Run]) -> tuple[str, ...]:
+def large_combinations(runs: Sequence[Outcome]) -> tuple[str, ...]:
     """Combinations with enough samples and patients for a bootstrap under every seed, in the order of the reports."""
     sizes: dict[str, dict[int, tuple[int, int]]] = {}
     for run in runs:
@@ -221,8 +222,8 @@ def large_combinations(runs: Sequence[Run]) -> tuple[str, ...]:
     )
 
 
-def compare(
-    runs: Sequence[Run],
+def paired_differences(
+    runs: Sequence[Outcome],
     methods: Sequence[str],
     baseline: str,
     chosen: Sequence[str] = WHOLES,
@@ -230,7 +231,7 @@ def compare(
     resamples: int = RESAMPLES,
     replicates: Replicates | None = None,
 ) -> dict[tuple[str, str, str], Difference]:
-    """Paired differences of every method to the baseline.
+    """Computes the paired differences of every method to the baseline.
 
     Args:
       runs: at most one a method and seed.
@@ -268,7 +269,9 @@ def compare(
     return found
 
 
-def _difference(replicates: Replicates, pairs: Sequence[tuple[Run, Run]], part: str, figure: str) -> Difference | None:
+def _difference(
+    replicates: Replicates, pairs: Sequence[tuple[Outcome, Outcome]], part: str, figure: str
+) -> Difference | None:
     """The difference of paired runs, uncorrected; None where no pair has the figure."""
     known = []
     for one, two in pairs:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from remind_jax.evaluation import figures, page
 from remind_jax.evaluation.names import short_names
-from remind_jax.runtime import files
+from remind_jax.runtime import files, progress
 from remind_jax.studies import tables
-from remind_jax.studies.results import TITLES, Results
+from remind_jax.studies.comparison import Outcome
+from remind_jax.studies.results import TITLES, Results, collect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,13 +19,41 @@ TEMPLATE = "sweep.html.jinja"
 NAME_WIDTH, LABEL_WIDTH = 44, 20  # characters of a combination in tables and beside plots
 MOST_ROWS = 15  # combinations in the plot, the most frequent ones
 MOST_CURVES = len(figures.COLOURS)  # calibration curves in one plot
+MOST_PRINTED = 12  # combinations printed; table.md has them all
 MARKERS = "osD^vP"  # colours are used again with the next marker
 # Differences that are drawn: samples and figure.
 DRAWN = (("all", "accuracy"), ("tail", "accuracy"), ("all", "auroc"), ("tail", "auroc"))
 
 
+def tabulate(
+    folder: pathlib.Path,
+    outcomes: Sequence[Outcome],
+    methods: Sequence[str],
+    baselines: Sequence[str],
+    *,
+    resamples: int,
+    failures: Sequence[str] = (),
+) -> None:
+    """Writes the tables and the page of finished runs into a folder, and prints the tables.
+
+    Args:
+      folder: made where it is missing.
+      outcomes, methods, baselines, resamples, failures: as for `results.collect`.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    with progress.make(len(outcomes), "bootstrap") as bar:
+        found = collect(outcomes, methods, baselines, resamples=resamples, failures=failures, count=bar.count)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write(found, folder)
+    print(tables.markdown(found, MOST_PRINTED))
+    print(f"Tables: {folder / 'index.html'}")
+
+
 def write(results: Results, folder: pathlib.Path) -> None:
-    """Writes tables as CSV, Markdown and LaTeX and the page, each at once or not at all."""
+    """Writes tables as CSV, Markdown and LaTeX and the page, each whole or not at all."""
     contents = {
         "runs.csv": tables.runs_csv(results),
         "groups.csv": tables.groups_csv(results),

@@ -1,11 +1,17 @@
-"""A sweep's finished runs put side by side: figures of every combination, method and seed, and what the paper has."""
+"""Finished runs side by side: figures of every combination, method and seed, and what the paper has."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
+from remind_jax.data.files import read_parquet
+from remind_jax.errors import UserError
 from remind_jax.studies import comparison
-from remind_jax.studies.comparison import Difference, Run, Spread, spread
+from remind_jax.studies.comparison import Difference, Outcome, Spread, spread
 from remind_jax.studies.published import Figure, Published, published
 
 TITLES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "auroc": "AUROC"}
@@ -64,7 +70,7 @@ class Results:
       methods, seeds: of the sweep; methods without a finished run are left out.
       runs: the finished ones.
       rows: combinations, most frequent in training first, then `WHOLES`.
-      differences: baseline -> those of `comparison.compare`, as fractions.
+      differences: baseline -> those of `comparison.paired_differences`, as fractions.
       published: the paper's data set, where it is one.
       failures: runs that failed, each with its reason.
     """
@@ -72,7 +78,7 @@ class Results:
     data: str
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[Outcome, ...]
     rows: tuple[Row, ...]
     differences: Mapping[str, Mapping[tuple[str, str, str], Difference]]
     published: Published | None
@@ -84,8 +90,68 @@ class Results:
         return tuple(row for row in self.rows if row.modalities is not None)
 
 
+# ---- Runs that are given by their folders ---------------------------------------------------------------------------
+
+
+def read_outcomes(folders: Sequence[pathlib.Path]) -> list[Outcome]:
+    """Reads finished runs, named so that those of one method and no others share a name.
+
+    Raises:
+      UserError: fewer than two, one that is not finished or given twice, other data, or a seed twice in a method.
+    """
+    if len(folders) < 2:
+        raise UserError("give at least two runs: python -m remind_jax.compare RUN1 RUN2 --out=DIR")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run is given twice")
+    read = [_read(folder) for folder in folders]
+    names = _names(folders, [config for config, _, _ in read])
+    outcomes = [Outcome(n, config["seed"], r, p) for n, (config, r, p) in zip(names, read, strict=True)]
+    titles = list(dict.fromkeys(outcome.report["data"] for outcome in outcomes))
+    if len(titles) > 1:
+        raise UserError(f"the runs are of other data: {'; '.join(titles)}")
+    seen: set[tuple[str, int]] = set()
+    for outcome in outcomes:
+        if (outcome.method, outcome.seed) in seen:
+            same = f"two runs of {outcome.method} have the seed {outcome.seed} and the same config"
+            raise UserError(f"{same}: give one of them")
+        seen.add((outcome.method, outcome.seed))
+    return outcomes
+
+
+def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], pl.DataFrame]:
+    """Reads config, report and predictions of a finished run."""
+    files = [folder / name for name in ("config.json", "report.json", "predictions.parquet")]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{folder} holds no finished run: {file.name} is missing")
+    try:
+        config, report = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
+        predictions = read_parquet(files[2])
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder} holds a damaged run ({type(error).__name__})") from None
+    if not {"sample_id", "patient_id", "label", "group", "p_0", "p_1"} <= set(predictions.columns):
+        raise UserError(f"{folder} holds a damaged run: predictions.parquet lacks columns")
+    return config, report, predictions
+
+
+def _names(folders: Sequence[pathlib.Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names each run by its method, with the first folder of its kind where two kinds would be called alike."""
+    kinds = [json.dumps({k: v for k, v in config.items() if k != "seed"}, sort_keys=True) for config in configs]
+    first: dict[str, tuple[str, str]] = {}
+    for kind, config, folder in zip(kinds, configs, folders, strict=True):
+        first.setdefault(kind, (config["method"], folder.name))
+    alike = [method for method, _ in first.values()]
+    called = {kind: m if alike.count(m) == 1 else f"{m} ({folder})" for kind, (m, folder) in first.items()}
+    if len(set(called.values())) < len(called):
+        raise UserError("two runs of other settings lie in folders of one name: rename one, so that the table tells")
+    return [called[kind] for kind in kinds]
+
+
+# ---- Side by side ---------------------------------------------------------------------------------------------------
+
+
 def collect(
-    runs: Sequence[Run],
+    runs: Sequence[Outcome],
     methods: Sequence[str],
     baselines: Sequence[str],
     *,
@@ -113,14 +179,14 @@ def collect(
             replicates.figures(run.method, run.seed)
             if count:
                 count(done, len(runs))
-    differences = {b: comparison.compare(runs, there, b, parts, replicates=replicates) for b in baselines}
+    differences = {b: comparison.paired_differences(runs, there, b, parts, replicates=replicates) for b in baselines}
     seeds = tuple(sorted({run.seed for run in runs}))
     data = runs[0].report["data"]
     return Results(data, there, seeds, tuple(runs), rows, differences, paper, tuple(failures))
 
 
-def _combination_rows(runs: Sequence[Run], methods: Sequence[str], paper: Published | None) -> list[Row]:
-    found: dict[str, list[tuple[Run, Mapping[str, Any]]]] = {}
+def _combination_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Published | None) -> list[Row]:
+    found: dict[str, list[tuple[Outcome, Mapping[str, Any]]]] = {}
     for run in runs:
         for row in run.report["groups"]:
             found.setdefault(row["group"], []).append((run, row))
@@ -148,7 +214,7 @@ def _combination_rows(runs: Sequence[Run], methods: Sequence[str], paper: Publis
     return sorted(rows, key=lambda row: (-(row.train_fraction or 0.0), row.label))
 
 
-def _whole_rows(runs: Sequence[Run], methods: Sequence[str], paper: Published | None) -> list[Row]:
+def _whole_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Published | None) -> list[Row]:
     rows = []
     for label, section in WHOLES:
         cells = {

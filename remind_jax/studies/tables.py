@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from remind_jax.evaluation import metrics
+from remind_jax.evaluation.samples import Samples
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Difference, Spread, spread
 from remind_jax.studies.published import Figure
@@ -78,17 +79,9 @@ def differences_csv(results: Results) -> str:
 
 def calibration(results: Results, method: str) -> list[dict[str, Any]]:
     """The reliability curve (see `metrics.reliability`) of a method over the held-out samples of all its seeds."""
-    labels, probabilities = [], []
-    for run in results.runs:
-        if run.method == method:
-            names = sorted((x for x in run.predictions.columns if x[:2] == "p_" and x[2:].isdigit()), key=_class_of)
-            labels.append(run.predictions["label"].to_numpy().astype(np.int64))
-            probabilities.append(run.predictions.select(names).to_numpy().astype(np.float64))
+    samples = [Samples.of(run.predictions) for run in results.runs if run.method == method]
+    labels, probabilities = [one.labels for one in samples], [one.probabilities for one in samples]
     return metrics.reliability(np.concatenate(labels), np.concatenate(probabilities))
-
-
-def _class_of(column: str) -> int:
-    return int(column.removeprefix("p_"))
 
 
 def calibration_row(results: Results, method: str) -> dict[str, Spread | None]:

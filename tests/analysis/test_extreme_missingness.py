@@ -10,7 +10,7 @@ import pytest
 from remind_jax import sweep
 from remind_jax.analysis import extreme_missingness as extreme
 from remind_jax.errors import UserError
-from remind_jax.studies.comparison import Run
+from remind_jax.studies.comparison import Outcome
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -107,7 +107,7 @@ def test_figures_of_a_run_by_hand():
             "p_1": [0.1, 0.4, 0.8, 0.7],
         }
     )
-    rows = extreme.figures_of(Run("m", 3, {}, table), "a")
+    rows = extreme.figures_of(Outcome("m", 3, {}, table), "a")
     assert [(row["samples"], row["n"], row["accuracy"]) for row in rows] == [
         ("overall", 4, 0.5), ("available", 2, 0.5), ("absent", 2, 0.5),
     ]  # fmt: skip

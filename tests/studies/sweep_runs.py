@@ -5,7 +5,7 @@ import polars as pl
 
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation.report import build_report
-from remind_jax.studies.comparison import Run
+from remind_jax.studies.comparison import Outcome
 
 MODALITIES = ("notes", "labs", "icd")
 NAMES = ("notes+labs+icd", "notes+icd", "labs")
@@ -39,14 +39,14 @@ def predictions(seed: int, n: int, skill: float, method_seed: int, patients: int
     )
 
 
-def run(method: str, seed: int, frame: pl.DataFrame, data: str = "ward") -> Run:
+def run(method: str, seed: int, frame: pl.DataFrame, data: str = "ward") -> Outcome:
     """A run with the report of these predictions."""
     config = {"method": method, "seed": seed, "eval": {"bootstrap": 20}}
     report = build_report(config, data, frame, groups(), parameters=7, classes=["no", "yes"])
-    return Run(method, seed, report, frame)
+    return Outcome(method, seed, report, frame)
 
 
-def make(skills: dict[str, float], seeds=(0, 1, 2), n: int = 120, data: str = "ward") -> list[Run]:
+def make(skills: dict[str, float], seeds=(0, 1, 2), n: int = 120, data: str = "ward") -> list[Outcome]:
     """A run of each method under each seed."""
     return [
         run(method, seed, predictions(seed, n, skill, number), data)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remind_jax.studies import comparison
-from remind_jax.studies.comparison import Replicates, compare, holm, p_value, spread, t_test
+from remind_jax.studies.comparison import Replicates, holm, p_value, paired_differences, spread, t_test
 from tests.studies import sweep_runs
 
 # ---- Means and tests -------------------------------------------------------------------------------------------------
@@ -106,12 +106,14 @@ def test_replicates_equal_a_slow_count(part):
 def test_equal_methods_do_not_differ():
     runs = sweep_runs.make({"a": 0.7})
     runs += [dataclasses.replace(run, method="b") for run in runs]
-    for value in compare(runs, ["a", "b"], "a", resamples=50).values():
+    for value in paired_differences(runs, ["a", "b"], "a", resamples=50).values():
         assert (value.mean, value.low, value.high, value.p, value.wins, value.n) == (0.0, 0.0, 0.0, 1.0, 0, 3)
 
 
 def test_a_clear_difference_is_found_and_an_unclear_one_is_not():
-    found = compare(sweep_runs.make({"a": 0.6, "b": 0.9, "c": 0.62}, n=200), ["a", "b", "c"], "a", resamples=400)
+    found = paired_differences(
+        sweep_runs.make({"a": 0.6, "b": 0.9, "c": 0.62}, n=200), ["a", "b", "c"], "a", resamples=400
+    )
     clear, unclear = found["all", "accuracy", "b"], found["all", "accuracy", "c"]
     assert clear.low > 0.15
     assert clear.mean == pytest.approx(0.3, abs=0.08)
@@ -125,7 +127,7 @@ def test_mean_difference_is_that_of_the_reports():
     runs = sweep_runs.make({"a": 0.6, "b": 0.8})
     by_key = {(run.method, run.seed): run.report["tail_pooled"]["auroc"] for run in runs}
     each = [by_key["b", seed] - by_key["a", seed] for seed in (0, 1, 2)]
-    value = compare(runs, ["b", "a"], "a", resamples=20)["tail", "auroc", "b"]
+    value = paired_differences(runs, ["b", "a"], "a", resamples=20)["tail", "auroc", "b"]
     assert value.mean == pytest.approx(np.mean(each))
     assert value.sd == pytest.approx(np.std(each, ddof=1))
 
@@ -138,9 +140,9 @@ def test_pairing_narrows_the_interval():
     p_1[wrong] = 1 - p_1[wrong]
     mended = base.predictions.with_columns(p_1=pl.Series(p_1), p_0=pl.Series(1 - p_1))
     runs = [base, sweep_runs.run("b", 0, mended)]
-    near = compare(runs, ["a", "b"], "a", resamples=400)["all", "accuracy", "b"]
+    near = paired_differences(runs, ["a", "b"], "a", resamples=400)["all", "accuracy", "b"]
     far_runs = [base, *sweep_runs.make({"x": 0.1, "b": 0.74}, seeds=(0,), n=300)[1:]]
-    far = compare(far_runs, ["a", "b"], "a", resamples=400)["all", "accuracy", "b"]
+    far = paired_differences(far_runs, ["a", "b"], "a", resamples=400)["all", "accuracy", "b"]
     assert near.mean == pytest.approx(12 / 300)
     assert near.low > 0
     assert near.high - near.low < 0.6 * (far.high - far.low)
@@ -167,7 +169,7 @@ def test_patients_are_drawn_whole():
                 }
             )
             frames.append(sweep_runs.run(name, 0, frame))
-        return compare(frames, ["a", "b"], "a", resamples=400)["all", "accuracy", "b"]
+        return paired_differences(frames, ["a", "b"], "a", resamples=400)["all", "accuracy", "b"]
 
     whole = runs([f"p{i // 10}" for i in range(600)])
     apart = runs([f"p{i}" for i in range(600)])
@@ -188,12 +190,12 @@ def test_seeds_are_drawn_too_and_one_seed_is_kept():
 def test_runs_on_other_samples_are_not_paired():
     same, other = (sweep_runs.predictions(seed, 120, 0.8, 1) for seed in (0, 5))
     runs = [*sweep_runs.make({"a": 0.7}, seeds=(0, 1)), sweep_runs.run("b", 0, same), sweep_runs.run("b", 1, other)]
-    assert compare(runs, ["a", "b"], "a", resamples=20)["all", "accuracy", "b"].n == 1
+    assert paired_differences(runs, ["a", "b"], "a", resamples=20)["all", "accuracy", "b"].n == 1
 
 
 def test_missing_runs_and_figures_leave_holes():
     runs = sweep_runs.make({"a": 0.7, "b": 0.8})[:-1]  # b has no seed 2
-    found = compare(runs, ["a", "b", "c"], "a", ["all", "no such combination"], resamples=20)
+    found = paired_differences(runs, ["a", "b", "c"], "a", ["all", "no such combination"], resamples=20)
     assert {part for part, _, _ in found} == {"all"}
     assert {method for _, _, method in found} == {"b"}
     assert found["all", "accuracy", "b"].n == 2
