@@ -101,3 +101,36 @@ def write_image_manifest(folder: pathlib.Path, n: int = 24, seed: int = 0) -> pa
     pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None).write_csv(folder / "manifest.csv")
     (folder / "schema.yaml").write_text(yaml.safe_dump(IMAGE_SCHEMA, sort_keys=False), encoding="utf-8")
     return folder
+
+
+def edit_table(folder, **columns):
+    """Replaces columns of the folder's CSV."""
+    table = pl.read_csv(folder / "manifest.csv", infer_schema=False)
+    table.with_columns(**{name: pl.Series(values) for name, values in columns.items()}).write_csv(
+        folder / "manifest.csv"
+    )
+
+
+def edit_cell(folder, column, row, value):
+    """Replaces one cell of the folder's CSV."""
+    values = pl.read_csv(folder / "manifest.csv", infer_schema=False)[column].to_list()
+    values[row] = value
+    edit_table(folder, **{column: values})
+
+
+def write_schema(folder, **changes):
+    """Writes `SCHEMA` with other entries."""
+    (folder / "schema.yaml").write_text(yaml.safe_dump(SCHEMA | changes), encoding="utf-8")
+
+
+def with_modality(name, **entry):
+    """The modalities of `SCHEMA` and one more, or another of the same name."""
+    return {"modalities": SCHEMA["modalities"] | {name: entry}}
+
+
+def swap(values, **cells):
+    """A copy of a list with some positions replaced: `_3="x"` replaces position 3."""
+    values = list(values)
+    for position, value in cells.items():
+        values[int(position[1:])] = value
+    return values

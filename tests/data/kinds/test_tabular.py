@@ -1,4 +1,4 @@
-"""Numbers of tables in four encodings: by hand, against plain loops, and what holds for any column."""
+"""Tables: columns by hand; numbers in four encodings by hand, against plain loops, and what holds for any column."""
 
 import dataclasses
 import itertools
@@ -10,12 +10,14 @@ import hypothesis
 import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
 import numpy as np
+import polars as pl
 import pytest
 
 from remind_jax.data.kinds.numbers import NUMBERS, Pieces, Quantile, Waves
 from remind_jax.data.kinds.tabular import FittedTable
 from remind_jax.data.schema import Modality
 from remind_jax.errors import UserError
+from tests.data import fitting
 
 NAN = math.nan
 NORMAL = statistics.NormalDist()
@@ -323,3 +325,44 @@ def test_plain_models_see_nan_for_empty_cells_and_not_what_was_filled_in(numbers
     expected[1, [0, *((6, 7) if more else ())]] = 1
     expected[0, [2, *((10, 11) if more else ())]] = 1
     np.testing.assert_array_equal(np.isnan(found), expected)
+
+
+# ---- In manifests ----------------------------------------------------------------------------------------------------
+
+
+def test_tabular_by_hand():
+    labs = Modality("labs", "tabular", ("a", "b", "c"), ("sex", "ward"))
+    columns = {
+        "a": [1.0, 3.0, None, 11.0, None, 100.0],  # train median 3, mean 5, variance (16 + 4 + 36) / 3
+        "b": [2.0, 4.0, 2.0, 4.0, None, None],  # no hole among train rows that have the modality
+        "c": [0.1, 0.1, 0.1, 0.1, None, 5.0],  # constant
+        "sex": ["m", "f", None, "m", None, "x"],
+        "ward": ["w", "w", "w", "w", None, None],
+    }
+    manifest = fitting.table_manifest(columns, labs)
+    preprocessor = fitting.fit(manifest, np.arange(5))  # row 4 lacks the modality
+    assert preprocessor.fitted["labs"].features == (
+        *("a", "b", "c", "a is missing"),
+        *("sex = f", "sex = m", "ward = w", "sex is missing"),
+    )
+    std = np.sqrt(56 / 3)
+    expected = [
+        [-4 / std, -1, 0, 0, 0, 1, 1, 0],
+        [-2 / std, 1, 0, 0, 1, 0, 1, 0],
+        [-2 / std, -1, 0, 1, 0, 0, 1, 1],
+        [6 / std, 1, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [95 / std, -1, 0, 0, 0, 0, 0, 0],  # median of b is 3, its mean: 0
+    ]
+    expected[5][1] = 0
+    batch = fitting.encode(preprocessor, manifest)["labs"]
+    assert batch.dtype == np.float32
+    np.testing.assert_allclose(batch, expected, rtol=1e-6, atol=1e-7)
+    assert preprocessor.inputs["labs"].shape == (8,)
+
+
+def test_column_that_train_never_has_is_zero():
+    labs = Modality("labs", "tabular", ("a", "b"))
+    manifest = fitting.table_manifest({"a": [1.0, 2.0, 3.0, 4.0], "b": pl.Series([None, None, 7.0, 8.0])}, labs)
+    batch = fitting.encode(fitting.fit(manifest, np.array([0, 1])), manifest)["labs"]
+    np.testing.assert_array_equal(batch[:, 1:], [[0, 1], [0, 1], [0, 0], [0, 0]])

@@ -1,18 +1,18 @@
 import re
 
-import embed_files
 import numpy as np
 import polars as pl
 import pydicom
 import pytest
-from embed_files import ACC, both_views, finding, image, write_tables
-from image_files import write_dicom, write_picture, write_png_header
 from pydicom.data import get_testdata_file
 
 from remind_jax.data import check, dataset, splits
 from remind_jax.data.manifest import decode
 from remind_jax.data.sources import embed
 from remind_jax.errors import UserError
+from tests.data.image_files import write_dicom, write_picture, write_png_header
+from tests.data.sources import embed_files
+from tests.data.sources.embed_files import ACC, both_views, finding, image, write_tables
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.sources import mimic_iv, mimic_iv_labs, mimic_iv_tables
 from remind_jax.errors import UserError
-from tests.data import mimic_files
-from tests.data.mimic_files import ANN, BEN, CAI, EVE, NOTES, STAY
+from tests.data.sources import mimic_files
+from tests.data.sources.mimic_files import ANN, BEN, CAI, EVE, NOTES, STAY
 
 
 @pytest.fixture(scope="module")

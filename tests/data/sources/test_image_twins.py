@@ -5,13 +5,13 @@ import re
 import numpy as np
 import polars as pl
 import pytest
-from image_files import ramp, write_picture
 
 from remind_jax.data import check, missingness
 from remind_jax.data.manifest import decode
 from remind_jax.data.reading import read_manifest
 from remind_jax.data.sources import embed, image_twins, pictures, synthetic
 from remind_jax.errors import UserError
+from tests.data.image_files import ramp, write_picture
 
 TWINS = {
     "embed": (image_twins.load_embed_twin, embed.MODALITIES, embed.PUBLISHED, (0.10, 0.42, 0.41, 0.07)),
@@ -318,7 +318,7 @@ def indented(page, start):
 
 
 def test_the_manifest_of_the_documentation_is_read(tmp_path):
-    page = (pathlib.Path(__file__).resolve().parents[2] / "docs" / "fprm.md").read_text("utf-8")
+    page = (pathlib.Path(__file__).resolve().parents[3] / "docs" / "fprm.md").read_text("utf-8")
     (tmp_path / "schema.yaml").write_text(indented(page, "    version: 1"))
     table = indented(page, "    sample_id,patient_id")
     (tmp_path / "manifest.csv").write_text(table)

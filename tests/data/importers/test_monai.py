@@ -1,0 +1,57 @@
+"""MONAI datalists, turned into folders that pass the checks."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from remind_jax import import_data
+from remind_jax.data import reading
+from remind_jax.errors import UserError
+
+
+def _imported(*arguments):
+    import_data.main([str(argument) for argument in arguments])
+
+
+def _schema(folder):
+    return yaml.safe_load((folder / "schema.yaml").read_text(encoding="utf-8"))
+
+
+def _monai(folder, content):
+    for name in ("a", "b", "c", "d"):
+        np.save(folder / f"{name}.npy", np.zeros((3, 4, 4), np.float32) + ord(name))
+    (folder / "datalist.json").write_text(json.dumps(content), encoding="utf-8")
+    _imported("--from=monai", f"--source={folder / 'datalist.json'}", f"--out={folder}", "--patient=subject")
+
+
+def test_a_datalist_keeps_its_splits_and_lacks_what_an_item_lacks(tmp_path, capsys):
+    items = [
+        {"image": ["./a.npy", "./b.npy"], "age": 70, "label": 0, "subject": "p1", "fold": 0},
+        {"image": ["./c.npy"], "age": 60, "label": 1, "subject": "p2", "fold": 1},
+    ]
+    content = {"name": "toy", "training": items, "validation": [{"age": 50, "label": 1, "subject": "p3"}]}
+    content["test"] = [{"image": ["./d.npy"], "label": 0, "subject": "p4"}, "./d.npy"]
+    _monai(tmp_path, content)
+    found = reading.read_manifest(tmp_path, image_size=4, frames=3)
+    kinds = {m.name: m.kind for m in found.schema.modalities}
+    assert kinds == {"table": "tabular", "image_0": "volume", "image_1": "volume"}
+    order = [m.name for m in found.schema.modalities]
+    columns = [order.index(name) for name in ("image_0", "image_1", "table")]
+    np.testing.assert_array_equal(found.presence[:, columns], [[1, 1, 1], [1, 0, 1], [0, 0, 1], [1, 0, 0]])
+    assert found.table["split"].to_list() == ["train", "train", "tuning", "held_out"]
+    assert "1 items without 'label'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"image": "a.npy", "label": "mask.nii.gz"}, "segmentation"),
+        ({"image": "a.nii.gz", "label": 1}, "NIfTI"),
+        ({"image": "a.npy"}, "has the key 'label'"),
+    ],
+)
+def test_datalists_that_do_not_classify_are_refused(tmp_path, item, message):
+    with pytest.raises(UserError, match=message):
+        _monai(tmp_path, {"training": [item | {"subject": "p"}]})
