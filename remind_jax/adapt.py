@@ -139,8 +139,8 @@ def main(arguments: list[str]) -> None:
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
     run = open_single(workdir)
-    manifest, dealt, findings = read_folder(run, pathlib.Path(folder)) if folder else own_data(run)
-    adapter = Adapter(run, prepare(run, manifest, dealt, choice.rows, findings))
+    manifest, whole_split, findings = read_folder(run, pathlib.Path(folder)) if folder else own_data(run)
+    adapter = Adapter(run, prepare(run, manifest, whole_split, choice.rows, findings))
     with progress.make(choice.steps, "adapting") as bar:
         bar.say(f"Adapting {run.config.method} ({workdir}) to {len(adapter.new)} combinations of {manifest.title}")
         report = adapt(adapter, choice, out, bar)

@@ -96,7 +96,7 @@ def _print(findings: Sequence[check.Finding], summary: dict[str, Any]) -> None:
     counted = ", ".join(
         f"{n} {name}{'' if n == 1 else 's'}" for n, name in ((fatal, "error"), (len(findings) - fatal, "warning"))
     )
-    print(counted + ("; mend the errors first" if fatal else "; the data can be used"))
+    print(counted + ("; fix the errors first" if fatal else "; the data can be used"))
 
 
 def main(arguments: list[str]) -> None:

@@ -83,7 +83,7 @@ def open_run(path: pathlib.Path) -> Run:
         raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
     with progress.make(0, "preparing") as bar:
         data = datasets.load_dataset(config, bar)
-    if model.report["split_digest"] != splits.split_digest(data.dealt):
+    if model.report["split_digest"] != splits.split_digest(data.whole_split):
         raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")
     if json.dumps(model.preprocessor.to_dict()) != json.dumps(data.preprocessor.to_dict()):
         raise UserError(f"the data have changed since the run in {path} was trained: other contents")

@@ -110,7 +110,7 @@ def choose(config: Any, count: int) -> tuple[str, ...]:
     """
     fitted = dataset.fit(config)
     groups = fitted.groups
-    held_out = fitted.manifest.presence[fitted.dealt == splits.HELD_OUT]
+    held_out = fitted.manifest.presence[fitted.whole_split == splits.HELD_OUT]
     n = np.bincount(groups.index(held_out), minlength=len(groups) + 1)[: len(groups)]
     able = [g for g in np.flatnonzero(groups.tail) if n[g]]
     order = sorted(able, key=lambda g: (-min(n[g], LEAST_HELD_OUT), -groups.train_counts[g], g))
@@ -172,8 +172,8 @@ def _adapt_run(study: Study, folder: pathlib.Path, bar: progress.Silent, done: i
             continue
         if adapter is None:
             run = adaptation.open_single(folder)
-            manifest, dealt, findings = adaptation.own_data(run)
-            adapter = adaptation.Adapter(run, adaptation.prepare(run, manifest, dealt, choice.rows, findings))
+            manifest, whole_split, findings = adaptation.own_data(run)
+            adapter = adaptation.Adapter(run, adaptation.prepare(run, manifest, whole_split, choice.rows, findings))
         report = adaptation.adapt(adapter, choice, out, progress.Silent())
         figures = report[ADAPTED]["after"]
         shown = [f"{SAMPLES[key]} {100 * figures[key]['accuracy']:.1f}" for key in SAMPLES]

@@ -98,7 +98,7 @@ def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
     findings = []
     for owner, column in absent:
         hint = did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
-        text = f"column {column!r} ({owner}) is not in the table{hint}; mend the header or schema.yaml"
+        text = f"column {column!r} ({owner}) is not in the table{hint}; fix the header or schema.yaml"
         findings.append(Finding("E001", text, True))
     return findings
 
@@ -131,7 +131,7 @@ def _labels(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
     if outside.any():
         text = (
             f"column {schema.label!r}: {in_rows(outside)} outside the declared classes {listed(schema.classes)}; "
-            "mend the cells or the schema"
+            "fix the cells or the schema"
         )
         findings.append(Finding("E005", text, True))
     train = label if split is None else label.filter(pl.Series(split == splits.TRAIN))

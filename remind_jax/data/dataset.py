@@ -27,7 +27,7 @@ class Dataset:
     Attributes:
       manifest: all rows.
       split: int8 [n], positions in `splits.SPLITS`, or `splits.UNUSED`.
-      dealt: int8 [n], the same without `data.leave_out`: no row is unused.
+      whole_split: int8 [n], the same without `data.leave_out`: no row is unused.
       groups: the combinations of the train rows.
       preprocessor: fitted on the train rows.
       stores: encoded rows of each split by name, rows in manifest order.
@@ -36,7 +36,7 @@ class Dataset:
 
     manifest: Manifest
     split: np.ndarray
-    dealt: np.ndarray
+    whole_split: np.ndarray
     groups: Groups
     preprocessor: Preprocessor
     stores: dict[str, pipeline.Store]
@@ -79,12 +79,12 @@ class Dataset:
         return np.flatnonzero(self.split == splits.SPLITS.index(split))
 
 
-class Fitted(NamedTuple):
+class FittedData(NamedTuple):
     """A data set read, checked and split, and what was fitted on its train rows; nothing is prepared yet."""
 
     manifest: Manifest
     split: np.ndarray
-    dealt: np.ndarray
+    whole_split: np.ndarray
     groups: Groups
     preprocessor: Preprocessor
     findings: Sequence[check.Finding]
@@ -96,7 +96,7 @@ def read(config: Any) -> Manifest:
     return missingness.complete_samples(manifest) if config.data.complete_only else manifest
 
 
-def fit(config: Any) -> Fitted:
+def fit(config: Any) -> FittedData:
     """Reads, checks and splits the data set of a config and fits groups and preprocessing on its train rows.
 
     Args:
@@ -107,16 +107,16 @@ def fit(config: Any) -> Fitted:
     """
     manifest = read(config)
     try:
-        dealt = splits.make_splits(manifest, config.seed, config.data.fractions)
+        whole_split = splits.make_splits(manifest, config.seed, config.data.fractions)
     except UserError:
         # Usually the checks can say more than the first thing that was in the way.
         check.refuse(check.find_problems(manifest))
         raise
     if config.data.hide:  # after the split, so that it is the same whatever is hidden
-        manifest = missingness.hide(manifest, config.data.hide, config.data.hide_rate, dealt, config.seed)
-    split = dealt
+        manifest = missingness.hide(manifest, config.data.hide, config.data.hide_rate, whole_split, config.seed)
+    split = whole_split
     if config.data.leave_out:
-        manifest, split = missingness.leave_out(manifest, config.data.leave_out, dealt)
+        manifest, split = missingness.leave_out(manifest, config.data.leave_out, whole_split)
     findings = check.find_problems(manifest, split)
     check.refuse(findings)
     train = np.flatnonzero(split == splits.TRAIN)
@@ -134,7 +134,7 @@ def fit(config: Any) -> Fitted:
         bins=config.data.bins,
     )
     preprocessor = Preprocessor.fit(manifest, train, options)
-    return Fitted(manifest, split, dealt, groups, preprocessor, findings)
+    return FittedData(manifest, split, whole_split, groups, preprocessor, findings)
 
 
 def load_dataset(config: Any, bar: progress.Silent | None = None) -> Dataset:
@@ -147,7 +147,7 @@ def load_dataset(config: Any, bar: progress.Silent | None = None) -> Dataset:
     return prepare(fit(config), config.data, bar)
 
 
-def prepare(fitted: Fitted, data: Any, bar: progress.Silent | None = None) -> Dataset:
+def prepare(fitted: FittedData, data: Any, bar: progress.Silent | None = None) -> Dataset:
     """The rows of every split prepared for reading.
 
     Args:
@@ -155,7 +155,7 @@ def prepare(fitted: Fitted, data: Any, bar: progress.Silent | None = None) -> Da
       data: the section of a config, of which `cache` and `memory_gib` are read.
       bar: as for `load_dataset`.
     """
-    manifest, split, dealt, groups, preprocessor, findings = fitted
+    manifest, split, whole_split, groups, preprocessor, findings = fitted
     memory = data.memory_gib
     cache = pathlib.Path(data.cache or DEFAULT_CACHE).expanduser()
     source = builder.prepare(manifest, cache, bar=bar)
@@ -163,7 +163,7 @@ def prepare(fitted: Fitted, data: Any, bar: progress.Silent | None = None) -> Da
         name: pipeline.make_store(source, np.flatnonzero(split == i), preprocessor, groups, memory_gib=memory)
         for i, name in enumerate(splits.SPLITS)
     }
-    return Dataset(manifest, split, dealt, groups, preprocessor, stores, findings)
+    return Dataset(manifest, split, whole_split, groups, preprocessor, stores, findings)
 
 
 def cohort(manifest: Manifest) -> list[dict[str, Any]]:
@@ -208,7 +208,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def predictions_table(dataset: Dataset, split: str, probabilities: np.ndarray) -> pl.DataFrame:
-    """Predictions of a split beside its ids, labels and combinations, one row a sample in manifest order.
+    """Predictions of a split with its ids, labels and combinations, one row a sample in manifest order.
 
     Args:
       dataset: the data.

@@ -62,7 +62,7 @@ def read_parquet(path: pathlib.Path, most_rows: int | None = None) -> pl.DataFra
       most_rows: that it may claim to have.
 
     Raises:
-      ValueError: it cannot be read, with the kind of error alone; what it holds is nobody's business.
+      ValueError: it cannot be read; names the kind of error and nothing of what the file holds.
     """
     try:
         with pa.parquet.ParquetFile(path) as file:

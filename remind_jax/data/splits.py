@@ -44,7 +44,7 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
     """Assigns every row to train, tuning or held_out without cutting a patient.
 
     A split column is honoured; if it names no tuning rows, tuning is carved by patient out of train (W105) in the
-    proportion that `fractions` gives. Without the column, patients are dealt out by `fractions` (shares of rows),
+    proportion that `fractions` gives. Without the column, patients are split by `fractions` (shares of rows),
     stratified by the patient's majority label and rarest combination.
 
     Args:
@@ -67,13 +67,13 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
     labels = manifest.labels
     splits = given_splits(manifest)
     if splits is None:
-        splits = _deal(patients, labels, manifest.presence, seed, fractions)
+        splits = _assign(patients, labels, manifest.presence, seed, fractions)
     else:
         _check_given(manifest, patients, splits)
         if not (splits == TUNING).any() and fractions[1] > 0:
             rows = np.flatnonzero(splits == TRAIN)
             share = fractions[1] / (fractions[0] + fractions[1])
-            splits[rows] = _deal(patients[rows], labels[rows], manifest.presence[rows], seed, (1 - share, share, 0.0))
+            splits[rows] = _assign(patients[rows], labels[rows], manifest.presence[rows], seed, (1 - share, share, 0.0))
     if len(splits) and not (splits == HELD_OUT).any():
         raise UserError(
             f"E001 no patient is held out of {len(set(patients.tolist()))}: add patients or raise the last share of "
@@ -105,10 +105,10 @@ def _check_given(manifest: Manifest, patients: np.ndarray, splits: np.ndarray) -
         raise UserError(f"E001 column {column!r} names no held_out rows: mark some or leave `split` out of the schema")
 
 
-def _deal(
+def _assign(
     patients: np.ndarray, labels: np.ndarray, presence: np.ndarray, seed: int, fractions: Sequence[float]
 ) -> np.ndarray:
-    """Deals patients to splits so that the data, each class and each stratum stay as near to `fractions` as they can.
+    """Assigns patients to splits so that the data, each class and each stratum stay as near to `fractions` as they can.
 
     Patients come stratum by stratum, in an order that a hash of seed and patient id fixes. Each goes to the split that
     lacks most rows, summed over the data, the patient's class and the patient's stratum so far.

@@ -59,7 +59,7 @@ def report_of(
     """
     table = datasets.predictions_table(data, "held_out", probabilities)
     facts = {
-        "split_digest": splits.split_digest(data.dealt),
+        "split_digest": splits.split_digest(data.whole_split),
         "majority_accuracy": float(np.mean(table["label"].to_numpy() == data.class_fractions.argmax())),
         "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
         "card": datasets.describe(data),

@@ -125,13 +125,13 @@ def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]
     if not run.config.data.leave_out:
         raise UserError("no data: give a manifest folder as --data=DIR, or adapt a run made with data.leave_out")
     fitted = datasets.fit(run.config)
-    if run.report["split_digest"] != splits.split_digest(fitted.dealt):
+    if run.report["split_digest"] != splits.split_digest(fitted.whole_split):
         raise UserError(f"the data have changed since the run in {run.path} was trained: other rows or splits")
-    return fitted.manifest, fitted.dealt, list(fitted.findings)
+    return fitted.manifest, fitted.whole_split, list(fitted.findings)
 
 
 def prepare(
-    run: Predictor, manifest: Manifest, dealt: np.ndarray, rows: str, findings: Sequence[check.Finding] = ()
+    run: Predictor, manifest: Manifest, whole_split: np.ndarray, rows: str, findings: Sequence[check.Finding] = ()
 ) -> datasets.Dataset:
     """Rows for adaptation: those that train and choose, and all held-out ones.
 
@@ -139,7 +139,7 @@ def prepare(
       run: whose groups are extended by the combinations of the train rows that it does not know, the most frequent
         first, as tail.
       manifest: the data.
-      dealt: int8 [n], positions in `splits.SPLITS`.
+      whole_split: int8 [n], positions in `splits.SPLITS`.
       rows: one of `ROWS`.
       findings: for the report.
 
@@ -147,7 +147,7 @@ def prepare(
       UserError: the run knows every combination of the train rows.
     """
     known, presence = run.groups, manifest.presence
-    train = presence[dealt == splits.TRAIN]
+    train = presence[whole_split == splits.TRAIN]
     masks, counts, _ = count_combinations(train[known.index(train) == len(known)])
     if not len(masks):
         raise UserError("the train rows of these data have no combination that the run does not know")
@@ -159,8 +159,8 @@ def prepare(
     )
     index = groups.index(presence)
     trains = (index < len(groups)) & (rows == "all" or index >= len(known))
-    split = np.where(trains | (dealt == splits.HELD_OUT), dealt, splits.UNUSED).astype(np.int8)
-    fitted = datasets.Fitted(manifest, split, dealt, groups, run.preprocessor, findings)
+    split = np.where(trains | (whole_split == splits.HELD_OUT), whole_split, splits.UNUSED).astype(np.int8)
+    fitted = datasets.FittedData(manifest, split, whole_split, groups, run.preprocessor, findings)
     return datasets.prepare(fitted, run.config.data)
 
 

@@ -107,8 +107,8 @@ def adapters(runs):
 
     def make(path):
         run = adaptation.open_single(path)
-        manifest, dealt, findings = adaptation.own_data(run)
-        return adaptation.Adapter(run, adaptation.prepare(run, manifest, dealt, "new", findings))
+        manifest, whole_split, findings = adaptation.own_data(run)
+        return adaptation.Adapter(run, adaptation.prepare(run, manifest, whole_split, "new", findings))
 
     return {method: make(path) for method, path in runs.items()}
 
@@ -129,10 +129,10 @@ def test_left_out_rows_train_nothing_and_are_held_out_as_before(toy):
     whole = dataset.fit(cli.parse_config(_arguments(toy))[0])
     less = dataset.fit(cli.parse_config(_arguments(toy, data__leave_out="b"))[0])
     assert set(whole.groups.names) - set(less.groups.names) == {"b"}
-    np.testing.assert_array_equal(whole.split, less.dealt)
+    np.testing.assert_array_equal(whole.split, less.whole_split)
     alone = less.manifest.presence.tolist()
     alone = np.array([row == [False, True] for row in alone])
-    held_out = less.dealt == splits.HELD_OUT
+    held_out = less.whole_split == splits.HELD_OUT
     assert (less.split[alone & ~held_out] == splits.UNUSED).all()
     np.testing.assert_array_equal(less.split[~alone | held_out], whole.split[~alone | held_out])
     assert (alone & (whole.split == splits.TRAIN)).sum() == 120
@@ -299,7 +299,7 @@ def test_shares_of_experts_are_nested_and_the_most_used(adapters):
 
 def test_all_rows_train_the_known_combinations_too(adapters):
     run, data = adapters["remind"].run, adapters["remind"].data
-    every = adaptation.prepare(run, data.manifest, data.dealt, "all")
+    every = adaptation.prepare(run, data.manifest, data.whole_split, "all")
     assert (len(every.stores["train"]), len(data.stores["train"])) == (280, 120)
     assert len(every.stores["held_out"]) == len(data.stores["held_out"]) == 140
 
@@ -322,11 +322,11 @@ def test_another_folder_is_prepared_with_what_the_run_has_fitted(runs, toy, tmp_
     run, again = adaptation.open_single(runs["remind"]), adaptation.open_single(tmp_path / "o")
     assert again.preprocessor.to_dict() == run.preprocessor.to_dict()
     assert again.groups.names == (*run.groups.names, "b")
-    manifest, dealt, _ = adaptation.read_folder(again, folder)
+    manifest, whole_split, _ = adaptation.read_folder(again, folder)
     # The folder names b before a; the network wants the run's order.
     assert [modality.name for modality in manifest.schema.modalities] == ["a", "b"]
     with pytest.raises(UserError, match="no combination that the run does not know"):
-        adaptation.prepare(again, manifest, dealt, "all")
+        adaptation.prepare(again, manifest, whole_split, "all")
 
 
 def test_what_was_written_predicts_as_its_report(adapters, learned):

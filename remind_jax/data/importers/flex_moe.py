@@ -52,8 +52,8 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Impo
     splits = folder / "PTID_splits.json"
     if splits.is_file():
         parts = json.loads(splits.read_text(encoding="utf-8"))
-        dealt = {ptid: SPLITS[part] for part, ids in parts.items() if part in SPLITS for ptid in ids}
-        labels = labels.with_columns(pl.col("PTID").replace_strict(dealt, default=None).alias("split"))
+        given = {ptid: SPLITS[part] for part, ids in parts.items() if part in SPLITS for ptid in ids}
+        labels = labels.with_columns(pl.col("PTID").replace_strict(given, default=None).alias("split"))
         notes.append(f"{labels['split'].null_count()} subjects are in no split and left out")
         labels = labels.drop_nulls("split")
     split = "split" if splits.is_file() else ""

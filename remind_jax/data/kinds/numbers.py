@@ -6,14 +6,15 @@ quantile: through the distribution function of the column to a standard normal d
 values matters; outliers and values outside the fitted range end at the range's ends. Equal values share their mid rank,
 so a column of few values has less than unit variance.
 
-piecewise: the standardised number and, beside it, one feature for each of a few intervals between quantiles: 0 below
+piecewise: the standardised number and, next to it, one feature for each of a few intervals between quantiles: 0 below
 the interval, 1 above it, the fraction inside (equation 1 of Gorishniy et al. 2022, arXiv 2203.05556). Unlike there the
-outer intervals end at the range's ends as well, because the number beside them goes on. Each of these features is minus
-its mean, so that 0, which a missing number or modality gives, says nothing. The number has half of a column's variance
-and the intervals share the other half: together the features move a random linear map as far as one standardised number
-does. A column with one interval, for example of two values, has no such features: they would repeat the number.
+outer intervals end at the range's ends as well, because the number next to them goes on. Each of these features is
+minus its mean, so that 0, which a missing number or modality gives, says nothing. The number has half of a column's
+variance and the intervals share the other half: together the features move a random linear map as far as one
+standardised number does. A column with one interval, for example of two values, has no such features: they would repeat
+the number.
 
-periodic: the standardised number and, beside it, sines and cosines of it, of 1, 2, 3, … waves in a range of six
+periodic: the standardised number and, next to it, sines and cosines of it, of 1, 2, 3, … waves in a range of six
 standard deviations about the mean. Frequencies are fixed; Gorishniy et al. (equation 2) train them. Values further out
 count as at the range's ends. Means, variances and columns of two values as with piecewise.
 """
@@ -73,7 +74,7 @@ class Pieces:
     Attributes:
       edges: of the intervals, strictly ascending; empty where there are fewer than two intervals.
       mean: of each interval's feature over the fitting rows, before it is scaled.
-      scale: of all features; makes the sum of their variances what the number beside them leaves of 1.
+      scale: of all features; makes the sum of their variances what the number next to them leaves of 1.
     """
 
     edges: tuple[float, ...]
@@ -110,7 +111,7 @@ class Waves:
     Attributes:
       centre, width: of the range that the first wave covers.
       mean: of each feature over the fitting rows, before it is scaled, sines first; empty for a column of two values.
-      scale: of all features; makes the sum of their variances what the number beside them leaves of 1.
+      scale: of all features; makes the sum of their variances what the number next to them leaves of 1.
     """
 
     centre: float

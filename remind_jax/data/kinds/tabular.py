@@ -106,12 +106,12 @@ class FittedTable(FittedKind):
         one_hot = [f"{c} = {v}" for c, values in zip(self.categorical, self.categories, strict=True) for v in values]
         missing_category = [f"{self.categorical[j]} is missing" for j in self.categorical_holes]
         what = "interval" if self.pieces else "wave"
-        beside = [
+        extras = [
             f"{self.columns[j]}, {what} {k} of {len(features.mean)}"
             for j, features in enumerate(self.extras)
             for k in range(1, len(features.mean) + 1)
         ]
-        return (*self.columns, *missing, *one_hot, *missing_category, *beside)
+        return (*self.columns, *missing, *one_hot, *missing_category, *extras)
 
     @property
     def spec(self) -> InputSpec:
@@ -131,7 +131,7 @@ class FittedTable(FittedKind):
         """Float32 [n, p']: numbers, their indicators, one-hot categories, their indicators, more of the numbers.
 
         Args:
-          numeric: [n, p] with NaN for empty: the median stands in, and what is beside the number is 0.
+          numeric: [n, p] with NaN for empty: the median is filled in, and what is next to the number is 0.
           categorical: [n, q] strings, "" for empty; None where the modality has no categorical columns.
         """
         holes = np.isnan(numeric)

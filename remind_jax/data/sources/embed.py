@@ -61,7 +61,7 @@ def load(
       key: what an exam is, within a patient: one accession number (`acc_anon`) or one date (`study_date`). The dates
         of the two tables may differ for one exam, so the former finds more.
       image_size: height and width that images are resized to when they are decoded.
-      suffix: one of `SUFFIXES`, for files that were converted beside the originals or in their place.
+      suffix: one of `SUFFIXES`, for files that were converted, next to the originals or in their place.
       bad_files: `refuse` (E007) or `missing`: a file that is not there or cannot be used is a missing view, counted in
         a note, and an exam without any other view is dropped.
 

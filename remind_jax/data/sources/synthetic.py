@@ -19,9 +19,9 @@ Choices where the recipe says no more:
   * Scale: z_k gives the difference of two class scores the standard deviation 1.25 (root mean square over the pairs of
     classes) in every combination, whatever its number of terms. So none is easy or hard by its scale alone, and with
     the defaults the best possible overall accuracy is 0.87 to 0.90 from seed to seed.
-  * Atoms: in an order drawn per seed, one goes to all rare combinations (below 15 %), the others are dealt to the
-    frequent ones. A rare combination that shares its rule with a frequent one is learned from that one by any method;
-    keeping them apart is what makes the shift a shift.
+  * Atoms: in an order drawn per seed, one goes to all rare combinations (below 15 %), the others are given in turn to
+    the frequent ones. A rare combination that shares its rule with a frequent one is learned from that one by any
+    method; keeping them apart is what makes the shift a shift.
   * Training and tuning samples have the population's combination frequencies; held-out samples are equally many per
     combination, so that a rare one is measured as well as a frequent one. Overall figures are therefore to be weighted
     by `population_frequencies`.
