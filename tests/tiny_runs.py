@@ -72,16 +72,23 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Spares what most of a tiny run's time goes into; and lets types be promoted as usual.
-
-    XLA optimises less, and what one test has compiled the others of this session find on disk. Promotion, because
-    optax's Adam raises a float to an integer power, which the strict mode of the tests refuses.
-    """
+    """As `quick_programs`, with a folder that all tests of this session share."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with quick_programs(shared / "compiled"):
+        yield
+
+
+@contextlib.contextmanager
+def quick_programs(folder: pathlib.Path) -> Iterator[None]:
+    """Spares what most of a tiny run's time goes into; and lets types be promoted as usual.
+
+    XLA optimises less, and what has been compiled once is found again in `folder`. Promotion, because optax's Adam
+    raises a float to an integer power, which the strict mode of the tests refuses.
+    """
     changes = {
         "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(shared / "compiled"),
+        "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     before = {name: jax.config.values[name] for name in changes}
