@@ -2,7 +2,7 @@
 
 A run takes ten steps with the command line's own entry. It is described by keys of the config, all that matter to its
 numbers by name, and what is kept of it comes from the files of its folder: losses, norms of gradients, λ and shares of
-a batch from metrics.jsonl, probabilities from predictions.parquet, the last weights from the checkpoint.
+a batch from metrics.jsonl, probabilities from predictions.parquet, the last weights from model/.
 """
 
 import json
@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
-import orbax.checkpoint as ocp
 import polars as pl
 from safetensors import numpy as safetensors
 
 from remind_jax import cli
 from remind_jax.models.encoders import t5
-from remind_jax.training import loop
-from remind_jax.training.run import train_and_evaluate
+from remind_jax.training import run as training
 
 Weights = Mapping[str, np.ndarray]
 
@@ -100,7 +98,9 @@ RUNS = {
     "fair_mixup": Run("phenomenon", "fair_mixup", _PHENOMENON, "soft_moe"),
     "reweigh": Run("phenomenon", "reweigh", _PHENOMENON, "soft_moe"),
     "group_dro": Run("phenomenon", "group_dro", _PHENOMENON | {"dro.gamma": 0.3}, "soft_moe"),
-    "fair_batch": Run("phenomenon", "fair_batch", _PHENOMENON | {"sampler_alpha": 0.1}, "soft_moe"),
+    "fair_batch": Run(
+        "phenomenon", "fair_batch", _PHENOMENON | {"sampler_alpha": 0.1, "sampler_floor": False}, "soft_moe"
+    ),
     "logit_adjust": Run("phenomenon", "logit_adjust", _PHENOMENON, "soft_moe"),
     "fuse_moe": Run("phenomenon", "fuse_moe", _PHENOMENON | _PENALTIES),
     "flex_moe": Run("phenomenon", "flex_moe", _PHENOMENON | _PENALTIES | {"sampler_epochs": 1}),
@@ -145,14 +145,15 @@ def train(run: Run, folder: pathlib.Path, cache: pathlib.Path, start: Weights | 
     flags = [f"--config.{name}={value}" for name, value in keys.items()]
     config, _ = cli.parse_config([f"--config={ROOT / 'configs' / run.config}.py:method={run.method}", *flags])
     drawn: list[Weights] = []
-    draw = loop.initial_params
+    draw = training.initial_params
 
     def initial_params(*arguments: Any, **options: Any) -> Weights:
         drawn.append(draw(*arguments, **options))
         return drawn[-1] if start is None else start
 
-    with mock.patch.object(loop, "initial_params", initial_params), mock.patch.dict(t5.SIZES, small=_TEXT_ENCODER):
-        train_and_evaluate(config, folder, verbose=False)
+    smaller = mock.patch.dict(t5.SIZES, small=_TEXT_ENCODER)
+    with smaller, mock.patch.object(training, "initial_params", initial_params):
+        training.train_and_evaluate(config, folder, verbose=False)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     return Numbers(
@@ -177,10 +178,8 @@ def _probabilities(folder: pathlib.Path) -> np.ndarray:
 
 
 def _norms(folder: pathlib.Path) -> dict[str, float]:
-    with ocp.CheckpointManager(folder.absolute() / "checkpoints", item_names=("arrays",)) as checkpoints:
-        args = ocp.args.Composite(arrays=ocp.args.StandardRestore())
-        best = checkpoints.restore(checkpoints.latest_step(), args=args)["arrays"]["best"]
-    told = {path: x for path, x in best.items() if not path.endswith(_NOISE)}
+    last = safetensors.load_file(folder / "model" / "model.safetensors")
+    told = {path: x for path, x in last.items() if not path.endswith(_NOISE)}
     return {path: float(np.linalg.norm(np.asarray(x, np.float64))) for path, x in sorted(told.items())}
 
 
