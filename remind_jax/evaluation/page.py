@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +65,8 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         `classes`: names of the classes in order, instead of the card's;
         `findings`: what the data check found, `[{code, message}]` or plain strings; codes that begin with I count
           what was read and are no warning;
-        `gate`: `{open_rate}`, the share of held-out samples whose gate was open.
+        `gate`: `{open_rate}`, the share of held-out samples whose gate was open;
+        `weights`: which weights these are, see `weights_text`.
       history: the records of metrics.jsonl.
     """
     import markupsafe
@@ -94,11 +95,30 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         # Square roots keep a group of 3 visible beside one of 3,000.
         "bar": lambda n: round(100 * math.sqrt(n / most), 2) if most else 0,
         "titles": {name: figure.title for name, figure in metrics.FIGURES.items()},
+        "weights": weights_text(report["weights"]) if "weights" in report else "",
         "headlines": [(label, report[key]) for key, label in HEADLINES],
         "majority": _majority(report),
         "cautions": cautions(report, history),
         "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
     }
+
+
+def weights_text(weights: Mapping[str, Any]) -> str:
+    """Says in a sentence which weights a run reports.
+
+    Args:
+      weights: `stage` and `step` that they are of, `selected_by` (a tuning figure or `last`), its `value`, and
+        `passed_over`: stage, step and value of better weights that an earlier stage had; None where there were none.
+    """
+    by, passed = weights["selected_by"], weights["passed_over"]
+    how = "the last ones" if by == "last" else f"chosen by tuning {by} ({weights['value']:.4f})"
+    text = f"Weights of step {weights['step']}, stage {weights['stage']}: {how}."
+    if passed is None:
+        return text
+    return (
+        f"{text} Stage {passed['stage']} had better ones at step {passed['step']} ({passed['value']:.4f}), from which "
+        "later stages went on: train.keep_better_stage=true keeps the best of all stages."
+    )
 
 
 def is_synthetic(data: str) -> bool:
@@ -118,6 +138,8 @@ def cautions(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[
                 "No real patient is in these data. The figures show that the program works, not that the model does.",
             ),
         )
+    if report.get("weights", {}).get("passed_over"):
+        found.append(("Better weights were passed over.", weights_text(report["weights"])))
     if caution := _gate(report, history):
         found.append(caution)
     for finding in _coded(report):

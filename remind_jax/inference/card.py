@@ -42,7 +42,6 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _model(model: Predictor) -> Iterator[str]:
     config, report = model.config, model.report
     environment = json.loads((model.path / "environment.json").read_text(encoding="utf-8"))
-    chosen = "the last weights" if config.train.select == "last" else f"chosen by {config.train.select} on tuning rows"
     yield f"# {config.method} on {report['data']}\n"
     yield f"Predicts `{model.schema.label}` ({', '.join(model.classes)}) from any combination of: " + ", ".join(
         f"{name} ({spec.kind})" for name, spec in model.preprocessor.inputs.items()
@@ -52,7 +51,9 @@ def _model(model: Predictor) -> Iterator[str]:
         f"parameters, seed {config.seed}, config {report['config_digest']}"
     )
     version = environment["packages"].get("remind-jax") or "of unknown version"
-    yield f"- Made with remind-jax {version}, jax {environment['packages']['jax']}; {chosen}"
+    yield f"- Made with remind-jax {version}, jax {environment['packages']['jax']}"
+    if "weights" in report:
+        yield f"- {page.weights_text(report['weights'])}"
     if model.prior_power:
         power = f"{model.prior_power:g}, chosen on tuning rows"
         yield f"- Probabilities are divided by the class prior to the power {power}"

@@ -5,7 +5,8 @@
                          "title": of the data, "schema": …, "groups": …, "kinds": fitted preprocessing,
                          "label_counts": …, "train_patients": …, "gate": …, "prior_power": …, "chosen": …}
 
-`chosen` says which weights these are: their step and stage, the tuning figure that they were chosen by and its value.
+`chosen` says which weights these are: their stage and step, the tuning figure that they were chosen by and its value,
+and better ones that an earlier stage had, if it had any (`evaluation.page.weights_text`).
 No checkpoint is needed to use a model.
 """
 

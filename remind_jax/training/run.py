@@ -16,6 +16,7 @@ from remind_jax.data import samplers
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
+from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
@@ -25,6 +26,7 @@ from remind_jax.runtime.signals import Signals
 from remind_jax.training import frozen_features
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
+from remind_jax.training.recorder import Cursor
 from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.stages import plan_stages
 from remind_jax.training.transforms import make_transforms
@@ -179,12 +181,13 @@ def cohort_lines(manifest: Manifest) -> Iterator[str]:
 def _report(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progress.Silent) -> dict[str, Any]:
     """Makes the trained model, asks it for the held-out rows, once, and writes model, predictions and report."""
     config, folder = trainer.config, trainer.folder
-    model = dataclasses.replace(trainer.model, params=at.best, chosen=at.cursor.chosen)
-    model, facts = _adjusted(model, data)
+    chosen = _chosen(at.cursor, config.train.select)
+    bar.say(page.weights_text(chosen))
+    model, facts = _adjusted(dataclasses.replace(trainer.model, params=at.best, chosen=chosen), data)
     predicted = model.predict_store(data.stores["held_out"])
     if not folder.writes:
         return {}
-    facts |= _gate_summary(trainer, predicted.open_rate)
+    facts |= {"weights": chosen} | _gate_summary(trainer, predicted.open_rate)
     report, table = reports.report_of(
         config.to_dict(), data, predicted.probabilities, parameters=model.parameters, count=bar.count, **facts
     )
@@ -195,6 +198,22 @@ def _report(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progres
     # Last, because a run counts as finished once it is there.
     reports.write_json(folder.path / "report.json", report)
     return report
+
+
+def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
+    """Which weights a run reports, and whether an earlier stage had better ones, see `page.weights_text`."""
+
+    def facts(chosen: Mapping[str, Any]) -> dict[str, Any]:
+        return {"stage": chosen["stage"], "step": chosen["step"], "value": chosen.get(select)}
+
+    def gain(one: Mapping[str, Any]) -> float:
+        return -one["value"] if select == "loss" else one["value"]
+
+    found, earlier = facts(cursor.chosen), [facts(chosen) for chosen in cursor.passed if chosen]
+    known = [one for one in earlier if None not in (one["value"], found["value"])]
+    best = max(known, key=gain, default=found)
+    passed_over = best if known and gain(best) > gain(found) else None
+    return found | {"selected_by": select, "earlier": earlier, "passed_over": passed_over}
 
 
 def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict[str, Any]]:

@@ -1,0 +1,59 @@
+"""What a run says of the weights that it reports."""
+
+import json
+import pathlib
+
+import pytest
+
+import remind_jax
+from remind_jax.evaluation import page
+from remind_jax.training.run import train_and_evaluate
+from tests import tiny_runs
+
+pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+STAGES = ("joint", "specialize")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick(tmp_path_factory):
+    with tiny_runs.quick_compilation(tmp_path_factory):
+        yield
+
+
+def _run(folder: pathlib.Path, **changes) -> tuple[dict, dict]:
+    """The weights that a report names, and of each stage the lowest tuning loss with its step."""
+    changes = {"eval__bootstrap": 20, "optim__schedule": "constant", "train__evaluate_every": 0.5} | changes
+    report = train_and_evaluate(tiny_runs.config(folder / "cache", "remind", **changes), folder / "run", verbose=False)
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    seen = [record for line in lines if "eval/loss" in (record := json.loads(line))]
+    by_stage = {name: [(one["eval/loss"], one["step"]) for one in seen if one["stage"] == name] for name in STAGES}
+    return report["weights"], {name: min(found) for name, found in by_stage.items()}
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.3])
+def test_the_report_names_its_weights_and_better_ones_that_were_passed_over(tmp_path, lr):
+    weights, best = _run(tmp_path, optim__lr=lr)
+    assert (weights["value"], weights["step"]) == best["specialize"]
+    assert (weights["stage"], weights["selected_by"]) == ("specialize", "loss")
+    joint = {"stage": "joint", "step": best["joint"][1], "value": best["joint"][0]}
+    assert weights["earlier"] == [joint]
+    worse = best["joint"][0] < best["specialize"][0]
+    assert worse is (lr == 0.3)  # so that both cases are seen
+    assert weights["passed_over"] == (joint if worse else None)
+    assert remind_jax.load(tmp_path / "run").chosen == weights
+    text = page.weights_text(weights)
+    assert f"step {weights['step']}, stage specialize" in text
+    assert ("train.keep_better_stage=true" in text) is worse
+    assert text.replace("'", "&#39;") in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_best_of_both_stages_can_be_kept(tmp_path):
+    weights, best = _run(tmp_path, optim__lr=0.3, train__keep_better_stage=True)
+    assert (weights["value"], weights["step"]) == min(best.values())
+    assert weights["passed_over"] is None
+
+
+def test_the_last_weights_are_no_choice(tmp_path):
+    weights, _ = _run(tmp_path, train__select="last")
+    assert (weights["stage"], weights["value"], weights["passed_over"]) == ("specialize", None, None)
+    assert page.weights_text(weights).endswith("the last ones.")
