@@ -29,7 +29,7 @@ def run(command: Callable[[list[str]], None], usage: str | None) -> None:
 
 
 def _nobody_reads() -> bool:
-    """Whether whoever read standard output has left, as `head` does."""
+    """Tells whether the reader of standard output has closed the pipe, as `head` does."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -29,13 +29,13 @@ _POLL = 0.5
 
 
 class Claims:
-    """The claims in a folder, as one process sees them; while it is open, those it holds are kept up."""
+    """The claims in a folder as one process sees them; while it is open, it keeps those up that it holds."""
 
-    def __init__(self, folder: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE, make: bool = True):
-        """Looks whether the folder can be written.
+    def __init__(self, folder: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE):
+        """Checks that the folder can be written.
 
         Args:
-          folder: of the claims; made where it is not there, unless `make` is False.
+          folder: of the claims; made where it is missing.
           beat, patience: see `BEAT` and `PATIENCE`; the same for all processes.
 
         Raises:
@@ -46,8 +46,7 @@ class Claims:
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._clock = folder / f".clock-{socket.gethostname()}-{os.getpid()}"
         try:
-            if make:
-                folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             self.now()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -65,7 +64,7 @@ class Claims:
         self._clock.unlink(missing_ok=True)
 
     def now(self) -> float:
-        """Seconds by the clock of the folder's server, by which the times of its files are."""
+        """Returns the time of the folder's server in seconds, by which the times of its files are."""
         self._clock.touch()
         return self._clock.stat().st_mtime
 
@@ -145,12 +144,12 @@ class Claims:
         return self._folder / f"{name}.{number}"
 
     def _newest(self, name: str) -> int:
-        """Number of the newest claim, 0 while there is none."""
+        """Returns the number of the newest claim, 0 while there is none."""
         numbers = (path.name.removeprefix(f"{name}.") for path in self._folder.glob(f"{name}.*"))
         return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def _alive(self, name: str, number: int) -> bool:
-        """Whether the holder of a claim works on."""
+        """Tells whether the holder of a claim works on."""
         locked = self._locked_here(name, number)
         return self.now() - self._touched(name, number) < self._patience if locked is None else locked
 
@@ -160,7 +159,7 @@ class Claims:
             return os.fstat(file.fileno()).st_mtime
 
     def _locked_here(self, name: str, number: int) -> bool | None:
-        """Whether a process of this machine has a claim locked; None where another machine would have to say so."""
+        """Tells whether a process of this machine has a claim locked; None where only another machine could say so."""
         with open(self._file(name, number), "r+b") as file:  # network file systems lock what can be written
             try:
                 holder = json.loads(file.read())
@@ -172,7 +171,7 @@ class Claims:
 
 
 def _machine() -> str:
-    """What tells running kernels apart; empty where nothing does."""
+    """Returns an id that running kernels do not share; empty where there is none."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:

@@ -52,7 +52,11 @@ class Program(NamedTuple):
 
 
 def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
-    """The first `count` devices, as many of each process, all when 0; the batch must divide among them."""
+    """Chooses the first `count` devices, as many of each process; all when 0.
+
+    Raises:
+      UserError: there are not so many, or the batch does not divide among them.
+    """
     by_process = [jax.local_devices(process_index=i) for i in range(jax.process_count())]
     each, rest = divmod(count, len(by_process))
     if not count:
@@ -71,7 +75,7 @@ def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
 
 
 def own_rows(batch_size: int) -> slice:
-    """The rows of a global batch that this process hands in, those of its devices."""
+    """Returns the rows of a global batch that this process hands in, those of its devices."""
     each = batch_size // jax.process_count()
     return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 
@@ -125,7 +129,7 @@ def make_program(
 def compiled(
     step: Any, programs: str, platform: str, compile_it: Callable[..., Callable], axis_name: str | None = None
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
-    """A step as compiled programs, (state, batch) -> (state, metrics).
+    """Makes a step of compiled programs, (state, batch) -> (state, metrics).
 
     Args:
       step, programs: as for `make_program`.
@@ -149,13 +153,13 @@ def compiled(
 
 
 def _is_large(state: State) -> bool:
-    """Whether page faults weigh in the time of a step on CPU; measured at 11 KiB and at 17 MiB of parameters."""
+    """Tells whether page faults weigh in the time of a step on CPU; measured at 11 KiB and 17 MiB of parameters."""
     trained = getattr(state, "params", state)  # a step may have another state than that of training
     return sum(x.nbytes for x in jax.tree.leaves(trained)) >= _LARGE
 
 
 def keep_freed_memory() -> None:
-    """From here on this process keeps what it frees, where its C library is glibc.
+    """Makes this process keep the memory that it frees, where its C library is glibc.
 
     XLA on CPU takes the temporary memory of a program anew at every call. Blocks above 32 MiB glibc gives back to the
     system in between, and every page of them costs a fault; docs/performance.md has the figures.
@@ -170,7 +174,7 @@ def _one_program(step: Any, compile_it: Callable[..., Callable], axis_name: str 
 
 
 def _two_programs(step: Any, compile_it: Callable[..., Callable], axis_name: str | None) -> Callable[..., Any]:
-    """A step as a program for the gradient and one for the update, the same numbers as both in one.
+    """Splits a step into a program for the gradient and one for the update, with the numbers of both in one.
 
     XLA on CPU takes temporary memory anew at every run, at one page fault for each 4 KiB: gradients that are the result
     of a program of their own, written where the last ones lay, take none. And no weight is copied because the backward
@@ -195,7 +199,7 @@ def _two_programs(step: Any, compile_it: Callable[..., Callable], axis_name: str
 
 
 def _room_for_gradient(step: Any, state: State, batch: Any, axis_name: str | None) -> Any:
-    """Zeros of the shapes of the gradient, each where its parameter lies."""
+    """Makes zeros of the shapes of the gradient, each on the devices of its parameter."""
     function = functools.partial(step.gradient, axis_name=axis_name)
     shapes, _ = jax.eval_shape(function if axis_name is None else jax.vmap(function, axis_name=axis_name), state, batch)
     return jax.tree.map(lambda x, like: jnp.zeros(x.shape, x.dtype, device=like.sharding), shapes, state.params)
@@ -233,7 +237,7 @@ def _jit_program(step: Any, devices: list[jax.Device], programs: str, experts: i
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
-    """This process's part of arrays to its devices."""
+    """Puts this process's part of arrays on its devices."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
@@ -267,7 +271,7 @@ def _pmap_program(step: Callable[..., Any], devices: list[jax.Device], programs:
 
 
 def merged(tree: Any) -> Any:
-    """Host arrays of which at most one process has an entry that is not zero, put together on all, bit for bit.
+    """Adds up host arrays of which at most one process has an entry that is not zero, on all, bit for bit.
 
     All processes take part, with arrays of the same shapes and types.
     """
@@ -321,10 +325,10 @@ class Agreement:
         return 0 if before is None else int(before)
 
     def settle(self, number: int) -> int:
-        """The largest number of all processes now; waits for them."""
+        """Returns the largest number of all processes now; waits for them."""
         return max(self.ask(number), self.ask(number))
 
 
 def host_copy(tree: Any) -> Any:
-    """Arrays on the host that do not share memory with donated device buffers."""
+    """Copies arrays to the host, so that they share no memory with donated device buffers."""
     return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(tree))

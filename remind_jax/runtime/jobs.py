@@ -1,4 +1,4 @@
-"""Several processes at a time, each with its share of the devices, and a lock against two sweeps in one folder."""
+"""Runs several processes at a time, each with its share of the devices; holds a folder against a second sweep."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from remind_jax.errors import UserError
 from remind_jax.runtime import files
 
 ALONE = {"JAX_NUM_PROCESSES": "1"}
-"""Set for a process that must not join the job of a cluster in whose environment it starts, see `cluster`."""
+"""Set for a process that must not join the job of a cluster in whose environment it starts, see `processes`."""
 _POLL = 0.2  # seconds between two looks at the processes
 _PATIENCE = 15.0  # seconds a process has to end when it is asked to
 _LAST_LINES = 4096  # bytes of a log that its last line is looked for in
@@ -51,7 +51,7 @@ class Event(NamedTuple):
 
 
 def find_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, without starting JAX, which would take their memory."""
+    """Returns the names of the GPUs that this process may use, without starting JAX, which would take their memory."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not any(name in platforms for name in ("cuda", "gpu", "rocm")):
         return []
@@ -67,7 +67,7 @@ def find_gpus() -> list[str]:
 
 
 def find_cpus() -> list[int]:
-    """Numbers of the processor cores that this process may use."""
+    """Returns the numbers of the processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -76,8 +76,8 @@ def find_cpus() -> list[int]:
 def divide(count: int, gpus: Sequence[str], cpus: Sequence[int]) -> list[Slot]:
     """Shares the devices among `count` processes.
 
-    GPUs are dealt out whole while there are enough; beyond that several processes share one, and each may take its part
-    of the memory. Cores, and with them the threads of XLA and OpenMP, are dealt out alike.
+    Each process gets whole GPUs while there are enough; beyond that several processes share one, and each may take its
+    part of the memory. Cores, and with them the threads of XLA and OpenMP, are shared in the same way.
     """
     slots = []
     for i in range(count):
@@ -145,7 +145,7 @@ def _start(job: Job, slot: Slot, keep_open: Sequence[int]) -> subprocess.Popen:
 
 
 def _error(code: int, log: pathlib.Path) -> str:
-    """Nothing for exit code 0, else the last line of the log, or the signal."""
+    """Returns nothing for exit code 0, else the last line of the log, or the signal."""
     if code == 0:
         return ""
     if code < 0:

@@ -36,7 +36,7 @@ _questions = itertools.count()  # all processes ask the same ones in the same or
 
 
 class Place(NamedTuple):
-    """Where a process stands in its job.
+    """The place of a process in its job.
 
     Attributes:
       found_by: who says so: `nothing`, `JAX_*`, `Slurm` or `MPI`.
@@ -92,7 +92,7 @@ _MPI = (
 
 
 def _is_task(environ: Mapping[str, str], size: str) -> bool:
-    """Whether the PMI variables are those that srun sets beside its own. Under mpirun, Slurm's are of its daemon."""
+    """Tells whether srun set the PMI variables next to its own. Under mpirun, Slurm's are of its daemon."""
     slurm = environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS"))
     return size == "PMI_SIZE" and "SLURM_PROCID" in environ and slurm == environ[size]
 
@@ -141,7 +141,7 @@ def _slurm(environ: Mapping[str, str], gpus: int) -> Place:
 
 
 def _refuse_other_launchers(environ: Mapping[str, str]) -> None:
-    """Launchers whose processes would each train alone, all into one folder."""
+    """Refuses launchers whose processes would each train alone, all into one folder."""
     together = f"set {ADDRESS}=HOST:PORT, {COUNT} and {INDEX}"
     if environ.get(ADDRESS):
         raise UserError(f"{ADDRESS} is set, but nothing says how many processes there are: {together}")
@@ -171,7 +171,7 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a Slurm node list, such as `rack[1-2]-gpu[003,007-9]-ib,login`."""
+    """Returns the first host of a Slurm node list, such as `rack[1-2]-gpu[003,007-9]-ib,login`."""
     first, depth = "", 0
     for letter in nodes:
         if letter == "," and not depth:
@@ -185,13 +185,13 @@ def first_host(nodes: str) -> str:
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
-    """The same for all tasks of a step, another one for other steps and most other jobs."""
+    """Returns a port that all tasks of a step share, and other steps and most other jobs do not."""
     step = environ.get("SLURM_STEP_ID", "0")
     return 2**16 - _PORTS + (_number(environ, "SLURM_JOB_ID") + 97 * int(step if step.isdecimal() else 0)) % _PORTS
 
 
 def _tasks_here(environ: Mapping[str, str], tasks: int) -> int:
-    """How many tasks of the step run on this node; of `4(x2),3`, nodes 0 and 1 have 4 and node 2 has 3."""
+    """Returns how many tasks of the step run on this node; of `4(x2),3`, nodes 0 and 1 have 4 and node 2 has 3."""
     layout = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", ""))
     counts: list[int] = []
     for part in layout.split(","):
@@ -202,7 +202,7 @@ def _tasks_here(environ: Mapping[str, str], tasks: int) -> int:
 
 
 def _chosen(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The devices that the user chose."""
+    """Returns the devices that the user chose."""
     given = environ.get(DEVICES)
     if not given:
         return None
@@ -213,7 +213,7 @@ def _chosen(environ: Mapping[str, str]) -> tuple[int, ...] | None:
 
 
 def _share(environ: Mapping[str, str], gpus: int, local: int, processes: int) -> tuple[int, ...] | None:
-    """The GPUs of one of several processes of a machine.
+    """Returns the GPUs of one of several processes of a machine.
 
     JAX gives each process the GPU of its own number: the others of a process that should drive several stay idle, and
     with --gpus-per-task, where each sees its own as number 0, there is none of that number.
@@ -232,7 +232,7 @@ def _share(environ: Mapping[str, str], gpus: int, local: int, processes: int) ->
 
 
 def here() -> Place:
-    """`detect` for this process, its notes shown."""
+    """Detects the place of this process and shows the notes."""
     place = detect(os.environ, len(jobs.find_gpus()))
     for note in place.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -313,7 +313,7 @@ def _leave(place: Place, error: BaseException) -> NoReturn:
 
 
 def _without_address(error: BaseException) -> UserError | None:
-    """What the user can mend where CPUs could not join because this machine does not know its own address."""
+    """Returns what the user can fix where CPUs could not join because this machine does not know its own address."""
     if "gloo/transport/tcp/device" not in str(error):
         return None
     name = socket.gethostname()
@@ -325,7 +325,7 @@ def _without_address(error: BaseException) -> UserError | None:
 
 
 def _is_broken(error: BaseException) -> bool:
-    """Whether an exchange failed because another process is gone; most often XLA says so itself and ends this one."""
+    """Tells whether an exchange failed because another process is gone; mostly XLA says so itself and ends this one."""
     import jax
 
     return isinstance(error, jax.errors.JaxRuntimeError) and bool(
@@ -338,7 +338,7 @@ def _is_broken(error: BaseException) -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Tells whether this is the process that writes."""
     import jax
 
     return jax.process_index() == 0
@@ -369,13 +369,13 @@ def run_on_first(make: Callable[[], Any]) -> Any:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Waits until all processes are here."""
     if (client := _client()) is not None:
         client.wait_at_barrier(f"remind_jax/{next(_questions)}", _PATIENCE)
 
 
 def _client() -> Any:
-    """Of the coordination service; None for a process that is alone."""
+    """Returns the client of the coordination service; None for a process that is alone."""
     from jax._src import distributed  # the service has no public name
 
     return distributed.global_state.client

@@ -1,4 +1,4 @@
-"""What a person sees while a command works: bars in a terminal, plain lines elsewhere."""
+"""Shows a person how far a command is: bars in a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -13,13 +13,13 @@ Item = TypeVar("Item")
 
 
 class Clock:
-    """Wall time between laps."""
+    """Measures wall time between laps."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
     def lap_ms(self) -> float:
-        """Milliseconds since the last lap."""
+        """Returns the milliseconds since the last lap."""
         now = time.perf_counter()
         lap, self._last = now - self._last, now
         return 1e3 * lap
@@ -29,7 +29,7 @@ class Silent:
     """Shows nothing."""
 
     def __init__(self, total: int = 0, title: str = ""):
-        """Of a step with `total` parts, 0 while that is unknown."""
+        """`total` is the number of parts of the step, 0 while that is unknown."""
 
     def __enter__(self) -> Self:
         return self
@@ -38,7 +38,7 @@ class Silent:
         pass
 
     def below(self, total: int, title: str) -> "Silent":
-        """Another of the same kind, for a step within this one."""
+        """Makes another of the same kind, for a step within this one."""
         return type(self)(total, title)
 
     def say(self, text: str) -> None:
@@ -123,14 +123,14 @@ def _display() -> "progress.Progress":
 
 
 def make(total: int, title: str, verbose: bool = True) -> Silent:
-    """A bar over `total` steps if standard output is a terminal, else plain lines; 0 while the length is unknown."""
+    """Makes a bar over `total` steps if standard output is a terminal, else plain lines; 0 if the length is unknown."""
     if not verbose:
         return Silent()
     return Bar(total, title) if sys.stdout.isatty() else Lines(total, title)
 
 
 def over(items: Iterable[Item], title: str, total: int = 0) -> Iterator[Item]:
-    """The items in turn, counted by `make`; `total` where they have no length."""
+    """Yields the items in turn and shows how many; `total` says how many there are where they have no length."""
     with make(total or (len(items) if hasattr(items, "__len__") else 0), title) as bar:
         for done, item in enumerate(items):
             bar.advance(done)

@@ -1,4 +1,4 @@
-"""Signals by which schedulers ask a run to stop: it saves at the next step and ends with a code of its own."""
+"""Signals by which schedulers ask a run to stop; it saves at the next step and ends with an exit code of its own."""
 
 import contextlib
 import signal
@@ -42,10 +42,10 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self, agree: Callable[[int], int] = int) -> Iterator[None]:
-        """Where work would be lost: a signal only shows in `asked`, and the loop raises `Stopped` when it has saved.
+        """Keeps signals back where work would be lost: they only show in `asked`, and `Stopped` is raised at the end.
 
         Args:
-          agree: from this process's signal at the end to that of all processes, 0 being none.
+          agree: turns this process's signal at the end into that of all processes; 0 is none.
         """
         self._deferred = True
         try:
@@ -58,7 +58,7 @@ class Signals:
 
     @property
     def asked(self) -> int:
-        """The signal that has come first; 0 while none has."""
+        """The signal that came first; 0 while none has come."""
         return self._asked
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
