@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from remind_jax.config import defaults
 from remind_jax.models.encoders import vit
-from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import STORED, Network, make_network
-from remind_jax.models.spec import ModelSpec
+from remind_jax.models.model import STORED
+from remind_jax.models.network import Network, make_network
+from remind_jax.models.spec import ModelSpec, model_spec
 from remind_jax.objectives import group_dro, reweigh
 from remind_jax.ops import flops, losses, soft_moe
 from remind_jax.ops.pixels import IMAGENET, normalize
@@ -194,21 +195,24 @@ def set_up(
     """
     imputation = imputation or ("group" if routed else "modality")
     shape = {"heads": size.h, "experts": size.e, "hidden": size.f}
-    fusion = FusionSpec(**shape, preset=preset, group_routers=routed, **fusion_options)
-    spec = ModelSpec(
-        width=size.d,
-        tokens=size.t,
-        image_encoder=f"vit_{size.image}",
-        imputation=imputation,
-        fusion=fusion,
-    )
+    fusion = {**shape, "preset": preset, "group_routers": routed, **fusion_options}
+    spec = make_spec(fusion, width=size.d, tokens=size.t, image_encoder=f"vit_{size.image}", imputation=imputation)
     inputs = make_inputs(size, "image" if kind == "features" else kind)
     network = make_network(spec, inputs, size.g, CLASSES)
-    params = _weights((size, routed, kind == "embedding", imputation, fusion.kind, fusion.router_rank), network.init)
+    shared = (size, routed, kind == "embedding", imputation, spec.fusion.kind, spec.fusion.router_rank)
+    params = _weights(shared, network.init)
     batch = make_batch(size, inputs)
     if kind == "features":
         batch = stored(network, params, batch, inputs)
     return Setup(network, params, jax.device_put(batch), *count(network, params, batch, gate))
+
+
+def make_spec(fusion: Mapping[str, Any], **model: Any) -> ModelSpec:
+    """The network of a config's defaults without dropout, but for these keys of its sections `fusion` and `model`."""
+    config = defaults()
+    config["model"] |= {"encoder_dropout": 0.0, **model}
+    config["fusion"] |= {"dropout": 0.0, **fusion}
+    return model_spec(config)
 
 
 def stored(network: Network, params: Mapping[str, Any], batch: Mapping[str, Any], names: Iterable[str]) -> dict:
@@ -372,7 +376,7 @@ def _step(
       gate: see `Model.__call__`.
       robust: whether λ acts and moves.
       frozen: whether the encoders stay as they are.
-      programs, group_rows, precision, first_moment, gradient: as in configs/common.py.
+      programs, group_rows, precision, first_moment, gradient: as in remind_jax/config.py.
       reads: whether the batch is taken from 8 times as many samples on the host and brought to the device.
       objective: other arguments of `make_objective`.
       options: of `set_up`.
@@ -645,7 +649,7 @@ ENCODER_BATCH = 2
 def set_up_encoder(name: str) -> tuple[Callable, dict[str, jax.Array], jax.Array]:
     """The trunk of an encoder as a function of weights and input, both of them."""
     one, options = ENCODERS[name]
-    network = make_network(ModelSpec(width=768, tokens=16, **options), {"x": one}, 1, CLASSES)
+    network = make_network(make_spec({}, width=768, tokens=16, **options), {"x": one}, 1, CLASSES)
     rng, shape = np.random.default_rng(0), (ENCODER_BATCH, *one.shape)
     x = rng.integers(0, 256, shape).astype(np.uint8)
     if one.encoder == "text":
@@ -694,7 +698,7 @@ def _startup_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     ]
 
 
-_IMPORT = "import remind_jax.models.model, remind_jax.ops.soft_moe"
+_IMPORT = "import remind_jax.models.network, remind_jax.ops.soft_moe"
 # In a process of its own because it needs the data stack, which this module may not import.
 _FIRST_STEP = """
 import pathlib, tempfile, time

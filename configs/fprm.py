@@ -6,16 +6,14 @@ The layout of the release is not public, so `data.root` is the folder of a manif
 `data.root` empty it trains on the twin: drawn images and volumes with the published combinations and frequencies.
 """
 
-from configs import common
+from remind_jax import methods
+from remind_jax.config import base
 
 
 def get_config(arg: str = ""):
-    chosen = common.parse_arg(arg)
-    config = common.base()
+    chosen = methods.parse_arg(arg)
+    config = base("fprm")
     config.size = chosen["size"]
-    config.data.source = "fprm"
-    config.data.samples = 3_394  # of the twin
-    config.data.seed = 0  # of the twin; the run's own seed splits it
     # Table 3 counts all but the most frequent combination as tail.
     config.groups.tail = ("fundus", "fundus+flow+oxygen", "fundus+oxygen+tabular", "fundus+flow+oxygen+tabular")
     config.model.update(
@@ -25,10 +23,10 @@ def get_config(arg: str = ""):
     config.train.epochs = 6.0
     config.train.joint_epochs = 4.0
     if config.size == "paper":
-        common.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
+        methods.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
         config.model.update(image_encoder="resnet50", volume_encoder="r3d_18")
         config.data.samples = 256  # images of the twin are held in memory, 2.8 MB a sample at this size
         config.data.frames = 16
         config.train.epochs = 50.0
-    common.apply_method(config, chosen["method"])
+    methods.apply_method(config, chosen["method"])
     return config

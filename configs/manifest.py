@@ -3,20 +3,20 @@
 python -m remind_jax.main --config=configs/manifest.py --config.data.root=DIR
 """
 
-from configs import common
+from remind_jax import methods
+from remind_jax.config import base
 
 
 def get_config(arg: str = ""):
-    chosen = common.parse_arg(arg)
-    config = common.base()
+    chosen = methods.parse_arg(arg)
+    config = base("manifest")
     config.size = chosen["size"]
-    config.data.source = "manifest"
     config.model.update(width=64, tokens=4)
     config.fusion.hidden = 128
     if config.size == "paper":
-        common.paper_hyper_parameters(config, experts=128, width=768, lr=1e-4, decay=5e-5)
+        methods.paper_hyper_parameters(config, experts=128, width=768, lr=1e-4, decay=5e-5)
         config.train.epochs = 20.0
     config.fusion.share_experts = True
     # A hospital's own data often have dozens of combinations, most of them rare.
-    common.apply_method(config, chosen["method"], group_imputation="modality+group")
+    methods.apply_method(config, chosen["method"], group_imputation="modality+group")
     return config

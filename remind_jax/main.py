@@ -6,7 +6,7 @@
       method=remind       remind, remind_plus, soft_moe, group_dro, reweigh, fair_batch, fair_mixup, logit_adjust,
                           fuse_moe, flex_moe, remind_no_dro, remind_no_specialization
       size=small          small | paper
-    --config.KEY=VALUE    any key of the file, such as --config.optim.lr=1e-3; all are explained in configs/common.py
+    --config.KEY=VALUE    any key of the file, such as --config.optim.lr=1e-3; all are explained in remind_jax/config.py
     --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default
 
 The same command again goes on with a run that was stopped, and shows the report of one that is finished.

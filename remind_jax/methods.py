@@ -1,12 +1,114 @@
-"""What a sweep can run under a name: methods, plain models, and tables of variants."""
+"""Methods of the paper and of this package, their published hyper-parameters, and the tables of sweeps, as data.
 
-from collections.abc import Sequence
+A config file ends in `apply_method(config, …)`, which applies the argument string of the config, for example
+`configs/nhanes.py:method=soft_moe,size=small`.
+"""
+
 from typing import Any, NamedTuple
 
+from remind_jax.config import set_value, value_of
 from remind_jax.errors import UserError, did_you_mean
 
+SOFT_MOE = {"fusion.group_routers": False, "model.imputation": "modality", "objective.kind": "erm"}
+# Group-specific parts of REMIND; where a data set has many combinations, its config sets `group_imputation`.
+REMIND = {"fusion.group_routers": True, "model.imputation": "<group>", "objective.kind": "group_dro"}
+
+# A method is a fusion, an objective and a sampler, nothing else (design: methods of the paper).
+METHODS = {
+    "soft_moe": SOFT_MOE,
+    # Chuang and Mroueh 2021, of latents: batches of two groups, and a penalty on how predictions differ between them.
+    "fair_mixup": SOFT_MOE | {"sampler": "group_pairs", "objective.mixup_weight": 0.1},
+    "reweigh": SOFT_MOE | {"objective.kind": "reweigh"},
+    # Sagawa et al. 2020: every step, from uniform weights, the new weights at once, groups drawn evenly.
+    "group_dro": SOFT_MOE
+    | {
+        "objective.kind": "group_dro",
+        "sampler": "group_balanced",
+        "dro.gamma": 0.01,
+        "dro.every": 1,
+        "dro.initial": "uniform",
+        "dro.weights": "updated",
+        "dro.normalize_present": False,
+        "dro.absent": "zero",
+    },
+    # Roh et al. 2021, of training losses: the groups' shares of a batch move once an epoch.
+    "fair_batch": SOFT_MOE | {"sampler": "fair_batch"},
+    # Han et al. 2024: routers of each modality over shared experts, by distance.
+    "fuse_moe": SOFT_MOE | {"fusion.kind": "fuse_moe"},
+    # Yun et al. 2024: one router, taught which expert belongs to a combination; vectors of combination and modality.
+    "flex_moe": SOFT_MOE
+    | {
+        "fusion.kind": "flex_moe",
+        "fusion.top_k": 4,
+        "fusion.routing": "joint",
+        "fusion.scores": "softmax",
+        "model.imputation": "bank",
+        "sampler": "most_modalities_first",
+        "objective.entropy_weight": 0.0,
+    },
+    # Menon et al. 2021: what "Distribution Adjustment" is if it is not `reweigh`.
+    "logit_adjust": SOFT_MOE | {"objective.prior": "class"},
+    "remind": REMIND,
+    "remind_no_dro": REMIND | {"objective.kind": "erm"},
+    "remind_no_specialization": REMIND | {"fusion.group_routers": False},
+    # Ours, chosen on tuning rows (docs/remind_plus.md): four networks, two of them without group parts, all at once,
+    # with a linear path beside the fusion, numbers in pieces and tokens that say which modality they are of.
+    "remind_plus": REMIND
+    | {
+        "ensemble": 4,
+        "ensemble_plain": 2,
+        "data.numbers": "piecewise",
+        "model.imputation": "modality+group",
+        "model.modality_embedding": True,
+        "model.wide": True,
+        "train.joint_epochs": 0.0,
+        "train.freeze": "nothing",
+    },
+}
+SIZES = ("small", "paper")
 PLAIN = ("logistic_regression", "gradient_boosting")
 """Models of remind_jax.studies.baselines, which need no method of the config."""
+
+
+# ---- Configs of methods ----------------------------------------------------------------------------------------------
+
+
+def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, decay: float):
+    """Sets what the paper's data sets share (section 7.4): AdamW, StepLR(5, 0.1), focal loss, batch 32, 8 heads."""
+    config.model.update(width=width, tokens=16, encoder_dropout=0.25, text_size="base", text_gated=False)
+    config.fusion.update(heads=8, experts=experts, slots=1, hidden=4 * width, dropout=0.0)
+    config.objective.update(loss="focal", focal_gamma=2.0)
+    config.optim.update(lr=lr, weight_decay=decay, decay="all", clip=0.0, ema=0.0)
+    config.optim.update(schedule="step", step_epochs=5.0, step_rate=0.1)
+    config.train.update(batch_size=32, select="accuracy", joint_epochs=5.0, patience=0)
+    config.dro.update(gamma=0.02, every=100, initial="uniform")
+    config.data.update(max_tokens=512, vocabulary=32_000, image_size=224)
+
+
+def parse_arg(arg: str) -> dict[str, str]:
+    """Reads `key=value,key=value` with the keys `method` and `size`."""
+    choices = {"method": tuple(METHODS), "size": SIZES}
+    chosen = {"method": "remind", "size": "small"}
+    for part in filter(None, (arg or "").split(",")):
+        key, _, value = part.partition("=")
+        if key not in choices:
+            raise UserError(f"unknown config argument {key!r}{did_you_mean(key, choices)}; known: {', '.join(choices)}")
+        if value not in choices[key]:
+            raise UserError(
+                f"unknown {key} {value!r}{did_you_mean(value, choices[key])}; known: {', '.join(choices[key])}"
+            )
+        chosen[key] = value
+    return chosen
+
+
+def apply_method(config: Any, method: str, group_imputation: str = "group"):
+    """Sets the keys that a method stands for."""
+    config.method = method
+    for key, value in METHODS[method].items():
+        set_value(config, key, group_imputation if value == "<group>" else value)
+
+
+# ---- Sweeps ----------------------------------------------------------------------------------------------------------
 
 
 class Variant(NamedTuple):
@@ -32,10 +134,7 @@ class Variant(NamedTuple):
         """
         values = list(self.changes)
         for key, share in self.shares:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            values.append((key, max(1, round(share * value))))
+            values.append((key, max(1, round(share * value_of(config, key)))))
         return [f"--config.{key}={value}" for key, value in values]
 
 
@@ -83,13 +182,12 @@ TABLES: dict[str, tuple[Variant, ...]] = {
 }
 
 
-def choose(names: str, table: str, methods: Sequence[str]) -> list[Variant]:
+def choose(names: str, table: str) -> list[Variant]:
     """The variants that a command line names.
 
     Args:
       names: separated by commas; `all` is every variant of the table, without a table every method and plain model.
-      table: a key of `TABLES`, empty for none.
-      methods: of the config's folder. With a table its variants come first, so that `remind` is that of the table.
+      table: a key of `TABLES`, empty for none; its variants come before methods of the same name.
 
     Raises:
       UserError: a name or the table is unknown.
@@ -97,7 +195,7 @@ def choose(names: str, table: str, methods: Sequence[str]) -> list[Variant]:
     if table and table not in TABLES:
         raise UserError(f"table={table} is not a sweep; known: {', '.join(TABLES)}")
     plain = [Variant(name, name) for name in PLAIN]
-    known = {variant.name: variant for variant in (*(Variant(m, m) for m in methods), *plain, *TABLES.get(table, ()))}
+    known = {variant.name: variant for variant in (*(Variant(m, m) for m in METHODS), *plain, *TABLES.get(table, ()))}
     if names == "all":
         return list(TABLES[table]) if table else list(known.values())
     chosen = list(dict.fromkeys(filter(None, names.split(","))))

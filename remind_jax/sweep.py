@@ -3,7 +3,7 @@
     python -m remind_jax.sweep --config=configs/phenomenon.py --methods=soft_moe,remind --seeds=0,1,42 --workdir=DIR
 
     --config, --config.KEY=VALUE    as in remind_jax.main, of every run
-    --methods=all        methods of configs/common.py, logistic_regression, gradient_boosting, or variants of the table
+    --methods=all        every method and plain model of remind_jax/methods.py, or the variants of the table
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
     --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else the first method
     --table=4            the paper's ablation (4), its sensitivity analysis (16) or that of remind_plus, not all methods
@@ -98,8 +98,8 @@ def parse(arguments: Sequence[str]) -> Command:
         raise UserError("no workdir: give one as --workdir=DIR")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={values.seeds} names a seed twice")
-    known = cli.load_module(cli.config_file(rest), "common").METHODS
-    chosen = methods.choose(values.methods, values.table, tuple(known))
+    cli.config_file(rest)  # must be there before its methods are looked at
+    chosen = methods.choose(values.methods, values.table)
     names = [variant.name for variant in chosen]
     default = "soft_moe" if "soft_moe" in names else names[0]
     baselines = list(dict.fromkeys(filter(None, values.baseline.split(",")))) or [default]

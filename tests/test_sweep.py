@@ -15,9 +15,9 @@ import jax
 import polars as pl
 import pytest
 
-from configs import common
 from remind_jax import sweep
 from remind_jax.errors import UserError
+from remind_jax.methods import METHODS
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
@@ -55,12 +55,12 @@ def _plan(tmp_path, *more: str) -> list[sweep.Entry]:
 
 def test_all_methods_and_seeds_are_planned_seed_by_seed(tmp_path):
     entries = _plan(tmp_path, "--seeds=3,1")
-    names = [*common.METHODS, "logistic_regression", "gradient_boosting"]
+    names = [*METHODS, "logistic_regression", "gradient_boosting"]
     assert [(entry.seed, entry.variant.name) for entry in entries] == [(s, name) for s in (3, 1) for name in names]
     for entry in entries:
         assert entry.config.seed == entry.seed
         assert entry.folder == tmp_path / f"{entry.variant.name}-seed{entry.seed}"
-        assert entry.config.method == (entry.variant.name if entry.variant.name in common.METHODS else "soft_moe")
+        assert entry.config.method == (entry.variant.name if entry.variant.name in METHODS else "soft_moe")
     assert len({str(entry.folder) for entry in entries}) == len(entries)
     assert not list(tmp_path.iterdir())
 

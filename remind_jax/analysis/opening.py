@@ -14,9 +14,9 @@ from remind_jax.errors import UserError
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
+from remind_jax.models.network import initial_params
 from remind_jax.runtime import progress
 from remind_jax.training.checkpoint import Checkpoints
-from remind_jax.training.run import initial_params
 from remind_jax.training.stages import Stage, plan_stages
 
 

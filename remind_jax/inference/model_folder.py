@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from remind_jax import settings
+from remind_jax.config import complete, validate
 from remind_jax.data.groups import Groups
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import schema_from_dict
@@ -151,7 +151,7 @@ def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
     """
     file = path / "config.json"
     if not file.is_file():
-        beside = [str(config.parent) for config in sorted(path.parent.glob("*/config.json"))]
+        beside = [str(found.parent) for found in sorted(path.parent.glob("*/config.json"))]
         hint = f"{did_you_mean(str(path), beside)}; runs there: {', '.join(beside[:10])}" if beside else ""
         raise UserError(f"{path} holds no run: config.json is missing{hint}")
     if not (path / "report.json").is_file():
@@ -160,16 +160,14 @@ def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
         return _config(json.loads(file.read_text(encoding="utf-8")))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a config of this version: {error}") from error
 
 
 def _config(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The settings, checked."""
-    config = ml_collections.ConfigDict(content)
-    try:
-        settings.validate(config)
-    except (KeyError, AttributeError) as error:
-        key = str(error).strip("\"'")
-        raise UserError(f"it is of another version, without the key {key}: train the run again") from error
+    config = complete({key: value for key, value in content.items() if key != ADAPTED})
+    validate(config)
+    if ADAPTED in content:
+        config[ADAPTED] = content[ADAPTED]
     return config

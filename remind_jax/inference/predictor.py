@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import polars as pl
 
-from remind_jax import settings
 from remind_jax.data import pipeline
 from remind_jax.data.dataset import Dataset
 from remind_jax.data.groups import Groups, group_name
@@ -25,7 +24,9 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import metrics as figures
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import new_rows
-from remind_jax.models.model import Network, Params, ensemble_of, is_statistic, make_network
+from remind_jax.models.model import Params, is_statistic
+from remind_jax.models.network import Network, ensemble_of, make_network
+from remind_jax.models.spec import model_spec
 from remind_jax.objectives import logit_adjust
 from remind_jax.runtime import devices
 
@@ -104,7 +105,7 @@ class Predictor:
     ) -> "Predictor":
         """Makes a predictor with the network that its config describes; `parts` are the other fields."""
         inputs, classes = preprocessor.inputs, len(schema.classes)
-        single = make_network(settings.model_spec(config), inputs, len(groups), classes)
+        single = make_network(model_spec(config), inputs, len(groups), classes)
         fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "schema": schema}
         return cls(**fitted, **parts, single=single, forward=_compiled(ensemble_of(single, config.ensemble)))
 

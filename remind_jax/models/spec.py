@@ -1,9 +1,7 @@
-"""Shape and options of the network, and what it must know of its inputs."""
+"""What a network is made from: the sections `model` and `fusion` of a config, and what each modality looks like."""
 
 import dataclasses
-from typing import Protocol
-
-from remind_jax.models.fusion.soft_moe import FusionSpec
+from typing import Any, Protocol
 
 
 class ModalityInput(Protocol):
@@ -21,40 +19,65 @@ class ModalityInput(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """Shape and options of the network.
+class FusionSpec:
+    """The fusion blocks of a network: section `fusion` of a config; remind_jax/config.py says what its keys mean.
 
-    Attributes:
-      width: d.
-      tokens: t, tokens of each modality (precomputed embeddings keep their own number).
-      encoder_hidden: width of a hidden layer in patch encoders; 0 is the paper's linear map.
-      encoder_dropout: rate on the tokens that encoders give, and inside text encoders and hidden layers.
-      text_size: a key of `t5.SIZES`.
-      text_gated: gated GELU (T5 v1.1) instead of ReLU (v1.0).
-      image_encoder: a key of `registry.IMAGE`. A ViT gives all its tokens, a residual network `tokens` of them.
-      volume_encoder: a key of `registry.VOLUME`.
-      remat: compute the layers of text and ViT encoders again in the backward pass instead of keeping what is inside.
-      imputation: one of `imputation.KINDS`.
-      modality_embedding: add a learned vector of its modality to every token.
-      pooling: `mean` over all tokens, `observed` for those of present modalities, `first` token, or `attention`.
-      wide: add a linear map from the tokens of present modalities to the logits, zero at first (Cheng et al. 2016).
-      members: predictors that share all weights but a factor of each input of the fusion and a head (TabM-mini,
-        Gorishniy et al. 2025, arXiv 2410.24210, after BatchEnsemble, Wen et al. 2020).
-      fusion: of the soft-MoE blocks.
+    Of `soft_moe` blocks all fields but those from top_k on are read; of `fuse_moe` and `flex_moe` blocks blocks, heads,
+    experts, hidden, dropout, mask_missing and those from top_k on.
     """
 
-    width: int = 64
-    tokens: int = 1
-    encoder_hidden: int = 0
-    encoder_dropout: float = 0.0
-    text_size: str = "small"
-    text_gated: bool = True
-    image_encoder: str = "vit_small"
-    volume_encoder: str = "r3d_small"
-    remat: bool = False
-    imputation: str = "group"
-    modality_embedding: bool = False
-    pooling: str = "mean"
-    wide: bool = False
-    members: int = 1
-    fusion: FusionSpec = dataclasses.field(default_factory=FusionSpec)
+    blocks: int
+    kind: str
+    heads: int
+    experts: int
+    slots: int
+    hidden: int
+    preset: str
+    scale: float
+    learn_scale: bool
+    norm: str
+    residual: bool
+    mask_missing: bool
+    group_routers: bool
+    router_rank: int
+    residual_init: str
+    add_after_norm: bool
+    gate_metric: str
+    gate_threshold: float
+    gate_granularity: str
+    train_gate: str
+    eval_gate: str
+    dropout: float
+    top_k: int
+    routing: str
+    scores: str
+    noise: bool
+    share_experts: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A network: section `model` of a config, whose keys remind_jax/config.py explains, and its fusion blocks."""
+
+    width: int
+    tokens: int
+    encoder_hidden: int
+    encoder_dropout: float
+    text_size: str
+    text_gated: bool
+    image_encoder: str
+    volume_encoder: str
+    remat: bool
+    imputation: str
+    modality_embedding: bool
+    pooling: str
+    wide: bool
+    members: int
+    fusion: FusionSpec
+
+
+def model_spec(config: Any) -> ModelSpec:
+    """The network that a config describes."""
+    fusion = {field.name: config["fusion"][field.name] for field in dataclasses.fields(FusionSpec)}
+    names = [field.name for field in dataclasses.fields(ModelSpec) if field.name != "fusion"]
+    return ModelSpec(fusion=FusionSpec(**fusion), **{name: config["model"][name] for name in names})

@@ -1,27 +1,10 @@
 """A trace of some steps of a run, for Perfetto or XProf (docs/performance.md)."""
 
 import pathlib
-import re
 from collections.abc import Callable
 from typing import Any, Self
 
 import jax
-
-from remind_jax.errors import UserError
-
-
-def span(text: str) -> tuple[int, int] | None:
-    """Reads `FIRST:STOP`, the steps from FIRST up to, not including, STOP; nothing when empty.
-
-    Raises:
-      UserError: the text is neither.
-    """
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if not text:
-        return None
-    if not found or int(found[1]) >= int(found[2]):
-        raise UserError(f"profile={text!r} must be FIRST:STOP with FIRST below STOP, for example 10:20")
-    return int(found[1]), int(found[2])
 
 
 class Tracer:
@@ -31,10 +14,11 @@ class Tracer:
         """Plans a trace.
 
         Args:
-          text: as for `span`.
+          text: `FIRST:STOP`, the steps from FIRST up to, not including, STOP; empty for none.
           folder: of the trace.
         """
-        self._span, self._folder, self._open = span(text), folder, False
+        self._span = tuple(map(int, text.split(":"))) if text else None
+        self._folder, self._open = folder, False
 
     def __enter__(self) -> Self:
         return self

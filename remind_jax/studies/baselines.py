@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli, settings
+from remind_jax import cli
+from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data.dataset import Dataset
 from remind_jax.errors import UserError, did_you_mean
@@ -219,7 +220,7 @@ def fit_and_evaluate(config: Any, model: str, workdir: pathlib.Path, verbose: bo
     Raises:
       UserError: the model is unknown, or the data or the folder cannot be used.
     """
-    settings.validate(config)
+    validate(config)
     if model not in MODELS:
         raise UserError(f"unknown plain model {model!r}{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}")
     with contextlib.closing(RunFolder(workdir, plain_config(config, model))) as folder:

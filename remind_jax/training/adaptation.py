@@ -25,7 +25,8 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_folder, new_rows
 from remind_jax.inference.model_folder import ADAPTED
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
-from remind_jax.models.model import Network, Params, is_statistic
+from remind_jax.models.model import Params, is_statistic
+from remind_jax.models.network import Network
 from remind_jax.ops import soft_moe
 from remind_jax.runtime import files, progress
 from remind_jax.runtime.devices import choose_devices, host_copy

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remind_jax import settings
+from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data.outline import OUTLINES, Outline
 from remind_jax.data.schema import InputSpec
-from remind_jax.models.model import ensemble_of, is_statistic, make_network
+from remind_jax.models.model import is_statistic
+from remind_jax.models.network import ensemble_of, make_network
+from remind_jax.models.spec import model_spec
 from remind_jax.ops import flops
 from remind_jax.training.objective import make_loss
 from remind_jax.training.stages import Stage, plan_stages
@@ -82,9 +84,9 @@ def make_plan(config: Any) -> Plan:
     Raises:
       UserError: a value of the config cannot be used, or, for data that are not the paper's, the data cannot be read.
     """
-    settings.validate(config)
+    validate(config)
     outline = _outline(config)
-    single = make_network(settings.model_spec(config), outline.inputs, outline.groups, outline.classes)
+    single = make_network(model_spec(config), outline.inputs, outline.groups, outline.classes)
     network = ensemble_of(single, config.ensemble)
     params = jax.eval_shape(network.init, jax.random.key(0))
     stages = plan_stages(config, outline.samples, outline.inputs)

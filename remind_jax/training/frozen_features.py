@@ -22,7 +22,8 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline
 from remind_jax.errors import UserError
 from remind_jax.models.encoders import registry
-from remind_jax.models.model import STORED, Network, Params
+from remind_jax.models.model import STORED, Params
+from remind_jax.models.network import Network
 from remind_jax.runtime import files, processes, progress
 from remind_jax.training.stages import Stage
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from remind_jax.models.model import Batch, Network, Output, Params
+from remind_jax.models.model import Batch, Output, Params
+from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
 from remind_jax.ops import losses, sparse_moe
 from remind_jax.training.stages import Stage

@@ -8,19 +8,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from remind_jax import settings
+from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data import samplers
 from remind_jax.data.manifest import Manifest
-from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
-from remind_jax.models.model import Network, Params, load_pretrained
+from remind_jax.models.network import initial_params
 from remind_jax.runtime import devices, files, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.training import frozen_features
@@ -31,8 +29,6 @@ from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.stages import plan_stages
 from remind_jax.training.transforms import make_transforms
 
-# Weights are drawn once: at this level XLA compiles in half the time, and the numbers are the same.
-_QUICK = {"xla_backend_optimization_level": 1}
 GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate that decides nothing
 
 
@@ -42,7 +38,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
     A run that was stopped goes on from its newest checkpoint; a finished one is shown again.
 
     Args:
-      config: the run's settings, see configs/common.py.
+      config: the run's settings, see remind_jax/config.py.
       workdir: the run's folder.
       verbose: whether to show progress and the table.
 
@@ -53,7 +49,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
       UserError: a setting, the data or the folder cannot be used.
       Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
     """
-    settings.validate(config)
+    validate(config)
     programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
     own: list[RunFolder] = []
     processes.run_on_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
@@ -153,20 +149,6 @@ def _sampler(config: Any, data: datasets.Dataset) -> samplers.Sampler:
     rows = data.rows("train")
     presence, labels = data.manifest.presence[rows], data.manifest.labels[rows]
     return samplers.make_sampler(config, data.groups.index(presence), presence.sum(axis=1), labels)
-
-
-def initial_params(config: Any, network: Network, inputs: Mapping[str, InputSpec]) -> Params:
-    """The weights that a run starts from, on the host: random ones, and published ones where `config.pretrained` says.
-
-    Raises:
-      UserError: a published file cannot be used.
-    """
-    init = jax.jit(network.init, compiler_options=_QUICK)
-    params = devices.host_copy(init(jax.random.key(config.seed)))
-    sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
-    one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
-    published = load_pretrained(settings.model_spec(config), inputs, sources, one)
-    return params | {path: np.broadcast_to(x, np.shape(params[path])) for path, x in published.items()}
 
 
 def cohort_lines(manifest: Manifest) -> Iterator[str]:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from remind_jax.models.model import Batch, Network, Params
+from remind_jax.models.model import Batch, Params
+from remind_jax.models.network import Network
 from remind_jax.training import optimizer as states
 from remind_jax.training import row_adamw
 from remind_jax.training.objective import NETWORKS, Objective, Pass

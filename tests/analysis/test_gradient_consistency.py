@@ -179,7 +179,8 @@ def test_a_mistake_ends_with_code_2_and_one_line(monkeypatch, capsys, tmp_path):
     [
         ("report.json", None, "not finished"),
         ("config.json", "{", "not a config"),
-        ("config.json", '{"seed": 0}', "of another version, without the key"),
+        ("config.json", '{"seed": 0}', "data.source='' is unknown"),
+        ("config.json", '{"sed": 0}', r"unknown config key sed \(did you mean 'seed'"),
         ("checkpoints", None, "no checkpoints"),
     ],
 )

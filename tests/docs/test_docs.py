@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from configs import common
 from docs import reference
 from remind_jax import cli, methods, sweep
+from remind_jax.config import OF_SOURCES, keys
 from remind_jax.errors import UserError
 from tests import tiny_runs
 
@@ -47,23 +47,18 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_every_key_is_explained():
-    flat = {}
-
-    def walk(config, path):
-        for name, value in config.items():
-            if hasattr(value, "items"):
-                walk(value, f"{path}{name}.")
-            else:
-                flat[path + name] = value
-
-    walk(common.base(), "")
-    found = {key.path: key for key in reference.keys(ROOT / "configs" / "common.py")}
-    assert set(found) == set(flat)
-    assert all(eval(found[path].value) == value for path, value in flat.items())
-    assert all(len(key.text) > 5 for key in found.values())
-    assert "| `optim.lr` | `2e-3` | highest learning rate |" in reference.configuration_page()
-    own = {key.path for key in reference.keys(ROOT / "configs" / "mimic.py")}
-    assert {"data.notes_root", "data.label"} < own
+    page = reference.configuration_page()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(keys()) + sum(map(len, OF_SOURCES.values()))
+    assert {len(row.split("|")) for row in rows} == {6}
+    assert "| `optim.lr` | `0.002` | above 0 and finite | highest learning rate |" in rows
+    assert (
+        "| `fusion.norm` | `'pre'` | `pre`, `post` | layer norm before each sublayer, or after its residual sum |"
+        in rows
+    )
+    own = page.partition("## Only `data.source=mimic_iv`")[2]
+    assert "`data.notes_root`" in own
+    assert "`data.notes_root`" not in page.removesuffix(own)
 
 
 def test_every_command_has_a_text():
@@ -71,8 +66,8 @@ def test_every_command_has_a_text():
     assert {"remind_jax.main", "remind_jax.sweep", "remind_jax.analysis.what_if", "benchmarks.run"} < set(found)
     assert all(len(text) > 50 for text in found.values())
     assert next(iter(found)) == "remind_jax.main"
-    configs = {path.stem for path in ROOT.glob("configs/*.py")} - {"common"}
-    assert {*common.METHODS, *common.SIZES, *configs} <= set(re.findall(r"\w+", found["remind_jax.main"]))
+    configs = {path.stem for path in ROOT.glob("configs/*.py")}
+    assert {*methods.METHODS, *methods.SIZES, *configs} <= set(re.findall(r"\w+", found["remind_jax.main"]))
     page = reference.commands_page()
     assert page.count("```") == 2 * page.count("```text")
 

@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-from configs import common
-from remind_jax import settings
+from remind_jax.config import base, validate
 from remind_jax.data.sources import embed, mimic_iv
 
 LEDGER = pathlib.Path(__file__).resolve().parents[2] / "docs" / "paper_ledger.md"
@@ -29,9 +28,7 @@ def _config(key: str):
     file, _, path = key.rpartition(":")
     if file:
         return importlib.import_module(f"configs.{file}").get_config(), path
-    config = common.base()
-    config.data.source = "synthetic"  # the one key without a usable default
-    return config, path
+    return base("synthetic"), path
 
 
 def _values(cell: str) -> list:
@@ -74,7 +71,7 @@ def test_keys_exist_with_their_default_and_take_every_value(row):
     assert type(section[name]) is type(values[0])
     for value in values:
         section[name] = value
-        settings.validate(config)
+        validate(config)
 
 
 def test_values_of_a_source_are_those_that_it_knows():
@@ -90,5 +87,5 @@ def test_a_wrong_default_or_value_would_be_found():
     config, _ = _config("fusion.preset")
     config.fusion.preset = "paper_listings"
     with pytest.raises(Exception, match="paper_listings"):
-        settings.validate(config)
+        validate(config)
     assert _values("`()`, `0.1`, ``, `zero`, `True`") == [(), 0.1, "", "zero", True]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from remind_jax.models.model import Network, Output
+from remind_jax.models.model import Output
+from remind_jax.models.network import Network
 
 Params = dict[str, jax.Array]
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from remind_jax.models.fusion.soft_moe import FusionSpec, Routed, SoftMoEBlock, Tokens, sinusoidal
-from remind_jax.models.model import make_network
-from remind_jax.models.spec import ModelSpec
+from remind_jax.models.fusion.soft_moe import Routed, SoftMoEBlock, Tokens, sinusoidal
+from remind_jax.models.network import make_network
 from remind_jax.ops import soft_moe
 from tests.models.pure import Pure
+from tests.models.specs import fusion_of, model_of
 from tests.reference import routing as slow_routing
 from tests.reference import soft_moe as slow
 
@@ -32,7 +32,7 @@ class _Block(Pure):
     """A block as a jitted function of its parameters by path."""
 
     def __init__(self, **options: Any):
-        self.spec = FusionSpec(**{**SMALL, **options})
+        self.spec = fusion_of(**{**SMALL, **options})
         super().__init__(lambda: SoftMoEBlock(self.spec, D, G, M, nnx.Rngs(params=0)))
         self.params["router_scale"] = jnp.float32(5.0)
 
@@ -164,7 +164,7 @@ def test_zero_residuals_change_nothing_and_others_do(preset: str) -> None:
 def test_residual_routers_start_at_zero_or_as_waves() -> None:
     found = {}
     for kind in ("zero", "sinusoidal"):
-        spec = FusionSpec(**SMALL, group_routers=True, residual_init=kind)
+        spec = fusion_of(**SMALL, group_routers=True, residual_init=kind)
         found[kind] = np.asarray(SoftMoEBlock(spec, D, G, M, nnx.Rngs(params=0)).group_router[...])
     assert found["zero"].shape == found["sinusoidal"].shape == (G, D, E, S)
     assert not found["zero"].any()
@@ -226,7 +226,7 @@ def test_a_closed_gate_leaves_the_shared_router(granularity: str) -> None:
 
 
 def test_composed_routers_begin_at_zero_beside_the_weights_of_soft_moe() -> None:
-    made, plain = (SoftMoEBlock(spec, D, G, M, nnx.Rngs(params=0)) for spec in (composed().spec, FusionSpec(**SMALL)))
+    made, plain = (SoftMoEBlock(spec, D, G, M, nnx.Rngs(params=0)) for spec in (composed().spec, fusion_of(**SMALL)))
     for name in ("router", "expert_in", "expert_out"):
         np.testing.assert_array_equal(getattr(made, name)[...], getattr(plain, name)[...])
     down, up = made.group_router_in[...], made.group_router_out[...]
@@ -316,8 +316,8 @@ class View:
 
 
 def test_the_paper_s_embed_model_has_the_parameters_its_shape_implies() -> None:
-    fusion = FusionSpec(heads=8, experts=128, slots=1, hidden=3072, group_routers=True)
-    spec = ModelSpec(width=768, tokens=197, imputation="group", fusion=fusion)
+    fusion = fusion_of(heads=8, experts=128, slots=1, hidden=3072, group_routers=True)
+    spec = model_of(width=768, tokens=197, imputation="group", fusion=fusion)
     network = make_network(spec, {f"view{i}": View() for i in range(4)}, num_groups=15, num_classes=4)
     shapes = jax.eval_shape(network.init, jax.random.key(0))  # 2.4 GB, none of it allocated
     sizes = {path: int(np.prod(x.shape)) for path, x in shapes.items()}

@@ -7,21 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ensemble_of, make_network
-from remind_jax.models.spec import ModelSpec
+from remind_jax.models.network import ensemble_of, make_network
 from tests.models.pure import jitted, random_params
+from tests.models.specs import fusion_of, model_of
 from tests.models.test_model import TABULAR, B, C, D, G, make_batch
 
 K = 3
-FUSION = FusionSpec(heads=2, experts=4, hidden=6, group_routers=True, scale=4.0, dropout=0.3)
-SPEC = ModelSpec(width=D, tokens=2, imputation="modality+group", encoder_dropout=0.3, fusion=FUSION)
+FUSION = fusion_of(heads=2, experts=4, hidden=6, group_routers=True, scale=4.0, dropout=0.3)
+SPEC = model_of(width=D, tokens=2, imputation="modality+group", encoder_dropout=0.3, fusion=FUSION)
 
 
 @functools.cache
 def _made(members: int = 1, wide: bool = False, kind: str = "soft_moe"):
-    fusion = FUSION if kind == "soft_moe" else FusionSpec(heads=2, experts=4, hidden=6, kind=kind, share_experts=True)
-    spec = ModelSpec(**{**vars(SPEC), "members": members, "wide": wide, "fusion": fusion})
+    fusion = FUSION if kind == "soft_moe" else fusion_of(heads=2, experts=4, hidden=6, kind=kind, share_experts=True)
+    spec = model_of(**{**vars(SPEC), "members": members, "wide": wide, "fusion": fusion})
     network = jitted(make_network(spec, TABULAR, G, C))
     return network, random_params(jax.eval_shape(network.init, jax.random.key(0)))
 

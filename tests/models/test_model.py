@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import Output, is_statistic, load_pretrained, make_network
+from remind_jax.models.model import Output, is_statistic
+from remind_jax.models.network import load_pretrained, make_network
 from remind_jax.models.spec import ModelSpec
 from remind_jax.ops import imputation, routing, soft_moe
 from tests.models.pure import random_params
+from tests.models.specs import fusion_of, model_of
 
 B, D, C, G, T = 4, 8, 3, 3, 2
 
@@ -25,8 +26,8 @@ class Input(NamedTuple):
 
 TABULAR = {"labs": Input("patch", (5,)), "views": Input("patch", (3, 4))}
 WITH_TEXT = {**TABULAR, "notes": Input("text", (6,), 20)}
-FUSION = FusionSpec(heads=2, experts=4, slots=2, hidden=6, group_routers=True, gate_threshold=0.5, scale=4.0)
-SPEC = ModelSpec(width=D, tokens=T, modality_embedding=True, imputation="modality+group", fusion=FUSION)
+FUSION = fusion_of(heads=2, experts=4, slots=2, hidden=6, group_routers=True, gate_threshold=0.5, scale=4.0)
+SPEC = model_of(width=D, tokens=T, modality_embedding=True, imputation="modality+group", fusion=FUSION)
 
 
 def make_batch(seed: int = 0, inputs: dict[str, Input] = TABULAR) -> dict[str, np.ndarray]:
@@ -114,7 +115,7 @@ def test_the_table_has_every_value_of_every_option() -> None:
 @pytest.mark.parametrize("row", option_table(), ids=lambda row: f"{row['fusion']['preset']}-{row['imputation']}")
 def test_every_option_runs(row: dict[str, Any]) -> None:
     fusion = dataclasses.replace(FUSION, **row["fusion"])
-    model = Built(ModelSpec(width=D, tokens=T, **{**row, "fusion": fusion}))
+    model = Built(model_of(width=D, tokens=T, **{**row, "fusion": fusion}))
     outputs = []
     for seed in (0, 1):
         (_, output), gradient = model.gradient(model.params, make_batch(seed), gate="gated")
@@ -275,7 +276,7 @@ def test_observed_pooling_is_the_mean_where_nothing_is_missing() -> None:
 
 
 def test_only_what_a_method_uses_is_declared() -> None:
-    plain = make_network(ModelSpec(width=D, fusion=FusionSpec(heads=2)), TABULAR, G, C)
+    plain = make_network(model_of(width=D, fusion=fusion_of(heads=2)), TABULAR, G, C)
     shapes = jax.eval_shape(plain.init, jax.random.key(0))
     assert not [path for path in shapes if "group_router" in path]
     assert [path for path in shapes if path.startswith("imputation/")] == ["imputation/group"]
@@ -283,7 +284,7 @@ def test_only_what_a_method_uses_is_declared() -> None:
     assert not [path for path, x in shapes.items() if x.weak_type]
     found = {}
     for kind in imputation.KINDS:
-        network = make_network(ModelSpec(width=D, imputation=kind), TABULAR, G, C)
+        network = make_network(model_of(width=D, imputation=kind), TABULAR, G, C)
         paths = jax.eval_shape(network.init, jax.random.key(0))
         found[kind] = {path.removeprefix("imputation/") for path in paths if path.startswith("imputation/")}
     assert found == {
@@ -415,7 +416,7 @@ def test_published_weights_replace_those_of_every_encoder_of_their_kind(tmp_path
 def test_weights_in_bfloat16_make_a_network_in_bfloat16(encoder, shape, options, fusion):
     inputs = {"x": Input(encoder, shape, 12)}
     soft = fusion == "soft_moe"
-    spec = ModelSpec(width=8, fusion=FusionSpec(kind=fusion, heads=2, experts=4, group_routers=soft), **options)
+    spec = model_of(width=8, fusion=fusion_of(kind=fusion, heads=2, experts=4, group_routers=soft), **options)
     network = make_network(spec, inputs, G, C)
     params = jax.eval_shape(network.init, jax.random.key(0))
     params = {path: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for path, x in params.items()}
@@ -447,7 +448,7 @@ def _products(jaxpr: Any) -> Iterator[list[Any]]:
 def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less():
     kept, slopes = [], []
     for remat in (False, True):
-        network = make_network(ModelSpec(width=8, remat=remat), {"x": Input("text", (64,), 12)}, G, C)
+        network = make_network(model_of(width=8, remat=remat), {"x": Input("text", (64,), 12)}, G, C)
         params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
         batch = {"x": np.arange(192).reshape(3, 64) % 12, "group": np.zeros(3, int), "present": np.ones((3, 1), bool)}
 

@@ -19,10 +19,10 @@ from remind_jax.data.kinds import KINDS
 from remind_jax.errors import UserError
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import t5, vit
-from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import ModelSpec, load_pretrained, make_network
+from remind_jax.models.network import load_pretrained, make_network
 from remind_jax.models.pretrained import Tensor, load, single, stack
 from tests.models.pure import Pure
+from tests.models.specs import fusion_of, model_of
 
 Arrays = dict[str, np.ndarray]
 VOCABULARY = 20
@@ -154,7 +154,7 @@ def test_a_t5_is_read_in_both_versions(tmp_path: pathlib.Path, gated: bool, embe
 @pytest.mark.parametrize("kind", ["text", "codes"])
 def test_a_published_t5_serves_text_and_no_codes(tmp_path: pathlib.Path, kind: str) -> None:
     inputs = {"notes": KINDS["text"].spec((6,), VOCABULARY), "icd": KINDS[kind].spec((6,), VOCABULARY)}
-    spec = ModelSpec(width=6, fusion=FusionSpec(heads=2, experts=4))
+    spec = model_of(width=6, fusion=fusion_of(heads=2, experts=4))
     params = jax.eval_shape(make_network(spec, inputs, 3, 2).init, jax.random.key(0))
     source = write(tmp_path / "a.safetensors", t5_file(t5_params(True), True))
     loaded = load_pretrained(spec, inputs, {"text": source}, params)

@@ -8,16 +8,18 @@ import pytest
 from flax import nnx
 
 from remind_jax.errors import UserError
-from remind_jax.models.fusion.soft_moe import FusionSpec, Tokens
+from remind_jax.models.fusion.soft_moe import Tokens
 from remind_jax.models.fusion.sparse_moe import ROUTINGS, SparseMoEBlock
+from remind_jax.models.spec import FusionSpec
 from tests.models.pure import Pure
+from tests.models.specs import fusion_of
 from tests.reference import sparse_moe as slow
 
 B, M, T, D, E, G = 5, 3, 2, 8, 6, 4
 OWNER = np.repeat(np.arange(M), T)
 PRESENT = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 0], [1, 1, 1]], bool)
 GROUPS = np.array([0, 1, 2, G, 0], np.int32)
-FUSE = FusionSpec(kind="fuse_moe", heads=2, experts=E, hidden=6, top_k=2)
+FUSE = fusion_of(kind="fuse_moe", heads=2, experts=E, hidden=6, top_k=2)
 FLEX = dataclasses.replace(FUSE, kind="flex_moe", routing="joint", scores="softmax")
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from remind_jax.models.encoders import t5
-from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import make_network
+from remind_jax.models.network import make_network
 from remind_jax.models.spec import ModelSpec
 from remind_jax.ops import flops
+from tests.models.specs import fusion_of, model_of
 
 PROBE = {"layers": 3, "width": 256, "heads": 4, "head_width": 64, "hidden": 512}
 
@@ -44,9 +44,9 @@ def xla_count(apply, params, batch) -> float:
 @pytest.fixture(scope="module")
 def table17() -> dict[str, dict[str, int]]:
     """Fusion of Table 17: four modalities of 197 tokens, 128 experts, 15 combinations."""
-    fusion = FusionSpec(experts=128, hidden=3072, group_routers=True)
+    fusion = fusion_of(experts=128, hidden=3072, group_routers=True)
     inputs = {f"m{i}": Input("patch", (197, 768), 0) for i in range(4)}
-    spec = ModelSpec(width=768, fusion=fusion)
+    spec = model_of(width=768, fusion=fusion)
     return {gate: flops.count(*network(spec, inputs, 15, gate)) for gate in ("never", "always", "gated")}
 
 
@@ -69,8 +69,8 @@ def test_only_the_gate_takes_a_second_router_product(table17) -> None:
 @pytest.mark.parametrize("gate", ["never", "always", "gated"])
 def test_the_network_costs_what_xla_counts(gate: str) -> None:
     d, tokens, patch, groups = 256, 32, 48, 3
-    fusion = FusionSpec(experts=16, slots=2, hidden=512, heads=4, group_routers=True)
-    spec = ModelSpec(width=d, tokens=tokens, encoder_hidden=0, fusion=fusion)
+    fusion = fusion_of(experts=16, slots=2, hidden=512, heads=4, group_routers=True)
+    spec = model_of(width=d, tokens=tokens, encoder_hidden=0, fusion=fusion)
     parts = network(spec, {name: Input("patch", (tokens, patch), 0) for name in ("a", "b")}, groups, gate)
     counted = flops.count(*parts)
     assert counted.total() == pytest.approx(xla_count(*parts), rel=0.03)
@@ -80,13 +80,13 @@ def test_the_network_costs_what_xla_counts(gate: str) -> None:
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_scan_counts_as_often_as_it_runs(monkeypatch: pytest.MonkeyPatch, gated: bool) -> None:
     monkeypatch.setitem(t5.SIZES, "probe", PROBE)
-    spec = ModelSpec(
+    spec = model_of(
         width=128,
         tokens=4,
         text_size="probe",
         text_gated=gated,
         imputation="zero",
-        fusion=FusionSpec(experts=2, hidden=8, heads=4),
+        fusion=fusion_of(experts=2, hidden=8, heads=4),
     )
     inputs = {"note": Input("text", (64,), 50)}
     counted = flops.count(*network(spec, inputs, 1, "never"))

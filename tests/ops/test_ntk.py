@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from remind_jax.data.kinds import KINDS
-from remind_jax.models.fusion.soft_moe import FusionSpec
-from remind_jax.models.model import make_network
-from remind_jax.models.spec import ModelSpec
+from remind_jax.models.network import make_network
 from remind_jax.ops import ntk
+from tests.models.specs import fusion_of, model_of
 
 N = 20
 
@@ -40,9 +39,9 @@ def _mlp():
 
 def _remind():
     """A small REMIND network whose group routers act."""
-    fusion = FusionSpec(heads=2, experts=3, hidden=8, group_routers=True, residual_init="sinusoidal")
+    fusion = fusion_of(heads=2, experts=3, hidden=8, group_routers=True, residual_init="sinusoidal")
     inputs = {"x": KINDS["tabular"].spec((5,), 0), "y": KINDS["embedding"].spec((2, 4), 0)}
-    network = make_network(ModelSpec(width=8, fusion=fusion), inputs, 2, 3)
+    network = make_network(model_of(width=8, fusion=fusion), inputs, 2, 3)
     keys = jax.random.split(jax.random.key(2), 3)
     batch = _batch(keys[1], 5) | {"y": jax.random.normal(keys[2], (N, 2, 4))}
     batch |= {"present": jnp.arange(N)[:, None] % 2 < jnp.array([[2, 1]]), "group": jnp.arange(N) % 2}

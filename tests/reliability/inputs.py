@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 from hypothesis import strategies as st
 
-from remind_jax import check_data, cli, settings
+from remind_jax import check_data, cli
+from remind_jax.config import validate
 from remind_jax.data import check, reading, splits
 from remind_jax.data.manifest import decode
 from remind_jax.errors import UserError
@@ -157,7 +158,7 @@ def _trusting(broken: bool) -> Iterator[None]:
 
 # ---- Configs and command lines --------------------------------------------------------------------------------------
 
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name not in ("__init__.py", "common.py"))
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
 COMMANDS = {
     "predict": ("data", "out", "batch-size", "bad-files"),
     "adapt": ("data", "unfreeze", "steps", "out"),
@@ -299,7 +300,7 @@ def _command(name: str, arguments: list[str]) -> tuple[str, str]:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             if name == "main":
-                settings.validate(cli.parse_config(arguments)[0])
+                validate(cli.parse_config(arguments)[0])
                 return "accepted", ""
             importlib.import_module(f"remind_jax.{name}").main(arguments)
             return "accepted", ""

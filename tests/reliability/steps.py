@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import common
+from remind_jax.config import base
 from remind_jax.data import pipeline, samplers
+from remind_jax.methods import apply_method
 from remind_jax.training import optimizer as states
 from remind_jax.training.stages import plan_stages
 from tests.models.pure import linear_network
@@ -109,8 +110,8 @@ def _batch(seed: int, b: int = 8) -> dict[str, np.ndarray]:
 @functools.cache
 def _stepper(method: str, place: str, accepts_all: bool) -> tuple[states.TrainState, Callable[..., Any]]:
     """A state after a good step, and the compiled step of a linear network."""
-    config = common.base()
-    common.apply_method(config, method)
+    config = base()
+    apply_method(config, method)
     config.dro.every, config.dro.gamma = 2, 3e38 if place == "λ" else 0.5
     network = linear_network()
 

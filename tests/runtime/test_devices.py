@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from remind_jax import settings
+from remind_jax.config import base
 from remind_jax.data.kinds.embedding import EMBEDDING
 from remind_jax.data.kinds.pixels import IMAGE
 from remind_jax.data.kinds.tabular import TABULAR
 from remind_jax.errors import UserError
-from remind_jax.models.model import ensemble_of, make_network
+from remind_jax.methods import apply_method
+from remind_jax.models.network import ensemble_of, make_network
+from remind_jax.models.spec import model_spec
 from remind_jax.runtime.devices import KINDS, choose_devices, compiled, host_copy, kept_programs, make_program
 from remind_jax.training import optimizer as states
 from remind_jax.training.stages import plan_stages
@@ -41,8 +42,8 @@ def _quick_compilation(tmp_path_factory):
 
 
 def _config(**changes):
-    config = common.base()
-    common.apply_method(config, "remind")
+    config = base()
+    apply_method(config, "remind")
     config.model.update(width=8, encoder_dropout=0.3)
     config.fusion.update(heads=2, experts=3, hidden=8, dropout=0.3, preset="paper_eq", gate_threshold=0.85)
     config.dro.update(gamma=2.0, every=2)
@@ -71,7 +72,7 @@ def _batch(step: int) -> dict[str, np.ndarray]:
 
 def _start(config, network=None, stage: int = -1):
     """The step function of a stage, the last one, and its state on the host."""
-    network = network or make_network(settings.model_spec(config), INPUTS, len(COUNTS), 3)
+    network = network or make_network(model_spec(config), INPUTS, len(COUNTS), 3)
     stage = plan_stages(config, 100, INPUTS)[stage]
 
     def make(dro):
@@ -219,7 +220,7 @@ def test_fair_mixup_looks_at_the_pairs_of_all_devices():
 def test_sparse_routing_is_balanced_over_the_samples_of_all_devices(method, term):
     def start(**weights):
         config = _config(**{f"objective__{name}_weight": value for name, value in weights.items()})
-        common.apply_method(config, method)
+        apply_method(config, method)
         config.objective.update(kind="group_dro", **{f"{name}_weight": value for name, value in weights.items()})
         config.fusion.update(top_k=2)
         return _start(config)
@@ -236,7 +237,7 @@ def test_sparse_routing_is_balanced_over_the_samples_of_all_devices(method, term
 @pytest.mark.parametrize("noise", [True, False])
 def test_noise_of_sparse_routing_needs_no_dropout(noise):
     config = _config(model__encoder_dropout=0.0, fusion__dropout=0.0, fusion__noise=noise)
-    common.apply_method(config, "fuse_moe")
+    apply_method(config, "fuse_moe")
     step, state = _start(config)
     program = make_program(step, "jit", jax.devices()[:1])
     first, _ = program.step(program.place(state), _batch(0))
@@ -338,7 +339,7 @@ def _image_step():
     inputs = {"labs": INPUTS["labs"], "scan": IMAGE.spec((8, 8, 1))}
     stage = plan_stages(config, 100, inputs)[-1]
     assert stage.statistics
-    network = make_network(settings.model_spec(config), inputs, len(COUNTS), 3)
+    network = make_network(model_spec(config), inputs, len(COUNTS), 3)
 
     def make(dro):
         return states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=0.0, dro=dro)

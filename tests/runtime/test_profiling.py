@@ -1,14 +1,11 @@
-"""Traces of steps: which, where, and what is refused."""
+"""Traces of steps: which, and where."""
 
 import gzip
 import json
-import re
 
 import jax
 import jax.numpy as jnp
-import pytest
 
-from remind_jax.errors import UserError
 from remind_jax.runtime import profiling
 
 
@@ -43,9 +40,3 @@ def test_without_a_span_nothing_is_written(tmp_path):
     with profiling.Tracer("", tmp_path / "profile") as tracer:
         assert tracer.run(0, _double, 1) == 2
     assert not (tmp_path / "profile").exists()
-
-
-@pytest.mark.parametrize("text", ["10", "20:10", "3:3", "a:b", "-1:2", "1:2:3"])
-def test_other_spans_are_refused(text):
-    with pytest.raises(UserError, match=re.escape(f"profile={text!r} must be FIRST:STOP")):
-        profiling.span(text)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from remind_jax.models.model import Network
+from remind_jax.models.network import Network
 from remind_jax.training.objective import Loss, make_objective, sample_losses
 from remind_jax.training.stages import Stage
 from remind_jax.training.step import Step, make_step, step_options

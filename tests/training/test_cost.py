@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax import cli, plan, settings
-from remind_jax.models.model import make_network
+from remind_jax import cli, plan
+from remind_jax.models.network import make_network
+from remind_jax.models.spec import model_spec
 from remind_jax.training import cost
 from tests import tiny_runs
 
@@ -78,7 +79,7 @@ def test_a_plan_counts_the_arrays_that_a_network_has(tmp_path: pathlib.Path) -> 
     chosen = config("fprm.py", f"--config.data.cache={tmp_path}")
     made = cost.make_plan(chosen)
     outline = cost._outline(chosen)
-    network = make_network(settings.model_spec(chosen), outline.inputs, outline.groups, outline.classes)
+    network = make_network(model_spec(chosen), outline.inputs, outline.groups, outline.classes)
     params = jax.eval_shape(network.init, jax.random.key(0))
     trained = {path: x for path, x in params.items() if "running_" not in path}
     assert made.parameters.total() == sum(math.prod(x.shape) for x in trained.values())

@@ -9,10 +9,13 @@ import polars as pl
 import pytest
 import yaml
 
-from remind_jax import cli, settings
+from remind_jax import cli
+from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.errors import UserError
-from remind_jax.models.model import STORED, make_network
+from remind_jax.models.model import STORED
+from remind_jax.models.network import make_network
+from remind_jax.models.spec import model_spec
 from remind_jax.runtime import progress
 from remind_jax.training import frozen_features
 from remind_jax.training.run import make_trainer
@@ -116,7 +119,7 @@ def test_features_in_bfloat16_on_disk_are_near_and_are_found_again(plain, folder
 @pytest.fixture(scope="module")
 def network(folder, data):
     """A network of the data and parameters of it."""
-    single = make_network(settings.model_spec(_config(folder)), data.inputs, len(data.groups), 2)
+    single = make_network(model_spec(_config(folder)), data.inputs, len(data.groups), 2)
     return single, random_params(jax.eval_shape(single.init, jax.random.key(0)))
 
 
@@ -250,7 +253,7 @@ def test_features_are_kept_where_they_pay_only(folder, data, network):
 @pytest.mark.parametrize("changes", [{"train__frozen_dropout": True}, {"ensemble": 2}])
 def test_a_cache_that_cannot_be_is_refused(folder, changes):
     with pytest.raises(UserError, match=r"^train.feature_cache=disk keeps one result a sample[^\n]+$"):
-        settings.validate(_config(folder, train__feature_cache="disk", **changes))
+        validate(_config(folder, train__feature_cache="disk", **changes))
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder, data, network, tmp_path):

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
-from remind_jax import settings
 from remind_jax.analysis.opening import open_run
+from remind_jax.config import base, validate
 from remind_jax.errors import UserError
-from remind_jax.models.model import Network, Output
+from remind_jax.methods import apply_method
+from remind_jax.models.model import Output
+from remind_jax.models.network import Network
 from remind_jax.objectives.group_dro import group_dro
 from remind_jax.runtime.devices import make_program
 from remind_jax.training import optimizer as states
@@ -103,8 +104,8 @@ def _train(
     group_rows: str, batches, kind: str = "jit", devices: int = 1, programs: str = "one", ensemble: int = 1, scale=1.0
 ):
     """The state after a step a batch, and the metrics of the last, whose inputs are multiplied by `scale`."""
-    config = common.base()
-    common.apply_method(config, "remind")
+    config = base()
+    apply_method(config, "remind")
     config.update({"ensemble": ensemble, "dro": {"every": 2}, "optim": {"group_rows": group_rows}})
     config.update({"model": {"encoder_dropout": 0.0}, "fusion": {"dropout": 0.0}, "train": {"joint_epochs": 0.0}})
     (stage,) = plan_stages(config, 100, {})
@@ -183,15 +184,15 @@ def test_networks_of_an_ensemble_have_rows_of_their_own():
 
 
 def test_rows_of_the_batch_are_chosen_where_combinations_outnumber_it():
-    config = common.base()
+    config = base("synthetic")
     config.train.batch_size = 32
     assert not row_adamw.only_of_batch(config, 32)
     assert row_adamw.only_of_batch(config, 33)
     config.train.hide_samples = 0.5  # some samples are then of no combination
     assert not row_adamw.only_of_batch(config, 33)
-    config.data.source, config.optim.group_rows = "synthetic", "batch"
+    config.optim.group_rows = "batch"
     with pytest.raises(UserError, match=r"group_rows=batch .* train\.hide_samples=0"):
-        settings.validate(config)
+        validate(config)
 
 
 def test_the_state_holds_two_moments_of_every_row_and_no_buffer_twice():

@@ -8,11 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
-from remind_jax import settings
+from remind_jax.config import base, validate
 from remind_jax.data.kinds import KINDS
 from remind_jax.errors import UserError
-from remind_jax.models.model import Network, Output, make_network
+from remind_jax.methods import apply_method
+from remind_jax.models.model import Output
+from remind_jax.models.network import Network, make_network
+from remind_jax.models.spec import model_spec
 from remind_jax.objectives import fair_mixup, logit_adjust
 from remind_jax.training import optimizer as states
 from remind_jax.training.stages import plan_stages
@@ -36,8 +38,8 @@ def _quick_compilation(tmp_path_factory):
 
 
 def _config(method: str = "remind", **changes):
-    config = common.base()
-    common.apply_method(config, method)
+    config = base(changes.pop("source", ""))
+    apply_method(config, method)
     for key, value in changes.items():
         *sections, name = key.split("__")
         (config[sections[0]] if sections else config)[name] = value
@@ -100,7 +102,7 @@ def test_group_weights_act_in_the_stages_asked_for(stages, robust):
 
 
 def _paths(**changes) -> list[str]:
-    spec = settings.model_spec(_config(model__width=8, fusion__heads=2, fusion__experts=2, **changes))
+    spec = model_spec(_config(model__width=8, fusion__heads=2, fusion__experts=2, **changes))
     return sorted(jax.eval_shape(make_network(spec, INPUTS, 3, 3).init, jax.random.key(0)))
 
 
@@ -383,9 +385,9 @@ def test_fair_mixup_adds_the_slope_between_two_groups(uneven, padding):
 
 def test_fair_mixup_needs_whole_pairs_of_two_groups():
     with pytest.raises(UserError, match=r"sampler=group_pairs instead of shuffled"):
-        settings.validate(_config("fair_mixup", data__source="synthetic", sampler="shuffled"))
+        validate(_config("fair_mixup", source="synthetic", sampler="shuffled"))
     with pytest.raises(UserError, match=r"train\.batch_size=9 must be even"):
-        settings.validate(_config("fair_mixup", data__source="synthetic", train__batch_size=9))
+        validate(_config("fair_mixup", source="synthetic", train__batch_size=9))
 
 
 @pytest.mark.parametrize("mask_missing", [False, True])
@@ -393,7 +395,7 @@ def test_fusing_the_tokens_of_the_network_is_the_network(mask_missing):
     config = _config("remind", model__width=8, model__pooling="observed", fusion__heads=2, fusion__experts=2)
     config.fusion.mask_missing = mask_missing
     inputs = {name: INPUTS[name] for name in ("labs", "scan")}
-    network = make_network(settings.model_spec(config), inputs, 3, 3)
+    network = make_network(model_spec(config), inputs, 3, 3)
     params, batch = network.init(jax.random.key(0)), _batch(1)
     params["block_0/group_router"] = jax.random.normal(jax.random.key(1), params["block_0/group_router"].shape)
     keys = jax.random.split(jax.random.key(2), 6)
@@ -488,7 +490,7 @@ def test_distillation_pulls_towards_the_averaged_weights(uneven):
 
 def test_distillation_needs_hidden_samples():
     with pytest.raises(UserError, match=r"set train\.hide_samples"):
-        settings.validate(_config("soft_moe", data__source="synthetic", objective__distill_weight=1.0))
+        validate(_config("soft_moe", source="synthetic", objective__distill_weight=1.0))
 
 
 def _small(method: str, **changes):
@@ -497,7 +499,7 @@ def _small(method: str, **changes):
     config.fusion.update(heads=2, experts=2, hidden=8)
     inputs = {name: INPUTS[name] for name in ("labs", "scan")}
     stage = plan_stages(config, 100, INPUTS)[-1]
-    network = make_network(settings.model_spec(config), inputs, 3, 3)
+    network = make_network(model_spec(config), inputs, 3, 3)
 
     def make(dro):
         options = {"weight_decay": 0.1, "clip": 0.0, "first_moment": config.optim.first_moment}

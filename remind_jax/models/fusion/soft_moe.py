@@ -1,6 +1,5 @@
 """Soft-MoE fusion block, with REMIND's residual routers when it is given groups (REMIND section 3.3)."""
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -9,67 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from remind_jax.models.spec import FusionSpec
 from remind_jax.ops import routing, soft_moe
 from remind_jax.ops.transformer import attention, dropout, on_rows
-
-
-@dataclasses.dataclass(frozen=True)
-class FusionSpec:
-    """Shape and options of the fusion block; the paper's open points and their defaults are in docs/paper_ledger.md.
-
-    Attributes:
-      blocks: number of attention + mixture-of-experts blocks.
-      kind: `soft_moe` (this module), or `fuse_moe` or `flex_moe` (`sparse_moe`), which read blocks, heads, experts,
-        hidden, dropout, mask_missing and the fields from top_k on.
-      heads: h of the attention.
-      experts, slots, hidden: e, s (slots of one expert) and f.
-      preset: a key of `soft_moe.PRESETS`.
-      scale: initial length of a normalised router.
-      learn_scale: whether that length is trained.
-      norm: layer norm before each sublayer (`pre`) or after its residual sum (`post`).
-      residual: add each sublayer to its input.
-      mask_missing: hide the tokens of missing modalities from attention and dispatch.
-      group_routers: give each combination a residual router.
-      router_rank: 0 keeps those as a table; r composes them of pairs of rank r, one a modality.
-      residual_init: initial residual routers, `zero` or `sinusoidal` (Table 16).
-      add_after_norm: add residual routers after the shared one is normalised.
-      gate_metric, gate_threshold, gate_granularity: see `routing.gate_is_open`.
-      train_gate, eval_gate: `gated`, `always` or `never`, while the group routers are in use.
-      dropout: rate on the outputs of attention and experts.
-      top_k: experts of a token.
-      routing: `joint`, `per_modality` or `disjoint` routers.
-      scores: of `ops.sparse_moe.SCORES`.
-      noise: learnable noise on the scores in training.
-      share_experts: let combinations share experts where `flex_moe` has too few.
-    """
-
-    blocks: int = 1
-    kind: str = "soft_moe"
-    heads: int = 8
-    experts: int = 16
-    slots: int = 1
-    hidden: int = 128
-    preset: str = "official"
-    scale: float = 1.0
-    learn_scale: bool = True
-    norm: str = "pre"
-    residual: bool = True
-    mask_missing: bool = False
-    group_routers: bool = False
-    router_rank: int = 0
-    residual_init: str = "zero"
-    add_after_norm: bool = False
-    gate_metric: str = "entropy"
-    gate_threshold: float = 0.8
-    gate_granularity: str = "sample"
-    train_gate: str = "gated"
-    eval_gate: str = "gated"
-    dropout: float = 0.0
-    top_k: int = 2
-    routing: str = "per_modality"
-    scores: str = "laplace"
-    noise: bool = True
-    share_experts: bool = False
 
 
 class Tokens(NamedTuple):

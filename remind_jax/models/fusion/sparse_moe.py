@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from remind_jax.errors import UserError
-from remind_jax.models.fusion.soft_moe import FusionBlock, FusionSpec, Tokens, normal
+from remind_jax.models.fusion.soft_moe import FusionBlock, Tokens, normal
+from remind_jax.models.spec import FusionSpec
 from remind_jax.ops import sparse_moe
 from remind_jax.ops.transformer import dropout
 

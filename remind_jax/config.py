@@ -1,0 +1,653 @@
+"""Every key of a config, once: its default, its meaning, the values that it may have, and the rules of several keys.
+
+A config file starts from `base(source)`, sets what differs and ends in `methods.apply_method`. Single keys are set on
+the command line: `--config.optim.lr=1e-3`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remind_jax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # benchmarks run where it is not installed
+    import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What a value must be.
+
+    Attributes:
+      holds: whether a value is within the limit; False for NaN.
+      says: the limit in words, after "must be".
+    """
+
+    holds: Callable[[Any], bool]
+    says: str
+
+
+class Key(NamedTuple):
+    """A key of a config.
+
+    Attributes:
+      default: its value, and by that its type.
+      meaning: what it sets.
+      allowed: the values that it may have, by name or as a limit; None for any of its type.
+    """
+
+    default: Any
+    meaning: str
+    allowed: tuple[str, ...] | Limit | None = None
+
+
+def _is_span(text: str) -> bool:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    return not text or (found is not None and int(found[1]) < int(found[2]))
+
+
+AT_LEAST_ONE = Limit(lambda x: x >= 1, "at least 1")
+POSITIVE = Limit(lambda x: 0 < x < math.inf, "above 0 and finite")
+NOT_NEGATIVE = Limit(lambda x: 0 <= x < math.inf, "at least 0 and finite")
+BELOW_ONE = Limit(lambda x: 0 <= x < 1, "at least 0 and below 1")
+SPAN = Limit(_is_span, "FIRST:STOP with FIRST below STOP, for example 10:20")
+_FLOATS = ("float32", "bfloat16")
+_GATES = ("gated", "always", "never")
+
+_LEAKS = ("earlier", "paper")
+# Combinations of EMBED and their frequencies (paper, section 7.4.2).
+_EMBED = (
+    ("ffdm_cc", 0.030),
+    ("cview_cc+ffdm_cc", 0.006),
+    ("ffdm_mlo", 0.012),
+    ("ffdm_cc+ffdm_mlo", 0.578),
+    ("cview_cc+ffdm_cc+ffdm_mlo", 0.003),
+    ("cview_cc+cview_mlo+ffdm_cc+ffdm_mlo", 0.371),
+)
+_TWIN_SEED = Key(0, "of the twin; the run's own seed splits it", NOT_NEGATIVE)
+# Keys of section `data` that single data sets have, by `data.source`.
+OF_SOURCES: dict[str, dict[str, Key]] = {
+    "embed": {
+        "unit": Key("exam", "what a sample is", ("exam", "breast")),
+        "key": Key("acc_anon", "what joins files and findings; study_date: and patient", ("acc_anon", "study_date")),
+        "suffix": Key(".dcm", "how the names of the image files end", (".dcm", ".png", "_conv.png", ".jpg")),
+        "exams": Key(3_000, "of the twin", AT_LEAST_ONE),
+        "seed": _TWIN_SEED,
+    },
+    "fprm": {
+        "samples": Key(3_394, "of the twin", AT_LEAST_ONE),
+        "seed": _TWIN_SEED,
+    },
+    "manifest": {},
+    "mimic_iv": {
+        "notes_root": Key("", "folder of MIMIC-IV-Note; empty looks for note/ under data.root"),
+        "label": Key("ihm48", "ihm48 is death in hospital", ("ihm48", "died_within_48h", "one_year")),
+        "hours": Key(0, "of the input window; 0 is the label's: 48, 24, 24", NOT_NEGATIVE),
+        "notes": Key("earlier", "earlier: signed within the window; paper: also later ones (leaks)", _LEAKS),
+        "note_characters": Key(8_000, "most of the notes of a stay, newest first", AT_LEAST_ONE),
+        "labs": Key(
+            "text", 'text: "name value unit; …"; numeric: mean, min, max, last of each item', ("text", "numeric")
+        ),
+        "codes": Key("earlier", "earlier: of admissions before; paper: of this admission's discharge (leaks)", _LEAKS),
+        "icd": Key(
+            "codes",
+            "codes: a vocabulary of its own; text: for a text encoder, such as a pretrained T5",
+            ("codes", "text"),
+        ),
+        "icd_versions": Key((9,), "(9,), (10,) or (9, 10)"),
+        "missing": Key("", "empty: published (twin), natural (real data); bernoulli: independent drops"),
+        "drop": Key(0.266, "probability of a drop under bernoulli", BELOW_ONE),
+        "seed": Key(0, "of the twin and of bernoulli; the run's own seed splits the data", NOT_NEGATIVE),
+        "stays": Key(6_000, "of the twin", AT_LEAST_ONE),
+    },
+    "nhanes": {
+        "views": Key(7, "how many views: 5, 7 or 10"),
+    },
+    "synthetic": {
+        "combinations": Key(_EMBED, "combinations and frequencies"),
+        "train": Key(12_000, "training samples", AT_LEAST_ONE),
+        "tuning": Key(1_500, "tuning samples", AT_LEAST_ONE),
+        "held_out_per_group": Key(1_000, "held-out samples of each combination", AT_LEAST_ONE),
+        "classes": Key(2, "of the label"),
+        "latent": Key(2, "width of a modality's latent", AT_LEAST_ONE),
+        "tokens": Key(2, "observed tokens of a modality", AT_LEAST_ONE),
+        "token_width": Key(16, "numbers in a token", AT_LEAST_ONE),
+        "noise": Key(0.3, "of the observation, in standard deviations", NOT_NEGATIVE),
+        "shift": Key(0.9, "share of a combination's rule that is not common to all"),
+        "atoms": Key(3, "different rules that combinations share", AT_LEAST_ONE),
+        "sharpness": Key(6.0, "of the label against its Gumbel noise", NOT_NEGATIVE),
+    },
+    "uci_heart": {},
+}
+
+# By section; "" is the top of a config.
+SECTIONS: dict[str, dict[str, Key]] = {
+    "": {
+        "method": Key("remind", "a key of METHODS or PLAIN in remind_jax/methods.py; set by the argument string only"),
+        "size": Key("small", "small: a CPU run in minutes; paper: the published hyper-parameters"),
+        "seed": Key(
+            0, "of the split, the initial weights, the order of samples, dropout and the bootstrap", NOT_NEGATIVE
+        ),
+        "parallel": Key("jit", "jit: one program over a mesh; pmap: one program a device", ("jit", "pmap")),
+        "precision": Key("float32", "of a step's products; weights, moments and losses stay float32", _FLOATS),
+        "programs": Key(
+            "auto",
+            "of a step; two: gradient, update (the same numbers); auto: two for large ones on CPU",
+            ("auto", "one", "two"),
+        ),
+        "compilation_cache": Key(
+            "", "folder that keeps compiled programs for later runs; sweeps have one of their own"
+        ),
+        "profile": Key(
+            "", "FIRST:STOP, steps of which a trace is written to profile/ in the workdir (docs/performance.md)", SPAN
+        ),
+        "devices": Key(0, "how many devices to use, of all processes together; 0 is all", NOT_NEGATIVE),
+        "expert_devices": Key(
+            1, "devices that share the experts' weights; divides devices and fusion.experts", AT_LEAST_ONE
+        ),
+        "ensemble": Key(
+            1,
+            "networks of different initial weights, trained in one program; their probabilities are averaged",
+            AT_LEAST_ONE,
+        ),
+        "ensemble_plain": Key(
+            0, "how many of them train without group routers, group imputation and group weights", NOT_NEGATIVE
+        ),
+        "sampler": Key(
+            "shuffled",
+            "order of the training samples",
+            ("shuffled", "group_balanced", "most_modalities_first", "group_pairs", "fair_batch"),
+        ),
+        "sampler_epochs": Key(
+            5, "most_modalities_first: epochs sorted by number of modalities before they are shuffled", NOT_NEGATIVE
+        ),
+        "sampler_pairs": Key(
+            "random", "group_pairs: random, two groups; vs_rest, a group and all others", ("random", "vs_rest")
+        ),
+        "sampler_alpha": Key(
+            0.005, "fair_batch: share of a batch that moves between groups after each epoch", POSITIVE
+        ),
+        "sampler_move": Key(
+            "minmax",
+            "fair_batch: minmax, lowest to highest loss; adjacent, largest gap of neighbours",
+            ("minmax", "adjacent"),
+        ),
+        "sampler_floor": Key(True, "fair_batch: a combination whose share has fallen to nothing has a sample an epoch"),
+    },
+    "data": {
+        "source": Key("", "the data set", tuple(OF_SOURCES)),
+        "root": Key("", "folder of the real data; empty trains on the twin where there is one"),
+        "cache": Key("", "folder of prepared shards; empty is ~/.cache/remind_jax"),
+        "fractions": Key((0.7, 0.1, 0.2), "train, tuning, held_out by patient, where the data bring no split"),
+        "max_tokens": Key(96, "longest text or code list, in tokens"),
+        "vocabulary": Key(4_000, "largest fitted vocabulary"),
+        "numbers": Key(
+            "standard",
+            "how numbers are encoded; quantile: to a normal distribution; periodic: waves next to it",
+            ("standard", "quantile", "piecewise", "periodic"),
+        ),
+        "bins": Key(8, "most pieces or waves of a column, data.numbers=piecewise or periodic", AT_LEAST_ONE),
+        "tokenizer": Key("", "folder or hub name of a pretrained tokenizer; empty fits one on the train rows"),
+        "image_size": Key(
+            32, "images and frames are resized to this height and width; 224 for published encoders", AT_LEAST_ONE
+        ),
+        "frames": Key(8, "frames of a volume", AT_LEAST_ONE),
+        "bad_files": Key(
+            "refuse",
+            "an unreadable file: refuse (E007), or missing: it counts as missing, with a warning",
+            ("refuse", "missing"),
+        ),
+        "complete_only": Key(False, "leave out samples that lack a modality"),
+        "hide": Key("", "a modality taken away from a share of the samples, in every split (paper, Table 5)"),
+        "hide_rate": Key(0.8, "that share, of the samples that have it and something else"),
+        "leave_out": Key(
+            (), 'combinations kept from training and tuning, such as ("labs", "labs+icd"), and still held out'
+        ),
+        "memory_gib": Key(
+            4.0, "encoded inputs up to this size are held in memory, larger ones read from shards", POSITIVE
+        ),
+    },
+    "groups": {
+        "tail_below": Key(0.15, "combinations with a smaller train fraction are tail (paper, section 4)", NOT_NEGATIVE),
+        "tail": Key((), 'or an explicit list of combinations, such as ("notes", "labs+icd")'),
+    },
+    "model": {
+        "width": Key(32, "d, of the tokens", AT_LEAST_ONE),
+        "tokens": Key(
+            1, "t, tokens of each modality; precomputed embeddings and a ViT keep their own number", AT_LEAST_ONE
+        ),
+        "encoder_hidden": Key(0, "hidden layer of patch encoders; 0 is the paper's linear map", NOT_NEGATIVE),
+        "encoder_dropout": Key(
+            0.4,
+            "rate on the tokens that encoders give and inside text encoders and hidden layers; paper, tabular: 0.25",
+            BELOW_ONE,
+        ),
+        "text_size": Key("small", "of the text encoder; base is T5-base", ("small", "base")),
+        "text_gated": Key(True, "gated GELU (T5 v1.1) or ReLU (v1.0)"),
+        "remat": Key(
+            False, "compute layers of text and ViT encoders again in the backward pass: less memory, more work"
+        ),
+        "image_encoder": Key(
+            "vit_small", "vit_base is ViT-B/16", ("vit_small", "vit_tiny", "vit_base", "resnet_small", "resnet50")
+        ),
+        "volume_encoder": Key("r3d_small", "of flow and other volumes", ("r3d_small", "r3d_18")),
+        "imputation": Key(
+            "group",
+            "learned tokens of a missing modality; group: the paper's; bank: a vector per group and modality",
+            ("group", "modality", "modality+group", "bank", "zero"),
+        ),
+        "modality_embedding": Key(False, "add a learned vector of its modality to every token"),
+        "pooling": Key(
+            "mean",
+            "of tokens before the head: mean over all, observed for those of present modalities, the first",
+            ("mean", "observed", "first", "attention"),
+        ),
+        "wide": Key(False, "add a linear map from the tokens of present modalities to the logits, zero at first"),
+        "members": Key(
+            1,
+            "predictors that share all weights but rank-1 adapters and heads; probabilities are averaged",
+            AT_LEAST_ONE,
+        ),
+    },
+    # Each a .safetensors file, a folder that holds one, or a hub name; empty starts from random weights.
+    "pretrained": {
+        "text": Key(
+            "", "T5 for model.text_size and text_gated (file, folder or hub name); set data.tokenizer to the same"
+        ),
+        "image": Key("", "weights for model.image_encoder: file, folder or hub name"),
+        "volume": Key("", "weights for model.volume_encoder: file, folder or hub name"),
+    },
+    "fusion": {
+        "blocks": Key(1, "attention and mixture-of-experts blocks; the paper's parameter count fits one", AT_LEAST_ONE),
+        "kind": Key("soft_moe", "how tokens reach experts", ("soft_moe", "fuse_moe", "flex_moe")),
+        "heads": Key(8, "h, of the attention", AT_LEAST_ONE),
+        "experts": Key(8, "e, networks that tokens are mixed through"),
+        "slots": Key(1, "s, of each expert", AT_LEAST_ONE),
+        "hidden": Key(64, "f, hidden width of an expert", AT_LEAST_ONE),
+        "preset": Key(
+            "official",
+            "form of the router (remind_jax/ops/soft_moe.py)",
+            ("official", "paper_eq", "m4oe", "paper_listing"),
+        ),
+        "scale": Key(1.0, "initial length of a normalised router"),
+        "learn_scale": Key(True, "train that length"),
+        "norm": Key("pre", "layer norm before each sublayer, or after its residual sum", ("pre", "post")),
+        "residual": Key(True, "add each sublayer to its input"),
+        "mask_missing": Key(False, "hide imputed tokens from attention and dispatch"),
+        "group_routers": Key(True, "Φ_g of Eq. 7: a residual router of each combination"),
+        "router_rank": Key(
+            0, "0: Φ_g is a row of a table; r: the sum of pairs of rank r of the modalities present", NOT_NEGATIVE
+        ),
+        "residual_init": Key("zero", "initial Φ_g; sinusoidal is of Table 16", ("zero", "sinusoidal")),
+        "add_after_norm": Key(False, "add Φ_g after the shared router is normalised"),
+        "gate_metric": Key(
+            "entropy",
+            "uncertainty by which the gate decides",
+            ("entropy", "joint_entropy", "gini", "certainty", "max_probability", "margin", "variance", "kl"),
+        ),
+        "gate_threshold": Key(0.8, "uncertainty from which on the gate is open; entropies as a share of their maximum"),
+        "gate_granularity": Key("sample", "what has a gate of its own", ("sample", "token", "batch")),
+        "train_gate": Key("gated", "whether group routers act in stage 2", _GATES),
+        "eval_gate": Key("gated", "the same in evaluation", _GATES),
+        "top_k": Key(2, "experts of a token (fuse_moe, flex_moe)", AT_LEAST_ONE),
+        "routing": Key(
+            "per_modality",
+            "joint: one router; disjoint: experts of each modality as well",
+            ("joint", "per_modality", "disjoint"),
+        ),
+        "scores": Key(
+            "laplace",
+            "softmax: product; gaussian: minus squared distance; laplace: minus distance",
+            ("softmax", "gaussian", "laplace"),
+        ),
+        "noise": Key(True, "learnable noise on the scores in training"),
+        "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
+        "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
+    },
+    "objective": {
+        "kind": Key("group_dro", "how groups are weighted", ("erm", "reweigh", "group_dro")),
+        "loss": Key("cross_entropy", "of a sample", ("cross_entropy", "focal")),
+        "focal_gamma": Key(
+            2.0, "how strongly well classified samples are played down; 0 is cross entropy", NOT_NEGATIVE
+        ),
+        "focal_alpha": Key("none", "factor of a class; inverse_class is 1 - class fraction", ("none", "inverse_class")),
+        "focal_detach": Key(False, "no gradient through the modulating factor"),
+        "cells": Key(
+            "combination", "groups of reweigh, group_dro and group_balanced", ("combination", "combination_class")
+        ),
+        "reweigh_rule": Key("power", "weight of a group by its train samples n_g", ("power", "effective_number")),
+        "reweigh_power": Key(1.0, "weight of a group ∝ n_g^-power"),
+        "reweigh_beta": Key(0.999, "weight of a group ∝ (1 - beta) / (1 - beta^n_g)", BELOW_ONE),
+        "reweigh_cap": Key(0.0, "largest weight; 0 is no limit", NOT_NEGATIVE),
+        "mixup_weight": Key(0.0, "of Fair Mixup's penalty, next to any kind; needs sampler=group_pairs", NOT_NEGATIVE),
+        "mixup_beta": Key(1.0, "positions on the path between two groups ~ Beta(beta, beta)", POSITIVE),
+        "distill_weight": Key(
+            0.0, "of the distance from what a sample predicts unhidden (train.hide_samples)", NOT_NEGATIVE
+        ),
+        "prior": Key(
+            "none", "logit adjustment by this prior, next to any kind", ("none", "class", "class_given_group")
+        ),
+        "prior_mode": Key(
+            "loss", "loss: added to logits in training; posthoc: subtracted in predictions", ("loss", "posthoc")
+        ),
+        "prior_tau": Key(1.0, "times the log prior", NOT_NEGATIVE),
+        "prior_smoothing": Key(1.0, "samples added to each class of a group", NOT_NEGATIVE),
+        "balance_weight": Key(0.01, "of unevenly used experts (fuse_moe, flex_moe)", NOT_NEGATIVE),
+        "entropy_weight": Key(
+            0.01, "of modalities that use the same experts (fuse_moe with per_modality)", NOT_NEGATIVE
+        ),
+        "specialize_weight": Key(
+            0.01, "of a combination's expert that the router does not choose (flex_moe)", NOT_NEGATIVE
+        ),
+    },
+    "dro": {
+        "gamma": Key(0.02, "sharpness of the weight update (Eq. 4)", NOT_NEGATIVE),
+        "every": Key(10, "steps between updates (N); what matters is gamma * steps / every", AT_LEAST_ONE),
+        "initial": Key("sqrt_frequency", "first λ", ("uniform", "frequency", "sqrt_frequency")),
+        "adjustment": Key(0.0, "C of the C / sqrt(n_g) adjustment", NOT_NEGATIVE),
+        "weights": Key(
+            "current",
+            "current: a step uses the λ before its update (Eq. 3); updated: after (Sagawa et al.)",
+            ("current", "updated"),
+        ),
+        "stages": Key("both", "specialize: group weights act in stage 2 only", ("both", "specialize")),
+        "normalize_present": Key(False, "divide by the λ of the groups in the batch"),
+        "absent": Key(
+            "last",
+            "loss of a group without samples between updates: last known, or zero (Sagawa et al.)",
+            ("last", "zero"),
+        ),
+    },
+    "train": {
+        "epochs": Key(20.0, "of both stages together", POSITIVE),
+        "joint_epochs": Key(5.0, "stage 1: everything but the group routers; 0 trains all at once", NOT_NEGATIVE),
+        "batch_norm": Key(
+            "frozen",
+            "frozen: by running statistics, safe for small batches; batch: by those of the batch",
+            ("frozen", "batch"),
+        ),
+        "freeze": Key(
+            "encoders",
+            "in stage 2; encoders: the maps into the fusion width stay trainable",
+            ("encoders", "encoders+projections", "nothing"),
+        ),
+        "frozen_dropout": Key(False, "dropout inside frozen encoders too; their features cannot be kept then"),
+        "feature_cache": Key(
+            "auto",
+            "where features of frozen encoders are kept in stage 2; auto: where it pays",
+            ("auto", "off", "memory", "device", "disk"),
+        ),
+        "feature_dtype": Key("bfloat16", "of kept features; float32 takes twice the space", _FLOATS),
+        "hide_samples": Key(0.0, "modality dropout: share of a batch's samples that lose modalities", NOT_NEGATIVE),
+        "hide_modalities": Key(0.3, "with what probability such a sample loses each; one always stays", BELOW_ONE),
+        "baselines_two_stage": Key(False, "the same two stages for methods without group routers"),
+        "batch_size": Key(64, "samples of a step, of all devices together", AT_LEAST_ONE),
+        "accumulate": Key(
+            1,
+            "parts of a batch whose gradients are added one after the other: less memory, the same step",
+            AT_LEAST_ONE,
+        ),
+        "evaluate_every": Key(1.0, "epochs between evaluations on the tuning rows", POSITIVE),
+        "patience": Key(0, "evaluations of stage 2 without improvement before it ends; 0 never", NOT_NEGATIVE),
+        "select": Key(
+            "loss", "tuning metric that picks the weights", ("loss", "accuracy", "macro_f1", "auroc", "last")
+        ),
+        "keep_better_stage": Key(False, "stage 2 starts from the best weights of stage 1 and must beat them to count"),
+        "log_every": Key(10, "steps between two records of metrics.jsonl", AT_LEAST_ONE),
+        "tensorboard": Key(False, "write TensorBoard event files next to metrics.jsonl; needs tensorboardX"),
+        "keep": Key(
+            2, "newest checkpoints to keep: the second is there for when the first is damaged; 0 is all", NOT_NEGATIVE
+        ),
+        "threads": Key(2, "that prepare batches", NOT_NEGATIVE),
+        "max_rejected": Key(
+            5, "steps in a row that are not finite before a run goes back to a checkpoint, once, and ends", AT_LEAST_ONE
+        ),
+    },
+    "optim": {
+        "lr": Key(2e-3, "highest learning rate", POSITIVE),
+        "weight_decay": Key(0.3, "decoupled, times the learning rate", NOT_NEGATIVE),
+        "decay": Key(
+            "weights", "what it shrinks; all: biases and norm scales too, as PyTorch's AdamW does", ("weights", "all")
+        ),
+        "schedule": Key("cosine", "of the learning rate; step is StepLR", ("cosine", "step", "constant")),
+        "warmup": Key(0.05, "share of all steps, cosine only", BELOW_ONE),
+        "step_epochs": Key(5.0, "StepLR period (paper 7.4)", POSITIVE),
+        "step_rate": Key(0.1, "StepLR factor"),
+        "first_moment": Key("float32", "of AdamW; bfloat16 is a sixth less memory traffic in the update", _FLOATS),
+        "gradient": Key(
+            "float32", "summed over devices, kept between two programs; bfloat16 is half the bytes", _FLOATS
+        ),
+        "group_rows": Key(
+            "auto",
+            "of combinations, moved by a step: all, or batch: its own; auto: batch from many on",
+            ("auto", "all", "batch"),
+        ),
+        "clip": Key(1.0, "largest global gradient norm; 0 is no clipping", NOT_NEGATIVE),
+        "ema": Key(0.98, "decay of the averaged weights that are evaluated; 0 is off", BELOW_ONE),
+    },
+    "eval": {
+        "batch_size": Key(256, "rows at a time; no figure depends on it", AT_LEAST_ONE),
+        "adjust_prior": Key(
+            "none",
+            "divide by the power of the class prior that is best in tuning by this figure",
+            ("none", "accuracy", "macro_f1"),
+        ),
+        "bootstrap": Key(1_000, "resamples of patients for the intervals", AT_LEAST_ONE),
+    },
+}
+
+
+# ---- Rules of several keys -------------------------------------------------------------------------------------------
+
+
+class Rule(NamedTuple):
+    """What values of several keys may not be together.
+
+    Attributes:
+      is_broken: by a config.
+      says: what is wrong and what to do, with values of the config `c` in braces.
+    """
+
+    is_broken: Callable[[Any], bool]
+    says: str
+
+
+# Keys that look at whole batches, and the value at which they do not.
+_OF_WHOLE_BATCHES = {
+    "dro.weights": "current",
+    "objective.mixup_weight": 0.0,
+    "fusion.kind": "soft_moe",
+    "train.batch_norm": "frozen",
+    "fusion.gate_granularity": "sample",
+}
+RULES = (
+    # Sharing weights among devices is left to XLA, which needs one program and equal parts.
+    Rule(
+        lambda c: c.fusion.experts % c.expert_devices,
+        "fusion.experts={c.fusion.experts} does not divide among expert_devices={c.expert_devices}",
+    ),
+    Rule(
+        lambda c: c.expert_devices > 1 and (c.parallel != "jit" or c.ensemble > 1),
+        "expert_devices={c.expert_devices} needs parallel=jit and a single network",
+    ),
+    # Parts of a batch are added up where a step is a sum over samples.
+    Rule(
+        lambda c: c.train.batch_size % c.train.accumulate,
+        "train.batch_size={c.train.batch_size} does not divide into train.accumulate={c.train.accumulate} parts",
+    ),
+    *(
+        Rule(
+            lambda c, key=key, allowed=allowed: c.train.accumulate > 1 and value_of(c, key) != allowed,
+            f"train.accumulate={{c.train.accumulate}} needs {key}={allowed}: {{c.{key}}} looks at whole batches",
+        )
+        for key, allowed in _OF_WHOLE_BATCHES.items()
+    ),
+    Rule(
+        lambda c: c.precision != "float32" and c.train.batch_norm == "batch",
+        "precision={c.precision} would round running statistics: set train.batch_norm=frozen",
+    ),
+    Rule(lambda c: c.seed >= 2**32, "seed={c.seed} must be below 2^32"),
+    Rule(
+        lambda c: c.model.width % c.fusion.heads,
+        "model.width={c.model.width} is not a multiple of fusion.heads={c.fusion.heads}",
+    ),
+    Rule(
+        lambda c: c.fusion.group_routers and c.train.joint_epochs >= c.train.epochs,
+        "train.joint_epochs={c.train.joint_epochs} leaves nothing of train.epochs={c.train.epochs} for stage 2, in "
+        "which the group routers act: shorten stage 1",
+    ),
+    Rule(
+        lambda c: c.parallel == "pmap" and c.fusion.gate_granularity == "batch",
+        "fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit",
+    ),
+    # Fair Mixup compares the two groups of a pair, and a batch is made of whole pairs.
+    Rule(
+        lambda c: c.objective.mixup_weight and c.sampler != "group_pairs",
+        "objective.mixup_weight={c.objective.mixup_weight} needs batches of two groups: set sampler=group_pairs "
+        "instead of {c.sampler}",
+    ),
+    Rule(
+        lambda c: c.sampler == "group_pairs" and c.train.batch_size % 2,
+        "train.batch_size={c.train.batch_size} must be even for sampler=group_pairs",
+    ),
+    Rule(
+        lambda c: 0 < c.ensemble <= c.ensemble_plain,
+        "ensemble_plain={c.ensemble_plain} leaves no network of ensemble={c.ensemble} with group parts",
+    ),
+    Rule(
+        lambda c: c.train.feature_cache not in ("auto", "off") and (c.train.frozen_dropout or c.ensemble > 1),
+        "train.feature_cache={c.train.feature_cache} keeps one result a sample, which train.frozen_dropout and "
+        "ensemble > 1 do not give: set it to auto or off",
+    ),
+    Rule(
+        lambda c: c.objective.distill_weight and not c.train.hide_samples,
+        "objective.distill_weight teaches samples that lose modalities: set train.hide_samples",
+    ),
+    Rule(
+        lambda c: c.fusion.kind != "soft_moe" and c.fusion.group_routers,
+        "fusion.group_routers belong to fusion.kind=soft_moe, not {c.fusion.kind}",
+    ),
+    # Composed routers take the place of the table of routers, and start where the shared one is.
+    Rule(
+        lambda c: c.fusion.router_rank and not (c.fusion.kind == "soft_moe" and c.fusion.group_routers),
+        "fusion.router_rank={c.fusion.router_rank} belongs to fusion.kind=soft_moe with fusion.group_routers=true",
+    ),
+    Rule(
+        lambda c: c.fusion.router_rank and c.fusion.residual_init != "zero",
+        "fusion.residual_init={c.fusion.residual_init} fills a table of routers: set it to zero for "
+        "fusion.router_rank={c.fusion.router_rank}",
+    ),
+    # Rows of a batch alone do not serve samples of no known combination, nor experts that belong to combinations.
+    Rule(
+        lambda c: c.optim.group_rows == "batch" and c.train.hide_samples,
+        "optim.group_rows=batch knows the combinations of the data only: set train.hide_samples=0",
+    ),
+    Rule(
+        lambda c: c.optim.group_rows == "batch" and c.fusion.kind != "soft_moe",
+        "optim.group_rows=batch belongs to fusion.kind=soft_moe, not {c.fusion.kind}",
+    ),
+    Rule(
+        lambda c: c.fusion.experts < 2,
+        "fusion.experts={c.fusion.experts} leaves nothing to route to: use at least 2",
+    ),
+)
+
+# ---- Functions ------------------------------------------------------------------------------------------------------
+
+
+def keys(source: str = "") -> dict[str, Key]:
+    """The keys of a config by path, such as `optim.lr`: those of all data sets, then those of one.
+
+    Args:
+      source: a key of `OF_SOURCES`; any other text adds nothing.
+    """
+    shared = {f"{section}.{name}".lstrip("."): key for section, each in SECTIONS.items() for name, key in each.items()}
+    return shared | {f"data.{name}": key for name, key in OF_SOURCES.get(source, {}).items()}
+
+
+def value_of(config: Any, path: str) -> Any:
+    """The value of a key, such as `optim.lr`."""
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
+def set_value(config: Any, path: str, value: Any) -> None:
+    """Sets the value of a key, such as `optim.lr`."""
+    section, _, name = path.rpartition(".")
+    (value_of(config, section) if section else config)[name] = value
+
+
+def defaults(source: str = "") -> dict[str, Any]:
+    """The default of every key, as dictionaries; `source` as for `keys`, and the default of `data.source`."""
+    config: dict[str, Any] = dict.fromkeys(SECTIONS[""]) | {section: {} for section in SECTIONS if section}
+    for path, key in keys(source).items():
+        set_value(config, path, key.default)
+    config["data"]["source"] = source
+    return config
+
+
+def base(source: str = "") -> "ml_collections.ConfigDict":
+    """A config with the default of every key, REMIND on small data; `source` as for `defaults`."""
+    import ml_collections
+
+    return ml_collections.ConfigDict(defaults(source))
+
+
+def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
+    """The config that a file holds, in which keys that are newer than the file have their default.
+
+    Args:
+      values: of an older config, by section.
+
+    Raises:
+      UserError: names a key that there is not, or one whose value has another type.
+    """
+    source = values.get("data", {}).get("source", "")
+    config, known, given = base(source), keys(source), dict(_leaves(values))
+    _refuse_unknown(given, known)
+    for path, value in given.items():
+        try:
+            set_value(config, path, value)
+        except TypeError:
+            default = known[path].default
+            raise UserError(f"{path}={value!r} is no {type(default).__name__}, such as {default!r}") from None
+    return config
+
+
+def validate(config: Any) -> None:
+    """Refuses keys that there are not, and values that no code path could use.
+
+    Raises:
+      UserError: names the key, its value and what it may be.
+    """
+    known, there = keys(config.data.source), dict(_leaves(config))
+    for path, key in known.items():
+        if path not in there:
+            raise UserError(f"{path} is missing, which data.source={config.data.source} has: take its own config file")
+        value, allowed = there[path], key.allowed
+        if isinstance(allowed, Limit) and not allowed.holds(value):
+            raise UserError(f"{path}={value!r} must be {allowed.says}")
+        if isinstance(allowed, tuple) and value not in allowed:
+            raise UserError(f"{path}={value!r} is unknown{did_you_mean(value, allowed)}; known: {', '.join(allowed)}")
+    _refuse_unknown(there, known)
+    for rule in RULES:
+        if rule.is_broken(config):
+            raise UserError(rule.says.format(c=config))
+
+
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of each key; `values` is a config or dictionaries."""
+    for name, value in values.items():
+        if hasattr(value, "items"):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _refuse_unknown(there: Iterable[str], known: Mapping[str, Key]) -> None:
+    for path in there:
+        if path not in known:
+            raise UserError(f"unknown config key {path}{did_you_mean(path, known)}")

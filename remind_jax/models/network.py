@@ -1,0 +1,171 @@
+"""Networks as pure functions of a plain dictionary of arrays, and the weights that they start from.
+
+Keys of the dictionary are slash paths such as `block_0/router`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+from remind_jax.models import pretrained
+from remind_jax.models.encoders import registry
+from remind_jax.models.model import Batch, Model, Output, Params, Routes, is_statistic
+from remind_jax.models.spec import ModalityInput, ModelSpec, model_spec
+from remind_jax.ops import losses
+from remind_jax.runtime.devices import host_copy
+
+# Weights are drawn once: at this level XLA compiles in half the time, and the numbers are the same.
+_QUICK = {"xla_backend_optimization_level": 1}
+
+
+class Network(NamedTuple):
+    """A network as two pure functions.
+
+    Attributes:
+      init: key -> parameters by path.
+      apply: (parameters, batch, gate=..., keys=...) -> Output, see `Model.__call__`.
+      encode: (parameters, batch) -> tokens of all modalities [b, n, d], as the fusion receives them; an ensemble has
+        its axis of networks first.
+      fuse: (parameters, tokens, observed, groups, gate=..., keys=...) -> Output, see `Model.fuse`.
+      route: (parameters, batch, gate=...) -> Routes, see `Model.route`; None where tokens are not softly routed by one
+        predictor: sparse fusion, several members, an ensemble.
+      features: (parameters, modality, its input) -> what the trunk of its encoder finds, without dropout; None of an
+        ensemble.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[..., Output]
+    encode: Callable[[Params, Batch], jax.Array]
+    fuse: Callable[..., Output]
+    route: Callable[..., Routes] | None = None
+    features: Callable[[Params, str, jax.Array], jax.Array] | None = None
+
+
+def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int) -> Network:
+    """Turns a specification into pure functions over a dictionary of parameters.
+
+    Args:
+      spec: shape and options.
+      inputs: what each modality looks like, in declared order.
+      num_groups: g, the combinations seen in training.
+      num_classes: c.
+    """
+
+    def build(key: jax.Array) -> Model:
+        return Model(spec, inputs, num_groups, num_classes, nnx.Rngs(params=key))
+
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
+
+    def by_path(model: Model) -> Params:
+        _, state = nnx.split(model)
+        return dict(traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/"))
+
+    def init(key: jax.Array) -> Params:
+        return by_path(build(key))
+
+    def apply(params: Params, batch: Batch, **options: Any) -> Output:
+        model = nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
+        output = model(batch, **options)
+        if not options.get("statistics"):
+            return output
+        return output._replace(statistics={path: x for path, x in by_path(model).items() if is_statistic(path)})
+
+    def encode(params: Params, batch: Batch) -> jax.Array:
+        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).tokens(batch)[0]
+
+    def fuse(params: Params, *arguments: jax.Array, **options: Any) -> Output:
+        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).fuse(*arguments, **options)
+
+    def route(params: Params, batch: Batch, *, gate: str) -> Routes:
+        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).route(batch, gate=gate)
+
+    def features(params: Params, modality: str, x: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
+        return getattr(model.encoders, modality).features(x, None)
+
+    soft = spec.fusion.kind == "soft_moe" and spec.members == 1
+    return Network(init, apply, encode, fuse, route if soft else None, features)
+
+
+def ensemble_of(network: Network, count: int) -> Network:
+    """Several networks as one, whose parameters have an axis of networks first and whose probabilities are averaged.
+
+    Args:
+      network: of which the first one has the initial weights that it would have alone.
+      count: number of networks; one is the network itself.
+    """
+    if count == 1:
+        return network
+
+    def init(key: jax.Array) -> Params:
+        keys = jnp.stack([key, *(jax.random.fold_in(key, i) for i in range(1, count))])
+        return jax.vmap(network.init)(keys)
+
+    def averaged(function: Callable[..., Output]) -> Callable[..., Output]:
+        def call(params: Params, *arguments: Any, **options: Any) -> Output:
+            each = jax.vmap(lambda one: function(one, *arguments, **options))(params)
+            means = {"features": jnp.mean(each.features, axis=0), "open_rate": jnp.mean(each.open_rate, axis=0)}
+            logits = losses.mean_prediction(each.logits, axis=0)
+            return Output(logits, **means, observed=each.observed[0], statistics=each.statistics)
+
+        return call
+
+    def encode(params: Params, batch: Batch) -> jax.Array:
+        return jax.vmap(network.encode, in_axes=(0, None))(params, batch)
+
+    return Network(init, averaged(network.apply), encode, averaged(network.fuse))
+
+
+def load_pretrained(
+    spec: ModelSpec, inputs: Mapping[str, ModalityInput], sources: Mapping[str, str], params: Params
+) -> dict[str, np.ndarray]:
+    """Published weights for the encoders of some families.
+
+    Args:
+      spec: of the network.
+      inputs: of the network; the encoders of one family all start from the same file.
+      sources: file, folder or hub name by family of encoders (`text`, `image`, `volume`); an empty one is left out.
+      params: of the network, for their shapes.
+
+    Returns:
+      New values of parameters by path.
+
+    Raises:
+      UserError: a file is missing or does not fit the encoder.
+    """
+    loaded: dict[str, np.ndarray] = {}
+    for name, modality in inputs.items():
+        published = registry.ENCODERS[modality.encoder].published
+        if published is None or not sources.get(modality.encoder):
+            continue
+        prefix = f"encoders/{name}/"
+        shapes = {path.removeprefix(prefix): np.shape(x) for path, x in params.items() if path.startswith(prefix)}
+        file = published(spec)
+        found = pretrained.load(
+            sources[modality.encoder],
+            file.layout,
+            shapes,
+            prefixes=file.prefixes,
+            model_types=file.model_types,
+            config=file.config,
+        )
+        loaded |= {prefix + path: x for path, x in found.items()}
+    return loaded
+
+
+def initial_params(config: Any, network: Network, inputs: Mapping[str, ModalityInput]) -> Params:
+    """The weights that a run starts from, on the host: random ones, and published ones where `config.pretrained` says.
+
+    Raises:
+      UserError: a published file cannot be used.
+    """
+    init = jax.jit(network.init, compiler_options=_QUICK)
+    params = host_copy(init(jax.random.key(config.seed)))
+    sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
+    one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
+    published = load_pretrained(model_spec(config), inputs, sources, one)
+    return params | {path: np.broadcast_to(x, np.shape(params[path])) for path, x in published.items()}
