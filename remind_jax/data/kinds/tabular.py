@@ -169,7 +169,7 @@ class FittedTable(FittedKind):
         return dataclasses.replace(modality, columns=self.columns, categorical=self.categorical)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; without the fields of encodings that are not in use, as versions that had only one wrote it."""
+        """For JSON, without the fields of encodings that are not in use."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value or name not in ("quantiles", "pieces", "waves")}
 
