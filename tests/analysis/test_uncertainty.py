@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from remind_jax.settings import model_spec
 
 from remind_jax import main as train_main
 from remind_jax.analysis import command, opening, uncertainty
 from remind_jax.errors import UserError
 from remind_jax.models.network import make_network
+from remind_jax.models.spec import model_spec
 from remind_jax.ops import routing
 from tests import tiny_runs
 
