@@ -4,7 +4,8 @@
 
     --config=FILE         of configs/: nhanes, heart, phenomenon, mimic, embed, fprm, and manifest for your own data
       method=remind       remind, remind_plus, soft_moe, group_dro, reweigh, fair_batch, fair_mixup, logit_adjust,
-                          fuse_moe, flex_moe, remind_no_dro, remind_no_specialization
+                          fuse_moe, flex_moe, remind_no_dro, remind_no_specialization; logistic_regression and
+                          gradient_boosting, which have no network
       size=small          small | paper
     --config.KEY=VALUE    any key of the file, such as --config.optim.lr=1e-3; all are explained in remind_jax/config.py
     --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default
@@ -14,6 +15,7 @@ Several processes of a job train together; launch/README.md says how to start th
 """
 
 from remind_jax import cli
+from remind_jax.methods import PLAIN
 from remind_jax.runtime import processes
 
 
@@ -21,9 +23,14 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, workdir = cli.parse_config(arguments)
     with processes.joined(processes.here()):
-        from remind_jax.training.run import train_and_evaluate
+        if config.method in PLAIN:
+            from remind_jax.studies.baselines import fit_and_evaluate
 
-        train_and_evaluate(config, workdir)
+            processes.run_on_first(lambda: fit_and_evaluate(config, workdir))
+        else:
+            from remind_jax.training.run import train_and_evaluate
+
+            train_and_evaluate(config, workdir)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ METHODS = {
     },
 }
 SIZES = ("small", "paper")
-PLAIN = ("logistic_regression", "gradient_boosting")
-"""Models of remind_jax.studies.baselines, which need no method of the config."""
+# Models without a network, of remind_jax.studies.baselines; of a config they use data, seed, selection and evaluation.
+PLAIN = {"logistic_regression": SOFT_MOE, "gradient_boosting": SOFT_MOE}
 
 
 # ---- Configs of methods ----------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, 
 
 def parse_arg(arg: str) -> dict[str, str]:
     """Reads `key=value,key=value` with the keys `method` and `size`."""
-    choices = {"method": tuple(METHODS), "size": SIZES}
+    choices = {"method": (*METHODS, *PLAIN), "size": SIZES}
     chosen = {"method": "remind", "size": "small"}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
@@ -104,7 +104,7 @@ def parse_arg(arg: str) -> dict[str, str]:
 def apply_method(config: Any, method: str, group_imputation: str = "group"):
     """Sets the keys that a method stands for."""
     config.method = method
-    for key, value in METHODS[method].items():
+    for key, value in (METHODS | PLAIN)[method].items():
         set_value(config, key, group_imputation if value == "<group>" else value)
 
 
@@ -194,8 +194,8 @@ def choose(names: str, table: str) -> list[Variant]:
     """
     if table and table not in TABLES:
         raise UserError(f"table={table} is not a sweep; known: {', '.join(TABLES)}")
-    plain = [Variant(name, name) for name in PLAIN]
-    known = {variant.name: variant for variant in (*(Variant(m, m) for m in METHODS), *plain, *TABLES.get(table, ()))}
+    whole = [Variant(name, name) for name in (*METHODS, *PLAIN)]
+    known = {variant.name: variant for variant in (*whole, *TABLES.get(table, ()))}
     if names == "all":
         return list(TABLES[table]) if table else list(known.values())
     chosen = list(dict.fromkeys(filter(None, names.split(","))))

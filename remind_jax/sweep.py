@@ -119,9 +119,7 @@ def plan(command: Command) -> list[Entry]:
     entries = []
     for seed in command.seeds:
         for variant in command.variants:
-            # A plain model has no network; the baseline's config carries its data and selection rule.
-            method = "soft_moe" if variant.name in methods.PLAIN else variant.method
-            arguments = [*_with_method(command.arguments, method), f"--config.seed={seed}"]
+            arguments = [*_with_method(command.arguments, variant.method), f"--config.seed={seed}"]
             if changes := variant.flags(cli.parse_config(arguments)[0]):
                 arguments += changes
             config = cli.parse_config(arguments)[0]
@@ -248,10 +246,10 @@ def _run_here(entry: Entry, bar: progress.Silent) -> str:
 
 
 def _runner(entry: Entry) -> Callable[[], Any]:
-    if entry.variant.name in methods.PLAIN:
+    if entry.config.method in methods.PLAIN:
         from remind_jax.studies.baselines import fit_and_evaluate
 
-        return lambda: fit_and_evaluate(entry.config, entry.variant.name, entry.folder, verbose=False)
+        return lambda: fit_and_evaluate(entry.config, entry.folder, verbose=False)
     from remind_jax.training.run import train_and_evaluate
 
     return lambda: train_and_evaluate(entry.config, entry.folder, verbose=False)
@@ -363,10 +361,10 @@ def _span_file(entry: Entry) -> pathlib.Path:
 
 def _same_settings(entry: Entry) -> bool:
     """Whether the run's folder was made with the settings of this sweep."""
-    if entry.variant.name in methods.PLAIN:
+    if entry.config.method in methods.PLAIN:
         from remind_jax.studies.baselines import plain_config
 
-        settings = plain_config(entry.config, entry.variant.name)
+        settings = plain_config(entry.config)
     else:
         settings = entry.config.to_dict()
     there = (entry.folder / "config.json").read_text(encoding="utf-8")
@@ -375,9 +373,7 @@ def _same_settings(entry: Entry) -> bool:
 
 def _child(entry: Entry) -> list[str]:
     """The command of a run in a process of its own."""
-    plain = entry.variant.name in methods.PLAIN
-    module = ["remind_jax.studies.baselines", f"--model={entry.variant.name}"] if plain else ["remind_jax.main"]
-    return [sys.executable, "-m", *module, *entry.arguments, f"--workdir={entry.folder}"]
+    return [sys.executable, "-m", "remind_jax.main", *entry.arguments, f"--workdir={entry.folder}"]
 
 
 def _log(entry: Entry) -> pathlib.Path:

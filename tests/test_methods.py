@@ -6,10 +6,9 @@ import pathlib
 import pytest
 
 from configs import embed
-from remind_jax import methods
 from remind_jax.config import keys, validate, value_of
 from remind_jax.errors import UserError
-from remind_jax.methods import METHODS, SIZES, TABLES, Variant, choose
+from remind_jax.methods import METHODS, PLAIN, SIZES, TABLES, Variant, choose
 from remind_jax.models.spec import model_spec
 from remind_jax.studies import baselines
 
@@ -37,7 +36,7 @@ def _build(name: str, argument: str = ""):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *PLAIN])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_builds_and_is_valid(name, method, size):
     config = _build(name, f"method={method},size={size}")
@@ -68,7 +67,7 @@ def test_methods_differ_in_method_keys_only(name):
     """Encoders, optimizer, epochs and data of all methods of a data set are the same: a fair comparison."""
     allowed = {key for preset in METHODS.values() for key in preset} | {"method"}
     one = _flat(_build(name, "method=remind"))
-    for method in METHODS:
+    for method in (*METHODS, *PLAIN):
         other = _flat(_build(name, f"method={method}"))
         assert {key for key in one if one[key] != other[key]} <= allowed
 
@@ -193,8 +192,8 @@ def test_all_is_every_method_and_plain_model():
 
 
 def test_plain_models_are_those_that_exist():
-    assert set(methods.PLAIN) == set(baselines.MODELS)
-    assert not set(methods.PLAIN) & set(METHODS)
+    assert set(PLAIN) == set(baselines.MODELS)
+    assert not set(PLAIN) & set(METHODS)
 
 
 def test_table_4_is_the_ablation():

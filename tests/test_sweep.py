@@ -60,7 +60,7 @@ def test_all_methods_and_seeds_are_planned_seed_by_seed(tmp_path):
     for entry in entries:
         assert entry.config.seed == entry.seed
         assert entry.folder == tmp_path / f"{entry.variant.name}-seed{entry.seed}"
-        assert entry.config.method == (entry.variant.name if entry.variant.name in METHODS else "soft_moe")
+        assert entry.config.method == entry.variant.name
     assert len({str(entry.folder) for entry in entries}) == len(entries)
     assert not list(tmp_path.iterdir())
 

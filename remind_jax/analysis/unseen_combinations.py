@@ -91,8 +91,8 @@ def parse(arguments: Sequence[str]) -> Study:
     study = Study(rest, pathlib.Path(values.workdir), asked, values.steps, values.lr)
     entries = plan(study, "with")
     for entry in entries:
-        if entry.variant.name in methods.PLAIN or entry.config.ensemble > 1:
-            kind = "no network" if entry.variant.name in methods.PLAIN else "an ensemble"
+        if entry.config.method in methods.PLAIN or entry.config.ensemble > 1:
+            kind = "no network" if entry.config.method in methods.PLAIN else "an ensemble"
             raise UserError(f"{entry.variant.name} is {kind}, which cannot be adapted: leave it out of --methods")
         if rank := entry.config.fusion.router_rank:
             raise UserError(f"fusion.router_rank={rank} leaves new combinations no router to train: set it to 0")

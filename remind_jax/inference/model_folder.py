@@ -29,6 +29,7 @@ from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import schema_from_dict
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.inference.predictor import Predictor
+from remind_jax.methods import PLAIN
 from remind_jax.runtime import files
 
 FORMAT = 1
@@ -157,11 +158,14 @@ def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
     if not (path / "report.json").is_file():
         raise UserError(f"the run in {path} is not finished: give its command again to go on")
     try:
-        return _config(json.loads(file.read_text(encoding="utf-8")))
+        config = _config(json.loads(file.read_text(encoding="utf-8")))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a config of this version: {error}") from error
+    if config.method in PLAIN:
+        raise UserError(f"{path} is a run of {config.method}, which has no network: take a run of another method")
+    return config
 
 
 def _config(content: Mapping[str, Any]) -> ml_collections.ConfigDict:

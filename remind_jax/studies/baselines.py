@@ -1,6 +1,6 @@
 """Logistic regression and gradient boosting on the inputs that the network gets, as rows of every results table.
 
-    remind train --config=nhanes:method=logistic_regression
+    python -m remind_jax.main --config=configs/nhanes.py:method=logistic_regression
 
 Same splits, same preprocessing, same selection rule (`train.select` on the tuning rows), same report as a run of
 remind_jax.main. What a model sees of a sample: the presence of every modality, and what `plain` of its fitted kind
@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli
 from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data.dataset import Dataset
-from remind_jax.errors import UserError, did_you_mean
+from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictor import Predicted, tuning_metrics
 from remind_jax.runtime import files, progress
@@ -199,18 +198,18 @@ def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarra
 # ---- Runs -----------------------------------------------------------------------------------------------------------
 
 
-def plain_config(config: Any, model: str) -> dict[str, Any]:
+def plain_config(config: Any) -> dict[str, Any]:
     """The settings that decide a plain model's run, as they are written to config.json."""
     sections = {name: config[name].to_dict() for name in _SECTIONS}
-    return {"method": model, "seed": config.seed, "train": {"select": config.train.select}, **sections}
+    return {"method": config.method, "seed": config.seed, "train": {"select": config.train.select}, **sections}
 
 
-def fit_and_evaluate(config: Any, model: str, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
+def fit_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
     """Fits a plain model on a config's data and reports on its held-out patients; a finished run is shown again.
 
     Args:
-      config: of a run of any method; only its data, seed, selection rule and evaluation are used.
-      model: a key of `MODELS`.
+      config: of a plain model, `method` being a key of `MODELS`; only its data, seed, selection rule and evaluation are
+        used.
       workdir: the run's folder.
       verbose: whether to show progress and the table.
 
@@ -218,16 +217,14 @@ def fit_and_evaluate(config: Any, model: str, workdir: pathlib.Path, verbose: bo
       The report, as in report.json, with `chosen` beside: what the tuning rows decided.
 
     Raises:
-      UserError: the model is unknown, or the data or the folder cannot be used.
+      UserError: a setting, the data or the folder cannot be used.
     """
     validate(config)
-    if model not in MODELS:
-        raise UserError(f"unknown plain model {model!r}{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}")
-    with contextlib.closing(RunFolder(workdir, plain_config(config, model))) as folder:
-        return _run(config, model, folder, verbose)
+    with contextlib.closing(RunFolder(workdir, plain_config(config))) as folder:
+        return _run(config, folder, verbose)
 
 
-def _run(config: Any, model: str, folder: RunFolder, verbose: bool) -> dict[str, Any]:
+def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     finished = folder.report()
     if finished is not None:
         if verbose:
@@ -237,18 +234,18 @@ def _run(config: Any, model: str, folder: RunFolder, verbose: bool) -> dict[str,
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
         data = datasets.load_dataset(config, bar)
-        bar.say(f"Fitting {model} on {data.manifest.title}: {len(data.stores['train'])} samples")
-        fitted = _fit(config, model, data)
+        bar.say(f"Fitting {config.method} on {data.manifest.title}: {len(data.stores['train'])} samples")
+        fitted = _fit(config, data)
     with progress.make(0, "evaluating", verbose) as bar:
-        report = _report(config, model, data, fitted, folder, bar.count)
+        report = _report(config, data, fitted, folder, bar.count)
     if verbose:
         reports.print_table(report)
         print(f"Report: {folder.path / 'report.html'}")
     return report
 
 
-def _fit(config: Any, model: str, data: Dataset) -> Fitted:
-    train, tuning = features(data, "train"), features(data, "tuning")
+def _fit(config: Any, data: Dataset) -> Fitted:
+    train, tuning, model = features(data, "train"), features(data, "tuning"), config.method
     if not len(tuning.labels):
         raise UserError(f"{model} is chosen by tuning rows, and there are none: give data.fractions a second share")
     if len(np.unique(train.labels)) < 2:
@@ -270,30 +267,15 @@ def _score(select: str, labels: np.ndarray) -> Score:
 
 
 def _report(
-    config: Any, model: str, data: Dataset, fitted: Fitted, folder: RunFolder, count: Callable[[int, int], None]
+    config: Any, data: Dataset, fitted: Fitted, folder: RunFolder, count: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Reads the held-out rows, once, and writes predictions and report as a run of the network does."""
     probabilities, facts = fitted.predict(features(data, "held_out")), {"chosen": fitted.chosen}
     report, table = reports.report_of(
-        plain_config(config, model), data, probabilities, parameters=fitted.parameters, count=count, **facts
+        plain_config(config), data, probabilities, parameters=fitted.parameters, count=count, **facts
     )
     with files.whole_file(folder.path / "predictions.parquet") as temporary:
         table.write_parquet(temporary)
     reports.write_html(folder.path / "report.html", report, [])
     reports.write_json(folder.path / "report.json", report)
     return report
-
-
-def main(arguments: list[str]) -> None:
-    """Runs the command line given without the program's name."""
-    parser = cli.Parser("--model=NAME --config=FILE …")
-    parser.add_argument("--model", default="")
-    values, rest = parser.parse_known_args(arguments)
-    config, workdir = cli.parse_config(rest)
-    if not any(argument.startswith("--workdir") for argument in rest):
-        workdir = workdir.with_name(f"{cli.config_file(rest).stem}-{values.model}-seed{config.seed}")
-    fit_and_evaluate(config, values.model, workdir)
-
-
-if __name__ == "__main__":
-    cli.run(main, __doc__)

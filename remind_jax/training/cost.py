@@ -14,6 +14,8 @@ from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data.outline import OUTLINES, Outline
 from remind_jax.data.schema import InputSpec
+from remind_jax.errors import UserError
+from remind_jax.methods import PLAIN
 from remind_jax.models.model import is_statistic
 from remind_jax.models.network import ensemble_of, make_network
 from remind_jax.models.spec import model_spec
@@ -82,9 +84,12 @@ def make_plan(config: Any) -> Plan:
       config: of a run; `devices` 0 counts as one device.
 
     Raises:
-      UserError: a value of the config cannot be used, or, for data that are not the paper's, the data cannot be read.
+      UserError: a value of the config cannot be used, its method has no network, or data that are not the paper's
+        cannot be read.
     """
     validate(config)
+    if config.method in PLAIN:
+        raise UserError(f"method={config.method} has no network: there is nothing to plan")
     outline = _outline(config)
     single = make_network(model_spec(config), outline.inputs, outline.groups, outline.classes)
     network = ensemble_of(single, config.ensemble)

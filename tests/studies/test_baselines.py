@@ -6,10 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from remind_jax import cli, main
 from remind_jax.data import dataset as datasets
 from remind_jax.data.kinds.text import EOS, PAD
 from remind_jax.errors import UserError
+from remind_jax.inference import model_folder
 from remind_jax.studies import baselines
+from remind_jax.training import cost
 from tests import tiny_runs
 from tests.data.manifest_files import write_image_manifest, write_manifest
 
@@ -18,8 +21,6 @@ pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 
 def _config(folder, root, **changes):
     """configs/manifest.py on a folder of data."""
-    from remind_jax import cli
-
     keys = {"data.root": root, "data.cache": folder / "cache", "data.max_tokens": 8, "data.vocabulary": 64}
     keys |= {"eval.bootstrap": 20, "data.fractions": "(0.6, 0.2, 0.2)", "train.select": "auroc"}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
@@ -156,8 +157,9 @@ def test_tuning_rows_choose(monkeypatch):
 
 @pytest.mark.parametrize("name", baselines.MODELS)
 def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys, name):
-    config, data = hospital
-    report = baselines.fit_and_evaluate(config, name, tmp_path / "run")
+    config, data = hospital[0].copy_and_resolve_references(), hospital[1]
+    config.method = name
+    report = baselines.fit_and_evaluate(config, tmp_path / "run")
     assert "held-out samples" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8")) == report
     assert (report["method"], report["data"], report["seed"]) == (name, "small_hospital", 0)
@@ -175,21 +177,31 @@ def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys
         "report.json",
     }
     before = (tmp_path / "run" / "report.json").stat().st_mtime_ns
-    assert baselines.fit_and_evaluate(config, name, tmp_path / "run", verbose=False) == report
+    assert baselines.fit_and_evaluate(config, tmp_path / "run", verbose=False) == report
     assert (tmp_path / "run" / "report.json").stat().st_mtime_ns == before
 
 
 def test_settings_of_the_network_do_not_belong_to_a_plain_run(hospital):
-    config, _ = hospital
-    kept = baselines.plain_config(config, "logistic_regression")
+    config = hospital[0].copy_and_resolve_references()
+    config.method = "logistic_regression"
+    kept = baselines.plain_config(config)
+    assert kept["method"] == "logistic_regression"
     assert kept["data"]["root"] == config.data.root
     assert not {"fusion", "optim", "model"} & kept.keys()
 
 
-def test_mistakes_are_named(hospital, tmp_path):
-    config, _ = hospital
-    with pytest.raises(UserError, match="did you mean 'logistic_regression'"):
-        baselines.fit_and_evaluate(config, "logistic_regresion", tmp_path / "run")
-    with pytest.raises(UserError, match="logistic_regression, gradient_boosting"):
-        baselines.main([f"--config={tiny_runs.ROOT}/configs/nhanes.py", f"--workdir={tmp_path / 'run'}"])
-    assert not (tmp_path / "run").exists()
+def test_a_plain_model_is_a_method_of_the_command(hospital, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root, cache = hospital[0].data.root, hospital[0].data.cache
+    flags = [f"--config.data.root={root}", f"--config.data.cache={cache}", "--config.eval.bootstrap=5"]
+    main.main([f"--config={tiny_runs.ROOT}/configs/manifest.py:method=logistic_regression", *flags])
+    run = tmp_path / "runs" / "manifest-logistic_regression-seed0"
+    assert json.loads((run / "report.json").read_text(encoding="utf-8"))["method"] == "logistic_regression"
+    assert "Fitting logistic_regression on small_hospital" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is a run of logistic_regression, which has no network"):
+        model_folder.open_run(run)
+
+
+def test_there_is_no_network_to_plan():
+    with pytest.raises(UserError, match="method=gradient_boosting has no network"):
+        cost.make_plan(cli.parse_config([f"--config={tiny_runs.ROOT}/configs/mimic.py:method=gradient_boosting"])[0])
