@@ -104,9 +104,8 @@ def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarr
     prior_counts = label_counts if prior_counts is None else prior_counts
     loss = make_loss(config, prior_counts.sum(axis=0) / prior_counts.sum())
     offset = loss_offset(objective, prior_counts, len(label_counts))
-    dro, robust, static = make_dro(config, counts), None, static_factors(_static_weights(objective, counts))
-    if objective.kind == "group_dro":
-        robust = robust_factors(dro, config.dro.weights, config.dro.normalize_present)
+    dro = make_dro(config, counts)
+    static, robust = OBJECTIVES[objective.kind](config, jnp.asarray(counts, jnp.float32).reshape(-1), dro)
     if config.ensemble_plain:
         static = _but_plain(static, config.ensemble_plain)
         robust = robust and _but_plain(robust, config.ensemble_plain)
@@ -203,17 +202,6 @@ def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformat
     )
 
 
-def _static_weights(objective: Any, train_counts: np.ndarray) -> jax.Array:
-    """The weight of a sample of each group where λ rests, [g · c]; ones for empirical risk minimisation."""
-    counts = jnp.asarray(train_counts, jnp.float32).reshape(-1)
-    if objective.kind != "reweigh":
-        return jnp.ones(len(counts))
-    cap = objective.reweigh_cap or None
-    if objective.reweigh_rule == "effective_number":
-        return reweigh.effective_number_weights(counts, objective.reweigh_beta, cap)
-    return reweigh.inverse_frequency_weights(counts, objective.reweigh_power, cap)
-
-
 def static_factors(weights: jax.Array) -> Factors:
     """Factors of a mean of weighted losses; `weights` of a sample by its group, [g]."""
     return lambda dro_state, loss_sum, count: reweigh.weighted_mean_factors(weights, count)
@@ -235,6 +223,36 @@ def robust_factors(dro: optax.GradientTransformationExtraArgs, uses: str, normal
         return group_dro.robust_factors(weights, count, normalize_present=normalize_present)
 
     return factors
+
+
+def _erm(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, None]:
+    """Empirical risk minimisation: every sample counts the same."""
+    del config, dro
+    return static_factors(jnp.ones(len(counts))), None
+
+
+def _reweigh(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, None]:
+    """Static weights of groups by their training samples."""
+    del dro
+    objective, cap = config.objective, config.objective.reweigh_cap or None
+    if objective.reweigh_rule == "effective_number":
+        return static_factors(reweigh.effective_number_weights(counts, objective.reweigh_beta, cap)), None
+    return static_factors(reweigh.inverse_frequency_weights(counts, objective.reweigh_power, cap)), None
+
+
+def _group_dro(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, Factors]:
+    """Empirical risk minimisation where λ rests, and group DRO where it acts."""
+    robust = robust_factors(dro, config.dro.weights, config.dro.normalize_present)
+    return static_factors(jnp.ones(len(counts))), robust
+
+
+OBJECTIVES: dict[str, Callable[..., tuple[Factors, Factors | None]]] = {
+    "erm": _erm,
+    "reweigh": _reweigh,
+    "group_dro": _group_dro,
+}
+"""Values of `objective.kind`: (config, training samples of each group [g · c], transform that keeps λ) -> the factors
+where λ rests, and those where it acts, None for an objective without λ."""
 
 
 def _but_plain(factors: Factors, plain: int) -> Factors:

@@ -148,7 +148,8 @@ def _sampler(config: Any, data: datasets.Dataset) -> samplers.Sampler:
     """The sampler of the train rows."""
     rows = data.rows("train")
     presence, labels = data.manifest.presence[rows], data.manifest.labels[rows]
-    return samplers.make_sampler(config, data.groups.index(presence), presence.sum(axis=1), labels)
+    known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1), labels)
+    return samplers.SAMPLERS[config.sampler](config, known)
 
 
 def cohort_lines(manifest: Manifest) -> Iterator[str]:
