@@ -34,7 +34,7 @@ from remind_jax.models.spec import FusionSpec, ModelSpec, model_spec
 from remind_jax.objectives import group_dro, logit_adjust, reweigh
 from remind_jax.ops import imputation, routing, soft_moe, sparse_moe
 from remind_jax.runtime import devices
-from remind_jax.training import frozen_features, optimizer, row_adamw
+from remind_jax.training import frozen_features, objective, optimizer, row_adamw
 
 EVERY = [(source, path) for source in ("", *OF_SOURCES) for path in keys(source) if source or path in keys()]
 CHOICES = {path: key.allowed for path, key in keys().items() if isinstance(key.allowed, tuple)}
@@ -85,7 +85,7 @@ def test_a_config_has_the_declared_keys_and_cannot_change_what_others_get():
     [
         ("parallel", devices.KINDS),
         ("programs", devices.PROGRAMS),
-        ("sampler", samplers.KINDS),
+        ("sampler", samplers.SAMPLERS),
         ("sampler_pairs", samplers.PAIRS),
         ("sampler_move", samplers.MOVES),
         ("data.source", sources.SOURCES),
@@ -99,6 +99,7 @@ def test_a_config_has_the_declared_keys_and_cannot_change_what_others_get():
         ("fusion.preset", soft_moe.PRESETS),
         ("fusion.gate_metric", routing.UNCERTAINTY_METRICS),
         ("fusion.gate_granularity", routing.GATE_GRANULARITY),
+        ("objective.kind", objective.OBJECTIVES),
         ("objective.reweigh_rule", reweigh.RULES),
         ("objective.prior", logit_adjust.PRIORS),
         ("objective.prior_mode", logit_adjust.MODES),

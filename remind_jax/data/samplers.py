@@ -412,7 +412,6 @@ SAMPLERS: dict[str, Callable[[Any, Rows], Sampler]] = {
     "fair_batch": _fair_batch,
 }
 """Values of the key `sampler`: (config, rows) -> the sampler of a run."""
-KINDS = tuple(SAMPLERS)
 
 
 # ---- Random bits ----------------------------------------------------------------------------------------------------
