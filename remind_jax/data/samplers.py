@@ -18,9 +18,6 @@ from remind_jax.errors import UserError
 
 Order = Callable[[int, int], np.ndarray]  # (step, batch_size) -> int64 [b], positions in the training rows
 
-PAIRS = ("random", "vs_rest")
-MOVES = ("minmax", "adjacent")
-
 _SHUFFLE, _BALANCE, _TIES, _PAIR, _FAIR, _SPREAD = 1, 2, 3, 4, 5, 6  # keep the samplers' streams apart
 
 
@@ -383,32 +380,24 @@ class FairBatch(Sampler):
 
 
 class Rows(NamedTuple):
-    """What samplers know of the training rows, int [n] each: combination, number of modalities, and class."""
+    """What samplers know of the training rows, int [n] each: combination, and number of modalities."""
 
     groups: np.ndarray
     observed: np.ndarray
-    labels: np.ndarray
 
 
 def _fair_batch(config: Any, rows: Rows) -> Sampler:
-    options = {"alpha": config.sampler_alpha, "mode": config.sampler_move, "floor": config.sampler_floor}
+    options = {"alpha": config.sampler_alpha, "floor": config.sampler_floor}
     return FairBatch(config.seed, rows.groups, config.train.batch_size, **options)
-
-
-def _group_balanced(config: Any, rows: Rows) -> Sampler:
-    groups = rows.groups
-    if config.objective.cells == "combination_class":
-        groups = groups.astype(np.int64) * (rows.labels.max() + 1) + rows.labels
-    return Sampler(group_balanced(config.seed, groups))
 
 
 SAMPLERS: dict[str, Callable[[Any, Rows], Sampler]] = {
     "shuffled": lambda config, rows: Sampler(shuffled(config.seed, len(rows.groups))),
-    "group_balanced": _group_balanced,
+    "group_balanced": lambda config, rows: Sampler(group_balanced(config.seed, rows.groups)),
     "most_modalities_first": lambda config, rows: Sampler(
         most_modalities_first(config.seed, rows.observed, config.sampler_epochs)
     ),
-    "group_pairs": lambda config, rows: Sampler(group_pairs(config.seed, rows.groups, config.sampler_pairs)),
+    "group_pairs": lambda config, rows: Sampler(group_pairs(config.seed, rows.groups)),
     "fair_batch": _fair_batch,
 }
 """Values of the key `sampler`: (config, rows) -> the sampler of a run."""

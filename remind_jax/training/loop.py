@@ -105,7 +105,7 @@ class Trainer:
 
         Raises:
           Stopped: a signal asked for it; the state is saved.
-          NotFiniteError: `train.max_rejected` steps in a row were not finite, twice.
+          NotFiniteError: `MAX_REJECTED` steps in a row were not finite, twice.
         """
         with self._checkpoints(bar.say) as checkpoints:
             try:
@@ -173,7 +173,7 @@ class Trainer:
 
         Raises:
           Stopped: a signal asked for it; the state is saved.
-          NotFiniteError: `train.max_rejected` steps in a row were not finite.
+          NotFiniteError: `MAX_REJECTED` steps in a row were not finite.
         """
         step = at.state.steps_done
         if at.cursor.ended or step >= stage.stop:
@@ -256,11 +256,8 @@ class Trainer:
     # ---- What is kept of them -------------------------------------------------------------------------------------
 
     def _recorder(self, stage: Stage, cursor: Cursor, bar: progress.Silent) -> Recorder:
-        train, groups, cells = self.config.train, self.model.groups.names, self.model.groups.names
-        if self.objective.counts.ndim == 2:
-            cells = tuple(f"{group}/{label}" for group in groups for label in self.model.classes)
-        options = {"every": train.log_every, "max_rejected": train.max_rejected, "say": bar.say}
-        return Recorder(self.folder, stage.name, cursor, groups=groups, cells=cells, **options)
+        options = {"every": self.config.train.log_every, "say": bar.say}
+        return Recorder(self.folder, stage.name, cursor, groups=self.model.groups.names, **options)
 
     def _take(self, recorder: Recorder, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
         """Records the metrics of a step, and lets the sampler see them."""

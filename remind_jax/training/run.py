@@ -38,7 +38,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
     A run that was stopped goes on from its newest checkpoint; a finished one is shown again.
 
     Args:
-      config: the run's settings, see remind_jax/config.py.
+      config: the run's settings, see remind_jax/config/table.py.
       workdir: the run's folder.
       verbose: whether to show progress and the table.
 
@@ -146,9 +146,8 @@ def _devices(config: Any) -> list[jax.Device]:
 
 def _sampler(config: Any, data: datasets.Dataset) -> samplers.Sampler:
     """The sampler of the train rows."""
-    rows = data.rows("train")
-    presence, labels = data.manifest.presence[rows], data.manifest.labels[rows]
-    known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1), labels)
+    presence = data.manifest.presence[data.rows("train")]
+    known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1))
     return samplers.SAMPLERS[config.sampler](config, known)
 
 

@@ -53,7 +53,7 @@ class Found(NamedTuple):
     """What the first half of a step finds besides the gradient; sums are over all devices.
 
     Attributes:
-      loss_sum, count: sums of losses and samples of each group of the objective, [g] or [g * c].
+      loss_sum, count: sums of losses and samples of each combination, [g].
       open_sum: sum of the shares of tokens with an open gate, ().
       norm: of the gradient, ().
       statistics: new running statistics of batch norms, by path; empty where they rest.
@@ -276,7 +276,7 @@ def _make_update(
         ema = optax.incremental_update({path: params[path] for path in state.ema}, state.ema, share)
         measured = {path: jnp.where(accepted, x, state.frozen[path]) for path, x in found.statistics.items()}
         after = state._replace(params=params, frozen={**state.frozen, **measured}, opt_state=opt_state, ema=ema)
-        metrics = _metrics(found, num_groups) | {
+        metrics = _metrics(found) | {
             "lambda": jnp.exp(after.opt_state["dro"].log_weights),
             "train/rejected": 1.0 - accepted.astype(jnp.float32),
         }
@@ -285,15 +285,15 @@ def _make_update(
     return update
 
 
-def _metrics(found: Found, num_groups: int) -> dict[str, jax.Array]:
+def _metrics(found: Found) -> dict[str, jax.Array]:
     """The figures of a step that its first half has found; those by group are of combinations, [g]."""
     samples = jnp.sum(found.count)
     return {
         "train/loss": jnp.sum(found.loss_sum) / samples,
         "train/gradient_norm": found.norm,
         "gate/open_rate": found.open_sum / samples,
-        "group_loss_sum": found.loss_sum.reshape(num_groups, -1).sum(axis=1),
-        "group_count": found.count.reshape(num_groups, -1).sum(axis=1),
+        "group_loss_sum": found.loss_sum,
+        "group_count": found.count,
         **found.extra,
     }
 

@@ -383,24 +383,6 @@ def test_a_run_of_fair_batch_resumes_exactly(fair_batch, data, tmp_path, step):
     assert again.trainer.sampler.record() == fair_batch.trainer.sampler.record()
 
 
-@pytest.mark.slow
-def test_weights_of_cells_are_recorded_by_combination_and_class(cache, data, tmp_path):
-    changes = {"objective__cells": "combination_class", "train__epochs": 1.0, "dro__adjustment": 1.0}
-    run = _Run(tiny_runs.config(cache, "group_dro", **changes), data, tmp_path)
-    names = {f"dro/lambda/{group}/{label}" for group in data.groups.names for label in data.classes}
-    for record in run.of("train/loss"):
-        assert {name for name in record if name.startswith("dro/")} == names
-        assert sum(record[name] for name in names) == pytest.approx(1.0, abs=1e-5)
-    # Cells are drawn evenly, those without training samples never.
-    group = data.groups.index(data.manifest.presence[data.rows("train")])
-    cell = len(data.classes) * group + data.manifest.labels[data.rows("train")]
-    drawn = np.bincount(cell[np.concatenate([run.trainer.sampler.order(step, 8) for step in range(300)])], minlength=8)
-    there = np.bincount(cell, minlength=8) > 0
-    np.testing.assert_array_equal(data.label_counts.reshape(-1), np.bincount(cell, minlength=8))
-    assert (drawn[~there] == 0).all()
-    np.testing.assert_allclose(drawn[there] / 2400, 1 / there.sum(), atol=0.04)
-
-
 def test_modalities_come_first_and_pairs_in_turn(cache, data, tmp_path):
     folder = RunFolder(tmp_path, {})
     changes = {"sampler": "most_modalities_first", "sampler_epochs": 1}
@@ -432,7 +414,7 @@ def test_pmap_refuses_shares_with_half_a_pair(cache, data, tmp_path):
 def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
     """The same weights give probabilities divided by the prior; in the mode `loss` they give them as they are."""
     folder = RunFolder(tmp_path, {})
-    changes = {"objective__prior": "class_given_group", "objective__prior_tau": 0.7}
+    changes = {"objective__prior": "class_given_group"}
     plain, loss, posthoc = (
         make_trainer(tiny_runs.config(cache, "soft_moe", **options), data, folder)
         for options in ({}, changes, changes | {"objective__prior_mode": "posthoc"})
@@ -451,12 +433,12 @@ def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
     for p, g in zip(before.astype(np.float64), held_out, strict=True):
         seen = labels[group == g] if g < len(data.groups) else labels
         prior = (np.bincount(seen, minlength=classes) + 1) / (len(seen) + classes)
-        rows.append(p / prior**0.7 / (p / prior**0.7).sum())
+        rows.append(p / prior / (p / prior).sum())
     np.testing.assert_allclose(after, rows, rtol=1e-4)
     assert np.abs(after - before).max() > 0.02
     in_loss = [loss_offset(x.config.objective, data.label_counts, len(data.groups)) for x in (loss, posthoc)]
     prior = np.bincount(labels, minlength=classes) + 1
-    np.testing.assert_allclose(in_loss[0][-1], 0.7 * np.log(prior / prior.sum()), rtol=1e-5)
+    np.testing.assert_allclose(in_loss[0][-1], np.log(prior / prior.sum()), rtol=1e-5)
     assert in_loss[1] is None
 
 
@@ -484,7 +466,7 @@ def _metrics(**changes) -> dict[str, np.ndarray]:
 def recorder(tmp_path):
     """Writes a record every fourth step and ends the run at the third rejected step in a row; and what it has said."""
     opened, said = RunFolder(tmp_path / "run", {}), []
-    names, limits = {"groups": ("a", "b", "c"), "cells": ("a", "b", "c")}, {"every": 4, "max_rejected": 3}
+    names, limits = {"groups": ("a", "b", "c")}, {"every": 4, "max_rejected": 3}
     yield Recorder(opened, "joint", Cursor(), **names, **limits, say=said.append), said
     opened.close()
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax.config import SECTIONS
+from remind_jax.config.table import SECTIONS
 from remind_jax.data import samplers
 from remind_jax.errors import UserError
 from remind_jax.methods import METHODS, SOFT_MOE

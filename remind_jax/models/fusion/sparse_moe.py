@@ -35,8 +35,7 @@ class SparseMoEBlock(FusionBlock):
         self.num_groups, self.num_modalities = num_groups, num_modalities
         routers = 1 if spec.routing == "joint" else num_modalities
         self.router = normal(rngs, width, routers, width, spec.experts)
-        if spec.noise:
-            self.noise_router = nnx.Param(jnp.zeros((routers, width, spec.experts)))
+        self.noise_router = nnx.Param(jnp.zeros((routers, width, spec.experts)))
         self._declare_experts(width, rngs)
 
     def _by_router(self, x: jax.Array, owner: np.ndarray, function: Callable) -> jax.Array:
@@ -54,7 +53,7 @@ class SparseMoEBlock(FusionBlock):
         if spec.routing == "disjoint":
             mine = np.arange(spec.experts) * self.num_modalities // spec.experts
             clean = jnp.where((mine[None] == owner[:, None])[None], clean, -jnp.inf)
-        if keys is None or not spec.noise:
+        if keys is None:
             return clean, sparse_moe.choose(clean, spec.top_k)
         wide = self._by_router(x, owner, lambda x, i: jnp.einsum("bnd,de->bne", x, self.noise_router[i]))
         deviation = jax.nn.softplus(wide) + sparse_moe.LEAST_NOISE
