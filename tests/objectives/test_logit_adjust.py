@@ -1,5 +1,6 @@
 """Priors by hand, and what adjusted logits are the optimum of."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +38,7 @@ def test_priors_by_hand() -> None:
 
 
 def test_a_class_that_a_group_lacks_stays_finite() -> None:
-    assert np.isfinite(logit_adjust.log_prior("class_given_group", COUNTS, smoothing=0.0)).all()
+    chex.assert_tree_all_finite(logit_adjust.log_prior("class_given_group", COUNTS, smoothing=0.0))
     assert np.exp(logit_adjust.log_prior("class_given_group", COUNTS))[1, 0] == pytest.approx(1 / 8)
 
 
