@@ -244,7 +244,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
     "fusion": {
         "blocks": Key(1, "attention and mixture-of-experts blocks; the paper's parameter count fits one", AT_LEAST_ONE),
-        "kind": Key("soft_moe", "how tokens reach experts", ("soft_moe", "fuse_moe", "flex_moe")),
+        "kind": Key("soft_moe", "how tokens reach experts: a key of models.fusion.FUSIONS"),
         "heads": Key(8, "h, of the attention", AT_LEAST_ONE),
         "experts": Key(8, "e, networks that tokens are mixed through"),
         "slots": Key(1, "s, of each expert", AT_LEAST_ONE),

@@ -10,8 +10,8 @@ from einops import rearrange
 from flax import nnx
 
 from remind_jax.models.encoders import registry
-from remind_jax.models.fusion.soft_moe import Route, SoftMoEBlock, Tokens
-from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
+from remind_jax.models.fusion import FUSIONS
+from remind_jax.models.fusion.soft_moe import Route, Tokens
 from remind_jax.models.spec import ModalityInput, ModelSpec
 from remind_jax.ops import imputation, losses
 from remind_jax.ops.transformer import dropout
@@ -127,12 +127,6 @@ class _Imputation(nnx.Module):
         return imputation.imputed_tokens(groups, *tables)
 
 
-def _make_block(spec: ModelSpec, num_groups: int, num_modalities: int, rngs: nnx.Rngs) -> nnx.Module:
-    if spec.fusion.kind == "soft_moe":
-        return SoftMoEBlock(spec.fusion, spec.width, num_groups, num_modalities, rngs)
-    return SparseMoEBlock(spec.fusion, spec.width, num_groups, num_modalities, rngs)
-
-
 class Model(nnx.Module):
     """Encoders of all modalities, fusion blocks and a linear head."""
 
@@ -151,7 +145,8 @@ class Model(nnx.Module):
         if spec.modality_embedding:
             self.modality_embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (len(inputs), spec.width)))
         for i in range(spec.fusion.blocks):
-            setattr(self, f"block_{i}", _make_block(spec, num_groups, len(inputs), rngs))
+            block = FUSIONS[spec.fusion.kind](spec.fusion, spec.width, num_groups, len(inputs), rngs)
+            setattr(self, f"block_{i}", block)
         if spec.pooling == "attention":
             self.pool_query = nnx.Param(spec.width**-0.5 * jax.random.normal(rngs.params(), (spec.width,)))
         if spec.wide:
@@ -200,7 +195,7 @@ class Model(nnx.Module):
     @property
     def dtype(self) -> np.dtype:
         """Of the weights, and so of all that is computed with them."""
-        return self.block_0.output.kernel[...].dtype
+        return (self.head.kernel if self.spec.members == 1 else self.members.head)[...].dtype
 
     @property
     def owner(self) -> np.ndarray:
@@ -266,13 +261,9 @@ class Model(nnx.Module):
             block = getattr(self, f"block_{i}")
             block_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
-                if isinstance(block, SoftMoEBlock):
-                    x, open_rate = block(x, known, mask, gate, block_keys)
-                else:
-                    x, routed = block(x, known, mask, block_keys)
-                    open_rate = jnp.zeros(x.shape[0])
-                    sums.append(routed)
+                x, open_rate, routed = block(x, known, mask, gate, block_keys)
             open_rates.append(open_rate)
+            sums += [routed] if routed is not None else []
         open_rate = jnp.mean(jnp.stack(open_rates), axis=0)
         with jax.named_scope("head"):
             output = self._predict(self._pool(x, present), open_rate, tokens, observed)
@@ -286,7 +277,7 @@ class Model(nnx.Module):
         for i in range(self.spec.fusion.blocks):
             block = getattr(self, f"block_{i}")
             routes.append(block.route(x, known, mask, gate))
-            x, _ = block(x, known, mask, gate, None)
+            x = block(x, known, mask, gate, None).tokens
         return Routes(tuple(routes), observed, jnp.asarray(self.owner))
 
     def _wide_logits(self, tokens: jax.Array, observed: jax.Array) -> jax.Array:

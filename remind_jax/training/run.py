@@ -18,7 +18,7 @@ from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
-from remind_jax.models.network import initial_params
+from remind_jax.models.network import check_fusion, initial_params
 from remind_jax.runtime import devices, files, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.training import frozen_features
@@ -50,6 +50,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
       Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
     """
     validate(config)
+    check_fusion(config.fusion.kind)
     programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
     own: list[RunFolder] = []
     processes.run_on_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))

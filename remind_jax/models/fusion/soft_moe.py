@@ -33,10 +33,17 @@ class Tokens(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """What a fusion block gives: its tokens [b, n, d] and the share of its tokens whose gate was open [b]."""
+    """What a fusion block returns.
+
+    Attributes:
+      tokens: [b, n, d].
+      open_rate: share of a sample's tokens whose gate was open [b].
+      sums: over the batch, for `sparse_moe.penalty`; None where routing has no penalty.
+    """
 
     tokens: jax.Array
     open_rate: jax.Array
+    sums: dict[str, jax.Array] | None = None
 
 
 class Route(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from remind_jax.errors import UserError
-from remind_jax.models.fusion.soft_moe import FusionBlock, Tokens, normal
+from remind_jax.models.fusion.soft_moe import FusionBlock, Routed, Tokens, normal
 from remind_jax.models.spec import FusionSpec
 from remind_jax.ops import sparse_moe
 from remind_jax.ops.transformer import dropout
@@ -81,19 +81,18 @@ class SparseMoEBlock(FusionBlock):
         return sums
 
     def __call__(
-        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, keys: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str, keys: jax.Array | None
+    ) -> Routed:
         """Fuses tokens.
 
         Args:
           x: [b, n, d].
           tokens: what they are.
           mask: False at tokens that attention hides, [b, n].
+          gate: not used, these blocks have none.
           keys: random keys [b] that turn dropout and the noise of routing on.
-
-        Returns:
-          [b, n, d], and the sums of `sparse_moe.penalty`.
         """
+        del gate
         spec = self.spec
         x = x + dropout(self.attend(self.attention_norm(x), mask), keys, spec.dropout, salt=0)
         normed = self.moe_norm(x)
@@ -103,7 +102,7 @@ class SparseMoEBlock(FusionBlock):
         with jax.named_scope("experts"):
             flat = jax.tree.map(lambda y: y.reshape(-1, y.shape[-1]), choice)
             mixed = sparse_moe.apply_experts(normed.reshape(-1, normed.shape[-1]), flat, self.experts).reshape(x.shape)
-        return x + dropout(mixed, keys, spec.dropout, salt=1), sums
+        return Routed(x + dropout(mixed, keys, spec.dropout, salt=1), jnp.zeros(x.shape[0]), sums)
 
 
 def _check(spec: FusionSpec, num_groups: int, num_modalities: int) -> None:
