@@ -20,7 +20,6 @@ from remind_jax.evaluation import metrics
 from remind_jax.methods import METHODS, SOFT_MOE
 from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.fusion.soft_moe import FusionBlock, Routed
-from remind_jax.training import cost
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
@@ -60,9 +59,6 @@ def test_a_fusion_is_a_file_its_entry_and_a_method(tmp_path, monkeypatch):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [record["eval/loss"] for record in map(json.loads, lines) if "eval/loss" in record]
     assert min(losses[1:]) < losses[0]
-    assert cost.make_plan(config).parameters["block_0"] == sum(
-        np.size(x) for path, x in model.params.items() if path.startswith("block_0/")
-    )
 
 
 def test_a_metric_is_a_function_and_its_title(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_the_block_equals_the_reference(preset: str, norm: str, residual: bool, 
     block = make_block(preset=preset, norm=norm, residual=residual, group_routers=True)
     params = block.params
     x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
-    found, rate = block(params, x, groups, None if mask is None else jnp.asarray(mask), "always")
+    found, rate, _ = block(params, x, groups, None if mask is None else jnp.asarray(mask), "always")
     assert rate.tolist() == [1.0] * B
     wide = {path: np.asarray(value, np.float64) for path, value in params.items()}
     for i in range(B):
@@ -312,7 +312,7 @@ def test_dropout_of_a_sample_follows_its_key() -> None:
 class View:
     """Precomputed tokens of one view as a model input."""
 
-    kind, shape, vocabulary = "embedding", (197, 768), 0
+    encoder, shape, vocabulary = "patch", (197, 768), 0
 
 
 def test_the_paper_s_embed_model_has_the_parameters_its_shape_implies() -> None:

@@ -151,11 +151,11 @@ class SoftMoEBlock(FusionBlock):
         # All tokens of a sample take the same router, so it is chosen before the product.
         return grouped(is_open[:, 0]), open_rate
 
-    def _mix(self, x, tokens, mask, gate, keys) -> Routed:
+    def _mix(self, x, tokens, mask, gate, keys) -> tuple[jax.Array, jax.Array]:
         with jax.named_scope("router"):
             logits, open_rate = self._logits(x, tokens, gate)
         mixed = soft_moe.soft_moe(x, logits, self.experts, soft_moe.PRESETS[self.spec.preset], mask)
-        return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate)
+        return dropout(mixed, keys, self.spec.dropout, salt=1), open_rate
 
     def _attended(self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """What the experts' output is added to, and the tokens that are routed, [b, n, d] both."""
