@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
@@ -110,7 +111,7 @@ def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarr
     penalties: dict[str, Penalty] = {}
     if objective.mixup_weight:
         penalties["mixup"] = mixup_penalty(objective.mixup_weight, len(counts))
-    if config.fusion.kind != "soft_moe":
+    if FUSIONS[config.fusion.kind].penalised:
         weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
         penalties["routing"] = routing_penalty(*weights)
     distill = objective.distill_weight

@@ -68,7 +68,13 @@ def normal(rngs: nnx.Rngs, fan_in: int, *dims: int) -> nnx.Param:
 
 
 class FusionBlock(nnx.Module):
-    """What all fusion blocks share: self-attention over all tokens, and the weights of experts."""
+    """What all fusion blocks share: self-attention over all tokens, and the weights of experts.
+
+    Attributes:
+      penalised: whether the block returns sums that `sparse_moe.penalty` takes.
+    """
+
+    penalised = False
 
     def __init__(self, spec: FusionSpec, width: int, rngs: nnx.Rngs):
         self.spec = spec

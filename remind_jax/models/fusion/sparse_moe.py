@@ -29,6 +29,8 @@ class SparseMoEBlock(FusionBlock):
     missing modalities apart, and teaches the router which expert belongs to a combination.
     """
 
+    penalised = True
+
     def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
         _check(spec, num_groups, num_modalities)
         super().__init__(spec, width, rngs)
