@@ -13,6 +13,8 @@ def get_config(arg: str = ""):
     config.size = chosen["size"]
     config.model.update(width=64, tokens=4)
     config.fusion.hidden = 128
+    # Stage 2 must do better than the best of stage 1, and training ends where neither gains.
+    config.train.update(keep_better_stage=True, patience=5)
     if config.size == "paper":
         methods.paper_hyper_parameters(config, experts=128, width=768, lr=1e-4, decay=5e-5)
         config.train.epochs = 20.0

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -113,3 +115,14 @@ def test_missing_files_are_named(copy):
     shutil.rmtree(copy / "model")
     with pytest.raises(UserError, match="holds no trained model"):
         remind_jax.load(copy)
+
+
+def test_opening_a_model_loads_nothing_of_training(run):
+    code = f"""import sys, remind_jax
+remind_jax.load({str(run)!r})
+above = [m for m in sys.modules if m.split(".")[:1] == ["remind_jax"] and m.split(".")[1:2] and m.split(".")[1] in
+         ("training", "studies", "analysis")]
+print(above, "orbax.checkpoint" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tiny_runs.ROOT)
+    assert done.stdout.strip() == "[] False"
