@@ -268,7 +268,7 @@ def make_objective(
     """
     counts, dro = np.ones(num_groups, np.int32), group_dro.group_dro(num_groups)
     weights = reweigh.inverse_frequency_weights(counts) if reweighs else jnp.ones(num_groups)
-    penalties = {"mixup": objectives.mixup_penalty(mixup, 1.0, num_groups)} if mixup else {}
+    penalties = {"mixup": objectives.mixup_penalty(mixup, num_groups)} if mixup else {}
     if routing is not None:
         parts = {"balance": 0.01, "entropy": 0.0, "specialize": 0.0} | dict(routing)
         penalties["routing"] = objectives.routing_penalty(**parts)
@@ -376,7 +376,7 @@ def _step(
       gate: see `Model.__call__`.
       robust: whether λ acts and moves.
       frozen: whether the encoders stay as they are.
-      programs, group_rows, precision, first_moment, gradient: as in remind_jax/config.py.
+      programs, group_rows, precision, first_moment, gradient: as in remind_jax/config/table.py.
       reads: whether the batch is taken from 8 times as many samples on the host and brought to the device.
       objective: other arguments of `make_objective`.
       options: of `set_up`.

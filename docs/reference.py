@@ -1,6 +1,6 @@
 """Pages of the documentation that are made from the source when it is built: commands, and the keys of the configs.
 
-A command is a module that can be run; its text is its docstring. Keys are those that remind_jax/config.py declares.
+A command is a module that can be run; its text is its docstring. Keys are those of remind_jax/config/table.py.
 mkdocs.yml names this file as a hook.
 """
 
@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from remind_jax.config import OF_SOURCES, Key, Limit, keys
+from remind_jax.config import keys
+from remind_jax.config.table import OF_SOURCES, Key, Limit
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIRST = ("remind_jax.main", "remind_jax.sweep", "remind_jax.check_data")  # others follow by name
@@ -20,9 +21,9 @@ What every command says of itself; `--help` prints the same. Bad input of any ki
 """
 _CONFIGURATION = """# Configuration
 
-Every key of a config, as remind_jax/config.py declares it. A key is set as `--config.optim.lr=1e-3`, method and size in
-the argument string: `--config=configs/nhanes.py:method=soft_moe,size=small`. Defaults are those before a config file, a
-method or a size changes them; `config.json` in a run's folder has the final values.
+Every key of a config, as remind_jax/config/table.py declares it. A key is set as `--config.optim.lr=1e-3`, method and
+size in the argument string: `--config=configs/nhanes.py:method=soft_moe,size=small`. Defaults are those before a config
+file, a method or a size changes them; `config.json` in a run's folder has the final values.
 """
 
 
@@ -80,7 +81,7 @@ def _table(found: Mapping[str, Key]) -> str:
 def _allowed(key: Key) -> str:
     """The values that a key may have, in words; nothing where its type says all."""
     if isinstance(key.allowed, Limit):
-        return ", or ".join([key.allowed.says, *(f"`{word}`" for word in key.words)])
+        return key.allowed.says
     return ", ".join(f"`{choice}`" for choice in key.allowed or ())
 
 

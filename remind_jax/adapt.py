@@ -26,90 +26,14 @@ metrics.jsonl, config.json and checkpoints/, at once when all is done.
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from remind_jax import cli
-from remind_jax.errors import UserError, did_you_mean
+from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
-from remind_jax.inference.model_folder import ADAPTED
 from remind_jax.runtime import progress
-from remind_jax.training.adaptation import (
-    PARTS,
-    ROWS,
-    Adapter,
-    Choice,
-    adapt,
-    open_single,
-    own_data,
-    prepare,
-    read_folder,
-)
-
-
-def summary(report: Mapping[str, Any]) -> list[str]:
-    """What an adaptation did, as lines."""
-    facts = report[ADAPTED]
-    share = 100 * facts["trained_parameters"] / report["parameters"]
-    by = {
-        "tuning loss": f"lowest loss of {facts['n_tuning']} tuning rows, at step {facts['chosen_step']}",
-        "last step": f"those of the last step: {facts['n_tuning']} tuning rows are too few to choose by",
-    }
-    lines = [
-        f"New combinations: {', '.join(facts['new'])}",
-        f"Unfrozen: {facts['unfreeze']}, {facts['trained_parameters']:,} of {report['parameters']:,} parameters "
-        f"({share:.2g} %), {facts['n_train']} train rows",
-        f"Weights: {by.get(facts['chosen_by'], facts['chosen_by'])}",
-    ]
-    heading = f"{'held-out rows':<22}{'n':>7}{'accuracy':>18}{'macro-F1':>18}{'AUROC':>18}"
-    lines += ["", heading]
-    for name, title in (("new", "new combinations"), ("known", "known combinations")):
-        before, after = facts["before"][name], facts["after"][name]
-        cells = [f"{_percent(before[key])} -> {_percent(after[key])}" for key in ("accuracy", "macro_f1", "auroc")]
-        lines.append(f"{title:<22}{after['n']:>7}" + "".join(f"{cell:>18}" for cell in cells))
-    return lines
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
-
-
-def parse_unfreeze(text: str) -> tuple[tuple[str, ...], float]:
-    """Reads `--unfreeze`: names of `PARTS` in their order, and the share of the experts.
-
-    Raises:
-      UserError: a part is unknown or named twice, or does not go with the others.
-    """
-    parts, share = [], 0.0
-    for item in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, value = item.partition("=")
-        if name not in PARTS or (value and name != "experts"):
-            known = ", ".join(PARTS).replace("experts", "experts=SHARE")
-            raise UserError(f"--unfreeze: {item!r} is unknown{did_you_mean(name, PARTS)}; known: {known}")
-        if name in parts:
-            raise UserError(f"--unfreeze names {name} twice")
-        parts.append(name)
-        if name == "experts":
-            share = _share(value)
-    if not parts:
-        raise UserError(f"--unfreeze is empty: name some of {', '.join(PARTS)}")
-    alone = [name for name in ("nothing", "all") if name in parts]
-    if alone and len(parts) > 1:
-        raise UserError(f"--unfreeze={alone[0]} goes with nothing else")
-    return tuple(name for name in PARTS if name in parts and name != "experts"), share
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise UserError(f"--unfreeze: experts={text} must be a share above 0, up to 1, such as experts=0.25")
-    return share
+from remind_jax.training.adaptation import Adapter, adapt, open_single, own_data, prepare, read_folder, summary
+from remind_jax.training.unfreezing import ROWS, Choice, parse_unfreeze
 
 
 def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, str, pathlib.Path, Choice]:

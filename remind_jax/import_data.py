@@ -21,55 +21,13 @@
 What was guessed stands in schema.yaml, which can be edited.
 """
 
-import argparse
-import os
 import pathlib
 
 from remind_jax import cli
-from remind_jax.data.importers import flex_moe, meds, monai, table
+from remind_jax.data import importers
+from remind_jax.data.importers import table
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import progress
-
-FORMS = ("table", "monai", "meds", "flex_moe")
-
-
-def pairs(text: str, option: str) -> dict[str, str]:
-    """`a=b,c=d` as a mapping. Raises UserError for anything else."""
-    found = {}
-    for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals or not key or not value or key in found:
-            raise UserError(f"{option}: {item!r} must be NAME=VALUE, each name once")
-        found[key] = value
-    return found
-
-
-def below(out: pathlib.Path, folder: pathlib.Path) -> str:
-    """The path from the manifest's folder down to another one, to be put before paths; empty when they are the same."""
-    relative = os.path.relpath(folder.resolve(), out.resolve())
-    return "" if relative == "." else f"{pathlib.PurePath(relative).as_posix()}/"
-
-
-def _read(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
-    if options.form == "table":
-        return table.read(
-            options.source,
-            [pathlib.Path(path) for path in filter(None, options.join.split(","))],
-            name=name,
-            label=options.label,
-            sample=options.sample,
-            patient=options.patient,
-            split=options.split,
-            kinds=pairs(options.kind, "--kind"),
-            prefix=prefix,
-        )
-    if options.form == "monai":
-        label = options.label or "label"
-        return monai.read(options.source, name=name, patient=options.patient, label=label, prefix=prefix)
-    if options.form == "meds":
-        parts = {key: value.split("+") for key, value in pairs(options.modality, "--modality").items()}
-        return meds.read(options.source, options.labels, name=name, modalities=parts, columns=options.columns)
-    return flex_moe.from_flex_moe(options.source, options.out, name=name)
 
 
 def main(arguments: list[str]) -> None:
@@ -82,22 +40,18 @@ def main(arguments: list[str]) -> None:
         parser.add_argument(f"--{name}", default="")
     parser.add_number("--columns", 64, 1)
     options = parser.parse_args(arguments)
-    if options.form not in FORMS:
+    known = ", ".join(importers.FORMS)
+    if options.form not in importers.FORMS:
         raise UserError(
-            f"--from={options.form} is unknown{did_you_mean(options.form, FORMS)}; known: {', '.join(FORMS)}"
+            f"--from={options.form} is unknown{did_you_mean(options.form, importers.FORMS)}; known: {known}"
         )
     if options.source is None or options.out is None:
         raise UserError("give what to read as --source=PATH and where to write as --out=DIR")
     if not options.source.exists():
         raise UserError(f"{options.source} does not exist")
-    name = options.name or options.out.resolve().name
-    prefix = below(options.out, options.source.parent)
     with progress.make(0, "reading") as bar:
         bar.say(f"Reading {options.source}")
-        found = _read(options, name, prefix)
-    paths = table.path_columns(found.table, found.schema["modalities"])
-    if prefix.startswith("..") and options.form in ("table", "monai") and paths:
-        raise UserError(f"{options.out} does not hold the files that cells name: give --out={options.source.parent}")
+        found = importers.read(options)
     table.write(found, options.out)
     for note in found.notes:
         print(f"note: {note}")

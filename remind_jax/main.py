@@ -7,7 +7,7 @@
                           fuse_moe, flex_moe, remind_no_dro, remind_no_specialization; logistic_regression and
                           gradient_boosting, which have no network
       size=small          small | paper
-    --config.KEY=VALUE    any key of the file, such as --config.optim.lr=1e-3; all are explained in remind_jax/config.py
+    --config.KEY=VALUE    any key of the file, such as --config.optim.lr=1e-3; remind_jax/config/table.py explains all
     --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default
 
 The same command again goes on with a run that was stopped, and shows the report of one that is finished.

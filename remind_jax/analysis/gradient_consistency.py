@@ -85,8 +85,7 @@ def make_outputs(run: Run, output: str) -> Callable[..., Any]:
     scalar = ntk.OUTPUTS.get(output)
     if output == "loss":
         scalar = make_loss(run.config, run.data.class_fractions)
-        prior = (objective.prior, objective.prior_mode, objective.prior_tau, run.data.label_counts)
-        offset = logit_adjust.train_offset(*prior, objective.prior_smoothing)
+        offset = logit_adjust.train_offset(objective.prior, objective.prior_mode, run.data.label_counts)
 
     def outputs(params, batch, fixed):
         logits = run.model.network.apply({**fixed, **params}, batch, gate=gate).logits.astype("float32")

@@ -159,13 +159,12 @@ def adapt_runs(study: Study) -> None:
 
 
 def _adapt_run(study: Study, folder: pathlib.Path, bar: progress.Silent, done: int) -> None:
-    from remind_jax import adapt
-    from remind_jax.training import adaptation
+    from remind_jax.training import adaptation, unfreezing
 
     adapter = None
     for number, unfreeze in enumerate(STRATEGIES):
         bar.advance(done + number, f"{folder.name}: {STRATEGIES[unfreeze]}")
-        choice = adaptation.Choice(*adapt.parse_unfreeze(unfreeze), steps=study.steps, lr=study.lr)
+        choice = unfreezing.Choice(*unfreezing.parse_unfreeze(unfreeze), steps=study.steps, lr=study.lr)
         out = adapted_folder(folder, unfreeze)
         if out.exists():
             _check_same(out, choice)

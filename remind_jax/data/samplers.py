@@ -10,17 +10,13 @@ of `numpy.random.Generator` may change between NumPy versions, and an order buil
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from remind_jax.errors import UserError
 
 Order = Callable[[int, int], np.ndarray]  # (step, batch_size) -> int64 [b], positions in the training rows
-
-KINDS = ("shuffled", "group_balanced", "most_modalities_first", "group_pairs", "fair_batch")
-PAIRS = ("random", "vs_rest")
-MOVES = ("minmax", "adjacent")
 
 _SHUFFLE, _BALANCE, _TIES, _PAIR, _FAIR, _SPREAD = 1, 2, 3, 4, 5, 6  # keep the samplers' streams apart
 
@@ -383,31 +379,28 @@ class FairBatch(Sampler):
         self._set_shares(np.array(record["shares"], np.float64))
 
 
-def make_sampler(config: Any, groups: np.ndarray, observed: np.ndarray, labels: np.ndarray) -> Sampler:
-    """The sampler that a config names.
+class Rows(NamedTuple):
+    """What samplers know of the training rows, int [n] each: combination, and number of modalities."""
 
-    Args:
-      config: of the run.
-      groups: the combination of each training sample, int [n].
-      observed: the number of modalities that each has, int [n].
-      labels: the class of each, int [n].
+    groups: np.ndarray
+    observed: np.ndarray
 
-    Raises:
-      UserError: the sampler cannot serve these samples.
-    """
-    seed, kind = config.seed, config.sampler
-    if kind == "fair_batch":
-        options = {"alpha": config.sampler_alpha, "mode": config.sampler_move, "floor": config.sampler_floor}
-        return FairBatch(seed, groups, config.train.batch_size, **options)
-    if kind == "most_modalities_first":
-        return Sampler(most_modalities_first(seed, observed, config.sampler_epochs))
-    if kind == "group_pairs":
-        return Sampler(group_pairs(seed, groups, config.sampler_pairs))
-    if kind == "shuffled":
-        return Sampler(shuffled(seed, len(groups)))
-    if config.objective.cells == "combination_class":
-        groups = groups.astype(np.int64) * (labels.max() + 1) + labels
-    return Sampler(group_balanced(seed, groups))
+
+def _fair_batch(config: Any, rows: Rows) -> Sampler:
+    options = {"alpha": config.sampler_alpha, "floor": config.sampler_floor}
+    return FairBatch(config.seed, rows.groups, config.train.batch_size, **options)
+
+
+SAMPLERS: dict[str, Callable[[Any, Rows], Sampler]] = {
+    "shuffled": lambda config, rows: Sampler(shuffled(config.seed, len(rows.groups))),
+    "group_balanced": lambda config, rows: Sampler(group_balanced(config.seed, rows.groups)),
+    "most_modalities_first": lambda config, rows: Sampler(
+        most_modalities_first(config.seed, rows.observed, config.sampler_epochs)
+    ),
+    "group_pairs": lambda config, rows: Sampler(group_pairs(config.seed, rows.groups)),
+    "fair_batch": _fair_batch,
+}
+"""Values of the key `sampler`: (config, rows) -> the sampler of a run."""
 
 
 # ---- Random bits ----------------------------------------------------------------------------------------------------

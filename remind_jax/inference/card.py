@@ -106,8 +106,9 @@ def _cells(figures: dict[str, Any]) -> list[str]:
 
 
 def _limits(model: Predictor) -> Iterator[str]:
+    lines = (model.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     yield "## Where not to trust it\n"
-    for lead, text in page.cautions(model.report):
+    for lead, text in page.cautions(model.report, [json.loads(line) for line in lines]):
         yield f"- **{lead}.** {text}".replace("..", ".")
     yield "- **Other combinations.** For one not in the table the output `seen` is false: what all combinations share"
     yield "  predicts, and nothing here says how well.\n"

@@ -162,9 +162,7 @@ class Predictor:
     def offset(self) -> np.ndarray:
         """What predictions add to logits, by combination and class, float32 [g + 1, c]; unknown combinations last."""
         prior = self.config.objective
-        found = logit_adjust.predict_offset(
-            prior.prior, prior.prior_mode, prior.prior_tau, self.label_counts, prior.prior_smoothing
-        )
+        found = logit_adjust.predict_offset(prior.prior, prior.prior_mode, self.label_counts)
         shape = (len(self.groups) + 1, len(self.classes))
         return np.zeros(shape, np.float32) if found is None else np.asarray(self.padded(found), np.float32)
 

@@ -10,8 +10,8 @@ from einops import rearrange
 from flax import nnx
 
 from remind_jax.models.encoders import registry
-from remind_jax.models.fusion.soft_moe import Route, SoftMoEBlock, Tokens
-from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
+from remind_jax.models.fusion import FUSIONS
+from remind_jax.models.fusion.soft_moe import Route, Tokens
 from remind_jax.models.spec import ModalityInput, ModelSpec
 from remind_jax.ops import imputation, losses
 from remind_jax.ops.transformer import dropout
@@ -35,7 +35,6 @@ class Output(NamedTuple):
       observed: False at the tokens of missing modalities [b, n].
       routing: of each sparse block, the sums over the batch that `sparse_moe.penalty` takes.
       members: logits of each member [b, k, c], where there are several.
-      gate_values: of each block, see `Routed`; of several members, each sample's in turn.
     """
 
     logits: jax.Array
@@ -46,7 +45,6 @@ class Output(NamedTuple):
     observed: jax.Array | None = None
     routing: tuple[dict[str, jax.Array], ...] = ()
     members: jax.Array | None = None
-    gate_values: tuple[jax.Array, ...] = ()
 
 
 class Routes(NamedTuple):
@@ -64,13 +62,8 @@ class Routes(NamedTuple):
 
 
 def is_statistic(path: str) -> bool:
-    """Whether a path names what is measured and not trained: statistics of a batch norm, the threshold of a gate."""
-    return path.endswith(("/running_mean", "/running_variance")) or is_gate_threshold(path)
-
-
-def is_gate_threshold(path: str) -> bool:
-    """Whether a path names the measured threshold of a gate."""
-    return path.endswith("/gate_threshold")
+    """Whether a path names running statistics of a batch norm, which are carried along and not trained."""
+    return path.endswith(("/running_mean", "/running_variance"))
 
 
 def is_group_router(path: str) -> bool:
@@ -134,12 +127,6 @@ class _Imputation(nnx.Module):
         return imputation.imputed_tokens(groups, *tables)
 
 
-def _make_block(spec: ModelSpec, num_groups: int, num_modalities: int, rngs: nnx.Rngs) -> nnx.Module:
-    if spec.fusion.kind == "soft_moe":
-        return SoftMoEBlock(spec.fusion, spec.width, num_groups, num_modalities, rngs)
-    return SparseMoEBlock(spec.fusion, spec.width, num_groups, num_modalities, rngs)
-
-
 class Model(nnx.Module):
     """Encoders of all modalities, fusion blocks and a linear head."""
 
@@ -158,7 +145,8 @@ class Model(nnx.Module):
         if spec.modality_embedding:
             self.modality_embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (len(inputs), spec.width)))
         for i in range(spec.fusion.blocks):
-            setattr(self, f"block_{i}", _make_block(spec, num_groups, len(inputs), rngs))
+            block = FUSIONS[spec.fusion.kind](spec.fusion, spec.width, num_groups, len(inputs), rngs)
+            setattr(self, f"block_{i}", block)
         if spec.pooling == "attention":
             self.pool_query = nnx.Param(spec.width**-0.5 * jax.random.normal(rngs.params(), (spec.width,)))
         if spec.wide:
@@ -207,7 +195,7 @@ class Model(nnx.Module):
     @property
     def dtype(self) -> np.dtype:
         """Of the weights, and so of all that is computed with them."""
-        return self.block_0.output.kernel[...].dtype
+        return (self.head.kernel if self.spec.members == 1 else self.members.head)[...].dtype
 
     @property
     def owner(self) -> np.ndarray:
@@ -268,23 +256,18 @@ class Model(nnx.Module):
         if members > 1:
             x, groups, mask, keys = self.members.spread(x, owner, groups, mask, keys)
             present = jnp.repeat(observed, members, axis=0)
-        open_rates, sums, values, known = [], [], [], Tokens(owner, present, groups)
+        open_rates, sums, known = [], [], Tokens(owner, present, groups)
         for i in range(self.spec.fusion.blocks):
             block = getattr(self, f"block_{i}")
             block_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
-                if isinstance(block, SoftMoEBlock):
-                    x, open_rate, value = block(x, known, mask, gate, block_keys)
-                    values += [] if value is None else [value]
-                else:
-                    x, routed = block(x, known, mask, block_keys)
-                    open_rate = jnp.zeros(x.shape[0])
-                    sums.append(routed)
+                x, open_rate, routed = block(x, known, mask, gate, block_keys)
             open_rates.append(open_rate)
+            sums += [routed] if routed is not None else []
         open_rate = jnp.mean(jnp.stack(open_rates), axis=0)
         with jax.named_scope("head"):
             output = self._predict(self._pool(x, present), open_rate, tokens, observed)
-        return output._replace(routing=tuple(sums), gate_values=tuple(values))
+        return output._replace(routing=tuple(sums))
 
     def route(self, batch: Batch, *, gate: str) -> Routes:
         """Where soft routers send the tokens of a batch in evaluation; of one predictor, without members."""

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models import pretrained
 from remind_jax.models.encoders import registry
+from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Batch, Model, Output, Params, Routes, is_statistic
 from remind_jax.models.spec import ModalityInput, ModelSpec, model_spec
 from remind_jax.ops import losses
@@ -45,6 +47,12 @@ class Network(NamedTuple):
     features: Callable[[Params, str, jax.Array], jax.Array] | None = None
 
 
+def check_fusion(kind: str) -> None:
+    """Refuses a `fusion.kind` that is no key of `FUSIONS` (UserError)."""
+    if kind not in FUSIONS:
+        raise UserError(f"fusion.kind={kind!r} is unknown{did_you_mean(kind, FUSIONS)}; known: {', '.join(FUSIONS)}")
+
+
 def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int) -> Network:
     """Turns a specification into pure functions over a dictionary of parameters.
 
@@ -54,6 +62,7 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
       num_groups: g, the combinations seen in training.
       num_classes: c.
     """
+    check_fusion(spec.fusion.kind)
 
     def build(key: jax.Array) -> Model:
         return Model(spec, inputs, num_groups, num_classes, nnx.Rngs(params=key))
@@ -87,7 +96,7 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
         model = nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
         return getattr(model.encoders, modality).features(x, None)
 
-    soft = spec.fusion.kind == "soft_moe" and spec.members == 1
+    soft = hasattr(FUSIONS[spec.fusion.kind], "route") and spec.members == 1
     return Network(init, apply, encode, fuse, route if soft else None, features)
 
 
@@ -110,8 +119,7 @@ def ensemble_of(network: Network, count: int) -> Network:
             each = jax.vmap(lambda one: function(one, *arguments, **options))(params)
             means = {"features": jnp.mean(each.features, axis=0), "open_rate": jnp.mean(each.open_rate, axis=0)}
             logits = losses.mean_prediction(each.logits, axis=0)
-            kept = {"statistics": each.statistics, "gate_values": each.gate_values}
-            return Output(logits, **means, observed=each.observed[0], **kept)
+            return Output(logits, **means, observed=each.observed[0], statistics=each.statistics)
 
         return call
 

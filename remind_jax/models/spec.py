@@ -20,7 +20,7 @@ class ModalityInput(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FusionSpec:
-    """The fusion blocks of a network: section `fusion` of a config; remind_jax/config.py says what its keys mean.
+    """The fusion blocks of a network: section `fusion` of a config; remind_jax/config/table.py says what its keys mean.
 
     Of `soft_moe` blocks all fields but those from top_k on are read; of `fuse_moe` and `flex_moe` blocks blocks, heads,
     experts, hidden, dropout, mask_missing and those from top_k on.
@@ -43,8 +43,7 @@ class FusionSpec:
     residual_init: str
     add_after_norm: bool
     gate_metric: str
-    gate_threshold: float | str
-    gate_share: float
+    gate_threshold: float
     gate_granularity: str
     train_gate: str
     eval_gate: str
@@ -52,13 +51,12 @@ class FusionSpec:
     top_k: int
     routing: str
     scores: str
-    noise: bool
     share_experts: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A network: section `model` of a config, whose keys remind_jax/config.py explains, and its fusion blocks."""
+    """A network: section `model` of a config, whose keys remind_jax/config/table.py explains, and its fusion blocks."""
 
     width: int
     tokens: int

@@ -28,11 +28,15 @@ def log_prior(kind: str, label_counts: np.ndarray, smoothing: float = 1.0) -> np
     return np.log(np.maximum(rows / rows.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def train_offset(kind: str, mode: str, tau: float, label_counts: np.ndarray, smoothing: float) -> np.ndarray | None:
+def train_offset(
+    kind: str, mode: str, label_counts: np.ndarray, *, tau: float = 1.0, smoothing: float = 1.0
+) -> np.ndarray | None:
     """What is added to the logits in the training loss, τ log π in the mode `loss`, [g + 1, c]; None for nothing."""
     return tau * log_prior(kind, label_counts, smoothing) if kind != "none" and mode == "loss" else None
 
 
-def predict_offset(kind: str, mode: str, tau: float, label_counts: np.ndarray, smoothing: float) -> np.ndarray | None:
+def predict_offset(
+    kind: str, mode: str, label_counts: np.ndarray, *, tau: float = 1.0, smoothing: float = 1.0
+) -> np.ndarray | None:
     """What is added to the logits in predictions, -τ log π in the mode `posthoc`, [g + 1, c]; None for nothing."""
     return -tau * log_prior(kind, label_counts, smoothing) if kind != "none" and mode == "posthoc" else None

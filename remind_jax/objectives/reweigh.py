@@ -21,7 +21,7 @@ def inverse_frequency_weights(train_counts: jax.Array, power: float = 1.0, cap: 
     return _scaled(jnp.maximum(counts, 1.0) ** -power, counts, cap)
 
 
-def effective_number_weights(train_counts: jax.Array, beta: float, cap: float | None = None) -> jax.Array:
+def effective_number_weights(train_counts: jax.Array, beta: float = 0.999, cap: float | None = None) -> jax.Array:
     """Weight of a sample by its group, w_g ∝ (1 - β) / (1 - β^n_g) with Σ_g n_g w_g = Σ_g n_g, [g] -> [g].
 
     The inverse of the effective number of samples (Cui et al. 2019), in which further samples of a large group count

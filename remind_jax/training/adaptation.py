@@ -4,12 +4,10 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import polars as pl
@@ -25,9 +23,7 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_folder, new_rows
 from remind_jax.inference.model_folder import ADAPTED
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
-from remind_jax.models.model import Params, is_statistic
-from remind_jax.models.network import Network
-from remind_jax.ops import soft_moe
+from remind_jax.models.model import Params
 from remind_jax.runtime import files, progress
 from remind_jax.runtime.devices import choose_devices, host_copy
 from remind_jax.training.loop import Position, Trainer
@@ -36,55 +32,10 @@ from remind_jax.training.recorder import Cursor
 from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.stages import Stage
 from remind_jax.training.transforms import make_transforms
-
-PARTS = ("nothing", "head", "router", "shared_router", "experts", "all")
-
-
-ROWS = ("new", "all")
-
+from remind_jax.training.unfreezing import CUT, Choice, cut, extend, joined, rank_experts, trained_rows
 
 LEAST_TUNING = 30  # tuning rows below which a choice of weights would be one by chance
-
-
 EVALUATIONS = 20
-
-
-_TABLE = re.compile(r"^block_\d+/group_router$|^imputation/group$")  # a row a combination
-
-
-_SHARED = re.compile(r"^block_\d+/(router|router_scale|noise_router)$")
-
-
-_HEAD = re.compile(r"^head/|^wide$|^members/head(_bias)?$")
-
-
-_EXPERTS = re.compile(r"^(block_\d+)/expert_(in|out)(_bias)?$")
-
-
-_CUT = "cut/"  # before the path of an array: its trained rows
-
-
-class Choice(NamedTuple):
-    """How to adapt; the fields are those of the command line.
-
-    Attributes:
-      parts: names of `PARTS` without `experts`.
-      experts: share of the experts, 0 for none.
-      rows, steps, lr, patience: see the module's text.
-    """
-
-    parts: tuple[str, ...]
-    experts: float = 0.0
-    rows: str = "new"
-    steps: int = 300
-    lr: float = 0.0
-    patience: int = 0
-
-    @property
-    def unfreeze(self) -> str:
-        """As on the command line."""
-        return ",".join([*self.parts, *([f"experts={self.experts:g}"] if self.experts else [])])
-
 
 # ---- What goes in ----------------------------------------------------------------------------------------------------
 
@@ -165,80 +116,6 @@ def prepare(
     return datasets.prepare(fitted, run.config.data)
 
 
-# ---- Parameters ------------------------------------------------------------------------------------------------------
-
-
-def extend(params: Params, count: int) -> Params:
-    """Parameters with rows for `count` more combinations: routers of zero, and the mean of the trained vectors."""
-
-    def more(path: str, x: np.ndarray) -> np.ndarray:
-        mean = np.asarray(jnp.mean(x, axis=0)) if path.startswith("imputation/") else np.zeros(x.shape[1:], x.dtype)
-        return np.concatenate([x, np.broadcast_to(mean, (count, *mean.shape))])
-
-    return {path: more(path, x) if _TABLE.search(path) else x for path, x in params.items()}
-
-
-def trained_rows(
-    params: Params, choice: Choice, new: np.ndarray, experts: Mapping[str, np.ndarray], group_routers: bool
-) -> dict[str, np.ndarray | None]:
-    """What a choice trains, by path: rows of the first axis, or None for the whole array.
-
-    Args:
-      params: extended.
-      choice: of parts.
-      new: rows of the new combinations, int [k].
-      experts: the chosen experts of each block, by its name.
-      group_routers: whether the method has routers of combinations.
-    """
-    parts, found = set(choice.parts), {}
-    if "router" in parts and not group_routers:
-        parts.add("shared_router")
-    for path in params:
-        block = _EXPERTS.search(path)
-        if is_statistic(path):
-            continue
-        whole = ("head" in parts and _HEAD.search(path)) or ("shared_router" in parts and _SHARED.search(path))
-        if "all" in parts or whole:
-            found[path] = None
-        elif "router" in parts and _TABLE.search(path):
-            found[path] = new
-        elif block and choice.experts:
-            chosen = experts[block[1]]
-            found[path] = None if len(chosen) == len(params[path]) else chosen
-    return found
-
-
-def cut(params: Params, trained: Mapping[str, np.ndarray | None]) -> Params:
-    """Parameters with the trained rows of an array as one of its own, so that optimizers see nothing else of it."""
-    return params | {_CUT + path: params[path][rows] for path, rows in trained.items() if rows is not None}
-
-
-def joined(params: Params, trained: Mapping[str, np.ndarray | None]) -> Params:
-    """The inverse of `cut`."""
-    whole = {path: x for path, x in params.items() if not path.startswith(_CUT)}
-    rows_of = {path: rows for path, rows in trained.items() if rows is not None}
-    return whole | {path: jnp.asarray(whole[path]).at[rows].set(params[_CUT + path]) for path, rows in rows_of.items()}
-
-
-def rank_experts(network: Network, params: Params, store: pipeline.Store, batch_size: int) -> np.ndarray | None:
-    """The experts of each block, those first that the rows of a store read most, int [blocks, e].
-
-    An expert's use is the weight with which tokens read it under the shared router (Eq. 6), summed over its slots, mean
-    over tokens and rows. None where tokens are not softly routed by one predictor.
-    """
-    if network.route is None:
-        return None
-
-    def use(params: Params, batch: pipeline.Batch) -> jax.Array:
-        routes = network.route(params, batch, gate="never")
-        each = [jnp.mean(soft_moe.combine_weights(route.used), axis=1).sum(axis=-1) for route in routes.blocks]
-        return jnp.einsum("lbe,b->le", jnp.stack(each), jnp.asarray(batch["weight"]))
-
-    use = jax.jit(use)
-    total = sum(np.asarray(use(params, batch), np.float64) for batch in pipeline.eval_batches(store, batch_size))
-    return np.argsort(-total, axis=1, kind="stable")
-
-
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +162,7 @@ class Adapter:
         """The run's settings, changed to those of the adaptation."""
         config, n = ml_collections.ConfigDict(self.run.config.to_dict()), len(self.data.stores["train"])
         config.parallel, config.devices, config.sampler = "jit", 1, "shuffled"
-        config.objective.update(kind="erm", cells="combination", mixup_weight=0.0, distill_weight=0.0)
+        config.objective.update(kind="erm", mixup_weight=0.0, distill_weight=0.0)
         config.train.batch_size = min(config.train.batch_size, n)
         config.train.select = "loss" if len(self.data.stores["tuning"]) >= LEAST_TUNING else "last"
         config.train.evaluate_every = choice.steps / EVALUATIONS * config.train.batch_size / n
@@ -301,7 +178,7 @@ class Adapter:
         if not trained:
             return self.model.params, 0
         run, config, data = self.run, self.config(choice), self.data
-        names = {path if rows is None else _CUT + path for path, rows in trained.items()}
+        names = {path if rows is None else CUT + path for path, rows in trained.items()}
         gates = (config.fusion.train_gate if config.fusion.group_routers else "never", run.gate)
         stage = Stage("adapt", 0, choice.steps, lambda path: path not in names, *gates, robust=False)
         start = cut(self.model.params, trained)
@@ -442,3 +319,30 @@ def _facts(
         "chosen_step": found["step"],
         **figures,
     }
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """What an adaptation did, as lines."""
+    facts = report[ADAPTED]
+    share = 100 * facts["trained_parameters"] / report["parameters"]
+    by = {
+        "tuning loss": f"lowest loss of {facts['n_tuning']} tuning rows, at step {facts['chosen_step']}",
+        "last step": f"those of the last step: {facts['n_tuning']} tuning rows are too few to choose by",
+    }
+    lines = [
+        f"New combinations: {', '.join(facts['new'])}",
+        f"Unfrozen: {facts['unfreeze']}, {facts['trained_parameters']:,} of {report['parameters']:,} parameters "
+        f"({share:.2g} %), {facts['n_train']} train rows",
+        f"Weights: {by.get(facts['chosen_by'], facts['chosen_by'])}",
+    ]
+    heading = f"{'held-out rows':<22}{'n':>7}{'accuracy':>18}{'macro-F1':>18}{'AUROC':>18}"
+    lines += ["", heading]
+    for name, title in (("new", "new combinations"), ("known", "known combinations")):
+        before, after = facts["before"][name], facts["after"][name]
+        cells = [f"{_percent(before[key])} -> {_percent(after[key])}" for key in ("accuracy", "macro_f1", "auroc")]
+        lines.append(f"{title:<22}{after['n']:>7}" + "".join(f"{cell:>18}" for cell in cells))
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

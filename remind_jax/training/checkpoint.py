@@ -1,7 +1,7 @@
 """Checkpoints on disk. The only module that imports orbax.
 
-One checkpoint holds arrays (train state and best weights so far) and a JSON record (stage, best metric, fitted
-preprocessing, shapes of the arrays), and is committed by one rename. Before that the sha256 of each of its files is
+One checkpoint holds arrays (train state and best weights so far) and a JSON record (where the run and its sampler
+stand), and is committed by one rename. Before that the sha256 of each of its files is
 written into it, as `SHA256SUMS`, which `sha256sum -c` reads; nothing is restored that does not agree with it. Two
 files are exempt, which restoring never reads: orbax writes them after the digests.
 """
@@ -32,7 +32,6 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 _MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")  # of orbax, the last with times that are known at the commit
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 _LINE = re.compile(rb"[0-9a-f]{64}  [\x21-\x7e][\x20-\x7e]*")
-_DIGESTED = "digests"  # key of a record whose checkpoint must hold `SUMS`; older versions wrote none
 
 
 def _to_stderr(text: str) -> None:
@@ -96,7 +95,7 @@ class Checkpoints:
         """
         self._settle()
         self._whole.discard(step)
-        self._saving = step, arrays, record | {_DIGESTED: True}
+        self._saving = step, arrays, record
         try:
             self._begin()
         except Exception as error:  # orbax and tensorstore have no common one
@@ -165,13 +164,12 @@ class Checkpoints:
         return None
 
     def record(self, step: int) -> dict[str, Any]:
-        """The record of a checkpoint. Raises UserError when it is damaged."""
+        """Reads the record of a checkpoint. Raises UserError when it is damaged."""
         self._check(step)
         try:
-            record = self._read_record(step)
+            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         except Exception:  # its digest may be right and it no JSON, if somebody made it so
             raise UserError(f"the record of step {step} in {self.folder} cannot be read: run it again") from None
-        return {key: value for key, value in record.items() if key != _DIGESTED}
 
     def arrays(self, step: int, like: Any = None) -> Any:
         """Reads the arrays of a checkpoint as numpy.
@@ -194,34 +192,21 @@ class Checkpoints:
                 "run it in a new workdir"
             ) from None
 
-    def _read_record(self, step: int) -> dict[str, Any]:
-        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-
     def _check(self, step: int) -> None:
         self._settle()
         if step not in self._whole and (fault := self._fault(step)):
             raise UserError(f"the checkpoint of step {step} in {self.folder} is damaged: {fault}")
 
     def _fault(self, step: int) -> str:
-        """What is wrong with the files of a checkpoint, in a few words; nothing when they are whole."""
+        """Says what is wrong with the files of a checkpoint, in a few words; nothing when they are whole."""
         folder = self.folder / str(step)
         try:
-            fault = _compare(folder) if (folder / SUMS).exists() else self._fault_without_sums(step)
+            fault = _compare(folder)
         except OSError as error:
             return f"{pathlib.Path(error.filename or '').name}: {error.strerror or type(error).__name__}"
         if not fault:
             self._whole.add(step)
         return fault
-
-    def _fault_without_sums(self, step: int) -> str:
-        try:
-            record = self._read_record(step)
-        except Exception:
-            return "its record cannot be read"
-        if _DIGESTED in record:
-            return f"{SUMS} is missing"
-        self._say(f"the checkpoint of step {step} is of an older version, without digests: it cannot be checked")
-        return ""
 
     def close(self) -> None:
         """Waits for saves under way. Raises UserError when the last one failed twice."""
@@ -233,12 +218,14 @@ class Checkpoints:
 
 
 def _sums(folder: pathlib.Path) -> str:
-    """The digests of a checkpoint's files."""
+    """Lists the digests of a checkpoint's files."""
     return files.sums(folder, leave_out=_MARKS)
 
 
 def _compare(folder: pathlib.Path) -> str:
-    """The first difference between the files of a checkpoint and their digests."""
+    """Names the first difference between the files of a checkpoint and their digests."""
+    if not (folder / SUMS).exists():
+        return f"{SUMS} is missing"
     stored, found = (folder / SUMS).read_bytes(), _sums(folder).encode()
     for mark in _MARKS:
         if not (folder / mark).is_file():
@@ -264,7 +251,7 @@ def _by_name(sums: bytes) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    """An error in one short line; those of tensorstore name the cause at their end."""
+    """Tells an error in one short line; those of tensorstore name the cause at their end."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
 """Features of frozen encoders, computed once over the data instead of at every step of stage 2.
 
 That the same sample always gives the same features is what this rests on: the data path has no augmentation, batch
-norms of frozen encoders use their running statistics, and `train.frozen_dropout` is off. What follows a frozen trunk, a
+norms of frozen encoders use their running statistics, and their dropout is off. What follows a frozen trunk, a
 map into the fusion width, is trained and runs at every step. A modality that a sample lacks takes no space.
 """
 

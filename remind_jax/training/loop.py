@@ -26,7 +26,6 @@ from remind_jax.training.stages import Stage
 from remind_jax.training.step import make_step, step_options
 from remind_jax.training.transforms import Transforms
 
-Entering = Callable[[Stage, Params, progress.Silent], Params]
 Stores = Callable[[Stage, Params, progress.Silent], contextlib.AbstractContextManager[Mapping[str, pipeline.Store]]]
 
 
@@ -62,7 +61,6 @@ class Trainer:
       folder: takes records, and checkpoints.
       devices: of all processes.
       signals: that ask training to stop.
-      entering: (stage, its first weights, bar) -> these weights with what is measured before the stage.
     """
 
     config: Any
@@ -77,7 +75,6 @@ class Trainer:
     folder: RunFolder
     devices: list[jax.Device]
     signals: Signals = dataclasses.field(default_factory=Signals)
-    entering: Entering = lambda stage, params, bar: params
 
     def __post_init__(self) -> None:
         self._agreement = devices.Agreement(self.devices)
@@ -108,7 +105,7 @@ class Trainer:
 
         Raises:
           Stopped: a signal asked for it; the state is saved.
-          NotFiniteError: `train.max_rejected` steps in a row were not finite, twice.
+          NotFiniteError: `MAX_REJECTED` steps in a row were not finite, twice.
         """
         with self._checkpoints(bar.say) as checkpoints:
             try:
@@ -119,21 +116,20 @@ class Trainer:
             return self._run_stages(checkpoints, bar)
 
     def _run_stages(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Position:
-        at = self._resume(checkpoints, bar)
+        at = self._resume(checkpoints)
         for index in range(at.cursor.stage, len(self.stages)):
             if index > at.cursor.stage:
-                self._enter(index, at, bar)
+                self._enter(index, at)
             with self.signals.deferred(self._agreement.settle):
                 self.run_stage(self.stages[index], at, checkpoints, bar)
         return at
 
-    def _resume(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Position:
+    def _resume(self, checkpoints: Checkpoints | None) -> Position:
         """The position of the newest checkpoint that is whole, for all processes; without one that at the start."""
         newest = processes.run_on_first(lambda: _newest(checkpoints))
         # From the first process: of another kind of processor, others might round the last bit another way.
         params = devices.broadcast(self.initial())
         if newest is None:
-            params = self.entering(self.stages[0], params, bar)
             at = Position(Cursor(), self.begin(self.stages[0], params), params)
         else:
             cursor = Cursor(**newest["cursor"])
@@ -147,11 +143,11 @@ class Trainer:
         self.folder.rewind(newest["step"] if newest else 0)
         return at
 
-    def _enter(self, index: int, at: Position, bar: progress.Silent) -> None:
+    def _enter(self, index: int, at: Position) -> None:
         """Moves a position from the end of a stage to the start of another."""
-        keeps, cursor, stage = self.config.train.keep_better_stage, at.cursor, self.stages[index]
-        at.best = self.entering(stage, at.best if keeps else at.state.weights(), bar)
-        at.state = self.begin(stage, at.best, at.state.opt_state["dro"])
+        keeps, cursor = self.config.train.keep_better_stage, at.cursor
+        weights = at.best if keeps else at.state.weights()
+        at.state = self.begin(self.stages[index], weights, at.state.opt_state["dro"])
         at.cursor = cursor.next_stage(index, keeps)
 
     def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
@@ -177,7 +173,7 @@ class Trainer:
 
         Raises:
           Stopped: a signal asked for it; the state is saved.
-          NotFiniteError: `train.max_rejected` steps in a row were not finite.
+          NotFiniteError: `MAX_REJECTED` steps in a row were not finite.
         """
         step = at.state.steps_done
         if at.cursor.ended or step >= stage.stop:
@@ -260,11 +256,8 @@ class Trainer:
     # ---- What is kept of them -------------------------------------------------------------------------------------
 
     def _recorder(self, stage: Stage, cursor: Cursor, bar: progress.Silent) -> Recorder:
-        train, groups, cells = self.config.train, self.model.groups.names, self.model.groups.names
-        if self.objective.counts.ndim == 2:
-            cells = tuple(f"{group}/{label}" for group in groups for label in self.model.classes)
-        options = {"every": train.log_every, "max_rejected": train.max_rejected, "say": bar.say}
-        return Recorder(self.folder, stage.name, cursor, groups=groups, cells=cells, **options)
+        options = {"every": self.config.train.log_every, "say": bar.say}
+        return Recorder(self.folder, stage.name, cursor, groups=self.model.groups.names, **options)
 
     def _take(self, recorder: Recorder, step: int, metrics: Mapping[str, np.ndarray], close: bool = False) -> None:
         """Records the metrics of a step, and lets the sampler see them."""

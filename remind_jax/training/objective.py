@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
@@ -59,7 +60,7 @@ class Objective(NamedTuple):
     """What a run minimises; `make_objective` makes it from a config.
 
     Attributes:
-      counts: training samples of each of its groups: combinations [g], or combinations by class [g, c].
+      counts: training samples of each combination, [g].
       losses: pass -> losses of single samples, [b].
       static: factors where λ rests.
       dro: the transform that keeps λ.
@@ -85,10 +86,8 @@ class Objective(NamedTuple):
         return self.robust if self.is_robust(stage) else self.static
 
     def sums(self, batch: Batch, each: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The sums of losses [b] and the numbers of samples of each group of the objective on one device, [g · c]."""
-        group = batch["group"]
-        cells = group if self.counts.ndim == 1 else group * self.counts.shape[1] + batch["label"]
-        return losses.group_sums(each, cells, batch["weight"], self.counts.size)
+        """The sums of losses [b] and the numbers of samples of each combination on one device, [g]."""
+        return losses.group_sums(each, batch["group"], batch["weight"], len(self.counts))
 
 
 def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarray | None = None) -> Objective:
@@ -100,20 +99,19 @@ def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarr
       prior_counts: samples that the class priors are taken from, [g', c] with g' <= g; combinations that it lacks have
         the prior of all. By default `label_counts`.
     """
-    objective, counts = config.objective, objective_counts(config, label_counts)
+    objective, counts = config.objective, label_counts.sum(axis=1)
     prior_counts = label_counts if prior_counts is None else prior_counts
     loss = make_loss(config, prior_counts.sum(axis=0) / prior_counts.sum())
     offset = loss_offset(objective, prior_counts, len(label_counts))
-    dro, robust, static = make_dro(config, counts), None, static_factors(_static_weights(objective, counts))
-    if objective.kind == "group_dro":
-        robust = robust_factors(dro, config.dro.weights, config.dro.normalize_present)
+    dro = make_dro(config, counts)
+    static, robust = OBJECTIVES[objective.kind](config, jnp.asarray(counts, jnp.float32), dro)
     if config.ensemble_plain:
         static = _but_plain(static, config.ensemble_plain)
         robust = robust and _but_plain(robust, config.ensemble_plain)
     penalties: dict[str, Penalty] = {}
     if objective.mixup_weight:
-        penalties["mixup"] = mixup_penalty(objective.mixup_weight, objective.mixup_beta, len(counts))
-    if config.fusion.kind != "soft_moe":
+        penalties["mixup"] = mixup_penalty(objective.mixup_weight, len(counts))
+    if FUSIONS[config.fusion.kind].penalised:
         weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
         penalties["routing"] = routing_penalty(*weights)
     distill = objective.distill_weight
@@ -169,8 +167,7 @@ def loss_offset(objective: Any, prior_counts: np.ndarray, num_groups: int) -> np
       prior_counts: as for `make_objective`, [g', c].
       num_groups: g; combinations from g' on have the prior of all, as those not seen in training have, the last row.
     """
-    prior = objective.prior, objective.prior_mode, objective.prior_tau
-    offset = logit_adjust.train_offset(*prior, prior_counts, objective.prior_smoothing)
+    offset = logit_adjust.train_offset(objective.prior, objective.prior_mode, prior_counts)
     if offset is None:
         return None
     return np.concatenate([offset, np.repeat(offset[-1:], num_groups + 1 - len(offset), axis=0)])
@@ -179,39 +176,16 @@ def loss_offset(objective: Any, prior_counts: np.ndarray, num_groups: int) -> np
 # ---- What groups count ----------------------------------------------------------------------------------------------
 
 
-def objective_counts(config: Any, label_counts: np.ndarray) -> np.ndarray:
-    """Training samples of what the objective calls a group: combinations [g], or combinations by class [g, c].
-
-    Args:
-      config: of the run.
-      label_counts: training samples by combination and class, [g, c].
-    """
-    return label_counts if config.objective.cells == "combination_class" else label_counts.sum(axis=1)
-
-
 def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformationExtraArgs:
-    """The transform that keeps λ of each group of the objective; `train_counts` from `objective_counts`."""
-    counts = jnp.asarray(train_counts, jnp.float32).reshape(-1)
+    """The transform that keeps λ; `train_counts` are training samples of each combination, [g]."""
+    counts = jnp.asarray(train_counts, jnp.float32)
     return group_dro.group_dro(
         len(counts),
         gamma=config.dro.gamma,
         every=config.dro.every,
         initial=group_dro.initial_weights(config.dro.initial, counts),
-        # A combination need not have every class: a cell that is never drawn only needs a finite number.
-        offset=config.dro.adjustment / jnp.sqrt(jnp.maximum(counts, 1.0)) if config.dro.adjustment else None,
         absent=config.dro.absent,
     )
-
-
-def _static_weights(objective: Any, train_counts: np.ndarray) -> jax.Array:
-    """The weight of a sample of each group where λ rests, [g · c]; ones for empirical risk minimisation."""
-    counts = jnp.asarray(train_counts, jnp.float32).reshape(-1)
-    if objective.kind != "reweigh":
-        return jnp.ones(len(counts))
-    cap = objective.reweigh_cap or None
-    if objective.reweigh_rule == "effective_number":
-        return reweigh.effective_number_weights(counts, objective.reweigh_beta, cap)
-    return reweigh.inverse_frequency_weights(counts, objective.reweigh_power, cap)
 
 
 def static_factors(weights: jax.Array) -> Factors:
@@ -237,6 +211,35 @@ def robust_factors(dro: optax.GradientTransformationExtraArgs, uses: str, normal
     return factors
 
 
+def _erm(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, None]:
+    """Empirical risk minimisation: every sample counts the same."""
+    del config, dro
+    return static_factors(jnp.ones(len(counts))), None
+
+
+def _reweigh(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, None]:
+    """Static weights of groups by their training samples."""
+    del dro
+    if config.objective.reweigh_rule == "effective_number":
+        return static_factors(reweigh.effective_number_weights(counts)), None
+    return static_factors(reweigh.inverse_frequency_weights(counts)), None
+
+
+def _group_dro(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, Factors]:
+    """Empirical risk minimisation where λ rests, and group DRO where it acts."""
+    robust = robust_factors(dro, config.dro.weights, config.dro.normalize_present)
+    return static_factors(jnp.ones(len(counts))), robust
+
+
+OBJECTIVES: dict[str, Callable[..., tuple[Factors, Factors | None]]] = {
+    "erm": _erm,
+    "reweigh": _reweigh,
+    "group_dro": _group_dro,
+}
+"""Values of `objective.kind`: (config, training samples of each combination [g], transform that keeps λ) -> the factors
+where λ rests, and those where it acts, None for an objective without λ."""
+
+
 def _but_plain(factors: Factors, plain: int) -> Factors:
     """The same factors, but those of empirical risk minimisation for the first `plain` networks of an ensemble."""
 
@@ -255,7 +258,7 @@ def is_plain(plain: int) -> jax.Array:
 # ---- Penalties ------------------------------------------------------------------------------------------------------
 
 
-def mixup_penalty(weight: float, beta: float, num_groups: int) -> Penalty:
+def mixup_penalty(weight: float, num_groups: int, beta: float = 1.0) -> Penalty:
     """Fair Mixup's penalty.
 
     A mixed sample belongs to no combination: the router that all combinations share takes it. It has what either of its
@@ -263,8 +266,8 @@ def mixup_penalty(weight: float, beta: float, num_groups: int) -> Penalty:
 
     Args:
       weight: of the penalty in the loss.
-      beta: positions on the path between two groups are drawn from Beta(beta, beta).
       num_groups: g.
+      beta: positions on the path between two groups are drawn from Beta(beta, beta).
     """
 
     def mixup(of: Pass) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,8 @@ from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.runtime import progress
 from remind_jax.training.run_folder import RunFolder
 
+MAX_REJECTED = 5  # rejected steps in a row that end a run
+
 
 @dataclasses.dataclass
 class Cursor:
@@ -79,9 +81,8 @@ class Recorder:
         cursor: Cursor,
         *,
         groups: Sequence[str],
-        cells: Sequence[str],
         every: int,
-        max_rejected: int,
+        max_rejected: int = MAX_REJECTED,
         say: Callable[[str], None],
     ):
         """Goes on from what a cursor holds.
@@ -91,14 +92,12 @@ class Recorder:
           stage: name of the stage.
           cursor: holds the open sums, so that a checkpoint does.
           groups: names of the combinations.
-          cells: names of what the objective calls a group.
           every: steps between two records.
           max_rejected: rejected steps in a row that end the run.
           say: shows a line.
         """
         self._folder, self._stage, self._cursor, self._say = folder, stage, cursor, say
-        self._groups, self._cells = groups, cells
-        self._every, self._max_rejected = every, max_rejected
+        self._groups, self._every, self._max_rejected = groups, every, max_rejected
         self._clock = progress.Clock()
         self.text = ""
 
@@ -128,7 +127,7 @@ class Recorder:
         if step % self._every and not close:
             return
         means = {name: total / cursor.counted for name, total in cursor.sums.items()}
-        weights = _named("dro/lambda", self._cells, metrics["lambda"])
+        weights = _named("dro/lambda", self._groups, metrics["lambda"])
         for name, values in by_group.items():
             weights |= _named(name, self._groups, values)
         time = {"time/step_ms": self._clock.lap_ms() / (cursor.counted + cursor.rejected)}

@@ -83,7 +83,7 @@ def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]
             eval_gate=fusion.eval_gate if routed else "never",
             robust=True,
             statistics=trains_norms and train.freeze == "nothing",
-            rests=train.freeze != "nothing" and not train.frozen_dropout,
+            rests=train.freeze != "nothing",
         ),
     ]
     return [stage for stage in stages if stage.stop > stage.start]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from remind_jax.models.model import Batch, Params, is_gate_threshold
+from remind_jax.models.model import Batch, Params
 from remind_jax.models.network import Network
 from remind_jax.training import optimizer as states
 from remind_jax.training import row_adamw
@@ -53,7 +53,7 @@ class Found(NamedTuple):
     """What the first half of a step finds besides the gradient; sums are over all devices.
 
     Attributes:
-      loss_sum, count: sums of losses and samples of each group of the objective, [g] or [g * c].
+      loss_sum, count: sums of losses and samples of each combination, [g].
       open_sum: sum of the shares of tokens with an open gate, ().
       norm: of the gradient, ().
       statistics: new running statistics of batch norms, by path; empty where they rest.
@@ -153,8 +153,7 @@ def _make_value(
         if transforms.hold is not None:
             params = transforms.hold(params)
         # The gradient of the conversion brings that of the weights back to their own type.
-        whole = {**frozen, **params}
-        weights = {path: x if is_gate_threshold(path) else x.astype(precision) for path, x in whole.items()}
+        weights = {path: x.astype(precision) for path, x in {**frozen, **params}.items()}
         options = stage.network_options(axis_name)
         output = network.apply(weights, samples.seen, gate=stage.train_gate, keys=samples.keys, **options)
         of = Pass(network, weights, batch, output, samples.unhidden, _step_key(state), samples.keys, total)
@@ -277,7 +276,7 @@ def _make_update(
         ema = optax.incremental_update({path: params[path] for path in state.ema}, state.ema, share)
         measured = {path: jnp.where(accepted, x, state.frozen[path]) for path, x in found.statistics.items()}
         after = state._replace(params=params, frozen={**state.frozen, **measured}, opt_state=opt_state, ema=ema)
-        metrics = _metrics(found, num_groups) | {
+        metrics = _metrics(found) | {
             "lambda": jnp.exp(after.opt_state["dro"].log_weights),
             "train/rejected": 1.0 - accepted.astype(jnp.float32),
         }
@@ -286,15 +285,15 @@ def _make_update(
     return update
 
 
-def _metrics(found: Found, num_groups: int) -> dict[str, jax.Array]:
+def _metrics(found: Found) -> dict[str, jax.Array]:
     """The figures of a step that its first half has found; those by group are of combinations, [g]."""
     samples = jnp.sum(found.count)
     return {
         "train/loss": jnp.sum(found.loss_sum) / samples,
         "train/gradient_norm": found.norm,
         "gate/open_rate": found.open_sum / samples,
-        "group_loss_sum": found.loss_sum.reshape(num_groups, -1).sum(axis=1),
-        "group_count": found.count.reshape(num_groups, -1).sum(axis=1),
+        "group_loss_sum": found.loss_sum,
+        "group_count": found.count,
         **found.extra,
     }
 

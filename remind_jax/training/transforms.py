@@ -38,7 +38,7 @@ def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
       config: of the run.
       masks: the combinations, bool [g, m].
     """
-    train, noisy = config.train, config.fusion.kind != "soft_moe" and config.fusion.noise
+    train, noisy = config.train, config.fusion.kind != "soft_moe"
     hides = train.hide_samples > 0
     return Transforms(
         draws=bool(noisy or hides or config.model.encoder_dropout > 0 or config.fusion.dropout > 0),

@@ -14,7 +14,8 @@ import yaml
 
 from docs import reference
 from remind_jax import cli, methods, sweep
-from remind_jax.config import OF_SOURCES, keys
+from remind_jax.config import keys
+from remind_jax.config.table import OF_SOURCES
 from remind_jax.errors import UserError
 from tests import tiny_runs
 

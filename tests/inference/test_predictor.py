@@ -14,14 +14,14 @@ import safetensors.numpy
 import yaml
 
 import remind_jax
-from remind_jax import adapt, cli, export, predict
+from remind_jax import cli, export, predict
 from remind_jax.data import pipeline
 from remind_jax.data.groups import Groups
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.errors import UserError
 from remind_jax.inference import model_folder, program
 from remind_jax.runtime import progress
-from remind_jax.training import adaptation
+from remind_jax.training import adaptation, unfreezing
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
@@ -174,7 +174,7 @@ def test_an_adapted_run_predicts_as_its_own_report(run, folder, held_out, tmp_pa
     alone.with_columns(parts).write_csv(data / "manifest.csv")
     opened = adaptation.open_single(run)
     adapter = adaptation.Adapter(opened, adaptation.prepare(opened, *adaptation.read_folder(opened, data)[:2], "new"))
-    choice = adaptation.Choice(*adapt.parse_unfreeze("router,head"), steps=4, lr=0.05)
+    choice = unfreezing.Choice(*unfreezing.parse_unfreeze("router,head"), steps=4, lr=0.05)
     adaptation.adapt(adapter, choice, tmp_path / "adapted", progress.Silent())
     loaded = remind_jax.load(tmp_path / "adapted")
     new = loaded.read(data)
@@ -199,14 +199,14 @@ def test_the_table_counts_training_patients_and_warns_of_unseen_combinations(pre
 
 
 def test_the_unseen_combination_is_predicted_by_the_shared_router_and_the_mean_vector(predictor, folder):
-    """The row of tables beyond the last one: the same as a network whose tables are extended by `adaptation.extend`."""
+    """The row of tables beyond the last one: the same as a network whose tables are extended by `unfreezing.extend`."""
     manifest, known = predictor.read(folder / "held_out.csv"), predictor.groups
     raw = pipeline.NewStore(manifest, predictor.preprocessor, known).take(np.array([60]))
     assert raw["group"].tolist() == [len(known)]
     masks, counts = np.concatenate([known.masks, raw["present"]]), np.append(known.train_counts, 1)
     groups = Groups(known.modalities, masks, counts, np.append(known.tail, True))
     patients = np.append(predictor.train_patients, 1)
-    wider = predictor.with_groups(groups, patients, adaptation.extend(predictor.params, 1))
+    wider = predictor.with_groups(groups, patients, unfreezing.extend(predictor.params, 1))
     logits, _, _ = wider.forward(wider.params, raw, "always")
     np.testing.assert_allclose(predictor.predict_proba(manifest)[60:], jax.nn.softmax(logits), atol=1e-6)
 

@@ -29,7 +29,8 @@ class Block(Pure):
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, params, x, present, groups, keys=None):
-        return self.module(params)(x, Tokens(OWNER, present[:, OWNER], groups), None, keys)
+        fused = self.module(params)(x, Tokens(OWNER, present[:, OWNER], groups), None, "never", keys)
+        return fused.tokens, fused.sums
 
     @functools.partial(jax.jit, static_argnums=0)
     def normed(self, params, x):

@@ -1,9 +1,11 @@
 """Slopes along the path between two samples against finite differences in float64, and the penalty made of them."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from remind_jax.objectives import fair_mixup
 
@@ -12,6 +14,11 @@ B, N, D, C = 6, 3, 4, 5
 
 @pytest.fixture
 def setting():
+    return draw()
+
+
+def draw():
+    """Tokens of the two samples of each pair, and the weights of a network."""
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, B, N, D)).astype(np.float32)
     inner, outer = rng.normal(size=(N * D, 7)).astype(np.float32), rng.normal(size=(7, C)).astype(np.float32)
@@ -38,17 +45,22 @@ def slow_slopes(first, second, t, inner, outer, step=1e-5) -> np.ndarray:
     return (at(t + step) - at(t - step)) / (2 * step)
 
 
-def slopes(setting, t: float) -> jax.Array:
+def slopes(setting, t) -> jax.Array:
     first, second, inner, outer = setting
-    return fair_mixup.path_slopes(lambda z: logits(z, inner, outer), jnp.asarray(first), second, jnp.float32(t))
+    return fair_mixup.path_slopes(
+        lambda z: logits(z, inner, outer), jnp.asarray(first), second, jnp.asarray(t, jnp.float32)
+    )
 
 
-@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
-def test_slopes_are_finite_differences(setting, t):
-    first, second, inner, outer = setting
-    expected = slow_slopes(first, second, t, inner, outer)
-    np.testing.assert_allclose(slopes(setting, t), expected, rtol=2e-3, atol=2e-5)
-    assert np.abs(expected).max() > 0.1
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(0.0, 0.3, 1.0)
+    def test_slopes_are_finite_differences(self, t):
+        first, second, inner, outer = setting = draw()
+        expected = slow_slopes(first, second, t, inner, outer)
+        found = self.variant(slopes)(setting, jnp.float32(t))
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-5)
+        assert np.abs(expected).max() > 0.1
 
 
 def test_slopes_over_the_whole_path_are_the_difference_of_its_ends(setting):

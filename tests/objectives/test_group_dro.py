@@ -1,10 +1,13 @@
 import functools
+from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl.testing import parameterized
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,9 +33,14 @@ def sums(step: Step, groups: int = G) -> dict[str, jax.Array]:
     return {"group_loss_sum": jnp.asarray(total, jnp.float32), "group_count": jnp.asarray(count, jnp.float32)}
 
 
-def over_time(transform: optax.GradientTransformationExtraArgs, steps: list[Step], groups: int = G) -> np.ndarray:
-    """λ after each step, [steps, g]."""
-    update = jax.jit(lambda state, extra: transform.update({}, state, **extra)[1])
+def over_time(
+    transform: optax.GradientTransformationExtraArgs,
+    steps: list[Step],
+    groups: int = G,
+    variant: Callable[..., Callable] = jax.jit,
+) -> np.ndarray:
+    """λ after each step, [steps, g], of updates that `variant` runs."""
+    update = variant(lambda state, extra: transform.update({}, state, **extra)[1])
     state, history = transform.init({}), []
     for step in steps:
         state = update(state, sums(step, groups))
@@ -43,18 +51,20 @@ def over_time(transform: optax.GradientTransformationExtraArgs, steps: list[Step
 # ---- Weights over time ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gamma", "every", "kind"), [(0.7, 1, "uniform"), (0.3, 4, "sqrt_frequency")])
-def test_weights_equal_the_reference_and_stay_on_the_simplex(gamma: float, every: int, kind: str) -> None:
-    initial = group_dro.initial_weights(kind, jnp.asarray([60, 20, 15, 5]))
-    steps = random_steps(22)
-    found = over_time(group_dro.group_dro(G, gamma, every, initial), steps)
-    expected = slow.weights_over_time(np.asarray(initial).tolist(), steps, gamma=gamma, every=every, absent="last")
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
-    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
-    assert (found > 0).all()
-    assert np.abs(found[-1] - np.asarray(initial)).max() > 0.02
-    for i in range(1, len(steps)):
-        assert ((found[i] == found[i - 1]).all()) == bool((i + 1) % every)  # moves at the end of a window only
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    @parameterized.parameters((0.7, 1, "uniform"), (0.3, 4, "sqrt_frequency"))
+    def test_weights_equal_the_reference_and_stay_on_the_simplex(self, gamma: float, every: int, kind: str) -> None:
+        initial = group_dro.initial_weights(kind, jnp.asarray([60, 20, 15, 5]))
+        steps = random_steps(22)
+        found = over_time(group_dro.group_dro(G, gamma, every, initial), steps, variant=self.variant)
+        expected = slow.weights_over_time(np.asarray(initial).tolist(), steps, gamma=gamma, every=every, absent="last")
+        np.testing.assert_allclose(found, expected, rtol=2e-5)
+        np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
+        assert (found > 0).all()
+        assert np.abs(found[-1] - np.asarray(initial)).max() > 0.02
+        for i in range(1, len(steps)):
+            assert ((found[i] == found[i - 1]).all()) == bool((i + 1) % every)  # moves at the end of a window only
 
 
 def test_weights_are_a_softmax_of_the_summed_losses() -> None:
@@ -72,7 +82,7 @@ def test_weights_are_a_softmax_of_the_summed_losses() -> None:
 def test_a_refresh_stays_on_the_simplex_and_keeps_the_order_of_losses(values: list[float], gamma: float) -> None:
     start = jnp.log(jnp.full(G, 0.25))
     weights = np.exp(np.asarray(group_dro.refresh(start, jnp.asarray(values, jnp.float32), gamma)))
-    assert np.isfinite(weights).all()
+    chex.assert_tree_all_finite(weights)
     assert weights.sum() == pytest.approx(1.0, abs=1e-5)
     order = np.argsort(np.asarray(values, np.float32), kind="stable")
     assert (np.diff(weights[order]) >= 0).all()
@@ -174,8 +184,7 @@ def test_accumulated_steps_are_one_step_when_it_stands_next_to_multi_steps() -> 
     several = optax.MultiSteps(sgd, k).gradient_transformation()
     whole = trained(optax.chain(sgd, group_dro.group_dro(G, **options, every=2)), merged)
     found = trained(optax.chain(several, group_dro.group_dro(G, **options, every=2 * k)), steps)
-    for a, b in zip(found, whole, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+    chex.assert_trees_all_close(found, whole, rtol=1e-5)
     assert np.abs(found[0] - 0.25).max() > 0.05
 
     # Inside, it would see the last of three only.
@@ -202,7 +211,7 @@ def test_a_group_without_samples_never_has_weight() -> None:
     np.testing.assert_allclose(initial, [1 / 3, 0, 1 / 3, 1 / 3], rtol=1e-6)
     steps = [{0: [0.5], 2: [2.0], 3: [0.3]}] * 3
     found = over_time(group_dro.group_dro(G, 0.5, 1, initial), steps)
-    assert np.isfinite(found).all()
+    chex.assert_tree_all_finite(found)
     assert (found[:, 1] == 0).all()
     np.testing.assert_allclose(found[-1, 2] / found[-1, 0], np.exp(3 * 0.5 * 1.5), rtol=1e-5)
 
@@ -282,7 +291,7 @@ def test_with_one_group_it_is_empirical_risk_minimisation(normalize: bool) -> No
     )
     found = jax.value_and_grad(group_loss)(params, features, groups, factors, 1)
     expected = jax.value_and_grad(lambda p: jnp.mean(sample_losses(p, features)))(params)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
 
 def test_frequency_weights_divided_by_frequencies_are_empirical_risk_minimisation() -> None:
@@ -341,13 +350,13 @@ def chain(every: int = 2) -> optax.GradientTransformationExtraArgs:
 
 
 def test_the_chain_moves_parameters_as_without_it_and_compiles_once() -> None:
+    chex.clear_trace_counter()
     optimizer, plain = chain(), optax.sgd(1e-2, momentum=0.9)
     params = {"w": jnp.asarray([1.0, -2.0])}
-    traces = []
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @chex.assert_max_traces(n=1)
     def step(params, state, gradient, extra):
-        traces.append(1)
         updates, state = optimizer.update(gradient, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
@@ -361,8 +370,7 @@ def test_the_chain_moves_parameters_as_without_it_and_compiles_once() -> None:
         old = state
         params, state = step(params, state, gradient, sums(values))
         assert all(x.is_deleted() for x in jax.tree.leaves(old))  # donated, none of them twice
-        np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-6)
-    assert len(traces) == 1
+        chex.assert_trees_all_close(params, expected, rtol=1e-6)
     assert int(state["dro"].step) == 4
     reference = slow.weights_over_time([0.25] * G, random_steps(4), gamma=0.5, every=2, absent="last")
     np.testing.assert_allclose(np.exp(np.asarray(state["dro"].log_weights)), reference[-1], rtol=1e-5)
@@ -387,5 +395,5 @@ def test_the_state_is_float32_and_keeps_its_types() -> None:
     transform = group_dro.group_dro(G)
     state = transform.init({})
     _, after = transform.update({}, state, **sums(EVERY_GROUP))
-    assert [x.dtype for x in state] == [x.dtype for x in after]
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
     assert [x.dtype for x in state] == [jnp.float32] * 4 + [jnp.bool, jnp.int32]

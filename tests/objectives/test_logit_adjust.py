@@ -1,5 +1,6 @@
 """Priors by hand, and what adjusted logits are the optimum of."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +38,7 @@ def test_priors_by_hand() -> None:
 
 
 def test_a_class_that_a_group_lacks_stays_finite() -> None:
-    assert np.isfinite(logit_adjust.log_prior("class_given_group", COUNTS, smoothing=0.0)).all()
+    chex.assert_tree_all_finite(logit_adjust.log_prior("class_given_group", COUNTS, smoothing=0.0))
     assert np.exp(logit_adjust.log_prior("class_given_group", COUNTS))[1, 0] == pytest.approx(1 / 8)
 
 
@@ -51,15 +52,14 @@ def test_a_prior_of_groups_changes_nothing_and_one_of_classes_in_groups_does() -
 
 
 def test_where_offsets_act() -> None:
-    arguments = (0.5, COUNTS, 1.0)
     prior = logit_adjust.log_prior("class", COUNTS)
-    np.testing.assert_allclose(logit_adjust.train_offset("class", "loss", *arguments), 0.5 * prior)
-    np.testing.assert_allclose(logit_adjust.predict_offset("class", "posthoc", *arguments), -0.5 * prior)
-    assert logit_adjust.train_offset("class", "posthoc", *arguments) is None
-    assert logit_adjust.predict_offset("class", "loss", *arguments) is None
+    np.testing.assert_allclose(logit_adjust.train_offset("class", "loss", COUNTS, tau=0.5), 0.5 * prior)
+    np.testing.assert_allclose(logit_adjust.predict_offset("class", "posthoc", COUNTS, tau=0.5), -0.5 * prior)
+    assert logit_adjust.train_offset("class", "posthoc", COUNTS) is None
+    assert logit_adjust.predict_offset("class", "loss", COUNTS) is None
     for mode in logit_adjust.MODES:
-        assert logit_adjust.train_offset("none", mode, *arguments) is None
-        assert logit_adjust.predict_offset("none", mode, *arguments) is None
+        assert logit_adjust.train_offset("none", mode, COUNTS) is None
+        assert logit_adjust.predict_offset("none", mode, COUNTS) is None
 
 
 def test_both_modes_aim_at_the_posterior_of_evenly_frequent_classes() -> None:
@@ -70,12 +70,12 @@ def test_both_modes_aim_at_the_posterior_of_evenly_frequent_classes() -> None:
     posterior = joint / joint.sum(axis=1, keepdims=True)
     balanced = likelihood / likelihood.sum(axis=1, keepdims=True)
     assert posterior.argmax(axis=1).tolist() != balanced.argmax(axis=1).tolist()
-    offset = logit_adjust.predict_offset("class", "posthoc", 1.0, COUNTS, 0.0)
+    offset = logit_adjust.predict_offset("class", "posthoc", COUNTS, smoothing=0.0)
     found = jax.nn.softmax(jnp.asarray(np.log(posterior), jnp.float32) + offset[:1])
     np.testing.assert_allclose(found, balanced, rtol=1e-4)
 
     # The expected adjusted loss over the joint distribution is flat where softmax(logits) is that posterior.
-    offset = logit_adjust.train_offset("class", "loss", 1.0, COUNTS, 0.0)
+    offset = logit_adjust.train_offset("class", "loss", COUNTS, smoothing=0.0)
     x, y = (i.reshape(-1) for i in np.meshgrid(np.arange(2), np.arange(3), indexing="ij"))
 
     def expected_loss(logits: jax.Array) -> jax.Array:

@@ -1,3 +1,4 @@
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,24 +68,27 @@ def test_a_group_without_samples_changes_no_weight() -> None:
     counts = jnp.asarray([0.0, 4.0, 16.0])
     for rule in (reweigh.inverse_frequency_weights, lambda n: reweigh.effective_number_weights(n, 0.9)):
         weights = np.asarray(rule(counts))
-        assert np.isfinite(weights).all()
+        chex.assert_tree_all_finite(weights)
         np.testing.assert_allclose(weights[1:], rule(counts[1:]), rtol=1e-6)
 
 
-def mean_loss(weights: jnp.ndarray, each: jnp.ndarray, groups: jnp.ndarray) -> float:
+def mean_loss(weights: jnp.ndarray, each: jnp.ndarray, groups: jnp.ndarray) -> jnp.ndarray:
     sums, counts = losses.group_sums(each, groups, jnp.ones(len(each)), 4)
-    return float(jnp.sum(sums * reweigh.weighted_mean_factors(weights, counts)))
+    return jnp.sum(sums * reweigh.weighted_mean_factors(weights, counts))
 
 
-def test_factors_give_the_mean_of_weighted_losses() -> None:
-    rng = np.random.default_rng(0)
-    each, groups = rng.random(10), rng.integers(0, 3, 10)
-    weights = np.array([2.0, 0.5, 1.0, 9.0])
-    arrays = (jnp.asarray(each, jnp.float32), jnp.asarray(groups))
-    found = mean_loss(jnp.asarray(weights, jnp.float32), *arrays)
-    assert found == pytest.approx(float(np.mean(weights[groups] * each)), rel=1e-5)
-    assert mean_loss(jnp.ones(4), *arrays) == pytest.approx(float(np.mean(each)), rel=1e-5)
-    assert found != pytest.approx(float(np.mean(each)), rel=1e-2)
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_factors_give_the_mean_of_weighted_losses(self) -> None:
+        rng = np.random.default_rng(0)
+        each, groups = rng.random(10), rng.integers(0, 3, 10)
+        weights = np.array([2.0, 0.5, 1.0, 9.0])
+        arrays = (jnp.asarray(each, jnp.float32), jnp.asarray(groups))
+        mean = self.variant(mean_loss)
+        found = float(mean(jnp.asarray(weights, jnp.float32), *arrays))
+        assert found == pytest.approx(float(np.mean(weights[groups] * each)), rel=1e-5)
+        assert float(mean(jnp.ones(4), *arrays)) == pytest.approx(float(np.mean(each)), rel=1e-5)
+        assert found != pytest.approx(float(np.mean(each)), rel=1e-2)
 
 
 def test_full_reweighting_is_the_robust_loss_at_uniform_group_weights() -> None:
@@ -93,5 +97,6 @@ def test_full_reweighting_is_the_robust_loss_at_uniform_group_weights() -> None:
     each = jnp.asarray(np.random.default_rng(1).random(15), jnp.float32)
     sums, counts = losses.group_sums(each, groups, jnp.ones(15), 4)
     robust = float(jnp.sum(sums * group_dro.robust_factors(jnp.full(4, 0.25), counts)))
-    assert mean_loss(reweigh.inverse_frequency_weights(20 * counts), each, groups) == pytest.approx(robust, rel=1e-5)
-    assert mean_loss(jnp.ones(4), each, groups) != pytest.approx(robust, rel=1e-3)
+    full = float(mean_loss(reweigh.inverse_frequency_weights(20 * counts), each, groups))
+    assert full == pytest.approx(robust, rel=1e-5)
+    assert float(mean_loss(jnp.ones(4), each, groups)) != pytest.approx(robust, rel=1e-3)

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +84,7 @@ def test_too_few_values_leave_running_statistics(positions: int, present: list[b
     np.testing.assert_array_equal(found, np.full(x.shape, 0.5))
     assert (running.mean.tolist(), running.variance.tolist()) == ([10.0], [3.0])
     gradient = jax.grad(lambda x: jnp.sum(jnp.sin(batch_norm(x, given, present=present)[0])))(x)
-    assert np.isfinite(gradient).all()
+    chex.assert_tree_all_finite(gradient)
 
 
 def test_absent_samples_have_no_part_in_gradients() -> None:
@@ -99,23 +100,26 @@ def test_absent_samples_have_no_part_in_gradients() -> None:
     assert not np.any(all_three[2])
 
 
-def test_a_batch_in_parts_has_the_statistics_of_the_whole() -> None:
-    rng = np.random.default_rng(0)
-    x, present = (
-        jnp.asarray(rng.normal(size=(6, 4, 1)), jnp.float32),
-        jnp.asarray([True, False, True, True, True, False]),
-    )
-    whole = batch_norm(x, PLAIN, present=present)
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_a_batch_in_parts_has_the_statistics_of_the_whole(self) -> None:
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(6, 4, 1)), jnp.float32)
+        present = jnp.asarray([True, False, True, True, True, False])
+        whole = batch_norm(x, PLAIN, present=present)
 
-    def part(x: jax.Array, present: jax.Array):
-        return batch_norm(x, PLAIN, present=present, axis_name="devices")
+        def part(x: jax.Array, present: jax.Array):
+            return batch_norm(x, PLAIN, present=present, axis_name="devices")
 
-    found, running = jax.vmap(part, axis_name="devices")(x.reshape(2, 3, 4, 1), present.reshape(2, 3))
-    np.testing.assert_allclose(found.reshape(x.shape), whole[0], atol=1e-6)
-    for parts, expected in zip(running, whole[1], strict=True):
-        np.testing.assert_allclose(parts, np.stack([expected] * 2), rtol=1e-6)
-    alone = batch_norm(x[:3], PLAIN, present=present[:3])[0]
-    assert np.abs(alone - whole[0][:3]).max() > 0.01
+        # Two devices, or one that maps over both parts.
+        on_devices = self.variant.type == chex.ChexVariantType.WITH_PMAP
+        options = {"axis_name": "devices", "n_devices": 2, "broadcast_args_to_devices": False, "reduce_fn": None}
+        run = self.variant(part if on_devices else jax.vmap(part, axis_name="devices"), **options)
+        found, running = run(x.reshape(2, 3, 4, 1), present.reshape(2, 3))
+        np.testing.assert_allclose(found.reshape(x.shape), whole[0], atol=1e-6)
+        chex.assert_trees_all_close(running, jax.tree.map(lambda x: jnp.stack([x] * 2), whole[1]), rtol=1e-6)
+        alone = batch_norm(x[:3], PLAIN, present=present[:3])[0]
+        assert np.abs(alone - whole[0][:3]).max() > 0.01
 
 
 # ---- Blocks ---------------------------------------------------------------------------------------------------------

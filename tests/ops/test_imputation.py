@@ -1,7 +1,8 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from absl.testing import parameterized
 
 from remind_jax.ops import imputation
 
@@ -23,18 +24,21 @@ def test_an_unseen_group_takes_the_mean_row() -> None:
     np.testing.assert_allclose(rows, [[5.0, -2.0], [3.0, 2.0], [1.0, 2.0], [3.0, 6.0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", imputation.KINDS)
-def test_imputed_tokens_are_sums_of_the_rows_of_their_tables(kind: str) -> None:
-    modality, group = tables()
-    used = (modality if "modality" in kind else None, group if "group" in kind else None)
-    found = np.broadcast_to(imputation.imputed_tokens(jnp.asarray(GROUPS), *used), (B, M, D))
-    rows = [np.asarray(group[1]), np.asarray(group[0]), np.asarray(group).mean(axis=0)]
-    for i in range(B):
-        for m in range(M):
-            expected = np.zeros(D)
-            expected += np.asarray(modality[m]) if "modality" in kind else 0.0
-            expected += rows[i] if "group" in kind else 0.0
-            np.testing.assert_allclose(found[i, m], expected, atol=1e-6)
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(*imputation.KINDS)
+    def test_imputed_tokens_are_sums_of_the_rows_of_their_tables(self, kind: str) -> None:
+        modality, group = tables()
+        used = (modality if "modality" in kind else None, group if "group" in kind else None)
+        found = self.variant(imputation.imputed_tokens)(jnp.asarray(GROUPS), *used)
+        found = np.broadcast_to(found, (B, M, D))
+        rows = [np.asarray(group[1]), np.asarray(group[0]), np.asarray(group).mean(axis=0)]
+        for i in range(B):
+            for m in range(M):
+                expected = np.zeros(D)
+                expected += np.asarray(modality[m]) if "modality" in kind else 0.0
+                expected += rows[i] if "group" in kind else 0.0
+                np.testing.assert_allclose(found[i, m], expected, atol=1e-6)
 
 
 def test_a_bank_has_a_row_for_each_combination_and_modality() -> None:
@@ -62,7 +66,7 @@ def test_missing_tokens_get_no_gradient_and_no_value_even_if_they_are_nan() -> N
     by_tokens, by_table = jax.grad(total, argnums=(0, 1))(tokens, tables()[1])
     np.testing.assert_array_equal(by_tokens[~OBSERVED], 0.0)
     np.testing.assert_array_equal(by_tokens[OBSERVED], 2.0)
-    assert np.isfinite(by_table).all()
+    chex.assert_tree_all_finite(by_table)
     assert (np.asarray(by_table) != 0).all()
 
 

@@ -1,10 +1,14 @@
+import functools
 import math
+from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl.testing import parameterized
 
 from remind_jax.ops import losses
 
@@ -12,7 +16,9 @@ LOGITS = np.random.default_rng(0).normal(size=(6, 3)) * 2.0
 LABELS = np.array([0, 1, 2, 2, 1, 0])
 
 
-def slow_focal(logits: np.ndarray, labels: np.ndarray, gamma: float, alpha: np.ndarray | None = None) -> np.ndarray:
+def slow_focal(
+    logits: np.ndarray, labels: np.ndarray, gamma: float, alpha: Sequence[float] | None = None
+) -> np.ndarray:
     result = []
     for row, label in zip(logits, labels, strict=True):
         p = math.exp(row[label]) / sum(math.exp(x) for x in row)
@@ -25,12 +31,22 @@ def focal(logits: np.ndarray | jax.Array, labels: np.ndarray = LABELS, **options
     return losses.focal_loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), **options)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-@pytest.mark.parametrize("alpha", [None, np.array([0.2, 1.0, 3.0])], ids=["plain", "alpha"])
-def test_focal_loss_equals_the_reference(gamma: float, alpha: np.ndarray | None) -> None:
-    weights = None if alpha is None else jnp.asarray(alpha, jnp.float32)
-    found = focal(LOGITS, gamma=gamma, alpha=weights)
-    np.testing.assert_allclose(found, slow_focal(LOGITS, LABELS, gamma, alpha), rtol=1e-5)
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(gamma=[0.0, 0.5, 2.0], alpha=[None, (0.2, 1.0, 3.0)])
+    def test_focal_loss_equals_the_reference(self, gamma: float, alpha: tuple[float, ...] | None) -> None:
+        weights = None if alpha is None else jnp.asarray(alpha, jnp.float32)
+        found = self.variant(functools.partial(focal, gamma=gamma, alpha=weights))(LOGITS.astype(np.float32), LABELS)
+        np.testing.assert_allclose(found, slow_focal(LOGITS, LABELS, gamma, alpha), rtol=1e-5)
+
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_group_sums_ignore_padding_and_groups_out_of_range(self) -> None:
+        each = jnp.asarray([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+        groups = jnp.asarray([0, 2, 2, 3, -1, 0])  # 3 is a combination not seen in training
+        weights = jnp.asarray([1.0, 1.0, 0.5, 1.0, 1.0, 0.0])
+        sums, counts = self.variant(lambda *x: losses.group_sums(*x, 3))(each, groups, weights)
+        assert sums.tolist() == [1.0, 0.0, 4.0]
+        assert counts.tolist() == [1.0, 0.0, 1.5]
 
 
 def test_focal_loss_without_focus_is_cross_entropy_and_with_it_is_smaller() -> None:
@@ -79,8 +95,7 @@ def test_extreme_logits_have_finite_losses_and_gradients(gamma: float, label: in
     logits = jnp.asarray([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0]])
     labels = jnp.full(2, label)
     value, gradient = jax.value_and_grad(lambda x: jnp.sum(losses.focal_loss(x, labels, gamma=gamma)))(logits)
-    assert np.isfinite(value)
-    assert np.isfinite(gradient).all()
+    chex.assert_tree_all_finite((value, gradient))
     assert float(losses.focal_loss(logits, labels, gamma=gamma)[0]) == pytest.approx(0.0 if label == 0 else 2e4)
 
 
@@ -92,22 +107,12 @@ def test_losses_of_bfloat16_logits_are_float32() -> None:
     np.testing.assert_array_equal(found, exact)
 
 
-def test_group_sums_ignore_padding_and_groups_out_of_range() -> None:
-    each = jnp.asarray([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
-    groups = jnp.asarray([0, 2, 2, 3, -1, 0])  # 3 is a combination not seen in training
-    weights = jnp.asarray([1.0, 1.0, 0.5, 1.0, 1.0, 0.0])
-    sums, counts = losses.group_sums(each, groups, weights, 3)
-    assert sums.tolist() == [1.0, 0.0, 4.0]
-    assert counts.tolist() == [1.0, 0.0, 1.5]
-
-
 def test_group_sums_of_parts_add_up_to_those_of_the_whole() -> None:
     rng = np.random.default_rng(2)
     each, groups = jnp.asarray(rng.random(20), jnp.float32), jnp.asarray(rng.integers(0, 5, 20))
     whole = losses.group_sums(each, groups, jnp.ones(20), 4)
     parts = [losses.group_sums(each[cut], groups[cut], jnp.ones(20)[cut], 4) for cut in (slice(0, 7), slice(7, 20))]
-    for total, first, second in zip(whole, *parts, strict=True):
-        np.testing.assert_allclose(total, first + second, rtol=1e-6)
+    chex.assert_trees_all_close(whole, jax.tree.map(jnp.add, *parts), rtol=1e-6)
     assert float(whole[1].sum()) == np.sum(np.asarray(groups) < 4)
 
 

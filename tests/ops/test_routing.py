@@ -1,9 +1,12 @@
+import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,17 +165,19 @@ ALL = jnp.arange(G + 1)
 ROUTERS = [(False, False), (True, False), (True, True)]
 
 
-@pytest.mark.parametrize(("normalize", "add_after_norm"), ROUTERS)
-def test_group_routers_equal_the_reference(normalize: bool, add_after_norm: bool) -> None:
-    rng = np.random.default_rng(3)
-    shared, residual = rng.normal(size=(D, E, S)), rng.normal(size=(G, D, E, S))
-    groups = jnp.asarray([2, G, 0, 2, 1])  # one group twice, one that training has not seen
-    args = (jnp.asarray(shared, jnp.float32), jnp.asarray(residual, jnp.float32), groups, jnp.float32(1.7))
-    found = routing.group_routers(*args, normalize=normalize, add_after_norm=add_after_norm)
-    options = {"normalize": normalize, "add_after_norm": add_after_norm}
-    rows = [*residual, np.zeros((D, E, S))]
-    for router, group in zip(found, groups, strict=True):
-        np.testing.assert_allclose(router, slow.effective_router(shared, rows[group], 1.7, **options), atol=2e-6)
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(*ROUTERS)
+    def test_group_routers_equal_the_reference(self, normalize: bool, add_after_norm: bool) -> None:
+        rng = np.random.default_rng(3)
+        shared, residual = rng.normal(size=(D, E, S)), rng.normal(size=(G, D, E, S))
+        groups = jnp.asarray([2, G, 0, 2, 1])  # one group twice, one that training has not seen
+        args = (jnp.asarray(shared, jnp.float32), jnp.asarray(residual, jnp.float32), groups, jnp.float32(1.7))
+        options = {"normalize": normalize, "add_after_norm": add_after_norm}
+        found = self.variant(functools.partial(routing.group_routers, **options))(*args)
+        rows = [*residual, np.zeros((D, E, S))]
+        for router, group in zip(found, groups, strict=True):
+            np.testing.assert_allclose(router, slow.effective_router(shared, rows[group], 1.7, **options), atol=2e-6)
 
 
 def test_the_three_ways_to_add_residuals_differ() -> None:
@@ -198,7 +203,7 @@ def test_zero_residuals_leave_the_shared_router_with_finite_gradients(normalize:
     np.testing.assert_array_equal(routers(zeros, shared), np.broadcast_to(alone, (G + 1, D, E, S)))
     for common in (shared, jnp.zeros_like(shared)):
         gradient = jax.grad(lambda r, common=common: jnp.sum(jnp.sin(routers(r, common))))(zeros)
-        assert np.isfinite(gradient).all()
+        chex.assert_tree_all_finite(gradient)
         assert np.abs(gradient).max() > 0
 
 

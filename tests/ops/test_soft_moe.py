@@ -1,9 +1,11 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from remind_jax.ops import routing, soft_moe
 from tests.reference import soft_moe as slow
@@ -49,32 +51,36 @@ def test_the_presets_are_four_different_layers() -> None:
             assert np.abs(outputs[i] - outputs[j]).max() > 0.1
 
 
-@pytest.mark.parametrize("preset", soft_moe.PRESETS)
-@pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "masked"])
-def test_weights_and_output_equal_the_reference(preset: str, mask: np.ndarray | None) -> None:
-    x, how = draw(), soft_moe.PRESETS[preset]
-    tokens = jnp.asarray(x["tokens"])
-    logits = router_logits(tokens, jnp.asarray(x["router"]), preset)
-    expected = slow_logits(x, preset)
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(preset=list(soft_moe.PRESETS), masked=[False, True])
+    def test_weights_and_output_equal_the_reference(self, preset: str, masked: bool) -> None:
+        x, how = draw(), soft_moe.PRESETS[preset]
 
-    jax_mask = None if mask is None else jnp.asarray(mask)
-    masks = [None] * B if mask is None else mask
-    dispatch = soft_moe.dispatch_weights(logits, how.dispatch_over, jax_mask)
-    np.testing.assert_allclose(
-        dispatch, [slow.dispatch(expected[i], how.dispatch_over, masks[i]) for i in range(B)], atol=1e-5
-    )
-    np.testing.assert_allclose(soft_moe.combine_weights(logits), [slow.combine(one) for one in expected], atol=1e-5)
+        def layer(tokens: jax.Array, router: jax.Array, weights: soft_moe.Experts, mask: jax.Array | None):
+            logits = router_logits(tokens, router, preset)
+            dispatch = soft_moe.dispatch_weights(logits, how.dispatch_over, mask)
+            output = soft_moe.soft_moe(tokens, logits, weights, how, mask)
+            return logits, dispatch, soft_moe.combine_weights(logits), output
 
-    wide = {name: value.astype(np.float64) for name, value in x.items()}
-    weights = [wide[name] for name in ("w_in", "b_in", "w_out", "b_out")]
-    options = {"expert_input": how.expert_input, "over": how.dispatch_over}
-    output = soft_moe.soft_moe(tokens, logits, experts(x), how, jax_mask)
-    np.testing.assert_allclose(
-        output,
-        [slow.soft_moe(wide["tokens"][i], expected[i], *weights, mask=masks[i], **options) for i in range(B)],
-        atol=2e-5,
-    )
+        mask = jnp.asarray(MASK) if masked else None
+        given = jnp.asarray(x["tokens"]), jnp.asarray(x["router"]), experts(x), mask
+        logits, dispatch, combine, output = self.variant(layer)(*given)
+        expected, masks = slow_logits(x, preset), MASK if masked else [None] * B
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+        np.testing.assert_allclose(
+            dispatch, [slow.dispatch(expected[i], how.dispatch_over, masks[i]) for i in range(B)], atol=1e-5
+        )
+        np.testing.assert_allclose(combine, [slow.combine(one) for one in expected], atol=1e-5)
+
+        wide = {name: value.astype(np.float64) for name, value in x.items()}
+        weights = [wide[name] for name in ("w_in", "b_in", "w_out", "b_out")]
+        options = {"expert_input": how.expert_input, "over": how.dispatch_over}
+        np.testing.assert_allclose(
+            output,
+            [slow.soft_moe(wide["tokens"][i], expected[i], *weights, mask=masks[i], **options) for i in range(B)],
+            atol=2e-5,
+        )
 
 
 @pytest.mark.parametrize("preset", soft_moe.PRESETS)
@@ -174,7 +180,7 @@ def test_zeros_give_finite_gradients(preset: str) -> None:
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
     for tokens, router in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0)):
         found = gradient(tokens * x["tokens"], router * x["router"])
-        assert all(np.isfinite(one).all() for one in found)
+        chex.assert_tree_all_finite(found)
         assert np.abs(found[0]).max() > 0
 
 

@@ -1,7 +1,9 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from remind_jax.ops import sparse_moe
 from remind_jax.ops.soft_moe import Experts
@@ -30,18 +32,24 @@ def test_scores_equal_the_reference(kind: str) -> None:
 def test_a_token_on_a_routers_place_has_a_finite_gradient() -> None:
     router = jnp.asarray(normal(D, E))
     gradient = jax.grad(lambda w: jnp.sum(sparse_moe.scores(w[:, 0][None], w, "laplace")))(router)
-    assert np.isfinite(gradient).all()
+    chex.assert_tree_all_finite(gradient)
 
 
-@pytest.mark.parametrize("k", [1, 2, E])
-def test_experts_are_computed_as_one_by_one(k: int) -> None:
-    x, clean, weights = normal(R, D), normal(R, E, seed=5), experts()
-    choice = sparse_moe.choose(jnp.asarray(clean), k)
-    found = sparse_moe.apply_experts(jnp.asarray(x), choice, weights)
-    wide = [np.asarray(w, float) for w in weights]
-    expected = [slow.mix(row.astype(float), s.astype(float), k, *wide) for row, s in zip(x, clean, strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(np.sum(choice.weights, axis=-1), 1.0, atol=1e-6)
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(1, 2, E)
+    def test_experts_are_computed_as_one_by_one(self, k: int) -> None:
+        x, clean, weights = normal(R, D), normal(R, E, seed=5), experts()
+
+        def mix(x, clean, weights):
+            choice = sparse_moe.choose(clean, k)
+            return sparse_moe.apply_experts(x, choice, weights), choice.weights
+
+        found, shares = self.variant(mix)(jnp.asarray(x), jnp.asarray(clean), weights)
+        wide = [np.asarray(w, float) for w in weights]
+        expected = [slow.mix(row.astype(float), s.astype(float), k, *wide) for row, s in zip(x, clean, strict=True)]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(np.sum(shares, axis=-1), 1.0, atol=1e-6)
 
 
 def test_gradients_reach_tokens_scores_and_the_chosen_experts_only() -> None:
@@ -81,7 +89,7 @@ def test_load_is_the_probability_of_being_chosen() -> None:
 def test_experts_that_may_not_be_chosen_have_no_load() -> None:
     clean = jnp.asarray(normal(R, E)).at[:, :2].set(-jnp.inf)
     found = sparse_moe.choose(clean, K, jnp.asarray(normal(R, E, seed=1)), jnp.ones((R, E)))
-    assert np.isfinite(found.load).all()
+    chex.assert_tree_all_finite(found)
     assert not np.asarray(found.load)[:, :2].any()
     assert np.asarray(found.experts).min() >= 2
 
@@ -99,7 +107,7 @@ def test_gradients_are_finite_where_few_experts_may_be_chosen(hidden: int) -> No
         return jnp.sum(jnp.sin(choice.load)) + jnp.sum(jnp.sin(choice.weights)), choice.load
 
     gradients, load = jax.grad(total, argnums=(0, 1), has_aux=True)(jnp.asarray(normal(R, E)), jnp.ones((R, E)))
-    assert all(np.isfinite(x).all() for x in gradients)
+    chex.assert_tree_all_finite(gradients)
     assert not np.asarray(load)[:, closed].any()
     certain = E - hidden == k
     assert bool((np.asarray(load)[:, ~closed] == 1.0).all()) is certain
@@ -127,8 +135,8 @@ def test_gradients_of_single_samples_sum_to_that_of_all() -> None:
         return jax.grad(total)(experts())
 
     single, whole = jax.vmap(gradient)(x, clean), gradient(x.reshape(12, D), clean.reshape(12, E))
-    for mine, theirs in zip(single, whole, strict=True):
-        np.testing.assert_allclose(jnp.sum(mine, axis=0), theirs, atol=1e-5)
+    summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), single)
+    chex.assert_trees_all_close(summed, whole, rtol=1e-7, atol=1e-5)
 
 
 def test_penalties_by_hand() -> None:

@@ -1,9 +1,12 @@
+import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from remind_jax.ops import transformer
 from tests.reference import soft_moe as slow_moe
@@ -64,27 +67,25 @@ def test_rms_norm_equals_the_reference_and_forgets_lengths() -> None:
     assert transformer.rms_norm(jnp.ones((2, 8), jnp.bfloat16), jnp.ones(8, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("scale", [None, 1.0])
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_equals_the_reference(scale: float | None, biased: bool, masked: bool) -> None:
-    b, n, h, k = 2, 4, 3, 5
-    rng = np.random.default_rng(1)
-    query, key, value = rng.normal(size=(3, b, n, h * k))
-    bias = rng.normal(size=(h, n, n)) if biased else None
-    mask = np.array([[True, True, False, True], [True, False, False, False]]) if masked else None
-    found = transformer.attention(
-        *(jnp.asarray(x, jnp.float32) for x in (query, key, value)),
-        heads=h,
-        scale=scale,
-        bias=None if bias is None else jnp.asarray(bias, jnp.float32)[None],
-        mask=None if mask is None else jnp.asarray(mask),
-    )
-    for i in range(b):
-        one = slow_moe.attention(
-            query[i], key[i], value[i], h, scale or k**-0.5, bias=bias, mask=None if mask is None else mask[i]
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(scale=[None, 1.0], biased=[False, True], masked=[False, True])
+    def test_attention_equals_the_reference(self, scale: float | None, biased: bool, masked: bool) -> None:
+        b, n, h, k = 2, 4, 3, 5
+        rng = np.random.default_rng(1)
+        query, key, value = rng.normal(size=(3, b, n, h * k))
+        bias = rng.normal(size=(h, n, n)) if biased else None
+        mask = np.array([[True, True, False, True], [True, False, False, False]]) if masked else None
+        found = self.variant(functools.partial(transformer.attention, heads=h, scale=scale))(
+            *(jnp.asarray(x, jnp.float32) for x in (query, key, value)),
+            bias=None if bias is None else jnp.asarray(bias, jnp.float32)[None],
+            mask=None if mask is None else jnp.asarray(mask),
         )
-        np.testing.assert_allclose(found[i], one, atol=1e-5)
+        for i in range(b):
+            one = slow_moe.attention(
+                query[i], key[i], value[i], h, scale or k**-0.5, bias=bias, mask=None if mask is None else mask[i]
+            )
+            np.testing.assert_allclose(found[i], one, atol=1e-5)
 
 
 def test_softmax_and_its_derivatives_equal_the_closed_form() -> None:

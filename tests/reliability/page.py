@@ -24,7 +24,7 @@ What a run may rely on:
   A damaged one is named and set aside, and the newest whole one is taken. A save that fails is tried once more.
 - SIGTERM and SIGUSR1 save at the next step and exit with 143 or 75 (try again later).
 - A step whose loss, gradient or group weights are not finite is rejected before the update and counted in metrics.jsonl
-  (`train/rejected`). After `train.max_rejected` in a row the run goes back to its newest checkpoint, once, then ends
+  (`train/rejected`). After five in a row the run goes back to its newest checkpoint, once, then ends
   with exit code 17 and names the combinations.
 - Manifests, their files, checkpoints and weights of others are data, never code. A mistake is one line and exit code 2.
 

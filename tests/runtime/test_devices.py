@@ -234,18 +234,14 @@ def test_sparse_routing_is_balanced_over_the_samples_of_all_devices(method, term
     assert np.abs(one[0].params["block_0/router"] - free).max() > 1e-3
 
 
-@pytest.mark.parametrize("noise", [True, False])
-def test_noise_of_sparse_routing_needs_no_dropout(noise):
-    config = _config(model__encoder_dropout=0.0, fusion__dropout=0.0, fusion__noise=noise)
+def test_noise_of_sparse_routing_needs_no_dropout():
+    config = _config(model__encoder_dropout=0.0, fusion__dropout=0.0)
     apply_method(config, "fuse_moe")
     step, state = _start(config)
     program = make_program(step, "jit", jax.devices()[:1])
     first, _ = program.step(program.place(state), _batch(0))
-    if noise:  # its router learns from the noise alone
-        path = "block_0/noise_router"
-        assert np.abs(program.fetch(first).params[path] - state.params[path]).max() > 1e-3
-    else:
-        assert "block_0/noise_router" not in state.params
+    path = "block_0/noise_router"  # which learns from the noise alone
+    assert np.abs(program.fetch(first).params[path] - state.params[path]).max() > 1e-3
 
 
 def test_averaging_what_devices_find_would_be_wrong():

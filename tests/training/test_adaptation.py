@@ -18,7 +18,7 @@ from remind_jax.analysis import opening
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
-from remind_jax.training import adaptation
+from remind_jax.training import adaptation, unfreezing
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
@@ -114,7 +114,7 @@ def adapters(runs):
 
 
 def _choice(unfreeze, **options):
-    return adaptation.Choice(*adapt.parse_unfreeze(unfreeze), **({"steps": 3} | options))
+    return unfreezing.Choice(*unfreezing.parse_unfreeze(unfreeze), **({"steps": 3} | options))
 
 
 def _adapt(adapter, unfreeze, out, **options):
@@ -293,7 +293,7 @@ def test_shares_of_experts_are_nested_and_the_most_used(adapters):
     weights = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
     expected = np.argsort(-weights.mean(axis=(0, 1)))
     np.testing.assert_array_equal(
-        adaptation.rank_experts(adapter.model.network, adapter.model.params, store, size)[0], expected
+        unfreezing.rank_experts(adapter.model.network, adapter.model.params, store, size)[0], expected
     )
 
 

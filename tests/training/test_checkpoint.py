@@ -70,6 +70,18 @@ def test_round_trip_is_exact(checkpoints, tmp_path):
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(restored))
 
 
+def test_without_a_template_arrays_come_as_dictionaries_with_the_same_bits(checkpoints, tmp_path):
+    state, best = _state(), {"w": np.arange(5, dtype=np.float32)}
+    checkpoints.save(12, {"state": state, "best": best}, RECORD)
+    checkpoints.close()
+    found = Checkpoints(tmp_path / "checkpoints").arrays(12)
+    assert _bits(found["best"]) == _bits(best)
+    for part in ("params", "frozen", "ema"):
+        assert type(found["state"][part]) is dict
+        assert _bits(found["state"][part]) == _bits(getattr(state, part))
+    assert len(_bits(found["state"])) == len(_bits(state))
+
+
 def test_restored_lambda_and_moments_are_those_of_the_run(checkpoints):
     state = _state()
     checkpoints.save(1, {"state": state}, {})
@@ -225,18 +237,14 @@ def test_when_all_are_damaged_none_is_taken(two):
     assert sorted(path.name for path in two.iterdir()) == ["damaged-10", "damaged-20"]
 
 
-def test_a_checkpoint_of_an_older_version_still_opens_and_says_that_it_cannot_be_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_DIGESTED", "of no meaning then")
-    old = Checkpoints(tmp_path / "checkpoints")
-    old.save(10, _arrays(10), {"step": 10})
-    old.close()
-    monkeypatch.undo()
-    (tmp_path / "checkpoints" / "10" / SUMS).unlink()
+def test_a_checkpoint_without_digests_counts_as_damaged(two):
+    (two / "20" / SUMS).unlink()
     said = []
-    checkpoints = Checkpoints(tmp_path / "checkpoints", say=said.append)
+    checkpoints = Checkpoints(two, say=said.append)
+    with pytest.raises(UserError, match=f"step 20 .* is damaged: {SUMS} is missing"):
+        checkpoints.record(20)
     assert checkpoints.newest_whole() == 10
-    assert checkpoints.arrays(10, _arrays(0))["x"].tolist() == [10] * 300
-    assert said == ["the checkpoint of step 10 is of an older version, without digests: it cannot be checked"]
+    assert said == [f"the checkpoint of step 20 is damaged ({SUMS} is missing); set aside as damaged-20"]
 
 
 def test_other_arrays_are_refused_in_one_line(two):

@@ -14,7 +14,6 @@ import pytest
 from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
 from remind_jax.errors import NotFiniteError, UserError
-from remind_jax.inference import gate
 from remind_jax.inference.predictor import Predicted, Predictor, choose_prior_power, probabilities_of, tuning_metrics
 from remind_jax.runtime import progress
 from remind_jax.runtime.devices import host_copy
@@ -271,32 +270,6 @@ def test_composed_routers_rest_in_the_first_stage_and_learn_in_the_second(cache,
     assert np.abs(always.probabilities - never.probabilities).max() > 1e-4
 
 
-def test_a_measured_gate_keeps_the_threshold_of_the_start_of_the_second_stage(cache, data, tmp_path):
-    changes = {"fusion__gate_threshold": "auto", "fusion__gate_share": 0.5, "train__select": "last", "train__keep": 0}
-    config = tiny_runs.config(cache, **changes, train__evaluate_every=0.5)
-    run = _Run(config, data, tmp_path / "run")
-    assert run.traces == ["never", "gated"]  # the number is an argument of the one program of the stage
-    saved, path = _states(run), "block_0/gate_threshold"
-    assert [float(saved[step].frozen[path]) for step in (6, 12)] == [0.0, 0.0]
-    # Measured by the averaged weights that the stage starts from; steps leave it, and nothing decays it.
-    expected = gate.measure(config, run.network, saved[12].weights(), data.stores["tuning"])[path]
-    for weights in (saved[18].frozen, saved[24].frozen, run.weights):
-        np.testing.assert_array_equal(weights[path], expected)
-    opened = run.trainer.predict({**saved[12].weights(), path: expected}, data.stores["tuning"], "gated").open_rate
-    assert opened == pytest.approx(0.5, abs=0.011)
-
-    # A run that goes on from the second stage does not measure again, and one from the first finds the same.
-    for newest in (18, 12):
-        folder = tmp_path / f"from_{newest}"
-        shutil.copytree(run.trainer.folder.path, folder)
-        for left_out in (each for each in (folder / "checkpoints").iterdir() if each.name in ("18", "24")):
-            if int(left_out.name) > newest:
-                shutil.rmtree(left_out)
-        again = _Run(config, data, folder)
-        for name, x in run.weights.items():
-            np.testing.assert_array_equal(again.weights[name], x)
-
-
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.slow
 def test_plain_networks_of_an_ensemble_have_no_group_parts(cache, data, tmp_path, rank):
@@ -410,24 +383,6 @@ def test_a_run_of_fair_batch_resumes_exactly(fair_batch, data, tmp_path, step):
     assert again.trainer.sampler.record() == fair_batch.trainer.sampler.record()
 
 
-@pytest.mark.slow
-def test_weights_of_cells_are_recorded_by_combination_and_class(cache, data, tmp_path):
-    changes = {"objective__cells": "combination_class", "train__epochs": 1.0, "dro__adjustment": 1.0}
-    run = _Run(tiny_runs.config(cache, "group_dro", **changes), data, tmp_path)
-    names = {f"dro/lambda/{group}/{label}" for group in data.groups.names for label in data.classes}
-    for record in run.of("train/loss"):
-        assert {name for name in record if name.startswith("dro/")} == names
-        assert sum(record[name] for name in names) == pytest.approx(1.0, abs=1e-5)
-    # Cells are drawn evenly, those without training samples never.
-    group = data.groups.index(data.manifest.presence[data.rows("train")])
-    cell = len(data.classes) * group + data.manifest.labels[data.rows("train")]
-    drawn = np.bincount(cell[np.concatenate([run.trainer.sampler.order(step, 8) for step in range(300)])], minlength=8)
-    there = np.bincount(cell, minlength=8) > 0
-    np.testing.assert_array_equal(data.label_counts.reshape(-1), np.bincount(cell, minlength=8))
-    assert (drawn[~there] == 0).all()
-    np.testing.assert_allclose(drawn[there] / 2400, 1 / there.sum(), atol=0.04)
-
-
 def test_modalities_come_first_and_pairs_in_turn(cache, data, tmp_path):
     folder = RunFolder(tmp_path, {})
     changes = {"sampler": "most_modalities_first", "sampler_epochs": 1}
@@ -459,7 +414,7 @@ def test_pmap_refuses_shares_with_half_a_pair(cache, data, tmp_path):
 def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
     """The same weights give probabilities divided by the prior; in the mode `loss` they give them as they are."""
     folder = RunFolder(tmp_path, {})
-    changes = {"objective__prior": "class_given_group", "objective__prior_tau": 0.7}
+    changes = {"objective__prior": "class_given_group"}
     plain, loss, posthoc = (
         make_trainer(tiny_runs.config(cache, "soft_moe", **options), data, folder)
         for options in ({}, changes, changes | {"objective__prior_mode": "posthoc"})
@@ -478,12 +433,12 @@ def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
     for p, g in zip(before.astype(np.float64), held_out, strict=True):
         seen = labels[group == g] if g < len(data.groups) else labels
         prior = (np.bincount(seen, minlength=classes) + 1) / (len(seen) + classes)
-        rows.append(p / prior**0.7 / (p / prior**0.7).sum())
+        rows.append(p / prior / (p / prior).sum())
     np.testing.assert_allclose(after, rows, rtol=1e-4)
     assert np.abs(after - before).max() > 0.02
     in_loss = [loss_offset(x.config.objective, data.label_counts, len(data.groups)) for x in (loss, posthoc)]
     prior = np.bincount(labels, minlength=classes) + 1
-    np.testing.assert_allclose(in_loss[0][-1], 0.7 * np.log(prior / prior.sum()), rtol=1e-5)
+    np.testing.assert_allclose(in_loss[0][-1], np.log(prior / prior.sum()), rtol=1e-5)
     assert in_loss[1] is None
 
 
@@ -511,7 +466,7 @@ def _metrics(**changes) -> dict[str, np.ndarray]:
 def recorder(tmp_path):
     """Writes a record every fourth step and ends the run at the third rejected step in a row; and what it has said."""
     opened, said = RunFolder(tmp_path / "run", {}), []
-    names, limits = {"groups": ("a", "b", "c"), "cells": ("a", "b", "c")}, {"every": 4, "max_rejected": 3}
+    names, limits = {"groups": ("a", "b", "c")}, {"every": 4, "max_rejected": 3}
     yield Recorder(opened, "joint", Cursor(), **names, **limits, say=said.append), said
     opened.close()
 

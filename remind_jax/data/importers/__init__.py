@@ -1,5 +1,74 @@
-"""Manifests from what people have, one file a format: tables, MONAI datalists, MEDS events, the folder of Flex-MoE.
+"""Manifest folders out of data in other forms, one file a form."""
 
-Each importer gives a table, a schema as it stands in schema.yaml, and what a person should know; `table.write` makes
-the folder of them. Nothing is scaled, imputed or encoded here: a run fits all that on its train rows.
-"""
+import argparse
+import os
+import pathlib
+from collections.abc import Callable
+
+from remind_jax.data.importers import flex_moe, meds, monai, table
+from remind_jax.errors import UserError
+
+
+def pairs(text: str, option: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping. Raises UserError for anything else."""
+    found = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key or not value or key in found:
+            raise UserError(f"{option}: {item!r} must be NAME=VALUE, each name once")
+        found[key] = value
+    return found
+
+
+def below(out: pathlib.Path, folder: pathlib.Path) -> str:
+    """The path from the manifest's folder down to another one, to be put before paths; empty when they are the same."""
+    relative = os.path.relpath(folder.resolve(), out.resolve())
+    return "" if relative == "." else f"{pathlib.PurePath(relative).as_posix()}/"
+
+
+def _table(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
+    joined = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
+    columns = {key: getattr(options, key) for key in ("label", "sample", "patient", "split")}
+    return table.read(options.source, joined, name=name, **columns, kinds=pairs(options.kind, "--kind"), prefix=prefix)
+
+
+def _monai(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
+    label = options.label or "label"
+    return monai.read(options.source, name=name, patient=options.patient, label=label, prefix=prefix)
+
+
+def _meds(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
+    del prefix  # its cells name no files
+    parts = {key: value.split("+") for key, value in pairs(options.modality, "--modality").items()}
+    return meds.read(options.source, options.labels, name=name, modalities=parts, columns=options.columns)
+
+
+def _flex_moe(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
+    del prefix  # it writes its files into the folder
+    return flex_moe.from_flex_moe(options.source, options.out, name=name)
+
+
+FORMS: dict[str, Callable[[argparse.Namespace, str, str], table.Imported]] = {
+    "table": _table,
+    "monai": _monai,
+    "meds": _meds,
+    "flex_moe": _flex_moe,
+}
+"""(options of the command, name of the data set, what paths begin with) -> the data, by the form that they have."""
+
+
+def read(options: argparse.Namespace) -> table.Imported:
+    """Reads the data that a command line names.
+
+    Args:
+      options: of `remind_jax.import_data`.
+
+    Raises:
+      UserError: the data cannot be used, or lie where the manifest's folder does not hold them.
+    """
+    prefix = below(options.out, options.source.parent)
+    found = FORMS[options.form](options, options.name or options.out.resolve().name, prefix)
+    paths = table.path_columns(found.table, found.schema["modalities"])
+    if prefix.startswith("..") and options.form in ("table", "monai") and paths:
+        raise UserError(f"{options.out} does not hold the files that cells name: give --out={options.source.parent}")
+    return found

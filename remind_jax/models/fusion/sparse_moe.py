@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from remind_jax.errors import UserError
-from remind_jax.models.fusion.soft_moe import FusionBlock, Tokens, normal
+from remind_jax.models.fusion.soft_moe import FusionBlock, Routed, Tokens, normal
 from remind_jax.models.spec import FusionSpec
 from remind_jax.ops import sparse_moe
 from remind_jax.ops.transformer import dropout
@@ -29,14 +29,15 @@ class SparseMoEBlock(FusionBlock):
     missing modalities apart, and teaches the router which expert belongs to a combination.
     """
 
+    penalised = True
+
     def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
         _check(spec, num_groups, num_modalities)
         super().__init__(spec, width, rngs)
         self.num_groups, self.num_modalities = num_groups, num_modalities
         routers = 1 if spec.routing == "joint" else num_modalities
         self.router = normal(rngs, width, routers, width, spec.experts)
-        if spec.noise:
-            self.noise_router = nnx.Param(jnp.zeros((routers, width, spec.experts)))
+        self.noise_router = nnx.Param(jnp.zeros((routers, width, spec.experts)))
         self._declare_experts(width, rngs)
 
     def _by_router(self, x: jax.Array, owner: np.ndarray, function: Callable) -> jax.Array:
@@ -54,7 +55,7 @@ class SparseMoEBlock(FusionBlock):
         if spec.routing == "disjoint":
             mine = np.arange(spec.experts) * self.num_modalities // spec.experts
             clean = jnp.where((mine[None] == owner[:, None])[None], clean, -jnp.inf)
-        if keys is None or not spec.noise:
+        if keys is None:
             return clean, sparse_moe.choose(clean, spec.top_k)
         wide = self._by_router(x, owner, lambda x, i: jnp.einsum("bnd,de->bne", x, self.noise_router[i]))
         deviation = jax.nn.softplus(wide) + sparse_moe.LEAST_NOISE
@@ -82,19 +83,18 @@ class SparseMoEBlock(FusionBlock):
         return sums
 
     def __call__(
-        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, keys: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str, keys: jax.Array | None
+    ) -> Routed:
         """Fuses tokens.
 
         Args:
           x: [b, n, d].
           tokens: what they are.
           mask: False at tokens that attention hides, [b, n].
+          gate: not used, these blocks have none.
           keys: random keys [b] that turn dropout and the noise of routing on.
-
-        Returns:
-          [b, n, d], and the sums of `sparse_moe.penalty`.
         """
+        del gate
         spec = self.spec
         x = x + dropout(self.attend(self.attention_norm(x), mask), keys, spec.dropout, salt=0)
         normed = self.moe_norm(x)
@@ -104,7 +104,7 @@ class SparseMoEBlock(FusionBlock):
         with jax.named_scope("experts"):
             flat = jax.tree.map(lambda y: y.reshape(-1, y.shape[-1]), choice)
             mixed = sparse_moe.apply_experts(normed.reshape(-1, normed.shape[-1]), flat, self.experts).reshape(x.shape)
-        return x + dropout(mixed, keys, spec.dropout, salt=1), sums
+        return Routed(x + dropout(mixed, keys, spec.dropout, salt=1), jnp.zeros(x.shape[0]), sums)
 
 
 def _check(spec: FusionSpec, num_groups: int, num_modalities: int) -> None:

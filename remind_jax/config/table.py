@@ -1,19 +1,10 @@
-"""Every key of a config, once: its default, its meaning, the values that it may have, and the rules of several keys.
-
-A config file starts from `base(source)`, sets what differs and ends in `methods.apply_method`. Single keys are set on
-the command line: `--config.optim.lr=1e-3`.
-"""
+"""Every key of a config, once: its default, its meaning, and the values that it may have."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from remind_jax.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:  # benchmarks run where it is not installed
-    import ml_collections
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +27,11 @@ class Key(NamedTuple):
       default: its value, and by that its type.
       meaning: what it sets.
       allowed: the values that it may have, by name or as a limit; None for any of its type.
-      words: texts that may stand in place of a number.
     """
 
     default: Any
     meaning: str
     allowed: tuple[str, ...] | Limit | None = None
-    words: tuple[str, ...] = ()
 
 
 def _is_span(text: str) -> bool:
@@ -53,8 +42,6 @@ def _is_span(text: str) -> bool:
 AT_LEAST_ONE = Limit(lambda x: x >= 1, "at least 1")
 POSITIVE = Limit(lambda x: 0 < x < math.inf, "above 0 and finite")
 NOT_NEGATIVE = Limit(lambda x: 0 <= x < math.inf, "at least 0 and finite")
-FINITE = Limit(math.isfinite, "finite")
-SHARE = Limit(lambda x: 0 < x < 1, "above 0 and below 1")
 BELOW_ONE = Limit(lambda x: 0 <= x < 1, "at least 0 and below 1")
 SPAN = Limit(_is_span, "FIRST:STOP with FIRST below STOP, for example 10:20")
 _FLOATS = ("float32", "bfloat16")
@@ -167,16 +154,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "sampler_epochs": Key(
             5, "most_modalities_first: epochs sorted by number of modalities before they are shuffled", NOT_NEGATIVE
         ),
-        "sampler_pairs": Key(
-            "random", "group_pairs: random, two groups; vs_rest, a group and all others", ("random", "vs_rest")
-        ),
         "sampler_alpha": Key(
             0.005, "fair_batch: share of a batch that moves between groups after each epoch", POSITIVE
-        ),
-        "sampler_move": Key(
-            "minmax",
-            "fair_batch: minmax, lowest to highest loss; adjacent, largest gap of neighbours",
-            ("minmax", "adjacent"),
         ),
         "sampler_floor": Key(True, "fair_batch: a combination whose share has fallen to nothing has a sample an epoch"),
     },
@@ -265,7 +244,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
     "fusion": {
         "blocks": Key(1, "attention and mixture-of-experts blocks; the paper's parameter count fits one", AT_LEAST_ONE),
-        "kind": Key("soft_moe", "how tokens reach experts", ("soft_moe", "fuse_moe", "flex_moe")),
+        "kind": Key("soft_moe", "how tokens reach experts: a key of models.fusion.FUSIONS"),
         "heads": Key(8, "h, of the attention", AT_LEAST_ONE),
         "experts": Key(8, "e, networks that tokens are mixed through"),
         "slots": Key(1, "s, of each expert", AT_LEAST_ONE),
@@ -291,16 +270,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "uncertainty by which the gate decides",
             ("entropy", "joint_entropy", "gini", "certainty", "max_probability", "margin", "variance", "kl"),
         ),
-        "gate_threshold": Key(
-            0.8,
-            "uncertainty from which on the gate is open, entropies as a share of the largest; auto: by gate_share",
-            FINITE,
-            ("auto",),
-        ),
-        # With the logits and the threshold of Eq. 8 it was open for .72 to .94 of the samples (docs/methods.md).
-        "gate_share": Key(
-            0.8, "gate_threshold=auto: share of the tuning rows that the gate opens as stage 2 begins", SHARE
-        ),
+        "gate_threshold": Key(0.8, "uncertainty from which on the gate is open; entropies as a share of their maximum"),
         "gate_granularity": Key("sample", "what has a gate of its own", ("sample", "token", "batch")),
         "train_gate": Key("gated", "whether group routers act in stage 2", _GATES),
         "eval_gate": Key("gated", "the same in evaluation", _GATES),
@@ -315,7 +285,6 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "softmax: product; gaussian: minus squared distance; laplace: minus distance",
             ("softmax", "gaussian", "laplace"),
         ),
-        "noise": Key(True, "learnable noise on the scores in training"),
         "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
     },
@@ -327,15 +296,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
         ),
         "focal_alpha": Key("none", "factor of a class; inverse_class is 1 - class fraction", ("none", "inverse_class")),
         "focal_detach": Key(False, "no gradient through the modulating factor"),
-        "cells": Key(
-            "combination", "groups of reweigh, group_dro and group_balanced", ("combination", "combination_class")
+        "reweigh_rule": Key(
+            "power",
+            "by the number of train samples, or their effective number (β = 0.999)",
+            ("power", "effective_number"),
         ),
-        "reweigh_rule": Key("power", "weight of a group by its train samples n_g", ("power", "effective_number")),
-        "reweigh_power": Key(1.0, "weight of a group ∝ n_g^-power"),
-        "reweigh_beta": Key(0.999, "weight of a group ∝ (1 - beta) / (1 - beta^n_g)", BELOW_ONE),
-        "reweigh_cap": Key(0.0, "largest weight; 0 is no limit", NOT_NEGATIVE),
         "mixup_weight": Key(0.0, "of Fair Mixup's penalty, next to any kind; needs sampler=group_pairs", NOT_NEGATIVE),
-        "mixup_beta": Key(1.0, "positions on the path between two groups ~ Beta(beta, beta)", POSITIVE),
         "distill_weight": Key(
             0.0, "of the distance from what a sample predicts unhidden (train.hide_samples)", NOT_NEGATIVE
         ),
@@ -345,8 +311,6 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "prior_mode": Key(
             "loss", "loss: added to logits in training; posthoc: subtracted in predictions", ("loss", "posthoc")
         ),
-        "prior_tau": Key(1.0, "times the log prior", NOT_NEGATIVE),
-        "prior_smoothing": Key(1.0, "samples added to each class of a group", NOT_NEGATIVE),
         "balance_weight": Key(0.01, "of unevenly used experts (fuse_moe, flex_moe)", NOT_NEGATIVE),
         "entropy_weight": Key(
             0.01, "of modalities that use the same experts (fuse_moe with per_modality)", NOT_NEGATIVE
@@ -359,7 +323,6 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "gamma": Key(0.02, "sharpness of the weight update (Eq. 4)", NOT_NEGATIVE),
         "every": Key(10, "steps between updates (N); what matters is gamma * steps / every", AT_LEAST_ONE),
         "initial": Key("sqrt_frequency", "first λ", ("uniform", "frequency", "sqrt_frequency")),
-        "adjustment": Key(0.0, "C of the C / sqrt(n_g) adjustment", NOT_NEGATIVE),
         "weights": Key(
             "current",
             "current: a step uses the λ before its update (Eq. 3); updated: after (Sagawa et al.)",
@@ -386,7 +349,6 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "in stage 2; encoders: the maps into the fusion width stay trainable",
             ("encoders", "encoders+projections", "nothing"),
         ),
-        "frozen_dropout": Key(False, "dropout inside frozen encoders too; their features cannot be kept then"),
         "feature_cache": Key(
             "auto",
             "where features of frozen encoders are kept in stage 2; auto: where it pays",
@@ -414,9 +376,6 @@ SECTIONS: dict[str, dict[str, Key]] = {
             2, "newest checkpoints to keep: the second is there for when the first is damaged; 0 is all", NOT_NEGATIVE
         ),
         "threads": Key(2, "that prepare batches", NOT_NEGATIVE),
-        "max_rejected": Key(
-            5, "steps in a row that are not finite before a run goes back to a checkpoint, once, and ends", AT_LEAST_ONE
-        ),
     },
     "optim": {
         "lr": Key(2e-3, "highest learning rate", POSITIVE),
@@ -450,233 +409,3 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "bootstrap": Key(1_000, "resamples of patients for the intervals", AT_LEAST_ONE),
     },
 }
-
-
-# ---- Rules of several keys -------------------------------------------------------------------------------------------
-
-
-class Rule(NamedTuple):
-    """What values of several keys may not be together.
-
-    Attributes:
-      is_broken: by a config.
-      says: what is wrong and what to do, with values of the config `c` in braces.
-    """
-
-    is_broken: Callable[[Any], bool]
-    says: str
-
-
-# Keys that look at whole batches, and the value at which they do not.
-_OF_WHOLE_BATCHES = {
-    "dro.weights": "current",
-    "objective.mixup_weight": 0.0,
-    "fusion.kind": "soft_moe",
-    "train.batch_norm": "frozen",
-    "fusion.gate_granularity": "sample",
-}
-RULES = (
-    # Sharing weights among devices is left to XLA, which needs one program and equal parts.
-    Rule(
-        lambda c: c.fusion.experts % c.expert_devices,
-        "fusion.experts={c.fusion.experts} does not divide among expert_devices={c.expert_devices}",
-    ),
-    Rule(
-        lambda c: c.expert_devices > 1 and (c.parallel != "jit" or c.ensemble > 1),
-        "expert_devices={c.expert_devices} needs parallel=jit and a single network",
-    ),
-    # Parts of a batch are added up where a step is a sum over samples.
-    Rule(
-        lambda c: c.train.batch_size % c.train.accumulate,
-        "train.batch_size={c.train.batch_size} does not divide into train.accumulate={c.train.accumulate} parts",
-    ),
-    *(
-        Rule(
-            lambda c, key=key, allowed=allowed: c.train.accumulate > 1 and value_of(c, key) != allowed,
-            f"train.accumulate={{c.train.accumulate}} needs {key}={allowed}: {{c.{key}}} looks at whole batches",
-        )
-        for key, allowed in _OF_WHOLE_BATCHES.items()
-    ),
-    Rule(
-        lambda c: c.precision != "float32" and c.train.batch_norm == "batch",
-        "precision={c.precision} would round running statistics: set train.batch_norm=frozen",
-    ),
-    Rule(lambda c: c.seed >= 2**32, "seed={c.seed} must be below 2^32"),
-    Rule(
-        lambda c: c.model.width % c.fusion.heads,
-        "model.width={c.model.width} is not a multiple of fusion.heads={c.fusion.heads}",
-    ),
-    Rule(
-        lambda c: c.fusion.group_routers and c.train.joint_epochs >= c.train.epochs,
-        "train.joint_epochs={c.train.joint_epochs} leaves nothing of train.epochs={c.train.epochs} for stage 2, in "
-        "which the group routers act: shorten stage 1",
-    ),
-    Rule(
-        lambda c: c.fusion.gate_threshold == "auto" and c.fusion.gate_granularity == "batch",
-        "fusion.gate_threshold=auto opens the gate for a share of samples: set fusion.gate_granularity=sample or token",
-    ),
-    Rule(
-        lambda c: c.parallel == "pmap" and c.fusion.gate_granularity == "batch",
-        "fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit",
-    ),
-    # Fair Mixup compares the two groups of a pair, and a batch is made of whole pairs.
-    Rule(
-        lambda c: c.objective.mixup_weight and c.sampler != "group_pairs",
-        "objective.mixup_weight={c.objective.mixup_weight} needs batches of two groups: set sampler=group_pairs "
-        "instead of {c.sampler}",
-    ),
-    Rule(
-        lambda c: c.sampler == "group_pairs" and c.train.batch_size % 2,
-        "train.batch_size={c.train.batch_size} must be even for sampler=group_pairs",
-    ),
-    Rule(
-        lambda c: 0 < c.ensemble <= c.ensemble_plain,
-        "ensemble_plain={c.ensemble_plain} leaves no network of ensemble={c.ensemble} with group parts",
-    ),
-    Rule(
-        lambda c: c.train.feature_cache not in ("auto", "off") and (c.train.frozen_dropout or c.ensemble > 1),
-        "train.feature_cache={c.train.feature_cache} keeps one result a sample, which train.frozen_dropout and "
-        "ensemble > 1 do not give: set it to auto or off",
-    ),
-    Rule(
-        lambda c: c.objective.distill_weight and not c.train.hide_samples,
-        "objective.distill_weight teaches samples that lose modalities: set train.hide_samples",
-    ),
-    Rule(
-        lambda c: c.fusion.kind != "soft_moe" and c.fusion.group_routers,
-        "fusion.group_routers belong to fusion.kind=soft_moe, not {c.fusion.kind}",
-    ),
-    # Composed routers take the place of the table of routers, and start where the shared one is.
-    Rule(
-        lambda c: c.fusion.router_rank and not (c.fusion.kind == "soft_moe" and c.fusion.group_routers),
-        "fusion.router_rank={c.fusion.router_rank} belongs to fusion.kind=soft_moe with fusion.group_routers=true",
-    ),
-    Rule(
-        lambda c: c.fusion.router_rank and c.fusion.residual_init != "zero",
-        "fusion.residual_init={c.fusion.residual_init} fills a table of routers: set it to zero for "
-        "fusion.router_rank={c.fusion.router_rank}",
-    ),
-    # Rows of a batch alone do not serve samples of no known combination, nor experts that belong to combinations.
-    Rule(
-        lambda c: c.optim.group_rows == "batch" and c.train.hide_samples,
-        "optim.group_rows=batch knows the combinations of the data only: set train.hide_samples=0",
-    ),
-    Rule(
-        lambda c: c.optim.group_rows == "batch" and c.fusion.kind != "soft_moe",
-        "optim.group_rows=batch belongs to fusion.kind=soft_moe, not {c.fusion.kind}",
-    ),
-    Rule(
-        lambda c: c.fusion.experts < 2,
-        "fusion.experts={c.fusion.experts} leaves nothing to route to: use at least 2",
-    ),
-)
-
-# ---- Functions ------------------------------------------------------------------------------------------------------
-
-
-def keys(source: str = "") -> dict[str, Key]:
-    """The keys of a config by path, such as `optim.lr`: those of all data sets, then those of one.
-
-    Args:
-      source: a key of `OF_SOURCES`; any other text adds nothing.
-    """
-    shared = {f"{section}.{name}".lstrip("."): key for section, each in SECTIONS.items() for name, key in each.items()}
-    return shared | {f"data.{name}": key for name, key in OF_SOURCES.get(source, {}).items()}
-
-
-def value_of(config: Any, path: str) -> Any:
-    """The value of a key, such as `optim.lr`."""
-    for name in path.split("."):
-        config = config[name]
-    return config
-
-
-def set_value(config: Any, path: str, value: Any) -> None:
-    """Sets the value of a key, such as `optim.lr`."""
-    section, _, name = path.rpartition(".")
-    (value_of(config, section) if section else config)[name] = value
-
-
-def defaults(source: str = "") -> dict[str, Any]:
-    """The default of every key, as dictionaries; `source` as for `keys`, and the default of `data.source`."""
-    config: dict[str, Any] = dict.fromkeys(SECTIONS[""]) | {section: {} for section in SECTIONS if section}
-    for path, key in keys(source).items():
-        set_value(config, path, key.default)
-    config["data"]["source"] = source
-    return config
-
-
-def base(source: str = "") -> "ml_collections.ConfigDict":
-    """A config with the default of every key, REMIND on small data; `source` as for `defaults`."""
-    import ml_collections
-    from ml_collections import config_dict
-
-    config = ml_collections.ConfigDict(defaults(source))
-    for path, key in keys(source).items():
-        if key.words:  # a field without a type, which a number of a file would give it
-            section, _, name = path.rpartition(".")
-            del value_of(config, section)[name]
-            set_value(config, path, config_dict.FieldReference(key.default, field_type=object))
-    return config
-
-
-def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
-    """The config that a file holds, in which keys that are newer than the file have their default.
-
-    Args:
-      values: of an older config, by section.
-
-    Raises:
-      UserError: names a key that there is not, or one whose value has another type.
-    """
-    source = values.get("data", {}).get("source", "")
-    config, known, given = base(source), keys(source), dict(_leaves(values))
-    _refuse_unknown(given, known)
-    for path, value in given.items():
-        try:
-            set_value(config, path, value)
-        except TypeError:
-            default = known[path].default
-            raise UserError(f"{path}={value!r} is no {type(default).__name__}, such as {default!r}") from None
-    return config
-
-
-def validate(config: Any) -> None:
-    """Refuses keys that there are not, and values that no code path could use.
-
-    Raises:
-      UserError: names the key, its value and what it may be.
-    """
-    known, there = keys(config.data.source), dict(_leaves(config))
-    for path, key in known.items():
-        if path not in there:
-            raise UserError(f"{path} is missing, which data.source={config.data.source} has: take its own config file")
-        value, allowed = there[path], key.allowed
-        if key.words and (isinstance(value, bool) or not isinstance(value, int | float)):
-            if value in key.words:
-                continue
-            known = ", ".join(key.words)
-            raise UserError(f"{path}={value!r} is unknown{did_you_mean(value, key.words)}; known: a number, {known}")
-        if isinstance(allowed, Limit) and not allowed.holds(value):
-            raise UserError(f"{path}={value!r} must be {allowed.says}")
-        if isinstance(allowed, tuple) and value not in allowed:
-            raise UserError(f"{path}={value!r} is unknown{did_you_mean(value, allowed)}; known: {', '.join(allowed)}")
-    _refuse_unknown(there, known)
-    for rule in RULES:
-        if rule.is_broken(config):
-            raise UserError(rule.says.format(c=config))
-
-
-def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of each key; `values` is a config or dictionaries."""
-    for name, value in values.items():
-        if hasattr(value, "items"):
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
-
-
-def _refuse_unknown(there: Iterable[str], known: Mapping[str, Key]) -> None:
-    for path in there:
-        if path not in known:
-            raise UserError(f"unknown config key {path}{did_you_mean(path, known)}")

@@ -1,0 +1,111 @@
+"""Configs: how they are made and checked. Every key stands in `table`, the rules of several keys stand in `rules`.
+
+A config file starts from `base(source)`, sets what differs and ends in `methods.apply_method`. Single keys are set on
+the command line: `--config.optim.lr=1e-3`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from remind_jax.config.rules import RULES
+from remind_jax.config.table import OF_SOURCES, SECTIONS, Key, Limit
+from remind_jax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # benchmarks run where it is not installed
+    import ml_collections
+
+
+def keys(source: str = "") -> dict[str, Key]:
+    """The keys of a config by path, such as `optim.lr`: those of all data sets, then those of one.
+
+    Args:
+      source: a key of `OF_SOURCES`; any other text adds nothing.
+    """
+    shared = {f"{section}.{name}".lstrip("."): key for section, each in SECTIONS.items() for name, key in each.items()}
+    return shared | {f"data.{name}": key for name, key in OF_SOURCES.get(source, {}).items()}
+
+
+def value_of(config: Any, path: str) -> Any:
+    """The value of a key, such as `optim.lr`."""
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
+def set_value(config: Any, path: str, value: Any) -> None:
+    """Sets the value of a key, such as `optim.lr`."""
+    section, _, name = path.rpartition(".")
+    (value_of(config, section) if section else config)[name] = value
+
+
+def defaults(source: str = "") -> dict[str, Any]:
+    """The default of every key, as dictionaries; `source` as for `keys`, and the default of `data.source`."""
+    config: dict[str, Any] = dict.fromkeys(SECTIONS[""]) | {section: {} for section in SECTIONS if section}
+    for path, key in keys(source).items():
+        set_value(config, path, key.default)
+    config["data"]["source"] = source
+    return config
+
+
+def base(source: str = "") -> "ml_collections.ConfigDict":
+    """A config with the default of every key, REMIND on small data; `source` as for `defaults`."""
+    import ml_collections
+
+    return ml_collections.ConfigDict(defaults(source))
+
+
+def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
+    """The config that a file holds, in which keys that are newer than the file have their default.
+
+    Args:
+      values: of an older config, by section.
+
+    Raises:
+      UserError: names a key that there is not, or one whose value has another type.
+    """
+    source = values.get("data", {}).get("source", "")
+    config, known, given = base(source), keys(source), dict(_leaves(values))
+    _refuse_unknown(given, known)
+    for path, value in given.items():
+        try:
+            set_value(config, path, value)
+        except TypeError:
+            default = known[path].default
+            raise UserError(f"{path}={value!r} is no {type(default).__name__}, such as {default!r}") from None
+    return config
+
+
+def validate(config: Any) -> None:
+    """Refuses keys that there are not, and values that no code path could use.
+
+    Raises:
+      UserError: names the key, its value and what it may be.
+    """
+    known, there = keys(config.data.source), dict(_leaves(config))
+    for path, key in known.items():
+        if path not in there:
+            raise UserError(f"{path} is missing, which data.source={config.data.source} has: take its own config file")
+        value, allowed = there[path], key.allowed
+        if isinstance(allowed, Limit) and not allowed.holds(value):
+            raise UserError(f"{path}={value!r} must be {allowed.says}")
+        if isinstance(allowed, tuple) and value not in allowed:
+            raise UserError(f"{path}={value!r} is unknown{did_you_mean(value, allowed)}; known: {', '.join(allowed)}")
+    _refuse_unknown(there, known)
+    for rule in RULES:
+        if rule.is_broken(config):
+            raise UserError(rule.says.format(c=config))
+
+
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of each key; `values` is a config or dictionaries."""
+    for name, value in values.items():
+        if hasattr(value, "items"):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _refuse_unknown(there: Iterable[str], known: Mapping[str, Key]) -> None:
+    for path in there:
+        if path not in known:
+            raise UserError(f"unknown config key {path}{did_you_mean(path, known)}")
