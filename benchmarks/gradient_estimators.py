@@ -84,7 +84,7 @@ def measure(size: str, n: int, method: str) -> dict[str, Any]:
     cases._KEPT.clear()
 
     def margins(params, batch, fixed):
-        return ntk.margin(setup.network.apply({**fixed, **params}, batch, gate="always").logits, batch["label"])
+        return ntk.logit_margin(setup.network.apply({**fixed, **params}, batch, gate="always").logits, batch["label"])
 
     def call() -> tuple[float, Any]:
         start = time.process_time()

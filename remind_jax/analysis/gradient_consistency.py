@@ -110,7 +110,7 @@ def scores(run: Run, chosen: Settings) -> Iterator[list[Row]]:
             raise UserError(f"no parameter matches --params={chosen.params}; there are {', '.join(there)}")
         for number, (whole, batches) in enumerate(samples):
             method = ntk.resolve_method(chosen.method, outputs, part, whole, fixed)
-            found = ntk.compare(outputs, part, whole, batches, fixed, method=method)
+            found = ntk.consistencies(outputs, part, whole, batches, fixed, method=method)
             common = {"run": str(run.path), "method": run.config.method, "seed": run.config.seed, "draw": number}
             common |= {"step": step, "stage": stage_of(run, step), "settings": chosen.text(run.model.gate, method)}
             yield [common | score._asdict() | group_facts(run, i) for i, score in sorted(found.items())]
@@ -125,7 +125,7 @@ def draw_samples(run: Run, chosen: Settings) -> list[tuple[dict, dict[int, dict]
         raise UserError(f"split {chosen.split} has no samples of a combination seen in training")
     samples = []
     for number in range(chosen.draws):
-        drawn, whole = ntk.draw(
+        drawn, whole = ntk.sample_groups(
             index[known], chosen.n, chosen.n_whole, balanced=chosen.whole == "balanced", seed=(chosen.seed, number)
         )
         samples.append((store.take(known[whole]), {i: store.take(known[at]) for i, at in drawn.items()}))

@@ -1,7 +1,7 @@
 """Group distributionally robust optimisation over modality combinations (Sagawa et al. 2020; REMIND Eq. 3 and 4).
 
-The group weights λ live in the state of an optax transform, so that they are saved, sharded and resumed with the
-optimizer. A train step reads λ, weights its loss with it, takes the gradient, and then updates the transform.
+The group weights λ are state of an optax transform, so that they are saved, sharded and resumed with the optimizer. A
+train step reads λ, weighs its loss with it, takes the gradient, and then updates the transform.
 """
 
 from typing import NamedTuple
@@ -15,22 +15,22 @@ ABSENT = ("last", "zero")
 
 
 class GroupDroState(NamedTuple):
-    """What group DRO remembers between steps."""
+    """The state of group DRO between steps."""
 
     log_weights: jax.Array  # log λ, shape=(g,), float32
     loss_sum: jax.Array  # sums of losses since the last refresh, shape=(g,), float32
     loss_count: jax.Array  # samples since the last refresh, shape=(g,), float32
-    last_loss: jax.Array  # mean loss of the last window that had the group, shape=(g,), float32
-    seen: jax.Array  # whether `last_loss` holds anything, shape=(g,), bool
+    last_loss: jax.Array  # mean loss in the last window that had samples of the group, shape=(g,), float32
+    seen: jax.Array  # whether `last_loss` is known, shape=(g,), bool
     step: jax.Array  # shape=(), int32
 
 
 def initial_weights(kind: str, train_counts: jax.Array) -> jax.Array:
-    """λ before the first refresh, on the simplex, [g] -> [g].
+    """Returns λ before the first refresh, which sums to one, [g] -> [g].
 
     Args:
       kind: `uniform`, `frequency` (p_g, where robust and plain risk agree), or `sqrt_frequency` (∝ √p_g).
-      train_counts: number of training samples of each group, [g]; a group without any has no weight, ever.
+      train_counts: number of training samples of each group, [g]; a group without samples keeps weight zero.
     """
     power = {"uniform": 0.0, "sqrt_frequency": 0.5, "frequency": 1.0}[kind]
     counts = jnp.asarray(train_counts, jnp.float32)
@@ -39,15 +39,15 @@ def initial_weights(kind: str, train_counts: jax.Array) -> jax.Array:
 
 
 def refresh(log_weights: jax.Array, losses: jax.Array, gamma: float | jax.Array) -> jax.Array:
-    """Exponentiated-gradient step on the simplex, λ_g ∝ λ_g exp(γ R_g) (Eq. 4), in logs, [g] and [g] -> [g]."""
+    """Takes an exponentiated-gradient step, λ_g ∝ λ_g exp(γ R_g) (Eq. 4), in logs, [g] and [g] -> [g]."""
     return jax.nn.log_softmax(log_weights + gamma * losses)
 
 
 def known_losses(loss_sum: jax.Array, loss_count: jax.Array, last_loss: jax.Array, seen: jax.Array) -> jax.Array:
-    """Mean loss of each group, [g]: of this window, else the last one known, else the mean over the known groups.
+    """Returns each group's mean loss in this window, else its last known one, else the known groups' mean, [g].
 
-    A group absent from a window is not a group without loss: counted as zero, rare groups would lose weight to all
-    others at each refresh, the opposite of what the method is for.
+    A group absent from a window does not have loss zero: counted so, rare groups would lose weight to all others at
+    each refresh, the opposite of the method's purpose.
     """
     current = jnp.where(loss_count > 0, loss_sum / jnp.maximum(loss_count, 1e-12), last_loss)
     known = seen | (loss_count > 0)
@@ -63,25 +63,25 @@ def group_dro(
     offset: jax.Array | None = None,
     absent: str = "last",
 ) -> optax.GradientTransformationExtraArgs:
-    """Group weights as an optax transform that leaves the updates as they are.
+    """Makes an optax transform that holds the group weights and leaves the updates as they are.
 
     Args:
       num_groups: g.
       gamma: sharpness of the weight update, Eq. 4. Over T steps weights move by about exp(γ ΔR T / every). A schedule
-        gives it by the number of steps before, as learning rates are given; what it says at a refresh counts.
+        of the steps taken, like that of a learning rate, is read at each refresh.
       every: steps between two refreshes of the weights (the paper's N).
       initial: λ before the first refresh, [g]; uniform when None.
       offset: added to each group's loss in the refresh, [g], such as C / sqrt(n_g) (Sagawa et al. 2020, section 3.3).
-      absent: what a group without samples in the window counts as, one of `ABSENT`: its `last` known loss, see
+      absent: loss of a group without samples in the window, one of `ABSENT`: its `last` known loss, see
         `known_losses`, or `zero`, as in the program of Sagawa et al., who draw groups evenly and so miss few.
 
     Returns:
       A transform whose `update(updates, state, params, *, group_loss_sum, group_count)` takes the sums of losses and
       the number of samples of each group in the step, [g] each, summed over all devices.
 
-    Where gradients of k steps are accumulated, it belongs next to `optax.MultiSteps`, and `every` counts the k small
-    steps: `optax.chain(optax.MultiSteps(adam, k).gradient_transformation(), group_dro(g, every=k * n))`. Inside it
-    would see one small step in k, since MultiSteps keeps no state of the others.
+    To accumulate gradients of k steps, put it next to `optax.MultiSteps` and count the k small steps in `every`:
+    `optax.chain(optax.MultiSteps(adam, k).gradient_transformation(), group_dro(g, every=k * n))`. Inside MultiSteps it
+    would see only one small step in k.
 
     Example:
       >>> import jax.numpy as jnp
@@ -100,7 +100,7 @@ def group_dro(
 
     def init(params) -> GroupDroState:
         del params
-        # One array a field: a donated state may not hold the same buffer twice.
+        # Each field has its own array, because a donated state may not hold the same buffer twice.
         return GroupDroState(
             jnp.log(start),
             jnp.zeros(num_groups),
@@ -131,12 +131,12 @@ def group_dro(
 
 
 def robust_factors(weights: jax.Array, group_count: jax.Array, *, normalize_present: bool = False) -> jax.Array:
-    """Factors f_g with which Σ_g f_g (sum of losses of g) is Σ_g λ_g (mean loss of g) over the groups present.
+    """Returns factors f_g that make Σ_g f_g (sum of losses of g) equal Σ_g λ_g (mean loss of g) over groups present.
 
     Args:
       weights: λ, [g].
       group_count: samples of each group in the step, over all devices, [g].
-      normalize_present: divide by the λ of the groups present, so that the weights of a step sum to one.
+      normalize_present: whether to divide by the sum of λ over present groups, so that a step's weights sum to one.
 
     Returns:
       [g]; zero for groups that are absent.

@@ -1,4 +1,4 @@
-"""Logit adjustment for long-tailed labels (Menon et al. 2021), by the class prior or that of each combination."""
+"""Logit adjustment for long-tailed labels (Menon et al. 2021), by one class prior or one for each combination."""
 
 import numpy as np
 
@@ -7,18 +7,17 @@ MODES = ("loss", "posthoc")
 
 
 def log_prior(kind: str, label_counts: np.ndarray, smoothing: float = 1.0) -> np.ndarray:
-    """Logarithm of the prior that logits are adjusted by, for every group.
+    """Returns the logarithm of each group's prior over classes, by which logits are adjusted.
 
-    A prior of the groups themselves is not offered: it would add one number to all logits of a sample, which softmax
-    does not see.
+    A prior over groups is not offered: it would add one number to all logits of a sample, which softmax ignores.
 
     Args:
-      kind: `class`, or `class_given_group`, where rare combinations have their own shares of the classes.
+      kind: `class`, or `class_given_group`, where each combination has its own shares of the classes.
       label_counts: training samples by group and class, [g, c].
       smoothing: samples added to every class (Laplace): rare groups lack some classes, whose logarithm would be -inf.
 
     Returns:
-      [g + 1, c], float32. Rows sum to one under exp; the last one, for combinations not seen in training, is the class
+      [g + 1, c], float32. Rows sum to one under exp; the last row, for combinations not seen in training, is the class
       prior.
     """
     counts = np.asarray(label_counts, np.float64)
@@ -31,12 +30,12 @@ def log_prior(kind: str, label_counts: np.ndarray, smoothing: float = 1.0) -> np
 def train_offset(
     kind: str, mode: str, label_counts: np.ndarray, *, tau: float = 1.0, smoothing: float = 1.0
 ) -> np.ndarray | None:
-    """What is added to the logits in the training loss, τ log π in the mode `loss`, [g + 1, c]; None for nothing."""
+    """Returns the term added to the logits in training, τ log π in the mode `loss`, [g + 1, c]; None for no term."""
     return tau * log_prior(kind, label_counts, smoothing) if kind != "none" and mode == "loss" else None
 
 
 def predict_offset(
     kind: str, mode: str, label_counts: np.ndarray, *, tau: float = 1.0, smoothing: float = 1.0
 ) -> np.ndarray | None:
-    """What is added to the logits in predictions, -τ log π in the mode `posthoc`, [g + 1, c]; None for nothing."""
+    """Returns the term added to predicted logits, -τ log π in the mode `posthoc`, [g + 1, c]; None for no term."""
     return -tau * log_prior(kind, label_counts, smoothing) if kind != "none" and mode == "posthoc" else None

@@ -7,25 +7,25 @@ RULES = ("power", "effective_number")
 
 
 def inverse_frequency_weights(train_counts: jax.Array, power: float = 1.0, cap: float | None = None) -> jax.Array:
-    """Weight of a sample by its group, w_g ∝ n_g^-power with Σ_g n_g w_g = Σ_g n_g, [g] -> [g].
+    """Returns the weight of each group's samples, w_g ∝ n_g^-power with Σ_g n_g w_g = Σ_g n_g, [g] -> [g].
 
-    Power 1 makes every group count the same, power 0 every sample.
+    Power 1 gives every group the same total weight, power 0 every sample the same weight.
 
     Args:
-      train_counts: n_g, number of training samples of each group, [g]; what a group without any gets does not matter.
-      power: how much of the imbalance is undone.
-      cap: largest ratio of a weight to the mean weight of 1; None is no limit. Applied last, so that the weights of a
-        capped set sum to less than the number of samples.
+      train_counts: n_g, number of training samples of each group, [g]; weights of groups without samples are unused.
+      power: share of the imbalance that is removed.
+      cap: largest weight, where the mean is 1; None is no limit. The cap comes last, so that capped weights sum to less
+        than the number of samples.
     """
     counts = jnp.asarray(train_counts, jnp.float32)
     return _scaled(jnp.maximum(counts, 1.0) ** -power, counts, cap)
 
 
 def effective_number_weights(train_counts: jax.Array, beta: float = 0.999, cap: float | None = None) -> jax.Array:
-    """Weight of a sample by its group, w_g ∝ (1 - β) / (1 - β^n_g) with Σ_g n_g w_g = Σ_g n_g, [g] -> [g].
+    """Returns the weight of each group's samples, w_g ∝ (1 - β) / (1 - β^n_g) with Σ_g n_g w_g = Σ_g n_g, [g] -> [g].
 
-    The inverse of the effective number of samples (Cui et al. 2019), in which further samples of a large group count
-    for less and less. β = 0 weighs every sample alike, β near 1 every group.
+    It is the inverse of the effective number of samples (Cui et al. 2019), to which each further sample of a group adds
+    less. β = 0 weighs every sample alike, β near 1 every group.
 
     Args:
       train_counts: n_g, as for `inverse_frequency_weights`, [g].
@@ -33,18 +33,18 @@ def effective_number_weights(train_counts: jax.Array, beta: float = 0.999, cap: 
       cap: as for `inverse_frequency_weights`.
     """
     counts = jnp.asarray(train_counts, jnp.float32)
-    # 1 - β^n without cancellation; n is at least 1, so that β = 0 gives 1.
+    # expm1 avoids cancellation in 1 - β^n; n is at least 1, so that β = 0 gives 1.
     return _scaled(-1.0 / jnp.expm1(jnp.maximum(counts, 1.0) * jnp.log(jnp.asarray(beta, jnp.float32))), counts, cap)
 
 
 def _scaled(weights: jax.Array, counts: jax.Array, cap: float | None) -> jax.Array:
-    """Weights whose mean over the training samples is one, then cut at `cap`, [g]."""
+    """Scales weights to a mean of one over the training samples, then caps them, [g]."""
     weights = weights * jnp.sum(counts) / jnp.sum(counts * weights)
     return weights if cap is None else jnp.minimum(weights, cap)
 
 
 def weighted_mean_factors(weights: jax.Array, group_count: jax.Array) -> jax.Array:
-    """Factors f_g with which Σ_g f_g (sum of losses of g) is the mean of weighted losses over the batch, [g].
+    """Returns factors f_g that make Σ_g f_g (sum of losses of g) the mean of weighted losses over the batch, [g].
 
     Args:
       weights: weight of a sample of each group, [g]; ones give empirical risk minimisation.

@@ -1,6 +1,6 @@
-"""Pure functions on arrays: no Flax, no data stack, nothing that remembers.
+"""Pure functions on arrays: no Flax, no data stack, no state.
 
-One legend of axis letters holds in every einsum, signature and comment of the project:
+Every einsum, signature and comment of the project uses the same axis letters:
 
   b batch                 t tokens of one modality       f hidden width of an expert   k head width
   n tokens of all         d width                        e experts                     c classes

@@ -1,4 +1,4 @@
-"""Convolutions, batch norm and the residual blocks of He et al. (2016), for images and volumes alike.
+"""Convolutions, batch norm and the residual blocks of He et al. (2016), for both images and volumes.
 
 Arrays are channels-last, [b, *positions, channels] with positions (height, width) or (frames, height, width), and
 kernels [*window, channels in, channels out].
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 EPSILON = 1e-5
-MOMENTUM = 0.1  # share of a batch in new running statistics
+MOMENTUM = 0.1  # weight of a batch in the new running statistics
 
 
 class Statistics(NamedTuple):
@@ -29,7 +29,7 @@ class Unit(NamedTuple):
       kernel: [*window, channels in, channels out].
       scale: of the norm, [channels out].
       bias: of the norm, [channels out].
-      running: what the norm uses outside of training.
+      running: statistics that the norm uses outside of training.
     """
 
     kernel: jax.Array
@@ -39,7 +39,7 @@ class Unit(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Units on the residual path, and the one on the shortcut or None where the shortcut is the identity."""
+    """The units on the residual path, and the unit on the shortcut, None where the shortcut is the identity."""
 
     path: tuple[Unit, ...]
     shortcut: Unit | None
@@ -52,19 +52,19 @@ class BlockStatistics(NamedTuple):
     shortcut: Statistics | None
 
 
-# (x, unit) -> (normalised x, new running statistics or None); `batch_norm` with its other arguments given.
+# (x, unit) -> (normalised x, new running statistics or None): `batch_norm` with its other arguments bound.
 Normalise = Callable[[jax.Array, Unit], tuple[jax.Array, Statistics | None]]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Array:
-    """Cross-correlates with half a window of zeros on both sides, whatever the stride.
+    """Cross-correlates `x` with a kernel, padded with half a window of zeros on both sides for every stride.
 
     Padding that depends on the stride, as in XLA's "SAME", would shift pretrained filters by a pixel.
 
     Args:
       x: [b, *positions, channels in].
       kernel: [*window, channels in, channels out], odd windows.
-      strides: one number an axis of the window.
+      strides: one number for each axis of the window.
 
     Returns:
       [b, *positions, channels out]; n positions become ceil(n / stride).
@@ -81,7 +81,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Arr
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Largest of each 3 x 3 window in steps of 2, [b, h, w, channels] -> [b, ceil(h / 2), ceil(w / 2), channels]."""
+    """Takes the largest value of 3 x 3 windows with stride 2, [b, h, w, channels] -> [b, ⌈h/2⌉, ⌈w/2⌉, channels]."""
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
@@ -89,20 +89,20 @@ def max_pool(x: jax.Array) -> jax.Array:
 def batch_norm(
     x: jax.Array, unit: Unit, *, present: jax.Array | None = None, axis_name: str | None = None
 ) -> tuple[jax.Array, Statistics | None]:
-    """Standardises channels, by running statistics or by those of a batch (Ioffe and Szegedy 2015).
+    """Standardises channels by running statistics or by the statistics of a batch (Ioffe and Szegedy 2015).
 
-    In training, samples that are not present take no part: their positions are not counted and they leave at the mean
-    of the channel, so that no activation of theirs can grow from layer to layer.
+    In training, absent samples are not counted, and their outputs are set to the mean of the channel, so that their
+    activations cannot grow from layer to layer.
 
     Args:
       x: [b, *positions, channels].
       unit: scale, bias and running statistics of the channels.
-      present: None to use the running statistics; bool [b] to use those of the present samples of the batch.
-      axis_name: mapped axis over which the batch is spread, if it is.
+      present: None to use the running statistics; bool [b] to use the statistics of the batch's present samples.
+      axis_name: mapped axis over which the batch is spread, None without one.
 
     Returns:
-      Normalised `x`, and with `present` new running statistics, otherwise None. As in PyTorch the variance that joins
-      the running one is the unbiased one; fewer than two values a channel leave the running statistics as they are.
+      Normalised `x`, and with `present` new running statistics, otherwise None. As in PyTorch, the running variance is
+      updated with the unbiased variance; with fewer than two values a channel the running statistics do not change.
     """
     scale, bias = (_row(v, x.ndim) for v in (unit.scale, unit.bias))
     if present is None:
@@ -130,19 +130,19 @@ def batch_norm(
 def residual_block(
     x: jax.Array, block: Block, strides: Sequence[int], normalise: Normalise
 ) -> tuple[jax.Array, BlockStatistics]:
-    """ReLU of a shortcut plus convolutions with ReLUs between them (He et al. 2016, section 3).
+    """Returns the ReLU of a shortcut plus convolutions with ReLUs between them (He et al. 2016, section 3).
 
-    The first window larger than 1 takes the strides: in a bottleneck that is the 3 x 3 one, as in PyTorch's version 1.5
-    of ResNet, and not the 1 x 1 one before it as in the paper.
+    The first convolution with a window larger than 1 has the strides: in a bottleneck the 3 x 3 one, as in PyTorch's
+    version 1.5 of ResNet, not the 1 x 1 one before it as in the paper.
 
     Args:
       x: [b, *positions, channels].
-      block: its weights; a shortcut with a convolution takes the same strides.
-      strides: one number an axis of the positions.
-      normalise: `batch_norm` in the mode that is wanted.
+      block: its weights; a convolution on the shortcut has the same strides.
+      strides: one number for each axis of the positions.
+      normalise: `batch_norm` in the mode of training or of evaluation.
 
     Returns:
-      [b, *positions / strides, channels out] and the new running statistics, all None where there are none.
+      [b, *positions / strides, channels out], and the new running statistics, None in evaluation.
     """
     strided = next(i for i, unit in enumerate(block.path) if max(unit.kernel.shape[:-2]) > 1)
     y, statistics = x, []

@@ -1,8 +1,8 @@
-"""Floating point operations of a function, counted from its trace (2 a multiply-add); nothing is run or allocated.
+"""Counts a function's floating point operations from its trace (2 a multiply-add), without running or allocating.
 
 Only products of arrays and convolutions are counted, as in the appendix of PaLM (Chowdhery et al. 2022): norms,
-softmaxes, activations, biases and look-ups are left out. XLA's own count holds elementwise work too, and counts the
-body of a loop once; here it counts as often as it runs.
+softmaxes, activations, biases and look-ups are left out. XLA's own count includes elementwise work and counts the body
+of a loop once; this one counts it as often as it runs.
 """
 
 import itertools
@@ -18,15 +18,15 @@ _ADDED = re.compile(r"\(|,|->")
 
 
 def count(function: Callable[..., Any], *args: Any) -> Counter[str]:
-    """Operations of one call by part.
+    """Counts the operations of one call by part.
 
     Args:
-      function: to trace.
+      function: the function to trace.
       args: arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
-      Operations by the name of the `jax.named_scope` they are in, `""` outside of all; the scopes inside of a loop or
-      of a jitted function that has a scope itself count to the latter.
+      Operations by the name of their `jax.named_scope`, `""` outside of all. A loop or jitted function that has a scope
+      of its own hides the scopes inside it.
 
     Raises:
       ValueError: the function has a loop whose length is not known before it runs.
@@ -57,7 +57,7 @@ def _add(jaxpr: Any, scope: str, times: int, counted: Counter[str]) -> None:
 
 
 def _scope(equation: Any) -> str:
-    """The named scopes around an equation, without what einsum and transformations write there ("vmap(…)")."""
+    """Returns the named scopes around an equation, without the parts that transformations add ("vmap(…)")."""
     names = str(equation.source_info.name_stack).split("/")
     return "/".join(itertools.takewhile(lambda name: not _ADDED.search(name), names))
 
@@ -69,7 +69,7 @@ def _of(jaxpr: Any, scope: str) -> Counter[str]:
 
 
 def _bodies(equation: Any) -> Iterator[Any]:
-    """The traces that an equation calls: those of jitted, checkpointed and differentiated functions, and of scans."""
+    """Yields the traces that an equation calls, of jitted, checkpointed and differentiated functions and of scans."""
     for value in equation.params.values():
         if hasattr(value, "eqns"):
             yield value

@@ -1,8 +1,8 @@
-"""Gradients of samples as factors, and their inner products, for any JAX function (Goodfellow 2015, arXiv 1510.01799).
+"""Per-sample gradients as factors, and their inner products, for any JAX function (Goodfellow 2015, arXiv 1510.01799).
 
 Where a weight w enters a function f once, in a product y = x·w, the gradient of f is x ⊗ δ with δ = ∂f/∂y. With t rows
-in x, one for each token or slot, two samples' gradients then have the inner product Σ_tt' (x_t · x'_t')(δ_t · δ'_t'),
-and x and δ take the place of an array of the size of w. With one slot an expert, t is 1.
+in x, one for each token or slot, the gradients of two samples have the inner product Σ_tt' (x_t · x'_t')(δ_t · δ'_t'),
+so x and δ replace an array of the size of w. With one slot an expert, t is 1.
 
 The products are found in the function's trace: δ is the derivative with respect to zeros that are added to y.
 """
@@ -18,18 +18,18 @@ import jax.numpy as jnp
 from jax.extend import core
 
 INLINED = ("jit", "pjit")
-# They give the entries of their operand in another order or shape, which inner products do not see.
+# These only reorder or reshape the entries of their operand, which leaves inner products as they are.
 REARRANGED = ("reshape", "transpose", "squeeze", "expand_dims", "copy")
 
-Place = tuple[int, ...]  # of an equation: its number in the trace, then that in the trace that this one calls
+Place = tuple[int, ...]  # numbers of an equation: of the caller in its trace, then of the equation in the called trace
 
 
 class Factors(NamedTuple):
-    """Gradient of a sample.
+    """The gradient of a sample.
 
     Attributes:
-      pairs: x [b, t, c] and δ [b, t, f] for each weight that has them; b is 1 or the number of weights stacked.
-      rest: gradients with respect to all other parameters, as they are.
+      pairs: x [b, t, c] and δ [b, t, f] for each weight that has factors; b is 1 or the number of weights stacked.
+      rest: whole gradients with respect to all other parameters.
     """
 
     pairs: list[tuple[jax.Array, jax.Array]]
@@ -45,7 +45,7 @@ class _Product(NamedTuple):
 
 
 def factors(function: Callable[..., jax.Array], params: Any, *rest: Any) -> Factors:
-    """Gradient of a scalar function with respect to its first argument; to be mapped over samples by `jax.vmap`.
+    """Returns the gradient of a scalar function with respect to its first argument; `jax.vmap` maps it over samples.
 
     Args:
       function: (params, *rest) -> shape=().
@@ -70,7 +70,7 @@ def factors(function: Callable[..., jax.Array], params: Any, *rest: Any) -> Fact
 
 
 def inner_products(a: Factors, b: Factors) -> jax.Array:
-    """Inner products of n and of m gradients, whose factors have a leading axis n and m: [n, m]."""
+    """Returns the inner products [n, m] of n gradients with m gradients; their factors have a leading axis n and m."""
     whole = [x.reshape(len(x), -1) @ y.reshape(len(y), -1).T for x, y in zip(a.rest, b.rest, strict=True)]
     pairs = [
         jnp.einsum("nmbtu,nmbtu->nm", *(jnp.einsum("nbti,mbui->nmbtu", s, t) for s, t in zip(left, right, strict=True)))
@@ -83,7 +83,7 @@ def inner_products(a: Factors, b: Factors) -> jax.Array:
 
 
 def _single_products(jaxpr: Any, count: int) -> dict[int, _Product]:
-    """Products in which a parameter occurs that occurs nowhere else, where they are worth it, by number of parameter.
+    """Returns, by parameter, the only product that uses it, for parameters whose factors cost less than gradients.
 
     The parameters are the first `count` variables of the trace.
     """
@@ -95,12 +95,12 @@ def _single_products(jaxpr: Any, count: int) -> dict[int, _Product]:
 
 
 def _uses(jaxpr: Any, names: dict[Any, int], place: Place) -> Iterator[tuple[int, _Product | None]]:
-    """Where parameters are used: in a product with something else, or (None) elsewhere.
+    """Yields each use of a parameter: its number, and the product with another operand, None for any other use.
 
     Args:
       jaxpr: the trace.
-      names: number of the parameter that a variable is; those that only rearrange one are added.
-      place: of the equation that calls this trace.
+      names: number of each variable's parameter; variables that only rearrange a parameter are added.
+      place: place of the equation that calls this trace.
     """
     for i, equation in enumerate(jaxpr.eqns):
         name, here = equation.primitive.name, (*place, i)
@@ -128,7 +128,7 @@ def _uses(jaxpr: Any, names: dict[Any, int], place: Place) -> Iterator[tuple[int
 
 
 def _evaluate(jaxpr, consts, arguments, products, zeros, seen, place: Place = ()) -> list[jax.Array]:
-    """Runs a trace, adds `zeros` to the results of products, and puts what w was multiplied with into `seen`."""
+    """Runs a trace, adds `zeros` to the results of products, and stores the operand next to each w in `seen`."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
     def read(variable: Any) -> Any:
@@ -154,7 +154,7 @@ def _evaluate(jaxpr, consts, arguments, products, zeros, seen, place: Place = ()
 
 
 def _axes(product: _Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Axes of x: those shared with y and w, those shared with y, and those summed over."""
+    """Returns the axes of x: those shared with y and w, those shared with y alone, and those summed over."""
     summed, shared = (axes[1 - product.side] for axes in product.equation.params["dimension_numbers"])
     rank = product.equation.invars[1 - product.side].aval.ndim
     own = tuple(axis for axis in range(rank) if axis not in (*summed, *shared))
@@ -162,21 +162,21 @@ def _axes(product: _Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[in
 
 
 def _sizes(product: _Product) -> tuple[int, int, int, int]:
-    """b, t, c and f of `Factors`."""
+    """Returns the sizes b, t, c and f of `Factors`."""
     shape = product.equation.invars[1 - product.side].aval.shape
     b, t, c = (math.prod(shape[axis] for axis in axes) for axes in _axes(product))
     return b, t, c, math.prod(product.equation.outvars[0].aval.shape) // (b * t)
 
 
 def _pays(product: _Product) -> bool:
-    """Whether inner products from factors take no more operations than those of whole gradients."""
+    """Returns whether inner products take no more operations from factors than from whole gradients."""
     _, t, c, f = _sizes(product)
     return t * t * (c + f) <= c * f
 
 
 def _aligned(product: _Product, x: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x [b, t, c] and δ [b, t, f]."""
+    """Returns x and δ in the layout of `Factors`, [b, t, c] and [b, t, f]."""
     b, t, c, f = _sizes(product)
     x = jnp.transpose(x, tuple(itertools.chain(*_axes(product)))).reshape(b, t, c)
-    # The result of a product has the shared axes first, then those of its left operand.
+    # The result of a product has the shared axes first, then the axes of its left operand.
     return x, delta.reshape(b, t, f) if product.side == 1 else delta.reshape(b, f, t).swapaxes(1, 2)

@@ -1,11 +1,11 @@
-"""Losses of single samples, and their sums over modality-combination groups."""
+"""Losses of single samples and their sums over modality-combination groups."""
 
 import jax
 import jax.numpy as jnp
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Softmax cross entropy in nats, [b, c] and [b] -> [b], in float32."""
+    """Returns the softmax cross entropy in nats, [b, c] and [b] -> [b], in float32."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
 
@@ -18,20 +18,20 @@ def focal_loss(
     alpha: jax.Array | None = None,
     detach: bool = False,
 ) -> jax.Array:
-    """Softmax focal loss -alpha_y (1 - p_y)^gamma ln p_y (Lin et al. 2017, for several classes).
+    """Returns the softmax focal loss -alpha_y (1 - p_y)^gamma ln p_y (Lin et al. 2017, for several classes).
 
     Args:
       logits: [b, c].
       labels: class of each sample, [b].
-      gamma: how strongly well classified samples are played down; 0 is cross entropy.
+      gamma: a higher value weighs well classified samples less; 0 is cross entropy.
       alpha: weight of each class, [c].
-      detach: let no gradient flow through the modulating factor (1 - p_y)^gamma.
+      detach: whether to stop the gradient through the modulating factor (1 - p_y)^gamma.
 
     Returns:
       [b], in float32.
     """
     nll = cross_entropy(logits, labels)
-    # 1 - p_y without cancellation, kept above zero where a power below one would have an infinite slope.
+    # expm1 avoids cancellation in 1 - p_y; at zero a power below one would have an infinite slope.
     modulation = jnp.maximum(-jnp.expm1(-nll), 1e-12) ** gamma
     loss = (jax.lax.stop_gradient(modulation) if detach else modulation) * nll
     return loss if alpha is None else alpha[labels] * loss
@@ -40,29 +40,29 @@ def focal_loss(
 def group_sums(
     losses: jax.Array, groups: jax.Array, weights: jax.Array, num_groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums of losses and of weights over groups.
+    """Sums losses and weights over groups.
 
     Args:
       losses: [b].
-      groups: [b]; values outside 0..num_groups - 1 (combinations not seen in training) count nowhere.
+      groups: [b]; values outside 0..num_groups - 1 (combinations not seen in training) are not counted.
       weights: weight of each sample, [b]; 0 for padding.
       num_groups: g.
 
     Returns:
-      sum of weighted losses [g] and sum of weights [g].
+      Sums of weighted losses [g] and sums of weights [g].
     """
     total = jax.ops.segment_sum(jnp.stack([losses * weights, weights], axis=-1), groups, num_groups)
     return total[:, 0], total[:, 1]
 
 
 def mean_prediction(logits: jax.Array, axis: int) -> jax.Array:
-    """Log of the mean probabilities of several predictors, [..., k, ..., c] -> [..., c] without the axis of k."""
+    """Returns the log of k predictors' mean probabilities, [..., k, ..., c] -> [..., c] without the axis of k."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jax.nn.logsumexp(log_p, axis=axis) - jnp.log(jnp.float32(logits.shape[axis]))
 
 
 def divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
-    """Kullback-Leibler divergence in nats of predictions from target predictions, [..., c] twice -> [...], float32."""
+    """Returns the Kullback-Leibler divergence from target to prediction in nats, twice [..., c] -> [...], float32."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     target = jax.nn.log_softmax(target_logits.astype(jnp.float32))
     return jnp.sum(jnp.exp(target) * (target - log_p), axis=-1)

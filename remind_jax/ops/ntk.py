@@ -1,14 +1,14 @@
-"""Dominant gradient directions from the neural tangent kernel, and how well those of groups agree with the whole's.
+"""Dominant gradient directions from the neural tangent kernel, and the agreement of a group's with the whole's.
 
 REMIND equations 9 to 17: the outputs F_i(θ) of n samples have the Jacobian J [n, p] and the kernel Θ = J Jᵀ; its top
-eigenvector u gives the direction g = uᵀJ, and the gradient consistency of a group is the cosine of its g with that of
-the whole data set. Three ways to u, which differ in cost only:
+eigenvector u gives the direction g = uᵀJ, and the gradient consistency of a group is the cosine of its g with the g of
+the whole data set. Three methods compute u and differ in cost only:
 
   * `exact` holds J, for few parameters;
   * `gram` builds Θ from factors of gradients (`ops.gradient_factors`), of rank 1 for an expert with one slot;
-  * `lanczos` needs products Θv alone, each one vjp and one jvp, and the memory of a few gradients.
+  * `lanczos` needs only products Θv, each one vjp and one jvp, and the memory of a few gradients.
 
-Parameters and data are arguments of the compiled functions. Closed over, they would be constants to fold.
+Parameters and data are arguments of the compiled functions: XLA would fold closed-over arrays as constants.
 """
 
 import functools
@@ -26,27 +26,27 @@ from remind_jax.ops.losses import cross_entropy
 Outputs = Callable[..., jax.Array]  # (params, batch) or (params, batch, fixed) -> [n]
 
 METHODS = ("exact", "gram", "lanczos")
-EXACT_BYTES = 2**31  # of the Jacobian and its copy, up to which `auto` takes `exact`
-FACTOR_BYTES = 2**30  # of the factors of gradients that `gram` holds at a time, twice
+EXACT_BYTES = 2**31  # `auto` takes `exact` while the Jacobian and its copy fit into this
+FACTOR_BYTES = 2**30  # size of the factors of gradients that `gram` holds at a time, twice
 ITERATIONS = 48  # most products Θv of `lanczos`; it ends as soon as u has settled, often after 8 to 20
-SETTLED = 1e-3  # sine of the largest angle left between u and the eigenvector: the cosine is then 1 - 5e-7
+SETTLED = 1e-3  # largest sine of the angle between u and the eigenvector: the cosine is then 1 - 5e-7
 
 
-# ---- Outputs of which gradients are taken ---------------------------------------------------------------------------
+# ---- Outputs whose gradients are taken ------------------------------------------------------------------------------
 
 
 def true_class_logit(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Logit of the true class, [b, c] and [b] -> [b]."""
+    """Returns the logit of the true class, [b, c] and [b] -> [b]."""
     return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
 
 
-def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Logit of the true class less the largest other, [b, c] and [b] -> [b]."""
+def logit_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the logit of the true class minus the largest other, [b, c] and [b] -> [b]."""
     is_true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     return true_class_logit(logits, labels) - jnp.max(jnp.where(is_true, -jnp.inf, logits), axis=-1)
 
 
-OUTPUTS = {"margin": margin, "loss": cross_entropy, "logit": true_class_logit}
+OUTPUTS = {"margin": logit_margin, "loss": cross_entropy, "logit": true_class_logit}
 
 
 # ---- Directions -----------------------------------------------------------------------------------------------------
@@ -59,8 +59,8 @@ class Direction(NamedTuple):
       gradient: g = uᵀJ, in the structure of the parameters; its squared length is λ1.
       mean: gradient of the mean output, in the structure of the parameters.
       lambda1, lambda2: the two largest eigenvalues of Θ, shape=().
-      trace: of Θ, shape=().
-      u: top eigenvector [n], zero at rows of weight 0, its sign chosen by `orient`.
+      trace: trace of Θ, shape=().
+      u: top eigenvector [n], zero at rows of weight 0, with its sign chosen by `orient`.
     """
 
     gradient: Any
@@ -72,13 +72,13 @@ class Direction(NamedTuple):
 
 
 class Consistency(NamedTuple):
-    """How a group's direction g' agrees with the direction g of the whole (Eq. 13).
+    """The agreement of a group's direction g' with the direction g of the whole (Eq. 13).
 
     Attributes:
-      gc: cosine of g and g'; its sign rests on the choice of two eigenvectors' signs, see `orient`.
-      abs_gc: its absolute value, free of that choice.
+      gc: cosine of g and g'; its sign depends on the signs chosen for two eigenvectors, see `orient`.
+      abs_gc: absolute value of the cosine, which does not depend on signs.
       cos_mean_gradient: cosine of the two mean gradients.
-      lambda1, lambda2, trace: of the group's kernel.
+      lambda1, lambda2, trace: two largest eigenvalues and trace of the group's kernel.
       n: samples of the group.
     """
 
@@ -114,17 +114,17 @@ def top_direction(
     method: str = "auto",
     iterations: int = ITERATIONS,
 ) -> Direction:
-    """The dominant gradient direction of a batch (Eq. 9 to 12).
+    """Computes the dominant gradient direction of a batch (Eq. 9 to 12).
 
     Args:
       f: (params, batch) or, when `fixed` is given, (params, batch, fixed) -> [n]. An output may depend on its own row
-        alone. A new function object compiles anew.
+        alone. Each function object is compiled anew.
       params: pytree of float32 arrays; gradients are taken with respect to them.
       batch: pytree of arrays, [n, ...] each.
-      weight: 1 for rows that count and 0 for those that pad, [n]; None counts all.
-      fixed: further arrays that `f` reads, such as parameters outside of the part looked at.
+      weight: 1 for rows that count and 0 for padding, [n]; None counts all.
+      fixed: further arrays that `f` reads, such as parameters whose gradients are not wanted.
       method: `exact`, `gram`, `lanczos`, or `auto`, see `resolve_method`.
-      iterations: most products with Θ of `lanczos`.
+      iterations: most products with Θ that `lanczos` makes.
     """
     with jax.default_matmul_precision("highest"):
         n = len(jax.tree.leaves(batch)[0])
@@ -147,9 +147,9 @@ def top_direction(
 
 
 def resolve_method(method: str, f: Outputs, params: Any, batch: Any, fixed: Any = None) -> str:
-    """The method that `auto` stands for; other names are checked and passed on.
+    """Returns the method that `auto` means for these arguments; other names are checked and returned.
 
-    `auto` takes `exact` when the Jacobian of the batch is small, then `gram` when the factors of its gradients are,
+    `auto` takes `exact` when the Jacobian of the batch is small, `gram` when the factors of its gradients are small,
     else `lanczos`. Nothing is computed; arguments are as in `top_direction`.
     """
     if method != "auto":
@@ -167,7 +167,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _factor_bytes(f: Outputs, params: Any, batch: Any, fixed: Any) -> int:
-    """Bytes of the factors of one row's gradient."""
+    """Returns the number of bytes of the factors of one row's gradient."""
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
     weight = jax.ShapeDtypeStruct((), jnp.float32)
     return _bytes(jax.eval_shape(functools.partial(_factors, f), params, (row, weight), fixed))
@@ -175,13 +175,13 @@ def _factor_bytes(f: Outputs, params: Any, batch: Any, fixed: Any) -> int:
 
 @jax.jit
 def cosine(a: Any, b: Any) -> jax.Array:
-    """Cosine of the angle between two pytrees, shape=(); nan when one of them is zero."""
+    """Returns the cosine of the angle between two pytrees, shape=(); nan when one of them is zero."""
     with jax.default_matmul_precision("highest"):
         return jnp.clip(_dot(a, b) / (jnp.sqrt(_dot(a, a)) * jnp.sqrt(_dot(b, b))), -1.0, 1.0)
 
 
 def consistency(whole: Direction, group: Direction) -> Consistency:
-    """Gradient consistency of a group with the whole (Eq. 13, 17)."""
+    """Computes the gradient consistency of a group with the whole (Eq. 13, 17)."""
     gc = float(cosine(whole.gradient, group.gradient))
     cos_mean = float(cosine(whole.mean, group.mean))
     values = (float(x) for x in (group.lambda1, group.lambda2, group.trace))
@@ -203,7 +203,7 @@ def _dot(a: Any, b: Any) -> jax.Array:
 
 
 def _output(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> jax.Array:
-    """Output of one row, given as (its part of the batch, its weight)."""
+    """Returns the output of one row, given as (its part of the batch, its weight)."""
     alone, weight = jax.tree.map(lambda x: x[None], row)
     return _outputs(f, params, alone, weight, fixed)[0]
 
@@ -222,18 +222,18 @@ def _squared_length(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: 
 
 
 def _jacobian(f: Outputs, params: Any, batch: Any, weight: jax.Array, fixed: Any) -> Any:
-    """J as a pytree with leaves [n, ...]."""
+    """Returns J as a pytree with leaves [n, ...]."""
     return jax.vmap(lambda row: _gradient(f, params, row, fixed))((batch, weight))
 
 
 def _products(a: Any, b: Any) -> jax.Array:
-    """Inner products of the rows of two Jacobians, [n, m]."""
+    """Returns the inner products of the rows of two Jacobians, [n, m]."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return sum(x.reshape(len(x), -1) @ y.reshape(len(y), -1).T for x, y in pairs)
 
 
 def _dense(theta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Eigenvalues ascending [n], top eigenvector [n] and trace of Θ."""
+    """Returns the ascending eigenvalues [n], the top eigenvector [n] and the trace of Θ."""
     values, vectors = jnp.linalg.eigh(theta)
     return values, vectors[:, -1], jnp.trace(theta)
 
@@ -250,16 +250,16 @@ def gram_matrix(
     *,
     chunk: int = 0,
 ) -> jax.Array:
-    """Block Θ(A, B) of the kernel, [n, m], from factors of gradients.
+    """Computes the block Θ(A, B) of the kernel, [n, m], from factors of gradients.
 
     With it Eq. 13 needs no direction: GC = uᵀ Θ(X, X_k) u' / √(λ1 λ1').
 
     Args:
       f, params, fixed: as in `top_direction`.
-      a, b: batches of n and of m rows; without b, the kernel of `a`.
+      a, b: batches of n and of m rows; b=None gives the kernel of `a`.
       weight_a, weight_b: as in `top_direction`, [n] and [m].
-      chunk: rows of a and of b whose factors are held at a time; 0 takes as many as `FACTOR_BYTES` allow. Where all of
-        `a` do not fit, the factors of b are computed once for each chunk of it.
+      chunk: rows of a and of b whose factors are held at a time; 0 takes as many as `FACTOR_BYTES` allow. When `a` does
+        not fit into one chunk, the factors of b are computed once for each chunk of a.
     """
     with jax.default_matmul_precision("highest"):
         chunk = chunk or max(1, FACTOR_BYTES // _factor_bytes(f, params, a, fixed))
@@ -277,7 +277,7 @@ def gram_matrix(
 
 
 def _chunks(batch: Any, weight: jax.Array | None, chunk: int) -> tuple[tuple[Any, jax.Array], int]:
-    """Batch and weights with leaves [n / chunk, chunk, ...], filled up with rows of weight 0, and n."""
+    """Returns batch and weights with leaves [n / chunk, chunk, ...], padded with rows of weight 0, and n."""
     n = len(jax.tree.leaves(batch)[0])
     chunk = min(chunk, n)
     count = -(-n // chunk)
@@ -289,7 +289,7 @@ def _chunks(batch: Any, weight: jax.Array | None, chunk: int) -> tuple[tuple[Any
 
 
 class _Krylov(NamedTuple):
-    """Orthonormal vectors and their images under Θ [k, n], the next vector [n], and the Ritz pairs so far."""
+    """Orthonormal vectors and their images under Θ [k, n], the next vector [n], and the Ritz pairs found so far."""
 
     count: jax.Array
     basis: jax.Array
@@ -301,9 +301,9 @@ class _Krylov(NamedTuple):
 
 
 def _lanczos(forward: Callable[[Any], jax.Array], params: Any, weight: jax.Array, most: int):
-    """Eigenvalues ascending [most] (the top two of use) and top eigenvector [n] by Lanczos with Rayleigh-Ritz."""
+    """Finds ascending eigenvalues [most], of which the top two are accurate, and the top eigenvector [n] by Lanczos."""
     backward = jax.vjp(forward, params)[1]
-    # The first vector and those that go on after a breakdown; a fixed key, so that results can be repeated.
+    # The first vector, and the vectors that continue after a breakdown; the key is fixed to make results repeatable.
     noise = jax.random.normal(jax.random.key(0), (most + 1, len(weight))) * weight[None]
 
     def product(v: jax.Array) -> jax.Array:
@@ -323,8 +323,8 @@ def _lanczos(forward: Callable[[Any], jax.Array], params: Any, weight: jax.Array
         size = jnp.linalg.norm(rest)
         fresh = _without(_without(noise[i + 1], basis), basis)
         fresh_size = jnp.linalg.norm(fresh)
-        # Two equal eigenvalues, or a kernel of low rank, exhaust the Krylov space: go on from a vector outside of it.
-        # When nothing is outside, a zero vector adds nothing.
+        # Two equal eigenvalues, or a kernel of low rank, exhaust the Krylov space: continue from a vector outside of
+        # it. When nothing is outside, a zero vector adds nothing.
         fresh = jnp.where(fresh_size > 1e-3, fresh / jnp.maximum(fresh_size, 1e-3), 0.0)
         following = jnp.where(size > 1e-6 * values[-1], rest / jnp.maximum(size, 1e-30), fresh)
         return _Krylov(i + 1, basis, images, following, values, ritz[-1], settled)
@@ -344,28 +344,28 @@ def _symmetric(x: jax.Array) -> jax.Array:
 
 
 def _without(v: jax.Array, basis: jax.Array) -> jax.Array:
-    """The part of v [n] outside of the span of orthonormal rows [k, n]."""
+    """Returns the part of v [n] outside of the span of orthonormal rows [k, n]."""
     return v - (basis @ v) @ basis
 
 
-# ---- Groups against the whole ---------------------------------------------------------------------------------------
+# ---- Groups and the whole -------------------------------------------------------------------------------------------
 
 
-def draw(
+def sample_groups(
     groups: np.ndarray, n: int, whole: int, *, balanced: bool = False, seed: int | tuple[int, ...] = 0
 ) -> tuple[dict[Hashable, np.ndarray], np.ndarray]:
-    """Draws an equal number of samples from each group, and a sample that stands for the whole data set.
+    """Draws the same number of rows from each group, and a sample of the whole data set, without replacement.
 
     Args:
       groups: the group of each row, [r].
-      n: rows a group; a smaller group gives all it has.
-      whole: rows of the whole.
-      balanced: whether the whole is the union of what was drawn from the groups; otherwise it is drawn from all rows,
-        so that each group has its natural share.
-      seed: of the draw.
+      n: number of rows to draw from a group; all rows of a smaller group are drawn.
+      whole: number of rows to draw from the whole.
+      balanced: whether the whole is the union of the rows drawn from groups; otherwise it is drawn from all rows, so
+        that each group has its natural share.
+      seed: seed of the draw.
 
     Returns:
-      Positions by group, and those of the whole; without replacement, ascending.
+      Ascending positions by group, and those of the whole.
     """
     rng = np.random.default_rng(seed)
     groups = np.asarray(groups)
@@ -378,12 +378,12 @@ def draw(
     return drawn, np.sort(rng.choice(len(groups), min(whole, len(groups)), replace=False))
 
 
-def compare(
+def consistencies(
     f: Outputs, params: Any, whole: Any, groups: Mapping[Hashable, Any], fixed: Any = None, *, method: str = "auto"
 ) -> dict[Hashable, Consistency]:
-    """Gradient consistency of each group with the whole, of batches that are already drawn.
+    """Computes the gradient consistency of each group's batch with the batch of the whole.
 
-    Groups smaller than the largest are filled up with rows of weight 0, so that one compiled function serves all.
+    Rows of weight 0 pad groups to the size of the largest, so that one compiled function serves all.
 
     Args:
       f, params, fixed, method: as in `top_direction`.
@@ -416,7 +416,7 @@ def gradient_consistency(
     method: str = "auto",
     seed: int = 0,
 ) -> dict[Hashable, Consistency]:
-    """Gradient consistency of the groups of any data set under any JAX model (Eq. 1).
+    """Computes the gradient consistency of the groups of any data set under any JAX model (Eq. 1).
 
         def loss(params, batch):  # one number a row
             hidden = jnp.tanh(batch["x"] @ params["in"])
@@ -426,25 +426,25 @@ def gradient_consistency(
         for name, score in scores.items():
             print(name, score.abs_gc, score.cos_mean_gradient, score.lambda2 / score.lambda1)
 
-    To look at a part of a model, hand that part over as `params`, the rest as `fixed`, and take (params, batch, fixed).
+    To look at a part of a model, pass that part as `params`, the rest as `fixed`, and a function of all three.
 
     Args:
-      loss_fn: gives one number a row, of which gradients are taken; any scalar output will do. A number may depend on
-        its own row alone.
+      loss_fn: (params, batch) or (params, batch, fixed) -> one number a row, of which gradients are taken; any scalar
+        output will do. A number may depend on its own row alone.
       params: pytree of float32 arrays.
       batch: pytree of arrays, [r, ...] each.
       groups: the group of each row, [r], integers or strings.
       fixed: further arrays that `loss_fn` takes as its third argument.
-      n, whole, balanced, seed: of the draw, see `draw`.
+      n, whole, balanced, seed: as in `sample_groups`.
       method: as in `top_direction`.
 
     Returns:
       gc, abs_gc, cos_mean_gradient, lambda1, lambda2, trace and n of each group.
     """
-    drawn, rows = draw(groups, n, whole, balanced=balanced, seed=seed)
-    take = functools.partial(_take, batch)
-    return compare(loss_fn, params, take(rows), {name: take(at) for name, at in drawn.items()}, fixed, method=method)
+    drawn, rows = sample_groups(groups, n, whole, balanced=balanced, seed=seed)
 
+    def take(rows: np.ndarray) -> Any:
+        return jax.tree.map(lambda x: np.asarray(x)[rows], batch)
 
-def _take(batch: Any, rows: np.ndarray) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x)[rows], batch)
+    batches = {name: take(at) for name, at in drawn.items()}
+    return consistencies(loss_fn, params, take(rows), batches, fixed, method=method)

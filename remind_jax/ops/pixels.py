@@ -1,4 +1,4 @@
-"""Pixels as numbers that networks were trained on."""
+"""Pixels in the scale that pretrained networks expect."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
 def normalize(pixels: jax.Array, statistics: tuple[Sequence[float], Sequence[float]]) -> jax.Array:
     """Standardises the channels of 8-bit pixels.
 
-    Shards hold bytes, a quarter of the size of floats, so that this is done on the device.
+    This runs on the device because shards hold bytes, a quarter of the size of floats.
 
     Args:
-      pixels: uint8 [..., 1 or 3]; a single channel is repeated, as for grey images given to networks of colour.
+      pixels: uint8 [..., 1 or 3]; a single channel is repeated, so that colour networks can read grey images.
       statistics: mean and standard deviation of each channel, such as `IMAGENET`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Routers of modality-combination groups and the gate that decides when they act (REMIND Eq. 7 and 8, section 7.2)."""
+"""Routers of modality-combination groups, and the gate that turns them on (REMIND Eq. 7 and 8, section 7.2)."""
 
 import math
 import statistics
@@ -12,12 +12,12 @@ from remind_jax.ops.soft_moe import unit_length
 
 
 def token_logits(tokens: jax.Array, router: jax.Array, normalize: bool) -> jax.Array:
-    """Affinity of tokens to slots.
+    """Computes the affinities of tokens to slots.
 
     Args:
       tokens: [b, n, d].
-      router: one for all, [d, e, s], or one a sample, [b, d, e, s]; already normalised if that is wanted.
-      normalize: scale the tokens to unit length first.
+      router: one for all samples, [d, e, s], or one a sample, [b, d, e, s]; it is not normalised here.
+      normalize: whether to scale the tokens to unit length first.
 
     Returns:
       [b, n, e, s].
@@ -34,16 +34,16 @@ def effective_routers(
     normalize: bool,
     add_after_norm: bool = False,
 ) -> jax.Array:
-    """Routers in use: shared plus residual (Eq. 7), normalised after the sum.
+    """Returns the routers in use: shared plus residual (Eq. 7), normalised after the sum.
 
-    Only the sum is ever normalised: the residuals start at zero and have no direction of their own.
+    A residual alone is never normalised: it starts at zero, where it has no direction.
 
     Args:
       shared: [d, e, s].
       residual: one a group or one a sample, [k, d, e, s].
       scale: length of a normalised router, shape ().
-      normalize: scale routers to that length over d; without it the sum is returned as it is.
-      add_after_norm: add the residuals to the normalised shared router instead.
+      normalize: whether to scale routers to that length over d; otherwise the plain sum is returned.
+      add_after_norm: whether to add the residuals after normalising the shared router.
 
     Returns:
       [k, d, e, s].
@@ -58,14 +58,14 @@ def effective_routers(
 def group_routers(
     shared: jax.Array, residual: jax.Array, groups: jax.Array, scale: jax.Array, **options: bool
 ) -> jax.Array:
-    """Routers of the groups of a batch, whose residuals are rows of a table.
+    """Returns the routers of a batch's groups, whose residuals are rows of a table.
 
-    They are built a group or a sample, whichever are fewer, so that no group costs anything that is not in the batch.
+    They are built once a group or once a sample, whichever are fewer, so that groups outside the batch cost nothing.
 
     Args:
       shared: [d, e, s].
       residual: [g, d, e, s].
-      groups: of the samples, [b]; g, a combination that training has not seen, takes the shared router alone.
+      groups: group of each sample, [b]; g, a combination not seen in training, uses the shared router alone.
       scale, options: as for `effective_routers`.
 
     Returns:
@@ -78,33 +78,33 @@ def group_routers(
 
 
 def composed_residuals(down: jax.Array, up: jax.Array, present: jax.Array) -> jax.Array:
-    """Residual routers of low rank a modality, summed over the modalities that are present: Σ_i U_i V_i.
+    """Returns the sum Σ_i U_i V_i of the present modalities' low-rank residual routers.
 
     Args:
       down: U, [m, d, r].
       up: V, [m, r, e, s].
-      present: bool [b, m]; without any, the residual is zero.
+      present: bool [b, m]; a sample without modalities has a zero residual.
 
     Returns:
       [b, d, e, s].
     """
-    # The products first: they are the same for all samples.
+    # The products come first because they are the same for all samples.
     each = jnp.einsum("mdr,mres->mdes", down, up)
     return jnp.einsum("bm,mdes->bdes", present.astype(each.dtype), each)
 
 
 def entropy(logits: jax.Array) -> jax.Array:
-    """Entropy over experts of each token and slot in nats, [b, n, e, s] -> [b, n, s], at most ln e (7.2.5)."""
+    """Returns each token and slot's entropy over experts in nats, [b, n, e, s] -> [b, n, s], at most ln e (7.2.5)."""
     return _entropy(_experts_last(logits))
 
 
 def joint_entropy(logits: jax.Array) -> jax.Array:
-    """Entropy of one distribution over all tokens, experts and slots in nats, [b, n, e, s] -> [b] (Eq. 8)."""
+    """Returns the entropy of one distribution over tokens, experts and slots in nats, [b, n, e, s] -> [b] (Eq. 8)."""
     return _entropy(logits.astype(jnp.float32).reshape(len(logits), -1))
 
 
 def _entropy(logits: jax.Array) -> jax.Array:
-    """Entropy over the last axis, with one exponential an entry."""
+    """Returns the entropy over the last axis, at the cost of one exponential an entry."""
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(shifted)
     total = jnp.sum(weights, axis=-1)
@@ -112,7 +112,7 @@ def _entropy(logits: jax.Array) -> jax.Array:
 
 
 def _experts_last(logits: jax.Array) -> jax.Array:
-    """[b, n, e, s] -> [b, n, s, e] in float32: XLA on CPU is slow over a last axis of length one, a single slot."""
+    """Moves experts last, [b, n, e, s] -> [b, n, s, e] in float32; XLA on CPU is slow over a last axis of one slot."""
     return jnp.moveaxis(logits.astype(jnp.float32), 3, 2)
 
 
@@ -121,47 +121,47 @@ def _expert_probabilities(logits: jax.Array) -> jax.Array:
 
 
 def normalized_entropy(logits: jax.Array) -> jax.Array:
-    """Entropy over experts as a share of its maximum ln e, [b, n, e, s] -> [b, n, s] in [0, 1]."""
+    """Returns the entropy over experts as a share of its maximum ln e, [b, n, e, s] -> [b, n, s] in [0, 1]."""
     return entropy(logits) / math.log(logits.shape[2])
 
 
 def certainty(logits: jax.Array) -> jax.Array:
-    """Normalized certainty 1 - H / ln e, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    """Returns the normalized certainty 1 - H / ln e, [b, n, e, s] -> [b, n, s] (Table 6)."""
     return 1.0 - normalized_entropy(logits)
 
 
 def max_probability(logits: jax.Array) -> jax.Array:
-    """Largest expert probability, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    """Returns the largest expert probability, [b, n, e, s] -> [b, n, s] (Table 6)."""
     return jnp.max(_expert_probabilities(logits), axis=-1)
 
 
 def margin(logits: jax.Array) -> jax.Array:
-    """Largest minus second largest expert probability, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    """Returns the largest minus the second largest expert probability, [b, n, e, s] -> [b, n, s] (Table 6)."""
     top, _ = jax.lax.top_k(_expert_probabilities(logits), 2)
     return top[..., 0] - top[..., 1]
 
 
 def gini(logits: jax.Array) -> jax.Array:
-    """Gini impurity 1 - sum p^2, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    """Returns the Gini impurity 1 - sum p^2, [b, n, e, s] -> [b, n, s] (Table 6)."""
     return 1.0 - jnp.sum(jnp.square(_expert_probabilities(logits)), axis=-1)
 
 
 def variance(logits: jax.Array) -> jax.Array:
-    """Squared distance to the uniform distribution, sum (p - 1/e)^2, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    """Returns the squared distance to the uniform distribution, Σ (p - 1/e)², [b, n, e, s] -> [b, n, s] (Table 6)."""
     return jnp.sum(jnp.square(_expert_probabilities(logits) - 1.0 / logits.shape[2]), axis=-1)
 
 
 def kl_from_uniform(logits: jax.Array) -> jax.Array:
-    """KL divergence from the uniform distribution in nats, ln e - H, [b, n, e, s] -> [b, n, s] (Table 6)."""
+    """Returns the KL divergence from a uniform distribution in nats, ln e - H, [b, n, e, s] -> [b, n, s] (Table 6)."""
     return math.log(logits.shape[2]) - entropy(logits)
 
 
 def normalized_joint_entropy(logits: jax.Array) -> jax.Array:
-    """Joint entropy of Eq. 8 as a share of its maximum ln(n e s), [b, n, e, s] -> [b, 1, 1] in [0, 1]."""
+    """Returns the joint entropy of Eq. 8 as a share of its maximum ln(n e s), [b, n, e, s] -> [b, 1, 1] in [0, 1]."""
     return (joint_entropy(logits) / math.log(math.prod(logits.shape[1:])))[:, None, None]
 
 
-# Each metric with the sign that turns it into an uncertainty: +1 grows with uncertainty, -1 shrinks with it.
+# Each metric with its sign: +1 grows with uncertainty, -1 shrinks with it.
 UNCERTAINTY_METRICS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
     "entropy": (normalized_entropy, +1),
     "joint_entropy": (normalized_joint_entropy, +1),
@@ -173,17 +173,17 @@ UNCERTAINTY_METRICS: dict[str, tuple[Callable[[jax.Array], jax.Array], int]] = {
     "kl": (kl_from_uniform, -1),
 }
 
-# Axes of a [b, n, s] uncertainty that are averaged before it meets the threshold.
+# Axes of a [b, n, s] uncertainty that are averaged before it is compared with the threshold.
 GATE_GRANULARITY = {"sample": (1, 2), "token": (2,), "batch": (0, 1, 2)}
 
 
 def gate_values(logits: jax.Array, metric: str, granularity: str = "sample") -> jax.Array:
-    """The metric that a gate compares with its threshold.
+    """Computes the metric that a gate compares with its threshold.
 
     Args:
       logits: affinities under the shared router, [b, n, e, s].
       metric: a key of `UNCERTAINTY_METRICS`.
-      granularity: one value a `sample`, a `token` or a `batch`.
+      granularity: one value for each `sample`, each `token` or the `batch`.
 
     Returns:
       Float32, broadcastable to [b, n].
@@ -195,12 +195,12 @@ def gate_values(logits: jax.Array, metric: str, granularity: str = "sample") -> 
 def gate_is_open(
     logits: jax.Array, metric: str, threshold: float | jax.Array, granularity: str = "sample"
 ) -> jax.Array:
-    """Whether routing under the shared router is uncertain enough for the group routers to act.
+    """Returns whether routing under the shared router is uncertain enough for the group routers to act.
 
     Args:
       logits, metric, granularity: as for `gate_values`.
-      threshold: the metric's value from which on (entropies, gini) or up to which (the others) the gate is open, ().
-        Entropies are shares of their maximum: the paper's 0.8 H_max is 0.8.
+      threshold: shape (). The gate is open at this value and above it for entropies and gini, at it and below for the
+        other metrics. Entropies are shares of their maximum: the paper's 0.8 H_max is 0.8.
 
     Returns:
       bool, broadcastable to [b, n].
@@ -210,14 +210,14 @@ def gate_is_open(
 
 
 def threshold_for_share(values: np.ndarray, metric: str, share: float) -> float:
-    """The threshold that opens the gate for a share of some samples or tokens.
+    """Returns the threshold that opens the gate for a share of the given samples or tokens.
 
-    It lies halfway between the last value that opens and the first that does not, so that rounding decides nothing.
+    It is halfway between the last value that opens the gate and the first that does not, so rounding decides nothing.
 
     Args:
-      values: `gate_values` of at least two, any shape.
-      metric: that they are of.
-      share: to open, above 0 and below 1; at least one opens and one does not.
+      values: `gate_values` of at least two samples or tokens, any shape.
+      metric: the metric of `values`.
+      share: share that opens the gate, above 0 and below 1; it opens for at least one and stays shut for at least one.
     """
     _, sign = UNCERTAINTY_METRICS[metric]
     ascending = np.sort(sign * np.asarray(values, np.float64), axis=None)
@@ -226,15 +226,15 @@ def threshold_for_share(values: np.ndarray, metric: str, share: float) -> float:
 
 
 def scale_that_closes(threshold: float, experts: int, width: int) -> float:
-    """The scale at which the entropy over experts of unit-length routing falls to a share of its maximum.
+    """Returns the scale at which the entropy over experts of unit-length routing falls to a share of its maximum.
 
-    It is that of random directions, to about a tenth near 0.8: products of random unit vectors of width d are nearly
-    normal with deviation d^-1/2, and quantiles stand for them.
+    The estimate is for random directions, right to about a tenth near 0.8: products of random unit vectors of width d
+    are nearly normal with deviation d^-1/2, so quantiles of that distribution replace them.
 
     Args:
-      threshold: that share, above 0 and below 1.
+      threshold: the share, above 0 and below 1.
       experts: e.
-      width: d, of tokens and routers.
+      width: d, the width of tokens and routers.
     """
     normal = statistics.NormalDist()
     scores = np.array([normal.inv_cdf((i + 0.5) / experts) for i in range(experts)])

@@ -1,7 +1,7 @@
 """Soft mixture of experts (Puigcerver et al. 2024; REMIND Eq. 5 and 6, section 7.2).
 
 Every slot of an expert reads a weighted mix of the tokens (dispatch), every token a weighted mix of the slots' outputs
-(combine). All experts live in one stacked array whose expert axis comes first in both operands of a product.
+(combine). All experts are in one stacked array whose expert axis comes first in both operands of a product.
 """
 
 import dataclasses
@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-# Inside the root, so that the gradient of a zero vector is zero and not NaN.
+# It is added inside the root, so that the gradient of a zero vector is zero and not NaN.
 EPSILON = 1e-6
-# Rows are few where an expert has at least this number of inputs for each; measured at 96, 4, 2 and 1/2.
+# Rows are few when each expert has at least this many inputs for each row; measured at 96, 4, 2 and 1/2.
 _FEW = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """How tokens meet slots: three independent choices on which the published forms differ.
+    """A form of soft routing: three independent choices in which the published forms differ.
 
     Attributes:
-      normalize: scale tokens and routers to unit length over d, times a learned scale.
-      expert_input: what slots mix, the tokens as they are or the unit-length tokens.
+      normalize: whether to scale tokens and routers to unit length over d, times a learned scale.
+      expert_input: whether slots mix the raw or the unit-length tokens.
       dispatch_over: axis of the dispatch softmax, the tokens (Eq. 5) or the experts (the listing in 7.2.10).
     """
 
@@ -41,7 +41,7 @@ PRESETS = {
 
 
 class Experts(NamedTuple):
-    """Weights of all expert networks, d -> f -> d with GELU."""
+    """The weights of all expert networks, d -> f -> d with GELU."""
 
     w_in: jax.Array  # [e, d, f]
     b_in: jax.Array  # [e, f]
@@ -55,10 +55,10 @@ def unit_length(x: jax.Array, axis: int) -> jax.Array:
 
 
 def dispatch_weights(logits: jax.Array, over: str, mask: jax.Array | None = None) -> jax.Array:
-    """Weights with which slots read tokens, [b, n, e, s] -> [b, n, e, s] in float32 (Eq. 5).
+    """Returns the weights with which slots read tokens, [b, n, e, s] -> [b, n, e, s] in float32 (Eq. 5).
 
-    Over `tokens` each slot takes a convex combination of the tokens. Over `experts` each token spends a total weight of
-    one on the experts, so that slots receive sums and not averages. Tokens where `mask` [b, n] is False are not read.
+    Over `tokens` each slot reads a convex combination of the tokens. Over `experts` each token spends a total weight of
+    one on the experts, so that slots read sums and not averages. Tokens where `mask` [b, n] is False are not read.
     """
     if over == "experts":
         where = None if mask is None else mask[:, :, None, None]
@@ -69,12 +69,12 @@ def dispatch_weights(logits: jax.Array, over: str, mask: jax.Array | None = None
 
 
 def _slots(logits: jax.Array) -> jax.Array:
-    """[b, n, e, s] -> [b, n, e * s] in float32: XLA on CPU takes 14 times as long over a last axis of one slot."""
+    """Joins the slots, [b, n, e, s] -> [b, n, e * s] in float32; XLA on CPU is 14 times slower over one last slot."""
     return logits.astype(jnp.float32).reshape(*logits.shape[:2], -1)
 
 
 def combine_weights(logits: jax.Array) -> jax.Array:
-    """Weights with which tokens read slots, [b, n, e, s] -> [b, n, e, s] in float32 (Eq. 6)."""
+    """Returns the weights with which tokens read slots, [b, n, e, s] -> [b, n, e, s] in float32 (Eq. 6)."""
     return jax.nn.softmax(_slots(logits), axis=-1).reshape(logits.shape)
 
 
@@ -85,14 +85,14 @@ def apply_experts(slots: jax.Array, experts: Experts) -> jax.Array:
 
 
 def _product(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Each expert's product, [e, q, i] and [e, i, o] -> [e, q, o].
+    """Multiplies each expert's rows with its weights, [e, q, i] and [e, i, o] -> [e, q, o].
 
-    Where an expert has few rows, they lie with i first on CPU: the gradient by them then is a product that takes the
-    weights as they lie, and XLA packs the small operand instead of the large one (benchmarks/README.md).
+    Few rows an expert are stored with i first on CPU: the product of their gradient then reads the weights in the
+    order they are stored in, and XLA packs the small operand instead of the large one (benchmarks/README.md).
     """
     if _FEW * x.shape[1] > x.shape[2]:
         return jnp.einsum("eqi,eio->eqo", x, weights)
-    # The barrier keeps XLA from making one product of x out of it again.
+    # The barrier keeps XLA from folding the transpose back into the product.
     x = jax.lax.platform_dependent(jnp.swapaxes(x, 1, 2), cpu=jax.lax.optimization_barrier, default=lambda x: x)
     return jnp.einsum("eiq,eio->eqo", x, weights)
 
@@ -106,7 +106,7 @@ def soft_moe(
       tokens: [b, n, d].
       logits: affinity of each token to each slot, [b, n, e, s].
       experts: weights of the e experts.
-      routing: which form of dispatch and of expert input to use.
+      routing: the form of dispatch and of expert input.
       mask: False at tokens that no slot may read, [b, n].
 
     Returns:
@@ -115,7 +115,7 @@ def soft_moe(
     dispatch = dispatch_weights(logits, routing.dispatch_over, mask).astype(tokens.dtype)
     combine = combine_weights(logits).astype(tokens.dtype)
     inputs = unit_length(tokens, axis=-1) if routing.expert_input == "normalized" else tokens
-    # The expert axis leads from here on: batch-major experts are several times slower on every device.
+    # The expert axis comes first from here on: batch-major experts are several times slower on every device.
     with jax.named_scope("dispatch"):
         slots = jnp.einsum("bnd,bnes->ebsd", inputs, dispatch)
     with jax.named_scope("experts"):

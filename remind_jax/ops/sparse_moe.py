@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from remind_jax.ops.soft_moe import Experts
 
 SCORES = ("softmax", "gaussian", "laplace")
-LEAST_NOISE = 0.01  # standard deviation that a router cannot go below
+LEAST_NOISE = 0.01  # lower bound of a router's standard deviation
 
 
-class Choice(NamedTuple):
-    """The experts of each token.
+class TopExperts(NamedTuple):
+    """The experts chosen for each token.
 
     Attributes:
-      experts: int [..., k], the chosen ones, best first.
-      weights: [..., k], their shares; they sum to one.
-      load: [..., e], probability that an expert is chosen under fresh noise; 0 or 1 without noise.
+      experts: the chosen experts, best first, int [..., k].
+      weights: their shares, which sum to one, [..., k].
+      load: probability that an expert is chosen under fresh noise, 0 or 1 without noise, [..., e].
     """
 
     experts: jax.Array
@@ -30,13 +30,13 @@ class Choice(NamedTuple):
     load: jax.Array
 
 
-def scores(tokens: jax.Array, router: jax.Array, kind: str) -> jax.Array:
-    """Affinity of tokens to experts, [..., d] and [d, e] -> [..., e].
+def expert_scores(tokens: jax.Array, router: jax.Array, kind: str) -> jax.Array:
+    """Computes the affinities of tokens to experts, [..., d] and [d, e] -> [..., e].
 
     Args:
-      tokens: to route.
+      tokens: the tokens to route.
       router: a direction (`softmax`) or a place (`gaussian`, `laplace`) for each expert.
-      kind: of `SCORES`: the product, minus the squared distance, or minus the distance.
+      kind: one of `SCORES`: the product, minus the squared distance, or minus the distance.
     """
     products = jnp.einsum("...d,de->...e", tokens, router)
     if kind == "softmax":
@@ -47,8 +47,10 @@ def scores(tokens: jax.Array, router: jax.Array, kind: str) -> jax.Array:
     return -squared if kind == "gaussian" else -jnp.sqrt(squared)
 
 
-def choose(clean: jax.Array, k: int, noise: jax.Array | None = None, deviation: jax.Array | None = None) -> Choice:
-    """The k best experts of each token.
+def top_experts(
+    clean: jax.Array, k: int, noise: jax.Array | None = None, deviation: jax.Array | None = None
+) -> TopExperts:
+    """Chooses the k best experts of each token.
 
     Args:
       clean: scores without noise, [..., e]; minus infinity where an expert may not be chosen.
@@ -61,57 +63,57 @@ def choose(clean: jax.Array, k: int, noise: jax.Array | None = None, deviation: 
     experts, weights = experts[..., :k], jax.nn.softmax(best[..., :k], axis=-1)
     chosen = jnp.sum(jax.nn.one_hot(experts, clean.shape[-1]), axis=-2)
     if noise is None or best.shape[-1] == k:
-        return Choice(experts, weights, chosen)
-    # What an expert has to beat: the best of those left out, or, for one of these, the last of those chosen.
+        return TopExperts(experts, weights, chosen)
+    # A chosen expert must beat the best of the others, each of the others the worst of the chosen ones.
     bar = jnp.where(chosen > 0, best[..., k : k + 1], best[..., k - 1 : k])
     allowed, contested = jnp.isfinite(clean), jnp.isfinite(bar)
-    # Infinities are kept out of the quotient: their zero slopes times infinity would be NaN in the gradient.
+    # The quotient must not see infinities: their zero slopes times infinity would be NaN in the gradient.
     margin = jnp.where(allowed & contested, clean, 0.0) - jnp.where(contested, bar, 0.0)
     load = jnp.where(contested, jax.scipy.stats.norm.cdf(margin / deviation), 1.0)
-    return Choice(experts, weights, jnp.where(allowed, load, 0.0))
+    return TopExperts(experts, weights, jnp.where(allowed, load, 0.0))
 
 
-def shares(choice: Choice, num_experts: int) -> jax.Array:
-    """The weight of every expert in each token, zero for those not chosen, [..., e]."""
-    return jnp.einsum("...k,...ke->...e", choice.weights, jax.nn.one_hot(choice.experts, num_experts))
+def shares(chosen: TopExperts, num_experts: int) -> jax.Array:
+    """Returns the weight of every expert in each token, zero for experts not chosen, [..., e]."""
+    return jnp.einsum("...k,...ke->...e", chosen.weights, jax.nn.one_hot(chosen.experts, num_experts))
 
 
-def apply_experts(tokens: jax.Array, choice: Choice, experts: Experts) -> jax.Array:
-    """Weighted sum of what the chosen experts make of each token; no token is dropped.
+def apply_top_experts(tokens: jax.Array, chosen: TopExperts, experts: Experts) -> jax.Array:
+    """Returns the weighted sum of the chosen experts' outputs for each token; no token is dropped.
 
-    Pairs of token and expert are sorted by expert and laid out in blocks of equal length, each of one expert; the last
-    block of an expert is filled up with zeros. All experts then are one batched product of at most twice the rows that
-    are needed. `jax.lax.ragged_dot` without a kernel of its own computes each row once for every expert, and has no
-    gradients of single samples.
+    Pairs of token and expert are sorted by expert and laid out in blocks of equal length, each of one expert; zeros
+    fill up the last block of an expert. All experts then are one batched product of at most twice the rows needed.
+    `jax.lax.ragged_dot`, where it has no kernel, computes each row once for every expert, and it has no gradients of
+    single samples.
 
     Args:
       tokens: [r, d].
-      choice: for each token.
+      chosen: the experts of each token.
       experts: weights of the e experts.
 
     Returns:
       [r, d].
     """
-    k, num_experts = choice.experts.shape[-1], len(experts.w_in)
-    source, place, owner = _blocks(choice.experts.reshape(-1), num_experts)
+    k, num_experts = chosen.experts.shape[-1], len(experts.w_in)
+    source, place, owner = _blocks(chosen.experts.reshape(-1), num_experts)
     padded = jnp.concatenate([tokens, jnp.zeros_like(tokens[:1])])
     inputs = padded[jnp.minimum(source // k, len(tokens))]  # [blocks, rows, d]
     hidden = jnp.einsum("kqd,kdf->kqf", inputs, experts.w_in[owner]) + experts.b_in[owner][:, None]
     outputs = jnp.einsum("kqf,kfd->kqd", jax.nn.gelu(hidden), experts.w_out[owner]) + experts.b_out[owner][:, None]
-    of_pairs = outputs.reshape(-1, outputs.shape[-1])[place].reshape(*choice.experts.shape, -1)
-    return jnp.einsum("rkd,rk->rd", of_pairs, choice.weights.astype(of_pairs.dtype))
+    of_pairs = outputs.reshape(-1, outputs.shape[-1])[place].reshape(*chosen.experts.shape, -1)
+    return jnp.einsum("rkd,rk->rd", of_pairs, chosen.weights.astype(of_pairs.dtype))
 
 
 def _blocks(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A layout in which every block of rows belongs to one expert.
+    """Lays out pairs of token and expert so that every block of rows belongs to one expert.
 
     Args:
-      experts: of each pair of token and expert, int [q].
+      experts: expert of each pair, int [q].
       num_experts: e.
 
     Returns:
-      the pair in each row of each block [blocks, rows], q where there is none; the row of each pair among those of all
-      blocks [q]; and the expert of each block [blocks].
+      The pair in each row of each block [blocks, rows], q in empty rows; the row of each pair, counted over all blocks
+      [q]; and the expert of each block [blocks].
     """
     pairs = len(experts)
     rows = -(-pairs // num_experts)
@@ -127,18 +129,18 @@ def _blocks(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array,
 
 
 def unevenness(sums: jax.Array) -> jax.Array:
-    """Squared coefficient of variation over the last axis, summed over the others: 0 when all experts do the same."""
+    """Sums the squared coefficient of variation of the last axis over the others: 0 when all experts do the same."""
     variance = jnp.var(sums, axis=-1)
     return jnp.sum(variance / (jnp.square(jnp.mean(sums, axis=-1)) + 1e-10))
 
 
 def modality_entropy(sums: jax.Array) -> jax.Array:
-    """Mean entropy of each modality's average gate minus the entropy of the average of all (FuseMoE).
+    """Returns the mean entropy of the modalities' average gates minus the entropy of the average of all (FuseMoE).
 
     It falls when a modality settles on few experts and rises when all modalities settle on the same ones.
 
     Args:
-      sums: of the gate probabilities of each modality's tokens, [m, e].
+      sums: sums of the gate probabilities of each modality's tokens, [m, e].
     """
 
     def entropy(p):
@@ -148,8 +150,8 @@ def modality_entropy(sums: jax.Array) -> jax.Array:
     return jnp.mean(entropy(average)) - entropy(jnp.mean(average, axis=0))
 
 
-def penalty(sums: Mapping[str, jax.Array], *, balance: float, entropy: float, specialize: float) -> jax.Array:
-    """What a block's routing adds to the loss, from sums over the whole batch.
+def routing_penalty(sums: Mapping[str, jax.Array], *, balance: float, entropy: float, specialize: float) -> jax.Array:
+    """Returns the term that a block's routing adds to the loss, from sums over the whole batch.
 
     Args:
       sums: `importance` and `load` [p, e], for p parts of the batch that are balanced apart; where the block has

@@ -1,4 +1,4 @@
-"""Pieces of transformers that several modules share."""
+"""Operations of transformers that several modules use."""
 
 import math
 from collections.abc import Callable
@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-# Score of a token that is hidden: finite, so that a sample without any visible token has no NaN.
+# The score of a hidden token is finite, so that a sample without any visible token has no NaN.
 _HIDDEN = -1e30
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float, salt: int) -> jax.Array:
     """Zeroes entries with probability `rate` and rescales the rest; without keys returns `x`.
 
-    Each sample has a key of its own, so that its mask does not depend on how a batch is spread over devices.
+    Each sample has its own key, so that its mask does not depend on how a batch is spread over devices.
 
     Args:
       x: [b, ...].
       keys: typed random keys, [b], or None in evaluation.
       rate: probability of dropping, in [0, 1).
-      salt: a number that tells this place in the network from the others.
+      salt: a number that differs between places in the network.
     """
     if keys is None or rate == 0.0:
         return x
@@ -29,22 +29,22 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float, salt: int) -> jax
 
 
 def on_rows(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """A linear map of the last axis with all others as one, [..., d] -> [..., f].
+    """Applies a linear map to the last axis, with the other axes joined to one, [..., d] -> [..., f].
 
-    XLA on CPU takes up to twice as long for a product, or for the gradient of its weights, over two axes of rows.
+    XLA on CPU takes up to twice as long for a product over two axes of rows, and for the gradient of its weights.
     """
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """Root-mean-square norm over the last axis, [..., d] and [d] -> [..., d]; the statistics are in float32."""
+    """Applies a root-mean-square norm over the last axis, [..., d] and [d] -> [..., d], with statistics in float32."""
     variance = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(variance + epsilon).astype(x.dtype)) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
 @jax.custom_jvp
 def softmax(x: jax.Array) -> jax.Array:
-    """Softmax over the last axis, whose derivative is told by its result: XLA on CPU takes half as long that way."""
+    """Applies softmax over the last axis; its derivative reuses the result, which halves the time of XLA on CPU."""
     unscaled = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
     return unscaled * (1.0 / jnp.sum(unscaled, axis=-1, keepdims=True))
 
@@ -66,14 +66,14 @@ def attention(
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Multi-head attention on projected inputs.
+    """Computes multi-head attention on projected inputs.
 
     Args:
-      query: [b, n, h * k]; `key` and `value` likewise.
+      query, key, value: [b, n, h * k].
       heads: h.
       scale: factor of the scores; None is 1 / sqrt(k).
       bias: added to the scores, [1, h, n, n].
-      mask: False at tokens that nobody may look at, [b, n].
+      mask: False at tokens that no token may read, [b, n].
 
     Returns:
       [b, n, h * k].
@@ -90,10 +90,10 @@ def attention(
 
 
 def relative_position_buckets(length: int, buckets: int = 32, max_distance: int = 128) -> jax.Array:
-    """Bucket of each pair of positions for a bidirectional T5 bias (Raffel et al. 2020), int [length, length].
+    """Returns the buckets of position pairs for a bidirectional T5 bias (Raffel et al. 2020), int [length, length].
 
-    Half of the buckets are for keys after the query. Of each half, the first half holds exact distances and the rest
-    grows logarithmically up to `max_distance`, beyond which all share the last bucket.
+    Half of the buckets are for keys after the query. In each half, the first half holds exact distances and the rest
+    grows logarithmically up to `max_distance`; all larger distances share the last bucket.
     """
     distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
     half = buckets // 2
@@ -105,9 +105,9 @@ def relative_position_buckets(length: int, buckets: int = 32, max_distance: int 
 
 
 def segment_means(x: jax.Array, mask: jax.Array, segments: int) -> jax.Array:
-    """Averages the valid part of each sequence over `segments` stretches of equal length.
+    """Averages the valid tokens of each sequence over t segments of equal length.
 
-    A text shorter than that fills the first stretches it has tokens for and leaves the others zero.
+    A text of fewer than t tokens fills the first segments with one token each and leaves the others zero.
 
     Args:
       x: [b, length, d].

@@ -283,8 +283,8 @@ def mixup_penalty(weight: float, num_groups: int, beta: float = 1.0) -> Penalty:
         slopes = fair_mixup.path_slopes(logits, first, second, t)
         own, pairs = fair_mixup.slope_sums(slopes, jnp.prod(of.batch["weight"].reshape(-1, 2), axis=1))
         everywhere, pairs = of.total(jax.lax.stop_gradient(own)), of.total(pairs)
-        term = jnp.sum(own * fair_mixup.penalty_factors(everywhere, pairs))
-        return fair_mixup.penalty(everywhere, pairs), weight * term
+        term = jnp.sum(own * fair_mixup.slope_penalty_factors(everywhere, pairs))
+        return fair_mixup.slope_penalty(everywhere, pairs), weight * term
 
     return mixup
 
@@ -294,7 +294,7 @@ def routing_penalty(balance: float, entropy: float, specialize: float) -> Penalt
 
     def value(sums: Any) -> jax.Array:
         weights = {"balance": balance, "entropy": entropy, "specialize": specialize}
-        return sum(sparse_moe.penalty(block, **weights) for block in sums)
+        return sum(sparse_moe.routing_penalty(block, **weights) for block in sums)
 
     def routing(of: Pass) -> tuple[jax.Array, jax.Array]:
         sums = jax.lax.stop_gradient(jax.tree.map(of.total, of.output.routing))

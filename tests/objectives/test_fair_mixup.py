@@ -75,16 +75,16 @@ def test_slopes_of_all_classes_cancel_and_the_penalty_does_not(setting):
     """A penalty on the slope of a sample's summed outputs would be zero whatever the network does."""
     found = slopes(setting, 0.4)
     np.testing.assert_allclose(jnp.sum(found, axis=1), np.zeros(B), atol=1e-6)
-    assert float(fair_mixup.penalty(*fair_mixup.slope_sums(found, jnp.ones(B)))) > 0.05
+    assert float(fair_mixup.slope_penalty(*fair_mixup.slope_sums(found, jnp.ones(B)))) > 0.05
 
 
 def test_penalty_by_hand():
     found = jnp.asarray([[0.3, -0.1, -0.2], [-0.1, 0.3, -0.2], [9.0, 9.0, 9.0]])
     total, pairs = fair_mixup.slope_sums(found, jnp.asarray([1.0, 1.0, 0.0]))  # the third pair is padding
     # Means 0.1, 0.1 and -0.2: slopes of opposite sign cancel within a class, not between classes.
-    assert float(fair_mixup.penalty(total, pairs)) == pytest.approx(0.4)
-    np.testing.assert_allclose(fair_mixup.penalty_factors(total, pairs), [0.5, 0.5, -0.5])
-    nothing = fair_mixup.penalty(*fair_mixup.slope_sums(found, jnp.zeros(3)))
+    assert float(fair_mixup.slope_penalty(total, pairs)) == pytest.approx(0.4)
+    np.testing.assert_allclose(fair_mixup.slope_penalty_factors(total, pairs), [0.5, 0.5, -0.5])
+    nothing = fair_mixup.slope_penalty(*fair_mixup.slope_sums(found, jnp.zeros(3)))
     assert float(nothing) == 0.0
 
 
@@ -96,14 +96,15 @@ def test_shares_of_two_devices_add_up_to_the_gradient_of_the_whole(setting):
         found = fair_mixup.path_slopes(lambda z: logits(z, inner, outer), first[part], second[part], jnp.float32(0.6))
         return fair_mixup.slope_sums(found, jnp.ones(len(found)))[0]
 
-    whole = jax.grad(lambda inner: fair_mixup.penalty(own(inner, slice(0, B)), jnp.float32(B)))(jnp.asarray(inner))
+    inner = jnp.asarray(inner)
+    whole = jax.grad(lambda inner: fair_mixup.slope_penalty(own(inner, slice(0, B)), jnp.float32(B)))(inner)
     parts = [slice(0, 2), slice(2, B)]
     everywhere = sum(own(inner, part) for part in parts)
-    factors = fair_mixup.penalty_factors(everywhere, jnp.float32(B))
-    summed = [jax.grad(lambda inner, p=part: jnp.sum(own(inner, p) * factors))(jnp.asarray(inner)) for part in parts]
+    factors = fair_mixup.slope_penalty_factors(everywhere, jnp.float32(B))
+    summed = [jax.grad(lambda inner, p=part: jnp.sum(own(inner, p) * factors))(inner) for part in parts]
     np.testing.assert_allclose(summed[0] + summed[1], whole, rtol=1e-4, atol=1e-6)
     # Each device's own penalty would have another gradient: signs of means over its own pairs.
-    alone = [jax.grad(lambda inner, p=p: jnp.sum(jnp.abs(own(inner, p))) / B)(jnp.asarray(inner)) for p in parts]
+    alone = [jax.grad(lambda inner, p=p: jnp.sum(jnp.abs(own(inner, p))) / B)(inner) for p in parts]
     assert np.abs(alone[0] + alone[1] - whole).max() > 1e-3
 
 

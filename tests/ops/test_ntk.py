@@ -153,7 +153,7 @@ def _rows(*rows):
 )
 def test_known_angles(method, other, gc, abs_gc):
     first = _rows([1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [1.0, 0.0, 0.0])
-    score = ntk.compare(_projection, WEIGHTS, first, {"other": _rows(other, other)}, method=method)["other"]
+    score = ntk.consistencies(_projection, WEIGHTS, first, {"other": _rows(other, other)}, method=method)["other"]
     np.testing.assert_allclose(score[:3], [gc, abs_gc, gc], atol=1e-6)
     assert score.n == 2
     np.testing.assert_allclose([score.lambda1, score.trace], 2 * np.dot(other, other), rtol=1e-5)
@@ -163,7 +163,7 @@ def test_known_angles(method, other, gc, abs_gc):
 @pytest.mark.parametrize("method", ntk.METHODS)
 def test_a_group_that_is_the_whole_agrees_with_it(method):
     outputs, params, batch = _mlp()
-    score = ntk.compare(outputs["loss"], params, batch, {0: batch}, method=method)[0]
+    score = ntk.consistencies(outputs["loss"], params, batch, {0: batch}, method=method)[0]
     np.testing.assert_allclose(score[:3], 1.0, atol=1e-5)
 
 
@@ -199,30 +199,30 @@ def test_no_rounding_takes_a_cosine_out_of_its_range():
 
 def test_margin_and_logit_by_hand():
     logits, labels = jnp.array([[1.0, 4.0, 2.0], [3.0, 0.5, -1.0]]), jnp.array([2, 0])
-    np.testing.assert_allclose(ntk.margin(logits, labels), [-2.0, 2.5])
+    np.testing.assert_allclose(ntk.logit_margin(logits, labels), [-2.0, 2.5])
     np.testing.assert_allclose(ntk.true_class_logit(logits, labels), [2.0, 3.0])
     two = jnp.array([[1.5, -0.5]])
-    np.testing.assert_allclose(ntk.margin(two, jnp.array([1])), [-2.0])  # f_y - f_other
-    gradient = jax.grad(lambda x: ntk.margin(x, jnp.array([1]))[0])(two)
+    np.testing.assert_allclose(ntk.logit_margin(two, jnp.array([1])), [-2.0])  # f_y - f_other
+    gradient = jax.grad(lambda x: ntk.logit_margin(x, jnp.array([1]))[0])(two)
     np.testing.assert_allclose(gradient, [[-1.0, 1.0]])
 
 
 def test_a_group_without_gradient_has_no_score():
-    score = ntk.compare(_projection, WEIGHTS, _rows([1, 0, 0]), {0: _rows([0, 0, 0])}, method="exact")[0]
+    score = ntk.consistencies(_projection, WEIGHTS, _rows([1, 0, 0]), {0: _rows([0, 0, 0])}, method="exact")[0]
     assert np.isnan(score.gc)
     assert np.isnan(score.cos_mean_gradient)
 
 
 def test_the_draw_is_equal_in_number_and_without_repeats():
     groups = np.array(["a"] * 50 + ["b"] * 3 + ["c"] * 20)
-    drawn, whole = ntk.draw(groups, 8, 30, seed=1)
+    drawn, whole = ntk.sample_groups(groups, 8, 30, seed=1)
     assert {name: len(rows) for name, rows in drawn.items()} == {"a": 8, "b": 3, "c": 8}
     assert all((groups[rows] == name).all() and len(set(rows)) == len(rows) for name, rows in drawn.items())
     assert len(set(whole)) == 30
-    again, other = ntk.draw(groups, 8, 30, seed=1), ntk.draw(groups, 8, 30, seed=2)
+    again, other = ntk.sample_groups(groups, 8, 30, seed=1), ntk.sample_groups(groups, 8, 30, seed=2)
     np.testing.assert_array_equal(again[1], whole)
     assert not np.array_equal(other[1], whole)
-    drawn, whole = ntk.draw(groups, 8, 30, balanced=True)
+    drawn, whole = ntk.sample_groups(groups, 8, 30, balanced=True)
     np.testing.assert_array_equal(whole, np.sort(np.concatenate(list(drawn.values()))))
 
 

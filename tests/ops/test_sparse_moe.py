@@ -24,14 +24,14 @@ def experts() -> Experts:
 @pytest.mark.parametrize("kind", sparse_moe.SCORES)
 def test_scores_equal_the_reference(kind: str) -> None:
     x, router = normal(R, D), normal(D, E, seed=9)
-    found = sparse_moe.scores(jnp.asarray(x), jnp.asarray(router), kind)
+    found = sparse_moe.expert_scores(jnp.asarray(x), jnp.asarray(router), kind)
     expected = [slow.score(row.astype(float), router.astype(float), kind) for row in x]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_token_on_a_routers_place_has_a_finite_gradient() -> None:
     router = jnp.asarray(normal(D, E))
-    gradient = jax.grad(lambda w: jnp.sum(sparse_moe.scores(w[:, 0][None], w, "laplace")))(router)
+    gradient = jax.grad(lambda w: jnp.sum(sparse_moe.expert_scores(w[:, 0][None], w, "laplace")))(router)
     chex.assert_tree_all_finite(gradient)
 
 
@@ -42,8 +42,8 @@ class Variants(chex.TestCase):
         x, clean, weights = normal(R, D), normal(R, E, seed=5), experts()
 
         def mix(x, clean, weights):
-            choice = sparse_moe.choose(clean, k)
-            return sparse_moe.apply_experts(x, choice, weights), choice.weights
+            choice = sparse_moe.top_experts(clean, k)
+            return sparse_moe.apply_top_experts(x, choice, weights), choice.weights
 
         found, shares = self.variant(mix)(jnp.asarray(x), jnp.asarray(clean), weights)
         wide = [np.asarray(w, float) for w in weights]
@@ -56,11 +56,11 @@ def test_gradients_reach_tokens_scores_and_the_chosen_experts_only() -> None:
     x, clean = jnp.asarray(normal(3, D)), jnp.asarray(normal(3, E, seed=5))
 
     def total(x, clean, weights):
-        return jnp.sum(jnp.sin(sparse_moe.apply_experts(x, sparse_moe.choose(clean, K), weights)))
+        return jnp.sum(jnp.sin(sparse_moe.apply_top_experts(x, sparse_moe.top_experts(clean, K), weights)))
 
     by_x, by_clean, by_weights = jax.grad(total, argnums=(0, 1, 2))(x, clean, experts())
     used = np.zeros(E, bool)
-    used[np.asarray(sparse_moe.choose(clean, K).experts).ravel()] = True
+    used[np.asarray(sparse_moe.top_experts(clean, K).experts).ravel()] = True
     assert 0 < used.sum() < E
     assert (np.abs(by_weights.w_in).max(axis=(1, 2)) > 0).tolist() == used.tolist()
     assert np.abs(by_x).max() > 0
@@ -75,7 +75,7 @@ def test_gradients_reach_tokens_scores_and_the_chosen_experts_only() -> None:
 def test_load_is_the_probability_of_being_chosen() -> None:
     clean, noise = normal(R, E), normal(R, E, seed=7)
     deviation = 0.3 + np.abs(normal(R, E, seed=8))
-    found = sparse_moe.choose(*(jnp.asarray(x) for x in (clean,)), K, jnp.asarray(noise), jnp.asarray(deviation))
+    found = sparse_moe.top_experts(*(jnp.asarray(x) for x in (clean,)), K, jnp.asarray(noise), jnp.asarray(deviation))
     noisy = clean + noise * deviation
     for i in range(R):
         expected = slow.load(clean[i].astype(float), noisy[i].astype(float), deviation[i].astype(float), K)
@@ -88,7 +88,7 @@ def test_load_is_the_probability_of_being_chosen() -> None:
 
 def test_experts_that_may_not_be_chosen_have_no_load() -> None:
     clean = jnp.asarray(normal(R, E)).at[:, :2].set(-jnp.inf)
-    found = sparse_moe.choose(clean, K, jnp.asarray(normal(R, E, seed=1)), jnp.ones((R, E)))
+    found = sparse_moe.top_experts(clean, K, jnp.asarray(normal(R, E, seed=1)), jnp.ones((R, E)))
     chex.assert_tree_all_finite(found)
     assert not np.asarray(found.load)[:, :2].any()
     assert np.asarray(found.experts).min() >= 2
@@ -101,7 +101,7 @@ def test_gradients_are_finite_where_few_experts_may_be_chosen(hidden: int) -> No
     closed = np.arange(E) < hidden
 
     def total(clean, deviation):
-        choice = sparse_moe.choose(
+        choice = sparse_moe.top_experts(
             jnp.where(jnp.asarray(closed)[None], -jnp.inf, clean), k, jnp.asarray(normal(R, E, seed=1)), deviation
         )
         return jnp.sum(jnp.sin(choice.load)) + jnp.sum(jnp.sin(choice.weights)), choice.load
@@ -116,8 +116,8 @@ def test_gradients_are_finite_where_few_experts_may_be_chosen(hidden: int) -> No
 @pytest.mark.parametrize("chosen", [[0] * R, [E - 1] * R, list(range(E)) * 2 + [3], [0, 4] * 5 + [4]])
 def test_no_token_is_dropped_however_uneven_the_choice(chosen: list[int]) -> None:
     x, weights = normal(R, D), experts()
-    choice = sparse_moe.Choice(jnp.asarray(chosen)[:, None], jnp.ones((R, 1)), jnp.zeros((R, E)))
-    found = sparse_moe.apply_experts(jnp.asarray(x), choice, weights)
+    choice = sparse_moe.TopExperts(jnp.asarray(chosen)[:, None], jnp.ones((R, 1)), jnp.zeros((R, E)))
+    found = sparse_moe.apply_top_experts(jnp.asarray(x), choice, weights)
     wide = [np.asarray(w, float) for w in weights]
     for i, expert in enumerate(chosen):
         alone = np.where(np.arange(E) == expert, 0.0, -1e9)
@@ -130,7 +130,7 @@ def test_gradients_of_single_samples_sum_to_that_of_all() -> None:
 
     def gradient(x, clean):
         def total(weights):
-            return jnp.sum(jnp.sin(sparse_moe.apply_experts(x, sparse_moe.choose(clean, K), weights)))
+            return jnp.sum(jnp.sin(sparse_moe.apply_top_experts(x, sparse_moe.top_experts(clean, K), weights)))
 
         return jax.grad(total)(experts())
 
@@ -150,11 +150,11 @@ def test_penalties_by_hand() -> None:
     np.testing.assert_allclose(both, 0.0, atol=1e-6)
     sums = {"importance": jnp.asarray([[1.0, 3.0]]), "load": jnp.asarray([[2.0, 2.0]])}
     sums |= {"surprise": jnp.asarray(6.0), "surprised": jnp.asarray(4.0)}
-    found = sparse_moe.penalty(sums, balance=2.0, entropy=7.0, specialize=3.0)
+    found = sparse_moe.block_penalty(sums, balance=2.0, entropy=7.0, specialize=3.0)
     np.testing.assert_allclose(found, 2.0 / 4 + 3.0 * 1.5, rtol=1e-6)
 
 
 def test_no_sample_that_misses_something_costs_nothing() -> None:
     sums = {"importance": jnp.asarray([[2.0, 2.0], [0.0, 0.0]]), "load": jnp.zeros((2, 2))}
     sums |= {"surprise": jnp.asarray(0.0), "surprised": jnp.asarray(0.0)}
-    assert float(sparse_moe.penalty(sums, balance=1.0, entropy=1.0, specialize=1.0)) == 0.0
+    assert float(sparse_moe.block_penalty(sums, balance=1.0, entropy=1.0, specialize=1.0)) == 0.0

@@ -17,6 +17,7 @@ from remind_jax.errors import UserError
 from remind_jax.models.fusion.soft_moe import FusionBlock, Routed, Tokens, normal
 from remind_jax.models.spec import FusionSpec
 from remind_jax.ops import sparse_moe
+from remind_jax.ops.sparse_moe import TopExperts
 from remind_jax.ops.transformer import dropout
 
 ROUTINGS = ("joint", "per_modality", "disjoint")
@@ -48,28 +49,28 @@ class SparseMoEBlock(FusionBlock):
         stretches = itertools.pairwise(np.searchsorted(owner, np.arange(self.num_modalities + 1)))
         return jnp.concatenate([function(x[:, start:stop], i) for i, (start, stop) in enumerate(stretches)], axis=1)
 
-    def _choose(self, x: jax.Array, owner: np.ndarray, keys: jax.Array | None) -> tuple[jax.Array, sparse_moe.Choice]:
-        """Scores without noise [b, n, e], and the experts of each token."""
+    def _choose(self, x: jax.Array, owner: np.ndarray, keys: jax.Array | None) -> tuple[jax.Array, TopExperts]:
+        """Returns scores without noise [b, n, e], and the experts chosen for each token."""
         spec = self.spec
-        clean = self._by_router(x, owner, lambda x, i: sparse_moe.scores(x, self.router[i], spec.scores))
+        clean = self._by_router(x, owner, lambda x, i: sparse_moe.expert_scores(x, self.router[i], spec.scores))
         if spec.routing == "disjoint":
             mine = np.arange(spec.experts) * self.num_modalities // spec.experts
             clean = jnp.where((mine[None] == owner[:, None])[None], clean, -jnp.inf)
         if keys is None:
-            return clean, sparse_moe.choose(clean, spec.top_k)
+            return clean, sparse_moe.top_experts(clean, spec.top_k)
         wide = self._by_router(x, owner, lambda x, i: jnp.einsum("bnd,de->bne", x, self.noise_router[i]))
         deviation = jax.nn.softplus(wide) + sparse_moe.LEAST_NOISE
         noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2), clean.shape[1:]))(keys)
-        return clean, sparse_moe.choose(clean, spec.top_k, noise, deviation)
+        return clean, sparse_moe.top_experts(clean, spec.top_k, noise, deviation)
 
-    def _sums(self, clean: jax.Array, choice: sparse_moe.Choice, tokens: Tokens) -> dict[str, jax.Array]:
-        """Sums over the samples of a batch that `sparse_moe.penalty` takes."""
+    def _sums(self, clean: jax.Array, chosen: TopExperts, tokens: Tokens) -> dict[str, jax.Array]:
+        """Sums over the samples of a batch that `sparse_moe.routing_penalty` takes."""
         part = jnp.all(tokens.observed, axis=1) if self.spec.kind == "flex_moe" else jnp.ones(len(clean), bool)
         parts = jnp.stack([part, ~part]).astype(clean.dtype)  # full samples, and those that miss something
-        weights = sparse_moe.shares(choice, self.spec.experts)
+        weights = sparse_moe.shares(chosen, self.spec.experts)
         sums = {
             "importance": jnp.einsum("pb,bne->pe", parts, weights),
-            "load": jnp.einsum("pb,bne->pe", parts, choice.load),
+            "load": jnp.einsum("pb,bne->pe", parts, chosen.load),
         }
         if self.spec.kind == "fuse_moe" and self.spec.routing == "per_modality":
             modality = jnp.asarray(tokens.owner[:, None] == np.arange(self.num_modalities)[None], clean.dtype)
@@ -99,12 +100,12 @@ class SparseMoEBlock(FusionBlock):
         x = x + dropout(self.attend(self.attention_norm(x), mask), keys, spec.dropout, salt=0)
         normed = self.moe_norm(x)
         with jax.named_scope("router"):
-            clean, choice = self._choose(normed, tokens.owner, keys)
-            sums = self._sums(clean, choice, tokens)
+            clean, chosen = self._choose(normed, tokens.owner, keys)
+            sums = self._sums(clean, chosen, tokens)
         with jax.named_scope("experts"):
-            flat = jax.tree.map(lambda y: y.reshape(-1, y.shape[-1]), choice)
-            mixed = sparse_moe.apply_experts(normed.reshape(-1, normed.shape[-1]), flat, self.experts).reshape(x.shape)
-        return Routed(x + dropout(mixed, keys, spec.dropout, salt=1), jnp.zeros(x.shape[0]), sums)
+            flat = jax.tree.map(lambda y: y.reshape(-1, y.shape[-1]), chosen)
+            mixed = sparse_moe.apply_top_experts(normed.reshape(-1, normed.shape[-1]), flat, self.experts)
+        return Routed(x + dropout(mixed.reshape(x.shape), keys, spec.dropout, salt=1), jnp.zeros(x.shape[0]), sums)
 
 
 def _check(spec: FusionSpec, num_groups: int, num_modalities: int) -> None:
