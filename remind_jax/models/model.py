@@ -33,7 +33,7 @@ class Output(NamedTuple):
       statistics: new running statistics of batch norms by path, when they were asked for.
       tokens: as the fusion received them [b, n, d].
       observed: False at the tokens of missing modalities [b, n].
-      routing: of each sparse block, the sums over the batch that `sparse_moe.routing_penalty` takes.
+      routing: of each sparse block, the sums over the batch that `sparse_moe.block_penalty` takes.
       members: logits of each member [b, k, c], where there are several.
     """
 

@@ -150,7 +150,7 @@ def modality_entropy(sums: jax.Array) -> jax.Array:
     return jnp.mean(entropy(average)) - entropy(jnp.mean(average, axis=0))
 
 
-def routing_penalty(sums: Mapping[str, jax.Array], *, balance: float, entropy: float, specialize: float) -> jax.Array:
+def block_penalty(sums: Mapping[str, jax.Array], *, balance: float, entropy: float, specialize: float) -> jax.Array:
     """Returns the term that a block's routing adds to the loss, from sums over the whole batch.
 
     Args:

@@ -294,7 +294,7 @@ def routing_penalty(balance: float, entropy: float, specialize: float) -> Penalt
 
     def value(sums: Any) -> jax.Array:
         weights = {"balance": balance, "entropy": entropy, "specialize": specialize}
-        return sum(sparse_moe.routing_penalty(block, **weights) for block in sums)
+        return sum(sparse_moe.block_penalty(block, **weights) for block in sums)
 
     def routing(of: Pass) -> tuple[jax.Array, jax.Array]:
         sums = jax.lax.stop_gradient(jax.tree.map(of.total, of.output.routing))

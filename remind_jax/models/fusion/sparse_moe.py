@@ -64,7 +64,7 @@ class SparseMoEBlock(FusionBlock):
         return clean, sparse_moe.top_experts(clean, spec.top_k, noise, deviation)
 
     def _sums(self, clean: jax.Array, chosen: TopExperts, tokens: Tokens) -> dict[str, jax.Array]:
-        """Sums over the samples of a batch that `sparse_moe.routing_penalty` takes."""
+        """Sums over the samples of a batch that `sparse_moe.block_penalty` takes."""
         part = jnp.all(tokens.observed, axis=1) if self.spec.kind == "flex_moe" else jnp.ones(len(clean), bool)
         parts = jnp.stack([part, ~part]).astype(clean.dtype)  # full samples, and those that miss something
         weights = sparse_moe.shares(chosen, self.spec.experts)
