@@ -38,7 +38,7 @@ class Routed(NamedTuple):
     Attributes:
       tokens: [b, n, d].
       open_rate: share of a sample's tokens whose gate was open [b].
-      sums: over the batch, for `sparse_moe.penalty`; None where routing has no penalty.
+      sums: over the batch, for `sparse_moe.block_penalty`; None where routing has no penalty.
     """
 
     tokens: jax.Array
@@ -71,7 +71,7 @@ class FusionBlock(nnx.Module):
     """What all fusion blocks share: self-attention over all tokens, and the weights of experts.
 
     Attributes:
-      penalised: whether the block returns sums that `sparse_moe.penalty` takes.
+      penalised: whether the block returns sums that `sparse_moe.block_penalty` takes.
     """
 
     penalised = False
