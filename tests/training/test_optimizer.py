@@ -1,6 +1,7 @@
 import functools
 from collections.abc import Iterator
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,10 +85,8 @@ def test_no_buffer_is_in_the_state_twice() -> None:
 def test_weights_for_evaluation_are_all_of_them_averaged_where_there_is_an_average(ema: bool) -> None:
     state = begin(is_encoder, ema=ema)
     state = state._replace(ema={path: x - 1.0 for path, x in state.ema.items()})
-    weights = state.weights()
-    assert weights.keys() == PARAMS.keys()
-    for path, x in weights.items():
-        np.testing.assert_array_equal(x, PARAMS[path] - (1.0 if ema and not is_encoder(path) else 0.0))
+    expected = {path: x - (1.0 if ema and not is_encoder(path) else 0.0) for path, x in PARAMS.items()}
+    chex.assert_trees_all_equal(state.weights(), expected)
 
 
 # ---- Optimizer ------------------------------------------------------------------------------------------------------
@@ -124,13 +123,14 @@ def test_adam_moves_by_the_learning_rate_at_first_and_clipping_looks_at_all_grad
 
 
 def test_the_optimizer_carries_the_group_weights_and_compiles_once() -> None:
-    transform, traces = optimizer(decay=0.1, clip=1.0), []
+    chex.clear_trace_counter()
+    transform = optimizer(decay=0.1, clip=1.0)
     state = states.start(PARAMS, is_encoder, transform, 0, True)
     state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
     @functools.partial(jax.jit, donate_argnums=0)
+    @chex.assert_max_traces(n=1)
     def step(state: states.TrainState) -> states.TrainState:
-        traces.append(1)
         gradient = jax.tree.map(jnp.ones_like, state.params)
         updates, opt_state = transform.update(gradient, state.opt_state, state.params, **SUMS)
         return state._replace(
@@ -139,12 +139,10 @@ def test_the_optimizer_carries_the_group_weights_and_compiles_once() -> None:
 
     for _ in range(3):
         state = step(state)
-    assert len(traces) == 1
     assert int(state.step) == 3
     weights = np.exp(np.asarray(state.opt_state["dro"].log_weights))
     assert weights[1] / weights[0] == pytest.approx(np.exp(3 * (3.0 - 1.0)), rel=1e-4)
-    for path, x in state.frozen.items():
-        np.testing.assert_array_equal(x, PARAMS[path])
+    chex.assert_trees_all_equal(state.frozen, {path: PARAMS[path] for path in PARAMS if is_encoder(path)})
     assert all((state.params[path] != PARAMS[path]).all() for path in state.params)
 
 
@@ -173,7 +171,7 @@ def test_cosine_warms_up_and_ends_at_zero() -> None:
 def test_the_cosine_of_a_very_short_run_is_finite_and_not_all_zero(steps: int, warmup: float) -> None:
     schedule = states.learning_rate("cosine", 1.0, steps=steps, warmup=warmup, decay_steps=1, decay_rate=1.0)
     found = [float(schedule(step)) for step in range(steps)]
-    assert np.isfinite(found).all()
+    chex.assert_tree_all_finite(found)
     assert 0 < max(found) <= 1.0
 
 
@@ -190,7 +188,6 @@ def test_the_memory_of_the_average_is_a_tenth_of_the_run_at_most() -> None:
 
 def test_the_average_starts_at_the_weights_as_a_copy() -> None:
     state = begin(is_encoder, ema=True)
-    for path, x in state.ema.items():
-        np.testing.assert_array_equal(x, PARAMS[path])
-        assert x is not PARAMS[path]
+    chex.assert_trees_all_equal(state.ema, {path: x for path, x in PARAMS.items() if not is_encoder(path)})
+    assert not any(x is PARAMS[path] for path, x in state.ema.items())
     assert begin(is_encoder).ema == {}

@@ -1,14 +1,15 @@
 """Tables whose rows are trained each by itself: against an AdamW a row, against whole tables, on several devices."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from remind_jax.analysis.opening import open_run
 from remind_jax.config import base, validate
 from remind_jax.errors import UserError
+from remind_jax.inference import model_folder
 from remind_jax.methods import apply_method
 from remind_jax.models.model import Output
 from remind_jax.models.network import Network
@@ -131,10 +132,8 @@ def _train(
 def test_a_step_by_rows_is_the_step_of_whole_tables_where_every_combination_is_in_every_batch():
     batches = [[*range(G), 0, 1]] * 3
     (mine, metrics), (whole, other) = _train("batch", batches), _train("all", batches)
-    for path in whole.params:
-        np.testing.assert_allclose(mine.params[path], whole.params[path], rtol=1e-5, atol=1e-6)
-    for name in other:
-        np.testing.assert_allclose(metrics[name], other[name], rtol=1e-5)
+    chex.assert_trees_all_close(mine.params, whole.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(metrics, other, rtol=1e-5)
     assert (set(mine.ema), set(whole.ema)) == ({"head/kernel"}, {TABLE, "head/kernel"})
     np.testing.assert_array_equal(mine.weights()[TABLE], mine.params[TABLE])
 
@@ -159,12 +158,9 @@ def test_absent_combinations_rest_and_those_of_whole_tables_do_not():
 )
 def test_rows_are_the_same_on_any_number_of_devices(kind, devices, programs):
     (one, expected), (other, metrics) = _train("batch", BATCHES), _train("batch", BATCHES, kind, devices, programs)
-    for path in one.params:
-        np.testing.assert_allclose(other.params[path], one.params[path], rtol=1e-5, atol=1e-6)
-    for mine, theirs in zip(one.opt_state["rows"], other.opt_state["rows"], strict=True):
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6), mine, theirs)
-    for name in expected:
-        np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5)
+    chex.assert_trees_all_close(other.params, one.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(other.opt_state["rows"], one.opt_state["rows"], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(metrics, expected, rtol=2e-5)
 
 
 def test_a_rejected_step_leaves_the_rows_of_its_batch_as_they_are():
@@ -172,7 +168,7 @@ def test_a_rejected_step_leaves_the_rows_of_its_batch_as_they_are():
     after, metrics = _train("batch", BATCHES[:3], scale=np.inf)
     assert metrics["train/rejected"] == 1
     assert after.step == 3
-    jax.tree.map(np.testing.assert_array_equal, after._replace(step=0), before._replace(step=0))
+    chex.assert_trees_all_equal(after._replace(step=before.step), before)
 
 
 @pytest.mark.slow
@@ -211,5 +207,5 @@ def test_a_run_by_rows_trains_both_stages_and_reports(tmp_path):
     config = tiny_runs.config(tmp_path / "cache", optim__group_rows="batch")
     report = train_and_evaluate(config, tmp_path / "run", verbose=False)
     assert report["method"] == "remind"
-    weights = dict(open_run(tmp_path / "run").trajectory())
+    weights = model_folder.open_run(tmp_path / "run").params
     assert np.abs(weights[TABLE]).max() > 0

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,7 +148,7 @@ def test_averages_follow_the_weights():
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(0.5), decay=0.75)
     state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=True)
     average = np.asarray(state.params["head/kernel"], np.float64)
-    step = jax.jit(lambda state, batch, step=step: step(state, batch, axis_name=None))
+    step = _jitted(step)
     for i in range(3):
         state, _ = step(state, _batch(i))
         average = 0.75 * average + 0.25 * np.asarray(state.params["head/kernel"], np.float64)
@@ -188,7 +189,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
 
     stage = plan_stages(config, 100, INPUTS)[0]
     plain, optimizer = steps.composed(config, network, CELLS, stage, make, decay=0.75, loss=loss)
-    step = jax.jit(lambda state, batch: plain(state, batch, axis_name=None))
+    step = _jitted(plain)
     first, wrong, third = (_batch(i) for i in range(3))
     of_first = wrong["group"] == wrong["group"][0]
     if what == "input":
@@ -204,7 +205,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
     assert metrics["train/rejected"] == 1
     assert int(after.step) == int(state.step) + 1
     assert _bits(after._replace(step=state.step)) == _bits(state)
-    assert np.isfinite(metrics["lambda"]).all()
+    chex.assert_tree_all_finite(metrics["lambda"])
     blamed = set(np.flatnonzero(~np.isfinite(metrics["group_loss_sum"])).tolist())
     assert blamed == ({wrong["group"][0]} if what in ("input", "loss of one group") else set())
     if what != "λ":  # which is as wrong at the next refresh
@@ -215,12 +216,16 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
 # ---- Objectives ------------------------------------------------------------------------------------------------------
 
 
-def _gradient(config, batch, num_stage: int = -1):
-    """The gradient that a step descends, read off a plain step of length one, and the λ after it."""
+def _jitted(step):
+    return jax.jit(lambda state, batch: step(state, batch, axis_name=None))
+
+
+def _gradient(config, batch, num_stage: int = -1, run=_jitted):
+    """The gradient that a step descends, read off a plain step of length one that `run` runs, and its metrics."""
     network, stage = linear_network(), plan_stages(config, 100, INPUTS)[num_stage]
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent())
     state = states.start(network.init(jax.random.key(1)), lambda path: False, optimizer, 0, ema=False)
-    after, metrics = jax.jit(lambda state, batch: step(state, batch, axis_name=None))(state, batch)
+    after, metrics = run(step)(state, batch)
     return np.asarray(state.params["head/kernel"] - after.params["head/kernel"]), metrics
 
 
@@ -235,6 +240,10 @@ def _by_hand(batch, weights) -> np.ndarray:
 
 @pytest.fixture
 def uneven():
+    return _uneven()
+
+
+def _uneven() -> dict[str, np.ndarray]:
     batch = _batch(3, 8)
     return batch | {"group": np.array([0, 0, 0, 0, 0, 1, 1, 1], np.int32)}  # the rare group 2 is absent
 
@@ -251,28 +260,42 @@ def _robust(weights, group):
     return np.array([weights[g] / (group == g).sum() for g in group])
 
 
-def test_erm_descends_the_mean_loss(uneven):
-    gradient, metrics = _gradient(_config("soft_moe"), uneven)
-    np.testing.assert_allclose(gradient, _by_hand(uneven, lambda losses: np.full(8, 1 / 8)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(metrics["train/gradient_norm"], np.sqrt((gradient**2).sum()), rtol=1e-4)
+class Variants(chex.TestCase):
+    def _gradient(self, config, batch):
+        """As `_gradient`, of a step that runs as it is, as a program, or on four devices that share the batch."""
+        if self.variant.type != chex.ChexVariantType.WITH_PMAP:
+            return _gradient(config, batch, run=lambda step: self.variant(functools.partial(step, axis_name=None)))
+        parts = {name: x.reshape(4, -1, *x.shape[1:]) for name, x in batch.items()}
+        options = {"axis_name": "devices", "in_axes": (None, 0), "broadcast_args_to_devices": False}
+        return _gradient(
+            config, parts, run=lambda step: self.variant(functools.partial(step, axis_name="devices"), **options)
+        )
 
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_erm_descends_the_mean_loss(self):
+        uneven = _uneven()
+        gradient, metrics = self._gradient(_config("soft_moe"), uneven)
+        np.testing.assert_allclose(gradient, _by_hand(uneven, lambda losses: np.full(8, 1 / 8)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(metrics["train/gradient_norm"], np.sqrt((gradient**2).sum()), rtol=1e-4)
 
-def test_reweigh_weights_samples_by_the_inverse_of_their_group(uneven):
-    # n = (60, 30, 10): weights 100 / (3 n_g) = (5/9, 10/9, 10/3), whose mean over training samples is one.
-    weight = np.array([5 / 9, 10 / 9, 10 / 3])[uneven["group"]]
-    gradient, _ = _gradient(_config("reweigh"), uneven)
-    np.testing.assert_allclose(gradient, _by_hand(uneven, lambda losses: weight / 8), rtol=1e-4, atol=1e-5)
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_reweigh_weights_samples_by_the_inverse_of_their_group(self):
+        # n = (60, 30, 10): weights 100 / (3 n_g) = (5/9, 10/9, 10/3), whose mean over training samples is one.
+        uneven = _uneven()
+        weight = np.array([5 / 9, 10 / 9, 10 / 3])[uneven["group"]]
+        gradient, _ = self._gradient(_config("reweigh"), uneven)
+        np.testing.assert_allclose(gradient, _by_hand(uneven, lambda losses: weight / 8), rtol=1e-4, atol=1e-5)
 
-
-def test_remind_uses_the_group_weights_from_before_the_step(uneven):
-    start = np.sqrt(COUNTS) / np.sqrt(COUNTS).sum()
-    config = _config("remind", dro__gamma=1.5, dro__every=1)
-    gradient, metrics = _gradient(config, uneven)
-    group = uneven["group"]
-    np.testing.assert_allclose(gradient, _by_hand(uneven, lambda x: _robust(start, group)), rtol=1e-4, atol=1e-5)
-    losses = []
-    _by_hand(uneven, lambda x: losses.append(x) or x)
-    np.testing.assert_allclose(metrics["lambda"], _lambda(losses[0], group, start, 1.5), rtol=1e-5)
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_remind_uses_the_group_weights_from_before_the_step(self):
+        uneven, start = _uneven(), np.sqrt(COUNTS) / np.sqrt(COUNTS).sum()
+        config = _config("remind", dro__gamma=1.5, dro__every=1)
+        gradient, metrics = self._gradient(config, uneven)
+        group = uneven["group"]
+        np.testing.assert_allclose(gradient, _by_hand(uneven, lambda x: _robust(start, group)), rtol=1e-4, atol=1e-5)
+        losses = []
+        _by_hand(uneven, lambda x: losses.append(x) or x)
+        np.testing.assert_allclose(metrics["lambda"], _lambda(losses[0], group, start, 1.5), rtol=1e-5)
 
 
 def test_group_dro_of_sagawa_uses_the_updated_ones(uneven):
@@ -431,7 +454,7 @@ def test_hidden_samples_are_predicted_as_what_is_left_and_weighted_as_what_they_
         network, (stage,) = _table_network(), plan_stages(config, 100, INPUTS)
         step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(), masks=masks)
         state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=False)
-        after, metrics = jax.jit(lambda state, batch, step=step: step(state, batch, axis_name=None))(state, batch)
+        after, metrics = _jitted(step)(state, batch)
         moved = np.abs(after.params["table"] - state.params["table"]).max(axis=1) > 1e-6
         found[share] = moved.tolist()
         assert metrics["group_count"].tolist() == [8, 0, 0]
@@ -446,7 +469,7 @@ def test_distillation_pulls_towards_the_averaged_weights(uneven):
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(), masks=masks)
     state = states.start(network.init(jax.random.key(1)), stage.is_frozen, optimizer, 0, ema=True)
     teacher = {"head/kernel": state.params["head/kernel"] * 0.5 + 0.3 * jnp.arange(3.0)[None]}
-    after, _ = jax.jit(lambda state, batch: step(state, batch, axis_name=None))(state._replace(ema=teacher), uneven)
+    after, _ = _jitted(step)(state._replace(ema=teacher), uneven)
     gradient = np.asarray(state.params["head/kernel"] - after.params["head/kernel"])
 
     def softmax(kernel):
@@ -493,6 +516,26 @@ def test_one_program_serves_all_seeds():
     assert _seeded(0)[0].as_text() == _seeded(3)[0].as_text()
 
 
+def test_a_step_is_traced_once_whatever_the_seed_the_group_weights_and_the_batch():
+    """Seeds, λ and samples are arguments of the program; another number of samples is another program."""
+    chex.clear_trace_counter()
+    step, state = _small("remind", dro__every=1, dro__gamma=1.0)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def traced_once(state, batch):
+        return step(state, batch, axis_name=None)
+
+    seen = set()
+    for seed in (0, 1, 2**32 - 1):
+        state, metrics = traced_once(state._replace(seed=jnp.asarray(seed, jnp.uint32)), _batch(seed % 7))
+        seen.add(metrics["lambda"].tobytes())
+    assert len(seen) == 3
+    assert int(state.step) == 3
+    with pytest.raises(AssertionError, match="traced > 1 times"):
+        traced_once(state, _batch(0, b=8))
+
+
 @pytest.mark.slow
 def test_each_seed_has_draws_of_its_own():
     (first, state), (_, other) = _seeded(0), _seeded(3)
@@ -533,10 +576,11 @@ def test_gradients_in_bfloat16_are_the_same_ones_rounded_and_moments_stay_float3
 
         found.append(jax.jit(run)(state))
     (exact, plain, _), (rounded, other, after) = found
-    for path, slope in exact.items():
-        assert rounded[path].dtype == jnp.bfloat16
-        np.testing.assert_allclose(rounded[path].astype(jnp.float32), slope, rtol=2**-8, atol=1e-9, err_msg=path)
-    assert any((rounded[path].astype(jnp.float32) != slope).any() for path, slope in exact.items())
+    assert {x.dtype.name for x in rounded.values()} == {"bfloat16"}
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float32), rounded)
+    chex.assert_trees_all_close(rounded, exact, rtol=2**-8, atol=1e-9)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(rounded, exact)
     np.testing.assert_allclose(other.norm, plain.norm, rtol=1e-3)
     assert other.norm.dtype == jnp.float32
     moments = after.opt_state["adamw"][0]
@@ -550,7 +594,5 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(method):
         step, state = _small(method, fusion__dropout=0.4, train__accumulate=parts)
         found.append(jax.jit(functools.partial(step.gradient, axis_name=None))(state, _batch(0)))
     (whole, sums), (parted, other) = found
-    for path, slope in whole.items():
-        np.testing.assert_allclose(parted[path], slope, rtol=1e-4, atol=1e-6, err_msg=path)
-    for name in ("loss_sum", "count", "open_sum", "norm"):
-        np.testing.assert_allclose(getattr(other, name), getattr(sums, name), rtol=1e-5, err_msg=name)
+    chex.assert_trees_all_close(parted, whole, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(other, sums, rtol=1e-5)
