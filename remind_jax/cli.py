@@ -4,11 +4,13 @@ import argparse
 import difflib
 import os
 import pathlib
+import runpy
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from remind_jax.config import set_value
 from remind_jax.errors import UserError, did_you_mean, explain
 
 BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
@@ -141,11 +143,45 @@ def parse_runs(
 # ---- Configs --------------------------------------------------------------------------------------------------------
 
 
-def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
+class GivenConfig(NamedTuple):
+    """A config as a command line describes it.
+
+    Attributes:
+      file: that makes it.
+      config: as described.
+      changes: the keys that were set one by one, and their values.
+      workdir: as given; empty without.
+    """
+
+    file: pathlib.Path
+    config: Any
+    changes: Mapping[str, Any]
+    workdir: str
+
+    def of_method(self, method: str) -> Any:
+        """Makes the config that would have been described with another method."""
+        config = runpy.run_path(str(self.file))["get_config"](f"method={method},size={self.config.size}")
+        for key, value in self.changes.items():
+            set_value(config, key, value)
+        return config
+
+
+def parse_config(arguments: Sequence[str]) -> tuple[Any, pathlib.Path]:
     """Reads `--config=FILE[:ARGUMENT]`, `--config.KEY=VALUE` and `--workdir=DIR`.
 
     Returns:
       The config and the workdir, by default `runs/<config>-<method>-seed<seed>`.
+
+    Raises:
+      UserError: for anything that cannot be read, in one line.
+    """
+    given = read_config(arguments)
+    default = f"runs/{given.file.stem}-{given.config.method}-seed{given.config.seed}"
+    return given.config, pathlib.Path(given.workdir or default)
+
+
+def read_config(arguments: Sequence[str]) -> GivenConfig:
+    """Reads a config as `parse_config` does, and remembers how it was described.
 
     Raises:
       UserError: for anything that cannot be read, in one line.
@@ -172,9 +208,7 @@ def parse_config(arguments: list[str]) -> tuple[Any, pathlib.Path]:
         raise UserError(_unknown_key(arguments) or _one_line(error)) from error
     if rest:
         raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
-    config = values.config
-    workdir = values.workdir or f"runs/{file.stem}-{config.method}-seed{config.seed}"
-    return config, pathlib.Path(workdir)
+    return GivenConfig(file, values.config, config_flags.get_override_values(values["config"]), values.workdir)
 
 
 def _unknown_key(arguments: Sequence[str]) -> str:
@@ -196,7 +230,7 @@ def _unknown_key(arguments: Sequence[str]) -> str:
     return ""
 
 
-def config_file(arguments: list[str]) -> pathlib.Path:
+def config_file(arguments: Sequence[str]) -> pathlib.Path:
     """The config file among the arguments, checked to exist before it is imported."""
     value = _config_value(arguments)
     if not value:

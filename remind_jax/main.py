@@ -15,22 +15,15 @@ Several processes of a job train together; launch/README.md says how to start th
 """
 
 from remind_jax import cli
-from remind_jax.methods import PLAIN
 from remind_jax.runtime import processes
+from remind_jax.studies import runner
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, workdir = cli.parse_config(arguments)
     with processes.joined(processes.here()):
-        if config.method in PLAIN:
-            from remind_jax.studies.baselines import fit_and_evaluate
-
-            processes.run_on_first(lambda: fit_and_evaluate(config, workdir))
-        else:
-            from remind_jax.training.run import train_and_evaluate
-
-            train_and_evaluate(config, workdir)
+        runner.run_config(config, workdir)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def parse_arg(arg: str) -> dict[str, str]:
 
 
 def apply_method(config: Any, method: str, group_imputation: str = "group"):
-    """Sets the keys that a method stands for."""
+    """Sets the keys that a method stands for; a plain model, which has no network, has those of `soft_moe`."""
     config.method = method
     for key, value in (METHODS | PLAIN)[method].items():
         set_value(config, key, group_imputation if value == "<group>" else value)
@@ -126,16 +126,11 @@ class Variant(NamedTuple):
     changes: tuple[tuple[str, Any], ...] = ()
     shares: tuple[tuple[str, float], ...] = ()
 
-    def flags(self, config: Any) -> list[str]:
-        """The command-line flags that make a config this variant.
-
-        Args:
-          config: of the method as the command line has it.
-        """
-        values = list(self.changes)
-        for key, share in self.shares:
-            values.append((key, max(1, round(share * value_of(config, key)))))
-        return [f"--config.{key}={value}" for key, value in values]
+    def apply(self, config: Any) -> None:
+        """Turns a config of the variant's method into that of the variant."""
+        shares = [(key, max(1, round(share * value_of(config, key)))) for key, share in self.shares]
+        for key, value in (*self.changes, *shares):
+            set_value(config, key, value)
 
 
 def _plus(name: str, **changes: Any) -> Variant:

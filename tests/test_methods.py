@@ -175,20 +175,14 @@ def test_argument_string_in_any_order_and_with_loose_commas():
 def _apply(variant: Variant, size: str = "paper"):
     """EMBED's config as a variant makes it."""
     config = embed.get_config(f"method={variant.method},size={size}")
-    for flag in variant.flags(config):
-        key, value = flag.removeprefix("--config.").split("=")
-        *sections, name = key.split(".")
-        section = config
-        for part in sections:
-            section = section[part]
-        section[name] = value == "True" if isinstance(section[name], bool) else type(section[name])(value)
+    variant.apply(config)
     return config
 
 
 def test_all_is_every_method_and_plain_model():
     names = [variant.name for variant in choose("all", "")]
     assert names == [*METHODS, *baselines.MODELS]
-    assert all(variant.flags(None) == [] for variant in choose("all", ""))
+    assert all(variant == Variant(variant.name, variant.name) for variant in choose("all", ""))
 
 
 def test_plain_models_are_those_that_exist():

@@ -12,19 +12,21 @@ DIR/<modality>, with its tables; finished runs are kept and the same command goe
 (figures of every run), .md (the paper's layout), .png and .svg under DIR.
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli, sweep
-from remind_jax.analysis import command
+from remind_jax import cli
+from remind_jax.analysis import command, sweeps
 from remind_jax.analysis.command import Row
+from remind_jax.analysis.sweeps import Sweeps, cell, look
+from remind_jax.data import dataset
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.runtime import files
-from remind_jax.studies.comparison import Outcome, Spread
+from remind_jax.evaluation.samples import Samples
+from remind_jax.studies.comparison import Outcome
 from remind_jax.studies.results import TITLES as FIGURES
+from remind_jax.studies.tables import size_text, spread_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,21 +35,31 @@ if TYPE_CHECKING:
 NAME = "extreme_missingness"
 SAMPLES = ("overall", "available", "absent")
 COLUMNS = ("modality", "rate", "method", "seed", "samples", "n", *FIGURES)
+OWN = dict.fromkeys(("data.hide", "data.complete_only"), "--modalities and --rate")
 
 
-class Study(NamedTuple):
-    """The command line: what is left of it for the sweeps, and the study's own options."""
+class Removal(NamedTuple):
+    """Which modalities are taken away, each in a sweep of its own.
 
-    arguments: list[str]
-    workdir: pathlib.Path
+    Attributes:
+      sweeps: what is trained.
+      modalities: to take away.
+      rate: share of the samples that lose one.
+    """
+
+    sweeps: Sweeps
     modalities: tuple[str, ...]
     rate: float
+
+    def changes(self, modality: str) -> dict[str, Any]:
+        """The keys of the config that take a modality away."""
+        return {"data.complete_only": True, "data.hide": modality, "data.hide_rate": self.rate}
 
 
 # ---- Runs -----------------------------------------------------------------------------------------------------------
 
 
-def parse(arguments: Sequence[str]) -> Study:
+def parse(arguments: Sequence[str]) -> Removal:
     """Reads the command line; every config is read and the modalities are looked up, so that a mistake costs nothing.
 
     Raises:
@@ -58,24 +70,17 @@ def parse(arguments: Sequence[str]) -> Study:
     parser.add_argument("--workdir", default="")
     parser.add_argument("--rate", type=float, default=0.8)
     values, rest = parser.parse_known_args(arguments)
-    if not values.workdir:
-        raise UserError("no workdir: give one as --workdir=DIR")
     if not 0 < values.rate < 1:
         raise UserError(f"--rate={values.rate} must be above 0 and below 1")
-    own = [x for x in rest if x.startswith(("--config.data.hide", "--config.data.complete_only"))]
-    if own:
-        raise UserError(f"{own[0].partition('=')[0]} is set by this study: use --modalities and --rate")
-    workdir = pathlib.Path(values.workdir)
     asked = tuple(dict.fromkeys(filter(None, values.modalities.split(","))))
-    study = Study(rest, workdir, asked, values.rate)
-    entries = sweep.plan(sweep.parse(sweep_arguments(study, asked[0] if asked else "")))
-    return study._replace(modalities=_modalities(entries[0].config, asked))
+    removal = Removal(sweeps.read_sweeps(values.workdir, rest, OWN), asked, values.rate)
+    first = asked[0] if asked else ""
+    config = removal.sweeps.plan(first, removal.changes(first))[0].config
+    return removal._replace(modalities=_modalities(config, asked))
 
 
 def _modalities(config: Any, asked: Sequence[str]) -> tuple[str, ...]:
     """The modalities to take away, in the order asked for; all of the data in declared order where none is named."""
-    from remind_jax.data import dataset
-
     there = [modality.name for modality in dataset.read(config).schema.modalities]
     for name in asked:
         if name not in there:
@@ -85,62 +90,37 @@ def _modalities(config: Any, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(asked or there)
 
 
-def sweep_arguments(study: Study, modality: str) -> list[str]:
-    """The command line of one modality's sweep."""
-    hidden = [f"--config.data.hide={modality}", f"--config.data.hide_rate={study.rate}"]
-    return [*study.arguments, "--config.data.complete_only=True", *hidden, f"--workdir={study.workdir / modality}"]
-
-
-def run_sweeps(study: Study) -> list[str]:
+def run_sweeps(removal: Removal) -> list[str]:
     """Runs one sweep after the other; returns what failed, which does not stop the others."""
     failed = []
-    for number, modality in enumerate(study.modalities, start=1):
-        print(f"== {modality} taken from {study.rate:.0%} of the samples ({number} of {len(study.modalities)})")
-        try:
-            sweep.main(sweep_arguments(study, modality))
-        except UserError as error:
-            failed.append(f"{modality}: {error}")
-    return failed
+    for number, modality in enumerate(removal.modalities, start=1):
+        print(f"== {modality} taken from {removal.rate:.0%} of the samples ({number} of {len(removal.modalities)})")
+        failed.append(removal.sweeps.run(modality, removal.changes(modality)))
+    return [*filter(None, failed)]
 
 
-def collect(study: Study) -> tuple[list[Row], dict[str, list[Outcome]]]:
-    """Rows of the table, and the finished runs of each modality."""
+def collect(removal: Removal) -> tuple[list[Row], dict[str, list[Outcome]]]:
+    """Collects the rows of the table, and the finished runs of each modality."""
     rows, found = [], {}
-    for modality in study.modalities:
-        entries = sweep.plan(sweep.parse(sweep_arguments(study, modality)))
-        found[modality] = sweep.read_runs(entries)
+    for modality in removal.modalities:
+        planned = removal.sweeps.plan(modality, removal.changes(modality))
+        found[modality] = [entry.outcome() for entry in planned if entry.finished]
         for run in found[modality]:
-            rows += [{"modality": modality, "rate": study.rate, **row} for row in figures_of(run, modality)]
+            rows += [{"modality": modality, "rate": removal.rate, **row} for row in figures_of(run, modality)]
     return rows, found
 
 
 def figures_of(run: Outcome, modality: str) -> list[Row]:
     """Figures of a run's held-out samples: all, those that kept the modality, and those that lost it."""
-    from remind_jax.evaluation import metrics
-
-    table = run.predictions
-    labels = table["label"].to_numpy().astype(np.int64)
-    classes = sum(name.startswith("p_") and name[2:].isdigit() for name in table.columns)
-    probabilities = table.select([f"p_{k}" for k in range(classes)]).to_numpy().astype(np.float64)
-    has = np.array([modality in group.split("+") for group in table["group"].to_list()], bool)
-    rows = []
-    for samples, chosen in zip(SAMPLES, (np.ones_like(has), has, ~has), strict=True):
-        values, _ = metrics.metrics(labels[chosen], probabilities[chosen])
-        figures = {name: values[name] for name in FIGURES}
-        rows.append({"method": run.method, "seed": run.seed, "samples": samples, "n": int(chosen.sum()), **figures})
-    return rows
+    samples = Samples.of(run.predictions)
+    has = np.array([modality in group.split("+") for group in samples.groups], bool)
+    return [
+        {"method": run.method, "seed": run.seed, "samples": name, **samples.figures(chosen, FIGURES)}
+        for name, chosen in zip(SAMPLES, (np.ones_like(has), has, ~has), strict=True)
+    ]
 
 
 # ---- Tables ---------------------------------------------------------------------------------------------------------
-
-
-def cell(rows: Sequence[Row], modality: str, method: str, samples: str, figure: str) -> "Spread | None":
-    """Mean and spread over seeds, in percent."""
-    from remind_jax.studies.comparison import spread
-
-    key = (modality, method, samples)
-    values = [row[figure] for row in rows if (row["modality"], row["method"], row["samples"]) == key]
-    return spread(None if value is None else 100 * value for value in values)
 
 
 def gain(rows: Sequence[Row], modality: str, method: str, baseline: str, samples: str, figure: str) -> float | None:
@@ -155,27 +135,24 @@ def gain(rows: Sequence[Row], modality: str, method: str, baseline: str, samples
     return float(np.mean([by_seed[method][s] - by_seed[baseline][s] for s in both])) if both else None
 
 
-def markdown(rows: Sequence[Row], study: Study, data: str) -> str:
+def markdown(rows: Sequence[Row], rate: float, data: str) -> str:
     """The table of the paper, one for each figure, with differences to soft_moe or else the first method."""
-    from remind_jax.studies.tables import line, spread_text
-
     methods = list(dict.fromkeys(row["method"] for row in rows))
     baseline = "soft_moe" if "soft_moe" in methods else methods[0]
     parts = [f"# Extreme missingness: {data}", ""]
-    parts += [f"Each modality in turn taken from {study.rate:.0%} of the samples, in training and held-out alike.", ""]
+    parts += [f"Each modality in turn taken from {rate:.0%} of the samples, in training and held-out alike.", ""]
     for figure, title in FIGURES.items():
-        names = [f"{method}, {samples}" for method in methods for samples in SAMPLES]
-        parts += [f"## {title} (percent)", "", line(["modality", "n available", "n absent", *names])]
-        parts.append(line(["---", *["---:"] * (len(names) + 2)]))
+        lines = []
         for modality in dict.fromkeys(row["modality"] for row in rows):
             cells = [modality, *(_sizes(rows, modality, samples) for samples in SAMPLES[1:])]
             for method in methods:
                 for samples in SAMPLES:
                     more = gain(rows, modality, method, baseline, samples, figure) if method != baseline else None
-                    text = spread_text(cell(rows, modality, method, samples, figure))
+                    text = spread_text(cell(rows, figure, modality=modality, method=method, samples=samples))
                     cells.append(text if more is None else f"{text} ({round(more, 1) + 0.0:+.1f})")
-            parts.append(line(cells))
-        parts.append("")
+            lines.append(cells)
+        names = [f"{method}, {samples}" for method in methods for samples in SAMPLES]
+        parts += [f"## {title} (percent)", "", *sweeps.table(["modality", "n available", "n absent", *names], lines)]
     parts.append(f"Mean ± standard deviation over seeds; in brackets the mean difference to {baseline}, in points.")
     parts.append("The tables of each modality's folder have differences with intervals (patient bootstrap).")
     return "\n".join(parts) + "\n"
@@ -183,19 +160,14 @@ def markdown(rows: Sequence[Row], study: Study, data: str) -> str:
 
 def _sizes(rows: Sequence[Row], modality: str, samples: str) -> str:
     """Held-out samples of a seed."""
-    from remind_jax.studies.tables import size_text
-
     by_seed = {r["seed"]: r["n"] for r in rows if (r["modality"], r["samples"]) == (modality, samples)}
     return size_text(tuple(by_seed.values()))
 
 
 # ---- Figure ---------------------------------------------------------------------------------------------------------
 
-# Okabe and Ito's colours, each with a shape and a place of its own.
-LOOKS = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#000000", "P"))
 
-
-def draw(rows: Sequence[Row], study: Study, data: str, figure: str = "accuracy") -> "Figure":
+def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") -> "Figure":
     """A panel a modality: overall, available and absent from top to bottom, a mark a method."""
     from matplotlib.figure import Figure
 
@@ -213,8 +185,8 @@ def draw(rows: Sequence[Row], study: Study, data: str, figure: str = "accuracy")
             axis.set_axis_off()
         elif i + columns >= len(modalities):  # nothing below it
             axis.tick_params(labelbottom=True)
-    name_methods(picture, methods)
-    picture.suptitle(f"Each modality in turn taken from {study.rate:.0%} of samples\n", fontsize=10.5)
+    sweeps.name_methods(picture, methods)
+    picture.suptitle(f"Each modality in turn taken from {rate:.0%} of samples\n", fontsize=10.5)
     seeds = len({row["seed"] for row in rows})
     bars = f"Large marks: mean of {seeds} seeds, small ones: seeds." if seeds > 1 else "One seed."
     picture.supxlabel(
@@ -226,7 +198,7 @@ def draw(rows: Sequence[Row], study: Study, data: str, figure: str = "accuracy")
 def draw_panel(axis: "Axes", rows: Sequence[Row], modality: str, methods: Sequence[str], figure: str) -> None:
     """One modality."""
     for i, method in enumerate(methods):
-        colour, shape = LOOKS[i % len(LOOKS)]
+        colour, shape = look(i)
         for j, samples in enumerate(SAMPLES):
             y = place(i, j, len(methods))
             key = (modality, method, samples)
@@ -251,42 +223,27 @@ def place(method: int, samples: int, count: int) -> float:
     return -samples + (0.6 * ((count - 1) / 2 - method) / max(count - 1, 1) if count > 1 else 0.0)
 
 
-def name_methods(picture: "Figure", methods: Sequence[str]) -> None:
-    """Marks and names in the second line of the title; beside the marks no place is free in every data set."""
-    from matplotlib.lines import Line2D
-
-    looks = (LOOKS[i % len(LOOKS)] for i in range(len(methods)))
-    marks = [Line2D([], [], color=colour, marker=shape, linestyle="", markersize=6) for colour, shape in looks]
-    at = (0.5, 1 - 0.2 / picture.get_figheight())
-    options = {"loc": "upper center", "bbox_to_anchor": at, "borderaxespad": 0.0, "handletextpad": 0.2}
-    picture.legend(marks, methods, ncols=len(methods), frameon=False, fontsize=9, **options)
-
-
 # ---- Command --------------------------------------------------------------------------------------------------------
-
-
-def write(study: Study, rows: Sequence[Row], runs: Mapping[str, Sequence[Outcome]]) -> str:
-    """Writes table and pictures; returns the Markdown."""
-    first = next(run for found in runs.values() for run in found)
-    data = first.report["data"].partition(", samples with all modalities")[0] + ", samples with all modalities"
-    text = markdown(rows, study, data)
-    command.write_csv(study.workdir / f"{NAME}.csv", COLUMNS, rows)
-    files.write_text(study.workdir / f"{NAME}.md", text)
-    command.write_figure(study.workdir / NAME, lambda: draw(rows, study, data))
-    return text
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    study = parse(arguments)
-    failed = run_sweeps(study)
-    rows, runs = collect(study)
+    removal = parse(arguments)
+    failed = run_sweeps(removal)
+    rows, runs = collect(removal)
     if not rows:
         raise UserError(f"no run finished: {'; '.join(failed)}")
-    print(write(study, rows, runs))
-    print(f"Written: {study.workdir / NAME}.csv, .md, .png, .svg")
+    data, rate = _title(runs), removal.rate
+    text = markdown(rows, rate, data)
+    sweeps.write(removal.sweeps.workdir / NAME, COLUMNS, rows, text, lambda: draw(rows, rate, data))
     if failed:
         raise UserError("; ".join(failed))
+
+
+def _title(runs: Mapping[str, Sequence[Outcome]]) -> str:
+    """Names the data without what was taken away."""
+    first = next(run for found in runs.values() for run in found)
+    return first.report["data"].partition(", samples with all modalities")[0] + ", samples with all modalities"
 
 
 if __name__ == "__main__":

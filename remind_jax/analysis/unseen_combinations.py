@@ -22,55 +22,72 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli, methods, sweep
-from remind_jax.analysis import command
+from remind_jax import cli, methods
+from remind_jax.analysis import sweeps
 from remind_jax.analysis.command import QUIET, Row
-from remind_jax.analysis.extreme_missingness import LOOKS, name_methods
+from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
+from remind_jax.evaluation.samples import Samples
 from remind_jax.inference.model_folder import ADAPTED
-from remind_jax.runtime import files, progress
-from remind_jax.studies.comparison import Spread
+from remind_jax.runtime import progress
+from remind_jax.studies.entries import Entry
 from remind_jax.studies.results import TITLES as FIGURES
+from remind_jax.studies.tables import size_text, spread_text
+from remind_jax.training import adaptation
+from remind_jax.training.unfreezing import Choice
 
 if TYPE_CHECKING:
-    import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAME = "unseen_combinations"
 LEAST_HELD_OUT = 30
-# What is unfrozen, as `adapt` writes it, and its name in tables: the axis of figure 5, and full fine-tuning.
+# What is unfrozen and its name in tables: the axis of figure 5, and full fine-tuning.
 STRATEGIES = {
-    "nothing": "nothing",
-    "head": "head",
-    "router": "router",
-    "head,router": "head + router",
-    "head,router,experts=0.25": "+ 25 % of experts",
-    "head,router,experts=0.5": "+ 50 % of experts",
-    "head,router,experts=0.75": "+ 75 % of experts",
-    "head,router,experts=1": "+ 100 % of experts",
-    "all": "everything",
+    Choice(("nothing",)): "nothing",
+    Choice(("head",)): "head",
+    Choice(("router",)): "router",
+    Choice(("head", "router")): "head + router",
+    Choice(("head", "router"), 0.25): "+ 25 % of experts",
+    Choice(("head", "router"), 0.5): "+ 50 % of experts",
+    Choice(("head", "router"), 0.75): "+ 75 % of experts",
+    Choice(("head", "router"), 1.0): "+ 100 % of experts",
+    Choice(("all",)): "everything",
 }
 WITH = "trained with them"
 SAMPLES = {"new": "left out", "known": "kept"}
 COLUMNS = ("method", "seed", "unfrozen", "trained_parameters", "chosen_step", "samples", "n", *FIGURES)
+OWN = {"data.leave_out": "--leave_out or --tail"}
 
 
-class Study(NamedTuple):
-    """The command line: what is left of it for the sweeps, and the study's own options."""
+class Taking(NamedTuple):
+    """Which combinations are left out, and how they are taken in.
 
-    arguments: list[str]
-    workdir: pathlib.Path
+    Attributes:
+      sweeps: what is trained.
+      leave_out: the combinations.
+      steps, lr: of the adaptations.
+    """
+
+    sweeps: Sweeps
     leave_out: tuple[str, ...]
     steps: int
     lr: float
+
+    def changes(self, part: str) -> dict[str, Any]:
+        """The keys of the config that make the sweep `with` or `without` the combinations."""
+        return {"data.leave_out": self.leave_out} if part == "without" else {}
+
+    def plan(self, part: str) -> list[Entry]:
+        """Plans the runs of the sweep `with` or `without` the combinations."""
+        return self.sweeps.plan(part, self.changes(part))
 
 
 # ---- The command line -----------------------------------------------------------------------------------------------
 
 
-def parse(arguments: Sequence[str]) -> Study:
+def parse(arguments: Sequence[str]) -> Taking:
     """Reads the command line and looks up the combinations in the data of every seed, so that a mistake costs nothing.
 
     Raises:
@@ -83,23 +100,19 @@ def parse(arguments: Sequence[str]) -> Study:
     parser.add_number("--steps", 300, 1)
     parser.add_number("--lr", 0.0, 0.0)
     values, rest = parser.parse_known_args(arguments)
-    if not values.workdir:
-        raise UserError("no workdir: give one as --workdir=DIR")
-    if any(argument.startswith("--config.data.leave_out") for argument in rest):
-        raise UserError("--config.data.leave_out is set by this study: use --leave_out or --tail")
     asked = tuple(part.strip() for part in values.leave_out.split(",") if part.strip())
-    study = Study(rest, pathlib.Path(values.workdir), asked, values.steps, values.lr)
-    entries = plan(study, "with")
-    for entry in entries:
+    taking = Taking(sweeps.read_sweeps(values.workdir, rest, OWN), asked, values.steps, values.lr)
+    planned = taking.plan("with")
+    for entry in planned:
         if entry.config.method in methods.PLAIN or entry.config.ensemble > 1:
             kind = "no network" if entry.config.method in methods.PLAIN else "an ensemble"
-            raise UserError(f"{entry.variant.name} is {kind}, which cannot be adapted: leave it out of --methods")
+            raise UserError(f"{entry.method} is {kind}, which cannot be adapted: leave it out of --methods")
         if rank := entry.config.fusion.router_rank:
             raise UserError(f"fusion.router_rank={rank} leaves new combinations no router to train: set it to 0")
-    study = study._replace(leave_out=asked or choose(entries[0].config, values.tail))
-    for entry in {entry.seed: entry for entry in plan(study, "without")}.values():
+    taking = taking._replace(leave_out=asked or choose(planned[0].config, values.tail))
+    for entry in {entry.seed: entry for entry in taking.plan("without")}.values():
         dataset.fit(entry.config)  # refuses names that are not there
-    return study
+    return taking
 
 
 def choose(config: Any, count: int) -> tuple[str, ...]:
@@ -122,50 +135,34 @@ def choose(config: Any, count: int) -> tuple[str, ...]:
 # ---- Runs -----------------------------------------------------------------------------------------------------------
 
 
-def sweep_arguments(study: Study, part: str) -> list[str]:
-    """The command line of the sweep `with` or `without` the combinations."""
-    own = [f"--config.data.leave_out={study.leave_out!r}"] if part == "without" else []
-    return [*study.arguments, *own, f"--workdir={study.workdir / part}"]
-
-
-def plan(study: Study, part: str) -> list[sweep.Entry]:
-    """The runs of a sweep."""
-    return sweep.plan(sweep.parse(sweep_arguments(study, part)))
-
-
-def run_sweeps(study: Study) -> list[str]:
+def run_sweeps(taking: Taking) -> list[str]:
     """Trains with and without the combinations; returns what failed, which does not stop the rest."""
     failed = []
     for part in ("without", "with"):
-        print(f"== {part} {', '.join(study.leave_out)}")
-        try:
-            sweep.main(sweep_arguments(study, part))
-        except UserError as error:
-            failed.append(f"{part}: {error}")
-    return failed
+        print(f"== {part} {', '.join(taking.leave_out)}")
+        failed.append(taking.sweeps.run(part, taking.changes(part)))
+    return [*filter(None, failed)]
 
 
-def adapt_runs(study: Study) -> None:
+def adapt_runs(taking: Taking) -> None:
     """Adapts every finished run in every way that is not there yet.
 
     Raises:
       UserError: a folder holds an adaptation with other options.
     """
-    entries = [entry for entry in plan(study, "without") if entry.finished]
-    with progress.make(len(entries) * len(STRATEGIES), "adapting") as bar:
-        for number, entry in enumerate(entries):
+    finished = [entry for entry in taking.plan("without") if entry.finished]
+    with progress.make(len(finished) * len(STRATEGIES), "adapting") as bar:
+        for number, entry in enumerate(finished):
             bar.say(f"== adapting {entry.name}")
-            _adapt_run(study, entry.folder, bar, number * len(STRATEGIES))
+            _adapt_run(taking, entry.folder, bar, number * len(STRATEGIES))
 
 
-def _adapt_run(study: Study, folder: pathlib.Path, bar: progress.Silent, done: int) -> None:
-    from remind_jax.training import adaptation, unfreezing
-
+def _adapt_run(taking: Taking, folder: pathlib.Path, bar: progress.Silent, done: int) -> None:
     adapter = None
-    for number, unfreeze in enumerate(STRATEGIES):
-        bar.advance(done + number, f"{folder.name}: {STRATEGIES[unfreeze]}")
-        choice = unfreezing.Choice(*unfreezing.parse_unfreeze(unfreeze), steps=study.steps, lr=study.lr)
-        out = adapted_folder(folder, unfreeze)
+    for number, (strategy, title) in enumerate(STRATEGIES.items()):
+        bar.advance(done + number, f"{folder.name}: {title}")
+        choice = strategy._replace(steps=taking.steps, lr=taking.lr)
+        out = adapted_folder(folder, strategy)
         if out.exists():
             _check_same(out, choice)
             continue
@@ -176,15 +173,15 @@ def _adapt_run(study: Study, folder: pathlib.Path, bar: progress.Silent, done: i
         report = adaptation.adapt(adapter, choice, out, progress.Silent())
         figures = report[ADAPTED]["after"]
         shown = [f"{SAMPLES[key]} {100 * figures[key]['accuracy']:.1f}" for key in SAMPLES]
-        bar.say(f"{folder.name:<26} {STRATEGIES[unfreeze]:<20} accuracy {'  '.join(shown)}")
+        bar.say(f"{folder.name:<26} {title:<20} accuracy {'  '.join(shown)}")
 
 
-def adapted_folder(folder: pathlib.Path, unfreeze: str) -> pathlib.Path:
-    """Where an adaptation of a run lies."""
-    return folder / "adapted" / unfreeze.replace(",", "+").replace("=", "")
+def adapted_folder(folder: pathlib.Path, strategy: Choice) -> pathlib.Path:
+    """The folder of an adaptation of a run."""
+    return folder / "adapted" / strategy.unfreeze.replace(",", "+").replace("=", "")
 
 
-def _check_same(out: pathlib.Path, choice: Any) -> None:
+def _check_same(out: pathlib.Path, choice: Choice) -> None:
     there = json.loads((out / "report.json").read_text(encoding="utf-8"))[ADAPTED]
     for key in ("steps", "lr"):
         if there[key] != getattr(choice, key):
@@ -194,77 +191,53 @@ def _check_same(out: pathlib.Path, choice: Any) -> None:
 # ---- Tables ---------------------------------------------------------------------------------------------------------
 
 
-def collect(study: Study) -> list[Row]:
-    """Rows of the table, of all runs that are finished."""
-    import polars as pl
-
+def collect(taking: Taking) -> list[Row]:
+    """Collects the rows of the table, of all runs that are finished."""
     rows = []
-    for entry in plan(study, "without"):
-        for unfreeze in STRATEGIES:
-            file = adapted_folder(entry.folder, unfreeze) / "report.json"
+    for entry in taking.plan("without"):
+        for strategy in STRATEGIES:
+            file = adapted_folder(entry.folder, strategy) / "report.json"
             if not file.exists():
                 continue
             facts = json.loads(file.read_text(encoding="utf-8"))[ADAPTED]
-            same = {"method": entry.variant.name, "seed": entry.seed, "unfrozen": unfreeze}
+            same = {"method": entry.method, "seed": entry.seed, "unfrozen": strategy.unfreeze}
             same |= {key: facts[key] for key in ("trained_parameters", "chosen_step")}
-            rows += [same | _row(samples, facts["after"][key]) for key, samples in SAMPLES.items()]
-    names = {frozenset(name.split("+")) for name in study.leave_out}
-    for entry in plan(study, "with"):
+            for key, samples in SAMPLES.items():
+                found = facts["after"][key]
+                rows.append(same | {"samples": samples} | {name: found[name] for name in ("n", *FIGURES)})
+    names = {frozenset(name.split("+")) for name in taking.leave_out}
+    for entry in taking.plan("with"):
         if entry.finished:
-            table = pl.read_parquet(entry.folder / "predictions.parquet")
-            parameters = json.loads((entry.folder / "report.json").read_text(encoding="utf-8"))["parameters"]
-            same = {"method": entry.variant.name, "seed": entry.seed, "unfrozen": WITH}
-            same |= {"trained_parameters": parameters, "chosen_step": None}
-            rows += [same | row for row in figures_of(table, names)]
+            run = entry.outcome()
+            same = {"method": run.method, "seed": run.seed, "unfrozen": WITH}
+            same |= {"trained_parameters": run.report["parameters"], "chosen_step": None}
+            rows += [same | row for row in figures_of(Samples.of(run.predictions), names)]
     return rows
 
 
-def _row(samples: str, figures: Row) -> Row:
-    return {"samples": samples, "n": figures["n"], **{name: figures[name] for name in FIGURES}}
+def figures_of(samples: Samples, names: set[frozenset[str]]) -> list[Row]:
+    """Figures of held-out samples: of the combinations in `names`, sets of modalities, and of the others."""
+    left_out = np.array([frozenset(group.split("+")) in names for group in samples.groups], bool)
+    parts = zip(SAMPLES.values(), (left_out, ~left_out), strict=True)
+    return [{"samples": name, **samples.figures(chosen, FIGURES)} for name, chosen in parts]
 
 
-def figures_of(table: "pl.DataFrame", names: set[frozenset[str]]) -> list[Row]:
-    """Figures of held-out predictions: of the combinations in `names`, sets of modalities, and of the others."""
-    from remind_jax.evaluation import metrics
-
-    labels = table["label"].to_numpy().astype(np.int64)
-    classes = sum(name.startswith("p_") and name[2:].isdigit() for name in table.columns)
-    probabilities = table.select([f"p_{k}" for k in range(classes)]).to_numpy().astype(np.float64)
-    left_out = np.array([frozenset(group.split("+")) in names for group in table["group"].to_list()], bool)
-    rows = []
-    for samples, chosen in zip(SAMPLES.values(), (left_out, ~left_out), strict=True):
-        values, _ = metrics.metrics(labels[chosen], probabilities[chosen])
-        rows.append(_row(samples, {"n": int(chosen.sum()), **values}))
-    return rows
-
-
-def cell(rows: Sequence[Row], method: str, unfrozen: str, samples: str, figure: str) -> "Spread | None":
-    """Mean and spread over seeds, in percent."""
-    from remind_jax.studies.comparison import spread
-
-    key = (method, unfrozen, samples)
-    values = [row[figure] for row in rows if (row["method"], row["unfrozen"], row["samples"]) == key]
-    return spread(None if value is None else 100 * value for value in values)
-
-
-def markdown(rows: Sequence[Row], study: Study, data: str) -> str:
+def markdown(rows: Sequence[Row], leave_out: Sequence[str], data: str) -> str:
     """A table a figure: what is unfrozen by method and samples."""
-    from remind_jax.studies.tables import line, size_text, spread_text
-
     methods = list(dict.fromkeys(row["method"] for row in rows))
     sizes = {s: size_text([row["n"] for row in rows if row["samples"] == s]) for s in SAMPLES.values()}
     seeds = ", ".join(map(str, dict.fromkeys(row["seed"] for row in rows)))
-    parts = [f"# Unseen combinations: {data}", "", f"Left out of training: {', '.join(study.leave_out)}."]
+    parts = [f"# Unseen combinations: {data}", "", f"Left out of training: {', '.join(leave_out)}."]
     parts += [f"Held-out rows of a seed: {sizes['left out']} of these, {sizes['kept']} of the others.", ""]
+    pairs = [(method, samples) for samples in SAMPLES.values() for method in methods]
+    columns = ["unfrozen", *(f"{m}, trained" for m in methods), *(f"{m}, {samples}" for m, samples in pairs)]
+    unfrozen = {strategy.unfreeze: title for strategy, title in STRATEGIES.items()} | {WITH: WITH}
     for figure, title in FIGURES.items():
-        heads = [f"{method}, {samples}" for samples in SAMPLES.values() for method in methods]
-        parts += [f"## {title} (percent)", "", line(["unfrozen", *(f"{m}, trained" for m in methods), *heads])]
-        parts.append(line(["---", *["---:"] * (len(heads) + len(methods))]))
-        for unfrozen, name in {**STRATEGIES, WITH: WITH}.items():
-            cells = [name, *(_parameters(rows, method, unfrozen) for method in methods)]
-            pairs = [(method, samples) for samples in SAMPLES.values() for method in methods]
-            parts.append(line([*cells, *(spread_text(cell(rows, m, unfrozen, s, figure)) for m, s in pairs)]))
-        parts.append("")
+        lines = []
+        for key, name in unfrozen.items():
+            found = [cell(rows, figure, method=m, unfrozen=key, samples=samples) for m, samples in pairs]
+            lines.append([name, *(_parameters(rows, m, key) for m in methods), *map(spread_text, found)])
+        parts += [f"## {title} (percent)", "", *sweeps.table(columns, lines)]
     parts.append(f"Mean ± sample standard deviation over seeds {seeds}; trained: number of parameters.")
     parts.append("Soft MoE has no routers of combinations: its router is the shared one.")
     return "\n".join(parts) + "\n"
@@ -272,15 +245,13 @@ def markdown(rows: Sequence[Row], study: Study, data: str) -> str:
 
 def _parameters(rows: Sequence[Row], method: str, unfrozen: str) -> str:
     """Trained parameters; they differ between seeds where the combinations do."""
-    from remind_jax.studies.tables import size_text
-
     return size_text([r["trained_parameters"] for r in rows if (r["method"], r["unfrozen"]) == (method, unfrozen)])
 
 
 # ---- Figure ---------------------------------------------------------------------------------------------------------
 
 
-def draw(rows: Sequence[Row], study: Study, data: str, figure: str = "accuracy") -> "Figure":
+def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, figure: str = "accuracy") -> "Figure":
     """Left the combinations left out, right the others; what is unfrozen from left to right, a line a method."""
     from matplotlib.figure import Figure
 
@@ -291,11 +262,11 @@ def draw(rows: Sequence[Row], study: Study, data: str, figure: str = "accuracy")
         n = next((row["n"] for row in rows if row["samples"] == samples), 0)
         axis.set_title(f"Combinations {samples} ({n:,} held-out rows a seed)", fontsize=9.5, fontweight="bold")
     picture.axes[0].set_ylabel(f"{FIGURES[figure]}, percent")
-    name_methods(picture, methods)
+    sweeps.name_methods(picture, methods)
     picture.suptitle("What must be trained to take in unseen combinations\n", fontsize=10.5)
     seeds = len({row["seed"] for row in rows})
     bars = f"Marks: mean of {seeds} seeds, bars ± 1 standard deviation" if seeds > 1 else "One seed"
-    note = f"{bars}; dotted: trained with all combinations.\n{data}; left out: {', '.join(study.leave_out)}"
+    note = f"{bars}; dotted: trained with all combinations.\n{data}; left out: {', '.join(leave_out)}"
     picture.supxlabel(note, fontsize=8, color=QUIET)
     return picture
 
@@ -303,15 +274,16 @@ def draw(rows: Sequence[Row], study: Study, data: str, figure: str = "accuracy")
 def draw_panel(axis: "Axes", rows: Sequence[Row], methods: Sequence[str], samples: str, figure: str) -> None:
     """One set of held-out rows."""
     for i, method in enumerate(methods):
-        colour, shape = LOOKS[i % len(LOOKS)]
+        colour, shape = look(i)
         shift = 0.12 * (i - (len(methods) - 1) / 2)  # so that bars do not hide one another
-        found = [(x, cell(rows, method, unfrozen, samples, figure)) for x, unfrozen in enumerate(STRATEGIES)]
+        key = {"method": method, "samples": samples}
+        found = [(x, cell(rows, figure, unfrozen=s.unfreeze, **key)) for x, s in enumerate(STRATEGIES)]
         found = [(x + shift, value) for x, value in found if value]
         if found:
             places, means, deviations = zip(*((x, v.mean, v.sd or 0.0) for x, v in found), strict=True)
-            look = {"color": colour, "marker": shape, "markersize": 5.5, "linewidth": 1.2, "elinewidth": 1}
-            axis.errorbar(places, means, deviations, capsize=2, **look)
-        upper = cell(rows, method, WITH, samples, figure)
+            style = {"color": colour, "marker": shape, "markersize": 5.5, "linewidth": 1.2, "elinewidth": 1}
+            axis.errorbar(places, means, deviations, capsize=2, **style)
+        upper = cell(rows, figure, unfrozen=WITH, **key)
         if upper:
             axis.axhline(upper.mean, color=colour, linestyle=":", linewidth=1.3)
             axis.plot([len(STRATEGIES) - 0.35], [upper.mean], marker=shape, markersize=5, color=colour)
@@ -327,30 +299,26 @@ def draw_panel(axis: "Axes", rows: Sequence[Row], methods: Sequence[str], sample
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    study = parse(arguments)
-    failed = run_sweeps(study)
-    adapt_runs(study)
-    rows = collect(study)
+    taking = parse(arguments)
+    failed = run_sweeps(taking)
+    adapt_runs(taking)
+    rows = collect(taking)
     if not rows:
         raise UserError(f"no run finished: {'; '.join(failed)}")
-    data = _title(study)
-    text = markdown(rows, study, data)
-    command.write_csv(study.workdir / f"{NAME}.csv", COLUMNS, rows)
-    files.write_text(study.workdir / f"{NAME}.md", text)
-    command.write_figure(study.workdir / NAME, lambda: draw(rows, study, data))
-    print(text)
-    print(f"Written: {study.workdir / NAME}.csv, .md, .png, .svg")
+    data, left_out = _title(taking), taking.leave_out
+    text = markdown(rows, left_out, data)
+    sweeps.write(taking.sweeps.workdir / NAME, COLUMNS, rows, text, lambda: draw(rows, left_out, data))
     if failed:
         raise UserError("; ".join(failed))
 
 
-def _title(study: Study) -> str:
-    """Of the data, without what was left out."""
+def _title(taking: Taking) -> str:
+    """Names the data without what was left out."""
     for part in ("with", "without"):
-        for entry in plan(study, part):
+        for entry in taking.plan(part):
             if entry.finished:
-                title = json.loads((entry.folder / "report.json").read_text(encoding="utf-8"))["data"]
-                return title.removesuffix(" kept from training").removesuffix(f", {', '.join(study.leave_out)}")
+                title = entry.report()["data"]
+                return title.removesuffix(" kept from training").removesuffix(f", {', '.join(taking.leave_out)}")
     return ""
 
 

@@ -33,10 +33,11 @@ class Slot(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A command and the file that takes its output."""
+    """A command, the file that takes its output, and what it reads from standard input, less than 64 KiB."""
 
     command: list[str]
     log: pathlib.Path
+    text: str = ""
 
 
 class Event(NamedTuple):
@@ -131,12 +132,14 @@ def _start(job: Job, slot: Slot, keep_open: Sequence[int]) -> subprocess.Popen:
     with open(job.log, "wb") as log:
         process = subprocess.Popen(
             job.command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **slot.environment},
             pass_fds=tuple(keep_open),
         )
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # a process that has ended reads nothing
+        pipe.write(job.text.encode("utf-8"))
     if slot.cpus and hasattr(os, "sched_setaffinity"):
         # Before its libraries are loaded: they make as many threads as there are cores to run on.
         with contextlib.suppress(OSError):

@@ -56,7 +56,7 @@ class Features(NamedTuple):
     labels: np.ndarray
 
 
-class Fitted(NamedTuple):
+class PlainModel(NamedTuple):
     """A fitted model: probabilities of features [n, c], number of fitted scalars, and what was chosen."""
 
     predict: Callable[[Features], np.ndarray]
@@ -106,7 +106,7 @@ def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
 # ---- Models ---------------------------------------------------------------------------------------------------------
 
 
-def fit_logistic_regression(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> Fitted:
+def fit_logistic_regression(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> PlainModel:
     """L2 logistic regression; numbers standardised, bags as TF-IDF, zeros for what is missing; C by the tuning rows."""
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
@@ -130,10 +130,10 @@ def fit_logistic_regression(train: Features, classes: int, seed: int, score: Sco
         candidates.append((score(_probabilities(model, tuning_x, classes)), c, model))
     _, c, model = max(candidates, key=lambda entry: entry[0])  # of equals the most regularised
     parameters = model.coef_.size + model.intercept_.size
-    return Fitted(lambda rows: _probabilities(model, design(rows), classes), parameters, {"C": c})
+    return PlainModel(lambda rows: _probabilities(model, design(rows), classes), parameters, {"C": c})
 
 
-def fit_gradient_boosting(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> Fitted:
+def fit_gradient_boosting(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> PlainModel:
     """Histogram gradient boosting, NaN where missing; depth and number of trees by the tuning rows."""
     import threadpoolctl
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -165,10 +165,10 @@ def fit_gradient_boosting(train: Features, classes: int, seed: int, score: Score
         staged = model.staged_predict_proba(design(rows))
         return _all_classes(next(itertools.islice(staged, trees - 1, None)), model.classes_, classes)
 
-    return Fitted(predict, parameters, {"depth": depth, "trees": trees})
+    return PlainModel(predict, parameters, {"depth": depth, "trees": trees})
 
 
-MODELS: dict[str, Callable[[Features, int, int, Score, Features], Fitted]] = {
+MODELS: dict[str, Callable[[Features, int, int, Score, Features], PlainModel]] = {
     "logistic_regression": fit_logistic_regression,
     "gradient_boosting": fit_gradient_boosting,
 }
@@ -214,7 +214,7 @@ def fit_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -
       verbose: whether to show progress and the table.
 
     Returns:
-      The report, as in report.json, with `chosen` beside: what the tuning rows decided.
+      The report, as in report.json, and `chosen`, what the tuning rows decided.
 
     Raises:
       UserError: a setting, the data or the folder cannot be used.
@@ -244,7 +244,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     return report
 
 
-def _fit(config: Any, data: Dataset) -> Fitted:
+def _fit(config: Any, data: Dataset) -> PlainModel:
     train, tuning, model = features(data, "train"), features(data, "tuning"), config.method
     if not len(tuning.labels):
         raise UserError(f"{model} is chosen by tuning rows, and there are none: give data.fractions a second share")
@@ -267,7 +267,7 @@ def _score(select: str, labels: np.ndarray) -> Score:
 
 
 def _report(
-    config: Any, data: Dataset, fitted: Fitted, folder: RunFolder, count: Callable[[int, int], None]
+    config: Any, data: Dataset, fitted: PlainModel, folder: RunFolder, count: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Reads the held-out rows, once, and writes predictions and report as a run of the network does."""
     probabilities, facts = fitted.predict(features(data, "held_out")), {"chosen": fitted.chosen}

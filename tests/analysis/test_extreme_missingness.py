@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remind_jax import sweep
 from remind_jax.analysis import extreme_missingness as extreme
+from remind_jax.analysis.sweeps import cell
 from remind_jax.errors import UserError
 from remind_jax.studies.comparison import Outcome
 from tests import tiny_runs
@@ -37,14 +37,14 @@ def _arguments(tmp_path, *more: str) -> list[str]:
 
 
 def test_every_modality_is_hidden_in_turn(tmp_path):
-    study = extreme.parse(_arguments(tmp_path, "--rate=0.7"))
-    assert sorted(study.modalities) == sorted(MODALITIES)
+    removal = extreme.parse(_arguments(tmp_path, "--rate=0.7"))
+    assert sorted(removal.modalities) == sorted(MODALITIES)
     assert extreme.parse(_arguments(tmp_path, "--modalities=ffdm_mlo,cview_cc")).modalities == ("ffdm_mlo", "cview_cc")
-    for modality in study.modalities:
-        for entry in sweep.plan(sweep.parse(extreme.sweep_arguments(study, modality))):
+    for modality in removal.modalities:
+        for entry in removal.sweeps.plan(modality, removal.changes(modality)):
             data = entry.config.data
             assert (data.complete_only, data.hide, data.hide_rate) == (True, modality, 0.7)
-            assert entry.folder == tmp_path / "study" / modality / f"{entry.variant.name}-seed0"
+            assert entry.folder == tmp_path / "study" / modality / f"{entry.method}-seed0"
     assert not (tmp_path / "study").exists()
 
 
@@ -123,10 +123,10 @@ def _row(method, seed, value, samples="overall"):
 def test_table_has_means_and_paired_gains():
     rows = [_row("remind", s, v) for s, v in ((0, 0.7), (1, 0.9), (2, 0.1))]
     rows += [_row("soft_moe", s, v) for s, v in ((0, 0.6), (1, 0.7))]
-    assert extreme.cell(rows, "a", "soft_moe", "overall", "auroc").mean == pytest.approx(65.0)
-    assert extreme.cell(rows, "a", "soft_moe", "absent", "auroc") is None
+    assert cell(rows, "auroc", modality="a", method="soft_moe", samples="overall").mean == pytest.approx(65.0)
+    assert cell(rows, "auroc", modality="a", method="soft_moe", samples="absent") is None
     assert extreme.gain(rows, "a", "remind", "soft_moe", "overall", "accuracy") == pytest.approx(15.0)  # of seeds 0, 1
-    text = extreme.markdown(rows, extreme.Study([], None, ("a",), 0.8), "made")
+    text = extreme.markdown(rows, 0.8, "made")
     assert "(+15.0)" in text
     assert "mean difference to soft_moe" in text
     assert np.isclose(extreme.place(0, 1, 2) - extreme.place(1, 1, 2), 0.6)

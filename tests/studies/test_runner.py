@@ -1,4 +1,4 @@
-"""Sweeps: what is run with which settings, that they go on after a kill, and the tables that they leave."""
+"""Sweeps: that they go on after a kill, what failures do to them, and the tables and the record that they leave."""
 
 import contextlib
 import csv
@@ -17,7 +17,8 @@ import pytest
 
 from remind_jax import sweep
 from remind_jax.errors import UserError
-from remind_jax.methods import METHODS
+from remind_jax.studies import runner
+from remind_jax.studies.entries import Entry, Options
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
@@ -44,79 +45,6 @@ def _run(arguments: list[str]) -> str:
     with contextlib.redirect_stdout(printed):
         sweep.main(arguments)
     return printed.getvalue()
-
-
-# ---- The command line ------------------------------------------------------------------------------------------------
-
-
-def _plan(tmp_path, *more: str) -> list[sweep.Entry]:
-    return sweep.plan(sweep.parse([f"--config={tiny_runs.ROOT}/configs/mimic.py", f"--workdir={tmp_path}", *more]))
-
-
-def test_all_methods_and_seeds_are_planned_seed_by_seed(tmp_path):
-    entries = _plan(tmp_path, "--seeds=3,1")
-    names = [*METHODS, "logistic_regression", "gradient_boosting"]
-    assert [(entry.seed, entry.variant.name) for entry in entries] == [(s, name) for s in (3, 1) for name in names]
-    for entry in entries:
-        assert entry.config.seed == entry.seed
-        assert entry.folder == tmp_path / f"{entry.variant.name}-seed{entry.seed}"
-        assert entry.config.method == entry.variant.name
-    assert len({str(entry.folder) for entry in entries}) == len(entries)
-    assert not list(tmp_path.iterdir())
-
-
-def test_variants_change_what_the_command_line_gave(tmp_path):
-    flags = ("--config.fusion.experts=12", "--config.dro.gamma=0.3", "--table=16", "--seeds=0")
-    found = {entry.variant.name: entry.config for entry in _plan(tmp_path, *flags)}
-    assert (found["experts_half"].fusion.experts, found["experts_quarter"].fusion.experts) == (6, 3)
-    assert (found["experts_half"].dro.gamma, found["dro_gamma_0.5"].dro.gamma) == (0.3, 0.5)
-    assert {config.method for config in found.values()} == {"remind"}
-
-
-def test_baseline_is_soft_moe_or_the_first(tmp_path):
-    def baselines(*more):
-        file = tiny_runs.ROOT / "configs" / "mimic.py"
-        return sweep.parse([f"--config={file}:size=paper,method=remind", f"--workdir={tmp_path}", *more]).baselines
-
-    assert baselines() == ["soft_moe"]
-    assert baselines("--methods=remind,soft_moe") == ["soft_moe"]
-    assert baselines("--methods=remind,reweigh") == ["remind"]
-    assert baselines("--methods=remind,reweigh", "--baseline=reweigh") == ["reweigh"]
-    assert baselines("--methods=remind,reweigh", "--baseline=reweigh,remind,reweigh") == ["reweigh", "remind"]
-    assert baselines("--table=16") == ["remind"]
-
-
-def test_the_argument_string_keeps_the_size(tmp_path):
-    file = f"--config={tiny_runs.ROOT}/configs/mimic.py:size=paper,method=remind"
-    entries = sweep.plan(sweep.parse([file, f"--workdir={tmp_path}", "--methods=reweigh", "--seeds=0"]))
-    assert (entries[0].config.size, entries[0].config.method) == ("paper", "reweigh")
-
-
-@pytest.mark.parametrize(
-    ("more", "parts"),
-    [
-        (["--methods=remnd"], ("'remnd'", "did you mean 'remind'")),
-        (["--seeds=0,0"], ("twice",)),
-        (["--seeds=0,x"], ("command line", "x")),
-        (["--baseline=group_dro", "--methods=remind"], ("baseline=group_dro", "remind")),
-        (["--baseline=remind,group_dro", "--methods=remind"], ("baseline=group_dro", "remind")),
-        (["--table=17"], ("table=17", "4, 16")),
-        (["--jobs=0"], ("jobs",)),
-        (["--config.optim.lrr=1"], ("lrr",)),
-        (["--wrokdir=x"], ("wrokdir",)),
-        (["extra"], ("unexpected arguments", "extra")),
-    ],
-)
-def test_mistakes_are_named_before_anything_is_run(tmp_path, more, parts):
-    with pytest.raises(UserError) as error:
-        _run([f"--config={tiny_runs.ROOT}/configs/mimic.py", f"--workdir={tmp_path / 'sweep'}", *more])
-    assert all(part in str(error.value) for part in parts)
-    assert not (tmp_path / "sweep").exists()
-
-
-def test_no_workdir_is_a_mistake():
-    with pytest.raises(UserError, match="no workdir"):
-        sweep.main([f"--config={tiny_runs.ROOT}/configs/mimic.py"])
 
 
 # ---- Runs ------------------------------------------------------------------------------------------------------------
@@ -241,6 +169,29 @@ def test_nothing_finished_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no run finished; the first failure was remind seed 0"):
         _run(arguments)
     assert not (tmp_path / "out" / "table.md").exists()
+
+
+def test_configs_are_run_without_any_command_line(tmp_path):
+    planned = []
+    for seed in (0, 1):
+        config = tiny_runs.config(tmp_path / "cache", "logistic_regression", **QUICK, seed=seed)
+        planned.append(Entry("mine", seed, config, tmp_path / "out" / f"mine{seed}"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        runner.run(planned, tmp_path / "out", Options(["mine"], resamples=20))
+    with open(tmp_path / "out" / "runs.csv", encoding="utf-8", newline="") as file:
+        assert [(row["method"], row["seed"]) for row in csv.DictReader(file)] == [("mine", "0"), ("mine", "1")]
+    assert _record(tmp_path / "out")["command"] == "python -m remind_jax.sweep"
+
+
+def test_a_config_that_went_through_json_is_the_same(tmp_path, monkeypatch):
+    """As a process of its own reads it."""
+    config, seen = tiny_runs.config(tmp_path / "cache", **QUICK, data__leave_out="('ffdm_cc',)"), []
+    monkeypatch.setattr(runner, "run_config", lambda config, folder: seen.append((config, folder)))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(config.to_dict())))
+    runner.run_given(["some/run"])
+    ((read, folder),) = seen
+    assert json.dumps(read.to_dict()) == json.dumps(config.to_dict())
+    assert (read.data.leave_out, str(folder)) == (("ffdm_cc",), "some/run")
 
 
 # ---- Several processes -----------------------------------------------------------------------------------------------

@@ -1,0 +1,140 @@
+"""The runs of a sweep: methods times seeds, each with its config and its folder, and the options that choose them."""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from remind_jax import cli, methods
+from remind_jax.config import set_value
+from remind_jax.errors import UserError
+from remind_jax.studies.comparison import RESAMPLES, Outcome
+
+
+class Entry(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      method: its name in tables, that of a method, a plain model or a variant.
+      seed: of the run.
+      config: of the run; the method in it may be another than `method`.
+      folder: of the run.
+    """
+
+    method: str
+    seed: int
+    config: Any
+    folder: pathlib.Path
+
+    @property
+    def name(self) -> str:
+        """The run's name in messages."""
+        return f"{self.method} seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its report."""
+        return (self.folder / "report.json").exists()
+
+    @property
+    def log(self) -> pathlib.Path:
+        """The file that takes the output of a run in a process of its own."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def report(self) -> dict[str, Any]:
+        """Reads the report of a finished run."""
+        return json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+
+    def outcome(self) -> Outcome:
+        """Reads what a finished run has left for comparisons."""
+        import polars as pl
+
+        return Outcome(self.method, self.seed, self.report(), pl.read_parquet(self.folder / "predictions.parquet"))
+
+
+class Options(NamedTuple):
+    """How a sweep is run and tabulated.
+
+    Attributes:
+      baselines: methods that differences are drawn to, each in turn.
+      resamples: bootstrap replicates of the differences.
+      jobs: runs at a time, each in a process of its own where there are several.
+      share: whether other processes run the same sweep in the same folder.
+    """
+
+    baselines: Sequence[str]
+    resamples: int = RESAMPLES
+    jobs: int = 1
+    share: bool = False
+
+
+class Setup(NamedTuple):
+    """What a command line asks to be run.
+
+    Attributes:
+      given: the config.
+      variants: methods, plain models or variants of a table.
+      seeds: of the runs.
+      options: of the sweep.
+    """
+
+    given: cli.GivenConfig
+    variants: Sequence[methods.Variant]
+    seeds: Sequence[int]
+    options: Options
+
+    def plan(self, workdir: pathlib.Path, changes: Mapping[str, Any] | None = None) -> list[Entry]:
+        """Plans all runs, seed by seed, and makes every config, so that a mistake costs nothing.
+
+        Args:
+          workdir: folder of the runs' folders.
+          changes: keys of the config and values, over what the command line says; a variant may change them again.
+        """
+        entries = []
+        for seed in self.seeds:
+            for variant in self.variants:
+                config = self.given.of_method(variant.method)
+                for key, value in {**(changes or {}), "seed": seed}.items():
+                    set_value(config, key, value)
+                variant.apply(config)
+                entries.append(Entry(variant.name, seed, config, workdir / f"{variant.name}-seed{seed}"))
+        return entries
+
+
+def add_options(parser: cli.Parser) -> None:
+    """Adds the options that `read_setup` reads."""
+    for name, default in {"methods": "all", "seeds": "0,1,42", "baseline": "", "table": ""}.items():
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--share", action="store_true")
+    parser.add_number("--jobs", 1, 1)
+    parser.add_number("--resamples", RESAMPLES, 1)
+
+
+def read_setup(values: argparse.Namespace, rest: Sequence[str]) -> Setup:
+    """Reads what to run.
+
+    Args:
+      values: of the options of `add_options`.
+      rest: arguments that describe the config.
+
+    Raises:
+      UserError: for anything that cannot be read.
+    """
+    try:
+        seeds = [int(seed) for seed in values.seeds.split(",")]
+    except ValueError as error:
+        raise UserError(f"cannot read the command line: {error}") from error
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={values.seeds} names a seed twice")
+    given = cli.read_config(rest)
+    variants = methods.choose(values.methods, values.table)
+    names = [variant.name for variant in variants]
+    default = "soft_moe" if "soft_moe" in names else names[0]
+    baselines = list(dict.fromkeys(filter(None, values.baseline.split(",")))) or [default]
+    for baseline in baselines:
+        if baseline not in names:
+            raise UserError(f"baseline={baseline} is not among the methods: {', '.join(names)}")
+    if values.share and values.jobs > 1:
+        raise UserError(f"--share with --jobs={values.jobs}: start the same command {values.jobs} times instead")
+    return Setup(given, variants, seeds, Options(baselines, values.resamples, values.jobs, values.share))

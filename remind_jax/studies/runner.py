@@ -1,0 +1,311 @@
+"""Runs the entries of a sweep, in this process, in several, or shared with other machines, and tabulates them."""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from remind_jax import cli, methods
+from remind_jax.config import complete
+from remind_jax.errors import UserError
+from remind_jax.runtime import claims, files, jobs, processes, progress, signals
+from remind_jax.studies import page
+from remind_jax.studies.entries import Entry, Options
+from remind_jax.studies.record import Record
+from remind_jax.studies.results import run_figures
+
+_CHILD = "from remind_jax.studies import runner; runner.child()"
+_CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+
+
+def run(entries: Sequence[Entry], workdir: pathlib.Path, options: Options, command: Sequence[str] = ()) -> None:
+    """Runs a sweep in a folder and writes its tables; finished runs are kept and stopped ones go on.
+
+    A run that fails does not stop the others. With `options.share` other processes may run the same sweep: each takes
+    what no other one runs, and the last one writes the tables.
+
+    Args:
+      entries: the runs, whose folders lie in `workdir`.
+      workdir: of the sweep.
+      options: how to run and tabulate.
+      command: arguments of a sweep's command line that the record shows.
+
+    Raises:
+      UserError: runs failed, or another sweep works in the folder.
+    """
+    with jobs.hold(workdir, shared=options.share) as descriptor, signals.Signals():
+        sweep = _Sweep(entries, workdir, options, command)
+        if options.share:
+            _run_shared(sweep)
+            return
+        record, shared = sweep.record(), _shared_programs(workdir / "compiled", here=options.jobs == 1)
+        with progress.make(len(entries), "runs") as bar, shared:
+            if options.jobs == 1:
+                failed = _run_in_turn(entries, bar, record)
+            else:
+                failed = _run_in_processes(entries, options.jobs, descriptor, bar, record)
+        sweep.close(failed, record)
+
+
+def run_config(config: Any, folder: pathlib.Path, verbose: bool = True) -> None:
+    """Trains the run of one config, or fits its plain model, and reports on it; a finished run is shown again.
+
+    Args:
+      config: of the run.
+      folder: of the run.
+      verbose: whether to show progress and the table.
+
+    Raises:
+      UserError: a setting, the data or the folder cannot be used.
+    """
+    # Imported when something is run: they take seconds, and a mistake is told at once.
+    if config.method in methods.PLAIN:
+        from remind_jax.studies.baselines import fit_and_evaluate
+
+        processes.run_on_first(lambda: fit_and_evaluate(config, folder, verbose=verbose))
+        return
+    from remind_jax.training.run import train_and_evaluate
+
+    train_and_evaluate(config, folder, verbose=verbose)
+
+
+class _Sweep:
+    """What all ways of running entries share: the record and the tables."""
+
+    def __init__(self, entries: Sequence[Entry], workdir: pathlib.Path, options: Options, command: Sequence[str]):
+        self.entries, self.workdir, self._options, self._command = entries, workdir, options, command
+        self._methods = list(dict.fromkeys(entry.method for entry in entries))
+
+    def record(self) -> Record:
+        """Opens the record of this call."""
+        return Record(
+            self.workdir / "sweep.json",
+            self._command,
+            methods=self._methods,
+            seeds=list(dict.fromkeys(entry.seed for entry in self.entries)),
+            baselines=list(self._options.baselines),
+            resamples=self._options.resamples,
+            jobs=self._options.jobs,
+            runs=[entry.name for entry in self.entries],
+        )
+
+    def close(self, failed: dict[str, str], record: Record) -> None:
+        """Writes the tables of all runs; `failed` has the reason for each run that failed."""
+        failures = [f"{name}: {reason}" for name, reason in failed.items()]
+        # A run that failed may have a report all the same: that of other settings.
+        outcomes = [entry.outcome() for entry in self.entries if entry.finished and entry.name not in failed]
+        if not outcomes:
+            raise UserError(f"no run finished; the first failure was {failures[0]}")
+        start, drawn = time.monotonic(), {"resamples": self._options.resamples, "failures": failures}
+        page.tabulate(self.workdir, outcomes, self._methods, self._options.baselines, **drawn)
+        record.close(
+            data=outcomes[0].report["data"],
+            failed=[entry.name for entry in self.entries if entry.name in failed],
+            seconds=time.monotonic() - start,
+            folders=[entry.folder for entry in self.entries if entry.finished],
+        )
+        if failed:
+            raise UserError(f"{len(failed)} of {len(self.entries)} runs failed: {'; '.join(failures)}")
+
+
+@contextlib.contextmanager
+def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
+    """Lets runs that differ in the seed alone compile once, unless the user keeps compiled programs elsewhere.
+
+    Args:
+      folder: for programs.
+      here: whether runs are in this process; those in other processes read the environment.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:  # which JAX takes from the environment, too
+        yield
+        return
+    from remind_jax.runtime import devices
+
+    before = os.environ.copy()
+    os.environ |= dict(zip(_CACHE, (str(folder.resolve()), str(devices.WORTH_KEEPING)), strict=True))
+    try:
+        with devices.kept_programs(folder if here else None):
+            yield
+    finally:
+        for name in _CACHE:
+            os.environ.pop(name)
+            os.environ |= {name: before[name]} if name in before else {}
+
+
+# ---- In this process ------------------------------------------------------------------------------------------------
+
+
+def _run_in_turn(entries: Sequence[Entry], bar: progress.Silent, record: Record) -> dict[str, str]:
+    """Runs one after the other; returns the names of the runs that failed, each with the reason."""
+    failed: dict[str, str] = {}
+    for done, entry in enumerate(entries):
+        bar.advance(done, entry.name)
+        with contextlib.nullcontext() if entry.finished else record.timed(entry.name):
+            reason = _run_here(entry, bar)
+        if reason:
+            failed[entry.name] = reason
+    return failed
+
+
+def _run_here(entry: Entry, bar: progress.Silent) -> str:
+    """Runs one, or shows that it is finished; returns why it failed, or nothing."""
+    shown = entry.finished
+    try:
+        run_config(entry.config, entry.folder, verbose=False)
+    except Exception as error:  # whatever it is, the other runs shall have their turn
+        reason = " ".join(str(error).split()) or type(error).__name__
+        bar.say(f"failed: {entry.name}: {reason}")
+        if not isinstance(error, UserError):
+            files.write_text(entry.log, traceback.format_exc())
+        return reason
+    bar.say(_summary(entry, kept=shown))
+    return ""
+
+
+def _summary(entry: Entry, kept: bool) -> str:
+    """Says in one line what a run has reached."""
+    figures = run_figures(entry.report())
+    shown = "  ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
+    return f"{entry.method:<26} seed {entry.seed:<4} {shown}{'  (finished before)' if kept else ''}"
+
+
+# ---- In several processes -------------------------------------------------------------------------------------------
+
+
+def _run_in_processes(
+    entries: Sequence[Entry], count: int, descriptor: int, bar: progress.Silent, record: Record
+) -> dict[str, str]:
+    """Runs several at a time; returns the names of the runs that failed, each with the reason."""
+    failed: dict[str, str] = {}
+    # A finished run of the same settings needs no process; of other settings, its own process says what differs.
+    open_entries = [entry for entry in entries if not (entry.finished and _same_settings(entry))]
+    for entry in entries:
+        if entry not in open_entries:
+            bar.say(_summary(entry, kept=True))
+    done = len(entries) - len(open_entries)
+    slots = jobs.divide(min(count, max(1, len(open_entries))), jobs.find_gpus(), jobs.find_cpus())
+    running: dict[str, contextlib.ExitStack] = {}
+    with contextlib.ExitStack() as clocks:
+        for event in jobs.run_all([_job(entry) for entry in open_entries], slots, (descriptor,)):
+            entry = open_entries[event.job]
+            if event.ended:
+                running.pop(entry.name).close()
+                done += 1
+                if event.error:
+                    failed[entry.name] = event.error
+                bar.say(f"failed: {entry.name}: {event.error}" if event.error else _summary(entry, kept=False))
+            else:
+                clock = clocks.enter_context(contextlib.ExitStack())
+                if not entry.finished:  # of other settings, which its process refuses
+                    clock.enter_context(record.timed(entry.name))
+                running[entry.name] = clock
+            bar.advance(done, ", ".join(running))
+    return failed
+
+
+def _job(entry: Entry) -> jobs.Job:
+    """A process of its own for a run, which reads its config from standard input."""
+    config = json.dumps(entry.config.to_dict())
+    return jobs.Job([sys.executable, "-c", _CHILD, str(entry.folder)], entry.log, config)
+
+
+def _same_settings(entry: Entry) -> bool:
+    """Tells whether the run's folder was made with the settings of this sweep."""
+    settings = entry.config.to_dict()
+    if entry.config.method in methods.PLAIN:
+        from remind_jax.studies.baselines import plain_config
+
+        settings = plain_config(entry.config)
+    there = (entry.folder / "config.json").read_text(encoding="utf-8")
+    return json.loads(there) == json.loads(json.dumps(settings))
+
+
+# ---- Shared with other processes ------------------------------------------------------------------------------------
+
+
+def _run_shared(sweep: _Sweep) -> None:
+    """Runs what no other process runs, until all is done or the others have the rest; the last writes the tables."""
+    entries = sweep.entries
+    with claims.Claims(sweep.workdir / "claims") as held, progress.make(len(entries), "runs") as bar:
+        begin = held.now()
+        while left := [entry for entry in entries if not _settled(entry, begin)]:
+            bar.advance(len(entries) - len(left), left[0].name)
+            took = [entry for entry in left if _take(entry, held, begin, bar)]
+            if not took and not held.wait_for_news([entry.folder.name for entry in left]):
+                bar.say(f"{len(left)} runs are under way elsewhere; the last process to end writes the tables")
+                return
+        with held.taken("tables") as mine:
+            if mine:
+                bar.say("all runs are done: writing the tables")
+                failed = {entry.name: reason for entry in entries if (reason := _failure(entry, begin))}
+                record = sweep.record()
+                record.add_spans({entry.name: _spans(entry) for entry in entries})
+                sweep.close(failed, record)
+
+
+def _take(entry: Entry, held: claims.Claims, begin: float, bar: progress.Silent) -> bool:
+    """Runs one that is free; returns whether it was."""
+    with held.taken(entry.folder.name) as mine:
+        if mine and not _settled(entry, begin):  # by the last to hold it
+            start = held.now()
+            with _noted(entry, start):
+                reason = _run_here(entry, bar)
+            if reason:
+                files.write_text(_beside_claim(entry, "failed"), json.dumps(reason))
+        return mine
+
+
+def _settled(entry: Entry, begin: float) -> bool:
+    """Tells whether a run is finished, or has failed since this process began: older failures get another try."""
+    return (entry.finished and _same_settings(entry)) or bool(_failure(entry, begin))
+
+
+def _failure(entry: Entry, begin: float) -> str:
+    """Reads why a run has failed since this process began; empty if it has not."""
+    file = _beside_claim(entry, "failed")
+    if not file.exists() or file.stat().st_mtime < begin:
+        return ""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _noted(entry: Entry, start: float) -> Iterator[None]:
+    """Notes from when to when a run was run; only the holder of its claim writes there."""
+    clock = time.monotonic()
+    try:
+        yield
+    finally:
+        spans = [*_spans(entry), (start, start + time.monotonic() - clock)]
+        files.write_text(_beside_claim(entry, "spans"), json.dumps(spans))
+
+
+def _spans(entry: Entry) -> list[tuple[float, float]]:
+    """Reads from when to when a run was run, by all processes."""
+    file = _beside_claim(entry, "spans")
+    return [tuple(span) for span in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+
+
+def _beside_claim(entry: Entry, kind: str) -> pathlib.Path:
+    """The file next to a run's claims in which processes tell each other something about it."""
+    return entry.folder.parent / "claims" / f"{entry.folder.name}.{kind}"
+
+
+# ---- The process of one run -----------------------------------------------------------------------------------------
+
+
+def child() -> None:
+    """Is what a process that `run` starts does, see `_CHILD`."""
+    cli.run(run_given, None)
+
+
+def run_given(arguments: Sequence[str]) -> None:
+    """Runs the config that is on standard input as JSON, in the folder that is the only argument."""
+    (folder,) = arguments
+    run_config(complete(json.loads(sys.stdin.read())), pathlib.Path(folder))
