@@ -20,21 +20,31 @@ time that it took and the machine) under DIR, and a folder a run.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from remind_jax import cli
 from remind_jax.errors import UserError
 from remind_jax.studies import entries, runner
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the command line given without the program's name."""
+def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path]:
+    """Reads the command line: what to run, and the folder of the sweep.
+
+    Raises:
+      UserError: for anything that cannot be read.
+    """
     parser = cli.Parser("python -m remind_jax.sweep --config=FILE --workdir=DIR …; see --help")
     parser.add_argument("--workdir", default="")
     entries.add_options(parser)
     values, rest = parser.parse_known_args(arguments)
     if not values.workdir:
         raise UserError("no workdir: give one as --workdir=DIR")
-    setup, workdir = entries.read_setup(values, rest), pathlib.Path(values.workdir)
+    return entries.read_setup(values, rest), pathlib.Path(values.workdir)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command line given without the program's name."""
+    setup, workdir = parse(arguments)
     runner.run(setup.plan(workdir), workdir, setup.options, arguments)
 
 
