@@ -135,9 +135,8 @@ def heavy_imports_inside(path: str, tree: ast.Module) -> list[str]:
     """A command that needs none of them starts at once. Type checkers' imports do not count."""
     if not path.startswith("remind_jax/") or path == "remind_jax/training/checkpoint.py":
         return []
-    heavy = HEAVY | (
-        {"ml_collections"} if path.startswith("remind_jax/config/") else set()
-    )  # benchmarks run without it
+    # Benchmarks, which run without ml_collections, make networks from the defaults of a config.
+    heavy = HEAVY | ({"ml_collections"} if path.startswith("remind_jax/config/") else set())
     return [name for name in imported(path, tree.body) if within(name, *heavy)]
 
 
