@@ -69,19 +69,19 @@ def measure(size: str, n: int, method: str) -> dict[str, Any]:
     """Times an estimator in this process.
 
     Args:
-      size: a key of `cases.SIZES`.
+      size: a key of `setups.SIZES`.
       n: samples.
       method: one of `METHODS`.
     """
     import jax
 
-    from benchmarks import cases
+    from benchmarks import setups
     from remind_jax.ops import ntk
     from remind_jax.training import optimizer as states
 
-    setup = cases.set_up(dataclasses.replace(cases.SIZES[size], b=n), routed=True, gate="always")
+    setup = setups.set_up(dataclasses.replace(setups.SIZES[size], b=n), routed=True, gate="always")
     fixed, params = states.partition(setup.params, lambda path: path.startswith("block_"))
-    cases._KEPT.clear()
+    setups.KEPT.clear()
 
     def margins(params, batch, fixed):
         return ntk.logit_margin(setup.network.apply({**fixed, **params}, batch, gate="always").logits, batch["label"])
@@ -126,13 +126,13 @@ def _alone(size: str, n: int, method: str, cores: int, memory: int) -> dict[str,
 
 
 def _points(text: str) -> list[tuple[str, int]]:
-    from benchmarks import cases
+    from benchmarks import setups
 
     points = []
     for part in text.split(","):
         size, _, n = part.partition(":")
-        if size not in cases.SIZES or not n.isdigit() or int(n) < 2:
-            raise UserError(f"point {part!r} is not SIZE:SAMPLES with a size of {', '.join(cases.SIZES)}")
+        if size not in setups.SIZES or not n.isdigit() or int(n) < 2:
+            raise UserError(f"point {part!r} is not SIZE:SAMPLES with a size of {', '.join(setups.SIZES)}")
         points.append((size, int(n)))
     return points
 

@@ -201,7 +201,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     pin(cores)
     import jax
 
-    from benchmarks import cases
+    from benchmarks import cases, setups
     from remind_jax.runtime import devices
 
     if options.device == "cpu":
@@ -215,7 +215,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         import torch
 
         torch.set_num_threads(cores)
-    entries = case.entries(cases.SIZES[name], frozenset(extras | {options.torch}))
+    entries = case.entries(setups.SIZES[name], frozenset(extras | {options.torch}))
     entries = _chosen(entries, [part for part in options.variants.split(",") if part])
     busy = os.getloadavg()[0]
     samples, facts = _measure(entries, options)

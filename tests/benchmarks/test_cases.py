@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, run
+from benchmarks import cases, run, setups
 from remind_jax.errors import UserError
 from remind_jax.ops import soft_moe
 
@@ -23,7 +23,7 @@ KEYS = {
     *("load_before", "load_after", "mfu"),
 }
 XLA_KEYS = {"xla_flops", "argument_bytes", "output_bytes", "alias_bytes", "temp_bytes"}
-TINY = cases.SIZES["tiny"]
+TINY = setups.SIZES["tiny"]
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_every_case_runs_and_writes_its_records(
 def test_every_entry_of_every_case_and_size_has_a_name_of_its_own() -> None:
     for case in cases.CASES.values():
         for size in case.sizes:
-            names = [(entry.measure, entry.name) for entry in case.entries(cases.SIZES[size], frozenset({"torch"}))]
+            names = [(entry.measure, entry.name) for entry in case.entries(setups.SIZES[size], frozenset({"torch"}))]
             assert len(set(names)) == len(names) > 0
 
 
@@ -108,7 +108,7 @@ def test_parameters_and_operations_are_those_of_the_built_networks(tmp_path: pat
         for r in records(tmp_path, "--case=block", "--variants=shared router,group routers")
     }
     plain, routed = found["forward", "shared router"], found["forward", "group routers"]
-    setup = cases.set_up(TINY, routed=True, gate="always")
+    setup = setups.set_up(TINY, routed=True, gate="always")
     assert routed["parameters"] == sum(x.size for x in setup.params.values())
     # One router and one imputed vector for each of three combinations, against a vector for each of three modalities.
     assert routed["parameters"] - plain["parameters"] == TINY.g * TINY.d * TINY.e
@@ -119,7 +119,7 @@ def test_parameters_and_operations_are_those_of_the_built_networks(tmp_path: pat
 def test_frozen_encoders_take_no_backward_operations() -> None:
     build = {entry.measure: entry.build for entry in cases.CASES["table17"].entries(TINY, frozenset())[::2]}
     trained, frozen = (build[stage]().facts["analytic_flops"] for stage in ("all trained", "encoders frozen"))
-    setup = cases.set_up(TINY, routed=False, gate="never", kind="image")
+    setup = setups.set_up(TINY, routed=False, gate="never", kind="image")
     assert trained == 3 * TINY.b * setup.cost.flops
     assert trained - frozen == 2 * TINY.b * (setup.cost.flops - setup.trained.flops) > 0
 
@@ -130,25 +130,25 @@ def test_the_torch_reference_computes_what_jax_computes(form: str, preset: str) 
     pytest.importorskip("torch", reason="the torch references need torch: pip install -e .[torch]")
     from benchmarks import torch_reference
 
-    setup = cases.set_up(TINY, routed=False, gate="never", preset=preset)
+    setup = setups.set_up(TINY, routed=False, gate="never", preset=preset)
     weights = {path: np.asarray(x) for path, x in setup.params.items()}
     batch = torch_reference.to_torch(setup.batch)
     network = torch_reference.Network(weights, form, TINY.h, soft_moe.PRESETS[preset])
-    cases.check_parity(setup, network, batch)
+    setups.check_parity(setup, network, batch)
     for path, value in weights.items():  # the check puts the weights back
         np.testing.assert_array_equal(network.read(path), value)
-    weights["head/bias"] = weights["head/bias"] + np.float32(0.01) * np.arange(cases.CLASSES, dtype=np.float32)
+    weights["head/bias"] = weights["head/bias"] + np.float32(0.01) * np.arange(setups.CLASSES, dtype=np.float32)
     network.load(weights)
     with pytest.raises(RuntimeError, match="differ in logits"):
-        cases.check_parity(setup, network, batch)
+        setups.check_parity(setup, network, batch)
 
 
 @pytest.mark.slow
 def test_a_step_from_stored_features_moves_the_weights_as_one_with_frozen_encoders_does() -> None:
     found = []
     for kind in ("image", "features"):
-        setup = cases.set_up(TINY, routed=True, gate="gated", kind=kind)
-        slopes = jax.grad(lambda p, x, s=setup: cases.mean_loss(s.network, "gated", p, x))(setup.params, setup.batch)
+        setup = setups.set_up(TINY, routed=True, gate="gated", kind=kind)
+        slopes = jax.grad(lambda p, x, s=setup: setups.mean_loss(s.network, "gated", p, x))(setup.params, setup.batch)
         found.append({path: x for path, x in slopes.items() if not path.startswith("encoders/")})
     for path, slope in found[0].items():
         # Features are rounded to bfloat16.
@@ -172,8 +172,8 @@ def test_a_process_that_starts_is_timed() -> None:
 
 
 def test_the_batch_has_present_and_missing_modalities() -> None:
-    inputs = cases.make_inputs(TINY, "embedding")
-    batch = cases.make_batch(TINY, inputs)
+    inputs = setups.make_inputs(TINY, "embedding")
+    batch = setups.make_batch(TINY, inputs)
     present = batch["present"]
     assert present.any(axis=1).all()
     assert not present.all()
