@@ -22,7 +22,7 @@ _SHUFFLE, _BALANCE, _TIES, _PAIR, _FAIR, _SPREAD = 1, 2, 3, 4, 5, 6  # keep the 
 
 
 def shuffled(seed: int, n: int) -> Order:
-    """An endless stream in which every epoch is a permutation of its own of the n samples.
+    """Orders samples as an endless stream in which every epoch is a permutation of its own of all n.
 
     Batch t takes the places [t*b, (t+1)*b) of the stream; it may lie across the border of two epochs, so that every
     sample occurs exactly once per epoch whatever the batch size.
@@ -42,7 +42,7 @@ def shuffled(seed: int, n: int) -> Order:
 
 
 def most_modalities_first(seed: int, observed: np.ndarray, epochs: int) -> Order:
-    """As `shuffled`, but the first epochs go from samples with all modalities to those with the fewest (Flex-MoE).
+    """Orders as `shuffled` does, but sorts the first epochs from all modalities to the fewest (Flex-MoE).
 
     Samples with the same number of modalities come in a random order, a new one every epoch: that of the rows of a
     table may be by patient or label.
@@ -72,13 +72,13 @@ def most_modalities_first(seed: int, observed: np.ndarray, epochs: int) -> Order
 
 
 def _permutation(seed: int, index: int, purpose: int, n: int, stream: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """A random permutation of n that depends on the other arguments only, int64 [n]."""
+    """Draws a permutation of n that depends on the other arguments only, int64 [n]."""
     # Ties between 64-bit numbers are too rare to matter, and a stable sort makes them reproducible.
     return np.argsort(_bits(seed, index, purpose, n, stream), kind="stable").astype(np.int64)
 
 
 def _epochs(n: int, permutation: Callable[[int], np.ndarray]) -> Order:
-    """The endless stream of the permutations of epochs 0, 1, …, cut into batches."""
+    """Cuts the endless stream of the permutations of epochs 0, 1, … into batches."""
     permutation = functools.lru_cache(maxsize=3)(permutation)  # prefetching threads may stand on both sides of a border
 
     def order(step: int, batch_size: int) -> np.ndarray:
@@ -121,7 +121,7 @@ def group_balanced(seed: int, groups: np.ndarray) -> Order:
 
 
 def group_pairs(seed: int, groups: np.ndarray, pairs: str = "random") -> Order:
-    """Batches of two groups, rows 2i from the one and 2i + 1 from the other, each drawn with replacement (Fair Mixup).
+    """Draws batches of two groups, rows 2i of the one and 2i + 1 of the other, with replacement (Fair Mixup).
 
     Over steps, `random` looks at every pair of groups alike, so that its mean is that over all pairs.
 
@@ -195,7 +195,7 @@ def move_shares(shares: np.ndarray, losses: np.ndarray, alpha: float, mode: str 
 
 
 def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers that share out `total` (Hamilton's rule; the first of equal remainders goes first), int64 [g]."""
+    """Shares out `total` in whole numbers (Hamilton's rule; the first of equal remainders goes first), int64 [g]."""
     quota = shares / shares.sum() * total
     counts = np.floor(quota).astype(np.int64)
     short = total - int(counts.sum())
@@ -204,10 +204,10 @@ def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
 
 
 def apportion(shares: np.ndarray, total: int, least: int) -> np.ndarray:
-    """Whole numbers that share out `total` by largest remainder, but for groups that would get less than `least`.
+    """Shares out `total` by largest remainder, but gives `least` to groups that would get less.
 
-    Those get `least`, and the others give it up in proportion to what they have above it. With a total that is too
-    small for all groups none is raised.
+    The others give that up in proportion to what they have above `least`. With a total that is too small for all groups
+    none is raised.
 
     Args:
       shares: [g], at least 0.
@@ -226,7 +226,7 @@ def apportion(shares: np.ndarray, total: int, least: int) -> np.ndarray:
 
 
 def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: int, least: int = 0) -> Order:
-    """Batches in which groups have given shares, without replacement as long as a group's samples last.
+    """Draws batches in which groups have given shares, without replacement as long as a group's samples last.
 
     The samples of a whole epoch are apportioned to groups by largest remainder and the groups then spread evenly over
     its batches: apportioned batch by batch, a group with a share below half a sample would never be drawn. A group that
@@ -279,11 +279,11 @@ class Sampler:
         self._order = order
 
     def order(self, step: int, batch_size: int) -> np.ndarray:
-        """The samples of a step, int64 [b]: positions in the training rows."""
+        """Returns the samples of a step, int64 [b]: positions in the training rows."""
         return self._order(step, batch_size)
 
     def known_until(self, step: int) -> int:
-        """The first step whose order is not known before all steps up to it have been observed; above `step`."""
+        """Returns the first step, above `step`, whose order is not known before all steps up to it are observed."""
         del step
         return sys.maxsize
 
@@ -297,11 +297,11 @@ class Sampler:
         """
 
     def figures(self) -> dict[str, np.ndarray]:
-        """Numbers to record by their name, one for each combination, [g]."""
+        """Returns numbers to record by their name, one for each combination, [g]."""
         return {}
 
     def record(self) -> dict[str, Any]:
-        """Everything that a resumed run needs besides the step, for JSON."""
+        """Returns everything that a resumed run needs, the step apart, for JSON."""
         return {}
 
     def restore(self, record: Mapping[str, Any]) -> None:
@@ -414,12 +414,12 @@ def _check(seed: int, n: int) -> None:
 
 
 def _bits(seed: int, index: int, purpose: int, count: int, stream: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Random uint64 [count] that depend on the other arguments only."""
+    """Draws uint64 [count] that depend on the other arguments only."""
     key = np.array([seed, index], np.uint64)  # a list with a seed above 2**63 would pass through float64
     counter = np.array([0, *stream, purpose], np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
 def _below(bits: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Whole numbers in [0, limit) from the upper 32 random bits, int64 [b]; off uniform by at most limit / 2**32."""
+    """Maps the upper 32 random bits to whole numbers in [0, limit), int64 [b]; off uniform by at most limit / 2**32."""
     return ((bits >> np.uint64(32)) * limit.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

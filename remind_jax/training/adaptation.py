@@ -48,7 +48,7 @@ def open_single(path: pathlib.Path) -> Predictor:
 
 
 def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
-    """A manifest folder that fits a run, the split of its rows, int8 [n], and the warnings of its checks.
+    """Reads a manifest folder that fits a run; returns it, the split of its rows, int8 [n], and warnings of its checks.
 
     Raises:
       UserError: it cannot be used, or its modalities, kinds or classes are not those of the run.
@@ -69,7 +69,7 @@ def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndar
 
 
 def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
-    """The data that a run was trained on, those that it left out in their place; as `read_folder`.
+    """Reads the data of a run, with the combinations that it left out in their place; returns what `read_folder` does.
 
     Raises:
       UserError: the run has left nothing out, or its data are others by now.
@@ -85,7 +85,7 @@ def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]
 def prepare(
     run: Predictor, manifest: Manifest, whole_split: np.ndarray, rows: str, findings: Sequence[check.Finding] = ()
 ) -> datasets.Dataset:
-    """Rows for adaptation: those that train and choose, and all held-out ones.
+    """Prepares the rows of an adaptation: those that train and choose, and all held-out ones.
 
     Args:
       run: whose groups are extended by the combinations of the train rows that it does not know, the most frequent
@@ -146,7 +146,7 @@ class Adapter:
         return self._before
 
     def experts(self, share: float) -> dict[str, np.ndarray]:
-        """The experts that a share chooses, by block, int ascending; a smaller share chooses some of a larger one's."""
+        """Chooses a share of the experts of each block, int ascending; a smaller share takes some of a larger one's."""
         if not share:
             return {}
         fusion = self.run.config.fusion
@@ -159,7 +159,7 @@ class Adapter:
         return {f"block_{i}": np.sort(row[:count]) for i, row in enumerate(ranked)}
 
     def config(self, choice: Choice) -> ml_collections.ConfigDict:
-        """The run's settings, changed to those of the adaptation."""
+        """Returns the run's settings, changed to those of the adaptation."""
         config, n = ml_collections.ConfigDict(self.run.config.to_dict()), len(self.data.stores["train"])
         config.parallel, config.devices, config.sampler = "jit", 1, "shuffled"
         config.objective.update(kind="erm", mixup_weight=0.0, distill_weight=0.0)
@@ -205,7 +205,7 @@ class Adapter:
 
 
 def _of_cut(model: Predictor, trained: Mapping[str, np.ndarray | None]) -> Predictor:
-    """The model as one of parameters from `cut`, which predicts without adjustment of the prior."""
+    """Returns the model as one of parameters from `cut`, which predicts without adjustment of the prior."""
 
     def apply(params: Params, *rest: Any, **options: Any) -> Any:
         return model.network.apply(joined(params, trained), *rest, **options)
@@ -262,7 +262,7 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
 def _report(
     adapter: Adapter, choice: Choice, params: Params, found: Mapping[str, Any], bar: progress.Silent
 ) -> dict[str, Any]:
-    """The report, and under `table` the predictions."""
+    """Builds the report, and under `table` the predictions."""
     run, data = adapter.run, adapter.data
     after = adapter.predict(params)
     table, before = (
@@ -294,7 +294,7 @@ def _facts(
     before: pl.DataFrame,
     after: pl.DataFrame,
 ) -> dict[str, Any]:
-    """What was done, and figures (`n`, M) of the held-out rows of new and of known combinations, before and after."""
+    """Tells what was done, and figures (`n`, M) of held-out rows of new and of known combinations, before and after."""
     run, data = adapter.run, adapter.data
     index = data.groups.index(data.manifest.presence[data.rows("held_out")])
     samples = {"new": (index >= len(run.groups)) & (index < len(data.groups)), "known": index < len(run.groups)}
@@ -322,7 +322,7 @@ def _facts(
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """What an adaptation did, as lines."""
+    """Tells in lines what an adaptation did."""
     facts = report[ADAPTED]
     share = 100 * facts["trained_parameters"] / report["parameters"]
     by = {

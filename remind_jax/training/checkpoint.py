@@ -107,7 +107,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**args))
 
     def _settle(self) -> None:
-        """Waits for the save under way; one that has failed is tried once more."""
+        """Waits for the save under way, and tries one that has failed once more."""
         if self._saving is None:
             return
         try:
@@ -141,16 +141,16 @@ class Checkpoints:
     # ---- Reading ----------------------------------------------------------------------------------------------------
 
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, None when there is none."""
+        """Returns the step of the newest complete checkpoint, None when there is none."""
         return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending."""
+        """Returns the steps of all complete checkpoints, ascending."""
         self._settle()
         return sorted(self._manager.all_steps())
 
     def newest_whole(self) -> int | None:
-        """Step of the newest checkpoint without damage; damaged ones are said and set aside as `damaged-<step>`."""
+        """Returns the step of the newest whole checkpoint; names damaged ones, sets them aside as `damaged-<step>`."""
         for step in reversed(self.steps()):
             fault = self._fault(step)
             if not fault:

@@ -158,7 +158,7 @@ def _stage_cost(config: Any, stage: Stage, network: Any, outline: Outline, param
 
 
 def _kept_bytes(loss: Any, trained: Any, *rest: Any) -> int:
-    """Bytes that the backward pass needs of the forward pass, its inputs left out."""
+    """Counts the bytes that the backward pass needs of the forward pass, its inputs left out."""
     trace = jax.make_jaxpr(lambda trained, *rest: jax.vjp(lambda p: loss(p, *rest), trained)[1])(trained, *rest).jaxpr
     inputs = {id(variable) for variable in (*trace.invars, *trace.constvars)}
     # The same array may be kept under several names; a literal, which has a value already, costs nothing.

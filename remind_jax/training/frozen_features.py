@@ -39,13 +39,13 @@ Pieces = Iterator[tuple[str, np.ndarray]]
 
 
 class _Kept(NamedTuple):
-    """One modality of a split: the rows that have it [k, ...] and where each sample's is [n]; k for none."""
+    """One modality of a split: the rows that have it [k, ...], and each sample's index among them [n], k for none."""
 
     values: Any
     index: np.ndarray
 
     def take(self, positions: np.ndarray) -> Any:
-        """The rows of samples [b, ...], zeros where the modality is missing."""
+        """Returns the rows of samples [b, ...], zeros where the modality is missing."""
         where = self.index[positions]
         if isinstance(self.values, jax.Array):
             return _gather(self.values, where)
@@ -74,7 +74,7 @@ class FeatureStore:
 
 
 class _Layout(NamedTuple):
-    """What is kept of one modality of one split: under which name, of which samples [n], and as what."""
+    """What is kept of one modality of one split: its name in batches, the samples that have it [n], shape and type."""
 
     key: str
     present: np.ndarray
@@ -94,7 +94,7 @@ class _Layout(NamedTuple):
 def stores_of(
     config: Any, network: Network, data: datasets.Dataset, stage: Stage, params: Params, bar: progress.Silent
 ) -> Iterator[Mapping[str, pipeline.Store]]:
-    """The stores that a stage reads: those of the data, or with the features of encoders that rest in it.
+    """Yields the stores that a stage reads: those of the data, or with the features of encoders that rest in it.
 
     Args:
       config: of the run.
@@ -139,7 +139,7 @@ _WHERE = {"memory": "in memory", "device": "in device memory", "disk": "on disk"
 
 
 def _trunks(config: Any, stage: Stage, data: datasets.Dataset) -> list[str]:
-    """The modalities whose features are kept; none when that is not wanted or would not pay."""
+    """Names the modalities whose features are kept; none when that is not wanted or would not pay."""
     choice = config.train.feature_cache
     if choice == "off" or not stage.rests or config.ensemble > 1:
         return []
@@ -169,7 +169,7 @@ def _size(layout: Mapping[str, _Layout]) -> str:
 
 
 def _kind(config: Any, needed: int, say: Say) -> str:
-    """Where `needed` bytes go."""
+    """Chooses where `needed` bytes go."""
     choice = config.train.feature_cache
     if choice != "auto" or not needed:
         return choice
@@ -193,7 +193,7 @@ def _cache(config: Any) -> pathlib.Path:
 
 
 def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
-    """What a batch holds besides modalities, of all rows."""
+    """Returns the columns of a batch that are no modalities, for all rows."""
     rows = data.rows(split)
     presence = data.manifest.presence[rows]
     columns = {"present": presence, "group": data.groups.index(presence), "label": data.manifest.labels[rows]}
@@ -201,7 +201,7 @@ def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
 
 
 def _index(present: np.ndarray) -> np.ndarray:
-    """Where the row of each sample is among those that are kept; behind the last for a sample without."""
+    """Returns the index of each sample's row among those kept, int [n]; their number for a sample without one."""
     return np.where(present, np.cumsum(present) - 1, max(1, present.sum()))
 
 
@@ -213,7 +213,7 @@ def _encoded(
     layout: Mapping[str, _Layout],
     bar: progress.Silent,
 ) -> Pieces:
-    """Name and next rows of modalities, those of samples that lack them left out."""
+    """Yields names of modalities with their next rows, of the samples that have them."""
     size = config.train.batch_size
     encode, weights = jax.jit(network.features, static_argnums=1), jax.device_put(params)
     waiting: dict[str, np.ndarray] = {}
@@ -260,7 +260,7 @@ def _fill(arrays: Mapping[str, np.ndarray], pieces: Pieces) -> None:
 
 
 def _digest(config: Any, params: Params, data: datasets.Dataset, trunks: list[str]) -> str:
-    """Sha256 of everything that features depend on: data, splits, preprocessing, encoders, and how they are stored."""
+    """Digests everything that features depend on: data, splits, preprocessing, encoders, and how they are stored."""
     options = {key: value for key, value in config.model.items() if key != "encoder_dropout"}
     described = {
         "version": _VERSION,
@@ -285,7 +285,7 @@ def _digest(config: Any, params: Params, data: datasets.Dataset, trunks: list[st
 def _from_disk(
     folder: pathlib.Path, layout: Mapping[str, _Layout], encode: Callable[[], Pieces], say: Say
 ) -> dict[str, np.ndarray]:
-    """The files of a folder, mapped into memory; of several processes that want them the first makes them."""
+    """Maps the files of a folder into memory; of several processes that want them the first makes them."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(folder.parent / f"{folder.name}.lock") as lock:

@@ -125,7 +125,7 @@ class Trainer:
         return at
 
     def _resume(self, checkpoints: Checkpoints | None) -> Position:
-        """The position of the newest checkpoint that is whole, for all processes; without one that at the start."""
+        """Returns, on all processes, the position of the newest whole checkpoint; without one that at the start."""
         newest = processes.run_on_first(lambda: _newest(checkpoints))
         # From the first process: of another kind of processor, others might round the last bit another way.
         params = devices.broadcast(self.initial())
@@ -151,7 +151,7 @@ class Trainer:
         at.cursor = cursor.next_stage(index, keeps)
 
     def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:
-        """The state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
+        """Makes the state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
         ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
         options = {"ensemble": ensemble, "by_rows": self.transforms.by_rows, "seed": self.config.seed}
         state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, ema, **options)
@@ -206,7 +206,7 @@ class Trainer:
                     return
 
     def program(self, stage: Stage) -> devices.Program:
-        """The train step of a stage on the devices of the run."""
+        """Compiles the train step of a stage for the devices of the run."""
         config, optimizer, options = self.config, self._optimizer(stage), step_options(self.config, self.steps)
         step = make_step(self.model.single, self.objective, self.transforms, optimizer, stage, options)
         return devices.make_program(step, config.parallel, self.devices, config.programs, config.expert_devices)
@@ -233,7 +233,7 @@ class Trainer:
         )
 
     def _batches(self, store: pipeline.Store, step: int, stop: int) -> Iterator[pipeline.Batch]:
-        """Training batches, read ahead as far as their order is known."""
+        """Yields training batches, read ahead as far as their order is known."""
         size, threads = self.config.train.batch_size, self.config.train.threads
         own = devices.own_rows(size)
         while step < stop:
@@ -244,12 +244,12 @@ class Trainer:
             step = end
 
     def _evaluates(self, stage: Stage, step: int) -> bool:
-        """Whether weights are judged after so many steps."""
+        """Tells whether weights are judged after so many steps."""
         every = max(1, round(self.config.train.evaluate_every * self.num_train / self.config.train.batch_size))
         return (step - stage.start) % every == 0 or step == stage.stop
 
     def _stops(self, checkpoints: Checkpoints | None) -> int:
-        """The signal that asks all processes to stop now, 0 for none."""
+        """Returns the signal that asks all processes to stop now, 0 for none."""
         asked = self._agreement.ask(self.signals.asked)
         return asked if checkpoints is not None or not processes.is_first() else 0
 
@@ -288,7 +288,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _checkpoints(self, say: Callable[[str], None]) -> Iterator[Checkpoints | None]:
-        """The checkpoints of the run, on the first process; None on the others, which fail where it does."""
+        """Opens the checkpoints on the first process; yields None on the others, which fail where it does."""
         folder, keep, own = self.folder.path / "checkpoints", self.config.train.keep, []
         with contextlib.ExitStack() as opened:
 
@@ -300,7 +300,7 @@ class Trainer:
 
 
 def _newest(checkpoints: Checkpoints) -> dict[str, Any] | None:
-    """What all processes must know of the checkpoint that a run goes on from, besides its arrays."""
+    """Returns what all processes must know of the checkpoint that a run goes on from, arrays apart."""
     step = checkpoints.newest_whole()
     if step is None:
         return None

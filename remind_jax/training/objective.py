@@ -78,20 +78,20 @@ class Objective(NamedTuple):
     distills: bool = False
 
     def is_robust(self, stage: Stage) -> bool:
-        """Whether λ acts and moves in a stage."""
+        """Tells whether λ acts and moves in a stage."""
         return self.robust is not None and stage.robust
 
     def factors(self, stage: Stage) -> Factors:
-        """The factors of a stage."""
+        """Returns the factors of a stage."""
         return self.robust if self.is_robust(stage) else self.static
 
     def sums(self, batch: Batch, each: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The sums of losses [b] and the numbers of samples of each combination on one device, [g]."""
+        """Sums losses [b] and counts samples by combination on one device, [g] each."""
         return losses.group_sums(each, batch["group"], batch["weight"], len(self.counts))
 
 
 def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarray | None = None) -> Objective:
-    """The objective of a run.
+    """Makes the objective of a run.
 
     Args:
       config: of the run.
@@ -124,7 +124,7 @@ def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarr
 
 
 def make_loss(config: Any, class_fractions: np.ndarray) -> Loss:
-    """The loss of single samples that a config names.
+    """Returns the loss of single samples that a config names.
 
     Args:
       config: of the run.
@@ -138,7 +138,7 @@ def make_loss(config: Any, class_fractions: np.ndarray) -> Loss:
 
 
 def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0) -> Callable[[Pass], jax.Array]:
-    """Losses of the samples of a pass, [b]; of several members the mean of theirs, so that each learns by itself.
+    """Makes the losses of a pass, [b]; of several members they are the mean of theirs, so that each learns by itself.
 
     Args:
       loss: of single samples.
@@ -160,7 +160,7 @@ def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float =
 
 
 def loss_offset(objective: Any, prior_counts: np.ndarray, num_groups: int) -> np.ndarray | None:
-    """What is added to logits in the loss, by combination and class, [g + 1, c]; None for nothing.
+    """Returns what is added to logits in the loss, by combination and class, [g + 1, c]; None for nothing.
 
     Args:
       objective: the section of a config.
@@ -177,7 +177,7 @@ def loss_offset(objective: Any, prior_counts: np.ndarray, num_groups: int) -> np
 
 
 def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformationExtraArgs:
-    """The transform that keeps λ; `train_counts` are training samples of each combination, [g]."""
+    """Makes the transform that keeps λ; `train_counts` are training samples of each combination, [g]."""
     counts = jnp.asarray(train_counts, jnp.float32)
     return group_dro.group_dro(
         len(counts),
@@ -189,12 +189,12 @@ def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformat
 
 
 def static_factors(weights: jax.Array) -> Factors:
-    """Factors of a mean of weighted losses; `weights` of a sample by its group, [g]."""
+    """Makes the factors of a mean of weighted losses; `weights` are those of a sample by its group, [g]."""
     return lambda dro_state, loss_sum, count: reweigh.weighted_mean_factors(weights, count)
 
 
 def robust_factors(dro: optax.GradientTransformationExtraArgs, uses: str, normalize_present: bool) -> Factors:
-    """Factors of Σ_g λ_g (mean loss of g).
+    """Makes the factors of Σ_g λ_g (mean loss of g).
 
     Args:
       dro: the transform that keeps λ.
@@ -212,13 +212,13 @@ def robust_factors(dro: optax.GradientTransformationExtraArgs, uses: str, normal
 
 
 def _erm(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, None]:
-    """Empirical risk minimisation: every sample counts the same."""
+    """Minimises the empirical risk: every sample counts the same."""
     del config, dro
     return static_factors(jnp.ones(len(counts))), None
 
 
 def _reweigh(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, None]:
-    """Static weights of groups by their training samples."""
+    """Gives groups static weights by their training samples."""
     del dro
     if config.objective.reweigh_rule == "effective_number":
         return static_factors(reweigh.effective_number_weights(counts)), None
@@ -226,7 +226,7 @@ def _reweigh(config: Any, counts: jax.Array, dro: optax.GradientTransformationEx
 
 
 def _group_dro(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, Factors]:
-    """Empirical risk minimisation where λ rests, and group DRO where it acts."""
+    """Minimises the empirical risk where λ rests, and Σ_g λ_g (mean loss of g) where it acts."""
     robust = robust_factors(dro, config.dro.weights, config.dro.normalize_present)
     return static_factors(jnp.ones(len(counts))), robust
 
@@ -241,7 +241,7 @@ where λ rests, and those where it acts, None for an objective without λ."""
 
 
 def _but_plain(factors: Factors, plain: int) -> Factors:
-    """The same factors, but those of empirical risk minimisation for the first `plain` networks of an ensemble."""
+    """Replaces factors by those of empirical risk minimisation for the first `plain` networks of an ensemble."""
 
     def found(dro_state, loss_sum, count):
         mean = reweigh.weighted_mean_factors(jnp.ones_like(count), count)
@@ -251,7 +251,7 @@ def _but_plain(factors: Factors, plain: int) -> Factors:
 
 
 def is_plain(plain: int) -> jax.Array:
-    """Whether the network whose step this is, one of an ensemble, is among the first `plain`, without group parts."""
+    """Tells whether the network whose step this is, one of an ensemble, is among the first `plain`."""
     return jax.lax.axis_index(NETWORKS) < plain
 
 
@@ -259,7 +259,7 @@ def is_plain(plain: int) -> jax.Array:
 
 
 def mixup_penalty(weight: float, num_groups: int, beta: float = 1.0) -> Penalty:
-    """Fair Mixup's penalty.
+    """Makes Fair Mixup's penalty.
 
     A mixed sample belongs to no combination: the router that all combinations share takes it. It has what either of its
     two samples has.
@@ -290,7 +290,7 @@ def mixup_penalty(weight: float, num_groups: int, beta: float = 1.0) -> Penalty:
 
 
 def routing_penalty(balance: float, entropy: float, specialize: float) -> Penalty:
-    """The penalty on the routing of a sparse fusion over the whole batch; the weights are those of its three parts."""
+    """Makes the penalty on the routing of a sparse fusion over a batch; the arguments weigh its three parts."""
 
     def value(sums: Any) -> jax.Array:
         weights = {"balance": balance, "entropy": entropy, "specialize": specialize}

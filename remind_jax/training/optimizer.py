@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
         return int(np.max(self.step))
 
     def weights(self) -> Params:
-        """All parameters for evaluation: averaged ones where they exist."""
+        """Returns all parameters for evaluation: averaged ones where they exist."""
         return {**self.frozen, **self.params, **self.ema}
 
 
@@ -58,7 +58,7 @@ def partition(params: Params, is_frozen: Callable[[str], bool]) -> tuple[Params,
 def learning_rate(
     kind: str, lr: float, *, steps: int, warmup: float, decay_steps: int, decay_rate: float
 ) -> optax.Schedule:
-    """Learning rate by step.
+    """Returns the learning rate by step.
 
     Args:
       kind: `cosine` (to zero at `steps`, after a linear warm-up), `step` (StepLR of the paper) or `constant`.
@@ -94,7 +94,7 @@ def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
 
 
 def rejecting(make: Callable[[Any, Any], optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
-    """Adam that a rejected step leaves as it is, to the bit.
+    """Makes an Makes an Adam that a rejected step leaves as it is, to the bit.
 
     A choice between moments before and after would have to write both down, since the update reads them too: a third
     of a step on CPU. Decays of one and a gradient of zero keep the moments where they are.
@@ -118,7 +118,7 @@ def rejecting(make: Callable[[Any, Any], optax.GradientTransformation]) -> optax
 
 
 def _counts(accepted: jax.Array, after: Any, before: Any) -> Any:
-    """The optimizer's state after a step, whose counts of steps are those before where it is rejected."""
+    """Returns the optimizer's state after a step, with the counts of steps from before where it is rejected."""
     return jax.tree.map(lambda x, y: jnp.where(accepted, x, y) if jnp.ndim(x) == 0 else x, after, before)
 
 
@@ -132,7 +132,7 @@ def make_optimizer(
     first_moment: str = "float32",
     decay: str = "weights",
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW with optional clipping of the global norm, beside the transform that keeps λ.
+    """Makes AdamW with optional clipping of the global norm, next to the transform that keeps λ.
 
     Args:
       schedule: learning rate by the optimizer's own count of steps.
@@ -159,12 +159,12 @@ def make_optimizer(
 
 
 def with_dro(opt_state: Any, dro_state: Any) -> Any:
-    """An optimizer state with other group weights, of the same type: another one would be compiled for anew."""
+    """Replaces the group weights of an optimizer state, whose type stays: another one would be compiled for anew."""
     return type(opt_state)(opt_state, dro=dro_state)
 
 
 def effective_decay(decay: float, steps: int) -> float:
-    """Decay of the weight average, shortened in runs so short that it would still remember the initial weights.
+    """Shortens the decay of averaged weights in runs so short that they would still remember the initial weights.
 
     The memory 1 / (1 - decay) is held to a tenth of the run.
     """
@@ -181,7 +181,7 @@ def start(
     by_rows: bool = False,
     seed: int = 0,
 ) -> TrainState:
-    """State at the beginning of a stage, with a fresh optimizer; of an ensemble all arrays have its axis first.
+    """Makes the state at the beginning of a stage, with a fresh optimizer; an ensemble's arrays have its axis first.
 
     Tables that are trained by rows are not averaged: averages move at every step.
     """

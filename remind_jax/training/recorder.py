@@ -15,7 +15,7 @@ MAX_REJECTED = 5  # rejected steps in a row that end a run
 
 @dataclasses.dataclass
 class Cursor:
-    """Where a run stands, besides its arrays.
+    """Where a run stands, arrays apart.
 
     Attributes:
       stage: number of the stage.
@@ -42,7 +42,7 @@ class Cursor:
     blamed: list[str] = dataclasses.field(default_factory=list)
 
     def improves(self, values: Mapping[str, float | None], select: str) -> bool:
-        """Whether weights are better than all before them in the stage; counts the evaluations since the best.
+        """Tells whether weights are better than all before them in the stage; counts the evaluations since the best.
 
         Args:
           values: tuning figures of the weights.
@@ -64,7 +64,7 @@ class Cursor:
         return True
 
     def next_stage(self, index: int, keeps: bool) -> "Cursor":
-        """The cursor at the start of a stage; `keeps` says whether it must do better than the stage before."""
+        """Returns the cursor at the start of a stage; `keeps` says whether it must do better than the stage before."""
         passed = [*self.passed, self.chosen]
         if keeps:
             return Cursor(stage=index, best=self.best, chosen=self.chosen, passed=passed)

@@ -22,12 +22,12 @@ DECAYS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 def is_table(path: str) -> bool:
-    """Whether the first axis of a parameter is that of combinations."""
+    """Tells whether the first axis of a parameter is that of combinations."""
     return _TABLE.search(path) is not None
 
 
 def only_of_batch(config: Any, num_groups: int) -> bool:
-    """Whether steps move the rows of their batch only; `auto` does where combinations outnumber the batch."""
+    """Tells whether steps move the rows of their batch only; `auto` does where combinations outnumber the batch."""
     if config.optim.group_rows != "auto":
         return config.optim.group_rows == "batch"
     # Samples that lose modalities (hide_samples) may be of no combination, which reads the mean of all rows.
@@ -36,7 +36,7 @@ def only_of_batch(config: Any, num_groups: int) -> bool:
 
 
 def of_batch(groups: jax.Array, num_groups: int, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """The combinations of a batch, and where each sample's is among them.
+    """Finds the combinations of a batch, and the index of each sample's among them.
 
     Args:
       groups: of this device's samples, [b], all below `num_groups`.
@@ -53,12 +53,12 @@ def of_batch(groups: jax.Array, num_groups: int, axis_name: str | None) -> tuple
 
 
 def take(params: Params, rows: jax.Array) -> dict[str, jax.Array]:
-    """The parameters with `rows` [r] of the tables in place of the tables, [g, ...] -> [r, ...]."""
+    """Takes `rows` [r] of each table in place of the table, [g, ...] -> [r, ...]; other parameters stay."""
     return {path: x.at[rows].get(mode="clip") if is_table(path) else x for path, x in params.items()}
 
 
 def add(params: Params, updates: Params, rows: jax.Array | None) -> dict[str, jax.Array]:
-    """The parameters after updates, those of tables by row; without `rows` of whole tables."""
+    """Adds updates to the parameters, to the `rows` of tables; without them to whole tables."""
     if rows is None:
         return optax.apply_updates(params, updates)
     whole = optax.apply_updates(*({p: x for p, x in tree.items() if not is_table(p)} for tree in (params, updates)))
@@ -66,7 +66,7 @@ def add(params: Params, updates: Params, rows: jax.Array | None) -> dict[str, ja
 
 
 def split_adamw(adamw: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """An optimizer of what is no table, which leaves the updates of tables as they are."""
+    """Makes an optimizer of what is no table, which leaves the updates of tables as they are."""
 
     def others(tree: Params) -> dict[str, jax.Array]:
         return {path: x for path, x in tree.items() if not is_table(path)}
@@ -94,7 +94,7 @@ class RowState(NamedTuple):
 
 
 def row_adamw(schedule: Callable[[jax.Array], Any], weight_decay: float) -> optax.GradientTransformationExtraArgs:
-    """AdamW of the rows of tables, each with moments and bias correction of its own steps.
+    """Makes Makes AdamW of the rows of tables, each with moments and bias correction of its own steps.
 
     Args:
       schedule: learning rate by the step of the stage, whether a row is in it or not.

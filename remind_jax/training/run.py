@@ -129,7 +129,7 @@ def _check_tuning(config: Any, data: datasets.Dataset) -> None:
 
 
 def _devices(config: Any) -> list[jax.Device]:
-    """The devices of a run, which a batch and its experts divide among."""
+    """Chooses the devices of a run, which its batch and its experts divide among."""
     size, experts = config.train.batch_size, config.expert_devices
     found = devices.choose_devices(config.devices, size)
     if jax.process_count() > 1 and experts > 1:
@@ -146,14 +146,14 @@ def _devices(config: Any) -> list[jax.Device]:
 
 
 def _sampler(config: Any, data: datasets.Dataset) -> samplers.Sampler:
-    """The sampler of the train rows."""
+    """Makes the sampler of the train rows."""
     presence = data.manifest.presence[data.rows("train")]
     known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1))
     return samplers.SAMPLERS[config.sampler](config, known)
 
 
 def cohort_lines(manifest: Manifest) -> Iterator[str]:
-    """The combinations of a data set of the paper as lines, each beside its share in the paper."""
+    """Yields a line for each combination of a data set of the paper, with its share next to that in the paper."""
     rows = datasets.cohort(manifest) if manifest.published else []
     width = max((len(row["group"]) for row in rows), default=0)
     for row in rows:
@@ -184,7 +184,7 @@ def _report(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progres
 
 
 def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
-    """Which weights a run reports, and whether an earlier stage had better ones, see `page.weights_text`."""
+    """Tells which weights a run reports, and whether an earlier stage had better ones, see `page.weights_text`."""
 
     def facts(chosen: Mapping[str, Any]) -> dict[str, Any]:
         return {"stage": chosen["stage"], "step": chosen["step"], "value": chosen.get(select)}
@@ -200,7 +200,7 @@ def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
 
 
 def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict[str, Any]]:
-    """The model with the power of the class prior that its tuning rows choose, and for the report which that is."""
+    """Sets the power of the class prior that the tuning rows choose; returns the model and what the report says."""
     figure = model.config.eval.adjust_prior
     if figure == "none":
         return model, {}
@@ -209,7 +209,7 @@ def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict
 
 
 def _gate_summary(trainer: Trainer, open_rate: float) -> dict[str, Any]:
-    """How often group routers acted on the held-out rows, and whether the gate decided anything at all."""
+    """Tells how often group routers acted on the held-out rows, and whether the gate decided anything at all."""
     if not trainer.config.fusion.group_routers:
         return {}
     rule = trainer.stages[-1].eval_gate

@@ -28,7 +28,7 @@ class RunFolder:
         Args:
           path: of the folder.
           config: the run's settings, JSON-able.
-          tensorboard: whether to keep event files beside metrics.jsonl.
+          tensorboard: whether to keep event files next to metrics.jsonl.
           writes: False for the processes of a job that leave the folder to another one: to them it stays empty.
 
         Raises:
@@ -66,7 +66,7 @@ class RunFolder:
             raise UserError(f"workdir {self.path} holds a run with another config: {differences}{more}")
 
     def _started(self) -> bool:
-        """Whether anything was trained here; a first command that failed before that leaves nothing to protect."""
+        """Tells whether anything was trained here; a command that failed before that leaves nothing to protect."""
         metrics = self.path / "metrics.jsonl"
         return (self.path / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
@@ -83,13 +83,13 @@ class RunFolder:
             self._events.add(record)
 
     def history(self) -> list[dict[str, Any]]:
-        """All records of metrics.jsonl."""
+        """Reads all records of metrics.jsonl."""
         if not self.writes:
             return []
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def report(self) -> dict[str, Any] | None:
-        """The report of a finished run, None while there is none."""
+        """Reads the report of a finished run, None while there is none."""
         file = self.path / "report.json"
         return json.loads(file.read_text(encoding="utf-8")) if self.writes and file.exists() else None
 

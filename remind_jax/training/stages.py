@@ -32,13 +32,13 @@ class Stage(NamedTuple):
     rests: bool = False
 
     def network_options(self, axis_name: str | None) -> dict[str, Any]:
-        """What the network must be told in a train step of the stage, besides the gate; `axis_name` of the devices."""
+        """Returns what a train step tells the network, the gate apart; `axis_name` is that of the devices."""
         statistics = {"statistics": True, "axis_name": axis_name} if self.statistics else {}
         return statistics | ({"resting": True} if self.rests else {})
 
 
 def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]) -> list[Stage]:
-    """The stages of a run and their lengths in steps.
+    """Plans the stages of a run and their lengths in steps.
 
     Methods without group routers train in one joint stage, unless `train.baselines_two_stage` holds.
 

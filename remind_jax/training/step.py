@@ -38,7 +38,7 @@ class StepOptions(NamedTuple):
 
 
 def step_options(config: Any, steps: int) -> StepOptions:
-    """The options of a config for a run of a number of steps."""
+    """Returns the options of a config for a run of a number of steps."""
     return StepOptions(
         networks=config.ensemble,
         batch_size=config.train.batch_size,
@@ -50,7 +50,7 @@ def step_options(config: Any, steps: int) -> StepOptions:
 
 
 class Found(NamedTuple):
-    """What the first half of a step finds besides the gradient; sums are over all devices.
+    """What the first half of a step finds next to the gradient; sums are over all devices.
 
     Attributes:
       loss_sum, count: sums of losses and samples of each combination, [g].
@@ -83,7 +83,7 @@ class Step(NamedTuple):
     update: Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]
 
     def __call__(self, state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
-        """Both halves, (state, batch) -> (state, metrics)."""
+        """Runs both halves, (state, batch) -> (state, metrics)."""
         return self.update(state, *self.gradient(state, batch, axis_name=axis_name))
 
 
@@ -95,7 +95,7 @@ def make_step(
     stage: Stage,
     options: StepOptions,
 ) -> Step:
-    """The step of a stage as a function of one device's share of a batch.
+    """Makes the step of a stage, a function of one device's share of a batch.
 
     Args:
       network: a single one, as pure functions.
@@ -128,7 +128,7 @@ class _Samples(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What a pass finds besides its value; the fields are those of `Found`."""
+    """What a pass finds next to its value; the fields are those of `Found`."""
 
     loss_sum: jax.Array
     count: jax.Array
@@ -140,7 +140,7 @@ class _Sums(NamedTuple):
 def _make_value(
     network: Network, objective: Objective, transforms: Transforms, stage: Stage, precision: str
 ) -> Callable[..., tuple[jax.Array, _Sums]]:
-    """The loss of a step as a function whose gradient is this device's part of the step's.
+    """Makes the loss of a step, a function whose gradient is this device's part of the step's.
 
     Returns:
       (trained parameters, samples, factors [g] or None for those of these samples, state, frozen parameters,
@@ -178,7 +178,7 @@ def _make_gradient(
     stage: Stage,
     options: StepOptions,
 ) -> Callable[..., tuple[Params, Found]]:
-    """The first half of a step, `Step.gradient`."""
+    """Makes the first half of a step, `Step.gradient`."""
     factors = objective.factors(stage)
 
     def gradient(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
@@ -212,12 +212,12 @@ def _make_gradient(
 
 
 def _total(axis_name: str | None) -> Callable[[Any], Any]:
-    """A function that sums arrays over all devices."""
+    """Returns a function that sums arrays over all devices."""
     return (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
 
 
 def _parts(whole: _Samples, count: int) -> _Samples:
-    """The samples in `count` parts, an axis before theirs; sample i belongs to part i mod `count`.
+    """Splits samples into `count` parts, an axis before theirs; sample i belongs to part i mod `count`.
 
     So each device, which has a stretch of the batch, has as many samples of one part as of another.
     """
@@ -225,14 +225,14 @@ def _parts(whole: _Samples, count: int) -> _Samples:
 
 
 def _summed(function: Callable[[_Samples], Any], parts: _Samples) -> Any:
-    """The sum of what a function gives of each part, one after the other, so that memory is that of one."""
+    """Sums a function over parts, one after the other, so that memory is that of one."""
     first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
     return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None), zeros, parts)[0]
 
 
 def _sample_keys(options: StepOptions, state: states.TrainState, batch_size: int, axis_name: str | None) -> jax.Array:
-    """A random key for each sample of the whole batch, whichever device it lies on, [b]; others for each network."""
+    """Draws a key for each sample of the whole batch, whichever device it lies on, [b]; others for each network."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch_size
     if options.networks > 1:
         first = first + jax.lax.axis_index(NETWORKS) * options.batch_size
@@ -249,7 +249,7 @@ def _step_key(state: states.TrainState) -> jax.Array:
 def _make_update(
     optimizer: optax.GradientTransformationExtraArgs, objective: Objective, robust: bool, decay: float
 ) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
-    """The second half of a step, which a step that is not finite does not take; it only counts.
+    """Makes the second half of a step, which a step that is not finite does not take; it only counts.
 
     Args:
       optimizer, objective: as for `make_step`.
@@ -286,7 +286,7 @@ def _make_update(
 
 
 def _metrics(found: Found) -> dict[str, jax.Array]:
-    """The figures of a step that its first half has found; those by group are of combinations, [g]."""
+    """Returns the figures of a step that its first half has found; those by group are of combinations, [g]."""
     samples = jnp.sum(found.count)
     return {
         "train/loss": jnp.sum(found.loss_sum) / samples,
@@ -302,7 +302,7 @@ def _metrics(found: Found) -> dict[str, jax.Array]:
 
 
 def _for_ensemble(step: Step) -> Step:
-    """The same step for several networks at once, each with a state of its own."""
+    """Makes the same step for several networks at once, each with a state of its own."""
 
     def gradient(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         one = functools.partial(step.gradient, axis_name=axis_name)

@@ -1,4 +1,4 @@
-"""TensorBoard event files beside metrics.jsonl, written without TensorFlow."""
+"""TensorBoard event files next to metrics.jsonl, written without TensorFlow."""
 
 import pathlib
 import shutil

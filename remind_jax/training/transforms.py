@@ -32,7 +32,7 @@ class Transforms(NamedTuple):
 
 
 def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
-    """The transforms of a run.
+    """Makes the transforms of a run.
 
     Args:
       config: of the run.
@@ -49,7 +49,7 @@ def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
 
 
 def modality_dropout(samples: float, modalities: float, masks: np.ndarray) -> Callable[[Batch, jax.Array], Batch]:
-    """Takes modalities from samples, each of which then has what it has left and the combination that this is.
+    """Makes modality dropout: samples lose modalities, and have the combination of what is left.
 
     Args:
       samples: share of the samples that lose some.
@@ -66,7 +66,7 @@ def modality_dropout(samples: float, modalities: float, masks: np.ndarray) -> Ca
 
 
 def without_group_parts(plain: int) -> Callable[[Params], Params]:
-    """Holds the parameters of combinations where they are in the first `plain` networks of an ensemble."""
+    """Makes a transform that holds the parameters of combinations in the first `plain` networks of an ensemble."""
 
     def hold(params: Params) -> Params:
         of_groups, here = (
