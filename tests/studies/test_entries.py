@@ -44,11 +44,11 @@ def test_configs_are_those_of_single_runs(tmp_path):
         assert not entry.config.fusion.residual
 
 
-def test_a_plain_model_has_the_settings_of_soft_moe(tmp_path):
-    plain, network = (
-        entry.config.to_dict() for entry in _plan(tmp_path, f"--methods={PLAIN[0]},soft_moe", "--seeds=0")
-    )
-    assert plain.pop("method") == PLAIN[0]
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_model_has_the_settings_of_soft_moe(tmp_path, name):
+    planned = _plan(tmp_path, f"--methods={name},soft_moe", "--seeds=0")
+    plain, network = (entry.config.to_dict() for entry in planned)
+    assert plain.pop("method") == name
     network.pop("method")
     assert plain == network
 
