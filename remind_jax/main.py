@@ -16,12 +16,13 @@ Several processes of a job train together; launch/README.md says how to start th
 
 from remind_jax import cli
 from remind_jax.runtime import processes
-from remind_jax.studies import runner
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, workdir = cli.parse_config(arguments)
+    from remind_jax.studies import runner  # which takes seconds; a mistake is told at once
+
     with processes.joined(processes.here()):
         runner.run_config(config, workdir)
 

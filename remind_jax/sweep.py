@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from remind_jax import cli
 from remind_jax.errors import UserError
-from remind_jax.studies import entries, runner
+from remind_jax.studies import entries
 
 
 def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path]:
@@ -45,6 +45,8 @@ def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path]:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     setup, workdir = parse(arguments)
+    from remind_jax.studies import runner  # which takes seconds; a mistake is told at once
+
     runner.run(setup.plan(workdir), workdir, setup.options, arguments)
 
 

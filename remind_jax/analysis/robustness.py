@@ -23,6 +23,7 @@ from remind_jax.analysis.command import Row
 from remind_jax.analysis.gradient_consistency import panel_titles
 from remind_jax.analysis.opening import Run
 from remind_jax.evaluation import metrics
+from remind_jax.evaluation.figures import spread
 from remind_jax.runtime import progress
 
 if TYPE_CHECKING:
@@ -206,8 +207,6 @@ def draw_panel(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str
 
 def name_ends(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
     """Writes each curve's name beside its end, moved apart where two would overlap."""
-    from remind_jax.evaluation.figures import spread
-
     ends = {name: found[0][-1] for name in names if (found := mean_curve(rows, name, key)) is not None}
     if not ends:
         return

@@ -13,11 +13,13 @@ from typing import Any
 from remind_jax import cli, methods
 from remind_jax.config import complete
 from remind_jax.errors import UserError
-from remind_jax.runtime import claims, files, jobs, processes, progress, signals
+from remind_jax.runtime import claims, devices, files, jobs, processes, progress, signals
 from remind_jax.studies import page
+from remind_jax.studies.baselines import fit_and_evaluate, plain_config
 from remind_jax.studies.entries import Entry, Options
 from remind_jax.studies.record import Record
 from remind_jax.studies.results import run_figures
+from remind_jax.training.run import train_and_evaluate
 
 _CHILD = "from remind_jax.studies import runner; runner.child()"
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
@@ -63,14 +65,9 @@ def run_config(config: Any, folder: pathlib.Path, verbose: bool = True) -> None:
     Raises:
       UserError: a setting, the data or the folder cannot be used.
     """
-    # Imported when something is run: they take seconds, and a mistake is told at once.
     if config.method in methods.PLAIN:
-        from remind_jax.studies.baselines import fit_and_evaluate
-
         processes.run_on_first(lambda: fit_and_evaluate(config, folder, verbose=verbose))
         return
-    from remind_jax.training.run import train_and_evaluate
-
     train_and_evaluate(config, folder, verbose=verbose)
 
 
@@ -126,8 +123,6 @@ def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
     if jax.config.jax_compilation_cache_dir:  # which JAX takes from the environment, too
         yield
         return
-    from remind_jax.runtime import devices
-
     before = os.environ.copy()
     os.environ |= dict(zip(_CACHE, (str(folder.resolve()), str(devices.WORTH_KEEPING)), strict=True))
     try:
@@ -220,8 +215,6 @@ def _same_settings(entry: Entry) -> bool:
     """Tells whether the run's folder was made with the settings of this sweep."""
     settings = entry.config.to_dict()
     if entry.config.method in methods.PLAIN:
-        from remind_jax.studies.baselines import plain_config
-
         settings = plain_config(entry.config)
     there = (entry.folder / "config.json").read_text(encoding="utf-8")
     return json.loads(there) == json.loads(json.dumps(settings))

@@ -7,24 +7,19 @@ from typing import Any
 
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
+from remind_jax.data.sources import embed, image_twins, mimic_iv, mimic_iv_twin, nhanes, synthetic, uci_heart
 from remind_jax.errors import UserError
 
 
 def _nhanes(data: Any, seed: int) -> Manifest:
-    from remind_jax.data.sources import nhanes
-
     return nhanes.load(views=data.views)
 
 
 def _uci_heart(data: Any, seed: int) -> Manifest:
-    from remind_jax.data.sources import uci_heart
-
     return uci_heart.load(data.root)
 
 
 def _synthetic(data: Any, seed: int) -> Manifest:
-    from remind_jax.data.sources import synthetic
-
     return synthetic.load(
         seed=seed,
         combinations=data.combinations,
@@ -44,8 +39,6 @@ def _synthetic(data: Any, seed: int) -> Manifest:
 
 def _mimic_iv(data: Any, seed: int) -> Manifest:
     if data.root:
-        from remind_jax.data.sources import mimic_iv
-
         return mimic_iv.load(
             data.root,
             notes_root=data.notes_root,
@@ -61,16 +54,12 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
             drop=data.drop,
             seed=data.seed,
         )
-    from remind_jax.data.sources import mimic_iv_twin
-
     missing = data.missing or "published"
     return mimic_iv_twin.load_twin(n=data.stays, seed=data.seed, missing=missing, drop=data.drop, icd=data.icd)
 
 
 def _embed(data: Any, seed: int) -> Manifest:
     if data.root:
-        from remind_jax.data.sources import embed
-
         return embed.load(
             data.root,
             unit=data.unit,
@@ -79,14 +68,10 @@ def _embed(data: Any, seed: int) -> Manifest:
             image_size=data.image_size,
             bad_files=data.bad_files,
         )
-    from remind_jax.data.sources import image_twins
-
     return image_twins.load_embed_twin(n=data.exams, seed=data.seed, image_size=data.image_size)
 
 
 def _fprm(data: Any, seed: int) -> Manifest:
-    from remind_jax.data.sources import image_twins
-
     if data.root:
         manifest = _manifest(data, seed)
         names = tuple(modality.name for modality in manifest.schema.modalities)
