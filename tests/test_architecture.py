@@ -92,10 +92,11 @@ def _allowed(name: str, packages: set[str], parts: set[str]) -> bool:
 
 
 def package_stands_alone(path: str, tree: ast.Module) -> list[str]:
-    """The package is installed without configs, benchmarks and tests."""
+    """The package is installed without configs, benchmarks, tests and what only tests need."""
     if not path.startswith("remind_jax/"):
         return []
-    return [name for name in uses(path, tree) if within(name, "configs", "benchmarks", "tests", "pytest")]
+    absent = ("configs", "benchmarks", "tests", "pytest", "chex", "hypothesis")
+    return [name for name in uses(path, tree) if within(name, *absent)]
 
 
 def one_owner(path: str, tree: ast.Module) -> list[str]:
@@ -174,6 +175,7 @@ VIOLATIONS = [
     (arrows, "benchmarks/run.py", "from remind_jax.data import pipeline"),
     (arrows, "benchmarks/run.py", "import importlib\nimportlib.import_module('polars')"),
     (package_stands_alone, "remind_jax/training/loop.py", "from configs import nhanes"),
+    (package_stands_alone, "remind_jax/training/step.py", "import chex"),
     (one_owner, "remind_jax/training/loop.py", "import orbax.checkpoint as ocp"),
     (one_owner, "remind_jax/training/loop.py", "from jax.sharding import Mesh"),
     (one_owner, "remind_jax/training/loop.py", "import jax\nmesh = jax.sharding.Mesh([], 'd')"),
