@@ -15,4 +15,4 @@ def load(run: str | pathlib.Path) -> Any:
       remind_jax.errors.UserError: the folder holds no finished run of this version.
     """
     # Importing the package alone costs nothing.
-    return importlib.import_module("remind_jax.inference.model_folder").open_run(pathlib.Path(run))
+    return importlib.import_module("remind_jax.inference.model_folder").open_model(pathlib.Path(run))

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     if not options["out"]:
         raise UserError("nowhere to write: give a folder as --out=DIR")
     out = pathlib.Path(options["out"])
-    program.write(model_folder.open_run(paths[0]), out)
+    program.write(model_folder.open_model(paths[0]), out)
     for file in sorted(out.iterdir()):
         print(f"{file.stat().st_size:>12,}  {file.name}")
     print(f"Written: {out}; read {out / 'model_card.md'} before you pass it on")

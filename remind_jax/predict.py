@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("no data: give a manifest folder or a CSV or parquet file as --data=DATA")
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={options['out']} must be a .csv or a .parquet file")
-    predictor = model_folder.open_run(paths[0])
+    predictor = model_folder.open_model(paths[0])
     with progress.make(0, "reading files") as bar:
         manifest = predictor.read(options["data"], options["bad_files"], bar.count)
     parts, done = [], 0

@@ -25,7 +25,7 @@ CONTRACT = {
     *("data", "method", "seed", "config_digest", "split", "parameters", "n", "overall", "groups"),
     *("head_mean", "tail_mean", "worst_group"),
 }
-FIGURES = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"}
+METRICS = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"}
 INTERVALS = {"accuracy_ci", "macro_f1_ci", "auroc_ci", "auprc_ci"}
 
 
@@ -108,11 +108,11 @@ def test_folder_holds_what_the_design_says(own):
 
 def _assert_figures(figures: dict) -> None:
     """Every figure is there; one that is null has its reason."""
-    assert figures.keys() >= FIGURES | INTERVALS
-    for name in FIGURES | INTERVALS:
+    assert figures.keys() >= METRICS | INTERVALS
+    for name in METRICS | INTERVALS:
         if figures[name] is None:
             assert figures["notes"][name]
-        elif name in FIGURES:
+        elif name in METRICS:
             assert 0 <= figures[name] <= 1
         else:
             low, high = figures[name]

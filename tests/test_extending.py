@@ -65,7 +65,7 @@ def test_a_metric_is_a_function_and_its_title(tmp_path, monkeypatch):
     def confidence(labels, probabilities):
         return float(probabilities.max(axis=1).mean()), ""
 
-    monkeypatch.setitem(metrics.FIGURES, "confidence", metrics.Figure("Mean confidence", confidence))
+    monkeypatch.setitem(metrics.METRICS, "confidence", metrics.Metric("Mean confidence", confidence))
     report = train_and_evaluate(tiny_runs.config(tmp_path, "soft_moe", eval__bootstrap=20), tmp_path / "run", False)
     found = pl.read_parquet(tmp_path / "run" / "predictions.parquet").select("p_0", "p_1").to_numpy().max(axis=1)
     assert report["overall"]["confidence"] == pytest.approx(found.mean())

@@ -211,7 +211,7 @@ def draw_accuracy(axis: "Axes", found: Accuracy) -> None:
         axis.axvspan(low / 1.3, LEAST_X, color=GRID, alpha=0.5, lw=0)
         axis.annotate("unseen", (UNSEEN_X, 1.0), rotation=90, ha="center", va="top", fontsize=7.5, color=QUIET)
     ends = sorted((y, side) for side, y in found.pooled.items() if y is not None)
-    heights = figures.spread(np.array([y for y, _ in ends]), 0.065, 0.0, 1.0)
+    heights = figures.spread_apart(np.array([y for y, _ in ends]), 0.065, 0.0, 1.0)
     for at, (y, side) in zip(heights, ends, strict=True):
         axis.axhline(y, color=COLOURS[side], lw=1.0, linestyle=LINES[side], zorder=1)
         words = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "annotation_clip": False}

@@ -115,7 +115,7 @@ def figures_of(run: Outcome, modality: str) -> list[Row]:
     samples = Samples.of(run.predictions)
     has = np.array([modality in group.split("+") for group in samples.groups], bool)
     return [
-        {"method": run.method, "seed": run.seed, "samples": name, **samples.figures(chosen, FIGURES)}
+        {"method": run.method, "seed": run.seed, "samples": name, **samples.metrics(chosen, FIGURES)}
         for name, chosen in zip(SAMPLES, (np.ones_like(has), has, ~has), strict=True)
     ]
 

@@ -77,7 +77,7 @@ def open_run(path: pathlib.Path) -> Run:
     Raises:
       UserError: the folder holds no finished run, or its data cannot be used or are others by now.
     """
-    model = model_folder.open_run(path)
+    model = model_folder.open_model(path)
     config = model.config
     if model_folder.ADAPTED in config:
         raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")

@@ -23,7 +23,7 @@ from remind_jax.analysis.command import Row
 from remind_jax.analysis.gradient_consistency import panel_titles
 from remind_jax.analysis.opening import Run
 from remind_jax.evaluation import metrics
-from remind_jax.evaluation.figures import spread
+from remind_jax.evaluation.figures import spread_apart
 from remind_jax.runtime import progress
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "robustness"
-FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
 RATES = tuple(i / 10 for i in range(11))
 TOGETHER = "all together"
 SPLIT = "held_out"
-COLUMNS = ("run", "method", "seed", "hidden", "rate", "draw", "n", "n_lost", "unseen", *FIGURES)
+COLUMNS = ("run", "method", "seed", "hidden", "rate", "draw", "n", "n_lost", "unseen", *METRICS)
 
 
 class Settings(NamedTuple):
@@ -119,8 +119,8 @@ def curves(run: Run, chosen: Settings) -> Iterator[Row]:
 
 def figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
     """The figures of merit of some predictions."""
-    values, _ = metrics.metrics(labels, probabilities)
-    return {name: values[name] for name in FIGURES}
+    values, _ = metrics.compute(labels, probabilities)
+    return {name: values[name] for name in METRICS}
 
 
 # ---- Figure ---------------------------------------------------------------------------------------------------------
@@ -147,25 +147,25 @@ def draw(panels: dict[str, list[Row]], title: str) -> "Figure":
 
     names = list(dict.fromkeys(row["hidden"] for rows in panels.values() for row in rows))
     longest = max(len(name) for name in names)
-    width, height = 0.9 + len(panels) * (2.6 + 0.07 * longest), 1.5 + 2.15 * len(FIGURES)
+    width, height = 0.9 + len(panels) * (2.6 + 0.07 * longest), 1.5 + 2.15 * len(METRICS)
     figure = Figure(figsize=(width, height))
-    axes = figure.subplots(len(FIGURES), len(panels), squeeze=False, sharex=True, sharey="row")
+    axes = figure.subplots(len(METRICS), len(panels), squeeze=False, sharex=True, sharey="row")
     room = (0.07 * longest + 0.25) / 2.6
     figure.subplots_adjust(
         left=0.7 / width, right=1 - (0.07 * longest + 0.3) / width, bottom=0.9 / height, top=1 - 0.82 / height,
         wspace=room + 0.12, hspace=0.14,
     )  # fmt: skip
     for column, (label, rows) in enumerate(panels.items()):
-        for axis, key in zip(axes[:, column], FIGURES, strict=True):
+        for axis, key in zip(axes[:, column], METRICS, strict=True):
             draw_panel(axis, rows, names, key)
         axes[0, column].set_title(label, fontsize=10, fontweight="bold")
         axes[-1, column].set_xlabel("share of the samples that lose it")
-    for axis, text in zip(axes[:, 0], FIGURES.values(), strict=True):
+    for axis, text in zip(axes[:, 0], METRICS.values(), strict=True):
         axis.set_ylabel(text)
     figure.align_ylabels(axes[:, 0])
     figure.canvas.draw()
     for column, rows in enumerate(panels.values()):
-        for axis, key in zip(axes[:, column], FIGURES, strict=True):
+        for axis, key in zip(axes[:, column], METRICS, strict=True):
             name_ends(axis, rows, names, key)
     figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / height, va="top")
     note = "Held-out samples. Bands: ± 1 standard\ndeviation over random choices and seeds."
@@ -214,7 +214,7 @@ def name_ends(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str)
     low, high = axis.get_ylim()
     points = axis.get_window_extent().height / axis.figure.dpi * 72
     heights = np.array([(ends[name] - low) / (high - low) for name in ordered])
-    places = spread(heights, (NAME_SIZE + 1.5) / points, -0.06, 1.06)
+    places = spread_apart(heights, (NAME_SIZE + 1.5) / points, -0.06, 1.06)
     for name, height, at in zip(ordered, heights, places, strict=True):
         colour = look(names, name)["color"]
         axis.annotate(

@@ -274,7 +274,7 @@ def name_sides(axis: "Axes", ends: dict[str, float | None] | None) -> None:
     if ends is not None:
         low, high = axis.get_ylim()
         there = sorted(((y - low) / (high - low), part) for part, y in ends.items() if y is not None)
-        heights = figures.spread(np.array([y for y, _ in there]), 0.15, 0.05, 0.95)
+        heights = figures.spread_apart(np.array([y for y, _ in there]), 0.15, 0.05, 0.95)
         place = {part: float(y) for y, (_, part) in zip(heights, there, strict=True)}
     for part, y in place.items():
         colour, weight = looks[part]

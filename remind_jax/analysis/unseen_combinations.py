@@ -219,7 +219,7 @@ def figures_of(samples: Samples, names: set[frozenset[str]]) -> list[Row]:
     """Figures of held-out samples: of the combinations in `names`, sets of modalities, and of the others."""
     left_out = np.array([frozenset(group.split("+")) in names for group in samples.groups], bool)
     parts = zip(SAMPLES.values(), (left_out, ~left_out), strict=True)
-    return [{"samples": name, **samples.figures(chosen, FIGURES)} for name, chosen in parts]
+    return [{"samples": name, **samples.metrics(chosen, FIGURES)} for name, chosen in parts]
 
 
 def markdown(rows: Sequence[Row], leave_out: Sequence[str], data: str) -> str:

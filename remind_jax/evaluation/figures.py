@@ -1,7 +1,7 @@
 """The curves of the HTML report as inline SVG.
 
 Colours are written as placeholders and replaced by CSS variables, so that one drawing suits a light and a dark page;
-text stays text. Nothing depends on the clock or on chance: the same input gives the same bytes.
+text is kept as text. The same input gives the same bytes, at any time and in every process.
 """
 
 import io
@@ -27,7 +27,7 @@ History = Sequence[dict[str, Any]]
 
 
 def series(history: History, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one key in step order; of records with the same step (a resumed run) the last."""
+    """Returns one key's steps and finite values in step order; the last record of a step (a resumed run) counts."""
     points = {}
     for record in history:
         value = record.get(key)
@@ -38,27 +38,27 @@ def series(history: History, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def losses(history: History) -> str | None:
-    """Training against tuning loss."""
+    """Draws training and tuning loss."""
     return _curves(history, (("train/loss", "training"), ("eval/loss", "tuning")), "loss")
 
 
 def tuning(history: History) -> str | None:
-    """Accuracy and AUROC on the tuning set."""
+    """Draws accuracy and AUROC on the tuning set."""
     return _curves(history, (("eval/accuracy", "accuracy"), ("eval/auroc", "AUROC")), "tuning set")
 
 
 def gate(history: History) -> str | None:
-    """Share of samples whose gate to the group router is open."""
+    """Draws the share of samples whose gate to the group router is open."""
     return _curves(history, (("gate/open_rate", ""),), "gate open", limits=(-0.03, 1.03))
 
 
 def lambdas(history: History, tail: set[str], shorten: Callable[[str], str]) -> str | None:
-    """Weight λ of each group over time; the groups of largest final weight are named, the others are grey.
+    """Draws the weight λ of each group over time; the groups of largest final weight are named, the others are grey.
 
     Args:
       history: records with keys `dro/lambda/<group>`.
       tail: names of the tail groups, drawn dashed.
-      shorten: makes a group's name fit beside the figure.
+      shorten: makes a group's name fit next to the figure.
     """
     prefix = "dro/lambda/"
     names = {key.removeprefix(prefix) for record in history for key in record if key.startswith(prefix)}
@@ -72,7 +72,7 @@ def lambdas(history: History, tail: set[str], shorten: Callable[[str], str]) -> 
     def draw(axes: "Axes") -> list[tuple[float, str, str]]:
         if values.min() > 0 and values.max() / values.min() > 20:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")  # powers would be written in math, which is not read here
+            axes.yaxis.set_major_formatter("{x:g}")  # the default writes powers in math text, which is off here
         for name in ranked[LABELLED:]:
             _line(axes, *lines[name], GRID, width=1.0)
         labels = []
@@ -86,7 +86,7 @@ def lambdas(history: History, tail: set[str], shorten: Callable[[str], str]) -> 
 
 
 def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
-    """Observed accuracy against mean confidence of each bin; the area of a point grows with its samples."""
+    """Draws observed accuracy over mean confidence of each bin; the area of a point grows with its samples."""
     if not curve:
         return None
     most = max(b["n"] for b in curve)
@@ -104,7 +104,7 @@ def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
 
 
 def reliabilities(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str | None:
-    """Reliability curves by name, one line each; at most as many as there are colours."""
+    """Draws a reliability curve for each name, at most as many as there are colours."""
     curves = {name: curve for name, curve in curves.items() if curve}
     if not curves:
         return None
@@ -124,7 +124,7 @@ def reliabilities(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str | None:
 def _curves(
     history: History, keys: Iterable[tuple[str, str]], ylabel: str, limits: tuple[float, float] | None = None
 ) -> str | None:
-    """Lines over steps, each named at its end; None when there is nothing to draw."""
+    """Draws lines over steps, each named at its end; returns None when there is nothing to draw."""
     lines = [(series(history, key), label) for key, label in keys]
     lines = [(line, label) for line, label in lines if len(line[0])]
     if not lines:
@@ -146,7 +146,7 @@ def _curves(
 def _line(
     axes: "Axes", x: np.ndarray, y: np.ndarray, colour: str, *, width: float = 1.8, dashed: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one line, thinned by averaging neighbours; returns what was drawn."""
+    """Draws one line, thinned by averaging neighbours; returns the drawn x and y."""
     if len(x) > POINTS:
         part = np.arange(len(x)) * POINTS // len(x)
         x, y = (np.bincount(part, values) / np.bincount(part) for values in (x, y))
@@ -156,7 +156,7 @@ def _line(
 
 
 def _stages(history: History) -> list[tuple[float, str]]:
-    """First step and name of each stage after the first."""
+    """Returns the first step and the name of each stage after the first."""
     first: dict[Any, float] = {}
     for record in history:
         if "stage" in record and "step" in record:
@@ -176,7 +176,7 @@ def _svg(
     xlabel: str = "step",
     height: float = 2.7,
 ) -> str:
-    """An inline SVG of axes that `draw` fills; `draw` returns the labels of line ends as (y, text, colour)."""
+    """Returns an inline SVG of axes that `draw` fills; `draw` returns the labels of line ends as (y, text, colour)."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -213,7 +213,7 @@ def _svg(
 
 
 def style(salt: str) -> dict[str, Any]:
-    """The look of every figure; `salt` makes its ids."""
+    """Returns the style of every figure; `salt` seeds its ids."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
@@ -234,14 +234,14 @@ def style(salt: str) -> dict[str, Any]:
 
 
 def _label_ends(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
-    """Write each line's name beside its end, moved apart so that no two overlap."""
+    """Writes each line's name next to its end, moved apart so that no two overlap."""
     if not labels:
         return
     box = axes.get_window_extent()
     ordered = sorted(labels)
     ends = axes.transData.transform([(0, y) for y, _, _ in ordered])[:, 1]
     gap = min((FONT + 3.5) * axes.figure.dpi / 72, box.height / len(labels))
-    for end, place, (_, text, colour) in zip(ends, spread(ends, gap, box.y0, box.y1), ordered, strict=True):
+    for end, place, (_, text, colour) in zip(ends, spread_apart(ends, gap, box.y0, box.y1), ordered, strict=True):
         axes.annotate(
             text,
             (1, (end - box.y0) / box.height),
@@ -263,17 +263,17 @@ def _label_ends(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
-def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Positions that keep `gap` apart within [low, high], nearest in least squares to `wanted` (sorted, [n])."""
+def spread_apart(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Returns positions at least `gap` apart in [low, high], nearest in least squares to `wanted` (sorted, [n])."""
     from scipy.optimize import isotonic_regression
 
     steps = gap * np.arange(len(wanted))
-    # Taking the gaps out leaves the condition "does not fall": an isotonic regression.
+    # Without the gaps the positions only must not fall, which makes this an isotonic regression.
     return np.clip(isotonic_regression(wanted - steps).x, low, max(low, high - steps[-1])) + steps
 
 
 def inline(svg: str) -> str:
-    """Cut an SVG file down to what belongs inside a page: CSS colours, the page's font, no stray ids or namespaces."""
+    """Reduces an SVG file to what a page needs: CSS colours, the page's font, no unused ids, no namespaces."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\s+xmlns(:\w+)?=\"[^\"]*\"", "", svg)

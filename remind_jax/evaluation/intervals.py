@@ -1,7 +1,7 @@
 """95 % intervals: a bootstrap that resamples patients, and the exact binomial interval for small samples.
 
 A patient's samples are not independent (two eyes, several stays), so whole patients are drawn with replacement. A
-resample is a row of integer weights, and every figure of all resamples is computed at once from sorted cumulative sums;
+resample is a row of integer weights, and every metric of all resamples is computed at once from sorted cumulative sums;
 no Python loop runs over resamples.
 """
 
@@ -13,8 +13,8 @@ from remind_jax.evaluation.metrics import defined_classes
 
 RESAMPLES = 1000
 LEVEL = 0.95
-MIN_SAMPLES = 30  # below it percentile intervals are known to be too narrow
-MIN_PATIENTS = 10  # the bootstrap counts patients, not samples
+MIN_SAMPLES = 30  # with fewer, percentile intervals are known to be too narrow
+MIN_PATIENTS = 10  # the bootstrap resamples patients, not samples
 CHUNK = 1 << 21  # weights held at a time
 NAMES = ("accuracy", "macro_f1", "auroc", "auprc")
 
@@ -22,18 +22,18 @@ NAMES = ("accuracy", "macro_f1", "auroc", "auprc")
 def intervals(
     labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, *, seed: int, resamples: int = RESAMPLES
 ) -> tuple[dict[str, list[float] | None], dict[str, str]]:
-    """95 % intervals of accuracy, macro-F1, AUROC and AUPRC.
+    """Computes 95 % intervals of accuracy, macro-F1, AUROC and AUPRC.
 
-    With at least 30 samples of at least 10 patients: percentile intervals of the patient bootstrap. With fewer, the
-    exact (Clopper-Pearson) interval for accuracy, counting samples, and None for the rest. A bootstrap interval of no
-    width (every sample right, say) would be false certainty: accuracy then also takes the exact interval.
+    At least 30 samples of at least 10 patients have percentile intervals of the patient bootstrap. With fewer, accuracy
+    has the exact (Clopper-Pearson) interval over samples and the other metrics have None. A bootstrap interval of no
+    width (every sample right, say) would be false certainty, so accuracy has the exact interval then, too.
 
     Args:
       labels: class indices, int [n].
       probabilities: float [n, c].
-      patients: who each sample belongs to, any dtype that can be sorted, [n].
-      seed: of the resampling.
-      resamples: how many.
+      patients: the patient of each sample, any dtype that can be sorted, [n].
+      seed: seed of the resampling.
+      resamples: number of resamples.
 
     Returns:
       `(values, notes)`: `accuracy_ci`, … as `[low, high]` or None, and the reason of each None or substitute.
@@ -63,7 +63,7 @@ def intervals(
 
 
 def exact_interval(correct: np.ndarray) -> list[float]:
-    """Clopper-Pearson 95 % interval of the share of true values in `correct`, bool [n], n > 0."""
+    """Returns the Clopper-Pearson 95 % interval of the share of true values in `correct`, bool [n], n > 0."""
     from scipy.stats import binomtest
 
     interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(LEVEL, method="exact")
@@ -73,13 +73,13 @@ def exact_interval(correct: np.ndarray) -> list[float]:
 def patient_weights(
     owner: np.ndarray, patients: int, seed: int, *, resamples: int = RESAMPLES, chunk: int = CHUNK
 ) -> Iterator[np.ndarray]:
-    """How often each sample is in each resample.
+    """Yields the number of times that each sample is in each resample.
 
     Args:
       owner: patient index of each sample, int [n].
       patients: number of patients.
-      seed: the same seed gives the same weights whatever `chunk` is.
-      resamples: r, how many rows in all.
+      seed: the same seed gives the same weights for every `chunk`.
+      resamples: r, the number of rows in all arrays together.
       chunk: most weights in one array.
 
     Yields:
@@ -95,11 +95,11 @@ def patient_weights(
 
 
 def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, macro-F1, AUROC and AUPRC under r rows of sample weights at once.
+    """Computes accuracy, macro-F1, AUROC and AUPRC under r rows of sample weights at once.
 
-    As `metrics.metrics` on the samples repeated by weight, with one exception: where a class that the sample holds is
-    absent from a resample, AUROC and AUPRC are NaN rather than the mean over fewer classes, so that all resamples
-    measure the same thing.
+    The values are those of `metrics.compute` on the samples repeated by weight, with one exception: where a class of
+    the sample is absent from a resample, AUROC and AUPRC are NaN rather than the mean over fewer classes, so that all
+    resamples measure the same quantity.
 
     Args:
       labels: int [n].
@@ -107,7 +107,7 @@ def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.
       weights: float [r, n], not negative.
 
     Returns:
-      One float64 array [r] a figure; NaN where it is undefined.
+      A float64 array [r] for each metric; NaN where it is undefined.
     """
     classes = probabilities.shape[1]
     predicted = probabilities.argmax(1)
@@ -129,10 +129,10 @@ def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.
 
 
 def _weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC (ties count half) and average precision of one score [n] under weights [r, n]."""
+    """Returns AUROC (ties count half) and average precision of one score [n] under weights [r, n]."""
     order = np.argsort(-score, kind="stable")
     ordered, cases = score[order], np.flatnonzero(positive[order])
-    # Samples with equal scores form one block: rows before it, and rows up to its end, in descending order.
+    # Samples of equal score form a block: the number of rows before it and up to its end, in descending order.
     before = np.searchsorted(-ordered, -ordered[cases], side="left")
     through = np.searchsorted(-ordered, -ordered[cases], side="right")
     w = weights[:, order]
@@ -150,7 +150,7 @@ def _weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarr
 
 
 def _percentile(values: np.ndarray) -> tuple[list[float] | None, str | None]:
-    """Percentile interval of the finite resamples [r], or None with the reason."""
+    """Returns the percentile interval of the finite resamples [r], or None, and a note, the reason of None."""
     finite = values[np.isfinite(values)]
     if len(finite) == 0:
         return None, "the figure itself is undefined"

@@ -1,14 +1,14 @@
-"""Figures of merit of one sample of predictions: accuracy, macro-F1, AUROC, AUPRC, calibration error and Brier score.
+"""Metrics of a sample of predictions: accuracy, macro-F1, AUROC, AUPRC, calibration error and Brier score.
 
-Definitions, chosen so that small groups get an honest figure or none (research: peers.md 5.5, no. 58):
+Their definitions, chosen so that small groups get an honest value or none:
 
 - macro-F1 averages over the classes present in the labels or in the predictions (scikit-learn's default);
 - AUROC and AUPRC of a two-class problem are those of class 1; with more classes they are one-vs-rest and averaged,
-  unweighted, over the classes of which the sample holds both a case and a non-case. A class left out is named in the
-  notes; with none left the figure is None;
+  unweighted, over the classes of which the sample holds both a case and a non-case. The notes name classes left out;
+  with no class left the value is None;
 - ECE is the expected calibration error of the most probable class over 15 equal-width bins (Guo et al., 2017);
-- the Brier score (1950) is half the mean squared distance between the probabilities and the class that it was: 0 is
-  best, 1 worst. With two classes it is the mean squared error of the probability of class 1.
+- the Brier score (1950) is half the mean squared distance between the probabilities and the true class: 0 is best, 1
+  worst. With two classes it is the mean squared error of the probability of class 1.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ import numpy as np
 ECE_BINS = 15
 
 Value = tuple[float | None, str]
-"""A figure, and why it is None or covers only some of the classes; nothing where it is whole."""
+"""A value, and a note on why it is None or covers only some of the classes; the note is empty for all other values."""
 
 
-class Figure(NamedTuple):
-    """A figure of merit.
+class Metric(NamedTuple):
+    """A metric.
 
     Attributes:
-      title: as pages and tables name it.
+      title: its name on pages and in tables.
       of: (labels int [n], probabilities float [n, c]) -> its value, with n at least 1.
     """
 
@@ -34,48 +34,48 @@ class Figure(NamedTuple):
     of: Callable[[np.ndarray, np.ndarray], Value]
 
 
-def metrics(labels: np.ndarray, probabilities: np.ndarray) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Computes all figures of one sample of n predictions.
+def compute(labels: np.ndarray, probabilities: np.ndarray) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Computes all metrics of a sample of n predictions.
 
     Args:
       labels: class indices, int [n].
       probabilities: predicted probabilities, float [n, c], c >= 2.
 
     Returns:
-      `(values, notes)`: the figures of `FIGURES` (None where one cannot be computed), and for each figure that is None
-      or covers only some of the classes the reason.
+      `(values, notes)`: the values of `METRICS` (None where one cannot be computed), and the reason for each value that
+      is None or covers only some of the classes.
 
     Raises:
-      ValueError: if the shapes disagree, a label is not a class, or a probability is not finite.
+      ValueError: the shapes disagree, a label is not a class, or a probability is not finite.
     """
     _check(labels, probabilities)
     if not len(labels):
-        return dict.fromkeys(FIGURES), dict.fromkeys(FIGURES, "no samples")
-    found = {name: figure.of(labels, probabilities) for name, figure in FIGURES.items()}
+        return dict.fromkeys(METRICS), dict.fromkeys(METRICS, "no samples")
+    found = {name: metric.of(labels, probabilities) for name, metric in METRICS.items()}
     return {name: value for name, (value, _) in found.items()}, {name: why for name, (_, why) in found.items() if why}
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> Value:
-    """Share of samples whose most probable class is theirs."""
+    """Returns the share of samples whose most probable class is the true one."""
     return float((probabilities.argmax(1) == labels).mean()), ""
 
 
 def macro_f1(labels: np.ndarray, probabilities: np.ndarray) -> Value:
-    """Mean F1 score over the classes among the labels or the predictions."""
+    """Returns the mean F1 score over the classes among the labels or the predictions."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, probabilities.argmax(1), average="macro", zero_division=0)), ""
 
 
 def auroc(labels: np.ndarray, probabilities: np.ndarray) -> Value:
-    """Area under the ROC curve of the classes for which it is defined."""
+    """Returns the area under the ROC curve, averaged over the classes for which it is defined."""
     from sklearn.metrics import roc_auc_score
 
     return _one_against_rest(roc_auc_score, labels, probabilities)
 
 
 def auprc(labels: np.ndarray, probabilities: np.ndarray) -> Value:
-    """Average precision of the classes for which it is defined."""
+    """Returns the average precision, averaged over the classes for which it is defined."""
     from sklearn.metrics import average_precision_score
 
     return _one_against_rest(average_precision_score, labels, probabilities)
@@ -84,7 +84,7 @@ def auprc(labels: np.ndarray, probabilities: np.ndarray) -> Value:
 def _one_against_rest(
     area: Callable[[np.ndarray, np.ndarray], float], labels: np.ndarray, probabilities: np.ndarray
 ) -> Value:
-    """Mean of an area over the classes for which it is defined."""
+    """Returns the mean of an area over the classes for which it is defined."""
     classes = probabilities.shape[1]
     use = defined_classes(labels, classes)
     if not use:
@@ -97,7 +97,7 @@ def _one_against_rest(
 
 
 def defined_classes(labels: np.ndarray, classes: int) -> list[int]:
-    """Classes whose one-vs-rest ranking figures are defined in `labels` [n]: with both a case and a non-case.
+    """Returns the classes with both a case and a non-case in `labels` [n], so that one-vs-rest metrics are defined.
 
     For two classes the answer is [1] or nothing: class 1 is the positive one.
     """
@@ -106,8 +106,10 @@ def defined_classes(labels: np.ndarray, classes: int) -> list[int]:
     return [1] if classes == 2 and len(defined) else defined.tolist()
 
 
-def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_BINS) -> list[dict[str, float | int]]:
-    """Reliability curve of the most probable class.
+def reliability_curve(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_BINS
+) -> list[dict[str, float | int]]:
+    """Computes the reliability curve of the most probable class.
 
     Args:
       labels: class indices, int [n].
@@ -138,13 +140,13 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_B
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: Σ_bins n_bin/n · |accuracy - confidence| over the bins of `reliability`."""
-    curve = reliability(labels, probabilities, bins)
+    """Returns the expected calibration error, Σ n_bin/n · |accuracy - confidence| over the bins."""
+    curve = reliability_curve(labels, probabilities, bins)
     return float(sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / len(labels))
 
 
 def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """½ · mean over samples of Σ_k (p_k - [label is k])²; between 0 and 1."""
+    """Returns ½ · mean over samples of Σ_k (p_k - [label is k])², between 0 and 1."""
     truth = labels[:, None] == np.arange(probabilities.shape[1])
     return float(((np.asarray(probabilities, np.float64) - truth) ** 2).sum(axis=1).mean() / 2)
 
@@ -158,12 +160,12 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
         raise ValueError("a probability is not finite")
 
 
-FIGURES: dict[str, Figure] = {
-    "accuracy": Figure("Accuracy", accuracy),
-    "macro_f1": Figure("Macro-F1", macro_f1),
-    "auroc": Figure("AUROC", auroc),
-    "auprc": Figure("AUPRC", auprc),
-    "ece": Figure("ECE", lambda labels, probabilities: (calibration_error(labels, probabilities), "")),
-    "brier": Figure("Brier", lambda labels, probabilities: (brier_score(labels, probabilities), "")),
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("Accuracy", accuracy),
+    "macro_f1": Metric("Macro-F1", macro_f1),
+    "auroc": Metric("AUROC", auroc),
+    "auprc": Metric("AUPRC", auprc),
+    "ece": Metric("ECE", lambda labels, probabilities: (calibration_error(labels, probabilities), "")),
+    "brier": Metric("Brier", lambda labels, probabilities: (brier_score(labels, probabilities), "")),
 }
-"""Every figure by its name in report.json."""
+"""Every metric by its name in report.json."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 def short_names(
     names: Iterable[Sequence[str]], declared: Sequence[str], width: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Combinations in at most `width` characters each.
+    """Names combinations in at most `width` characters each.
 
-    Tried in turn: the joined names, `all 7`, `all but x+y`, the same with abbreviated modalities, and last a cut.
+    The first form that fits is used: the joined names, `all 7`, `all but x+y`, the same abbreviated, or cut off.
 
     Args:
       names: the modalities of each combination.
@@ -16,7 +16,7 @@ def short_names(
       width: most characters.
 
     Returns:
-      The names, and modality to abbreviation for those abbreviated somewhere.
+      The names, and the abbreviation of each abbreviated modality.
     """
     short = _abbreviations(declared)
     out, used = [], {}
@@ -37,7 +37,7 @@ def short_names(
 
 
 def _abbreviations(declared: Sequence[str]) -> dict[str, str]:
-    """For each modality its shortest beginning, of at least three characters, that no other modality shares."""
+    """Returns the shortest beginning of each modality, of at least three characters, that no other modality has."""
     short = {}
     for name in declared:
         others = [m for m in declared if m != name]

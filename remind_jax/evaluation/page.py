@@ -1,4 +1,4 @@
-"""The HTML page of a report: what the figures mean in words, then one template. Nothing is loaded from elsewhere."""
+"""The HTML page of a report: sentences about its metrics, and one template. The page loads nothing from elsewhere."""
 
 import math
 import pathlib
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import jinja2
     import markupsafe
 
-MIN_PATIENTS = 10  # held-out patients below which a group's figures are called unreliable (W102)
-WIDE = 0.20  # width of an accuracy interval that is called wide
-GAP = 0.05  # head-tail difference in accuracy that is pointed out
+MIN_PATIENTS = 10  # with fewer held-out patients, a group's metrics are called unreliable (W102)
+WIDE = 0.20  # a wider interval of accuracy is pointed out
+GAP = 0.05  # a larger difference in accuracy of head and tail is pointed out
 MISCALIBRATED = 0.10
 RARE_CLASS = 20
-NAME_WIDTH, LABEL_WIDTH = 44, 23  # characters of a combination in tables and beside lines
-BARS = 25  # group bars shown before the rest folds away
-_SAID = ("W101", "W102")  # which `_unseen` and `_few_patients` say from the figures
+NAME_WIDTH, LABEL_WIDTH = 44, 23  # characters of a combination in tables and next to lines
+BARS = 25  # group bars shown before the others are folded away
+_SAID = ("W101", "W102")  # findings that `_unseen` and `_few_patients` replace
 TEMPLATE = "report.html.jinja"
 HEADLINES = (
     ("overall", "All held-out samples"),
@@ -33,8 +33,8 @@ HEADLINES = (
 )
 
 
-def environment(*folders: pathlib.Path) -> "jinja2.Environment":
-    """The templates of this folder and of others, with the filters that they use."""
+def templates(*folders: pathlib.Path) -> "jinja2.Environment":
+    """Returns the templates of this folder and of others, with the filters that they use."""
     import jinja2
 
     made = jinja2.Environment(
@@ -50,34 +50,34 @@ def environment(*folders: pathlib.Path) -> "jinja2.Environment":
 
 
 def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
-    """The page as one string; the same input gives the same page."""
-    return environment().get_template(TEMPLATE).render(context(report, history))
+    """Returns the page as one string; the same input gives the same page."""
+    return templates().get_template(TEMPLATE).render(context(report, history))
 
 
 def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the template shows.
+    """Returns the variables of the template.
 
     Args:
-      report: from `build_report`. Read, beside the contract's keys, where they are there:
+      report: from `build_report`. These further keys are read where they are present:
         `card`: the data card, `{splits: {train: {n, patients}, tuning: …, held_out: …}, classes: [{name,
           train_fraction}], modalities: [{name, kind, present_fraction}], combinations: [{group, n, fraction,
           published}], label}`; the combinations are shown where the paper published their shares;
         `classes`: names of the classes in order, instead of the card's;
-        `findings`: what the data check found, `[{code, message}]` or plain strings; codes that begin with I count
-          what was read and are no warning;
+        `findings`: findings of the data check, `[{code, message}]` or plain strings; codes that begin with I count
+          rows read and are no warning;
         `gate`: `{open_rate}`, the share of held-out samples whose gate was open;
-        `weights`: which weights these are, see `weights_text`.
+        `weights`: the reported weights, see `weights_text`.
       history: the records of metrics.jsonl.
     """
     import markupsafe
 
     names, abbreviated = _names(report, NAME_WIDTH)
-    beside, abbreviated_beside = _names(report, LABEL_WIDTH)
+    labels, abbreviated_labels = _names(report, LABEL_WIDTH)
     tail = {row["group"] for row in report["groups"] if row["tail"]}
     drawings = {
         "losses": figures.losses(history),
         "tuning": figures.tuning(history),
-        "lambdas": figures.lambdas(history, tail, lambda name: beside.get(name, name[:LABEL_WIDTH])),
+        "lambdas": figures.lambdas(history, tail, lambda name: labels.get(name, name[:LABEL_WIDTH])),
         "gate": figures.gate(history),
         "reliability": figures.reliability(report["calibration"]),
     }
@@ -90,11 +90,11 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "published": [row for row in report.get("card", {}).get("combinations", ()) if "published" in row],
         "names": names,
         "abbreviated": abbreviated,
-        "abbreviated_beside": abbreviated_beside,
+        "abbreviated_labels": abbreviated_labels,
         "bars_shown": BARS,
-        # Square roots keep a group of 3 visible beside one of 3,000.
+        # Square roots keep a group of 3 visible next to one of 3,000.
         "bar": lambda n: round(100 * math.sqrt(n / most), 2) if most else 0,
-        "titles": {name: figure.title for name, figure in metrics.FIGURES.items()},
+        "titles": {name: metric.title for name, metric in metrics.METRICS.items()},
         "weights": weights_text(report["weights"]) if "weights" in report else "",
         "headlines": [(label, report[key]) for key, label in HEADLINES],
         "majority": _majority(report),
@@ -107,8 +107,8 @@ def weights_text(weights: Mapping[str, Any]) -> str:
     """Says in a sentence which weights a run reports.
 
     Args:
-      weights: `stage` and `step` that they are of, `selected_by` (a tuning figure or `last`), its `value`, and
-        `passed_over`: stage, step and value of better weights that an earlier stage had; None where there were none.
+      weights: their `stage` and `step`, `selected_by` (a tuning metric or `last`), its `value`, and `passed_over`:
+        stage, step and value of better weights that an earlier stage had; None where there were none.
     """
     by, passed = weights["selected_by"], weights["passed_over"]
     how = "the last ones" if by == "last" else f"chosen by tuning {by} ({weights['value']:.4f})"
@@ -122,12 +122,12 @@ def weights_text(weights: Mapping[str, Any]) -> str:
 
 
 def is_synthetic(data: str) -> bool:
-    """Whether a data set's title names a twin or other synthetic data."""
+    """Returns whether a data set's title names a twin or other synthetic data."""
     return "synthetic" in data.lower() or data.lower().startswith("twin")
 
 
 def cautions(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Reasons, drawn from the figures, not to trust the model: a short lead and a sentence each."""
+    """Returns reasons in the report not to trust the model, each as a short lead and a sentence."""
     checks = (_baseline, _unseen, _few_patients, _wide, _gap, _calibration, _rare_classes)
     found = [caution for check in checks if (caution := check(report))]
     if is_synthetic(report["data"]):
@@ -143,19 +143,19 @@ def cautions(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[
     if caution := _gate(report, history):
         found.append(caution)
     for finding in _coded(report):
-        if not finding["code"].startswith(("I", *_SAID)):  # counts of what was read are no warning
+        if not finding["code"].startswith(("I", *_SAID)):  # counts of rows read are no warning
             found.append((f"Data check {finding['code']}".strip(), finding["message"]))
     return found
 
 
 def _coded(report: dict[str, Any]) -> list[dict[str, str]]:
-    """The findings of the data check; plain strings have an empty code."""
+    """Returns the findings of the data check; plain strings have an empty code."""
     found = report.get("findings", ())
     return [one if isinstance(one, dict) else {"code": "", "message": str(one)} for one in found]
 
 
 def _majority(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Name and held-out share of the most frequent class."""
+    """Returns the name and the held-out share of the most frequent class."""
     counts = report["label_counts"]
     if not sum(counts):
         return None
@@ -169,7 +169,7 @@ def _class_name(report: dict[str, Any], k: int) -> str:
 
 
 def _names(report: dict[str, Any], width: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Short name of each group, and the abbreviations used."""
+    """Returns the short name of each group, and the abbreviations used."""
     rows = report["groups"]
     names, used = short_names((row["modalities"] for row in rows), report["modalities"], width)
     return {row["group"]: name for row, name in zip(rows, names, strict=True)}, used
@@ -276,18 +276,18 @@ def _count(n: int, noun: str) -> str:
 
 
 def _airy(name: str) -> str:
-    """A combination with room for line breaks."""
+    """Returns a combination with spaces at which lines may break."""
     return name.replace("+", " + ")
 
 
 def _heading(name: str) -> str:
-    """The name of a data set as a heading; what is upper case stays so."""
+    """Returns the name of a data set as a heading; upper case is kept."""
     text = name.replace("_", " ")
     return text[:1].upper() + text[1:]
 
 
 def _breakable(name: str) -> "markupsafe.Markup":
-    """A method's name as HTML that may be broken after an underscore."""
+    """Returns a method's name as HTML that may be broken after an underscore."""
     import markupsafe
 
     return markupsafe.escape(name).replace("_", markupsafe.Markup("_<wbr>"))

@@ -30,9 +30,9 @@ TABLE_ROWS = 25
 NAME_WIDTH = 26
 
 
-def figure_names() -> list[str]:
-    """Names of the figures of M, see `build_report`, and of their intervals."""
-    return [*metrics.FIGURES, *(f"{name}_ci" for name in intervals.NAMES)]
+def metric_names() -> list[str]:
+    """Returns the names of the metrics of M, see `build_report`, and of their intervals."""
+    return [*metrics.METRICS, *(f"{name}_ci" for name in intervals.NAMES)]
 
 
 def report_of(
@@ -47,11 +47,11 @@ def report_of(
     """Builds the report of a data set's held-out rows.
 
     Args:
-      config: of the run, as a dictionary.
+      config: the run's config as a dictionary.
       data: the data set.
       probabilities: of its held-out rows in order, [n, c].
       parameters, count: as for `build_report`.
-      **extra: further top-level keys, which may replace what this function adds; None leaves a key out.
+      **extra: further top-level keys, which may replace those that this function adds; None leaves a key out.
 
     Returns:
       The report of `build_report` with `split_digest`, `majority_accuracy`, `findings` and `card`; and the table of
@@ -80,23 +80,23 @@ def build_report(
     count: Callable[[int, int], None] | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Says everything that held-out predictions show, overall and for each modality combination.
+    """Reports held-out predictions, overall and for each modality combination.
 
-    A set of figures (M below) is `accuracy, macro_f1, auroc, auprc, ece, brier`, `accuracy_ci, macro_f1_ci, auroc_ci,
-    auprc_ci` as `[low, high]`, and `notes`, which maps a figure that is null or qualified to the reason.
+    A set of metrics (M below) is `accuracy, macro_f1, auroc, auprc, ece, brier`, `accuracy_ci, macro_f1_ci, auroc_ci,
+    auprc_ci` as `[low, high]`, and `notes`, the reason for each metric that is null or qualified.
 
     Args:
-      config: of the run, as a dictionary; its method, its seed, which seeds the bootstrap too, its digest and
+      config: the run's config as a dictionary; its method, its seed, which seeds the bootstrap too, its digest and
         `eval.bootstrap` are read.
-      title: of the data set; a twin is named as synthetic in it.
+      title: title of the data set; the title of a twin says that it is synthetic.
       predictions: one row a held-out sample, with columns `sample_id`, `patient_id`, `label` (class index),
         `group` (modality names joined with `+` in declared order) and `p_0` … `p_{c-1}` (probabilities); others,
         such as one bool column a modality, are not read.
       groups: the combinations seen in training.
       parameters: number of trained scalars.
       classes: names of the classes.
-      count: called with how many sets of samples have their figures, and of how many.
-      **extra: further top-level keys, merged as they are. Those the HTML page reads are listed at `page.context`.
+      count: called with the number of sets of samples that have their metrics, and the number of all.
+      **extra: further top-level keys, merged as they are. `page.context` lists those that the HTML page reads.
 
     Returns:
       A JSON-clean dictionary: `data, method, seed, config_digest, split, parameters, n, n_patients, modalities,
@@ -107,12 +107,12 @@ def build_report(
       with at least 10 held-out samples: `group, n`, M) and `calibration` (the reliability curve).
 
     Raises:
-      ValueError: if `extra` names a key of the contract, or the predictions are not as described.
+      ValueError: `extra` names a key of the contract, or the predictions are not as described.
     """
     sample = _Sample(predictions, config["seed"], config["eval"]["bootstrap"])
     if count:
         done, total = itertools.count(1), len({*groups.names, *sample.group}) + 3  # and all, head, tail
-        sample.told = lambda: count(next(done), total)
+        sample.on_metrics = lambda: count(next(done), total)
     rows = _group_rows(sample, groups)
     tail_names = {row["group"] for row in rows if row["tail"]}
     in_tail = np.array([name in tail_names for name in sample.group], bool)
@@ -128,50 +128,50 @@ def build_report(
         "modalities": list(groups.modalities),
         "classes": list(classes),
         "label_counts": np.bincount(sample.labels, minlength=sample.probabilities.shape[1]).tolist(),
-        "overall": sample.figures(np.ones(len(in_tail), bool)),
+        "overall": sample.metrics(np.ones(len(in_tail), bool)),
         "groups": rows,
         "head_mean": _mean([row for row in rows if not row["tail"]]),
         "tail_mean": _mean([row for row in rows if row["tail"]]),
-        "head_pooled": {"n": int((~in_tail).sum()), **sample.figures(~in_tail)},
-        "tail_pooled": {"n": int(in_tail.sum()), **sample.figures(in_tail)},
+        "head_pooled": {"n": int((~in_tail).sum()), **sample.metrics(~in_tail)},
+        "tail_pooled": {"n": int(in_tail.sum()), **sample.metrics(in_tail)},
         "worst_group": _worst(rows),
-        "calibration": metrics.reliability(sample.labels, sample.probabilities),
+        "calibration": metrics.reliability_curve(sample.labels, sample.probabilities),
     }
     if clash := sorted(report.keys() & extra.keys()):
         raise ValueError(f"extra may not replace {', '.join(clash)}")
     return report | extra
 
 
-def pooled_figures(
+def pooled_metrics(
     predictions: pl.DataFrame, rows: np.ndarray, seed: int, resamples: int = intervals.RESAMPLES
 ) -> dict[str, Any]:
-    """`n` and M (see `build_report`) of the held-out samples that `rows`, bool [n], selects, taken together."""
-    return {"n": int(rows.sum()), **_Sample(predictions, seed, resamples).figures(rows)}
+    """Returns `n` and M (see `build_report`) of all held-out samples that `rows`, bool [n], selects."""
+    return {"n": int(rows.sum()), **_Sample(predictions, seed, resamples).metrics(rows)}
 
 
 class _Sample:
-    """Held-out predictions with their patients [n], and figures with intervals of chosen rows."""
+    """Held-out predictions with their patients [n], which computes metrics with intervals of selected rows."""
 
     def __init__(self, predictions: pl.DataFrame, seed: int, resamples: int) -> None:
         samples = Samples.of(predictions)
         self.labels, self.probabilities, self.group = samples.labels, samples.probabilities, samples.groups
         self.patients = predictions["patient_id"].to_numpy()
         self._seed, self._resamples = seed, resamples
-        self.told: Callable[[], None] = lambda: None  # called after each set of figures
+        self.on_metrics: Callable[[], None] = lambda: None  # called after each set of metrics
 
-    def figures(self, rows: np.ndarray) -> dict[str, Any]:
-        """M of the samples that `rows`, bool [n], selects."""
+    def metrics(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns M of the samples that `rows`, bool [n], selects."""
         labels, probabilities = self.labels[rows], self.probabilities[rows]
-        values, notes = metrics.metrics(labels, probabilities)
+        values, notes = metrics.compute(labels, probabilities)
         bounds, bound_notes = intervals.intervals(
             labels, probabilities, self.patients[rows], seed=self._seed, resamples=self._resamples
         )
-        self.told()
+        self.on_metrics()
         return {**values, **bounds, "notes": notes | bound_notes}
 
 
 def _group_rows(sample: _Sample, groups: Groups) -> list[dict[str, Any]]:
-    """One row a combination: those of training by falling frequency, then those seen only in held-out data."""
+    """Returns a row for each combination: those of training, the most frequent first, then those only held out."""
     seen = list(groups.names)
     trained = sum(int(count) for count in groups.train_counts)
     unseen = sorted(set(sample.group) - set(seen))
@@ -191,21 +191,21 @@ def _group_rows(sample: _Sample, groups: Groups) -> list[dict[str, Any]]:
                 "n_patients": len(np.unique(sample.patients[inside])),
                 "n_train": count,
                 **({"unseen": True} if g is None else {}),
-                **sample.figures(inside),
+                **sample.metrics(inside),
             }
         )
     return rows
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Unweighted mean of each figure over the groups that have it."""
+    """Returns the unweighted mean of each metric over the groups that have it."""
     if not rows:
-        return dict.fromkeys(figure_names()) | {"notes": dict.fromkeys(figure_names(), "no such group")}
-    values: dict[str, Any] = dict.fromkeys(figure_names())
+        return dict.fromkeys(metric_names()) | {"notes": dict.fromkeys(metric_names(), "no such group")}
+    values: dict[str, Any] = dict.fromkeys(metric_names())
     notes = {
         f"{name}_ci": "a mean over groups has no interval here; the pooled figures have" for name in intervals.NAMES
     }
-    for name in metrics.FIGURES:
+    for name in metrics.METRICS:
         known = [row[name] for row in rows if row[name] is not None]
         values[name] = float(np.mean(known)) if known else None
         if len(known) < len(rows):
@@ -214,39 +214,39 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The group of lowest accuracy among those with enough samples; of equals the one with more samples."""
+    """Returns the group of lowest accuracy with enough samples; of equal ones the group with more samples."""
     ranked = [row for row in rows if row["n"] >= MIN_WORST]
     if not ranked:
         reason = f"no group has {MIN_WORST} held-out samples"
-        return {"group": None, "n": 0, **dict.fromkeys(figure_names()), "notes": dict.fromkeys(figure_names(), reason)}
+        return {"group": None, "n": 0, **dict.fromkeys(metric_names()), "notes": dict.fromkeys(metric_names(), reason)}
     worst = min(ranked, key=lambda row: (row["accuracy"], -row["n"]))
-    return {name: worst[name] for name in ("group", "n", *figure_names(), "notes")}
+    return {name: worst[name] for name in ("group", "n", *metric_names(), "notes")}
 
 
 def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
-    """Write the report at once or not at all; a NaN in it is an error (ValueError), since JSON has none."""
+    """Writes the report whole or not at all; a NaN in it is a ValueError, since JSON has none."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     files.write_text(pathlib.Path(path), text + "\n")
 
 
 def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
-    """Write the self-contained HTML page of a report.
+    """Writes the self-contained HTML page of a report.
 
     Args:
-      path: of the file.
+      path: path of the file.
       report: from `build_report`.
-      history: the records of metrics.jsonl in order; read are `step`, `stage`, `train/loss`, `eval/loss`,
-        `eval/accuracy`, `eval/auroc`, `dro/lambda/<group>` and `gate/open_rate`.
+      history: the records of metrics.jsonl in order, of which `step`, `stage`, `train/loss`, `eval/loss`,
+        `eval/accuracy`, `eval/auroc`, `dro/lambda/<group>` and `gate/open_rate` are read.
     """
     files.write_text(pathlib.Path(path), page.render(report, history))
 
 
 def print_table(report: dict[str, Any], console: "rich.console.Console | None" = None) -> None:
-    """Print the figures of each group and of the whole, at most 100 columns wide and plain where there is no terminal.
+    """Prints the metrics of each group and of the whole, at most 100 columns wide, without colours outside a terminal.
 
     Args:
       report: from `build_report`.
-      console: where to; the default is the standard output.
+      console: console to print to; the default is the standard output.
     """
     import rich.box
     import rich.console
@@ -276,28 +276,27 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
         share, n_train, n = (sum(row[key] for row in rest) for key in ("train_fraction", "n_train", "n"))
         table.add_row(f"{len(rest)} more in report.json", f"{share:.1%}", str(n_train), str(n))
     table.add_section()
-    table.add_row("all samples", "", "", str(report["n"]), "", *_figure_cells(report["overall"]))
-    for key, label in (("head", "head"), ("tail", "tail")):
-        table.add_row(
-            f"{label}, pooled", "", "", str(report[f"{key}_pooled"]["n"]), "", *_figure_cells(report[f"{key}_pooled"])
-        )
-        table.add_row(f"{label}, mean of groups", "", "", "", "", *_figure_cells(report[f"{key}_mean"]))
+    table.add_row("all samples", "", "", str(report["n"]), "", *_metric_cells(report["overall"]))
+    for side in ("head", "tail"):
+        pooled = report[f"{side}_pooled"]
+        table.add_row(f"{side}, pooled", "", "", str(pooled["n"]), "", *_metric_cells(pooled))
+        table.add_row(f"{side}, mean of groups", "", "", "", "", *_metric_cells(report[f"{side}_mean"]))
     console.print(table)
 
 
 def _cells(row: dict[str, Any], name: str) -> list[str]:
-    """One group's row of the terminal table."""
+    """Returns one group's row of the terminal table."""
     import rich.markup
 
     mark = "unseen" if row.get("unseen") else "tail" if row["tail"] else ""
     share = f"{row['train_fraction']:.1%}"
-    return [rich.markup.escape(name), share, str(row["n_train"]), str(row["n"]), mark, *_figure_cells(row)]
+    return [rich.markup.escape(name), share, str(row["n_train"]), str(row["n"]), mark, *_metric_cells(row)]
 
 
-def _figure_cells(figures: dict[str, Any]) -> list[str]:
-    """Accuracy with its interval, macro-F1 and AUROC; '-' for null. ASCII only: the output may be any terminal."""
-    accuracy, bounds = figures["accuracy"], figures["accuracy_ci"]
+def _metric_cells(values: dict[str, Any]) -> list[str]:
+    """Returns accuracy with its interval, macro-F1 and AUROC, '-' for null, in ASCII, which every terminal shows."""
+    accuracy, bounds = values["accuracy"], values["accuracy_ci"]
     first = "-" if accuracy is None else f"{accuracy:.3f}"
     if bounds is not None:
         first += f" ({bounds[0]:.2f}-{bounds[1]:.2f})"
-    return [first, *("-" if figures[k] is None else f"{figures[k]:.3f}" for k in ("macro_f1", "auroc"))]
+    return [first, *("-" if values[k] is None else f"{values[k]:.3f}" for k in ("macro_f1", "auroc"))]

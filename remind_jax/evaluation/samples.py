@@ -12,11 +12,11 @@ from remind_jax.evaluation import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Held-out samples with what was predicted of them.
+    """Held-out samples and their predictions.
 
     Attributes:
       labels: index of each sample's class, int64 [n].
-      probabilities: of the classes, float64 [n, c].
+      probabilities: predicted probabilities of the classes, float64 [n, c].
       groups: name of each sample's combination, str in an object array [n].
     """
 
@@ -26,7 +26,7 @@ class Samples:
 
     @classmethod
     def of(cls, table: pl.DataFrame) -> Self:
-        """Reads the columns `label`, `group` and `p_0` … `p_{c-1}` of a table with a row a sample."""
+        """Reads the columns `label`, `group` and `p_0` … `p_{c-1}` of a table with one row a sample."""
         classes = sum(name.startswith("p_") and name[2:].isdigit() for name in table.columns)
         return cls(
             table["label"].to_numpy().astype(np.int64),
@@ -34,7 +34,7 @@ class Samples:
             np.array(table["group"].to_list(), dtype=object),
         )
 
-    def figures(self, rows: np.ndarray, names: Iterable[str]) -> dict[str, Any]:
-        """Returns `n` and the named figures of the samples that `rows`, bool [n], selects; None for one undefined."""
-        values, _ = metrics.metrics(self.labels[rows], self.probabilities[rows])
+    def metrics(self, rows: np.ndarray, names: Iterable[str]) -> dict[str, Any]:
+        """Returns `n` and the named metrics of the samples that `rows`, bool [n], selects; None where undefined."""
+        values, _ = metrics.compute(self.labels[rows], self.probabilities[rows])
         return {"n": int(rows.sum()), **{name: values[name] for name in names}}

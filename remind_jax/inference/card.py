@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it is, what it was made from, how good it is, where not to trust it, duties.
+"""The model card of an exported run: model, use, data, metrics, limits and duties.
 
 Sections follow Mitchell et al. 2019, "Model cards for model reporting" (arXiv 1810.03993).
 """
@@ -10,7 +10,6 @@ from typing import Any
 from remind_jax.evaluation import page
 from remind_jax.inference.predictor import Predictor
 
-# By data.source; what the terms of the data ask of whoever passes on what was made from them.
 CREDENTIALED = (
     "The data are under a credentialed data use agreement. Weights and vocabularies made from them may count as "
     "derived data: pass them on only as the agreement allows."
@@ -25,12 +24,13 @@ DUTIES = {
     "manifest": "The program does not know the terms of these data. Ask their owner whether weights and vocabularies "
     "made from them may be passed on.",
 }
-FIGURES = (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("auroc", "AUROC"), ("auprc", "AUPRC"))
+"""Duties, by data.source, of those who pass on a model made from the data."""
+METRICS = (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("auroc", "AUROC"), ("auprc", "AUPRC"))
 
 
-def write(model: Predictor) -> str:
-    """The card of a run as Markdown."""
-    sections = (_model(model), _use(model), _data(model), _figures(model), _limits(model), _duties(model))
+def render(model: Predictor) -> str:
+    """Returns the card of a run as Markdown."""
+    sections = (_model(model), _use(model), _data(model), _metrics(model), _limits(model), _duties(model))
     return "\n".join(line for section in sections for line in section)
 
 
@@ -82,11 +82,11 @@ def _data(model: Predictor) -> Iterator[str]:
         yield f"Trained on {int(model.label_counts.sum()):,} samples; {report['n']:,} held out.\n"
 
 
-def _figures(model: Predictor) -> Iterator[str]:
+def _metrics(model: Predictor) -> Iterator[str]:
     report = model.report
     yield f"## Figures on {report['n']:,} held-out samples of {report['n_patients']:,} patients\n"
     yield "95 % intervals: bootstrap over patients, exact binomial for small groups. A dash cannot be computed.\n"
-    heading = ("samples", "trained on", "n", *(title for _, title in FIGURES), "ECE")
+    heading = ("samples", "trained on", "n", *(title for _, title in METRICS), "ECE")
     rows = [("all", f"{int(model.groups.train_counts.sum()):,}", report["n"], *_cells(report["overall"]))]
     for key, title in (("head_pooled", "common combinations"), ("tail_pooled", "rare combinations")):
         rows.append((title, "", report[key]["n"], *_cells(report[key])))
@@ -96,13 +96,13 @@ def _figures(model: Predictor) -> Iterator[str]:
     yield from _table(heading, rows)
 
 
-def _cells(figures: dict[str, Any]) -> list[str]:
+def _cells(values: dict[str, Any]) -> list[str]:
     def cell(name: str) -> str:
-        value, bounds = figures[name], figures[f"{name}_ci"]
+        value, bounds = values[name], values[f"{name}_ci"]
         return "-" if value is None else f"{value:.3f}" + (f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else "")
 
-    ece = figures["ece"]
-    return [*(cell(name) for name, _ in FIGURES), "-" if ece is None else f"{ece:.3f}"]
+    ece = values["ece"]
+    return [*(cell(name) for name, _ in METRICS), "-" if ece is None else f"{ece:.3f}"]
 
 
 def _limits(model: Predictor) -> Iterator[str]:

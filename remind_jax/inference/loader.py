@@ -1,6 +1,6 @@
 """Opens this folder with jax, numpy and flatbuffers: `predict = load("."); predict({"labs": ..., "present": ...})`.
 
-schema.json lists the inputs. A missing modality has zeros as its input and False in `present`, [b, m] in that order.
+schema.json lists the inputs. A missing modality has zeros as its input and False in `present`, [b, m] in their order.
 """
 
 import json
@@ -14,7 +14,7 @@ TYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I32": "<i4", "I64": "<i8", "
 
 
 def read_weights(file):
-    """Arrays by name: a length, that many bytes of JSON, then numbers."""
+    """Reads arrays by name from a file of a length, that many bytes of JSON, and numbers."""
     content = pathlib.Path(file).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
@@ -28,12 +28,12 @@ def read_weights(file):
 
 
 def load(folder="."):
-    """A function from a batch to `probabilities`, `features` and `seen`."""
+    """Returns a function from a batch to `probabilities`, `features` and `seen`."""
     folder = pathlib.Path(folder)
     exported = jax.export.deserialize(bytearray((folder / "model.jax").read_bytes()))
     weights = jax.device_put(read_weights(folder / "weights.safetensors"))
     call = jax.jit(exported.call)
-    rows = exported.in_avals[-1].shape[0]  # a symbol, or a number when the program must know it
+    rows = exported.in_avals[-1].shape[0]  # a symbol, or the fixed number of rows that the program needs
 
     def predict(batch):
         count = len(batch["present"])

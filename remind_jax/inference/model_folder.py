@@ -1,13 +1,12 @@
-"""A trained model on disk: `RUN/model/`, which training writes and everything else reads.
+"""A trained model on disk: `RUN/model/`, which training writes and all later commands read.
 
     model.safetensors   the weights by path
     model.json          {"format": 1, "made_by": "remind_jax 0.1.0", "sha256": of model.safetensors, "config": …,
                          "title": of the data, "schema": …, "groups": …, "kinds": fitted preprocessing,
                          "label_counts": …, "train_patients": …, "gate": …, "prior_power": …, "chosen": …}
 
-`chosen` says which weights these are: their stage and step, the tuning figure that they were chosen by and its value,
-and better ones that an earlier stage had, if it had any (`evaluation.page.weights_text`).
-No checkpoint is needed to use a model.
+`chosen` says which weights these are: their stage and step, the tuning metric that chose them and its value, and better
+weights that an earlier stage had, if any (`evaluation.page.weights_text`). A model works without checkpoints.
 """
 
 import dataclasses
@@ -35,11 +34,11 @@ from remind_jax.runtime import files
 FORMAT = 1
 FOLDER, FACTS, WEIGHTS = "model", "model.json", "model.safetensors"
 ADAPTED = "adapted"
-"""The key by which the config of a folder that `adapt` wrote is known."""
+"""The key that marks the config of a folder written by `adapt`."""
 
 
 def write(model: Predictor, folder: pathlib.Path) -> None:
-    """Writes a model as a folder, whole or not at all; one that is there is replaced.
+    """Writes a model as a folder, whole or not at all, and replaces an old one.
 
     Raises:
       UserError: the folder cannot be written.
@@ -69,7 +68,7 @@ def read(folder: pathlib.Path) -> Predictor:
     """Reads a model from its own folder.
 
     Raises:
-      UserError: there is none, another version wrote it, or it is damaged.
+      UserError: the folder holds no model, another version wrote it, or it is damaged.
     """
     facts = _facts(folder)
     try:
@@ -94,7 +93,7 @@ def read(folder: pathlib.Path) -> Predictor:
         )
     except UserError as error:
         raise UserError(f"{folder / FACTS}: {error}") from error
-    except Exception as error:  # of JSON that somebody changed, in as many kinds as there are readers of its parts
+    except Exception as error:  # changed JSON can raise any error in the readers of its parts
         raise UserError(f"{folder / FACTS} is damaged ({type(error).__name__}): train the run again") from None
     _check_shapes(model, folder)
     return model
@@ -118,7 +117,7 @@ def _facts(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_shapes(model: Predictor, folder: pathlib.Path) -> None:
-    """Refuses weights that are not those of the network that the settings describe."""
+    """Refuses weights that do not fit the network of the config (UserError)."""
     wanted = {path: x.shape for path, x in jax.eval_shape(model.network.init, jax.random.key(0)).items()}
     found = {path: np.shape(x) for path, x in model.params.items()}
     wrong = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
@@ -129,13 +128,13 @@ def _check_shapes(model: Predictor, folder: pathlib.Path) -> None:
 # ---- Runs -----------------------------------------------------------------------------------------------------------
 
 
-def open_run(path: pathlib.Path) -> Predictor:
-    """Opens the model of a finished run, or of one that `adapt` wrote, with its report.
+def open_model(path: pathlib.Path) -> Predictor:
+    """Opens the model of a finished or adapted run, with its report.
 
     Raises:
       UserError: the folder holds no finished run with a model of this version.
     """
-    read_config(path)  # which says best what a folder lacks
+    read_config(path)  # its messages say best what a folder lacks
     model = read(path / FOLDER)
     try:
         report = json.loads((path / "report.json").read_text(encoding="utf-8"))
@@ -145,15 +144,15 @@ def open_run(path: pathlib.Path) -> Predictor:
 
 
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
-    """Reads the config of a finished run from its config.json; no Python that lies in the folder is run.
+    """Reads the config of a finished run from its config.json, without running Python from the folder.
 
     Raises:
       UserError: the folder holds no finished run, or its config is not one of this version.
     """
     file = path / "config.json"
     if not file.is_file():
-        beside = [str(found.parent) for found in sorted(path.parent.glob("*/config.json"))]
-        hint = f"{did_you_mean(str(path), beside)}; runs there: {', '.join(beside[:10])}" if beside else ""
+        near = [str(found.parent) for found in sorted(path.parent.glob("*/config.json"))]
+        hint = f"{did_you_mean(str(path), near)}; runs there: {', '.join(near[:10])}" if near else ""
         raise UserError(f"{path} holds no run: config.json is missing{hint}")
     if not (path / "report.json").is_file():
         raise UserError(f"the run in {path} is not finished: give its command again to go on")
@@ -169,7 +168,7 @@ def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def _config(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The settings, checked."""
+    """Returns a checked config."""
     config = complete({key: value for key, value in content.items() if key != ADAPTED})
     validate(config)
     if ADAPTED in content:

@@ -1,4 +1,4 @@
-"""Rows that a model was not trained on, read and brought into the order of its modalities."""
+"""Reads new rows for a model and puts them into the order of its modalities."""
 
 import dataclasses
 import pathlib
@@ -27,11 +27,11 @@ def read(
     Args:
       data: a manifest's folder, a CSV or parquet file, a polars or pandas frame, or a `Manifest`; files and frames have
         the columns of the model's own data.
-      schema: of the model's data.
-      preprocessor: of the model.
+      schema: schema of the model's data.
+      preprocessor: the model's fitted preprocessing.
       image_size, frames: size that pictures and volumes are resized to.
       bad_files: `refuse` or `missing`.
-      count: called with how many files of a column were read, and of how many.
+      count: called with the number of files of a column that were read, and the number of all.
 
     Returns:
       The rows with modalities, and columns of tables, in the model's order.
@@ -51,12 +51,12 @@ def in_order(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Path
     """Returns the manifest with modalities, and columns of tables, in the model's order.
 
     Args:
-      manifest: of new data.
-      preprocessor: of the model.
-      where: what messages call the data.
+      manifest: the new data.
+      preprocessor: the model's fitted preprocessing.
+      where: name of the data in messages.
 
     Raises:
-      UserError: its modalities, kinds or columns are not those of the model.
+      UserError: the modalities, kinds or columns differ from the model's.
     """
     there, fitted, modalities = {each.name: each for each in manifest.schema.modalities}, preprocessor.fitted, []
     for name in there:
@@ -72,7 +72,7 @@ def in_order(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Path
 
 
 def check_classes(manifest: Manifest, schema: Schema, where: pathlib.Path | str) -> None:
-    """Refuses classes that are not those of the model in their order (UserError)."""
+    """Refuses data whose classes, in order, differ from the model's (UserError)."""
     here, there = manifest.schema.classes, schema.classes
     if here != there:
         raise UserError(f"{where} has the classes {', '.join(here)}; the run has {', '.join(there)}, in this order")

@@ -1,7 +1,7 @@
-"""The trained model: training ends by making one, and everything that asks a model for something opens one.
+"""The trained model: training makes it, and predict, export, adapt and the analyses open it.
 
-A `Predictor` holds weights and all that they need to turn rows into probabilities: settings, schema, combinations,
-fitted preprocessing, class counts, gate and class prior. `model_folder` writes and reads it.
+A `Predictor` holds weights and all that they need to turn rows into probabilities: config, schema, combinations, fitted
+preprocessing, class counts, gate and class prior. `model_folder` writes and reads it.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import Schema
 from remind_jax.errors import UserError
-from remind_jax.evaluation import metrics as figures
+from remind_jax.evaluation import metrics
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import new_rows
 from remind_jax.models.model import Params, is_statistic
@@ -32,12 +32,12 @@ from remind_jax.runtime import devices
 
 PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
 """Powers of the class prior that `choose_prior_power` tries."""
-FEW_PATIENTS = 10  # training patients below which a combination is warned of
-THREADS = 2  # that read and encode rows ahead
+FEW_PATIENTS = 10  # a combination with fewer training patients has a warning
+THREADS = 2  # number of threads that read and encode rows ahead
 
 
 class Predicted(NamedTuple):
-    """Probabilities [n, c], labels [n], and the share of open gates, of all rows of a store in order."""
+    """Probabilities [n, c] and labels [n] of all rows of a store in order, and the share of open gates."""
 
     probabilities: np.ndarray
     labels: np.ndarray
@@ -45,12 +45,12 @@ class Predicted(NamedTuple):
 
 
 def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
-    """Turns logits into probabilities; nothing else in the package does.
+    """Turns logits into probabilities; it is the only function that does.
 
     Args:
-      logits: of numpy or JAX, [b, c].
+      logits: a numpy or JAX array [b, c].
       offset: logit adjustment, added to the logits [b, c].
-      scale: what probabilities are divided by before they are made to sum to one, [c].
+      scale: divisor of the probabilities before they are made to sum to one, [c].
 
     Returns:
       Probabilities [b, c] in the type of the logits.
@@ -66,20 +66,20 @@ class Predictor:
     """A trained model.
 
     Attributes:
-      config: settings that it was trained with.
-      title: of its data, as reports name it.
-      schema: of its data.
-      groups: g combinations that its tables have rows for.
-      preprocessor: as fitted on train rows.
+      config: config of its training.
+      title: title of its data in reports.
+      schema: schema of its data.
+      groups: the g combinations that have rows in its tables.
+      preprocessor: preprocessing fitted on train rows.
       label_counts: train rows by combination and class, int [g', c]; combinations that an adaptation added have none.
       train_patients: patients with train rows of each combination, int [g].
       params: weights by path.
       gate: whether group routers act: `gated`, `always` or `never`.
-      prior_power: power of the class prior that probabilities are divided by; 0 leaves them.
-      chosen: which weights these are, see `model_folder`.
+      prior_power: probabilities are divided by the class prior to this power; 0 leaves them as they are.
+      chosen: origin of the weights, see `model_folder`.
       single: network that the weights belong to; of an ensemble one of its networks.
       forward: jitted function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
-      report: of the held-out rows, as report.json has it; empty while there is none.
+      report: report of the held-out rows, as in report.json; empty while there is none.
       path: folder of the run that it was opened from.
     """
 
@@ -111,7 +111,7 @@ class Predictor:
 
     @classmethod
     def of_data(cls, config: Any, data: Dataset, params: Params, gate: str) -> "Predictor":
-        """Makes the predictor of weights that were trained on a data set."""
+        """Makes the predictor of weights trained on a data set."""
         return cls.assemble(
             config=config,
             title=data.manifest.title,
@@ -131,11 +131,11 @@ class Predictor:
             del parts[name]
         return self.assemble(**parts | {"groups": groups, "train_patients": train_patients, "params": params})
 
-    # ---- What it is -------------------------------------------------------------------------------------------------
+    # ---- Properties -------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def network(self) -> Network:
-        """The network, or the ensemble as one."""
+        """The network, or the ensemble as one network."""
         return ensemble_of(self.single, self.config.ensemble)
 
     @property
@@ -155,12 +155,12 @@ class Predictor:
 
     @property
     def looks_at_batches(self) -> bool:
-        """Whether probabilities of a row depend on the rows next to it."""
+        """Whether the probabilities of a row depend on other rows of its batch."""
         return self.config.fusion.gate_granularity == "batch" and self.gate == "gated"
 
     @functools.cached_property
     def offset(self) -> np.ndarray:
-        """What predictions add to logits, by combination and class, float32 [g + 1, c]; unknown combinations last."""
+        """The term that is added to logits, by combination and class, float32 [g + 1, c]; unknown combinations last."""
         prior = self.config.objective
         found = logit_adjust.predict_offset(prior.prior, prior.prior_mode, self.label_counts)
         shape = (len(self.groups) + 1, len(self.classes))
@@ -168,28 +168,28 @@ class Predictor:
 
     @functools.cached_property
     def scale(self) -> np.ndarray:
-        """What probabilities are divided by before they are made to sum to one, float32 [c]."""
+        """The divisor of probabilities before they are made to sum to one, float32 [c]."""
         return (np.maximum(self.class_fractions, 1e-12) ** self.prior_power).astype(np.float32)
 
     def padded(self, offset: np.ndarray) -> np.ndarray:
-        """Offsets [g' + 1, c] -> [g + 1, c]: combinations that were added have those of unknown ones, the last row."""
+        """Pads offsets [g' + 1, c] to [g + 1, c]: added combinations use the last row, that of unknown combinations."""
         return np.concatenate([offset, np.repeat(offset[-1:], len(self.groups) + 1 - len(offset), axis=0)])
 
     def probabilities(self, logits: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """Probabilities [k, c] of logits [k, c] of combinations int [k]."""
+        """Returns probabilities [k, c] for logits [k, c] of rows whose combinations are int [k]."""
         return probabilities_of(logits, self.offset[group], self.scale).astype(logits.dtype)
 
     # ---- Prepared rows ----------------------------------------------------------------------------------------------
 
     def predict_store(self, store: pipeline.Store) -> Predicted:
-        """Predicts all rows of a store that have labels.
+        """Predicts all labelled rows of a store.
 
-        Several processes take the batches in turn and give one another what they found, so that each has all rows.
+        Several processes take the batches in turn and exchange their results, so that each has all rows.
         """
         params, size, found = jax.device_put(self.params), self.config.eval.batch_size, None
         process, processes = jax.process_index(), jax.process_count()
         count = -(-len(store) // size)
-        # With more processes than batches, the last ones look at a batch for its shapes.
+        # With more processes than batches, the last ones read a batch only for its shapes.
         batches = pipeline.eval_batches(store, size, first=min(process, count - 1), every=processes)
         for i, batch in zip(range(process, max(count, process + 1), processes), batches, strict=True):
             logits, _, open_rate = self.forward(params, batch, self.gate)
@@ -198,20 +198,20 @@ class Predictor:
                 found = tuple(np.zeros((len(store), *x.shape[1:]), x.dtype) for x in values)
             rows = slice(i * size, (i + 1) * size)
             for x, value in zip(found, values, strict=True):
-                x[rows] = value[: len(x[rows])]  # without what fills up the last batch
+                x[rows] = value[: len(x[rows])]  # without the padding of the last batch
         probabilities, labels, open_rate = devices.merged(found)
         return Predicted(probabilities, labels, float(np.mean(open_rate)))
 
     def predict_parts(self, store: pipeline.Store, positions: np.ndarray, presence: np.ndarray) -> np.ndarray:
-        """Predicts samples of which some modalities are left.
+        """Predicts samples with some of their modalities hidden.
 
         A sample without modalities gets the class frequencies of the train rows; a combination not seen in training is
         predicted by the shared router, as everywhere.
 
         Args:
-          store: of a split.
-          positions: int [k], places in the split, repeats allowed.
-          presence: bool [k, m], what is left of each; what a sample lacks stays missing.
+          store: rows of a split.
+          positions: positions in the split, which may repeat, int [k].
+          presence: the modalities left of each sample, bool [k, m]; missing modalities stay missing.
 
         Returns:
           Probabilities, float64 [k, c].
@@ -233,7 +233,7 @@ class Predictor:
         return found
 
     def hidden(self, store: pipeline.Store, positions: np.ndarray, presence: np.ndarray) -> pipeline.Batch:
-        """Returns a batch of rows of which only `presence` [k, m] is left; inputs of what is gone are zeros."""
+        """Returns a batch of rows with only the modalities of `presence` [k, m]; inputs of the others are zeros."""
         different, back = np.unique(positions, return_inverse=True)
         batch = {name: array.take(back, axis=0) for name, array in store.take(different).items()}
         left = presence & batch["present"]
@@ -242,31 +242,31 @@ class Predictor:
         return batch | {"present": left, "group": self.groups.index(left)}
 
     def seen(self, presence: np.ndarray) -> np.ndarray:
-        """Whether training had each combination, bool [k] of bool [k, m]."""
+        """Returns whether training had each combination, bool [k, m] -> bool [k]."""
         return self.groups.index(presence) < len(self.groups)
 
     # ---- New rows ---------------------------------------------------------------------------------------------------
 
     def read(self, data: Any, bad_files: str = "", count: Callable[[int, int], None] | None = None) -> Manifest:
-        """Reads rows in the model's order of modalities, see `new_rows.read`; empty `bad_files` are as in training."""
+        """Reads rows in the model's order of modalities, see `new_rows.read`; "" takes `bad_files` of the config."""
         options = self.config.data
         sizes = {"image_size": options.image_size, "frames": options.frames}
         bad_files = bad_files or options.bad_files
         return new_rows.read(data, self.schema, self.preprocessor, **sizes, bad_files=bad_files, count=count)
 
     def predict_proba(self, data: Any) -> np.ndarray:
-        """Probabilities of the classes, float [n, c], adjusted as those of the report; `data` as for `read`."""
+        """Returns probabilities of the classes, float [n, c], adjusted as in the report; `data` as for `read`."""
         return np.concatenate([probabilities for probabilities, _ in self.batches(self.read(data))])
 
     def embed(self, data: Any) -> np.ndarray:
-        """Pooled tokens before the head, float32 [n, d]; of an ensemble the mean of its networks."""
+        """Returns the pooled tokens before the head, float32 [n, d]; for an ensemble the mean over its networks."""
         return np.concatenate([features for _, features in self.batches(self.read(data))])
 
     def batches(self, manifest: Manifest, size: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields probabilities [k, c] and features [k, d] of the rows in turn; no more than a few batches are held.
+        """Yields probabilities [k, c] and features [k, d] of the rows in turn, holding a few batches at a time.
 
         Args:
-          manifest: as `read` gives it.
+          manifest: as returned by `read`.
           size: rows at a time; 0 is `eval.batch_size`.
         """
         params = jax.device_put(self.params)
@@ -277,10 +277,10 @@ class Predictor:
             yield self.probabilities(np.asarray(logits), batch["group"])[real], np.asarray(features)[real]
 
     def evaluate(self, data: Any) -> dict[str, Any]:
-        """Returns the figures of `evaluation.report.build_report` over the rows that have a label.
+        """Returns the report of `evaluation.report.build_report` on the rows that have a label.
 
         Raises:
-          UserError: no row has one, or one is none of the classes.
+          UserError: no row has a label, or a label is none of the classes.
         """
         manifest = self.read(data)
         labelled = manifest.table[manifest.schema.label].is_not_null()
@@ -297,11 +297,11 @@ class Predictor:
         return reports.build_report(self.config.to_dict(), title, table, self.groups, **facts)
 
     def combinations(self, manifest: Manifest) -> list[str]:
-        """Names of the rows' combinations."""
+        """Returns the name of each row's combination."""
         return [group_name(mask, self.groups.modalities) for mask in manifest.presence]
 
     def table(self, manifest: Manifest, probabilities: np.ndarray) -> pl.DataFrame:
-        """Returns a row a sample of a manifest that `read` gave, with its probabilities [n, c] and warnings."""
+        """Returns one row for each sample of a manifest from `read`, with its probabilities [n, c] and warnings."""
         index = self.groups.index(manifest.presence)
         samples, patients = (np.append(counts, 0)[index] for counts in (self.groups.train_counts, self.train_patients))
         warnings = np.where(samples == 0, "never seen in training", "")
@@ -328,33 +328,33 @@ def _compiled(network: Network) -> Callable[..., tuple[jax.Array, jax.Array, jax
     return jax.jit(forward, static_argnums=2)
 
 
-# ---- Figures of tuning rows -----------------------------------------------------------------------------------------
+# ---- Metrics of tuning rows -----------------------------------------------------------------------------------------
 
 
 def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:
-    """Returns the figures that weights can be chosen by: loss, accuracy, macro-F1 and AUROC."""
-    values, _ = figures.metrics(predicted.labels, predicted.probabilities)
+    """Returns the metrics that weights can be chosen by: loss, accuracy, macro-F1 and AUROC."""
+    values, _ = metrics.compute(predicted.labels, predicted.probabilities)
     chosen = predicted.probabilities[np.arange(len(predicted.labels)), predicted.labels]
     values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
     return {"loss": float(-np.mean(np.log(np.maximum(chosen, 1e-12)))), **values}
 
 
 def choose_prior_power(
-    predicted: Predicted, prior: np.ndarray, figure: str, powers: Sequence[float] = PRIOR_POWERS
+    predicted: Predicted, prior: np.ndarray, metric: str, powers: Sequence[float] = PRIOR_POWERS
 ) -> float:
-    """Returns the power of the class prior that is best for a figure; of equals the one nearest to none.
+    """Returns the power of the class prior that gives the best metric; of equal ones the power nearest to zero.
 
     Args:
-      predicted: of the tuning rows, without such an adjustment.
+      predicted: predictions of the tuning rows, without such an adjustment.
       prior: share of each class among the train rows, [c].
-      figure: `accuracy` or `macro_f1`.
-      powers: to try.
+      metric: `accuracy` or `macro_f1`.
+      powers: the powers to try.
     """
 
     def value(power: float) -> tuple[float, float]:
         logits = np.log(np.maximum(np.asarray(predicted.probabilities, np.float64), 1e-300))
         adjusted = probabilities_of(logits, np.zeros_like(logits), np.maximum(prior, 1e-12) ** power)
-        found = tuning_metrics(predicted._replace(probabilities=adjusted))[figure]
+        found = tuning_metrics(predicted._replace(probabilities=adjusted))[metric]
         return (-np.inf if found is None else found, -abs(power))
 
     return max(powers, key=value)

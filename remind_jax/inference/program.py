@@ -1,4 +1,4 @@
-"""A trained model as a program and weights that jax, numpy and flatbuffers alone can use."""
+"""Exports a trained model as a program and weights that need only jax, numpy and flatbuffers."""
 
 import json
 import pathlib
@@ -24,15 +24,11 @@ _LOADER = pathlib.Path(loader.__file__)
 
 
 def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """A pure function (weights, batch) -> outputs.
+    """Returns a model as a pure function (weights, batch) -> outputs.
 
-    Args:
-      model: trained.
-
-    Returns:
-      A function of a batch that holds the encoded input of every modality under its name, zeros where it is missing,
-      and `present`, bool [b, m]. It gives `probabilities` [b, c], `features` [b, d], and `seen` [b], whether training
-      had the combination.
+    A batch holds the encoded input of every modality under its name, zeros where it is missing, and `present`, bool
+    [b, m]. The outputs are `probabilities` [b, c], `features` [b, d], and `seen` [b], whether training had the
+    combination.
     """
     groups, masks = len(model.groups), jnp.asarray(model.groups.masks)
     offset, scale = jnp.asarray(model.offset), jnp.asarray(model.scale)
@@ -47,17 +43,17 @@ def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[s
 
 
 def inputs(model: Predictor, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a batch of `rows`, a number or a symbol."""
+    """Returns the shapes and types of a batch of `rows`, a number or a symbol."""
     specs = model.preprocessor.inputs
     batch = {name: jax.ShapeDtypeStruct((rows, *spec.shape), spec.dtype) for name, spec in specs.items()}
     return batch | {"present": jax.ShapeDtypeStruct((rows, len(batch)), np.bool_)}
 
 
 def lower(model: Predictor) -> jax.export.Exported:
-    """The program on every platform, for any number of rows or, where it must know it, for `eval.batch_size` rows.
+    """Compiles the program for every platform, for any number of rows or, if it needs one, for `eval.batch_size` rows.
 
     Raises:
-      UserError: predictions of a row depend on the rows beside it, so that there is no such program.
+      UserError: predictions of a row depend on other rows of its batch.
     """
     if model.looks_at_batches:
         raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to export")
@@ -66,12 +62,12 @@ def lower(model: Predictor) -> jax.export.Exported:
     try:
         (rows,) = jax.export.symbolic_shape("b")
         return export(params, inputs(model, rows))
-    except Exception:  # JAX and einops say in many ways that they must know a size; sparse experts do, who sort tokens
+    except Exception:  # JAX and einops raise many errors when they need a size, as for experts that sort tokens
         return export(params, inputs(model, model.config.eval.batch_size))
 
 
 def describe(model: Predictor) -> dict[str, Any]:
-    """The contents of schema.json."""
+    """Returns the contents of schema.json."""
     shapes = inputs(model, "b")
     width = model.config.model.width
     return {
@@ -94,10 +90,10 @@ def describe(model: Predictor) -> dict[str, Any]:
 
 
 def write(model: Predictor, out: pathlib.Path) -> None:
-    """Writes the folder, at once when all is made.
+    """Writes the folder of an exported model, whole or not at all.
 
     Raises:
-      UserError: it exists, cannot be written, or the run cannot be exported.
+      UserError: the folder exists or cannot be written, or the run cannot be exported.
     """
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")
@@ -112,4 +108,4 @@ def write(model: Predictor, out: pathlib.Path) -> None:
         for name, content in (("schema", describe(model)), ("preprocessing", model.preprocessor.to_dict())):
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
             (temporary / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-        (temporary / "model_card.md").write_text(card.write(model), encoding="utf-8")
+        (temporary / "model_card.md").write_text(card.render(model), encoding="utf-8")

@@ -69,7 +69,7 @@ def write(results: Results, folder: pathlib.Path) -> None:
 
 def render(results: Results) -> str:
     """The page as one string; the same results give the same page."""
-    return page.environment(pathlib.Path(__file__).parent).get_template(TEMPLATE).render(context(results))
+    return page.templates(pathlib.Path(__file__).parent).get_template(TEMPLATE).render(context(results))
 
 
 def context(results: Results) -> dict[str, Any]:

@@ -78,10 +78,10 @@ def differences_csv(results: Results) -> str:
 
 
 def calibration(results: Results, method: str) -> list[dict[str, Any]]:
-    """The reliability curve (see `metrics.reliability`) of a method over the held-out samples of all its seeds."""
+    """Returns the reliability curve (see `metrics`) of a method over the held-out samples of all its seeds."""
     samples = [Samples.of(run.predictions) for run in results.runs if run.method == method]
     labels, probabilities = [one.labels for one in samples], [one.probabilities for one in samples]
-    return metrics.reliability(np.concatenate(labels), np.concatenate(probabilities))
+    return metrics.reliability_curve(np.concatenate(labels), np.concatenate(probabilities))
 
 
 def calibration_row(results: Results, method: str) -> dict[str, Spread | None]:

@@ -44,7 +44,7 @@ def open_single(path: pathlib.Path) -> Predictor:
     """Opens the model of a run and refuses ensembles (UserError)."""
     if (count := model_folder.read_config(path).ensemble) > 1:
         raise UserError(f"{path} is a run of several networks (ensemble={count}): adapt a run of one")
-    return model_folder.open_run(path)
+    return model_folder.open_model(path)
 
 
 def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
@@ -300,7 +300,7 @@ def _facts(
     samples = {"new": (index >= len(run.groups)) & (index < len(data.groups)), "known": index < len(run.groups)}
     seed, resamples, tuning = run.config.seed, run.config.eval.bootstrap, len(data.stores["tuning"])
     figures = {
-        when: {name: reports.pooled_figures(table, rows, seed, resamples) for name, rows in samples.items()}
+        when: {name: reports.pooled_metrics(table, rows, seed, resamples) for name, rows in samples.items()}
         for when, table in (("before", before), ("after", after))
     }
     trained = found["trained"].items()

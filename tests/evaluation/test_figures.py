@@ -65,10 +65,10 @@ def test_long_lines_are_thinned():
 
 def test_spread_keeps_distance_and_stays_near():
     wanted = np.array([10.0, 10.0, 10.0, 50.0])
-    places = figures.spread(wanted, 4.0, 0.0, 60.0)
+    places = figures.spread_apart(wanted, 4.0, 0.0, 60.0)
     np.testing.assert_allclose(places, [6, 10, 14, 50])  # the crowd spreads around its middle
-    np.testing.assert_allclose(figures.spread(np.array([0.0, 1.0]), 5.0, 0.0, 60.0), [0, 5])
-    np.testing.assert_allclose(figures.spread(np.array([59.0, 60.0]), 5.0, 0.0, 60.0), [55, 60])
+    np.testing.assert_allclose(figures.spread_apart(np.array([0.0, 1.0]), 5.0, 0.0, 60.0), [0, 5])
+    np.testing.assert_allclose(figures.spread_apart(np.array([59.0, 60.0]), 5.0, 0.0, 60.0), [55, 60])
 
 
 @pytest.mark.parametrize("crowd", [2, 9])

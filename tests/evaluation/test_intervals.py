@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from remind_jax.evaluation.intervals import exact_interval, intervals, patient_weights, weighted_metrics
-from remind_jax.evaluation.metrics import metrics
+from remind_jax.evaluation.metrics import compute
 
 
 def sample(n, c, seed, *, ties=False, skill=1.0):
@@ -35,7 +35,7 @@ def test_integer_weights_equal_repeated_samples(c):
     weights = np.concatenate(list(patient_weights(np.arange(60) // 2, 30, seed=4, resamples=8)))
     got = weighted_metrics(labels, p, weights)
     for r, w in enumerate(weights.astype(int)):
-        again, _ = metrics(np.repeat(labels, w), np.repeat(p, w, axis=0))
+        again, _ = compute(np.repeat(labels, w), np.repeat(p, w, axis=0))
         for name, values in got.items():
             assert values[r] == pytest.approx(again[name], abs=1e-12), name
 

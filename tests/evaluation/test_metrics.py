@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from remind_jax.evaluation.metrics import calibration_error, defined_classes, metrics, reliability
+from remind_jax.evaluation.metrics import calibration_error, compute, defined_classes, reliability_curve
 
 
 def one_hot(classes, c, confidence=0.8):
@@ -14,7 +14,7 @@ def one_hot(classes, c, confidence=0.8):
 def test_hand_derived_binary_figures():
     labels = np.array([0, 0, 1, 1])
     p1 = np.array([0.1, 0.6, 0.35, 0.8])
-    values, notes = metrics(labels, np.stack([1 - p1, p1], 1))
+    values, notes = compute(labels, np.stack([1 - p1, p1], 1))
     assert values["accuracy"] == 0.5
     # class 0: tp 1, fp 1, fn 1 -> F1 1/2; class 1 the same
     assert values["macro_f1"] == pytest.approx(0.5)
@@ -28,25 +28,25 @@ def test_hand_derived_binary_figures():
 
 
 def test_macro_f1_counts_only_classes_in_labels_or_predictions():
-    values, _ = metrics(np.array([0, 0, 1]), one_hot([0, 1, 1], 4))
+    values, _ = compute(np.array([0, 0, 1]), one_hot([0, 1, 1], 4))
     # class 0: 2/3, class 1: 2/3; classes 2 and 3 neither appear nor are predicted
     assert values["macro_f1"] == pytest.approx(2 / 3)
 
 
 def test_brier_score_of_several_classes_lies_between_0_and_1():
     labels = np.array([0, 3])
-    assert metrics(labels, one_hot([0, 3], 4))[0]["brier"] == pytest.approx((0.2**2 + 3 * (0.2 / 3) ** 2) / 2)
-    assert metrics(labels, one_hot([0, 3], 4, 1.0))[0]["brier"] == 0
-    assert metrics(labels, one_hot([3, 0], 4, 1.0))[0]["brier"] == 1
+    assert compute(labels, one_hot([0, 3], 4))[0]["brier"] == pytest.approx((0.2**2 + 3 * (0.2 / 3) ** 2) / 2)
+    assert compute(labels, one_hot([0, 3], 4, 1.0))[0]["brier"] == 0
+    assert compute(labels, one_hot([3, 0], 4, 1.0))[0]["brier"] == 1
 
 
 def test_predicted_class_without_cases_counts_as_zero_f1():
-    values, _ = metrics(np.array([0, 0]), one_hot([0, 2], 3))
+    values, _ = compute(np.array([0, 0]), one_hot([0, 2], 3))
     assert values["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
 
 
 def test_one_class_sample_has_no_ranking_figures():
-    values, notes = metrics(np.array([1, 1, 1]), one_hot([1, 1, 0], 2))
+    values, notes = compute(np.array([1, 1, 1]), one_hot([1, 1, 0], 2))
     assert values["auroc"] is None
     assert values["auprc"] is None
     assert values["accuracy"] == pytest.approx(2 / 3)
@@ -56,7 +56,7 @@ def test_one_class_sample_has_no_ranking_figures():
 def test_class_absent_from_sample_is_left_out_and_named():
     labels = np.array([0, 2, 0, 2])
     p = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.5, 0.1, 0.4]])
-    values, notes = metrics(labels, p)
+    values, notes = compute(labels, p)
     # class 0 scores: cases .7 .3, controls .1 .5 -> 3/4; class 2: cases .7 .4, controls .1 .4 -> (1+1+1+.5)/4
     assert values["auroc"] == pytest.approx((0.75 + 0.875) / 2)
     assert "2 of 3 classes" in notes["auroc"]
@@ -64,10 +64,10 @@ def test_class_absent_from_sample_is_left_out_and_named():
 
 
 def test_empty_sample_is_null_with_a_reason():
-    values, notes = metrics(np.zeros(0, int), np.zeros((0, 3)))
+    values, notes = compute(np.zeros(0, int), np.zeros((0, 3)))
     assert set(values.values()) == {None}
     assert set(notes) == set(values)
-    assert reliability(np.zeros(0, int), np.zeros((0, 3))) == []
+    assert reliability_curve(np.zeros(0, int), np.zeros((0, 3))) == []
 
 
 def test_calibration_error_by_hand():
@@ -75,7 +75,7 @@ def test_calibration_error_by_hand():
     labels = np.array([0, 1, 1, 1])
     p = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.6, 0.4]])
     assert calibration_error(labels, p) == pytest.approx(0.5 * 0.1 + 0.5 * 0.6)
-    curve = reliability(labels, p)
+    curve = reliability_curve(labels, p)
     assert [b["n"] for b in curve] == [2, 2]
     assert curve[0]["accuracy"] == 0.0
 
@@ -89,9 +89,9 @@ def test_calibrated_predictions_have_small_error():
 
 
 def test_bin_edges_belong_to_the_lower_bin():
-    curve = reliability(np.array([0]), np.array([[0.5, 0.5]]), bins=2)
+    curve = reliability_curve(np.array([0]), np.array([[0.5, 0.5]]), bins=2)
     assert (curve[0]["low"], curve[0]["high"]) == (0.0, 0.5)
-    curve = reliability(np.array([0]), np.array([[1.0, 0.0]]), bins=2)
+    curve = reliability_curve(np.array([0]), np.array([[1.0, 0.0]]), bins=2)
     assert curve[0]["high"] == 1.0
 
 
@@ -112,4 +112,4 @@ def test_defined_classes():
 )
 def test_bad_input_is_refused(labels, probabilities, message):
     with pytest.raises(ValueError, match=message):
-        metrics(labels, probabilities)
+        compute(labels, probabilities)

@@ -8,10 +8,10 @@ import rich.console
 
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation.intervals import exact_interval
-from remind_jax.evaluation.report import build_report, pooled_figures, print_table, write_json
+from remind_jax.evaluation.report import build_report, pooled_metrics, print_table, write_json
 
 MODALITIES = ("text", "labs", "icd")
-FIGURES = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"} | {
+METRICS = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"} | {
     f"{name}_ci" for name in ("accuracy", "macro_f1", "auroc", "auprc")
 }
 
@@ -69,17 +69,17 @@ def test_contract_keys(report):
     assert report["split"] == "held_out"
     assert report["n"] == 57
     for row in report["groups"]:
-        assert row.keys() - {"unseen"} == FIGURES | {
+        assert row.keys() - {"unseen"} == METRICS | {
             *("group", "modalities", "train_fraction", "tail", "n", "n_patients", "n_train", "notes")
         }
     for key in ("overall", "head_mean", "tail_mean", "head_pooled", "tail_pooled", "worst_group"):
-        assert report[key].keys() >= FIGURES | {"notes"}
+        assert report[key].keys() >= METRICS | {"notes"}
 
 
 def test_every_null_has_a_reason(report):
     parts = [report[k] for k in ("overall", "head_mean", "tail_mean", "head_pooled", "tail_pooled", "worst_group")]
     for part in parts + report["groups"]:
-        nulls = {name for name in FIGURES if part[name] is None}
+        nulls = {name for name in METRICS if part[name] is None}
         assert nulls <= part["notes"].keys(), part
     assert any(part["auroc"] is None for part in report["groups"])
 
@@ -107,7 +107,7 @@ def test_unseen_combination(report):
 def test_combination_without_held_out_samples_is_listed(report):
     row = by_name(report)["labs+icd"]
     assert row["n"] == 0
-    assert all(row[name] is None for name in FIGURES)
+    assert all(row[name] is None for name in METRICS)
     assert row["notes"]["accuracy"] == "no samples"
 
 
@@ -121,12 +121,12 @@ def test_head_and_tail_means_weigh_groups_alike_and_pools_weigh_samples(report):
     assert (report["head_pooled"]["n"], report["tail_pooled"]["n"]) == (52, 5)
 
 
-def test_pooled_figures_are_those_of_the_rows_named(report):
+def test_pooled_metrics_are_those_of_the_rows_named(report):
     frame = held_out()
     tail = np.array([name in ("icd", "text+icd") for name in frame["group"].to_list()])
-    assert pooled_figures(frame, tail, seed=3) == report["tail_pooled"]
-    assert pooled_figures(frame, ~tail, seed=3) == report["head_pooled"]
-    assert pooled_figures(frame, np.zeros(57, bool), seed=3)["accuracy"] is None
+    assert pooled_metrics(frame, tail, seed=3) == report["tail_pooled"]
+    assert pooled_metrics(frame, ~tail, seed=3) == report["head_pooled"]
+    assert pooled_metrics(frame, np.zeros(57, bool), seed=3)["accuracy"] is None
 
 
 def test_worst_group_has_ten_samples_at_least(report):

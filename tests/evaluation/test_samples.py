@@ -19,6 +19,6 @@ def test_columns_become_arrays_and_figures_those_of_chosen_rows():
     assert samples.probabilities.shape == (3, 11)
     assert samples.probabilities.argmax(axis=1).tolist() == [10, 10, 0]
     assert samples.groups.tolist() == ["a+b", "a+b", "b"]
-    assert samples.figures(samples.groups == "a+b", ["accuracy"]) == {"n": 2, "accuracy": 0.5}
-    found = samples.figures(np.array([False, False, True]), ["accuracy", "auroc"])
+    assert samples.metrics(samples.groups == "a+b", ["accuracy"]) == {"n": 2, "accuracy": 0.5}
+    found = samples.metrics(np.array([False, False, True]), ["accuracy", "auroc"])
     assert found == {"n": 1, "accuracy": 1.0, "auroc": None}

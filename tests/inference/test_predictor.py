@@ -401,7 +401,7 @@ def test_the_card_has_the_figures_the_limits_and_the_duties(run, exported):
 def test_an_exported_ensemble_has_its_adjustments(folder, tmp_path):
     path = _ensemble(folder)
     out = tmp_path / "out"
-    program.write(model_folder.open_run(path), out)
+    program.write(model_folder.open_model(path), out)
     loaded = remind_jax.load(path)
     exported = jax.export.deserialize(bytearray((out / "model.jax").read_bytes()))
     found = exported.call(loaded.params, _inputs(loaded, folder / "held_out.csv"))

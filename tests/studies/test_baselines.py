@@ -199,7 +199,7 @@ def test_a_plain_model_is_a_method_of_the_command(hospital, tmp_path, monkeypatc
     assert json.loads((run / "report.json").read_text(encoding="utf-8"))["method"] == "logistic_regression"
     assert "Fitting logistic_regression on small_hospital" in capsys.readouterr().out
     with pytest.raises(UserError, match="is a run of logistic_regression, which has no network"):
-        model_folder.open_run(run)
+        model_folder.open_model(run)
 
 
 def test_there_is_no_network_to_plan():

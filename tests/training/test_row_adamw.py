@@ -207,5 +207,5 @@ def test_a_run_by_rows_trains_both_stages_and_reports(tmp_path):
     config = tiny_runs.config(tmp_path / "cache", optim__group_rows="batch")
     report = train_and_evaluate(config, tmp_path / "run", verbose=False)
     assert report["method"] == "remind"
-    weights = model_folder.open_run(tmp_path / "run").params
+    weights = model_folder.open_model(tmp_path / "run").params
     assert np.abs(weights[TABLE]).max() > 0
