@@ -112,7 +112,6 @@ RULES = (
         "optim.group_rows=batch belongs to fusion.kind=soft_moe, not {c.fusion.kind}",
     ),
     Rule(
-        lambda c: c.fusion.experts < 2,
-        "fusion.experts={c.fusion.experts} leaves nothing to route to: use at least 2",
+        lambda c: c.fusion.experts < 2, "fusion.experts={c.fusion.experts} leaves nothing to route to: use at least 2"
     ),
 )

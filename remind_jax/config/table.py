@@ -67,10 +67,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "exams": Key(3_000, "of the twin", AT_LEAST_ONE),
         "seed": _TWIN_SEED,
     },
-    "fprm": {
-        "samples": Key(3_394, "of the twin", AT_LEAST_ONE),
-        "seed": _TWIN_SEED,
-    },
+    "fprm": {"samples": Key(3_394, "of the twin", AT_LEAST_ONE), "seed": _TWIN_SEED},
     "manifest": {},
     "mimic_iv": {
         "notes_root": Key("", "folder of MIMIC-IV-Note; empty looks for note/ under data.root"),
@@ -93,9 +90,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "seed": Key(0, "of the twin and of bernoulli; the run's own seed splits the data", NOT_NEGATIVE),
         "stays": Key(6_000, "of the twin", AT_LEAST_ONE),
     },
-    "nhanes": {
-        "views": Key(7, "how many views: 5, 7 or 10"),
-    },
+    "nhanes": {"views": Key(7, "how many views: 5, 7 or 10")},
     "synthetic": {
         "combinations": Key(_EMBED, "combinations and frequencies"),
         "train": Key(12_000, "training samples", AT_LEAST_ONE),

@@ -131,12 +131,7 @@ class Model(nnx.Module):
     """Encoders of all modalities, fusion blocks and a linear head."""
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        inputs: Mapping[str, ModalityInput],
-        num_groups: int,
-        num_classes: int,
-        rngs: nnx.Rngs,
+        self, spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int, rngs: nnx.Rngs
     ):
         self.spec, self.modalities = spec, tuple(inputs)
         self.trunks = tuple(name for name, modality in inputs.items() if registry.has_trunk(modality.encoder))

@@ -42,11 +42,7 @@ class Checkpoints:
     """The checkpoints of one run, by step."""
 
     def __init__(
-        self,
-        folder: pathlib.Path,
-        keep: int = 1,
-        read_only: bool = False,
-        say: Callable[[str], None] = _to_stderr,
+        self, folder: pathlib.Path, keep: int = 1, read_only: bool = False, say: Callable[[str], None] = _to_stderr
     ):
         """Opens or creates the folder.
 

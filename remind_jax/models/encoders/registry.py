@@ -18,10 +18,7 @@ IMAGE = {
     "resnet50": (resnet.ResNetEncoder, "50"),
 }
 """Encoders of the family `image`: class and size."""
-VOLUME = {
-    "r3d_small": (video_resnet.VideoResNetEncoder, "small"),
-    "r3d_18": (video_resnet.VideoResNetEncoder, "18"),
-}
+VOLUME = {"r3d_small": (video_resnet.VideoResNetEncoder, "small"), "r3d_18": (video_resnet.VideoResNetEncoder, "18")}
 """Encoders of the family `volume`."""
 BATCH_NORMALISED = (resnet.ResNetEncoder, video_resnet.VideoResNetEncoder)
 """Encoders that take the present samples of a batch [b] as a third argument when their batch norms are trained."""

@@ -229,12 +229,7 @@ class ResidualEncoder(nnx.Module):
         return self.adapter(features, keys)
 
     def __call__(
-        self,
-        x: jax.Array,
-        keys: jax.Array | None,
-        present: jax.Array | None = None,
-        *,
-        axis_name: str | None = None,
+        self, x: jax.Array, keys: jax.Array | None, present: jax.Array | None = None, *, axis_name: str | None = None
     ) -> jax.Array:
         """Maps uint8 [b, *positions, 1 or 3] to [b, t, d].
 
@@ -252,9 +247,7 @@ class ResidualEncoder(nnx.Module):
 
 
 def layout(
-    dims: Dimensions,
-    stem: Sequence[tuple[str, str]],
-    unit: Callable[[int, int, int | None], Sequence[tuple[str, str]]],
+    dims: Dimensions, stem: Sequence[tuple[str, str]], unit: Callable[[int, int, int | None], Sequence[tuple[str, str]]]
 ) -> dict[str, Tensor]:
     """Where a checkpoint holds the weights of the trunk.
 
