@@ -6,13 +6,9 @@ from typing import Any
 
 
 def load(run: str | pathlib.Path) -> Any:
-    """Opens a finished or adapted run: `remind_jax.load("runs/mine").predict_proba("new.csv")`.
+    """Opens a finished or adapted run as a `Predictor`: `remind_jax.load("runs/mine").predict_proba("new.csv")`.
 
-    Returns:
-      The trained model, a `remind_jax.inference.predictor.Predictor`.
-
-    Raises:
-      remind_jax.errors.UserError: the folder holds no finished run of this version.
+    Raises UserError: the folder holds no finished run of this version.
     """
     # Importing the package alone costs nothing.
     return importlib.import_module("remind_jax.inference.model_folder").open_model(pathlib.Path(run))

@@ -37,11 +37,7 @@ from remind_jax.training.unfreezing import ROWS, Choice, parse_unfreeze
 
 
 def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, str, pathlib.Path, Choice]:
-    """Reads the command line: run, data (may be empty), folder to write, choice.
-
-    Raises:
-      UserError: for anything that cannot be read, in one line.
-    """
+    """Reads run, data (may be empty), folder to write and choice. Raises UserError for anything that cannot be read."""
     (workdir,), options = cli.parse_runs(
         arguments,
         strings={"data": "", "unfreeze": "", "out": ""},

@@ -62,10 +62,8 @@ class Parser(argparse.ArgumentParser):
         self._least[name] = least
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """Reads arguments of which every one is an option of the command.
-
-        Raises:
-          UserError: for anything that cannot be read.
+        """Reads arguments of which every one is an option of the command. Raises UserError for anything that cannot be
+        read.
         """
         options, rest = self.parse_known_args(args, namespace)
         if not rest:
@@ -78,10 +76,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Reads the command's own options and returns the other arguments, which `parse_config` reads.
-
-        Raises:
-          UserError: for a value that cannot be read.
+        """Reads the command's own options and returns the others, which `parse_config` reads. Raises UserError as
+        `parse_args`.
         """
         options, rest = super().parse_known_args(args, namespace)
         values = vars(options)
@@ -105,21 +101,11 @@ def parse_runs(
     choices: Mapping[str, Sequence[str]] | None = None,
     several: bool = True,
 ) -> tuple[list[pathlib.Path], dict[str, Any]]:
-    """Reads the command line of a command about finished runs.
+    """Reads the command line of a command about finished runs; returns their folders, and the options by name with `_`.
 
-    Args:
-      arguments: without the program's name.
-      strings: defaults of options.
-      integers: default and least value of options.
-      floats: the same.
-      choices: values of options, the default first.
-      several: whether `--also` names further runs.
-
-    Returns:
-      The folders of the runs, and the options by name with `_` for `-`.
-
-    Raises:
-      UserError: for anything that cannot be read.
+    `strings` are options with their defaults, `integers` and `floats` have a default and a least value, `choices` their
+    values, the default first; `several` allows further runs as `--also`. Raises UserError for anything that cannot be
+    read.
     """
     parser = Parser(f"--workdir=RUN{' [--also=RUN,…]' if several else ''} …; see --help")
     parser.add_argument("--workdir", default="")
@@ -144,13 +130,8 @@ def parse_runs(
 
 
 class GivenConfig(NamedTuple):
-    """A config as a command line describes it.
-
-    Attributes:
-      file: that makes it.
-      config: as described.
-      changes: the keys that were set one by one, and their values.
-      workdir: as given; empty without.
+    """A config as a command line describes it: the file that makes it, the config, the keys that were set one by one
+    with their values, and the workdir, empty without one.
     """
 
     file: pathlib.Path
@@ -167,13 +148,9 @@ class GivenConfig(NamedTuple):
 
 
 def parse_config(arguments: Sequence[str]) -> tuple[Any, pathlib.Path]:
-    """Reads `--config=FILE[:ARGUMENT]`, `--config.KEY=VALUE` and `--workdir=DIR`.
+    """Reads `--config=FILE[:ARGUMENT]`, `--config.KEY=VALUE` and `--workdir=DIR`; returns the config and the workdir.
 
-    Returns:
-      The config and the workdir, by default `runs/<config>-<method>-seed<seed>`.
-
-    Raises:
-      UserError: for anything that cannot be read, in one line.
+    The workdir is `runs/<config>-<method>-seed<seed>` by default. Raises UserError for anything that cannot be read.
     """
     given = read_config(arguments)
     default = f"runs/{given.file.stem}-{given.config.method}-seed{given.config.seed}"
@@ -181,11 +158,7 @@ def parse_config(arguments: Sequence[str]) -> tuple[Any, pathlib.Path]:
 
 
 def read_config(arguments: Sequence[str]) -> GivenConfig:
-    """Reads a config as `parse_config` does, and remembers how it was described.
-
-    Raises:
-      UserError: for anything that cannot be read, in one line.
-    """
+    """Reads a config as `parse_config` does, with the same errors, and remembers how it was described."""
     from absl import flags
     from ml_collections import config_flags
 

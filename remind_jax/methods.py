@@ -178,14 +178,10 @@ TABLES: dict[str, tuple[Variant, ...]] = {
 
 
 def choose(names: str, table: str) -> list[Variant]:
-    """The variants that a command line names.
+    """Returns the variants that a command line names, separated by commas.
 
-    Args:
-      names: separated by commas; `all` is every variant of the table, without a table every method and plain model.
-      table: a key of `TABLES`, empty for none; its variants come before methods of the same name.
-
-    Raises:
-      UserError: a name or the table is unknown.
+    `all` is every variant of the table or, without a table, every method and plain model. `table` is a key of `TABLES`,
+    or empty; its variants come before methods of the same name. Raises UserError: a name or the table is unknown.
     """
     if table and table not in TABLES:
         raise UserError(f"table={table} is not a sweep; known: {', '.join(TABLES)}")

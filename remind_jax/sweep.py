@@ -28,11 +28,7 @@ from remind_jax.studies import entries
 
 
 def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path]:
-    """Reads the command line: what to run, and the folder of the sweep.
-
-    Raises:
-      UserError: for anything that cannot be read.
-    """
+    """Reads what to run, and the folder of the sweep. Raises UserError for anything that cannot be read."""
     parser = cli.Parser("python -m remind_jax.sweep --config=FILE --workdir=DIR …; see --help")
     parser.add_argument("--workdir", default="")
     entries.add_options(parser)

@@ -16,11 +16,7 @@ if TYPE_CHECKING:  # benchmarks run where it is not installed
 
 
 def keys(source: str = "") -> dict[str, Key]:
-    """The keys of a config by path, such as `optim.lr`: those of all data sets, then those of one.
-
-    Args:
-      source: a key of `OF_SOURCES`; any other text adds nothing.
-    """
+    """Returns the keys of a config by path, such as `optim.lr`: those of all data sets, and those of `source`."""
     shared = {f"{section}.{name}".lstrip("."): key for section, each in SECTIONS.items() for name, key in each.items()}
     return shared | {f"data.{name}": key for name, key in OF_SOURCES.get(source, {}).items()}
 
@@ -55,13 +51,9 @@ def base(source: str = "") -> "ml_collections.ConfigDict":
 
 
 def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
-    """The config that a file holds, in which keys that are newer than the file have their default.
+    """Returns the config that a file holds by section; keys that are newer than the file have their default.
 
-    Args:
-      values: of an older config, by section.
-
-    Raises:
-      UserError: names a key that there is not, or one whose value has another type.
+    Raises UserError: names a key that there is not, or one whose value has another type.
     """
     source = values.get("data", {}).get("source", "")
     config, known, given = base(source), keys(source), dict(_leaves(values))
@@ -76,11 +68,7 @@ def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
 
 
 def validate(config: Any) -> None:
-    """Refuses keys that there are not, and values that no code path could use.
-
-    Raises:
-      UserError: names the key, its value and what it may be.
-    """
+    """Refuses keys that there are not, and values that no code path could use (UserError, which says what may be)."""
     known, there = keys(config.data.source), dict(_leaves(config))
     for path, key in known.items():
         if path not in there:

@@ -6,11 +6,8 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """What values of several keys may not be together.
-
-    Attributes:
-      is_broken: by a config.
-      says: what is wrong and what to do, with values of the config `c` in braces.
+    """What values of several keys may not be together: whether a config breaks it, and what is wrong and what to do,
+    with values of the config `c` in braces.
     """
 
     is_broken: Callable[[Any], bool]

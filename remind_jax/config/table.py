@@ -9,24 +9,15 @@ from typing import Any, NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """What a value must be.
-
-    Attributes:
-      holds: whether a value is within the limit; False for NaN.
-      says: the limit in words, after "must be".
-    """
+    """What a value must be: whether it is within the limit, False for NaN, and the limit in words, after "must be"."""
 
     holds: Callable[[Any], bool]
     says: str
 
 
 class Key(NamedTuple):
-    """A key of a config.
-
-    Attributes:
-      default: its value, and by that its type.
-      meaning: what it sets.
-      allowed: the values that it may have, by name or as a limit; None for any of its type.
+    """A key of a config: its default, and by that its type, what it sets, and the values that it may have, by name or
+    as a limit; None for any of its type.
     """
 
     default: Any

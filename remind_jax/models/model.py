@@ -48,12 +48,8 @@ class Output(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """Where tokens are sent.
-
-    Attributes:
-      blocks: router logits of each fusion block.
-      observed: False at the tokens of missing modalities [b, n].
-      owner: modality of each token [n].
+    """Where tokens are sent: router logits of each fusion block, `observed` [b, n], False at the tokens of missing
+    modalities, and the modality of each token [n].
     """
 
     blocks: tuple[Route, ...]
@@ -220,15 +216,15 @@ class Model(nnx.Module):
         axis_name: str | None = None,
         resting: bool = False,
     ) -> Output:
-        """Runs the network.
+        """Runs the network on a batch.
 
         Args:
           batch: the input of every modality under its name, or stored features under `STORED` and its name; `present`
             bool [b, m] and `group` int [b].
           gate: whether group routers act: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
-          statistics: normalise by the statistics of this batch where encoders have batch norms, and update the
-            running ones.
+          statistics: normalise by the statistics of this batch where encoders have batch norms, and update running
+            ones.
           axis_name: of the devices that share the batch, when each runs a program of its own.
           resting: no dropout in the trunks of encoders, as they are frozen; stored features have none either.
         """
@@ -238,13 +234,10 @@ class Model(nnx.Module):
     def fuse(
         self, tokens: jax.Array, observed: jax.Array, groups: jax.Array, *, gate: str, keys: jax.Array | None = None
     ) -> Output:
-        """What follows the encoders: fusion blocks, pooling and head.
+        """Runs what follows the encoders: fusion blocks, pooling and head; `gate` and `keys` are as for a call.
 
-        Args:
-          tokens: of all modalities [b, n, d].
-          observed: False at the tokens of missing modalities [b, n].
-          groups: [b]; the number of groups means a combination not seen in training.
-          gate, keys: as for a call.
+        `tokens` are those of all modalities [b, n, d], `observed` [b, n] is False at those of missing ones, and
+        `groups` [b] has the number of groups for a combination not seen in training.
         """
         x, mask, present, owner = tokens, observed if self.spec.fusion.mask_missing else None, observed, self.owner
         members = self.spec.members

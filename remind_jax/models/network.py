@@ -56,11 +56,7 @@ def check_fusion(kind: str) -> None:
 def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int) -> Network:
     """Turns a specification into pure functions over a dictionary of parameters.
 
-    Args:
-      spec: shape and options.
-      inputs: what each modality looks like, in declared order.
-      num_groups: g, the combinations seen in training.
-      num_classes: c.
+    `inputs` tells what each modality looks like, in declared order; there are g combinations in training and c classes.
     """
     check_fusion(spec.fusion.kind)
 
@@ -101,11 +97,9 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
 
 
 def ensemble_of(network: Network, count: int) -> Network:
-    """Several networks as one, whose parameters have an axis of networks first and whose probabilities are averaged.
+    """Makes one network of `count`, whose parameters have an axis of networks first; probabilities are averaged.
 
-    Args:
-      network: of which the first one has the initial weights that it would have alone.
-      count: number of networks; one is the network itself.
+    The first one has the initial weights that `network` would have alone; one is that network itself.
     """
     if count == 1:
         return network
@@ -132,19 +126,11 @@ def ensemble_of(network: Network, count: int) -> Network:
 def load_pretrained(
     spec: ModelSpec, inputs: Mapping[str, ModalityInput], sources: Mapping[str, str], params: Params
 ) -> dict[str, np.ndarray]:
-    """Published weights for the encoders of some families.
+    """Reads published weights for the encoders of some families: new values of `params` by path.
 
-    Args:
-      spec: of the network.
-      inputs: of the network; the encoders of one family all start from the same file.
-      sources: file, folder or hub name by family of encoders (`text`, `image`, `volume`); an empty one is left out.
-      params: of the network, for their shapes.
-
-    Returns:
-      New values of parameters by path.
-
-    Raises:
-      UserError: a file is missing or does not fit the encoder.
+    `sources` has a file, folder or hub name by family (`text`, `image`, `volume`), empty ones being left out; the
+    encoders of one family all start from the same file. Raises UserError: a file is missing or does not fit the
+    encoder.
     """
     loaded: dict[str, np.ndarray] = {}
     for name, modality in inputs.items():
@@ -167,10 +153,9 @@ def load_pretrained(
 
 
 def initial_params(config: Any, network: Network, inputs: Mapping[str, ModalityInput]) -> Params:
-    """The weights that a run starts from, on the host: random ones, and published ones where `config.pretrained` says.
+    """Makes the weights that a run starts from, on the host: random ones, and published ones of `config.pretrained`.
 
-    Raises:
-      UserError: a published file cannot be used.
+    Raises UserError: a published file cannot be used.
     """
     init = jax.jit(network.init, compiler_options=_QUICK)
     params = host_copy(init(jax.random.key(config.seed)))

@@ -1,7 +1,6 @@
 """Published weights as our parameters: safetensors from a file, a folder or the Hugging Face hub, without torch.
 
-An encoder's `checkpoint_layout` says which tensors of a checkpoint make up each of its parameters; `load` reads
-them.
+An encoder's `checkpoint_layout` says which tensors of a checkpoint make up its parameters; `load` reads them.
 """
 
 import functools
@@ -69,18 +68,15 @@ def load(
     model_types: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Reads the parameters of one encoder.
+    """Reads the parameters of one encoder: float32 arrays by path, one for every path of the layout.
 
     Args:
       source: a .safetensors file, a folder with one or with shards and their index, or the name of a hub repository.
       layout: for each of our paths, relative to the encoder, where it comes from.
       shapes: what each path of the layout must have; others are not looked at.
       prefixes: what may stand before all names in the file.
-      model_types: architectures that config.json, if there is one beside the weights, may name; empty is any.
+      model_types: architectures that config.json, if there is one, may name; empty is any.
       config: settings that config.json must not contradict; what it does not mention passes.
-
-    Returns:
-      float32 arrays by path, one for every path of the layout.
 
     Raises:
       UserError: the weights cannot be found or read, are of another architecture, lack tensors, or have other shapes.
@@ -119,11 +115,7 @@ def _prefix(names: Container[str], layout: Mapping[str, Tensor], prefixes: Seque
 
 
 def _assemble(read: Sequence[Callable[[], np.ndarray]], tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    """One parameter of the given shape.
-
-    Raises:
-      ValueError: the file's arrays do not give that shape, or are no floating-point numbers.
-    """
+    """Assembles one parameter; raises ValueError: the arrays do not give its shape, or are no floats."""
     result = np.empty(shape, np.float32)
     for i, get in enumerate(read):
         array = get()

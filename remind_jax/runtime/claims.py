@@ -32,14 +32,9 @@ class Claims:
     """The claims in a folder as one process sees them; while it is open, it keeps those up that it holds."""
 
     def __init__(self, folder: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE):
-        """Checks that the folder can be written.
+        """Makes the folder of the claims; `beat` and `patience` are the same for all processes that share it.
 
-        Args:
-          folder: of the claims; made where it is missing.
-          beat, patience: see `BEAT` and `PATIENCE`; the same for all processes.
-
-        Raises:
-          UserError: it cannot be written.
+        Raises UserError: it cannot be written.
         """
         self._folder, self._beat, self._patience = folder, beat, patience
         self._held: dict[str, tuple[pathlib.Path, int]] = {}  # file and its descriptor, by name

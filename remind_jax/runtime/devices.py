@@ -54,8 +54,7 @@ class Program(NamedTuple):
 def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
     """Chooses the first `count` devices, as many of each process; all when 0.
 
-    Raises:
-      UserError: there are not so many, or the batch does not divide among them.
+    Raises UserError: there are not so many, or the batch does not divide among them.
     """
     by_process = [jax.local_devices(process_index=i) for i in range(jax.process_count())]
     each, rest = divmod(count, len(by_process))
@@ -111,17 +110,13 @@ def kept_programs(folder: pathlib.Path | None) -> Iterator[None]:
 def make_program(
     step: Callable[..., Any], kind: str, devices: list[jax.Device], programs: str = "one", experts: int = 1
 ) -> Program:
-    """Compiles a train step.
+    """Compiles a train step, (state, batch, axis_name=...) -> (state, metrics), for some devices.
 
-    Args:
-      step: (state, batch, axis_name=...) -> (state, metrics). With `axis_name` None it sees the whole batch; with a
-        name it sees one device's share and sums over that axis what must be summed.
-      kind: `jit` or `pmap`.
-      devices: to use.
-      programs: `one`; `two`, of which the first runs `step.gradient` and the second `step.update`, see `_two_programs`;
-        or `auto`, which is `two` on CPU where the trained parameters take 8 MiB or more.
-      experts: devices that share the weights of the experts, each with an equal part; with 1 all have them all. Only
-        `jit` can.
+    With `axis_name` None a step sees the whole batch; with a name, one device's share, and it sums over that axis what
+    must be summed. `kind` is one of `KINDS`. `programs` is `one`; `two`, of which the first runs `step.gradient` and
+    the second `step.update`, see `_two_programs`; or `auto`, which is `two` on CPU where the trained parameters take 8
+    MiB or more. As many devices as `experts` says share the weights of the experts, each with an equal part, which only
+    `jit` can; with 1 all have them all.
     """
     return _pmap_program(step, devices, programs) if kind == "pmap" else _jit_program(step, devices, programs, experts)
 
@@ -129,13 +124,11 @@ def make_program(
 def compiled(
     step: Any, programs: str, platform: str, compile_it: Callable[..., Callable], axis_name: str | None = None
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
-    """Makes a step of compiled programs, (state, batch) -> (state, metrics).
+    """Makes a step of compiled programs, (state, batch) -> (state, metrics); `step` and `programs` as for
+    `make_program`.
 
-    Args:
-      step, programs: as for `make_program`.
-      platform: of the devices.
-      compile_it: (function, donate_argnums=...) -> compiled function that leaves no argument out.
-      axis_name: of the devices, when each runs programs of its own.
+    `compile_it` is (function, donate_argnums=...) -> compiled function that leaves no argument out; `axis_name` is that
+    of the devices of a `platform` when each runs programs of its own.
     """
     made = []
 
@@ -179,10 +172,6 @@ def _two_programs(step: Any, compile_it: Callable[..., Callable], axis_name: str
     XLA on CPU takes temporary memory anew at every run, at one page fault for each 4 KiB: gradients that are the result
     of a program of their own, written where the last ones lay, take none. And no weight is copied because the backward
     pass might read it after the update has written it. The gradient is kept between steps and is no part of the state.
-
-    Args:
-      step: with `gradient` and `update`; its state has `params`.
-      compile_it, axis_name: as for `compiled`.
     """
     # The old gradient is not read: its memory is what is wanted of it.
     gradient = compile_it(lambda state, batch, old: step.gradient(state, batch, axis_name=axis_name), donate_argnums=2)

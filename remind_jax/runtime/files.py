@@ -51,11 +51,8 @@ def write_bytes(file: pathlib.Path, content: bytes) -> None:
 def whole_file(file: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write to; what is there when the block ends without an error replaces the file.
 
-    Whoever reads the file meanwhile, or after a crash, finds the old or the new one, whole. The path that is yielded
-    does not end as the file does: tell a writer that goes by the suffix which format is meant.
-
-    Raises:
-      UserError: the disk refuses.
+    Whoever reads the file meanwhile, or after a crash, finds the old or the new one, whole. The path does not end as
+    the file does: tell a writer that goes by the suffix which format is meant. Raises UserError: the disk refuses.
     """
     temporary = _unfinished(file)
     with writing(file):
@@ -71,13 +68,8 @@ def whole_file(file: pathlib.Path) -> Iterator[pathlib.Path]:
 def whole_folder(folder: pathlib.Path, *, private: bool = False, replace: bool = False) -> Iterator[pathlib.Path]:
     """Yields an empty folder to write into; it takes the folder's name when the block ends without an error.
 
-    Args:
-      folder: must not exist, unless it is empty.
-      private: whether nobody but its owner may read it.
-      replace: whether a folder that exists is removed for it.
-
-    Raises:
-      OSError: the disk refuses, or the folder exists; `writing` turns it into a UserError.
+    Nobody but its owner may read a `private` one; `replace` removes a folder that exists. Raises OSError: the disk
+    refuses, or the folder exists and is not empty; `writing` turns it into a UserError.
     """
     temporary = _unfinished(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +92,7 @@ def remove_unfinished(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the disk refuses while a file or folder is written into one line.
-
-    Raises:
-      UserError: in place of an OSError.
-    """
+    """Turns an OSError while a file or folder is written into a UserError of one line."""
     try:
         yield
     except OSError as error:
@@ -129,11 +117,8 @@ def _sync(path: pathlib.Path) -> None:
 
 
 class Lock(NamedTuple):
-    """An open lock file.
-
-    Attributes:
-      held: whether it is locked; some file systems have no locks.
-      descriptor: processes that inherit it hold the lock on, even when the one that took it is killed.
+    """An open lock file: whether it is locked, as some file systems have no locks, and the descriptor; processes that
+    inherit it hold the lock on, even when the one that took it is killed.
     """
 
     held: bool
@@ -142,15 +127,10 @@ class Lock(NamedTuple):
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, *, shared: bool = False, busy: Callable[[], None] = lambda: None) -> Iterator[Lock]:
-    """Waits for the lock on a file and holds it until the block or the process ends, however it ends.
+    """Waits for the lock on a file, which is made and stays, and holds it until the block or the process ends, however.
 
-    Args:
-      path: of the lock file, which is made and stays.
-      shared: whether others may hold it too that share it.
-      busy: called again and again while others have the lock; what it raises ends the waiting.
-
-    Raises:
-      OSError: the file cannot be written.
+    A `shared` one may be held by others too that share it. `busy` is called again and again while others have the lock;
+    what it raises ends the waiting. Raises OSError: the file cannot be written.
     """
     with path.open("w") as file:
         while (held := try_lock(file.fileno(), shared=shared)) is False:
@@ -174,11 +154,8 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
 
 
 def sums(folder: pathlib.Path, leave_out: Container[str] = ()) -> str:
-    """A line `<sha256>  <path>` for each file of a folder, in the order of their paths, without `SUMS` itself.
-
-    Args:
-      folder: with all that is below it.
-      leave_out: paths that have none, relative to the folder.
+    """Lists a line `<sha256> <path>` for each file below a folder in the order of their paths, without `SUMS` itself
+    and the paths relative to the folder in `leave_out`.
     """
     lines = []
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):

@@ -21,11 +21,8 @@ _LAST_LINES = 4096  # bytes of a log that its last line is looked for in
 
 
 class Slot(NamedTuple):
-    """What one process at a time may use.
-
-    Attributes:
-      environment: variables set for it.
-      cpus: numbers of its processor cores; empty leaves the system to place it.
+    """What one process at a time may use: variables set for it, and the numbers of its processor cores; without them
+    the system places it.
     """
 
     environment: dict[str, str]
@@ -98,15 +95,11 @@ def divide(count: int, gpus: Sequence[str], cpus: Sequence[int]) -> list[Slot]:
 
 
 def run_all(jobs: Sequence[Job], slots: Sequence[Slot], keep_open: Sequence[int] = ()) -> Iterator[Event]:
-    """Runs every job, one a slot at a time; whatever ends this generator ends the processes still running.
+    """Runs every job, one a slot at a time, in their order; whatever ends this generator ends the processes still
+    running.
 
-    Args:
-      jobs: in the order in which they start.
-      slots: at least one.
-      keep_open: file descriptors that the processes hold as well, such as that of `hold`.
-
-    Yields:
-      An event when a job begins and when it ends; a job that fails does not stop the others.
+    The processes hold the descriptors `keep_open` as well, such as that of `hold`. Yields an event when a job begins
+    and when it ends; a job that fails does not stop the others.
     """
     running: dict[int, tuple[subprocess.Popen, int]] = {}
     waiting = list(range(len(jobs)))[::-1]
@@ -177,14 +170,9 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
 
 @contextlib.contextmanager
 def hold(folder: pathlib.Path, shared: bool = False) -> Iterator[int]:
-    """Holds a folder for one sweep; yields a descriptor that holds it on in processes which inherit it.
+    """Holds a folder for one sweep, or for all that share it; yields a descriptor that holds it on in child processes.
 
-    Args:
-      folder: of the sweep.
-      shared: whether other sweeps that share it may work there too.
-
-    Raises:
-      UserError: another sweep, or a run that a killed one has left behind, still works there.
+    Raises UserError: another sweep, or a run that a killed one has left behind, still works there.
     """
 
     def refuse() -> None:

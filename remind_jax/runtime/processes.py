@@ -59,14 +59,9 @@ class Place(NamedTuple):
 
 
 def detect(environ: Mapping[str, str], gpus: int) -> Place:
-    """Reads the place of this process.
+    """Reads the place of this process off the environment variables; `gpus` is how many GPUs it sees.
 
-    Args:
-      environ: environment variables.
-      gpus: how many GPUs the process sees.
-
-    Raises:
-      UserError: the environment contradicts itself, or names other processes and no way to find them.
+    Raises UserError: the environment contradicts itself, or names other processes and no way to find them.
     """
     if environ.get(COUNT) == "1":
         return Place("JAX_*")
@@ -240,14 +235,9 @@ def here() -> Place:
 
 
 def join(place: Place, timeout: int = 300) -> None:
-    """Waits for the other processes of a job; before JAX has looked for devices.
+    """Waits `timeout` seconds for the other processes of a job, before JAX has looked for devices; one alone does not.
 
-    Args:
-      place: of this process; one that is alone returns at once.
-      timeout: seconds.
-
-    Raises:
-      UserError: they did not come, or the port is taken.
+    Raises UserError: they did not come, or the port is taken.
     """
     if place.processes == 1:
         return
@@ -347,8 +337,7 @@ def is_first() -> bool:
 def run_on_first(make: Callable[[], Any]) -> Any:
     """Calls a function on process 0 alone and returns on all processes what it returned: JSON-able, a few MB at most.
 
-    Raises:
-      UserError: on all processes, if it is raised there.
+    Raises UserError: on all processes, if it is raised there.
     """
     client = _client()
     if client is None:

@@ -11,12 +11,7 @@ class Tracer:
     """Runs steps, and traces those of a span; on leaving it ends a trace that is still open."""
 
     def __init__(self, text: str, folder: pathlib.Path):
-        """Plans a trace.
-
-        Args:
-          text: `FIRST:STOP`, the steps from FIRST up to, not including, STOP; empty for none.
-          folder: of the trace.
-        """
+        """Plans a trace of the steps `FIRST:STOP`, STOP left out, into a folder; an empty text plans none."""
         self._span = tuple(map(int, text.split(":"))) if text else None
         self._folder, self._open = folder, False
 

@@ -44,8 +44,7 @@ class Signals:
     def deferred(self, agree: Callable[[int], int] = int) -> Iterator[None]:
         """Keeps signals back where work would be lost: they only show in `asked`, and `Stopped` is raised at the end.
 
-        Args:
-          agree: turns this process's signal at the end into that of all processes; 0 is none.
+        `agree` turns this process's signal at the end into that of all processes; 0 is none.
         """
         self._deferred = True
         try:

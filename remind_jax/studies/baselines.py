@@ -207,17 +207,9 @@ def plain_config(config: Any) -> dict[str, Any]:
 def fit_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
     """Fits a plain model on a config's data and reports on its held-out patients; a finished run is shown again.
 
-    Args:
-      config: of a plain model, `method` being a key of `MODELS`; only its data, seed, selection rule and evaluation are
-        used.
-      workdir: the run's folder.
-      verbose: whether to show progress and the table.
-
-    Returns:
-      The report, as in report.json, and `chosen`, what the tuning rows decided.
-
-    Raises:
-      UserError: a setting, the data or the folder cannot be used.
+    Of the config only `method`, a key of `MODELS`, data, seed, selection rule and evaluation are used. Returns the
+    report, as in report.json, and in it `chosen`, what the tuning rows decided. Raises UserError: a setting, the data
+    or the folder cannot be used.
     """
     validate(config)
     with contextlib.closing(RunFolder(workdir, plain_config(config))) as folder:

@@ -29,13 +29,8 @@ _ROUNDING = 1e-12  # differences of fractions that are closer are the same
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a finished run has left for comparisons.
-
-    Attributes:
-      method: as the tables call it.
-      seed: of the run.
-      report: as in report.json.
-      predictions: as in predictions.parquet.
+    """What a finished run has left for comparisons: its method as tables call it, seed, report.json,
+    predictions.parquet.
     """
 
     method: str
@@ -89,7 +84,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction: the k-th smallest of m values times m - k + 1, never falling, at most 1.
+    """Corrects p by Holm's step-down rule: the k-th smallest of m times m - k + 1, never falling, at most 1.
 
     None stays None and does not count as a comparison.
     """
@@ -124,11 +119,8 @@ class Replicates:
     ):
         """Draws nothing yet.
 
-        Args:
-          runs: all runs of a sweep, at most one a method and seed.
-          chosen: names of `parts`, of which figures are wanted.
-          resamples: r, number of replicates.
-          seed: of the draws.
+        `runs` are those of a sweep, at most one a method and seed; `chosen` names the `parts` of which figures are
+        wanted; `resamples` is r, the number of replicates, and `seed` that of the draws.
         """
         self._runs = {(run.method, run.seed): run for run in runs}
         everyone = pl.concat([run.predictions["patient_id"].cast(pl.String) for run in runs]).unique().sort()
@@ -182,9 +174,8 @@ class Replicates:
 
 
 def parts(run: Outcome) -> dict[str, np.ndarray]:
-    """Sets of held-out samples with their row numbers: `all`, `head`, `tail`, and each combination by name.
-
-    Sets without samples are left out.
+    """Returns the row numbers of sets of held-out samples that are not empty: `all`, `head`, `tail` and each
+    combination.
     """
     names = np.array(run.predictions["group"].to_list(), dtype=object)
     tail = {row["group"] for row in run.report["groups"] if row["tail"]}
@@ -231,11 +222,11 @@ def paired_differences(
     resamples: int = RESAMPLES,
     replicates: Replicates | None = None,
 ) -> dict[tuple[str, str, str], Difference]:
-    """Computes the paired differences of every method to the baseline.
+    """Computes the paired differences of every method to the baseline, which is passed over among the methods.
 
     Args:
       runs: at most one a method and seed.
-      methods: to compare; the baseline among them is passed over.
+      methods: to compare.
       baseline: a method.
       chosen: names of `parts`.
       resamples: number of replicates.

@@ -13,13 +13,8 @@ from remind_jax.studies.comparison import RESAMPLES, Outcome
 
 
 class Entry(NamedTuple):
-    """One run of a sweep.
-
-    Attributes:
-      method: its name in tables, that of a method, a plain model or a variant.
-      seed: of the run.
-      config: of the run; the method in it may be another than `method`.
-      folder: of the run.
+    """One run of a sweep: its method as tables call it (a method, a plain model or a variant), seed, config, whose
+    method may be another one, and folder.
     """
 
     method: str
@@ -70,13 +65,8 @@ class Options(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What a command line asks to be run.
-
-    Attributes:
-      given: the config.
-      variants: methods, plain models or variants of a table.
-      seeds: of the runs.
-      options: of the sweep.
+    """What a command line asks to be run: the config, the methods, plain models or variants of a table, seeds and
+    options.
     """
 
     given: cli.GivenConfig
@@ -87,9 +77,8 @@ class Setup(NamedTuple):
     def plan(self, workdir: pathlib.Path, changes: Mapping[str, Any] | None = None) -> list[Entry]:
         """Plans all runs, seed by seed, and makes every config, so that a mistake costs nothing.
 
-        Args:
-          workdir: folder of the runs' folders.
-          changes: keys of the config and values, over what the command line says; a variant may change them again.
+        The runs' folders lie in `workdir`. `changes` are keys of the config with values, over what the command line
+        says; a variant may change them again.
         """
         entries = []
         for seed in self.seeds:
@@ -112,14 +101,9 @@ def add_options(parser: cli.Parser) -> None:
 
 
 def read_setup(values: argparse.Namespace, rest: Sequence[str]) -> Setup:
-    """Reads what to run.
+    """Reads what to run off the options of `add_options` and the rest, which describes the config.
 
-    Args:
-      values: of the options of `add_options`.
-      rest: arguments that describe the config.
-
-    Raises:
-      UserError: for anything that cannot be read.
+    Raises UserError for anything that cannot be read.
     """
     try:
         seeds = [int(seed) for seed in values.seeds.split(",")]

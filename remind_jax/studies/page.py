@@ -34,14 +34,9 @@ def tabulate(
     resamples: int,
     failures: Sequence[str] = (),
 ) -> None:
-    """Writes the tables and the page of finished runs into a folder, and prints the tables.
+    """Writes the tables and the page of finished runs into a folder, made where it is missing, and prints the tables.
 
-    Args:
-      folder: made where it is missing.
-      outcomes, methods, baselines, resamples, failures: as for `results.collect`.
-
-    Raises:
-      UserError: the folder cannot be written.
+    The other arguments are those of `results.collect`. Raises UserError: the folder cannot be written.
     """
     with progress.make(len(outcomes), "bootstrap") as bar:
         found = collect(outcomes, methods, baselines, resamples=resamples, failures=failures, count=bar.count)

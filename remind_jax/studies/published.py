@@ -31,23 +31,18 @@ class Figure(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What the paper says of a data set.
-
-    Attributes:
-      dataset: a key of `MODALITIES`.
-      twin: whether the data at hand are a synthetic stand-in, to which the figures do not apply.
+    """What the paper says of a data set, a key of `MODALITIES`; its figures do not apply to a `twin`, a synthetic
+    stand-in.
     """
 
     dataset: str
     twin: bool
 
     def figure(self, method: str, modalities: Collection[str] | None, metric: str) -> Figure | None:
-        """A figure of a method; None where the paper has none.
+        """Returns a figure (`accuracy` or `macro_f1`) of a preset or variant for a combination; None where the paper
+        has none.
 
-        Args:
-          method: name of a preset or of a variant of a sweep.
-          modalities: of the combination; None for all samples.
-          metric: `accuracy` or `macro_f1`.
+        `modalities` None means all samples.
         """
         names = MODALITIES[self.dataset]
         if modalities is None:

@@ -35,15 +35,9 @@ class Record:
     ):
         """Takes over the seconds of an earlier call and writes the record.
 
-        Args:
-          path: of the file.
-          arguments: of the command line, without the program.
-          runs: names of the runs of this call.
-          jobs: runs at a time.
-          **settings: of this call, JSON-able, stored by their names.
-
-        Raises:
-          UserError: there is a file that is no record.
+        `arguments` are those of the command line without the program, `runs` the names of the runs of this call, `jobs`
+        how many run at a time, and `settings`, JSON-able, are stored by their names. Raises UserError: the file is no
+        record.
         """
         self._path = path
         before = _read(path)
@@ -84,10 +78,8 @@ class Record:
             self._save()
 
     def add_spans(self, spans: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-        """Takes the times of runs from those who ran them, instead of what was known.
-
-        Args:
-          spans: by run, from when to when, in seconds by one clock.
+        """Takes the times of runs from those who ran them, instead of what was known: by run, from when to when, in
+        seconds.
         """
         for run, own in spans.items():
             if own:
@@ -101,13 +93,8 @@ class Record:
         self._save()
 
     def close(self, *, data: str, failed: Sequence[str], seconds: float, folders: Sequence[pathlib.Path]) -> None:
-        """Adds what is known when the tables are written.
-
-        Args:
-          data: title of the data set.
-          failed: names of the runs that failed.
-          seconds: that the tables took.
-          folders: of finished runs.
+        """Adds what is known once the tables are written: data set, runs that failed, seconds, environment of a
+        finished run.
         """
         files = [file for folder in folders if (file := folder / "environment.json").exists()]
         environment = json.loads(files[0].read_text(encoding="utf-8")) if files else None
@@ -129,7 +116,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command of a sweep for a shell, without paths of the machine.
+    """Writes the command of a sweep for a shell, without paths of the machine.
 
     The workdir is DIR, a config file its folder and name, any other absolute path PATH.
     """

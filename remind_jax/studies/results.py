@@ -96,8 +96,7 @@ class Results:
 def read_outcomes(folders: Sequence[pathlib.Path]) -> list[Outcome]:
     """Reads finished runs, named so that those of one method and no others share a name.
 
-    Raises:
-      UserError: fewer than two, one that is not finished or given twice, other data, or a seed twice in a method.
+    Raises UserError: fewer than two, one that is not finished or given twice, other data, or a seed twice in a method.
     """
     if len(folders) < 2:
         raise UserError("give at least two runs: python -m remind_jax.compare RUN1 RUN2 --out=DIR")
@@ -159,15 +158,10 @@ def collect(
     failures: Sequence[str] = (),
     count: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Puts finished runs side by side.
+    """Puts finished runs side by side: at least one, at most one a method and seed.
 
-    Args:
-      runs: at least one, at most one a method and seed.
-      methods: in the order of the columns.
-      baselines: of the differences, at least one.
-      resamples: bootstrap replicates.
-      failures: of runs that failed, for the notes.
-      count: called with how many runs have their replicates, and of how many.
+    `methods` are in the order of the columns; `baselines` of the differences are at least one; `failures` go to the
+    notes; `count` is called with how many runs have their replicates, and of how many.
     """
     there = tuple(method for method in methods if any(run.method == method for run in runs))
     paper = published(runs[0].report["data"])

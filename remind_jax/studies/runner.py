@@ -29,16 +29,8 @@ def run(entries: Sequence[Entry], workdir: pathlib.Path, options: Options, comma
     """Runs a sweep in a folder and writes its tables; finished runs are kept and stopped ones go on.
 
     A run that fails does not stop the others. With `options.share` other processes may run the same sweep: each takes
-    what no other one runs, and the last one writes the tables.
-
-    Args:
-      entries: the runs, whose folders lie in `workdir`.
-      workdir: of the sweep.
-      options: how to run and tabulate.
-      command: arguments of a sweep's command line that the record shows.
-
-    Raises:
-      UserError: runs failed, or another sweep works in the folder.
+    what no other one runs, and the last one writes the tables. The record shows `command`, the arguments of the command
+    line. Raises UserError: runs failed, or another sweep works in the folder.
     """
     with jobs.hold(workdir, shared=options.share) as descriptor, signals.Signals():
         sweep = _Sweep(entries, workdir, options, command)
@@ -57,13 +49,7 @@ def run(entries: Sequence[Entry], workdir: pathlib.Path, options: Options, comma
 def run_config(config: Any, folder: pathlib.Path, verbose: bool = True) -> None:
     """Trains the run of one config, or fits its plain model, and reports on it; a finished run is shown again.
 
-    Args:
-      config: of the run.
-      folder: of the run.
-      verbose: whether to show progress and the table.
-
-    Raises:
-      UserError: a setting, the data or the folder cannot be used.
+    Raises UserError: a setting, the data or the folder cannot be used.
     """
     if config.method in methods.PLAIN:
         processes.run_on_first(lambda: fit_and_evaluate(config, folder, verbose=verbose))
@@ -114,9 +100,7 @@ class _Sweep:
 def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
     """Lets runs that differ in the seed alone compile once, unless the user keeps compiled programs elsewhere.
 
-    Args:
-      folder: for programs.
-      here: whether runs are in this process; those in other processes read the environment.
+    Runs in other processes than this one (`here`) read the environment.
     """
     import jax
 

@@ -63,10 +63,7 @@ def groups_csv(results: Results) -> str:
 
 
 def differences_csv(results: Results) -> str:
-    """One row a baseline, method, figure and set of samples: the paired difference to the baseline in points.
-
-    Samples are those of `comparison.WHOLES` and the combinations that are large enough for a bootstrap.
-    """
+    """One row a baseline, method, figure and set of samples: the paired difference to the baseline in points."""
     rows = []
     for baseline, found in results.differences.items():
         for (part, figure, method), value in found.items():
@@ -208,12 +205,7 @@ def wins_text(value: Difference) -> str:
 
 
 def markdown(results: Results, most_rows: int = 0) -> str:
-    """All tables as Markdown.
-
-    Args:
-      results: of `collect`.
-      most_rows: combinations shown a table; 0 is all.
-    """
+    """Writes all tables as Markdown, with at most `most_rows` combinations each; 0 is all."""
     lines = [f"# {results.data}", "", *(f"- {note}" for note in notes(results)), "", "## Summary", ""]
     lines += summary(results)
     for figure, title in TITLES.items():

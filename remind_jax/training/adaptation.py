@@ -50,8 +50,7 @@ def open_single(path: pathlib.Path) -> Predictor:
 def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
     """Reads a manifest folder that fits a run; returns it, the split of its rows, int8 [n], and warnings of its checks.
 
-    Raises:
-      UserError: it cannot be used, or its modalities, kinds or classes are not those of the run.
+    Raises UserError: it cannot be used, or its modalities, kinds or classes are not those of the run.
     """
     config = run.config
     options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
@@ -71,8 +70,7 @@ def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndar
 def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]:
     """Reads the data of a run, with the combinations that it left out in their place; returns what `read_folder` does.
 
-    Raises:
-      UserError: the run has left nothing out, or its data are others by now.
+    Raises UserError: the run has left nothing out, or its data are others by now.
     """
     if not run.config.data.leave_out:
         raise UserError("no data: give a manifest folder as --data=DIR, or adapt a run made with data.leave_out")
@@ -85,18 +83,10 @@ def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]
 def prepare(
     run: Predictor, manifest: Manifest, whole_split: np.ndarray, rows: str, findings: Sequence[check.Finding] = ()
 ) -> datasets.Dataset:
-    """Prepares the rows of an adaptation: those that train and choose, and all held-out ones.
+    """Prepares the rows of an adaptation: those that train and choose (`rows`, one of `ROWS`), and all held-out ones.
 
-    Args:
-      run: whose groups are extended by the combinations of the train rows that it does not know, the most frequent
-        first, as tail.
-      manifest: the data.
-      whole_split: int8 [n], positions in `splits.SPLITS`.
-      rows: one of `ROWS`.
-      findings: for the report.
-
-    Raises:
-      UserError: the run knows every combination of the train rows.
+    The run's groups are extended by the combinations of the train rows that it does not know, the most frequent first,
+    as tail; `whole_split` int8 [n] has positions in `splits.SPLITS`. Raises UserError: the run knows all of them.
     """
     known, presence = run.groups, manifest.presence
     train = presence[whole_split == splits.TRAIN]
@@ -120,11 +110,9 @@ def prepare(
 
 
 class Adapter:
-    """A run and rows to adapt it to; several choices can be made one after the other, each from the run's weights.
+    """A run and the rows of `prepare` to adapt it to, and its model with rows for the new combinations.
 
-    Attributes:
-      run, data: as given; `data` comes from `prepare`.
-      model: of the run, with rows for the new combinations.
+    Several choices can be made one after the other, each from the run's weights.
     """
 
     def __init__(self, run: Predictor, data: datasets.Dataset):
@@ -221,20 +209,11 @@ def _of_cut(model: Predictor, trained: Mapping[str, np.ndarray | None]) -> Predi
 
 
 def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Silent) -> dict[str, Any]:
-    """Adapts, and writes a folder.
+    """Adapts, and writes a folder, which appears when everything in it is written.
 
-    Args:
-      adapter: the run and the rows.
-      choice: what to train and how.
-      out: the folder; it appears when everything in it is written.
-      bar: to show.
-
-    Returns:
-      The report: the keys of `evaluation.report.build_report`, where the train rows of a new combination are those of
-      the adaptation, and `adapted`, see `_facts`.
-
-    Raises:
-      UserError: the folder exists or cannot be written, the run has no such part, or training fails.
+    Returns the report: the keys of `evaluation.report.build_report`, where the train rows of a new combination are
+    those of the adaptation, and `adapted`, see `_facts`. Raises UserError: the folder exists or cannot be written, the
+    run has no such part, or training fails.
     """
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")

@@ -1,9 +1,9 @@
 """Checkpoints on disk. The only module that imports orbax.
 
 One checkpoint holds arrays (train state and best weights so far) and a JSON record (where the run and its sampler
-stand), and is committed by one rename. Before that the sha256 of each of its files is
-written into it, as `SHA256SUMS`, which `sha256sum -c` reads; nothing is restored that does not agree with it. Two
-files are exempt, which restoring never reads: orbax writes them after the digests.
+stand), and is committed by one rename. Before that the sha256 of each of its files is written into it, as `SHA256SUMS`,
+which `sha256sum -c` reads; nothing is restored that does not agree with it. Two files are exempt, which restoring never
+reads: orbax writes them after the digests.
 """
 
 import contextlib
@@ -44,16 +44,10 @@ class Checkpoints:
     def __init__(
         self, folder: pathlib.Path, keep: int = 1, read_only: bool = False, say: Callable[[str], None] = _to_stderr
     ):
-        """Opens or creates the folder.
+        """Opens or creates the folder; keeps the newest `keep` checkpoints, all with 0.
 
-        Args:
-          folder: absolute, or relative to the working directory.
-          keep: how many of the newest to keep; 0 is all.
-          read_only: leave the folder as it is, half-written checkpoints of a live run included.
-          say: shows a line about a damaged checkpoint or a save that failed.
-
-        Raises:
-          UserError: the folder cannot be made or read.
+        `read_only` leaves the folder as it is, half-written checkpoints of a live run included; `say` shows a line
+        about a damaged checkpoint or a save that failed. Raises UserError: the folder cannot be made or read.
         """
         self.folder, self._say = folder.absolute(), say
         self._keep, self._read_only = keep, read_only
@@ -86,8 +80,7 @@ class Checkpoints:
     def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:
         """Saves in the background; `arrays` must be host copies that nobody writes to afterwards.
 
-        Raises:
-          UserError: the save before, or this one, failed twice.
+        Raises UserError: the save before, or this one, failed twice.
         """
         self._settle()
         self._whole.discard(step)
@@ -168,14 +161,9 @@ class Checkpoints:
             raise UserError(f"the record of step {step} in {self.folder} cannot be read: run it again") from None
 
     def arrays(self, step: int, like: Any = None) -> Any:
-        """Reads the arrays of a checkpoint as numpy.
+        """Reads the arrays of a checkpoint as numpy, in the structure of `like` or, without it, as nested dictionaries.
 
-        Args:
-          step: of the checkpoint.
-          like: whose structure, shapes and types they must have; without it they come as nested dictionaries.
-
-        Raises:
-          UserError: it is damaged, or holds other arrays.
+        Raises UserError: it is damaged, or has other arrays, shapes or types than `like`.
         """
         self._check(step)
         target = None if like is None else jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)

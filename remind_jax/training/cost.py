@@ -44,8 +44,7 @@ class StageCost:
       name: of the stage.
       trained: number of trained parameters.
       state_bytes: weights, gradient, optimizer moments and averaged weights of one device.
-      activation_bytes: what the forward pass keeps for the backward pass of one device's share of a batch, before XLA
-        saves on it.
+      activation_bytes: what the forward pass of a device's share of a batch keeps, before XLA saves on it.
       step_flops: of one train step over the whole batch.
     """
 
@@ -78,14 +77,10 @@ class Plan:
 
 
 def make_plan(config: Any) -> Plan:
-    """Works out what a config costs, from shapes alone.
+    """Works out what a config costs, from shapes alone; `devices` 0 counts as one device.
 
-    Args:
-      config: of a run; `devices` 0 counts as one device.
-
-    Raises:
-      UserError: a value of the config cannot be used, its method has no network, or data that are not the paper's
-        cannot be read.
+    Raises UserError: a value of the config cannot be used, its method has no network, or data that are not the paper's
+    cannot be read.
     """
     validate(config)
     if config.method in PLAIN:

@@ -1,8 +1,8 @@
 """Features of frozen encoders, computed once over the data instead of at every step of stage 2.
 
 That the same sample always gives the same features is what this rests on: the data path has no augmentation, batch
-norms of frozen encoders use their running statistics, and their dropout is off. What follows a frozen trunk, a
-map into the fusion width, is trained and runs at every step. A modality that a sample lacks takes no space.
+norms of frozen encoders use their running statistics, and their dropout is off. What follows a frozen trunk, a map into
+the fusion width, is trained and runs at every step. A modality that a sample lacks takes no space.
 """
 
 import contextlib
@@ -96,16 +96,8 @@ def stores_of(
 ) -> Iterator[Mapping[str, pipeline.Store]]:
     """Yields the stores that a stage reads: those of the data, or with the features of encoders that rest in it.
 
-    Args:
-      config: of the run.
-      network: a single one.
-      data: the data set.
-      stage: to be run.
-      params: of the network at its start; those of resting encoders do not change in the stage.
-      bar: to show.
-
-    Raises:
-      UserError: the features cannot be written.
+    The network is a single one; `params` are those at the start of the stage, in which resting encoders do not change.
+    Raises UserError: the features cannot be written.
     """
     trunks = _trunks(config, stage, data)
     layouts = {split: _layouts(config, network, params, data, split, trunks) for split in SPLITS} if trunks else {}

@@ -31,13 +31,7 @@ Stores = Callable[[Stage, Params, progress.Silent], contextlib.AbstractContextMa
 
 @dataclasses.dataclass
 class Position:
-    """Where training stands.
-
-    Attributes:
-      cursor: all but the arrays.
-      state: after the last evaluation.
-      best: the best weights so far.
-    """
+    """Where training stands: the cursor, the state after the last evaluation, and the best weights so far."""
 
     cursor: Cursor
     state: states.TrainState
@@ -92,16 +86,10 @@ class Trainer:
     # ---- Stages ---------------------------------------------------------------------------------------------------
 
     def train(self, bar: progress.Silent) -> Position:
-        """Runs all stages, from the newest checkpoint that is whole if there is one.
+        """Runs all stages, from the newest whole checkpoint if there is one; returns the end, with the chosen weights.
 
         The first process of a job has the checkpoints, and gives the others what it reads of them. Training that is not
         finite goes back once: what a machine got wrong does not come back, the rest does.
-
-        Args:
-          bar: to show.
-
-        Returns:
-          The position at the end, with the chosen weights.
 
         Raises:
           Stopped: a signal asked for it; the state is saved.
@@ -162,18 +150,10 @@ class Trainer:
     # ---- Steps ----------------------------------------------------------------------------------------------------
 
     def run_stage(self, stage: Stage, at: Position, checkpoints: Checkpoints | None, bar: progress.Silent) -> None:
-        """Takes the steps of a stage.
+        """Takes the steps of a stage from a position, which moves at every evaluation.
 
-        Args:
-          stage: to run.
-          at: where to start; moved at every evaluation.
-          checkpoints: saved to at every evaluation, and when a signal asks to stop; None saves nothing, and only stops
-            if it is because another process has them.
-          bar: to show.
-
-        Raises:
-          Stopped: a signal asked for it; the state is saved.
-          NotFiniteError: `MAX_REJECTED` steps in a row were not finite.
+        Checkpoints are saved to at every evaluation, and when a signal asks to stop; None saves nothing, and only stops
+        if it is because another process has them. Raises as `train` does, NotFiniteError at the first time.
         """
         step = at.state.steps_done
         if at.cursor.ended or step >= stage.stop:

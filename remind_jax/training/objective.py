@@ -91,13 +91,10 @@ class Objective(NamedTuple):
 
 
 def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarray | None = None) -> Objective:
-    """Makes the objective of a run.
+    """Makes the objective of a run with `label_counts`, the training samples by combination and class, [g, c].
 
-    Args:
-      config: of the run.
-      label_counts: training samples by combination and class, [g, c].
-      prior_counts: samples that the class priors are taken from, [g', c] with g' <= g; combinations that it lacks have
-        the prior of all. By default `label_counts`.
+    The class priors are taken from `prior_counts` [g', c], g' <= g, by default the same; combinations that it lacks
+    have the prior of all.
     """
     objective, counts = config.objective, label_counts.sum(axis=1)
     prior_counts = label_counts if prior_counts is None else prior_counts
@@ -124,12 +121,7 @@ def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarr
 
 
 def make_loss(config: Any, class_fractions: np.ndarray) -> Loss:
-    """Returns the loss of single samples that a config names.
-
-    Args:
-      config: of the run.
-      class_fractions: share of each class among the training samples, [c].
-    """
+    """Returns the loss of single samples that a config names; `class_fractions` [c] are those of training."""
     objective = config.objective
     if objective.loss == "cross_entropy":
         return losses.cross_entropy
@@ -140,10 +132,8 @@ def make_loss(config: Any, class_fractions: np.ndarray) -> Loss:
 def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0) -> Callable[[Pass], jax.Array]:
     """Makes the losses of a pass, [b]; of several members they are the mean of theirs, so that each learns by itself.
 
-    Args:
-      loss: of single samples.
-      offset: added to the logits of a sample, by group and class, [g + 1, c].
-      distill: weight of the distance from `Pass.taught`.
+    `offset` [g + 1, c] is added to the logits of a sample by group and class; `distill` weighs the distance from
+    `Pass.taught`.
     """
 
     def found(of: Pass) -> jax.Array:
@@ -162,10 +152,8 @@ def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float =
 def loss_offset(objective: Any, prior_counts: np.ndarray, num_groups: int) -> np.ndarray | None:
     """Returns what is added to logits in the loss, by combination and class, [g + 1, c]; None for nothing.
 
-    Args:
-      objective: the section of a config.
-      prior_counts: as for `make_objective`, [g', c].
-      num_groups: g; combinations from g' on have the prior of all, as those not seen in training have, the last row.
+    Combinations that `prior_counts` [g', c] lacks have the prior of all, as those not seen in training have, the last
+    row.
     """
     offset = logit_adjust.train_offset(objective.prior, objective.prior_mode, prior_counts)
     if offset is None:
@@ -194,12 +182,9 @@ def static_factors(weights: jax.Array) -> Factors:
 
 
 def robust_factors(dro: optax.GradientTransformationExtraArgs, uses: str, normalize_present: bool) -> Factors:
-    """Makes the factors of Σ_g λ_g (mean loss of g).
+    """Makes the factors of Σ_g λ_g (mean loss of g), see `group_dro.robust_factors`.
 
-    Args:
-      dro: the transform that keeps λ.
-      uses: the λ of a step: `current`, that before the step's losses, or `updated`, that after them.
-      normalize_present: see `group_dro.robust_factors`.
+    `uses` names the λ of a step: `current`, that before the step's losses, or `updated`, that after them.
     """
 
     def factors(dro_state, loss_sum, count):
@@ -259,15 +244,10 @@ def is_plain(plain: int) -> jax.Array:
 
 
 def mixup_penalty(weight: float, num_groups: int, beta: float = 1.0) -> Penalty:
-    """Makes Fair Mixup's penalty.
+    """Makes Fair Mixup's penalty, which counts `weight` in the loss, for g groups.
 
     A mixed sample belongs to no combination: the router that all combinations share takes it. It has what either of its
-    two samples has.
-
-    Args:
-      weight: of the penalty in the loss.
-      num_groups: g.
-      beta: positions on the path between two groups are drawn from Beta(beta, beta).
+    two samples has. Positions on the path between two groups are drawn from Beta(beta, beta).
     """
 
     def mixup(of: Pass) -> tuple[jax.Array, jax.Array]:

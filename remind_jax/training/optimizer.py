@@ -58,15 +58,10 @@ def partition(params: Params, is_frozen: Callable[[str], bool]) -> tuple[Params,
 def learning_rate(
     kind: str, lr: float, *, steps: int, warmup: float, decay_steps: int, decay_rate: float
 ) -> optax.Schedule:
-    """Returns the learning rate by step.
+    """Returns the learning rate by step, at most `lr`.
 
-    Args:
-      kind: `cosine` (to zero at `steps`, after a linear warm-up), `step` (StepLR of the paper) or `constant`.
-      lr: highest rate.
-      steps: of the whole run.
-      warmup: share of the steps that `cosine` warms up over.
-      decay_steps: steps between two decays of `step`.
-      decay_rate: factor of each decay.
+    `cosine` falls to zero at `steps`, those of the whole run, after a linear warm-up over a share `warmup` of them;
+    `step` (StepLR of the paper) multiplies by `decay_rate` every `decay_steps`; `constant` stays.
     """
     if kind == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, int(warmup * steps), max(steps, 2))
@@ -94,16 +89,11 @@ def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
 
 
 def rejecting(make: Callable[[Any, Any], optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
-    """Makes an Makes an Adam that a rejected step leaves as it is, to the bit.
+    """Makes an Adam that a rejected step leaves as it is, to the bit; `make` gives it from the decays of the moments.
 
-    A choice between moments before and after would have to write both down, since the update reads them too: a third
-    of a step on CPU. Decays of one and a gradient of zero keep the moments where they are.
-
-    Args:
-      make: decays of the two moments -> the optimizer.
-
-    Returns:
-      A transform whose `update` takes `accepted`, bool (); without it every step is.
+    A choice between moments before and after would have to write both down, since the update reads them too: a third of
+    a step on CPU. Decays of one and a gradient of zero keep the moments where they are. `update` takes `accepted`, bool
+    ().
     """
 
     def update(updates, state, params, *, accepted=True, **extra_args):
@@ -139,7 +129,7 @@ def make_optimizer(
       weight_decay: decoupled, times the learning rate.
       clip: largest global gradient norm; 0 is no clipping.
       dro: from `group_dro`.
-      by_rows: train tables of combinations by the rows of a batch, see `rows`.
+      by_rows: train tables of combinations by the rows of a batch, see `row_adamw`.
       first_moment: type of the first moments, those of tables by rows left out. The second ones stay float32: a step
         moves them by less than bfloat16 can tell.
       decay: what weight decay shrinks, one of `DECAYED`.
@@ -164,10 +154,7 @@ def with_dro(opt_state: Any, dro_state: Any) -> Any:
 
 
 def effective_decay(decay: float, steps: int) -> float:
-    """Shortens the decay of averaged weights in runs so short that they would still remember the initial weights.
-
-    The memory 1 / (1 - decay) is held to a tenth of the run.
-    """
+    """Shortens the memory 1 / (1 - decay) of averaged weights to a tenth of the run, to forget the initial weights."""
     return min(decay, 1.0 - min(1.0, 10.0 / max(steps, 1)))
 
 

@@ -44,12 +44,7 @@ class Cursor:
     def improves(self, values: Mapping[str, float | None], select: str) -> bool:
         """Tells whether weights are better than all before them in the stage; counts the evaluations since the best.
 
-        Args:
-          values: tuning figures of the weights.
-          select: the figure to go by, or `last`, by which the newest weights are always better.
-
-        Raises:
-          UserError: the figure could not be computed.
+        By the figure `last` the newest weights are always better. Raises UserError: the figure could not be computed.
         """
         if select == "last":
             return True
@@ -85,16 +80,10 @@ class Recorder:
         max_rejected: int = MAX_REJECTED,
         say: Callable[[str], None],
     ):
-        """Goes on from what a cursor holds.
+        """Goes on from what a cursor holds, which has the open sums so that a checkpoint does.
 
-        Args:
-          folder: to write to.
-          stage: name of the stage.
-          cursor: holds the open sums, so that a checkpoint does.
-          groups: names of the combinations.
-          every: steps between two records.
-          max_rejected: rejected steps in a row that end the run.
-          say: shows a line.
+        A record is written `every` so many steps; `max_rejected` rejected steps in a row end the run; `say` shows a
+        line.
         """
         self._folder, self._stage, self._cursor, self._say = folder, stage, cursor, say
         self._groups, self._every, self._max_rejected = groups, every, max_rejected
@@ -104,16 +93,10 @@ class Recorder:
     def add(
         self, step: int, metrics: Mapping[str, np.ndarray], by_group: Mapping[str, np.ndarray], close: bool = False
     ) -> None:
-        """Takes the metrics of one step.
+        """Takes the metrics of a step, counted from 1, and further figures of each combination by name, [g] each.
 
-        Args:
-          step: its number, counted from 1.
-          metrics: from the program.
-          by_group: further figures of each combination by name, [g] each.
-          close: writes a record now, so that none is open at a checkpoint.
-
-        Raises:
-          NotFiniteError: so many steps in a row were rejected that the run should not go on.
+        `close` writes a record now, so that none is open at a checkpoint. Raises NotFiniteError: so many steps in a row
+        were rejected that the run should not go on.
         """
         cursor = self._cursor
         if metrics["train/rejected"]:

@@ -36,16 +36,12 @@ def only_of_batch(config: Any, num_groups: int) -> bool:
 
 
 def of_batch(groups: jax.Array, num_groups: int, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Finds the combinations of a batch, and the index of each sample's among them.
+    """Finds the combinations of a batch, and the index of each sample's among them; `groups` [b] are below
+    `num_groups`, g.
 
-    Args:
-      groups: of this device's samples, [b], all below `num_groups`.
-      num_groups: g.
-      axis_name: of the devices, when each sees its share of the batch only; all find the same rows.
-
-    Returns:
-      Different rows in ascending order, filled up with g, int [r] with r = min(samples of the batch, g); and the place
-      of each sample's combination among them, int [b].
+    Returns different rows in ascending order, filled up with g, int [r] with r = min(samples of the batch, g), and the
+    index of each sample's combination, int [b]. `axis_name` is that of devices that see their share of the batch only;
+    all find the same rows.
     """
     everywhere = groups if axis_name is None else jax.lax.all_gather(groups, axis_name, tiled=True)
     rows = jnp.unique(everywhere, size=min(len(everywhere), num_groups), fill_value=num_groups)
@@ -79,12 +75,8 @@ def split_adamw(adamw: optax.GradientTransformationExtraArgs) -> optax.GradientT
 
 
 class RowState(NamedTuple):
-    """What the optimizer of rows remembers.
-
-    Attributes:
-      step: steps of the stage, (), int32.
-      counts: steps of each row, by table, [g], int32.
-      mu, nu: first and second moments, by table, [g, ...].
+    """What the optimizer of rows remembers: steps of the stage, int32 (), and by table steps of each row, int32 [g],
+    and first and second moments, [g, ...].
     """
 
     step: jax.Array
@@ -94,15 +86,11 @@ class RowState(NamedTuple):
 
 
 def row_adamw(schedule: Callable[[jax.Array], Any], weight_decay: float) -> optax.GradientTransformationExtraArgs:
-    """Makes Makes AdamW of the rows of tables, each with moments and bias correction of its own steps.
+    """Makes AdamW of the rows of tables, each with moments and bias correction of its own steps.
 
-    Args:
-      schedule: learning rate by the step of the stage, whether a row is in it or not.
-      weight_decay: decoupled, times the learning rate.
-
-    Returns:
-      A transform whose `update(updates, state, params, *, rows)` takes gradients of `rows` [r] of each table, [r, ...],
-      and gives what to add to those rows; the updates of other parameters stay as they are.
+    The schedule goes by the step of the stage, whether a row is in it or not; the decay is decoupled, times the
+    learning rate. `update(updates, state, params, *, rows)` takes gradients of `rows` [r] of each table, [r, ...], and
+    gives what to add to those rows; the updates of other parameters stay as they are.
     """
 
     def init(params: Params) -> RowState:

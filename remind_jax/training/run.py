@@ -35,15 +35,8 @@ GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate th
 def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
     """Trains a method on a data set and reports on its held-out patients.
 
-    A run that was stopped goes on from its newest checkpoint; a finished one is shown again.
-
-    Args:
-      config: the run's settings, see remind_jax/config/table.py.
-      workdir: the run's folder.
-      verbose: whether to show progress and the table.
-
-    Returns:
-      The report, as in report.json; empty on all processes of a job but the first, which alone writes.
+    A run that was stopped goes on from its newest checkpoint; a finished one is shown again. Returns the report, as in
+    report.json; empty on all processes of a job but the first, which alone writes.
 
     Raises:
       UserError: a setting, the data or the folder cannot be used.
@@ -88,16 +81,9 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dic
 
 
 def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals: Signals | None = None) -> Trainer:
-    """Puts together what a config says of a run.
+    """Puts together what a config says of a run; `signals` ask it to stop.
 
-    Args:
-      config: of the run.
-      data: its data set.
-      folder: of the run.
-      signals: that ask it to stop.
-
-    Raises:
-      UserError: the settings do not fit the data or the devices.
+    Raises UserError: the settings do not fit the data or the devices.
     """
     _check_tuning(config, data)
     num_train = len(data.stores["train"])

@@ -23,16 +23,11 @@ class RunFolder:
     """One run's folder; opening it a second time continues the run, and only with the config it was started with."""
 
     def __init__(self, path: pathlib.Path, config: Mapping[str, Any], tensorboard: bool = False, writes: bool = True):
-        """Creates or reopens the folder.
+        """Creates or reopens the folder of a run with JSON-able settings.
 
-        Args:
-          path: of the folder.
-          config: the run's settings, JSON-able.
-          tensorboard: whether to keep event files next to metrics.jsonl.
-          writes: False for the processes of a job that leave the folder to another one: to them it stays empty.
-
-        Raises:
-          UserError: the folder cannot be written, or holds a run with another config, or a package is missing.
+        `tensorboard` keeps event files next to metrics.jsonl. `writes` is False for the processes of a job that leave
+        the folder to another one: to them it stays empty. Raises UserError: the folder cannot be written, or holds a
+        run with another config, or a package is missing.
         """
         self.path, self.writes = path, writes
         self._events = EventFiles(path / "tensorboard") if tensorboard else None

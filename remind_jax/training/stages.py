@@ -38,14 +38,9 @@ class Stage(NamedTuple):
 
 
 def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]) -> list[Stage]:
-    """Plans the stages of a run and their lengths in steps.
+    """Plans the stages of a run and their lengths in steps for `num_train` training samples.
 
     Methods without group routers train in one joint stage, unless `train.baselines_two_stage` holds.
-
-    Args:
-      config: of the run.
-      num_train: number of training samples.
-      inputs: of the network, by modality.
     """
     train, fusion = config.train, config.fusion
     per_epoch = num_train / train.batch_size

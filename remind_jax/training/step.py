@@ -95,19 +95,10 @@ def make_step(
     stage: Stage,
     options: StepOptions,
 ) -> Step:
-    """Makes the step of a stage, a function of one device's share of a batch.
+    """Makes the step of a stage, (state, one device's share of a batch, axis_name=...) -> (state, metrics).
 
-    Args:
-      network: a single one, as pure functions.
-      objective: what it minimises.
-      transforms: of samples and weights.
-      optimizer: with the objective's transform that keeps λ as its part `dro`.
-      stage: to take steps of.
-      options: how it is computed.
-
-    Returns:
-      (state, batch, axis_name=...) -> (state, metrics); for an ensemble, arrays of the state have an axis of networks
-      first, and metrics are means over them.
+    The network is a single one; the optimizer has the objective's transform that keeps λ as its part `dro`. For an
+    ensemble, arrays of the state have an axis of networks first, and metrics are means over them.
     """
     value = _make_value(network, objective, transforms, stage, options.precision)
     gradient = _make_gradient(value, network, objective, transforms, stage, options)
@@ -142,9 +133,8 @@ def _make_value(
 ) -> Callable[..., tuple[jax.Array, _Sums]]:
     """Makes the loss of a step, a function whose gradient is this device's part of the step's.
 
-    Returns:
-      (trained parameters, samples, factors [g] or None for those of these samples, state, frozen parameters,
-      axis_name) -> (value, sums over all devices).
+    It maps (trained parameters, samples, factors [g] or None for those of these samples, state, frozen parameters,
+    axis_name) to (value, sums over all devices).
     """
     factors = objective.factors(stage)
 
@@ -249,13 +239,7 @@ def _step_key(state: states.TrainState) -> jax.Array:
 def _make_update(
     optimizer: optax.GradientTransformationExtraArgs, objective: Objective, robust: bool, decay: float
 ) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
-    """Makes the second half of a step, which a step that is not finite does not take; it only counts.
-
-    Args:
-      optimizer, objective: as for `make_step`.
-      robust: whether λ moves.
-      decay: of the averaged weights.
-    """
+    """Makes the second half of a step, which a step that is not finite only counts; λ moves where `robust`."""
     num_groups = len(objective.counts)
 
     def update(state: states.TrainState, gradient: Params, found: Found):

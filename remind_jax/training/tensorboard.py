@@ -16,13 +16,8 @@ class EventFiles:
     """
 
     def __init__(self, folder: pathlib.Path):
-        """Writes nothing yet.
-
-        Args:
-          folder: for the files; whatever is in it goes at the first record.
-
-        Raises:
-          UserError: tensorboardX is not installed.
+        """Writes nothing yet; what is in the folder goes at the first record. Raises UserError: tensorboardX is not
+        installed.
         """
         try:
             from tensorboardX import event_file_writer

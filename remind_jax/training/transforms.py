@@ -32,12 +32,7 @@ class Transforms(NamedTuple):
 
 
 def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
-    """Makes the transforms of a run.
-
-    Args:
-      config: of the run.
-      masks: the combinations, bool [g, m].
-    """
+    """Makes the transforms of a run with the combinations `masks`, bool [g, m]."""
     train, noisy = config.train, config.fusion.kind != "soft_moe"
     hides = train.hide_samples > 0
     return Transforms(
@@ -49,12 +44,10 @@ def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
 
 
 def modality_dropout(samples: float, modalities: float, masks: np.ndarray) -> Callable[[Batch, jax.Array], Batch]:
-    """Makes modality dropout: samples lose modalities, and have the combination of what is left.
+    """Makes modality dropout: a share of the samples loses modalities, and has the combination of what is left.
 
-    Args:
-      samples: share of the samples that lose some.
-      modalities: with what probability such a sample loses each; one always stays.
-      masks: the combinations, bool [g, m].
+    Such a sample loses each with the probability `modalities`; one always stays. `masks` are the combinations, bool [g,
+    m].
     """
 
     def hide(batch: Batch, keys: jax.Array) -> Batch:

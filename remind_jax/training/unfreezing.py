@@ -55,8 +55,7 @@ class Choice(NamedTuple):
 def parse_unfreeze(text: str) -> tuple[tuple[str, ...], float]:
     """Reads `--unfreeze`: names of `PARTS` in their order, and the share of the experts.
 
-    Raises:
-      UserError: a part is unknown or named twice, or does not go with the others.
+    Raises UserError: a part is unknown or named twice, or does not go with the others.
     """
     parts, share = [], 0.0
     for item in filter(None, (piece.strip() for piece in text.split(","))):
@@ -102,12 +101,8 @@ def trained_rows(
 ) -> dict[str, np.ndarray | None]:
     """Finds what a choice trains, by path: rows of the first axis, or None for the whole array.
 
-    Args:
-      params: extended.
-      choice: of parts.
-      new: rows of the new combinations, int [k].
-      experts: the chosen experts of each block, by its name.
-      group_routers: whether the method has routers of combinations.
+    `params` are extended, `new` int [k] are the rows of the new combinations, and `experts` the chosen experts of each
+    block by its name; without `group_routers` the method has no routers of combinations.
     """
     parts, found = set(choice.parts), {}
     if "router" in parts and not group_routers:

@@ -16,15 +16,11 @@ class PatchEncoder(nnx.Module):
     """
 
     def __init__(self, shape: tuple[int, ...], *, tokens: int, width: int, hidden: int, dropout: float, rngs: nnx.Rngs):
-        """Declares the weights.
+        """Declares the weights for inputs of a `shape`, (p,) or (t, w) of which t stays; `tokens` is t of a row,
+        `width` d.
 
-        Args:
-          shape: of one sample's input, (p,) or (t, w).
-          tokens: t of a row; inputs of shape (t, w) keep their own.
-          width: d.
-          hidden: width of a GELU layer before the last one; 0 is the single linear map of the paper.
-          dropout: rate on the hidden layer.
-          rngs: source of the initial weights.
+        `hidden` is the width of a GELU layer before the last one, with `dropout`; 0 is the single linear map of the
+        paper.
         """
         self.tokens = tokens if len(shape) == 1 else shape[0]
         self.patch = math.ceil(shape[0] / tokens) if len(shape) == 1 else shape[1]

@@ -37,10 +37,10 @@ class Family(NamedTuple):
     """Encoders of one form of input.
 
     Attributes:
-      make: gives the encoder of one modality, called as (input, random keys [b] or None) -> [b, t, d]; its attribute
-        `tokens` is t.
-      has_trunk: whether encoders have `features`, what a frozen trunk finds, and `project`, which takes it into the
-        width of the fusion.
+      make: gives the encoder of one modality, (input, random keys [b] or None) -> [b, t, d]; its attribute `tokens` is
+        t.
+      has_trunk: whether encoders have `features`, what a frozen trunk finds, and `project`, which takes it into width
+        d.
       published: where their weights lie in published files; None where there are none.
     """
 

@@ -159,16 +159,11 @@ class Trunk(nnx.Module):
             unit.kernel[...] = math.sqrt(2.0 / unit.fan_in) * draw.reshape(unit.kernel.shape)
 
     def __call__(self, x: jax.Array, present: jax.Array | None = None, axis_name: str | None = None) -> jax.Array:
-        """The last feature map.
+        """Computes the last feature map, [b, *positions, features], of normalised pixels, float [b, *positions, 3].
 
-        Args:
-          x: normalised pixels, float [b, *positions, 3].
-          present: None for frozen statistics; bool [b] normalises by the present samples and updates the module's
-            running statistics, see `convolution.batch_norm`.
-          axis_name: mapped axis over which the batch is spread, if it is.
-
-        Returns:
-          [b, *positions, features].
+        `present` None uses frozen statistics; bool [b] normalises by the present samples and updates the module's
+        running statistics, see `convolution.batch_norm`. `axis_name` is the mapped axis over which the batch is spread,
+        if it is.
         """
         normalise = functools.partial(convolution.batch_norm, present=present, axis_name=axis_name)
         weights = self.stem.weights()
@@ -200,15 +195,9 @@ class ResidualEncoder(nnx.Module):
     """A residual network with its average pool, and the adapter. Those for images and volumes differ in numbers."""
 
     def __init__(self, dims: Dimensions, colours: Colours, *, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
-        """Declares the weights.
+        """Declares the weights; `colours` are mean and standard deviation of the channels that it was trained on.
 
-        Args:
-          dims: of the network.
-          colours: mean and standard deviation of the channels that it was trained on.
-          tokens: t.
-          width: d of the result.
-          dropout: rate on the projection of the pooled features.
-          rngs: source of the initial weights.
+        The rate of dropout is that on the projection of the pooled features, from which t tokens of width d are made.
         """
         self.colours = colours
         self.trunk = Trunk(dims, rngs)
@@ -231,14 +220,9 @@ class ResidualEncoder(nnx.Module):
     def __call__(
         self, x: jax.Array, keys: jax.Array | None, present: jax.Array | None = None, *, axis_name: str | None = None
     ) -> jax.Array:
-        """Maps uint8 [b, *positions, 1 or 3] to [b, t, d].
+        """Maps uint8 [b, *positions, 1 or 3] to [b, t, d]; random keys [b] turn dropout on.
 
-        Args:
-          x: pixels.
-          keys: random keys [b] that turn dropout on.
-          present: None, the default, for frozen running statistics, which is what small batches need; bool [b]
-            normalises by the present samples of the batch and updates the module's running statistics.
-          axis_name: mapped axis over which the batch is spread, if it is.
+        `present` and `axis_name` are those of `Trunk`; frozen statistics, the default, are what small batches need.
         """
         return self.adapter(self.encode(self._normalised(x), present, axis_name), keys)
 
@@ -249,15 +233,10 @@ class ResidualEncoder(nnx.Module):
 def layout(
     dims: Dimensions, stem: Sequence[tuple[str, str]], unit: Callable[[int, int, int | None], Sequence[tuple[str, str]]]
 ) -> dict[str, Tensor]:
-    """Where a checkpoint holds the weights of the trunk.
+    """Tells where a checkpoint holds the weights of the trunk: tensors by path below the encoder.
 
-    Args:
-      dims: of the network.
-      stem: names of convolution and norm of the stem, one pair for each naming that is accepted.
-      unit: (stage, block, place in the block or None for the shortcut) -> names likewise.
-
-    Returns:
-      Tensors by path below the encoder.
+    `stem` has the names of convolution and norm of the stem, a pair for each naming that is accepted; `unit` gives such
+    names for (stage, block, place in the block or None for the shortcut).
     """
     tensors = _unit_layout("trunk/stem", [stem], stacked=False)
     for stage, blocks in enumerate(dims.blocks):

@@ -42,28 +42,17 @@ class ResNetEncoder(ResidualEncoder):
     """Encodes images as t tokens of width d, pieces of one pooled vector and thus of the whole image each."""
 
     def __init__(self, shape: tuple[int, ...], *, size: str, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
-        """Declares the weights.
-
-        Args:
-          shape: of an image, (height, width, 1 or 3); all sides will do, as the network ends in an average.
-          size: a key of `SIZES`.
-          tokens: t.
-          width: d of the result.
-          dropout: rate on the projection of the pooled features.
-          rngs: source of the initial weights.
+        """Declares the weights; images may have all sides, as the network ends in an average, and `size` is a key of
+        `SIZES`.
         """
         del shape
         super().__init__(SIZES[size], pixels.IMAGENET, tokens=tokens, width=width, dropout=dropout, rngs=rngs)
 
 
 def checkpoint_layout(size: str) -> dict[str, Tensor]:
-    """Where published files hold the trunk, in the names of torchvision (and timm) or of transformers.
+    """Tells where published files hold the trunk, in the names of torchvision (and timm) or of transformers.
 
-    Args:
-      size: a key of `SIZES`.
-
-    Returns:
-      Tensors by path below the encoder, see `pretrained.load`.
+    Tensors are by path below the encoder, see `pretrained.load`; `size` is a key of `SIZES`.
     """
 
     def unit(stage: int, block: int, place: int | None) -> tuple[tuple[str, str], ...]:
@@ -81,11 +70,7 @@ def checkpoint_layout(size: str) -> dict[str, Tensor]:
 
 
 def checkpoint_config(size: str) -> dict[str, Any]:
-    """What a checkpoint's config.json must not contradict: strides, and blocks beyond ours, which no shape shows.
-
-    Args:
-      size: a key of `SIZES`.
-    """
+    """Tells what a config.json must not contradict: strides, and blocks beyond ours, which no shape shows."""
     return {
         "depths": list(SIZES[size].blocks),
         "layer_type": "bottleneck",

@@ -38,17 +38,11 @@ class T5Encoder(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        """Declares the weights.
+        """Declares the weights for so many token ids, of which 0 pads; `size` is a key of `SIZES`, `tokens` t, `width`
+        d.
 
-        Args:
-          vocabulary: number of token ids; id 0 pads.
-          size: a key of `SIZES`.
-          tokens: t.
-          width: d of the result.
-          gated: gated GELU (T5 v1.1) instead of ReLU (v1.0) in the feed-forward layers.
-          dropout: rate on embeddings and on the output of each sublayer.
-          remat: compute the layers again in the backward pass instead of keeping what is inside them.
-          rngs: source of the initial weights.
+        `gated` takes gated GELU (T5 v1.1) instead of ReLU (v1.0) in the feed-forward layers. `dropout` is the rate on
+        embeddings and on the output of each sublayer. `remat` computes the layers again in the backward pass.
         """
         shape = SIZES[size]
         layers, d, f = shape["layers"], shape["width"], shape["hidden"]
@@ -118,11 +112,9 @@ class T5Encoder(nnx.Module):
 
 
 def checkpoint_layout(size: str, gated: bool) -> dict[str, Tensor]:
-    """Where the weights lie in a checkpoint of transformers: an encoder alone or a whole T5, whose decoder is not read.
+    """Tells where the weights lie in a checkpoint of transformers: an encoder or a whole T5, whose decoder is not read.
 
-    Args:
-      size: a key of `SIZES`.
-      gated: gated GELU (T5 v1.1, Flan-T5, mT5) instead of ReLU (v1.0).
+    `size` is a key of `SIZES`; `gated` is gated GELU (T5 v1.1, Flan-T5, mT5) instead of ReLU (v1.0).
     """
     layers, block = SIZES[size]["layers"], "encoder.block.{}.layer"
     maps = {"query": "0.SelfAttention.q", "key": "0.SelfAttention.k", "value": "0.SelfAttention.v"}
@@ -145,12 +137,7 @@ _OTHER_TOKENIZER = "the vocabulary must be that of the checkpoint: set data.toke
 
 
 def checkpoint_config(size: str, gated: bool) -> dict[str, Any]:
-    """What a checkpoint's config.json must not contradict: settings that no shape shows.
-
-    Args:
-      size: a key of `SIZES`.
-      gated: as in `checkpoint_layout`.
-    """
+    """Tells what a checkpoint's config.json must not contradict: settings that no shape shows."""
     return {
         "num_heads": SIZES[size]["heads"],
         "num_layers": SIZES[size]["layers"],

@@ -42,29 +42,15 @@ class VideoResNetEncoder(ResidualEncoder):
     """Encodes volumes as t tokens of width d, pieces of one pooled vector and thus of the whole volume each."""
 
     def __init__(self, shape: tuple[int, ...], *, size: str, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
-        """Declares the weights.
-
-        Args:
-          shape: of a volume, (frames, height, width, 1 or 3); all sides will do, as the network ends in an average.
-          size: a key of `SIZES`.
-          tokens: t.
-          width: d of the result.
-          dropout: rate on the projection of the pooled features.
-          rngs: source of the initial weights.
+        """Declares the weights; volumes may have all sides, as the network ends in an average; `size` is a key of
+        `SIZES`.
         """
         del shape
         super().__init__(SIZES[size], pixels.KINETICS, tokens=tokens, width=width, dropout=dropout, rngs=rngs)
 
 
 def checkpoint_layout(size: str) -> dict[str, Tensor]:
-    """Where published files hold the trunk, in torchvision's names.
-
-    Args:
-      size: a key of `SIZES`.
-
-    Returns:
-      Tensors by path below the encoder, see `pretrained.load`.
-    """
+    """Tells where published files hold the trunk, in torchvision's names: tensors by path, see `pretrained.load`."""
 
     def unit(stage: int, block: int, place: int | None) -> tuple[tuple[str, str], ...]:
         part = "downsample" if place is None else f"conv{place + 1}"
@@ -74,10 +60,6 @@ def checkpoint_layout(size: str) -> dict[str, Tensor]:
 
 
 def checkpoint_config(size: str) -> dict[str, Any]:
-    """What a checkpoint's config.json must not contradict: torchvision's files have none.
-
-    Args:
-      size: a key of `SIZES`.
-    """
+    """Tells what a checkpoint's config.json must not contradict: torchvision's files have none."""
     del size
     return {}

@@ -33,18 +33,11 @@ class VitEncoder(nnx.Module):
     def __init__(
         self, shape: tuple[int, ...], *, size: str, width: int, dropout: float, remat: bool = False, rngs: nnx.Rngs
     ):
-        """Declares the weights.
+        """Declares the weights for images of a `shape` (height, width, channels); `size` is a key of `SIZES`.
 
-        Args:
-          shape: (height, width, channels) of an image.
-          size: a key of `SIZES`.
-          width: d of the result; another one than the network's own is reached by a linear adapter.
-          dropout: rate on embeddings and on the output of each sublayer.
-          remat: compute the layers again in the backward pass instead of keeping what is inside them.
-          rngs: source of the initial weights.
-
-        Raises:
-          UserError: the sides of the image are no multiples of the patch.
+        A `width` d other than the network's own is reached by a linear adapter. `dropout` is the rate on embeddings and
+        on the output of each sublayer. `remat` computes the layers again in the backward pass. Raises UserError: the
+        sides of the image are no multiples of the patch.
         """
         dims = SIZES[size]
         layers, d, f, patch = dims["layers"], dims["width"], dims["hidden"], dims["patch"]
@@ -154,11 +147,7 @@ _LAYER = {
 
 
 def checkpoint_layout(size: str) -> dict[str, Tensor]:
-    """Where the weights lie in a checkpoint of transformers, with its names of release 5 or those before it.
-
-    Args:
-      size: a key of `SIZES`.
-    """
+    """Tells where the weights lie in a checkpoint of transformers, with its names of release 5 or those before it."""
     embeddings = "embeddings.patch_embeddings.projection"
     layout = {
         "patch_kernel": single(f"{embeddings}.weight", change=_patch_kernel, hint="patches must be of the same size"),
@@ -181,11 +170,7 @@ def checkpoint_layout(size: str) -> dict[str, Tensor]:
 
 
 def checkpoint_config(size: str) -> dict[str, Any]:
-    """What a checkpoint's config.json must not contradict: settings that no shape shows.
-
-    Args:
-      size: a key of `SIZES`.
-    """
+    """Tells what a checkpoint's config.json must not contradict: settings that no shape shows."""
     return {
         "num_attention_heads": SIZES[size]["heads"],
         "num_hidden_layers": SIZES[size]["layers"],

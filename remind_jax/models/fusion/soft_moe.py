@@ -70,8 +70,7 @@ def normal(rngs: nnx.Rngs, fan_in: int, *dims: int) -> nnx.Param:
 class FusionBlock(nnx.Module):
     """What all fusion blocks share: self-attention over all tokens, and the weights of experts.
 
-    Attributes:
-      penalised: whether the block returns sums that `sparse_moe.block_penalty` takes.
+    `penalised` tells whether the block returns sums that `sparse_moe.block_penalty` takes.
     """
 
     penalised = False
@@ -182,15 +181,7 @@ class SoftMoEBlock(FusionBlock):
     def __call__(
         self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str, keys: jax.Array | None
     ) -> Routed:
-        """Fuses tokens.
-
-        Args:
-          x: [b, n, d].
-          tokens: what they are.
-          mask: False at tokens to hide, [b, n].
-          gate: `gated`, `always` or `never`.
-          keys: random keys [b] that turn dropout on.
-        """
+        """Fuses tokens [b, n, d]; `mask` [b, n] is False at those to hide, and random keys [b] turn dropout on."""
         base = 1.0 if self.spec.residual else 0.0
         x, routed = self._attended(x, mask, keys)
         mixed, open_rate = self._mix(routed, tokens, mask, gate, keys)

@@ -86,14 +86,9 @@ class SparseMoEBlock(FusionBlock):
     def __call__(
         self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str, keys: jax.Array | None
     ) -> Routed:
-        """Fuses tokens.
+        """Fuses tokens [b, n, d]; `mask` [b, n] is False at those that attention hides; there is no gate.
 
-        Args:
-          x: [b, n, d].
-          tokens: what they are.
-          mask: False at tokens that attention hides, [b, n].
-          gate: not used, these blocks have none.
-          keys: random keys [b] that turn dropout and the noise of routing on.
+        Random keys [b] turn dropout and the noise of routing on.
         """
         del gate
         spec = self.spec
