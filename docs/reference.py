@@ -81,7 +81,7 @@ def _table(found: Mapping[str, Key]) -> str:
 def _allowed(key: Key) -> str:
     """The values that a key may have, in words; nothing where its type says all."""
     if isinstance(key.allowed, Limit):
-        return key.allowed.says
+        return ", or ".join([key.allowed.says, *(f"`{word}`" for word in key.words)])
     return ", ".join(f"`{choice}`" for choice in key.allowed or ())
 
 

@@ -222,6 +222,37 @@ def test_gate_over_a_batch_is_refused_where_devices_see_shares_of_it(config):
     validate(config)
 
 
+def test_the_gate_s_threshold_is_a_number_or_a_word(config):
+    for value in ("auto", 0.1, 1):
+        config.fusion.gate_threshold = value
+        validate(config)
+        assert complete(json.loads(config.to_json())).fusion.gate_threshold == value
+    for value in ("aut", "0.8", True, [0.8], None):
+        config.fusion.gate_threshold = value
+        assert _message(config).startswith(f"fusion.gate_threshold={value!r} is unknown")
+    assert "did you mean 'auto'" in _message_of("aut", config)
+    config.fusion.gate_threshold = float("nan")
+    assert "must be finite" in _message(config)
+
+
+def _message_of(value, config) -> str:
+    config.fusion.gate_threshold = value
+    return _message(config)
+
+
+def test_a_measured_threshold_belongs_to_samples_or_tokens(config):
+    config.fusion.gate_threshold, config.fusion.gate_granularity = "auto", "batch"
+    assert "set fusion.gate_granularity=sample or token" in _message(config)
+    config.fusion.gate_granularity = "token"
+    validate(config)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_a_gate_opens_for_some_and_not_for_all(config, share):
+    config.fusion.gate_share = share
+    assert f"fusion.gate_share={share} must be above 0 and below 1" in _message(config)
+
+
 def test_a_source_without_its_own_keys_is_refused(config):
     config.data.source = "nhanes"
     assert _message(config) == "data.views is missing, which data.source=nhanes has: take its own config file"

@@ -26,6 +26,7 @@ from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import COLOURS, GRID, INK, LINES, QUIET, SIDES, Row
 from remind_jax.analysis.opening import Run
 from remind_jax.evaluation import figures
+from remind_jax.inference import gate
 from remind_jax.inference.predictor import probabilities_of
 from remind_jax.models.model import Params
 from remind_jax.ops import routing
@@ -327,7 +328,8 @@ def main(arguments: list[str]) -> None:
     (run,) = opening.open_runs([path], check)
     found, folder = measure(run, chosen), opening.output_folder(path)
     common = command.identity(run) | {"settings": chosen.text()}
-    configured = (run.config.fusion.gate_metric, float(run.config.fusion.gate_threshold))
+    threshold = gate.thresholds(run.config, run.model.params)[chosen.block]
+    configured = (run.config.fusion.gate_metric, threshold)
     rows = threshold_rows(found, chosen.points, configured)
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [common | row for row in quantile_rows(found)])
     command.write_csv(folder / f"{NAME}_thresholds.csv", THRESHOLD_COLUMNS, [common | row for row in rows])

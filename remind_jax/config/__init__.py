@@ -46,8 +46,15 @@ def defaults(source: str = "") -> dict[str, Any]:
 def base(source: str = "") -> "ml_collections.ConfigDict":
     """A config with the default of every key, REMIND on small data; `source` as for `defaults`."""
     import ml_collections
+    from ml_collections import config_dict
 
-    return ml_collections.ConfigDict(defaults(source))
+    config = ml_collections.ConfigDict(defaults(source))
+    for path, key in keys(source).items():
+        if key.words:  # a field without a type, which a number of a file would give it
+            section, _, name = path.rpartition(".")
+            del value_of(config, section)[name]
+            set_value(config, path, config_dict.FieldReference(key.default, field_type=object))
+    return config
 
 
 def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
@@ -74,6 +81,11 @@ def validate(config: Any) -> None:
         if path not in there:
             raise UserError(f"{path} is missing, which data.source={config.data.source} has: take its own config file")
         value, allowed = there[path], key.allowed
+        if key.words and (isinstance(value, bool) or not isinstance(value, int | float)):
+            if value in key.words:
+                continue
+            words = ", ".join(key.words)
+            raise UserError(f"{path}={value!r} is unknown{did_you_mean(value, key.words)}; known: a number, {words}")
         if isinstance(allowed, Limit) and not allowed.holds(value):
             raise UserError(f"{path}={value!r} must be {allowed.says}")
         if isinstance(allowed, tuple) and value not in allowed:

@@ -59,6 +59,10 @@ RULES = (
         "which the group routers act: shorten stage 1",
     ),
     Rule(
+        lambda c: c.fusion.gate_threshold == "auto" and c.fusion.gate_granularity == "batch",
+        "fusion.gate_threshold=auto opens the gate for a share of samples: set fusion.gate_granularity=sample or token",
+    ),
+    Rule(
         lambda c: c.parallel == "pmap" and c.fusion.gate_granularity == "batch",
         "fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit",
     ),

@@ -65,7 +65,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         `classes`: names of the classes in order, instead of the card's;
         `findings`: findings of the data check, `[{code, message}]` or plain strings; codes that begin with I count
           rows read and are no warning;
-        `gate`: `{open_rate}`, the share of held-out samples whose gate was open;
+        `gate`: `{stuck, why}`, see `inference.gate.summary`;
         `weights`: the reported weights, see `weights_text`.
       history: the records of metrics.jsonl.
     """
@@ -98,7 +98,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "weights": weights_text(report["weights"]) if "weights" in report else "",
         "headlines": [(label, report[key]) for key, label in HEADLINES],
         "majority": _majority(report),
-        "cautions": cautions(report, history),
+        "cautions": cautions(report),
         "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
     }
 
@@ -126,7 +126,7 @@ def is_synthetic(data: str) -> bool:
     return "synthetic" in data.lower() or data.lower().startswith("twin")
 
 
-def cautions(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns reasons in the report not to trust the model, each as a short lead and a sentence."""
     checks = (_baseline, _unseen, _few_patients, _wide, _gap, _calibration, _rare_classes)
     found = [caution for check in checks if (caution := check(report))]
@@ -140,7 +140,7 @@ def cautions(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[
         )
     if report.get("weights", {}).get("passed_over"):
         found.append(("Better weights were passed over.", weights_text(report["weights"])))
-    if caution := _gate(report, history):
+    if caution := _gate(report):
         found.append(caution)
     for finding in _coded(report):
         if not finding["code"].startswith(("I", *_SAID)):  # counts of rows read are no warning
@@ -259,16 +259,12 @@ def _rare_classes(report: dict[str, Any]) -> tuple[str, str] | None:
     return "Few held-out cases of a class", f"{listed}. Macro-F1, AUROC and AUPRC rest on these few."
 
 
-def _gate(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
-    _, rates = figures.series(history, "gate/open_rate")
-    held_out = report.get("gate", {}).get("open_rate")
-    if held_out is not None:
-        rates = np.append(rates, held_out)
-    if not len(rates) or not (rates.min() == 1 or rates.max() == 0):
+def _gate(report: dict[str, Any]) -> tuple[str, str] | None:
+    gate = report.get("gate") or {}
+    if not gate.get("stuck"):
         return None
-    always = rates.min() == 1
-    effect = "on every sample" if always else "on no sample: the model is a plain soft MoE"
-    return f"Gate {'open' if always else 'closed'} throughout", f"The combination's own router was used {effect}."
+    effect = "on every sample" if gate["stuck"] == "open" else "on no sample: the model is a plain soft MoE"
+    return f"Gate {gate['stuck']} throughout", f"The combination's own router was used {effect}. {gate['why']}"
 
 
 def _count(n: int, noun: str) -> str:

@@ -106,9 +106,8 @@ def _cells(values: dict[str, Any]) -> list[str]:
 
 
 def _limits(model: Predictor) -> Iterator[str]:
-    lines = (model.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     yield "## Where not to trust it\n"
-    for lead, text in page.cautions(model.report, [json.loads(line) for line in lines]):
+    for lead, text in page.cautions(model.report):
         yield f"- **{lead}.** {text}".replace("..", ".")
     yield "- **Other combinations.** For one not in the table the output `seen` is false: what all combinations share"
     yield "  predicts, and nothing here says how well.\n"

@@ -35,6 +35,7 @@ class Output(NamedTuple):
       observed: False at the tokens of missing modalities [b, n].
       routing: of each sparse block, the sums over the batch that `sparse_moe.block_penalty` takes.
       members: logits of each member [b, k, c], where there are several.
+      gate_values: of each block, see `Routed`; of several members, each sample's in turn.
     """
 
     logits: jax.Array
@@ -45,6 +46,7 @@ class Output(NamedTuple):
     observed: jax.Array | None = None
     routing: tuple[dict[str, jax.Array], ...] = ()
     members: jax.Array | None = None
+    gate_values: tuple[jax.Array, ...] = ()
 
 
 class Routes(NamedTuple):
@@ -58,8 +60,13 @@ class Routes(NamedTuple):
 
 
 def is_statistic(path: str) -> bool:
-    """Whether a path names running statistics of a batch norm, which are carried along and not trained."""
-    return path.endswith(("/running_mean", "/running_variance"))
+    """Whether a path names what is measured and not trained: statistics of a batch norm, the threshold of a gate."""
+    return path.endswith(("/running_mean", "/running_variance")) or is_gate_threshold(path)
+
+
+def is_gate_threshold(path: str) -> bool:
+    """Whether a path names the measured threshold of a gate."""
+    return path.endswith("/gate_threshold")
 
 
 def is_group_router(path: str) -> bool:
@@ -244,18 +251,19 @@ class Model(nnx.Module):
         if members > 1:
             x, groups, mask, keys = self.members.spread(x, owner, groups, mask, keys)
             present = jnp.repeat(observed, members, axis=0)
-        open_rates, sums, known = [], [], Tokens(owner, present, groups)
+        passes, known = [], Tokens(owner, present, groups)
         for i in range(self.spec.fusion.blocks):
             block = getattr(self, f"block_{i}")
             block_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
-                x, open_rate, routed = block(x, known, mask, gate, block_keys)
-            open_rates.append(open_rate)
-            sums += [routed] if routed is not None else []
-        open_rate = jnp.mean(jnp.stack(open_rates), axis=0)
+                passes.append(block(x, known, mask, gate, block_keys))
+            x = passes[-1].tokens
+        open_rate = jnp.mean(jnp.stack([routed.open_rate for routed in passes]), axis=0)
+        sums = tuple(routed.sums for routed in passes if routed.sums is not None)
+        values = tuple(routed.gate_values for routed in passes if routed.gate_values is not None)
         with jax.named_scope("head"):
             output = self._predict(self._pool(x, present), open_rate, tokens, observed)
-        return output._replace(routing=tuple(sums))
+        return output._replace(routing=sums, gate_values=values)
 
     def route(self, batch: Batch, *, gate: str) -> Routes:
         """Where soft routers send the tokens of a batch in evaluation; of one predictor, without members."""

@@ -113,7 +113,8 @@ def ensemble_of(network: Network, count: int) -> Network:
             each = jax.vmap(lambda one: function(one, *arguments, **options))(params)
             means = {"features": jnp.mean(each.features, axis=0), "open_rate": jnp.mean(each.open_rate, axis=0)}
             logits = losses.mean_prediction(each.logits, axis=0)
-            return Output(logits, **means, observed=each.observed[0], statistics=each.statistics)
+            kept = {"statistics": each.statistics, "gate_values": each.gate_values}
+            return Output(logits, **means, observed=each.observed[0], **kept)
 
         return call
 

@@ -43,7 +43,8 @@ class FusionSpec:
     residual_init: str
     add_after_norm: bool
     gate_metric: str
-    gate_threshold: float
+    gate_threshold: float | str
+    gate_share: float
     gate_granularity: str
     train_gate: str
     eval_gate: str

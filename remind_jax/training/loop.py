@@ -26,6 +26,7 @@ from remind_jax.training.stages import Stage
 from remind_jax.training.step import make_step, step_options
 from remind_jax.training.transforms import Transforms
 
+Entering = Callable[[Stage, Params, progress.Silent], Params]
 Stores = Callable[[Stage, Params, progress.Silent], contextlib.AbstractContextManager[Mapping[str, pipeline.Store]]]
 
 
@@ -55,6 +56,7 @@ class Trainer:
       folder: takes records, and checkpoints.
       devices: of all processes.
       signals: that ask training to stop.
+      entering: (stage, its first weights, bar) -> these weights with what is measured before the stage.
     """
 
     config: Any
@@ -69,6 +71,7 @@ class Trainer:
     folder: RunFolder
     devices: list[jax.Device]
     signals: Signals = dataclasses.field(default_factory=Signals)
+    entering: Entering = lambda stage, params, bar: params
 
     def __post_init__(self) -> None:
         self._agreement = devices.Agreement(self.devices)
@@ -104,20 +107,21 @@ class Trainer:
             return self._run_stages(checkpoints, bar)
 
     def _run_stages(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Position:
-        at = self._resume(checkpoints)
+        at = self._resume(checkpoints, bar)
         for index in range(at.cursor.stage, len(self.stages)):
             if index > at.cursor.stage:
-                self._enter(index, at)
+                self._enter(index, at, bar)
             with self.signals.deferred(self._agreement.settle):
                 self.run_stage(self.stages[index], at, checkpoints, bar)
         return at
 
-    def _resume(self, checkpoints: Checkpoints | None) -> Position:
+    def _resume(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Position:
         """Returns, on all processes, the position of the newest whole checkpoint; without one that at the start."""
         newest = processes.run_on_first(lambda: _newest(checkpoints))
         # From the first process: of another kind of processor, others might round the last bit another way.
         params = devices.broadcast(self.initial())
         if newest is None:
+            params = self.entering(self.stages[0], params, bar)
             at = Position(Cursor(), self.begin(self.stages[0], params), params)
         else:
             cursor = Cursor(**newest["cursor"])
@@ -131,11 +135,11 @@ class Trainer:
         self.folder.rewind(newest["step"] if newest else 0)
         return at
 
-    def _enter(self, index: int, at: Position) -> None:
+    def _enter(self, index: int, at: Position, bar: progress.Silent) -> None:
         """Moves a position from the end of a stage to the start of another."""
-        keeps, cursor = self.config.train.keep_better_stage, at.cursor
-        weights = at.best if keeps else at.state.weights()
-        at.state = self.begin(self.stages[index], weights, at.state.opt_state["dro"])
+        keeps, cursor, stage = self.config.train.keep_better_stage, at.cursor, self.stages[index]
+        at.best = self.entering(stage, at.best if keeps else at.state.weights(), bar)
+        at.state = self.begin(stage, at.best, at.state.opt_state["dro"])
         at.cursor = cursor.next_stage(index, keeps)
 
     def begin(self, stage: Stage, params: Params, carried_dro: Any = None) -> states.TrainState:

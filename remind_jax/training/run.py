@@ -11,14 +11,15 @@ import jax
 
 from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
-from remind_jax.data import samplers
+from remind_jax.data import pipeline, samplers
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
 from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
-from remind_jax.inference import model_folder
+from remind_jax.inference import gate, model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
-from remind_jax.models.network import check_fusion, initial_params
+from remind_jax.models.model import Params
+from remind_jax.models.network import Network, check_fusion, initial_params
 from remind_jax.runtime import devices, files, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.training import frozen_features
@@ -26,10 +27,8 @@ from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
 from remind_jax.training.run_folder import RunFolder
-from remind_jax.training.stages import plan_stages
+from remind_jax.training.stages import Stage, plan_stages
 from remind_jax.training.transforms import make_transforms
-
-GATE_STUCK = 0.005  # an open rate this close to 0 or 1 is reported as a gate that decides nothing
 
 
 def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
@@ -102,10 +101,24 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
         folder=folder,
         devices=_devices(config),
         signals=signals or Signals(),
+        entering=functools.partial(_with_gate, config, model.network, data.stores["tuning"]),
     )
 
 
+def _with_gate(
+    config: Any, network: Network, tuning: pipeline.Store, stage: Stage, params: Params, bar: progress.Silent
+) -> Params:
+    """The first weights of a stage with the thresholds of their gates, which are measured before group routers act."""
+    if stage.name != "specialize" or not gate.is_measured(config):
+        return params
+    params = {**params, **devices.broadcast(gate.measure(config, network, params, tuning))}
+    bar.say(gate.told(config, params))
+    return params
+
+
 def _check_tuning(config: Any, data: datasets.Dataset) -> None:
+    if len(data.stores["tuning"]) < 2 and gate.is_measured(config):
+        raise UserError("there are no two tuning rows to measure fusion.gate_threshold=auto on: set a number")
     if len(data.stores["tuning"]):
         return
     if config.train.select != "last":
@@ -156,7 +169,7 @@ def _report(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progres
     predicted = model.predict_store(data.stores["held_out"])
     if not folder.writes:
         return {}
-    facts |= {"weights": chosen} | _gate_summary(trainer, predicted.open_rate)
+    facts |= {"weights": chosen} | _gate_summary(trainer, at, predicted.open_rate)
     report, table = reports.report_of(
         config.to_dict(), data, predicted.probabilities, parameters=model.parameters, count=bar.count, **facts
     )
@@ -194,17 +207,10 @@ def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict
     return dataclasses.replace(model, prior_power=power), {"prior_adjustment": {"figure": figure, "power": power}}
 
 
-def _gate_summary(trainer: Trainer, open_rate: float) -> dict[str, Any]:
+def _gate_summary(trainer: Trainer, at: Position, open_rate: float) -> dict[str, Any]:
     """Tells how often group routers acted on the held-out rows, and whether the gate decided anything at all."""
     if not trainer.config.fusion.group_routers:
         return {}
-    rule = trainer.stages[-1].eval_gate
-    rates = [open_rate]
     late = [record for record in trainer.folder.history() if record["stage"] == "specialize"]
-    rates += [record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record]
-    stuck = None
-    if rule == "gated" and max(rates) <= GATE_STUCK:
-        stuck = "closed"
-    elif rule == "gated" and min(rates) >= 1 - GATE_STUCK:
-        stuck = "open"
-    return {"gate": {"rule": rule, "open_rate": open_rate, "stuck": stuck}}
+    rates = [open_rate, *(record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record)]
+    return {"gate": gate.summary(trainer.config, at.best, trainer.stages[-1].eval_gate, rates)}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from remind_jax.models.model import Batch, Params
+from remind_jax.models.model import Batch, Params, is_gate_threshold
 from remind_jax.models.network import Network
 from remind_jax.training import optimizer as states
 from remind_jax.training import row_adamw
@@ -143,7 +143,8 @@ def _make_value(
         if transforms.hold is not None:
             params = transforms.hold(params)
         # The gradient of the conversion brings that of the weights back to their own type.
-        weights = {path: x.astype(precision) for path, x in {**frozen, **params}.items()}
+        whole = {**frozen, **params}
+        weights = {path: x if is_gate_threshold(path) else x.astype(precision) for path, x in whole.items()}
         options = stage.network_options(axis_name)
         output = network.apply(weights, samples.seen, gate=stage.train_gate, keys=samples.keys, **options)
         of = Pass(network, weights, batch, output, samples.unhidden, _step_key(state), samples.keys, total)

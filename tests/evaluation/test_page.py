@@ -93,8 +93,8 @@ def parsed(report, history=()):
     return text, parser
 
 
-def leads(report, history=()):
-    return [lead for lead, _ in page.cautions(report, list(history))]
+def leads(report):
+    return [lead for lead, _ in page.cautions(report)]
 
 
 def test_page_is_whole_and_loads_nothing():
@@ -161,28 +161,28 @@ def test_a_good_model_on_many_patients_has_few_cautions(good):
 
 
 @pytest.mark.parametrize(
-    ("options", "history", "lead"),
+    ("options", "lead"),
     [
-        ({"data": "twin of X (synthetic)"}, (), "Synthetic data"),
-        ({"skill": 0.5, "n": 400}, (), "Accuracy not clearly better than a constant answer"),
-        ({"skill": 0.6, "confidence": 0.99, "n": 400}, (), "Do not read its probabilities as risks"),
-        ({"n": 30}, (), "Few held-out cases of a class"),
-        ({"n": 60}, (), "Accuracy known to no better than 20 points"),
-        ({}, HISTORY, "Gate closed throughout"),
-        ({"extra": {"gate": {"open_rate": 1.0}}}, (), "Gate open throughout"),
-        ({"extra": {"findings": [{"code": "W104", "message": "m"}]}}, (), "Data check W104"),
+        ({"data": "twin of X (synthetic)"}, "Synthetic data"),
+        ({"skill": 0.5, "n": 400}, "Accuracy not clearly better than a constant answer"),
+        ({"skill": 0.6, "confidence": 0.99, "n": 400}, "Do not read its probabilities as risks"),
+        ({"n": 30}, "Few held-out cases of a class"),
+        ({"n": 60}, "Accuracy known to no better than 20 points"),
+        ({"extra": {"gate": {"stuck": "closed", "why": "W"}}}, "Gate closed throughout"),
+        ({"extra": {"gate": {"stuck": "open", "why": "W"}}}, "Gate open throughout"),
+        ({"extra": {"findings": [{"code": "W104", "message": "m"}]}}, "Data check W104"),
     ],
 )
-def test_each_caution_is_drawn_from_the_figures(options, history, lead, good):
-    assert lead in leads(make(**options), history)
+def test_each_caution_is_drawn_from_the_figures(options, lead, good):
+    assert lead in leads(make(**options))
     assert lead not in leads(good)
 
 
-def test_gate_that_moved_is_no_caution():
-    moved = [{**HISTORY[0], "gate/open_rate": 0.3}]
-    assert not any("Gate" in lead for lead in leads(make(), moved))
-    # closed in training, open on some held-out samples
-    assert not any("Gate" in lead for lead in leads(make(extra={"gate": {"open_rate": 0.2}}), HISTORY))
+def test_a_gate_that_decided_is_no_caution_and_one_that_did_not_says_why():
+    assert not any("Gate" in lead for lead in leads(make(extra={"gate": {"open_rate": 0.2, "stuck": None}})))
+    assert not any("Gate" in lead for lead in leads(make()))  # a method without one
+    told = dict(page.cautions(make(extra={"gate": {"stuck": "open", "why": "Because. Set fusion.scale."}})))
+    assert told["Gate open throughout"].endswith("on every sample. Because. Set fusion.scale.")
 
 
 def test_unseen_and_weak_tail_are_named(good):
@@ -191,7 +191,7 @@ def test_unseen_and_weak_tail_are_named(good):
     report["groups"] = [*report["groups"], row]
     report["tail_pooled"] = {**report["tail_pooled"], "accuracy": 0.5}
     report["head_pooled"] = {**report["head_pooled"], "accuracy": 0.9}
-    found = dict(page.cautions(report, []))
+    found = dict(page.cautions(report))
     assert found["Combinations never seen in training"].startswith("7 held-out samples with 1 such combination (icd)")
     assert "50.0\u00a0% correct on rare" in found["Weaker on rare combinations"]
     assert ">unseen<" in page.render(report, [])

@@ -85,7 +85,7 @@ def test_the_block_equals_the_reference(preset: str, norm: str, residual: bool, 
     block = make_block(preset=preset, norm=norm, residual=residual, group_routers=True)
     params = block.params
     x, groups = jnp.asarray(tokens()), jnp.asarray(GROUPS)
-    found, rate, _ = block(params, x, groups, None if mask is None else jnp.asarray(mask), "always")
+    found, rate, *_ = block(params, x, groups, None if mask is None else jnp.asarray(mask), "always")
     assert rate.tolist() == [1.0] * B
     wide = {path: np.asarray(value, np.float64) for path, value in params.items()}
     for i in range(B):
@@ -338,3 +338,42 @@ def test_the_paper_s_embed_model_has_the_parameters_its_shape_implies() -> None:
     # With four ViT-B/16 of 86,389,248 parameters each: what the paper calls 958 M.
     assert total("block_0/") - sizes["block_0/group_router"] == 952_492_033 - 4 * 86_389_248
     assert {x.dtype for x in shapes.values()} == {jnp.dtype(jnp.float32)}
+
+
+# ---- Measured thresholds --------------------------------------------------------------------------------------------
+
+
+def test_a_measured_threshold_is_an_array_that_decides_as_the_number_does() -> None:
+    fixed = make_block(group_routers=True)
+    threshold, opens = middle_threshold(fixed, fixed.params)
+    assert 0 < opens.sum() < B
+    block = make_block(group_routers=True, gate_threshold="auto")
+    assert block.params.keys() - fixed.params.keys() == {"gate_threshold"}
+    assert block.params["gate_threshold"].shape == ()
+    params = fixed.params | {"group_router": residuals()}
+    arguments = jnp.asarray(tokens()), jnp.asarray(GROUPS), None, "gated"
+    same = make_block(group_routers=True, gate_threshold=threshold)(params, *arguments)
+    found = block(params | {"gate_threshold": jnp.float32(threshold)}, *arguments)
+    np.testing.assert_array_equal(found.open_rate, opens)
+    for one, other in zip(found[:2], same[:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Another number in the same program decides otherwise.
+    assert block(params | {"gate_threshold": jnp.float32(2.0)}, *arguments).open_rate.sum() == 0
+
+
+@pytest.mark.parametrize("granularity", ["sample", "token"])
+def test_values_of_the_gate_are_given_while_group_routers_rest_and_are_to_be_measured(granularity: str) -> None:
+    options = {"group_routers": True, "gate_granularity": granularity}
+    block = make_block(**options, gate_threshold="auto")
+    arguments = jnp.asarray(tokens()), jnp.asarray(GROUPS), None
+    values = block(block.params, *arguments, "never").gate_values
+    assert values.shape == ((B, 1) if granularity == "sample" else (B, N))
+    threshold, opens = middle_threshold(block, block.params)
+    if granularity == "sample":
+        np.testing.assert_array_equal(values[:, 0] >= threshold, opens)
+    for value in np.unique(values)[1:]:
+        gated = block(block.params | {"gate_threshold": jnp.float32(value)}, *arguments, "gated")
+        np.testing.assert_allclose(gated.open_rate, np.mean(values >= value, axis=1), atol=1e-6)
+    assert block(block.params, *arguments, "always").gate_values is None
+    fixed = make_block(**options)
+    assert fixed(fixed.params, *arguments, "never").gate_values is None

@@ -444,6 +444,12 @@ def _products(jaxpr: Any) -> Iterator[list[Any]]:
                 yield from _products(getattr(inner, "jaxpr", inner))
 
 
+def test_the_threshold_of_a_gate_is_measured_like_a_statistic_and_not_trained() -> None:
+    assert is_statistic("block_0/gate_threshold")
+    assert is_statistic("encoders/a/stem/running_mean")
+    assert not is_statistic("block_0/router_scale")
+
+
 @pytest.mark.slow
 def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less():
     kept, slopes = [], []

@@ -14,6 +14,7 @@ import pytest
 from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
 from remind_jax.errors import NotFiniteError, UserError
+from remind_jax.inference import gate
 from remind_jax.inference.predictor import Predicted, Predictor, choose_prior_power, probabilities_of, tuning_metrics
 from remind_jax.runtime import progress
 from remind_jax.runtime.devices import host_copy
@@ -268,6 +269,32 @@ def test_composed_routers_rest_in_the_first_stage_and_learn_in_the_second(cache,
         assert np.abs(saved[24][path] - saved[12][path]).max() > 1e-4
     always, never = (run.trainer.predict(run.weights, data.stores["tuning"], x) for x in ("always", "never"))
     assert np.abs(always.probabilities - never.probabilities).max() > 1e-4
+
+
+def test_a_measured_gate_keeps_the_threshold_of_the_start_of_the_second_stage(cache, data, tmp_path):
+    changes = {"fusion__gate_threshold": "auto", "fusion__gate_share": 0.5, "train__select": "last", "train__keep": 0}
+    config = tiny_runs.config(cache, **changes, train__evaluate_every=0.5)
+    run = _Run(config, data, tmp_path / "run")
+    assert run.traces == ["never", "gated"]  # the number is an argument of the one program of the stage
+    saved, path = _states(run), "block_0/gate_threshold"
+    assert [float(saved[step].frozen[path]) for step in (6, 12)] == [0.0, 0.0]
+    # Measured by the averaged weights that the stage starts from; steps leave it, and nothing decays it.
+    expected = gate.measure(config, run.network, saved[12].weights(), data.stores["tuning"])[path]
+    for weights in (saved[18].frozen, saved[24].frozen, run.weights):
+        np.testing.assert_array_equal(weights[path], expected)
+    opened = run.trainer.predict({**saved[12].weights(), path: expected}, data.stores["tuning"], "gated").open_rate
+    assert opened == pytest.approx(0.5, abs=0.011)
+
+    # A run that goes on from the second stage does not measure again, and one from the first finds the same.
+    for newest in (18, 12):
+        folder = tmp_path / f"from_{newest}"
+        shutil.copytree(run.trainer.folder.path, folder)
+        for left_out in (each for each in (folder / "checkpoints").iterdir() if each.name in ("18", "24")):
+            if int(left_out.name) > newest:
+                shutil.rmtree(left_out)
+        again = _Run(config, data, folder)
+        for name, x in run.weights.items():
+            np.testing.assert_array_equal(again.weights[name], x)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

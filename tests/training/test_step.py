@@ -565,6 +565,28 @@ def test_products_in_bfloat16_give_nearly_the_same_gradient_to_weights_in_float3
     assert [{x.dtype.name for x in m.nu.values()} for m in moments] == [{"float32"}] * 2
 
 
+def test_the_threshold_of_a_gate_is_an_argument_of_the_program_and_is_not_rounded():
+    options = {"fusion__dropout": 0.0, "model__encoder_dropout": 0.0, "fusion__gate_threshold": "auto"}
+    step, state = _small("remind", precision="bfloat16", fusion__train_gate="gated", **options)
+    program, path = jax.jit(functools.partial(step, axis_name=None)), "block_0/gate_threshold"
+    assert path in state.frozen
+
+    def open_rate(threshold: float) -> float:
+        moved = state._replace(frozen={**state.frozen, path: jnp.float32(threshold)})
+        after, metrics = program(moved, _batch(0))
+        assert after.frozen[path] == jnp.float32(threshold)
+        return float(metrics["gate/open_rate"])
+
+    assert (open_rate(0.0), open_rate(1.1)) == (1.0, 0.0)
+    low, high = 0.0, 1.1  # around the lowest value of a sample
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if open_rate(middle) == 1.0 else (low, middle)
+    assert jnp.bfloat16(low - 1e-5) == jnp.bfloat16(high + 1e-5)
+    assert open_rate(low - 1e-5) == 1.0 > open_rate(high + 1e-5)
+    assert program._cache_size() == 1
+
+
 def test_gradients_in_bfloat16_are_the_same_ones_rounded_and_moments_stay_float32():
     found = []
     for kind in ("float32", "bfloat16"):

@@ -39,11 +39,14 @@ class Routed(NamedTuple):
       tokens: [b, n, d].
       open_rate: share of a sample's tokens whose gate was open [b].
       sums: over the batch, for `sparse_moe.block_penalty`; None where routing has no penalty.
+      gate_values: what the gate compares with its threshold, [b, 1] or [b, n]; None unless the threshold is measured
+        and group routers rest.
     """
 
     tokens: jax.Array
     open_rate: jax.Array
     sums: dict[str, jax.Array] | None = None
+    gate_values: jax.Array | None = None
 
 
 class Route(NamedTuple):
@@ -65,6 +68,11 @@ def sinusoidal(num_groups: int, shape: tuple[int, ...]) -> jax.Array:
 def normal(rngs: nnx.Rngs, fan_in: int, *dims: int) -> nnx.Param:
     """Random weights that keep the size of what they map."""
     return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), dims))
+
+
+def has_measured_gate(spec: FusionSpec) -> bool:
+    """Whether the threshold of the gate is measured in training, and not a number of the config."""
+    return spec.group_routers and spec.gate_threshold == "auto"
 
 
 class FusionBlock(nnx.Module):
@@ -108,6 +116,8 @@ class SoftMoEBlock(FusionBlock):
         d, e, s = width, spec.experts, spec.slots
         self.router = normal(rngs, d, d, e, s)
         self.router_scale = nnx.Param(jnp.asarray(spec.scale, jnp.float32))
+        if has_measured_gate(spec):
+            self.gate_threshold = nnx.Param(jnp.zeros(()))  # measured before group routers act
         if spec.group_routers and spec.router_rank:
             # Drawn beside the stream, so that all other weights begin as they do without it. Only one of the two is
             # zero, which makes routers the shared one at first: both would have no gradient.
@@ -132,6 +142,13 @@ class SoftMoEBlock(FusionBlock):
         table = self.group_router[...]
         return routing.group_routers(shared, table, jnp.where(is_open, tokens.groups, len(table)), scale, **options)
 
+    def _gate_is_open(self, plain: jax.Array) -> jax.Array:
+        """Whether the gate is open under the shared router's logits [b, n, e, s]; bool [b, n]."""
+        spec = self.spec
+        threshold = self.gate_threshold[...].astype(jnp.float32) if has_measured_gate(spec) else spec.gate_threshold
+        is_open = routing.gate_is_open(plain, spec.gate_metric, threshold, spec.gate_granularity)
+        return jnp.broadcast_to(is_open, plain.shape[:2])
+
     def _logits(self, x: jax.Array, tokens: Tokens, gate: str) -> tuple[jax.Array, jax.Array]:
         """Router logits [b, n, e, s] of tokens [b, n, d], and the share of tokens with an open gate [b]."""
         spec, normalize = self.spec, soft_moe.PRESETS[self.spec.preset].normalize
@@ -148,19 +165,21 @@ class SoftMoEBlock(FusionBlock):
         if gate == "always":
             return grouped(everywhere), jnp.ones(x.shape[0])
         plain = routing.token_logits(x, shared_only, normalize)
-        is_open = routing.gate_is_open(plain, spec.gate_metric, spec.gate_threshold, spec.gate_granularity)
-        is_open = jnp.broadcast_to(is_open, x.shape[:2])
+        is_open = self._gate_is_open(plain)
         open_rate = jnp.mean(is_open.astype(jnp.float32), axis=1)
         if spec.gate_granularity == "token":
             return jnp.where(is_open[:, :, None, None], grouped(everywhere), plain), open_rate
         # All tokens of a sample take the same router, so it is chosen before the product.
         return grouped(is_open[:, 0]), open_rate
 
-    def _mix(self, x, tokens, mask, gate, keys) -> tuple[jax.Array, jax.Array]:
+    def _mix(self, x, tokens, mask, gate, keys) -> Routed:
         with jax.named_scope("router"):
             logits, open_rate = self._logits(x, tokens, gate)
+            values = None
+            if gate == "never" and has_measured_gate(self.spec):
+                values = routing.gate_values(logits, self.spec.gate_metric, self.spec.gate_granularity)
         mixed = soft_moe.soft_moe(x, logits, self.experts, soft_moe.PRESETS[self.spec.preset], mask)
-        return dropout(mixed, keys, self.spec.dropout, salt=1), open_rate
+        return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate, gate_values=values)
 
     def _attended(self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """What the experts' output is added to, and the tokens that are routed, [b, n, d] both."""
@@ -184,6 +203,6 @@ class SoftMoEBlock(FusionBlock):
         """Fuses tokens [b, n, d]; `mask` [b, n] is False at those to hide, and random keys [b] turn dropout on."""
         base = 1.0 if self.spec.residual else 0.0
         x, routed = self._attended(x, mask, keys)
-        mixed, open_rate = self._mix(routed, tokens, mask, gate, keys)
-        x = base * x + mixed
-        return Routed(x if self.spec.norm == "pre" else self.moe_norm(x), open_rate)
+        mixed = self._mix(routed, tokens, mask, gate, keys)
+        x = base * x + mixed.tokens
+        return mixed._replace(tokens=x if self.spec.norm == "pre" else self.moe_norm(x))
