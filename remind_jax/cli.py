@@ -185,7 +185,7 @@ def read_config(arguments: Sequence[str]) -> GivenConfig:
 
 
 def _unknown_key(arguments: Sequence[str]) -> str:
-    """The first key among the arguments that the config does not have, and what there is; nothing if all are."""
+    """Names the first key among the arguments that the config does not have, and those it has; nothing if all are."""
     given = [argument.removeprefix("--config.").partition("=")[0] for argument in arguments if "--config." in argument]
     if not given:
         return ""
@@ -204,7 +204,7 @@ def _unknown_key(arguments: Sequence[str]) -> str:
 
 
 def config_file(arguments: Sequence[str]) -> pathlib.Path:
-    """The config file among the arguments, checked to exist before it is imported."""
+    """Finds the config file among the arguments and checks that it exists before it is imported."""
     value = _config_value(arguments)
     if not value:
         raise UserError("no config: give one as --config=configs/nhanes.py")
@@ -223,7 +223,7 @@ def config_file(arguments: Sequence[str]) -> pathlib.Path:
 
 
 def _config_value(arguments: Sequence[str]) -> str:
-    """What `--config` is set to, empty without it."""
+    """Returns what `--config` is set to; empty without it."""
     value = ""
     for i, argument in enumerate(arguments):
         if argument.startswith("--config="):
@@ -234,7 +234,7 @@ def _config_value(arguments: Sequence[str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """The message of an error without traceback noise, on one line."""
+    """Returns the message of an error on one line."""
     cause: BaseException = error
     while cause.args and isinstance(cause.args[0], BaseException):
         cause = cause.args[0]

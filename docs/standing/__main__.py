@@ -61,14 +61,14 @@ def _check_finished(sweep: pathlib.Path) -> None:
 
 
 def read_studies(docs: pathlib.Path) -> list[Study]:
-    """The stored sweeps under `docs`/results, in the order of `ORDER`, then by name."""
+    """Reads the stored sweeps under `docs`/results, in the order of `ORDER`, then by name."""
     folders = [file.parent for file in (docs / "results").glob("*/sweep.json")]
     rank = {name: i for i, name in enumerate(ORDER)}
     return [read_study(folder) for folder in sorted(folders, key=lambda f: (rank.get(f.name, len(rank)), f.name))]
 
 
 def page(docs: pathlib.Path) -> str:
-    """The text of results.md; the same stored files give the same text.
+    """Makes the text of results.md; the same stored files give the same text.
 
     Raises:
       UserError: nothing is stored.

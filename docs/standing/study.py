@@ -50,11 +50,11 @@ class Study:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those with a finished run, in the order of the sweep."""
+        """The methods with a finished run, in the order of the sweep."""
         return tuple(self.runs)
 
     def leaders(self, column: str) -> list[str]:
-        """Methods with the highest mean of a column, to the digit printed; none where there is only one method."""
+        """Returns the methods with the highest mean of a column, to the digit printed; none of a single method."""
         means = {m: round(value.mean, 1) for m, value in self.columns[column].items() if value}
         return [m for m, mean in means.items() if mean == max(means.values())] if len(means) > 1 else []
 
@@ -88,7 +88,7 @@ def read_study(folder: pathlib.Path) -> Study:
 
 
 def read_table(file: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by column name."""
+    """Reads the rows of a CSV file by column name."""
     with open(file, encoding="utf-8", newline="") as opened:
         return list(csv.DictReader(opened))
 

@@ -42,7 +42,7 @@ sentence outside the sections *Reading* is written by hand.
 
 
 def page(studies: Sequence[Study]) -> str:
-    """The whole text.
+    """Writes the whole text.
 
     Args:
       studies: at least one, in the order of their sections.
@@ -63,7 +63,7 @@ def page(studies: Sequence[Study]) -> str:
 
 
 def front(studies: Sequence[Study]) -> list[str]:
-    """One table over all data sets, and on how many of them the package's own method is ahead."""
+    """Writes one table over all data sets, and on how many of them the package's own method is ahead."""
     methods = list(dict.fromkeys(method for study in studies for method in study.methods))
     shown = [(study, column) for study in studies for column in FRONT]
     lines = head(["method", *(f"{study.heading}: {column}" for study, column in shown)], numeric_from=1)
@@ -78,7 +78,7 @@ def front(studies: Sequence[Study]) -> list[str]:
 
 
 def own(studies: Sequence[Study]) -> list[str]:
-    """Where the package's own method is ahead of every other; nothing where it was not run."""
+    """Says where the package's own method is ahead of every other; nothing where it was not run."""
     there = [study for study in studies if OWN in study.methods and len(study.methods) > 1]
     if not there:
         return []
@@ -104,13 +104,13 @@ def own(studies: Sequence[Study]) -> list[str]:
 
 
 def ahead(study: Study, key: tuple[str, str]) -> bool:
-    """Whether the own method's mean is above that of every other."""
+    """Tells whether the own method's mean is above that of every other."""
     means = {m: value.mean for m, value in study.columns[_column(key)].items() if value}
     return OWN in means and all(means[OWN] > mean for method, mean in means.items() if method != OWN)
 
 
 def beats_all(study: Study, key: tuple[str, str]) -> bool:
-    """Whether every other method is worse than the own one in the differences to it."""
+    """Tells whether every other method is worse than the own one in the differences to it."""
     found = [study.differences[OWN].get((*key, method)) for method in study.methods if method != OWN]
     return all(value is not None and verdict(value) == "worse" for value in found)
 
@@ -132,7 +132,7 @@ def _count(found: Sequence[Study], of: Sequence[Study]) -> str:
 
 
 def facts(study: Study) -> list[str]:
-    """The command, the time that it took, the machine, sizes and files."""
+    """Writes the command, the time that it took, the machine, sizes and files."""
     record, sizes = study.record, study.sizes
     runs, seeds = sum(study.runs.values()), len(record["seeds"])
     lines = ["```", record["command"], "```", ""]
@@ -156,7 +156,7 @@ def facts(study: Study) -> list[str]:
 
 
 def time_text(study: Study) -> str:
-    """How long the finished runs and the tables took."""
+    """Says how long the finished runs and the tables took."""
     names = [name for name in study.record["runs"] if name.rpartition(" seed ")[0] in study.runs]
     seconds = [study.record["runs"][name]["seconds"] for name in names]
     known = [value for value in seconds if value is not None]
@@ -173,7 +173,7 @@ def time_text(study: Study) -> str:
 
 
 def machine_text(study: Study) -> str:
-    """Processor, devices and versions."""
+    """Says processor, devices and versions."""
     record = study.record
     environment = record["environment"]
     text = f"{_many(record['cores'], 'core')} of {record['processor']}"
@@ -187,7 +187,7 @@ def machine_text(study: Study) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two largest units that say something."""
+    """Writes a time in the two largest units that say something."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -195,7 +195,7 @@ def duration(seconds: float) -> str:
 
 
 def summary(study: Study) -> list[str]:
-    """The table with a method a row."""
+    """Writes the table with a method a row."""
     lines = head(["method", "runs", *study.columns], numeric_from=1)
     leaders = {column: study.leaders(column) for column in study.columns}
     for method in study.methods:
@@ -208,7 +208,7 @@ def summary(study: Study) -> list[str]:
 
 
 def difference_table(study: Study, baseline: str) -> list[str]:
-    """The table of differences to a baseline, all samples and tail."""
+    """Writes the table of differences to a baseline, all samples and tail."""
     found = study.differences[baseline]
     lines = head(["method", *(f"{_short(part)}{NAMES[figure]}" for part, figure in TESTED)], numeric_from=1)
     for method in study.methods:
@@ -225,7 +225,7 @@ def _short(part: str) -> str:
 
 
 def findings(study: Study) -> list[str]:
-    """Sentences on who leads and who differs from each baseline."""
+    """Says who leads and who differs from each baseline."""
     lines = leading(study)
     for baseline, found in study.differences.items():
         lines += ["", f"Against `{baseline}`:", "", *against(study, baseline, found)]
@@ -233,7 +233,7 @@ def findings(study: Study) -> list[str]:
 
 
 def leading(study: Study) -> list[str]:
-    """The methods with the highest means, and whether a plain model is among them."""
+    """Says which methods have the highest means, and whether a plain model is among them."""
     leaders = {key: study.leaders(_column(key)) for key in TESTED}
     if not any(leaders.values()):
         return ["With one method there is nothing to compare."]
@@ -256,7 +256,7 @@ def leading(study: Study) -> list[str]:
 
 
 def against(study: Study, baseline: str, found: Mapping[tuple[str, str, str], Difference]) -> list[str]:
-    """Who is better, worse or level in the figures, then which of the paper's methods gain and lose."""
+    """Says who is better, worse or level in the figures, then which of the paper's methods gain and lose."""
     others = [method for method in study.methods if method != baseline]
     smallest = 2 / (study.record["resamples"] + 1) * len(others)
     lines = []
@@ -281,7 +281,7 @@ def against(study: Study, baseline: str, found: Mapping[tuple[str, str, str], Di
 
 
 def verdict(value: Difference) -> str:
-    """`better`, `worse`, `level`, or `untested` where there is no interval."""
+    """Returns `better`, `worse`, `level`, or `untested` where there is no interval."""
     if value.p_holm is None or value.low is None or value.high is None:
         return "untested"
     if value.p_holm < LEVEL and (value.low > 0 or value.high < 0):

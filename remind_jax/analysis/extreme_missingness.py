@@ -52,7 +52,7 @@ class Removal(NamedTuple):
     rate: float
 
     def changes(self, modality: str) -> dict[str, Any]:
-        """The keys of the config that take a modality away."""
+        """Returns the keys of the config that take a modality away."""
         return {"data.complete_only": True, "data.hide": modality, "data.hide_rate": self.rate}
 
 
@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str]) -> Removal:
 
 
 def _modalities(config: Any, asked: Sequence[str]) -> tuple[str, ...]:
-    """The modalities to take away, in the order asked for; all of the data in declared order where none is named."""
+    """Checks the modalities to take away, in the order asked for; all in declared order where none is named."""
     there = [modality.name for modality in dataset.read(config).schema.modalities]
     for name in asked:
         if name not in there:
@@ -111,7 +111,7 @@ def collect(removal: Removal) -> tuple[list[Row], dict[str, list[Outcome]]]:
 
 
 def figures_of(run: Outcome, modality: str) -> list[Row]:
-    """Figures of a run's held-out samples: all, those that kept the modality, and those that lost it."""
+    """Computes figures of held-out samples: all, those that kept the modality, and those that lost it."""
     samples = Samples.of(run.predictions)
     has = np.array([modality in group.split("+") for group in samples.groups], bool)
     return [
@@ -124,7 +124,7 @@ def figures_of(run: Outcome, modality: str) -> list[Row]:
 
 
 def gain(rows: Sequence[Row], modality: str, method: str, baseline: str, samples: str, figure: str) -> float | None:
-    """Mean difference to the baseline over the seeds that both have, in points."""
+    """Computes the mean difference to the baseline over the seeds that both have, in points."""
     key = (modality, samples)
     by_seed: dict[str, dict[int, float]] = {method: {}, baseline: {}}
     for row in rows:
@@ -136,7 +136,7 @@ def gain(rows: Sequence[Row], modality: str, method: str, baseline: str, samples
 
 
 def markdown(rows: Sequence[Row], rate: float, data: str) -> str:
-    """The table of the paper, one for each figure, with differences to soft_moe or else the first method."""
+    """Writes the paper's table, one for each figure, with differences to soft_moe or else the first method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     baseline = "soft_moe" if "soft_moe" in methods else methods[0]
     parts = [f"# Extreme missingness: {data}", ""]
@@ -159,7 +159,7 @@ def markdown(rows: Sequence[Row], rate: float, data: str) -> str:
 
 
 def _sizes(rows: Sequence[Row], modality: str, samples: str) -> str:
-    """Held-out samples of a seed."""
+    """Writes how many held-out samples a seed has."""
     by_seed = {r["seed"]: r["n"] for r in rows if (r["modality"], r["samples"]) == (modality, samples)}
     return size_text(tuple(by_seed.values()))
 
@@ -168,7 +168,7 @@ def _sizes(rows: Sequence[Row], modality: str, samples: str) -> str:
 
 
 def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") -> "Figure":
-    """A panel a modality: overall, available and absent from top to bottom, a mark a method."""
+    """Draws a panel a modality: overall, available and absent from top to bottom, a mark a method."""
     from matplotlib.figure import Figure
 
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
@@ -196,7 +196,7 @@ def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") 
 
 
 def draw_panel(axis: "Axes", rows: Sequence[Row], modality: str, methods: Sequence[str], figure: str) -> None:
-    """One modality."""
+    """Draws one modality."""
     for i, method in enumerate(methods):
         colour, shape = look(i)
         for j, samples in enumerate(SAMPLES):
@@ -219,7 +219,7 @@ def draw_panel(axis: "Axes", rows: Sequence[Row], modality: str, methods: Sequen
 
 
 def place(method: int, samples: int, count: int) -> float:
-    """Height of a method's marks within the band of its samples."""
+    """Returns the height of a method's marks within the band of its samples."""
     return -samples + (0.6 * ((count - 1) / 2 - method) / max(count - 1, 1) if count > 1 else 0.0)
 
 

@@ -75,13 +75,13 @@ def read_sweeps(workdir: str, arguments: Sequence[str], own: Mapping[str, str]) 
 
 
 def cell(rows: Sequence[Row], figure: str, **key: Any) -> Spread | None:
-    """Mean and spread of a figure in percent, over the rows with these values, one a seed; None without any."""
+    """Averages a figure in percent over the rows with these values, one a seed; None without any."""
     values = [row[figure] for row in rows if all(row[name] == value for name, value in key.items())]
     return spread(None if value is None else 100 * value for value in values)
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table in Markdown whose first column is text and whose others are numbers."""
+    """Writes the lines of a table in Markdown whose first column is text and whose others are numbers."""
     return [line(names), line(["---", *["---:"] * (len(names) - 1)]), *(line(row) for row in rows), ""]
 
 
@@ -89,7 +89,7 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def look(number: int) -> tuple[str, str]:
-    """Colour and marker of the method with this number."""
+    """Returns colour and marker of the method with this number."""
     return LOOKS[number % len(LOOKS)]
 
 

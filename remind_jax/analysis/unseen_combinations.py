@@ -76,7 +76,7 @@ class Taking(NamedTuple):
     lr: float
 
     def changes(self, part: str) -> dict[str, Any]:
-        """The keys of the config that make the sweep `with` or `without` the combinations."""
+        """Returns the keys of the config that make the sweep `with` or `without` the combinations."""
         return {"data.leave_out": self.leave_out} if part == "without" else {}
 
     def plan(self, part: str) -> list[Entry]:
@@ -116,7 +116,7 @@ def parse(arguments: Sequence[str]) -> Taking:
 
 
 def choose(config: Any, count: int) -> tuple[str, ...]:
-    """Tail combinations to leave out, by the rule in the module's text.
+    """Chooses tail combinations to leave out, by the rule in the module's text.
 
     Raises:
       UserError: the tail has none with held-out rows.
@@ -177,7 +177,7 @@ def _adapt_run(taking: Taking, folder: pathlib.Path, bar: progress.Silent, done:
 
 
 def adapted_folder(folder: pathlib.Path, strategy: Choice) -> pathlib.Path:
-    """The folder of an adaptation of a run."""
+    """Returns the folder of an adaptation of a run."""
     return folder / "adapted" / strategy.unfreeze.replace(",", "+").replace("=", "")
 
 
@@ -216,14 +216,14 @@ def collect(taking: Taking) -> list[Row]:
 
 
 def figures_of(samples: Samples, names: set[frozenset[str]]) -> list[Row]:
-    """Figures of held-out samples: of the combinations in `names`, sets of modalities, and of the others."""
+    """Computes figures of the combinations in `names`, sets of modalities, and of the others."""
     left_out = np.array([frozenset(group.split("+")) in names for group in samples.groups], bool)
     parts = zip(SAMPLES.values(), (left_out, ~left_out), strict=True)
     return [{"samples": name, **samples.metrics(chosen, FIGURES)} for name, chosen in parts]
 
 
 def markdown(rows: Sequence[Row], leave_out: Sequence[str], data: str) -> str:
-    """A table a figure: what is unfrozen by method and samples."""
+    """Writes a table a figure: what is unfrozen by method and samples."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     sizes = {s: size_text([row["n"] for row in rows if row["samples"] == s]) for s in SAMPLES.values()}
     seeds = ", ".join(map(str, dict.fromkeys(row["seed"] for row in rows)))
@@ -244,7 +244,7 @@ def markdown(rows: Sequence[Row], leave_out: Sequence[str], data: str) -> str:
 
 
 def _parameters(rows: Sequence[Row], method: str, unfrozen: str) -> str:
-    """Trained parameters; they differ between seeds where the combinations do."""
+    """Writes how many parameters are trained; they differ between seeds where the combinations do."""
     return size_text([r["trained_parameters"] for r in rows if (r["method"], r["unfrozen"]) == (method, unfrozen)])
 
 
@@ -252,7 +252,7 @@ def _parameters(rows: Sequence[Row], method: str, unfrozen: str) -> str:
 
 
 def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, figure: str = "accuracy") -> "Figure":
-    """Left the combinations left out, right the others; what is unfrozen from left to right, a line a method."""
+    """Draws the combinations left out and, right of them, the others; what is unfrozen by method."""
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -272,7 +272,7 @@ def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, figure: str =
 
 
 def draw_panel(axis: "Axes", rows: Sequence[Row], methods: Sequence[str], samples: str, figure: str) -> None:
-    """One set of held-out rows."""
+    """Draws one set of held-out rows."""
     for i, method in enumerate(methods):
         colour, shape = look(i)
         shift = 0.12 * (i - (len(methods) - 1) / 2)  # so that bars do not hide one another

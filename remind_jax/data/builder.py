@@ -119,7 +119,7 @@ def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _waiting(bar: progress.Silent) -> Callable[[], None]:
-    """What a process shows as long as another one writes."""
+    """Makes what shows that another process writes, to be called again and again."""
     said: list[str] = []
 
     def show() -> None:
@@ -151,7 +151,7 @@ def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, bar: progress.
 
 
 def _writer(folder: pathlib.Path, columns: tuple[Column, ...], shard_rows: int) -> Any:
-    """A TFDS writer of array_record shards with so many rows each."""
+    """Makes a TFDS writer of array_record shards with so many rows each."""
     import tensorflow_datasets as tfds
 
     folder.mkdir(parents=True)
@@ -187,7 +187,7 @@ def _content_if_there() -> Iterator[None]:
 
 
 def _shard_rows(rows: int, sample: dict[str, np.ndarray]) -> int:
-    """How many rows make a shard of about `_SHARD_BYTES`, judged by the first rows."""
+    """Returns how many rows make a shard of about `_SHARD_BYTES`, judged by the first rows."""
     size = 0
     for value in sample.values():
         size += sum(len(cell.encode()) for cell in value.flat) if value.dtype == object else value.nbytes
@@ -196,7 +196,7 @@ def _shard_rows(rows: int, sample: dict[str, np.ndarray]) -> int:
 
 
 def _block(shapes: Iterable[tuple[int, ...]]) -> int:
-    """How many rows to hold at a time, given the shapes of their pixels; () stands for none."""
+    """Returns how many rows to hold at a time, given the shapes of their pixels; () is for none."""
     pixels = sum(math.prod(shape) for shape in shapes if shape)
     return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, pixels)))
 
@@ -208,7 +208,7 @@ def _features(columns: tuple[Column, ...]) -> Any:
 
 
 def _feature(column: Column) -> Any:
-    """Numbers as one string of bytes, which serializes many times faster than a list of floats; strings as they are."""
+    """Stores numbers as one string of bytes, many times faster than a list of floats, and strings as they are."""
     import tensorflow_datasets as tfds
 
     if column.dtype == "object":
@@ -241,7 +241,7 @@ def _open(folder: pathlib.Path, rows: int) -> Source:
 
 
 def _examples(source: Source, positions: np.ndarray) -> list[Any]:
-    """The feature maps of the rows, [b]."""
+    """Reads the feature maps of the rows, [b]."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     examples: list[Any] = []
@@ -253,7 +253,7 @@ def _examples(source: Source, positions: np.ndarray) -> list[Any]:
 
 
 def _stack(examples: list[Any], key: str, column: Column, rows: int) -> np.ndarray:
-    """One column of parsed rows, [b, ...]; strings come back as str, numbers as a writable array."""
+    """Stacks one column of parsed rows, [b, ...]; strings come back as str, numbers as a writable array."""
     if column.dtype != "object":
         joined = bytearray().join(example[key].bytes_list.value[0] for example in examples)
         return np.frombuffer(joined, dtype=column.dtype).reshape(rows, *column.shape)
@@ -286,7 +286,7 @@ def _disk_errors(cache_dir: pathlib.Path, root: pathlib.Path | None) -> Iterator
 
 
 def _concerns(error: OSError | RuntimeError, cache_dir: pathlib.Path, root: pathlib.Path | None) -> bool:
-    """Whether the cache is at fault, and not a file of the manifest below `root`."""
+    """Tells whether the cache is at fault, and not a file of the manifest below `root`."""
     if isinstance(error, RuntimeError):  # array_record's, for example when the disk is full
         return str(cache_dir) in str(error)
     if error.filename is None or root is None:

@@ -93,7 +93,7 @@ def features(data: Dataset, split: str) -> Features:
 
 
 def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
-    """The numbers among what is seen of each modality, NaN where it is missing, float32 [n, p]."""
+    """Joins the numbers among what is seen of each modality, NaN where it is missing, float32 [n, p]."""
     from scipy import sparse
 
     columns = [np.zeros((len(present), 0), np.float32)]
@@ -107,7 +107,7 @@ def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
 
 
 def fit_logistic_regression(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> PlainModel:
-    """L2 logistic regression; numbers standardised, bags as TF-IDF, zeros for what is missing; C by the tuning rows."""
+    """Fits L2 logistic regression: numbers standardised, bags as TF-IDF, zeros where missing, C by the tuning rows."""
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
 
@@ -134,7 +134,7 @@ def fit_logistic_regression(train: Features, classes: int, seed: int, score: Sco
 
 
 def fit_gradient_boosting(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> PlainModel:
-    """Histogram gradient boosting, NaN where missing; depth and number of trees by the tuning rows."""
+    """Fits histogram gradient boosting: NaN where missing, depth and number of trees by the tuning rows."""
     import threadpoolctl
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -175,7 +175,7 @@ MODELS: dict[str, Callable[[Features, int, int, Score, Features], PlainModel]] =
 
 
 def _moments(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column over what is there, [p] each; 0 and 1 where that says nothing."""
+    """Computes mean and deviation of each column over what is there, [p] each; 0 and 1 where that says nothing."""
     there = ~np.isnan(dense)
     count = np.maximum(there.sum(axis=0), 1)
     mean = np.where(there, dense, 0.0).sum(axis=0, dtype=np.float64) / count
@@ -189,7 +189,7 @@ def _probabilities(model: Any, x: Any, classes: int) -> np.ndarray:
 
 
 def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities with a column for every class, 0 for those that training has not seen, [n, c]."""
+    """Gives probabilities a column for every class, 0 for those that training has not seen, [n, c]."""
     probabilities = np.zeros((len(found), classes))
     probabilities[:, seen] = found
     return probabilities
@@ -199,7 +199,7 @@ def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarra
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-    """The settings that decide a plain model's run, as they are written to config.json."""
+    """Returns the settings that decide a plain model's run, as they are written to config.json."""
     sections = {name: config[name].to_dict() for name in _SECTIONS}
     return {"method": config.method, "seed": config.seed, "train": {"select": config.train.select}, **sections}
 
@@ -246,7 +246,7 @@ def _fit(config: Any, data: Dataset) -> PlainModel:
 
 
 def _score(select: str, labels: np.ndarray) -> Score:
-    """What a choice by the tuning rows goes by, greater being better; `last` has no choice of its own: the loss."""
+    """Makes what a choice by the tuning rows goes by, greater being better; `last` goes by the loss."""
     name = "loss" if select == "last" else select
 
     def score(probabilities: np.ndarray) -> float:

@@ -76,7 +76,7 @@ class Difference(NamedTuple):
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Of the values that are there; None without any."""
+    """Computes mean and deviation of the values that are there; None without any."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -98,7 +98,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def t_test(differences: Sequence[float]) -> float | None:
-    """p of a two-sided t-test that the differences have mean 0; None for fewer than two or without any spread."""
+    """Computes p of a two-sided t-test that the mean difference is 0; None for fewer than two, or without spread."""
     n = len(differences)
     if n < 2 or not statistics.stdev(differences) > _ROUNDING:
         return None
@@ -129,7 +129,7 @@ class Replicates:
         self._figures: dict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = {}
 
     def figures(self, method: str, seed: int) -> dict[str, dict[str, np.ndarray]]:
-        """Samples -> figure -> its value in each replicate [r], NaN where undefined; samples as in `parts`."""
+        """Returns samples -> figure -> its value in each replicate [r], NaN where undefined; samples as in `parts`."""
         key = (method, seed)
         if key not in self._figures:
             self._figures[key] = self._compute(self._runs[key])
@@ -157,13 +157,13 @@ class Replicates:
         }
 
     def seeds_drawn(self, count: int) -> np.ndarray:
-        """How often each of `count` seeds is in each replicate, [r, count]; all once where there is one seed."""
+        """Draws how often each of `count` seeds is in each replicate, [r, count]; all once where there is one seed."""
         rng = np.random.default_rng((self._seed, count))
         drawn = rng.integers(0, count, size=(self.resamples, count))
         return np.stack([(drawn == i).sum(axis=1) for i in range(count)], axis=1).astype(np.float64)
 
     def differences(self, method: str, baseline: str, seeds: Sequence[int], part: str, figure: str) -> np.ndarray:
-        """Mean over the drawn seeds of (method - baseline), in each replicate in which it is defined, at most [r]."""
+        """Averages (method - baseline) over the drawn seeds, in each replicate in which it is defined, at most [r]."""
         one, two = ([self.figures(name, seed)[part][figure] for seed in seeds] for name in (method, baseline))
         each = np.stack(one, axis=1) - np.stack(two, axis=1)
         drawn = self.seeds_drawn(each.shape[1])
@@ -186,7 +186,7 @@ def parts(run: Outcome) -> dict[str, np.ndarray]:
 
 
 def figure_of(report: Mapping[str, Any], part: str, figure: str) -> float | None:
-    """A figure of a report for one of the sets of `parts`; None where the report has none."""
+    """Returns a figure of a report for one of the sets of `parts`; None where the report has none."""
     if part in WHOLES:
         section = {"all": "overall", "head": "head_pooled", "tail": "tail_pooled"}[part]
         return report[section][figure]
@@ -194,12 +194,12 @@ def figure_of(report: Mapping[str, Any], part: str, figure: str) -> float | None
 
 
 def same_samples(one: Outcome, other: Outcome) -> bool:
-    """Whether two runs were evaluated on the same samples in the same order, so that they can be paired."""
+    """Tells whether two runs were evaluated on the same samples in the same order, so that they can be paired."""
     return one.predictions["sample_id"].cast(pl.String).equals(other.predictions["sample_id"].cast(pl.String))
 
 
 def large_combinations(runs: Sequence[Outcome]) -> tuple[str, ...]:
-    """Combinations with enough samples and patients for a bootstrap under every seed, in the order of the reports."""
+    """Returns the combinations with enough samples and patients for a bootstrap under every seed, in order."""
     sizes: dict[str, dict[int, tuple[int, int]]] = {}
     for run in runs:
         for row in run.report["groups"]:
@@ -263,7 +263,7 @@ def paired_differences(
 def _difference(
     replicates: Replicates, pairs: Sequence[tuple[Outcome, Outcome]], part: str, figure: str
 ) -> Difference | None:
-    """The difference of paired runs, uncorrected; None where no pair has the figure."""
+    """Computes the difference of paired runs, uncorrected; None where no pair has the figure."""
     known = []
     for one, two in pairs:
         values = figure_of(one.report, part, figure), figure_of(two.report, part, figure)
@@ -285,6 +285,6 @@ def _difference(
 
 
 def p_value(drawn: np.ndarray) -> float:
-    """Two-sided p that a difference is 0, of its replicates [r]: twice the smaller tail, never below 2 / (r + 1)."""
+    """Computes a two-sided p of a difference from its replicates [r]: twice the smaller tail, at least 2 / (r + 1)."""
     below, above = (1 + int((drawn <= 0).sum())), (1 + int((drawn >= 0).sum()))
     return min(1.0, 2 * min(below, above) / (len(drawn) + 1))

@@ -63,12 +63,12 @@ def write(results: Results, folder: pathlib.Path) -> None:
 
 
 def render(results: Results) -> str:
-    """The page as one string; the same results give the same page."""
+    """Makes the page as one string; the same results give the same page."""
     return page.templates(pathlib.Path(__file__).parent).get_template(TEMPLATE).render(context(results))
 
 
 def context(results: Results) -> dict[str, Any]:
-    """What the template shows."""
+    """Collects what the template shows."""
     import markupsafe
 
     declared = max((row.modalities for row in results.combinations), key=len, default=())
@@ -106,7 +106,7 @@ def context(results: Results) -> dict[str, Any]:
 
 
 def accuracy_by_combination(results: Results) -> str | None:
-    """Mean accuracy of each combination and of all samples by method, with the standard deviation over seeds."""
+    """Draws the mean accuracy of each combination and of all samples by method, with the spread over seeds."""
     rows = [*results.combinations[:MOST_ROWS], *(row for row in results.rows if row.label == "all samples")]
     rows = [row for row in rows if any(row.cells["accuracy"].values())]
     if not rows:
@@ -141,7 +141,7 @@ def accuracy_by_combination(results: Results) -> str | None:
 
 
 def differences(results: Results, baseline: str, part: str, figure: str) -> str | None:
-    """Difference of every method to a baseline in one figure, with its 95 % interval; None without any."""
+    """Draws the differences of all methods to a baseline in one figure, with 95 % intervals; None without any."""
     there = [(m, results.differences[baseline].get((part, figure, m))) for m in results.methods]
     there = [(method, value) for method, value in there if value]
     if not there:
@@ -160,7 +160,7 @@ def differences(results: Results, baseline: str, part: str, figure: str) -> str 
 
 
 def _mark(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th method."""
+    """Returns colour and marker of the i-th method."""
     marker = MARKERS[i // len(figures.COLOURS) % len(MARKERS)]
     look = {"fmt": marker, "markersize": 4.5, "elinewidth": 1.0, "capsize": 0}
     return look | {"color": figures.COLOURS[i % len(figures.COLOURS)]}
@@ -169,7 +169,7 @@ def _mark(i: int) -> dict[str, Any]:
 def _svg(
     draw: Callable[["Axes"], None], labels: Sequence[str], xlabel: str, salt: str, height: float, above: float = 0.1
 ) -> str:
-    """An inline SVG of horizontal rows named by `labels`, the first at the top; `height` and `above` in inches."""
+    """Makes an inline SVG of horizontal rows named by `labels`, the first on top; `height`, `above` in inches."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -56,7 +56,7 @@ class Published(NamedTuple):
 
 
 def published(data: str) -> Published | None:
-    """The paper's figures for a data set by the title that reports give it; None for other data."""
+    """Returns the paper's figures for a data set by the title that reports give it; None for other data."""
     twin = data.lower().startswith("twin of ")
     title = data.lower().removeprefix("twin of ")
     dataset = next((name for name in MODALITIES if title.startswith(name.lower())), None)
@@ -65,7 +65,7 @@ def published(data: str) -> Published | None:
 
 @functools.cache
 def _figures() -> dict[tuple[str, str, str, str], Figure]:
-    """(data set, metric, combination, method) -> figure."""
+    """Reads the table (data set, metric, combination, method) -> figure."""
     with open(_FILE, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {

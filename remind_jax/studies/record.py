@@ -96,8 +96,8 @@ class Record:
         """Adds what is known once the tables are written: data set, runs that failed, seconds, environment of a
         finished run.
         """
-        files = [file for folder in folders if (file := folder / "environment.json").exists()]
-        environment = json.loads(files[0].read_text(encoding="utf-8")) if files else None
+        found = [file for folder in folders if (file := folder / "environment.json").exists()]
+        environment = json.loads(found[0].read_text(encoding="utf-8")) if found else None
         self._value |= {"data": data, "failed": list(failed), "environment": environment}
         self._value["seconds"]["tabulating"] = round(seconds, 2)
         self._save()
@@ -144,7 +144,7 @@ def _public(flag: str, value: str) -> str:
 
 
 def processor() -> str:
-    """Name of the processor, or its architecture where the system has no name."""
+    """Returns the name of the processor, or its architecture where the system has no name."""
     with contextlib.suppress(OSError):
         for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")

@@ -245,7 +245,7 @@ def _published(
 
 
 def run_figures(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """The summary's figures of one run in percent, from its report; None where the report has none."""
+    """Computes the summary's figures of one run in percent, from its report; None where the report has none."""
     groups = [row for row in report["groups"] if row["accuracy"] is not None and row["train_fraction"] > 0]
     covered = sum(row["train_fraction"] for row in groups)
     values = {

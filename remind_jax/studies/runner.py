@@ -190,7 +190,7 @@ def _run_in_processes(
 
 
 def _job(entry: Entry) -> jobs.Job:
-    """A process of its own for a run, which reads its config from standard input."""
+    """Makes a process of its own for a run, which reads its config from standard input."""
     config = json.dumps(entry.config.to_dict())
     return jobs.Job([sys.executable, "-c", _CHILD, str(entry.folder)], entry.log, config)
 
@@ -270,7 +270,7 @@ def _spans(entry: Entry) -> list[tuple[float, float]]:
 
 
 def _beside_claim(entry: Entry, kind: str) -> pathlib.Path:
-    """The file next to a run's claims in which processes tell each other something about it."""
+    """Names the file next to a run's claims in which processes tell each other something about it."""
     return entry.folder.parent / "claims" / f"{entry.folder.name}.{kind}"
 
 
@@ -278,7 +278,7 @@ def _beside_claim(entry: Entry, kind: str) -> pathlib.Path:
 
 
 def child() -> None:
-    """Is what a process that `run` starts does, see `_CHILD`."""
+    """Does the work of a process that `run` starts, see `_CHILD`."""
     cli.run(run_given, None)
 
 

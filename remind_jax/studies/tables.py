@@ -24,7 +24,7 @@ PART_TITLES = {"all": "all samples", "head": "head, pooled", "tail": "tail, pool
 
 
 def runs_csv(results: Results) -> str:
-    """One row a run: the summary's figures, then those of all samples, in percent."""
+    """Writes one row a run: the summary's figures, then those of all samples, in percent."""
     overall = ("accuracy", "macro_f1", "auprc", "ece")
     rows = [
         {"method": run.method, "seed": run.seed}
@@ -37,7 +37,7 @@ def runs_csv(results: Results) -> str:
 
 
 def groups_csv(results: Results) -> str:
-    """One row a combination (or whole), figure and method: mean, sd and the published figure in percent."""
+    """Writes one row a combination (or whole), figure and method: mean, sd and published figure in percent."""
     rows = []
     for row in results.rows:
         for figure, cells in row.cells.items():
@@ -82,7 +82,7 @@ def calibration(results: Results, method: str) -> list[dict[str, Any]]:
 
 
 def calibration_row(results: Results, method: str) -> dict[str, Spread | None]:
-    """Spread over seeds, in percent, of `confidence` (mean), `accuracy` and `ece` of a method."""
+    """Computes the spread over seeds, in percent, of a method's `confidence` (mean), `accuracy` and `ece`."""
     reports = [run.report for run in results.runs if run.method == method]
     curves = [report["calibration"] for report in reports]
     sure = [sum(b["n"] * b["confidence"] for b in c) / sum(b["n"] for b in c) if c else None for c in curves]
@@ -91,7 +91,7 @@ def calibration_row(results: Results, method: str) -> dict[str, Spread | None]:
 
 
 def calibration_csv(results: Results) -> str:
-    """One row a method and bin of its reliability curve."""
+    """Writes one row a method and bin of its reliability curve."""
     rows = [{"method": method} | b for method in results.methods for b in calibration(results, method)]
     return _csv(["method", "low", "high", "n", "confidence", "accuracy"], rows)
 
@@ -112,7 +112,7 @@ def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader must know of the tables, a sentence or two each."""
+    """Says what a reader must know of the tables, a sentence or two each."""
     first, *others = results.seeds
     if others:
         seeds = ", ".join(map(str, results.seeds))
@@ -144,7 +144,7 @@ def notes(results: Results) -> list[str]:
 
 
 def difference_note(results: Results, baseline: str) -> str:
-    """How the differences to a baseline are drawn."""
+    """Says how the differences to a baseline are drawn."""
     several = len(results.seeds) > 1
     drawn = (
         "patients (jointly for all methods and seeds) and seeds" if several else "patients (jointly for all methods)"
@@ -162,37 +162,37 @@ def _incomplete(results: Results) -> str:
 
 
 def size_text(n: Sequence[int]) -> str:
-    """Sizes over seeds: one number, or the smallest and the largest."""
+    """Writes sizes over seeds: one number, or the smallest and the largest."""
     if not n:
         return ""
     return f"{min(n):,}" if min(n) == max(n) else f"{min(n):,}–{max(n):,}"
 
 
 def best(row: Row, figure: str) -> set[str]:
-    """Methods with the highest mean of a row, to the digit printed; none where there is only one method."""
+    """Returns the methods with the highest mean of a row, to the digit printed; none of a single method."""
     means = {m: round(value.mean, 1) for m, value in row.cells[figure].items() if value}
     return {m for m, mean in means.items() if mean == max(means.values())} if len(means) > 1 else set()
 
 
 def spread_text(value: Spread | None, plus_minus: str = " ± ") -> str:
-    """Mean ± sd with one digit; `-` for None."""
+    """Writes mean ± sd with one digit; `-` for None."""
     if value is None:
         return "-"
     return f"{value.mean:.1f}" if value.sd is None else f"{value.mean:.1f}{plus_minus}{value.sd:.1f}"
 
 
 def published_text(value: Figure | None, plus_minus: str = " ± ") -> str:
-    """The paper's figure in brackets, or nothing."""
+    """Writes the paper's figure in brackets, or nothing."""
     return "" if value is None else f"[{spread_text(Spread(value.mean, value.sd, 3), plus_minus)}]"
 
 
 def p_text(p: float | None) -> str:
-    """A p-value with three digits."""
+    """Writes a p-value with three digits."""
     return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 def difference_text(value: Difference | None) -> str:
-    """Difference in points with interval, corrected p and, of several seeds, wins; `-` for None."""
+    """Writes a difference in points with interval, corrected p and, of several seeds, wins; `-` for None."""
     if value is None:
         return "-"
     interval = "" if value.low is None else f"{100 * value.low:+.1f} to {100 * value.high:+.1f}; "
@@ -200,7 +200,7 @@ def difference_text(value: Difference | None) -> str:
 
 
 def wins_text(value: Difference) -> str:
-    """How many seeds gain, of how many; nothing for one seed."""
+    """Writes how many seeds gain, of how many; nothing for one seed."""
     return f"; {value.wins}/{value.n}" if value.n > 1 else ""
 
 
@@ -218,7 +218,7 @@ def markdown(results: Results, most_rows: int = 0) -> str:
 
 
 def summary(results: Results) -> list[str]:
-    """Lines of the table with a method a row."""
+    """Writes the lines of the table with a method a row."""
     lines = head(["method", "runs", *SUMMARY], numeric_from=1)
     for method in results.methods:
         runs = [run_figures(run.report) for run in results.runs if run.method == method]
@@ -243,7 +243,7 @@ def _figure_table(results: Results, figure: str, most_rows: int) -> list[str]:
 
 
 def difference_columns(results: Results, baseline: str) -> list[tuple[str, str]]:
-    """Samples and figures that a table of differences to this baseline has columns for."""
+    """Lists the samples and figures that a table of differences to this baseline has columns for."""
     columns = [(part, figure) for part in comparison.WHOLES for figure in TITLES]
     return [key for key in columns if any((*key, m) in results.differences[baseline] for m in results.methods)]
 
@@ -259,12 +259,12 @@ def _difference_table(results: Results, baseline: str) -> list[str]:
 
 
 def head(names: Sequence[str], numeric_from: int) -> list[str]:
-    """The two lines that a table in Markdown begins with; columns from `numeric_from` on are set to the right."""
+    """Writes the two lines that begin a table in Markdown; columns from `numeric_from` on are set to the right."""
     return [line(names), "|" + "".join("---|" if i < numeric_from else "---:|" for i in range(len(names)))]
 
 
 def line(cells: Sequence[str]) -> str:
-    """A row of a table in Markdown."""
+    """Writes a row of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -279,12 +279,12 @@ _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def escape_latex(text: str) -> str:
-    """Text with the characters that LaTeX takes for commands written out."""
+    """Writes out the characters that LaTeX takes for commands."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def latex(results: Results) -> str:
-    """A table environment for each figure and each baseline of differences; needs packages booktabs and graphicx."""
+    """Writes a table environment a figure and a baseline of differences; needs booktabs and graphicx."""
     parts = ["% \\usepackage{booktabs,graphicx}"]
     for figure, title in TITLES.items():
         caption = f"{title} on {results.data}. {' '.join(notes(results))}"
