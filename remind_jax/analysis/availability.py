@@ -54,9 +54,6 @@ class Accuracy(NamedTuple):
     correlation: float
 
 
-# ---- Numbers --------------------------------------------------------------------------------------------------------
-
-
 def accuracy_rows(report: dict[str, Any]) -> list[Row]:
     """Each combination of a report with its rank by train count, and its accuracy with the exact interval.
 
@@ -140,8 +137,6 @@ def text(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
     lines.append(f"The label told from what is present {verdict}")
     return "\n".join(lines)
 
-
-# ---- Figure ---------------------------------------------------------------------------------------------------------
 
 NAMED = 30  # combinations named in the rank plot; more are bars without names
 LEAST_X = 0.7  # left end of a bar, since a logarithmic axis has no zero
@@ -244,9 +239,6 @@ def draw_audit(axis: "Axes", audited: Sequence[Row]) -> None:
     axis.set_xlabel("AUROC")
     axis.set_title("Label told\nfrom presence", fontsize=10, fontweight="bold")
     axis.spines[["top", "right", "left"]].set_visible(False)
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> None:

@@ -71,9 +71,6 @@ class Settings(NamedTuple):
         return " ".join(f"{key}={value}" for key, value in parts.items())
 
 
-# ---- Scores ---------------------------------------------------------------------------------------------------------
-
-
 def make_outputs(run: Run, output: str) -> Callable[..., Any]:
     """The function (params, batch, fixed) -> [n] of which gradients are taken, in evaluation mode.
 
@@ -143,9 +140,6 @@ def group_facts(run: Run, i: int) -> Row:
     return {"group": groups.names[i], "tail": bool(groups.tail[i]), "n_train": int(groups.train_counts[i])}
 
 
-# ---- Table ----------------------------------------------------------------------------------------------------------
-
-
 def write_csv(file: pathlib.Path, rows: Sequence[Row]) -> None:
     """Writes the table; what cannot be computed (the cosine with a gradient of zero) is an empty cell."""
     command.write_csv(file, COLUMNS, rows)
@@ -194,8 +188,6 @@ def summary(panels: dict[str, list[Row]], key: str) -> str:
             lines.append(f"{label:<28} {shown.steps[at]:>7} {cells}")
     return "\n".join(lines)
 
-
-# ---- Figure ---------------------------------------------------------------------------------------------------------
 
 STYLES = {
     side: {"color": command.COLOURS[side], "linestyle": command.LINES[side], "marker": command.MARKERS[side]}
@@ -300,9 +292,6 @@ def panel_titles(runs: Sequence[Run]) -> list[str]:
         method if len(variants[method]) == 1 else f"{method} ({folders[digest]})"
         for method, digest in zip((run.config.method for run in runs), digests, strict=True)
     ]
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:

@@ -89,9 +89,6 @@ class Estimate(NamedTuple):
     distance: np.ndarray
 
 
-# ---- Tokens in, entropy out -----------------------------------------------------------------------------------------
-
-
 class Fusion:
     """A run's network from tokens on: samples are encoded once and predicted with any of them missing or lent."""
 
@@ -156,9 +153,6 @@ class Fusion:
 def entropy_of(probabilities: np.ndarray) -> np.ndarray:
     """Entropy in nats, [k, c] -> [k]."""
     return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-300)), axis=1)
-
-
-# ---- Donors ---------------------------------------------------------------------------------------------------------
 
 
 def nearest(samples: np.ndarray, donors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -244,9 +238,6 @@ def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.nda
     return rows
 
 
-# ---- Validation -----------------------------------------------------------------------------------------------------
-
-
 class Checks(NamedTuple):
     """Modalities that samples have, each hidden once; sample, modality, entropy before, drops, whether it is tail."""
 
@@ -321,8 +312,6 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-# ---- Figure ---------------------------------------------------------------------------------------------------------
-
 MOST_POINTS = 400  # of a panel
 
 
@@ -365,9 +354,6 @@ def draw(checks: Checks, rows: Sequence[Row], title: str) -> "Figure":
 def look(side: bool) -> dict[str, Any]:
     """Colour and shape of head (False) and tail."""
     return {"color": command.COLOURS[side], "marker": command.MARKERS[side]}
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Settings]:

@@ -45,9 +45,6 @@ class Settings(NamedTuple):
     seed: int
 
 
-# ---- Who loses what -------------------------------------------------------------------------------------------------
-
-
 def lose_one(presence: np.ndarray, modality: int, rate: float, order: np.ndarray) -> np.ndarray:
     """Which samples lose a modality, bool [n].
 
@@ -75,9 +72,6 @@ def lose_any(presence: np.ndarray, rate: float, uniform: np.ndarray) -> np.ndarr
     draws = np.where(presence, uniform, -1.0)
     stays = np.arange(presence.shape[1])[None, :] == draws.argmax(axis=1)[:, None]
     return presence & ((draws >= rate) | stays)
-
-
-# ---- Figures of merit -----------------------------------------------------------------------------------------------
 
 
 def curves(run: Run, chosen: Settings) -> Iterator[Row]:
@@ -122,8 +116,6 @@ def figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | 
     values, _ = metrics.compute(labels, probabilities)
     return {name: values[name] for name in METRICS}
 
-
-# ---- Figure ---------------------------------------------------------------------------------------------------------
 
 # Okabe and Ito's colours, each with a dash and a mark of its own; all together is thick and black.
 LOOKS = (
@@ -230,9 +222,6 @@ def name_ends(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str)
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
         )
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:

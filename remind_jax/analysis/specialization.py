@@ -76,9 +76,6 @@ class Pattern(NamedTuple):
     summary: Row
 
 
-# ---- Numbers --------------------------------------------------------------------------------------------------------
-
-
 def top_experts(weights: jax.Array, top: int) -> jax.Array:
     """1 at the `top` largest weights of each row, else 0; of equal ones the first count, [..., e] -> [..., e]."""
     _, best = jax.lax.top_k(weights, top)
@@ -213,8 +210,6 @@ def text(patterns: Sequence[Pattern], least: int) -> str:
     return "\n".join(lines)
 
 
-# ---- Figure ---------------------------------------------------------------------------------------------------------
-
 GAP = 0.45  # rows between head and tail
 PALE = 0.5  # of combinations too small to count
 LABELLED_EXPERTS = 24  # more of them are numbered in steps
@@ -274,9 +269,6 @@ def draw_panel(axis: "Axes", found: Pattern, declared: Sequence[str], colours: A
     axis.set_title(found.title, fontsize=10, fontweight="bold", color=INK, pad=18)
     above = {"xycoords": "axes fraction", "xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
     axis.annotate(f"distance {score}", (0.5, 1.0), fontsize=8, color=QUIET, **above)
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Settings]:

@@ -91,9 +91,6 @@ class Measured(NamedTuple):
         return {"all": np.ones(len(tail), bool), "head": ~tail, "tail": tail}
 
 
-# ---- Numbers --------------------------------------------------------------------------------------------------------
-
-
 def measures(logits: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Every metric of tokens, as means over slots, and of samples, as the gate takes them.
 
@@ -209,8 +206,6 @@ def text(found: Measured, rows: Sequence[Row], configured: tuple[str, float]) ->
     return "\n".join(lines)
 
 
-# ---- Figure ---------------------------------------------------------------------------------------------------------
-
 BINS = 30
 WIDE = 4  # metrics side by side
 RANGE = (0.002, 0.998)  # quantiles that the axes show
@@ -301,9 +296,6 @@ def finish(axis: "Axes", limits: tuple[float, float], threshold: float | None) -
         axis.axvline(threshold, color=QUIET, lw=1.2)
     if axis.get_subplotspec().is_first_row():
         axis.annotate(words, (x, 1.03), xycoords="axes fraction", ha=side, fontsize=7.5, color=QUIET)
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Settings]:

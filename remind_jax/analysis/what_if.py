@@ -46,9 +46,6 @@ class Settings(NamedTuple):
     shapley: str
 
 
-# ---- Shapley values -------------------------------------------------------------------------------------------------
-
-
 def subset_masks(count: int) -> np.ndarray:
     """All subsets of some members, bool [2^count, count]; row s holds member i where bit i of s is set."""
     return (np.arange(2**count)[:, None] >> np.arange(count)[None, :] & 1).astype(bool)
@@ -122,9 +119,6 @@ def explain(run: Run, positions: np.ndarray, presence: np.ndarray, classes: np.n
     return found
 
 
-# ---- Table ----------------------------------------------------------------------------------------------------------
-
-
 def left_after(chosen: Settings, modalities: tuple[str, ...]) -> np.ndarray | None:
     """Which modalities stay, bool [m]; None where nothing is to be changed."""
     if chosen.drop:
@@ -187,9 +181,6 @@ def summary(rows: Sequence[Row]) -> str:
         seen = np.mean([r["seen_subsets"] for r in rows])
         lines.append(f"Shapley values average over subsets of which training had {100 * seen:.0f} %")
     return "\n".join(lines)
-
-
-# ---- Figure ---------------------------------------------------------------------------------------------------------
 
 
 def means(rows: Sequence[Row], modalities: Sequence[str]) -> list[tuple[str, bool | None, int, np.ndarray]]:
@@ -259,9 +250,6 @@ def _name_rows(axis: Any, shown: Sequence[tuple[str, bool | None, int, np.ndarra
     for i in range(1, len(shown)):
         if shown[i][1] != shown[i - 1][1]:
             axis.axhline(i - 0.5, color="black", lw=1.6)
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Settings]:
