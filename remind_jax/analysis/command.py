@@ -1,4 +1,4 @@
-"""What the commands that analyse finished runs share: options, opening runs, rows of a split, tables, pictures."""
+"""Functions that the analyses share: options, rows of a split, tables and figures."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 SPLITS = ("held_out", "tuning", "train")
 INK, QUIET, GRID = "#222222", "#666666", "#dddddd"
-# Okabe and Ito's blue and vermilion: told apart with any colour vision, and different in grey.
+# Okabe and Ito's blue and vermilion, which differ for every colour vision and in grey.
 COLOURS = {False: "#0072B2", True: "#D55E00"}
 MARKERS = {False: "o", True: "^"}
 LINES: dict[bool, Any] = {False: "-", True: (0, (4, 1.6))}
@@ -31,11 +31,7 @@ SIDES = {False: "head", True: "tail"}
 
 
 def positions_of(text: str, count: int) -> np.ndarray:
-    """Reads positions such as `0,3,10-19`, or `all`, out of `count` samples.
-
-    Raises:
-      UserError: it cannot be read, or names a sample that is not there.
-    """
+    """Reads positions such as `0,3,10-19`, or `all`, out of `count` samples; refuses others (UserError)."""
     if text == "all":
         return np.arange(count)
     try:
@@ -49,11 +45,7 @@ def positions_of(text: str, count: int) -> np.ndarray:
 
 
 def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.ndarray:
-    """Reads names separated by commas as a mask bool [m].
-
-    Raises:
-      UserError: a name is unknown.
-    """
+    """Reads names separated by commas as a mask bool [m]; refuses unknown names (UserError)."""
     names = list(filter(None, text.replace("+", ",").split(",")))
     for name in names:
         if name not in modalities:
@@ -63,11 +55,7 @@ def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.nda
 
 
 def check_routed(path: pathlib.Path, config: Any) -> None:
-    """Refuses runs whose tokens are not softly routed by one predictor.
-
-    Raises:
-      UserError: sparse fusion, several members or networks.
-    """
+    """Refuses runs of sparse fusion, of several members or of several networks (UserError)."""
     if config.ensemble > 1 or config.model.members > 1:
         key = "ensemble" if config.ensemble > 1 else "model.members"
         raise UserError(f"{path} is a run of several predictors ({key}), which route apart: analyse a run of one")
@@ -76,28 +64,15 @@ def check_routed(path: pathlib.Path, config: Any) -> None:
 
 
 def check_block(path: pathlib.Path, config: Any, block: int) -> None:
-    """Refuses a block that the network does not have.
-
-    Raises:
-      UserError: it has fewer.
-    """
+    """Refuses a block that the network does not have (UserError)."""
     if block >= config.fusion.blocks:
         raise UserError(f"--block={block}: blocks of {path} count from 0 to {config.fusion.blocks - 1}")
 
 
 def over_rows(run: Run, split: str, function: Callable[[Params, pipeline.Batch], Any]) -> Any:
-    """Applies a function to all rows of a split.
+    """Applies a function to all rows of a split, in their order; refuses an empty split (UserError).
 
-    Args:
-      run: the run.
-      split: name of the split.
-      function: (parameters, batch) -> arrays whose first axis is that of the rows, in any structure; it is jitted.
-
-    Returns:
-      The same structure, with the rows of all batches in the split's order.
-
-    Raises:
-      UserError: the split is empty.
+    The function (parameters, batch) -> any structure of arrays, whose first axis is that of the rows, is jitted.
     """
     store = run.data.stores[split]
     if not len(store):
@@ -111,11 +86,10 @@ def over_rows(run: Run, split: str, function: Callable[[Params, pipeline.Batch],
 
 
 def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
-    """The combinations of a split, head first and the most frequent in training first, and who has which.
+    """Returns the combinations of a split, head first and the most frequent in training first.
 
-    Returns:
-      Rows `group, modalities, tail, n_train, n`, and the row of every sample, int [n]. A combination that training has
-      not seen counts to the tail.
+    They are rows `group, modalities, tail, n_train, n`; the second array is the row of every sample, int [n]. A
+    combination not seen in training counts to the tail.
     """
     groups = run.data.groups
     presence = run.data.manifest.presence[run.data.rows(split)]
@@ -140,12 +114,12 @@ def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
 
 
 def identity(run: Run) -> Row:
-    """The columns that name a run."""
+    """Returns the columns that name a run."""
     return {"run": str(run.path), "method": run.config.method, "seed": run.config.seed}
 
 
 def titles(runs: Sequence[Run]) -> list[str]:
-    """A title of its own for each run: its method; with its seed or its folder where that is not enough."""
+    """Returns a different title for each run: its method, with its seed or its folder where that is not enough."""
     methods = [run.config.method for run in runs]
     seeded = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
     folders = [f"{run.config.method} ({run.path.name})" for run in runs]
@@ -156,7 +130,7 @@ def titles(runs: Sequence[Run]) -> list[str]:
 
 
 def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Writes a table whole or not at all; None and what is not finite are empty cells."""
+    """Writes a table whole or not at all; None and numbers that are not finite are empty cells."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, bool | np.bool_):
@@ -175,11 +149,7 @@ def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -
 def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail: Sequence[bool]) -> None:
     """Writes the names of combinations left of an axis, and `head` and `tail` left of them.
 
-    Args:
-      axis: with a combination a row.
-      place: y of each row; rows of head and of tail lie together.
-      labels: names.
-      tail: whether each is tail.
+    `place` is the y of each row; the rows of head and of tail are next to each other.
     """
     axis.set_yticks(place, labels, fontsize=7.5)
     for label, side in zip(axis.get_yticklabels(), tail, strict=True):
@@ -194,7 +164,7 @@ def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail:
 
 
 def write_figure(stem: pathlib.Path, draw: Callable[[], "Figure"]) -> None:
-    """Writes what `draw` makes as PNG and SVG; text stays text, and the same figure gives the same bytes."""
+    """Writes the figure of `draw` as PNG and SVG; text is kept as text, and the same figure gives the same bytes."""
     import matplotlib
 
     style = {

@@ -1,4 +1,4 @@
-"""Finished runs as analyses take them: the trained model, the data prepared again, and the weights of checkpoints."""
+"""Opens finished runs for analyses: the trained model, the data prepared again, and the weights of checkpoints."""
 
 import contextlib
 import dataclasses
@@ -26,9 +26,9 @@ class Run:
 
     Attributes:
       path: its folder.
-      model: as trained.
+      model: its trained model.
       data: its data set, prepared again.
-      stages: its plan.
+      stages: its stages of training.
     """
 
     path: pathlib.Path
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def config(self) -> ml_collections.ConfigDict:
-        """The run's settings."""
+        """The run's config."""
         return self.model.config
 
     def trajectory(self) -> Iterator[tuple[int, Params]]:

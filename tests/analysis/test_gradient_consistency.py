@@ -12,8 +12,8 @@ import pytest
 
 from remind_jax import cli
 from remind_jax import main as train_main
+from remind_jax.analysis import command, opening
 from remind_jax.analysis import gradient_consistency as gc
-from remind_jax.analysis import opening
 from remind_jax.errors import UserError
 from tests import tiny_runs
 
@@ -127,7 +127,7 @@ def test_curve_averages_groups_then_replicates():
 
 def test_a_score_that_is_not_there_is_an_empty_cell(tmp_path):
     row = dict.fromkeys(gc.COLUMNS, 0.5) | {"gc": float("nan"), "tail": True}
-    gc.write_csv(tmp_path / "t.csv", [row])
+    command.write_csv(tmp_path / "t.csv", gc.COLUMNS, [row])
     with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
         (read,) = csv.DictReader(file)
     assert (read["gc"], read["tail"], read["abs_gc"]) == ("", "true", "0.5")
