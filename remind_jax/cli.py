@@ -45,9 +45,6 @@ def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
         sys.exit(explain(error))
 
 
-# ---- Options --------------------------------------------------------------------------------------------------------
-
-
 class Parser(argparse.ArgumentParser):
     """Reads the options of one command; every mistake is a UserError in one line."""
 
@@ -124,9 +121,6 @@ def parse_runs(
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("--workdir and --also name a run twice")
     return paths, options
-
-
-# ---- Configs --------------------------------------------------------------------------------------------------------
 
 
 class GivenConfig(NamedTuple):

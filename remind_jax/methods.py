@@ -70,9 +70,6 @@ SIZES = ("small", "paper")
 PLAIN = {"logistic_regression": SOFT_MOE, "gradient_boosting": SOFT_MOE}
 
 
-# ---- Configs of methods ----------------------------------------------------------------------------------------------
-
-
 def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, decay: float):
     """Sets what the paper's data sets share (section 7.4): AdamW, StepLR(5, 0.1), focal loss, batch 32, 8 heads."""
     config.model.update(width=width, tokens=16, encoder_dropout=0.25, text_size="base", text_gated=False)
@@ -106,9 +103,6 @@ def apply_method(config: Any, method: str, group_imputation: str = "group"):
     config.method = method
     for key, value in (METHODS | PLAIN)[method].items():
         set_value(config, key, group_imputation if value == "<group>" else value)
-
-
-# ---- Sweeps ----------------------------------------------------------------------------------------------------------
 
 
 class Variant(NamedTuple):

@@ -63,8 +63,6 @@ class Claims:
         self._clock.touch()
         return self._clock.stat().st_mtime
 
-    # ---- Taking and holding -----------------------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def taken(self, name: str) -> Iterator[bool]:
         """Takes a claim, if nobody holds it, and lets go of it at the end; yields whether it was taken."""
@@ -115,8 +113,6 @@ class Claims:
             os._exit(LOST)  # not a byte more into a folder that is another's
         with contextlib.suppress(OSError):  # a file system that is away for a moment
             os.utime(file)
-
-    # ---- Looking ----------------------------------------------------------------------------------------------------
 
     def wait_for_news(self, names: Iterable[str]) -> bool:
         """Waits until one of some claims is free, and returns True; or until the holder of each has been heard of."""

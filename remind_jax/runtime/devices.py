@@ -256,9 +256,6 @@ def _pmap_program(step: Callable[..., Any], devices: list[jax.Device], programs:
     return Program(run, place, first, first)
 
 
-# ---- Between processes ----------------------------------------------------------------------------------------------
-
-
 def merged(tree: Any) -> Any:
     """Adds up host arrays of which at most one process has an entry that is not zero, on all, bit for bit.
 

@@ -33,9 +33,6 @@ _PACKAGES = (
 )
 
 
-# ---- Writing --------------------------------------------------------------------------------------------------------
-
-
 def write_text(file: pathlib.Path, text: str) -> None:
     """Replaces a file by a text, as `whole_file` does."""
     write_bytes(file, text.encode("utf-8"))
@@ -113,9 +110,6 @@ def _sync(path: pathlib.Path) -> None:
             os.close(descriptor)
 
 
-# ---- Locks ----------------------------------------------------------------------------------------------------------
-
-
 class Lock(NamedTuple):
     """An open lock file: whether it is locked, as some file systems have no locks, and the descriptor; processes that
     inherit it hold the lock on, even when the one that took it is killed.
@@ -150,9 +144,6 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
     return True
 
 
-# ---- Digests --------------------------------------------------------------------------------------------------------
-
-
 def sums(folder: pathlib.Path, leave_out: Container[str] = ()) -> str:
     """Lists a line `<sha256> <path>` for each file below a folder in the order of their paths, without `SUMS` itself
     and the paths relative to the folder in `leave_out`.
@@ -169,9 +160,6 @@ def sums(folder: pathlib.Path, leave_out: Container[str] = ()) -> str:
 def config_digest(config: Mapping[str, Any]) -> str:
     """Returns the first 16 hex digits of the sha256 of a config, which do not depend on the order of its keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# ---- The machine ----------------------------------------------------------------------------------------------------
 
 
 def _commit() -> str | None:

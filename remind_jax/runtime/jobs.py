@@ -45,9 +45,6 @@ class Event(NamedTuple):
     error: str = ""
 
 
-# ---- Devices --------------------------------------------------------------------------------------------------------
-
-
 def find_gpus() -> list[str]:
     """Returns the names of the GPUs that this process may use, without starting JAX, which would take their memory."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
@@ -89,9 +86,6 @@ def divide(count: int, gpus: Sequence[str], cpus: Sequence[int]) -> list[Slot]:
                 environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / shared:.2f}"
         slots.append(Slot(environment, own))
     return slots
-
-
-# ---- Processes ------------------------------------------------------------------------------------------------------
 
 
 def run_all(jobs: Sequence[Job], slots: Sequence[Slot], keep_open: Sequence[int] = ()) -> Iterator[Event]:
@@ -163,9 +157,6 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-# ---- Lock -----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -55,9 +55,6 @@ class Place(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-# ---- From the environment -------------------------------------------------------------------------------------------
-
-
 def detect(environ: Mapping[str, str], gpus: int) -> Place:
     """Reads the place of this process off the environment variables; `gpus` is how many GPUs it sees.
 
@@ -223,9 +220,6 @@ def _share(environ: Mapping[str, str], gpus: int, local: int, processes: int) ->
     return tuple(range(local * each, (local + 1) * each))
 
 
-# ---- Joining --------------------------------------------------------------------------------------------------------
-
-
 def here() -> Place:
     """Detects the place of this process and shows the notes."""
     place = detect(os.environ, len(jobs.find_gpus()))
@@ -323,7 +317,6 @@ def _is_broken(error: BaseException) -> bool:
     )
 
 
-# ---- Between processes ----------------------------------------------------------------------------------------------
 # Through JAX's coordination service and not its devices, whose sums may not be waited for as long as a report takes.
 
 

@@ -67,9 +67,6 @@ class PlainModel(NamedTuple):
 Score = Callable[[np.ndarray], float]
 
 
-# ---- Features -------------------------------------------------------------------------------------------------------
-
-
 def features(data: Dataset, split: str) -> Features:
     """Reads a split's encoded rows and turns them into numbers and bags."""
     from scipy import sparse
@@ -101,9 +98,6 @@ def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
         if not sparse.issparse(values):
             columns.append(np.where(present[:, j : j + 1], values, np.nan).astype(np.float32))
     return np.concatenate(columns, axis=1)
-
-
-# ---- Models ---------------------------------------------------------------------------------------------------------
 
 
 def fit_logistic_regression(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> PlainModel:
@@ -193,9 +187,6 @@ def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarra
     probabilities = np.zeros((len(found), classes))
     probabilities[:, seen] = found
     return probabilities
-
-
-# ---- Runs -----------------------------------------------------------------------------------------------------------
 
 
 def plain_config(config: Any) -> dict[str, Any]:

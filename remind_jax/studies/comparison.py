@@ -72,9 +72,6 @@ class Difference(NamedTuple):
     n: int
 
 
-# ---- Means and tests ------------------------------------------------------------------------------------------------
-
-
 def spread(values: Iterable[float | None]) -> Spread | None:
     """Computes mean and deviation of the values that are there; None without any."""
     known = [value for value in values if value is not None]
@@ -106,9 +103,6 @@ def t_test(differences: Sequence[float]) -> float | None:
 
     t = statistics.fmean(differences) / (statistics.stdev(differences) / n**0.5)
     return float(2 * stats.t.sf(abs(t), n - 1))
-
-
-# ---- The bootstrap --------------------------------------------------------------------------------------------------
 
 
 class Replicates:

@@ -102,9 +102,6 @@ def context(results: Results) -> dict[str, Any]:
     }
 
 
-# ---- Plots ----------------------------------------------------------------------------------------------------------
-
-
 def accuracy_by_combination(results: Results) -> str | None:
     """Draws the mean accuracy of each combination and of all samples by method, with the spread over seeds."""
     rows = [*results.combinations[:MOST_ROWS], *(row for row in results.rows if row.label == "all samples")]

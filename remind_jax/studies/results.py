@@ -90,9 +90,6 @@ class Results:
         return tuple(row for row in self.rows if row.modalities is not None)
 
 
-# ---- Runs that are given by their folders ---------------------------------------------------------------------------
-
-
 def read_outcomes(folders: Sequence[pathlib.Path]) -> list[Outcome]:
     """Reads finished runs, named so that those of one method and no others share a name.
 
@@ -144,9 +141,6 @@ def _names(folders: Sequence[pathlib.Path], configs: Sequence[Mapping[str, Any]]
     if len(set(called.values())) < len(called):
         raise UserError("two runs of other settings lie in folders of one name: rename one, so that the table tells")
     return [called[kind] for kind in kinds]
-
-
-# ---- Side by side ---------------------------------------------------------------------------------------------------
 
 
 def collect(

@@ -118,9 +118,6 @@ def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
             os.environ |= {name: before[name]} if name in before else {}
 
 
-# ---- In this process ------------------------------------------------------------------------------------------------
-
-
 def _run_in_turn(entries: Sequence[Entry], bar: progress.Silent, record: Record) -> dict[str, str]:
     """Runs one after the other; returns the names of the runs that failed, each with the reason."""
     failed: dict[str, str] = {}
@@ -153,9 +150,6 @@ def _summary(entry: Entry, kept: bool) -> str:
     figures = run_figures(entry.report())
     shown = "  ".join(f"{name} {value:.1f}" for name, value in figures.items() if value is not None)
     return f"{entry.method:<26} seed {entry.seed:<4} {shown}{'  (finished before)' if kept else ''}"
-
-
-# ---- In several processes -------------------------------------------------------------------------------------------
 
 
 def _run_in_processes(
@@ -202,9 +196,6 @@ def _same_settings(entry: Entry) -> bool:
         settings = plain_config(entry.config)
     there = (entry.folder / "config.json").read_text(encoding="utf-8")
     return json.loads(there) == json.loads(json.dumps(settings))
-
-
-# ---- Shared with other processes ------------------------------------------------------------------------------------
 
 
 def _run_shared(sweep: _Sweep) -> None:
@@ -272,9 +263,6 @@ def _spans(entry: Entry) -> list[tuple[float, float]]:
 def _beside_claim(entry: Entry, kind: str) -> pathlib.Path:
     """Names the file next to a run's claims in which processes tell each other something about it."""
     return entry.folder.parent / "claims" / f"{entry.folder.name}.{kind}"
-
-
-# ---- The process of one run -----------------------------------------------------------------------------------------
 
 
 def child() -> None:

@@ -20,8 +20,6 @@ from remind_jax.studies.results import SUMMARY, TITLES, WHOLES, Results, Row, ru
 
 PART_TITLES = {"all": "all samples", "head": "head, pooled", "tail": "tail, pooled"}
 
-# ---- CSV ------------------------------------------------------------------------------------------------------------
-
 
 def runs_csv(results: Results) -> str:
     """Writes one row a run: the summary's figures, then those of all samples, in percent."""
@@ -106,9 +104,6 @@ def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
-
-
-# ---- Text -----------------------------------------------------------------------------------------------------------
 
 
 def notes(results: Results) -> list[str]:
@@ -271,8 +266,6 @@ def line(cells: Sequence[str]) -> str:
 def _escape_markdown(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*")
 
-
-# ---- LaTeX ----------------------------------------------------------------------------------------------------------
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}

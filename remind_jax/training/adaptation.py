@@ -37,8 +37,6 @@ from remind_jax.training.unfreezing import CUT, Choice, cut, extend, joined, ran
 LEAST_TUNING = 30  # tuning rows below which a choice of weights would be one by chance
 EVALUATIONS = 20
 
-# ---- What goes in ----------------------------------------------------------------------------------------------------
-
 
 def open_single(path: pathlib.Path) -> Predictor:
     """Opens the model of a run and refuses ensembles (UserError)."""
@@ -104,9 +102,6 @@ def prepare(
     split = np.where(trains | (whole_split == splits.HELD_OUT), whole_split, splits.UNUSED).astype(np.int8)
     fitted = datasets.FittedData(manifest, split, whole_split, groups, run.preprocessor, findings)
     return datasets.prepare(fitted, run.config.data)
-
-
-# ---- Training --------------------------------------------------------------------------------------------------------
 
 
 class Adapter:
@@ -203,9 +198,6 @@ def _of_cut(model: Predictor, trained: Mapping[str, np.ndarray | None]) -> Predi
 
     single = model.network._replace(apply=apply)
     return dataclasses.replace(model, single=single, forward=jax.jit(forward, static_argnums=2), prior_power=0.0)
-
-
-# ---- What comes out --------------------------------------------------------------------------------------------------
 
 
 def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Silent) -> dict[str, Any]:

@@ -75,8 +75,6 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.folder, item_names=("arrays", "record"), options=options)
 
-    # ---- Saving -----------------------------------------------------------------------------------------------------
-
     def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:
         """Saves in the background; `arrays` must be host copies that nobody writes to afterwards.
 
@@ -126,8 +124,6 @@ class Checkpoints:
         """Writes the digests of the checkpoint that is about to be committed."""
         folder = next(self.folder.glob(f"{self._saving[0]}.*tmp*"))
         files.write_text(folder / SUMS, _sums(folder))
-
-    # ---- Reading ----------------------------------------------------------------------------------------------------
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, None when there is none."""
@@ -196,9 +192,6 @@ class Checkpoints:
         """Waits for saves under way. Raises UserError when the last one failed twice."""
         self._settle()
         self._manager.close()
-
-
-# ---- Digests --------------------------------------------------------------------------------------------------------
 
 
 def _sums(folder: pathlib.Path) -> str:

@@ -248,9 +248,6 @@ def _fill(arrays: Mapping[str, np.ndarray], pieces: Pieces) -> None:
         done[name] += len(rows)
 
 
-# ---- On disk --------------------------------------------------------------------------------------------------------
-
-
 def _digest(config: Any, params: Params, data: datasets.Dataset, trunks: list[str]) -> str:
     """Digests everything that features depend on: data, splits, preprocessing, encoders, and how they are stored."""
     options = {key: value for key, value in config.model.items() if key != "encoder_dropout"}

@@ -86,8 +86,6 @@ class Trainer:
         """Predicts the rows of a store by some weights."""
         return dataclasses.replace(self.model, params=params, gate=gate).predict_store(store)
 
-    # ---- Stages ---------------------------------------------------------------------------------------------------
-
     def train(self, bar: progress.Silent) -> Position:
         """Runs all stages, from the newest whole checkpoint if there is one; returns the end, with the chosen weights.
 
@@ -150,8 +148,6 @@ class Trainer:
         if carried_dro is None:
             return state
         return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
-
-    # ---- Steps ----------------------------------------------------------------------------------------------------
 
     def run_stage(self, stage: Stage, at: Position, checkpoints: Checkpoints | None, bar: progress.Silent) -> None:
         """Takes the steps of a stage from a position, which moves at every evaluation.
@@ -236,8 +232,6 @@ class Trainer:
         """Returns the signal that asks all processes to stop now, 0 for none."""
         asked = self._agreement.ask(self.signals.asked)
         return asked if checkpoints is not None or not processes.is_first() else 0
-
-    # ---- What is kept of them -------------------------------------------------------------------------------------
 
     def _recorder(self, stage: Stage, cursor: Cursor, bar: progress.Silent) -> Recorder:
         options = {"every": self.config.train.log_every, "say": bar.say}

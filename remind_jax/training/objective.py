@@ -117,9 +117,6 @@ def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarr
     )
 
 
-# ---- Losses of single samples ---------------------------------------------------------------------------------------
-
-
 def make_loss(config: Any, class_fractions: np.ndarray) -> Loss:
     """Returns the loss of single samples that a config names; `class_fractions` [c] are those of training."""
     objective = config.objective
@@ -159,9 +156,6 @@ def loss_offset(objective: Any, prior_counts: np.ndarray, num_groups: int) -> np
     if offset is None:
         return None
     return np.concatenate([offset, np.repeat(offset[-1:], num_groups + 1 - len(offset), axis=0)])
-
-
-# ---- What groups count ----------------------------------------------------------------------------------------------
 
 
 def make_dro(config: Any, train_counts: np.ndarray) -> optax.GradientTransformationExtraArgs:
@@ -238,9 +232,6 @@ def _but_plain(factors: Factors, plain: int) -> Factors:
 def is_plain(plain: int) -> jax.Array:
     """Tells whether the network whose step this is, one of an ensemble, is among the first `plain`."""
     return jax.lax.axis_index(NETWORKS) < plain
-
-
-# ---- Penalties ------------------------------------------------------------------------------------------------------
 
 
 def mixup_penalty(weight: float, num_groups: int, beta: float = 1.0) -> Penalty:

@@ -106,9 +106,6 @@ def make_step(
     return step if options.networks == 1 else _for_ensemble(step)
 
 
-# ---- The first half: loss and gradient ------------------------------------------------------------------------------
-
-
 class _Samples(NamedTuple):
     """Samples of one device: as the network sees them, as they are, their keys, and what they predict unhidden."""
 
@@ -234,9 +231,6 @@ def _step_key(state: states.TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.key(state.seed), state.step)
 
 
-# ---- The second half: the update ------------------------------------------------------------------------------------
-
-
 def _make_update(
     optimizer: optax.GradientTransformationExtraArgs, objective: Objective, robust: bool, decay: float
 ) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
@@ -281,9 +275,6 @@ def _metrics(found: Found) -> dict[str, jax.Array]:
         "group_count": found.count,
         **found.extra,
     }
-
-
-# ---- Ensembles ------------------------------------------------------------------------------------------------------
 
 
 def _for_ensemble(step: Step) -> Step:
