@@ -69,15 +69,9 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "hours": Key(0, "of the input window; 0 is the label's: 48, 24, 24", NOT_NEGATIVE),
         "notes": Key("earlier", "earlier: signed within the window; paper: also later ones (leaks)", _LEAKS),
         "note_characters": Key(8_000, "most of the notes of a stay, newest first", AT_LEAST_ONE),
-        "labs": Key(
-            "text", 'text: "name value unit; …"; numeric: mean, min, max, last of each item', ("text", "numeric")
-        ),
+        "labs": Key("text", 'text: "name value unit; …"; numeric: mean, min, max, last of items', ("text", "numeric")),
         "codes": Key("earlier", "earlier: of admissions before; paper: of this admission's discharge (leaks)", _LEAKS),
-        "icd": Key(
-            "codes",
-            "codes: a vocabulary of its own; text: for a text encoder, such as a pretrained T5",
-            ("codes", "text"),
-        ),
+        "icd": Key("codes", "codes: their own vocabulary; text: for a text encoder such as T5", ("codes", "text")),
         "icd_versions": Key((9,), "(9,), (10,) or (9, 10)"),
         "missing": Key("", "empty: published (twin), natural (real data); bernoulli: independent drops"),
         "drop": Key(0.266, "probability of a drop under bernoulli", BELOW_ONE),
@@ -107,33 +101,21 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "": {
         "method": Key("remind", "a key of METHODS or PLAIN in remind_jax/methods.py; set by the argument string only"),
         "size": Key("small", "small: a CPU run in minutes; paper: the published hyper-parameters"),
-        "seed": Key(
-            0, "of the split, the initial weights, the order of samples, dropout and the bootstrap", NOT_NEGATIVE
-        ),
+        "seed": Key(0, "of split, initial weights, order of samples, dropout and bootstrap", NOT_NEGATIVE),
         "parallel": Key("jit", "jit: one program over a mesh; pmap: one program a device", ("jit", "pmap")),
         "precision": Key("float32", "of a step's products; weights, moments and losses stay float32", _FLOATS),
         "programs": Key(
-            "auto",
-            "of a step; two: gradient, update (the same numbers); auto: two for large ones on CPU",
-            ("auto", "one", "two"),
+            "auto", "two: gradient and update; auto: two for large ones on CPU (same numbers)", ("auto", "one", "two")
         ),
-        "compilation_cache": Key(
-            "", "folder that keeps compiled programs for later runs; sweeps have one of their own"
-        ),
-        "profile": Key(
-            "", "FIRST:STOP, steps of which a trace is written to profile/ in the workdir (docs/performance.md)", SPAN
-        ),
+        "compilation_cache": Key("", "folder that keeps compiled programs for later runs; sweeps have their own"),
+        "profile": Key("", "FIRST:STOP, steps traced to profile/ in the workdir (docs/performance.md)", SPAN),
         "devices": Key(0, "how many devices to use, of all processes together; 0 is all", NOT_NEGATIVE),
-        "expert_devices": Key(
-            1, "devices that share the experts' weights; divides devices and fusion.experts", AT_LEAST_ONE
-        ),
+        "expert_devices": Key(1, "devices that share the experts; divides devices and fusion.experts", AT_LEAST_ONE),
         "ensemble": Key(
-            1,
-            "networks of different initial weights, trained in one program; their probabilities are averaged",
-            AT_LEAST_ONE,
+            1, "networks of different initial weights, in one program; probabilities averaged", AT_LEAST_ONE
         ),
         "ensemble_plain": Key(
-            0, "how many of them train without group routers, group imputation and group weights", NOT_NEGATIVE
+            0, "how many of them train without routers, imputation and weights of groups", NOT_NEGATIVE
         ),
         "sampler": Key(
             "shuffled",
@@ -143,9 +125,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "sampler_epochs": Key(
             5, "most_modalities_first: epochs sorted by number of modalities before they are shuffled", NOT_NEGATIVE
         ),
-        "sampler_alpha": Key(
-            0.005, "fair_batch: share of a batch that moves between groups after each epoch", POSITIVE
-        ),
+        "sampler_alpha": Key(0.005, "fair_batch: share of a batch that moves between groups an epoch", POSITIVE),
         "sampler_floor": Key(True, "fair_batch: a combination whose share has fallen to nothing has a sample an epoch"),
     },
     "data": {
@@ -162,24 +142,16 @@ SECTIONS: dict[str, dict[str, Key]] = {
         ),
         "bins": Key(8, "most pieces or waves of a column, data.numbers=piecewise or periodic", AT_LEAST_ONE),
         "tokenizer": Key("", "folder or hub name of a pretrained tokenizer; empty fits one on the train rows"),
-        "image_size": Key(
-            32, "images and frames are resized to this height and width; 224 for published encoders", AT_LEAST_ONE
-        ),
+        "image_size": Key(32, "height and width of images and frames; 224 for published encoders", AT_LEAST_ONE),
         "frames": Key(8, "frames of a volume", AT_LEAST_ONE),
         "bad_files": Key(
-            "refuse",
-            "an unreadable file: refuse (E007), or missing: it counts as missing, with a warning",
-            ("refuse", "missing"),
+            "refuse", "an unreadable file: refuse (E007), or count it as missing, with a warning", ("refuse", "missing")
         ),
         "complete_only": Key(False, "leave out samples that lack a modality"),
         "hide": Key("", "a modality taken away from a share of the samples, in every split (paper, Table 5)"),
         "hide_rate": Key(0.8, "that share, of the samples that have it and something else"),
-        "leave_out": Key(
-            (), 'combinations kept from training and tuning, such as ("labs", "labs+icd"), and still held out'
-        ),
-        "memory_gib": Key(
-            4.0, "encoded inputs up to this size are held in memory, larger ones read from shards", POSITIVE
-        ),
+        "leave_out": Key((), 'combinations held out only, such as ("labs", "labs+icd")'),
+        "memory_gib": Key(4.0, "encoded inputs up to this size are held in memory, others read from shards", POSITIVE),
     },
     "groups": {
         "tail_below": Key(0.15, "combinations with a smaller train fraction are tail (paper, section 4)", NOT_NEGATIVE),
@@ -187,20 +159,14 @@ SECTIONS: dict[str, dict[str, Key]] = {
     },
     "model": {
         "width": Key(32, "d, of the tokens", AT_LEAST_ONE),
-        "tokens": Key(
-            1, "t, tokens of each modality; precomputed embeddings and a ViT keep their own number", AT_LEAST_ONE
-        ),
+        "tokens": Key(1, "t, tokens of each modality; embeddings and a ViT keep their own number", AT_LEAST_ONE),
         "encoder_hidden": Key(0, "hidden layer of patch encoders; 0 is the paper's linear map", NOT_NEGATIVE),
         "encoder_dropout": Key(
-            0.4,
-            "rate on the tokens that encoders give and inside text encoders and hidden layers; paper, tabular: 0.25",
-            BELOW_ONE,
+            0.4, "rate on encoders' tokens and inside text encoders and hidden layers; paper, tabular: 0.25", BELOW_ONE
         ),
         "text_size": Key("small", "of the text encoder; base is T5-base", ("small", "base")),
         "text_gated": Key(True, "gated GELU (T5 v1.1) or ReLU (v1.0)"),
-        "remat": Key(
-            False, "compute layers of text and ViT encoders again in the backward pass: less memory, more work"
-        ),
+        "remat": Key(False, "compute text and ViT layers again in the backward pass: less memory, more work"),
         "image_encoder": Key(
             "vit_small", "vit_base is ViT-B/16", ("vit_small", "vit_tiny", "vit_base", "resnet_small", "resnet50")
         ),
@@ -218,9 +184,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         ),
         "wide": Key(False, "add a linear map from the tokens of present modalities to the logits, zero at first"),
         "members": Key(
-            1,
-            "predictors that share all weights but rank-1 adapters and heads; probabilities are averaged",
-            AT_LEAST_ONE,
+            1, "predictors that share all but rank-1 adapters and heads; probabilities averaged", AT_LEAST_ONE
         ),
     },
     # Each a .safetensors file, a folder that holds one, or a hub name; empty starts from random weights.
@@ -239,9 +203,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "slots": Key(1, "s, of each expert", AT_LEAST_ONE),
         "hidden": Key(64, "f, hidden width of an expert", AT_LEAST_ONE),
         "preset": Key(
-            "official",
-            "form of the router (remind_jax/ops/soft_moe.py)",
-            ("official", "paper_eq", "m4oe", "paper_listing"),
+            "official", "form of the router (ops/soft_moe.py)", ("official", "paper_eq", "m4oe", "paper_listing")
         ),
         "scale": Key(1.0, "initial length of a normalised router"),
         "learn_scale": Key(True, "train that length"),
@@ -289,20 +251,14 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "objective": {
         "kind": Key("group_dro", "how groups are weighted", ("erm", "reweigh", "group_dro")),
         "loss": Key("cross_entropy", "of a sample", ("cross_entropy", "focal")),
-        "focal_gamma": Key(
-            2.0, "how strongly well classified samples are played down; 0 is cross entropy", NOT_NEGATIVE
-        ),
+        "focal_gamma": Key(2.0, "how strongly well classified samples are played down; 0: cross entropy", NOT_NEGATIVE),
         "focal_alpha": Key("none", "factor of a class; inverse_class is 1 - class fraction", ("none", "inverse_class")),
         "focal_detach": Key(False, "no gradient through the modulating factor"),
         "reweigh_rule": Key(
-            "power",
-            "by the number of train samples, or their effective number (β = 0.999)",
-            ("power", "effective_number"),
+            "power", "by train samples, or their effective number (β = 0.999)", ("power", "effective_number")
         ),
         "mixup_weight": Key(0.0, "of Fair Mixup's penalty, next to any kind; needs sampler=group_pairs", NOT_NEGATIVE),
-        "distill_weight": Key(
-            0.0, "of the distance from what a sample predicts unhidden (train.hide_samples)", NOT_NEGATIVE
-        ),
+        "distill_weight": Key(0.0, "of the distance from the unhidden prediction (train.hide_samples)", NOT_NEGATIVE),
         "prior": Key(
             "none", "logit adjustment by this prior, next to any kind", ("none", "class", "class_given_group")
         ),
@@ -310,12 +266,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "loss", "loss: added to logits in training; posthoc: subtracted in predictions", ("loss", "posthoc")
         ),
         "balance_weight": Key(0.01, "of unevenly used experts (fuse_moe, flex_moe)", NOT_NEGATIVE),
-        "entropy_weight": Key(
-            0.01, "of modalities that use the same experts (fuse_moe with per_modality)", NOT_NEGATIVE
-        ),
-        "specialize_weight": Key(
-            0.01, "of a combination's expert that the router does not choose (flex_moe)", NOT_NEGATIVE
-        ),
+        "entropy_weight": Key(0.01, "of modalities that use the same experts (fuse_moe, per_modality)", NOT_NEGATIVE),
+        "specialize_weight": Key(0.01, "of a combination's expert not chosen by the router (flex_moe)", NOT_NEGATIVE),
     },
     "dro": {
         "gamma": Key(0.02, "sharpness of the weight update (Eq. 4)", NOT_NEGATIVE),
@@ -323,23 +275,19 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "initial": Key("sqrt_frequency", "first λ", ("uniform", "frequency", "sqrt_frequency")),
         "weights": Key(
             "current",
-            "current: a step uses the λ before its update (Eq. 3); updated: after (Sagawa et al.)",
+            "current: λ before a step's update (Eq. 3); updated: after (Sagawa et al.)",
             ("current", "updated"),
         ),
         "stages": Key("both", "specialize: group weights act in stage 2 only", ("both", "specialize")),
         "normalize_present": Key(False, "divide by the λ of the groups in the batch"),
-        "absent": Key(
-            "last",
-            "loss of a group without samples between updates: last known, or zero (Sagawa et al.)",
-            ("last", "zero"),
-        ),
+        "absent": Key("last", "loss of an absent group between updates: last known or zero (Sagawa)", ("last", "zero")),
     },
     "train": {
         "epochs": Key(20.0, "of both stages together", POSITIVE),
         "joint_epochs": Key(5.0, "stage 1: everything but the group routers; 0 trains all at once", NOT_NEGATIVE),
         "batch_norm": Key(
             "frozen",
-            "frozen: by running statistics, safe for small batches; batch: by those of the batch",
+            "frozen: by running statistics, safe for small batches; batch: by the batch's",
             ("frozen", "batch"),
         ),
         "freeze": Key(
@@ -358,9 +306,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "baselines_two_stage": Key(False, "the same two stages for methods without group routers"),
         "batch_size": Key(64, "samples of a step, of all devices together", AT_LEAST_ONE),
         "accumulate": Key(
-            1,
-            "parts of a batch whose gradients are added one after the other: less memory, the same step",
-            AT_LEAST_ONE,
+            1, "parts of a batch whose gradients add up in turn: less memory, the same step", AT_LEAST_ONE
         ),
         "evaluate_every": Key(1.0, "epochs between evaluations on the tuning rows", POSITIVE),
         "patience": Key(0, "evaluations of stage 2 without improvement before it ends; 0 never", NOT_NEGATIVE),
@@ -370,29 +316,21 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "keep_better_stage": Key(False, "stage 2 starts from the best weights of stage 1 and must beat them to count"),
         "log_every": Key(10, "steps between two records of metrics.jsonl", AT_LEAST_ONE),
         "tensorboard": Key(False, "write TensorBoard event files next to metrics.jsonl; needs tensorboardX"),
-        "keep": Key(
-            2, "newest checkpoints to keep: the second is there for when the first is damaged; 0 is all", NOT_NEGATIVE
-        ),
+        "keep": Key(2, "newest checkpoints to keep, in case one is damaged; 0 is all", NOT_NEGATIVE),
         "threads": Key(2, "that prepare batches", NOT_NEGATIVE),
     },
     "optim": {
         "lr": Key(2e-3, "highest learning rate", POSITIVE),
         "weight_decay": Key(0.3, "decoupled, times the learning rate", NOT_NEGATIVE),
-        "decay": Key(
-            "weights", "what it shrinks; all: biases and norm scales too, as PyTorch's AdamW does", ("weights", "all")
-        ),
+        "decay": Key("weights", "what it shrinks; all: biases and norm scales too, as in PyTorch", ("weights", "all")),
         "schedule": Key("cosine", "of the learning rate; step is StepLR", ("cosine", "step", "constant")),
         "warmup": Key(0.05, "share of all steps, cosine only", BELOW_ONE),
         "step_epochs": Key(5.0, "StepLR period (paper 7.4)", POSITIVE),
         "step_rate": Key(0.1, "StepLR factor"),
         "first_moment": Key("float32", "of AdamW; bfloat16 is a sixth less memory traffic in the update", _FLOATS),
-        "gradient": Key(
-            "float32", "summed over devices, kept between two programs; bfloat16 is half the bytes", _FLOATS
-        ),
+        "gradient": Key("float32", "summed over devices, kept between programs; bfloat16: half the bytes", _FLOATS),
         "group_rows": Key(
-            "auto",
-            "of combinations, moved by a step: all, or batch: its own; auto: batch from many on",
-            ("auto", "all", "batch"),
+            "auto", "of combinations a step moves; batch: its own; auto: batch from many on", ("auto", "all", "batch")
         ),
         "clip": Key(1.0, "largest global gradient norm; 0 is no clipping", NOT_NEGATIVE),
         "ema": Key(0.98, "decay of the averaged weights that are evaluated; 0 is off", BELOW_ONE),
@@ -400,9 +338,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "eval": {
         "batch_size": Key(256, "rows at a time; no figure depends on it", AT_LEAST_ONE),
         "adjust_prior": Key(
-            "none",
-            "divide by the power of the class prior that is best in tuning by this figure",
-            ("none", "accuracy", "macro_f1"),
+            "none", "divide by the power of the class prior best in tuning by this", ("none", "accuracy", "macro_f1")
         ),
         "bootstrap": Key(1_000, "resamples of patients for the intervals", AT_LEAST_ONE),
     },
