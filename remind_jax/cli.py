@@ -59,9 +59,7 @@ class Parser(argparse.ArgumentParser):
         self._least[name] = least
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """Reads arguments of which every one is an option of the command. Raises UserError for anything that cannot be
-        read.
-        """
+        """Reads arguments of which every one is an option of the command. Raises UserError for anything else."""
         options, rest = self.parse_known_args(args, namespace)
         if not rest:
             return options
@@ -73,9 +71,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Reads the command's own options and returns the others, which `parse_config` reads. Raises UserError as
-        `parse_args`.
-        """
+        """Reads the command's own options and returns the others. Raises UserError as `parse_args`."""
         options, rest = super().parse_known_args(args, namespace)
         values = vars(options)
         for name, least in self._least.items():

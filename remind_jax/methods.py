@@ -134,12 +134,7 @@ def _plus(name: str, **changes: Any) -> Variant:
 
 TABLES: dict[str, tuple[Variant, ...]] = {
     # Ablation: what group DRO and the group routers each add.
-    "4": (
-        Variant("soft_moe", "soft_moe"),
-        Variant("remind_no_dro", "remind_no_dro"),
-        Variant("remind_no_specialization", "remind_no_specialization"),
-        Variant("remind", "remind"),
-    ),
+    "4": tuple(Variant(name, name) for name in ("soft_moe", "remind_no_dro", "remind_no_specialization", "remind")),
     # Sensitivity. What Table 16 calls η is γ of Eq. 4 (section 7.6 has the same runs under that name); its 32, 64 and
     # 128 experts are a quarter, a half and all of those of the main experiments.
     "16": (

@@ -63,7 +63,7 @@ def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
     Raises UserError: names a key that there is not, or one whose value has another type.
     """
     source = values.get("data", {}).get("source", "")
-    config, known, given = base(source), keys(source), dict(_leaves(values))
+    config, known, given = base(source), keys(source), dict(leaves(values))
     _refuse_unknown(given, known)
     for path, value in given.items():
         try:
@@ -76,7 +76,7 @@ def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
 
 def validate(config: Any) -> None:
     """Refuses keys that there are not, and values that no code path could use (UserError, which says what may be)."""
-    known, there = keys(config.data.source), dict(_leaves(config))
+    known, there = keys(config.data.source), dict(leaves(config))
     for path, key in known.items():
         if path not in there:
             raise UserError(f"{path} is missing, which data.source={config.data.source} has: take its own config file")
@@ -96,11 +96,11 @@ def validate(config: Any) -> None:
             raise UserError(rule.says.format(c=config))
 
 
-def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of each key; `values` is a config or dictionaries."""
+def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields path and value of each key of a config, or of dictionaries."""
     for name, value in values.items():
         if hasattr(value, "items"):
-            yield from _leaves(value, f"{path}{name}.")
+            yield from leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 

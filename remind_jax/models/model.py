@@ -50,9 +50,7 @@ class Output(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """Where tokens are sent: router logits of each fusion block, `observed` [b, n], False at the tokens of missing
-    modalities, and the modality of each token [n].
-    """
+    """Router logits of each fusion block, what is `observed` [b, n], and the modality of each token [n]."""
 
     blocks: tuple[Route, ...]
     observed: jax.Array

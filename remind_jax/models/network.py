@@ -69,38 +69,29 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
         _, state = nnx.split(model)
         return dict(traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/"))
 
-    def init(key: jax.Array) -> Params:
-        return by_path(build(key))
+    def merged(params: Params) -> Model:
+        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
 
     def apply(params: Params, batch: Batch, **options: Any) -> Output:
-        model = nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
+        model = merged(params)
         output = model(batch, **options)
         if not options.get("statistics"):
             return output
         return output._replace(statistics={path: x for path, x in by_path(model).items() if is_statistic(path)})
 
-    def encode(params: Params, batch: Batch) -> jax.Array:
-        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).tokens(batch)[0]
-
-    def fuse(params: Params, *arguments: jax.Array, **options: Any) -> Output:
-        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).fuse(*arguments, **options)
-
-    def route(params: Params, batch: Batch, *, gate: str) -> Routes:
-        return nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/")).route(batch, gate=gate)
-
-    def features(params: Params, modality: str, x: jax.Array) -> jax.Array:
-        model = nnx.merge(graph, traverse_util.unflatten_dict(params, sep="/"))
-        return getattr(model.encoders, modality).features(x, None)
-
     soft = hasattr(FUSIONS[spec.fusion.kind], "route") and spec.members == 1
-    return Network(init, apply, encode, fuse, route if soft else None, features)
+    return Network(
+        init=lambda key: by_path(build(key)),
+        apply=apply,
+        encode=lambda params, batch: merged(params).tokens(batch)[0],
+        fuse=lambda params, *arguments, **options: merged(params).fuse(*arguments, **options),
+        route=(lambda params, batch, *, gate: merged(params).route(batch, gate=gate)) if soft else None,
+        features=lambda params, modality, x: getattr(merged(params).encoders, modality).features(x, None),
+    )
 
 
 def ensemble_of(network: Network, count: int) -> Network:
-    """Makes one network of `count`, whose parameters have an axis of networks first; probabilities are averaged.
-
-    The first one has the initial weights that `network` would have alone; one is that network itself.
-    """
+    """Makes one network of `count`, the first with the weights that it would have alone; probabilities are averaged."""
     if count == 1:
         return network
 
@@ -141,26 +132,16 @@ def load_pretrained(
         prefix = f"encoders/{name}/"
         shapes = {path.removeprefix(prefix): np.shape(x) for path, x in params.items() if path.startswith(prefix)}
         file = published(spec)
-        found = pretrained.load(
-            sources[modality.encoder],
-            file.layout,
-            shapes,
-            prefixes=file.prefixes,
-            model_types=file.model_types,
-            config=file.config,
-        )
+        names = {"prefixes": file.prefixes, "model_types": file.model_types}
+        found = pretrained.load(sources[modality.encoder], file.layout, shapes, **names, config=file.config)
         loaded |= {prefix + path: x for path, x in found.items()}
     return loaded
 
 
 def initial_params(config: Any, network: Network, inputs: Mapping[str, ModalityInput]) -> Params:
-    """Makes the weights that a run starts from, on the host: random ones, and published ones of `config.pretrained`.
-
-    Raises UserError: a published file cannot be used.
-    """
+    """Makes the weights that a run starts from, on the host. Raises UserError: a published file cannot be used."""
     init = jax.jit(network.init, compiler_options=_QUICK)
     params = host_copy(init(jax.random.key(config.seed)))
-    sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
     one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
-    published = load_pretrained(model_spec(config), inputs, sources, one)
+    published = load_pretrained(model_spec(config), inputs, config.pretrained, one)
     return params | {path: np.broadcast_to(x, np.shape(params[path])) for path, x in published.items()}

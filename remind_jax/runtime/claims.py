@@ -32,10 +32,7 @@ class Claims:
     """The claims in a folder as one process sees them; while it is open, it keeps those up that it holds."""
 
     def __init__(self, folder: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE):
-        """Makes the folder of the claims; `beat` and `patience` are the same for all processes that share it.
-
-        Raises UserError: it cannot be written.
-        """
+        """Makes the folder, or raises a UserError; `beat` and `patience` are the same for all processes."""
         self._folder, self._beat, self._patience = folder, beat, patience
         self._held: dict[str, tuple[pathlib.Path, int]] = {}  # file and its descriptor, by name
         self._stop, self._lock = threading.Event(), threading.Lock()

@@ -52,10 +52,7 @@ class Program(NamedTuple):
 
 
 def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
-    """Chooses the first `count` devices, as many of each process; all when 0.
-
-    Raises UserError: there are not so many, or the batch does not divide among them.
-    """
+    """Chooses the first `count` devices, as many of each process; all when 0. Raises UserError: too few, or a rest."""
     by_process = [jax.local_devices(process_index=i) for i in range(jax.process_count())]
     each, rest = divmod(count, len(by_process))
     if not count:

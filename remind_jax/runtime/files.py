@@ -145,9 +145,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
 
 
 def sums(folder: pathlib.Path, leave_out: Container[str] = ()) -> str:
-    """Lists a line `<sha256> <path>` for each file below a folder in the order of their paths, without `SUMS` itself
-    and the paths relative to the folder in `leave_out`.
-    """
+    """Lists sha256, two spaces and path of each file below a folder, sorted by path, but for `SUMS` and `leave_out`."""
     lines = []
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
         name = path.relative_to(folder).as_posix()

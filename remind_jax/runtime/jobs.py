@@ -21,9 +21,7 @@ _LAST_LINES = 4096  # bytes of a log that its last line is looked for in
 
 
 class Slot(NamedTuple):
-    """What one process at a time may use: variables set for it, and the numbers of its processor cores; without them
-    the system places it.
-    """
+    """What one process at a time may use: variables, and its processor cores; without them the system places it."""
 
     environment: dict[str, str]
     cpus: tuple[int, ...] = ()
@@ -117,14 +115,9 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot], keep_open: Sequence[int]
 
 def _start(job: Job, slot: Slot, keep_open: Sequence[int]) -> subprocess.Popen:
     with open(job.log, "wb") as log:
-        process = subprocess.Popen(
-            job.command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **slot.environment},
-            pass_fds=tuple(keep_open),
-        )
+        streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
+        environment = {**os.environ, **slot.environment}
+        process = subprocess.Popen(job.command, **streams, env=environment, pass_fds=tuple(keep_open))
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # a process that has ended reads nothing
         pipe.write(job.text.encode("utf-8"))
     if slot.cpus and hasattr(os, "sched_setaffinity"):

@@ -328,10 +328,7 @@ def is_first() -> bool:
 
 
 def run_on_first(make: Callable[[], Any]) -> Any:
-    """Calls a function on process 0 alone and returns on all processes what it returned: JSON-able, a few MB at most.
-
-    Raises UserError: on all processes, if it is raised there.
-    """
+    """Calls a function on process 0 alone; all return its JSON-able value, at most a few MB, or raise its UserError."""
     client = _client()
     if client is None:
         return make()

@@ -25,11 +25,11 @@ class Stopped(KeyboardInterrupt):
 class Signals:
     """Turns the signals of `CODES` into `Stopped` while it is open: at once, or where `deferred`, when it is asked.
 
-    Only the main thread receives signals; elsewhere nothing changes.
+    Only the main thread receives signals; elsewhere nothing changes. `asked` is the signal that came first, or 0.
     """
 
     def __init__(self) -> None:
-        self._asked, self._deferred = 0, False
+        self.asked, self._deferred = 0, False
 
     def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()
@@ -49,18 +49,13 @@ class Signals:
         self._deferred = True
         try:
             yield
-            asked = agree(self._asked)
+            asked = agree(self.asked)
         finally:
             self._deferred = False
         if asked:
             raise Stopped(asked, agreed=True)
 
-    @property
-    def asked(self) -> int:
-        """The signal that came first; 0 while none has come."""
-        return self._asked
-
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._asked = self._asked or number
+        self.asked = self.asked or number
         if not self._deferred:
-            raise Stopped(self._asked)
+            raise Stopped(self.asked)

@@ -23,7 +23,7 @@ from remind_jax.data.dataset import Dataset
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictor import Predicted, tuning_metrics
-from remind_jax.runtime import files, progress
+from remind_jax.runtime import progress
 from remind_jax.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -257,8 +257,5 @@ def _report(
     report, table = reports.report_of(
         plain_config(config), data, probabilities, parameters=fitted.parameters, count=count, **facts
     )
-    with files.whole_file(folder.path / "predictions.parquet") as temporary:
-        table.write_parquet(temporary)
-    reports.write_html(folder.path / "report.html", report, [])
-    reports.write_json(folder.path / "report.json", report)
+    folder.finish(report, table)
     return report

@@ -29,9 +29,7 @@ _ROUNDING = 1e-12  # differences of fractions that are closer are the same
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a finished run has left for comparisons: its method as tables call it, seed, report.json,
-    predictions.parquet.
-    """
+    """What a finished run leaves for comparisons: its method as tables call it, seed, report, predictions."""
 
     method: str
     seed: int
@@ -81,10 +79,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Corrects p by Holm's step-down rule: the k-th smallest of m times m - k + 1, never falling, at most 1.
-
-    None stays None and does not count as a comparison.
-    """
+    """Corrects p by Holm: the k-th smallest of m times m - k + 1, never falling, at most 1; None is no comparison."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -168,9 +163,7 @@ class Replicates:
 
 
 def parts(run: Outcome) -> dict[str, np.ndarray]:
-    """Returns the row numbers of sets of held-out samples that are not empty: `all`, `head`, `tail` and each
-    combination.
-    """
+    """Returns the row numbers of sets of held-out samples, if any: `all`, `head`, `tail` and each combination."""
     names = np.array(run.predictions["group"].to_list(), dtype=object)
     tail = {row["group"] for row in run.report["groups"] if row["tail"]}
     in_tail = np.array([name in tail for name in names], bool)

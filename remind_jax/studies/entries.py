@@ -65,9 +65,7 @@ class Options(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What a command line asks to be run: the config, the methods, plain models or variants of a table, seeds and
-    options.
-    """
+    """What a command line asks to be run: a config, methods, plain models or variants, seeds, options."""
 
     given: cli.GivenConfig
     variants: Sequence[methods.Variant]
@@ -101,10 +99,7 @@ def add_options(parser: cli.Parser) -> None:
 
 
 def read_setup(values: argparse.Namespace, rest: Sequence[str]) -> Setup:
-    """Reads what to run off the options of `add_options` and the rest, which describes the config.
-
-    Raises UserError for anything that cannot be read.
-    """
+    """Reads the options of `add_options`, and the rest, which describes the config; a mistake is a UserError."""
     try:
         seeds = [int(seed) for seed in values.seeds.split(",")]
     except ValueError as error:

@@ -34,10 +34,7 @@ def tabulate(
     resamples: int,
     failures: Sequence[str] = (),
 ) -> None:
-    """Writes the tables and the page of finished runs into a folder, made where it is missing, and prints the tables.
-
-    The other arguments are those of `results.collect`. Raises UserError: the folder cannot be written.
-    """
+    """Writes tables and page into a folder, arguments as for `results.collect`; UserError: it cannot be written."""
     with progress.make(len(outcomes), "bootstrap") as bar:
         found = collect(outcomes, methods, baselines, resamples=resamples, failures=failures, count=bar.count)
     with files.writing(folder):

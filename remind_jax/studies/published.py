@@ -31,18 +31,14 @@ class Figure(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What the paper says of a data set, a key of `MODALITIES`; its figures do not apply to a `twin`, a synthetic
-    stand-in.
-    """
+    """What the paper says of a data set, a key of `MODALITIES`; nothing of a `twin`, a synthetic stand-in."""
 
     dataset: str
     twin: bool
 
     def figure(self, method: str, modalities: Collection[str] | None, metric: str) -> Figure | None:
-        """Returns a figure (`accuracy` or `macro_f1`) of a preset or variant for a combination; None where the paper
-        has none.
-
-        `modalities` None means all samples.
+        """Returns `accuracy` or `macro_f1` of a method or variant for a combination, for all samples with None, if
+        known.
         """
         names = MODALITIES[self.dataset]
         if modalities is None:

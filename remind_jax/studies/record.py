@@ -78,9 +78,7 @@ class Record:
             self._save()
 
     def add_spans(self, spans: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-        """Takes the times of runs from those who ran them, instead of what was known: by run, from when to when, in
-        seconds.
-        """
+        """Takes the times of runs from those who ran them: by run, from when to when, in seconds by one clock."""
         for run, own in spans.items():
             if own:
                 self._value["runs"][run]["seconds"] = round(sum(stop - start for start, stop in own), 2)
@@ -93,9 +91,7 @@ class Record:
         self._save()
 
     def close(self, *, data: str, failed: Sequence[str], seconds: float, folders: Sequence[pathlib.Path]) -> None:
-        """Adds what is known once the tables are written: data set, runs that failed, seconds, environment of a
-        finished run.
-        """
+        """Adds what is known with the tables: data, failed runs, seconds, environment of a finished run."""
         found = [file for folder in folders if (file := folder / "environment.json").exists()]
         environment = json.loads(found[0].read_text(encoding="utf-8")) if found else None
         self._value |= {"data": data, "failed": list(failed), "environment": environment}

@@ -182,10 +182,6 @@ def _combination_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Pu
     for name, entries in found.items():
         by_seed = {run.seed: row for run, row in entries}  # the split is the seed's, whatever the method
         shares = [row["train_fraction"] for row in by_seed.values()]
-        cells = {
-            figure: {m: _spread([row[figure] for run, row in entries if run.method == m]) for m in methods}
-            for figure in TITLES
-        }
         modalities = tuple(entries[0][1]["modalities"])
         rows.append(
             Row(
@@ -195,7 +191,7 @@ def _combination_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Pu
                 sum(row["n_train"] for row in by_seed.values()) / len(by_seed),
                 sum(shares) / len({run.seed for run in runs}),
                 2 * sum(row["tail"] for row in by_seed.values()) >= len(by_seed),
-                cells,
+                _cells([(run.method, row) for run, row in entries], methods),
                 _published(paper, methods, modalities),
             )
         )
@@ -205,10 +201,7 @@ def _combination_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Pu
 def _whole_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Published | None) -> list[Row]:
     rows = []
     for label, section in WHOLES:
-        cells = {
-            figure: {m: _spread([run.report[section][figure] for run in runs if run.method == m]) for m in methods}
-            for figure in TITLES
-        }
+        cells = _cells([(run.method, run.report[section]) for run in runs], methods)
         by_seed = {run.seed: run.report for run in runs}
         n = tuple(
             _size(report, section) for report in by_seed.values() if not section.endswith(("mean", "worst_group"))
@@ -222,8 +215,17 @@ def _size(report: Mapping[str, Any], section: str) -> int:
     return report["n"] if section == "overall" else report[section]["n"]
 
 
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    return spread(None if value is None else 100.0 * value for value in values)
+def percent(value: float | None) -> float | None:
+    """Returns a fraction in percent; None stays."""
+    return None if value is None else 100.0 * value
+
+
+def _cells(figures: Sequence[tuple[str, Mapping[str, Any]]], methods: Sequence[str]) -> Cells:
+    """Spreads the figures of runs, given with their methods, over seeds."""
+    return {
+        figure: {m: spread(percent(found[figure]) for method, found in figures if method == m) for m in methods}
+        for figure in TITLES
+    }
 
 
 def _published(
@@ -250,4 +252,4 @@ def run_figures(report: Mapping[str, Any]) -> dict[str, float | None]:
         "auroc": report["overall"]["auroc"],
         "tail_auroc": report["tail_pooled"]["auroc"],
     }
-    return {name: None if value is None else 100.0 * value for name, value in values.items()}
+    return {name: percent(value) for name, value in values.items()}

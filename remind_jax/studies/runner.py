@@ -98,10 +98,7 @@ class _Sweep:
 
 @contextlib.contextmanager
 def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
-    """Lets runs that differ in the seed alone compile once, unless the user keeps compiled programs elsewhere.
-
-    Runs in other processes than this one (`here`) read the environment.
-    """
+    """Lets runs compile once, in this process (`here`) or others, unless the user keeps programs elsewhere."""
     import jax
 
     if jax.config.jax_compilation_cache_dir:  # which JAX takes from the environment, too

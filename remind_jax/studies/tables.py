@@ -16,7 +16,7 @@ from remind_jax.evaluation.samples import Samples
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Difference, Spread, spread
 from remind_jax.studies.published import Figure
-from remind_jax.studies.results import SUMMARY, TITLES, WHOLES, Results, Row, run_figures
+from remind_jax.studies.results import SUMMARY, TITLES, WHOLES, Results, Row, percent, run_figures
 
 PART_TITLES = {"all": "all samples", "head": "head, pooled", "tail": "tail, pooled"}
 
@@ -27,7 +27,7 @@ def runs_csv(results: Results) -> str:
     rows = [
         {"method": run.method, "seed": run.seed}
         | run_figures(run.report)
-        | {name: _percent(run.report["overall"][name]) for name in overall}
+        | {name: percent(run.report["overall"][name]) for name in overall}
         | {"n": run.report["n"], "parameters": run.report["parameters"]}
         for run in results.runs
     ]
@@ -65,7 +65,7 @@ def differences_csv(results: Results) -> str:
     rows = []
     for baseline, found in results.differences.items():
         for (part, figure, method), value in found.items():
-            points = {name: _percent(getattr(value, name)) for name in ("mean", "low", "high", "sd")}
+            points = {name: percent(getattr(value, name)) for name in ("mean", "low", "high", "sd")}
             rest = {name: getattr(value, name) for name in ("p", "p_holm", "p_seeds", "wins", "n")}
             rows.append({"samples": part, "figure": figure, "method": method, "baseline": baseline} | points | rest)
     names = ["samples", "figure", "method", "baseline", *Difference._fields]
@@ -85,17 +85,13 @@ def calibration_row(results: Results, method: str) -> dict[str, Spread | None]:
     curves = [report["calibration"] for report in reports]
     sure = [sum(b["n"] * b["confidence"] for b in c) / sum(b["n"] for b in c) if c else None for c in curves]
     found = {"confidence": sure, **{name: [r["overall"][name] for r in reports] for name in ("accuracy", "ece")}}
-    return {name: spread(_percent(value) for value in values) for name, values in found.items()}
+    return {name: spread(percent(value) for value in values) for name, values in found.items()}
 
 
 def calibration_csv(results: Results) -> str:
     """Writes one row a method and bin of its reliability curve."""
     rows = [{"method": method} | b for method in results.methods for b in calibration(results, method)]
     return _csv(["method", "low", "high", "n", "confidence", "accuracy"], rows)
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100.0 * value
 
 
 def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -227,14 +223,19 @@ def _figure_table(results: Results, figure: str, most_rows: int) -> list[str]:
     rows = results.combinations
     hidden = len(rows) - most_rows if most_rows and len(rows) > most_rows else 0
     for row in (*rows[: len(rows) - hidden], *results.rows[len(rows) :]):
-        top = best(row, figure)
-        cells = []
-        for method in results.methods:
-            text = spread_text(row.cells[figure][method])
-            text = f"**{text}**" if method in top else text
-            cells.append(" ".join(filter(None, [text, published_text(row.published.get(figure, {}).get(method))])))
+        cells = _cells(results, row, figure, "**{}**")
         lines.append(line([_escape_markdown(row.label), "tail" if row.tail else "", size_text(row.n), *cells]))
     return lines if not hidden else [*lines, "", f"{hidden} rarer combinations are in table.md."]
+
+
+def _cells(results: Results, row: Row, figure: str, bold: str) -> list[str]:
+    """Writes a cell for each method, with the paper's figure behind ours; `bold` is the form of the best ones."""
+    top, cells = best(row, figure), []
+    for method in results.methods:
+        text = spread_text(row.cells[figure][method])
+        text = bold.format(text) if method in top else text
+        cells.append(" ".join(filter(None, [text, published_text(row.published.get(figure, {}).get(method))])))
+    return cells
 
 
 def difference_columns(results: Results, baseline: str) -> list[tuple[str, str]]:
@@ -297,12 +298,7 @@ def latex(results: Results) -> str:
 def _latex_rows(results: Results, figure: str) -> list[str]:
     rows = [" & ".join(["Combination", "", "$n$", *map(escape_latex, results.methods)])]
     for row in results.rows:
-        top = best(row, figure)
-        cells = []
-        for method in results.methods:
-            text = spread_text(row.cells[figure][method])
-            text = f"\\textbf{{{text}}}" if method in top else text
-            cells.append(" ".join(filter(None, [text, published_text(row.published.get(figure, {}).get(method))])))
+        cells = _cells(results, row, figure, "\\textbf{{{}}}")
         text = " & ".join([escape_latex(row.label), "tail" if row.tail else "", size_text(row.n), *cells])
         rows.append(f"\\midrule\n{text}" if row.label == WHOLES[0][0] else text)
     return rows
@@ -310,20 +306,8 @@ def _latex_rows(results: Results, figure: str) -> list[str]:
 
 def _latex_table(caption: str, label: str, columns: str, rows: Sequence[str]) -> str:
     body = " \\\\\n".join(rows[1:])
-    return "\n".join(
-        [
-            "\\begin{table}",
-            "\\centering",
-            f"\\caption{{{escape_latex(caption)}}}",
-            f"\\label{{{label}}}",
-            "\\resizebox{\\linewidth}{!}{%",
-            f"\\begin{{tabular}}{{{columns}}}",
-            "\\toprule",
-            f"{rows[0]} \\\\",
-            "\\midrule",
-            f"{body} \\\\",
-            "\\bottomrule",
-            "\\end{tabular}}",
-            "\\end{table}",
-        ]
+    return (
+        f"\\begin{{table}}\n\\centering\n\\caption{{{escape_latex(caption)}}}\n\\label{{{label}}}\n"
+        f"\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{rows[0]} \\\\\n"
+        f"\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}"
     )

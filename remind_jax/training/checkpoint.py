@@ -76,10 +76,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, item_names=("arrays", "record"), options=options)
 
     def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:
-        """Saves in the background; `arrays` must be host copies that nobody writes to afterwards.
-
-        Raises UserError: the save before, or this one, failed twice.
-        """
+        """Saves host copies that must not change, in the background. Raises UserError: it or the last failed twice."""
         self._settle()
         self._whole.discard(step)
         self._saving = step, arrays, record

@@ -34,6 +34,8 @@ _VERSION = "1"
 _PAYS_FROM = 2.0  # epochs of a stage: filling costs about one
 _FREE = 0.5  # share of the free device memory that features may take
 
+_WHERE = {"memory": "in memory", "device": "in device memory", "disk": "on disk"}
+
 Say = Callable[[str], None]
 Pieces = Iterator[tuple[str, np.ndarray]]
 
@@ -113,7 +115,8 @@ def stores_of(
     for split, layout in layouts.items():
 
         def encode(split: str = split, layout: Mapping[str, _Layout] = layout) -> Pieces:
-            bar.say(f"Encoding the {split} rows once for stage {stage.name}: {_size(layout)} {_WHERE[kind]}")
+            size = sum(one.nbytes for one in layout.values()) / 2**20
+            bar.say(f"Encoding the {split} rows once for stage {stage.name}: {size:,.1f} MiB {_WHERE[kind]}")
             return _encoded(config, network, params, data.stores[split], layout, bar)
 
         arrays = _from_disk(folder / split, layout, encode, bar.say) if kind == "disk" else _in_memory(layout, encode())
@@ -125,9 +128,6 @@ def stores_of(
     if kind == "disk" and stage.start > 0:
         processes.wait()  # for those that still read them
         shutil.rmtree(folder, ignore_errors=True)
-
-
-_WHERE = {"memory": "in memory", "device": "in device memory", "disk": "on disk"}
 
 
 def _trunks(config: Any, stage: Stage, data: datasets.Dataset) -> list[str]:
@@ -154,10 +154,6 @@ def _layouts(
         else:
             layouts[name] = _Layout(name, presence[:, i], spec.shape, spec.dtype)
     return layouts
-
-
-def _size(layout: Mapping[str, _Layout]) -> str:
-    return f"{sum(one.nbytes for one in layout.values()) / 2**20:,.1f} MiB"
 
 
 def _kind(config: Any, needed: int, say: Say) -> str:

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from remind_jax.models.model import Params
 from remind_jax.training import row_adamw
-
-Params = dict[str, jax.Array]
 
 DECAYED = ("weights", "all")
 """What weight decay can shrink: all but biases and norm scales, or everything."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from remind_jax.data.findings import listed
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.runtime import progress
 from remind_jax.training.run_folder import RunFolder
@@ -130,18 +131,14 @@ class Recorder:
         groups = [name for name, is_guilty in zip(self._groups, guilty, strict=True) if is_guilty]
         cursor.blamed += [name for name in groups if name not in cursor.blamed]
         if cursor.in_a_row == 1:
-            self._say(f"step {step} is not finite and rejected: {', '.join(wrong)}, in combinations {_some(groups)}")
+            self._say(f"step {step} is not finite and rejected: {', '.join(wrong)}, in combinations {listed(groups)}")
         if cursor.in_a_row >= self._max_rejected:
             raise NotFiniteError(
                 f"{cursor.in_a_row} steps in a row, up to step {step}, were not finite and rejected: "
-                f"{', '.join(wrong)}, in combinations {_some(cursor.blamed)}. Lower optim.lr, set optim.clip or look "
+                f"{', '.join(wrong)}, in combinations {listed(cursor.blamed)}. Lower optim.lr, set optim.clip or look "
                 "at these samples"
             )
 
 
 def _named(name: str, parts: Sequence[str], values: np.ndarray) -> dict[str, float]:
     return {f"{name}/{part}": float(x) for part, x in zip(parts, values, strict=True)}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

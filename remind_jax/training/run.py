@@ -20,7 +20,7 @@ from remind_jax.inference import gate, model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
 from remind_jax.models.model import Params
 from remind_jax.models.network import Network, check_fusion, initial_params
-from remind_jax.runtime import devices, files, processes, progress
+from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.training import frozen_features
 from remind_jax.training.loop import Position, Trainer
@@ -80,10 +80,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dic
 
 
 def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals: Signals | None = None) -> Trainer:
-    """Puts together what a config says of a run; `signals` ask it to stop.
-
-    Raises UserError: the settings do not fit the data or the devices.
-    """
+    """Puts together what a config says of a run. Raises UserError: it does not fit the data or the devices."""
     _check_tuning(config, data)
     num_train = len(data.stores["train"])
     stages = plan_stages(config, num_train, data.inputs)
@@ -174,11 +171,7 @@ def _report(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progres
         config.to_dict(), data, predicted.probabilities, parameters=model.parameters, count=bar.count, **facts
     )
     model_folder.write(model, folder.path / model_folder.FOLDER)
-    with files.whole_file(folder.path / "predictions.parquet") as temporary:
-        table.write_parquet(temporary)
-    reports.write_html(folder.path / "report.html", report, folder.history())
-    # Last, because a run counts as finished once it is there.
-    reports.write_json(folder.path / "report.json", report)
+    folder.finish(report, table)
     return report
 
 

@@ -5,18 +5,16 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
+
+from remind_jax.config import leaves
+from remind_jax.data.findings import listed
 from remind_jax.errors import UserError
+from remind_jax.evaluation import report as reports
 from remind_jax.runtime import files
 from remind_jax.training.tensorboard import EventFiles
 
 _FREE = "train.tensorboard"  # the key that may change in a folder: it says what is written, not what is computed
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
 
 
 class RunFolder:
@@ -48,17 +46,16 @@ class RunFolder:
             self._write_json("config.json", self.config)
             return
         try:
-            before = _flat(json.loads(file.read_text(encoding="utf-8")))
+            before = dict(leaves(json.loads(file.read_text(encoding="utf-8"))))
         except ValueError as error:
             raise UserError(f"{file} is not JSON: choose another workdir") from error
-        now = _flat(self.config)
+        now = dict(leaves(self.config))
         changed = sorted(key for key in (before.keys() | now.keys()) - {_FREE} if before.get(key) != now.get(key))
         if changed and not self._started():
             self._write_json("config.json", self.config)
         elif changed:
-            differences = ", ".join(f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:8])
-            more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
-            raise UserError(f"workdir {self.path} holds a run with another config: {differences}{more}")
+            differences = [f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)" for key in changed]
+            raise UserError(f"workdir {self.path} holds a run with another config: {listed(differences, 8)}")
 
     def _started(self) -> bool:
         """Tells whether anything was trained here; a command that failed before that leaves nothing to protect."""
@@ -87,6 +84,13 @@ class RunFolder:
         """Reads the report of a finished run, None while there is none."""
         file = self.path / "report.json"
         return json.loads(file.read_text(encoding="utf-8")) if self.writes and file.exists() else None
+
+    def finish(self, report: Mapping[str, Any], predictions: pl.DataFrame) -> None:
+        """Writes predictions, page and, last, report.json: a run counts as finished once it is there."""
+        with files.whole_file(self.path / "predictions.parquet") as temporary:
+            predictions.write_parquet(temporary)
+        reports.write_html(self.path / "report.html", report, self.history())
+        reports.write_json(self.path / "report.json", report)
 
     def rewind(self, step: int) -> None:
         """Forgets the records after `step`, which a resumed run writes again, and a last line cut by a kill."""

@@ -38,10 +38,7 @@ class Stage(NamedTuple):
 
 
 def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]) -> list[Stage]:
-    """Plans the stages of a run and their lengths in steps for `num_train` training samples.
-
-    Methods without group routers train in one joint stage, unless `train.baselines_two_stage` holds.
-    """
+    """Plans the stages of a run; methods without group routers have one, unless `train.baselines_two_stage` holds."""
     train, fusion = config.train, config.fusion
     per_epoch = num_train / train.batch_size
     stop = max(1, round(train.epochs * per_epoch))

@@ -55,18 +55,18 @@ class Found(NamedTuple):
     Attributes:
       loss_sum, count: sums of losses and samples of each combination, [g].
       open_sum: sum of the shares of tokens with an open gate, ().
-      norm: of the gradient, ().
       statistics: new running statistics of batch norms, by path; empty where they rest.
       extra: metrics of single objectives, () each.
+      norm: of the gradient, (), once it is known.
       rows: of tables of combinations, to which their gradients belong, [r]; None where those are of whole tables.
     """
 
     loss_sum: jax.Array
     count: jax.Array
     open_sum: jax.Array
-    norm: jax.Array
     statistics: Params
     extra: dict[str, jax.Array]
+    norm: jax.Array | None = None
     rows: jax.Array | None = None
 
 
@@ -115,19 +115,9 @@ class _Samples(NamedTuple):
     unhidden: jax.Array | None
 
 
-class _Sums(NamedTuple):
-    """What a pass finds next to its value; the fields are those of `Found`."""
-
-    loss_sum: jax.Array
-    count: jax.Array
-    open_sum: jax.Array
-    statistics: Params
-    extra: dict[str, jax.Array]
-
-
 def _make_value(
     network: Network, objective: Objective, transforms: Transforms, stage: Stage, precision: str
-) -> Callable[..., tuple[jax.Array, _Sums]]:
+) -> Callable[..., tuple[jax.Array, Found]]:
     """Makes the loss of a step, a function whose gradient is this device's part of the step's.
 
     It maps (trained parameters, samples, factors [g] or None for those of these samples, state, frozen parameters,
@@ -153,13 +143,13 @@ def _make_value(
         for name, penalty in objective.penalties.items():
             extra[f"train/{name}"], term = penalty(of)
             found = found + term
-        return found, _Sums(loss_sum, count, open_sum, output.statistics, extra)
+        return found, Found(loss_sum, count, open_sum, output.statistics, extra)
 
     return value
 
 
 def _make_gradient(
-    value: Callable[..., tuple[jax.Array, _Sums]],
+    value: Callable[..., tuple[jax.Array, Found]],
     network: Network,
     objective: Objective,
     transforms: Transforms,
@@ -182,7 +172,7 @@ def _make_gradient(
             seen = {**batch, "group": local}
         samples = _Samples(seen, batch, keys, unhidden)
 
-        def find(samples: _Samples, share: jax.Array | None) -> tuple[Params, _Sums]:
+        def find(samples: _Samples, share: jax.Array | None) -> tuple[Params, Found]:
             return jax.grad(value, has_aux=True)(params, samples, share, state, frozen, axis_name)
 
         if options.accumulate == 1:
@@ -194,7 +184,7 @@ def _make_gradient(
             slopes, sums = _summed(lambda part: find(part, share), _parts(samples, options.accumulate))
         slopes = total(optax.tree.cast(slopes, options.gradient))
         norm = optax.tree.norm(optax.tree.cast(slopes, jnp.float32))
-        return slopes, Found(norm=norm, rows=rows, **sums._asdict())
+        return slopes, sums._replace(norm=norm, rows=rows)
 
     return gradient
 

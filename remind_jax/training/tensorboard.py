@@ -16,9 +16,7 @@ class EventFiles:
     """
 
     def __init__(self, folder: pathlib.Path):
-        """Writes nothing yet; what is in the folder goes at the first record. Raises UserError: tensorboardX is not
-        installed.
-        """
+        """Writes nothing yet; the first record empties the folder. Raises UserError: tensorboardX is not installed."""
         try:
             from tensorboardX import event_file_writer
             from tensorboardX.proto import event_pb2, summary_pb2

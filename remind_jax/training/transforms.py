@@ -46,8 +46,8 @@ def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
 def modality_dropout(samples: float, modalities: float, masks: np.ndarray) -> Callable[[Batch, jax.Array], Batch]:
     """Makes modality dropout: a share of the samples loses modalities, and has the combination of what is left.
 
-    Such a sample loses each with the probability `modalities`; one always stays. `masks` are the combinations, bool [g,
-    m].
+    Such a sample loses each with the probability `modalities`; one always stays. `masks` bool [g, m] are the
+    combinations.
     """
 
     def hide(batch: Batch, keys: jax.Array) -> Batch:

@@ -53,9 +53,8 @@ class Choice(NamedTuple):
 
 
 def parse_unfreeze(text: str) -> tuple[tuple[str, ...], float]:
-    """Reads `--unfreeze`: names of `PARTS` in their order, and the share of the experts.
-
-    Raises UserError: a part is unknown or named twice, or does not go with the others.
+    """Reads names of `PARTS` and the share of experts. Raises UserError: a part is unknown, twice, or not to be
+    combined.
     """
     parts, share = [], 0.0
     for item in filter(None, (piece.strip() for piece in text.split(","))):

@@ -42,18 +42,13 @@ class ResNetEncoder(ResidualEncoder):
     """Encodes images as t tokens of width d, pieces of one pooled vector and thus of the whole image each."""
 
     def __init__(self, shape: tuple[int, ...], *, size: str, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
-        """Declares the weights; images may have all sides, as the network ends in an average, and `size` is a key of
-        `SIZES`.
-        """
+        """Declares the weights; images have any sides: the network ends in an average; `size` is a key of `SIZES`."""
         del shape
         super().__init__(SIZES[size], pixels.IMAGENET, tokens=tokens, width=width, dropout=dropout, rngs=rngs)
 
 
 def checkpoint_layout(size: str) -> dict[str, Tensor]:
-    """Tells where published files hold the trunk, in the names of torchvision (and timm) or of transformers.
-
-    Tensors are by path below the encoder, see `pretrained.load`; `size` is a key of `SIZES`.
-    """
+    """Tells where published files hold the trunk, in the names of torchvision (and timm) or transformers, by path."""
 
     def unit(stage: int, block: int, place: int | None) -> tuple[tuple[str, str], ...]:
         vision, hugging = f"layer{stage + 1}.{block}", f"encoder.stages.{stage}.layers.{block}"

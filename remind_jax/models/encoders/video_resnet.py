@@ -1,5 +1,6 @@
 """3D ResNet for volumes, torchvision's r3d_18 (Tran et al. 2018; REMIND section 7.4.1)."""
 
+import functools
 from typing import Any
 
 from flax import nnx
@@ -9,28 +10,18 @@ from remind_jax.models.encoders.residual import Dimensions, ResidualEncoder
 from remind_jax.models.pretrained import Tensor
 from remind_jax.ops import pixels
 
+_basic_blocks = functools.partial(Dimensions, windows=(3, 3), pool=False, expansion=1)
 # The first stage keeps the frames; each of the others halves them, as it does height and width.
 SIZES = {
-    "small": Dimensions(
-        stem=(3, 3, 3),
-        stem_strides=(2, 2, 2),
-        stem_width=8,
-        pool=False,
-        windows=(3, 3),
-        blocks=(1, 1, 2),
-        widths=(8, 16, 32),
-        expansion=1,
-        adapter=64,
+    "small": _basic_blocks(
+        stem=(3, 3, 3), stem_strides=(2, 2, 2), stem_width=8, blocks=(1, 1, 2), widths=(8, 16, 32), adapter=64
     ),
-    "18": Dimensions(
+    "18": _basic_blocks(
         stem=(3, 7, 7),
         stem_strides=(1, 2, 2),
         stem_width=64,
-        pool=False,
-        windows=(3, 3),
         blocks=(2, 2, 2, 2),
         widths=(64, 128, 256, 512),
-        expansion=1,
         adapter=512,
     ),
 }
@@ -42,9 +33,7 @@ class VideoResNetEncoder(ResidualEncoder):
     """Encodes volumes as t tokens of width d, pieces of one pooled vector and thus of the whole volume each."""
 
     def __init__(self, shape: tuple[int, ...], *, size: str, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
-        """Declares the weights; volumes may have all sides, as the network ends in an average; `size` is a key of
-        `SIZES`.
-        """
+        """Declares the weights; volumes have any sides: the network ends in an average; `size` is a key of `SIZES`."""
         del shape
         super().__init__(SIZES[size], pixels.KINETICS, tokens=tokens, width=width, dropout=dropout, rngs=rngs)
 

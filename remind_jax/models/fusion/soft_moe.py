@@ -76,10 +76,7 @@ def has_measured_gate(spec: FusionSpec) -> bool:
 
 
 class FusionBlock(nnx.Module):
-    """What all fusion blocks share: self-attention over all tokens, and the weights of experts.
-
-    `penalised` tells whether the block returns sums that `sparse_moe.block_penalty` takes.
-    """
+    """Attention over all tokens, and experts; a `penalised` block returns sums for `sparse_moe.block_penalty`."""
 
     penalised = False
 

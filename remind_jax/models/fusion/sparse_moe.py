@@ -86,10 +86,7 @@ class SparseMoEBlock(FusionBlock):
     def __call__(
         self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str, keys: jax.Array | None
     ) -> Routed:
-        """Fuses tokens [b, n, d]; `mask` [b, n] is False at those that attention hides; there is no gate.
-
-        Random keys [b] turn dropout and the noise of routing on.
-        """
+        """Fuses tokens [b, n, d]; `mask` [b, n] is False where attention hides; keys [b] turn dropout and noise on."""
         del gate
         spec = self.spec
         x = x + dropout(self.attend(self.attention_norm(x), mask), keys, spec.dropout, salt=0)
