@@ -142,6 +142,7 @@ def initial_params(config: Any, network: Network, inputs: Mapping[str, ModalityI
     """Makes the weights that a run starts from, on the host. Raises UserError: a published file cannot be used."""
     init = jax.jit(network.init, compiler_options=_QUICK)
     params = host_copy(init(jax.random.key(config.seed)))
+    sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
     one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
-    published = load_pretrained(model_spec(config), inputs, config.pretrained, one)
+    published = load_pretrained(model_spec(config), inputs, sources, one)
     return params | {path: np.broadcast_to(x, np.shape(params[path])) for path, x in published.items()}
