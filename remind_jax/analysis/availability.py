@@ -1,17 +1,17 @@
-"""Shows the modality combinations, how accuracy follows their frequency, and whether missingness tells the label.
+"""Which modality combinations there are, how accuracy follows their frequency, and whether missingness tells the label.
 
     python -m remind_jax.analysis.availability --workdir=RUN [--also=RUN2,RUN3]
 
-    --also=RUN2,…     further runs on the same data, whose accuracies are drawn next to it
+    --also=RUN2,…     further runs on the same data, whose accuracies are drawn beside it
 
 REMIND figure 1 (a, b), and the audit of W104. Writes under RUN/analysis: availability.csv (each combination with its
 train count, and its held-out accuracy with an exact binomial interval), availability_audit.csv (area under the ROC
-curve of a logistic regression from presence of modalities to the label, cross-validated by patient on the rows that
-are not held out), .png and .svg. How to read the result: docs/analyses.md.
+curve of a logistic regression from what is present to the label, cross-validated by patient on the rows that are not
+held out), .png and .svg. How to read the result: docs/analyses.md.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,13 +22,8 @@ from remind_jax.analysis.opening import Run
 from remind_jax.data import groups as combinations
 from remind_jax.data import splits
 from remind_jax.data.check import AUDIT_ROWS, INFORMATIVE_AUROC
-from remind_jax.errors import UserError
 from remind_jax.evaluation import figures, intervals
 from remind_jax.evaluation.names import short_names
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 NAME = "availability"
 COLUMNS = (
@@ -39,13 +34,10 @@ AUDIT_COLUMNS = ("run", "seed", "presence_of", "present_fraction", "n", "auroc",
 
 
 class Accuracy(NamedTuple):
-    """One run's accuracies.
+    """One run's figures: its title, and the rows of the table, most frequent first.
 
-    Attributes:
-      title: title of the run.
-      rows: rows of the table, the most frequent first.
-      pooled: accuracy of all head samples and of all tail samples, by `tail`; None without samples.
-      correlation: Spearman's correlation of accuracy and train count over combinations that have both.
+    `pooled` is the accuracy of all head samples and of all tail samples, by `tail`, None without any; `correlation` is
+    Spearman's, of accuracy and train count over combinations that have both.
     """
 
     title: str
@@ -55,9 +47,9 @@ class Accuracy(NamedTuple):
 
 
 def accuracy_rows(report: dict[str, Any]) -> list[Row]:
-    """Returns each combination of a report with its rank by train count, and its accuracy with the exact interval.
+    """Each combination of a report with its rank by train count, and its accuracy with the exact interval.
 
-    The report's own intervals are bootstraps where there are enough samples; exact ones are comparable throughout.
+    The report's own intervals are bootstraps where there are enough samples; exact ones throughout can be compared.
     """
     rows = []
     ordered = sorted(report["groups"], key=lambda row: -row["n_train"])
@@ -73,7 +65,7 @@ def accuracy_rows(report: dict[str, Any]) -> list[Row]:
 
 
 def rank_correlation(rows: Sequence[Row]) -> float:
-    """Returns Spearman's correlation of train count and accuracy over combinations with both; nan with fewer than 3."""
+    """Spearman's correlation of train count and accuracy over combinations that have both; nan with fewer than 3."""
     from scipy.stats import spearmanr
 
     known = [(row["n_train"], row["accuracy"]) for row in rows if row["n"] and row["n_train"]]
@@ -83,9 +75,9 @@ def rank_correlation(rows: Sequence[Row]) -> float:
 
 
 def audit(run: Run) -> list[Row]:
-    """Measures how well the label can be told from presence: of all modalities together, then of each alone.
+    """How well the label can be told from which modalities are present: all together, then each by itself.
 
-    Rows are those of W104: rows that are not held out, thinned to `check.AUDIT_ROWS`.
+    Rows are those that W104 looks at: what is not held out, thinned to `check.AUDIT_ROWS`.
     """
     manifest = run.data.manifest
     rows = np.flatnonzero(np.isin(run.data.split, (splits.TRAIN, splits.TUNING)))
@@ -105,15 +97,15 @@ def audit(run: Run) -> list[Row]:
 
 
 def read(run: Run, title: str) -> Accuracy:
-    """Reads one run's accuracies from its report."""
+    """One run's figures, from its report."""
     report = run.model.report
     rows = accuracy_rows(report)
     pooled = {side: report[f"{name}_pooled"]["accuracy"] for side, name in SIDES.items()}
     return Accuracy(title, rows, pooled, rank_correlation(rows))
 
 
-def summary(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
-    """Returns the summary for a terminal."""
+def text(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
+    """The summary for a terminal."""
 
     def cell(value: float | None, form: str = ".3f") -> str:
         return "-" if value is None or np.isnan(value) else format(value, form)
@@ -127,9 +119,8 @@ def summary(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
         f"{'accuracy':<34} {'head':>6} {'tail':>6}  rank correlation with train count",
     ]
     for one in found:
-        lines.append(
-            f"{one.title:<34} {cell(one.pooled[False]):>6} {cell(one.pooled[True]):>6}  {cell(one.correlation, '+.2f')}"
-        )
+        head, tail = (cell(one.pooled[side]) for side in SIDES)
+        lines.append(f"{one.title:<34} {head:>6} {tail:>6}  {cell(one.correlation, '+.2f')}")
     whole = audited[0]["auroc"]
     verdict = "cannot be computed" if whole is None else f"has AUROC {whole:.2f}"
     if whole is not None:
@@ -138,18 +129,16 @@ def summary(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-NAMED = 30  # with more combinations, the bars of the rank plot have no names
+NAMED = 30  # combinations named in the rank plot; more are bars without names
 LEAST_X = 0.7  # left end of a bar, since a logarithmic axis has no zero
-UNSEEN_X = 0.5  # place of combinations without training samples
+UNSEEN_X = 0.5  # where combinations without training samples stand
 
 
-def draw(found: Sequence[Accuracy], audited: Sequence[Row], declared: Sequence[str]) -> "Figure":
-    """Draws train counts by rank, a panel for each run with accuracy over train count, and the audit."""
-    from matplotlib.figure import Figure
-
+def draw(found: Sequence[Accuracy], audited: Sequence[Row], declared: Sequence[str]) -> "command.Figure":
+    """Train counts by rank; accuracy over train count, a panel a run; the audit."""
     rows = [row for row in found[0].rows if row["n_train"]]
     height = max(3.1, 1.3 + 0.19 * min(max(len(rows), len(audited)), NAMED))
-    figure = Figure(figsize=(7.4 + 2.9 * len(found), height), layout="constrained")
+    figure = command.new_figure(7.4 + 2.9 * len(found), height)
     axes = figure.subplots(1, 2 + len(found), width_ratios=[2.2, *[2.6] * len(found), 1.7])
     draw_ranks(axes[0], rows, declared)
     for axis, one in zip(axes[1:-1], found, strict=True):
@@ -159,8 +148,8 @@ def draw(found: Sequence[Accuracy], audited: Sequence[Row], declared: Sequence[s
     return figure
 
 
-def log_scale(axis: "Axes") -> None:
-    """Makes a logarithmic axis of training samples with plain numbers."""
+def log_scale(axis: "command.Axes") -> None:
+    """A logarithmic axis of training samples with plain numbers."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis.set(xscale="log", xlabel="training samples (log scale)")
@@ -170,8 +159,8 @@ def log_scale(axis: "Axes") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def draw_ranks(axis: "Axes", rows: Sequence[Row], declared: Sequence[str]) -> None:
-    """Draws the train count of every combination on a log scale, the most frequent at the top."""
+def draw_ranks(axis: "command.Axes", rows: Sequence[Row], declared: Sequence[str]) -> None:
+    """Train count of every combination on a log scale, most frequent at the top."""
     ranks, tail = [row["rank"] for row in rows], [row["tail"] for row in rows]
     for row in rows:
         look = {"facecolor": "white", "hatch": "//////"} if row["tail"] else {"facecolor": COLOURS[False]}
@@ -190,8 +179,8 @@ def draw_ranks(axis: "Axes", rows: Sequence[Row], declared: Sequence[str]) -> No
     axis.set_title("Modality combinations", fontsize=10, fontweight="bold")
 
 
-def draw_accuracy(axis: "Axes", found: Accuracy) -> None:
-    """Draws the accuracy of every combination with held-out samples over its train count."""
+def draw_accuracy(axis: "command.Axes", found: Accuracy) -> None:
+    """Accuracy of every combination with held-out samples over its train count."""
     known = [row for row in found.rows if row["n"]]
     for row in known:
         x, colour = row["n_train"] or UNSEEN_X, COLOURS[row["tail"]]
@@ -215,8 +204,8 @@ def draw_accuracy(axis: "Axes", found: Accuracy) -> None:
     axis.grid(axis="y", color=GRID, lw=0.6)
 
 
-def draw_audit(axis: "Axes", audited: Sequence[Row]) -> None:
-    """Draws the area under the ROC curve of presence, all modalities first."""
+def draw_audit(axis: "command.Axes", audited: Sequence[Row]) -> None:
+    """Area under the ROC curve of presence, all modalities first."""
     for y, row in enumerate(audited):
         if row["auroc"] is None:
             words = "always there" if row["present_fraction"] == 1.0 else "-"
@@ -245,15 +234,14 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     paths, _ = cli.parse_runs(arguments)
     runs = list(opening.open_runs(paths))
-    if len({run.data.groups.modalities for run in runs}) > 1:
-        raise UserError("the runs are of different modalities: their combinations cannot stand side by side")
+    opening.check_comparable(runs)
     found = [read(run, title) for run, title in zip(runs, command.titles(runs), strict=True)]
     audited, folder = audit(runs[0]), opening.output_folder(paths[0])
     rows = [command.identity(run) | row for run, one in zip(runs, found, strict=True) for row in one.rows]
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, rows)
     command.write_csv(folder / f"{NAME}_audit.csv", AUDIT_COLUMNS, audited)
     command.write_figure(folder / NAME, lambda: draw(found, audited, runs[0].data.groups.modalities))
-    print(summary(found, audited))
+    print(text(found, audited))
     print(f"Written: {folder / NAME}.csv, _audit.csv, .png, .svg")
 
 

@@ -1,14 +1,16 @@
-"""Functions that the analyses share: options, rows of a split, tables and figures."""
+"""What the commands that analyse finished runs share: options, opening runs, rows of a split, tables, pictures."""
 
 import csv
 import io
 import pathlib
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from remind_jax import cli
 from remind_jax.analysis.opening import Run
 from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
@@ -21,17 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
+Options = types.SimpleNamespace
 SPLITS = ("held_out", "tuning", "train")
 INK, QUIET, GRID = "#222222", "#666666", "#dddddd"
-# Okabe and Ito's blue and vermilion, which differ for every colour vision and in grey.
+# Okabe and Ito's blue and vermilion: told apart with any colour vision, and different in grey.
 COLOURS = {False: "#0072B2", True: "#D55E00"}
 MARKERS = {False: "o", True: "^"}
 LINES: dict[bool, Any] = {False: "-", True: (0, (4, 1.6))}
 SIDES = {False: "head", True: "tail"}
 
 
+def read_options(arguments: Sequence[str], **options: Any) -> tuple[list[pathlib.Path], Options]:
+    """Reads a command line as `cli.parse_runs`; the choices are attributes, see the text of each command."""
+    paths, values = cli.parse_runs(arguments, **options)
+    return paths, Options(**values)
+
+
 def positions_of(text: str, count: int) -> np.ndarray:
-    """Reads positions such as `0,3,10-19`, or `all`, out of `count` samples; refuses others (UserError)."""
+    """Reads positions such as `0,3,10-19`, or `all`, out of `count` samples; wrong ones are a UserError."""
     if text == "all":
         return np.arange(count)
     try:
@@ -45,7 +54,7 @@ def positions_of(text: str, count: int) -> np.ndarray:
 
 
 def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.ndarray:
-    """Reads names separated by commas as a mask bool [m]; refuses unknown names (UserError)."""
+    """Reads names separated by commas as a mask bool [m]; an unknown name is a UserError."""
     names = list(filter(None, text.replace("+", ",").split(",")))
     for name in names:
         if name not in modalities:
@@ -54,25 +63,29 @@ def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.nda
     return np.array([name in names for name in modalities], bool)
 
 
-def check_routed(path: pathlib.Path, config: Any) -> None:
-    """Refuses runs of sparse fusion, of several members or of several networks (UserError)."""
+def check_routed(path: pathlib.Path, config: Any, block: int) -> None:
+    """Refuses runs whose tokens are not softly routed by one predictor, or that lack a block.
+
+    Raises:
+      UserError: sparse fusion, several members or networks, or fewer blocks.
+    """
     if config.ensemble > 1 or config.model.members > 1:
         key = "ensemble" if config.ensemble > 1 else "model.members"
         raise UserError(f"{path} is a run of several predictors ({key}), which route apart: analyse a run of one")
     if config.fusion.kind != "soft_moe":
         raise UserError(f"{path} is a run of sparse experts (fusion.kind={config.fusion.kind}): nothing is soft there")
 
-
-def check_block(path: pathlib.Path, config: Any, block: int) -> None:
-    """Refuses a block that the network does not have (UserError)."""
     if block >= config.fusion.blocks:
         raise UserError(f"--block={block}: blocks of {path} count from 0 to {config.fusion.blocks - 1}")
 
 
 def over_rows(run: Run, split: str, function: Callable[[Params, pipeline.Batch], Any]) -> Any:
-    """Applies a function to all rows of a split, in their order; refuses an empty split (UserError).
+    """Applies a function (parameters, batch) -> arrays [rows, ...], in any structure, to all rows of a split, jitted.
 
-    The function (parameters, batch) -> any structure of arrays, whose first axis is that of the rows, is jitted.
+    Returns the same structure, with the rows of all batches in the split's order.
+
+    Raises:
+      UserError: the split is empty.
     """
     store = run.data.stores[split]
     if not len(store):
@@ -86,27 +99,21 @@ def over_rows(run: Run, split: str, function: Callable[[Params, pipeline.Batch],
 
 
 def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
-    """Returns the combinations of a split, head first and the most frequent in training first.
+    """The combinations of a split, head first and the most frequent in training first, and who has which.
 
-    They are rows `group, modalities, tail, n_train, n`; the second array is the row of every sample, int [n]. A
-    combination not seen in training counts to the tail.
+    Returns rows `group, modalities, tail, n_train, n`, and the row of every sample, int [n]. A combination that
+    training has not seen counts to the tail.
     """
     groups = run.data.groups
     presence = run.data.manifest.presence[run.data.rows(split)]
     masks, counts, index = count_combinations(presence)
     known = groups.index(masks)
+    tail, n_train = np.append(groups.tail, True)[known], np.append(groups.train_counts, 0)[known]
     facts = []
-    for mask, n, g in zip(masks, counts, known, strict=True):
-        seen = g < len(groups)
-        facts.append(
-            {
-                "group": group_name(mask, groups.modalities),
-                "modalities": [name for name, here in zip(groups.modalities, mask, strict=True) if here],
-                "tail": bool(groups.tail[g]) if seen else True,
-                "n_train": int(groups.train_counts[g]) if seen else 0,
-                "n": int(n),
-            }
-        )
+    for i, mask in enumerate(masks):
+        names = [name for name, here in zip(groups.modalities, mask, strict=True) if here]
+        row = {"group": group_name(mask, groups.modalities), "modalities": names}
+        facts.append(row | {"tail": bool(tail[i]), "n_train": int(n_train[i]), "n": int(counts[i])})
     order = sorted(range(len(facts)), key=lambda i: (facts[i]["tail"], -facts[i]["n_train"], i))
     position = np.empty(len(order), np.int64)
     position[order] = np.arange(len(order))
@@ -114,12 +121,12 @@ def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
 
 
 def identity(run: Run) -> Row:
-    """Returns the columns that name a run."""
+    """The columns that name a run."""
     return {"run": str(run.path), "method": run.config.method, "seed": run.config.seed}
 
 
 def titles(runs: Sequence[Run]) -> list[str]:
-    """Returns a different title for each run: its method, with its seed or its folder where that is not enough."""
+    """A title of its own for each run: its method; with its seed or its folder where that is not enough."""
     methods = [run.config.method for run in runs]
     seeded = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
     folders = [f"{run.config.method} ({run.path.name})" for run in runs]
@@ -129,8 +136,33 @@ def titles(runs: Sequence[Run]) -> list[str]:
     return [f"{i + 1}: {name}" for i, name in enumerate(folders)]
 
 
+def panel_titles(runs: Sequence[Run]) -> list[str]:
+    """Returns the title of each run's column: its method, so that the seeds of one method share a column.
+
+    Runs of one method whose settings differ in more than the seed are told apart by their folders.
+    """
+    digests = [files.config_digest({**run.config.to_dict(), "seed": 0}) for run in runs]
+    folders: dict[str, str] = {}
+    variants: dict[str, set[str]] = {}
+    for run, digest in zip(runs, digests, strict=True):
+        folders.setdefault(digest, run.path.name)
+        variants.setdefault(run.config.method, set()).add(digest)
+    return [
+        method if len(variants[method]) == 1 else f"{method} ({folders[digest]})"
+        for method, digest in zip((run.config.method for run in runs), digests, strict=True)
+    ]
+
+
+def panels(runs: Sequence[Run], rows: Sequence[Sequence[Row]]) -> dict[str, list[Row]]:
+    """Groups the rows of runs by the title of their column, see `panel_titles`."""
+    found: dict[str, list[Row]] = {}
+    for title, part in zip(panel_titles(runs), rows, strict=True):
+        found.setdefault(title, []).extend(part)
+    return found
+
+
 def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Writes a table whole or not at all; None and numbers that are not finite are empty cells."""
+    """Writes a table whole or not at all; None and what is not finite are empty cells."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, bool | np.bool_):
@@ -147,9 +179,9 @@ def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -
 
 
 def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail: Sequence[bool]) -> None:
-    """Writes the names of combinations left of an axis, and `head` and `tail` left of them.
+    """Writes the names of combinations left of an axis, at the heights `place`, and `head` and `tail` left of them.
 
-    `place` is the y of each row; the rows of head and of tail are next to each other.
+    Rows of head and of tail, which `tail` tells apart, lie together.
     """
     axis.set_yticks(place, labels, fontsize=7.5)
     for label, side in zip(axis.get_yticklabels(), tail, strict=True):
@@ -163,23 +195,31 @@ def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail:
             axis.annotate(name, (0, (rows[0] + rows[-1]) / 2), xytext=(left, 0), **at, **look)
 
 
+def new_figure(width: float, height: float) -> "Figure":
+    """Makes an empty figure of a size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def name_marks(figure: "Figure", names: Sequence[str], looks: Iterable[tuple[str, str]], size: float = 6.0) -> None:
+    """Draws marks (colour, shape) and names in the second line of the title; nearer no place is free in all data."""
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], color=colour, marker=shape, linestyle="", markersize=size) for colour, shape in looks]
+    at = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.2 / figure.get_figheight()), "borderaxespad": 0.0}
+    figure.legend(marks, names, ncols=len(names), frameon=False, fontsize=9, handletextpad=0.2, **at)
+
+
 def write_figure(stem: pathlib.Path, draw: Callable[[], "Figure"]) -> None:
-    """Writes the figure of `draw` as PNG and SVG; text is kept as text, and the same figure gives the same bytes."""
+    """Writes what `draw` makes as PNG and SVG; text stays text, and the same figure gives the same bytes."""
     import matplotlib
 
-    style = {
-        "font.size": 9,
-        "svg.fonttype": "none",
-        "svg.hashsalt": stem.name,
-        "axes.axisbelow": True,
-        "text.parse_math": False,
-        "hatch.linewidth": 0.6,
-    }
-    with matplotlib.rc_context(style):
+    style = {"font.size": 9, "axes.axisbelow": True, "hatch.linewidth": 0.6, "text.parse_math": False}
+    svg = {"svg.fonttype": "none", "svg.hashsalt": stem.name}
+    kinds = {"png": {"dpi": 200, "metadata": {"Software": None}}, "svg": {"metadata": {"Date": None, "Creator": None}}}
+    with matplotlib.rc_context(style | svg):
         figure = draw()
-        for kind, options in {
-            "png": {"dpi": 200, "metadata": {"Software": None}},
-            "svg": {"metadata": {"Date": None, "Creator": None}},
-        }.items():
+        for kind, options in kinds.items():
             with files.whole_file(stem.with_suffix(f".{kind}")) as temporary:
                 figure.savefig(temporary, format=kind, **options)

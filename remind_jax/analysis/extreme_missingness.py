@@ -13,7 +13,7 @@ DIR/<modality>, with its tables; finished runs are kept and the same command goe
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,10 +28,6 @@ from remind_jax.studies.comparison import Outcome
 from remind_jax.studies.results import TITLES as FIGURES
 from remind_jax.studies.tables import size_text, spread_text
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 NAME = "extreme_missingness"
 SAMPLES = ("overall", "available", "absent")
 COLUMNS = ("modality", "rate", "method", "seed", "samples", "n", *FIGURES)
@@ -39,13 +35,7 @@ OWN = dict.fromkeys(("data.hide", "data.complete_only"), "--modalities and --rat
 
 
 class Removal(NamedTuple):
-    """Which modalities are taken away, each in a sweep of its own.
-
-    Attributes:
-      sweeps: what is trained.
-      modalities: to take away.
-      rate: share of the samples that lose one.
-    """
+    """Modalities that are taken away from a share `rate` of the samples, each in a sweep of its own."""
 
     sweeps: Sweeps
     modalities: tuple[str, ...]
@@ -54,9 +44,6 @@ class Removal(NamedTuple):
     def changes(self, modality: str) -> dict[str, Any]:
         """Returns the keys of the config that take a modality away."""
         return {"data.complete_only": True, "data.hide": modality, "data.hide_rate": self.rate}
-
-
-# ---- Runs -----------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> Removal:
@@ -120,9 +107,6 @@ def figures_of(run: Outcome, modality: str) -> list[Row]:
     ]
 
 
-# ---- Tables ---------------------------------------------------------------------------------------------------------
-
-
 def gain(rows: Sequence[Row], modality: str, method: str, baseline: str, samples: str, figure: str) -> float | None:
     """Computes the mean difference to the baseline over the seeds that both have, in points."""
     key = (modality, samples)
@@ -164,19 +148,15 @@ def _sizes(rows: Sequence[Row], modality: str, samples: str) -> str:
     return size_text(tuple(by_seed.values()))
 
 
-# ---- Figure ---------------------------------------------------------------------------------------------------------
-
-
-def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") -> "Figure":
+def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") -> "command.Figure":
     """Draws a panel a modality: overall, available and absent from top to bottom, a mark a method."""
-    from matplotlib.figure import Figure
 
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     columns = min(4, len(modalities))
     lines = -(-len(modalities) // columns)
     height = 1.3 + lines * (0.9 + 0.24 * len(methods))
-    picture = Figure(figsize=(max(4.4, 1.6 + 2.1 * columns), height), layout="constrained")
+    picture = command.new_figure(max(4.4, 1.6 + 2.1 * columns), height)
     axes = picture.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axis, modality in zip(axes.flat, modalities, strict=False):
         draw_panel(axis, rows, modality, methods, figure)
@@ -185,17 +165,16 @@ def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") 
             axis.set_axis_off()
         elif i + columns >= len(modalities):  # nothing below it
             axis.tick_params(labelbottom=True)
-    sweeps.name_methods(picture, methods)
+    command.name_marks(picture, methods, map(look, range(len(methods))))
     picture.suptitle(f"Each modality in turn taken from {rate:.0%} of samples\n", fontsize=10.5)
     seeds = len({row["seed"] for row in rows})
     bars = f"Large marks: mean of {seeds} seeds, small ones: seeds." if seeds > 1 else "One seed."
-    picture.supxlabel(
-        f"{FIGURES[figure]} of held-out samples, percent.\n{bars}\n{data}", fontsize=8, color=command.QUIET
-    )
+    note = f"{FIGURES[figure]} of held-out samples, percent.\n{bars}\n{data}"
+    picture.supxlabel(note, fontsize=8, color=command.QUIET)
     return picture
 
 
-def draw_panel(axis: "Axes", rows: Sequence[Row], modality: str, methods: Sequence[str], figure: str) -> None:
+def draw_panel(axis: "command.Axes", rows: Sequence[Row], modality: str, methods: Sequence[str], figure: str) -> None:
     """Draws one modality."""
     for i, method in enumerate(methods):
         colour, shape = look(i)
@@ -221,9 +200,6 @@ def draw_panel(axis: "Axes", rows: Sequence[Row], modality: str, methods: Sequen
 def place(method: int, samples: int, count: int) -> float:
     """Returns the height of a method's marks within the band of its samples."""
     return -samples + (0.6 * ((count - 1) / 2 - method) / max(count - 1, 1) if count > 1 else 0.0)
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> None:

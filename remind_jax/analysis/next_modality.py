@@ -1,26 +1,28 @@
-"""Ranks missing modalities by the expected drop in a prediction's entropy. Research, not advice.
+"""Which missing modality would make a prediction surer: the expected drop in predictive entropy. Research, not advice.
 
     python -m remind_jax.analysis.next_modality --workdir=RUN [--samples=0,3,10-19]
 
     --samples=all        held-out samples by position, counted from 0, or all of them
-    --donors=20          train samples that lend a missing modality, the nearest in the modalities of the sample
-    --pool=4000          train samples to search for donors, drawn at random from larger data
-    --checks=2000        held-out samples of the validation, drawn likewise
-    --seed=0             seed of these draws and of the bootstrap
+    --donors=20          train samples that lend a missing modality, those most alike in what the sample has
+    --pool=4000          train samples among which donors are looked for, drawn at random from larger data
+    --checks=2000        held-out samples that validate it, likewise
+    --seed=0             of these draws, and of the bootstrap
 
-The donors of a modality A are the train samples that have A and every modality of the sample, the nearest by encoded
-tokens. Each lends its tokens of A, and the drop in entropy is averaged over donors. Writes next_modality.csv (a row for
-each missing modality of a sample, no patient ids), next_modality_validation.csv, .png and .svg under RUN/analysis.
+For a sample without modality A: the train samples that have A and all that the sample has, the nearest of them by their
+encoded tokens; each lends its tokens of A, and the drop in entropy is averaged over them. Writes next_modality.csv (a
+row for each missing modality of a sample, no patient ids), next_modality_validation.csv, .png and .svg under
+RUN/analysis.
 
-The validation hides each modality of held-out samples in turn and compares the expected drop with the true one, which
-the hidden modality makes when it comes back: Spearman's rank correlation with a 95 % interval (bootstrap over samples),
-next to that of a rule without donors, the entropy before. A drop in entropy is no gain in accuracy.
+The validation hides each modality of held-out samples in turn and compares the expected drop with the one that the
+hidden modality makes when it comes back: Spearman's rank correlation with a 95 % interval (bootstrap over samples).
+Beside it stands that of a rule that needs no donors: the entropy before. A drop in entropy is no gain in accuracy.
 """
 
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from remind_jax import cli
@@ -33,14 +35,11 @@ from remind_jax.data.pipeline import Store
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 NAME = "next_modality"
 LABEL = "research, not advice"
 SPLIT = "held_out"
 RESAMPLES = 1_000
-FEWEST = 20  # fewer samples have no rank correlation
+FEWEST = 20  # samples from which on a rank correlation is given
 COLUMNS = (
     *("sample", "group", "tail", "modality", "entropy", "expected_entropy", "expected_drop", "rank"),
     *("donors", "distance", "seen", "use"),
@@ -48,34 +47,22 @@ COLUMNS = (
 CHECKED = ("modality", "n", "rho", "rho_low", "rho_high", "rho_entropy_before", "mean_expected", "mean_true", "use")
 
 
-class NextModalityOptions(NamedTuple):
-    """Options of the command, see the module's text."""
-
-    samples: str
-    donors: int
-    pool: int
-    checks: int
-    seed: int
-
-
 class Encoded(NamedTuple):
-    """Encoded samples of a split: tokens [k, n, d], as the fusion receives them, and presence bool [k, m]."""
+    """Encoded samples of a split: tokens [k, n, d], as the fusion receives them, and presence, bool [k, m]."""
 
     tokens: np.ndarray
     presence: np.ndarray
 
     def take(self, at: np.ndarray) -> "Encoded":
-        """Returns the samples at these positions."""
+        """Some of them."""
         return Encoded(self.tokens[at], self.presence[at])
 
 
 class Estimate(NamedTuple):
-    """The expected effect of a modality on samples that lack it.
+    """What a modality is expected to do to samples that lack it.
 
-    Attributes:
-      expected: mean predictive entropy with a donor's tokens, [k]; nan without donors.
-      donors: number of donors, int [k].
-      distance: root mean square distance of their tokens to the sample's, [k].
+    `expected` [k] is the mean predictive entropy with a donor's tokens, nan without donors; `donors`, int [k], is how
+    many lent theirs, and `distance` [k] the root mean square distance of their tokens to the sample's.
     """
 
     expected: np.ndarray
@@ -84,12 +71,10 @@ class Estimate(NamedTuple):
 
 
 class Fusion:
-    """A run's network after the encoders: it predicts encoded samples with any modality missing or lent."""
+    """A run's network from tokens on: samples are encoded once and predicted with any of them missing or lent."""
 
     def __init__(self, run: Run):
-        """Compiles the network of a run that has one network."""
-        import jax
-
+        """Makes the programs of a run of a single network."""
         self.run, self.model, self.size = run, run.model, run.config.eval.batch_size
         params = jax.device_put(run.model.params)
         self._params = params
@@ -98,7 +83,7 @@ class Fusion:
             return run.model.network.fuse(params, tokens, observed, group, gate=gate).logits.astype("float32")
 
         self._logits, self._encode = jax.jit(logits, static_argnums=4), jax.jit(run.model.network.encode)
-        # Tokens of missing modalities depend on the combination alone: a row for each, the last for unseen ones.
+        # Tokens of what is missing depend on the combination only: one row for each, the last for unseen ones.
         count, masks = len(run.data.groups) + 1, run.data.groups.masks
         store = run.data.stores["train"]
         batch = run.model.hidden(store, np.zeros(count, np.int64), np.zeros((count, masks.shape[1]), bool))
@@ -107,16 +92,14 @@ class Fusion:
         self.owner = self._owner(store)
 
     def _owner(self, store: Store) -> np.ndarray:
-        """Returns the modality of each token, int [n]: a sample of one modality has observed tokens of that one."""
-        import jax
-
+        """Modality of each token, int [n]: where one alone is there, its tokens are the observed ones."""
         count = len(self.run.data.groups.modalities)
         batch = store.take(np.zeros(count, np.int64)) | {"present": np.eye(count, dtype=bool)}
         observed = jax.jit(lambda params, batch: self.run.model.network.apply(params, batch, gate="never").observed)
         return np.asarray(observed(self._params, batch)).argmax(axis=0)
 
     def encode(self, store: Store, positions: np.ndarray) -> Encoded:
-        """Encodes rows of a split with all their modalities."""
+        """Encodes rows of a split with all that they have."""
         tokens, presence = [], []
         for start in range(0, len(positions), self.size):
             part = positions[start : start + self.size]
@@ -126,7 +109,7 @@ class Fusion:
         return Encoded(np.concatenate(tokens), np.concatenate(presence))
 
     def entropy(self, tokens: np.ndarray, presence: np.ndarray) -> np.ndarray:
-        """Returns the predictive entropy in nats, [k], of tokens [k, n, d]; `presence` [k, m] marks the real ones."""
+        """Predictive entropy in nats, [k], of tokens [k, n, d] of which those of `presence` [k, m] are real."""
         group = self.run.data.groups.index(presence)
         found = np.zeros(len(tokens))
         for start in range(0, len(tokens), self.size):
@@ -141,14 +124,14 @@ class Fusion:
 
 
 def entropy_of(probabilities: np.ndarray) -> np.ndarray:
-    """Returns the entropy in nats, [k, c] -> [k]."""
+    """Entropy in nats, [k, c] -> [k]."""
     return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-300)), axis=1)
 
 
 def nearest(samples: np.ndarray, donors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the nearest of p donors for each of k samples, nearest first, from features [k, f] and [p, f].
+    """The nearest donors of each sample, by features [k, f] and [p, f]: `count` of them, or all p.
 
-    They are positions, int [k, min(count, p)], and root mean square distances.
+    Returns positions, int [k, min(count, p)], nearest first, and their root mean square distances.
     """
     count = min(count, len(donors))
     squares = np.sum(samples**2, axis=1)[:, None] + np.sum(donors**2, axis=1)[None] - 2.0 * samples @ donors.T
@@ -158,14 +141,9 @@ def nearest(samples: np.ndarray, donors: np.ndarray, count: int) -> tuple[np.nda
 
 
 def estimate(fusion: Fusion, samples: Encoded, pool: Encoded, modality: int, count: int) -> Estimate:
-    """Estimates the effect of a modality on samples that lack it (a hidden one counts as missing).
+    """What a modality, given by its position, is expected to do to samples that lack it, by `count` donors a sample.
 
-    Args:
-      fusion: fusion of the run.
-      samples: samples without the modality.
-      pool: train samples.
-      modality: position of the modality.
-      count: number of donors of a sample.
+    None of the encoded samples has it (one that is hidden counts as missing); the pool is of encoded train samples.
     """
     n = len(samples.presence)
     found = Estimate(np.full(n, np.nan), np.zeros(n, np.int64), np.full(n, np.nan))
@@ -192,7 +170,7 @@ def estimate(fusion: Fusion, samples: Encoded, pool: Encoded, modality: int, cou
 
 
 def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.ndarray, count: int) -> list[Row]:
-    """Returns a row for each missing modality of each sample, ranked by the expected drop."""
+    """A row for each missing modality of each sample, ranked by the expected drop."""
     run = fusion.run
     before = fusion.entropy(samples.tokens, samples.presence)
     names, facts = run.data.groups.modalities, group_columns(run, samples.presence)
@@ -205,12 +183,7 @@ def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.nda
         seen = fusion.model.seen(with_it)
         for i, at in enumerate(lacking):
             drop = before[at] - found.expected[i]
-            row = {
-                "sample": int(positions[at]),
-                "group": facts["group"][at],
-                "tail": facts["tail"][at],
-                "modality": name,
-            }
+            row = {"sample": int(positions[at]), "modality": name} | {key: facts[key][at] for key in ("group", "tail")}
             row |= {"entropy": before[at], "expected_entropy": found.expected[i], "expected_drop": drop}
             row |= {"donors": int(found.donors[i]), "distance": found.distance[i], "seen": bool(seen[i]), "use": LABEL}
             rows.append(row)
@@ -223,7 +196,7 @@ def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.nda
 
 
 class Checks(NamedTuple):
-    """Samples with one modality hidden: sample, modality, entropy before, expected and true drop, and tail."""
+    """Modalities that samples have, each hidden once; sample, modality, entropy before, drops, whether it is tail."""
 
     sample: np.ndarray
     modality: np.ndarray
@@ -233,7 +206,7 @@ class Checks(NamedTuple):
     tail: np.ndarray
 
     def take(self, at: np.ndarray) -> "Checks":
-        """Returns the checks at these positions."""
+        """Some of them."""
         return Checks(*(values[at] for values in self))
 
 
@@ -254,10 +227,7 @@ def check(fusion: Fusion, samples: Encoded, pool: Encoded, count: int) -> Checks
 
 
 def correlate(checks: Checks, seed: int) -> tuple[float | None, float | None, float | None]:
-    """Returns the rank correlation of expected and true drop and its 95 % interval, None for few samples or one value.
-
-    The interval is a bootstrap over samples.
-    """
+    """Rank correlation of expected and true drop, and its 95 % interval; None for few samples or one value only."""
     samples, index = np.unique(checks.sample, return_inverse=True)
     rho = spearman(checks.expected, checks.true)
     if len(samples) < FEWEST or rho is None:
@@ -274,7 +244,7 @@ def correlate(checks: Checks, seed: int) -> tuple[float | None, float | None, fl
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Returns Spearman's rank correlation; None where one of the two does not vary."""
+    """Spearman's rank correlation; None where one of the two does not vary."""
     from scipy.stats import rankdata
 
     if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
@@ -283,42 +253,38 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float | None:
 
 
 def validation(checks: Checks, modalities: Sequence[str], seed: int) -> list[Row]:
-    """Returns a row for each modality, and one for all together."""
+    """A row for each modality, and one for all together."""
     rows = []
     for j, name in enumerate((*modalities, "all")):
         part = checks if name == "all" else checks.take(checks.modality == j)
         rho, low, high = correlate(part, seed)
         row = {"modality": name, "n": len(part.sample), "rho": rho, "rho_low": low, "rho_high": high}
         row["rho_entropy_before"] = spearman(part.before, part.true) if rho is not None else None
-        row |= {"mean_expected": _mean(part.expected), "mean_true": _mean(part.true), "use": LABEL}
+        for key, drops in (("mean_expected", part.expected), ("mean_true", part.true)):
+            row[key] = float(drops.mean()) if len(drops) else None
+        row["use"] = LABEL
         rows.append(row)
     return rows
 
 
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
+MOST_POINTS = 400  # of a panel
 
 
-MOST_POINTS = 400  # most points of a panel
-
-
-def draw(checks: Checks, rows: Sequence[Row], title: str) -> "Figure":
-    """Draws true over expected drop, a panel for each modality; circles are head combinations, triangles tail."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
+def draw(checks: Checks, rows: Sequence[Row], title: str) -> "command.Figure":
+    """Expected against true drop, a panel a modality; circles are head combinations, triangles tail."""
     shown = [row for row in rows if row["n"] and row["modality"] != "all"]
     names = [row["modality"] for row in rows if row["modality"] != "all"]
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
-    figure = Figure(figsize=(max(4.8, 0.8 + 2.1 * columns), 1.5 + 2.1 * lines), layout="constrained")
+    figure = command.new_figure(max(4.8, 0.8 + 2.1 * columns), 1.5 + 2.1 * lines)
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis, row in zip(axes.flat, shown, strict=False):
         part = checks.take(checks.modality == names.index(row["modality"]))
         part = part.take(np.arange(len(part.sample))[:: -(-len(part.sample) // MOST_POINTS)])
         for side in command.SIDES:
             at = part.tail == side
-            axis.scatter(part.expected[at], part.true[at], s=11, alpha=0.5, linewidths=0, **mark(side))
+            look = {"color": command.COLOURS[side], "marker": command.MARKERS[side]}
+            axis.scatter(part.expected[at], part.true[at], s=11, alpha=0.5, linewidths=0, **look)
         both = np.concatenate([part.expected, part.true])
         axis.axline((float(both.mean()),) * 2, slope=1, color=command.QUIET, lw=0.8, linestyle=":")
         axis.axhline(0, color="#cccccc", lw=0.7)
@@ -328,36 +294,22 @@ def draw(checks: Checks, rows: Sequence[Row], title: str) -> "Figure":
         axis.locator_params(nbins=4)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
-    marks = [Line2D([], [], linestyle="", markersize=5, **mark(side)) for side in command.SIDES]
-    at = (0.5, 1 - 0.2 / figure.get_figheight())
-    options = {"loc": "upper center", "bbox_to_anchor": at, "borderaxespad": 0.0, "handletextpad": 0.2}
-    figure.legend(marks, command.SIDES.values(), ncols=2, frameon=False, **options)
+    looks = [(command.COLOURS[side], command.MARKERS[side]) for side in command.SIDES]
+    command.name_marks(figure, tuple(command.SIDES.values()), looks, size=5)
     figure.suptitle(f"Next modality ({LABEL}): {title}\n", fontsize=10)
     figure.supxlabel("expected drop in predictive entropy, nats (dotted: equal)", fontsize=9)
     figure.supylabel("true drop, nats", fontsize=9)
     return figure
 
 
-def mark(side: bool) -> dict[str, Any]:
-    """Returns the colour and shape of head (False) and tail."""
-    return {"color": command.COLOURS[side], "marker": command.MARKERS[side]}
-
-
-def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, NextModalityOptions]:
-    """Reads the command line: the run's folder and the options."""
-    integers = {"donors": (20, 1), "pool": (4_000, 1), "checks": (2_000, 1), "seed": (0, 0)}
-    (path,), values = cli.parse_runs(arguments, strings={"samples": "all"}, integers=integers, several=False)
-    return path, NextModalityOptions(**values)
-
-
 def refuse_ensemble(path: pathlib.Path, config: Any) -> None:
-    """Refuses a run of several networks, which have different tokens (UserError)."""
+    """Refuses a run whose tokens are those of several networks."""
     if config.ensemble > 1:
         raise UserError(f"{path} is an ensemble, which has the tokens of several networks: name a run of one")
 
 
 def summary(rows: Sequence[Row], checked: Sequence[Row]) -> str:
-    """Returns the validation and the modalities of first rank, as text."""
+    """The validation and the first choices, as text."""
 
     def cells(row: Row) -> str:
         known = [row[key] for key in ("rho", "rho_low", "rho_high", "rho_entropy_before")]
@@ -375,19 +327,19 @@ def summary(rows: Sequence[Row], checked: Sequence[Row]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    path, options = parse(arguments)
-
+    integers = {"donors": (20, 1), "pool": (4_000, 1), "checks": (2_000, 1), "seed": (0, 0)}
+    (path,), chosen = command.read_options(arguments, strings={"samples": "all"}, integers=integers, several=False)
     (run,) = opening.open_runs([path], refuse_ensemble)
     folder = opening.output_folder(path)
     held_out, train = run.data.stores[SPLIT], run.data.stores["train"]
-    positions = command.positions_of(options.samples, len(held_out))
+    positions = command.positions_of(chosen.samples, len(held_out))
     fusion = Fusion(run)
-    pool = fusion.encode(train, drawn(len(train), options.pool, options.seed))
-    rows = recommend(fusion, fusion.encode(held_out, positions), pool, positions, options.donors)
+    pool = fusion.encode(train, drawn(len(train), chosen.pool, chosen.seed))
+    rows = recommend(fusion, fusion.encode(held_out, positions), pool, positions, chosen.donors)
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, rows)
-    samples = fusion.encode(held_out, drawn(len(held_out), options.checks, options.seed))
-    checks = check(fusion, samples, pool, options.donors)
-    checked = validation(checks, run.data.groups.modalities, options.seed)
+    samples = fusion.encode(held_out, drawn(len(held_out), chosen.checks, chosen.seed))
+    checks = check(fusion, samples, pool, chosen.donors)
+    checked = validation(checks, run.data.groups.modalities, chosen.seed)
     command.write_csv(folder / f"{NAME}_validation.csv", CHECKED, checked)
     print(summary(rows, checked))
     written = f"{folder / NAME}.csv, _validation.csv"
@@ -399,7 +351,7 @@ def main(arguments: list[str]) -> None:
 
 
 def drawn(count: int, most: int, seed: int) -> np.ndarray:
-    """Draws at most `most` of `count` samples at random; returns their positions, ascending."""
+    """Positions of at most so many of `count` samples, drawn at random, ascending."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 

@@ -1,4 +1,4 @@
-"""Opens finished runs for analyses: the trained model, the data prepared again, and the weights of checkpoints."""
+"""Finished runs as analyses take them: the trained model, the data prepared again, and the weights of checkpoints."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,7 @@ from remind_jax.training.stages import Stage, plan_stages
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run.
-
-    Attributes:
-      path: its folder.
-      model: its trained model.
-      data: its data set, prepared again.
-      stages: its stages of training.
-    """
+    """A finished run: its folder, its model as trained, its data set, prepared again, and its plan of stages."""
 
     path: pathlib.Path
     model: Predictor
@@ -38,7 +31,7 @@ class Run:
 
     @property
     def config(self) -> ml_collections.ConfigDict:
-        """The run's config."""
+        """The run's settings."""
         return self.model.config
 
     def trajectory(self) -> Iterator[tuple[int, Params]]:
@@ -58,17 +51,19 @@ class Run:
 
 
 def output_folder(path: pathlib.Path) -> pathlib.Path:
-    """Returns the folder under a run that analyses write to, made where it is missing.
-
-    Raises:
-      UserError: it cannot be made.
-    """
+    """Returns the folder under a run that analyses write to, made where it is missing; if it cannot be, a UserError."""
     folder = path / "analysis"
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
     return folder
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Refuses runs of different modalities (UserError)."""
+    if len({run.data.groups.modalities for run in runs}) > 1:
+        raise UserError("the runs are of different modalities: their combinations cannot stand side by side")
 
 
 def open_run(path: pathlib.Path) -> Run:
@@ -95,11 +90,8 @@ def open_runs(
 ) -> Iterator[Run]:
     """Opens runs in turn, with progress.
 
-    All configs are read, and checked, before anything slow starts, so that a mistake costs nothing.
-
-    Args:
-      paths: folders of finished runs.
-      check: raises a UserError for a path and config that the analysis cannot use.
+    All configs are read, and checked, before anything slow starts, so that a mistake costs nothing; `check` raises a
+    UserError for a path and config that the analysis cannot use.
     """
     for path in paths:
         config = model_folder.read_config(path)

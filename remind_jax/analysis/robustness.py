@@ -1,34 +1,28 @@
-"""Measures how a run's held-out metrics fall as modalities go missing.
+"""How a run's held-out figures fall as modalities go missing.
 
     python -m remind_jax.analysis.robustness --workdir=RUN [--also=RUN2,RUN3]
 
-    --also=RUN2,…        further runs to draw next to it
-    --draws=5            independent draws of the samples that lose a modality; the band is their spread
-    --seed=0             seed of the draws, which are the same for all runs of one split
+    --also=RUN2,…        further runs to draw beside it
+    --draws=5            independent choices of the samples that lose a modality; the band is their spread
+    --seed=0             of the choices, which are the same for all runs of one split
 
-Each modality has a curve: a share of the samples that have it and another one lose it, from none to all of them. For
-the curve "all together" samples lose every modality at that rate, but never their last one. Writes robustness.csv, .png
-and .svg under RUN/analysis.
+A curve a modality: a share of the samples that have it and something else lose it, from none to all of them. The curve
+"all together" takes every modality from samples at that rate, never the last one of a sample. Writes robustness.csv,
+.png and .svg under RUN/analysis.
 """
 
-import pathlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from remind_jax import cli
 from remind_jax.analysis import command, opening
-from remind_jax.analysis.command import Row
-from remind_jax.analysis.gradient_consistency import panel_titles
+from remind_jax.analysis.command import Options, Row
 from remind_jax.analysis.opening import Run
 from remind_jax.evaluation import metrics
-from remind_jax.evaluation.figures import spread_apart
+from remind_jax.evaluation.figures import name_end, spread_apart
 from remind_jax.runtime import progress
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 NAME = "robustness"
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
@@ -38,18 +32,11 @@ SPLIT = "held_out"
 COLUMNS = ("run", "method", "seed", "hidden", "rate", "draw", "n", "n_lost", "unseen", *METRICS)
 
 
-class RobustnessOptions(NamedTuple):
-    """Options of the command, see the module's text."""
-
-    draws: int
-    seed: int
-
-
 def lose_one(presence: np.ndarray, modality: int, rate: float, order: np.ndarray) -> np.ndarray:
-    """Returns which samples lose a modality, bool [n]: a share `rate` of those that have it and another one.
+    """Which samples lose a modality, given by its position, bool [n], of those in `presence` bool [n, m].
 
-    They come in the given order, a permutation, so that at a higher rate the same samples lose it, and more. `presence`
-    is bool [n, m], `modality` a position.
+    `rate` is the share of the samples that have it and something else; a higher one takes it from the same samples and
+    more. `order` is a permutation of the samples.
     """
     able = presence[:, modality] & (presence.sum(axis=1) > 1)
     ranked = order[able[order]]
@@ -59,18 +46,18 @@ def lose_one(presence: np.ndarray, modality: int, rate: float, order: np.ndarray
 
 
 def lose_any(presence: np.ndarray, rate: float, uniform: np.ndarray) -> np.ndarray:
-    """Returns the modalities left, bool [n, m], when each is lost with probability `rate`, but never a sample's last.
+    """What is left, bool [n, m], when every modality goes with probability `rate`, but for one of each sample.
 
-    `presence` is bool [n, m], `uniform` holds numbers in [0, 1), [n, m]; the modality of the greatest one stays. At a
-    higher rate the same modalities are lost, and more.
+    A higher rate takes the same and more. `uniform` has numbers in [0, 1), [n, m]; the modality of the greatest one
+    stays.
     """
     draws = np.where(presence, uniform, -1.0)
     stays = np.arange(presence.shape[1])[None, :] == draws.argmax(axis=1)[:, None]
     return presence & ((draws >= rate) | stays)
 
 
-def curves(run: Run, options: RobustnessOptions) -> Iterator[Row]:
-    """Yields rows of the table: every modality, then all together, at every rate and in every draw."""
+def curves(run: Run, chosen: Options) -> Iterator[Row]:
+    """Rows of the table: every modality, then all together, at every rate and in every draw."""
     data, store = run.data, run.data.stores[SPLIT]
     rows = data.rows(SPLIT)
     presence, labels = data.manifest.presence[rows], data.manifest.labels[rows]
@@ -89,16 +76,16 @@ def curves(run: Run, options: RobustnessOptions) -> Iterator[Row]:
         without = presence.copy()
         able = presence[:, j] & (presence.sum(axis=1) > 1)
         without[able, j] = False
-        # Two predictions of each sample are enough for all rates and draws.
+        # Two predictions of a sample make all rates and draws.
         alternative = full.copy()
         alternative[able] = run.model.predict_parts(store, positions[able], without[able])
-        for draw in range(options.draws):
-            order = np.random.default_rng((options.seed, draw, j)).permutation(len(rows))
+        for draw in range(chosen.draws):
+            order = np.random.default_rng((chosen.seed, draw, j)).permutation(len(rows))
             for rate in RATES:
                 lost = lose_one(presence, j, rate, order)[:, None]
                 yield row(name, rate, draw, np.where(lost, without, presence), np.where(lost, alternative, full))
-    for draw in range(options.draws):
-        uniform = np.random.default_rng((options.seed, draw, presence.shape[1])).random(presence.shape)
+    for draw in range(chosen.draws):
+        uniform = np.random.default_rng((chosen.seed, draw, presence.shape[1])).random(presence.shape)
         for rate in RATES:
             left = lose_any(presence, rate, uniform)
             changed = np.flatnonzero((left != presence).any(axis=1))
@@ -107,7 +94,7 @@ def curves(run: Run, options: RobustnessOptions) -> Iterator[Row]:
             yield row(TOGETHER, rate, draw, left, probabilities)
 
 
-# Okabe and Ito's colours, each with its own dash and mark; all together is thick and black.
+# Okabe and Ito's colours, each with a dash and a mark of its own; all together is thick and black.
 LOOKS = (
     ("#0072B2", "-", "o"),
     ("#D55E00", (0, (5, 1.5)), "^"),
@@ -123,8 +110,8 @@ LOOKS = (
 NAME_SIZE = 7.5
 
 
-def draw(panels: dict[str, list[Row]], title: str) -> "Figure":
-    """Draws a column for each run and a line of axes for each metric; curves are named at their ends."""
+def draw(panels: dict[str, list[Row]], title: str) -> "command.Figure":
+    """A column a run, a line of axes a figure of merit; curves are named at their ends."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["hidden"] for rows in panels.values() for row in rows))
@@ -156,7 +143,7 @@ def draw(panels: dict[str, list[Row]], title: str) -> "Figure":
 
 
 def mean_curve(rows: Sequence[Row], name: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns mean and standard deviation over draws and runs at each rate; None where the metric is undefined."""
+    """Mean and standard deviation over draws and runs at each rate; None where the figure cannot be computed."""
     values = [[row[key] for row in rows if row["hidden"] == name and row["rate"] == rate] for rate in RATES]
     if not all(values) or any(value is None for some in values for value in some):
         return None
@@ -165,15 +152,15 @@ def mean_curve(rows: Sequence[Row], name: str, key: str) -> tuple[np.ndarray, np
 
 
 def look(names: Sequence[str], name: str) -> dict[str, Any]:
-    """Returns the colour, dash and mark of a curve."""
+    """Colour, dash and mark of a curve."""
     if name == TOGETHER:
         return {"color": "black", "linestyle": "-", "marker": "", "lw": 2.4}
     colour, dash, mark = LOOKS[names.index(name) % len(LOOKS)]
     return {"color": colour, "linestyle": dash, "marker": mark, "lw": 1.4}
 
 
-def draw_panel(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
-    """Draws the curves of one run, or of the seeds of one method."""
+def draw_panel(axis: "command.Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
+    """The curves of one run, or of the seeds of one method."""
     for name in names:
         found = mean_curve(rows, name, key)
         if found is None:
@@ -187,8 +174,8 @@ def draw_panel(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str
     axis.locator_params(axis="y", nbins=5)
 
 
-def name_ends(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
-    """Writes each curve's name next to its end, moved apart where two would overlap."""
+def name_ends(axis: "command.Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
+    """Writes each curve's name beside its end, moved apart where two would overlap."""
     ends = {name: found[0][-1] for name in names if (found := mean_curve(rows, name, key)) is not None}
     if not ends:
         return
@@ -198,30 +185,13 @@ def name_ends(axis: "Axes", rows: Sequence[Row], names: Sequence[str], key: str)
     heights = np.array([(ends[name] - low) / (high - low) for name in ordered])
     places = spread_apart(heights, (NAME_SIZE + 1.5) / points, -0.06, 1.06)
     for name, height, at in zip(ordered, heights, places, strict=True):
-        colour = look(names, name)["color"]
-        axis.annotate(
-            name,
-            (1.0, height),
-            xycoords="axes fraction",
-            xytext=(1.07, at),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=NAME_SIZE,
-            color=colour,
-            fontweight="bold" if name == TOGETHER else "normal",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
-        )
-
-
-def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], RobustnessOptions]:
-    """Reads the command line: the runs' folders and the options."""
-    paths, values = cli.parse_runs(arguments, integers={"draws": (5, 1), "seed": (0, 0)})
-    return paths, RobustnessOptions(**values)
+        weight = "bold" if name == TOGETHER else "normal"
+        words = {"fontsize": NAME_SIZE, "fontweight": weight, "line": 0.6}
+        name_end(axis, name, height, (1.07, at), look(names, name)["color"], **words)
 
 
 def summary(panels: dict[str, list[Row]]) -> str:
-    """Returns the accuracy at rates 0, 0.5 and 1 as text."""
+    """Accuracy at rates 0, 0.5 and 1 as text."""
     lines = [f"{'accuracy at a rate of':<44} {'0':>6} {'0.5':>6} {'1':>6}"]
     for label, rows in panels.items():
         for name in dict.fromkeys(row["hidden"] for row in rows):
@@ -233,17 +203,15 @@ def summary(panels: dict[str, list[Row]]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, options = parse(arguments)
+    paths, chosen = command.read_options(arguments, integers={"draws": (5, 1), "seed": (0, 0)})
     runs, rows = [], []
     for run in opening.open_runs(paths):
         runs.append(run)
-        total = (len(run.data.groups.modalities) + 1) * options.draws * len(RATES)
-        found = curves(run, options)
+        total = (len(run.data.groups.modalities) + 1) * chosen.draws * len(RATES)
+        found = curves(run, chosen)
         rows.append(list(progress.over(found, "points of curves", total)))
     folder = opening.output_folder(paths[0])
-    panels: dict[str, list[Row]] = {}
-    for title, found in zip(panel_titles(runs), rows, strict=True):
-        panels.setdefault(title, []).extend(found)
+    panels = command.panels(runs, rows)
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for found in rows for row in found])
     data = ", ".join(dict.fromkeys(run.data.manifest.title for run in runs))
     command.write_figure(folder / NAME, lambda: draw(panels, f"Robustness to missing modalities\n{data}"))

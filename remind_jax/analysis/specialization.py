@@ -1,23 +1,23 @@
-"""Shows which experts each modality combination uses (REMIND figure 4).
+"""Which experts serve which modality combination (REMIND figure 4).
 
     python -m remind_jax.analysis.specialization --workdir=RUN [--also=RUN2,RUN3]
 
-    --also=RUN2,…       further runs to draw next to it
-    --top=3             number of a sample's first experts that count
+    --also=RUN2,…       further runs to draw beside it
+    --top=3             how many experts of a sample count
     --count=sample      sample (experts ranked by their mean weight over a sample's tokens) | token (by each token)
-    --tokens=all        all | observed; `observed` leaves out the weights of missing modalities' tokens
+    --tokens=all        all | observed: whose weights count; `observed` leaves out the tokens of missing modalities
     --split=held_out    held_out | tuning | train
     --block=0           fusion block
-    --least=10          samples that a combination needs to count in the distance
-    --permutations=500  permutations of combinations among samples, for the distance expected by chance
+    --least=10          samples that a combination needs to count in the number
+    --permutations=500  of combinations among samples, for the number expected by chance
 
 Writes specialization.csv, specialization_summary.csv, .png and .svg under RUN/analysis. The weights are those with
 which tokens read experts (Eq. 6), summed over an expert's slots, in evaluation. How to read it: docs/analyses.md.
 """
 
-import pathlib
+import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,11 @@ import numpy as np
 
 from remind_jax import cli
 from remind_jax.analysis import command, opening
-from remind_jax.analysis.command import INK, QUIET, Row
+from remind_jax.analysis.command import INK, QUIET, Options, Row
 from remind_jax.analysis.opening import Run
 from remind_jax.errors import UserError
 from remind_jax.evaluation.names import short_names
 from remind_jax.ops import soft_moe
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 NAME = "specialization"
 COLUMNS = ("run", "method", "seed", "group", "tail", "n_train", "expert", "frequency", "n", "settings")
@@ -43,31 +39,16 @@ SUMMARY_COLUMNS = (
 )
 
 
-class SpecializationOptions(NamedTuple):
-    """Options of the command, see the module's text."""
-
-    top: int
-    count: str
-    tokens: str
-    split: str
-    block: int
-    least: int
-    permutations: int
-
-    def text(self, gate: str) -> str:
-        """Returns the options that the tables' rows depend on."""
-        parts = {"top": self.top, "count": self.count, "tokens": self.tokens, "split": self.split}
-        return " ".join(f"{key}={value}" for key, value in (parts | {"block": self.block, "gate": gate}).items())
+def settings_text(chosen: Options, gate: str) -> str:
+    """Returns what a row of a table was computed with."""
+    parts = {key: getattr(chosen, key) for key in ("top", "count", "tokens", "split", "block")} | {"gate": gate}
+    return " ".join(f"{key}={value}" for key, value in parts.items())
 
 
 class Pattern(NamedTuple):
-    """One run's use of experts.
+    """One run's use of experts: its title, its rows of `command.combinations`, head first, and a row of the summary.
 
-    Attributes:
-      title: title of the run.
-      groups: rows of `command.combinations`, head first.
-      frequency: share of each combination's samples that have an expert among their first, [g, e].
-      summary: the run's row of the summary.
+    `frequency` [g, e] is the share of each combination's samples that have an expert among their first.
     """
 
     title: str
@@ -76,38 +57,37 @@ class Pattern(NamedTuple):
     summary: Row
 
 
-def top_mask(weights: jax.Array, top: int) -> jax.Array:
-    """Returns 1 at the `top` largest weights of each row, else 0, [..., e] -> [..., e]; of equal ones the first win."""
+def top_experts(weights: jax.Array, top: int) -> jax.Array:
+    """1 at the `top` largest weights of each row, else 0; of equal ones the first count, [..., e] -> [..., e]."""
     _, best = jax.lax.top_k(weights, top)
     return jnp.sum(jax.nn.one_hot(best, weights.shape[-1]), axis=-2)
 
 
 def sample_usage(logits: jax.Array, counted: jax.Array, top: int, count: str) -> jax.Array:
-    """Returns each expert's share among the first experts of each sample, [b, e]; each row has the sum `top`.
+    """How much of each expert is among a sample's first, [b, e], each row of sum `top`, the number of first experts.
 
-    Args:
-      logits: logits of the router in use, [b, n, e, s].
-      counted: tokens whose weights count, bool [b, n]; at least one a sample.
-      top: number of first experts.
-      count: `sample` ranks experts by their mean weight over tokens; `token` averages the ranks of each token.
+    `logits` [b, n, e, s] are of the router in use, and `counted`, bool [b, n], has the tokens whose weights count, at
+    least one a sample. The count `sample` ranks experts by their mean weight over tokens; `token` takes the mean of the
+    tokens' own ranks.
     """
     weights = jnp.sum(soft_moe.combine_weights(logits), axis=3)
     share = counted.astype(weights.dtype)
     share = share / jnp.sum(share, axis=1, keepdims=True)
     if count == "token":
-        return jnp.einsum("bne,bn->be", top_mask(weights, top), share)
-    return top_mask(jnp.einsum("bne,bn->be", weights, share), top)
+        return jnp.einsum("bne,bn->be", top_experts(weights, top), share)
+    return top_experts(jnp.einsum("bne,bn->be", weights, share), top)
 
 
 def group_means(usage: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """Returns the mean of `usage` [n, e] over the samples of each of `count` groups, [g, e]."""
+    """Mean of `usage` [n, e] over the samples of each of `count` groups, [g, e]."""
     return (np.eye(count)[index].T @ usage) / np.bincount(index, minlength=count)[:, None]
 
 
 def mean_distance(patterns: np.ndarray) -> float:
-    """Returns the mean Jensen-Shannon distance over pairs of rows, in [0, 1]; nan with fewer than two rows.
+    """Mean over pairs of rows of the Jensen-Shannon distance, in [0, 1]; nan with fewer than two rows.
 
-    The distance is the square root of the divergence in bits. Rows of `patterns` [g, e] are scaled to sum one.
+    It is the mean of the square roots of divergences in bits, of patterns [g, e] that are not negative; each row is
+    scaled to sum one.
     """
     p = patterns / patterns.sum(axis=1, keepdims=True)
 
@@ -122,18 +102,14 @@ def mean_distance(patterns: np.ndarray) -> float:
 
 
 def distinctness(usage: np.ndarray, index: np.ndarray, least: int, permutations: int, seed: int = 0) -> Row:
-    """Measures the distance between the patterns of combinations, and the distance expected by chance.
+    """How far apart the patterns of combinations are, and how far they would be by chance.
 
-    Args:
-      usage: [n, e], see `sample_usage`.
-      index: combination of each sample, int [n].
-      least: samples that a combination needs.
-      permutations: permutations of the combinations among these samples, which keep the sizes and so their noise.
-      seed: seed of the permutations.
+    `usage` [n, e] is that of `sample_usage`, and `index`, int [n], the combination of each sample; `least` samples are
+    needed of one. The permutations are of the combinations among these samples; sizes stay, so that small combinations
+    have the same noise.
 
-    Returns:
-      `distance`, the `chance` mean and its 95th percentile `chance_high`, their difference `excess`, `p` (share of
-      permutations at least as far apart), all nan with fewer than two combinations; `combinations` and `samples`.
+    Returns `distance`, the `chance` mean and its 95th percentile `chance_high`, their difference `excess`, `p` (share
+    of permutations at least as far apart), `combinations` and `samples`. What needs two combinations is nan.
     """
     sizes = np.bincount(index)
     large = np.flatnonzero(sizes >= least)
@@ -143,43 +119,41 @@ def distinctness(usage: np.ndarray, index: np.ndarray, least: int, permutations:
     if len(large) < 2:
         return dict.fromkeys(("distance", "chance", "chance_high", "excess", "p"), float("nan")) | common
     distance, rng = mean_distance(group_means(usage, labels, len(large))), np.random.default_rng(seed)
-    shuffled = np.array(
-        [mean_distance(group_means(usage, rng.permutation(labels), len(large))) for _ in range(permutations)]
-    )
+    orders = (rng.permutation(labels) for _ in range(permutations))
+    shuffled = np.array([mean_distance(group_means(usage, order, len(large))) for order in orders])
     return {
         "distance": distance,
         "chance": float(shuffled.mean()),
         "chance_high": float(np.quantile(shuffled, 0.95)),
         "excess": distance - float(shuffled.mean()),
-        # The observed order counts as one, so that p is never smaller than the number of permutations allows.
+        # With the one at hand among them, so that no test is surer than the number of permutations allows.
         "p": float((1 + np.sum(shuffled >= distance - 1e-12)) / (1 + permutations)),
         **common,
     }
 
 
-def pattern(run: Run, title: str, options: SpecializationOptions) -> Pattern:
-    """Returns one run's use of experts; refuses a run with no more experts than count as first (UserError)."""
-    if options.top >= run.config.fusion.experts:
-        raise UserError(
-            f"--top={options.top}: the run in {run.path} has {run.config.fusion.experts} experts, all would count"
-        )
+def pattern(run: Run, title: str, chosen: Options) -> Pattern:
+    """Computes what one run does; a UserError where it has no more experts than count as first."""
+    if chosen.top >= run.config.fusion.experts:
+        experts = f"the run in {run.path} has {run.config.fusion.experts} experts"
+        raise UserError(f"--top={chosen.top}: {experts}, all would count")
 
     def function(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         routes = run.model.network.route(params, batch, gate=run.model.gate)
-        counted = routes.observed if options.tokens == "observed" else jnp.ones_like(routes.observed)
+        counted = routes.observed if chosen.tokens == "observed" else jnp.ones_like(routes.observed)
         output = run.model.network.apply(params, batch, gate=run.model.gate)
-        return sample_usage(routes.blocks[options.block].used, counted, options.top, options.count), output.open_rate
+        return sample_usage(routes.blocks[chosen.block].used, counted, chosen.top, chosen.count), output.open_rate
 
-    usage, open_rate = command.over_rows(run, options.split, function)
-    groups, index = command.combinations(run, options.split)
-    found = distinctness(usage, index, options.least, options.permutations)
-    facts = {"settings": options.text(run.model.gate), "gate_open_rate": float(open_rate.mean())}
+    usage, open_rate = command.over_rows(run, chosen.split, function)
+    groups, index = command.combinations(run, chosen.split)
+    found = distinctness(usage, index, chosen.least, chosen.permutations)
+    facts = {"settings": settings_text(chosen, run.model.gate), "gate_open_rate": float(open_rate.mean())}
     found |= command.identity(run) | facts
     return Pattern(title, groups, group_means(usage, index, len(groups)), found)
 
 
 def table(found: Pattern) -> list[Row]:
-    """Returns the rows of the CSV."""
+    """Rows of the CSV."""
     common = {key: found.summary[key] for key in ("run", "method", "seed", "settings")}
     return [
         common | group | {"expert": expert, "frequency": float(frequency)}
@@ -188,8 +162,8 @@ def table(found: Pattern) -> list[Row]:
     ]
 
 
-def summary(patterns: Sequence[Pattern], least: int) -> str:
-    """Returns the summary for a terminal."""
+def text(patterns: Sequence[Pattern], least: int) -> str:
+    """The summary for a terminal."""
     lines = [f"{'Jensen-Shannon distance of combinations':<40} {'found':>6} {'chance':>7} {'excess':>7} {'p':>6}"]
     for found in patterns:
         row = found.summary
@@ -200,37 +174,38 @@ def summary(patterns: Sequence[Pattern], least: int) -> str:
 
 
 GAP = 0.45  # rows between head and tail
-PALE = 0.5  # opacity of combinations too small to count
-LABELLED_EXPERTS = 24  # with more experts, not all have their numbers written
+PALE = 0.5  # of combinations too small to count
+LABELLED_EXPERTS = 24  # more of them are numbered in steps
 
 
-def draw(patterns: Sequence[Pattern], declared: Sequence[str], options: SpecializationOptions) -> "Figure":
-    """Draws a heatmap for each run: combinations in rows, head above tail; experts in columns, most used first."""
+def draw(patterns: Sequence[Pattern], declared: Sequence[str], chosen: Options) -> "command.Figure":
+    """Heatmaps beside each other: combinations in rows, head above tail; experts in columns, most used first."""
     import matplotlib
-    from matplotlib.figure import Figure
 
     experts, rows = max(p.frequency.shape[1] for p in patterns), max(len(p.groups) for p in patterns)
     same = all([g["group"] for g in p.groups] == [g["group"] for g in patterns[0].groups] for p in patterns)
     panel = min(6.0, max(2.4, 0.26 * experts))
     width = (2.6 if same else 2.6 * len(patterns)) + panel * len(patterns) + 0.6
-    figure = Figure(figsize=(width, 1.75 + 0.21 * (rows + GAP)), layout="constrained")
+    figure = command.new_figure(width, 1.75 + 0.21 * (rows + GAP))
     axes = figure.subplots(1, len(patterns), squeeze=False)[0]
     colours = matplotlib.colormaps["cividis"]
     for number, (axis, found) in enumerate(zip(axes, patterns, strict=True)):
-        draw_panel(axis, found, declared, colours, options.least, names=number == 0 or not same)
+        draw_panel(axis, found, declared, colours, chosen.least, names=number == 0 or not same)
     mesh = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0.0, 1.0), colours)
     bar = figure.colorbar(mesh, ax=list(axes), fraction=0.03, aspect=25, pad=0.015)
     bar.outline.set_visible(False)
-    unit = "samples" if options.count == "sample" else "tokens"
-    bar.set_label(f"share of {unit} with\nthe expert in their top {options.top}", fontsize=8.5)
-    split = options.split.replace("_", "-")
-    note = f"Number: {split} samples; pale: fewer than {options.least}, not in the distance"
+    unit = "samples" if chosen.count == "sample" else "tokens"
+    bar.set_label(f"share of {unit} with\nthe expert in their top {chosen.top}", fontsize=8.5)
+    split = chosen.split.replace("_", "-")
+    note = f"Number: {split} samples; pale: fewer than {chosen.least}, not in the distance"
     figure.supxlabel(note, fontsize=8, color=QUIET)
     return figure
 
 
-def draw_panel(axis: "Axes", found: Pattern, declared: Sequence[str], colours: Any, least: int, names: bool) -> None:
-    """Draws one run's heatmap, with a gap between head and tail."""
+def draw_panel(
+    axis: "command.Axes", found: Pattern, declared: Sequence[str], colours: Any, least: int, names: bool
+) -> None:
+    """One run's heatmap, with a gap between head and tail."""
     groups, experts = found.groups, found.frequency.shape[1]
     large = np.array([group["n"] >= least for group in groups])
     order = np.argsort(-found.frequency[large if large.any() else ~large].mean(axis=0), kind="stable")
@@ -260,34 +235,22 @@ def draw_panel(axis: "Axes", found: Pattern, declared: Sequence[str], colours: A
     axis.annotate(f"distance {score}", (0.5, 1.0), fontsize=8, color=QUIET, **above)
 
 
-def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], SpecializationOptions]:
-    """Reads the command line: the runs' folders and the options; refuses what it cannot read (UserError)."""
-    integers = {"top": (3, 1), "block": (0, 0), "least": (10, 1), "permutations": (500, 1)}
-    choices = {"count": ("sample", "token"), "tokens": ("all", "observed"), "split": command.SPLITS}
-    paths, values = cli.parse_runs(arguments, integers=integers, choices=choices)
-    return paths, SpecializationOptions(**values)
-
-
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, options = parse(arguments)
-
-    def check(path: pathlib.Path, config: Any) -> None:
-        command.check_routed(path, config)
-        command.check_block(path, config, options.block)
-
+    integers = {"top": (3, 1), "block": (0, 0), "least": (10, 1), "permutations": (500, 1)}
+    choices = {"count": ("sample", "token"), "tokens": ("all", "observed"), "split": command.SPLITS}
+    paths, chosen = command.read_options(arguments, integers=integers, choices=choices)
     runs, found = [], []
-    for run in opening.open_runs(paths, check):
+    for run in opening.open_runs(paths, functools.partial(command.check_routed, block=chosen.block)):
         runs.append(run)
-        found.append(pattern(run, "", options))
-    if len({run.data.groups.modalities for run in runs}) > 1:
-        raise UserError("the runs are of different modalities: their combinations cannot stand side by side")
+        found.append(pattern(run, "", chosen))
+    opening.check_comparable(runs)
     found = [one._replace(title=title) for one, title in zip(found, command.titles(runs), strict=True)]
     folder = opening.output_folder(paths[0])
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for one in found for row in table(one)])
     command.write_csv(folder / f"{NAME}_summary.csv", SUMMARY_COLUMNS, [one.summary for one in found])
-    command.write_figure(folder / NAME, lambda: draw(found, runs[0].data.groups.modalities, options))
-    print(summary(found, options.least))
+    command.write_figure(folder / NAME, lambda: draw(found, runs[0].data.groups.modalities, chosen))
+    print(text(found, chosen.least))
     print(f"Written: {folder / NAME}.csv, _summary.csv, .png, .svg")
 
 

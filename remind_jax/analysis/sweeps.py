@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from remind_jax import cli
 from remind_jax.analysis import command
@@ -13,20 +13,14 @@ from remind_jax.studies import entries, runner
 from remind_jax.studies.comparison import Spread, spread
 from remind_jax.studies.tables import line
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 # Okabe and Ito's colours, each with a shape of its own.
 LOOKS = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#000000", "P"))
 
 
 class Sweeps(NamedTuple):
-    """Sweeps of the same methods and seeds, each in a folder of its own.
+    """Sweeps of the same methods and seeds, each in a folder of its own under `workdir`.
 
-    Attributes:
-      arguments: of the command line that say what is run, for the records.
-      setup: what they say.
-      workdir: of all sweeps.
+    `arguments`, of the command line, say what is run, for the records, and `setup` is what they say.
     """
 
     arguments: Sequence[str]
@@ -49,12 +43,9 @@ class Sweeps(NamedTuple):
 
 
 def read_sweeps(workdir: str, arguments: Sequence[str], own: Mapping[str, str]) -> Sweeps:
-    """Reads what an analysis trains.
+    """Reads what an analysis trains, in its `workdir`, from the arguments that it does not read itself.
 
-    Args:
-      workdir: of the analysis.
-      arguments: those that the analysis does not read itself.
-      own: keys of the config that it sets, and what the user sets in their place.
+    `own` has the keys of the config that it sets, and what the user sets in their place.
 
     Raises:
       UserError: for anything that cannot be read.
@@ -71,9 +62,6 @@ def read_sweeps(workdir: str, arguments: Sequence[str], own: Mapping[str, str]) 
     return Sweeps(arguments, entries.read_setup(values, rest), pathlib.Path(workdir))
 
 
-# ---- Tables ---------------------------------------------------------------------------------------------------------
-
-
 def cell(rows: Sequence[Row], figure: str, **key: Any) -> Spread | None:
     """Averages a figure in percent over the rows with these values, one a seed; None without any."""
     values = [row[figure] for row in rows if all(row[name] == value for name, value in key.items())]
@@ -85,30 +73,13 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [line(names), line(["---", *["---:"] * (len(names) - 1)]), *(line(row) for row in rows), ""]
 
 
-# ---- Figures --------------------------------------------------------------------------------------------------------
-
-
 def look(number: int) -> tuple[str, str]:
     """Returns colour and marker of the method with this number."""
     return LOOKS[number % len(LOOKS)]
 
 
-def name_methods(picture: "Figure", methods: Sequence[str]) -> None:
-    """Draws marks and names in the second line of the title; next to the marks no place is free in every data set."""
-    from matplotlib.lines import Line2D
-
-    looks = (look(i) for i in range(len(methods)))
-    marks = [Line2D([], [], color=colour, marker=shape, linestyle="", markersize=6) for colour, shape in looks]
-    at = (0.5, 1 - 0.2 / picture.get_figheight())
-    options = {"loc": "upper center", "bbox_to_anchor": at, "borderaxespad": 0.0, "handletextpad": 0.2}
-    picture.legend(marks, methods, ncols=len(methods), frameon=False, fontsize=9, **options)
-
-
-# ---- Files ----------------------------------------------------------------------------------------------------------
-
-
 def write(
-    stem: pathlib.Path, columns: Sequence[str], rows: Sequence[Row], text: str, draw: Callable[[], "Figure"]
+    stem: pathlib.Path, columns: Sequence[str], rows: Sequence[Row], text: str, draw: Callable[[], "command.Figure"]
 ) -> None:
     """Writes a study's rows as CSV, its tables as Markdown and its figure as PNG and SVG, and prints the tables."""
     command.write_csv(stem.with_suffix(".csv"), columns, rows)

@@ -18,12 +18,12 @@ and the same command goes on. Writes unseen_combinations.csv, .md, .png and .svg
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from remind_jax import cli, methods
-from remind_jax.analysis import sweeps
+from remind_jax.analysis import command, sweeps
 from remind_jax.analysis.command import QUIET, Row
 from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset, splits
@@ -36,10 +36,6 @@ from remind_jax.studies.results import TITLES as FIGURES
 from remind_jax.studies.tables import size_text, spread_text
 from remind_jax.training import adaptation
 from remind_jax.training.unfreezing import Choice
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 NAME = "unseen_combinations"
 LEAST_HELD_OUT = 30
@@ -62,13 +58,7 @@ OWN = {"data.leave_out": "--leave_out or --tail"}
 
 
 class Taking(NamedTuple):
-    """Which combinations are left out, and how they are taken in.
-
-    Attributes:
-      sweeps: what is trained.
-      leave_out: the combinations.
-      steps, lr: of the adaptations.
-    """
+    """Which combinations sweeps leave out, and the steps and the learning rate of the adaptations that take them in."""
 
     sweeps: Sweeps
     leave_out: tuple[str, ...]
@@ -82,9 +72,6 @@ class Taking(NamedTuple):
     def plan(self, part: str) -> list[Entry]:
         """Plans the runs of the sweep `with` or `without` the combinations."""
         return self.sweeps.plan(part, self.changes(part))
-
-
-# ---- The command line -----------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str]) -> Taking:
@@ -116,11 +103,7 @@ def parse(arguments: Sequence[str]) -> Taking:
 
 
 def choose(config: Any, count: int) -> tuple[str, ...]:
-    """Chooses tail combinations to leave out, by the rule in the module's text.
-
-    Raises:
-      UserError: the tail has none with held-out rows.
-    """
+    """Chooses tail combinations to leave out, by the rule in the text above; without held-out rows, a UserError."""
     fitted = dataset.fit(config)
     groups = fitted.groups
     held_out = fitted.manifest.presence[fitted.whole_split == splits.HELD_OUT]
@@ -130,9 +113,6 @@ def choose(config: Any, count: int) -> tuple[str, ...]:
     if not order:
         raise UserError("no combination of the tail has held-out rows: name some as --leave_out=A,B")
     return tuple(groups.names[g] for g in order[:count])
-
-
-# ---- Runs -----------------------------------------------------------------------------------------------------------
 
 
 def run_sweeps(taking: Taking) -> list[str]:
@@ -145,11 +125,7 @@ def run_sweeps(taking: Taking) -> list[str]:
 
 
 def adapt_runs(taking: Taking) -> None:
-    """Adapts every finished run in every way that is not there yet.
-
-    Raises:
-      UserError: a folder holds an adaptation with other options.
-    """
+    """Adapts every finished run in every way that is not there yet; one with other options is a UserError."""
     finished = [entry for entry in taking.plan("without") if entry.finished]
     with progress.make(len(finished) * len(STRATEGIES), "adapting") as bar:
         for number, entry in enumerate(finished):
@@ -186,9 +162,6 @@ def _check_same(out: pathlib.Path, choice: Choice) -> None:
     for key in ("steps", "lr"):
         if there[key] != getattr(choice, key):
             raise UserError(f"{out} was made with --{key}={there[key]}: choose another workdir, or delete it")
-
-
-# ---- Tables ---------------------------------------------------------------------------------------------------------
 
 
 def collect(taking: Taking) -> list[Row]:
@@ -248,21 +221,17 @@ def _parameters(rows: Sequence[Row], method: str, unfrozen: str) -> str:
     return size_text([r["trained_parameters"] for r in rows if (r["method"], r["unfrozen"]) == (method, unfrozen)])
 
 
-# ---- Figure ---------------------------------------------------------------------------------------------------------
-
-
-def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, figure: str = "accuracy") -> "Figure":
+def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, figure: str = "accuracy") -> "command.Figure":
     """Draws the combinations left out and, right of them, the others; what is unfrozen by method."""
-    from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    picture = Figure(figsize=(9.4, 4.6), layout="constrained")
+    picture = command.new_figure(9.4, 4.6)
     for axis, samples in zip(picture.subplots(1, 2, sharey=True), SAMPLES.values(), strict=True):
         draw_panel(axis, rows, methods, samples, figure)
         n = next((row["n"] for row in rows if row["samples"] == samples), 0)
         axis.set_title(f"Combinations {samples} ({n:,} held-out rows a seed)", fontsize=9.5, fontweight="bold")
     picture.axes[0].set_ylabel(f"{FIGURES[figure]}, percent")
-    sweeps.name_methods(picture, methods)
+    command.name_marks(picture, methods, map(look, range(len(methods))))
     picture.suptitle("What must be trained to take in unseen combinations\n", fontsize=10.5)
     seeds = len({row["seed"] for row in rows})
     bars = f"Marks: mean of {seeds} seeds, bars ± 1 standard deviation" if seeds > 1 else "One seed"
@@ -271,7 +240,7 @@ def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, figure: str =
     return picture
 
 
-def draw_panel(axis: "Axes", rows: Sequence[Row], methods: Sequence[str], samples: str, figure: str) -> None:
+def draw_panel(axis: "command.Axes", rows: Sequence[Row], methods: Sequence[str], samples: str, figure: str) -> None:
     """Draws one set of held-out rows."""
     for i, method in enumerate(methods):
         colour, shape = look(i)
@@ -292,9 +261,6 @@ def draw_panel(axis: "Axes", rows: Sequence[Row], methods: Sequence[str], sample
     axis.tick_params(labelleft=True)
     axis.grid(axis="y", color="#e6e6e6", lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-# ---- Command --------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> None:

@@ -1,61 +1,49 @@
-"""Predicts without some modalities, and computes the share of each modality in a prediction (Shapley values).
+"""What a run would predict without some modalities, and the share of each modality in a prediction (Shapley values).
 
     python -m remind_jax.analysis.what_if --workdir=RUN --samples=0,3,10-19 --drop=dxa,diet2
 
     --samples=all        held-out samples by position, counted from 0, or all of them
-    --drop=A,B           modalities to hide: probabilities before and after
-    --keep=A,B           or the only ones to keep
+    --drop=A,B           modalities taken away: probabilities before and after
+    --keep=A,B           or the only ones left
     --shapley=exact      exact | none
 
-Writes what_if.csv (one row a sample, no patient ids) and, with Shapley values, what_if.png and .svg under RUN/analysis:
-the mean absolute value of each modality in each combination. The values explain the probability of the class that the
-run predicts from all modalities of the sample; they add up to it less the share of that class in training.
+Writes what_if.csv (a row a sample, no patient ids) and, with Shapley values, what_if.png and .svg under RUN/analysis:
+the mean absolute value of each modality in each combination. The value explained is the probability of the class that
+the run predicts from everything the sample has; values add up to it less the share of that class in training.
 """
 
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from remind_jax import cli
 from remind_jax.analysis import command, opening
-from remind_jax.analysis.command import Row
+from remind_jax.analysis.command import Options, Row
 from remind_jax.analysis.opening import Run
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 NAME = "what_if"
-MOST = 10  # most modalities of a sample: 2^10 predictions
-MOST_ROWS = 20  # most combinations drawn
-_AT_ONCE = 2**16  # number of predictions held at a time
+MOST = 10  # modalities of a sample: 2^10 predictions
+MOST_ROWS = 20  # combinations drawn
+_AT_ONCE = 2**16  # predictions held at a time
 SPLIT = "held_out"
 
 
-class WhatIfOptions(NamedTuple):
-    """Options of the command, see the module's text."""
-
-    samples: str
-    drop: str
-    keep: str
-    shapley: str
-
-
 def subset_masks(count: int) -> np.ndarray:
-    """Returns all subsets of `count` members, bool [2^count, count]; row s holds member i where bit i of s is set."""
+    """All subsets of some members, bool [2^count, count]; row s holds member i where bit i of s is set."""
     return (np.arange(2**count)[:, None] >> np.arange(count)[None, :] & 1).astype(bool)
 
 
 def shapley(values: np.ndarray) -> np.ndarray:
-    """Computes exact Shapley values [k, p] from the values of all subsets of p members, [k, 2^p], see `subset_masks`.
+    """Exact Shapley values [k, p] from values of all subsets of p members in the order of `subset_masks`, [k, 2^p].
 
-    They are each member's mean gain over the members before it, over all orders of the members; they sum to the value
-    of all members less that of none.
+    They are the mean over all orders of the members of what one adds to those before it; they sum to the value of all
+    members less that of none.
     """
     p = int(math.log2(values.shape[1]))
     sizes = subset_masks(p).sum(axis=1)
@@ -68,12 +56,9 @@ def shapley(values: np.ndarray) -> np.ndarray:
 
 
 class Shares(NamedTuple):
-    """Shapley values of k samples.
+    """Shapley values of some samples, [k, m], nan at missing modalities, and the values without any modality [k].
 
-    Attributes:
-      values: [k, m], nan at missing modalities.
-      empty: value without any modality [k].
-      seen: share of a sample's subsets, the empty one left out, that are combinations of training [k].
+    `seen` [k] is the share of a sample's subsets, the empty one left out, that are combinations of training.
     """
 
     values: np.ndarray
@@ -81,11 +66,13 @@ class Shares(NamedTuple):
     seen: np.ndarray
 
 
-def shapley_shares(run: Run, positions: np.ndarray, presence: np.ndarray, classes: np.ndarray) -> Shares:
-    """Computes Shapley values of one class's probability, by all subsets of a sample's modalities.
+def explain(run: Run, positions: np.ndarray, presence: np.ndarray, classes: np.ndarray) -> Shares:
+    """Shapley values of the probability of a class of each sample, by all subsets of what the sample has.
 
-    Held-out samples at int positions [k] have modalities bool [k, m] and classes int [k]. Raises UserError: a sample
-    has more than `MOST` modalities.
+    `positions` are of held-out samples, int [k], `presence` is what they have, bool [k, m], and `classes` int [k].
+
+    Raises:
+      UserError: a sample has more than `MOST` modalities.
     """
     store = run.data.stores[SPLIT]
     most = int(presence.sum(axis=1).max(initial=0))
@@ -109,19 +96,19 @@ def shapley_shares(run: Run, positions: np.ndarray, presence: np.ndarray, classe
     return found
 
 
-def left_after(options: WhatIfOptions, modalities: tuple[str, ...]) -> np.ndarray | None:
-    """Returns which modalities stay, bool [m]; None where all stay."""
-    if options.drop:
-        return ~command.modalities_of(options.drop, modalities, "drop")
-    return command.modalities_of(options.keep, modalities, "keep") if options.keep else None
+def left_after(chosen: Options, modalities: tuple[str, ...]) -> np.ndarray | None:
+    """Which modalities stay, bool [m]; None where nothing is to be changed."""
+    if chosen.drop:
+        return ~command.modalities_of(chosen.drop, modalities, "drop")
+    return command.modalities_of(chosen.keep, modalities, "keep") if chosen.keep else None
 
 
-def table(run: Run, options: WhatIfOptions) -> tuple[list[Row], list[str]]:
-    """Returns one row for each sample, and the names of the columns."""
+def table(run: Run, chosen: Options) -> tuple[list[Row], list[str]]:
+    """Rows, one a sample, and the names of their columns."""
     data, store = run.data, run.data.stores[SPLIT]
     modalities, classes = data.groups.modalities, data.classes
-    stays = left_after(options, modalities)
-    positions = command.positions_of(options.samples, len(store))
+    stays = left_after(chosen, modalities)
+    positions = command.positions_of(chosen.samples, len(store))
     rows_of_split = data.rows(SPLIT)[positions]
     presence, labels = data.manifest.presence[rows_of_split], data.manifest.labels[rows_of_split]
     before = run.model.predict_parts(store, positions, presence)
@@ -141,8 +128,8 @@ def table(run: Run, options: WhatIfOptions) -> tuple[list[Row], list[str]]:
             "predicted_after": [classes[i] for i in after.argmax(axis=1)],
             **{f"after_{name}": after[:, k] for k, name in enumerate(classes)},
         }
-    if options.shapley == "exact":
-        shares = shapley_shares(run, positions, presence, predicted)
+    if chosen.shapley == "exact":
+        shares = explain(run, positions, presence, predicted)
         columns |= {f"shapley_{name}": shares.values[:, j] for j, name in enumerate(modalities)}
         columns |= {"value_empty": shares.empty, "seen_subsets": shares.seen}
     names = list(columns)
@@ -150,14 +137,14 @@ def table(run: Run, options: WhatIfOptions) -> tuple[list[Row], list[str]]:
 
 
 def group_columns(run: Run, presence: np.ndarray) -> dict[str, list[Any]]:
-    """Returns the name of each sample's combination, and whether it is tail, as one not seen in training is."""
+    """Name of each sample's combination, and whether it is tail; one that training lacks is."""
     groups = run.data.groups
     tail = np.append(groups.tail, True)[groups.index(presence)]
     return {"group": [group_name(mask, groups.modalities) for mask in presence], "tail": [bool(x) for x in tail]}
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Returns the changes as text."""
+    """What changed, as text."""
     lines = [f"{len(rows)} samples, {100 * np.mean([r['predicted'] == r['label'] for r in rows]):.1f} % correct"]
     if "predicted_after" in rows[0]:
         changed = np.mean([r["predicted_after"] != r["predicted"] for r in rows])
@@ -174,9 +161,9 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def means(rows: Sequence[Row], modalities: Sequence[str]) -> list[tuple[str, bool | None, int, np.ndarray]]:
-    """Returns label, tail, number of samples and mean absolute values [m] of all samples, then of combinations.
+    """Label, tail, number of samples and mean absolute values [m] of all samples, then of combinations.
 
-    Head combinations come before tail ones, and the most frequent first.
+    Head combinations come before tail ones, within them the most frequent first.
     """
     values = np.abs(np.array([[row[f"shapley_{name}"] for name in modalities] for row in rows], np.float64))
     by_group: dict[tuple[bool, str], list[int]] = {}
@@ -191,21 +178,18 @@ def means(rows: Sequence[Row], modalities: Sequence[str]) -> list[tuple[str, boo
 
 
 def _column_means(values: np.ndarray) -> np.ndarray:
-    """Returns the means of the finite values of each column; nan where there are none."""
-    here = np.isfinite(values)
-    total = np.where(here, values, 0.0).sum(axis=0)
-    return np.divide(total, here.sum(axis=0), out=np.full(values.shape[1], np.nan), where=here.any(axis=0))
+    """Means of what is there; nan where nothing is."""
+    return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
 
 
-def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "Figure":
-    """Draws a heatmap of combinations by modalities, with a hatched cell where the combination lacks the modality."""
-    from matplotlib.figure import Figure
+def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "command.Figure":
+    """A heatmap: combinations by modalities, a hatched cell where the combination lacks the modality."""
     from matplotlib.patches import Rectangle
 
     found = means(rows, modalities)
     shown, more = found[: MOST_ROWS + 1], len(found) - MOST_ROWS - 1
     grid = np.array([values for _, _, _, values in shown])
-    figure = Figure(figsize=(2.6 + 0.82 * len(modalities), 1.75 + 0.3 * len(shown)), layout="constrained")
+    figure = command.new_figure(2.6 + 0.82 * len(modalities), 1.75 + 0.3 * len(shown))
     axis = figure.subplots()
     top = float(np.nanmax(grid)) if np.isfinite(grid).any() else 1.0
     image = axis.imshow(np.ma.masked_invalid(grid), cmap="cividis_r", vmin=0.0, vmax=top or 1.0, aspect="auto")
@@ -229,12 +213,12 @@ def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "Figure"
     note = "Hatched: the combination lacks the modality."
     if more > 0:
         note += f" {more} rarer combinations are in the table only."
-    figure.supxlabel(note, fontsize=8, color="#666666")
+    figure.supxlabel(note, fontsize=8, color=command.QUIET)
     return figure
 
 
 def _name_rows(axis: Any, shown: Sequence[tuple[str, bool | None, int, np.ndarray]]) -> None:
-    """Writes head or tail and the number of samples next to each row, and lines between all, head and tail."""
+    """Writes head or tail and the number of samples beside each row, and lines between all, head and tail."""
     sides = {None: "all", False: "head", True: "tail"}
     axis.set_yticks(range(len(shown)), [f"{sides[tail]}, n = {n}" for _, tail, n, _ in shown])
     for i in range(1, len(shown)):
@@ -242,28 +226,26 @@ def _name_rows(axis: Any, shown: Sequence[tuple[str, bool | None, int, np.ndarra
             axis.axhline(i - 0.5, color="black", lw=1.6)
 
 
-def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, WhatIfOptions]:
-    """Reads the command line: the run's folder and the options."""
+def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Options]:
+    """Reads the command line: the run's folder, and the choices."""
     strings, choices = {"samples": "all", "drop": "", "keep": ""}, {"shapley": ("exact", "none")}
-    (path,), values = cli.parse_runs(arguments, strings=strings, choices=choices, several=False)
-    options = WhatIfOptions(**values)
-    if options.drop and options.keep:
+    (path,), chosen = command.read_options(arguments, strings=strings, choices=choices, several=False)
+    if chosen.drop and chosen.keep:
         raise UserError("--drop and --keep say the same thing twice: give one of them")
-    if options.shapley == "none" and not (options.drop or options.keep):
+    if chosen.shapley == "none" and not (chosen.drop or chosen.keep):
         raise UserError("nothing to do: name modalities with --drop or --keep, or ask for --shapley=exact")
-    return path, options
+    return path, chosen
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    path, options = parse(arguments)
-
+    path, chosen = parse(arguments)
     (run,) = opening.open_runs([path])
     folder = opening.output_folder(path)
-    rows, columns = table(run, options)
+    rows, columns = table(run, chosen)
     command.write_csv(folder / f"{NAME}.csv", columns, rows)
     written = f"{folder / NAME}.csv"
-    if options.shapley == "exact":
+    if chosen.shapley == "exact":
         title = f"{run.config.method} on {run.data.manifest.title}"
         command.write_figure(folder / NAME, lambda: draw(rows, run.data.groups.modalities, title))
         written += ", .png, .svg"

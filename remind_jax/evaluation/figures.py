@@ -55,10 +55,7 @@ def gate(history: History) -> str | None:
 def lambdas(history: History, tail: set[str], shorten: Callable[[str], str]) -> str | None:
     """Draws the weight λ of each group over time; the groups of largest final weight are named, the others are grey.
 
-    Args:
-      history: records with keys `dro/lambda/<group>`.
-      tail: names of the tail groups, drawn dashed.
-      shorten: makes a group's name fit next to the figure.
+    Records have keys `dro/lambda/<group>`; groups in `tail` are dashed; `shorten` makes a name fit next to the figure.
     """
     prefix = "dro/lambda/"
     names = {key.removeprefix(prefix) for record in history for key in record if key.startswith(prefix)}
@@ -93,7 +90,7 @@ def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
 
     def draw(axes: "Axes") -> list[tuple[float, str, str]]:
         axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, dashes=(3, 3))
-        x, y = [b["confidence"] for b in curve], [b["accuracy"] for b in curve]
+        x, y = ([b[key] for b in curve] for key in ("confidence", "accuracy"))
         axes.plot(x, y, color=COLOURS[0], linewidth=1.2)
         axes.scatter(x, y, s=[14 + 110 * b["n"] / most for b in curve], color=COLOURS[0], alpha=0.75, linewidths=0)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05))
@@ -162,10 +159,8 @@ def _stages(history: History) -> list[tuple[float, str]]:
         if "stage" in record and "step" in record:
             stage = record["stage"]
             first[stage] = min(first.get(stage, math.inf), record["step"])
-    marks = sorted(
-        ((step, f"stage {stage}" if isinstance(stage, int) else str(stage)) for stage, step in first.items())
-    )
-    return marks[1:]
+    named = ((step, f"stage {stage}" if isinstance(stage, int) else str(stage)) for stage, step in first.items())
+    return sorted(named)[1:]
 
 
 def _svg(
@@ -194,15 +189,8 @@ def _svg(
         axes.locator_params(axis="x", nbins=5)
         for step, name in stages:
             axes.axvline(step, color=QUIET, linewidth=1, dashes=(1, 2))
-            axes.annotate(
-                name,
-                (step, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, 1),
-                textcoords="offset points",
-                fontsize=FONT - 1,
-                color=QUIET,
-            )
+            at = {"xycoords": ("data", "axes fraction"), "xytext": (3, 1), "textcoords": "offset points"}
+            axes.annotate(name, (step, 1), fontsize=FONT - 1, color=QUIET, **at)
         longest = max((len(text) for _, text, _ in labels), default=0)
         room = LEADER + (longest * FONT * 0.54 - 6) / 72 if labels else 0.0
         figure.subplots_adjust(left=0.155, right=0.955 - room / WIDTH, bottom=0.5 / height, top=0.91)
@@ -214,23 +202,11 @@ def _svg(
 
 def style(salt: str) -> dict[str, Any]:
     """Returns the style of every figure; `salt` seeds its ids."""
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        "savefig.transparent": True,
-        "text.parse_math": False,
-        "font.family": "DejaVu Sans",
-        "font.size": FONT,
-        "axes.edgecolor": QUIET,
-        "axes.labelcolor": INK,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "axes.formatter.useoffset": False,
-        "axes.formatter.use_mathtext": False,
-        "path.simplify": True,
-    }
+    plain = {"text.parse_math": False, "axes.formatter.useoffset": False, "axes.formatter.use_mathtext": False}
+    svg = {"svg.fonttype": "none", "svg.hashsalt": salt, "savefig.transparent": True, "path.simplify": True}
+    quiet = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), QUIET)
+    ink = dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK)
+    return {**svg, **plain, **quiet, **ink, "font.family": "DejaVu Sans", "font.size": FONT}
 
 
 def _label_ends(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
@@ -242,25 +218,17 @@ def _label_ends(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
     ends = axes.transData.transform([(0, y) for y, _, _ in ordered])[:, 1]
     gap = min((FONT + 3.5) * axes.figure.dpi / 72, box.height / len(labels))
     for end, place, (_, text, colour) in zip(ends, spread_apart(ends, gap, box.y0, box.y1), ordered, strict=True):
-        axes.annotate(
-            text,
-            (1, (end - box.y0) / box.height),
-            xycoords="axes fraction",
-            xytext=(1 + LEADER * axes.figure.dpi / box.width, (place - box.y0) / box.height),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=FONT - 0.5,
-            color=colour,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.7,
-                "shrinkA": 0,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
-        )
+        at = (1 + LEADER * axes.figure.dpi / box.width, (place - box.y0) / box.height)
+        name_end(axes, text, (end - box.y0) / box.height, at, colour, fontsize=FONT - 0.5, line=0.7)
+
+
+def name_end(
+    axes: "Axes", text: str, height: float, at: tuple[float, float], colour: str, line: float, **look: Any
+) -> None:
+    """Writes a name at a place right of the axes, with a leader to its line's end; both in fractions of the axes."""
+    leader = {"arrowstyle": "-", "color": colour, "linewidth": line, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
+    place = {"xycoords": "axes fraction", "xytext": at, "textcoords": "axes fraction", "va": "center"}
+    axes.annotate(text, (1, height), color=colour, annotation_clip=False, arrowprops=leader, **place, **look)
 
 
 def spread_apart(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:

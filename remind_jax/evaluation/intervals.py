@@ -28,15 +28,8 @@ def intervals(
     has the exact (Clopper-Pearson) interval over samples and the other metrics have None. A bootstrap interval of no
     width (every sample right, say) would be false certainty, so accuracy has the exact interval then, too.
 
-    Args:
-      labels: class indices, int [n].
-      probabilities: float [n, c].
-      patients: the patient of each sample, any dtype that can be sorted, [n].
-      seed: seed of the resampling.
-      resamples: number of resamples.
-
-    Returns:
-      `(values, notes)`: `accuracy_ci`, … as `[low, high]` or None, and the reason of each None or substitute.
+    Labels are class indices, int [n], with probabilities [n, c] and patients [n] of any dtype that can be sorted.
+    Returns `(values, notes)`: `accuracy_ci`, … as `[low, high]` or None, and the reason of each None or substitute.
     """
     owners, owner = np.unique(patients, return_inverse=True)
     n = len(labels)
@@ -47,10 +40,8 @@ def intervals(
         why = f"{n} samples of {len(owners)} patients are too few for a bootstrap"
         notes = {f"{k}_ci": why for k in NAMES[1:]} | {"accuracy_ci": _exact_note(n, len(owners))}
         return {f"{k}_ci": None for k in NAMES} | {"accuracy_ci": exact_interval(correct)}, notes
-    parts = [
-        weighted_metrics(labels, probabilities, w)
-        for w in patient_weights(owner, len(owners), seed, resamples=resamples)
-    ]
+    weights = patient_weights(owner, len(owners), seed, resamples=resamples)
+    parts = [weighted_metrics(labels, probabilities, rows) for rows in weights]
     values, notes = {}, {}
     for name in NAMES:
         value, note = _percentile(np.concatenate([p[name] for p in parts]))
@@ -73,17 +64,10 @@ def exact_interval(correct: np.ndarray) -> list[float]:
 def patient_weights(
     owner: np.ndarray, patients: int, seed: int, *, resamples: int = RESAMPLES, chunk: int = CHUNK
 ) -> Iterator[np.ndarray]:
-    """Yields the number of times that each sample is in each resample.
+    """Yields the number of times that each sample is in each resample, float64 [rows, n], `resamples` rows in all.
 
-    Args:
-      owner: patient index of each sample, int [n].
-      patients: number of patients.
-      seed: the same seed gives the same weights for every `chunk`.
-      resamples: r, the number of rows in all arrays together.
-      chunk: most weights in one array.
-
-    Yields:
-      float64 arrays [rows, n] of whole numbers, `resamples` rows in all.
+    `owner` is the patient index of each sample, int [n]. `chunk` is the most weights in one array; the same seed gives
+    the same weights for every chunk.
     """
     rng = np.random.default_rng(seed)
     rows = max(1, chunk // max(len(owner), patients))
@@ -95,19 +79,11 @@ def patient_weights(
 
 
 def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes accuracy, macro-F1, AUROC and AUPRC under r rows of sample weights at once.
+    """Computes accuracy, macro-F1, AUROC and AUPRC under rows of sample weights [r, n] at once, float64 [r] each.
 
-    The values are those of `metrics.compute` on the samples repeated by weight, with one exception: where a class of
-    the sample is absent from a resample, AUROC and AUPRC are NaN rather than the mean over fewer classes, so that all
-    resamples measure the same quantity.
-
-    Args:
-      labels: int [n].
-      probabilities: float [n, c].
-      weights: float [r, n], not negative.
-
-    Returns:
-      A float64 array [r] for each metric; NaN where it is undefined.
+    The values are those of `metrics.compute` on the samples repeated by weight, and NaN where undefined, with one
+    exception: where a class of the sample is absent from a resample, AUROC and AUPRC are NaN rather than the mean over
+    fewer classes, so that all resamples measure the same quantity.
     """
     classes = probabilities.shape[1]
     predicted = probabilities.argmax(1)

@@ -23,30 +23,18 @@ Value = tuple[float | None, str]
 
 
 class Metric(NamedTuple):
-    """A metric.
-
-    Attributes:
-      title: its name on pages and in tables.
-      of: (labels int [n], probabilities float [n, c]) -> its value, with n at least 1.
-    """
+    """A metric: its title in tables, and (labels int [n], probabilities [n, c]) -> its value, with n at least 1."""
 
     title: str
     of: Callable[[np.ndarray, np.ndarray], Value]
 
 
 def compute(labels: np.ndarray, probabilities: np.ndarray) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Computes all metrics of a sample of n predictions.
+    """Computes all metrics of predictions from class indices, int [n], and predicted probabilities [n, c], c >= 2.
 
-    Args:
-      labels: class indices, int [n].
-      probabilities: predicted probabilities, float [n, c], c >= 2.
-
-    Returns:
-      `(values, notes)`: the values of `METRICS` (None where one cannot be computed), and the reason for each value that
-      is None or covers only some of the classes.
-
-    Raises:
-      ValueError: the shapes disagree, a label is not a class, or a probability is not finite.
+    Returns `(values, notes)`: the values of `METRICS` (None where one cannot be computed), and the reason for each
+    value that is None or covers only some of the classes. A ValueError says that the shapes disagree, a label is not a
+    class, or a probability is not finite.
     """
     _check(labels, probabilities)
     if not len(labels):
@@ -109,15 +97,10 @@ def defined_classes(labels: np.ndarray, classes: int) -> list[int]:
 def reliability_curve(
     labels: np.ndarray, probabilities: np.ndarray, bins: int = ECE_BINS
 ) -> list[dict[str, float | int]]:
-    """Computes the reliability curve of the most probable class.
+    """Computes the reliability curve of the most probable class from labels, int [n], and probabilities [n, c].
 
-    Args:
-      labels: class indices, int [n].
-      probabilities: float [n, c].
-      bins: number of equal-width bins (low, high] over confidence; a confidence of 0 falls into the first.
-
-    Returns:
-      The bins that hold samples, in order: `low`, `high`, `n`, mean `confidence` and `accuracy`.
+    Of the equal-width bins (low, high] over confidence (0 falls into the first) it has those that hold samples, in
+    order: `low`, `high`, `n`, mean `confidence` and `accuracy`.
     """
     if not len(labels):
         return []
@@ -127,15 +110,8 @@ def reliability_curve(
     curve = []
     for b in np.unique(index):
         inside = index == b
-        curve.append(
-            {
-                "low": float(b / bins),
-                "high": float((b + 1) / bins),
-                "n": int(inside.sum()),
-                "confidence": float(confidence[inside].mean()),
-                "accuracy": float(correct[inside].mean()),
-            }
-        )
+        means = {"confidence": float(confidence[inside].mean()), "accuracy": float(correct[inside].mean())}
+        curve.append({"low": float(b / bins), "high": float((b + 1) / bins), "n": int(inside.sum()), **means})
     return curve
 
 

@@ -6,17 +6,11 @@ from collections.abc import Iterable, Sequence
 def short_names(
     names: Iterable[Sequence[str]], declared: Sequence[str], width: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Names combinations in at most `width` characters each.
+    """Names combinations, given by their modalities, in at most `width` characters each.
 
     The first form that fits is used: the joined names, `all 7`, `all but x+y`, the same abbreviated, or cut off.
-
-    Args:
-      names: the modalities of each combination.
-      declared: all modalities in declared order.
-      width: most characters.
-
-    Returns:
-      The names, and the abbreviation of each abbreviated modality.
+    `declared` has all modalities in declared order. Returns the names, and the abbreviation of each abbreviated
+    modality.
     """
     short = _abbreviations(declared)
     out, used = [], {}

@@ -37,13 +37,8 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
     """Returns the templates of this folder and of others, with the filters that they use."""
     import jinja2
 
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    made = jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]), **options)
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
     made.filters.update(airy=_airy, breakable=_breakable, heading=_heading)
     return made
@@ -104,11 +99,10 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
 
 
 def weights_text(weights: Mapping[str, Any]) -> str:
-    """Says in a sentence which weights a run reports.
+    """Says in a sentence which weights a run reports, given as `chosen` in a model folder's `model.json`.
 
-    Args:
-      weights: their `stage` and `step`, `selected_by` (a tuning metric or `last`), its `value`, and `passed_over`:
-        stage, step and value of better weights that an earlier stage had; None where there were none.
+    These are their `stage` and `step`, `selected_by` (a tuning metric or `last`), its `value`, and `passed_over`:
+    stage, step and value of better weights that an earlier stage had; None where there were none.
     """
     by, passed = weights["selected_by"], weights["passed_over"]
     how = "the last ones" if by == "last" else f"chosen by tuning {by} ({weights['value']:.4f})"
@@ -131,13 +125,8 @@ def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     checks = (_baseline, _unseen, _few_patients, _wide, _gap, _calibration, _rare_classes)
     found = [caution for check in checks if (caution := check(report))]
     if is_synthetic(report["data"]):
-        found.insert(
-            0,
-            (
-                "Synthetic data",
-                "No real patient is in these data. The figures show that the program works, not that the model does.",
-            ),
-        )
+        text = "No real patient is in these data. The figures show that the program works, not that the model does."
+        found.insert(0, ("Synthetic data", text))
     if report.get("weights", {}).get("passed_over"):
         found.append(("Better weights were passed over.", weights_text(report["weights"])))
     if caution := _gate(report):
@@ -215,28 +204,21 @@ def _few_patients(report: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _wide(report: dict[str, Any]) -> tuple[str, str] | None:
-    rows = [
-        row
-        for row in report["groups"]
-        if row["n_patients"] >= MIN_PATIENTS and row["accuracy_ci"] and np.ptp(row["accuracy_ci"]) > WIDE
-    ]
+    rows = [row for row in report["groups"] if row["n_patients"] >= MIN_PATIENTS and row["accuracy_ci"]]
+    rows = [row for row in rows if np.ptp(row["accuracy_ci"]) > WIDE]
     if not rows:
         return None
-    return (
-        f"Accuracy known to no better than {WIDE * 100:.0f} points",
-        f"The 95 % interval is wider than that in {_count(len(rows), 'further combination')}: "
-        f"{_list_groups(report, rows)}.",
-    )
+    listed = f"{_count(len(rows), 'further combination')}: {_list_groups(report, rows)}"
+    lead = f"Accuracy known to no better than {WIDE * 100:.0f} points"
+    return lead, f"The 95 % interval is wider than that in {listed}."
 
 
 def _gap(report: dict[str, Any]) -> tuple[str, str] | None:
     head, tail = report["head_pooled"]["accuracy"], report["tail_pooled"]["accuracy"]
     if head is None or tail is None or head - tail <= GAP:
         return None
-    return (
-        "Weaker on rare combinations",
-        f"{_percent(tail)} correct on rare combinations against {_percent(head)} on common ones.",
-    )
+    text = f"{_percent(tail)} correct on rare combinations against {_percent(head)} on common ones."
+    return "Weaker on rare combinations", text
 
 
 def _calibration(report: dict[str, Any]) -> tuple[str, str] | None:

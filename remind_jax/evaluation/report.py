@@ -44,18 +44,11 @@ def report_of(
     count: Callable[[int, int], None] | None = None,
     **extra: Any,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Builds the report of a data set's held-out rows.
+    """Builds the report of a data set's held-out rows from their probabilities [n, c], in order.
 
-    Args:
-      config: the run's config as a dictionary.
-      data: the data set.
-      probabilities: of its held-out rows in order, [n, c].
-      parameters, count: as for `build_report`.
-      **extra: further top-level keys, which may replace those that this function adds; None leaves a key out.
-
-    Returns:
-      The report of `build_report` with `split_digest`, `majority_accuracy`, `findings` and `card`; and the table of
-      predictions that it was made from.
+    `parameters` and `count` are as for `build_report`; `extra` are further top-level keys, which may replace those that
+    this function adds, and None leaves a key out. Returns the report of `build_report` with `split_digest`,
+    `majority_accuracy`, `findings` and `card`; and the table of predictions that it was made from.
     """
     table = datasets.predictions_table(data, "held_out", probabilities)
     facts = {
@@ -202,9 +195,8 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not rows:
         return dict.fromkeys(metric_names()) | {"notes": dict.fromkeys(metric_names(), "no such group")}
     values: dict[str, Any] = dict.fromkeys(metric_names())
-    notes = {
-        f"{name}_ci": "a mean over groups has no interval here; the pooled figures have" for name in intervals.NAMES
-    }
+    bounds = [f"{name}_ci" for name in intervals.NAMES]
+    notes = dict.fromkeys(bounds, "a mean over groups has no interval here; the pooled figures have")
     for name in metrics.METRICS:
         known = [row[name] for row in rows if row[name] is not None]
         values[name] = float(np.mean(known)) if known else None
@@ -230,13 +222,10 @@ def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
 
 
 def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
-    """Writes the self-contained HTML page of a report.
+    """Writes the self-contained HTML page of a report from `build_report` and the records of metrics.jsonl in order.
 
-    Args:
-      path: path of the file.
-      report: from `build_report`.
-      history: the records of metrics.jsonl in order, of which `step`, `stage`, `train/loss`, `eval/loss`,
-        `eval/accuracy`, `eval/auroc`, `dro/lambda/<group>` and `gate/open_rate` are read.
+    Of these `step`, `stage`, `train/loss`, `eval/loss`, `eval/accuracy`, `eval/auroc`, `dro/lambda/<group>` and
+    `gate/open_rate` are read.
     """
     files.write_text(pathlib.Path(path), page.render(report, history))
 
@@ -244,9 +233,7 @@ def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequen
 def print_table(report: dict[str, Any], console: "rich.console.Console | None" = None) -> None:
     """Prints the metrics of each group and of the whole, at most 100 columns wide, without colours outside a terminal.
 
-    Args:
-      report: from `build_report`.
-      console: console to print to; the default is the standard output.
+    The default console is the standard output.
     """
     import rich.box
     import rich.console

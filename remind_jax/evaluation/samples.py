@@ -12,13 +12,7 @@ from remind_jax.evaluation import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Held-out samples and their predictions.
-
-    Attributes:
-      labels: index of each sample's class, int64 [n].
-      probabilities: predicted probabilities of the classes, float64 [n, c].
-      groups: name of each sample's combination, str in an object array [n].
-    """
+    """Held-out samples: class indices int64 [n], probabilities float64 [n, c], and names of combinations, str [n]."""
 
     labels: np.ndarray
     probabilities: np.ndarray

@@ -18,21 +18,15 @@ STUCK = 0.005  # an open rate this close to 0 or 1 is that of a gate that decide
 
 
 def is_measured(config: Any) -> bool:
-    """Whether the threshold is measured on tuning rows (`fusion.gate_threshold=auto`)."""
+    """Returns whether the threshold is measured on tuning rows (`fusion.gate_threshold=auto`)."""
     return has_measured_gate(model_spec(config).fusion)
 
 
 def measure(config: Any, network: Network, params: Params, store: pipeline.Store) -> Params:
     """Finds the thresholds that open gates for `fusion.gate_share` of some rows while group routers rest.
 
-    Args:
-      config: of the run.
-      network: that the weights belong to, or the ensemble.
-      params: weights.
-      store: of the tuning rows, at least two.
-
-    Returns:
-      A threshold of each block by path, float32 (); of an ensemble one a network, [k].
+    `network`, or the ensemble, is that of the weights; `store` holds at least two tuning rows. Returns a threshold of
+    each block by path, float32 (); of an ensemble one a network, [k].
     """
     fusion, members = config.fusion, config.model.members
     look = jax.jit(lambda params, batch: network.apply(params, batch, gate="never").gate_values)
@@ -50,7 +44,7 @@ def measure(config: Any, network: Network, params: Params, store: pipeline.Store
 
 
 def thresholds(config: Any, params: Params) -> list[float]:
-    """The thresholds in use, of the config or measured: block by block, and in a block network by network."""
+    """Returns the thresholds in use, of the config or measured: block by block, and in a block network by network."""
     blocks, networks = config.fusion.blocks, config.ensemble
     if not is_measured(config):
         number = config.fusion.gate_threshold
@@ -61,24 +55,19 @@ def thresholds(config: Any, params: Params) -> list[float]:
 
 
 def told(config: Any, params: Params) -> str:
-    """One line about the measured thresholds."""
+    """Returns one line about the measured thresholds."""
     fusion, values = config.fusion, ", ".join(f"{x:.6g}" for x in thresholds(config, params))
     side = "up to" if routing.UNCERTAINTY_METRICS[fusion.gate_metric][1] < 0 else "from"
     return f"Gate: open {side} {fusion.gate_metric} {values}, as {fusion.gate_share:.0%} of the tuning rows have it"
 
 
 def summary(config: Any, params: Params, rule: str, rates: Sequence[float]) -> dict[str, Any]:
-    """What a report says of the gate.
+    """Returns what a report says of the gate under the `rule` of evaluation, `gated`, `always` or `never`.
 
-    Args:
-      config: of the run.
-      params: weights that are reported.
-      rule: `gated`, `always` or `never`, in evaluation.
-      rates: shares of open gates, that of the held-out rows first, then those of evaluations of stage 2.
-
-    Returns:
-      `rule`; `open_rate` of the held-out rows; `stuck`, `open` or `closed` where the gate never decided anything, with
-      `why`, the reason and what to do; and `threshold`, a number, or several of blocks and networks.
+    `params` are the reported weights; `rates` are shares of open gates, that of the held-out rows first, then those of
+    evaluations of stage 2. The result has `rule`; `open_rate` of the held-out rows; `stuck`, `open` or `closed` where
+    the gate never decided anything, with `why`, the reason and what to do; and `threshold`, a number, or several of
+    blocks and networks.
     """
     stuck = None
     if rule == "gated" and max(rates) <= STUCK:
@@ -93,7 +82,7 @@ def summary(config: Any, params: Params, rule: str, rates: Sequence[float]) -> d
 
 
 def _why(config: Any, params: Params, stuck: str) -> str:
-    """Why a gate decided nothing, and what to do."""
+    """Returns why a gate decided nothing, and what to do."""
     fusion, metric = config.fusion, config.fusion.gate_metric
     if is_measured(config):
         return f"Stage 2 moved {metric} away from its threshold, which was measured before: raise train.joint_epochs."
@@ -113,5 +102,5 @@ def _why(config: Any, params: Params, stuck: str) -> str:
 
 
 def _scale(params: Params) -> float:
-    """The largest length of a normalised router among blocks and networks."""
+    """Returns the largest length of a normalised router among blocks and networks."""
     return max(float(np.max(np.abs(x))) for path, x in params.items() if path.endswith("/router_scale"))

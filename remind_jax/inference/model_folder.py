@@ -38,11 +38,7 @@ ADAPTED = "adapted"
 
 
 def write(model: Predictor, folder: pathlib.Path) -> None:
-    """Writes a model as a folder, whole or not at all, and replaces an old one.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
+    """Writes a model as a folder, whole or not at all, and replaces an old one; a UserError where it cannot."""
     weights = safetensors.numpy.save({path: np.array(x, order="C") for path, x in model.params.items()})
     facts = {
         "format": FORMAT,
@@ -123,9 +119,6 @@ def _check_shapes(model: Predictor, folder: pathlib.Path) -> None:
     wrong = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
     if wrong:
         raise UserError(f"{folder} does not fit its own settings: {wrong[0]} has another shape; train the run again")
-
-
-# ---- Runs -----------------------------------------------------------------------------------------------------------
 
 
 def open_model(path: pathlib.Path) -> Predictor:

@@ -22,19 +22,12 @@ def read(
     bad_files: str,
     count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Reads rows for a model.
+    """Reads rows for a model, and returns them with modalities, and columns of tables, in the model's order.
 
-    Args:
-      data: a manifest's folder, a CSV or parquet file, a polars or pandas frame, or a `Manifest`; files and frames have
-        the columns of the model's own data.
-      schema: schema of the model's data.
-      preprocessor: the model's fitted preprocessing.
-      image_size, frames: size that pictures and volumes are resized to.
-      bad_files: `refuse` or `missing`.
-      count: called with the number of files of a column that were read, and the number of all.
-
-    Returns:
-      The rows with modalities, and columns of tables, in the model's order.
+    `data` is a manifest's folder, a CSV or parquet file, a polars or pandas frame, or a `Manifest`; files and frames
+    have the columns of the model's own data, of which `schema` is the schema. Pictures and volumes are resized to
+    `image_size` and `frames`; `bad_files` is `refuse` or `missing`; `count` is called with the number of files of a
+    column that were read, and the number of all.
 
     Raises:
       UserError: the rows cannot be used, or are not of the model's modalities and classes.
@@ -48,12 +41,7 @@ def read(
 
 
 def in_order(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Path | str) -> Manifest:
-    """Returns the manifest with modalities, and columns of tables, in the model's order.
-
-    Args:
-      manifest: the new data.
-      preprocessor: the model's fitted preprocessing.
-      where: name of the data in messages.
+    """Returns the manifest with modalities, and columns of tables, in the model's order; `where` names it in messages.
 
     Raises:
       UserError: the modalities, kinds or columns differ from the model's.

@@ -45,15 +45,9 @@ class Predicted(NamedTuple):
 
 
 def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
-    """Turns logits into probabilities; it is the only function that does.
+    """Turns logits [b, c], a numpy or JAX array, into probabilities of their type; it is the only function that does.
 
-    Args:
-      logits: a numpy or JAX array [b, c].
-      offset: logit adjustment, added to the logits [b, c].
-      scale: divisor of the probabilities before they are made to sum to one, [c].
-
-    Returns:
-      Probabilities [b, c] in the type of the logits.
+    `offset` [b, c] is added to the logits; `scale` [c] divides the probabilities before they are made to sum to one.
     """
     xp = logits.__array_namespace__()
     shifted = logits + offset
@@ -131,8 +125,6 @@ class Predictor:
             del parts[name]
         return self.assemble(**parts | {"groups": groups, "train_patients": train_patients, "params": params})
 
-    # ---- Properties -------------------------------------------------------------------------------------------------
-
     @functools.cached_property
     def network(self) -> Network:
         """The network, or the ensemble as one network."""
@@ -179,8 +171,6 @@ class Predictor:
         """Returns probabilities [k, c] for logits [k, c] of rows whose combinations are int [k]."""
         return probabilities_of(logits, self.offset[group], self.scale).astype(logits.dtype)
 
-    # ---- Prepared rows ----------------------------------------------------------------------------------------------
-
     def predict_store(self, store: pipeline.Store) -> Predicted:
         """Predicts all labelled rows of a store.
 
@@ -203,18 +193,11 @@ class Predictor:
         return Predicted(probabilities, labels, float(np.mean(open_rate)))
 
     def predict_parts(self, store: pipeline.Store, positions: np.ndarray, presence: np.ndarray) -> np.ndarray:
-        """Predicts samples with some of their modalities hidden.
+        """Predicts samples with some of their modalities hidden, float64 [k, c].
 
-        A sample without modalities gets the class frequencies of the train rows; a combination not seen in training is
-        predicted by the shared router, as everywhere.
-
-        Args:
-          store: rows of a split.
-          positions: positions in the split, which may repeat, int [k].
-          presence: the modalities left of each sample, bool [k, m]; missing modalities stay missing.
-
-        Returns:
-          Probabilities, float64 [k, c].
+        `positions`, int [k], are those of the samples in the split, which may repeat; `presence`, bool [k, m], has the
+        modalities left of each, and missing ones stay missing. A sample without modalities gets the class frequencies
+        of the train rows; a combination not seen in training is predicted by the shared router, as everywhere.
 
         Raises:
           UserError: predictions of a sample depend on other samples.
@@ -245,8 +228,6 @@ class Predictor:
         """Returns whether training had each combination, bool [k, m] -> bool [k]."""
         return self.groups.index(presence) < len(self.groups)
 
-    # ---- New rows ---------------------------------------------------------------------------------------------------
-
     def read(self, data: Any, bad_files: str = "", count: Callable[[int, int], None] | None = None) -> Manifest:
         """Reads rows in the model's order of modalities, see `new_rows.read`; "" takes `bad_files` of the config."""
         options = self.config.data
@@ -263,11 +244,9 @@ class Predictor:
         return np.concatenate([features for _, features in self.batches(self.read(data))])
 
     def batches(self, manifest: Manifest, size: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields probabilities [k, c] and features [k, d] of the rows in turn, holding a few batches at a time.
+        """Yields probabilities [k, c] and features [k, d] of rows from `read` in turn, holding a few batches at a time.
 
-        Args:
-          manifest: as returned by `read`.
-          size: rows at a time; 0 is `eval.batch_size`.
+        `size` is the number of rows at a time; 0 is `eval.batch_size`.
         """
         params = jax.device_put(self.params)
         store = pipeline.NewStore(manifest, self.preprocessor, self.groups)
@@ -328,9 +307,6 @@ def _compiled(network: Network) -> Callable[..., tuple[jax.Array, jax.Array, jax
     return jax.jit(forward, static_argnums=2)
 
 
-# ---- Metrics of tuning rows -----------------------------------------------------------------------------------------
-
-
 def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:
     """Returns the metrics that weights can be chosen by: loss, accuracy, macro-F1 and AUROC."""
     values, _ = metrics.compute(predicted.labels, predicted.probabilities)
@@ -344,11 +320,8 @@ def choose_prior_power(
 ) -> float:
     """Returns the power of the class prior that gives the best metric; of equal ones the power nearest to zero.
 
-    Args:
-      predicted: predictions of the tuning rows, without such an adjustment.
-      prior: share of each class among the train rows, [c].
-      metric: `accuracy` or `macro_f1`.
-      powers: the powers to try.
+    `predicted` are the tuning rows, without such an adjustment; `prior` [c] is the share of each class among the train
+    rows; the metric is `accuracy` or `macro_f1`.
     """
 
     def value(power: float) -> tuple[float, float]:

@@ -21,9 +21,7 @@ def first_and_second(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def path_position(key: jax.Array, beta: float) -> jax.Array:
     """Draws a step's position on the path, t ~ Beta(beta, beta), one for the whole batch, shape=().
 
-    Args:
-      key: the step's key, the same on all devices.
-      beta: 1 is uniform on [0, 1], the default of the method.
+    `key` is the step's, the same on all devices; a beta of 1, the method's default, is uniform on [0, 1].
     """
     key = jax.random.fold_in(key, _MIX)
     # Beta(1, 1) is uniform; drawing it so spares every program the compilation of a rejection sampler.
@@ -35,17 +33,9 @@ def path_slopes(
 ) -> jax.Array:
     """Computes the slope of the class probabilities on the straight path from `second` (t = 0) to `first` (t = 1).
 
-    The slope is one forward-mode derivative, so that its gradient costs about two steps and needs no backward pass
-    through a backward pass.
-
-    Args:
-      logits: function of tokens, [b, n, d] -> [b, c].
-      first: tokens [b, n, d].
-      second: tokens of the partners [b, n, d].
-      t: position, shape=().
-
-    Returns:
-      d/dt softmax(logits(t first + (1 - t) second)), [b, c], float32; it sums to zero over classes.
+    It is d/dt softmax(logits(t first + (1 - t) second)), [b, c] in float32, which sums to zero over classes; `logits`
+    maps tokens [b, n, d] -> [b, c], first and second are tokens [b, n, d] of partners. As one forward-mode derivative,
+    its gradient costs about two steps and needs no backward pass through a backward pass.
     """
 
     def probabilities(tokens: jax.Array) -> jax.Array:
@@ -56,27 +46,18 @@ def path_slopes(
 
 
 def slope_sums(slopes: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Computes a device's sums over its pairs, which are added to those of the other devices.
+    """Computes a device's sums over its pairs, of slopes [c] and of pairs (), to be added to those of other devices.
 
-    Args:
-      slopes: [b, c], from `path_slopes`.
-      weights: weights of the pairs [b]; 0 for padding.
-
-    Returns:
-      Sums of slopes [c] and number of pairs, shape=().
+    `slopes` [b, c] are from `path_slopes`; `weights` [b] is 0 for padding.
     """
     return jnp.einsum("bc,b->c", slopes, weights), jnp.sum(weights)
 
 
 def slope_penalty(slope_sum: jax.Array, pairs: jax.Array) -> jax.Array:
-    """Computes the penalty Σ_c |mean over pairs of the slope of p_c|, shape=().
+    """Computes the penalty Σ_c |mean over pairs of the slope of p_c|, shape=(), from sums over all devices [c] and ().
 
     The absolute value is taken for each class, because slopes sum to zero over classes for every network: their
     probabilities sum to one. With two classes this is twice the published penalty of one probability.
-
-    Args:
-      slope_sum: sums of slopes over all devices [c].
-      pairs: number of pairs over all devices, shape=().
     """
     return jnp.sum(jnp.abs(slope_sum)) / jnp.maximum(pairs, 1e-12)
 

@@ -26,11 +26,9 @@ class GroupDroState(NamedTuple):
 
 
 def initial_weights(kind: str, train_counts: jax.Array) -> jax.Array:
-    """Returns λ before the first refresh, which sums to one, [g] -> [g].
+    """Returns λ before the first refresh, which sums to one, [g] -> [g]; groups without train samples have zero.
 
-    Args:
-      kind: `uniform`, `frequency` (p_g, where robust and plain risk agree), or `sqrt_frequency` (∝ √p_g).
-      train_counts: number of training samples of each group, [g]; a group without samples keeps weight zero.
+    The kind is `uniform`, `frequency` (p_g, where robust and plain risk agree), or `sqrt_frequency` (∝ √p_g).
     """
     power = {"uniform": 0.0, "sqrt_frequency": 0.5, "frequency": 1.0}[kind]
     counts = jnp.asarray(train_counts, jnp.float32)
@@ -102,12 +100,7 @@ def group_dro(
         del params
         # Each field has its own array, because a donated state may not hold the same buffer twice.
         return GroupDroState(
-            jnp.log(start),
-            jnp.zeros(num_groups),
-            jnp.zeros(num_groups),
-            jnp.zeros(num_groups),
-            jnp.zeros(num_groups, bool),
-            jnp.zeros((), jnp.int32),
+            jnp.log(start), *(jnp.zeros(num_groups) for _ in range(3)), jnp.zeros(num_groups, bool), jnp.int32(0)
         )
 
     def update(updates, state, params=None, *, group_loss_sum, group_count, **extra_args):
@@ -131,15 +124,10 @@ def group_dro(
 
 
 def robust_factors(weights: jax.Array, group_count: jax.Array, *, normalize_present: bool = False) -> jax.Array:
-    """Returns factors f_g that make Σ_g f_g (sum of losses of g) equal Σ_g λ_g (mean loss of g) over groups present.
+    """Returns factors f_g [g] that make Σ_g f_g (sum of losses of g) equal Σ_g λ_g (mean loss of g) of groups present.
 
-    Args:
-      weights: λ, [g].
-      group_count: samples of each group in the step, over all devices, [g].
-      normalize_present: whether to divide by the sum of λ over present groups, so that a step's weights sum to one.
-
-    Returns:
-      [g]; zero for groups that are absent.
+    Absent groups have zero. `weights` is λ [g], `group_count` [g] counts a step's samples over all devices, and
+    `normalize_present` divides by the sum of λ over present groups, so that a step's weights sum to one.
     """
     present = group_count > 0
     factors = jnp.where(present, weights / jnp.maximum(group_count, 1e-12), 0.0)

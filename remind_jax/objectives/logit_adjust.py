@@ -7,18 +7,12 @@ MODES = ("loss", "posthoc")
 
 
 def log_prior(kind: str, label_counts: np.ndarray, smoothing: float = 1.0) -> np.ndarray:
-    """Returns the logarithm of each group's prior over classes, by which logits are adjusted.
+    """Returns the logarithm of each group's prior over classes, by which logits are adjusted, [g + 1, c] in float32.
 
-    A prior over groups is not offered: it would add one number to all logits of a sample, which softmax ignores.
-
-    Args:
-      kind: `class`, or `class_given_group`, where each combination has its own shares of the classes.
-      label_counts: training samples by group and class, [g, c].
-      smoothing: samples added to every class (Laplace): rare groups lack some classes, whose logarithm would be -inf.
-
-    Returns:
-      [g + 1, c], float32. Rows sum to one under exp; the last row, for combinations not seen in training, is the class
-      prior.
+    `label_counts` [g, c] are training samples. The kind is `class`, or `class_given_group`, where each combination has
+    its own shares; the last row, for combinations not seen in training, is the class prior. `smoothing` samples are
+    added to every class (Laplace): rare groups lack some classes, whose logarithm would be -inf. A prior over groups is
+    not offered: it would add one number to all logits of a sample, which softmax ignores.
     """
     counts = np.asarray(label_counts, np.float64)
     pooled = counts.sum(axis=0, keepdims=True)

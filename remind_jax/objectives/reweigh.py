@@ -9,13 +9,9 @@ RULES = ("power", "effective_number")
 def inverse_frequency_weights(train_counts: jax.Array, power: float = 1.0, cap: float | None = None) -> jax.Array:
     """Returns the weight of each group's samples, w_g ∝ n_g^-power with Σ_g n_g w_g = Σ_g n_g, [g] -> [g].
 
-    Power 1 gives every group the same total weight, power 0 every sample the same weight.
-
-    Args:
-      train_counts: n_g, number of training samples of each group, [g]; weights of groups without samples are unused.
-      power: share of the imbalance that is removed.
-      cap: largest weight, where the mean is 1; None is no limit. The cap comes last, so that capped weights sum to less
-        than the number of samples.
+    Power 1 gives every group the same total weight, power 0 every sample the same weight; those of groups without
+    training samples are unused. `cap` is the largest weight, where the mean is 1; it comes last, so that capped weights
+    sum to less than the number of samples.
     """
     counts = jnp.asarray(train_counts, jnp.float32)
     return _scaled(jnp.maximum(counts, 1.0) ** -power, counts, cap)
@@ -25,12 +21,8 @@ def effective_number_weights(train_counts: jax.Array, beta: float = 0.999, cap: 
     """Returns the weight of each group's samples, w_g ∝ (1 - β) / (1 - β^n_g) with Σ_g n_g w_g = Σ_g n_g, [g] -> [g].
 
     It is the inverse of the effective number of samples (Cui et al. 2019), to which each further sample of a group adds
-    less. β = 0 weighs every sample alike, β near 1 every group.
-
-    Args:
-      train_counts: n_g, as for `inverse_frequency_weights`, [g].
-      beta: at least 0 and below 1.
-      cap: as for `inverse_frequency_weights`.
+    less: β = 0 weighs every sample alike, β near 1, which it stays below, every group. `cap` is as for
+    `inverse_frequency_weights`.
     """
     counts = jnp.asarray(train_counts, jnp.float32)
     # expm1 avoids cancellation in 1 - β^n; n is at least 1, so that β = 0 gives 1.
@@ -46,8 +38,6 @@ def _scaled(weights: jax.Array, counts: jax.Array, cap: float | None) -> jax.Arr
 def weighted_mean_factors(weights: jax.Array, group_count: jax.Array) -> jax.Array:
     """Returns factors f_g that make Σ_g f_g (sum of losses of g) the mean of weighted losses over the batch, [g].
 
-    Args:
-      weights: weight of a sample of each group, [g]; ones give empirical risk minimisation.
-      group_count: samples of each group in the step, over all devices, [g].
+    `weights` [g] of ones give empirical risk minimisation; `group_count` [g] counts a step's samples over all devices.
     """
     return weights / jnp.maximum(jnp.sum(group_count), 1e-12)

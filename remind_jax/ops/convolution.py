@@ -23,14 +23,7 @@ class Statistics(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A convolution without bias and the batch norm after it.
-
-    Attributes:
-      kernel: [*window, channels in, channels out].
-      scale: of the norm, [channels out].
-      bias: of the norm, [channels out].
-      running: statistics that the norm uses outside of training.
-    """
+    """A convolution without bias, [*window, channels in, channels out], and the batch norm [channels out] after it."""
 
     kernel: jax.Array
     scale: jax.Array
@@ -57,26 +50,15 @@ Normalise = Callable[[jax.Array, Unit], tuple[jax.Array, Statistics | None]]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Array:
-    """Cross-correlates `x` with a kernel, padded with half a window of zeros on both sides for every stride.
+    """Cross-correlates `x` with a kernel of odd windows; for every stride, half a window of zeros pads both sides.
 
-    Padding that depends on the stride, as in XLA's "SAME", would shift pretrained filters by a pixel.
-
-    Args:
-      x: [b, *positions, channels in].
-      kernel: [*window, channels in, channels out], odd windows.
-      strides: one number for each axis of the window.
-
-    Returns:
-      [b, *positions, channels out]; n positions become ceil(n / stride).
+    `strides` has a number for each axis of the window; n positions become ceil(n / stride). Padding that depends on the
+    stride, as in XLA's "SAME", would shift pretrained filters by a pixel.
     """
-    window = kernel.shape[:-2]
-    axes = "DHW"[-len(window) :]
+    padding = [(size // 2, size // 2) for size in kernel.shape[:-2]]
+    axes = "DHW"[-len(padding) :]
     return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        tuple(strides),
-        [(size // 2, size // 2) for size in window],
-        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+        x, kernel, tuple(strides), padding, dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C")
     )
 
 
@@ -91,18 +73,10 @@ def batch_norm(
 ) -> tuple[jax.Array, Statistics | None]:
     """Standardises channels by running statistics or by the statistics of a batch (Ioffe and Szegedy 2015).
 
-    In training, absent samples are not counted, and their outputs are set to the mean of the channel, so that their
-    activations cannot grow from layer to layer.
-
-    Args:
-      x: [b, *positions, channels].
-      unit: scale, bias and running statistics of the channels.
-      present: None to use the running statistics; bool [b] to use the statistics of the batch's present samples.
-      axis_name: mapped axis over which the batch is spread, None without one.
-
-    Returns:
-      Normalised `x`, and with `present` new running statistics, otherwise None. As in PyTorch, the running variance is
-      updated with the unbiased variance; with fewer than two values a channel the running statistics do not change.
+    With `present`, bool [b], it uses those of the batch's present samples, over all devices of `axis_name`, and returns
+    new running statistics, otherwise None. Absent samples are not counted and their outputs are the mean of the
+    channel, so that their activations cannot grow from layer to layer. As in PyTorch, the running variance is updated
+    with the unbiased variance; with fewer than two values a channel the running statistics do not change.
     """
     scale, bias = (_row(v, x.ndim) for v in (unit.scale, unit.bias))
     if present is None:
@@ -132,17 +106,9 @@ def residual_block(
 ) -> tuple[jax.Array, BlockStatistics]:
     """Returns the ReLU of a shortcut plus convolutions with ReLUs between them (He et al. 2016, section 3).
 
-    The first convolution with a window larger than 1 has the strides: in a bottleneck the 3 x 3 one, as in PyTorch's
-    version 1.5 of ResNet, not the 1 x 1 one before it as in the paper.
-
-    Args:
-      x: [b, *positions, channels].
-      block: its weights; a convolution on the shortcut has the same strides.
-      strides: one number for each axis of the positions.
-      normalise: `batch_norm` in the mode of training or of evaluation.
-
-    Returns:
-      [b, *positions / strides, channels out], and the new running statistics, None in evaluation.
+    The first convolution with a window larger than 1 has the `strides`, and one on the shortcut: in a bottleneck the 3
+    x 3 one, as in PyTorch's version 1.5 of ResNet, not the 1 x 1 one before it as in the paper. `normalise` is
+    `batch_norm` in the mode of training or of evaluation, which has no new running statistics.
     """
     strided = next(i for i, unit in enumerate(block.path) if max(unit.kernel.shape[:-2]) > 1)
     y, statistics = x, []

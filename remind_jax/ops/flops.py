@@ -18,21 +18,17 @@ _ADDED = re.compile(r"\(|,|->")
 
 
 def count(function: Callable[..., Any], *args: Any) -> Counter[str]:
-    """Counts the operations of one call by part.
+    """Counts the operations of one call by the name of their `jax.named_scope`, `""` outside of all.
 
-    Args:
-      function: the function to trace.
-      args: arrays or `jax.ShapeDtypeStruct`s.
-
-    Returns:
-      Operations by the name of their `jax.named_scope`, `""` outside of all. A loop or jitted function that has a scope
-      of its own hides the scopes inside it.
-
-    Raises:
-      ValueError: the function has a loop whose length is not known before it runs.
+    `args` are arrays or `jax.ShapeDtypeStruct`s. A loop or jitted function that has a scope of its own hides the scopes
+    inside it; a loop whose length is not known before it runs is a ValueError.
     """
+    return _of(jax.make_jaxpr(function)(*args).jaxpr, "")
+
+
+def _of(jaxpr: Any, scope: str) -> Counter[str]:
     counted: Counter[str] = Counter()
-    _add(jax.make_jaxpr(function)(*args).jaxpr, "", 1, counted)
+    _add(jaxpr, scope, 1, counted)
     return counted
 
 
@@ -60,12 +56,6 @@ def _scope(equation: Any) -> str:
     """Returns the named scopes around an equation, without the parts that transformations add ("vmap(…)")."""
     names = str(equation.source_info.name_stack).split("/")
     return "/".join(itertools.takewhile(lambda name: not _ADDED.search(name), names))
-
-
-def _of(jaxpr: Any, scope: str) -> Counter[str]:
-    counted: Counter[str] = Counter()
-    _add(jaxpr, scope, 1, counted)
-    return counted
 
 
 def _bodies(equation: Any) -> Iterator[Any]:

@@ -27,9 +27,8 @@ Place = tuple[int, ...]  # numbers of an equation: of the caller in its trace, t
 class Factors(NamedTuple):
     """The gradient of a sample.
 
-    Attributes:
-      pairs: x [b, t, c] and δ [b, t, f] for each weight that has factors; b is 1 or the number of weights stacked.
-      rest: whole gradients with respect to all other parameters.
+    `pairs` has x [b, t, c] and δ [b, t, f] for each weight that has factors; b is 1 or the number of weights stacked.
+    `rest` has the whole gradients with respect to all other parameters.
     """
 
     pairs: list[tuple[jax.Array, jax.Array]]
@@ -45,12 +44,9 @@ class _Product(NamedTuple):
 
 
 def factors(function: Callable[..., jax.Array], params: Any, *rest: Any) -> Factors:
-    """Returns the gradient of a scalar function with respect to its first argument; `jax.vmap` maps it over samples.
+    """Returns the gradient of a scalar function (params, *rest) -> () by its first argument, a pytree of float arrays.
 
-    Args:
-      function: (params, *rest) -> shape=().
-      params: pytree of float arrays.
-      rest: further arguments.
+    `jax.vmap` maps it over samples.
     """
     leaves, structure = jax.tree.flatten(params)
     closed = jax.make_jaxpr(lambda leaves, *rest: function(structure.unflatten(leaves), *rest))(leaves, *rest)
@@ -79,9 +75,6 @@ def inner_products(a: Factors, b: Factors) -> jax.Array:
     return sum(whole + pairs)
 
 
-# ---- The trace ------------------------------------------------------------------------------------------------------
-
-
 def _single_products(jaxpr: Any, count: int) -> dict[int, _Product]:
     """Returns, by parameter, the only product that uses it, for parameters whose factors cost less than gradients.
 
@@ -97,10 +90,8 @@ def _single_products(jaxpr: Any, count: int) -> dict[int, _Product]:
 def _uses(jaxpr: Any, names: dict[Any, int], place: Place) -> Iterator[tuple[int, _Product | None]]:
     """Yields each use of a parameter: its number, and the product with another operand, None for any other use.
 
-    Args:
-      jaxpr: the trace.
-      names: number of each variable's parameter; variables that only rearrange a parameter are added.
-      place: place of the equation that calls this trace.
+    `names` numbers the parameter of each variable; variables that only rearrange a parameter are added. `place` is that
+    of the equation that calls this trace.
     """
     for i, equation in enumerate(jaxpr.eqns):
         name, here = equation.primitive.name, (*place, i)
@@ -148,9 +139,6 @@ def _evaluate(jaxpr, consts, arguments, products, zeros, seen, place: Place = ()
             seen[here] = operands[1 - products[here].side]
         values |= zip(equation.outvars, results, strict=True)
     return [read(v) for v in jaxpr.outvars]
-
-
-# ---- Products -------------------------------------------------------------------------------------------------------
 
 
 def _axes(product: _Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

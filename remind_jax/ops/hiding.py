@@ -5,16 +5,10 @@ import jax.numpy as jnp
 
 
 def hide_modalities(present: jax.Array, keys: jax.Array, *, samples: float, modalities: float) -> jax.Array:
-    """Hides modalities of some samples, never the last one of a sample.
+    """Hides modalities of some samples, bool [b, m] -> bool [b, m], never the last one of a sample.
 
-    Args:
-      present: [b, m].
-      keys: random keys [b].
-      samples: share of the samples that may lose modalities.
-      modalities: probability with which such a sample loses each modality that it has.
-
-    Returns:
-      The modalities left, bool [b, m].
+    `keys` are random, [b]; a share `samples` may lose modalities, and such a sample loses each one with probability
+    `modalities`.
     """
 
     def left(present: jax.Array, key: jax.Array) -> jax.Array:

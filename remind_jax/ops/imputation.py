@@ -12,16 +12,11 @@ def group_rows(table: jax.Array, groups: jax.Array) -> jax.Array:
 
 
 def imputed_tokens(groups: jax.Array, modality_table: jax.Array | None, group_table: jax.Array | None) -> jax.Array:
-    """Returns one vector for each sample and modality, the sum of the given tables.
+    """Returns one vector for each sample and modality, the sum of the given tables, [b, m, d].
 
-    Args:
-      groups: group of each sample, [b]; g means not seen in training.
-      modality_table: [m, d] or None.
-      group_table: the learnable vector of each combination, [g, d], or of each combination and modality, [g, m, d],
-        or None.
-
-    Returns:
-      [b, m, d]; where a table is absent, the first or the middle axis may have length one.
+    `groups` [b] are as for `group_rows`; `modality_table` is [m, d]; `group_table` has the learnable vector of each
+    combination, [g, d], or of each combination and modality, [g, m, d]. Where a table is None, the first or the middle
+    axis may have length one.
     """
     imputed = jnp.zeros((1, 1, 1)) if modality_table is None else modality_table[None]
     if group_table is None:
@@ -31,14 +26,8 @@ def imputed_tokens(groups: jax.Array, modality_table: jax.Array | None, group_ta
 
 
 def fill_missing(tokens: jax.Array, observed: jax.Array, imputed: jax.Array) -> jax.Array:
-    """Replaces the tokens of missing modalities, so that no gradient reaches the encoder of a missing modality.
+    """Replaces tokens [b, n, d] where `observed` [b, n] is False by `imputed` [b, n, d].
 
-    Args:
-      tokens: [b, n, d].
-      observed: False at tokens of missing modalities, [b, n].
-      imputed: the tokens to use there, [b, n, d].
-
-    Returns:
-      [b, n, d].
+    So no gradient reaches the encoder of a missing modality.
     """
     return jnp.where(observed[:, :, None], tokens, imputed.astype(tokens.dtype))

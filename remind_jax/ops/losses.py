@@ -18,17 +18,10 @@ def focal_loss(
     alpha: jax.Array | None = None,
     detach: bool = False,
 ) -> jax.Array:
-    """Returns the softmax focal loss -alpha_y (1 - p_y)^gamma ln p_y (Lin et al. 2017, for several classes).
+    """Returns the softmax focal loss -alpha_y (1 - p_y)^gamma ln p_y (Lin et al. 2017, for several classes), [b].
 
-    Args:
-      logits: [b, c].
-      labels: class of each sample, [b].
-      gamma: a higher value weighs well classified samples less; 0 is cross entropy.
-      alpha: weight of each class, [c].
-      detach: whether to stop the gradient through the modulating factor (1 - p_y)^gamma.
-
-    Returns:
-      [b], in float32.
+    A higher gamma weighs well classified samples less, and 0 is cross entropy; `alpha` [c] weighs the classes; `detach`
+    stops the gradient through the modulating factor (1 - p_y)^gamma. Logits are [b, c]; the result is in float32.
     """
     nll = cross_entropy(logits, labels)
     # expm1 avoids cancellation in 1 - p_y; at zero a power below one would have an infinite slope.
@@ -40,16 +33,9 @@ def focal_loss(
 def group_sums(
     losses: jax.Array, groups: jax.Array, weights: jax.Array, num_groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums losses and weights over groups.
+    """Returns the sums of weighted losses [g] and of weights [g] over groups, from losses, groups and weights [b].
 
-    Args:
-      losses: [b].
-      groups: [b]; values outside 0..num_groups - 1 (combinations not seen in training) are not counted.
-      weights: weight of each sample, [b]; 0 for padding.
-      num_groups: g.
-
-    Returns:
-      Sums of weighted losses [g] and sums of weights [g].
+    Groups outside 0..num_groups - 1 (combinations not seen in training) are not counted; padding has weight 0.
     """
     total = jax.ops.segment_sum(jnp.stack([losses * weights, weights], axis=-1), groups, num_groups)
     return total[:, 0], total[:, 1]

@@ -32,9 +32,6 @@ ITERATIONS = 48  # most products Θv of `lanczos`; it ends as soon as u has sett
 SETTLED = 1e-3  # largest sine of the angle between u and the eigenvector: the cosine is then 1 - 5e-7
 
 
-# ---- Outputs whose gradients are taken ------------------------------------------------------------------------------
-
-
 def true_class_logit(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the logit of the true class, [b, c] and [b] -> [b]."""
     return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
@@ -47,9 +44,6 @@ def logit_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 OUTPUTS = {"margin": logit_margin, "loss": cross_entropy, "logit": true_class_logit}
-
-
-# ---- Directions -----------------------------------------------------------------------------------------------------
 
 
 class Direction(NamedTuple):
@@ -199,9 +193,6 @@ def _dot(a: Any, b: Any) -> jax.Array:
     return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-# ---- Estimators -----------------------------------------------------------------------------------------------------
-
-
 def _output(f: Outputs, params: Any, row: tuple[Any, jax.Array], fixed: Any) -> jax.Array:
     """Returns the output of one row, given as (its part of the batch, its weight)."""
     alone, weight = jax.tree.map(lambda x: x[None], row)
@@ -250,16 +241,11 @@ def gram_matrix(
     *,
     chunk: int = 0,
 ) -> jax.Array:
-    """Computes the block Θ(A, B) of the kernel, [n, m], from factors of gradients.
+    """Computes the block Θ(A, B) of the kernel, [n, m], from factors of gradients; b=None gives the kernel of `a`.
 
-    With it Eq. 13 needs no direction: GC = uᵀ Θ(X, X_k) u' / √(λ1 λ1').
-
-    Args:
-      f, params, fixed: as in `top_direction`.
-      a, b: batches of n and of m rows; b=None gives the kernel of `a`.
-      weight_a, weight_b: as in `top_direction`, [n] and [m].
-      chunk: rows of a and of b whose factors are held at a time; 0 takes as many as `FACTOR_BYTES` allow. When `a` does
-        not fit into one chunk, the factors of b are computed once for each chunk of a.
+    With it Eq. 13 needs no direction: GC = uᵀ Θ(X, X_k) u' / √(λ1 λ1'). Arguments are as in `top_direction`, for
+    batches of n and of m rows. `chunk` rows of a and of b have their factors held at a time; 0 takes as many as
+    `FACTOR_BYTES` allow. When `a` does not fit into one chunk, the factors of b are computed once for each chunk of a.
     """
     with jax.default_matmul_precision("highest"):
         chunk = chunk or max(1, FACTOR_BYTES // _factor_bytes(f, params, a, fixed))
@@ -313,7 +299,7 @@ def _lanczos(forward: Callable[[Any], jax.Array], params: Any, weight: jax.Array
         i = state.count
         basis = state.basis.at[i].set(state.following)
         images = state.images.at[i].set(product(state.following))
-        values, vectors = jnp.linalg.eigh(_symmetric(basis @ images.T))
+        values, vectors = jnp.linalg.eigh(basis @ images.T)  # which makes it symmetric
         top = vectors[:, -2:].T if most > 1 else vectors.T
         ritz, ritz_images = top @ basis, top @ images
         errors = jnp.linalg.norm(ritz_images - values[-len(top) :, None] * ritz, axis=1)
@@ -339,33 +325,19 @@ def _lanczos(forward: Callable[[Any], jax.Array], params: Any, weight: jax.Array
     return end.values, end.u / jnp.linalg.norm(end.u)
 
 
-def _symmetric(x: jax.Array) -> jax.Array:
-    return 0.5 * (x + x.T)
-
-
 def _without(v: jax.Array, basis: jax.Array) -> jax.Array:
     """Returns the part of v [n] outside of the span of orthonormal rows [k, n]."""
     return v - (basis @ v) @ basis
 
 
-# ---- Groups and the whole -------------------------------------------------------------------------------------------
-
-
 def sample_groups(
     groups: np.ndarray, n: int, whole: int, *, balanced: bool = False, seed: int | tuple[int, ...] = 0
 ) -> tuple[dict[Hashable, np.ndarray], np.ndarray]:
-    """Draws the same number of rows from each group, and a sample of the whole data set, without replacement.
+    """Draws `n` rows from each group, all of a smaller one, and `whole` rows of all, without replacement.
 
-    Args:
-      groups: the group of each row, [r].
-      n: number of rows to draw from a group; all rows of a smaller group are drawn.
-      whole: number of rows to draw from the whole.
-      balanced: whether the whole is the union of the rows drawn from groups; otherwise it is drawn from all rows, so
-        that each group has its natural share.
-      seed: seed of the draw.
-
-    Returns:
-      Ascending positions by group, and those of the whole.
+    `groups` [r] has the group of each row. The whole is drawn from all rows, so that each group has its natural share,
+    or is with `balanced` the union of the rows drawn from groups. Returns ascending positions by group, and those of
+    the whole.
     """
     rng = np.random.default_rng(seed)
     groups = np.asarray(groups)
@@ -381,14 +353,9 @@ def sample_groups(
 def consistencies(
     f: Outputs, params: Any, whole: Any, groups: Mapping[Hashable, Any], fixed: Any = None, *, method: str = "auto"
 ) -> dict[Hashable, Consistency]:
-    """Computes the gradient consistency of each group's batch with the batch of the whole.
+    """Computes the gradient consistency of each group's batch with the batch of the whole; see `top_direction`.
 
     Rows of weight 0 pad groups to the size of the largest, so that one compiled function serves all.
-
-    Args:
-      f, params, fixed, method: as in `top_direction`.
-      whole: batch of the whole data set.
-      groups: batch of each group.
     """
     sizes = {name: len(jax.tree.leaves(batch)[0]) for name, batch in groups.items()}
     most = max(sizes.values(), default=0)

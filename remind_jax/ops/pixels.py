@@ -11,16 +11,10 @@ KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
 
 
 def normalize(pixels: jax.Array, statistics: tuple[Sequence[float], Sequence[float]]) -> jax.Array:
-    """Standardises the channels of 8-bit pixels.
+    """Standardises the channels of 8-bit pixels, uint8 [..., 1 or 3] -> float32 [..., 3], by their mean and deviation.
 
-    This runs on the device because shards hold bytes, a quarter of the size of floats.
-
-    Args:
-      pixels: uint8 [..., 1 or 3]; a single channel is repeated, so that colour networks can read grey images.
-      statistics: mean and standard deviation of each channel, such as `IMAGENET`.
-
-    Returns:
-      float32 [..., 3].
+    A single channel is repeated, so that colour networks can read grey images. This runs on the device because shards
+    hold bytes, a quarter of the size of floats.
     """
     mean, std = (jnp.asarray(x, jnp.float32) for x in statistics)
     x = pixels.astype(jnp.float32) / 255.0

@@ -12,15 +12,10 @@ from remind_jax.ops.soft_moe import unit_length
 
 
 def token_logits(tokens: jax.Array, router: jax.Array, normalize: bool) -> jax.Array:
-    """Computes the affinities of tokens to slots.
+    """Computes the affinities of tokens to slots, [b, n, d] -> [b, n, e, s].
 
-    Args:
-      tokens: [b, n, d].
-      router: one for all samples, [d, e, s], or one a sample, [b, d, e, s]; it is not normalised here.
-      normalize: whether to scale the tokens to unit length first.
-
-    Returns:
-      [b, n, e, s].
+    The router is one for all samples, [d, e, s], or one a sample, [b, d, e, s]; it is not normalised here. `normalize`
+    scales the tokens to unit length first.
     """
     tokens = unit_length(tokens, axis=-1) if normalize else tokens
     return jnp.einsum("bnd,des->bnes" if router.ndim == 3 else "bnd,bdes->bnes", tokens, router)
@@ -34,19 +29,10 @@ def effective_routers(
     normalize: bool,
     add_after_norm: bool = False,
 ) -> jax.Array:
-    """Returns the routers in use: shared plus residual (Eq. 7), normalised after the sum.
+    """Returns the routers in use: shared [d, e, s] plus residual [k, d, e, s], one a group or a sample (Eq. 7).
 
-    A residual alone is never normalised: it starts at zero, where it has no direction.
-
-    Args:
-      shared: [d, e, s].
-      residual: one a group or one a sample, [k, d, e, s].
-      scale: length of a normalised router, shape ().
-      normalize: whether to scale routers to that length over d; otherwise the plain sum is returned.
-      add_after_norm: whether to add the residuals after normalising the shared router.
-
-    Returns:
-      [k, d, e, s].
+    With `normalize` the sum is scaled to the length `scale` () over d; with `add_after_norm` only the shared router is,
+    and the residuals come after. A residual alone is never normalised: it starts at zero, where it has no direction.
     """
     if not normalize:
         return shared[None] + residual
@@ -58,18 +44,11 @@ def effective_routers(
 def group_routers(
     shared: jax.Array, residual: jax.Array, groups: jax.Array, scale: jax.Array, **options: bool
 ) -> jax.Array:
-    """Returns the routers of a batch's groups, whose residuals are rows of a table.
+    """Returns the routers [b, d, e, s] of a batch's groups [b], whose residuals are rows of a table [g, d, e, s].
 
-    They are built once a group or once a sample, whichever are fewer, so that groups outside the batch cost nothing.
-
-    Args:
-      shared: [d, e, s].
-      residual: [g, d, e, s].
-      groups: group of each sample, [b]; g, a combination not seen in training, uses the shared router alone.
-      scale, options: as for `effective_routers`.
-
-    Returns:
-      [b, d, e, s].
+    Group g, a combination not seen in training, uses the shared router alone; the options are those of
+    `effective_routers`. Routers are built once a group or once a sample, whichever are fewer, so that groups outside
+    the batch cost nothing.
     """
     if len(residual) >= len(groups):
         return effective_routers(shared, residual.at[groups].get(mode="fill", fill_value=0), scale, **options)
@@ -78,15 +57,10 @@ def group_routers(
 
 
 def composed_residuals(down: jax.Array, up: jax.Array, present: jax.Array) -> jax.Array:
-    """Returns the sum Σ_i U_i V_i of the present modalities' low-rank residual routers.
+    """Returns the sum Σ_i U_i V_i of the present modalities' low-rank residual routers, [b, d, e, s].
 
-    Args:
-      down: U, [m, d, r].
-      up: V, [m, r, e, s].
-      present: bool [b, m]; a sample without modalities has a zero residual.
-
-    Returns:
-      [b, d, e, s].
+    U is `down` [m, d, r] and V is `up` [m, r, e, s]; a sample without modalities in `present` [b, m] has a zero
+    residual.
     """
     # The products come first because they are the same for all samples.
     each = jnp.einsum("mdr,mres->mdes", down, up)
@@ -178,15 +152,10 @@ GATE_GRANULARITY = {"sample": (1, 2), "token": (2,), "batch": (0, 1, 2)}
 
 
 def gate_values(logits: jax.Array, metric: str, granularity: str = "sample") -> jax.Array:
-    """Computes the metric that a gate compares with its threshold.
+    """Computes the metric that a gate compares with its threshold, in float32, broadcastable to [b, n].
 
-    Args:
-      logits: affinities under the shared router, [b, n, e, s].
-      metric: a key of `UNCERTAINTY_METRICS`.
-      granularity: one value for each `sample`, each `token` or the `batch`.
-
-    Returns:
-      Float32, broadcastable to [b, n].
+    `logits` [b, n, e, s] are affinities under the shared router, `metric` a key of `UNCERTAINTY_METRICS`; there is one
+    value for each `sample`, each `token` or the `batch`.
     """
     function, _ = UNCERTAINTY_METRICS[metric]
     return jnp.mean(function(logits), axis=GATE_GRANULARITY[granularity], keepdims=True)[..., 0]
@@ -195,29 +164,20 @@ def gate_values(logits: jax.Array, metric: str, granularity: str = "sample") -> 
 def gate_is_open(
     logits: jax.Array, metric: str, threshold: float | jax.Array, granularity: str = "sample"
 ) -> jax.Array:
-    """Returns whether routing under the shared router is uncertain enough for the group routers to act.
+    """Returns whether the shared router is unsure enough for the group routers to act, bool, broadcastable to [b, n].
 
-    Args:
-      logits, metric, granularity: as for `gate_values`.
-      threshold: shape (). The gate is open at this value and above it for entropies and gini, at it and below for the
-        other metrics. Entropies are shares of their maximum: the paper's 0.8 H_max is 0.8.
-
-    Returns:
-      bool, broadcastable to [b, n].
+    The gate is open at the threshold () and above it for entropies and gini, at it and below for the other metrics.
+    Entropies are shares of their maximum: the paper's 0.8 H_max is 0.8. The other arguments are those of `gate_values`.
     """
     _, sign = UNCERTAINTY_METRICS[metric]
     return sign * gate_values(logits, metric, granularity) >= sign * threshold
 
 
 def threshold_for_share(values: np.ndarray, metric: str, share: float) -> float:
-    """Returns the threshold that opens the gate for a share of the given samples or tokens.
+    """Returns the threshold that opens the gate for a share, in (0, 1), of at least two `gate_values` of any shape.
 
-    It is halfway between the last value that opens the gate and the first that does not, so rounding decides nothing.
-
-    Args:
-      values: `gate_values` of at least two samples or tokens, any shape.
-      metric: the metric of `values`.
-      share: share that opens the gate, above 0 and below 1; it opens for at least one and stays shut for at least one.
+    It is halfway between the last value that opens the gate and the first that does not, so rounding decides nothing;
+    the gate opens for at least one and stays shut for at least one.
     """
     _, sign = UNCERTAINTY_METRICS[metric]
     ascending = np.sort(sign * np.asarray(values, np.float64), axis=None)
@@ -228,13 +188,9 @@ def threshold_for_share(values: np.ndarray, metric: str, share: float) -> float:
 def scale_that_closes(threshold: float, experts: int, width: int) -> float:
     """Returns the scale at which the entropy over experts of unit-length routing falls to a share of its maximum.
 
-    The estimate is for random directions, right to about a tenth near 0.8: products of random unit vectors of width d
-    are nearly normal with deviation d^-1/2, so quantiles of that distribution replace them.
-
-    Args:
-      threshold: the share, above 0 and below 1.
-      experts: e.
-      width: d, the width of tokens and routers.
+    The threshold is that share, above 0 and below 1; `width` is d of tokens and routers. The estimate is for random
+    directions, right to about a tenth near 0.8: products of random unit vectors of width d are nearly normal with
+    deviation d^-1/2, so quantiles of that distribution replace them.
     """
     normal = statistics.NormalDist()
     scores = np.array([normal.inv_cdf((i + 0.5) / experts) for i in range(experts)])

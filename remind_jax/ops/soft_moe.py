@@ -100,17 +100,9 @@ def _product(x: jax.Array, weights: jax.Array) -> jax.Array:
 def soft_moe(
     tokens: jax.Array, logits: jax.Array, experts: Experts, routing: Routing, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Mixes tokens through the experts.
+    """Mixes tokens [b, n, d] through the experts, [b, n, d] in the type of the tokens.
 
-    Args:
-      tokens: [b, n, d].
-      logits: affinity of each token to each slot, [b, n, e, s].
-      experts: weights of the e experts.
-      routing: the form of dispatch and of expert input.
-      mask: False at tokens that no slot may read, [b, n].
-
-    Returns:
-      [b, n, d] in the type of `tokens`.
+    `logits` [b, n, e, s] is the affinity of each token to each slot; no slot reads tokens where `mask` [b, n] is False.
     """
     dispatch = dispatch_weights(logits, routing.dispatch_over, mask).astype(tokens.dtype)
     combine = combine_weights(logits).astype(tokens.dtype)

@@ -31,12 +31,10 @@ class TopExperts(NamedTuple):
 
 
 def expert_scores(tokens: jax.Array, router: jax.Array, kind: str) -> jax.Array:
-    """Computes the affinities of tokens to experts, [..., d] and [d, e] -> [..., e].
+    """Computes the affinities of tokens to experts, [..., d] and [d, e] -> [..., e], of a kind in `SCORES`.
 
-    Args:
-      tokens: the tokens to route.
-      router: a direction (`softmax`) or a place (`gaussian`, `laplace`) for each expert.
-      kind: one of `SCORES`: the product, minus the squared distance, or minus the distance.
+    The router has a direction (`softmax`) or a place (`gaussian`, `laplace`) for each expert; the score is the product,
+    minus the squared distance, or minus the distance.
     """
     products = jnp.einsum("...d,de->...e", tokens, router)
     if kind == "softmax":
@@ -50,13 +48,9 @@ def expert_scores(tokens: jax.Array, router: jax.Array, kind: str) -> jax.Array:
 def top_experts(
     clean: jax.Array, k: int, noise: jax.Array | None = None, deviation: jax.Array | None = None
 ) -> TopExperts:
-    """Chooses the k best experts of each token.
+    """Chooses the k best experts of each token by `clean` scores [..., e], minus infinity where one may not be chosen.
 
-    Args:
-      clean: scores without noise, [..., e]; minus infinity where an expert may not be chosen.
-      k: number of experts of a token.
-      noise: standard normal numbers [..., e]; None in evaluation.
-      deviation: standard deviations that scale the noise, [..., e].
+    In training, standard normal `noise` [..., e], scaled by `deviation` [..., e], is added.
     """
     noisy = clean if noise is None else clean + noise * deviation
     best, experts = jax.lax.top_k(noisy, min(k + 1, clean.shape[-1]))
@@ -79,20 +73,12 @@ def shares(chosen: TopExperts, num_experts: int) -> jax.Array:
 
 
 def apply_top_experts(tokens: jax.Array, chosen: TopExperts, experts: Experts) -> jax.Array:
-    """Returns the weighted sum of the chosen experts' outputs for each token; no token is dropped.
+    """Returns the weighted sum of the chosen experts' outputs for each token, [r, d] -> [r, d]; no token is dropped.
 
     Pairs of token and expert are sorted by expert and laid out in blocks of equal length, each of one expert; zeros
     fill up the last block of an expert. All experts then are one batched product of at most twice the rows needed.
     `jax.lax.ragged_dot`, where it has no kernel, computes each row once for every expert, and it has no gradients of
     single samples.
-
-    Args:
-      tokens: [r, d].
-      chosen: the experts of each token.
-      experts: weights of the e experts.
-
-    Returns:
-      [r, d].
     """
     k, num_experts = chosen.experts.shape[-1], len(experts.w_in)
     source, place, owner = _blocks(chosen.experts.reshape(-1), num_experts)
@@ -105,15 +91,10 @@ def apply_top_experts(tokens: jax.Array, chosen: TopExperts, experts: Experts) -
 
 
 def _blocks(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Lays out pairs of token and expert so that every block of rows belongs to one expert.
+    """Lays out pairs of token and expert, given the expert of each, int [q], in blocks of rows of one expert each.
 
-    Args:
-      experts: expert of each pair, int [q].
-      num_experts: e.
-
-    Returns:
-      The pair in each row of each block [blocks, rows], q in empty rows; the row of each pair, counted over all blocks
-      [q]; and the expert of each block [blocks].
+    Returns the pair in each row of each block [blocks, rows], q in empty rows; the row of each pair, counted over all
+    blocks [q]; and the expert of each block [blocks].
     """
     pairs = len(experts)
     rows = -(-pairs // num_experts)
@@ -137,10 +118,8 @@ def unevenness(sums: jax.Array) -> jax.Array:
 def modality_entropy(sums: jax.Array) -> jax.Array:
     """Returns the mean entropy of the modalities' average gates minus the entropy of the average of all (FuseMoE).
 
-    It falls when a modality settles on few experts and rises when all modalities settle on the same ones.
-
-    Args:
-      sums: sums of the gate probabilities of each modality's tokens, [m, e].
+    `sums` [m, e] are of the gate probabilities of each modality's tokens. It falls when a modality settles on few
+    experts and rises when all modalities settle on the same ones.
     """
 
     def entropy(p):
@@ -151,13 +130,11 @@ def modality_entropy(sums: jax.Array) -> jax.Array:
 
 
 def block_penalty(sums: Mapping[str, jax.Array], *, balance: float, entropy: float, specialize: float) -> jax.Array:
-    """Returns the term that a block's routing adds to the loss, from sums over the whole batch.
+    """Returns the term that a block's routing adds to the loss, from sums over the whole batch and the terms' weights.
 
-    Args:
-      sums: `importance` and `load` [p, e], for p parts of the batch that are balanced apart; where the block has
-        them, `gates` [m, e] of each modality, and `surprise` and `surprised` (), the summed cross entropy to the
-        experts of combinations and the number of tokens that have one.
-      balance, entropy, specialize: weights of the terms.
+    `sums` has `importance` and `load` [p, e], for p parts of the batch that are balanced apart; where the block has
+    them, `gates` [m, e] of each modality, and `surprise` and `surprised` (), the summed cross entropy to the experts of
+    combinations and the number of tokens that have one.
     """
     value = balance * (unevenness(sums["importance"]) + unevenness(sums["load"]))
     if "gates" in sums:

@@ -12,15 +12,10 @@ _HIDDEN = -1e30
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float, salt: int) -> jax.Array:
-    """Zeroes entries with probability `rate` and rescales the rest; without keys returns `x`.
+    """Zeroes entries of x [b, ...] with probability `rate` and rescales the rest; without keys returns `x`.
 
-    Each sample has its own key, so that its mask does not depend on how a batch is spread over devices.
-
-    Args:
-      x: [b, ...].
-      keys: typed random keys, [b], or None in evaluation.
-      rate: probability of dropping, in [0, 1).
-      salt: a number that differs between places in the network.
+    Each sample has its own typed key [b], so that its mask does not depend on how a batch is spread over devices;
+    `salt` differs between places in the network.
     """
     if keys is None or rate == 0.0:
         return x
@@ -66,17 +61,10 @@ def attention(
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Computes multi-head attention on projected inputs.
+    """Computes multi-head attention on projected inputs [b, n, h * k], [b, n, h * k].
 
-    Args:
-      query, key, value: [b, n, h * k].
-      heads: h.
-      scale: factor of the scores; None is 1 / sqrt(k).
-      bias: added to the scores, [1, h, n, n].
-      mask: False at tokens that no token may read, [b, n].
-
-    Returns:
-      [b, n, h * k].
+    `scale` multiplies the scores, None is 1 / sqrt(k); `bias` [1, h, n, n] is added to them; no token reads those where
+    `mask` [b, n] is False.
     """
     query, key, value = (rearrange(x, "b n (h k) -> b h n k", h=heads) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -105,17 +93,10 @@ def relative_position_buckets(length: int, buckets: int = 32, max_distance: int 
 
 
 def segment_means(x: jax.Array, mask: jax.Array, segments: int) -> jax.Array:
-    """Averages the valid tokens of each sequence over t segments of equal length.
+    """Averages the valid tokens of each sequence over t segments of equal length, [b, length, d] -> [b, t, d].
 
-    A text of fewer than t tokens fills the first segments with one token each and leaves the others zero.
-
-    Args:
-      x: [b, length, d].
-      mask: True at valid tokens, which come first, [b, length].
-      segments: t.
-
-    Returns:
-      [b, t, d].
+    Tokens where `mask` [b, length] is True are valid and come first. A text of fewer than t tokens fills the first
+    segments with one token each and leaves the others zero.
     """
     lengths = jnp.sum(mask, axis=1, keepdims=True)
     position = jnp.arange(x.shape[1])[None, :]

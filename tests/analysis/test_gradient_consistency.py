@@ -141,8 +141,11 @@ def test_runs_of_one_method_share_a_column_when_only_the_seed_differs(folder):
         config.update(changes)
         return opening.Run(folder / name, dataclasses.replace(run.model, config=config), run.data, run.stages)
 
-    assert gc.panel_titles([run, variant("again", seed=7)]) == ["remind", "remind"]
-    assert gc.panel_titles([run, variant("wide", sampler="group_balanced")]) == ["remind (remind)", "remind (wide)"]
+    assert command.panel_titles([run, variant("again", seed=7)]) == ["remind", "remind"]
+    assert command.panel_titles([run, variant("wide", sampler="group_balanced")]) == [
+        "remind (remind)",
+        "remind (wide)",
+    ]
 
 
 @pytest.mark.parametrize(

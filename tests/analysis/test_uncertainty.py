@@ -49,7 +49,7 @@ def measured(folder) -> tuple[opening.Run, uncertainty.Measured]:
     for path in ("block_0/router_scale", "block_0/expert_in", "block_0/expert_out"):
         params[path] = 4.0 * params[path]
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, params=params))
-    return run, uncertainty.measure(run, uncertainty.UncertaintyOptions(points=5, block=0, split="held_out"))
+    return run, uncertainty.measure(run, command.Options(points=5, block=0, split="held_out"))
 
 
 def _table(file: pathlib.Path) -> list[dict[str, str]]:
