@@ -95,10 +95,25 @@ def own(tmp_path_factory):
     return _Done([f"--config={tiny_runs.ROOT}/configs/manifest.py", *flags], folder / "run")
 
 
+def test_random_encoders_at_the_paper_s_size_are_told(own, tmp_path):
+    """In the log, in report.json, and on the page; the small size is our own and tells nothing."""
+    small = {"model.text_size": "small", "train.epochs": 0.4, "train.joint_epochs": 0.2, "train.tensorboard": False}
+    small |= {"data.root": own.folder.parent / "data", "data.cache": own.folder.parent / "cache"}
+    small |= {"data.max_tokens": 8, "data.vocabulary": 64, "model.width": 8, "model.tokens": 1, "fusion.heads": 2}
+    small |= {"fusion.experts": 2, "fusion.hidden": 8, "eval.bootstrap": 20, "devices": 1}
+    flags = [f"--config.{key}={value}" for key, value in small.items()]
+    done = _Done([f"--config={tiny_runs.ROOT}/configs/manifest.py:size=paper", *flags], tmp_path / "run")
+    (finding,) = [found for found in done.report["findings"] if found["code"] == "W109"]
+    assert finding["message"].endswith("published ones: note (set pretrained.text)")
+    assert finding["message"] in done.printed
+    assert "Encoders are not pretrained" in done.text("report.html")
+    assert "W109" not in {found["code"] for found in own.report["findings"]}
+
+
 def test_folder_holds_what_the_design_says(own):
     names = {path.name for path in own.folder.iterdir()}
     expected = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", "report.json", "report.html"}
-    assert names == expected | {"predictions.parquet", "tensorboard"}
+    assert names == expected | {"predictions.parquet", "model", "tensorboard"}
     assert len(list((own.folder / "tensorboard").iterdir())) == 1
     assert [path.name for path in (own.folder / "checkpoints").iterdir() if path.name.isdigit()]
     config = json.loads(own.text("config.json"))

@@ -22,6 +22,7 @@ RARE_CLASS = 20
 NAME_WIDTH, LABEL_WIDTH = 44, 23  # characters of a combination in tables and next to lines
 BARS = 25  # group bars shown before the others are folded away
 _SAID = ("W101", "W102")  # findings that `_unseen` and `_few_patients` replace
+_LEADS = {"W109": "Encoders are not pretrained"}  # findings that are not of the data
 TEMPLATE = "report.html.jinja"
 HEADLINES = (
     ("overall", "All held-out samples"),
@@ -133,7 +134,8 @@ def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(caution)
     for finding in _coded(report):
         if not finding["code"].startswith(("I", *_SAID)):  # counts of rows read are no warning
-            found.append((f"Data check {finding['code']}".strip(), finding["message"]))
+            lead = _LEADS.get(finding["code"]) or f"Data check {finding['code']}".strip()
+            found.append((lead, finding["message"]))
     return found
 
 

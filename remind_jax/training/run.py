@@ -12,12 +12,15 @@ import jax
 from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
+from remind_jax.data.findings import Finding
 from remind_jax.data.manifest import Manifest
+from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import gate, model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
+from remind_jax.models.encoders import registry
 from remind_jax.models.model import Params
 from remind_jax.models.network import Network, check_fusion, initial_params
 from remind_jax.runtime import devices, processes, progress
@@ -29,6 +32,8 @@ from remind_jax.training.recorder import Cursor
 from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.stages import Stage, plan_stages
 from remind_jax.training.transforms import make_transforms
+
+RANDOM = "W109"
 
 
 def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
@@ -64,6 +69,10 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dic
         data = datasets.load_dataset(config, bar)
         for line in cohort_lines(data.manifest):
             bar.say(line)
+        random = random_encoders(config, data.inputs)
+        for finding in random:
+            bar.say(finding.message)
+    data = dataclasses.replace(data, findings=[*data.findings, *random])
     trainer = make_trainer(config, data, folder, signals)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
@@ -146,6 +155,19 @@ def _sampler(config: Any, data: datasets.Dataset) -> samplers.Sampler:
     presence = data.manifest.presence[data.rows("train")]
     known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1))
     return samplers.SAMPLERS[config.sampler](config, known)
+
+
+def random_encoders(config: Any, inputs: Mapping[str, InputSpec]) -> list[Finding]:
+    """Finds encoders that begin with random weights at the paper's size, unlike those of the paper."""
+    lacking: dict[str, list[str]] = {}
+    for name, spec in inputs.items():
+        if registry.ENCODERS[spec.encoder].published is not None and not config.pretrained[spec.encoder]:
+            lacking.setdefault(spec.encoder, []).append(name)
+    if config.size != "paper" or not lacking:
+        return []
+    each = "; ".join(f"{', '.join(names)} (set pretrained.{family})" for family, names in lacking.items())
+    text = f"size=paper begins encoders with random weights where the paper begins with published ones: {each}"
+    return [Finding(RANDOM, text, False)]
 
 
 def cohort_lines(manifest: Manifest) -> Iterator[str]:

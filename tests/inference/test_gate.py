@@ -78,7 +78,7 @@ def test_the_measured_threshold_goes_with_the_model_and_is_told(cache, tmp_path,
     changes = {"fusion__gate_threshold": "auto", "fusion__gate_share": 0.5, "eval__bootstrap": 20}
     main.main([*tiny_runs.arguments(cache, **changes), f"--workdir={tmp_path}"])
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    model = model_folder.open_run(tmp_path)
+    model = model_folder.open_model(tmp_path)
     threshold = float(model.params["block_0/gate_threshold"])
     assert report["gate"]["threshold"] == pytest.approx(threshold)
     assert 0 < threshold < 1

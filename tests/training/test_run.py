@@ -1,13 +1,15 @@
 """What a run says of the weights that it reports."""
 
+import importlib
 import json
 import pathlib
 
 import pytest
 
 import remind_jax
+from remind_jax.data.outline import OUTLINES
 from remind_jax.evaluation import page
-from remind_jax.training.run import train_and_evaluate
+from remind_jax.training.run import random_encoders, train_and_evaluate
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -57,3 +59,32 @@ def test_the_last_weights_are_no_choice(tmp_path):
     weights, _ = _run(tmp_path, train__select="last")
     assert (weights["stage"], weights["value"], weights["passed_over"]) == ("specialize", None, None)
     assert page.weights_text(weights).endswith("the last ones.")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("embed", "c_view_cc, c_view_mlo, 2d_cc, 2d_mlo (set pretrained.image)"),
+        ("mimic", "notes, labs, icd (set pretrained.text)"),
+        ("fprm", "fundus, oxygen (set pretrained.image); flow (set pretrained.volume)"),
+    ],
+)
+def test_encoders_that_the_paper_pretrains_are_named_with_the_key_that_is_empty(name, expected):
+    make = importlib.import_module(f"configs.{name}").get_config
+    config = make("size=paper")
+    inputs = OUTLINES[config.data.source](config.data).inputs
+    (finding,) = random_encoders(config, inputs)
+    assert finding.message.endswith(f"published ones: {expected}")
+    assert (finding.code, finding.fatal) == ("W109", False)
+    config.pretrained.update(text="t5-base", image="vit", volume="r3d")
+    assert random_encoders(config, inputs) == []
+    assert random_encoders(make(), inputs) == []
+
+
+def test_encoders_that_have_no_published_weights_are_not_named():
+    config = importlib.import_module("configs.mimic").get_config("size=paper")
+    config.data.icd = "codes"  # whose ids are those of a fitted list
+    inputs = OUTLINES["mimic_iv"](config.data).inputs
+    assert "icd" not in random_encoders(config, inputs)[0].message
+    labs = {"tabular": OUTLINES["fprm"](importlib.import_module("configs.fprm").get_config().data).inputs["tabular"]}
+    assert random_encoders(config, labs) == []
