@@ -38,17 +38,11 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Prepared rows of one manifest; record i is row i of the manifest.
+    """Prepared rows of one manifest; record i is row i of the manifest."""
 
-    Attributes:
-      folder: where the shards lie.
-      columns: the raw columns, in the order of the records' features.
-      records: random access to the serialized rows.
-    """
-
-    folder: pathlib.Path
-    columns: tuple[Column, ...]
-    records: Any
+    folder: pathlib.Path  # where the shards lie
+    columns: tuple[Column, ...]  # the raw columns, in the order of the records' features
+    records: Any  # random access to the serialized rows
 
     def __len__(self) -> int:
         return len(self.records)
@@ -60,15 +54,9 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
     The shards lie in `<cache_dir>/<start of the manifest's digest>-<version>/`. They are written to a temporary folder
     that is renamed when it is complete, so a preparation that is killed leaves nothing that could be taken for data. Of
     several processes that prepare the same at once, on any machines that share the cache, one writes and the others
-    wait for it; when it dies the next one begins anew.
+    wait for it; when it dies the next one begins anew. The folder is readable by its owner only.
 
-    Args:
-      manifest: the data; must have at least one row.
-      cache_dir: made when it does not exist. The folder of a manifest is readable by its owner only.
-      bar: counts the rows written, of all rows, and says when another process is waited for.
-
-    Returns:
-      The open source.
+    The bar counts the rows written, of all rows, and says when another process is waited for.
 
     Raises:
       UserError: the cache cannot be written, is full, or holds a damaged folder; or the manifest has no rows.
@@ -90,24 +78,16 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
 
 
 def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """Reads rows in bulk.
-
-    Args:
-      source: as `prepare` gives it.
-      positions: int [b], row numbers of the manifest in any order, repeats allowed.
-
-    Returns:
-      The raw columns of `manifest.decode` for these rows, in this order: [b, ...] each.
+    """Reads rows in bulk: what `manifest.decode` gives for `positions`, int [b], in any order, repeats allowed.
 
     Raises:
       UserError: a shard is damaged.
     """
-    positions = np.asarray(positions, dtype=np.int64)
+    positions, columns = np.asarray(positions, dtype=np.int64), {}
     try:
         examples = _examples(source, positions)
-        columns = {
-            column.name: _stack(examples, f"c{j}", column, len(positions)) for j, column in enumerate(source.columns)
-        }
+        for j, column in enumerate(source.columns):
+            columns[column.name] = _stack(examples, f"c{j}", column, len(positions))
     except Exception as error:  # array_record and protobuf have no common one
         raise _damaged(source.folder) from error
     if not np.array_equal(columns.get("row"), positions):
@@ -119,7 +99,7 @@ def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _waiting(bar: progress.Silent) -> Callable[[], None]:
-    """Makes what shows that another process writes, to be called again and again."""
+    """Makes what a process shows as long as another one writes."""
     said: list[str] = []
 
     def show() -> None:
@@ -151,14 +131,14 @@ def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, bar: progress.
 
 
 def _writer(folder: pathlib.Path, columns: tuple[Column, ...], shard_rows: int) -> Any:
-    """Makes a TFDS writer of array_record shards with so many rows each."""
+    """Opens a TFDS writer of array_record shards with so many rows each."""
     import tensorflow_datasets as tfds
 
     folder.mkdir(parents=True)
-    identity = tfds.core.DatasetIdentity(
-        name=_NAME, version=tfds.core.Version(_VERSION), data_dir=str(folder), module_name=__name__
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=_features(columns))
+    version = tfds.core.Version(_VERSION)
+    identity = tfds.core.DatasetIdentity(name=_NAME, version=version, data_dir=str(folder), module_name=__name__)
+    features = tfds.features.FeaturesDict({f"c{j}": _feature(column) for j, column in enumerate(columns)})
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=shard_rows, file_format="array_record")
     writer.initialize_splits([_SPLIT])
     return writer
@@ -166,8 +146,7 @@ def _writer(folder: pathlib.Path, columns: tuple[Column, ...], shard_rows: int) 
 
 def _add(writer: Any, columns: tuple[Column, ...], raw: dict[str, np.ndarray], rows: int) -> None:
     """Adds rows to the shards. A row that TFDS cannot encode is in the text of its error, which is kept back."""
-    names = [(f"c{j}", column.name) for j, column in enumerate(columns)]
-    examples = [{key: raw[name][i] for key, name in names} for i in range(rows)]
+    examples = [{f"c{j}": raw[column.name][i] for j, column in enumerate(columns)} for i in range(rows)]
     try:
         writer.add_examples({_SPLIT: examples})
     except Exception as error:
@@ -196,19 +175,13 @@ def _shard_rows(rows: int, sample: dict[str, np.ndarray]) -> int:
 
 
 def _block(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Returns how many rows to hold at a time, given the shapes of their pixels; () is for none."""
+    """Returns how many rows to hold at a time, given the shapes of their pixels; () stands for none."""
     pixels = sum(math.prod(shape) for shape in shapes if shape)
     return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, pixels)))
 
 
-def _features(columns: tuple[Column, ...]) -> Any:
-    import tensorflow_datasets as tfds
-
-    return tfds.features.FeaturesDict({f"c{j}": _feature(column) for j, column in enumerate(columns)})
-
-
 def _feature(column: Column) -> Any:
-    """Stores numbers as one string of bytes, many times faster than a list of floats, and strings as they are."""
+    """Describes numbers as one string of bytes, many times faster than a list of floats, and strings as they are."""
     import tensorflow_datasets as tfds
 
     if column.dtype == "object":
@@ -241,7 +214,7 @@ def _open(folder: pathlib.Path, rows: int) -> Source:
 
 
 def _examples(source: Source, positions: np.ndarray) -> list[Any]:
-    """Reads the feature maps of the rows, [b]."""
+    """Parses the feature maps of the rows, [b]."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     examples: list[Any] = []
@@ -267,22 +240,15 @@ def _stack(examples: list[Any], key: str, column: Column, rows: int) -> np.ndarr
 
 @contextlib.contextmanager
 def _disk_errors(cache_dir: pathlib.Path, root: pathlib.Path | None) -> Iterator[None]:
-    """Turns what the disk of the cache refuses into a UserError; other errors pass.
-
-    Args:
-      cache_dir: the cache.
-      root: folder of the manifest's files, whose errors are not those of the cache.
-    """
+    """Turns what the disk of the cache refuses into a UserError; others pass, also those of files below `root`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         if not _concerns(error, cache_dir, root):
             raise
         reason = error.strerror if isinstance(error, OSError) else str(error).partition(";")[0]
-        raise UserError(
-            f"cannot write prepared data to the cache folder {cache_dir} ({reason}): "
-            "choose a folder that can be written and has space"
-        ) from error
+        remedy = "choose a folder that can be written and has space"
+        raise UserError(f"cannot write prepared data to the cache folder {cache_dir} ({reason}): {remedy}") from error
 
 
 def _concerns(error: OSError | RuntimeError, cache_dir: pathlib.Path, root: pathlib.Path | None) -> bool:

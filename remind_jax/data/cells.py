@@ -1,5 +1,6 @@
-"""Cells of one column: which words mean missing, how numbers become strings, how findings name the column."""
+"""Cells of one column: which words mean missing, how numbers become strings, how values get into their rows."""
 
+import numpy as np
 import polars as pl
 
 from remind_jax.data.findings import Finding, in_rows
@@ -9,12 +10,12 @@ MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
 
 
 def looks_missing(column: pl.Series) -> pl.Series:
-    """Bool [n]: cells of a string column that hold a blank or a word people write for "missing" (NA, None, null, …)."""
+    """Tells which cells of a string column hold a blank or a word for missing (NA, None, null, …), bool [n]."""
     return column.str.strip_chars().str.to_lowercase().is_in(list(MISSING_TOKENS)).fill_null(False)
 
 
 def as_string(column: pl.Series) -> pl.Series:
-    """Single values as strings; whole numbers in a column of floats are written without a point.
+    """Returns single values as strings; whole numbers in a column of floats are written without a point.
 
     Raises:
       UserError: the column holds lists, structures or bytes.
@@ -28,24 +29,24 @@ def as_string(column: pl.Series) -> pl.Series:
 
 
 def trim(column: pl.Series) -> pl.Series:
-    """Strings without blanks around them; blank cells become null."""
+    """Returns strings without blanks around them; blank cells become null."""
     column = column.str.strip_chars()
     return column.set((column == "").fill_null(False), None)
 
 
 def without_words(column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
-    """Empties the cells that hold a blank or a word for missing, and counts them.
-
-    Args:
-      column: single values of any type.
-      where: what the finding calls the column.
-    """
+    """Returns single values as strings, blanks and words for missing as null, and a finding that counts these."""
     column = as_string(column)
     words = looks_missing(column)
     return column.set(words, None), normalised(words, where)
 
 
 def normalised(words: pl.Series, where: str) -> list[Finding]:
-    """E009 (not fatal): cells [n] that were words for missing and are null now."""
+    """Says (E009, not fatal) which cells [n] were words for missing and are null now."""
     text = f"{where}{in_rows(words)} blank or a word for missing (NA, None, …), read as missing; leave them empty"
     return [Finding("E009", text, False)] if words.any() else []
+
+
+def spread(values: pl.Series, present: np.ndarray) -> pl.Series:
+    """Puts values into the rows where `present` [n] holds, in order, and null into the others, [n]."""
+    return values.gather(pl.Series(np.where(present, np.cumsum(present) - 1, -1)).replace(-1, None))

@@ -2,14 +2,13 @@
 
 I001 carries counts of what a source read and left out, W107 names options that let the outcome leak into the input,
 W108 a modality that no row to predict has, and W109 encoders that begin with random weights at the paper's size.
-
 Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
 sample id or a patient id in clear.
 """
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -28,6 +27,7 @@ AUDIT_ROWS = 20_000
 
 # New in every process: hashes can be compared within one output and say nothing about a patient outside it.
 _SALT = secrets.token_bytes(16)
+_NO_ROWS = Finding("E001", "the table has no rows; it needs one a sample below its header", True)
 
 
 def refuse(findings: Iterable[Finding]) -> None:
@@ -38,45 +38,40 @@ def refuse(findings: Iterable[Finding]) -> None:
 
 
 def anonymous(patient: str) -> str:
-    """A patient id as 8 hex digits of a salted sha256; the salt lives as long as the process."""
+    """Returns a patient id as 8 hex digits of a salted sha256; the salt lives as long as the process."""
     return hashlib.sha256(_SALT + str(patient).encode()).hexdigest()[:8]
 
 
 def find_problems(manifest: Manifest, split: np.ndarray | None = None) -> list[Finding]:
-    """Checks a manifest, read from a folder or made in memory.
+    """Finds what is wrong with a manifest, what is fatal first; warnings that need a sound table are then left out.
 
-    Args:
-      manifest: the data.
-      split: int8 [n], positions in `splits.SPLITS` or `splits.UNUSED`, for the findings that need one (E003, classes
-        absent from train, W101, W102); by default the manifest's own split column, if it has one.
-
-    Returns:
-      every finding, the fatal ones first; warnings that need a sound table are left out when there is a fatal one.
+    E003, classes absent from train, W101 and W102 go by `split`, int8 [n], positions in `splits.SPLITS` or
+    `splits.UNUSED`; by default by the manifest's own split column, if it has one.
     """
     findings = list(manifest.notes)
     columns = absent_columns(manifest.schema, manifest.table.columns)
     if columns:
         return [*findings, *columns]
     if not manifest.table.height:
-        return [*findings, Finding("E001", "the table has no rows; it needs one a sample below its header", True)]
+        return [*findings, _NO_ROWS]
     given = splits.given_splits(manifest)
     if split is None:
         split = given
-    findings += _identity(manifest) + _labels(manifest, split) + _split_column(manifest, given)
-    findings += _patients_cut(manifest, split) + _no_modality(manifest)
+    findings += [*_identity(manifest), *_labels(manifest, split), *_split_column(manifest, given)]
+    findings += [*_patients_cut(manifest, split), *_no_modality(manifest)]
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
         if modality.stored == "file":
             findings += _unread_files(manifest, modality)
     if not any(finding.fatal for finding in findings):
-        findings += _unseen_groups(manifest, split) + _shared_content(manifest) + _informative(manifest, split)
+        findings += [*_unseen_groups(manifest, split), *_shared_content(manifest), *_informative(manifest, split)]
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
 def find_problems_of_new(manifest: Manifest) -> list[Finding]:
-    """`find_problems` of rows to predict, whose labels may be null; nothing is said of combinations and splits."""
+    """Finds what is wrong with rows to predict, whose labels may be null; says nothing of combinations and splits."""
     if not manifest.table.height:
-        return [Finding("E001", "the table has no rows; it needs one a sample below its header", True)]
+        return [_NO_ROWS]
     findings = [*manifest.notes, *_identity(manifest), *_no_modality(manifest)]
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
@@ -84,17 +79,12 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
 
 
 def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
-    """E001: columns that the schema names and the table lacks."""
+    """Finds columns that the schema names and the table lacks (E001)."""
     absent = [(owner, column) for owner, column in schema.columns() if column not in columns]
     if len(absent) == len(list(schema.columns())):
         # Names are not listed: without a header line they are the first patient's cells.
-        return [
-            Finding(
-                "E001",
-                "the table has none of the schema's columns; does it begin with a header line, with commas between?",
-                True,
-            )
-        ]
+        text = "the table has none of the schema's columns; does it begin with a header line, with commas between?"
+        return [Finding("E001", text, True)]
     findings = []
     for owner, column in absent:
         hint = did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
@@ -106,70 +96,64 @@ def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _identity(manifest: Manifest) -> list[Finding]:
+def _identity(manifest: Manifest) -> Iterator[Finding]:
     schema, table = manifest.schema, manifest.table
-    findings = []
     for column in (schema.sample_id, schema.patient_id):
         empty = table[column].is_null()
         if empty.any():
-            findings.append(Finding("E001", f"column {column!r}: {in_rows(empty)} empty; every row needs an id", True))
+            yield Finding("E001", f"column {column!r}: {in_rows(empty)} empty; every row needs an id", True)
     double = table[schema.sample_id].is_duplicated() & table[schema.sample_id].is_not_null()
     if double.any():
         text = f"column {schema.sample_id!r}: {in_rows(double)} with an id that another row has; make ids unique"
-        findings.append(Finding("E002", text, True))
-    return findings
+        yield Finding("E002", text, True)
 
 
-def _labels(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
+def _labels(manifest: Manifest, split: np.ndarray | None) -> Iterator[Finding]:
     schema = manifest.schema
     label = manifest.table[schema.label]
-    findings = []
-    if label.is_null().any():
-        text = f"column {schema.label!r}: {in_rows(label.is_null())} without a label; fill them or drop the rows"
-        findings.append(Finding("E005", text, True))
-    outside = ~label.is_in(list(schema.classes)) & label.is_not_null()
+    where, empty = f"column {schema.label!r}:", label.is_null()
+    if empty.any():
+        yield Finding("E005", f"{where} {in_rows(empty)} without a label; fill them or drop the rows", True)
+    outside = ~label.is_in(list(schema.classes)) & ~empty
     if outside.any():
-        text = (
-            f"column {schema.label!r}: {in_rows(outside)} outside the declared classes {listed(schema.classes)}; "
-            "fix the cells or the schema"
-        )
-        findings.append(Finding("E005", text, True))
+        text = f"{where} {in_rows(outside)} outside the declared classes {listed(schema.classes)}"
+        yield Finding("E005", f"{text}; fix the cells or the schema", True)
     train = label if split is None else label.filter(pl.Series(split == splits.TRAIN))
     absent = [name for name in schema.classes if name not in set(train.to_list())]
-    if absent and not findings and label.len():
+    if absent and not empty.any() and not outside.any():
         where = "in the table" if split is None else "in train"
-        findings.append(Finding("E005", f"no row {where} has class {listed(absent)}; add rows or drop the class", True))
-    return findings
+        yield Finding("E005", f"no row {where} has class {listed(absent)}; add rows or drop the class", True)
 
 
-def _split_column(manifest: Manifest, given: np.ndarray | None) -> list[Finding]:
-    if given is None:
-        return []
+def _split_column(manifest: Manifest, given: np.ndarray | None) -> Iterator[Finding]:
     column = manifest.schema.split
+    if given is None:
+        return
     if (given < 0).any():
         text = f"column {column!r}: {in_rows(given < 0)} not train, tuning or held_out; fill them or leave `split` out"
-        return [Finding("E001", text, True)]
-    if not (given == splits.HELD_OUT).any():
-        return [Finding("E001", f"column {column!r} names no held_out rows; mark some or leave `split` out", True)]
-    if not (given == splits.TUNING).any():
+        yield Finding("E001", text, True)
+    elif splits.HELD_OUT not in given:
+        yield Finding("E001", f"column {column!r} names no held_out rows; mark some or leave `split` out", True)
+    elif splits.TUNING not in given:
         text = f"column {column!r} names no tuning rows; tuning is carved out of train, by patient"
-        return [Finding("W105", text, False)]
-    return []
+        yield Finding("W105", text, False)
 
 
-def _patients_cut(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
-    patients = manifest.table[manifest.schema.patient_id].to_numpy()
-    used = None if split is None else split != splits.UNUSED
-    cut = [] if split is None else splits.cut_patients(patients[used], split[used])
-    who = listed([anonymous(patient) for patient in cut])
-    text = f"{len(cut)} patients have rows in two splits (hashed ids {who}); give all rows of a patient one split"
-    return [Finding("E003", text, True)] if cut else []
+def _patients_cut(manifest: Manifest, split: np.ndarray | None) -> Iterator[Finding]:
+    if split is None:
+        return
+    used = split != splits.UNUSED
+    cut = splits.cut_patients(manifest.table[manifest.schema.patient_id].to_numpy()[used], split[used])
+    if cut:
+        who = listed([anonymous(patient) for patient in cut])
+        text = f"{len(cut)} patients have rows in two splits (hashed ids {who}); give all rows of a patient one split"
+        yield Finding("E003", text, True)
 
 
-def _no_modality(manifest: Manifest) -> list[Finding]:
+def _no_modality(manifest: Manifest) -> Iterator[Finding]:
     empty = np.flatnonzero(~manifest.presence.any(axis=1)) + 1
-    text = f"{len(empty)} rows have no modality at all (rows {listed(empty)}); drop them"
-    return [Finding("E004", text, True)] if len(empty) else []
+    if len(empty):
+        yield Finding("E004", f"{len(empty)} rows have no modality at all (rows {listed(empty)}); drop them", True)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -189,64 +173,55 @@ def _unread_files(manifest: Manifest, modality: Modality) -> list[Finding]:
 # ---- warnings -------------------------------------------------------------------------------------------------------
 
 
-def _unseen_groups(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
-    """W101 (held-out combinations not in train) and W102 (combinations with few held-out patients)."""
+def _unseen_groups(manifest: Manifest, split: np.ndarray | None) -> Iterator[Finding]:
+    """Finds held-out combinations that are not in train (W101) and those with few held-out patients (W102)."""
     if split is None:
-        return []
+        return
     names = [modality.name for modality in manifest.schema.modalities]
     masks, _, index = groups.count_combinations(manifest.presence)
     patients = manifest.table[manifest.schema.patient_id].to_numpy()
     held_out = split == splits.HELD_OUT
     in_train = set(index[split == splits.TRAIN].tolist())
     unseen = sorted(set(index[held_out].tolist()) - in_train)
-    findings = []
     if unseen:
         rows = int(np.isin(index[held_out], unseen).sum())
         which = listed([groups.group_name(masks[i], names) for i in unseen])
         text = f"{len(unseen)} combinations in held_out ({rows} rows) are never seen in train: {which}; reported apart"
-        findings.append(Finding("W101", text, False))
+        yield Finding("W101", text, False)
     reached = in_train | set(unseen)
     few = [i for i in sorted(reached) if len(set(patients[held_out & (index == i)].tolist())) < FEW_PATIENTS]
     if few:
         which = listed([groups.group_name(masks[i], names) for i in few])
         text = f"{len(few)} of {len(reached)} combinations have under {FEW_PATIENTS} held-out patients: {which}"
-        findings.append(Finding("W102", f"{text}; read their figures with the intervals", False))
-    return findings
+        yield Finding("W102", f"{text}; read their figures with the intervals", False)
 
 
-def _shared_content(manifest: Manifest) -> list[Finding]:
-    """W103: the same file, image, embedding or long text under two patients."""
-    findings = []
+def _shared_content(manifest: Manifest) -> Iterator[Finding]:
+    """Finds the same file, image, embedding or long text under two patients (W103)."""
     patients = manifest.table[manifest.schema.patient_id]
     for modality in manifest.schema.modalities:
         content = KINDS[modality.kind].content(modality, manifest.table, manifest.files)
         if content is None:
             continue
         table = pl.DataFrame({"content": content, "patient": patients}).drop_nulls("content")
-        shared = (
-            table.group_by("content").agg(pl.col("patient").unique().sort()).filter(pl.col("patient").list.len() > 1)
-        )
+        owners = table.group_by("content").agg(pl.col("patient").unique())
+        shared = owners.filter(pl.col("patient").list.len() > 1)
         if shared.height:
-            who = sorted({anonymous(patient) for patient in shared["patient"].explode().to_list()})
-            text = (
-                f"{modality.name}: {shared.height} contents occur under more than one patient (hashed ids "
-                f"{listed(who)}); look for copied rows or two ids of one person"
-            )
-            findings.append(Finding("W103", text, False))
-    return findings
+            who = listed(sorted({anonymous(patient) for patient in shared["patient"].explode().to_list()}))
+            text = f"{modality.name}: {shared.height} contents occur under more than one patient (hashed ids {who})"
+            yield Finding("W103", f"{text}; look for copied rows or two ids of one person", False)
 
 
-def _informative(manifest: Manifest, split: np.ndarray | None) -> list[Finding]:
-    """W104: which modalities are present tells the label."""
+def _informative(manifest: Manifest, split: np.ndarray | None) -> Iterator[Finding]:
+    """Finds that which modalities are present tells the label (W104)."""
     use = np.ones(manifest.table.height, bool) if split is None else np.isin(split, (splits.TRAIN, splits.TUNING))
     rows = np.flatnonzero(use)
     rows = rows[:: -(-len(rows) // AUDIT_ROWS) or 1]
     patients = manifest.table[manifest.schema.patient_id].to_numpy()[rows]
     auroc = groups.mask_auroc(manifest.presence[rows], manifest.labels[rows], patients)
-    if auroc is None or auroc <= INFORMATIVE_AUROC:
-        return []
-    text = (
-        f"which modalities are present predicts the label (cross-validated AUROC {auroc:.2f}); missingness is "
-        "informative and may be a shortcut that another hospital does not share; read figures by combination"
-    )
-    return [Finding("W104", text, False)]
+    if auroc is not None and auroc > INFORMATIVE_AUROC:
+        text = (
+            f"which modalities are present predicts the label (cross-validated AUROC {auroc:.2f}); missingness is "
+            "informative and may be a shortcut that another hospital does not share; read figures by combination"
+        )
+        yield Finding("W104", text, False)

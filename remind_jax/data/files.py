@@ -25,7 +25,7 @@ class Fault(ValueError):
 
 
 def safe_path(root: pathlib.Path, cell: str) -> pathlib.Path:
-    """The real path of the file a cell names, which lies below `root`.
+    """Returns the real path of the file a cell names, which lies below `root`.
 
     Raises:
       ValueError: the path is absolute, a URL, holds `..`, a backslash or NUL, or a link leads out of `root`.
@@ -42,11 +42,7 @@ def safe_path(root: pathlib.Path, cell: str) -> pathlib.Path:
 
 
 def load(root: pathlib.Path | None, cell: str, read: Callable[[pathlib.Path], Any]) -> Any:
-    """Reads a file that a cell names; files and links may have been changed since the manifest was read.
-
-    Raises:
-      UserError: it cannot be read any more (E007).
-    """
+    """Reads a file that a cell names; raises UserError (E007) if it was changed since the manifest was read."""
     try:
         return read(safe_path(root, cell))
     except (ValueError, OSError) as error:
@@ -55,14 +51,10 @@ def load(root: pathlib.Path | None, cell: str, read: Callable[[pathlib.Path], An
 
 
 def read_parquet(path: pathlib.Path, most_rows: int | None = None) -> pl.DataFrame:
-    """A parquet file, by Arrow's reader: on some damaged pages that of polars ends the process.
-
-    Args:
-      path: of the file.
-      most_rows: that it may claim to have.
+    """Reads a parquet file by Arrow's reader: on some damaged pages that of polars ends the process.
 
     Raises:
-      ValueError: it cannot be read; names the kind of error and nothing of what the file holds.
+      ValueError: it cannot be read or claims more than `most_rows`; says so without what the file holds.
     """
     try:
         with pa.parquet.ParquetFile(path) as file:
@@ -77,7 +69,7 @@ def read_parquet(path: pathlib.Path, most_rows: int | None = None) -> pl.DataFra
 
 
 def read_table(path: pathlib.Path, most_rows: int | None = None) -> pl.DataFrame:
-    """A CSV, all strings, or a parquet file by its ending; arguments and errors as for `read_parquet`."""
+    """Reads a CSV, all strings, or a parquet file by its ending; arguments and errors as for `read_parquet`."""
     if path.suffix == ".parquet":
         return read_parquet(path, most_rows)
     try:

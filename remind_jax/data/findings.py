@@ -18,19 +18,20 @@ class Finding:
 
 
 class FileRecord(NamedTuple):
-    """What is remembered of a file that a manifest names."""
+    """Size in bytes and sha256 (hex) of a file that a manifest names."""
 
     size: int
     sha256: str
 
 
 def listed(items: Sequence[object], most: int = 5) -> str:
-    """The first few of `items` and how many more there are."""
+    """Lists the first few of `items` and says how many more there are."""
     text = ", ".join(str(item) for item in items[:most])
     return f"{text} and {len(items) - most} more" if len(items) > most else text
 
 
 def in_rows(mask: np.ndarray | pl.Series) -> str:
-    """The rows where `mask` [n] holds, counted from 1: "2 cells (rows 3, 8)"."""
+    """Says where `mask` [n] holds, rows counted from 1: "2 cells (rows 3, 8)"."""
     rows = np.flatnonzero(np.asarray(mask)) + 1
-    return f"{len(rows)} {'cell' if len(rows) == 1 else 'cells'} ({'row' if len(rows) == 1 else 'rows'} {listed(rows)})"
+    s = "" if len(rows) == 1 else "s"
+    return f"{len(rows)} cell{s} (row{s} {listed(rows)})"

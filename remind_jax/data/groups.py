@@ -11,17 +11,17 @@ from remind_jax.errors import UserError, did_you_mean
 
 
 def bitmask(mask: np.ndarray) -> int:
-    """A combination as an integer: bit j is modality j of `mask` [m]; a Python int, so that any width fits."""
+    """Returns a combination as an integer: bit j is modality j of `mask` [m]; a Python int, so that any width fits."""
     return int.from_bytes(np.packbits(np.asarray(mask, bool), bitorder="little").tobytes(), "little")
 
 
 def group_name(mask: np.ndarray, modalities: Sequence[str]) -> str:
-    """The names of the modalities present in `mask` [m], joined with `+` in declared order; "none" for none."""
+    """Joins the names of the modalities present in `mask` [m] with `+` in declared order; "none" for none."""
     return "+".join(name for name, here in zip(modalities, mask, strict=True) if here) or "none"
 
 
 def count_combinations(presence: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct rows of `presence` [n, m].
+    """Finds the distinct rows of `presence` [n, m].
 
     Returns:
       masks bool [g, m], most frequent first and equal counts by bit mask; counts int64 [g]; index int32 [n], the
@@ -33,10 +33,8 @@ def count_combinations(presence: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     padded = np.zeros((rows, max(1, -(-width // 64)) * 64), bool)
     padded[:, :width] = presence
     words = np.packbits(padded, axis=1, bitorder="little").view("<u8")
-    if words.shape[1] == 1:
-        _, first, inverse, counts = np.unique(words[:, 0], return_index=True, return_inverse=True, return_counts=True)
-    else:
-        _, first, inverse, counts = np.unique(words, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    keys, axis = (words[:, 0], None) if words.shape[1] == 1 else (words, 0)
+    _, first, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True, axis=axis)
     masks = presence[first]
     order = sorted(range(len(first)), key=lambda i: (-int(counts[i]), bitmask(masks[i])))
     position = np.empty(len(order), np.int32)
@@ -49,37 +47,22 @@ class Groups:
     """The combinations seen in training; row i of every table of the model belongs to group i.
 
     Those that `adapt` adds come after the fitted ones, whatever their frequency.
-
-    Attributes:
-      modalities: names in declared order (m of them).
-      masks: bool [g, m], the modalities present in each group; most frequent group first, ties by bit mask.
-      train_counts: int [g], number of training samples.
-      tail: bool [g], whether reports count the group to the tail.
     """
 
-    modalities: tuple[str, ...]
-    masks: np.ndarray
-    train_counts: np.ndarray
-    tail: np.ndarray
+    modalities: tuple[str, ...]  # names in declared order (m of them)
+    masks: np.ndarray  # bool [g, m], the modalities present in each group; most frequent group first, ties by bit mask
+    train_counts: np.ndarray  # int [g], number of training samples
+    tail: np.ndarray  # bool [g], whether reports count the group to the tail
 
     @classmethod
     def fit(
-        cls,
-        presence: np.ndarray,
-        modalities: Sequence[str],
-        *,
-        tail_below: float = 0.15,
-        tail: Sequence[str] = (),
+        cls, presence: np.ndarray, modalities: Sequence[str], *, tail_below: float = 0.15, tail: Sequence[str] = ()
     ) -> "Groups":
-        """Counts the combinations of the training rows.
+        """Counts the combinations of the training rows, `presence` bool [n, m], of the m modalities in declared order.
 
-        Args:
-          presence: bool [n, m], one row a training sample.
-          modalities: the m names in declared order.
-          tail_below: a group with a smaller share of the training samples is tail (the paper's "approximately less
-            than 15 %").
-          tail: names of the tail groups; when given it replaces the rule. The modalities of a name may come in any
-            order, and a combination that no training sample has is passed over.
+        A group with a smaller share of the samples than `tail_below` is tail (the paper's "approximately less than
+        15 %"), or, when names are given as `tail`, those are. The modalities of a name may come in any order, and a
+        combination that no training sample has is passed over.
 
         Raises:
           UserError: a name in `tail` holds something that is not a modality, or a row has no modality.
@@ -99,12 +82,12 @@ class Groups:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names in group order, each the modalities joined with `+`."""
+        """Names the groups in order, each by its modalities joined with `+`."""
         return tuple(group_name(mask, self.modalities) for mask in self.masks)
 
     @property
     def frequencies(self) -> np.ndarray:
-        """Float64 [g]: the share of the training samples; sums to one."""
+        """Returns the share of the training samples, float64 [g]; sums to one."""
         return self.train_counts / self.train_counts.sum()
 
     @functools.cached_property
@@ -112,29 +95,25 @@ class Groups:
         return {bitmask(mask): i for i, mask in enumerate(self.masks)}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "modalities": list(self.modalities),
-            "masks": self.masks.astype(int).tolist(),
-            "train_counts": self.train_counts.tolist(),
-            "tail": self.tail.tolist(),
-        }
+        """Returns the fields for JSON."""
+        fields = {"masks": self.masks.astype(int), "train_counts": self.train_counts, "tail": self.tail}
+        return {"modalities": list(self.modalities)} | {name: array.tolist() for name, array in fields.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Groups":
-        """The inverse of `to_dict`."""
+        """Inverts `to_dict`."""
         masks, counts = np.array(content["masks"], bool), np.array(content["train_counts"], np.int64)
         return cls(tuple(content["modalities"]), masks, counts, np.array(content["tail"], bool))
 
     def index(self, presence: np.ndarray) -> np.ndarray:
-        """Int32 [n]: the group of every row of `presence` [n, m]; `len(self)` for a combination not fitted on."""
+        """Finds the group of every row of `presence` [n, m], int32 [n]; `len(self)` for a combination not fitted on."""
         masks, _, inverse = count_combinations(presence)
         known = np.array([self._positions.get(bitmask(mask), len(self)) for mask in masks], np.int32)
         return known[inverse] if len(known) else np.zeros(0, np.int32)
 
 
 def parse_group(name: str, modalities: Sequence[str], what: str) -> int:
-    """The bit mask that a written group name means; the modalities may stand in any order.
+    """Returns the bit mask that a written group name means; the modalities may stand in any order.
 
     Raises:
       UserError: a part of the name is not a modality; the message begins with `what`.
@@ -148,17 +127,17 @@ def parse_group(name: str, modalities: Sequence[str], what: str) -> int:
 
 
 def mask_auroc(presence: np.ndarray, labels: np.ndarray, patients: np.ndarray, folds: int = 5) -> float | None:
-    """AUROC of a logistic regression from the presence mask to the label, over folds that never cut a patient.
+    """Measures by AUROC how well a logistic regression tells the label from the presence mask.
 
     Args:
       presence: bool [n, m].
       labels: int [n], class indices.
-      patients: [n], ids.
+      patients: [n], ids, whom the folds never cut.
       folds: number of folds; each class needs at least as many patients.
 
     Returns:
-      the area for the second class when there are two, else the mean of one class against the rest; None when the
-      mask is the same everywhere or a class has too few patients.
+      the area for the second of two classes, else the mean of one class against the rest; None when the mask is the
+      same everywhere or a class has too few patients.
     """
     classes = np.unique(labels)
     enough = len(classes) > 1 and min(len(np.unique(patients[labels == c])) for c in classes) >= folds

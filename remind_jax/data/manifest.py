@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -24,39 +24,30 @@ from remind_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A schema and its table; a null cell means missing, nothing else does.
+    """A schema and its table, one row a sample; a null cell means missing, nothing else does.
 
-    Attributes:
-      schema: what each column is.
-      table: one row a sample; numeric columns are Float64, text, codes, categories and paths String, embeddings held
-        in cells `Array(Float32, (t, d))`, images and volumes held in cells `Array(UInt8, modality.shape)`, the label a
-        String out of `schema.classes`.
-      root: the folder that relative paths in the table start from; None for a table made in memory.
-      title: how reports name the data, for example "twin of MIMIC-IV (synthetic)".
-      notes: what reading the folder found, for `check.find_problems` to pass on.
-      files: a record of every sound file the table names, by path as written.
-      published: share of the samples of each combination in the paper, by the combination's name; empty for data that
-        are not the paper's.
+    Numeric columns are Float64, text, codes, categories and paths String, embeddings held in cells
+    `Array(Float32, (t, d))`, images and volumes held in cells `Array(UInt8, modality.shape)`, the label a String out of
+    `schema.classes`.
     """
 
     schema: Schema
     table: pl.DataFrame
-    root: pathlib.Path | None = None
-    title: str = ""
-    notes: tuple[Finding, ...] = ()
-    files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
+    root: pathlib.Path | None = None  # the folder that relative paths start from; None for a table made in memory
+    title: str = ""  # how reports name the data, for example "twin of MIMIC-IV (synthetic)"
+    notes: tuple[Finding, ...] = ()  # what reading the folder found, for `check.find_problems` to pass on
+    files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)  # of sound files, by path as written
+    # Share of each combination in the paper by its name; empty for data that are not the paper's.
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def presence(self) -> np.ndarray:
-        """Bool [n, m]: which modality each sample has. Tabular is missing when all its cells are."""
-        columns = [modality.all_columns for modality in self.schema.modalities]
-        parts = [self.table.select(pl.any_horizontal(pl.col(names).is_not_null())).to_series() for names in columns]
-        return np.stack([part.to_numpy() for part in parts], axis=1)
+        """Tells which modality each sample has, bool [n, m]; a table is missing when all its cells are."""
+        return presence_of(self.table, [modality.all_columns for modality in self.schema.modalities])
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """Int32 [n]: the position of each label in `schema.classes`. Raises UserError (E005) for any other label."""
+        """Returns each label's position in `schema.classes`, int32 [n]; raises UserError (E005) for any other label."""
         position = {name: i for i, name in enumerate(self.schema.classes)}
         labels = np.array([position.get(name, -1) for name in self.table[self.schema.label].to_list()], np.int32)
         if (labels < 0).any():
@@ -65,7 +56,7 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Sha256 (hex) of the schema, every cell in row order, and the content of the files the cells name."""
+        """Returns the sha256 (hex) of the schema, every cell in row order, and the content of the cells' files."""
         sha = hashlib.sha256(json.dumps(self.schema.to_dict(), sort_keys=True).encode())
         paths = {m.columns[0] for m in self.schema.modalities if m.stored == "file"}
         for _, column in self.schema.columns():
@@ -77,7 +68,7 @@ class Manifest:
         return sha.hexdigest()
 
     def rows(self, places: np.ndarray) -> Rows:
-        """Some rows, int [n] from 0, as kinds take them."""
+        """Returns some rows, int [n] from 0, as kinds take them."""
         return Rows(self.table, np.asarray(places, np.int64), self.root, self.schema.patient_id)
 
     def _file_digest(self, cell: str) -> str:
@@ -87,8 +78,15 @@ class Manifest:
         return hashlib.sha256(files.load(self.root, cell, pathlib.Path.read_bytes)).hexdigest()
 
 
+def presence_of(table: pl.DataFrame, modalities: Iterable[Sequence[str]]) -> np.ndarray:
+    """Tells in which rows of a table any of the columns of each modality holds something, bool [n, m]."""
+    return table.select(
+        pl.any_horizontal(pl.col(columns).is_not_null()).alias(str(j)) for j, columns in enumerate(modalities)
+    ).to_numpy(order="c")
+
+
 def _cell_bytes(cells: pl.Series) -> bytes:
-    """The values of a column as bytes that do not depend on how the library lays them out."""
+    """Returns the values of a column as bytes that do not depend on how the library lays them out."""
     if cells.dtype == pl.String:
         lengths = cells.str.len_bytes().fill_null(0).to_numpy().astype("<u8").tobytes()
         return lengths + "".join(cells.drop_nulls().to_list()).encode()
@@ -99,15 +97,10 @@ def _cell_bytes(cells: pl.Series) -> bytes:
 
 
 def decode(manifest: Manifest, rows: np.ndarray, *, labels: bool = True) -> dict[str, np.ndarray]:
-    """Raw columns of some rows; files are read here.
-
-    Args:
-      manifest: the data.
-      rows: int [n], row numbers from 0.
-      labels: whether to read them; rows to predict have none.
+    """Decodes some rows, int [n] from 0; files are read here. Rows to predict have no labels.
 
     Returns:
-      of each modality what `Kind.decode` of its kind gives, under its name or `name/part`; `present` bool [n, m],
+      for each modality what `Kind.decode` of its kind gives, under its name or `name/part`; `present` bool [n, m],
       `label` int32 [n] if asked for, `row` int32 [n].
 
     Raises:

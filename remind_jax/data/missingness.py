@@ -1,8 +1,8 @@
-"""Missingness patterns: which modalities of a sample are present.
+"""Missingness patterns: which modalities of a sample are present, boolean masks [n, m].
 
-Pure functions on boolean masks [n,m]; True means present. The MIMIC-IV table of the paper (section 7.4.2) is very
-nearly what `bernoulli_mask` gives with drop probability 0.266. The last three work on a manifest: two take modalities
-away, as the paper's Table 5 does (section 7.5), one keeps combinations from training (section 5, Q4).
+The MIMIC-IV table of the paper (section 7.4.2) is very nearly what `bernoulli_mask` gives with drop probability 0.266.
+The last three functions work on a manifest: two take modalities away, as the paper's Table 5 does (section 7.5), one
+keeps combinations from training (section 5, Q4).
 """
 
 import dataclasses
@@ -17,22 +17,13 @@ from remind_jax.errors import UserError, did_you_mean
 
 
 def bernoulli_mask(n: int, m: int, p: float, rng: np.random.Generator, drop_empty: bool = True) -> np.ndarray:
-    """Drops every modality independently with probability `p`.
+    """Drops each of m modalities of n samples independently with probability `p`; True [n, m] means present.
 
-    Exactly n*m uniform numbers are drawn whatever the outcome, so that later draws from `rng` do not depend on it.
-
-    Args:
-      n: number of samples.
-      m: number of modalities.
-      p: probability that one modality is missing, in [0, 1), or [0, 1] when `drop_empty` is False.
-      rng: source of randomness.
-      drop_empty: condition on at least one modality being present (no sample without any).
-
-    Returns:
-      bool [n,m], True where present.
+    With `drop_empty` the outcome is conditioned on at least one modality being present. Exactly n*m uniform numbers are
+    drawn whatever the outcome, so that later draws from `rng` do not depend on it.
 
     Raises:
-      UserError: `p` is out of range.
+      UserError: `p` is not in [0, 1), or [0, 1] when `drop_empty` is False.
     """
     if not 0 <= p <= 1 or (drop_empty and p == 1):
         raise UserError(f"the drop probability must be at least 0 and below 1, not {p}")
@@ -47,66 +38,22 @@ def bernoulli_mask(n: int, m: int, p: float, rng: np.random.Generator, drop_empt
     return present
 
 
-def bernoulli_frequencies(masks: np.ndarray, p: float) -> np.ndarray:
-    """The probability of each combination under `bernoulli_mask` with `drop_empty`.
-
-    Args:
-      masks: bool [g,m], no empty row.
-      p: probability that one modality is missing.
-
-    Returns:
-      float64 [g].
-    """
-    masks = np.asarray(masks, dtype=bool)
-    kept = masks.sum(axis=1)
-    m = masks.shape[1]
-    return (1 - p) ** kept * p ** (m - kept) / (1 - p**m)
-
-
 def combination_mask(
     n: int, masks: np.ndarray, probabilities: np.ndarray | Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws one of the given combinations for every sample.
-
-    Args:
-      n: number of samples.
-      masks: bool [g,m], the combinations.
-      probabilities: [g], non-negative, sum 1.
-      rng: source of randomness.
-
-    Returns:
-      bool [n,m], True where present.
-    """
+    """Draws one of the combinations `masks` [g, m] for each of n samples, by probabilities [g] of sum 1: [n, m]."""
     masks = np.asarray(masks, dtype=bool)
     return masks[rng.choice(len(masks), size=n, p=np.asarray(probabilities, dtype=np.float64))]
-
-
-def group_frequencies(present: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The share of samples that have each combination.
-
-    Args:
-      present: bool [n,m].
-      masks: bool [g,m], the combinations asked for.
-
-    Returns:
-      float64 [g]; the sum is below 1 when `present` holds combinations that `masks` does not.
-    """
-    present, masks = np.asarray(present, dtype=bool), np.asarray(masks, dtype=bool)
-    return np.array([(present == mask).all(axis=1).mean() for mask in masks])
 
 
 def parse_combinations(
     combinations: Sequence[tuple[str, float]], modalities: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads combinations written as (`"a+b"`, probability), the form that configs use.
-
-    Args:
-      combinations: g pairs; the names in a combination may stand in any order.
-      modalities: the m modality names in declared order.
+    """Reads combinations written as (`"a+b"`, probability), names in any order, the form that configs use.
 
     Returns:
-      masks bool [g,m] and probabilities float64 [g]. Published percentages are rounded, so a sum within 0.02 of 1
-      is accepted and scaled to 1.
+      masks bool [g, m], modalities in declared order, and probabilities float64 [g]. Published percentages are rounded,
+      so a sum within 0.02 of 1 is accepted and scaled to 1.
 
     Raises:
       UserError: an unknown or repeated modality, a combination given twice, a negative probability, a sum off 1.
@@ -130,11 +77,7 @@ def parse_combinations(
 
 
 def complete_samples(manifest: Manifest) -> Manifest:
-    """The samples that have all modalities.
-
-    Raises:
-      UserError: there are none.
-    """
+    """Keeps the samples that have all modalities; raises UserError when there are none."""
     whole = manifest.presence.all(axis=1)
     if not whole.any():
         raise UserError("data.complete_only=True leaves nothing: no sample has all modalities")
@@ -148,8 +91,8 @@ def hide(manifest: Manifest, modality: str, rate: float, parts: np.ndarray, seed
     Args:
       manifest: the data.
       modality: its name.
-      rate: share of the samples that have it and something else; that of each part is the nearest that its size allows.
-      parts: int [n], in each of which the share is met: splits.
+      rate: share of the samples that have it and something else, met in each part as nearly as its size allows.
+      parts: int [n], splits.
       seed: of the choice of samples; for one seed, a higher rate takes it from these samples and more.
 
     Raises:
@@ -167,10 +110,8 @@ def hide(manifest: Manifest, modality: str, rate: float, parts: np.ndarray, seed
         able = np.flatnonzero((parts == part) & presence[:, j] & (presence.sum(axis=1) > 1))
         order = np.random.default_rng((seed, int(part), j)).permutation(able)
         chosen[order[: round(rate * len(order))]] = True
-    gone, found = pl.Series(chosen), manifest.schema.modalities[j]
-    table = manifest.table.with_columns(
-        pl.when(gone).then(None).otherwise(pl.col(name)).alias(name) for name in (*found.columns, *found.categorical)
-    )
+    columns = manifest.schema.modalities[j].all_columns
+    table = manifest.table.with_columns(pl.when(pl.lit(pl.Series(~chosen))).then(pl.col(columns)))
     title = f"{manifest.title}, {modality} taken from {100 * rate:g} %"
     return dataclasses.replace(manifest, table=table, title=title, published={})
 
@@ -178,13 +119,10 @@ def hide(manifest: Manifest, modality: str, rate: float, parts: np.ndarray, seed
 def leave_out(manifest: Manifest, names: Sequence[str], split: np.ndarray) -> tuple[Manifest, np.ndarray]:
     """Keeps combinations from training and tuning; their held-out rows stay where they are.
 
-    Args:
-      manifest: the data.
-      names: combinations, modalities joined with `+` in any order; one text may hold several, separated by commas.
-      split: int8 [n], positions in `splits.SPLITS`.
+    A name joins modalities with `+` in any order; one text may hold several names, separated by commas.
 
     Returns:
-      The manifest with a title that says so, and the split, int8 [n], with `splits.UNUSED` for the rows left out.
+      the manifest with a title that says so, and the split, int8 [n], with `splits.UNUSED` for the rows left out.
 
     Raises:
       UserError: a name holds something that is no modality, no row has such a combination, or none is left to train on.

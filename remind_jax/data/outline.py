@@ -8,19 +8,12 @@ from remind_jax.data.schema import InputSpec
 
 
 class Outline(NamedTuple):
-    """A data set as `plan` needs it.
+    """A data set as `plan` needs it."""
 
-    Attributes:
-      inputs: what each modality gives the model, in declared order.
-      groups: number of modality combinations that the paper trains on.
-      classes: number of classes.
-      samples: number of samples of the data set.
-    """
-
-    inputs: dict[str, InputSpec]
-    groups: int
-    classes: int
-    samples: int
+    inputs: dict[str, InputSpec]  # what each modality gives the model, in declared order
+    groups: int  # number of modality combinations that the paper trains on
+    classes: int  # number of classes
+    samples: int  # number of samples of the data set
 
 
 def _mimic_iv(data: Any) -> Outline:

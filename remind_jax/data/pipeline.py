@@ -4,6 +4,7 @@ A batch is a flat dict of numpy arrays: one array per modality under its name, `
 and `row` int32 [b], and `weight` float32 [b], which is 0 for the rows that pad the last batch of an evaluation.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -38,32 +39,27 @@ class Store(Protocol):
 
 
 class StreamStore:
-    """Reads and encodes the rows anew each time; for splits that do not fit into memory."""
+    """Reads and encodes the rows anew each time; for splits that do not fit into memory, and for rows to predict."""
 
-    def __init__(self, source: builder.Source, rows: np.ndarray, preprocessor: Preprocessor, groups: Groups):
-        self._source, self._rows = source, np.asarray(rows, dtype=np.int64)
+    def __init__(
+        self, rows: np.ndarray, read: Callable[[np.ndarray], Batch], preprocessor: Preprocessor, groups: Groups
+    ):
+        """Takes the numbers of the rows, int [n], and what decodes some of them."""
+        self._rows, self._read = np.asarray(rows, np.int64), read
         self._preprocessor, self._groups = preprocessor, groups
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def take(self, positions: np.ndarray) -> Batch:
-        batch = self._preprocessor.encode(builder.read(self._source, self._rows[positions]))
+        batch = self._preprocessor.encode(self._read(self._rows[positions]))
         return {**batch, "group": self._groups.index(batch["present"])}
 
 
-class NewStore:
-    """Decodes and encodes the rows of a manifest each time, without preparing them; batches have no labels."""
-
-    def __init__(self, manifest: Manifest, preprocessor: Preprocessor, groups: Groups):
-        self._manifest, self._preprocessor, self._groups = manifest, preprocessor, groups
-
-    def __len__(self) -> int:
-        return self._manifest.table.height
-
-    def take(self, positions: np.ndarray) -> Batch:
-        batch = self._preprocessor.encode(decode(self._manifest, positions, labels=False))
-        return {**batch, "group": self._groups.index(batch["present"])}
+def new_store(manifest: Manifest, preprocessor: Preprocessor, groups: Groups) -> StreamStore:
+    """Makes a store of a manifest's rows that prepares nothing; batches have no labels."""
+    read = functools.partial(decode, manifest, labels=False)
+    return StreamStore(np.arange(manifest.table.height), read, preprocessor, groups)
 
 
 class MemoryStore:
@@ -80,24 +76,15 @@ class MemoryStore:
 
 
 def make_store(
-    source: builder.Source,
-    rows: np.ndarray,
-    preprocessor: Preprocessor,
-    groups: Groups,
-    *,
-    memory_gib: float,
+    source: builder.Source, rows: np.ndarray, preprocessor: Preprocessor, groups: Groups, *, memory_gib: float
 ) -> Store:
     """Makes the store of a split: in memory when the encoded rows take at most `memory_gib`, else streaming.
 
     Args:
       source: the prepared data.
       rows: int [n], the split's row numbers in the manifest.
-      preprocessor: fitted on train rows.
-      groups: fitted on train rows; a combination not seen there gets the index `len(groups)`.
+      preprocessor, groups: fitted on train rows; a combination not seen there gets the index `len(groups)`.
       memory_gib: the limit in GiB for this split; 0 always streams.
-
-    Returns:
-      A store of n rows.
 
     Raises:
       UserError: a modality has the name of one of the batch's own columns, or the prepared data are damaged.
@@ -105,7 +92,7 @@ def make_store(
     clashes = sorted(set(preprocessor.inputs) & set(RESERVED))
     if clashes:
         raise UserError(f"modality names {', '.join(RESERVED)} are taken, rename in schema.yaml: {', '.join(clashes)}")
-    stream = StreamStore(source, rows, preprocessor, groups)
+    stream = StreamStore(rows, functools.partial(builder.read, source), preprocessor, groups)
     block = _rows_at_a_time(preprocessor)
     probe = stream.take(np.arange(min(_PROBE, block, len(stream))))
     needed = sum(array.nbytes for array in probe.values()) * len(stream) / max(1, len(probe["row"]))
@@ -120,9 +107,8 @@ def make_store(
 
 
 def _rows_at_a_time(preprocessor: Preprocessor) -> int:
-    """As many rows as a block may hold, by number and by bytes of their inputs."""
-    inputs = preprocessor.inputs.values()
-    size = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in inputs)
+    """Returns how many rows a block may hold, by number and by bytes of their inputs."""
+    size = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in preprocessor.inputs.values())
     return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, size)))
 
 
@@ -136,7 +122,7 @@ def train_batches(
     threads: int = 1,
     rows: slice = slice(None),
 ) -> Iterator[Batch]:
-    """The batches of steps `start_step` up to, not including, `stop_step`.
+    """Yields the batches of steps `start_step` up to, not including, `stop_step`, with a `weight` of ones.
 
     The batch of a step depends on the order and the step only: neither the number of threads nor the step at which a
     run was resumed changes it.
@@ -145,13 +131,9 @@ def train_batches(
       store: the training rows.
       order: from `samplers`.
       batch_size: rows b in a batch.
-      start_step: the first step, counted from 0 over the whole run.
-      stop_step: the step before which to end.
+      start_step, stop_step: counted from 0 over the whole run.
       threads: that prepare batches ahead; 0 prepares each batch when it is asked for.
       rows: of each batch, to read only these.
-
-    Yields:
-      Batches with a `weight` of ones.
     """
     ones = np.ones(batch_size, np.float32)[rows]
 
@@ -162,16 +144,15 @@ def train_batches(
 
 
 def eval_batches(store: Store, batch_size: int, *, threads: int = 0, first: int = 0, every: int = 1) -> Iterator[Batch]:
-    """All rows once, in the split's order, in batches of one size.
+    """Yields all rows once, in the split's order, in batches of one size.
+
+    The last batch is filled up with repetitions of the last row, whose `weight` is 0.
 
     Args:
       store: the rows to evaluate.
       batch_size: rows b in a batch.
       threads: as in `train_batches`.
       first, every: leave out batches before the first, and between it and the last all but every so many.
-
-    Yields:
-      Batches; the last one is filled up with repetitions of the last row, whose `weight` is 0.
     """
 
     def batch(i: int) -> Batch:

@@ -20,12 +20,7 @@ class Preprocessor:
 
     @classmethod
     def fit(cls, manifest: Manifest, rows: np.ndarray, options: FitOptions) -> "Preprocessor":
-        """Fits every modality on some rows (the train rows) and looks at no other.
-
-        Args:
-          manifest: the data.
-          rows: int [n], the row numbers to fit on.
-          options: of the kinds.
+        """Fits every modality on some rows, int [n] (the train rows), and looks at no other.
 
         Raises:
           UserError: an option is out of range, a tokenizer cannot be used, or no row has an embedding.
@@ -41,7 +36,7 @@ class Preprocessor:
 
     @property
     def inputs(self) -> dict[str, InputSpec]:
-        """What the model receives, in declared order."""
+        """Describes what the model receives, in declared order."""
         return {name: fitted.spec for name, fitted in self.fitted.items()}
 
     def encode(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -60,15 +55,16 @@ class Preprocessor:
         return batch | {key: raw[key] for key in ("present", "label", "row") if key in raw}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, in declared order."""
+        """Returns the fitted kinds for JSON, in declared order."""
         entries = self.fitted.items()
         return {"modalities": [{"name": name, "kind": each.spec.kind} | each.to_dict() for name, each in entries]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Preprocessor":
-        """The inverse of `to_dict`; the result encodes alike."""
+        """Inverts `to_dict`; the result encodes alike."""
         fitted = {}
         for entry in content["modalities"]:
-            fields = {key: value for key, value in entry.items() if key not in ("name", "kind")}
-            fitted[entry["name"]] = KINDS[entry["kind"]].fitted.from_dict(fields)
+            fields = dict(entry)
+            name, kind = fields.pop("name"), fields.pop("kind")
+            fitted[name] = KINDS[kind].fitted.from_dict(fields)
         return cls(fitted)

@@ -25,12 +25,7 @@ _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x5e", b"\x7
 
 
 def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
-    """Reads `schema.yaml`.
-
-    Args:
-      path: of the file.
-      image_size: height and width that images and frames of volumes are resized to.
-      frames: the length that volumes are resized to.
+    """Reads `schema.yaml`; images and frames of volumes are resized to `image_size`, volumes to `frames` in length.
 
     Raises:
       UserError: the file is not there, not YAML, or does not say what it must.
@@ -38,9 +33,8 @@ def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: a manifest folder needs one, which python -m remind_jax.import_data writes"
-        ) from None
+        hint = "a manifest folder needs one, which python -m remind_jax.import_data writes"
+        raise UserError(f"{path} does not exist: {hint}") from None
     except Exception as error:  # what its tags cannot read ends in all kinds of errors
         place = getattr(error, "problem_mark", None)
         raise UserError(f"{path} is not YAML{f' (line {place.line + 1})' if place else ''}") from None
@@ -105,17 +99,15 @@ def read_manifest(
 
     Args:
       folder: the manifest's folder.
-      image_size: height and width that images and the frames of volumes are resized to.
-      frames: the length that volumes are resized to.
+      image_size, frames: as for `read_schema`.
       bad_files: `refuse` (E007), or `missing`: the cell of a file that cannot be read becomes null, which a note counts
         (W106); every image and volume is then decoded once to find out, else only its header is read.
 
     Raises:
       UserError: the schema, the table or a file cannot be used; one line with the codes of `check`.
     """
-    manifest = load_manifest(
-        folder, image_size=image_size, frames=frames, bad_files=bad_files, thorough=bad_files == "missing"
-    )
+    options = {"bad_files": bad_files, "thorough": bad_files == "missing"}
+    manifest = load_manifest(folder, image_size=image_size, frames=frames, **options)
     check.refuse(manifest.notes)
     return manifest
 
@@ -129,12 +121,10 @@ def load_manifest(
     thorough: bool = True,
     count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """`read_manifest` that keeps the fatal findings about cells and files in `notes` instead of raising them.
+    """Reads a folder as `read_manifest` does, but keeps fatal findings about cells and files in `notes`.
 
-    Args:
-      folder, image_size, frames, bad_files: as for `read_manifest`.
-      thorough: decode every image and volume, not only its header.
-      count: called with how many files of a column were read, and of how many.
+    With `thorough` every image and volume is decoded, not only its header. `count` is called with how many files of a
+    column were read, and of how many.
     """
     root = pathlib.Path(folder)
     if not root.is_dir():
@@ -158,7 +148,7 @@ def _typed(
     notes: Sequence[Finding] = (),
     count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """The columns that a schema names in the types that `Manifest` promises; what was found joins the notes."""
+    """Brings the columns that a schema names into the types that `Manifest` promises; findings join the notes."""
     check.refuse(check.absent_columns(schema, table.columns))
     notes = list(notes)
     series = {name: table[name] for _, name in schema.columns()}
@@ -191,7 +181,7 @@ def read_new(
     bad_files: str = "refuse",
     count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Rows to predict: label, split, patient and sample ids, and all columns of a modality, may be absent.
+    """Reads rows to predict: label, split, patient and sample ids, and all columns of a modality, may be absent.
 
     Args:
       data: a manifest's folder, in which schema.yaml may be absent; a CSV or parquet file, whose paths start from its
@@ -200,7 +190,7 @@ def read_new(
       image_size, frames, bad_files, count: as for `load_manifest`.
 
     Returns:
-      A manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
+      a manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
       patient ids is a patient.
 
     Raises:
@@ -225,7 +215,7 @@ def read_new(
 
 
 def _as_polars(frame: Any) -> pl.DataFrame:
-    """A polars frame as it is, a pandas one column by column, its kinds of missing values as null."""
+    """Returns a polars frame as it is, a pandas one column by column, its kinds of missing values as null."""
     if isinstance(frame, pl.DataFrame):
         return frame
     if not all(hasattr(frame, name) for name in ("columns", "iloc")):
@@ -236,7 +226,7 @@ def _as_polars(frame: Any) -> pl.DataFrame:
 
 
 def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFrame, list[Finding]]:
-    """Rows to predict with the columns that they may lack, and warnings of modalities that no row has."""
+    """Adds the columns that rows to predict may lack, and warns of modalities that no row has (W108)."""
 
     def absent(names: Sequence[str]) -> bool:
         return not set(names) & set(table.columns)

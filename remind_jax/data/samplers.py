@@ -1,7 +1,9 @@
 """Which training samples a step takes: orders as pure functions of (seed, step), and the samplers of a run.
 
-Resuming an order needs the number of the step and nothing else. FairBatch is the exception: its shares follow the
-training losses, and a checkpoint keeps them. Every sampler answers the same questions: a loop knows none by name.
+An order gives the samples of a step; it is made of a seed in [0, 2**64) and, where groups matter, the group of each of
+the n training samples, int [n]. A seed out of range or no samples are a UserError. Resuming an order needs the number
+of the step and nothing else. FairBatch is the exception: its shares follow the training losses, and a checkpoint keeps
+them. Every sampler answers the same questions: a loop knows none by name.
 
 Random bits come straight from the counter-based Philox generator, whose stream NumPy keeps for good; the distributions
 of `numpy.random.Generator` may change between NumPy versions, and an order built on them with them.
@@ -22,41 +24,20 @@ _SHUFFLE, _BALANCE, _TIES, _PAIR, _FAIR, _SPREAD = 1, 2, 3, 4, 5, 6  # keep the 
 
 
 def shuffled(seed: int, n: int) -> Order:
-    """Orders samples as an endless stream in which every epoch is a permutation of its own of all n.
+    """Makes an endless stream in which every epoch is a permutation of its own of the n samples.
 
     Batch t takes the places [t*b, (t+1)*b) of the stream; it may lie across the border of two epochs, so that every
     sample occurs exactly once per epoch whatever the batch size.
-
-    Args:
-      seed: at least 0; together with the epoch it determines the permutation.
-      n: number of samples, at least 1.
-
-    Returns:
-      order(step, batch_size) -> int64 [b].
-
-    Raises:
-      UserError: the seed is not in [0, 2**64), or there are no samples.
     """
     _check(seed, n)
     return _epochs(n, lambda epoch: _permutation(seed, epoch, _SHUFFLE, n))
 
 
 def most_modalities_first(seed: int, observed: np.ndarray, epochs: int) -> Order:
-    """Orders as `shuffled` does, but sorts the first epochs from all modalities to the fewest (Flex-MoE).
+    """Makes an order as `shuffled`, but for some epochs from samples with all modalities to the fewest (Flex-MoE).
 
-    Samples with the same number of modalities come in a random order, a new one every epoch: that of the rows of a
-    table may be by patient or label.
-
-    Args:
-      seed: as for `shuffled`.
-      observed: int [n], the number of modalities that each training sample has.
-      epochs: how many epochs are sorted.
-
-    Returns:
-      order(step, batch_size) -> int64 [b].
-
-    Raises:
-      UserError: as for `shuffled`.
+    `observed`, int [n], counts the modalities of each sample. Samples with the same number come in a random order, a
+    new one every epoch: that of the rows of a table may be by patient or label.
     """
     observed = np.asarray(observed)
     n = len(observed)
@@ -72,13 +53,13 @@ def most_modalities_first(seed: int, observed: np.ndarray, epochs: int) -> Order
 
 
 def _permutation(seed: int, index: int, purpose: int, n: int, stream: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Draws a permutation of n that depends on the other arguments only, int64 [n]."""
+    """Returns a random permutation of n that depends on the other arguments only, int64 [n]."""
     # Ties between 64-bit numbers are too rare to matter, and a stable sort makes them reproducible.
     return np.argsort(_bits(seed, index, purpose, n, stream), kind="stable").astype(np.int64)
 
 
 def _epochs(n: int, permutation: Callable[[int], np.ndarray]) -> Order:
-    """Cuts the endless stream of the permutations of epochs 0, 1, … into batches."""
+    """Makes an order of the endless stream of the permutations of epochs 0, 1, …."""
     permutation = functools.lru_cache(maxsize=3)(permutation)  # prefetching threads may stand on both sides of a border
 
     def order(step: int, batch_size: int) -> np.ndarray:
@@ -95,22 +76,9 @@ def _epochs(n: int, permutation: Callable[[int], np.ndarray]) -> Order:
 
 
 def group_balanced(seed: int, groups: np.ndarray) -> Order:
-    """Draws a group uniformly among those present, then one of its members uniformly, with replacement.
-
-    Args:
-      seed: at least 0; together with the step it determines the batch.
-      groups: int [n], the group of each training sample.
-
-    Returns:
-      order(step, batch_size) -> int64 [b].
-
-    Raises:
-      UserError: the seed is not in [0, 2**64), or there are no samples.
-    """
-    groups = np.asarray(groups)
+    """Makes an order that draws a group uniformly, then one of its members uniformly, with replacement."""
     _check(seed, len(groups))
-    members = np.argsort(groups, kind="stable").astype(np.int64)  # samples of the first group, then of the second, …
-    _, starts, counts = np.unique(groups[members], return_index=True, return_counts=True)
+    members, starts, counts = _by_group(groups)
 
     def order(step: int, batch_size: int) -> np.ndarray:
         bits = _bits(seed, step, _BALANCE, 2 * batch_size).reshape(2, batch_size)
@@ -121,26 +89,16 @@ def group_balanced(seed: int, groups: np.ndarray) -> Order:
 
 
 def group_pairs(seed: int, groups: np.ndarray, pairs: str = "random") -> Order:
-    """Draws batches of two groups, rows 2i of the one and 2i + 1 of the other, with replacement (Fair Mixup).
+    """Makes batches of two groups, rows 2i from the one and 2i + 1 from the other, drawn with replacement (Fair Mixup).
 
-    Over steps, `random` looks at every pair of groups alike, so that its mean is that over all pairs.
-
-    Args:
-      seed: at least 0; together with the step it determines the batch.
-      groups: int [n], the group of each training sample.
-      pairs: `random`, two different groups, each pair as likely; or `vs_rest`, a group, each as likely, and the samples
-        of all others.
-
-    Returns:
-      order(step, batch_size) -> int64 [b]; the batch size must be even.
+    `pairs` is `random`, two different groups, each pair as likely, so that the mean over steps is that over all pairs;
+    or `vs_rest`, a group, each as likely, and the samples of all others. The batch size must be even.
 
     Raises:
-      UserError: as for `shuffled`, or all samples are of one group.
+      UserError: all samples are of one group, or as for every order.
     """
-    groups = np.asarray(groups)
     _check(seed, len(groups))
-    members = np.argsort(groups, kind="stable").astype(np.int64)
-    _, starts, counts = np.unique(groups[members], return_index=True, return_counts=True)
+    members, starts, counts = _by_group(groups)
     if len(counts) < 2:
         raise UserError("sampler=group_pairs needs two groups, and all training samples have the same modalities")
 
@@ -161,11 +119,18 @@ def group_pairs(seed: int, groups: np.ndarray, pairs: str = "random") -> Order:
     return order
 
 
+def _by_group(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the samples of the first group, then of the second, …, and where each group begins and its size."""
+    members = np.argsort(groups, kind="stable").astype(np.int64)
+    _, starts, counts = np.unique(np.asarray(groups)[members], return_index=True, return_counts=True)
+    return members, starts, counts
+
+
 # ---- FairBatch ------------------------------------------------------------------------------------------------------
 
 
 def move_shares(shares: np.ndarray, losses: np.ndarray, alpha: float, mode: str = "minmax") -> np.ndarray:
-    """Moves batch share from a group with a low loss to one with a high loss (Roh et al. 2021), float64 [g].
+    """Moves the share `alpha` of batches from a group with a low loss to one with a high loss (Roh et al. 2021).
 
     With two groups both modes are the published rule: the share of the group with the higher loss grows by alpha,
     within [0, 1].
@@ -204,18 +169,10 @@ def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
 
 
 def apportion(shares: np.ndarray, total: int, least: int) -> np.ndarray:
-    """Shares out `total` by largest remainder, but gives `least` to groups that would get less.
+    """Shares out `total` by largest remainder, but for groups that would get less than `least`, int64 [g].
 
-    The others give that up in proportion to what they have above `least`. With a total that is too small for all groups
-    none is raised.
-
-    Args:
-      shares: [g], at least 0.
-      total: what to share out.
-      least: at least 0.
-
-    Returns:
-      int64 [g], whose sum is `total`.
+    Those get `least`, and the others give it up in proportion to what they have above it. With a total that is too
+    small for all groups none is raised.
     """
     counts = largest_remainder(shares, total)
     if least * len(counts) > total:
@@ -226,24 +183,12 @@ def apportion(shares: np.ndarray, total: int, least: int) -> np.ndarray:
 
 
 def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: int, least: int = 0) -> Order:
-    """Draws batches in which groups have given shares, without replacement as long as a group's samples last.
+    """Makes batches in which groups have given shares [g], without replacement as long as a group's samples last.
 
     The samples of a whole epoch are apportioned to groups by largest remainder and the groups then spread evenly over
     its batches: apportioned batch by batch, a group with a share below half a sample would never be drawn. A group that
-    is out of samples begins again, reshuffled.
-
-    Args:
-      seed: at least 0; together with the step it determines the batch.
-      groups: int [n], the group of each training sample, 0..g-1, none of them without samples.
-      shares: [g].
-      epoch_steps: steps of an epoch, after which groups are reshuffled.
-      least: samples of each group in an epoch, whatever its share is.
-
-    Returns:
-      order(step, batch_size) -> int64 [b].
-
-    Raises:
-      UserError: as for `shuffled`.
+    is out of samples begins again, reshuffled, as all do after `epoch_steps`. Each of the groups 0..g-1 has samples;
+    `least` of each are in an epoch, whatever its share is.
     """
     groups = np.asarray(groups)
     _check(seed, len(groups))
@@ -283,17 +228,14 @@ class Sampler:
         return self._order(step, batch_size)
 
     def known_until(self, step: int) -> int:
-        """Returns the first step, above `step`, whose order is not known before all steps up to it are observed."""
-        del step
+        """Returns the first step above `step` whose order is not known before all steps up to it are observed."""
         return sys.maxsize
 
     def observe(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Takes what a step has measured.
+        """Takes what a step has measured; `step` steps are done, this one among them.
 
-        Args:
-          step: steps done, this one among them.
-          metrics: `group_loss_sum` and `group_count`, the sums of losses and the numbers of samples of each combination
-            in the step, [g] each; and `train/rejected`, 1 for a step that was not taken.
+        The metrics are `group_loss_sum` and `group_count`, sums of losses and numbers of samples of each combination
+        in the step, [g]; and `train/rejected`, 1 for a step that was not taken.
         """
 
     def figures(self) -> dict[str, np.ndarray]:
@@ -301,7 +243,7 @@ class Sampler:
         return {}
 
     def record(self) -> dict[str, Any]:
-        """Returns everything that a resumed run needs, the step apart, for JSON."""
+        """Returns everything that a resumed run needs besides the step, for JSON."""
         return {}
 
     def restore(self, record: Mapping[str, Any]) -> None:
@@ -313,27 +255,16 @@ class FairBatch(Sampler):
 
     Losses are the means over the samples of the epoch as they were trained on, without a pass over the training set of
     its own. A group that an epoch did not draw keeps its last loss.
-
-    Attributes:
-      epoch_steps: steps of an epoch.
-      shares: float64 [g]; at first the frequencies of the groups.
     """
 
     def __init__(
         self, seed: int, groups: np.ndarray, batch_size: int, *, alpha: float, mode: str = "minmax", floor: bool = True
     ):
-        """Begins with the frequencies of the groups.
+        """Begins with the frequencies of the groups 0..g-1, each of which has samples.
 
-        Args:
-          seed: as for `fair_batch`.
-          groups: int [n], the group of each training sample, 0..g-1, none of them without samples.
-          batch_size: samples of a step.
-          alpha, mode: as for `move_shares`.
-          floor: whether each group has a sample in every epoch, whatever its share is. Without it a group whose share
-            has fallen to nothing is never drawn again, so that no loss of it can raise its share.
-
-        Raises:
-          UserError: as for `shuffled`.
+        `alpha` and `mode` are as for `move_shares`. With `floor` each group has a sample in every epoch, whatever its
+        share is: else a group whose share has fallen to nothing is never drawn again, so that no loss of it can raise
+        its share.
         """
         self._seed, self._groups, self._alpha, self._mode = seed, np.asarray(groups), alpha, mode
         self._least = int(floor)
@@ -344,7 +275,7 @@ class FairBatch(Sampler):
         self._set_shares(shares)
 
     def _set_shares(self, shares: np.ndarray) -> None:
-        self.shares = shares
+        self.shares = shares  # float64 [g]
         self._order = fair_batch(self._seed, self._groups, shares, self.epoch_steps, self._least)
 
     def known_until(self, step: int) -> int:
@@ -366,12 +297,8 @@ class FairBatch(Sampler):
 
     def record(self) -> dict[str, Any]:
         losses = [None if np.isnan(x) else float(x) for x in self._losses]
-        return {
-            "shares": self.shares.tolist(),
-            "loss_sum": self._sum.tolist(),
-            "loss_count": self._count.tolist(),
-            "losses": losses,
-        }
+        sums = {"loss_sum": self._sum.tolist(), "loss_count": self._count.tolist()}
+        return {"shares": self.shares.tolist(), **sums, "losses": losses}
 
     def restore(self, record: Mapping[str, Any]) -> None:
         self._sum, self._count = np.array(record["loss_sum"]), np.array(record["loss_count"])
@@ -414,12 +341,12 @@ def _check(seed: int, n: int) -> None:
 
 
 def _bits(seed: int, index: int, purpose: int, count: int, stream: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Draws uint64 [count] that depend on the other arguments only."""
+    """Draws random uint64 [count] that depend on the other arguments only."""
     key = np.array([seed, index], np.uint64)  # a list with a seed above 2**63 would pass through float64
     counter = np.array([0, *stream, purpose], np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
 def _below(bits: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Maps the upper 32 random bits to whole numbers in [0, limit), int64 [b]; off uniform by at most limit / 2**32."""
+    """Makes whole numbers in [0, limit) of the upper 32 bits, int64 [b]; off uniform by limit / 2**32 at most."""
     return ((bits >> np.uint64(32)) * limit.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

@@ -21,17 +21,11 @@ _NONE = "no file of the column can be read, so none is taken for missing; check 
 
 
 class Scan(NamedTuple):
-    """What looking at the files of one column found.
+    """What looking at the files of one column found."""
 
-    Attributes:
-      records: of each sound file, by path as written.
-      findings: E006 to E009 and W106 with their rows.
-      cells: the column; with `bad_files="missing"` the cells of bad files are null.
-    """
-
-    records: dict[str, FileRecord]
-    findings: list[Finding]
-    cells: pl.Series
+    records: dict[str, FileRecord]  # of each sound file, by path as written
+    findings: list[Finding]  # E006 to E009 and W106 with their rows
+    cells: pl.Series  # the column; with `bad_files="missing"` the cells of bad files are null
 
 
 def scan_files(
@@ -54,81 +48,71 @@ def scan_files(
       bad_files: `refuse`, or `missing` to empty the cells of files that cannot be read (E007 becomes W106). When no
         file at all can be read they stay E007: then the folder is wrong, not the files.
       count: called with how many files were read, and of how many.
-
-    Returns:
-      records, findings and the column.
     """
-    paths, looks = cells.drop_nulls().unique(maintain_order=True).to_list(), {}
+
+    def look(cell: str) -> tuple[FileRecord, tuple[int, ...]] | Fault:
+        try:
+            return _look(root, modality, cell, thorough)
+        except Fault as fault:
+            return fault
+
+    paths = cells.drop_nulls().unique(maintain_order=True).to_list()
+    records, faults, expected = {}, {}, ()
     with concurrent.futures.ThreadPoolExecutor(files.THREADS) as pool:
-        for path, look in zip(paths, pool.map(lambda cell: _look(root, modality, cell, thorough), paths), strict=True):
-            looks[path] = look
+        for done, (path, found) in enumerate(zip(paths, pool.map(look, paths), strict=True), start=1):
+            if isinstance(found, Fault):
+                faults[path] = (found.code, found.text)
+            else:
+                records[path], shape = found
+                expected = expected or shape
+                if shape and shape != expected:
+                    other = f"naming an array whose shape is not {list(expected)} like the first; make all alike"
+                    faults[path] = ("E008", other)
             if count:
-                count(len(looks), len(paths))
-    records = {cell: look.record for cell, look in looks.items() if look.record}
-    faults = {cell: look.fault for cell, look in looks.items() if look.fault}
-    shapes = {cell: look.shape for cell, look in looks.items() if look.shape}
-    expected = next(iter(shapes.values()), None)
-    other = f"naming an array whose shape is not {list(expected or ())} like the first; make all alike"
-    faults |= {cell: _Fault("E008", other) for cell, shape in shapes.items() if shape != expected}
-    bad = [cell for cell, fault in faults.items() if fault.code == "E007"]
+                count(done, len(paths))
+    bad = [cell for cell, (code, _) in faults.items() if code == "E007"]
     emptied = bad if bad_files == "missing" and len(bad) < len(paths) else []
     findings = _describe(faults, modality, cells, files.REMEDY if bad_files == "refuse" else _NONE, bool(emptied))
     return Scan(records, findings, cells.set(cells.is_in(emptied).fill_null(False), None) if emptied else cells)
 
 
-class _Fault(NamedTuple):
-    """The code of a finding about files, and what it says after their rows."""
-
-    code: str
-    text: str
-
-
-class _Look(NamedTuple):
-    """What looking at one file found: a fault, or what is to be remembered."""
-
-    fault: _Fault | None
-    record: FileRecord | None = None
-    shape: tuple[int, ...] = ()
-
-
-def _look(root: pathlib.Path, modality: Modality, cell: str, thorough: bool) -> _Look:
+def _look(root: pathlib.Path, modality: Modality, cell: str, thorough: bool) -> tuple[FileRecord, tuple[int, ...]]:
+    """Looks at one file, and returns its record and what `Kind.look` does; raises Fault when it cannot be used."""
     if re.fullmatch(r"\s*-\d+(\.0*)?\s*", cell):
-        return _bad("E009", "with a number used for missing; leave the cell empty")
+        raise Fault("E009", "with a number used for missing; leave the cell empty")
     try:
         path = files.safe_path(root, cell)
     except (ValueError, OSError):
-        return _bad("E006", "with a path that is not relative and below the folder; move the files below it")
+        text = "with a path that is not relative and below the folder; move the files below it"
+        raise Fault("E006", text) from None
     kind = KINDS[modality.kind]
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
-            return _bad("E007", "naming an empty file or none at all")
+            raise Fault("E007", "naming an empty file or none at all")
         shape = kind.look(path, modality, thorough)
         with path.open("rb") as file:  # last: what claims to be huge need not be read
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        return _bad("E007", "naming a file that is not there")
-    except Fault as fault:
-        return _bad(fault.code, fault.text)
+        raise Fault("E007", "naming a file that is not there") from None
+    except Fault:
+        raise
     except (OSError, ValueError):
-        return _bad("E007", f"naming a file that cannot be read ({kind.forms})")
-    return _Look(None, FileRecord(status.st_size, digest), shape)
-
-
-def _bad(code: str, text: str) -> _Look:
-    return _Look(_Fault(code, text))
+        raise Fault("E007", f"naming a file that cannot be read ({kind.forms})") from None
+    return FileRecord(status.st_size, digest), shape
 
 
 def _describe(
-    faults: dict[str, _Fault], modality: Modality, cells: pl.Series, remedy: str, emptied: bool
+    faults: dict[str, tuple[str, str]], modality: Modality, cells: pl.Series, remedy: str, emptied: bool
 ) -> list[Finding]:
-    """One finding a fault; files that cannot be read (E007) are told as read as missing (W106) where `emptied`."""
+    """Makes one finding of each fault; files that cannot be read (E007) are read as missing (W106) where `emptied`."""
     findings = []
     for fault in sorted(set(faults.values())):
+        code, what = fault
         rows = cells.is_in([cell for cell, found in faults.items() if found == fault]).fill_null(False)
-        text = f"{described(modality.columns[0], modality)}{in_rows(rows)} {fault.text}"
-        if fault.code != "E007":
-            findings.append(Finding(fault.code, text, True))
+        text = f"{described(modality.columns[0], modality)}{in_rows(rows)} {what}"
+        if code != "E007":
+            findings.append(Finding(code, text, True))
         elif emptied:
             findings.append(Finding("W106", f"{text}, read as missing", False))
         else:

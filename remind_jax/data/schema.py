@@ -22,51 +22,36 @@ _SHORT.maxlevel = 2
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
-    """One modality of a data set.
+    """One modality of a data set."""
 
-    Attributes:
-      name: as written in tables and reports.
-      kind: a key of `kinds.KINDS`.
-      columns: the numeric columns of a tabular modality; the one column of the other kinds.
-      categorical: the string columns of a tabular modality.
-      stored: `cell` (the table holds the value) or `file` (the table holds a path relative to the manifest's folder).
-      shape: (height, width, channels) of an image, (frames, height, width, channels) of a volume, of which channels are
-        1 or 3; () for kinds whose size follows from the data.
-      options: what else the kind's entry in schema.yaml says, as JSON has it.
-    """
-
-    name: str
-    kind: str
-    columns: tuple[str, ...]
-    categorical: tuple[str, ...] = ()
-    stored: str = "cell"
+    name: str  # as written in tables and reports
+    kind: str  # a key of `kinds.KINDS`
+    columns: tuple[str, ...]  # the numeric columns of a table; the one column of the other kinds
+    categorical: tuple[str, ...] = ()  # the string columns of a table
+    stored: str = "cell"  # cell: the table holds the value; file: it holds a path relative to the manifest's folder
+    # (height, width, channels) of an image, (frames, height, width, channels) of a volume; channels are 1 or 3;
+    # () for kinds whose size follows from the data.
     shape: tuple[int, ...] = ()
+    # What else the kind's entry in schema.yaml says, as JSON has it.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def all_columns(self) -> tuple[str, ...]:
-        """Every column of the table that belongs to it."""
+        """Lists every column that belongs to it."""
         return (*self.columns, *self.categorical)
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What a model receives for one modality; `Kind.spec` makes one.
+    """What a model receives for one modality; `Kind.spec` makes one."""
 
-    Attributes:
-      kind: a key of `kinds.KINDS`.
-      shape: of one sample: (p,) features, (t,) token ids, (t, d) tokens, (height, width, channels) pixels, or
-        (frames, height, width, channels) pixels.
-      vocabulary: number of ids; 0 for inputs that are not ids.
-      dtype: of the array.
-      encoder: the family of networks that turns it into tokens, a key of `models.encoders.registry.ENCODERS`.
-    """
-
-    kind: str
+    kind: str  # a key of `kinds.KINDS`
+    # Of one sample: (p,) features, (t,) token ids, (t, d) tokens, (height, width, channels) pixels, or (frames, height,
+    # width, channels) pixels.
     shape: tuple[int, ...]
-    vocabulary: int
-    dtype: np.dtype
-    encoder: str
+    vocabulary: int  # number of ids; 0 for inputs that are not ids
+    dtype: np.dtype  # of the array
+    encoder: str  # the networks that turn it into tokens, a key of `models.encoders.registry.ENCODERS`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +67,11 @@ class Schema:
     split: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the fields for JSON."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def columns(self) -> Iterator[tuple[str, str]]:
-        """What names a column, and the column, for every column the schema names."""
+        """Yields what names a column, and the column, for every column the schema names."""
         yield from (("sample_id", self.sample_id), ("patient_id", self.patient_id), ("label", self.label))
         if self.split is not None:
             yield "split", self.split
@@ -96,17 +81,17 @@ class Schema:
 
 
 def schema_from_dict(content: Mapping[str, Any]) -> Schema:
-    """The inverse of `Schema.to_dict`."""
+    """Inverts `Schema.to_dict`."""
     parts = ("columns", "categorical", "shape")
     modalities = tuple(Modality(**each | {key: tuple(each[key]) for key in parts}) for each in content["modalities"])
     return Schema(**{**content, "classes": tuple(content["classes"]), "modalities": modalities})
 
 
-# ---- What entries of a schema are made of ---------------------------------------------------------------------------
+# ---- What entries of a schema are made of; messages call a value `where` --------------------------------------------
 
 
 def shown(value: object) -> str:
-    """A value in a few words: aliases may unfold to gigabytes, and integers may be too long to write."""
+    """Shows a value in a few words: aliases may unfold to gigabytes, and integers may be too long to write."""
     try:
         return _SHORT.repr(value)
     except ValueError:
@@ -114,11 +99,7 @@ def shown(value: object) -> str:
 
 
 def mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns `value`, a mapping that holds every one of the keys but the optional ones and no other.
-
-    Raises:
-      UserError: it is not such a mapping; the message calls it `where`.
-    """
+    """Returns `value`, a mapping that holds all keys but the optional ones and no other, or raises UserError."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a mapping with {', '.join(keys)}")
     for key in value:
@@ -132,22 +113,14 @@ def mapping(value: object, where: str, keys: tuple[str, ...], optional: tuple[st
 
 
 def string(value: object, where: str) -> str:
-    """Returns `value`, a string of one line that is not blank.
-
-    Raises:
-      UserError: it is not such a string; the message calls it `where`.
-    """
+    """Returns `value`, a string of one line that is not blank, or raises UserError."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise UserError(f"{where} must be a string, not {shown(value)}; put no, on and numbers in quotes")
     return value
 
 
 def strings(value: object, where: str) -> tuple[str, ...]:
-    """Returns a list of column names as a tuple.
-
-    Raises:
-      UserError: it is not a list of strings; the message calls it `where`.
-    """
+    """Returns a list of column names as a tuple, or raises UserError."""
     if not isinstance(value, list):
         raise UserError(f"{where} must be a list of column names, not {shown(value)}")
     return tuple(string(name, where) for name in value)

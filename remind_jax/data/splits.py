@@ -12,26 +12,24 @@ from remind_jax.errors import UserError
 
 SPLITS = ("train", "tuning", "held_out")
 TRAIN, TUNING, HELD_OUT = range(3)
-UNUSED = -1
-"""Place of a row that no part of a run reads."""
+UNUSED = -1  # place of a row that no part of a run reads
 
 
 def split_digest(splits: np.ndarray) -> str:
-    """Sha256 (hex) of the split of every row, for reports."""
+    """Returns the sha256 (hex) of the split of every row, for reports."""
     return hashlib.sha256(np.asarray(splits, np.int8).tobytes()).hexdigest()
 
 
 def given_splits(manifest: Manifest) -> np.ndarray | None:
-    """Int8 [n] from the manifest's split column (-1 where it is empty or unknown); None without such a column."""
+    """Reads the manifest's split column, int8 [n], -1 where it is empty or unknown; None without such a column."""
     if manifest.schema.split is None:
         return None
-    column = manifest.table[manifest.schema.split].to_list()
-    position = {name: i for i, name in enumerate(SPLITS)}
-    return np.array([position.get(value, -1) for value in column], np.int8)
+    column = manifest.table[manifest.schema.split]
+    return np.array([SPLITS.index(value) if value in SPLITS else -1 for value in column.to_list()], np.int8)
 
 
 def cut_patients(patients: np.ndarray, splits: np.ndarray) -> list[str]:
-    """The patients who have rows in more than one split, sorted; rows without a patient id are passed over."""
+    """Lists the patients who have rows in more than one split, sorted; rows without a patient id are passed over."""
     sides: dict[str, int] = {}
     cut = set()
     for patient, split in zip(patients.tolist(), splits.tolist(), strict=True):
@@ -45,12 +43,7 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
 
     A split column is honoured; if it names no tuning rows, tuning is carved by patient out of train (W105) in the
     proportion that `fractions` gives. Without the column, patients are split by `fractions` (shares of rows),
-    stratified by the patient's majority label and rarest combination.
-
-    Args:
-      manifest: the data.
-      seed: another seed gives another split; a split column is the same for all seeds.
-      fractions: shares of train, tuning and held_out; they sum to one.
+    stratified by the patient's majority label and rarest combination; another seed gives another split.
 
     Returns:
       int8 [n], positions in `SPLITS`.
@@ -61,10 +54,10 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] == 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(f"split fractions must be three shares that sum to 1, train above 0; got {tuple(fractions)}")
-    patients = manifest.table[manifest.schema.patient_id].to_numpy()
-    if manifest.table[manifest.schema.patient_id].has_nulls():
-        raise UserError(f"E001 column {manifest.schema.patient_id!r} has empty cells; every row needs a patient id")
-    labels = manifest.labels
+    column = manifest.table[manifest.schema.patient_id]
+    if column.has_nulls():
+        raise UserError(f"E001 column {column.name!r} has empty cells; every row needs a patient id")
+    patients, labels = column.to_numpy(), manifest.labels
     splits = given_splits(manifest)
     if splits is None:
         splits = _assign(patients, labels, manifest.presence, seed, fractions)
@@ -79,16 +72,10 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
             f"E001 no patient is held out of {len(set(patients.tolist()))}: add patients or raise the last share of "
             f"data.fractions, {tuple(fractions)}"
         )
-    absent = absent_classes(manifest, splits)
-    if absent:
+    seen = set(labels[splits == TRAIN].tolist())
+    if absent := [name for i, name in enumerate(manifest.schema.classes) if i not in seen]:
         raise UserError(f"E005 no row of train has the class {', '.join(absent)}: add rows or drop the class")
     return splits
-
-
-def absent_classes(manifest: Manifest, splits: np.ndarray) -> list[str]:
-    """The declared classes that no train row has."""
-    seen = set(manifest.labels[splits == TRAIN].tolist())
-    return [name for i, name in enumerate(manifest.schema.classes) if i not in seen]
 
 
 def _check_given(manifest: Manifest, patients: np.ndarray, splits: np.ndarray) -> None:
@@ -136,7 +123,7 @@ def _assign(
 def _describe(
     patients: np.ndarray, labels: np.ndarray, presence: np.ndarray
 ) -> tuple[list[str], list[int], list[int], list[int], list[set[int]]]:
-    """Per patient, in the order of the ids: id, majority label, bit mask of the rarest combination, rows, labels."""
+    """Lists ids of patients, sorted, and of each majority label, bit mask of the rarest combination, rows, labels."""
     masks, counts, inverse = groups.count_combinations(presence)
     # Rarity is ranked by count and bit mask, so that the row order has no say in ties.
     rank = {i: (int(counts[i]), groups.bitmask(masks[i])) for i in range(len(masks))}
@@ -154,7 +141,7 @@ def _describe(
 
 
 def _first_of_each_class(order: list[int], keys: list[bytes], holds: list[set[int]], classes: int) -> set[int]:
-    """One patient for each class, the lowest key that holds it: train must see every class."""
+    """Picks a patient for each class, the lowest key that holds it: train must see every class."""
     first: dict[int, int] = {}
     for i in sorted(order, key=lambda i: keys[i]):
         for label in holds[i]:

@@ -249,7 +249,7 @@ class Predictor:
         `size` is the number of rows at a time; 0 is `eval.batch_size`.
         """
         params = jax.device_put(self.params)
-        store = pipeline.NewStore(manifest, self.preprocessor, self.groups)
+        store = pipeline.new_store(manifest, self.preprocessor, self.groups)
         for batch in pipeline.eval_batches(store, size or self.config.eval.batch_size, threads=THREADS):
             logits, features, _ = self.forward(params, batch, self.gate)
             real = batch["weight"] > 0

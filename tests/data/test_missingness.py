@@ -9,6 +9,7 @@ from remind_jax.data import dataset, missingness, splits
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
+from tests.reference import combinations
 
 # Rows 100, 010, 110, 001, 101, 011, 111 of the paper's MIMIC table (section 7.4.2), in percent.
 MIMIC_MASKS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]], dtype=bool)
@@ -16,11 +17,11 @@ MIMIC_PERCENT = np.array([4.8, 5.2, 14.3, 5.2, 15.5, 14.7, 40.3])
 
 
 def test_bernoulli_reproduces_the_papers_table_within_a_point():
-    expected = 100 * missingness.bernoulli_frequencies(MIMIC_MASKS, 0.266)
+    expected = 100 * combinations.bernoulli_frequencies(MIMIC_MASKS, 0.266)
     np.testing.assert_allclose(expected, [5.3, 5.3, 14.6, 5.3, 14.6, 14.6, 40.3], atol=0.05)
     assert np.abs(expected - MIMIC_PERCENT).max() < 1
     present = missingness.bernoulli_mask(100_000, 3, 0.266, np.random.default_rng(0))
-    drawn = 100 * missingness.group_frequencies(present, MIMIC_MASKS)
+    drawn = 100 * combinations.group_frequencies(present, MIMIC_MASKS)
     assert np.abs(drawn - MIMIC_PERCENT).max() < 1.1
     # Five standard errors of a share of 40 % over 100,000 draws.
     np.testing.assert_allclose(drawn, expected, atol=0.8)
@@ -30,13 +31,13 @@ def test_bernoulli_reproduces_the_papers_table_within_a_point():
 @pytest.mark.parametrize("m", [1, 2, 4])
 def test_dropping_empty_rows_is_exact_conditioning(m, p):
     masks = np.array([mask for mask in itertools.product([False, True], repeat=m) if any(mask)])
-    expected = missingness.bernoulli_frequencies(masks, p)
+    expected = combinations.bernoulli_frequencies(masks, p)
     assert expected.sum() == pytest.approx(1)
     n = 40_000
     present = missingness.bernoulli_mask(n, m, p, np.random.default_rng(1))
     assert present.any(axis=1).all()
     error = np.sqrt(expected * (1 - expected) / n)
-    assert (np.abs(missingness.group_frequencies(present, masks) - expected) <= 5 * error).all()
+    assert (np.abs(combinations.group_frequencies(present, masks) - expected) <= 5 * error).all()
 
 
 def test_empty_rows_stay_when_asked():
@@ -67,14 +68,14 @@ def test_combination_mask_follows_the_probabilities():
     present = missingness.combination_mask(20_000, masks, probabilities, np.random.default_rng(0))
     assert present.shape == (20_000, 3)
     assert present.dtype == bool
-    drawn = missingness.group_frequencies(present, masks)
+    drawn = combinations.group_frequencies(present, masks)
     assert drawn[0] == 0
     np.testing.assert_allclose(drawn, probabilities, atol=0.016)
 
 
 def test_group_frequencies_by_hand():
     present = np.array([[1, 0], [1, 0], [1, 1], [0, 1]], dtype=bool)
-    frequencies = missingness.group_frequencies(present, np.array([[1, 1], [1, 0]], dtype=bool))
+    frequencies = combinations.group_frequencies(present, np.array([[1, 1], [1, 0]], dtype=bool))
     np.testing.assert_array_equal(frequencies, [0.25, 0.5])
 
 

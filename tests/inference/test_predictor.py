@@ -201,7 +201,7 @@ def test_the_table_counts_training_patients_and_warns_of_unseen_combinations(pre
 def test_the_unseen_combination_is_predicted_by_the_shared_router_and_the_mean_vector(predictor, folder):
     """The row of tables beyond the last one: the same as a network whose tables are extended by `unfreezing.extend`."""
     manifest, known = predictor.read(folder / "held_out.csv"), predictor.groups
-    raw = pipeline.NewStore(manifest, predictor.preprocessor, known).take(np.array([60]))
+    raw = pipeline.new_store(manifest, predictor.preprocessor, known).take(np.array([60]))
     assert raw["group"].tolist() == [len(known)]
     masks, counts = np.concatenate([known.masks, raw["present"]]), np.append(known.train_counts, 1)
     groups = Groups(known.modalities, masks, counts, np.append(known.tail, True))
@@ -348,7 +348,7 @@ print(json.dumps({"p": found["probabilities"].tolist(), "seen": found["seen"].to
 
 def _inputs(predictor, file):
     manifest = predictor.read(file)
-    batch = pipeline.NewStore(manifest, predictor.preprocessor, predictor.groups).take(np.arange(61))
+    batch = pipeline.new_store(manifest, predictor.preprocessor, predictor.groups).take(np.arange(61))
     return {name: x for name, x in batch.items() if name not in ("row", "group", "label")}
 
 

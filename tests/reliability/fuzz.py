@@ -56,8 +56,8 @@ def _target(name: str, folder: pathlib.Path) -> tuple[Callable[[bytes], object],
         def decode(content: bytes) -> None:
             file.write_bytes(content)
             for read in (
-                lambda: images.read_image(file, (4, 4, 3)),
-                lambda: images.read_volume(file, (2, 4, 4, 1)),
+                lambda: images.read(file, (4, 4, 3)),
+                lambda: images.read(file, (2, 4, 4, 1)),
                 lambda: embedding.read_array(file),
             ):
                 with contextlib.suppress(ValueError, OSError):  # which the readers promise

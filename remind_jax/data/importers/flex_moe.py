@@ -1,4 +1,4 @@
-"""The folder that Flex-MoE's loader reads for ADNI."""
+"""Flex-MoE's folder of ADNI."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ _LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # of ADNI: when symptoms and the dis
 
 
 def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Imported:
-    """The folder that Flex-MoE's loader reads for ADNI.
+    """Makes a manifest of the folder that Flex-MoE's loader reads for ADNI.
 
     `label.csv` (PTID, DIAGNOSIS), `PTID_splits.json` (training, validation, testing), `clinical/clinical_merged.csv`
     and `biospecimen/biospecimen_merged.csv` (ids in the first column), `genomic/genomic_merged.csv`, and
@@ -58,14 +58,13 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Impo
         labels = labels.drop_nulls("split")
     split = "split" if splits.is_file() else ""
     kinds = {"scan": "embedding"} if "image" in joined else {}
-    found = from_table(
-        labels, name=name, label="DIAGNOSIS", sample="PTID", patient="PTID", split=split, joined=joined, kinds=kinds
-    )
+    columns = {"label": "DIAGNOSIS", "sample": "PTID", "patient": "PTID", "split": split}
+    found = from_table(labels, name=name, joined=joined, kinds=kinds, **columns)
     return found._replace(notes=notes + found.notes)
 
 
 def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path) -> pl.DataFrame:
-    """Writes the newest scan of each subject as its own file; PTID and path."""
+    """Writes the newest scan of each subject as its own file; returns PTID and path."""
     scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
     lines = (folder / "ADNI_subj.txt").read_text(encoding="utf-8").split()
     if len(lines) != len(scans):

@@ -14,12 +14,9 @@ from remind_jax.errors import UserError
 def read(
     folder: pathlib.Path, labels: str, *, name: str, modalities: Mapping[str, Sequence[str]], columns: int
 ) -> Imported:
-    """Reads the folder of a MEDS data set.
+    """Reads a folder with `data` and, where there are splits, `metadata/subject_splits.parquet`.
 
-    Args:
-      folder: with `data` and, where there are splits, `metadata/subject_splits.parquet`.
-      labels: path of a parquet file, or of a folder of them.
-      name, modalities, columns: as for `from_meds`.
+    The labels are a parquet file or a folder of them. Other arguments are as for `from_meds`.
 
     Raises:
       UserError: as for `from_meds`, or files are missing or cannot be read.
@@ -52,7 +49,7 @@ def from_meds(
     modalities: Mapping[str, Sequence[str]] | None = None,
     columns: int = 64,
 ) -> Imported:
-    """Events and labels of the Medical Event Data Standard 0.3 and 0.4.
+    """Makes a manifest of events and labels of the Medical Event Data Standard 0.3 and 0.4.
 
     A sample is a label: subject and prediction time. It has the events at or before that time and those without a time.
     The codes that begin with one of a modality's prefixes become up to three modalities: `<name>_values` (the last
@@ -107,7 +104,7 @@ def from_meds(
 
 
 def _values(part: str, events: pl.DataFrame, columns: int) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """A row a sample with the last number of each frequent code, and the modality."""
+    """Returns a row a sample with the last number of each frequent code, and the modality."""
     numbers = events.drop_nulls("numeric_value")
     fitted = numbers.filter(pl.col("split") == "train") if "split" in numbers.columns else numbers
     subjects = fitted.group_by("code").agg(pl.col("subject_id").n_unique().alias("n"))
@@ -117,12 +114,11 @@ def _values(part: str, events: pl.DataFrame, columns: int) -> tuple[pl.DataFrame
     last = numbers.filter(pl.col("code").is_in(codes)).group_by("row", "code", maintain_order=True).last()
     wide = last.pivot("code", index="row", values="numeric_value").select("row", *codes)
     names = {code: f"{part}:{code}" for code in codes}
-    entry = {"kind": "tabular", "columns": list(names.values())}
-    return wide.rename(names), {f"{part}_values": entry}
+    return wide.rename(names), {f"{part}_values": {"kind": "tabular", "columns": list(names.values())}}
 
 
 def _words(part: str, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """A row a sample with codes and texts, newest first, and the modalities."""
+    """Returns a row a sample with codes and texts, newest first, and the modalities."""
     newest = events.reverse()
     text = pl.col("text_value") if "text_value" in events.columns else pl.lit(None, pl.String)
     found = newest.group_by("row", maintain_order=True).agg(

@@ -26,7 +26,7 @@ def read(path: pathlib.Path, **options: str) -> Imported:
 def from_monai(
     content: Mapping[str, Any], *, name: str, patient: str = "", label: str = "label", prefix: str = ""
 ) -> Imported:
-    """A datalist as MONAI reads it: lists of mappings under `training`, `validation` and `test`.
+    """Makes a manifest of a datalist as MONAI reads it: mappings under `training`, `validation` and `test`.
 
     Values that are paths become a modality a key, numbers and words together one that is called `table`; a key that an
     item lacks is missing. A list of paths becomes a modality a path, `image_0`, `image_1`, ….
@@ -62,16 +62,15 @@ def from_monai(
     one = set(table["split"].unique()) == {"train"}
     table = table.drop("split") if one else table
     paths = {c: "volume" for c in table.columns if table[c].dtype == pl.String and _all_arrays(table[c])}
-    found = from_table(
-        table, name="table", label=label, patient=patient, split="" if one else "split", kinds=paths, prefix=prefix
-    )
+    options = {"split": "" if one else "split", "kinds": paths, "prefix": prefix}
+    found = from_table(table, name="table", label=label, patient=patient, **options)
     notes = [f"{unlabelled} items without {label!r} are left out"] if unlabelled else []
     notes += [f"{c!r} is taken for a volume [t, h, w(, c)]; for tokens [t, d] say kind: embedding" for c in paths]
     return Imported(found.table, found.schema | {"name": name}, notes + found.notes)
 
 
 def _flat_item(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists of values under keys of their own; paths without a leading ./"""
+    """Puts the values of lists under keys of their own, and takes a leading ./ from paths."""
     flat: dict[str, Any] = {}
     for key, value in item.items():
         values = {f"{key}_{i}": one for i, one in enumerate(value)} if isinstance(value, list) else {key: value}

@@ -22,17 +22,11 @@ SPLITS = {
 
 
 class Imported(NamedTuple):
-    """A manifest to be written.
+    """A manifest to be written."""
 
-    Attributes:
-      table: one row a sample; null is missing.
-      schema: the content of schema.yaml.
-      notes: what was guessed, left out or should be looked at.
-    """
-
-    table: pl.DataFrame
-    schema: dict[str, Any]
-    notes: list[str]
+    table: pl.DataFrame  # one row a sample; null is missing
+    schema: dict[str, Any]  # the content of schema.yaml
+    notes: list[str]  # what was guessed, left out or should be looked at
 
 
 def write(found: Imported, out: pathlib.Path) -> None:
@@ -63,17 +57,13 @@ def schema_of(
 
 
 def name_of(text: str) -> str:
-    """A modality's name out of a text; the words that batches keep for themselves get a tail."""
+    """Makes a modality's name of a text; the words that batches keep for themselves get a tail."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_") or "table"
     return f"{name}_" if name in RESERVED else name
 
 
 def read_frame(path: pathlib.Path) -> pl.DataFrame:
-    """A CSV or parquet file; words for "missing" are null.
-
-    Raises:
-      UserError: it is neither, or cannot be read.
-    """
+    """Reads a CSV or parquet file, words for "missing" as null; raises UserError when it cannot be read."""
     if not path.is_file() or path.suffix not in (".csv", ".parquet"):
         raise UserError(f"{path} is not a .csv or .parquet file")
     try:
@@ -93,13 +83,9 @@ def read(
     kinds: Mapping[str, str],
     **columns: str,
 ) -> Imported:
-    """Reads tables from CSV or parquet files; the modality of the first one's columns is named as its file.
+    """Reads samples and tables to join from CSV or parquet files; a table is called as its file, the data set `name`.
 
-    Args:
-      source: the samples.
-      joined: further tables.
-      name: of the data set.
-      label, kinds, columns: as for `from_table`.
+    Other arguments are as for `from_table`.
 
     Raises:
       UserError: as for `from_table`, or a file cannot be read, or a kind of column is unknown.
@@ -127,7 +113,7 @@ def from_table(
     kinds: Mapping[str, str] | None = None,
     prefix: str = "",
 ) -> Imported:
-    """One row a sample, and tables that are joined to it by the sample's or the patient's id.
+    """Makes a manifest of a table, one row a sample, and tables joined to it by the sample's or the patient's id.
 
     The numbers and categories of a table become one modality, named as the table; each column of texts, codes or paths
     becomes one of its own. A sample that a joined table has no row for lacks its modalities.
@@ -151,7 +137,9 @@ def from_table(
         if (column or role == "--label") and column not in table.columns:
             raise UserError(f"{role}={column} is no column{did_you_mean(column, table.columns)}")
     table = table.filter(pl.col(label).is_not_null())
-    ids = {"sample_id": _ids(table, sample), "patient_id": _ids(table, patient or sample)}
+    counted = pl.Series([str(i + 1) for i in range(table.height)], dtype=pl.String)
+    ids = {"sample_id": _as_text(table[sample]) if sample else counted}
+    ids["patient_id"] = _as_text(table[patient]) if patient else ids["sample_id"]
     if not patient:
         notes.append("no --patient: each row counts as a patient, and rows of one person may be in train and held out")
     columns = {**ids, label: _as_text(table[label])}
@@ -181,7 +169,7 @@ def from_table(
 
 
 def path_columns(table: pl.DataFrame, modalities: Mapping[str, Any]) -> list[str]:
-    """The columns of a table whose cells are paths."""
+    """Lists the columns of a table whose cells are paths."""
     kinds = {entry["column"]: entry["kind"] for entry in modalities.values() if "column" in entry}
     return [column for column, kind in kinds.items() if KINDS[kind].paths and table[column].dtype == pl.String]
 
@@ -191,14 +179,10 @@ def columns_of(entry: Mapping[str, Any]) -> list[str]:
 
 
 def without_empty(table: pl.DataFrame, used: Iterable[str]) -> tuple[pl.DataFrame, list[str]]:
-    """Rows that have a modality, and how many had none."""
+    """Keeps rows that have a modality, and says how many had none."""
     kept = table.filter(pl.any_horizontal(pl.col(sorted(used)).is_not_null()))
     lost = table.height - kept.height
     return kept, [f"{lost} rows without any modality are left out"] if lost else []
-
-
-def _ids(table: pl.DataFrame, column: str) -> pl.Series:
-    return _as_text(table[column]) if column else pl.Series("ids", [str(i + 1) for i in range(table.height)])
 
 
 def _as_text(column: pl.Series) -> pl.Series:
@@ -206,7 +190,7 @@ def _as_text(column: pl.Series) -> pl.Series:
 
 
 def _matched(samples: pl.DataFrame, sample: str, patient: str, name: str, table: pl.DataFrame) -> pl.DataFrame:
-    """The rows of a joined table in the order of the samples, null where it has none."""
+    """Returns the rows of a joined table in the order of the samples, null where it has none."""
     key = next((c for c in (sample, patient) if c and c in table.columns), None)
     if key is None:
         wanted = " or ".join(filter(None, (sample, patient))) or "an id (name it with --sample or --patient)"
@@ -221,7 +205,7 @@ def _matched(samples: pl.DataFrame, sample: str, patient: str, name: str, table:
 def _modalities(
     part: str, table: pl.DataFrame, kinds: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The modalities of a table's columns, those of several columns first, and what was left out."""
+    """Makes modalities of a table's columns, those of several columns first, and says what was left out."""
     together: dict[str, dict[str, list[str]]] = {}
     alone: dict[str, dict[str, Any]] = {}
     notes = []
@@ -243,12 +227,12 @@ def _modalities(
 
 
 def column_kinds() -> list[str]:
-    """What a column can be: a word of some kind of modality, or `skip`."""
+    """Lists what a column can be: a word of some kind of modality, or `skip`."""
     return [*(word for kind in KINDS.values() for word in kind.words), "skip"]
 
 
 def guess_kind(column: pl.Series) -> str:
-    """One of `column_kinds`, or why the column is none of them."""
+    """Guesses one of `column_kinds`, or says why the column is none of them."""
     cells = column.drop_nulls()
     if not len(cells):
         return "empty"
@@ -257,14 +241,11 @@ def guess_kind(column: pl.Series) -> str:
     if not (column.dtype.is_numeric() or column.dtype.is_nested() or column.dtype == pl.Boolean):
         cells = cells.cast(pl.String).str.strip_chars()
         endings = set(cells.str.extract(r"(\.[A-Za-z]+)$", 1).str.to_lowercase().unique().to_list())
-        if endings <= {ending for kind in KINDS.values() for ending in kind.endings} and not _spaced(cells):
+        known = {ending for kind in KINDS.values() for ending in kind.endings}
+        if endings <= known and not cells.str.contains(" ").any():
             owners = [kind.name for kind in KINDS.values() if endings <= set(kind.endings)]
             return owners[0] if owners else "files of several kinds"
         if cells.str.contains(r"^\d{4}-\d\d-\d\d([T ]|$)").all():
             return "a time"
     guesses = [guess for kind in KINDS.values() if (guess := kind.guess(cells))]
     return max(guesses, key=lambda guess: guess.sure).word if guesses else "many different words"
-
-
-def _spaced(cells: pl.Series) -> bool:
-    return bool(cells.str.contains(" ").any())

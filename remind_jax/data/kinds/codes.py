@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,22 +28,17 @@ class FittedCodes(FittedKind):
     @classmethod
     def fit(cls, cells: Sequence[str], max_tokens: int, vocabulary: int) -> "FittedCodes":
         """Fits on the cells of rows that have the modality; `vocabulary` counts pad, eos and unk."""
-        counts: collections.Counter[str] = collections.Counter()
-        longest = 0
-        for cell in cells:
-            codes = cell.split()
-            counts.update(codes)
-            longest = max(longest, len(codes))
+        lists = [cell.split() for cell in cells]
+        counts, longest = collections.Counter(itertools.chain(*lists)), max(map(len, lists), default=0)
         ranked = sorted(counts, key=lambda code: (-counts[code], code))
         return cls(min(max_tokens, longest + 1), tuple(ranked[: vocabulary - len(SPECIAL)]))
 
     @property
     def spec(self) -> InputSpec:
-        """A row of ids."""
         return CODES.spec((self.length,), len(SPECIAL) + len(self.codes))
 
     def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-        """Int32 [n, t]: the first codes of each cell, eos, pad."""
+        """Returns the first codes of each cell, eos, pad, int32 [n, t]."""
         cells = raw[name].tolist()
         position = {code: i for i, code in enumerate(self.codes, start=len(SPECIAL))}
         ids = np.full((len(cells), self.length), PAD, np.int32)
@@ -54,15 +50,6 @@ class FittedCodes(FittedKind):
     def plain(self, values: np.ndarray) -> Any:
         return bag(values, self.spec.vocabulary)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"length": self.length, "codes": list(self.codes)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "FittedCodes":
-        """The inverse of `to_dict`."""
-        return cls(content["length"], tuple(content["codes"]))
-
 
 class Codes(Kind):
     """Codes in cells, separated by spaces."""
@@ -73,7 +60,7 @@ class Codes(Kind):
     fitted = FittedCodes
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
-        """Object [n] of str, '' where missing."""
+        """Returns the cells, object [n] of str, '' where missing."""
         return {modality.name: strings_of(rows.cells(modality.columns[0]).to_list())}
 
     def check_options(self, options: FitOptions, names: list[str]) -> None:
@@ -84,7 +71,7 @@ class Codes(Kind):
         return FittedCodes.fit(cells, options.max_tokens, options.vocabulary)
 
     def guess(self, column: pl.Series) -> Guess | None:
-        """Every word is capital letters, if any, and then digits."""
+        """Looks for cells in which every word is capital letters, if any, and then digits."""
         if column.dtype != pl.String:
             return None
         words = (word for cell in column.unique(maintain_order=True).head(_SEEN) for word in cell.split())

@@ -3,25 +3,14 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import polars as pl
 
+from remind_jax.data import cells
 from remind_jax.data.files import Fault, load
-from remind_jax.data.findings import FileRecord, Finding, in_rows
-from remind_jax.data.kinds.kind import (
-    BY_TYPE,
-    FitOptions,
-    FittedKind,
-    Guess,
-    Kind,
-    Rows,
-    Typed,
-    array_content,
-    file_content,
-    with_storage,
-)
+from remind_jax.data.findings import Finding, in_rows
+from remind_jax.data.kinds.kind import BY_TYPE, FitOptions, FittedKind, Guess, Kind, Rows, Typed
 from remind_jax.data.schema import InputSpec, Modality
 from remind_jax.errors import UserError
 
@@ -36,7 +25,6 @@ class FittedEmbedding(FittedKind):
 
     @property
     def spec(self) -> InputSpec:
-        """Rows of tokens."""
         return EMBEDDING.spec(self.shape)
 
     def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -48,17 +36,8 @@ class FittedEmbedding(FittedKind):
         return values.astype(np.float32)
 
     def plain(self, values: np.ndarray) -> np.ndarray:
-        """The mean of the tokens, [n, d]."""
+        """Returns the mean of the tokens, [n, d]."""
         return values.mean(axis=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"shape": list(self.shape)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "FittedEmbedding":
-        """The inverse of `to_dict`."""
-        return cls(tuple(content["shape"]))
 
 
 class Embedding(Kind):
@@ -69,17 +48,11 @@ class Embedding(Kind):
     dtype = np.dtype(np.float32)
     keys = ("column", "stored")
     optional = ("stored",)
+    stored = ""
     endings = (".npy",)
     paths = True
     forms = "npy without pickled objects, up to 100 million numbers"
     fitted = FittedEmbedding
-
-    def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
-        """An entry that does not say where the values are leaves it to the cells: files when they are strings."""
-        return with_storage(super().parse(name, entry, image_size, frames), entry, "")
-
-    def as_new(self, modality: Modality) -> Modality:
-        return dataclasses.replace(modality, stored="")
 
     def typed(self, modality: Modality, columns: Mapping[str, pl.Series]) -> Typed:
         if modality.stored == "":
@@ -88,7 +61,7 @@ class Embedding(Kind):
         return super().typed(modality, columns)
 
     def _typed_column(self, modality: Modality, column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
-        """Paths as strings; nested lists as `Array(Float32, (t, d))`, all null with an E008 when shapes differ."""
+        """Returns paths as strings; nested lists as `Array(Float32, (t, d))`, all null (E008) if shapes differ."""
         if modality.stored == "file":
             return super()._typed_column(modality, column, where)
         dtype, depth = column.dtype, 0
@@ -98,10 +71,7 @@ class Embedding(Kind):
         if values is None:
             text = f"{where}cells must be lists [t, d] of numbers, all of one shape and without nulls; reshape them"
             return pl.Series(column.name, [None] * column.len(), pl.String), [Finding("E008", text, True)]
-        index = pl.Series([None] * column.len(), dtype=pl.Int64)
-        here = np.flatnonzero(column.is_not_null())
-        index[here] = np.arange(len(here))
-        return pl.Series(column.name, values).gather(index), []
+        return cells.spread(pl.Series(column.name, values), column.is_not_null().to_numpy()), []
 
     def _value_problems(self, modality: Modality, values: pl.Series, where: str) -> list[Finding]:
         arrays = values.drop_nulls().to_numpy()
@@ -112,10 +82,6 @@ class Embedding(Kind):
         bad[np.flatnonzero(values.is_not_null())[wrong]] = True
         return [Finding("E008", f"{where}{in_rows(bad)} with NaN or infinite values; fix them", True)]
 
-    def content(self, modality: Modality, table: pl.DataFrame, records: Mapping[str, FileRecord]) -> pl.Series:
-        values = table[modality.columns[0]]
-        return file_content(values, records) if modality.stored == "file" else array_content(values)
-
     def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
         array = _map_array(path)
         if not _is_tokens(array):
@@ -125,7 +91,7 @@ class Embedding(Kind):
         return array.shape
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
-        """Float32 [n, t, d], zeros where missing; [n, 0, 0] when no row of the manifest has one."""
+        """Returns tokens, float32 [n, t, d], zeros where missing; [n, 0, 0] when no row of the manifest has one."""
         column, values = rows.table[modality.columns[0]], rows.cells(modality.columns[0])
         here = values.is_not_null().to_numpy()
         if modality.stored == "cell":
@@ -154,11 +120,10 @@ EMBEDDING = Embedding()
 
 
 def read_array(path: pathlib.Path) -> np.ndarray:
-    """An embedding file, npy [t, d] of real numbers, as float32; never unpickles.
+    """Reads an embedding file, npy [t, d] of real numbers, as float32; never unpickles.
 
     Raises:
-      ValueError: it is not an npy file of that form, or empty. A header that claims more than the file holds is
-        refused before memory is taken.
+      ValueError: the file is empty or of another form; a header that claims too much is refused before memory is taken.
     """
     array = _map_array(path)
     if not _is_tokens(array):
@@ -186,7 +151,7 @@ def _as_float(array: np.ndarray) -> np.ndarray:
 
 
 def _rectangular(present: pl.Series, dtype: pl.DataType) -> np.ndarray | None:
-    """Nested lists as float32 [n, t, d], or None when they are ragged or hold nulls."""
+    """Returns nested lists as float32 [n, t, d], or None when they are ragged or hold nulls."""
     lists = present.cast(pl.List(pl.List(dtype)))
     tokens = lists.list.len().unique().to_list()
     inner = lists.explode()

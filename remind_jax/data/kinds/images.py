@@ -1,7 +1,8 @@
-"""Images and volumes from files: png, jpeg, dicom and npy, as 8-bit pixels of a given size.
+"""Images (png, jpeg, dicom, npy) and volumes (npy, multi-frame dicom) from files, as 8-bit pixels of a given size.
 
 The first bytes of a file decide what it is, not its name. Its header is looked at before anything is decoded: a file
-that claims more pixels than the limits below is refused. npy files are never unpickled.
+that claims more pixels than the limits below is refused. npy files are never unpickled; they hold [h, w] or [h, w, c],
+with t in front for a volume, where c is 1 or 3.
 
 Values become bytes so:
   - 8-bit values stay as they are, and bool becomes 0 and 255.
@@ -14,7 +15,9 @@ Values become bytes so:
     patient's posterior side (PatientOrientation begins with P) are flipped, so that all breasts face the same way.
 
 Alpha is laid over black, palettes are looked up, and jpeg is turned as its EXIF says, as image viewers do. One channel
-is repeated to three, three become one by luma (ITU-R 601). Images are resized without regard to their aspect.
+is repeated to three, three become one by luma (ITU-R 601). Images are resized without regard to their aspect:
+bilinear, with antialiasing where they shrink. Time is interpolated linearly between the two nearest of a file's T
+frames, at positions (i + 1/2) T / t - 1/2 kept inside.
 """
 
 import contextlib
@@ -32,7 +35,6 @@ _BITS = (8, 10, 12, 14, 16)
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DAMAGED = "its data are damaged or cut short"
 
-
 Frame = Callable[[int], np.ndarray]
 
 
@@ -40,73 +42,40 @@ class _Unusable(ValueError):
     """A reason in a few words, made for the user."""
 
 
-def check_image(path: pathlib.Path) -> None:
-    """Looks at the header of an image file: png, jpeg, dicom or npy [h, w] or [h, w, 1 or 3].
-
-    Raises:
-      ValueError: it must not or cannot be decoded; says why in a few words.
-      OSError: it cannot be read.
-    """
-    _check(path, volume=False)
-
-
-def check_volume(path: pathlib.Path) -> None:
-    """Looks at the header of a volume file: npy [t, h, w] or [t, h, w, 1 or 3], or multi-frame dicom.
-
-    Raises:
-      ValueError: it must not or cannot be decoded; says why in a few words.
-      OSError: it cannot be read.
-    """
-    _check(path, volume=True)
-
-
-def read_image(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Decodes an image file.
-
-    Args:
-      path: of the file.
-      shape: (height, width, channels) wanted; bilinear, with antialiasing where it shrinks.
-
-    Returns:
-      uint8 [height, width, channels].
+def check(path: pathlib.Path, *, volume: bool = False) -> None:
+    """Looks at the header of a file of an image or a volume.
 
     Raises:
       ValueError: it must not or cannot be decoded; says why in a few words.
       OSError: it cannot be read.
     """
     with _reasons():
-        kind = _kind(path)
+        kind = _kind(path, volume=volume)
+        if kind == "npy":
+            _map_array(path, volume=volume)
+        elif kind == "dicom":
+            _open_dicom(path, volume=volume)
+        else:
+            _open_picture(path, kind).close()
+
+
+def read(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Decodes a file of an image, to `shape` (height, width, channels), or of a volume, with frames in front: uint8.
+
+    Raises:
+      ValueError, OSError: as for `check`.
+    """
+    volume = len(shape) == 4
+    with _reasons():
+        kind = _kind(path, volume=volume)
         if kind in ("png", "jpeg"):
             return _resize(_read_picture(path, kind), shape)
         if kind == "npy":
-            array = _map_array(path, volume=False)
-            return _resize(_picture(_bytes(array, _bounds([array]))), shape)
-        _, frame = _read_dicom(path, volume=False)
-        return _resize(_picture(frame(0)), shape)
-
-
-def read_volume(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Decodes a volume file.
-
-    Args:
-      path: of the file.
-      shape: (frames, height, width, channels) wanted; frames are resized as images are, and time by linear
-        interpolation between the two nearest of the file's frames, at positions (i + 1/2) T / t - 1/2 kept inside.
-
-    Returns:
-      uint8 [frames, height, width, channels].
-
-    Raises:
-      ValueError: it must not or cannot be decoded; says why in a few words.
-      OSError: it cannot be read.
-    """
-    with _reasons():
-        if _volume_kind(path) == "npy":
-            array = _map_array(path, volume=True)
-            bounds = _bounds(array)
-            return _sample(len(array), lambda i: _bytes(array[i], bounds), shape)
-        count, frame = _read_dicom(path, volume=True)
-        return _sample(count, frame, shape)
+            array = _map_array(path, volume=volume)
+            count, frame = _stretched(array if volume else array[None])
+        else:
+            count, frame = _read_dicom(path, volume=volume)
+        return _sample(count, frame, shape) if volume else _resize(_picture(frame(0)), shape)
 
 
 @contextlib.contextmanager
@@ -124,37 +93,19 @@ def _reasons() -> Iterator[None]:
         raise _Unusable(_DAMAGED) from None
 
 
-def _check(path: pathlib.Path, *, volume: bool) -> None:
-    with _reasons():
-        kind = _volume_kind(path) if volume else _kind(path)
-        if kind == "npy":
-            _map_array(path, volume=volume)
-        elif kind == "dicom":
-            _open_dicom(path, volume=volume)
-        else:
-            _open_picture(path, kind).close()
-
-
-def _kind(path: pathlib.Path) -> str:
-    """png, jpeg, dicom or npy by the file's first bytes."""
+def _kind(path: pathlib.Path, *, volume: bool) -> str:
+    """Names a file's form by its first bytes: npy or dicom, or png or jpeg for an image."""
     with path.open("rb") as file:
         start = file.read(132)
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if start.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if start.startswith(b"\x93NUMPY"):
-        return "npy"
-    if start[128:] == b"DICM":
-        return "dicom"
-    raise _Unusable("it is not png, jpeg, dicom or npy")
-
-
-def _volume_kind(path: pathlib.Path) -> str:
-    kind = _kind(path)
-    if kind not in ("npy", "dicom"):
+    forms = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"\x93NUMPY": "npy"}
+    form = next((form for magic, form in forms.items() if start.startswith(magic)), None)
+    if start[128:] == b"DICM" and form is None:
+        form = "dicom"
+    if form is None:
+        raise _Unusable("it is not png, jpeg, dicom or npy")
+    if volume and form not in ("npy", "dicom"):
         raise _Unusable("a volume is npy or multi-frame dicom")
-    return kind
+    return form
 
 
 def _limit(height: int, width: int, frames: int, *, volume: bool) -> None:
@@ -169,7 +120,7 @@ def _limit(height: int, width: int, frames: int, *, volume: bool) -> None:
 
 
 def _open_picture(path: pathlib.Path, kind: str) -> Any:
-    """The lazily opened picture, its size checked."""
+    """Opens a picture lazily, and checks its size."""
     from PIL import JpegImagePlugin, PngImagePlugin
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF, which does no harm
@@ -185,7 +136,7 @@ def _open_picture(path: pathlib.Path, kind: str) -> Any:
 
 
 def _read_picture(path: pathlib.Path, kind: str) -> Any:
-    """The decoded picture in mode L or RGB."""
+    """Decodes a picture, mode L or RGB."""
     from PIL import Image, ImageOps
 
     if kind == "png":
@@ -194,8 +145,8 @@ def _read_picture(path: pathlib.Path, kind: str) -> Any:
     with _open_picture(path, kind) as picture:
         picture.load()
         if picture.mode.startswith("I"):  # 16-bit grey
-            array = np.asarray(picture)
-            return _picture(_bytes(array, _bounds([array])))
+            _, frame = _stretched(np.asarray(picture)[None])
+            return _picture(frame(0))
         if kind == "jpeg":
             with contextlib.suppress(Exception):  # what EXIF says is a courtesy, and it is often damaged
                 ImageOps.exif_transpose(picture, in_place=True)
@@ -210,7 +161,7 @@ def _read_picture(path: pathlib.Path, kind: str) -> Any:
 
 
 def _map_array(path: pathlib.Path, *, volume: bool) -> np.ndarray:
-    """The array [h, w(, c)] or [t, h, w(, c)], mapped, its shape and type checked; mapping checks the length."""
+    """Maps the array [h, w(, c)] or [t, h, w(, c)] and checks its shape and type; mapping checks the length."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except OSError:
@@ -228,8 +179,14 @@ def _map_array(path: pathlib.Path, *, volume: bool) -> np.ndarray:
     return array
 
 
-def _bounds(frames: Any) -> tuple[float, float]:
-    """The values that become 0 and 255, from all frames of a file; see the top of this page."""
+def _stretched(frames: np.ndarray) -> tuple[int, Frame]:
+    """Returns how many frames there are [t, h, w(, c)], and what makes bytes of one, by the bounds of all."""
+    bounds = _bounds(frames)
+    return len(frames), lambda i: _bytes(frames[i], bounds)
+
+
+def _bounds(frames: np.ndarray) -> tuple[float, float]:
+    """Returns the values that become 0 and 255, from all frames of a file; see the top of this page."""
     kind = frames[0].dtype
     if kind == np.uint8 or kind == np.bool_:
         return 0.0, (255.0 if kind == np.uint8 else 1.0)
@@ -246,7 +203,7 @@ def _bounds(frames: Any) -> tuple[float, float]:
 
 
 def _bytes(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    """`values` stretched so that `bounds` become 0 and 255; values of equal bounds become 0."""
+    """Stretches values so that `bounds` become 0 and 255; values of equal bounds become 0."""
     low, high = bounds
     if values.dtype == np.uint8 and bounds == (0.0, 255.0):
         return np.asarray(values)
@@ -260,7 +217,7 @@ def _bytes(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
 
 
 def _open_dicom(path: pathlib.Path, *, volume: bool) -> Any:
-    """The parsed data set with its pixels still encoded, checked for whether they may and can be decoded."""
+    """Parses a data set, its pixels still encoded, and checks whether they may and can be decoded."""
     import pydicom
     from pydicom.pixels import get_decoder
 
@@ -293,7 +250,7 @@ def _open_dicom(path: pathlib.Path, *, volume: bool) -> Any:
 
 
 def _read_dicom(path: pathlib.Path, *, volume: bool) -> tuple[int, Frame]:
-    """The number of frames, and what gives one of them as uint8 [h, w] or [h, w, 3]."""
+    """Returns the number of frames, and what gives one of them as uint8 [h, w] or [h, w, 3]."""
     from pydicom.pixels import apply_color_lut
 
     data = _open_dicom(path, volume=volume)
@@ -311,17 +268,12 @@ def _read_dicom(path: pathlib.Path, *, volume: bool) -> tuple[int, Frame]:
     orientation = data.get("PatientOrientation") or ""
     first = orientation if isinstance(orientation, str) else orientation[0]
     across = -1 if data.get("Modality") == "MG" and first.startswith("P") else 1
-    frame = _grey_frame(values, data) if grey else _colour_frame(values)
+    frame = _grey_frame(values, data) if grey else _stretched(values)[1]
     return len(values), lambda i: frame(i)[:, ::across]
 
 
-def _colour_frame(values: np.ndarray) -> Frame:
-    bounds = _bounds([values])
-    return lambda i: _bytes(values[i], bounds)
-
-
 def _grey_frame(values: np.ndarray, data: Any) -> Frame:
-    """Frames out of stored grey values [t, h, w]; padding becomes 0."""
+    """Returns what makes a frame out of stored grey values [t, h, w]; padding becomes 0."""
     padding, inverted = data.get("PixelPaddingValue"), data.PhotometricInterpretation == "MONOCHROME1"
     real = [np.True_ if padding is None else values[i] != padding for i in range(len(values))]
     if values.dtype == np.uint8:
@@ -343,14 +295,14 @@ def _grey_frame(values: np.ndarray, data: Any) -> Frame:
 
 
 def _picture(values: np.ndarray) -> Any:
-    """Uint8 [h, w], [h, w, 1] or [h, w, 3] as a picture in mode L or RGB."""
+    """Makes a picture in mode L or RGB of uint8 [h, w], [h, w, 1] or [h, w, 3]."""
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2:] == (1,) else values))
 
 
 def _resize(picture: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A picture in mode L or RGB as uint8 [height, width, channels]."""
+    """Resizes a picture in mode L or RGB to uint8 [height, width, channels]."""
     from PIL import Image
 
     height, width, channels = shape
@@ -359,7 +311,7 @@ def _resize(picture: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _sample(count: int, frame: Frame, shape: tuple[int, ...]) -> np.ndarray:
-    """Frames at evenly spaced times out of `count`, uint8 [frames, height, width, channels]."""
+    """Interpolates frames at evenly spaced times out of `count`, uint8 [frames, height, width, channels]."""
     length, *size = shape
     position = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0, count - 1)
     below = np.floor(position).astype(int)

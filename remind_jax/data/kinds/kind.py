@@ -17,22 +17,15 @@ from remind_jax.errors import UserError
 
 
 class Rows(NamedTuple):
-    """Some rows of a manifest, as kinds decode them and are fitted on them.
+    """Some rows of a manifest, as kinds decode them and are fitted on them."""
 
-    Attributes:
-      table: of all rows of the manifest, typed as `Manifest` says.
-      places: int [n], row numbers from 0.
-      root: the folder that relative paths start from; None without one.
-      patient: the column of patients.
-    """
-
-    table: pl.DataFrame
-    places: np.ndarray
-    root: pathlib.Path | None
-    patient: str
+    table: pl.DataFrame  # of all rows of the manifest, typed as `Manifest` says
+    places: np.ndarray  # int [n], row numbers from 0
+    root: pathlib.Path | None  # the folder that relative paths start from
+    patient: str  # the column of patients
 
     def cells(self, column: str) -> pl.Series:
-        """The cells of a column in these rows, [n]."""
+        """Returns the cells of a column in these rows, [n]."""
         return self.table[column].gather(self.places)
 
 
@@ -45,15 +38,10 @@ class Typed(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """What importing a table takes a column for, one of `Kind.words`; the surest guess of all kinds wins.
+    """What importing a table takes a column for; the surest guess of all kinds wins."""
 
-    Attributes:
-      sure: `BY_TYPE`, `BY_FORM`, `BY_COUNT` or `BY_LENGTH`.
-      word: for the column.
-    """
-
-    sure: int
-    word: str
+    sure: int  # `BY_TYPE`, `BY_FORM`, `BY_COUNT` or `BY_LENGTH`
+    word: str  # for the column, one of `Kind.words`
 
 
 BY_LENGTH, BY_COUNT, BY_FORM, BY_TYPE = range(4)
@@ -61,39 +49,30 @@ BY_LENGTH, BY_COUNT, BY_FORM, BY_TYPE = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
-    """How kinds are fitted; each kind reads what concerns it.
+    """How kinds are fitted; each kind reads what concerns it."""
 
-    Attributes:
-      max_tokens: the most ids a text or a list of codes may have, eos included; shorter when no row needs as many.
-      vocabulary: the most ids, pad, eos and unk included; fewer when the rows give no more.
-      tokenizer: a folder or a hub name of a pretrained tokenizer for all text modalities, or a mapping from names of
-        text modalities; empty: train one.
-      numbers: how numbers of tabular modalities are encoded, one of `numbers.NUMBERS`.
-      bins: the most features of a column next to its number, `numbers` piecewise and periodic.
-    """
-
-    max_tokens: int
-    vocabulary: int
+    max_tokens: int  # the most ids of a text or a list of codes, eos included; inputs are shorter when no row needs all
+    vocabulary: int  # the most ids, pad, eos and unk included; there are fewer when the rows give no more
+    # A folder or a hub name of a pretrained tokenizer for all text modalities, or by their names; empty: train one.
     tokenizer: str | Mapping[str, str] = ""
-    numbers: str = "standard"
-    bins: int = 8
+    numbers: str = "standard"  # how numbers of tables are encoded, one of `numbers.NUMBERS`
+    bins: int = 8  # the most features of a column next to its number, where `numbers` is piecewise or periodic
 
 
 class FittedKind(abc.ABC):
-    """A kind fitted on some rows of one modality: from raw columns to what a model receives."""
+    """A kind fitted on some rows of one modality: it turns raw columns into what a model receives.
+
+    Subclasses are dataclasses of numbers, strings and tuples of them, or have their own `to_dict` and `from_dict`.
+    """
 
     @property
     @abc.abstractmethod
     def spec(self) -> InputSpec:
-        """What a model receives."""
+        """Describes what a model receives."""
 
     @abc.abstractmethod
     def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-        """Encodes rows that have the modality.
-
-        Args:
-          raw: what `Kind.decode` gave for these rows.
-          name: of the modality.
+        """Encodes rows that have the modality `name`, out of what `Kind.decode` gave for them.
 
         Returns:
           [n, *spec.shape] of `spec.dtype`.
@@ -104,92 +83,70 @@ class FittedKind(abc.ABC):
 
     @abc.abstractmethod
     def plain(self, values: np.ndarray) -> Any:
-        """Returns what logistic regression and boosting see of encoded rows.
+        """Returns what logistic regression and boosting see of encoded rows, zeros in rows that lack the modality.
 
-        Args:
-          values: as `encode` gives them, zeros in rows that lack the modality.
-
-        Returns:
-          numbers, float [n, p], NaN where a number is missing; or counts of ids, a sparse matrix [n, v].
+        These are numbers, float [n, p], NaN where one is missing; or counts of ids, a sparse matrix [n, v].
         """
 
-    @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the fields for JSON."""
+        return dataclasses.asdict(self)
 
     @classmethod
-    @abc.abstractmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "FittedKind":
-        """The inverse of `to_dict`."""
+        """Inverts `to_dict`."""
+        return cls(**tuples_of(content))
 
     def adopt(self, modality: Modality, where: str) -> Modality:
-        """Brings the modality of new data into the form of the data that the kind was fitted on.
-
-        Args:
-          modality: of the same kind and name.
-          where: what messages call the new data.
+        """Brings a modality of new data, of this kind and name, into the form of the data that were fitted on.
 
         Raises:
-          UserError: its columns or its shape are others.
+          UserError: its columns or its shape are others; the message calls the new data `where`.
         """
-        del where
         return modality
 
 
 class Kind(abc.ABC):
-    """All that is special about a kind of modality.
+    """All that is special about a kind of modality."""
 
-    Attributes:
-      name: as in schema.yaml.
-      encoder: the family of networks that turns its input into tokens, a key of `models.encoders.registry.ENCODERS`.
-      dtype: of its input.
-      keys: of its entry in schema.yaml, next to `kind`.
-      optional: those of the keys that may be left out.
-      endings: of files that importing a table takes for this kind.
-      paths: whether strings in the cells are paths, unless the entry says otherwise.
-      forms: of files, for messages.
-      fitted: the class of what is fitted.
-    """
-
-    name: str
-    encoder: str
-    dtype: np.dtype
-    keys: tuple[str, ...] = ("column",)
-    optional: tuple[str, ...] = ()
-    endings: tuple[str, ...] = ()
-    paths: bool = False
-    forms: str = ""
-    fitted: ClassVar[type[FittedKind]]
+    name: str  # as in schema.yaml
+    encoder: str  # the networks that turn its input into tokens, a key of `models.encoders.registry.ENCODERS`
+    dtype: np.dtype  # of its input
+    keys: tuple[str, ...] = ("column",)  # of its entry in schema.yaml, next to `kind`
+    optional: tuple[str, ...] = ()  # those of the keys that may be left out
+    stored: str = "cell"  # where values are unless the entry says so: cell, file, or "" where the cells' type tells
+    endings: tuple[str, ...] = ()  # of files that importing a table takes for this kind
+    paths: bool = False  # whether strings in the cells are paths, unless the entry says otherwise
+    forms: str = ""  # of files, for messages
+    fitted: ClassVar[type[FittedKind]]  # what fitting makes
 
     @property
     def words(self) -> Mapping[str, str]:
-        """What importing a table calls a column of this kind, and the key of the entry that holds such a column."""
+        """Maps what importing a table calls columns of this kind to the key of the entry that holds such a column."""
         return {self.name: "column"}
 
     def spec(self, shape: tuple[int, ...], vocabulary: int = 0) -> InputSpec:
-        """What a model receives of this kind; arguments as for `InputSpec`."""
+        """Describes what a model receives of this kind; arguments as for `InputSpec`."""
         return InputSpec(self.name, shape, vocabulary, np.dtype(self.dtype), self.encoder)
 
     # ---- Schema -----------------------------------------------------------------------------------------------------
 
     def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
-        """Makes a modality of its entry in schema.yaml.
+        """Makes a modality of its entry in schema.yaml, which has no other keys than `kind` and `keys`.
 
-        Args:
-          name: of the modality.
-          entry: with no other keys than `kind` and `keys`.
-          image_size: height and width that images and frames of volumes are resized to.
-          frames: the length that volumes are resized to.
+        Images and frames of volumes are resized to `image_size` in height and width, volumes to `frames` in length.
 
         Raises:
           UserError: a value cannot be used.
         """
-        del image_size, frames  # of pixels
-        return Modality(name, self.name, (string(entry["column"], f"modalities.{name}.column"),))
+        column, stored = string(entry["column"], f"modalities.{name}.column"), entry.get("stored", self.stored)
+        if "stored" in entry and stored not in ("cell", "file"):
+            raise UserError(f"modalities.{name}.stored must be cell or file, not {shown(stored)}")
+        return Modality(name, self.name, (column,), stored=stored)
 
     def as_new(self, modality: Modality) -> Modality:
-        """The modality as rows to predict may bring it: where data were stored says nothing about new ones."""
-        return modality
+        """Returns the modality as rows to predict may bring it: paths, wherever the run's own values were."""
+        return dataclasses.replace(modality, stored=self.stored) if self.paths else modality
 
     # ---- Columns ----------------------------------------------------------------------------------------------------
 
@@ -207,12 +164,11 @@ class Kind(abc.ABC):
         return Typed(modality, found, findings)
 
     def _typed_column(self, modality: Modality, column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
-        """One column as strings, words for missing as null."""
-        del modality
+        """Returns a column as strings, words for missing as null."""
         return cells.without_words(column, where)
 
     def problems(self, modality: Modality, table: pl.DataFrame) -> list[Finding]:
-        """E008 and E009 for the cells of one modality; reading a folder has put most of this right already."""
+        """Finds E008 and E009 in the cells of a modality; reading a folder has put most of this right already."""
         findings = []
         for column in modality.all_columns:
             where = described(column, modality)
@@ -225,33 +181,23 @@ class Kind(abc.ABC):
         return findings
 
     def _value_problems(self, modality: Modality, values: pl.Series, where: str) -> list[Finding]:
-        """What is wrong with the cells of a column that holds no strings."""
-        del modality, values, where
+        """Finds what is wrong with the cells of a column that holds no strings."""
         return []
 
     def content(self, modality: Modality, table: pl.DataFrame, records: Mapping[str, FileRecord]) -> pl.Series | None:
-        """What two patients should not have in common (W103): a string a row, null where nothing is worth comparing.
+        """Returns what two patients should not have in common (W103), where `records` has every sound file by its path.
 
-        Args:
-          modality: of this kind.
-          table: of the manifest.
-          records: of every sound file, by path as written.
-
-        Returns:
-          strings [n], or None for a kind whose cells are alike by chance.
+        Strings [n], null where nothing is worth comparing; None for a kind whose cells are alike by chance.
         """
-        del modality, table, records
-        return None
+        if not self.paths:
+            return None
+        values = table[modality.columns[0]]
+        return file_content(values, records) if modality.stored == "file" else _array_content(values)
 
     # ---- Files ------------------------------------------------------------------------------------------------------
 
     def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
-        """Looks at a file that a cell names.
-
-        Args:
-          path: of the file, which is there and not empty.
-          modality: with `stored: file`.
-          thorough: decode it all, not only its header, where that takes long.
+        """Looks at a file that a cell names, which is there and not empty; `thorough` decodes more than its header.
 
         Returns:
           the shape that all files of the column must have, () where each may have its own.
@@ -266,21 +212,14 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
-        """Reads the raw columns of some rows.
-
-        Returns:
-          arrays [n, ...] called as the modality, or `name/part`.
+        """Reads the raw columns of some rows: arrays [n, ...] called as the modality, or `name/part`.
 
         Raises:
           UserError: a file that the rows name cannot be read or decoded (E007).
         """
 
     def check_options(self, options: FitOptions, names: list[str]) -> None:
-        """Checks the options of fitting that concern this kind.
-
-        Args:
-          options: of the fit.
-          names: of the data set's modalities of this kind.
+        """Checks the options of fitting that concern this kind, of which the data set has modalities called `names`.
 
         Raises:
           UserError: an option is out of range.
@@ -298,46 +237,32 @@ class Kind(abc.ABC):
     # ---- Import -----------------------------------------------------------------------------------------------------
 
     def guess(self, column: pl.Series) -> Guess | None:
-        """Guesses whether a column of a table is of this kind.
-
-        Args:
-          column: its cells without nulls, at least one; strings have no blanks around.
-
-        Returns:
-          None where it is not.
-        """
-        del column
+        """Guesses whether a column is of this kind, from at least one cell, without nulls and outer blanks."""
         return None
 
 
 def described(column: str, modality: Modality) -> str:
-    """How findings begin that are about a column."""
+    """Returns how findings begin that are about a column."""
     return f"column {column!r} ({modality.name}): "
 
 
 def strings_of(cells: list[str | None]) -> np.ndarray:
-    """Object [n] of str, '' where null."""
+    """Makes an object array [n] of str, '' where a cell is null."""
     return np.array(["" if cell is None else cell for cell in cells], object)
 
 
-def with_storage(modality: Modality, entry: Mapping[str, Any], default: str) -> Modality:
-    """The modality with where its values are, as its entry in schema.yaml says under `stored`."""
-    stored = entry.get("stored", default)
-    if stored not in ("cell", "file") and "stored" in entry:
-        raise UserError(f"modalities.{modality.name}.stored must be cell or file, not {shown(stored)}")
-    return dataclasses.replace(modality, stored=stored)
+def tuples_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns fields of a dataclass with the tuples that JSON made lists of."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def file_content(column: pl.Series, records: Mapping[str, FileRecord], least: int = 0) -> pl.Series:
-    """Sha256 (hex) of the file that each cell names, [n]; null without one, or for one of fewer bytes than `least`."""
-    large = {cell: record for cell, record in records.items() if record.size >= least}
-    values = [large[cell].sha256 if cell in large else None for cell in column.to_list()]
-    return pl.Series(values, dtype=pl.String)
+    """Returns the sha256 (hex) of each cell's file, [n]; null without one, or for one of fewer bytes than `least`."""
+    digests = {cell: record.sha256 for cell, record in records.items() if record.size >= least}
+    return pl.Series([digests.get(cell) for cell in column.to_list()], dtype=pl.String)
 
 
-def array_content(column: pl.Series) -> pl.Series:
-    """Sha256 (hex) of the array in each cell, [n]; null where it is null."""
-    arrays = iter(column.drop_nulls().to_numpy())
-    here = column.is_not_null().to_list()
-    values = [hashlib.sha256(next(arrays).tobytes()).hexdigest() if present else None for present in here]
-    return pl.Series(values, dtype=pl.String)
+def _array_content(column: pl.Series) -> pl.Series:
+    """Returns the sha256 (hex) of the array in each cell, [n]; null where it is null."""
+    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in column.drop_nulls().to_numpy()]
+    return cells.spread(pl.Series(digests, dtype=pl.String), column.is_not_null().to_numpy())

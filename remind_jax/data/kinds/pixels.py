@@ -1,6 +1,5 @@
 """Images and volumes: 8-bit pixels of one size, from files that `images` decodes or from cells."""
 
-import abc
 import collections
 import concurrent.futures
 import dataclasses
@@ -12,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data import files
-from remind_jax.data.findings import FileRecord, Finding
+from remind_jax.data.findings import Finding
 from remind_jax.data.kinds import images
-from remind_jax.data.kinds.kind import FitOptions, FittedKind, Kind, Rows, array_content, described, file_content
+from remind_jax.data.kinds.kind import FitOptions, FittedKind, Kind, Rows, described
 from remind_jax.data.schema import InputSpec, Modality, shown
 from remind_jax.errors import UserError
 
@@ -29,7 +28,6 @@ class FittedPixels(FittedKind):
 
     @property
     def spec(self) -> InputSpec:
-        """One image or volume."""
         return (IMAGE if len(self.shape) == 3 else VOLUME).spec(self.shape)
 
     def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -39,7 +37,7 @@ class FittedPixels(FittedKind):
         return values
 
     def plain(self, values: np.ndarray) -> np.ndarray:
-        """Means over a few blocks, [n, p]."""
+        """Returns means over a few blocks, [n, p]."""
         return shrink(values)
 
     def adopt(self, modality: Modality, where: str) -> Modality:
@@ -48,22 +46,15 @@ class FittedPixels(FittedKind):
             raise UserError(f"{where}: {found}, in the run {list(self.shape)}")
         return modality
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"shape": list(self.shape)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "FittedPixels":
-        """The inverse of `to_dict`."""
-        return cls(tuple(content["shape"]))
-
 
 class Pixels(Kind):
     """8-bit pixels; the subclasses differ in their number of axes."""
 
+    volume = False
     dtype = np.dtype(np.uint8)
     keys = ("column", "channels")
     optional = ("channels",)
+    stored = "file"
     paths = True
     forms = "png, jpeg, dicom or npy"
     fitted = FittedPixels
@@ -73,10 +64,8 @@ class Pixels(Kind):
         if channels not in (1, 3) or isinstance(channels, bool):
             raise UserError(f"modalities.{name}.channels must be 1 or 3, not {shown(channels)}")
         modality = super().parse(name, entry, image_size, frames)
-        return dataclasses.replace(modality, stored="file", shape=self._shape(image_size, frames, channels))
-
-    def as_new(self, modality: Modality) -> Modality:
-        return dataclasses.replace(modality, stored="file")
+        size = (image_size, image_size, channels)
+        return dataclasses.replace(modality, shape=(frames, *size) if self.volume else size)
 
     def _value_problems(self, modality: Modality, values: pl.Series, where: str) -> list[Finding]:
         if values.dtype == pl.Array(pl.UInt8, modality.shape):
@@ -84,22 +73,18 @@ class Pixels(Kind):
         text = f"{where}holds {values.dtype}, not 8-bit pixels {list(modality.shape)}; convert the cells"
         return [Finding("E008", text, True)]
 
-    def content(self, modality: Modality, table: pl.DataFrame, records: Mapping[str, FileRecord]) -> pl.Series:
-        values = table[modality.columns[0]]
-        return file_content(values, records) if modality.stored == "file" else array_content(values)
-
     def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
         try:
             if thorough:
-                self._read(path, modality.shape)
+                images.read(path, modality.shape)
             else:
-                self._check(path)
+                images.check(path, volume=self.volume)
         except ValueError as error:
             raise files.Fault("E007", f"naming a file that cannot be used: {error}") from None
         return ()
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
-        """Uint8 [n, *shape], zeros where missing."""
+        """Returns pixels, uint8 [n, *shape], zeros where missing."""
         column = rows.cells(modality.columns[0])
         here = np.flatnonzero(column.is_not_null())
         column = column.drop_nulls()
@@ -111,7 +96,7 @@ class Pixels(Kind):
 
         def read(position: int, cell: str) -> None:
             try:
-                values[position] = self._read(files.safe_path(rows.root, cell), modality.shape)
+                values[position] = images.read(files.safe_path(rows.root, cell), modality.shape)
             except (ValueError, OSError) as error:
                 # Messages of the system hold the path, and paths may hold a patient's name.
                 reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -126,18 +111,6 @@ class Pixels(Kind):
     def fit(self, modality: Modality, rows: Rows, options: FitOptions) -> FittedPixels:
         return FittedPixels(modality.shape)
 
-    @abc.abstractmethod
-    def _shape(self, image_size: int, frames: int, channels: int) -> tuple[int, ...]:
-        """The size that files are brought to."""
-
-    @abc.abstractmethod
-    def _check(self, path: pathlib.Path) -> None:
-        """Looks at the header of a file; errors as for `images.check_image`."""
-
-    @abc.abstractmethod
-    def _read(self, path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-        """Decodes a file, uint8 [*shape]; errors as for `images.read_image`."""
-
 
 class Image(Pixels):
     """One picture, [height, width, channels]."""
@@ -145,38 +118,21 @@ class Image(Pixels):
     name = encoder = "image"
     endings = (".png", ".jpg", ".jpeg", ".dcm")
 
-    def _shape(self, image_size: int, frames: int, channels: int) -> tuple[int, ...]:
-        return image_size, image_size, channels
-
-    def _check(self, path: pathlib.Path) -> None:
-        images.check_image(path)
-
-    def _read(self, path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-        return images.read_image(path, shape)
-
 
 class Volume(Pixels):
     """Several frames, [frames, height, width, channels]."""
 
     name = encoder = "volume"
-
-    def _shape(self, image_size: int, frames: int, channels: int) -> tuple[int, ...]:
-        return frames, image_size, image_size, channels
-
-    def _check(self, path: pathlib.Path) -> None:
-        images.check_volume(path)
-
-    def _read(self, path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-        return images.read_volume(path, shape)
+    volume = True
 
 
 IMAGE, VOLUME = Image(), Volume()
 
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
-    """Means over blocks of 8-bit pixels in 0 to 1, [n, (frames,) height, width, channels] -> [n, p]."""
+    """Averages blocks of 8-bit pixels, [n, (frames,) height, width, channels] -> [n, p] in 0 to 1."""
     values = pixels.astype(np.float32) / 255.0
-    limits = (*((FRAMES,) if values.ndim == 5 else ()), BLOCKS, BLOCKS)
+    limits = (FRAMES, BLOCKS, BLOCKS)[5 - values.ndim :]  # an image has no frames
     for axis, most in enumerate(limits, start=1):
         length = values.shape[axis]
         if length > most:

@@ -18,6 +18,7 @@ from remind_jax.data.kinds.kind import (
     Kind,
     Rows,
     strings_of,
+    tuples_of,
 )
 from remind_jax.data.kinds.numbers import NUMBER_SHARE, NUMBERS, Pieces, Quantile, Waves
 from remind_jax.data.schema import InputSpec, Modality, strings
@@ -25,31 +26,22 @@ from remind_jax.errors import UserError, did_you_mean
 
 FEW_CATEGORIES = 20
 """Most different words in a column that importing takes for categories."""
+_ENCODINGS = {"quantiles": Quantile, "pieces": Pieces, "waves": Waves}
 
 
 @dataclasses.dataclass(frozen=True)
 class FittedTable(FittedKind):
-    """Median imputation, encoded numbers, is-missing indicators and one-hot categories of one modality.
+    """Median imputation, encoded numbers, is-missing indicators and one-hot categories of one modality."""
 
-    Attributes:
-      columns, categorical: the columns in raw order.
-      median, mean, std: per numeric column, over the fitting rows; std 0 marks a constant column, which becomes 0.
-      numeric_holes, categorical_holes: positions of the columns that get an is-missing indicator.
-      categories: per categorical column, sorted.
-      quantiles: per numeric column, encoding quantile; empty for the others.
-      pieces: per numeric column, encoding piecewise; empty for the others.
-      waves: per numeric column, encoding periodic; empty for the others.
-    """
-
-    columns: tuple[str, ...]
-    categorical: tuple[str, ...]
-    median: tuple[float, ...]
+    columns: tuple[str, ...]  # the numeric and
+    categorical: tuple[str, ...]  # the categorical columns in raw order
+    median: tuple[float, ...]  # per numeric column, over the fitting rows
     mean: tuple[float, ...]
-    std: tuple[float, ...]
-    numeric_holes: tuple[int, ...]
+    std: tuple[float, ...]  # 0 marks a constant column, which becomes 0
+    numeric_holes: tuple[int, ...]  # positions of the columns that get an is-missing indicator
     categorical_holes: tuple[int, ...]
-    categories: tuple[tuple[str, ...], ...]
-    quantiles: tuple[Quantile, ...] = ()
+    categories: tuple[tuple[str, ...], ...]  # per categorical column, sorted
+    quantiles: tuple[Quantile, ...] = ()  # per numeric column where its encoding is in use, as are
     pieces: tuple[Pieces, ...] = ()
     waves: tuple[Waves, ...] = ()
 
@@ -62,14 +54,9 @@ class FittedTable(FittedKind):
         numbers: str = "standard",
         bins: int = 8,
     ) -> "FittedTable":
-        """Fits on rows that have the modality.
+        """Fits on rows that have the modality: `numeric` [n, p], NaN for empty, `categorical` [n, q], "" for empty.
 
-        Args:
-          modality: its columns.
-          numeric: [n, p] with NaN for empty.
-          categorical: [n, q] strings, "" for empty, or None.
-          numbers: one of `NUMBERS`.
-          bins: the most features of a column next to its number, encodings piecewise and periodic.
+        `numbers` and `bins` are those of `FitOptions`.
 
         Raises:
           UserError: the encoding is unknown or `bins` is not positive.
@@ -96,12 +83,12 @@ class FittedTable(FittedKind):
 
     @property
     def extras(self) -> tuple[Pieces | Waves, ...]:
-        """What makes the features next to the number of each numeric column; empty where the encoding has none."""
+        """Returns what makes the features next to each numeric column; empty where the encoding has none."""
         return self.pieces or self.waves
 
     @property
     def features(self) -> tuple[str, ...]:
-        """What each of the encoded features is, in order; the first are the numeric columns."""
+        """Says what each of the encoded features is, in order; the first are the numeric columns."""
         missing = [f"{self.columns[j]} is missing" for j in self.numeric_holes]
         one_hot = [f"{c} = {v}" for c, values in zip(self.categorical, self.categories, strict=True) for v in values]
         missing_category = [f"{self.categorical[j]} is missing" for j in self.categorical_holes]
@@ -115,11 +102,10 @@ class FittedTable(FittedKind):
 
     @property
     def spec(self) -> InputSpec:
-        """A vector of features."""
         return TABULAR.spec((len(self.features),))
 
     def features_of(self, column: int) -> list[int]:
-        """Positions of the features made from the numbers of a numeric column; its indicator is not among them."""
+        """Returns the positions of the features made from a column's numbers; its indicator is not among them."""
         lengths = [len(features.mean) for features in self.extras]
         start = len(self.features) - sum(lengths[column:])
         return [column, *range(start, start + sum(lengths[column : column + 1]))]
@@ -128,11 +114,9 @@ class FittedTable(FittedKind):
         return self.encode_columns(raw[f"{name}/numeric"], raw.get(f"{name}/categorical"))
 
     def encode_columns(self, numeric: np.ndarray, categorical: np.ndarray | None) -> np.ndarray:
-        """Float32 [n, p']: numbers, their indicators, one-hot categories, their indicators, more of the numbers.
+        """Returns float32 [n, p']: numbers, indicators, one-hot categories, their indicators, more of the numbers.
 
-        Args:
-          numeric: [n, p] with NaN for empty: the median is filled in, and what is next to the number is 0.
-          categorical: [n, q] strings, "" for empty; None where the modality has no categorical columns.
+        For an empty number the median is filled in, and what is next to the number is 0. Arguments are as for `fit`.
         """
         holes = np.isnan(numeric)
         values = numeric.astype(np.float64)
@@ -145,7 +129,7 @@ class FittedTable(FittedKind):
         return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
 
     def _numbers(self, filled: np.ndarray) -> np.ndarray:
-        """One feature a numeric column, float64 [n, p] -> [n, p]."""
+        """Encodes each numeric column as one feature, float64 [n, p] -> [n, p]."""
         if self.quantiles:
             return np.stack([column.encode(filled[:, j]) for j, column in enumerate(self.quantiles)], axis=1)
         std = np.asarray(self.std)
@@ -155,7 +139,7 @@ class FittedTable(FittedKind):
         return scaled
 
     def plain(self, values: np.ndarray) -> np.ndarray:
-        """The features with NaN for empty cells instead of what was filled in; the indicators stay."""
+        """Returns the features with NaN for empty cells instead of what was filled in; the indicators stay."""
         values, start = values.copy(), len(self.columns)
         for place, column in enumerate(self.numeric_holes):
             values[np.ix_(values[:, start + place] > 0, self.features_of(column))] = np.nan
@@ -169,21 +153,16 @@ class FittedTable(FittedKind):
         return dataclasses.replace(modality, columns=self.columns, categorical=self.categorical)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the fields of encodings that are not in use."""
-        fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if value or name not in ("quantiles", "pieces", "waves")}
+        """Returns the fields for JSON, without those of encodings that are not in use."""
+        return {name: value for name, value in super().to_dict().items() if value or name not in _ENCODINGS}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "FittedTable":
-        """The inverse of `to_dict`."""
-        fields = {name: tuple(value) for name, value in content.items()}
-        nested = {
-            "categories": tuple(tuple(values) for values in fields["categories"]),
-            "quantiles": tuple(map(Quantile.from_dict, fields.get("quantiles", ()))),
-            "pieces": tuple(map(Pieces.from_dict, fields.get("pieces", ()))),
-            "waves": tuple(map(Waves.from_dict, fields.get("waves", ()))),
-        }
-        return cls(**fields | nested)
+        fields = tuples_of(content)
+        fields["categories"] = tuple(map(tuple, fields["categories"]))
+        for name in _ENCODINGS.keys() & fields:
+            fields[name] = tuple(_ENCODINGS[name](**tuples_of(entry)) for entry in fields[name])
+        return cls(**fields)
 
 
 class Tabular(Kind):
@@ -206,7 +185,7 @@ class Tabular(Kind):
         return Modality(name, self.name, columns, categorical)
 
     def _typed_column(self, modality: Modality, column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
-        """Numbers as Float64, NaN as null; categories as strings without blanks around."""
+        """Returns numbers as Float64, NaN as null; categories as strings without blanks around."""
         if column.name in modality.categorical:
             column, notes = cells.without_words(column, where)
             return column.str.strip_chars(), notes
@@ -234,7 +213,7 @@ class Tabular(Kind):
         return findings
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
-        """`name/numeric` float32 [n, p], NaN where empty; `name/categorical` object [n, q] of str, '' where empty."""
+        """Returns `name/numeric` float32 [n, p], NaN if empty, and `name/categorical` object [n, q], '' if empty."""
         numeric = np.empty((len(rows.places), len(modality.columns)), np.float32)
         for j, column in enumerate(modality.columns):
             numeric[:, j] = rows.table[column].cast(pl.Float32).gather(rows.places).to_numpy()
@@ -276,7 +255,7 @@ def _check_numbers(numbers: str, bins: int) -> None:
 
 
 def _moments(seen: np.ndarray) -> tuple[float, float, float]:
-    """Median, mean and standard deviation of the present values of a column; 0 for what is not there or constant."""
+    """Returns median, mean and standard deviation of a column's present values; 0 for what is not there or constant."""
     if not len(seen):
         return 0.0, 0.0, 0.0
     centre, spread = float(seen.mean()), float(seen.std())

@@ -11,17 +11,7 @@ import polars as pl
 
 from remind_jax.data.files import load
 from remind_jax.data.findings import FileRecord
-from remind_jax.data.kinds.kind import (
-    BY_LENGTH,
-    FitOptions,
-    FittedKind,
-    Guess,
-    Kind,
-    Rows,
-    file_content,
-    strings_of,
-    with_storage,
-)
+from remind_jax.data.kinds.kind import BY_LENGTH, FitOptions, FittedKind, Guess, Kind, Rows, file_content, strings_of
 from remind_jax.data.schema import InputSpec, Modality
 from remind_jax.errors import UserError, did_you_mean
 
@@ -35,18 +25,13 @@ _LONGEST_TEXTS = 512
 
 
 class FittedText(FittedKind):
-    """A subword tokenizer: a Unigram model fitted on the given texts, or a pretrained one.
-
-    Attributes:
-      length: ids a text, longer texts are cut.
-      tokenizer: a `tokenizers.Tokenizer` that cuts to `length` and closes with eos (or as its model does).
-    """
+    """A subword tokenizer: a Unigram model fitted on the given texts, or a pretrained one."""
 
     def __init__(self, tokenizer: Any, length: int):
+        """Takes a `tokenizers.Tokenizer`, which is made to cut texts to `length` ids, its model's eos among them."""
         tokenizer.no_padding()
         tokenizer.enable_truncation(length)
-        self.tokenizer = tokenizer
-        self.length = length
+        self.tokenizer, self.length = tokenizer, length
 
     @classmethod
     def fit(
@@ -67,11 +52,10 @@ class FittedText(FittedKind):
 
     @property
     def spec(self) -> InputSpec:
-        """A row of ids."""
         return TEXT.spec((self.length,), self.tokenizer.get_vocab_size())
 
     def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-        """Int32 [n, t]: ids, then pad."""
+        """Returns ids, then pad, int32 [n, t]."""
         texts = raw[name].tolist()
         ids = np.full((len(texts), self.length), PAD, np.int32)
         for row, encoding in zip(ids, self.tokenizer.encode_batch_fast(texts), strict=True):
@@ -82,12 +66,11 @@ class FittedText(FittedKind):
         return bag(values, self.spec.vocabulary)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; holds the whole tokenizer, so that a checkpoint needs no other file."""
+        """Returns the whole tokenizer for JSON, so that a model needs no other file."""
         return {"length": self.length, "tokenizer": json.loads(self.tokenizer.to_str())}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "FittedText":
-        """The inverse of `to_dict`."""
         from tokenizers import Tokenizer
 
         return cls(_as_written(Tokenizer.from_str(json.dumps(content["tokenizer"]))), content["length"])
@@ -104,9 +87,6 @@ class Text(Kind):
     forms = "UTF-8 text, not blank, up to 64 MiB"
     fitted = FittedText
 
-    def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
-        return with_storage(super().parse(name, entry, image_size, frames), entry, "cell")
-
     def content(self, modality: Modality, table: pl.DataFrame, records: Mapping[str, FileRecord]) -> pl.Series:
         texts = table[modality.columns[0]]
         if modality.stored == "file":
@@ -118,7 +98,7 @@ class Text(Kind):
         return ()
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
-        """Object [n] of str, '' where missing."""
+        """Returns the texts, object [n] of str, '' where missing."""
         texts = rows.cells(modality.columns[0]).to_list()
         if modality.stored == "file":
             texts = [None if path is None else load(rows.root, path, read_text) for path in texts]
@@ -137,7 +117,7 @@ class Text(Kind):
         return FittedText.fit(texts, options.max_tokens, options.vocabulary, pretrained, patients)
 
     def guess(self, column: pl.Series) -> Guess | None:
-        """Words between blanks in most cells."""
+        """Looks for blanks between words in most cells."""
         is_text = column.dtype == pl.String and column.str.contains(r"\s").mean() > 0.5
         return Guess(BY_LENGTH, "text") if is_text else None
 
@@ -153,7 +133,7 @@ def check_lengths(options: FitOptions) -> None:
 
 
 def bag(ids: np.ndarray, vocabulary: int) -> Any:
-    """How often each id is in each row, [n, t] -> sparse float32 [n, vocabulary]; padding and end do not count."""
+    """Counts ids in each row, [n, t] -> sparse float32 [n, vocabulary]; padding and end do not count."""
     from scipy import sparse
 
     rows, places = np.nonzero((ids != PAD) & (ids != EOS))
@@ -162,7 +142,7 @@ def bag(ids: np.ndarray, vocabulary: int) -> Any:
 
 
 def read_text(path: pathlib.Path) -> str:
-    """A UTF-8 text file; raises ValueError when it is not, is blank or longer than `MAX_TEXT`."""
+    """Reads a UTF-8 text file; raises ValueError when it is none, is blank or longer than `MAX_TEXT`."""
     if path.stat().st_size > MAX_TEXT:
         raise ValueError("large")
     text = path.read_bytes().decode("utf-8-sig")
@@ -175,21 +155,17 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str] | None = None) -> Any:
-    """A Unigram tokenizer in T5's form (pad 0, eos 1, unk 2; NFKC; runs of white space as one "▁"; case kept).
+    """Trains a Unigram tokenizer in T5's form (pad 0, eos 1, unk 2; NFKC; runs of white space as one "▁"; case kept).
 
     The pieces are those of a byte-pair training, whose counts are integers, and a piece's score is the logarithm of
     how often that segmentation uses it. The Unigram trainer of `tokenizers` sums floats in hash order and gives other
     scores in every process.
 
-    Pieces end up in checkpoints, where names out of notes have no place: words in the texts of fewer than
-    `LEAST_PATIENTS` patients take no part.
-
-    Args:
-      texts: to train on.
-      vocabulary: the most pieces.
-      patients: whose each text is; without them every text is another patient's.
+    Pieces end up in models, where names out of notes have no place: words in the texts of fewer than `LEAST_PATIENTS`
+    patients take no part. Without `patients`, which tells whose each text is, every text is another patient's. There
+    are at most `vocabulary` pieces.
     """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     # Metaspace knows only the blank; notes are full of line breaks.
     blanks = normalizers.Replace(Regex(r"\s+"), " ")
@@ -220,26 +196,19 @@ def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str]
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.add_special_tokens(list(SPECIAL))
-    return _as_written(_with_eos(tokenizer))
+    eos = SPECIAL[EOS]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, EOS)])
+    return _as_written(tokenizer)
 
 
 def _without_rare_words(texts: Sequence[str], patients: Sequence[object]) -> list[str]:
-    """Texts without words that only few patients have."""
+    """Leaves out the words that only few patients have."""
     owners: dict[str, set[object]] = collections.defaultdict(set)
     for text, patient in zip(texts, patients, strict=True):
         for word in text.split(" "):
             if len(owners[word]) < LEAST_PATIENTS:
                 owners[word].add(patient)
     return [" ".join(word for word in text.split(" ") if len(owners[word]) == LEAST_PATIENTS) for text in texts]
-
-
-def _with_eos(tokenizer: Any) -> Any:
-    from tokenizers import processors
-
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {SPECIAL[EOS]}", special_tokens=[(SPECIAL[EOS], EOS)]
-    )
-    return tokenizer
 
 
 def _as_written(tokenizer: Any) -> Any:
@@ -249,7 +218,7 @@ def _as_written(tokenizer: Any) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The `tokenizers.Tokenizer` of a local folder or a hub name. Raises UserError unless its pad id is 0."""
+    """Loads the `tokenizers.Tokenizer` of a local folder or a hub name; raises UserError unless its pad id is 0."""
     from transformers import AutoTokenizer
 
     try:

@@ -241,12 +241,7 @@ def _manifest(
     if not table.height:
         raise UserError(f"{root}: no exam has a usable file ({_listed(dropped)})")
     schema = Schema(
-        name="embed",
-        sample_id="sample",
-        patient_id="patient",
-        label="density",
-        classes=CLASSES,
-        modalities=modalities,
+        name="embed", sample_id="sample", patient_id="patient", label="density", classes=CLASSES, modalities=modalities
     )
     kept = f"{table.height} {unit}s of {table['patient'].n_unique()} patients; left out: {_listed(dropped)}"
     notes.append(Finding(NOTE, kept, False))

@@ -18,11 +18,12 @@ frequencies and presence does not tell the label. Modalities are missing complet
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
 
+from remind_jax.data import cells
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import combination_mask
 from remind_jax.data.schema import Modality, Schema
@@ -44,6 +45,11 @@ FPRM_PUBLISHED = (
 TABULAR_WIDTH = 64
 """Numbers in FPRM's tabular modality (section 7.4.1)."""
 
+_MAIN = 8.0  # standard deviation, in logits, of the effect of the severity
+_INTERACTION = 3.0  # that of the combination's rule
+_SHIFT = 0.7  # share of a combination's rule that is its own, 0 (one rule for all) to 1
+_MEMORY = 0.5  # correlation of the severities of two samples of one patient
+_CLARITY = 0.7  # r, the share of the variance of a modality's first factor that is the severity's
 _RULE_FACTORS = 2
 _REFERENCE = 8_192  # simulated samples that place the ends of the classes' intervals
 _PIXELS_AT_ONCE = 1 << 18
@@ -51,33 +57,22 @@ _PIXELS_AT_ONCE = 1 << 18
 
 @dataclasses.dataclass(frozen=True)
 class _Recipe:
-    """What the two twins differ in.
+    """What the two twins differ in."""
 
-    Attributes:
-      name: of the schema.
-      title: how reports name the data.
-      published: combinations of modalities with their frequencies.
-      classes: in order of severity.
-      shares: frequency of each class.
-      samples_per_patient: mean.
-      clarity: r, the share of the variance of a modality's first factor that is the severity's.
-    """
-
-    name: str
-    title: str
-    published: tuple[tuple[str, float], ...]
-    classes: tuple[str, ...]
-    shares: tuple[float, ...]
-    samples_per_patient: float
-    clarity: float
+    name: str  # of the schema
+    title: str  # how reports name the data
+    published: tuple[tuple[str, float], ...]  # combinations of modalities with their frequencies
+    classes: tuple[str, ...]  # in order of severity
+    shares: tuple[float, ...]  # frequency of each class
+    samples_per_patient: float  # mean
 
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """One modality: its entry in the schema and what draws it from factors [n, 3] and shapes [n, BODY]."""
+    """One modality: its entry in the schema and what draws it, `draw(factors [n, 3], body [n, BODY], rng=rng)`."""
 
     modality: Modality
-    draw: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+    draw: Callable[..., np.ndarray]
 
 
 # EMBED: 72,770 exams of 23,253 patients. The class shares are chosen: about those of women who are screened.
@@ -88,7 +83,6 @@ _EMBED = _Recipe(
     classes=embed.CLASSES,
     shares=(0.10, 0.42, 0.41, 0.07),
     samples_per_patient=72_770 / 23_253,
-    clarity=0.7,
 )
 # FPRM: 3,394 samples of 1,683 patients. Number and shares of the grades are not published; three are chosen.
 _FPRM = _Recipe(
@@ -98,70 +92,42 @@ _FPRM = _Recipe(
     classes=("grade 0", "grade 1", "grade 2"),
     shares=(0.50, 0.30, 0.20),
     samples_per_patient=3_394 / 1_683,
-    clarity=0.7,
 )
 
 
-def load_embed_twin(
-    *,
-    n: int = 3_000,
-    seed: int,
-    image_size: int = 32,
-    missing: str = "published",
-    main: float = 8.0,
-    interaction: float = 3.0,
-    shift: float = 0.7,
-    memory: float = 0.5,
-) -> Manifest:
-    """Synthetic mammography exams with a density class from A to D (see the module's text).
+def load_embed_twin(*, n: int = 3_000, seed: int, image_size: int = 32, missing: str = "published") -> Manifest:
+    """Makes synthetic mammography exams with a density class from A to D (see the module's text).
 
     Args:
       n: number of exams.
       seed: of everything: rules, patients, pictures, missingness.
-      image_size: height and width of the pictures, at least 16.
+      image_size: s, height and width of the pictures, at least 16.
       missing: `published` draws combinations at the paper's frequencies; `none` leaves every exam complete.
-      main: standard deviation, in logits, of the effect of the severity.
-      interaction: standard deviation, in logits, of the combination's rule.
-      shift: share of a combination's rule that is its own, 0 (one rule for all) to 1.
-      memory: correlation of the severities of two exams of one patient, 0 to 1.
 
     Returns:
-      A manifest with four modalities of kind image, uint8 [s, s, 1] held in cells, without a split column.
+      a manifest with four modalities of kind image, uint8 [s, s, 1] held in cells, without a split column.
 
     Raises:
       UserError: a parameter is out of range.
     """
-    views = tuple(_mammogram(name, image_size) for name in embed.MODALITIES)
-    return _load(_EMBED, views, n, seed, image_size, missing, (main, interaction, shift), memory)
+    shape = (image_size, image_size, 1)
+    views = []
+    for name in embed.MODALITIES:
+        how = {"oblique": name.endswith("mlo"), "synthetic": name.startswith("c_view")}
+        draw = functools.partial(pictures.mammogram, size=image_size, **how)
+        views.append(_View(Modality(name, "image", (name,), shape=shape), draw))
+    return _load(_EMBED, views, n, seed, image_size, missing)
 
 
 def load_fprm_twin(
-    *,
-    n: int = 3_394,
-    seed: int,
-    image_size: int = 32,
-    frames: int = 8,
-    missing: str = "published",
-    main: float = 8.0,
-    interaction: float = 3.0,
-    shift: float = 0.7,
-    memory: float = 0.5,
+    *, n: int = 3_394, seed: int, image_size: int = 32, frames: int = 8, missing: str = "published"
 ) -> Manifest:
-    """Synthetic eye examinations with one of three grades (see the module's text).
+    """Makes synthetic eye examinations with one of three grades (see the module's text).
 
-    Args:
-      n: number of samples.
-      seed: see `load_embed_twin`.
-      image_size: height and width of pictures and frames, at least 16.
-      frames: t, frames of the flow video, at least 2.
-      missing: see `load_embed_twin`.
-      main: see `load_embed_twin`.
-      interaction: see `load_embed_twin`.
-      shift: see `load_embed_twin`.
-      memory: see `load_embed_twin`.
+    The flow video has `frames` (t), at least 2; the other arguments are as for `load_embed_twin`.
 
     Returns:
-      A manifest with `fundus` and `oxygen` (image, uint8 [s, s, 3]), `flow` (volume, uint8 [t, s, s, 1]) and `tabular`
+      a manifest with `fundus` and `oxygen` (image, uint8 [s, s, 3]), `flow` (volume, uint8 [t, s, s, 1]) and `tabular`
       (64 numbers), without a split column.
 
     Raises:
@@ -169,40 +135,22 @@ def load_fprm_twin(
     """
     if frames < 2:
         raise UserError(f"a video needs at least 2 frames, not {frames}")
-    colour = (image_size, image_size, 3)
-
-    def fundus(factors: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return pictures.fundus(factors, body, image_size, rng)
-
-    def flow(factors: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return pictures.flow(factors, body, image_size, frames, rng)
-
-    def oxygen(factors: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return pictures.oxygen(factors, body, image_size, rng)
-
+    colour, video = (image_size, image_size, 3), (frames, image_size, image_size, 1)
     columns = tuple(f"value{i:02d}" for i in range(TABULAR_WIDTH))
     loadings = np.random.default_rng(np.random.SeedSequence((seed, 90))).normal(size=(3, TABULAR_WIDTH))
+    fundus, oxygen = (functools.partial(draw, size=image_size) for draw in (pictures.fundus, pictures.oxygen))
+    flow = functools.partial(pictures.flow, size=image_size, frames=frames)
     views = (
         _View(Modality("fundus", "image", ("fundus",), shape=colour), fundus),
-        _View(Modality("flow", "volume", ("flow",), shape=(frames, image_size, image_size, 1)), flow),
+        _View(Modality("flow", "volume", ("flow",), shape=video), flow),
         _View(Modality("oxygen", "image", ("oxygen",), shape=colour), oxygen),
         _View(Modality("tabular", "tabular", columns), functools.partial(_numbers, loadings)),
     )
-    return _load(_FPRM, views, n, seed, image_size, missing, (main, interaction, shift), memory)
-
-
-def _mammogram(name: str, size: int) -> _View:
-    oblique, synthesised = name.endswith("mlo"), name.startswith("c_view")
-
-    def draw(factors: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return pictures.mammogram(factors, body, size, rng, oblique=oblique, synthetic=synthesised)
-
-    return _View(Modality(name, "image", (name,), shape=(size, size, 1)), draw)
+    return _load(_FPRM, views, n, seed, image_size, missing)
 
 
 def _numbers(loadings: np.ndarray, factors: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Float32 [n, 64]: sums of the factors, each number with noise twice as strong."""
-    del body
+    """Draws sums of the factors, float32 [n, 64], each number with noise twice as strong."""
     noise = 2.0 * rng.normal(size=(len(factors), loadings.shape[1]))
     return (factors @ loadings / np.sqrt(len(loadings)) + noise).astype(np.float32)
 
@@ -210,64 +158,43 @@ def _numbers(loadings: np.ndarray, factors: np.ndarray, body: np.ndarray, rng: n
 # ---- samples --------------------------------------------------------------------------------------------------------
 
 
-def _load(
-    recipe: _Recipe,
-    views: tuple[_View, ...],
-    n: int,
-    seed: int,
-    image_size: int,
-    missing: str,
-    strengths: tuple[float, float, float],
-    memory: float,
-) -> Manifest:
+def _load(recipe: _Recipe, views: Sequence[_View], n: int, seed: int, image_size: int, missing: str) -> Manifest:
     if missing not in ("published", "none"):
         raise UserError(f"missing must be 'published' or 'none', not {missing!r}")
-    if n < 1 or image_size < 16 or not 0 <= memory <= 1:
-        raise UserError("the twin needs n of at least 1, image_size of at least 16, memory from 0 to 1")
+    if n < 1 or image_size < 16:
+        raise UserError("the twin needs n of at least 1, image_size of at least 16")
     names = tuple(view.modality.name for view in views)
-    world = interaction_world(names, recipe.published, seed, strengths[2])
+    world = synthetic.interaction_world(names, recipe.published, _RULE_FACTORS, seed, _SHIFT)
     people, gaps, fate = (np.random.default_rng(np.random.SeedSequence((seed, part))) for part in (1, 2, 3))
     patient = _patients(n, recipe.samples_per_patient, people)
     body = people.normal(size=(patient.max() + 1, pictures.BODY))[patient]
-    severity, factors = draw_factors(patient, len(views), recipe.clarity, memory, people)
+    severity, factors = draw_factors(patient, len(views), _CLARITY, _MEMORY, people)
     present = np.ones((n, len(views)), bool)
     if missing == "published":
         present = combination_mask(n, world.masks, world.probabilities, gaps)
     group = (present[:, None] == world.masks).all(axis=2).argmax(axis=1)
-    score = scores(severity, factors[:, :, 1:], group, world, *strengths[:2]) + fate.logistic(size=n)
-    label = (score[:, None] > cut_points(world, recipe.shares, *strengths[:2], seed)[group]).sum(axis=1)
-    table = pl.DataFrame(
-        {
-            "sample": [f"sample{i:06d}" for i in range(n)],
-            "patient": [f"patient{i:06d}" for i in patient],
-            "label": np.array(recipe.classes)[label].tolist(),
-        }
-    )
+    score = scores(severity, factors[:, :, 1:], group, world) + fate.logistic(size=n)
+    label = (score[:, None] > _cut_points(world, recipe.shares, seed)[group]).sum(axis=1)
+    columns = {
+        "sample": [f"sample{i:06d}" for i in range(n)],
+        "patient": [f"patient{i:06d}" for i in patient],
+        "label": np.array(recipe.classes)[label].tolist(),
+    }
     for j, view in enumerate(views):
         rng = np.random.default_rng(np.random.SeedSequence((seed, 10 + j)))
-        table = table.with_columns(_cells(view, factors[:, j], body, present[:, j], rng))
-    schema = Schema(
-        name=recipe.name,
-        sample_id="sample",
-        patient_id="patient",
-        label="label",
-        classes=recipe.classes,
-        modalities=tuple(view.modality for view in views),
-    )
+        columns |= _cells(view, factors[:, j], body, present[:, j], rng)
+    table, modalities = pl.DataFrame(columns), tuple(view.modality for view in views)
+    schema = Schema(recipe.name, "sample", "patient", "label", recipe.classes, modalities)
     return Manifest(schema=schema, table=table, title=recipe.title, published=dict(recipe.published))
 
 
 def draw_factors(
     patient: np.ndarray, m: int, clarity: float, memory: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is drawn: severity [n] and the three factors of every modality [n, m, 3], all of unit variance.
+    """Draws the severity [n] and three factors of each of m modalities [n, m, 3], all of unit variance.
 
-    Args:
-      patient: int [n], from 0.
-      m: number of modalities.
-      clarity: share of the variance of each first factor that is the severity's.
-      memory: correlation of the severities of two samples of one patient.
-      rng: source of randomness.
+    `patient`, int [n], counts from 0. `clarity` is the share of the variance of each first factor that is the
+    severity's, `memory` the correlation of the severities of two samples of one patient.
     """
     n = len(patient)
     lasting = rng.normal(size=patient.max() + 1)[patient]
@@ -277,67 +204,45 @@ def draw_factors(
     return severity, factors
 
 
-def interaction_world(
-    modalities: tuple[str, ...], published: tuple[tuple[str, float], ...], seed: int, shift: float
-) -> synthetic.World:
-    """The cross-modal rules of a seed, one own rule for each published combination."""
-    return synthetic.make_world(
-        seed=seed,
-        modalities=modalities,
-        combinations=published,
-        latent=_RULE_FACTORS,
-        tokens=1,
-        token_width=1,
-        shift=shift,
-        atoms=len(published),
-    )
-
-
 def scores(
-    severity: np.ndarray, rules: np.ndarray, group: np.ndarray, world: synthetic.World, main: float, interaction: float
+    severity: np.ndarray,
+    rules: np.ndarray,
+    group: np.ndarray,
+    world: synthetic.World,
+    main: float = _MAIN,
+    cross: float = _INTERACTION,
 ) -> np.ndarray:
-    """What the class depends on, before the noise.
+    """Returns what the class depends on, before the noise, float64 [n].
 
-    Args:
-      severity: [n].
-      rules: [n, m, 2], the second and third factor of every modality, present or not.
-      group: int [n], the row of `world.masks` that says what is present.
-      world: the cross-modal rules.
-      main: see `load_embed_twin`.
-      interaction: see `load_embed_twin`.
-
-    Returns:
-      float64 [n].
+    Besides the severity [n] this is `rules`, the second and third factor of every modality, present or not, [n, m, 2];
+    `group`, int [n], is the row of `world.masks` that says what is present.
     """
-    rule = synthetic.scores(world, rules, group)
-    return main * severity + interaction * (rule[:, 1] - rule[:, 0]) / synthetic.SPREAD
+    return main * severity + cross * synthetic.contrast(world, rules, group)
 
 
-def cut_points(
-    world: synthetic.World, shares: tuple[float, ...], main: float, interaction: float, seed: int
-) -> np.ndarray:
-    """The inner ends of the classes' intervals, float64 [g, c - 1], from samples simulated apart from the data."""
+def _cut_points(world: synthetic.World, shares: tuple[float, ...], seed: int) -> np.ndarray:
+    """Finds the inner ends of the classes' intervals, float64 [g, c - 1], from samples that are not in the data."""
     rng = np.random.default_rng(np.random.SeedSequence((seed, 4)))
     severity, noise = rng.normal(size=_REFERENCE), rng.logistic(size=_REFERENCE)
     rules = rng.normal(size=(_REFERENCE, len(world.modalities), _RULE_FACTORS))
     inner = np.cumsum(shares)[:-1]
     cuts = []
     for k in range(len(world.masks)):
-        score = scores(severity, rules, np.full(_REFERENCE, k), world, main, interaction) + noise
+        score = scores(severity, rules, np.full(_REFERENCE, k), world) + noise
         cuts.append(np.quantile(score, inner))
     return np.array(cuts)
 
 
 def _patients(n: int, samples_per_patient: float, rng: np.random.Generator) -> np.ndarray:
-    """The patient of each sample, int [n]; everyone has one or more."""
+    """Draws the patient of each sample, int [n]; everyone has one or more."""
     patients = max(1, round(n / samples_per_patient))
     return rng.permutation(np.concatenate([np.arange(patients), rng.integers(patients, size=n - patients)]))
 
 
 def _cells(
     view: _View, factors: np.ndarray, body: np.ndarray, present: np.ndarray, rng: np.random.Generator
-) -> list[pl.Series]:
-    """The columns of one modality; only what is present is drawn."""
+) -> dict[str, pl.Series]:
+    """Makes the columns of one modality; only what is present is drawn."""
     here = np.flatnonzero(present)
     modality = view.modality
     shape = modality.shape or (len(modality.columns),)
@@ -346,8 +251,7 @@ def _cells(
     step = max(1, _PIXELS_AT_ONCE // int(np.prod(shape)))
     for start in range(0, len(here), step):
         rows = here[start : start + step]
-        values[start : start + step] = view.draw(factors[rows], body[rows], rng)
-    index = pl.Series(np.where(present, np.cumsum(present) - 1, -1)).replace(-1, None)
+        values[start : start + step] = view.draw(factors[rows], body[rows], rng=rng)
     if modality.shape:
-        return [pl.Series(modality.name, values, dtype=pl.Array(pl.UInt8, shape)).gather(index)]
-    return [pl.Series(c, values[:, i]).cast(pl.Float64).gather(index) for i, c in enumerate(modality.columns)]
+        return {modality.name: cells.spread(pl.Series(values, dtype=pl.Array(pl.UInt8, shape)), present)}
+    return {c: cells.spread(pl.Series(values[:, i]).cast(pl.Float64), present) for i, c in enumerate(modality.columns)}

@@ -303,10 +303,7 @@ def _codes(
     code = pl.col("icd_code").str.replace_all(r"\s+", "")
     written = pl.when(pl.col("icd_version") == 10).then(pl.lit("10-") + code).otherwise(code)
     diagnoses = diagnoses.select(
-        "hadm_id",
-        "seq_num",
-        "icd_version",
-        (written if set(versions) == {9, 10} else code).alias("icd_code"),
+        "hadm_id", "seq_num", "icd_version", (written if set(versions) == {9, 10} else code).alias("icd_code")
     ).filter(pl.col("icd_version").is_in(list(versions)) & (code.str.len_chars() > 0).fill_null(False))
     stays = cohort.select("stay_id", "subject_id", "admittime", pl.col("hadm_id").alias("own"))
     pairs = stays.join(admissions.select("subject_id", "hadm_id", "dischtime"), on="subject_id")

@@ -77,10 +77,7 @@ ITEMS = (
 )
 _KINDS = {"itemid": "id", "charttime": "time", "valuenum": "number", "valueuom": "text"}
 # First what ties a row to a stay.
-TABLES = {
-    "hosp/labevents": {"subject_id": "id", **_KINDS},
-    "icu/chartevents": {"stay_id": "id", **_KINDS},
-}
+TABLES = {"hosp/labevents": {"subject_id": "id", **_KINDS}, "icu/chartevents": {"stay_id": "id", **_KINDS}}
 FIRST_CHART_ITEM = 200_000
 _FAHRENHEIT, _INSPIRED_OXYGEN = 223761, 223835
 # Faults of a value, in the order in which they are looked for.

@@ -42,69 +42,51 @@ PUBLISHED = (
 
 TITLE = "twin of MIMIC-IV (synthetic)"
 
+_MAIN = 3.0  # standard deviation, in logits, of the main effects in a stay with all modalities
+_INTERACTION = 1.6  # that of the cross-modal effects in every combination
+_SHIFT = 0.7  # share of the cross-modal weights that is a combination's own, 0 (one rule for all) to 1
+_PREVALENCE = 0.15  # expected share of deaths, the same in every combination
+_MEMORY = 0.5  # correlation of the factors of two stays of one patient
 _FACTORS = 4
 _STAYS_PER_PATIENT = 1.2
 
-# One entry a factor of the notes (circulation, breathing, mind, strength), from good to bad, `_VARIANTS` a level.
-_FINDINGS = (
-    (
-        "no chest pain or palpitations, warm extremities",
-        "hemodynamically stable, no edema",
-        "denies lightheadedness, strong pulses throughout",
-        "mild ankle edema, blood pressure acceptable",
-        "occasional palpitations, otherwise stable pressures",
-        "known murmur unchanged, trace edema",
-        "borderline low pressures responding to fluids",
-        "chest pain at rest, pulses weak",
-        "worsening edema and intermittent hypotension",
-        "profound hypotension requiring two vasopressors",
-        "shock with cold mottled extremities",
-        "refractory hypotension, pressors increased again",
-    ),
-    (
-        "breathing comfortably on room air, no distress",
-        "lungs clear, no shortness of breath",
-        "denies cough, no oxygen requirement",
-        "mild cough, two liters nasal cannula",
-        "slight wheeze at the bases, comfortable",
-        "short of breath on stairs only",
-        "increasing oxygen requirement on high flow",
-        "crackles in both lungs, visibly short of breath",
-        "labored breathing, started on face mask",
-        "intubated for respiratory failure",
-        "severe respiratory distress, mechanical ventilation continued",
-        "failed weaning trial, remains ventilated",
-    ),
-    (
-        "alert and oriented, no focal deficit",
-        "awake, conversant, no confusion",
-        "mental status at baseline, denies headache",
-        "mildly forgetful but easily redirected",
-        "sleepy yet arousable to voice",
-        "brief confusion overnight, now clear",
-        "disoriented and agitated, follows few commands",
-        "delirium persisting, restraints discussed",
-        "drowsy, answers only with single words",
-        "unresponsive off sedation",
-        "comatose, pupils sluggish, no purposeful movement",
-        "obtunded, does not open eyes to pain",
-    ),
-    (
-        "walking independently, no recent weight loss",
-        "lives independently, good appetite",
-        "tolerating a full diet, no falls",
-        "walks with a cane, appetite fair",
-        "needs some help with stairs",
-        "slightly deconditioned, works with therapy",
-        "frail, poor appetite, needs help with all transfers",
-        "marked weight loss over recent months",
-        "recurrent falls, mostly in bed or chair",
-        "bedbound and cachectic",
-        "family meeting held about goals of care, comfort measures considered",
-        "severe malnutrition with pressure ulcers, bedbound",
-    ),
+# A paragraph a factor of the notes (circulation, breathing, mind, strength): levels from good to bad, phrases of each.
+_FINDINGS = tuple(
+    [level.split("; ") for level in text.split(" / ")]
+    for text in (
+        "no chest pain or palpitations, warm extremities; hemodynamically stable, no edema; denies "
+        "lightheadedness, strong pulses throughout / "
+        "mild ankle edema, blood pressure acceptable; occasional palpitations, otherwise stable pressures; known "
+        "murmur unchanged, trace edema / "
+        "borderline low pressures responding to fluids; chest pain at rest, pulses weak; worsening edema and "
+        "intermittent hypotension / "
+        "profound hypotension requiring two vasopressors; shock with cold mottled extremities; refractory "
+        "hypotension, pressors increased again",
+        "breathing comfortably on room air, no distress; lungs clear, no shortness of breath; denies cough, no "
+        "oxygen requirement / "
+        "mild cough, two liters nasal cannula; slight wheeze at the bases, comfortable; short of breath on stairs "
+        "only / "
+        "increasing oxygen requirement on high flow; crackles in both lungs, visibly short of breath; labored "
+        "breathing, started on face mask / "
+        "intubated for respiratory failure; severe respiratory distress, mechanical ventilation continued; failed "
+        "weaning trial, remains ventilated",
+        "alert and oriented, no focal deficit; awake, conversant, no confusion; mental status at baseline, denies "
+        "headache / "
+        "mildly forgetful but easily redirected; sleepy yet arousable to voice; brief confusion overnight, now "
+        "clear / "
+        "disoriented and agitated, follows few commands; delirium persisting, restraints discussed; drowsy, "
+        "answers only with single words / "
+        "unresponsive off sedation; comatose, pupils sluggish, no purposeful movement; obtunded, does not open "
+        "eyes to pain",
+        "walking independently, no recent weight loss; lives independently, good appetite; tolerating a full diet, "
+        "no falls / "
+        "walks with a cane, appetite fair; needs some help with stairs; slightly deconditioned, works with therapy / "
+        "frail, poor appetite, needs help with all transfers; marked weight loss over recent months; recurrent "
+        "falls, mostly in bed or chair / "
+        "bedbound and cachectic; family meeting held about goals of care, comfort measures considered; severe "
+        "malnutrition with pressure ulcers, bedbound",
+    )
 )
-_VARIANTS = 3
 _LEVELS = (-0.7, 0.4, 1.2)
 
 _OPENINGS = (
@@ -114,21 +96,14 @@ _OPENINGS = (
 )
 _PLACES = ("home", "an outside hospital", "a nursing facility", "the clinic", "the emergency department")
 # A note has up to one sentence of each bank; they say nothing about the factors.
-_FILLERS = (
-    (
-        "Diet and activity were reviewed with the patient.",
-        "Home medications were reconciled by pharmacy.",
-        "No known drug allergies.",
-        "Social work was consulted about insurance questions.",
-        "Denies alcohol use, former smoker.",
-    ),
-    (
-        "Peripheral line in the left arm, site clean.",
-        "No nausea, vomiting or abdominal pain.",
-        "Family updated by telephone in the afternoon.",
-        "Physical therapy will see the patient tomorrow.",
-        "Skin warm and dry, no rash.",
-    ),
+_FILLERS = tuple(
+    text.split(" / ")
+    for text in (
+        "Diet and activity were reviewed with the patient. / Home medications were reconciled by pharmacy. / No known "
+        "drug allergies. / Social work was consulted about insurance questions. / Denies alcohol use, former smoker.",
+        "Peripheral line in the left arm, site clean. / No nausea, vomiting or abdominal pain. / Family updated by "
+        "telephone in the afternoon. / Physical therapy will see the patient tomorrow. / Skin warm and dry, no rash.",
+    )
 )
 _LINKS = ("", "On exam ", "Today ", "Overnight ", "Nursing reports ", "Currently ")
 _CLOSINGS = (
@@ -197,19 +172,9 @@ _CODE_SLOPE = 1.6
 
 
 def load_twin(
-    *,
-    n: int = 6_000,
-    seed: int,
-    missing: str = "published",
-    drop: float = 0.266,
-    icd: str = "codes",
-    prevalence: float = 0.15,
-    main: float = 3.0,
-    interaction: float = 1.6,
-    shift: float = 0.7,
-    memory: float = 0.5,
+    *, n: int = 6_000, seed: int, missing: str = "published", drop: float = 0.266, icd: str = "codes"
 ) -> Manifest:
-    """Synthetic stays with notes, lab lines and ICD-9-style codes (see the module's text).
+    """Makes synthetic stays with notes, lab lines and ICD-9-style codes (see the module's text).
 
     Args:
       n: number of stays; about one patient in five has two.
@@ -218,14 +183,9 @@ def load_twin(
         independently with probability `drop`, at least one staying.
       drop: probability of `bernoulli`; 0.266 gives the paper's table within one point.
       icd: kind of the modality `icd`, one of `ICD`.
-      prevalence: expected share of deaths, the same in every combination.
-      main: standard deviation, in logits, of the main effects in a stay with all modalities.
-      interaction: standard deviation, in logits, of the cross-modal effects in every combination.
-      shift: share of the cross-modal weights that is a combination's own, 0 (one rule for all) to 1.
-      memory: correlation of the factors of two stays of one patient, 0 to 1.
 
     Returns:
-      A manifest with the modalities `notes` (text), `labs` (text) and `icd`, without a split column; label "1" for
+      a manifest with the modalities `notes` (text), `labs` (text) and `icd`, without a split column; label "1" for
       death in hospital.
 
     Raises:
@@ -235,21 +195,21 @@ def load_twin(
         raise UserError(f"missing must be 'published' or 'bernoulli', not {missing!r}")
     if icd not in ICD:
         raise UserError(f"data.icd is {icd!r}{did_you_mean(icd, ICD)}; known: {', '.join(ICD)}")
-    if n < 1 or not 0 < prevalence < 1 or not 0 <= memory <= 1:
-        raise UserError("the twin needs n of at least 1, prevalence between 0 and 1, memory from 0 to 1")
+    if n < 1:
+        raise UserError(f"the twin needs n of at least 1, not {n}")
     people, facts, gaps, fate, words, values, codes = (
         # Part 0 of the seed draws the rules (`synthetic.make_world`).
         np.random.default_rng(np.random.SeedSequence((seed, part)))
         for part in range(1, 8)
     )
     patient = _patients(n, people)
-    latents = _latents(patient, memory, people)
+    latents = _latents(patient, _MEMORY, people)
     if missing == "published":
         present = combination_mask(n, *parse_combinations(PUBLISHED, MODALITIES), gaps)
     else:
         present = bernoulli_mask(n, len(MODALITIES), drop, gaps)
-    world = interaction_world(seed, shift)
-    died = _outcome(latents, present, world, (main, interaction, prevalence), fate)
+    world = interaction_world(seed)
+    died = _outcome(latents, present, world, fate)
     cells = {
         "notes": _notes(latents[:, 0], patient, facts, words),
         "labs": _lab_lines(latents[:, 1], values),
@@ -258,72 +218,43 @@ def load_twin(
     return _manifest(patient, died, present, cells, icd)
 
 
-def interaction_world(seed: int, shift: float) -> synthetic.World:
-    """The cross-modal rules of a seed, one own rule for each of the seven combinations."""
-    return synthetic.make_world(
-        seed=seed,
-        modalities=MODALITIES,
-        combinations=PUBLISHED,
-        latent=_FACTORS,
-        tokens=1,
-        token_width=1,
-        shift=shift,
-        atoms=len(PUBLISHED),
-    )
+def interaction_world(seed: int) -> synthetic.World:
+    """Draws the cross-modal rules of a seed, an own one for each of the seven combinations."""
+    return synthetic.interaction_world(MODALITIES, PUBLISHED, _FACTORS, seed, _SHIFT)
 
 
 def mortality_logits(
-    latents: np.ndarray, group: np.ndarray, world: synthetic.World, main: float, interaction: float
+    latents: np.ndarray, group: np.ndarray, world: synthetic.World, main: float = _MAIN, cross: float = _INTERACTION
 ) -> np.ndarray:
-    """The logits of death up to the intercept.
+    """Returns the logits of death up to the intercept, float64 [n].
 
-    Args:
-      latents: [n,m,l], the factors of every modality, present or not.
-      group: int [n], the row of `world.masks` that says what is present.
-      world: the cross-modal rules.
-      main: see `load_twin`.
-      interaction: see `load_twin`.
-
-    Returns:
-      float64 [n].
+    `latents` are the factors of every modality, present or not, [n,m,l]; `group`, int [n], is the row of `world.masks`
+    that says what is present.
     """
     m, factors = latents.shape[1:]
     sums = np.einsum("nml,nm->n", latents, world.masks[group]) / np.sqrt(m * factors)
-    score = synthetic.scores(world, latents, group)
-    return main * sums + interaction * (score[:, 1] - score[:, 0]) / synthetic.SPREAD
+    return main * sums + cross * synthetic.contrast(world, latents, group)
 
 
 def _manifest(
     patient: np.ndarray, died: np.ndarray, present: np.ndarray, cells: dict[str, list[str]], icd: str
 ) -> Manifest:
-    table = pl.DataFrame(
-        {
-            "stay": [f"stay{i:06d}" for i in range(len(patient))],
-            "patient": [f"patient{i:06d}" for i in patient],
-            "died": np.where(died, "1", "0"),
-        },
-        schema_overrides={"died": pl.String},
-    ).with_columns(
-        pl.when(pl.Series(present[:, j])).then(pl.Series(cells[name])).otherwise(None).alias(name)
-        for j, name in enumerate(MODALITIES)
-    )
-    schema = Schema(
-        name="mimic_iv_twin",
-        sample_id="stay",
-        patient_id="patient",
-        label="died",
-        classes=("0", "1"),
-        modalities=(
-            Modality("notes", "text", ("notes",)),
-            Modality("labs", "text", ("labs",)),
-            Modality("icd", icd, ("icd",)),
-        ),
-    )
+    columns = {
+        "stay": [f"stay{i:06d}" for i in range(len(patient))],
+        "patient": [f"patient{i:06d}" for i in patient],
+        "died": np.where(died, "1", "0").tolist(),
+    }
+    for j, name in enumerate(MODALITIES):
+        columns[name] = [cell if here else None for cell, here in zip(cells[name], present[:, j], strict=True)]
+    table = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+    kinds = {"notes": "text", "labs": "text", "icd": icd}
+    modalities = tuple(Modality(name, kind, (name,)) for name, kind in kinds.items())
+    schema = Schema("mimic_iv_twin", "stay", "patient", "died", ("0", "1"), modalities)
     return Manifest(schema=schema, table=table, title=TITLE, published=dict(PUBLISHED))
 
 
 def _patients(n: int, rng: np.random.Generator) -> np.ndarray:
-    """The patient of each stay, int [n]: everyone has one stay, some a second one."""
+    """Draws the patient of each stay, int [n]: everyone has one stay, some a second one."""
     patients = max(1, round(n / _STAYS_PER_PATIENT), -(-n // 2))
     second = rng.choice(patients, size=n - patients, replace=False)
     return rng.permutation(np.concatenate([np.arange(patients), second]))
@@ -335,31 +266,24 @@ def _latents(patient: np.ndarray, memory: float, rng: np.random.Generator) -> np
     return np.sqrt(memory) * lasting + np.sqrt(1 - memory) * rng.normal(size=(len(patient), *shape))
 
 
-def _outcome(
-    latents: np.ndarray,
-    present: np.ndarray,
-    world: synthetic.World,
-    strengths: tuple[float, float, float],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    main, interaction, prevalence = strengths
+def _outcome(latents: np.ndarray, present: np.ndarray, world: synthetic.World, rng: np.random.Generator) -> np.ndarray:
     uniform = rng.random(len(latents))
     died = np.zeros(len(latents), dtype=bool)
     for k, mask in enumerate(world.masks):
         # The rule of this combination is applied to all stays, so that a rare one gets a steady intercept too.
-        logits = mortality_logits(latents, np.full(len(latents), k), world, main, interaction)
-        probability = 1 / (1 + np.exp(-logits - _intercept(logits, prevalence)))
+        logits = mortality_logits(latents, np.full(len(latents), k), world)
+        probability = 1 / (1 + np.exp(-logits - _intercept(logits)))
         rows = (present == mask).all(axis=1)
         died[rows] = uniform[rows] < probability[rows]
     return died
 
 
-def _intercept(logits: np.ndarray, prevalence: float) -> float:
-    """The constant that gives the logits the mean probability `prevalence`, by bisection."""
+def _intercept(logits: np.ndarray) -> float:
+    """Finds the constant that gives the logits the mean probability `_PREVALENCE`, by bisection."""
     low, high = -50.0, 50.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.mean(1 / (1 + np.exp(-logits - middle))) < prevalence else (low, middle)
+        low, high = (middle, high) if np.mean(1 / (1 + np.exp(-logits - middle))) < _PREVALENCE else (low, middle)
     return middle
 
 
@@ -378,7 +302,8 @@ def _notes(latents: np.ndarray, patient: np.ndarray, facts: np.random.Generator,
     for i in range(n):
         draw = choice[i]
         said = [
-            _sentence(_pick(_LINKS, draw[2 * f]), _finding(f, level[i, f], draw[2 * f + 1])) for f in range(_FACTORS)
+            _sentence(_pick(_LINKS, draw[2 * f]), _pick(_FINDINGS[f][level[i, f]], draw[2 * f + 1]))
+            for f in range(_FACTORS)
         ]
         rest = draw[2 * _FACTORS :]
         fillers = [bank[int(u * 1.25 * len(bank))] if u < 0.8 else "" for bank, u in zip(_FILLERS, rest, strict=False)]
@@ -391,10 +316,6 @@ def _notes(latents: np.ndarray, patient: np.ndarray, facts: np.random.Generator,
 
 def _pick(bank: Sequence[str], uniform: float) -> str:
     return bank[int(uniform * len(bank))]
-
-
-def _finding(factor: int, level: int, uniform: float) -> str:
-    return _FINDINGS[factor][level * _VARIANTS + int(uniform * _VARIANTS)]
 
 
 def _sentence(link: str, finding: str) -> str:
@@ -436,9 +357,7 @@ def _lab_lines(latents: np.ndarray, rng: np.random.Generator) -> list[str]:
 
 def _code_lists(latents: np.ndarray, rng: np.random.Generator) -> list[str]:
     n = len(latents)
-    codes: list[str] = []
-    weight: list[float] = []
-    slope: list[np.ndarray] = []
+    codes, weight, slope = [], [], []
     axes = np.eye(_FACTORS) * _CODE_SLOPE
     banks = [(ends[side].split(), 1.0, (1 - 2 * side) * axes[f]) for f, ends in enumerate(_CODES) for side in (0, 1)]
     banks += [(_COMMON_CODES.split(), 2.0, 0 * axes[0]), (list(_RARE_CODES), 0.4, 0 * axes[0])]

@@ -83,13 +83,7 @@ VIEWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lab": (("DirectHdlcholesterolMgdl", "TotalCholesterolMgdl", "Glycohemoglobin"), ()),
     "metals": (
-        (
-            "BloodLeadUgdl",
-            "BloodCadmiumUgl",
-            "BloodMercuryTotalUgl",
-            "BloodSeleniumUgl",
-            "BloodManganeseUgl",
-        ),
+        ("BloodLeadUgdl", "BloodCadmiumUgl", "BloodMercuryTotalUgl", "BloodSeleniumUgl", "BloodManganeseUgl"),
         (),
     ),
     "dxa": (("TrunkFatG", "TrunkPercentFat", "TotalPercentFat"), ()),

@@ -24,17 +24,18 @@ Choices where the recipe says no more:
     method; keeping them apart is what makes the shift a shift.
   * Training and tuning samples have the population's combination frequencies; held-out samples are equally many per
     combination, so that a rare one is measured as well as a frequent one. Overall figures are therefore to be weighted
-    by `population_frequencies`.
+    by the population's frequencies.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from remind_jax.data.groups import group_name
+from remind_jax.data import cells
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import combination_mask, parse_combinations
 from remind_jax.data.schema import Modality, Schema
@@ -62,27 +63,16 @@ SPREAD = 1.25
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The rules of one seed.
+    """The rules of one seed."""
 
-    Attributes:
-      modalities: m names.
-      masks: bool [g,m], the combinations.
-      probabilities: float64 [g], their population frequencies.
-      mixing: float64 [m,t,d,l], latents to tokens.
-      terms: int [j,2], the modalities of each term of the score: i<j for a product, i==j for a single modality.
-      weights: float64 [g,j,c,l], W_k scaled by z_k and set to zero for the terms that group k does not use.
-      noise: standard deviation of the observation noise.
-      sharpness: factor of the scores in the logits.
-    """
-
-    modalities: tuple[str, ...]
-    masks: np.ndarray
-    probabilities: np.ndarray
-    mixing: np.ndarray
-    terms: np.ndarray
-    weights: np.ndarray
-    noise: float
-    sharpness: float
+    modalities: tuple[str, ...]  # m names
+    masks: np.ndarray  # bool [g,m], the combinations
+    probabilities: np.ndarray  # float64 [g], their population frequencies
+    mixing: np.ndarray  # float64 [m,t,d,l], latents to tokens
+    terms: np.ndarray  # int [j,2], the modalities of each term of the score: i<j for a product, i==j for a single one
+    weights: np.ndarray  # float64 [g,j,c,l], W_k scaled by z_k, zero for the terms that group k does not use
+    noise: float  # standard deviation of the observation noise
+    sharpness: float  # factor of the scores in the logits
 
 
 def make_world(
@@ -128,14 +118,22 @@ def make_world(
     terms = np.array(list(itertools.combinations_with_replacement(range(m), 2)))
     shared = rng.normal(size=(len(terms), classes, latent))
     own = rng.normal(size=(atoms, len(terms), classes, latent))
-    atom = _deal_atoms(probabilities, atoms, rng)
+    atom = _atoms(probabilities, atoms, rng)
     weights = np.sqrt(1 - shift**2) * shared + shift * own[atom]
     weights = _scale(weights * _used_terms(masks, terms)[:, :, None, None])
     return World(tuple(modalities), masks, probabilities, mixing, terms, weights, noise, sharpness)
 
 
-def _deal_atoms(probabilities: np.ndarray, atoms: int, rng: np.random.Generator) -> np.ndarray:
-    """The atom of each group [g]: one for all rare groups, the others for the frequent; evenly if all are alike."""
+def interaction_world(
+    modalities: Sequence[str], combinations: Sequence[tuple[str, float]], latent: int, seed: int, shift: float
+) -> World:
+    """Draws the rules of a twin of real data, an own one for each combination; arguments as for `make_world`."""
+    sizes = {"latent": latent, "tokens": 1, "token_width": 1, "atoms": len(combinations)}
+    return make_world(seed=seed, modalities=modalities, combinations=combinations, shift=shift, **sizes)
+
+
+def _atoms(probabilities: np.ndarray, atoms: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws each group's atom [g]: one for all rare groups, the others for the frequent; evenly if all are alike."""
     rare = probabilities < RARE
     if atoms == 1 or atoms >= len(rare) or rare.all() or not rare.any():
         return rng.permutation(np.arange(len(rare)) % atoms)
@@ -146,7 +144,7 @@ def _deal_atoms(probabilities: np.ndarray, atoms: int, rng: np.random.Generator)
 
 
 def _used_terms(masks: np.ndarray, terms: np.ndarray) -> np.ndarray:
-    """Which terms enter the score of each group: bool [g,j]."""
+    """Tells which terms enter the score of each group, bool [g,j]."""
     single = terms[:, 0] == terms[:, 1]
     alone = masks.sum(axis=1) == 1
     return masks[:, terms].all(axis=2) & (single == alone[:, None])
@@ -163,15 +161,9 @@ def _scale(weights: np.ndarray) -> np.ndarray:
 
 
 def scores(world: World, latents: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Class scores s_k before the factor `sharpness`.
+    """Returns class scores s_k before the factor `sharpness`, float64 [n,c].
 
-    Args:
-      world: the rules.
-      latents: [n,m,l]; those of absent modalities have no influence.
-      group: int [n], the combination of each sample.
-
-    Returns:
-      float64 [n,c].
+    `latents` are [n,m,l], those of absent modalities have no influence; `group`, int [n], is the combination of each.
     """
     first, second = world.terms.T
     # A term of a single modality is the latent itself, not its square.
@@ -180,78 +172,25 @@ def scores(world: World, latents: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.einsum("njl,njcl->nc", features, world.weights[group])
 
 
-def bayes_accuracy(world: World, samples: int = 20_000, seed: int = 0) -> dict[str, float]:
-    """The accuracy of the best rule that sees the latents, by simulation.
-
-    No model can exceed it; the observation noise takes about one point more (0.9 with the defaults).
-
-    Args:
-      world: the rules.
-      samples: simulated samples per combination (standard error below 0.002 with the default).
-      seed: of the simulation.
-
-    Returns:
-      The accuracy of each combination by its name, and `overall`, weighted by the population frequencies.
-    """
-    rng = np.random.default_rng(seed)
-    m, latent = len(world.modalities), world.mixing.shape[-1]
-    accuracy = np.zeros(len(world.masks))
-    for k in range(len(world.masks)):
-        latents = rng.normal(size=(samples, m, latent))
-        logits = world.sharpness * scores(world, latents, np.full(samples, k))
-        logits -= logits.max(axis=1, keepdims=True)
-        # After the shift the most probable class has logit 0, so its probability is 1 / sum of the exponentials.
-        accuracy[k] = np.mean(1.0 / np.exp(logits).sum(axis=1))
-    result = {group_name(mask, world.modalities): float(a) for mask, a in zip(world.masks, accuracy, strict=True)}
-    result["overall"] = float(accuracy @ world.probabilities)
-    return result
-
-
-def population_frequencies(
-    combinations: Sequence[tuple[str, float]] = EMBED, modalities: Sequence[str] = MODALITIES
-) -> dict[str, float]:
-    """The weight of each combination in an overall figure, by its name with modalities in declared order."""
-    masks, probabilities = parse_combinations(combinations, modalities)
-    return {group_name(mask, modalities): float(p) for mask, p in zip(masks, probabilities, strict=True)}
+def contrast(world: World, latents: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Returns the second class's score minus the first's, of unit variance, float64 [n]; arguments as for `scores`."""
+    score = scores(world, latents, group)
+    return (score[:, 1] - score[:, 0]) / SPREAD
 
 
 def load(
-    *,
-    seed: int,
-    modalities: Sequence[str] = MODALITIES,
-    combinations: Sequence[tuple[str, float]] = EMBED,
-    n_train: int = 12_000,
-    n_tuning: int = 1_500,
-    n_test_per_group: int = 1_000,
-    latent: int = 2,
-    tokens: int = 2,
-    token_width: int = 16,
-    noise: float = 0.3,
-    shift: float = 0.9,
-    atoms: int = 3,
-    sharpness: float = 6.0,
-    classes: int = 2,
+    *, seed: int, n_train: int = 12_000, n_tuning: int = 1_500, n_test_per_group: int = 1_000, **rules: Any
 ) -> Manifest:
-    """Draws a world and its samples (`make_world` says the parameters of the world).
+    """Draws the world of a seed and its samples.
 
     Args:
       seed: the world and its samples.
-      modalities: their names, in declared order.
-      combinations: (`"a+b"`, probability) pairs.
-      n_train: training samples, at the population's frequencies.
-      n_tuning: tuning samples, at the population's frequencies.
+      n_train, n_tuning: training and tuning samples, at the population's frequencies.
       n_test_per_group: held-out samples of every combination.
-      latent: see `make_world`.
-      tokens: see `make_world`.
-      token_width: see `make_world`.
-      noise: see `make_world`.
-      shift: see `make_world`.
-      atoms: see `make_world`.
-      sharpness: see `make_world`.
-      classes: see `make_world`.
+      rules: as for `make_world`.
 
     Returns:
-      A manifest of embedding modalities held in cells `[t,d]`, with a split column; every sample is a patient of its
+      a manifest of embedding modalities held in cells `[t,d]`, with a split column; every sample is a patient of its
       own.
 
     Raises:
@@ -259,19 +198,7 @@ def load(
     """
     if min(n_train, n_tuning, n_test_per_group) < 1:
         raise UserError("the synthetic data needs at least one sample in every split")
-    world = make_world(
-        seed=seed,
-        modalities=modalities,
-        combinations=combinations,
-        latent=latent,
-        tokens=tokens,
-        token_width=token_width,
-        noise=noise,
-        shift=shift,
-        atoms=atoms,
-        sharpness=sharpness,
-        classes=classes,
-    )
+    world = make_world(seed=seed, **rules)
     rng = np.random.default_rng(np.random.SeedSequence((seed, 1)))
     groups = len(world.masks)
     natural = combination_mask(n_train + n_tuning, np.eye(groups, dtype=bool), world.probabilities, rng).argmax(axis=1)
@@ -287,30 +214,18 @@ def _manifest(world: World, group: np.ndarray, split: np.ndarray, rng: np.random
     observed += world.noise * rng.normal(size=observed.shape)
     logits = world.sharpness * scores(world, latents, group)
     label = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
-    names = [f"class {c}" for c in range(classes)]
+    names = tuple(f"class {c}" for c in range(classes))
     identity = pl.Series("sample", [f"s{i:06d}" for i in range(n)])
-    columns = [
-        identity,
-        identity.alias("patient"),
-        pl.Series("label", np.array(names)[label], dtype=pl.String),
-        pl.Series("split", split, dtype=pl.String),
-    ]
-    present = world.masks[group]
-    table = pl.DataFrame(columns).with_columns(
-        _embedding(name, observed[:, j], present[:, j]) for j, name in enumerate(world.modalities)
-    )
-    schema = Schema(
-        name="phenomenon",
-        sample_id="sample",
-        patient_id="patient",
-        label="label",
-        classes=tuple(names),
-        modalities=tuple(Modality(name, "embedding", (name,)) for name in world.modalities),
-        split="split",
-    )
-    return Manifest(schema=schema, table=table, title="phenomenon (synthetic)")
-
-
-def _embedding(name: str, values: np.ndarray, present: np.ndarray) -> pl.Expr:
-    series = pl.Series(name, values.astype(np.float32), dtype=pl.Array(pl.Float32, values.shape[1:]))
-    return pl.when(pl.Series(present)).then(series).otherwise(None).alias(name)
+    columns = {
+        "sample": identity,
+        "patient": identity,
+        "label": pl.Series(np.array(names)[label], dtype=pl.String),
+        "split": pl.Series(split, dtype=pl.String),
+    }
+    present, tokens = world.masks[group], pl.Array(pl.Float32, observed.shape[2:])
+    for j, name in enumerate(world.modalities):
+        here = present[:, j]
+        columns[name] = cells.spread(pl.Series(observed[here, j].astype(np.float32), dtype=tokens), here)
+    modalities = tuple(Modality(name, "embedding", (name,)) for name in world.modalities)
+    schema = Schema("phenomenon", "sample", "patient", "label", names, modalities, split="split")
+    return Manifest(schema=schema, table=pl.DataFrame(columns), title="phenomenon (synthetic)")

@@ -1,3 +1,4 @@
+import functools
 import pathlib
 import subprocess
 import sys
@@ -17,13 +18,13 @@ SAMPLES = pathlib.Path(pydicom.__file__).parent / "data" / "test_files"
 
 
 def grey(path):
-    images.check_image(path)
-    return images.read_image(path, (*SIZE, 1))[..., 0]
+    images.check(path)
+    return images.read(path, (*SIZE, 1))[..., 0]
 
 
 def colour(path):
-    images.check_image(path)
-    return images.read_image(path, (*SIZE, 3))
+    images.check(path)
+    return images.read(path, (*SIZE, 3))
 
 
 def save(path, array):
@@ -85,7 +86,7 @@ def test_16_bit_colour_png_keeps_its_high_bytes(tmp_path):
     for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")):
         content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     (tmp_path / "x.png").write_bytes(content)
-    read = images.read_image(tmp_path / "x.png", (1, 2, 3))
+    read = images.read(tmp_path / "x.png", (1, 2, 3))
     assert read.tolist() == [[[255, 0, 7], [0, 100, 255]]]
 
 
@@ -103,7 +104,7 @@ def test_16_bit_colour_png_keeps_its_high_bytes(tmp_path):
     ],
 )
 def test_npy_values_become_bytes(tmp_path, values, expected):
-    read = images.read_image(save(tmp_path / "x.npy", values), (1, 3, 1))
+    read = images.read(save(tmp_path / "x.npy", values), (1, 3, 1))
     assert read.dtype == np.uint8
     np.testing.assert_allclose(read.ravel().astype(int), expected, atol=0.5 if values.dtype != bool else 0)
 
@@ -139,7 +140,7 @@ def test_jpeg_is_turned_as_its_exif_says_and_broken_exif_is_passed_over(tmp_path
     exif = Image.Exif()
     exif[0x0112] = 6  # the first row is the right side, the first column the top
     path = write_picture(tmp_path / "x.jpg", pixels, quality=100, exif=exif)
-    read = images.read_image(path, (8, 6, 1))[..., 0]
+    read = images.read(path, (8, 6, 1))[..., 0]
     np.testing.assert_allclose(read.astype(int), np.rot90(pixels, -1).astype(int), atol=3)
     path = write_picture(tmp_path / "y.jpg", pixels, quality=100, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     np.testing.assert_allclose(grey(path).astype(int), pixels.astype(int), atol=3)
@@ -157,16 +158,16 @@ def test_the_first_bytes_decide_not_the_name(tmp_path):
 def test_shrinking_averages_and_growing_interpolates(tmp_path):
     checks = np.indices((16, 16)).sum(0) % 2 * 255
     path = save(tmp_path / "x.npy", checks.astype(np.uint8))
-    assert np.ptp(images.read_image(path, (2, 2, 1)).astype(int)) <= 2, "without antialiasing it is 0 or 255"
-    assert abs(images.read_image(path, (2, 2, 1)).mean() - 127.5) < 4
-    wide = images.read_image(save(tmp_path / "y.npy", np.array([[0, 200]], np.uint8)), (1, 4, 1)).ravel()
+    assert np.ptp(images.read(path, (2, 2, 1)).astype(int)) <= 2, "without antialiasing it is 0 or 255"
+    assert abs(images.read(path, (2, 2, 1)).mean() - 127.5) < 4
+    wide = images.read(save(tmp_path / "y.npy", np.array([[0, 200]], np.uint8)), (1, 4, 1)).ravel()
     np.testing.assert_allclose(wide, [0, 50, 150, 200], atol=1)
 
 
 def test_aspect_is_not_kept_and_axes_are_not_swapped(tmp_path):
     pixels = np.zeros((10, 40), np.uint8)
     pixels[:5] = 200
-    read = images.read_image(save(tmp_path / "x.npy", pixels), (4, 6, 3))
+    read = images.read(save(tmp_path / "x.npy", pixels), (4, 6, 3))
     assert read.shape == (4, 6, 3)
     assert (read[:2] > 150).all()
     assert (read[2:] < 50).all()
@@ -186,20 +187,20 @@ def test_aspect_is_not_kept_and_axes_are_not_swapped(tmp_path):
 def test_time_is_interpolated_between_the_two_nearest_frames(tmp_path, count, length, expected):
     frames = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None] * 60, (count, 3, 2))
     path = save(tmp_path / "v.npy", frames)
-    images.check_volume(path)
-    read = images.read_volume(path, (length, 3, 2, 1))
+    images.check(path, volume=True)
+    read = images.read(path, (length, 3, 2, 1))
     assert read.shape == (length, 3, 2, 1)
     np.testing.assert_array_equal(read, np.broadcast_to(np.reshape(expected, (-1, 1, 1, 1)), read.shape))
 
 
 def test_volumes_have_one_range_for_all_frames_and_may_have_colours(tmp_path):
     frames = np.stack([np.full((2, 2), value, np.float32) for value in (-1.0, 0.0, 3.0)])
-    read = images.read_volume(save(tmp_path / "v.npy", frames), (3, 2, 2, 1))
+    read = images.read(save(tmp_path / "v.npy", frames), (3, 2, 2, 1))
     assert read[:, 0, 0, 0].tolist() == [0, 64, 255]
     rgb = np.stack([ramp(channels=3, seed=i) for i in range(3)])
     path = save(tmp_path / "c.npy", rgb)
-    np.testing.assert_array_equal(images.read_volume(path, (3, *SIZE, 3)), rgb)
-    one = images.read_volume(save(tmp_path / "g.npy", rgb[..., :1]), (3, *SIZE, 3))
+    np.testing.assert_array_equal(images.read(path, (3, *SIZE, 3)), rgb)
+    one = images.read(save(tmp_path / "g.npy", rgb[..., :1]), (3, *SIZE, 3))
     np.testing.assert_array_equal(one, np.repeat(rgb[..., :1], 3, axis=-1))
 
 
@@ -266,22 +267,22 @@ def test_dicom_of_fewer_than_8_bits_fills_the_range(tmp_path):
 def test_multi_frame_dicom_is_a_volume_and_no_image(tmp_path):
     frames = np.stack([ramp(seed=i) for i in range(3)])
     path = write_dicom(tmp_path / "a.dcm", frames, NumberOfFrames=3)
-    images.check_volume(path)
-    np.testing.assert_array_equal(images.read_volume(path, (3, *SIZE, 1))[..., 0], frames)
-    for use in (images.check_image, lambda path: images.read_image(path, (4, 4, 1))):
+    images.check(path, volume=True)
+    np.testing.assert_array_equal(images.read(path, (3, *SIZE, 1))[..., 0], frames)
+    for use in (images.check, lambda path: images.read(path, (4, 4, 1))):
         with pytest.raises(ValueError, match="several frames"):
             use(path)
 
 
 def test_real_samples_of_pydicom():
-    read = images.read_image(SAMPLES / "MR_small.dcm", (64, 64, 1))[..., 0]
+    read = images.read(SAMPLES / "MR_small.dcm", (64, 64, 1))[..., 0]
     values = pydicom.dcmread(SAMPLES / "MR_small.dcm").pixel_array
     np.testing.assert_allclose(read, stretched(values, values.min(), values.max()), atol=1)
     for name in ("MR_small_RLE", "MR_small_jp2klossless", "MR_small_bigendian", "MR_small_padded"):
-        np.testing.assert_array_equal(images.read_image(SAMPLES / f"{name}.dcm", (64, 64, 1))[..., 0], read)
-    palette = images.read_image(SAMPLES / "examples_palette.dcm", (32, 32, 3))
+        np.testing.assert_array_equal(images.read(SAMPLES / f"{name}.dcm", (64, 64, 1))[..., 0], read)
+    palette = images.read(SAMPLES / "examples_palette.dcm", (32, 32, 3))
     assert (palette[..., 0] != palette[..., 1]).any()
-    padded = images.read_image(SAMPLES / "CT_small.dcm", (128, 128, 1))[..., 0]
+    padded = images.read(SAMPLES / "CT_small.dcm", (128, 128, 1))[..., 0]
     values = pydicom.dcmread(SAMPLES / "CT_small.dcm").pixel_array
     np.testing.assert_allclose(padded, stretched(values, values.min(), values.max()), atol=1)
 
@@ -303,14 +304,14 @@ def test_huge_headers_are_refused_before_decoding(tmp_path):
     huge.append(write_png_header(tmp_path / "y.png", 10_001, 10_000))
     assert huge[0].stat().st_size < 100
     for path in huge:
-        for use in (images.check_image, lambda path: images.read_image(path, (4, 4, 3))):
+        for use in (images.check, lambda path: images.read(path, (4, 4, 3))):
             with pytest.raises(ValueError, match="claims more than 100 million pixels"):
                 use(path)
     with pytest.raises(ValueError, match="not a whole npy"):
-        images.check_image(tmp_path / "x.npy")
+        images.check(tmp_path / "x.npy")
     frames = write_dicom(tmp_path / "v.dcm", np.zeros((2, 4, 4), np.uint8), NumberOfFrames=10**9)
     with pytest.raises(ValueError, match="claims more than 300 million voxels"):
-        images.check_volume(frames)
+        images.check(frames, volume=True)
 
 
 def test_a_sparse_npy_of_the_claimed_length_is_refused_by_its_size(tmp_path):
@@ -318,7 +319,7 @@ def test_a_sparse_npy_of_the_claimed_length_is_refused_by_its_size(tmp_path):
     with (tmp_path / "x.npy").open("r+b") as file:
         file.truncate(10**10 + 1000)
     with pytest.raises(ValueError, match="claims more than 100 million pixels"):
-        images.check_image(tmp_path / "x.npy")
+        images.check(tmp_path / "x.npy")
 
 
 def test_cut_files_are_never_half_decoded(tmp_path):
@@ -330,12 +331,12 @@ def test_cut_files_are_never_half_decoded(tmp_path):
         write_dicom(tmp_path / "a.dcm", rgb),
     ]
     for path in paths:
-        images.read_image(path, (4, 4, 3))
+        images.read(path, (4, 4, 3))
         with pytest.raises(ValueError, match=r"damaged or cut short|not a whole npy"):
-            images.read_image(cut(path), (4, 4, 3))
+            images.read(cut(path), (4, 4, 3))
     for path in (paths[2], paths[3]):
         with pytest.raises(ValueError, match=r"damaged or cut short|not a whole npy"):
-            images.check_image(path)
+            images.check(path)
 
 
 def test_a_png_with_a_wrong_byte_is_never_decoded_to_something_else(tmp_path):
@@ -347,7 +348,7 @@ def test_a_png_with_a_wrong_byte_is_never_decoded_to_something_else(tmp_path):
     for place in range(41, len(content) - 12, 40):
         path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
         try:
-            np.testing.assert_array_equal(images.read_image(path, pixels.shape), pixels)
+            np.testing.assert_array_equal(images.read(path, pixels.shape), pixels)
         except ValueError:
             refused += 1
     assert refused > 100
@@ -378,7 +379,7 @@ def test_a_png_with_a_wrong_byte_is_never_decoded_to_something_else(tmp_path):
 def test_bad_images_are_refused_with_a_reason(tmp_path, write, reason):
     path = tmp_path / "x.npy"
     write(path)
-    for use in (images.check_image, lambda path: images.read_image(path, (4, 4, 3))):
+    for use in (images.check, lambda path: images.read(path, (4, 4, 3))):
         with pytest.raises(ValueError, match=reason) as caught:
             use(path)
         assert "Jane" not in str(caught.value)
@@ -394,20 +395,20 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, bad):
     values = np.ones((2, 3, 4))
     values[1, 2, 3] = bad
     with pytest.raises(ValueError, match="NaN, infinite or immense"):
-        images.read_volume(save(tmp_path / "v.npy", values), (2, 3, 4, 1))
+        images.read(save(tmp_path / "v.npy", values), (2, 3, 4, 1))
     with pytest.raises(ValueError, match="NaN, infinite or immense"):
-        images.read_image(save(tmp_path / "i.npy", values[1]), (3, 4, 1))
+        images.read(save(tmp_path / "i.npy", values[1]), (3, 4, 1))
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4, 2), (2, 3, 4, 4, 3), (0, 4, 4)])
 def test_volumes_of_another_rank_are_refused(tmp_path, shape):
     with pytest.raises(ValueError, match=r"\[t, h, w\]|no pixels|not a whole npy"):
-        images.check_volume(save(tmp_path / "v.npy", np.ones(shape)))
+        images.check(save(tmp_path / "v.npy", np.ones(shape)), volume=True)
 
 
 def test_a_picture_is_no_volume(tmp_path):
     path = write_picture(tmp_path / "x.png", ramp())
-    for use in (images.check_volume, lambda path: images.read_volume(path, (2, 4, 4, 3))):
+    for use in (functools.partial(images.check, volume=True), lambda path: images.read(path, (2, 4, 4, 3))):
         with pytest.raises(ValueError, match="a volume is npy or multi-frame dicom"):
             use(path)
 
@@ -426,7 +427,7 @@ def test_a_picture_is_no_volume(tmp_path):
 )
 def test_samples_of_pydicom_that_cannot_be_used(name, reason):
     with pytest.raises(ValueError, match=reason):
-        images.read_image(SAMPLES / f"{name}.dcm", (8, 8, 1))
+        images.read(SAMPLES / f"{name}.dcm", (8, 8, 1))
 
 
 def test_dicom_without_a_decoder_is_told_by_its_header():
@@ -434,11 +435,11 @@ def test_dicom_without_a_decoder_is_told_by_its_header():
     if pydicom.pixels.get_decoder(pydicom.uid.JPEGLSNearLossless).is_available:
         pytest.skip("a decoder for JPEG-LS is installed")
     with pytest.raises(ValueError, match=r"compression \(JPEG-LS.*\) cannot be decoded here"):
-        images.check_image(path)
+        images.check(path)
 
 
 def test_a_file_that_is_not_there_stays_an_error_of_the_system(tmp_path):
-    for use in (images.check_image, images.check_volume, lambda path: images.read_image(path, (4, 4, 1))):
+    for use in (images.check, functools.partial(images.check, volume=True), lambda path: images.read(path, (4, 4, 1))):
         with pytest.raises(FileNotFoundError):
             use(tmp_path / "gone.png")
 
@@ -459,7 +460,7 @@ def test_damage_gives_an_array_or_a_reason(tmp_path_factory, data, form):
         content[place] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
     try:
-        read = images.read_image(path, (3, 2, 3))
+        read = images.read(path, (3, 2, 3))
     except ValueError as error:
         read, reason = None, str(error)
     if read is None:
@@ -477,7 +478,7 @@ from remind_jax.data.kinds import images
 logging.basicConfig(level=logging.INFO)
 early = [name for name in ("PIL", "pydicom") if name in sys.modules]
 for path in ({str(tmp_path / "a.dcm")!r}, {str(SAMPLES / "MR_small_padded.dcm")!r}):
-    images.read_image(pathlib.Path(path), (4, 4, 1))
+    images.read(pathlib.Path(path), (4, 4, 1))
 print(early)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

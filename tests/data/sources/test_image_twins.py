@@ -12,6 +12,7 @@ from remind_jax.data.reading import read_manifest
 from remind_jax.data.sources import embed, image_twins, pictures, synthetic
 from remind_jax.errors import UserError
 from tests.data.image_files import ramp, write_picture
+from tests.reference import combinations
 
 TWINS = {
     "embed": (image_twins.load_embed_twin, embed.MODALITIES, embed.PUBLISHED, (0.10, 0.42, 0.41, 0.07)),
@@ -59,7 +60,7 @@ def test_kinds_and_shapes():
 def test_combination_frequencies(twin):
     manifest, modalities, published, _ = twin
     masks, expected = missingness.parse_combinations(published, modalities)
-    drawn = missingness.group_frequencies(manifest.presence, masks)
+    drawn = combinations.group_frequencies(manifest.presence, masks)
     assert drawn.sum() == pytest.approx(1)
     assert (np.abs(drawn - expected) < 4 * np.sqrt(expected * (1 - expected) / 3000)).all()
 
@@ -106,9 +107,7 @@ def test_seeds():
     [
         ({"n": 0}, "at least 1"),
         ({"image_size": 8}, "image_size"),
-        ({"memory": 1.5}, "memory"),
         ({"missing": "bernoulli"}, "published"),
-        ({"shift": 2.0}, "shift"),
         ({"frames": 1}, "frames"),
     ],
 )
@@ -121,7 +120,7 @@ def test_wrong_parameters_are_refused(change, message):
 
 
 def test_scores_by_hand():
-    world = image_twins.interaction_world(embed.MODALITIES, embed.PUBLISHED, 0, 0.7)
+    world = synthetic.interaction_world(embed.MODALITIES, embed.PUBLISHED, 2, 0, 0.7)
     severity = np.array([1.5])
     rules = np.zeros((1, 4, 2))
     rules[0, 2] = [2.0, 0.0]  # 2d_cc
@@ -140,7 +139,7 @@ def test_combinations_have_rules_of_their_own():
     rng = np.random.default_rng(0)
     rules = rng.normal(size=(20_000, 4, 2))
     for shift, least, most in ((0.0, 0.999, 1.001), (1.0, -0.75, 0.75)):
-        world = image_twins.interaction_world(embed.MODALITIES, embed.PUBLISHED, 3, shift)
+        world = synthetic.interaction_world(embed.MODALITIES, embed.PUBLISHED, 2, 3, shift)
         full, pairs = np.full(20_000, 5), np.full(20_000, 3)
         # The same pair of modalities, seen through the rule of the full set and that of the pair.
         alone = rules * np.array([0.0, 0.0, 1.0, 1.0])[:, None]
@@ -149,7 +148,7 @@ def test_combinations_have_rules_of_their_own():
 
 
 def test_strengths_are_standard_deviations():
-    world = image_twins.interaction_world(image_twins.FPRM_MODALITIES, image_twins.FPRM_PUBLISHED, 5, 0.7)
+    world = synthetic.interaction_world(image_twins.FPRM_MODALITIES, image_twins.FPRM_PUBLISHED, 2, 5, 0.7)
     rng = np.random.default_rng(0)
     severity, rules = rng.normal(size=50_000), rng.normal(size=(50_000, 4, 2))
     for k in range(5):

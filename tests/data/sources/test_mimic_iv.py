@@ -8,13 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remind_jax.data import check, missingness, splits
+from remind_jax.data import check, splits
 from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.sources import mimic_iv, mimic_iv_labs, mimic_iv_tables
 from remind_jax.errors import UserError
 from tests.data.sources import mimic_files
 from tests.data.sources.mimic_files import ANN, BEN, CAI, EVE, NOTES, STAY
+from tests.reference import combinations
 
 
 @pytest.fixture(scope="module")
@@ -432,8 +433,8 @@ def test_bernoulli_drops_among_what_is_there():
     assert (left[kinds == 2] == here[kinds == 2]).all()
     patterns = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1]], bool)
     for kind, masks in ((0, patterns), (1, np.array([[1, 0, 1], [1, 0, 0], [0, 0, 1]], bool))):
-        expected = missingness.bernoulli_frequencies(masks[:, here[kind]], 0.266)
-        drawn = missingness.group_frequencies(left[kinds == kind], masks)
+        expected = combinations.bernoulli_frequencies(masks[:, here[kind]], 0.266)
+        drawn = combinations.group_frequencies(left[kinds == kind], masks)
         assert (np.abs(drawn - expected) < 4 * np.sqrt(expected * (1 - expected) / 10_000)).all()
 
 
