@@ -31,6 +31,25 @@ MAY_IMPORT = {
         {"ops", "models", "objectives", "config", "errors", "runtime", "training"},
     ),
 }
+# What each wing of the package may import of the others: floors, from the ground up. The top level may use all.
+EVERYWHERE = {"errors", "config"}
+WINGS = {
+    "config": set(),
+    "ops": set(),
+    "objectives": {"ops"},
+    "runtime": set(),
+    "models": {"ops", "runtime"},
+    "data": {"runtime"},
+    "evaluation": {"runtime", "data"},
+    "inference": {"ops", "objectives", "models", "runtime", "data", "evaluation"},
+}
+WINGS["inference"].add("methods")
+WINGS["training"] = {*WINGS, "methods"}
+WINGS["studies"] = {*WINGS, "methods", "cli"}
+WINGS["analysis"] = {*WINGS, "methods", "cli"}
+MOST_LINES, MOST_OF_A_COMMAND, MOST_OF_ALL, MOST_AT_THE_TOP = 450, 80, 24_400, 17
+NO_COMMANDS = {"__init__", "api", "cli", "errors", "methods"}  # modules at the top level that are none
+
 # Imported where they are used, because each takes a good part of a second or more.
 HEAVY = {"tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "transformers", "orbax"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -147,6 +166,47 @@ def no_drawer(path: str, tree: ast.Module) -> list[str]:
     return [path] if path.split("/")[-1] in ("utils.py", "util.py") else []
 
 
+def floors(path: str, tree: ast.Module) -> list[str]:
+    """A wing imports those below it."""
+    parts = path.split("/")
+    if parts[0] != "remind_jax" or len(parts) < 3:
+        return []
+    allowed = WINGS[parts[1]] | EVERYWHERE | {parts[1]}
+    return [name for name in of_project(path, tree) if name.split(".")[1] not in allowed]
+
+
+def of_project(path: str, tree: ast.Module) -> list[str]:
+    """The names of this package that a file imports anywhere, below its top level."""
+    return [name for name in imported(path, ast.walk(tree)) if within(name, "remind_jax") and name != "remind_jax"]
+
+
+def no_hidden_imports(path: str, tree: ast.Module) -> list[str]:
+    """What wings import of the package stands at the top of the file, where everybody sees it."""
+    if not path.startswith("remind_jax/") or path.count("/") < 2:
+        return []
+    everywhere = set(imported(path, ast.walk(tree)))
+    return [name for name in everywhere - set(imported(path, tree.body)) if within(name, "remind_jax")]
+
+
+def checkpoints_are_for_training(path: str, tree: ast.Module) -> list[str]:
+    """Everybody else opens the trained model: only the loop and analyses of trajectories read a checkpoint."""
+    if not path.startswith("remind_jax/") or path.startswith(
+        ("remind_jax/training/", "remind_jax/analysis/opening.py")
+    ):
+        return []
+    return [name for name in of_project(path, tree) if within(name, "remind_jax.training.checkpoint")]
+
+
+def sizes(path: str, tree: ast.Module) -> list[str]:
+    """No file is longer than a reader's patience; a command is its text, its options, one call and what it prints."""
+    if not path.startswith("remind_jax/"):
+        return []
+    lines, name = max((node.end_lineno or 0 for node in tree.body), default=0), pathlib.PurePath(path).stem
+    is_command = path.count("/") == 1 and name not in NO_COMMANDS
+    most = MOST_OF_A_COMMAND if is_command else MOST_LINES
+    return [f"{lines} lines, at most {most}"] if lines > most else []
+
+
 RULES: tuple[Rule, ...] = (
     arrows,
     package_stands_alone,
@@ -156,6 +216,10 @@ RULES: tuple[Rule, ...] = (
     no_pickle,
     heavy_imports_inside,
     no_drawer,
+    floors,
+    no_hidden_imports,
+    checkpoints_are_for_training,
+    sizes,
 )
 
 VIOLATIONS = [
@@ -201,6 +265,23 @@ VIOLATIONS = [
     (heavy_imports_inside, "remind_jax/evaluation/a.py", "from sklearn import metrics"),
     (heavy_imports_inside, "remind_jax/config/table.py", "import ml_collections"),
     (no_drawer, "remind_jax/utils.py", ""),
+    (floors, "remind_jax/inference/a.py", "from remind_jax.training import loop"),
+    (floors, "remind_jax/inference/a.py", "def f():\n  from remind_jax import training"),
+    (floors, "remind_jax/training/a.py", "from remind_jax.studies import runner"),
+    (floors, "remind_jax/studies/a.py", "from remind_jax.analysis import command"),
+    (floors, "remind_jax/runtime/a.py", "from remind_jax.data import groups"),
+    (floors, "remind_jax/data/a.py", "from ..models import model"),
+    (floors, "remind_jax/evaluation/a.py", "from remind_jax import predict"),
+    (no_hidden_imports, "remind_jax/data/a.py", "def f():\n  from remind_jax.data import groups"),
+    (no_hidden_imports, "remind_jax/data/a.py", "if TYPE_CHECKING:\n  from remind_jax.data import groups"),
+    (
+        checkpoints_are_for_training,
+        "remind_jax/analysis/a.py",
+        "from remind_jax.training.checkpoint import Checkpoints",
+    ),
+    (checkpoints_are_for_training, "remind_jax/predict.py", "from remind_jax.training import checkpoint"),
+    (sizes, "remind_jax/data/a.py", "\n" * 450 + "pass"),
+    (sizes, "remind_jax/predict.py", "\n" * 80 + "pass"),
 ]
 
 ALLOWED = [
@@ -214,7 +295,73 @@ ALLOWED = [
     ("benchmarks/run.py", "from benchmarks import cases\nimport torch"),
     ("remind_jax/data/a.py", "import tensorflow_datasets_like_name"),
     ("remind_jax/config/table.py", "def f():\n  import ml_collections"),
+    ("remind_jax/predict.py", "def f():\n  from remind_jax.inference import model_folder"),
+    ("remind_jax/inference/a.py", "from remind_jax import config\nfrom remind_jax.data import groups"),
+    ("remind_jax/analysis/opening.py", "from remind_jax.training.checkpoint import Checkpoints"),
+    ("remind_jax/config/table.py", "\n" * 400 + "pass"),
 ]
+
+
+# ---- The house as a whole -------------------------------------------------------------------------------------------
+
+
+def modules(files: dict[str, str]) -> dict[str, set[str]]:
+    """What each module of the package imports of it, anywhere in its source; `files` are sources by path."""
+    names = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in files}
+
+    def owner(name: str) -> str | None:
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        return name if name not in ("", "remind_jax") else None
+
+    return {
+        module: {found for name in imported(path, ast.walk(ast.parse(files[path]))) if (found := owner(name))}
+        - {module}
+        for module, path in names.items()
+    }
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of modules that reach each other, hidden imports included."""
+
+    def reached(start: str) -> set[str]:
+        found, left = set(), [start]
+        while left:
+            new = arrows[left.pop()] - found
+            found |= new
+            left += new
+        return found
+
+    reach = {module: reached(module) for module in arrows}
+    loops = {frozenset(other for other in reach[m] if m in reach[other]) for m in arrows if m in reach[m]}
+    return sorted(sorted(loop) for loop in loops)
+
+
+def package() -> dict[str, str]:
+    """Sources of the package by path."""
+    files = (path for path in sources() if path.relative_to(ROOT).parts[0] == "remind_jax")
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    assert circles(modules(package())) == []
+
+
+def test_a_circle_is_caught() -> None:
+    files = {
+        "remind_jax/a.py": "from remind_jax.data import b",
+        "remind_jax/data/__init__.py": "",
+        "remind_jax/data/b.py": "def f():\n  from remind_jax.data.c import g",
+        "remind_jax/data/c.py": "if TYPE_CHECKING:\n  from remind_jax.data import b",
+    }
+    assert circles(modules(files)) == [["remind_jax.data.b", "remind_jax.data.c"]]
+    assert circles(modules(files | {"remind_jax/data/c.py": "import json"})) == []
+
+
+def test_the_house_has_room() -> None:
+    files = package()
+    assert sum(path.count("/") == 1 for path in files) <= MOST_AT_THE_TOP
+    assert sum(text.count("\n") for text in files.values()) <= MOST_OF_ALL
 
 
 def sources() -> list[pathlib.Path]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.schema import InputSpec
+from remind_jax.data.sources import embed, image_twins, mimic_iv_twin
 
 
 class Outline(NamedTuple):
@@ -17,23 +18,17 @@ class Outline(NamedTuple):
 
 
 def _mimic_iv(data: Any) -> Outline:
-    from remind_jax.data.sources import mimic_iv_twin
-
     kinds = {"notes": "text", "labs": "text", "icd": data.icd}
     inputs = {name: KINDS[kind].spec((data.max_tokens,), data.vocabulary) for name, kind in kinds.items()}
     return Outline(inputs, len(mimic_iv_twin.PUBLISHED), 2, 73_181)  # ICU stays of version 2.2
 
 
 def _embed(data: Any) -> Outline:
-    from remind_jax.data.sources import embed
-
     image = KINDS["image"].spec((data.image_size, data.image_size, 1))
     return Outline(dict.fromkeys(embed.MODALITIES, image), len(embed.PUBLISHED), len(embed.CLASSES), 72_770)
 
 
 def _fprm(data: Any) -> Outline:
-    from remind_jax.data.sources import image_twins
-
     side = data.image_size
     inputs = {
         "fundus": KINDS["image"].spec((side, side, 3)),
