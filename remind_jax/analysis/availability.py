@@ -1,13 +1,13 @@
-"""Which modality combinations there are, how accuracy follows their frequency, and whether missingness tells the label.
+"""Shows the modality combinations, how accuracy follows their frequency, and whether missingness tells the label.
 
     python -m remind_jax.analysis.availability --workdir=RUN [--also=RUN2,RUN3]
 
-    --also=RUN2,…     further runs on the same data, whose accuracies are drawn beside it
+    --also=RUN2,…     further runs on the same data, whose accuracies are drawn next to it
 
 REMIND figure 1 (a, b), and the audit of W104. Writes under RUN/analysis: availability.csv (each combination with its
 train count, and its held-out accuracy with an exact binomial interval), availability_audit.csv (area under the ROC
-curve of a logistic regression from what is present to the label, cross-validated by patient on the rows that are not
-held out), .png and .svg. How to read the result: docs/analyses.md.
+curve of a logistic regression from presence of modalities to the label, cross-validated by patient on the rows that
+are not held out), .png and .svg. How to read the result: docs/analyses.md.
 """
 
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ AUDIT_COLUMNS = ("run", "seed", "presence_of", "present_fraction", "n", "auroc",
 
 
 class Accuracy(NamedTuple):
-    """One run's figures: its title, and the rows of the table, most frequent first.
+    """One run's accuracies: its title, and the rows of the table, the most frequent first.
 
-    `pooled` is the accuracy of all head samples and of all tail samples, by `tail`, None without any; `correlation` is
-    Spearman's, of accuracy and train count over combinations that have both.
+    `pooled` is the accuracy of all head samples and of all tail samples, by `tail`, None without samples; `correlation`
+    is Spearman's correlation of accuracy and train count over combinations that have both.
     """
 
     title: str
@@ -47,9 +47,9 @@ class Accuracy(NamedTuple):
 
 
 def accuracy_rows(report: dict[str, Any]) -> list[Row]:
-    """Each combination of a report with its rank by train count, and its accuracy with the exact interval.
+    """Returns each combination of a report with its rank by train count, and its accuracy with the exact interval.
 
-    The report's own intervals are bootstraps where there are enough samples; exact ones throughout can be compared.
+    The report's own intervals are bootstraps where there are enough samples; exact ones are comparable throughout.
     """
     rows = []
     ordered = sorted(report["groups"], key=lambda row: -row["n_train"])
@@ -65,7 +65,7 @@ def accuracy_rows(report: dict[str, Any]) -> list[Row]:
 
 
 def rank_correlation(rows: Sequence[Row]) -> float:
-    """Spearman's correlation of train count and accuracy over combinations that have both; nan with fewer than 3."""
+    """Returns Spearman's correlation of train count and accuracy over combinations with both; nan with fewer than 3."""
     from scipy.stats import spearmanr
 
     known = [(row["n_train"], row["accuracy"]) for row in rows if row["n"] and row["n_train"]]
@@ -75,9 +75,9 @@ def rank_correlation(rows: Sequence[Row]) -> float:
 
 
 def audit(run: Run) -> list[Row]:
-    """How well the label can be told from which modalities are present: all together, then each by itself.
+    """Measures how well the label can be told from presence: of all modalities together, then of each alone.
 
-    Rows are those that W104 looks at: what is not held out, thinned to `check.AUDIT_ROWS`.
+    Rows are those of W104: rows that are not held out, thinned to `check.AUDIT_ROWS`.
     """
     manifest = run.data.manifest
     rows = np.flatnonzero(np.isin(run.data.split, (splits.TRAIN, splits.TUNING)))
@@ -97,15 +97,15 @@ def audit(run: Run) -> list[Row]:
 
 
 def read(run: Run, title: str) -> Accuracy:
-    """One run's figures, from its report."""
+    """Reads one run's accuracies from its report."""
     report = run.model.report
     rows = accuracy_rows(report)
     pooled = {side: report[f"{name}_pooled"]["accuracy"] for side, name in SIDES.items()}
     return Accuracy(title, rows, pooled, rank_correlation(rows))
 
 
-def text(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
-    """The summary for a terminal."""
+def summary(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
+    """Returns the summary for a terminal."""
 
     def cell(value: float | None, form: str = ".3f") -> str:
         return "-" if value is None or np.isnan(value) else format(value, form)
@@ -129,13 +129,13 @@ def text(found: Sequence[Accuracy], audited: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-NAMED = 30  # combinations named in the rank plot; more are bars without names
+NAMED = 30  # with more combinations, the bars of the rank plot have no names
 LEAST_X = 0.7  # left end of a bar, since a logarithmic axis has no zero
-UNSEEN_X = 0.5  # where combinations without training samples stand
+UNSEEN_X = 0.5  # place of combinations without training samples
 
 
 def draw(found: Sequence[Accuracy], audited: Sequence[Row], declared: Sequence[str]) -> "command.Figure":
-    """Train counts by rank; accuracy over train count, a panel a run; the audit."""
+    """Draws train counts by rank, a panel for each run with accuracy over train count, and the audit."""
     rows = [row for row in found[0].rows if row["n_train"]]
     height = max(3.1, 1.3 + 0.19 * min(max(len(rows), len(audited)), NAMED))
     figure = command.new_figure(7.4 + 2.9 * len(found), height)
@@ -149,7 +149,7 @@ def draw(found: Sequence[Accuracy], audited: Sequence[Row], declared: Sequence[s
 
 
 def log_scale(axis: "command.Axes") -> None:
-    """A logarithmic axis of training samples with plain numbers."""
+    """Makes a logarithmic axis of training samples with plain numbers."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis.set(xscale="log", xlabel="training samples (log scale)")
@@ -160,7 +160,7 @@ def log_scale(axis: "command.Axes") -> None:
 
 
 def draw_ranks(axis: "command.Axes", rows: Sequence[Row], declared: Sequence[str]) -> None:
-    """Train count of every combination on a log scale, most frequent at the top."""
+    """Draws the train count of every combination on a log scale, the most frequent at the top."""
     ranks, tail = [row["rank"] for row in rows], [row["tail"] for row in rows]
     for row in rows:
         look = {"facecolor": "white", "hatch": "//////"} if row["tail"] else {"facecolor": COLOURS[False]}
@@ -180,7 +180,7 @@ def draw_ranks(axis: "command.Axes", rows: Sequence[Row], declared: Sequence[str
 
 
 def draw_accuracy(axis: "command.Axes", found: Accuracy) -> None:
-    """Accuracy of every combination with held-out samples over its train count."""
+    """Draws the accuracy of every combination with held-out samples over its train count."""
     known = [row for row in found.rows if row["n"]]
     for row in known:
         x, colour = row["n_train"] or UNSEEN_X, COLOURS[row["tail"]]
@@ -205,7 +205,7 @@ def draw_accuracy(axis: "command.Axes", found: Accuracy) -> None:
 
 
 def draw_audit(axis: "command.Axes", audited: Sequence[Row]) -> None:
-    """Area under the ROC curve of presence, all modalities first."""
+    """Draws the area under the ROC curve of presence, all modalities first."""
     for y, row in enumerate(audited):
         if row["auroc"] is None:
             words = "always there" if row["present_fraction"] == 1.0 else "-"
@@ -241,7 +241,7 @@ def main(arguments: list[str]) -> None:
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, rows)
     command.write_csv(folder / f"{NAME}_audit.csv", AUDIT_COLUMNS, audited)
     command.write_figure(folder / NAME, lambda: draw(found, audited, runs[0].data.groups.modalities))
-    print(text(found, audited))
+    print(summary(found, audited))
     print(f"Written: {folder / NAME}.csv, _audit.csv, .png, .svg")
 
 

@@ -1,4 +1,4 @@
-"""What the commands that analyse finished runs share: options, opening runs, rows of a split, tables, pictures."""
+"""Functions that the analyses share: options, rows of a split, tables and figures."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 Options = types.SimpleNamespace
 SPLITS = ("held_out", "tuning", "train")
 INK, QUIET, GRID = "#222222", "#666666", "#dddddd"
-# Okabe and Ito's blue and vermilion: told apart with any colour vision, and different in grey.
+# Okabe and Ito's blue and vermilion, which differ for every colour vision and in grey.
 COLOURS = {False: "#0072B2", True: "#D55E00"}
 MARKERS = {False: "o", True: "^"}
 LINES: dict[bool, Any] = {False: "-", True: (0, (4, 1.6))}
@@ -34,13 +34,13 @@ SIDES = {False: "head", True: "tail"}
 
 
 def read_options(arguments: Sequence[str], **options: Any) -> tuple[list[pathlib.Path], Options]:
-    """Reads a command line as `cli.parse_runs`; the choices are attributes, see the text of each command."""
+    """Reads a command line with `cli.parse_runs`: the runs' folders, and the options as attributes."""
     paths, values = cli.parse_runs(arguments, **options)
     return paths, Options(**values)
 
 
 def positions_of(text: str, count: int) -> np.ndarray:
-    """Reads positions such as `0,3,10-19`, or `all`, out of `count` samples; wrong ones are a UserError."""
+    """Reads positions such as `0,3,10-19`, or `all`, out of `count` samples; refuses others (UserError)."""
     if text == "all":
         return np.arange(count)
     try:
@@ -54,7 +54,7 @@ def positions_of(text: str, count: int) -> np.ndarray:
 
 
 def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.ndarray:
-    """Reads names separated by commas as a mask bool [m]; an unknown name is a UserError."""
+    """Reads names separated by commas as a mask bool [m]; refuses unknown names (UserError)."""
     names = list(filter(None, text.replace("+", ",").split(",")))
     for name in names:
         if name not in modalities:
@@ -64,11 +64,7 @@ def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.nda
 
 
 def check_routed(path: pathlib.Path, config: Any, block: int) -> None:
-    """Refuses runs whose tokens are not softly routed by one predictor, or that lack a block.
-
-    Raises:
-      UserError: sparse fusion, several members or networks, or fewer blocks.
-    """
+    """Refuses runs of sparse fusion, of several members or networks, or without this block (UserError)."""
     if config.ensemble > 1 or config.model.members > 1:
         key = "ensemble" if config.ensemble > 1 else "model.members"
         raise UserError(f"{path} is a run of several predictors ({key}), which route apart: analyse a run of one")
@@ -80,12 +76,9 @@ def check_routed(path: pathlib.Path, config: Any, block: int) -> None:
 
 
 def over_rows(run: Run, split: str, function: Callable[[Params, pipeline.Batch], Any]) -> Any:
-    """Applies a function (parameters, batch) -> arrays [rows, ...], in any structure, to all rows of a split, jitted.
+    """Applies a function to all rows of a split, in their order; refuses an empty split (UserError).
 
-    Returns the same structure, with the rows of all batches in the split's order.
-
-    Raises:
-      UserError: the split is empty.
+    The function (parameters, batch) -> any structure of arrays [rows, ...] is jitted.
     """
     store = run.data.stores[split]
     if not len(store):
@@ -99,10 +92,10 @@ def over_rows(run: Run, split: str, function: Callable[[Params, pipeline.Batch],
 
 
 def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
-    """The combinations of a split, head first and the most frequent in training first, and who has which.
+    """Returns the combinations of a split, head first and the most frequent in training first.
 
-    Returns rows `group, modalities, tail, n_train, n`, and the row of every sample, int [n]. A combination that
-    training has not seen counts to the tail.
+    They are rows `group, modalities, tail, n_train, n`; the second array is the row of every sample, int [n]. A
+    combination not seen in training counts to the tail.
     """
     groups = run.data.groups
     presence = run.data.manifest.presence[run.data.rows(split)]
@@ -121,12 +114,12 @@ def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
 
 
 def identity(run: Run) -> Row:
-    """The columns that name a run."""
+    """Returns the columns that name a run."""
     return {"run": str(run.path), "method": run.config.method, "seed": run.config.seed}
 
 
 def titles(runs: Sequence[Run]) -> list[str]:
-    """A title of its own for each run: its method; with its seed or its folder where that is not enough."""
+    """Returns a different title for each run: its method, with its seed or its folder where that is not enough."""
     methods = [run.config.method for run in runs]
     seeded = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
     folders = [f"{run.config.method} ({run.path.name})" for run in runs]
@@ -139,7 +132,7 @@ def titles(runs: Sequence[Run]) -> list[str]:
 def panel_titles(runs: Sequence[Run]) -> list[str]:
     """Returns the title of each run's column: its method, so that the seeds of one method share a column.
 
-    Runs of one method whose settings differ in more than the seed are told apart by their folders.
+    Runs of one method whose configs differ in more than the seed have their folders in their titles.
     """
     digests = [files.config_digest({**run.config.to_dict(), "seed": 0}) for run in runs]
     folders: dict[str, str] = {}
@@ -162,7 +155,7 @@ def panels(runs: Sequence[Run], rows: Sequence[Sequence[Row]]) -> dict[str, list
 
 
 def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Writes a table whole or not at all; None and what is not finite are empty cells."""
+    """Writes a table whole or not at all; None and numbers that are not finite are empty cells."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, bool | np.bool_):
@@ -181,7 +174,7 @@ def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -
 def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail: Sequence[bool]) -> None:
     """Writes the names of combinations left of an axis, at the heights `place`, and `head` and `tail` left of them.
 
-    Rows of head and of tail, which `tail` tells apart, lie together.
+    The rows of head, and those of tail, must follow each other.
     """
     axis.set_yticks(place, labels, fontsize=7.5)
     for label, side in zip(axis.get_yticklabels(), tail, strict=True):
@@ -203,7 +196,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def name_marks(figure: "Figure", names: Sequence[str], looks: Iterable[tuple[str, str]], size: float = 6.0) -> None:
-    """Draws marks (colour, shape) and names in the second line of the title; nearer no place is free in all data."""
+    """Draws marks (colour, shape) and names in the second line of the title, which no data cover."""
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], color=colour, marker=shape, linestyle="", markersize=size) for colour, shape in looks]
@@ -212,7 +205,7 @@ def name_marks(figure: "Figure", names: Sequence[str], looks: Iterable[tuple[str
 
 
 def write_figure(stem: pathlib.Path, draw: Callable[[], "Figure"]) -> None:
-    """Writes what `draw` makes as PNG and SVG; text stays text, and the same figure gives the same bytes."""
+    """Writes the figure of `draw` as PNG and SVG; text is kept as text, and the same figure gives the same bytes."""
     import matplotlib
 
     style = {"font.size": 9, "axes.axisbelow": True, "hatch.linewidth": 0.6, "text.parse_math": False}

@@ -1,21 +1,21 @@
-"""Gradient consistency of every modality combination over training (REMIND equations 1, 9 to 17; figures 1b, 3).
+"""Measures gradient consistency of every combination over training (REMIND equations 1, 9 to 17; figures 1b, 3).
 
     python -m remind_jax.analysis.gradient_consistency --workdir=RUN [--also=RUN2,RUN3]
 
-    --also=RUN2,…       further runs to draw beside it; runs that differ in their seed alone share a column
-    --output=margin     whose gradients: margin | loss | logit (margin: true-class logit less the largest other)
-    --score=abs         what the curves show: abs (|cos|) | signed (Eq. 13, signs by uᵀΘ1 ≥ 0)
-    --n=32              samples a combination
-    --n_whole=128       samples that stand for the whole data set
-    --whole=natural     its make-up: natural (each combination with its share) | balanced (n of each combination)
-    --draws=3           independent draws of samples; the band is their spread, and that of seeds
+    --also=RUN2,…       further runs to draw next to it; runs that differ in their seed alone share a column
+    --output=margin     whose gradients: margin (true-class logit less the largest other) | loss | logit
+    --score=abs         score of the curves: abs (|cos|) | signed (Eq. 13, signs by uᵀΘ1 ≥ 0)
+    --n=32              samples of a combination
+    --n_whole=128       samples of the whole data set
+    --whole=natural     shares in these: natural (each combination with its share) | balanced (n of each combination)
+    --draws=3           independent draws of samples; the band is the spread over draws and seeds
     --split=train       train | tuning | held_out
-    --params=^block_    regular expression of the parameters looked at; the fusion blocks by default
+    --params=^block_    regular expression of the parameters; the fusion blocks by default
     --method=auto       auto | exact | gram | lanczos
-    --seed=0            of the draws
+    --seed=0            seed of the draws
 
-Writes gradient_consistency.csv, .png and .svg under RUN/analysis. Only checkpoints that were kept can be looked at:
-train with --config.train.keep=0 to keep all. How to read the result: docs/gradient_consistency.md.
+Writes gradient_consistency.csv, .png and .svg under RUN/analysis. The analysis needs checkpoints: train with
+--config.train.keep=0 to keep all. How to read the result: docs/gradient_consistency.md.
 """
 
 import pathlib
@@ -45,16 +45,16 @@ COLUMNS = (
 )
 
 
-def settings_text(chosen: Options, gate: str, method: str) -> str:
-    """Returns what a row of the table was computed with."""
-    whole = f"balanced:{chosen.n}" if chosen.whole == "balanced" else f"natural:{chosen.n_whole}"
-    parts = {"output": chosen.output, "whole": whole, "split": chosen.split, "params": chosen.params}
-    parts |= {"method": method, "gate": gate, "seed": chosen.seed}
+def settings_text(options: Options, gate: str, method: str) -> str:
+    """Returns the options that rows of the table depend on."""
+    whole = f"balanced:{options.n}" if options.whole == "balanced" else f"natural:{options.n_whole}"
+    parts = {"output": options.output, "whole": whole, "split": options.split, "params": options.params}
+    parts |= {"method": method, "gate": gate, "seed": options.seed}
     return " ".join(f"{key}={value}" for key, value in parts.items())
 
 
 def make_outputs(run: Run, output: str) -> Callable[..., Any]:
-    """The function (params, batch, fixed) -> [n] of which gradients are taken, in evaluation mode.
+    """Returns the function (params, batch, fixed) -> [n] whose gradients are taken, in evaluation mode.
 
     `output` is a key of `ntk.OUTPUTS`; `loss` is the run's own loss of single samples, unweighted.
     """
@@ -71,57 +71,57 @@ def make_outputs(run: Run, output: str) -> Callable[..., Any]:
     return outputs
 
 
-def scores(run: Run, chosen: Options) -> Iterator[list[Row]]:
-    """Rows of the table, a list for each checkpoint and draw.
+def consistency_rows(run: Run, options: Options) -> Iterator[list[Row]]:
+    """Yields rows of the table, a list for each checkpoint and draw.
 
     Raises:
       UserError: nothing matches `params`, the split is empty, or an output depends on more than its own sample.
     """
     if run.model.gate == "gated" and run.config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch makes outputs depend on the batch: samples have no gradients")
-    outputs, samples = make_outputs(run, chosen.output), draw_samples(run, chosen)
+    outputs, samples = make_outputs(run, options.output), draw_samples(run, options)
     for step, weights in run.trajectory():
-        fixed, part = states.partition(weights, lambda path: re.search(chosen.params, path) and not is_statistic(path))
+        fixed, part = states.partition(weights, lambda path: re.search(options.params, path) and not is_statistic(path))
         if not part:
             there = sorted({path.partition("/")[0] for path in weights})
-            raise UserError(f"no parameter matches --params={chosen.params}; there are {', '.join(there)}")
+            raise UserError(f"no parameter matches --params={options.params}; there are {', '.join(there)}")
         for number, (whole, batches) in enumerate(samples):
-            method = ntk.resolve_method(chosen.method, outputs, part, whole, fixed)
+            method = ntk.resolve_method(options.method, outputs, part, whole, fixed)
             found = ntk.consistencies(outputs, part, whole, batches, fixed, method=method)
             common = command.identity(run) | {"draw": number, "step": step, "stage": stage_of(run, step)}
-            common |= {"settings": settings_text(chosen, run.model.gate, method)}
+            common |= {"settings": settings_text(options, run.model.gate, method)}
             yield [common | score._asdict() | group_facts(run, i) for i, score in sorted(found.items())]
 
 
-def draw_samples(run: Run, chosen: Options) -> list[tuple[dict, dict[int, dict]]]:
-    """Batch of the whole and batch of each group, for each draw; the same at all checkpoints."""
-    groups, store = run.data.groups, run.data.stores[chosen.split]
-    index = groups.index(run.data.manifest.presence[run.data.rows(chosen.split)])
+def draw_samples(run: Run, options: Options) -> list[tuple[dict, dict[int, dict]]]:
+    """Returns a batch of the whole and a batch of each group for each draw; all checkpoints use the same."""
+    groups, store = run.data.groups, run.data.stores[options.split]
+    index = groups.index(run.data.manifest.presence[run.data.rows(options.split)])
     known = np.flatnonzero(index < len(groups))
     if not len(known):
-        raise UserError(f"split {chosen.split} has no samples of a combination seen in training")
+        raise UserError(f"split {options.split} has no samples of a combination seen in training")
     samples = []
-    for number in range(chosen.draws):
+    for number in range(options.draws):
         drawn, whole = ntk.sample_groups(
-            index[known], chosen.n, chosen.n_whole, balanced=chosen.whole == "balanced", seed=(chosen.seed, number)
+            index[known], options.n, options.n_whole, balanced=options.whole == "balanced", seed=(options.seed, number)
         )
         samples.append((store.take(known[whole]), {i: store.take(known[at]) for i, at in drawn.items()}))
     return samples
 
 
 def stage_of(run: Run, step: int) -> str:
-    """Name of the stage that ends with a step or holds it."""
+    """Returns the name of the stage that a step belongs to; its last step does."""
     return next((stage.name for stage in run.stages if step <= stage.stop), run.stages[-1].name)
 
 
 def group_facts(run: Run, i: int) -> Row:
-    """Name, tail and train count of a group."""
+    """Returns name, tail and train count of a group."""
     groups = run.data.groups
     return {"group": groups.names[i], "tail": bool(groups.tail[i]), "n_train": int(groups.train_counts[i])}
 
 
 class Curve(NamedTuple):
-    """Mean over replicates (run and draw) of the mean over groups, at each step, with their standard deviation."""
+    """Mean and standard deviation, at each step, of replicates (run and draw), each a mean over groups."""
 
     steps: np.ndarray
     mean: np.ndarray
@@ -130,9 +130,9 @@ class Curve(NamedTuple):
 
 
 def curve(rows: Sequence[Row], key: str) -> Curve | None:
-    """The curve of the rows of some groups; None without rows.
+    """Returns the curve of the rows of some groups, None without rows.
 
-    Steps that one of the replicates lacks, because its training ended earlier, are left out.
+    Steps that a replicate lacks because its training ended earlier are left out.
     """
     values: dict[tuple, dict[int, list[float]]] = {}
     for row in rows:
@@ -146,13 +146,13 @@ def curve(rows: Sequence[Row], key: str) -> Curve | None:
 
 
 def finite_mean(values: Sequence[float]) -> float:
-    """Mean of what is finite; nan when nothing is."""
+    """Returns the mean of the finite values; nan when there are none."""
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def summary(panels: dict[str, list[Row]], key: str) -> str:
-    """Head, tail and their gap at the first and the last step of each panel, as text."""
+    """Returns head, tail and their gap at the first and the last step of each panel, as text."""
     lines = [f"{key:<28} {'step':>7} {'head':>6} {'tail':>6} {'gap':>6}"]
     for label, rows in panels.items():
         head, tail = (curve([row for row in rows if row["tail"] is side], key) for side in (False, True))
@@ -171,10 +171,10 @@ STYLES = {
 OUTPUT_NAMES = {"margin": "margin logit", "loss": "loss", "logit": "true-class logit"}
 
 
-def draw(panels: dict[str, list[Row]], chosen: Options) -> "command.Figure":
-    """Draws a column a method: the score of head and tail over steps above, the cosine of mean gradients below."""
-    score = "abs_gc" if chosen.score == "abs" else "gc"
-    name = "|cos| of dominant\ndirections" if chosen.score == "abs" else "cos of dominant\ndirections (signed)"
+def draw(panels: dict[str, list[Row]], options: Options) -> "command.Figure":
+    """Draws a column for each method: scores of head and tail over steps above, cosines of mean gradients below."""
+    score = "abs_gc" if options.score == "abs" else "gc"
+    name = "|cos| of dominant\ndirections" if options.score == "abs" else "cos of dominant\ndirections (signed)"
     figure = command.new_figure(1.2 + 2.9 * max(len(panels), 1.4), 5.2)
     axes = figure.subplots(2, len(panels), squeeze=False, sharex="col", sharey="row")
     for column, (label, rows) in enumerate(panels.items()):
@@ -184,11 +184,11 @@ def draw(panels: dict[str, list[Row]], chosen: Options) -> "command.Figure":
         axes[1, column].set_xlabel("training step")
     axes[0, 0].set_ylabel(name)
     axes[1, 0].set_ylabel("cos of mean\ngradients")
-    if chosen.score == "abs":
+    if options.score == "abs":
         axes[0, 0].set_ylim(0.0, 1.02)
-    whole = "balanced" if chosen.whole == "balanced" else f"natural ({chosen.n_whole} samples)"
+    whole = "balanced" if options.whole == "balanced" else f"natural ({options.n_whole} samples)"
     figure.suptitle("Gradient consistency of modality combinations with the whole data set", fontsize=10.5)
-    note = f"Gradients of the {OUTPUT_NAMES[chosen.output]}; {chosen.n} samples a combination, whole set {whole}.\n"
+    note = f"Gradients of the {OUTPUT_NAMES[options.output]}; {options.n} samples a combination, whole set {whole}.\n"
     note += "Thick: mean over combinations; band: ± 1 sd over draws and seeds; thin: single combinations."
     figure.supxlabel(note, fontsize=8, color=QUIET)
     return figure
@@ -223,7 +223,7 @@ def draw_panel(axis: "command.Axes", rows: Sequence[Row], key: str) -> None:
 
 
 def label_ends(axis: "command.Axes", ends: Sequence[tuple[float, str, str, int]]) -> None:
-    """Writes the name of each line beside its end; two that lie close are moved apart."""
+    """Writes the name of each line next to its end; two close names are moved apart."""
     from matplotlib.transforms import offset_copy
 
     ordered = sorted(ends)
@@ -236,22 +236,22 @@ def label_ends(axis: "command.Axes", ends: Sequence[tuple[float, str, str, int]]
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Options]:
-    """Reads the command line: the runs' folders, and the choices; a mistake is a UserError in one line."""
+    """Reads the command line: the runs' folders and the options; refuses what it cannot read (UserError)."""
     strings, integers = {"params": "^block_"}, {"n": (32, 2), "n_whole": (128, 2), "draws": (3, 1), "seed": (0, 0)}
     choices = {"output": tuple(OUTPUT_NAMES), "score": ("abs", "signed"), "whole": ("natural", "balanced")}
     choices |= {"split": ("train", "tuning", "held_out"), "method": ("auto", *ntk.METHODS)}
-    paths, chosen = command.read_options(arguments, strings=strings, integers=integers, choices=choices)
+    paths, options = command.read_options(arguments, strings=strings, integers=integers, choices=choices)
     try:
-        re.compile(chosen.params)
+        re.compile(options.params)
     except re.error as error:
-        raise UserError(f"--params={chosen.params} is not a regular expression: {error}") from error
-    return paths, chosen
+        raise UserError(f"--params={options.params} is not a regular expression: {error}") from error
+    return paths, options
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, chosen = parse(arguments)
-    # All configs are read before anything slow starts, so that a mistake costs nothing.
+    paths, options = parse(arguments)
+    # All configs are read before the slow part starts, so that a mistake costs nothing.
     for path in paths:
         model_folder.read_config(path)
     folder = opening.output_folder(paths[0])
@@ -260,7 +260,7 @@ def main(arguments: list[str]) -> None:
         for number, path in enumerate(paths):
             bar.advance(number, path.name)
             runs.append(opening.open_run(path))
-            parts = progress.over(scores(runs[-1], chosen), "checkpoints × draws")
+            parts = progress.over(consistency_rows(runs[-1], options), "checkpoints × draws")
             rows.append([row for part in parts for row in part])
             steps = sorted({row["step"] for row in rows[-1]})
             bar.say(f"{path}: {len(steps)} points, step {steps[0]} (initial weights) to {steps[-1]}")
@@ -268,8 +268,8 @@ def main(arguments: list[str]) -> None:
                 bar.say("  too few for curves: train with --config.train.keep=0 to keep all checkpoints")
     panels = command.panels(runs, rows)
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for found in rows for row in found])
-    command.write_figure(folder / NAME, lambda: draw(panels, chosen))
-    print(summary(panels, "abs_gc" if chosen.score == "abs" else "gc"))
+    command.write_figure(folder / NAME, lambda: draw(panels, options))
+    print(summary(panels, "abs_gc" if options.score == "abs" else "gc"))
     print(summary(panels, "cos_mean_gradient"))
     print(f"Written: {folder / NAME}.csv, .png, .svg")
 

@@ -1,21 +1,20 @@
-"""Which missing modality would make a prediction surer: the expected drop in predictive entropy. Research, not advice.
+"""Ranks missing modalities by the expected drop in a prediction's entropy. Research, not advice.
 
     python -m remind_jax.analysis.next_modality --workdir=RUN [--samples=0,3,10-19]
 
     --samples=all        held-out samples by position, counted from 0, or all of them
-    --donors=20          train samples that lend a missing modality, those most alike in what the sample has
-    --pool=4000          train samples among which donors are looked for, drawn at random from larger data
-    --checks=2000        held-out samples that validate it, likewise
-    --seed=0             of these draws, and of the bootstrap
+    --donors=20          train samples that lend a missing modality, the nearest in the modalities of the sample
+    --pool=4000          train samples to search for donors, drawn at random from larger data
+    --checks=2000        held-out samples of the validation, drawn likewise
+    --seed=0             seed of these draws and of the bootstrap
 
-For a sample without modality A: the train samples that have A and all that the sample has, the nearest of them by their
-encoded tokens; each lends its tokens of A, and the drop in entropy is averaged over them. Writes next_modality.csv (a
-row for each missing modality of a sample, no patient ids), next_modality_validation.csv, .png and .svg under
-RUN/analysis.
+The donors of a modality A are the train samples that have A and every modality of the sample, the nearest by encoded
+tokens. Each lends its tokens of A, and the drop in entropy is averaged over donors. Writes next_modality.csv (a row for
+each missing modality of a sample, no patient ids), next_modality_validation.csv, .png and .svg under RUN/analysis.
 
-The validation hides each modality of held-out samples in turn and compares the expected drop with the one that the
-hidden modality makes when it comes back: Spearman's rank correlation with a 95 % interval (bootstrap over samples).
-Beside it stands that of a rule that needs no donors: the entropy before. A drop in entropy is no gain in accuracy.
+The validation hides each modality of held-out samples in turn and compares the expected drop with the true one, which
+the hidden modality makes when it comes back: Spearman's rank correlation with a 95 % interval (bootstrap over samples),
+next to that of a rule without donors, the entropy before. A drop in entropy is no gain in accuracy.
 """
 
 import pathlib
@@ -39,7 +38,7 @@ NAME = "next_modality"
 LABEL = "research, not advice"
 SPLIT = "held_out"
 RESAMPLES = 1_000
-FEWEST = 20  # samples from which on a rank correlation is given
+FEWEST = 20  # fewer samples have no rank correlation
 COLUMNS = (
     *("sample", "group", "tail", "modality", "entropy", "expected_entropy", "expected_drop", "rank"),
     *("donors", "distance", "seen", "use"),
@@ -54,15 +53,15 @@ class Encoded(NamedTuple):
     presence: np.ndarray
 
     def take(self, at: np.ndarray) -> "Encoded":
-        """Some of them."""
+        """Returns the samples at these positions."""
         return Encoded(self.tokens[at], self.presence[at])
 
 
 class Estimate(NamedTuple):
-    """What a modality is expected to do to samples that lack it.
+    """The expected effect of a modality on samples that lack it.
 
-    `expected` [k] is the mean predictive entropy with a donor's tokens, nan without donors; `donors`, int [k], is how
-    many lent theirs, and `distance` [k] the root mean square distance of their tokens to the sample's.
+    `expected` [k] is the mean predictive entropy with a donor's tokens, nan without donors; `donors`, int [k], is their
+    number, and `distance` [k] the root mean square distance of their tokens to the sample's.
     """
 
     expected: np.ndarray
@@ -83,7 +82,7 @@ class Fusion:
             return run.model.network.fuse(params, tokens, observed, group, gate=gate).logits.astype("float32")
 
         self._logits, self._encode = jax.jit(logits, static_argnums=4), jax.jit(run.model.network.encode)
-        # Tokens of what is missing depend on the combination only: one row for each, the last for unseen ones.
+        # Tokens of missing modalities depend on the combination alone: a row for each, the last for unseen ones.
         count, masks = len(run.data.groups) + 1, run.data.groups.masks
         store = run.data.stores["train"]
         batch = run.model.hidden(store, np.zeros(count, np.int64), np.zeros((count, masks.shape[1]), bool))
@@ -92,14 +91,14 @@ class Fusion:
         self.owner = self._owner(store)
 
     def _owner(self, store: Store) -> np.ndarray:
-        """Modality of each token, int [n]: where one alone is there, its tokens are the observed ones."""
+        """Returns the modality of each token, int [n]: a sample of one modality has observed tokens of that one."""
         count = len(self.run.data.groups.modalities)
         batch = store.take(np.zeros(count, np.int64)) | {"present": np.eye(count, dtype=bool)}
         observed = jax.jit(lambda params, batch: self.run.model.network.apply(params, batch, gate="never").observed)
         return np.asarray(observed(self._params, batch)).argmax(axis=0)
 
     def encode(self, store: Store, positions: np.ndarray) -> Encoded:
-        """Encodes rows of a split with all that they have."""
+        """Encodes rows of a split with all their modalities."""
         tokens, presence = [], []
         for start in range(0, len(positions), self.size):
             part = positions[start : start + self.size]
@@ -109,7 +108,7 @@ class Fusion:
         return Encoded(np.concatenate(tokens), np.concatenate(presence))
 
     def entropy(self, tokens: np.ndarray, presence: np.ndarray) -> np.ndarray:
-        """Predictive entropy in nats, [k], of tokens [k, n, d] of which those of `presence` [k, m] are real."""
+        """Returns the predictive entropy in nats, [k], of tokens [k, n, d]; `presence` [k, m] marks the real ones."""
         group = self.run.data.groups.index(presence)
         found = np.zeros(len(tokens))
         for start in range(0, len(tokens), self.size):
@@ -124,12 +123,12 @@ class Fusion:
 
 
 def entropy_of(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy in nats, [k, c] -> [k]."""
+    """Returns the entropy in nats, [k, c] -> [k]."""
     return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-300)), axis=1)
 
 
 def nearest(samples: np.ndarray, donors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest donors of each sample, by features [k, f] and [p, f]: `count` of them, or all p.
+    """Finds the nearest donors of each sample by features [k, f] and [p, f]: `count` of them, or all p.
 
     Returns positions, int [k, min(count, p)], nearest first, and their root mean square distances.
     """
@@ -141,9 +140,9 @@ def nearest(samples: np.ndarray, donors: np.ndarray, count: int) -> tuple[np.nda
 
 
 def estimate(fusion: Fusion, samples: Encoded, pool: Encoded, modality: int, count: int) -> Estimate:
-    """What a modality, given by its position, is expected to do to samples that lack it, by `count` donors a sample.
+    """Estimates the effect of a modality, given by its position, on samples that lack it, with `count` donors each.
 
-    None of the encoded samples has it (one that is hidden counts as missing); the pool is of encoded train samples.
+    A hidden modality counts as missing; the pool holds encoded train samples.
     """
     n = len(samples.presence)
     found = Estimate(np.full(n, np.nan), np.zeros(n, np.int64), np.full(n, np.nan))
@@ -170,7 +169,7 @@ def estimate(fusion: Fusion, samples: Encoded, pool: Encoded, modality: int, cou
 
 
 def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.ndarray, count: int) -> list[Row]:
-    """A row for each missing modality of each sample, ranked by the expected drop."""
+    """Returns a row for each missing modality of each sample, ranked by the expected drop."""
     run = fusion.run
     before = fusion.entropy(samples.tokens, samples.presence)
     names, facts = run.data.groups.modalities, group_columns(run, samples.presence)
@@ -196,7 +195,7 @@ def recommend(fusion: Fusion, samples: Encoded, pool: Encoded, positions: np.nda
 
 
 class Checks(NamedTuple):
-    """Modalities that samples have, each hidden once; sample, modality, entropy before, drops, whether it is tail."""
+    """Samples with one modality hidden: sample, modality, entropy before, expected and true drop, and tail."""
 
     sample: np.ndarray
     modality: np.ndarray
@@ -206,7 +205,7 @@ class Checks(NamedTuple):
     tail: np.ndarray
 
     def take(self, at: np.ndarray) -> "Checks":
-        """Some of them."""
+        """Returns the checks at these positions."""
         return Checks(*(values[at] for values in self))
 
 
@@ -227,7 +226,10 @@ def check(fusion: Fusion, samples: Encoded, pool: Encoded, count: int) -> Checks
 
 
 def correlate(checks: Checks, seed: int) -> tuple[float | None, float | None, float | None]:
-    """Rank correlation of expected and true drop, and its 95 % interval; None for few samples or one value only."""
+    """Returns the rank correlation of expected and true drop and its 95 % interval, None for few samples or one value.
+
+    The interval is a bootstrap over samples.
+    """
     samples, index = np.unique(checks.sample, return_inverse=True)
     rho = spearman(checks.expected, checks.true)
     if len(samples) < FEWEST or rho is None:
@@ -236,15 +238,15 @@ def correlate(checks: Checks, seed: int) -> tuple[float | None, float | None, fl
     starts = np.searchsorted(index[order], np.arange(len(samples) + 1))
     rng, values = np.random.default_rng(seed), []
     for _ in range(RESAMPLES):
-        chosen = rng.integers(len(samples), size=len(samples))
-        at = np.concatenate([order[starts[i] : starts[i + 1]] for i in chosen])
+        picked = rng.integers(len(samples), size=len(samples))
+        at = np.concatenate([order[starts[i] : starts[i + 1]] for i in picked])
         values.append(spearman(checks.expected[at], checks.true[at]))
     known = np.array([value for value in values if value is not None])
     return rho, *(float(x) for x in np.percentile(known, [2.5, 97.5]))
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Spearman's rank correlation; None where one of the two does not vary."""
+    """Returns Spearman's rank correlation; None where one of the two does not vary."""
     from scipy.stats import rankdata
 
     if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
@@ -253,7 +255,7 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float | None:
 
 
 def validation(checks: Checks, modalities: Sequence[str], seed: int) -> list[Row]:
-    """A row for each modality, and one for all together."""
+    """Returns a row for each modality, and one for all together."""
     rows = []
     for j, name in enumerate((*modalities, "all")):
         part = checks if name == "all" else checks.take(checks.modality == j)
@@ -267,11 +269,11 @@ def validation(checks: Checks, modalities: Sequence[str], seed: int) -> list[Row
     return rows
 
 
-MOST_POINTS = 400  # of a panel
+MOST_POINTS = 400  # most points of a panel
 
 
 def draw(checks: Checks, rows: Sequence[Row], title: str) -> "command.Figure":
-    """Expected against true drop, a panel a modality; circles are head combinations, triangles tail."""
+    """Draws true over expected drop, a panel for each modality; circles are head combinations, triangles tail."""
     shown = [row for row in rows if row["n"] and row["modality"] != "all"]
     names = [row["modality"] for row in rows if row["modality"] != "all"]
     columns = min(4, len(shown))
@@ -303,13 +305,13 @@ def draw(checks: Checks, rows: Sequence[Row], title: str) -> "command.Figure":
 
 
 def refuse_ensemble(path: pathlib.Path, config: Any) -> None:
-    """Refuses a run whose tokens are those of several networks."""
+    """Refuses a run of several networks, which have different tokens (UserError)."""
     if config.ensemble > 1:
         raise UserError(f"{path} is an ensemble, which has the tokens of several networks: name a run of one")
 
 
 def summary(rows: Sequence[Row], checked: Sequence[Row]) -> str:
-    """The validation and the first choices, as text."""
+    """Returns the validation and the modalities of first rank, as text."""
 
     def cells(row: Row) -> str:
         known = [row[key] for key in ("rho", "rho_low", "rho_high", "rho_entropy_before")]
@@ -328,18 +330,18 @@ def summary(rows: Sequence[Row], checked: Sequence[Row]) -> str:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     integers = {"donors": (20, 1), "pool": (4_000, 1), "checks": (2_000, 1), "seed": (0, 0)}
-    (path,), chosen = command.read_options(arguments, strings={"samples": "all"}, integers=integers, several=False)
+    (path,), options = command.read_options(arguments, strings={"samples": "all"}, integers=integers, several=False)
     (run,) = opening.open_runs([path], refuse_ensemble)
     folder = opening.output_folder(path)
     held_out, train = run.data.stores[SPLIT], run.data.stores["train"]
-    positions = command.positions_of(chosen.samples, len(held_out))
+    positions = command.positions_of(options.samples, len(held_out))
     fusion = Fusion(run)
-    pool = fusion.encode(train, drawn(len(train), chosen.pool, chosen.seed))
-    rows = recommend(fusion, fusion.encode(held_out, positions), pool, positions, chosen.donors)
+    pool = fusion.encode(train, drawn(len(train), options.pool, options.seed))
+    rows = recommend(fusion, fusion.encode(held_out, positions), pool, positions, options.donors)
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, rows)
-    samples = fusion.encode(held_out, drawn(len(held_out), chosen.checks, chosen.seed))
-    checks = check(fusion, samples, pool, chosen.donors)
-    checked = validation(checks, run.data.groups.modalities, chosen.seed)
+    samples = fusion.encode(held_out, drawn(len(held_out), options.checks, options.seed))
+    checks = check(fusion, samples, pool, options.donors)
+    checked = validation(checks, run.data.groups.modalities, options.seed)
     command.write_csv(folder / f"{NAME}_validation.csv", CHECKED, checked)
     print(summary(rows, checked))
     written = f"{folder / NAME}.csv, _validation.csv"
@@ -351,7 +353,7 @@ def main(arguments: list[str]) -> None:
 
 
 def drawn(count: int, most: int, seed: int) -> np.ndarray:
-    """Positions of at most so many of `count` samples, drawn at random, ascending."""
+    """Draws at most `most` of `count` samples at random; returns their positions, ascending."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 

@@ -1,4 +1,4 @@
-"""Finished runs as analyses take them: the trained model, the data prepared again, and the weights of checkpoints."""
+"""Opens finished runs for analyses: the trained model, the data prepared again, and the weights of checkpoints."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from remind_jax.training.stages import Stage, plan_stages
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its model as trained, its data set, prepared again, and its plan of stages."""
+    """A finished run: its folder, its trained model, its data set, prepared again, and its stages of training."""
 
     path: pathlib.Path
     model: Predictor
@@ -31,7 +31,7 @@ class Run:
 
     @property
     def config(self) -> ml_collections.ConfigDict:
-        """The run's settings."""
+        """The run's config."""
         return self.model.config
 
     def trajectory(self) -> Iterator[tuple[int, Params]]:

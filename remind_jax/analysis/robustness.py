@@ -1,14 +1,14 @@
-"""How a run's held-out figures fall as modalities go missing.
+"""Measures how a run's held-out metrics fall as modalities go missing.
 
     python -m remind_jax.analysis.robustness --workdir=RUN [--also=RUN2,RUN3]
 
-    --also=RUN2,…        further runs to draw beside it
-    --draws=5            independent choices of the samples that lose a modality; the band is their spread
-    --seed=0             of the choices, which are the same for all runs of one split
+    --also=RUN2,…        further runs to draw next to it
+    --draws=5            independent draws of the samples that lose a modality; the band is their spread
+    --seed=0             seed of the draws, which are the same for all runs of one split
 
-A curve a modality: a share of the samples that have it and something else lose it, from none to all of them. The curve
-"all together" takes every modality from samples at that rate, never the last one of a sample. Writes robustness.csv,
-.png and .svg under RUN/analysis.
+Each modality has a curve: a share of the samples that have it and another one lose it, from none to all of them. For
+the curve "all together" samples lose every modality at that rate, but never their last one. Writes robustness.csv, .png
+and .svg under RUN/analysis.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,10 +33,10 @@ COLUMNS = ("run", "method", "seed", "hidden", "rate", "draw", "n", "n_lost", "un
 
 
 def lose_one(presence: np.ndarray, modality: int, rate: float, order: np.ndarray) -> np.ndarray:
-    """Which samples lose a modality, given by its position, bool [n], of those in `presence` bool [n, m].
+    """Returns which samples lose a modality, given by its position, bool [n]; `presence` is bool [n, m].
 
-    `rate` is the share of the samples that have it and something else; a higher one takes it from the same samples and
-    more. `order` is a permutation of the samples.
+    A share `rate` of the samples that have it and another one lose it, in the given order, a permutation: at a higher
+    rate the same samples do, and more.
     """
     able = presence[:, modality] & (presence.sum(axis=1) > 1)
     ranked = order[able[order]]
@@ -46,18 +46,18 @@ def lose_one(presence: np.ndarray, modality: int, rate: float, order: np.ndarray
 
 
 def lose_any(presence: np.ndarray, rate: float, uniform: np.ndarray) -> np.ndarray:
-    """What is left, bool [n, m], when every modality goes with probability `rate`, but for one of each sample.
+    """Returns the modalities left, bool [n, m], when each is lost with probability `rate`, but never a sample's last.
 
-    A higher rate takes the same and more. `uniform` has numbers in [0, 1), [n, m]; the modality of the greatest one
-    stays.
+    At a higher rate the same are lost, and more. `uniform` has numbers in [0, 1), [n, m]; the modality of the greatest
+    one stays.
     """
     draws = np.where(presence, uniform, -1.0)
     stays = np.arange(presence.shape[1])[None, :] == draws.argmax(axis=1)[:, None]
     return presence & ((draws >= rate) | stays)
 
 
-def curves(run: Run, chosen: Options) -> Iterator[Row]:
-    """Rows of the table: every modality, then all together, at every rate and in every draw."""
+def curves(run: Run, options: Options) -> Iterator[Row]:
+    """Yields rows of the table: every modality, then all together, at every rate and in every draw."""
     data, store = run.data, run.data.stores[SPLIT]
     rows = data.rows(SPLIT)
     presence, labels = data.manifest.presence[rows], data.manifest.labels[rows]
@@ -76,16 +76,16 @@ def curves(run: Run, chosen: Options) -> Iterator[Row]:
         without = presence.copy()
         able = presence[:, j] & (presence.sum(axis=1) > 1)
         without[able, j] = False
-        # Two predictions of a sample make all rates and draws.
+        # Two predictions of each sample are enough for all rates and draws.
         alternative = full.copy()
         alternative[able] = run.model.predict_parts(store, positions[able], without[able])
-        for draw in range(chosen.draws):
-            order = np.random.default_rng((chosen.seed, draw, j)).permutation(len(rows))
+        for draw in range(options.draws):
+            order = np.random.default_rng((options.seed, draw, j)).permutation(len(rows))
             for rate in RATES:
                 lost = lose_one(presence, j, rate, order)[:, None]
                 yield row(name, rate, draw, np.where(lost, without, presence), np.where(lost, alternative, full))
-    for draw in range(chosen.draws):
-        uniform = np.random.default_rng((chosen.seed, draw, presence.shape[1])).random(presence.shape)
+    for draw in range(options.draws):
+        uniform = np.random.default_rng((options.seed, draw, presence.shape[1])).random(presence.shape)
         for rate in RATES:
             left = lose_any(presence, rate, uniform)
             changed = np.flatnonzero((left != presence).any(axis=1))
@@ -111,7 +111,7 @@ NAME_SIZE = 7.5
 
 
 def draw(panels: dict[str, list[Row]], title: str) -> "command.Figure":
-    """A column a run, a line of axes a figure of merit; curves are named at their ends."""
+    """Draws a column for each run and a line of axes for each metric; curves are named at their ends."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["hidden"] for rows in panels.values() for row in rows))
@@ -143,7 +143,7 @@ def draw(panels: dict[str, list[Row]], title: str) -> "command.Figure":
 
 
 def mean_curve(rows: Sequence[Row], name: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean and standard deviation over draws and runs at each rate; None where the figure cannot be computed."""
+    """Returns mean and standard deviation over draws and runs at each rate; None where the metric is undefined."""
     values = [[row[key] for row in rows if row["hidden"] == name and row["rate"] == rate] for rate in RATES]
     if not all(values) or any(value is None for some in values for value in some):
         return None
@@ -151,8 +151,8 @@ def mean_curve(rows: Sequence[Row], name: str, key: str) -> tuple[np.ndarray, np
     return table.mean(axis=1), table.std(axis=1, ddof=1) if table.shape[1] > 1 else np.zeros(len(table))
 
 
-def look(names: Sequence[str], name: str) -> dict[str, Any]:
-    """Colour, dash and mark of a curve."""
+def curve_style(names: Sequence[str], name: str) -> dict[str, Any]:
+    """Returns the colour, dash and mark of a curve."""
     if name == TOGETHER:
         return {"color": "black", "linestyle": "-", "marker": "", "lw": 2.4}
     colour, dash, mark = LOOKS[names.index(name) % len(LOOKS)]
@@ -160,12 +160,12 @@ def look(names: Sequence[str], name: str) -> dict[str, Any]:
 
 
 def draw_panel(axis: "command.Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
-    """The curves of one run, or of the seeds of one method."""
+    """Draws the curves of one run, or of the seeds of one method."""
     for name in names:
         found = mean_curve(rows, name, key)
         if found is None:
             continue
-        style = look(names, name)
+        style = curve_style(names, name)
         axis.fill_between(RATES, found[0] - found[1], found[0] + found[1], color=style["color"], alpha=0.15, lw=0)
         axis.plot(RATES, found[0], markersize=3.5, markevery=2, markeredgewidth=0, **style)
     axis.set_xlim(0.0, 1.0)
@@ -175,7 +175,7 @@ def draw_panel(axis: "command.Axes", rows: Sequence[Row], names: Sequence[str], 
 
 
 def name_ends(axis: "command.Axes", rows: Sequence[Row], names: Sequence[str], key: str) -> None:
-    """Writes each curve's name beside its end, moved apart where two would overlap."""
+    """Writes each curve's name next to its end, moved apart where two would overlap."""
     ends = {name: found[0][-1] for name in names if (found := mean_curve(rows, name, key)) is not None}
     if not ends:
         return
@@ -187,11 +187,11 @@ def name_ends(axis: "command.Axes", rows: Sequence[Row], names: Sequence[str], k
     for name, height, at in zip(ordered, heights, places, strict=True):
         weight = "bold" if name == TOGETHER else "normal"
         words = {"fontsize": NAME_SIZE, "fontweight": weight, "line": 0.6}
-        name_end(axis, name, height, (1.07, at), look(names, name)["color"], **words)
+        name_end(axis, name, height, (1.07, at), curve_style(names, name)["color"], **words)
 
 
 def summary(panels: dict[str, list[Row]]) -> str:
-    """Accuracy at rates 0, 0.5 and 1 as text."""
+    """Returns the accuracy at rates 0, 0.5 and 1 as text."""
     lines = [f"{'accuracy at a rate of':<44} {'0':>6} {'0.5':>6} {'1':>6}"]
     for label, rows in panels.items():
         for name in dict.fromkeys(row["hidden"] for row in rows):
@@ -203,12 +203,12 @@ def summary(panels: dict[str, list[Row]]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, chosen = command.read_options(arguments, integers={"draws": (5, 1), "seed": (0, 0)})
+    paths, options = command.read_options(arguments, integers={"draws": (5, 1), "seed": (0, 0)})
     runs, rows = [], []
     for run in opening.open_runs(paths):
         runs.append(run)
-        total = (len(run.data.groups.modalities) + 1) * chosen.draws * len(RATES)
-        found = curves(run, chosen)
+        total = (len(run.data.groups.modalities) + 1) * options.draws * len(RATES)
+        found = curves(run, options)
         rows.append(list(progress.over(found, "points of curves", total)))
     folder = opening.output_folder(paths[0])
     panels = command.panels(runs, rows)

@@ -1,15 +1,15 @@
-"""Which experts serve which modality combination (REMIND figure 4).
+"""Shows which experts each modality combination uses (REMIND figure 4).
 
     python -m remind_jax.analysis.specialization --workdir=RUN [--also=RUN2,RUN3]
 
-    --also=RUN2,…       further runs to draw beside it
-    --top=3             how many experts of a sample count
+    --also=RUN2,…       further runs to draw next to it
+    --top=3             number of a sample's first experts that count
     --count=sample      sample (experts ranked by their mean weight over a sample's tokens) | token (by each token)
-    --tokens=all        all | observed: whose weights count; `observed` leaves out the tokens of missing modalities
+    --tokens=all        all | observed; `observed` leaves out the weights of missing modalities' tokens
     --split=held_out    held_out | tuning | train
     --block=0           fusion block
-    --least=10          samples that a combination needs to count in the number
-    --permutations=500  of combinations among samples, for the number expected by chance
+    --least=10          samples that a combination needs to count in the distance
+    --permutations=500  permutations of combinations among samples, for the distance expected by chance
 
 Writes specialization.csv, specialization_summary.csv, .png and .svg under RUN/analysis. The weights are those with
 which tokens read experts (Eq. 6), summed over an expert's slots, in evaluation. How to read it: docs/analyses.md.
@@ -39,9 +39,9 @@ SUMMARY_COLUMNS = (
 )
 
 
-def settings_text(chosen: Options, gate: str) -> str:
-    """Returns what a row of a table was computed with."""
-    parts = {key: getattr(chosen, key) for key in ("top", "count", "tokens", "split", "block")} | {"gate": gate}
+def settings_text(options: Options, gate: str) -> str:
+    """Returns the options that rows of the tables depend on."""
+    parts = {key: getattr(options, key) for key in ("top", "count", "tokens", "split", "block")} | {"gate": gate}
     return " ".join(f"{key}={value}" for key, value in parts.items())
 
 
@@ -57,37 +57,36 @@ class Pattern(NamedTuple):
     summary: Row
 
 
-def top_experts(weights: jax.Array, top: int) -> jax.Array:
-    """1 at the `top` largest weights of each row, else 0; of equal ones the first count, [..., e] -> [..., e]."""
+def top_mask(weights: jax.Array, top: int) -> jax.Array:
+    """Returns 1 at the `top` largest weights of each row, else 0, [..., e] -> [..., e]; of equal ones the first win."""
     _, best = jax.lax.top_k(weights, top)
     return jnp.sum(jax.nn.one_hot(best, weights.shape[-1]), axis=-2)
 
 
 def sample_usage(logits: jax.Array, counted: jax.Array, top: int, count: str) -> jax.Array:
-    """How much of each expert is among a sample's first, [b, e], each row of sum `top`, the number of first experts.
+    """Returns each expert's share among the `top` first experts of each sample, [b, e]; each row has the sum `top`.
 
-    `logits` [b, n, e, s] are of the router in use, and `counted`, bool [b, n], has the tokens whose weights count, at
-    least one a sample. The count `sample` ranks experts by their mean weight over tokens; `token` takes the mean of the
-    tokens' own ranks.
+    `logits` [b, n, e, s] are those of the router in use; `counted`, bool [b, n], marks the tokens whose weights count,
+    at least one a sample. The count `sample` ranks experts by their mean weight over tokens; `token` averages the ranks
+    of each token.
     """
     weights = jnp.sum(soft_moe.combine_weights(logits), axis=3)
     share = counted.astype(weights.dtype)
     share = share / jnp.sum(share, axis=1, keepdims=True)
     if count == "token":
-        return jnp.einsum("bne,bn->be", top_experts(weights, top), share)
-    return top_experts(jnp.einsum("bne,bn->be", weights, share), top)
+        return jnp.einsum("bne,bn->be", top_mask(weights, top), share)
+    return top_mask(jnp.einsum("bne,bn->be", weights, share), top)
 
 
 def group_means(usage: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """Mean of `usage` [n, e] over the samples of each of `count` groups, [g, e]."""
+    """Returns the mean of `usage` [n, e] over the samples of each of `count` groups, [g, e]."""
     return (np.eye(count)[index].T @ usage) / np.bincount(index, minlength=count)[:, None]
 
 
 def mean_distance(patterns: np.ndarray) -> float:
-    """Mean over pairs of rows of the Jensen-Shannon distance, in [0, 1]; nan with fewer than two rows.
+    """Returns the mean Jensen-Shannon distance over pairs of rows, in [0, 1]; nan with fewer than two rows.
 
-    It is the mean of the square roots of divergences in bits, of patterns [g, e] that are not negative; each row is
-    scaled to sum one.
+    The distance is the square root of the divergence in bits. Rows of `patterns` [g, e] are scaled to sum one.
     """
     p = patterns / patterns.sum(axis=1, keepdims=True)
 
@@ -102,14 +101,13 @@ def mean_distance(patterns: np.ndarray) -> float:
 
 
 def distinctness(usage: np.ndarray, index: np.ndarray, least: int, permutations: int, seed: int = 0) -> Row:
-    """How far apart the patterns of combinations are, and how far they would be by chance.
+    """Measures the distance between the patterns of combinations, and the distance expected by chance.
 
-    `usage` [n, e] is that of `sample_usage`, and `index`, int [n], the combination of each sample; `least` samples are
-    needed of one. The permutations are of the combinations among these samples; sizes stay, so that small combinations
-    have the same noise.
+    `usage` [n, e] is that of `sample_usage`, and `index`, int [n], the combination of each sample; a combination needs
+    `least` samples. Permutations of the combinations among these samples keep their sizes, and so their noise.
 
     Returns `distance`, the `chance` mean and its 95th percentile `chance_high`, their difference `excess`, `p` (share
-    of permutations at least as far apart), `combinations` and `samples`. What needs two combinations is nan.
+    of permutations at least as far apart), all nan with fewer than two combinations; `combinations` and `samples`.
     """
     sizes = np.bincount(index)
     large = np.flatnonzero(sizes >= least)
@@ -126,34 +124,34 @@ def distinctness(usage: np.ndarray, index: np.ndarray, least: int, permutations:
         "chance": float(shuffled.mean()),
         "chance_high": float(np.quantile(shuffled, 0.95)),
         "excess": distance - float(shuffled.mean()),
-        # With the one at hand among them, so that no test is surer than the number of permutations allows.
+        # The observed order counts as one, so that p is never smaller than the number of permutations allows.
         "p": float((1 + np.sum(shuffled >= distance - 1e-12)) / (1 + permutations)),
         **common,
     }
 
 
-def pattern(run: Run, title: str, chosen: Options) -> Pattern:
-    """Computes what one run does; a UserError where it has no more experts than count as first."""
-    if chosen.top >= run.config.fusion.experts:
+def pattern(run: Run, title: str, options: Options) -> Pattern:
+    """Computes one run's use of experts; refuses a run with no more experts than count as first (UserError)."""
+    if options.top >= run.config.fusion.experts:
         experts = f"the run in {run.path} has {run.config.fusion.experts} experts"
-        raise UserError(f"--top={chosen.top}: {experts}, all would count")
+        raise UserError(f"--top={options.top}: {experts}, all would count")
 
     def function(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         routes = run.model.network.route(params, batch, gate=run.model.gate)
-        counted = routes.observed if chosen.tokens == "observed" else jnp.ones_like(routes.observed)
+        counted = routes.observed if options.tokens == "observed" else jnp.ones_like(routes.observed)
         output = run.model.network.apply(params, batch, gate=run.model.gate)
-        return sample_usage(routes.blocks[chosen.block].used, counted, chosen.top, chosen.count), output.open_rate
+        return sample_usage(routes.blocks[options.block].used, counted, options.top, options.count), output.open_rate
 
-    usage, open_rate = command.over_rows(run, chosen.split, function)
-    groups, index = command.combinations(run, chosen.split)
-    found = distinctness(usage, index, chosen.least, chosen.permutations)
-    facts = {"settings": settings_text(chosen, run.model.gate), "gate_open_rate": float(open_rate.mean())}
+    usage, open_rate = command.over_rows(run, options.split, function)
+    groups, index = command.combinations(run, options.split)
+    found = distinctness(usage, index, options.least, options.permutations)
+    facts = {"settings": settings_text(options, run.model.gate), "gate_open_rate": float(open_rate.mean())}
     found |= command.identity(run) | facts
     return Pattern(title, groups, group_means(usage, index, len(groups)), found)
 
 
 def table(found: Pattern) -> list[Row]:
-    """Rows of the CSV."""
+    """Returns the rows of the CSV."""
     common = {key: found.summary[key] for key in ("run", "method", "seed", "settings")}
     return [
         common | group | {"expert": expert, "frequency": float(frequency)}
@@ -162,8 +160,8 @@ def table(found: Pattern) -> list[Row]:
     ]
 
 
-def text(patterns: Sequence[Pattern], least: int) -> str:
-    """The summary for a terminal."""
+def summary(patterns: Sequence[Pattern], least: int) -> str:
+    """Returns the summary for a terminal."""
     lines = [f"{'Jensen-Shannon distance of combinations':<40} {'found':>6} {'chance':>7} {'excess':>7} {'p':>6}"]
     for found in patterns:
         row = found.summary
@@ -174,12 +172,12 @@ def text(patterns: Sequence[Pattern], least: int) -> str:
 
 
 GAP = 0.45  # rows between head and tail
-PALE = 0.5  # of combinations too small to count
-LABELLED_EXPERTS = 24  # more of them are numbered in steps
+PALE = 0.5  # opacity of combinations too small to count
+LABELLED_EXPERTS = 24  # with more experts, not all have their numbers written
 
 
-def draw(patterns: Sequence[Pattern], declared: Sequence[str], chosen: Options) -> "command.Figure":
-    """Heatmaps beside each other: combinations in rows, head above tail; experts in columns, most used first."""
+def draw(patterns: Sequence[Pattern], declared: Sequence[str], options: Options) -> "command.Figure":
+    """Draws a heatmap for each run: combinations in rows, head above tail; experts in columns, most used first."""
     import matplotlib
 
     experts, rows = max(p.frequency.shape[1] for p in patterns), max(len(p.groups) for p in patterns)
@@ -190,14 +188,14 @@ def draw(patterns: Sequence[Pattern], declared: Sequence[str], chosen: Options) 
     axes = figure.subplots(1, len(patterns), squeeze=False)[0]
     colours = matplotlib.colormaps["cividis"]
     for number, (axis, found) in enumerate(zip(axes, patterns, strict=True)):
-        draw_panel(axis, found, declared, colours, chosen.least, names=number == 0 or not same)
+        draw_panel(axis, found, declared, colours, options.least, names=number == 0 or not same)
     mesh = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0.0, 1.0), colours)
     bar = figure.colorbar(mesh, ax=list(axes), fraction=0.03, aspect=25, pad=0.015)
     bar.outline.set_visible(False)
-    unit = "samples" if chosen.count == "sample" else "tokens"
-    bar.set_label(f"share of {unit} with\nthe expert in their top {chosen.top}", fontsize=8.5)
-    split = chosen.split.replace("_", "-")
-    note = f"Number: {split} samples; pale: fewer than {chosen.least}, not in the distance"
+    unit = "samples" if options.count == "sample" else "tokens"
+    bar.set_label(f"share of {unit} with\nthe expert in their top {options.top}", fontsize=8.5)
+    split = options.split.replace("_", "-")
+    note = f"Number: {split} samples; pale: fewer than {options.least}, not in the distance"
     figure.supxlabel(note, fontsize=8, color=QUIET)
     return figure
 
@@ -205,7 +203,7 @@ def draw(patterns: Sequence[Pattern], declared: Sequence[str], chosen: Options) 
 def draw_panel(
     axis: "command.Axes", found: Pattern, declared: Sequence[str], colours: Any, least: int, names: bool
 ) -> None:
-    """One run's heatmap, with a gap between head and tail."""
+    """Draws one run's heatmap, with a gap between head and tail."""
     groups, experts = found.groups, found.frequency.shape[1]
     large = np.array([group["n"] >= least for group in groups])
     order = np.argsort(-found.frequency[large if large.any() else ~large].mean(axis=0), kind="stable")
@@ -239,18 +237,18 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     integers = {"top": (3, 1), "block": (0, 0), "least": (10, 1), "permutations": (500, 1)}
     choices = {"count": ("sample", "token"), "tokens": ("all", "observed"), "split": command.SPLITS}
-    paths, chosen = command.read_options(arguments, integers=integers, choices=choices)
+    paths, options = command.read_options(arguments, integers=integers, choices=choices)
     runs, found = [], []
-    for run in opening.open_runs(paths, functools.partial(command.check_routed, block=chosen.block)):
+    for run in opening.open_runs(paths, functools.partial(command.check_routed, block=options.block)):
         runs.append(run)
-        found.append(pattern(run, "", chosen))
+        found.append(pattern(run, "", options))
     opening.check_comparable(runs)
     found = [one._replace(title=title) for one, title in zip(found, command.titles(runs), strict=True)]
     folder = opening.output_folder(paths[0])
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for one in found for row in table(one)])
     command.write_csv(folder / f"{NAME}_summary.csv", SUMMARY_COLUMNS, [one.summary for one in found])
-    command.write_figure(folder / NAME, lambda: draw(found, runs[0].data.groups.modalities, chosen))
-    print(text(found, chosen.least))
+    command.write_figure(folder / NAME, lambda: draw(found, runs[0].data.groups.modalities, options))
+    print(summary(found, options.least))
     print(f"Written: {folder / NAME}.csv, _summary.csv, .png, .svg")
 
 

@@ -1,4 +1,4 @@
-"""How sure the shared router is, and what the gate would do at other thresholds (REMIND table 6, sections 3.3 and 7.2).
+"""Measures how sure the shared router is, and the gate at other thresholds (REMIND table 6, sections 3.3 and 7.2).
 
     python -m remind_jax.analysis.uncertainty --workdir=RUN
 
@@ -49,11 +49,11 @@ THRESHOLD_COLUMNS = (
 
 
 class Measured(NamedTuple):
-    """What a run's router of e experts gives.
+    """Uncertainty of a run's router of e experts.
 
-    `tokens` has each metric of every token [n, t], without the joint one, which tokens do not have, and `samples` each
+    `tokens` has each metric of every token [n, t], without the joint one, which only samples have, and `samples` each
     metric of every sample [n]. `right` says whether predictions are right with the gate never and always open, bool [n]
-    each; None where there is no gate, or one in every block. `groups` are rows of `command.combinations`, head first,
+    each; None for a run without a gate or with several blocks. `groups` are rows of `command.combinations`, head first,
     and `index`, int [n], is the row of each sample.
     """
 
@@ -72,9 +72,9 @@ class Measured(NamedTuple):
 
 
 def measures(logits: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Every metric of tokens [b, n], as means over slots, and of samples [b], as the gate takes them.
+    """Computes every metric of tokens [b, n], as means over slots, and of samples [b], as the gate reads them.
 
-    `logits` [b, n, e, s] are of the shared router. The joint entropy is one number a sample and has no tokens'.
+    `logits` [b, n, e, s] are those of the shared router. The joint entropy exists for samples only.
     """
     values = {name: metric(logits) for name, (metric, _) in routing.UNCERTAINTY_METRICS.items()}
     tokens = {name: jnp.mean(x, axis=2) for name, x in values.items() if name != "joint_entropy"}
@@ -83,45 +83,45 @@ def measures(logits: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Arr
 
 
 def largest(metric: str, experts: int) -> float:
-    """The largest value that a metric can have."""
+    """Returns the largest value that a metric can have."""
     if metric == "kl":
         return math.log(experts)
     return 1.0 - 1.0 / experts if metric in ("gini", "variance") else 1.0
 
 
 def is_open(metric: str, values: np.ndarray, threshold: float) -> np.ndarray:
-    """Samples [n] whose gate is open, by the rule of `routing.gate_is_open`."""
+    """Returns which samples [n] have an open gate, by the rule of `routing.gate_is_open`."""
     sign = routing.UNCERTAINTY_METRICS[metric][1]
     return sign * values >= sign * threshold
 
 
-def measure(run: Run, chosen: Options) -> Measured:
-    """Runs a network over a split: metrics of its router, and what it predicts with the gate open and shut."""
+def measure(run: Run, options: Options) -> Measured:
+    """Runs a network over a split: measures its router, and predicts with the gate open and shut."""
     model = run.model
     offset, scale = jnp.asarray(model.offset), jnp.asarray(model.scale)
-    # The gate of a later block looks at what the earlier ones give, so that outputs of two runs cannot be mixed.
+    # The gate of a later block reads the outputs of the earlier ones, so that outputs of two passes cannot be mixed.
     gates = ("never", "always") if run.config.fusion.group_routers and run.config.fusion.blocks == 1 else ()
 
     def function(params: Params, batch: Any) -> Any:
-        shared = model.network.route(params, batch, gate=model.gate).blocks[chosen.block].shared
+        shared = model.network.route(params, batch, gate=model.gate).blocks[options.block].shared
         logits = [model.network.apply(params, batch, gate=gate).logits.astype(jnp.float32) for gate in gates]
         answers = [jnp.argmax(probabilities_of(x, offset[batch["group"]], scale), axis=-1) for x in logits]
         return measures(shared), [answer == batch["label"] for answer in answers]
 
-    (tokens, samples), right = command.over_rows(run, chosen.split, function)
-    groups, index = command.combinations(run, chosen.split)
+    (tokens, samples), right = command.over_rows(run, options.split, function)
+    groups, index = command.combinations(run, options.split)
     tokens, samples = ({x: table[x] for x in routing.UNCERTAINTY_METRICS if x in table} for table in (tokens, samples))
     return Measured(tokens, samples, tuple(right) or None, groups, index, run.config.fusion.experts)
 
 
 def quantile_rows(found: Measured) -> list[Row]:
-    """Rows of the table of quantiles: all samples, head, tail and every combination; over samples and over tokens."""
-    chosen = [(name, None if name == "all" else name == "tail", rows) for name, rows in found.parts.items()]
-    chosen += [(group["group"], group["tail"], found.index == i) for i, group in enumerate(found.groups)]
+    """Returns quantiles of all samples, head, tail and every combination, over samples and over tokens."""
+    parts = [(name, None if name == "all" else name == "tail", rows) for name, rows in found.parts.items()]
+    parts += [(group["group"], group["tail"], found.index == i) for i, group in enumerate(found.groups)]
     rows = []
     for level, table in (("sample", found.samples), ("token", found.tokens)):
         for metric, values in table.items():
-            for name, tail, inside in chosen:
+            for name, tail, inside in parts:
                 if inside.any():
                     part = values[inside].reshape(-1)
                     row = {"metric": metric, "level": level, "group": name, "tail": tail, "n": len(part)}
@@ -132,14 +132,14 @@ def quantile_rows(found: Measured) -> list[Row]:
 
 
 def thresholds(metric: str, values: np.ndarray, experts: int, points: int) -> list[tuple[str, float]]:
-    """Thresholds to look at, ascending: a grid over all possible values, and 21 quantiles of those that occur."""
+    """Returns thresholds in ascending order: a grid over all possible values, and 21 quantiles of `values`."""
     grid = [("grid", float(x)) for x in np.linspace(0.0, largest(metric, experts), points + 1)]
     inside = [("quantile", float(x)) for x in np.unique(np.quantile(values, np.linspace(0.0, 1.0, 21)))]
     return sorted(grid + inside, key=lambda one: one[1])
 
 
 def threshold_row(found: Measured, metric: str, threshold: float) -> Row:
-    """How often the gate opens at a threshold, and how many answers are right if it decides sample by sample."""
+    """Returns how often the gate opens at a threshold, and the share of right answers if it decides by sample."""
     opened = is_open(metric, found.samples[metric], threshold)
     row: Row = {"metric": metric, "threshold": threshold}
     row["opens"] = "from" if routing.UNCERTAINTY_METRICS[metric][1] > 0 else "up to"
@@ -153,7 +153,7 @@ def threshold_row(found: Measured, metric: str, threshold: float) -> Row:
 
 
 def threshold_rows(found: Measured, points: int, configured: tuple[str, float]) -> list[Row]:
-    """Rows of the table of thresholds, the run's own among them."""
+    """Returns the rows of the table of thresholds, the run's own among them."""
     rows = []
     for metric, values in found.samples.items():
         here = [("configured", configured[1])] if metric == configured[0] else []
@@ -162,8 +162,8 @@ def threshold_rows(found: Measured, points: int, configured: tuple[str, float]) 
     return rows
 
 
-def text(found: Measured, rows: Sequence[Row], configured: tuple[str, float]) -> str:
-    """The summary for a terminal."""
+def summary(found: Measured, rows: Sequence[Row], configured: tuple[str, float]) -> str:
+    """Returns the summary for a terminal."""
     lines = [f"{'metric':<16} {'head median':>11} {'tail median':>11} {'lowest':>8} {'highest':>8}"]
     for metric, values in found.samples.items():
         sides = [np.median(values[found.parts[p]]) if found.parts[p].any() else np.nan for p in ("head", "tail")]
@@ -185,11 +185,11 @@ def text(found: Measured, rows: Sequence[Row], configured: tuple[str, float]) ->
 BINS = 30
 WIDE = 4  # metrics side by side
 RANGE = (0.002, 0.998)  # quantiles that the axes show
-LEAST_SPAN = 0.1  # of accuracies, so that single samples do not look like much
+LEAST_SPAN = 0.1  # smallest range of accuracies, so that single samples make no large steps
 
 
 def draw(found: Measured, configured: tuple[str, float], title: str) -> "command.Figure":
-    """For each metric its histogram, the share of open gates, and the accuracy, over one axis of values."""
+    """Draws for each metric its histogram, the share of open gates, and the accuracy, over one axis of values."""
     labels = ["share of\nsamples", "gate open", "accuracy\nat threshold"][: 2 if found.right is None else 3]
     metrics = list(found.samples)
     bands = -(-len(metrics) // WIDE)
@@ -208,7 +208,7 @@ def draw(found: Measured, configured: tuple[str, float], title: str) -> "command
 
 
 def draw_metric(axes: Sequence["command.Axes"], found: Measured, metric: str, configured: tuple[str, float]) -> dict:
-    """One column of the figure; returns the accuracies at its right end by part."""
+    """Draws one column of the figure; returns the accuracies at its right end by part."""
     values = found.samples[metric]
     low, high = np.quantile(values, RANGE)
     high = max(high, low + 1e-6)
@@ -238,7 +238,7 @@ def draw_metric(axes: Sequence["command.Axes"], found: Measured, metric: str, co
 
 
 def name_sides(axis: "command.Axes", ends: dict[str, float | None] | None) -> None:
-    """Writes head and tail (and all) right of the last column, at the ends of their lines if those are given."""
+    """Writes head and tail (and all) right of the last column, at the ends of their lines where given."""
     looks = {"head": (COLOURS[False], "bold"), "tail": (COLOURS[True], "bold"), "all": (INK, "normal")}
     place = {"head": 0.85, "tail": 0.68}
     if ends is not None:
@@ -253,7 +253,7 @@ def name_sides(axis: "command.Axes", ends: dict[str, float | None] | None) -> No
 
 
 def finish(axis: "command.Axes", limits: tuple[float, float], threshold: float | None) -> None:
-    """Limits, grid and the run's own threshold, or where it lies."""
+    """Draws limits, grid and the run's own threshold, or an arrow towards it."""
     axis.set_xlim(*limits)
     axis.grid(axis="y", color=GRID, lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -275,18 +275,18 @@ def finish(axis: "command.Axes", limits: tuple[float, float], threshold: float |
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     integers, choices = {"points": (50, 1), "block": (0, 0)}, {"split": command.SPLITS}
-    (path,), chosen = command.read_options(arguments, integers=integers, choices=choices, several=False)
-    (run,) = opening.open_runs([path], functools.partial(command.check_routed, block=chosen.block))
-    found, folder = measure(run, chosen), opening.output_folder(path)
-    common = command.identity(run) | {"settings": f"split={chosen.split} block={chosen.block}"}
-    threshold = gate.thresholds(run.config, run.model.params)[chosen.block]
+    (path,), options = command.read_options(arguments, integers=integers, choices=choices, several=False)
+    (run,) = opening.open_runs([path], functools.partial(command.check_routed, block=options.block))
+    found, folder = measure(run, options), opening.output_folder(path)
+    common = command.identity(run) | {"settings": f"split={options.split} block={options.block}"}
+    threshold = gate.thresholds(run.config, run.model.params)[options.block]
     configured = (run.config.fusion.gate_metric, threshold)
-    rows = threshold_rows(found, chosen.points, configured)
+    rows = threshold_rows(found, options.points, configured)
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [common | row for row in quantile_rows(found)])
     command.write_csv(folder / f"{NAME}_thresholds.csv", THRESHOLD_COLUMNS, [common | row for row in rows])
-    title = f"Uncertainty of the shared router: {run.config.method}, {chosen.split.replace('_', '-')} samples"
+    title = f"Uncertainty of the shared router: {run.config.method}, {options.split.replace('_', '-')} samples"
     command.write_figure(folder / NAME, lambda: draw(found, configured, title))
-    print(text(found, rows, configured))
+    print(summary(found, rows, configured))
     print(f"Written: {folder / NAME}.csv, _thresholds.csv, .png, .svg")
 
 

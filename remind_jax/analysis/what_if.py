@@ -1,15 +1,15 @@
-"""What a run would predict without some modalities, and the share of each modality in a prediction (Shapley values).
+"""Predicts without some modalities, and computes the share of each modality in a prediction (Shapley values).
 
     python -m remind_jax.analysis.what_if --workdir=RUN --samples=0,3,10-19 --drop=dxa,diet2
 
     --samples=all        held-out samples by position, counted from 0, or all of them
-    --drop=A,B           modalities taken away: probabilities before and after
-    --keep=A,B           or the only ones left
+    --drop=A,B           modalities to hide: probabilities before and after
+    --keep=A,B           or the only ones to keep
     --shapley=exact      exact | none
 
-Writes what_if.csv (a row a sample, no patient ids) and, with Shapley values, what_if.png and .svg under RUN/analysis:
-the mean absolute value of each modality in each combination. The value explained is the probability of the class that
-the run predicts from everything the sample has; values add up to it less the share of that class in training.
+Writes what_if.csv (one row a sample, no patient ids) and, with Shapley values, what_if.png and .svg under RUN/analysis:
+the mean absolute value of each modality in each combination. The values explain the probability of the class that the
+run predicts from all modalities of the sample; they add up to it less the share of that class in training.
 """
 
 import math
@@ -28,22 +28,22 @@ from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 
 NAME = "what_if"
-MOST = 10  # modalities of a sample: 2^10 predictions
-MOST_ROWS = 20  # combinations drawn
-_AT_ONCE = 2**16  # predictions held at a time
+MOST = 10  # most modalities of a sample: 2^10 predictions
+MOST_ROWS = 20  # most combinations drawn
+_AT_ONCE = 2**16  # number of predictions held at a time
 SPLIT = "held_out"
 
 
 def subset_masks(count: int) -> np.ndarray:
-    """All subsets of some members, bool [2^count, count]; row s holds member i where bit i of s is set."""
+    """Returns all subsets of `count` members, bool [2^count, count]; row s holds member i where bit i of s is set."""
     return (np.arange(2**count)[:, None] >> np.arange(count)[None, :] & 1).astype(bool)
 
 
 def shapley(values: np.ndarray) -> np.ndarray:
-    """Exact Shapley values [k, p] from values of all subsets of p members in the order of `subset_masks`, [k, 2^p].
+    """Computes exact Shapley values [k, p] from the values of all subsets of p members, [k, 2^p], see `subset_masks`.
 
-    They are the mean over all orders of the members of what one adds to those before it; they sum to the value of all
-    members less that of none.
+    They are each member's mean gain over the members before it, over all orders of the members; they sum to the value
+    of all members less that of none.
     """
     p = int(math.log2(values.shape[1]))
     sizes = subset_masks(p).sum(axis=1)
@@ -56,7 +56,7 @@ def shapley(values: np.ndarray) -> np.ndarray:
 
 
 class Shares(NamedTuple):
-    """Shapley values of some samples, [k, m], nan at missing modalities, and the values without any modality [k].
+    """Shapley values of k samples, [k, m], nan at missing modalities, and the values without any modality [k].
 
     `seen` [k] is the share of a sample's subsets, the empty one left out, that are combinations of training.
     """
@@ -66,13 +66,11 @@ class Shares(NamedTuple):
     seen: np.ndarray
 
 
-def explain(run: Run, positions: np.ndarray, presence: np.ndarray, classes: np.ndarray) -> Shares:
-    """Shapley values of the probability of a class of each sample, by all subsets of what the sample has.
+def shapley_shares(run: Run, positions: np.ndarray, presence: np.ndarray, classes: np.ndarray) -> Shares:
+    """Computes Shapley values of one class's probability, by all subsets of a sample's modalities.
 
-    `positions` are of held-out samples, int [k], `presence` is what they have, bool [k, m], and `classes` int [k].
-
-    Raises:
-      UserError: a sample has more than `MOST` modalities.
+    Held-out samples at int positions [k] have modalities bool [k, m] and classes int [k]. Raises UserError: a sample
+    has more than `MOST` modalities.
     """
     store = run.data.stores[SPLIT]
     most = int(presence.sum(axis=1).max(initial=0))
@@ -89,26 +87,26 @@ def explain(run: Run, positions: np.ndarray, presence: np.ndarray, classes: np.n
         for block in (here[start : start + some] for start in range(0, len(here), some)):
             left = np.tile(parts, (len(block), 1))
             probabilities = run.model.predict_parts(store, np.repeat(positions[block], len(parts)), left)
-            chosen = np.repeat(classes[block], len(parts))
-            values = probabilities[np.arange(len(chosen)), chosen].reshape(len(block), len(parts))
+            answer = np.repeat(classes[block], len(parts))
+            values = probabilities[np.arange(len(answer)), answer].reshape(len(block), len(parts))
             found.values[np.ix_(block, members)] = shapley(values)
             found.empty[block] = values[:, 0]
     return found
 
 
-def left_after(chosen: Options, modalities: tuple[str, ...]) -> np.ndarray | None:
-    """Which modalities stay, bool [m]; None where nothing is to be changed."""
-    if chosen.drop:
-        return ~command.modalities_of(chosen.drop, modalities, "drop")
-    return command.modalities_of(chosen.keep, modalities, "keep") if chosen.keep else None
+def left_after(options: Options, modalities: tuple[str, ...]) -> np.ndarray | None:
+    """Returns which modalities stay, bool [m]; None where all stay."""
+    if options.drop:
+        return ~command.modalities_of(options.drop, modalities, "drop")
+    return command.modalities_of(options.keep, modalities, "keep") if options.keep else None
 
 
-def table(run: Run, chosen: Options) -> tuple[list[Row], list[str]]:
-    """Rows, one a sample, and the names of their columns."""
+def table(run: Run, options: Options) -> tuple[list[Row], list[str]]:
+    """Returns one row for each sample, and the names of the columns."""
     data, store = run.data, run.data.stores[SPLIT]
     modalities, classes = data.groups.modalities, data.classes
-    stays = left_after(chosen, modalities)
-    positions = command.positions_of(chosen.samples, len(store))
+    stays = left_after(options, modalities)
+    positions = command.positions_of(options.samples, len(store))
     rows_of_split = data.rows(SPLIT)[positions]
     presence, labels = data.manifest.presence[rows_of_split], data.manifest.labels[rows_of_split]
     before = run.model.predict_parts(store, positions, presence)
@@ -128,8 +126,8 @@ def table(run: Run, chosen: Options) -> tuple[list[Row], list[str]]:
             "predicted_after": [classes[i] for i in after.argmax(axis=1)],
             **{f"after_{name}": after[:, k] for k, name in enumerate(classes)},
         }
-    if chosen.shapley == "exact":
-        shares = explain(run, positions, presence, predicted)
+    if options.shapley == "exact":
+        shares = shapley_shares(run, positions, presence, predicted)
         columns |= {f"shapley_{name}": shares.values[:, j] for j, name in enumerate(modalities)}
         columns |= {"value_empty": shares.empty, "seen_subsets": shares.seen}
     names = list(columns)
@@ -137,14 +135,14 @@ def table(run: Run, chosen: Options) -> tuple[list[Row], list[str]]:
 
 
 def group_columns(run: Run, presence: np.ndarray) -> dict[str, list[Any]]:
-    """Name of each sample's combination, and whether it is tail; one that training lacks is."""
+    """Returns the name of each sample's combination, and whether it is tail, as one not seen in training is."""
     groups = run.data.groups
     tail = np.append(groups.tail, True)[groups.index(presence)]
     return {"group": [group_name(mask, groups.modalities) for mask in presence], "tail": [bool(x) for x in tail]}
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """What changed, as text."""
+    """Returns the changes as text."""
     lines = [f"{len(rows)} samples, {100 * np.mean([r['predicted'] == r['label'] for r in rows]):.1f} % correct"]
     if "predicted_after" in rows[0]:
         changed = np.mean([r["predicted_after"] != r["predicted"] for r in rows])
@@ -161,9 +159,9 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def means(rows: Sequence[Row], modalities: Sequence[str]) -> list[tuple[str, bool | None, int, np.ndarray]]:
-    """Label, tail, number of samples and mean absolute values [m] of all samples, then of combinations.
+    """Returns label, tail, number of samples and mean absolute values [m] of all samples, then of combinations.
 
-    Head combinations come before tail ones, within them the most frequent first.
+    Head combinations come before tail ones, and the most frequent first.
     """
     values = np.abs(np.array([[row[f"shapley_{name}"] for name in modalities] for row in rows], np.float64))
     by_group: dict[tuple[bool, str], list[int]] = {}
@@ -178,12 +176,12 @@ def means(rows: Sequence[Row], modalities: Sequence[str]) -> list[tuple[str, boo
 
 
 def _column_means(values: np.ndarray) -> np.ndarray:
-    """Means of what is there; nan where nothing is."""
+    """Returns the means of the finite values of each column; nan where there are none."""
     return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
 
 
 def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "command.Figure":
-    """A heatmap: combinations by modalities, a hatched cell where the combination lacks the modality."""
+    """Draws a heatmap of combinations by modalities, with a hatched cell where the combination lacks the modality."""
     from matplotlib.patches import Rectangle
 
     found = means(rows, modalities)
@@ -218,7 +216,7 @@ def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "command
 
 
 def _name_rows(axis: Any, shown: Sequence[tuple[str, bool | None, int, np.ndarray]]) -> None:
-    """Writes head or tail and the number of samples beside each row, and lines between all, head and tail."""
+    """Writes head or tail and the number of samples next to each row, and lines between all, head and tail."""
     sides = {None: "all", False: "head", True: "tail"}
     axis.set_yticks(range(len(shown)), [f"{sides[tail]}, n = {n}" for _, tail, n, _ in shown])
     for i in range(1, len(shown)):
@@ -229,23 +227,23 @@ def _name_rows(axis: Any, shown: Sequence[tuple[str, bool | None, int, np.ndarra
 def parse(arguments: Sequence[str]) -> tuple[pathlib.Path, Options]:
     """Reads the command line: the run's folder, and the choices."""
     strings, choices = {"samples": "all", "drop": "", "keep": ""}, {"shapley": ("exact", "none")}
-    (path,), chosen = command.read_options(arguments, strings=strings, choices=choices, several=False)
-    if chosen.drop and chosen.keep:
+    (path,), options = command.read_options(arguments, strings=strings, choices=choices, several=False)
+    if options.drop and options.keep:
         raise UserError("--drop and --keep say the same thing twice: give one of them")
-    if chosen.shapley == "none" and not (chosen.drop or chosen.keep):
+    if options.shapley == "none" and not (options.drop or options.keep):
         raise UserError("nothing to do: name modalities with --drop or --keep, or ask for --shapley=exact")
-    return path, chosen
+    return path, options
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    path, chosen = parse(arguments)
+    path, options = parse(arguments)
     (run,) = opening.open_runs([path])
     folder = opening.output_folder(path)
-    rows, columns = table(run, chosen)
+    rows, columns = table(run, options)
     command.write_csv(folder / f"{NAME}.csv", columns, rows)
     written = f"{folder / NAME}.csv"
-    if chosen.shapley == "exact":
+    if options.shapley == "exact":
         title = f"{run.config.method} on {run.data.manifest.title}"
         command.write_figure(folder / NAME, lambda: draw(rows, run.data.groups.modalities, title))
         written += ", .png, .svg"

@@ -398,4 +398,4 @@ def test_tokens_of_an_ensemble_are_refused(folder):
 
 def test_too_many_modalities_for_exact_values(run, predict):
     with pytest.raises(UserError, match="at most 10"):
-        what_if.explain(run, np.zeros(1, np.int64), np.ones((1, 11), bool), np.zeros(1, np.int64))
+        what_if.shapley_shares(run, np.zeros(1, np.int64), np.ones((1, 11), bool), np.zeros(1, np.int64))

@@ -217,4 +217,4 @@ def test_counts_are_told_as_data_and_only_warnings_as_warnings():
     assert "What was read 74 stays, 12 died" in text
     assert re.search(r"Here\s*Paper\s*text\W+labs\s*45\s*75\.0 %\s*40\.3 %", text)
     without = make(extra={"card": {**CARD, "combinations": [{"group": "text", "n": 1, "fraction": 1.0}]}})
-    assert "beside the paper" not in "".join(parsed(without)[1].text)
+    assert "next to the paper" not in "".join(parsed(without)[1].text)
