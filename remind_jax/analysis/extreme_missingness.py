@@ -49,8 +49,7 @@ class Removal(NamedTuple):
 def parse(arguments: Sequence[str]) -> Removal:
     """Reads the command line; every config is read and the modalities are looked up, so that a mistake costs nothing.
 
-    Raises:
-      UserError: for anything that cannot be read, or a modality that the data do not have.
+    Raises UserError: for anything that cannot be read, or a modality that the data do not have.
     """
     parser = cli.Parser("python -m remind_jax.analysis.extreme_missingness --config=FILE --workdir=DIR …; see --help")
     parser.add_argument("--modalities", default="")

@@ -74,8 +74,7 @@ def make_outputs(run: Run, output: str) -> Callable[..., Any]:
 def consistency_rows(run: Run, options: Options) -> Iterator[list[Row]]:
     """Yields rows of the table, a list for each checkpoint and draw.
 
-    Raises:
-      UserError: nothing matches `params`, the split is empty, or an output depends on more than its own sample.
+    Raises UserError: nothing matches `params`, the split is empty, or an output depends on more than its own sample.
     """
     if run.model.gate == "gated" and run.config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch makes outputs depend on the batch: samples have no gradients")

@@ -37,8 +37,7 @@ class Run:
     def trajectory(self) -> Iterator[tuple[int, Params]]:
         """Yields steps and parameters for evaluation: the initial ones, then those of each checkpoint that was kept.
 
-        Raises:
-          UserError: no checkpoints are left, or one is damaged.
+        Raises UserError: no checkpoints are left, or one is damaged.
         """
         folder = self.path / "checkpoints"
         if not folder.is_dir():
@@ -69,8 +68,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
 def open_run(path: pathlib.Path) -> Run:
     """Opens a finished run and prepares its data anew.
 
-    Raises:
-      UserError: the folder holds no finished run, or its data cannot be used or are others by now.
+    Raises UserError: the folder holds no finished run, or its data cannot be used or are others by now.
     """
     model = model_folder.open_model(path)
     config = model.config

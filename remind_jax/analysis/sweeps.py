@@ -47,8 +47,7 @@ def read_sweeps(workdir: str, arguments: Sequence[str], own: Mapping[str, str]) 
 
     `own` has the keys of the config that it sets, and what the user sets in their place.
 
-    Raises:
-      UserError: for anything that cannot be read.
+    Raises UserError: for anything that cannot be read.
     """
     if not workdir:
         raise UserError("no workdir: give one as --workdir=DIR")

@@ -58,8 +58,7 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
 
     The bar counts the rows written, of all rows, and says when another process is waited for.
 
-    Raises:
-      UserError: the cache cannot be written, is full, or holds a damaged folder; or the manifest has no rows.
+    Raises UserError: the cache cannot be written, is full, or holds a damaged folder; or the manifest has no rows.
     """
     rows, bar = manifest.table.height, bar or progress.Silent()
     if rows == 0:
@@ -80,8 +79,7 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
 def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
     """Reads rows in bulk: what `manifest.decode` gives for `positions`, int [b], in any order, repeats allowed.
 
-    Raises:
-      UserError: a shard is damaged.
+    Raises UserError: a shard is damaged.
     """
     positions, columns = np.asarray(positions, dtype=np.int64), {}
     try:
@@ -93,9 +91,6 @@ def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
     if not np.array_equal(columns.get("row"), positions):
         raise _damaged(source.folder)
     return columns
-
-
-# ---- Writing --------------------------------------------------------------------------------------------------------
 
 
 def _waiting(bar: progress.Silent) -> Callable[[], None]:
@@ -189,9 +184,6 @@ def _feature(column: Column) -> Any:
     return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype), encoding="bytes")
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
-
-
 def _open(folder: pathlib.Path, rows: int) -> Source:
     """Opens a complete folder and checks that it holds all rows."""
     import tensorflow_datasets as tfds
@@ -233,9 +225,6 @@ def _stack(examples: list[Any], key: str, column: Column, rows: int) -> np.ndarr
     cells = np.empty((rows, *column.shape), dtype=object)
     cells.flat = [cell.decode() for example in examples for cell in example[key].bytes_list.value]
     return cells
-
-
-# ---- Errors ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

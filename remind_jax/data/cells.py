@@ -17,8 +17,7 @@ def looks_missing(column: pl.Series) -> pl.Series:
 def as_string(column: pl.Series) -> pl.Series:
     """Returns single values as strings; whole numbers in a column of floats are written without a point.
 
-    Raises:
-      UserError: the column holds lists, structures or bytes.
+    Raises UserError: the column holds lists, structures or bytes.
     """
     if column.dtype.is_nested() or column.dtype == pl.Binary:
         raise UserError(f"column {column.name!r} holds {column.dtype}; it must hold single values")

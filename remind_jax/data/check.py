@@ -93,9 +93,6 @@ def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
     return findings
 
 
-# ---- rows -----------------------------------------------------------------------------------------------------------
-
-
 def _identity(manifest: Manifest) -> Iterator[Finding]:
     schema, table = manifest.schema, manifest.table
     for column in (schema.sample_id, schema.patient_id):
@@ -156,9 +153,6 @@ def _no_modality(manifest: Manifest) -> Iterator[Finding]:
         yield Finding("E004", f"{len(empty)} rows have no modality at all (rows {listed(empty)}); drop them", True)
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
 def _unread_files(manifest: Manifest, modality: Modality) -> list[Finding]:
     """Scans the files of a manifest made in memory; reading a folder has scanned its own."""
     cells = manifest.table[modality.columns[0]]
@@ -168,9 +162,6 @@ def _unread_files(manifest: Manifest, modality: Modality) -> list[Finding]:
     if manifest.root is None:
         return [Finding("E007", f"column {cells.name!r} ({modality.name}) names files, but in no folder", True)]
     return scan_files(manifest.root, modality, unread).findings
-
-
-# ---- warnings -------------------------------------------------------------------------------------------------------
 
 
 def _unseen_groups(manifest: Manifest, split: np.ndarray | None) -> Iterator[Finding]:

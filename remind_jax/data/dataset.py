@@ -84,8 +84,7 @@ def read(config: Any) -> Manifest:
 def fit(config: Any) -> FittedData:
     """Reads, checks and splits the data set of a config and fits groups and preprocessing on its train rows.
 
-    Raises:
-      UserError: the data cannot be used; the message names every coded error.
+    Raises UserError: the data cannot be used; the message names every coded error.
     """
     manifest = read(config)
     try:

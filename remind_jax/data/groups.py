@@ -64,8 +64,7 @@ class Groups:
         15 %"), or, when names are given as `tail`, those are. The modalities of a name may come in any order, and a
         combination that no training sample has is passed over.
 
-        Raises:
-          UserError: a name in `tail` holds something that is not a modality, or a row has no modality.
+        Raises UserError: a name in `tail` holds something that is not a modality, or a row has no modality.
         """
         masks, counts, _ = count_combinations(presence)
         if not masks.any(axis=1).all():
@@ -115,8 +114,7 @@ class Groups:
 def parse_group(name: str, modalities: Sequence[str], what: str) -> int:
     """Returns the bit mask that a written group name means; the modalities may stand in any order.
 
-    Raises:
-      UserError: a part of the name is not a modality; the message begins with `what`.
+    Raises UserError: a part of the name is not a modality; the message begins with `what`.
     """
     parts = [part.strip() for part in str(name).split("+")]
     for part in parts:
@@ -127,17 +125,11 @@ def parse_group(name: str, modalities: Sequence[str], what: str) -> int:
 
 
 def mask_auroc(presence: np.ndarray, labels: np.ndarray, patients: np.ndarray, folds: int = 5) -> float | None:
-    """Measures by AUROC how well a logistic regression tells the label from the presence mask.
+    """Measures by AUROC how well a logistic regression tells the label, int [n], from the presence mask, bool [n, m].
 
-    Args:
-      presence: bool [n, m].
-      labels: int [n], class indices.
-      patients: [n], ids, whom the folds never cut.
-      folds: number of folds; each class needs at least as many patients.
-
-    Returns:
-      the area for the second of two classes, else the mean of one class against the rest; None when the mask is the
-      same everywhere or a class has too few patients.
+    The `folds` never cut one of the `patients` [n]; each class needs at least as many patients as there are folds.
+    Returns the area for the second of two classes, else the mean of one class against the rest; None when the mask is
+    the same everywhere or a class has too few patients.
     """
     classes = np.unique(labels)
     enough = len(classes) > 1 and min(len(np.unique(patients[labels == c])) for c in classes) >= folds

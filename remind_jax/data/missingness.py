@@ -22,8 +22,7 @@ def bernoulli_mask(n: int, m: int, p: float, rng: np.random.Generator, drop_empt
     With `drop_empty` the outcome is conditioned on at least one modality being present. Exactly n*m uniform numbers are
     drawn whatever the outcome, so that later draws from `rng` do not depend on it.
 
-    Raises:
-      UserError: `p` is not in [0, 1), or [0, 1] when `drop_empty` is False.
+    Raises UserError: `p` is not in [0, 1), or [0, 1] when `drop_empty` is False.
     """
     if not 0 <= p <= 1 or (drop_empty and p == 1):
         raise UserError(f"the drop probability must be at least 0 and below 1, not {p}")
@@ -55,8 +54,7 @@ def parse_combinations(
       masks bool [g, m], modalities in declared order, and probabilities float64 [g]. Published percentages are rounded,
       so a sum within 0.02 of 1 is accepted and scaled to 1.
 
-    Raises:
-      UserError: an unknown or repeated modality, a combination given twice, a negative probability, a sum off 1.
+    Raises UserError: an unknown or repeated modality, a combination given twice, a negative probability, a sum off 1.
     """
     position = {name: j for j, name in enumerate(modalities)}
     masks = np.zeros((len(combinations), len(position)), dtype=bool)
@@ -95,8 +93,7 @@ def hide(manifest: Manifest, modality: str, rate: float, parts: np.ndarray, seed
       parts: int [n], splits.
       seed: of the choice of samples; for one seed, a higher rate takes it from these samples and more.
 
-    Raises:
-      UserError: there is no such modality, or the rate is not between 0 and 1.
+    Raises UserError: there is no such modality, or the rate is not between 0 and 1.
     """
     names = [each.name for each in manifest.schema.modalities]
     if modality not in names:

@@ -80,14 +80,9 @@ def make_store(
 ) -> Store:
     """Makes the store of a split: in memory when the encoded rows take at most `memory_gib`, else streaming.
 
-    Args:
-      source: the prepared data.
-      rows: int [n], the split's row numbers in the manifest.
-      preprocessor, groups: fitted on train rows; a combination not seen there gets the index `len(groups)`.
-      memory_gib: the limit in GiB for this split; 0 always streams.
-
-    Raises:
-      UserError: a modality has the name of one of the batch's own columns, or the prepared data are damaged.
+    `rows`, int [n], are the split's row numbers in the manifest; a combination that `groups` does not know gets the
+    index `len(groups)`; with 0 GiB the store always streams. Raises UserError: a modality has the name of one of the
+    batch's own columns, or the prepared data are damaged.
     """
     clashes = sorted(set(preprocessor.inputs) & set(RESERVED))
     if clashes:
@@ -124,16 +119,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yields the batches of steps `start_step` up to, not including, `stop_step`, with a `weight` of ones.
 
-    The batch of a step depends on the order and the step only: neither the number of threads nor the step at which a
-    run was resumed changes it.
-
-    Args:
-      store: the training rows.
-      order: from `samplers`.
-      batch_size: rows b in a batch.
-      start_step, stop_step: counted from 0 over the whole run.
-      threads: that prepare batches ahead; 0 prepares each batch when it is asked for.
-      rows: of each batch, to read only these.
+    The batch of a step depends on the order and the step only: neither the number of threads that prepare batches ahead
+    (0 prepares each when it is asked for) nor the step at which a run was resumed changes it. Steps count from 0 over
+    the whole run; `rows` of each batch are read, by default all.
     """
     ones = np.ones(batch_size, np.float32)[rows]
 
@@ -146,13 +134,8 @@ def train_batches(
 def eval_batches(store: Store, batch_size: int, *, threads: int = 0, first: int = 0, every: int = 1) -> Iterator[Batch]:
     """Yields all rows once, in the split's order, in batches of one size.
 
-    The last batch is filled up with repetitions of the last row, whose `weight` is 0.
-
-    Args:
-      store: the rows to evaluate.
-      batch_size: rows b in a batch.
-      threads: as in `train_batches`.
-      first, every: leave out batches before the first, and between it and the last all but every so many.
+    The last batch is filled up with repetitions of the last row, whose `weight` is 0. Batches before `first` are left
+    out, and between it and the last all but each `every`-th.
     """
 
     def batch(i: int) -> Batch:

@@ -22,8 +22,7 @@ class Preprocessor:
     def fit(cls, manifest: Manifest, rows: np.ndarray, options: FitOptions) -> "Preprocessor":
         """Fits every modality on some rows, int [n] (the train rows), and looks at no other.
 
-        Raises:
-          UserError: an option is out of range, a tokenizer cannot be used, or no row has an embedding.
+        Raises UserError: an option is out of range, a tokenizer cannot be used, or no row has an embedding.
         """
         modalities = manifest.schema.modalities
         for kind in KINDS.values():

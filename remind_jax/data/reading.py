@@ -27,8 +27,7 @@ _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x5e", b"\x7
 def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
     """Reads `schema.yaml`; images and frames of volumes are resized to `image_size`, volumes to `frames` in length.
 
-    Raises:
-      UserError: the file is not there, not YAML, or does not say what it must.
+    Raises UserError: the file is not there, not YAML, or does not say what it must.
     """
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
@@ -95,16 +94,11 @@ def read_manifest(
 ) -> Manifest:
     """Reads `schema.yaml` and `manifest.csv` or `manifest.parquet`, and looks at every file they name.
 
-    Words that people write for "missing" (NA, None, …) become null and are counted in the manifest's notes.
+    Words that people write for "missing" (NA, None, …) become null and are counted in the manifest's notes. With
+    `bad_files="refuse"` a file that cannot be read is an error (E007); with `missing` its cell becomes null, which a
+    note counts (W106), and every image and volume is decoded once to find out, else only its header is read.
 
-    Args:
-      folder: the manifest's folder.
-      image_size, frames: as for `read_schema`.
-      bad_files: `refuse` (E007), or `missing`: the cell of a file that cannot be read becomes null, which a note counts
-        (W106); every image and volume is then decoded once to find out, else only its header is read.
-
-    Raises:
-      UserError: the schema, the table or a file cannot be used; one line with the codes of `check`.
+    Raises UserError: the schema, the table or a file cannot be used; one line with the codes of `check`.
     """
     options = {"bad_files": bad_files, "thorough": bad_files == "missing"}
     manifest = load_manifest(folder, image_size=image_size, frames=frames, **options)
@@ -183,18 +177,12 @@ def read_new(
 ) -> Manifest:
     """Reads rows to predict: label, split, patient and sample ids, and all columns of a modality, may be absent.
 
-    Args:
-      data: a manifest's folder, in which schema.yaml may be absent; a CSV or parquet file, whose paths start from its
-        folder; or a polars or pandas frame, whose paths start from the current folder.
-      schema: what columns mean where the data have no schema.yaml.
-      image_size, frames, bad_files, count: as for `load_manifest`.
+    `data` is a manifest's folder, in which schema.yaml may be absent; a CSV or parquet file, whose paths start from its
+    folder; or a polars or pandas frame, whose paths start from the current folder. `schema` says what columns mean
+    where the data have no schema.yaml; the other arguments are as for `load_manifest`.
 
-    Returns:
-      a manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
-      patient ids is a patient.
-
-    Raises:
-      UserError: the rows cannot be used, in one line with the codes of `check`.
+    Returns a manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
+    patient ids is a patient. Raises UserError: the rows cannot be used, in one line with the codes of `check`.
     """
     root = pathlib.Path()
     if isinstance(data, str | pathlib.Path):

@@ -94,8 +94,7 @@ def group_pairs(seed: int, groups: np.ndarray, pairs: str = "random") -> Order:
     `pairs` is `random`, two different groups, each pair as likely, so that the mean over steps is that over all pairs;
     or `vs_rest`, a group, each as likely, and the samples of all others. The batch size must be even.
 
-    Raises:
-      UserError: all samples are of one group, or as for every order.
+    Raises UserError: all samples are of one group, or as for every order.
     """
     _check(seed, len(groups))
     members, starts, counts = _by_group(groups)
@@ -126,21 +125,13 @@ def _by_group(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return members, starts, counts
 
 
-# ---- FairBatch ------------------------------------------------------------------------------------------------------
-
-
 def move_shares(shares: np.ndarray, losses: np.ndarray, alpha: float, mode: str = "minmax") -> np.ndarray:
     """Moves the share `alpha` of batches from a group with a low loss to one with a high loss (Roh et al. 2021).
 
-    With two groups both modes are the published rule: the share of the group with the higher loss grows by alpha,
-    within [0, 1].
-
-    Args:
-      shares: of the groups in a batch, float64 [g], summing to one.
-      losses: mean loss of each group, [g]; NaN where it is not known, and such a group keeps out of it.
-      alpha: how much to move.
-      mode: `minmax`, from the lowest to the highest loss; or `adjacent`, between those neighbours in the order of the
-        groups whose losses are furthest apart.
+    `shares` of the groups in a batch, float64 [g], sum to one; `losses`, their means [g], are NaN where one is not
+    known, and such a group keeps out of it. `mode` is `minmax`, from the lowest to the highest loss, or `adjacent`,
+    between those neighbours in the order of the groups whose losses are furthest apart. With two groups both are the
+    published rule: the share of the group with the higher loss grows by alpha, within [0, 1].
     """
     known = np.flatnonzero(~np.isnan(losses))
     if len(known) < 2:
@@ -212,9 +203,6 @@ def fair_batch(seed: int, groups: np.ndarray, shares: np.ndarray, epoch_steps: i
         return places(epoch, epoch_steps * batch_size)[i * batch_size : (i + 1) * batch_size]
 
     return order
-
-
-# ---- Samplers -------------------------------------------------------------------------------------------------------
 
 
 class Sampler:
@@ -328,9 +316,6 @@ SAMPLERS: dict[str, Callable[[Any, Rows], Sampler]] = {
     "fair_batch": _fair_batch,
 }
 """Values of the key `sampler`: (config, rows) -> the sampler of a run."""
-
-
-# ---- Random bits ----------------------------------------------------------------------------------------------------
 
 
 def _check(seed: int, n: int) -> None:

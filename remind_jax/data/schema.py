@@ -87,9 +87,6 @@ def schema_from_dict(content: Mapping[str, Any]) -> Schema:
     return Schema(**{**content, "classes": tuple(content["classes"]), "modalities": modalities})
 
 
-# ---- What entries of a schema are made of; messages call a value `where` --------------------------------------------
-
-
 def shown(value: object) -> str:
     """Shows a value in a few words: aliases may unfold to gigabytes, and integers may be too long to write."""
     try:

@@ -39,18 +39,14 @@ def cut_patients(patients: np.ndarray, splits: np.ndarray) -> list[str]:
 
 
 def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7, 0.1, 0.2)) -> np.ndarray:
-    """Assigns every row to train, tuning or held_out without cutting a patient.
+    """Assigns every row to train, tuning or held_out without cutting a patient; int8 [n], positions in `SPLITS`.
 
     A split column is honoured; if it names no tuning rows, tuning is carved by patient out of train (W105) in the
     proportion that `fractions` gives. Without the column, patients are split by `fractions` (shares of rows),
     stratified by the patient's majority label and rarest combination; another seed gives another split.
 
-    Returns:
-      int8 [n], positions in `SPLITS`.
-
-    Raises:
-      UserError: a patient is in two splits (E003), a class is absent from train or a label is not one of the classes
-        (E005), or a patient id or the split column is incomplete (E001).
+    Raises UserError: a patient is in two splits (E003), a class is absent from train or a label is not one of the
+    classes (E005), or a patient id or the split column is incomplete (E001).
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] == 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(f"split fractions must be three shares that sum to 1, train above 0; got {tuple(fractions)}")

@@ -63,8 +63,7 @@ def write(model: Predictor, folder: pathlib.Path) -> None:
 def read(folder: pathlib.Path) -> Predictor:
     """Reads a model from its own folder.
 
-    Raises:
-      UserError: the folder holds no model, another version wrote it, or it is damaged.
+    Raises UserError: the folder holds no model, another version wrote it, or it is damaged.
     """
     facts = _facts(folder)
     try:
@@ -124,8 +123,7 @@ def _check_shapes(model: Predictor, folder: pathlib.Path) -> None:
 def open_model(path: pathlib.Path) -> Predictor:
     """Opens the model of a finished or adapted run, with its report.
 
-    Raises:
-      UserError: the folder holds no finished run with a model of this version.
+    Raises UserError: the folder holds no finished run with a model of this version.
     """
     read_config(path)  # its messages say best what a folder lacks
     model = read(path / FOLDER)
@@ -139,8 +137,7 @@ def open_model(path: pathlib.Path) -> Predictor:
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
     """Reads the config of a finished run from its config.json, without running Python from the folder.
 
-    Raises:
-      UserError: the folder holds no finished run, or its config is not one of this version.
+    Raises UserError: the folder holds no finished run, or its config is not one of this version.
     """
     file = path / "config.json"
     if not file.is_file():

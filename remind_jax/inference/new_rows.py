@@ -29,8 +29,7 @@ def read(
     `image_size` and `frames`; `bad_files` is `refuse` or `missing`; `count` is called with the number of files of a
     column that were read, and the number of all.
 
-    Raises:
-      UserError: the rows cannot be used, or are not of the model's modalities and classes.
+    Raises UserError: the rows cannot be used, or are not of the model's modalities and classes.
     """
     where = data if isinstance(data, str | pathlib.Path) else "the data"
     if not isinstance(data, Manifest):
@@ -43,8 +42,7 @@ def read(
 def in_order(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Path | str) -> Manifest:
     """Returns the manifest with modalities, and columns of tables, in the model's order; `where` names it in messages.
 
-    Raises:
-      UserError: the modalities, kinds or columns differ from the model's.
+    Raises UserError: the modalities, kinds or columns differ from the model's.
     """
     there, fitted, modalities = {each.name: each for each in manifest.schema.modalities}, preprocessor.fitted, []
     for name in there:

@@ -199,8 +199,7 @@ class Predictor:
         modalities left of each, and missing ones stay missing. A sample without modalities gets the class frequencies
         of the train rows; a combination not seen in training is predicted by the shared router, as everywhere.
 
-        Raises:
-          UserError: predictions of a sample depend on other samples.
+        Raises UserError: predictions of a sample depend on other samples.
         """
         if self.looks_at_batches:
             raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to compare")
@@ -258,8 +257,7 @@ class Predictor:
     def evaluate(self, data: Any) -> dict[str, Any]:
         """Returns the report of `evaluation.report.build_report` on the rows that have a label.
 
-        Raises:
-          UserError: no row has a label, or a label is none of the classes.
+        Raises UserError: no row has a label, or a label is none of the classes.
         """
         manifest = self.read(data)
         labelled = manifest.table[manifest.schema.label].is_not_null()

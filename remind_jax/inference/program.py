@@ -52,8 +52,7 @@ def inputs(model: Predictor, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def lower(model: Predictor) -> jax.export.Exported:
     """Compiles the program for every platform, for any number of rows or, if it needs one, for `eval.batch_size` rows.
 
-    Raises:
-      UserError: predictions of a row depend on other rows of its batch.
+    Raises UserError: predictions of a row depend on other rows of its batch.
     """
     if model.looks_at_batches:
         raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to export")
@@ -92,8 +91,7 @@ def describe(model: Predictor) -> dict[str, Any]:
 def write(model: Predictor, out: pathlib.Path) -> None:
     """Writes the folder of an exported model, whole or not at all.
 
-    Raises:
-      UserError: the folder exists or cannot be written, or the run cannot be exported.
+    Raises UserError: the folder exists or cannot be written, or the run cannot be exported.
     """
     if out.exists():
         raise UserError(f"{out} exists: choose another folder with --out=DIR, or delete it")

@@ -1,4 +1,4 @@
-"""The whole network as a module: encoders, tokens for what is missing, fusion, pooling, head."""
+"""The whole network as a module: encoders, tokens for missing modalities, fusion, pooling, head."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -24,18 +24,18 @@ STORED = "features/"
 
 
 class Output(NamedTuple):
-    """What the network gives.
+    """The output of the network.
 
     Attributes:
       logits: [b, c]; of several members, the logarithm of their mean probabilities.
       features: pooled tokens [b, d], mean of the members.
       open_rate: share of tokens whose routing gate was open [b].
-      statistics: new running statistics of batch norms by path, when they were asked for.
-      tokens: as the fusion received them [b, n, d].
+      statistics: new running statistics of batch norms by path, if asked for.
+      tokens: tokens as the fusion received them [b, n, d].
       observed: False at the tokens of missing modalities [b, n].
-      routing: of each sparse block, the sums over the batch that `sparse_moe.block_penalty` takes.
+      routing: sums over the batch for `sparse_moe.block_penalty`, of each sparse block.
       members: logits of each member [b, k, c], where there are several.
-      gate_values: of each block, see `Routed`; of several members, each sample's in turn.
+      gate_values: gate values of each block, see `Routed`; with several members, those of each sample in turn.
     """
 
     logits: jax.Array
@@ -50,7 +50,7 @@ class Output(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """Router logits of each fusion block, what is `observed` [b, n], and the modality of each token [n]."""
+    """Router logits of each fusion block, the `observed` tokens [b, n], and the modality of each token [n]."""
 
     blocks: tuple[Route, ...]
     observed: jax.Array
@@ -58,17 +58,17 @@ class Routes(NamedTuple):
 
 
 def is_statistic(path: str) -> bool:
-    """Whether a path names what is measured and not trained: statistics of a batch norm, the threshold of a gate."""
+    """Returns whether a path is measured and not trained: batch norm's statistics, or the threshold of a gate."""
     return path.endswith(("/running_mean", "/running_variance")) or is_gate_threshold(path)
 
 
 def is_gate_threshold(path: str) -> bool:
-    """Whether a path names the measured threshold of a gate."""
+    """Returns whether a path names the measured threshold of a gate."""
     return path.endswith("/gate_threshold")
 
 
 def is_group_router(path: str) -> bool:
-    """Whether a path names residual routers of combinations, as a table or as the pairs that compose them."""
+    """Returns whether a path names residual routers of combinations, as a table or as the pairs that compose them."""
     return path.rpartition("/")[2] in ("group_router", "group_router_in", "group_router_out")
 
 
@@ -81,7 +81,7 @@ class _Encoders(nnx.Module):
 
 
 class _Members(nnx.Module):
-    """What each of k predictors has of its own: a factor of every input of the fusion, and a head."""
+    """The parts that each of k predictors has for itself: a factor of every input of the fusion, and a head."""
 
     def __init__(self, count: int, num_modalities: int, width: int, num_classes: int, rngs: nnx.Rngs):
         # Random signs: members see inputs so different that they do not become one (Wen et al. 2020).
@@ -93,7 +93,7 @@ class _Members(nnx.Module):
     def spread(
         self, tokens: jax.Array, owner: np.ndarray, groups: jax.Array, mask: jax.Array | None, keys: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
-        """Makes k samples of each, in turn: tokens [b * k, n, d] and what belongs to them; `owner`: modalities [n]."""
+        """Repeats each sample k times in turn: tokens [b * k, n, d] and their facts; `owner` has modalities [n]."""
         factors = self.input_scale[...][:, owner]
         count = len(factors)
         tokens = rearrange(tokens[:, None] * factors[None], "b k n d -> (b k) n d")
@@ -103,12 +103,12 @@ class _Members(nnx.Module):
         return tokens, jnp.repeat(groups, count), mask, keys
 
     def logits(self, features: jax.Array) -> jax.Array:
-        """[b, k, d] -> [b, k, c]."""
+        """Applies the heads, [b, k, d] -> [b, k, c]."""
         return jnp.einsum("bkd,kdc->bkc", features, self.head[...]) + self.head_bias[...][None]
 
 
 class _Imputation(nnx.Module):
-    """Learned vectors for missing modalities; the group part starts at zero beside a modality part."""
+    """Learned vectors for missing modalities; next to a modality part, the group part starts at zero."""
 
     def __init__(self, kind: str, width: int, num_modalities: int, num_groups: int, rngs: nnx.Rngs):
         def normal(*rows: int) -> nnx.Param:
@@ -160,7 +160,7 @@ class Model(nnx.Module):
         axis_name: str | None = None,
         resting: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """Tokens of all modalities [b, n, d], learned ones where one is missing, and which are observed [b, n]."""
+        """Returns tokens of all modalities [b, n, d], learned ones for missing modalities, and observed bool [b, n]."""
         encoded = []
         for i, name in enumerate(self.modalities):
             encoder = getattr(self.encoders, name)
@@ -190,7 +190,7 @@ class Model(nnx.Module):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the weights, and so of all that is computed with them."""
+        """Type of the weights, and so of all computation with them."""
         return (self.head.kernel if self.spec.members == 1 else self.members.head)[...].dtype
 
     @property
@@ -199,7 +199,7 @@ class Model(nnx.Module):
         return np.repeat(np.arange(len(self.modalities)), [getattr(self.encoders, x).tokens for x in self.modalities])
 
     def _pool(self, x: jax.Array, observed: jax.Array) -> jax.Array:
-        """One vector a sample, [b, n, d] -> [b, d]; `observed` [b, n] is False at imputed tokens."""
+        """Pools tokens to one vector a sample, [b, n, d] -> [b, d]; `observed` [b, n] is False at imputed tokens."""
         if self.spec.pooling == "first":
             return x[:, 0]
         if self.spec.pooling == "attention":
@@ -228,10 +228,9 @@ class Model(nnx.Module):
             bool [b, m] and `group` int [b].
           gate: whether group routers act: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
-          statistics: normalise by the statistics of this batch where encoders have batch norms, and update running
-            ones.
-          axis_name: of the devices that share the batch, when each runs a program of its own.
-          resting: no dropout in the trunks of encoders, as they are frozen; stored features have none either.
+          statistics: whether batch norms of encoders use the statistics of this batch and update the running ones.
+          axis_name: axis of the devices that share the batch, when each runs a program of its own.
+          resting: whether trunks of encoders run without dropout, as frozen ones do; stored features never have any.
         """
         tokens = self.tokens(batch, keys, statistics, axis_name, resting)
         return self.fuse(*tokens, batch["group"], gate=gate, keys=keys)
@@ -239,7 +238,7 @@ class Model(nnx.Module):
     def fuse(
         self, tokens: jax.Array, observed: jax.Array, groups: jax.Array, *, gate: str, keys: jax.Array | None = None
     ) -> Output:
-        """Runs what follows the encoders: fusion blocks, pooling and head; `gate` and `keys` are as for a call.
+        """Runs the layers after the encoders: fusion blocks, pooling and head; `gate` and `keys` are as for a call.
 
         `tokens` are those of all modalities [b, n, d], `observed` [b, n] is False at those of missing ones, and
         `groups` [b] has the number of groups for a combination not seen in training.
@@ -264,7 +263,7 @@ class Model(nnx.Module):
         return output._replace(routing=sums, gate_values=values)
 
     def route(self, batch: Batch, *, gate: str) -> Routes:
-        """Where soft routers send the tokens of a batch in evaluation; of one predictor, without members."""
+        """Returns the router logits of a batch in evaluation; the model has one predictor, without members."""
         x, observed = self.tokens(batch)
         mask, routes = observed if self.spec.fusion.mask_missing else None, []
         known = Tokens(self.owner, observed, batch["group"])
@@ -275,13 +274,13 @@ class Model(nnx.Module):
         return Routes(tuple(routes), observed, jnp.asarray(self.owner))
 
     def _wide_logits(self, tokens: jax.Array, observed: jax.Array) -> jax.Array:
-        """What a linear map sees in the tokens of present modalities, [b, c]; zeros [1, 1] without one."""
+        """Applies a linear map to the tokens of present modalities, [b, c]; zeros [1, 1] without one."""
         if not self.spec.wide:
             return jnp.zeros((1, 1), tokens.dtype)
         return jnp.einsum("bnd,ndc->bc", jnp.where(observed[:, :, None], tokens, 0.0), self.wide[...])
 
     def _predict(self, features: jax.Array, open_rate: jax.Array, tokens: jax.Array, observed: jax.Array) -> Output:
-        """The heads; `features` and `open_rate` are of all members of a sample in turn, [b * k, d] and [b * k]."""
+        """Applies the heads; `features` [b * k, d] and `open_rate` [b * k] hold all members of a sample in turn."""
         if self.spec.members == 1:
             logits = self.head(features) + self._wide_logits(tokens, observed)
             return Output(logits, features, open_rate, tokens=tokens, observed=observed)

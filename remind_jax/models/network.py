@@ -1,4 +1,4 @@
-"""Networks as pure functions of a plain dictionary of arrays, and the weights that they start from.
+"""Networks as pure functions of a plain dictionary of arrays, and their initial weights.
 
 Keys of the dictionary are slash paths such as `block_0/router`.
 """
@@ -35,8 +35,7 @@ class Network(NamedTuple):
       fuse: (parameters, tokens, observed, groups, gate=..., keys=...) -> Output, see `Model.fuse`.
       route: (parameters, batch, gate=...) -> Routes, see `Model.route`; None where tokens are not softly routed by one
         predictor: sparse fusion, several members, an ensemble.
-      features: (parameters, modality, its input) -> what the trunk of its encoder finds, without dropout; None of an
-        ensemble.
+      features: (parameters, modality, its input) -> outputs of its encoder's trunk, no dropout; None of an ensemble.
     """
 
     init: Callable[[jax.Array], Params]
@@ -56,7 +55,7 @@ def check_fusion(kind: str) -> None:
 def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int) -> Network:
     """Turns a specification into pure functions over a dictionary of parameters.
 
-    `inputs` tells what each modality looks like, in declared order; there are g combinations in training and c classes.
+    `inputs` describes each modality, in declared order; `num_groups` counts the combinations of training.
     """
     check_fusion(spec.fusion.kind)
 
@@ -118,9 +117,9 @@ def ensemble_of(network: Network, count: int) -> Network:
 def load_pretrained(
     spec: ModelSpec, inputs: Mapping[str, ModalityInput], sources: Mapping[str, str], params: Params
 ) -> dict[str, np.ndarray]:
-    """Reads published weights for the encoders of some families: new values of `params` by path.
+    """Reads published weights for the encoders of some families; returns new values of `params` by path.
 
-    `sources` has a file, folder or hub name by family (`text`, `image`, `volume`), empty ones being left out; the
+    `sources` has a file, folder or hub name by family (`text`, `image`, `volume`), or "" for none; the
     encoders of one family all start from the same file. Raises UserError: a file is missing or does not fit the
     encoder.
     """
@@ -139,7 +138,7 @@ def load_pretrained(
 
 
 def initial_params(config: Any, network: Network, inputs: Mapping[str, ModalityInput]) -> Params:
-    """Makes the weights that a run starts from, on the host. Raises UserError: a published file cannot be used."""
+    """Makes the initial weights of a run, on the host. Raises UserError: a published file cannot be used."""
     init = jax.jit(network.init, compiler_options=_QUICK)
     params = host_copy(init(jax.random.key(config.seed)))
     sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}

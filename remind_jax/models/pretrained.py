@@ -25,19 +25,19 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)?")
 
 
 def as_is(x: np.ndarray) -> np.ndarray:
-    """The array itself: for tensors that a checkpoint holds in our layout."""
+    """Returns the array itself, for tensors that a checkpoint holds in our layout."""
     return x
 
 
 class Tensor(NamedTuple):
-    """Where a parameter comes from.
+    """The place of a parameter in a checkpoint.
 
     Attributes:
       names: for each layer of a stacked parameter, or once, the names that a file may give its tensor.
-      change: from the file's array of one layer to ours, such as a transposition.
-      stacked: one array a layer, stacked along a new first axis.
+      change: function from the file's array of one layer to ours, such as a transposition.
+      stacked: whether there is one array a layer, stacked along a new first axis.
       hint: what the user can do where the shape differs.
-      padded_to: the file's first axis may be rounded up to a multiple of this; what is beyond ours is left out.
+      padded_to: the file's first axis may be rounded up to a multiple of this; rows beyond ours are left out.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -50,12 +50,12 @@ class Tensor(NamedTuple):
 def single(
     *names: str, change: Callable[[np.ndarray], np.ndarray] = as_is, hint: str = "", padded_to: int = 1
 ) -> Tensor:
-    """A parameter that is one tensor of the file, under any of `names`; see `Tensor` for the rest."""
+    """Declares a parameter that is one tensor of the file, under any of `names`; see `Tensor` for the rest."""
     return Tensor((names,), change, False, hint, padded_to)
 
 
 def stack(layers: int, *patterns: str, change: Callable[[np.ndarray], np.ndarray] = as_is) -> Tensor:
-    """A parameter stacked over `layers` tensors; in each pattern `{}` is the number of the layer, from 0."""
+    """Declares a parameter stacked over `layers` tensors; in each pattern `{}` is the number of the layer, from 0."""
     return Tensor(tuple(tuple(p.format(i) for p in patterns) for i in range(layers)), change, True)
 
 
@@ -70,16 +70,13 @@ def load(
 ) -> dict[str, np.ndarray]:
     """Reads the parameters of one encoder: float32 arrays by path, one for every path of the layout.
 
-    Args:
-      source: a .safetensors file, a folder with one or with shards and their index, or the name of a hub repository.
-      layout: for each of our paths, relative to the encoder, where it comes from.
-      shapes: what each path of the layout must have; others are not looked at.
-      prefixes: what may stand before all names in the file.
-      model_types: architectures that config.json, if there is one, may name; empty is any.
-      config: settings that config.json must not contradict; what it does not mention passes.
+    `source` is a .safetensors file, a folder with one or with shards and their index, or the name of a hub repository.
+    `layout` has the source of each of our paths, which are relative to the encoder, and `shapes` their shapes;
+    `prefixes` are those that all names in the file may have. config.json, if there is one, must name one of
+    `model_types`, if there are any, and must not contradict `config`.
 
-    Raises:
-      UserError: the weights cannot be found or read, are of another architecture, lack tensors, or have other shapes.
+    Raises UserError: the weights cannot be found or read, are of another architecture, lack tensors, or have other
+    shapes.
     """
     files = _find(source)
     _check_config(source, files[0].parent / "config.json", model_types, config or {})
@@ -101,7 +98,7 @@ def load(
 
 
 def _some(what: str, entries: Sequence[str]) -> list[str]:
-    """The first of the entries and how many more there are, as a list of one sentence; empty without entries."""
+    """Returns the first entries and the number of the others, as a list of one sentence; empty without entries."""
     if not entries:
         return []
     more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
@@ -109,7 +106,7 @@ def _some(what: str, entries: Sequence[str]) -> list[str]:
 
 
 def _prefix(names: Container[str], layout: Mapping[str, Tensor], prefixes: Sequence[str]) -> str:
-    """The prefix under which most tensors of the layout are found; the first one where none is better."""
+    """Returns the prefix under which most tensors of the layout are found; the first one where none is better."""
     wanted = [accepted for tensor in layout.values() for accepted in tensor.names]
     return max(prefixes, key=lambda prefix: sum(any(prefix + n in names for n in accepted) for accepted in wanted))
 
@@ -137,7 +134,7 @@ def _assemble(read: Sequence[Callable[[], np.ndarray]], tensor: Tensor, shape: t
 
 @contextmanager
 def _open(source: str, files: Sequence[pathlib.Path]) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
-    """The tensors of all files by name, each as a function that reads it."""
+    """Opens all files; returns their tensors by name, each as a function that reads it."""
     from safetensors import SafetensorError, safe_open
 
     with ExitStack() as opened:
@@ -152,7 +149,7 @@ def _open(source: str, files: Sequence[pathlib.Path]) -> Iterator[dict[str, Call
 
 
 def _find(source: str) -> list[pathlib.Path]:
-    """The safetensors files of a source."""
+    """Finds the safetensors files of a source."""
     if not source:
         raise UserError("pretrained weights: name a .safetensors file, a folder or a hub repository")
     path = pathlib.Path(source).expanduser()
@@ -168,7 +165,7 @@ def _find(source: str) -> list[pathlib.Path]:
 
 
 def _find_in_folder(source: str, folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a folder: all shards of its index, else model.safetensors, else the only safetensors file."""
+    """Finds the files of a folder: all shards of its index, else model.safetensors, else the only safetensors file."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
     files = sorted(folder.glob("*.safetensors"))
     if (folder / "model.safetensors").is_file():
@@ -185,7 +182,7 @@ def _find_in_folder(source: str, folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _shards(source: str, index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that an index names, which lie beside it."""
+    """Returns the files that an index names, in its folder."""
     weight_map = _json(source, index).get("weight_map")
     names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) and weight_map else []
     if not names or any(not isinstance(name, str) or pathlib.PurePath(name).name != name for name in names):
@@ -196,7 +193,7 @@ def _shards(source: str, index: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _download(source: str) -> pathlib.Path:
-    """The folder of a hub repository's snapshot, from the local cache where it is there or HF_HUB_OFFLINE is set."""
+    """Returns the folder of a hub repository's snapshot, from the local cache if there or HF_HUB_OFFLINE is set."""
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.safetensors.index.json", "config.json"]
@@ -207,7 +204,7 @@ def _download(source: str) -> pathlib.Path:
 
 
 def _check_config(source: str, path: pathlib.Path, model_types: Sequence[str], config: Mapping[str, Any]) -> None:
-    """Compares config.json, where there is one, with what is wanted: shapes do not tell all architectures apart."""
+    """Compares config.json, where there is one, with `config`, because shapes do not tell all architectures apart."""
     if not path.is_file():
         return
     found = _json(source, path)

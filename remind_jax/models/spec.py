@@ -1,15 +1,15 @@
-"""What a network is made from: the sections `model` and `fusion` of a config, and what each modality looks like."""
+"""The parts that make a network: the sections `model` and `fusion` of a config, and the input of each modality."""
 
 import dataclasses
 from typing import Any, Protocol
 
 
 class ModalityInput(Protocol):
-    """What an encoder must know of one modality.
+    """The input of one modality, as its encoder must know it.
 
     Attributes:
-      encoder: its family, a key of `registry.ENCODERS`.
-      shape: of one sample's input.
+      encoder: family of the encoder, a key of `registry.ENCODERS`.
+      shape: shape of one sample's input.
       vocabulary: number of token ids, 0 for an input that is not ids.
     """
 
@@ -20,7 +20,7 @@ class ModalityInput(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FusionSpec:
-    """The fusion blocks of a network: section `fusion` of a config; remind_jax/config/table.py says what its keys mean.
+    """The fusion blocks of a network: section `fusion` of a config, whose keys remind_jax/config/table.py explains.
 
     Of `soft_moe` blocks all fields but those from top_k on are read; of `fuse_moe` and `flex_moe` blocks blocks, heads,
     experts, hidden, dropout, mask_missing and those from top_k on.
@@ -77,7 +77,7 @@ class ModelSpec:
 
 
 def model_spec(config: Any) -> ModelSpec:
-    """The network that a config describes."""
+    """Returns the network that a config describes."""
     fusion = {field.name: config["fusion"][field.name] for field in dataclasses.fields(FusionSpec)}
     names = [field.name for field in dataclasses.fields(ModelSpec) if field.name != "fusion"]
     return ModelSpec(fusion=FusionSpec(**fusion), **{name: config["model"][name] for name in names})

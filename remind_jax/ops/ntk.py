@@ -405,8 +405,7 @@ def gradient_consistency(
       n, whole, balanced, seed: as in `sample_groups`.
       method: as in `top_direction`.
 
-    Returns:
-      gc, abs_gc, cos_mean_gradient, lambda1, lambda2, trace and n of each group.
+    Returns gc, abs_gc, cos_mean_gradient, lambda1, lambda2, trace and n of each group.
     """
     drawn, rows = sample_groups(groups, n, whole, balanced=balanced, seed=seed)
 

@@ -211,16 +211,10 @@ def paired_differences(
 ) -> dict[tuple[str, str, str], Difference]:
     """Computes the paired differences of every method to the baseline, which is passed over among the methods.
 
-    Args:
-      runs: at most one a method and seed.
-      methods: to compare.
-      baseline: a method.
-      chosen: names of `parts`.
-      resamples: number of replicates.
-      replicates: of the same runs and parts, shared by the comparisons with several baselines; else drawn here.
+    `runs` has at most one a method and seed; `chosen` are names of `parts`. `replicates` of the same runs and parts can
+    be shared by the comparisons with several baselines; else `resamples` are drawn here.
 
-    Returns:
-      (samples, figure, method) -> difference, where both have the figure under at least one seed.
+    Returns (samples, figure, method) -> difference, where both have the figure under at least one seed.
     """
     replicates = replicates or Replicates(runs, chosen=chosen, resamples=resamples)
     by_key = {(run.method, run.seed): run for run in runs}

@@ -121,17 +121,13 @@ def make_optimizer(
     first_moment: str = "float32",
     decay: str = "weights",
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes AdamW with optional clipping of the global norm, next to the transform that keeps λ.
+    """Makes AdamW with optional clipping of the global norm, next to the transform that keeps λ, `dro`.
 
-    Args:
-      schedule: learning rate by the optimizer's own count of steps.
-      weight_decay: decoupled, times the learning rate.
-      clip: largest global gradient norm; 0 is no clipping.
-      dro: from `group_dro`.
-      by_rows: train tables of combinations by the rows of a batch, see `row_adamw`.
-      first_moment: type of the first moments, those of tables by rows left out. The second ones stay float32: a step
-        moves them by less than bfloat16 can tell.
-      decay: what weight decay shrinks, one of `DECAYED`.
+    `schedule` goes by the optimizer's own count of steps; `weight_decay` is decoupled, times the learning rate, and
+    shrinks what `decay`, one of `DECAYED`, says; `clip` is the largest global gradient norm, 0 for no clipping.
+    `by_rows` trains tables of combinations by the rows of a batch, see `row_adamw`. `first_moment` is the type of the
+    first moments, those of tables by rows left out; the second ones stay float32, since a step moves them by less than
+    bfloat16 can tell.
     """
 
     def decayed(params: Params) -> dict[str, bool]:

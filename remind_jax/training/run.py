@@ -42,9 +42,8 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
     A run that was stopped goes on from its newest checkpoint; a finished one is shown again. Returns the report, as in
     report.json; empty on all processes of a job but the first, which alone writes.
 
-    Raises:
-      UserError: a setting, the data or the folder cannot be used.
-      Stopped: SIGTERM or SIGUSR1 asked for it; training is saved at the step where it was.
+    Raises UserError: a setting, the data or the folder cannot be used. Stopped: SIGTERM or SIGUSR1 asked for it;
+    training is saved at the step where it was.
     """
     validate(config)
     check_fusion(config.fusion.kind)

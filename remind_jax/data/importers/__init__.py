@@ -63,8 +63,7 @@ def read(options: argparse.Namespace) -> table.Imported:
     Args:
       options: of `remind_jax.import_data`.
 
-    Raises:
-      UserError: the data cannot be used, or lie where the manifest's folder does not hold them.
+    Raises UserError: the data cannot be used, or lie where the manifest's folder does not hold them.
     """
     prefix = below(options.out, options.source.parent)
     found = FORMS[options.form](options, options.name or options.out.resolve().name, prefix)

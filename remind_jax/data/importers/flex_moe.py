@@ -18,15 +18,9 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Impo
     `label.csv` (PTID, DIAGNOSIS), `PTID_splits.json` (training, validation, testing), `clinical/clinical_merged.csv`
     and `biospecimen/biospecimen_merged.csv` (ids in the first column), `genomic/genomic_merged.csv`, and
     `image/ADNI_G.npy` with `image/ADNI_subj.txt`, a line a scan that begins with the id and ends in the date. What is
-    not there is no modality. Unlike there, nothing is scaled or filled in before the split.
-
-    Args:
-      folder: that holds label.csv.
-      out: the manifest's folder; the newest scan of each subject is written below it, tokens [1, voxels].
-      name: of the data set.
-
-    Raises:
-      UserError: it is not such a folder.
+    not there is no modality. Unlike there, nothing is scaled or filled in before the split. The newest scan of each
+    subject is written below `out`, the manifest's folder, as tokens [1, voxels]. Raises UserError: it is not such a
+    folder.
     """
     file = folder / "label.csv"
     if not file.is_file():

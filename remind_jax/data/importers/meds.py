@@ -18,8 +18,7 @@ def read(
 
     The labels are a parquet file or a folder of them. Other arguments are as for `from_meds`.
 
-    Raises:
-      UserError: as for `from_meds`, or files are missing or cannot be read.
+    Raises UserError: as for `from_meds`, or files are missing or cannot be read.
     """
     if not labels:
         raise UserError("no labels: give a parquet file, or a folder of them, as --labels=PATH")
@@ -53,19 +52,14 @@ def from_meds(
 
     A sample is a label: subject and prediction time. It has the events at or before that time and those without a time.
     The codes that begin with one of a modality's prefixes become up to three modalities: `<name>_values` (the last
-    number of each of the most frequent codes), `<name>_codes` (codes without a number, newest first, each once) and
-    `<name>_text` (texts, newest first).
+    number of each of the most frequent codes, at most `columns`), `<name>_codes` (codes without a number, newest first,
+    each once) and `<name>_text` (texts, newest first).
 
-    Args:
-      events: `subject_id`, `time`, `code`, `numeric_value` and, where there is one, `text_value`.
-      labels: `subject_id`, `prediction_time`, and `boolean_value`, `integer_value` or `categorical_value`.
-      name: of the data set.
-      splits: `subject_id` and `split`.
-      modalities: prefixes of codes by name; one modality `events` of all codes by default.
-      columns: most columns of a table of values, the codes that most train subjects have.
+    `events` have `subject_id`, `time`, `code`, `numeric_value` and, where there is one, `text_value`; `labels` have
+    `subject_id`, `prediction_time`, and `boolean_value`, `integer_value` or `categorical_value`; `splits` `subject_id`
+    and `split`. `modalities` are prefixes of codes by name, by default one modality `events` of all codes.
 
-    Raises:
-      UserError: a column is not there, or no sample has an event.
+    Raises UserError: a column is not there, or no sample has an event.
     """
     need = [c for c in ("subject_id", "time", "code", "numeric_value") if c not in events.collect_schema().names()]
     value = next((v for v in ("boolean_value", "integer_value", "categorical_value") if v in labels.columns), None)

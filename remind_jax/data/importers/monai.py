@@ -29,17 +29,9 @@ def from_monai(
     """Makes a manifest of a datalist as MONAI reads it: mappings under `training`, `validation` and `test`.
 
     Values that are paths become a modality a key, numbers and words together one that is called `table`; a key that an
-    item lacks is missing. A list of paths becomes a modality a path, `image_0`, `image_1`, ….
-
-    Args:
-      content: the file's JSON.
-      name: of the data set.
-      patient: key of the patient.
-      label: key of the class.
-      prefix: as for `from_table`.
-
-    Raises:
-      UserError: there are no labelled items, or they are labelled by masks.
+    item lacks is missing. A list of paths becomes a modality a path, `image_0`, `image_1`, …. `content` is the file's
+    JSON, `patient` and `label` are keys, `prefix` is as for `from_table`. Raises UserError: there are no labelled
+    items, or they are labelled by masks.
     """
     rows: list[dict[str, Any]] = []
     unlabelled = 0

@@ -32,8 +32,7 @@ class Imported(NamedTuple):
 def write(found: Imported, out: pathlib.Path) -> None:
     """Writes schema.yaml and manifest.csv (manifest.parquet where cells are lists) into a folder.
 
-    Raises:
-      UserError: it holds a manifest already or cannot be written.
+    Raises UserError: it holds a manifest already or cannot be written.
     """
     names = ("schema.yaml", "manifest.csv", "manifest.parquet")
     if there := [name for name in names if (out / name).exists()]:
@@ -87,8 +86,7 @@ def read(
 
     Other arguments are as for `from_table`.
 
-    Raises:
-      UserError: as for `from_table`, or a file cannot be read, or a kind of column is unknown.
+    Raises UserError: as for `from_table`, or a file cannot be read, or a kind of column is unknown.
     """
     if not label:
         raise UserError("no label: name its column as --label=COLUMN")
@@ -118,19 +116,13 @@ def from_table(
     The numbers and categories of a table become one modality, named as the table; each column of texts, codes or paths
     becomes one of its own. A sample that a joined table has no row for lacks its modalities.
 
-    Args:
-      table: the samples.
-      name: of the data set and of the table's own modality.
-      label: its column of classes; rows without one are left out.
-      sample: its column of unique ids; empty counts rows.
-      patient: its column of patients; empty takes every row for a patient, and says so.
-      split: its column of splits; empty leaves splitting to each run.
-      joined: further tables by name, at most one row an id.
-      kinds: kinds of columns, of `column_kinds`, where the guess is wrong.
-      prefix: of paths in cells, from the manifest's folder to the folder that the paths start from.
+    `name` is that of the data set and of the table's own modality. `label` names the column of classes, whose empty
+    rows are left out; `sample` that of unique ids, empty counts rows; `patient` that of patients, empty takes every row
+    for a patient and says so; `split` that of splits, empty leaves splitting to each run. `joined` are further tables
+    by name, with at most one row an id; `kinds` kinds of columns, of `column_kinds`, where the guess is wrong; `prefix`
+    leads from the manifest's folder to the one that paths in cells start from.
 
-    Raises:
-      UserError: a column is not there, ids are not unique, or no modality is found.
+    Raises UserError: a column is not there, ids are not unique, or no modality is found.
     """
     kinds, notes = dict(kinds or {}), []
     for role, column in (("--label", label), ("--sample", sample), ("--patient", patient), ("--split", split)):

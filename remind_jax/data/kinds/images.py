@@ -116,9 +116,6 @@ def _limit(height: int, width: int, frames: int, *, volume: bool) -> None:
         raise _Unusable(f"its header claims more than {limit}")
 
 
-# ---- png and jpeg ---------------------------------------------------------------------------------------------------
-
-
 def _open_picture(path: pathlib.Path, kind: str) -> Any:
     """Opens a picture lazily, and checks its size."""
     from PIL import JpegImagePlugin, PngImagePlugin
@@ -155,9 +152,6 @@ def _read_picture(path: pathlib.Path, kind: str) -> Any:
             black.alpha_composite(picture.convert("RGBA"))
             return black.convert("RGB")
         return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-
-
-# ---- npy ------------------------------------------------------------------------------------------------------------
 
 
 def _map_array(path: pathlib.Path, *, volume: bool) -> np.ndarray:
@@ -211,9 +205,6 @@ def _bytes(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     wide = np.result_type(values.dtype, np.float32)
     scaled = (values.astype(wide) - wide.type(low)) * wide.type(scale)
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-
-
-# ---- dicom ----------------------------------------------------------------------------------------------------------
 
 
 def _open_dicom(path: pathlib.Path, *, volume: bool) -> Any:
@@ -289,9 +280,6 @@ def _grey_frame(values: np.ndarray, data: Any) -> Frame:
         return np.where(real[i], 255 - scaled if inverted else scaled, np.uint8(0))
 
     return frame
-
-
-# ---- sizes ----------------------------------------------------------------------------------------------------------
 
 
 def _picture(values: np.ndarray) -> Any:

@@ -77,8 +77,7 @@ class FittedKind(abc.ABC):
         Returns:
           [n, *spec.shape] of `spec.dtype`.
 
-        Raises:
-          UserError: the rows have another shape than those that the kind was fitted on.
+        Raises UserError: the rows have another shape than those that the kind was fitted on.
         """
 
     @abc.abstractmethod
@@ -100,8 +99,7 @@ class FittedKind(abc.ABC):
     def adopt(self, modality: Modality, where: str) -> Modality:
         """Brings a modality of new data, of this kind and name, into the form of the data that were fitted on.
 
-        Raises:
-          UserError: its columns or its shape are others; the message calls the new data `where`.
+        Raises UserError: its columns or its shape are others; the message calls the new data `where`.
         """
         return modality
 
@@ -129,15 +127,12 @@ class Kind(abc.ABC):
         """Describes what a model receives of this kind; arguments as for `InputSpec`."""
         return InputSpec(self.name, shape, vocabulary, np.dtype(self.dtype), self.encoder)
 
-    # ---- Schema -----------------------------------------------------------------------------------------------------
-
     def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
         """Makes a modality of its entry in schema.yaml, which has no other keys than `kind` and `keys`.
 
         Images and frames of volumes are resized to `image_size` in height and width, volumes to `frames` in length.
 
-        Raises:
-          UserError: a value cannot be used.
+        Raises UserError: a value cannot be used.
         """
         column, stored = string(entry["column"], f"modalities.{name}.column"), entry.get("stored", self.stored)
         if "stored" in entry and stored not in ("cell", "file"):
@@ -148,13 +143,10 @@ class Kind(abc.ABC):
         """Returns the modality as rows to predict may bring it: paths, wherever the run's own values were."""
         return dataclasses.replace(modality, stored=self.stored) if self.paths else modality
 
-    # ---- Columns ----------------------------------------------------------------------------------------------------
-
     def typed(self, modality: Modality, columns: Mapping[str, pl.Series]) -> Typed:
         """Brings the modality's columns, as a file or a frame holds them, into the types that `Manifest` promises.
 
-        Raises:
-          UserError: a column holds what no cell of this kind can be.
+        Raises UserError: a column holds what no cell of this kind can be.
         """
         found: dict[str, pl.Series] = {}
         findings: list[Finding] = []
@@ -194,8 +186,6 @@ class Kind(abc.ABC):
         values = table[modality.columns[0]]
         return file_content(values, records) if modality.stored == "file" else _array_content(values)
 
-    # ---- Files ------------------------------------------------------------------------------------------------------
-
     def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
         """Looks at a file that a cell names, which is there and not empty; `thorough` decodes more than its header.
 
@@ -208,33 +198,23 @@ class Kind(abc.ABC):
         """
         raise NotImplementedError(f"{self.name} is never stored in files")
 
-    # ---- Arrays -----------------------------------------------------------------------------------------------------
-
     @abc.abstractmethod
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
         """Reads the raw columns of some rows: arrays [n, ...] called as the modality, or `name/part`.
 
-        Raises:
-          UserError: a file that the rows name cannot be read or decoded (E007).
+        Raises UserError: a file that the rows name cannot be read or decoded (E007).
         """
 
     def check_options(self, options: FitOptions, names: list[str]) -> None:
         """Checks the options of fitting that concern this kind, of which the data set has modalities called `names`.
 
-        Raises:
-          UserError: an option is out of range.
+        Raises UserError: an option is out of range.
         """
         del options, names
 
     @abc.abstractmethod
     def fit(self, modality: Modality, rows: Rows, options: FitOptions) -> FittedKind:
-        """Fits on rows that have the modality and looks at no other.
-
-        Raises:
-          UserError: the rows do not suffice.
-        """
-
-    # ---- Import -----------------------------------------------------------------------------------------------------
+        """Fits on rows that have the modality and looks at no other. Raises UserError: the rows do not suffice."""
 
     def guess(self, column: pl.Series) -> Guess | None:
         """Guesses whether a column is of this kind, from at least one cell, without nulls and outer blanks."""

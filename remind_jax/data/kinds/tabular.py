@@ -58,8 +58,7 @@ class FittedTable(FittedKind):
 
         `numbers` and `bins` are those of `FitOptions`.
 
-        Raises:
-          UserError: the encoding is unknown or `bins` is not positive.
+        Raises UserError: the encoding is unknown or `bins` is not positive.
         """
         _check_numbers(numbers, bins)
         columns = [column[~np.isnan(column)] for column in numeric.T.astype(np.float64)]

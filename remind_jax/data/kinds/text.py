@@ -151,9 +151,6 @@ def read_text(path: pathlib.Path) -> str:
     return text
 
 
-# ---- Tokenizers -----------------------------------------------------------------------------------------------------
-
-
 def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str] | None = None) -> Any:
     """Trains a Unigram tokenizer in T5's form (pad 0, eos 1, unk 2; NFKC; runs of white space as one "▁"; case kept).
 

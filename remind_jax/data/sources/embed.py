@@ -53,24 +53,17 @@ def load(
     suffix: str = ".dcm",
     bad_files: str = "refuse",
 ) -> Manifest:
-    """Reads the tables of EMBED and looks at the image files they name.
+    """Reads the tables of EMBED under `root` and looks at the image files they name.
 
-    Args:
-      root: the folder that holds `tables` and `images`.
-      unit: `exam` merges both breasts, `breast` makes a sample of each (`ImageLateralityFinal`).
-      key: what an exam is, within a patient: one accession number (`acc_anon`) or one date (`study_date`). The dates
-        of the two tables may differ for one exam, so the former finds more.
-      image_size: height and width that images are resized to when they are decoded.
-      suffix: one of `SUFFIXES`, for files that were converted, next to the originals or in their place.
-      bad_files: `refuse` (E007) or `missing`: a file that is not there or cannot be used is a missing view, counted in
-        a note, and an exam without any other view is dropped.
+    The options are explained in `config.table.OF_SOURCES`. With `unit="exam"` both breasts are merged, with `breast`
+    each is a sample (`ImageLateralityFinal`). The dates of the two tables may differ for one exam, so `key="acc_anon"`
+    finds more than `study_date`. With `bad_files="missing"` a file that is not there or cannot be used is a missing
+    view, counted in a note, and an exam without any other view is dropped.
 
-    Returns:
-      A manifest of four modalities of kind image, shape (s, s, 1), stored in files; a sample that has several files
-      for one modality keeps the first in the order of the metadata table. Its notes say what was dropped.
+    Returns a manifest of four modalities of kind image, shape (s, s, 1), stored in files; a sample that has several
+    files for one modality keeps the first in the order of the metadata table. Its notes say what was dropped.
 
-    Raises:
-      UserError: a table, a column or a file is missing or cannot be used, or no exam is left.
+    Raises UserError: a table, a column or a file is missing or cannot be used, or no exam is left.
     """
     for name, value, allowed in (("unit", unit, UNITS), ("key", key, KEYS), ("suffix", suffix, SUFFIXES)):
         if value not in allowed:
@@ -96,9 +89,6 @@ def load(
         text = "the metadata table has no column BreastImplantPresent, so images of implants are not left out"
         notes.append(Finding(NOTE, text, False))
     return _manifest(root, samples, index, dropped, notes, image_size, bad_files)
-
-
-# ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def _read_table(root: pathlib.Path, part: str, needed: list[str], optional: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -205,9 +195,6 @@ def _views(
     dropped["further files of a view that the sample already has"] = table.height - first.height
     columns = [pl.col("path").filter(pl.col("modality") == name).first().alias(name) for name in MODALITIES]
     return first.group_by(index, maintain_order=True).agg(columns)
-
-
-# ---- manifest -------------------------------------------------------------------------------------------------------
 
 
 def _manifest(

@@ -96,19 +96,13 @@ _FPRM = _Recipe(
 
 
 def load_embed_twin(*, n: int = 3_000, seed: int, image_size: int = 32, missing: str = "published") -> Manifest:
-    """Makes synthetic mammography exams with a density class from A to D (see the module's text).
+    """Makes `n` synthetic mammography exams with a density class from A to D (see the module's text).
 
-    Args:
-      n: number of exams.
-      seed: of everything: rules, patients, pictures, missingness.
-      image_size: s, height and width of the pictures, at least 16.
-      missing: `published` draws combinations at the paper's frequencies; `none` leaves every exam complete.
+    `image_size` is s, height and width of the pictures, at least 16. `missing="published"` draws combinations at the
+    paper's frequencies, `none` leaves every exam complete; `seed` makes everything.
 
-    Returns:
-      a manifest with four modalities of kind image, uint8 [s, s, 1] held in cells, without a split column.
-
-    Raises:
-      UserError: a parameter is out of range.
+    Returns a manifest with four modalities of kind image, uint8 [s, s, 1] held in cells, without a split column. Raises
+    UserError: a parameter is out of range.
     """
     shape = (image_size, image_size, 1)
     views = []
@@ -124,14 +118,9 @@ def load_fprm_twin(
 ) -> Manifest:
     """Makes synthetic eye examinations with one of three grades (see the module's text).
 
-    The flow video has `frames` (t), at least 2; the other arguments are as for `load_embed_twin`.
-
-    Returns:
-      a manifest with `fundus` and `oxygen` (image, uint8 [s, s, 3]), `flow` (volume, uint8 [t, s, s, 1]) and `tabular`
-      (64 numbers), without a split column.
-
-    Raises:
-      UserError: a parameter is out of range.
+    The flow video has `frames` (t), at least 2; the other arguments are as for `load_embed_twin`. Returns a manifest
+    with `fundus` and `oxygen` (image, uint8 [s, s, 3]), `flow` (volume, uint8 [t, s, s, 1]) and `tabular` (64 numbers),
+    without a split column. Raises UserError: a parameter is out of range.
     """
     if frames < 2:
         raise UserError(f"a video needs at least 2 frames, not {frames}")
@@ -153,9 +142,6 @@ def _numbers(loadings: np.ndarray, factors: np.ndarray, body: np.ndarray, rng: n
     """Draws sums of the factors, float32 [n, 64], each number with noise twice as strong."""
     noise = 2.0 * rng.normal(size=(len(factors), loadings.shape[1]))
     return (factors @ loadings / np.sqrt(len(loadings)) + noise).astype(np.float32)
-
-
-# ---- samples --------------------------------------------------------------------------------------------------------
 
 
 def _load(recipe: _Recipe, views: Sequence[_View], n: int, seed: int, image_size: int, missing: str) -> Manifest:

@@ -75,33 +75,16 @@ def load(
     drop: float = 0.266,
     seed: int = 0,
 ) -> Manifest:
-    """Stays in intensive care that last at least as long as the input window, each with up to three modalities.
+    """Reads stays in intensive care that last at least as long as the input window, each with up to three modalities.
 
-    Args:
-      root: the folder with `hosp` and `icu` (versions 2.2 and 3.x; .csv.gz or .csv).
-      notes_root: the folder of MIMIC-IV-Note; empty looks for `note` under `root`, and without it no stay has notes.
-      label: `ihm48` death in hospital, from the first 48 hours; `died_within_48h` death within 48 hours of the start of
-        the stay; `one_year` death within 365 days of it, both from the first 24 hours.
-      hours: length of the input window; 0 is that of the label.
-      notes: `earlier` takes notes signed within the window or before and no discharge summary of this admission;
-        `paper` takes all notes about this admission too, and leaks.
-      note_characters: most of the notes of a stay, newest first.
-      labs: `text` is "name value unit; …" with the last value of each item; `numeric` is mean, min, max and last as
-        numbers.
-      codes: `earlier` takes the diagnoses of admissions that ended before this one began; `paper` those that were coded
-        at the end of this one, which leaks.
-      icd: kind of the modality: `codes` has a vocabulary of its own, `text` is the same list for a text encoder.
-      icd_versions: 9, 10 or both; beside ICD-9, ICD-10 codes are written with "10-" in front.
-      missing: `natural`, or `bernoulli` to drop every modality present with probability `drop`, at least one staying.
-      drop: probability of `bernoulli`.
-      seed: of `bernoulli`.
+    `root` holds `hosp` and `icu` (versions 2.2 and 3.x; .csv.gz or .csv); `notes_root` is the folder of MIMIC-IV-Note,
+    by default `note` under `root`, and without it no stay has notes. The options, and which of them leak, are explained
+    in `config.table.OF_SOURCES`; `missing` is `natural` or `bernoulli`, whose draws `seed` makes.
 
-    Returns:
-      A manifest without a split column: `stay_id`, `subject_id`, the label ("0", "1"), sorted by stay. Its notes count
-      what was left out (I001) and name the options that leak (W107).
+    Returns a manifest without a split column: `stay_id`, `subject_id`, the label ("0", "1"), sorted by stay. Its notes
+    count what was left out (I001) and name the options that leak (W107).
 
-    Raises:
-      UserError: an option is unknown, a table is missing or damaged, or no stay is left.
+    Raises UserError: an option is unknown, a table is missing or damaged, or no stay is left.
     """
     _one_of("missing", missing, ("natural", "bernoulli"))
     _one_of("labs", labs, ("text", "numeric"))
@@ -214,8 +197,7 @@ def _refuse_double(table: pl.DataFrame, column: str, name: str) -> None:
 def _cohort(root: pathlib.Path, admissions: pl.DataFrame, label: str, hours: int) -> tuple[pl.DataFrame, list[Finding]]:
     """The stays that last as long as the window, whose patient outlives it.
 
-    Returns:
-      `stay_id, subject_id, hadm_id, intime, end, admittime, died`, sorted by stay, and what was left out.
+    Returns `stay_id, subject_id, hadm_id, intime, end, admittime, died`, sorted by stay, and what was left out.
     """
     stays = _read(root, "icu/icustays")
     _refuse_double(stays, "stay_id", "icu/icustays")

@@ -100,16 +100,10 @@ class Measurements(NamedTuple):
 
 
 def read(root: pathlib.Path, stays: pl.DataFrame) -> Measurements:
-    """Labs and vital signs that were taken within the window of each stay.
+    """Returns labs and vital signs that were taken within the window of each stay.
 
-    Labs belong to a stay by patient and time: a quarter of them names no admission.
-
-    Args:
-      root: the folder that holds `hosp` and `icu`.
-      stays: `stay_id`, `subject_id`, `intime` and `end`, one row a stay.
-
-    Raises:
-      UserError: a table cannot be used.
+    Labs belong to a stay by patient and time: a quarter of them names no admission. `root` holds `hosp` and `icu`;
+    `stays` has `stay_id`, `subject_id`, `intime` and `end`, one row a stay. Raises UserError: a table cannot be used.
     """
     windows = stays.lazy()
     parts = []

@@ -29,25 +29,18 @@ class Notes(NamedTuple):
 def read(
     root: pathlib.Path, stays: pl.DataFrame, admissions: pl.Series, *, characters: int, leaky: bool = False
 ) -> Notes:
-    """The notes of each stay, newest first, cut at a number of characters.
+    """Returns the notes of each stay, newest first, cut at a number of characters.
 
     A note counts as known from the later of `charttime` and `storetime`: the time of a discharge summary is the
-    midnight that began the day, hours before it was written. A discharge summary is used when it was known before
-    the admission of the stay began, so it is of an earlier one; a radiology report when it was known by the end of the
-    window. With `leaky`, everything written about the admission itself is used too, whenever it was written.
+    midnight that began the day, hours before it was written. A discharge summary is used when it was known before the
+    admission of the stay began, so it is of an earlier one; a radiology report when it was known by the end of the
+    window. With `leaky`, everything written about the admission itself is used too, whenever it was written. Each table
+    is read twice, the first time without keeping any text, so that the memory it takes is that of the notes that are
+    used.
 
-    Each table is read twice, the first time without keeping any text, so that the memory it takes is that of the notes
-    that are used.
+    `stays` has `stay_id`, `subject_id`, `hadm_id`, `admittime` and `end`, one row a stay; `admissions` every `hadm_id`.
 
-    Args:
-      root: the folder of MIMIC-IV-Note, or its folder `note`.
-      stays: `stay_id`, `subject_id`, `hadm_id`, `admittime` and `end`, one row a stay.
-      admissions: every `hadm_id` of the admissions table.
-      characters: most of the text of a stay.
-      leaky: see above.
-
-    Raises:
-      UserError: a table cannot be used, or the folder has neither.
+    Raises UserError: a table cannot be used, or `root`, the folder of MIMIC-IV-Note or its `note`, has neither.
     """
     inside = "note/" if (root / "note").is_dir() else ""
     files = {name: [root / f"{inside}{name}{end}" for end in (".csv.gz", ".csv")] for name in TABLES}

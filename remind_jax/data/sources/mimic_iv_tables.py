@@ -56,8 +56,7 @@ class Table:
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """Runs a query over `scan` in a stream.
 
-        Raises:
-          UserError: the file is cut off, is no CSV or has a cell of another kind in a column that is used.
+        Raises UserError: the file is cut off, is no CSV or has a cell of another kind in a column that is used.
         """
         try:
             return frame.collect(engine="streaming")
@@ -97,8 +96,7 @@ def find(root: pathlib.Path, name: str, kinds: Mapping[str, str]) -> Table:
       name: the table without an ending, `hosp/labevents`.
       kinds: the columns that are used, each with its key of `KINDS`.
 
-    Raises:
-      UserError: there is no such file, its header cannot be read, or a column is not in it.
+    Raises UserError: there is no such file, its header cannot be read, or a column is not in it.
     """
     paths = [path for path in (root / f"{name}.csv.gz", root / f"{name}.csv") if path.is_file()]
     if not paths:

@@ -174,22 +174,14 @@ _CODE_SLOPE = 1.6
 def load_twin(
     *, n: int = 6_000, seed: int, missing: str = "published", drop: float = 0.266, icd: str = "codes"
 ) -> Manifest:
-    """Makes synthetic stays with notes, lab lines and ICD-9-style codes (see the module's text).
+    """Makes `n` synthetic stays with notes, lab lines and ICD-9-style codes (see the module's text).
 
-    Args:
-      n: number of stays; about one patient in five has two.
-      seed: of everything: rules, patients, texts, missingness.
-      missing: `published` draws combinations at the paper's frequencies; `bernoulli` drops every modality
-        independently with probability `drop`, at least one staying.
-      drop: probability of `bernoulli`; 0.266 gives the paper's table within one point.
-      icd: kind of the modality `icd`, one of `ICD`.
+    About one patient in five has two stays. `missing="published"` draws combinations at the paper's frequencies,
+    `bernoulli` drops every modality with probability `drop`, at least one staying; 0.266 gives the paper's table within
+    one point. `icd` is the kind of that modality, one of `ICD`; `seed` makes everything.
 
-    Returns:
-      a manifest with the modalities `notes` (text), `labs` (text) and `icd`, without a split column; label "1" for
-      death in hospital.
-
-    Raises:
-      UserError: a parameter is out of range.
+    Returns a manifest with the modalities `notes`, `labs` (text) and `icd`, without a split column; "1" is death in
+    hospital. Raises UserError: a parameter is out of range.
     """
     if missing not in ("published", "bernoulli"):
         raise UserError(f"missing must be 'published' or 'bernoulli', not {missing!r}")

@@ -117,23 +117,17 @@ _UNKNOWN = "Don't Know"
 
 
 def load(views: int | Sequence[str] = 7) -> Manifest:
-    """Adults of 20 years and over who graded their own health, each view a tabular modality.
+    """Reads adults of 20 years and over who graded their own health, each view a tabular modality.
 
     Cells hold the file's values in its own units (named at the end of a column's name; age in years and capped at 80,
     activity in minutes a day, yes/no as 1/0), with three repairs: the smallest float of the SAS transport format is
-    read as the 0 that it stands for; the codes 7777 and 9999 of the sedentary minutes and "Don't Know" become empty.
-    DXA scans stop at 59 years, so the presence of `dxa` tells the age.
+    read as the 0 that it means; the codes 7777 and 9999 of the sedentary minutes and "Don't Know" become empty. DXA
+    scans stop at 59 years, so the presence of `dxa` tells the age. `views` is a number of views out of `VIEW_SETS` (7,
+    the default set; 10, all; 5, the sparse ones), or names out of `VIEWS` in the order wanted.
 
-    Args:
-      views: a number of views out of `VIEW_SETS` (7, the default set; 10, all; 5, the sparse ones), or names out of
-        `VIEWS` in the order wanted.
-
-    Returns:
-      A manifest with one row a person, without a split column; classes ordered from bad to good (`CLASSES`). People
-      with none of the views asked for are left out.
-
-    Raises:
-      UserError: the package is not installed or lacks the table; an unknown number or name of views.
+    Returns a manifest with one row a person, without a split column; classes ordered from bad to good (`CLASSES`).
+    People with none of the views asked for are left out. Raises UserError: the package is not installed or lacks the
+    table; an unknown number or name of views.
     """
     names = _view_names(views)
     table = _read(_table_path(), names)

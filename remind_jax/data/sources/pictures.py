@@ -40,8 +40,7 @@ def texture(n: int, size: int, rng: np.random.Generator, knots: tuple[int, ...] 
       rng: source of randomness.
       knots: random values a side of each layer, coarse layers first; each weighs 0.7 of the one before.
 
-    Returns:
-      float32 [n, size, size].
+    Returns float32 [n, size, size].
     """
     weights = 0.7 ** np.arange(len(knots))
     weights /= np.linalg.norm(weights)
@@ -69,24 +68,15 @@ def _columns(x: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(x, np.float32).T[:, :, None, None])
 
 
-# ---- mammograms -----------------------------------------------------------------------------------------------------
-
-
 def mammogram(
     factors: np.ndarray, body: np.ndarray, size: int, rng: np.random.Generator, *, oblique: bool, synthetic: bool
 ) -> np.ndarray:
-    """A breast with the chest wall on the left, its dense tissue bright.
+    """Draws breasts with the chest wall on the left, dense tissue bright, uint8 [n, size, size, 1].
 
-    Args:
-      factors: [n, 3]: amount of dense tissue, its place from chest wall to nipple, its place from top to bottom.
-      body: [n, `BODY`]: depth and height of the breast, size of the pectoral muscle, share of fat.
-      size: height and width in pixels.
-      rng: of texture and noise.
-      oblique: MLO, with the pectoral muscle in the upper corner; otherwise CC.
-      synthetic: C-view, with sharper tissue and less noise; otherwise full-field digital mammography.
-
-    Returns:
-      uint8 [n, size, size, 1].
+    `factors` [n, 3] are the amount of dense tissue and its place from chest wall to nipple and from top to bottom;
+    `body` [n, `BODY`] depth and height of the breast, size of the pectoral muscle, share of fat. `oblique` is MLO, with
+    the pectoral muscle in the upper corner, else CC; `synthetic` is C-view, with sharper tissue and less noise, else
+    full-field digital.
     """
     amount, deep, low = (squash(f) for f in _columns(factors))
     depth, height, muscle, fat = (squash(b) for b in _columns(body))
@@ -113,9 +103,6 @@ def mammogram(
     return _bytes(picture)[..., None]
 
 
-# ---- the eye --------------------------------------------------------------------------------------------------------
-
-
 def _eye(body: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coordinates of an eye's background: `t` [n,s,s] from the disc towards the macula, `y`, and the round field."""
     side = np.where(np.asarray(body)[:, 0] > 0, 1.0, -1.0).astype(np.float32)[:, None, None]
@@ -134,8 +121,7 @@ def vessels(body: np.ndarray, size: int, width: np.ndarray | float) -> tuple[np.
       size: height and width in pixels.
       width: [n, 1, 1] or one number, half width of a vessel; the picture goes from -1 to 1.
 
-    Returns:
-      two float32 [n, size, size] from 0 to 1. A vessel thinner than a pixel is dimmed and not lost.
+    Returns two float32 [n, size, size] from 0 to 1. A vessel thinner than a pixel is dimmed and not lost.
     """
     t, y, _ = _eye(body, size)
     _, bend, wave, _ = _columns(body)
@@ -167,8 +153,7 @@ def fundus(factors: np.ndarray, body: np.ndarray, size: int, rng: np.random.Gene
       size: height and width in pixels.
       rng: of texture and noise.
 
-    Returns:
-      uint8 [n, size, size, 3].
+    Returns uint8 [n, size, size, 3].
     """
     spots, cup, wide = (squash(f) for f in _columns(factors))
     n = len(factors)
@@ -191,17 +176,10 @@ def fundus(factors: np.ndarray, body: np.ndarray, size: int, rng: np.random.Gene
 
 
 def flow(factors: np.ndarray, body: np.ndarray, size: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A video of retinal blood flow over one heartbeat: the brighter a vessel, the faster the blood.
+    """Draws videos of retinal blood flow over one heartbeat, the brighter a vessel the faster, uint8 [n, t, size, size,
+    1].
 
-    Args:
-      factors: [n, 3]: mean flow, pulsation, time of the peak.
-      body: [n, `BODY`].
-      size: height and width in pixels.
-      frames: t.
-      rng: of texture and noise.
-
-    Returns:
-      uint8 [n, t, size, size, 1].
+    `factors` [n, 3] are mean flow, pulsation and time of the peak; `body` is [n, `BODY`]; `frames` is t.
     """
     mean, pulse, delay = (squash(f) for f in _columns(factors))
     _, _, field = _eye(body, size)
@@ -232,8 +210,7 @@ def oxygen(factors: np.ndarray, body: np.ndarray, size: int, rng: np.random.Gene
       size: height and width in pixels.
       rng: of texture and noise.
 
-    Returns:
-      uint8 [n, size, size, 3].
+    Returns uint8 [n, size, size, 3].
     """
     lack, arterial, venous = (squash(f) for f in _columns(factors))
     _, _, field = _eye(body, size)

@@ -89,23 +89,10 @@ def make_world(
     sharpness: float = 6.0,
     classes: int = 2,
 ) -> World:
-    """Draws the rules of a seed; see the module's text for the recipe.
+    """Draws the rules of a seed; see the module's text for the recipe and `config.table.OF_SOURCES` for its numbers.
 
-    Args:
-      seed: the world.
-      modalities: their names, in declared order.
-      combinations: (`"a+b"`, probability) pairs.
-      latent: size of a modality's latent vector.
-      tokens: tokens per modality.
-      token_width: width of a token.
-      noise: standard deviation of the observation noise.
-      shift: share of a combination's own rule, 0 (one rule for all) to 1.
-      atoms: number of own rules that the combinations share.
-      sharpness: factor of the scores in the logits; larger means less label noise.
-      classes: number of classes.
-
-    Raises:
-      UserError: a parameter is out of range or a combination cannot be read.
+    `combinations` are (`"a+b"`, probability) pairs over `modalities`. Raises UserError: a parameter is out of range or
+    a combination cannot be read.
     """
     if not 0 <= shift <= 1:
         raise UserError(f"shift must lie between 0 and 1, not {shift}")
@@ -181,20 +168,11 @@ def contrast(world: World, latents: np.ndarray, group: np.ndarray) -> np.ndarray
 def load(
     *, seed: int, n_train: int = 12_000, n_tuning: int = 1_500, n_test_per_group: int = 1_000, **rules: Any
 ) -> Manifest:
-    """Draws the world of a seed and its samples.
+    """Draws the world of a seed and its samples; `rules` are the other arguments of `make_world`.
 
-    Args:
-      seed: the world and its samples.
-      n_train, n_tuning: training and tuning samples, at the population's frequencies.
-      n_test_per_group: held-out samples of every combination.
-      rules: as for `make_world`.
-
-    Returns:
-      a manifest of embedding modalities held in cells `[t,d]`, with a split column; every sample is a patient of its
-      own.
-
-    Raises:
-      UserError: a parameter is out of range or a combination cannot be read.
+    There are `n_train` and `n_tuning` samples at the population's frequencies and `n_test_per_group` held-out ones of
+    every combination. Returns a manifest of embedding modalities held in cells [t, d], with a split column; every
+    sample is a patient of its own. Raises UserError: a parameter is out of range or a combination cannot be read.
     """
     if min(n_train, n_tuning, n_test_per_group) < 1:
         raise UserError("the synthetic data needs at least one sample in every split")

@@ -80,23 +80,17 @@ class _Person:
 
 
 def load(root: str | pathlib.Path) -> Manifest:
-    """Everybody in the folder, each group of examinations a tabular modality.
+    """Reads everybody in the folder, each group of examinations a tabular modality.
 
     Numeric cells are in the files' units: years, mmHg (trestbps), mg/dl (chol; fbs says whether the fasting sugar is
     above 120), beats a minute (thalach), mm of ST depression (oldpeak), vessels (ca); sex is 1 for men. `?`, -9 and an
-    empty cell are missing, as is a blood pressure or a cholesterol of 0, which nobody alive has.
+    empty cell are missing, as is a blood pressure or a cholesterol of 0, which nobody alive has. `root` holds
+    `processed.{cleveland,hungarian,switzerland,va}.data` as UCI gives them out (no header), or one CSV of all people
+    (header; the same column names and `site`, the hospital); the four files are taken where both are there.
 
-    Args:
-      root: a folder with `processed.{cleveland,hungarian,switzerland,va}.data` as UCI gives them out (no header), or
-        with one CSV of all people (header; the same column names and `site`, the hospital). The four files are taken
-        where both are there.
-
-    Returns:
-      A manifest with one row a person in the order of `SITES`, without a split column; ids are the hospital and the
-      person's row among its people, counted from 1.
-
-    Raises:
-      UserError: there is no such folder or file, a column is missing, or a cell is not what its column holds.
+    Returns a manifest with one row a person in the order of `SITES`, without a split column; ids are the hospital and
+    the person's row among its people, counted from 1. Raises UserError: there is no such folder or file, a column is
+    missing, or a cell is not what its column holds.
     """
     if not str(root):
         raise UserError(
@@ -122,9 +116,6 @@ def load(root: str | pathlib.Path) -> Manifest:
         modalities=tuple(Modality(name, "tabular", *columns) for name, columns in VIEWS.items()),
     )
     return Manifest(schema=schema, table=pl.DataFrame(rows, schema=types), title=TITLE)
-
-
-# ---- the two layouts -------------------------------------------------------------------------------------------------
 
 
 def _original(folder: pathlib.Path, site: str) -> pathlib.Path:
@@ -197,9 +188,6 @@ def _number(cell: str, file: str, row: int, column: str) -> float | None:
         raise UserError(f"{file} row {row}, column {column!r}: not a number; a missing cell is empty, ? or -9")
     missing = value == _MISSING or (value == 0 and column in _ZERO_IS_MISSING)
     return None if missing else value
-
-
-# ---- from codes to what they stand for ------------------------------------------------------------------------------
 
 
 def _rows(site: str, people: Sequence[_Person]) -> Iterator[dict[str, _Cell]]:

@@ -24,8 +24,8 @@ BATCH_NORMALISED = (resnet.ResNetEncoder, video_resnet.VideoResNetEncoder)
 """Encoders that take the present samples of a batch [b] as a third argument when their batch norms are trained."""
 
 
-class Published(NamedTuple):
-    """How a published file holds an encoder's weights; see `pretrained.load`."""
+class PublishedWeights(NamedTuple):
+    """The layout of an encoder's published weights; see `pretrained.load`."""
 
     layout: Mapping[str, Tensor]
     prefixes: Sequence[str]
@@ -34,19 +34,18 @@ class Published(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Encoders of one form of input.
+    """A family of encoders for one form of input.
 
     Attributes:
       make: gives the encoder of one modality, (input, random keys [b] or None) -> [b, t, d]; its attribute `tokens` is
         t.
-      has_trunk: whether encoders have `features`, what a frozen trunk finds, and `project`, which takes it into width
-        d.
-      published: where their weights lie in published files; None where there are none.
+      has_trunk: whether encoders have `features`, the outputs of a frozen trunk, and `project`, their map to width d.
+      published: the layout of their published weights; None without any.
     """
 
     make: Callable[[ModelSpec, ModalityInput, nnx.Rngs], nnx.Module]
     has_trunk: bool = False
-    published: Callable[[ModelSpec], Published] | None = None
+    published: Callable[[ModelSpec], PublishedWeights] | None = None
 
 
 def _options(spec: ModelSpec, rngs: nnx.Rngs) -> dict[str, Any]:
@@ -73,22 +72,22 @@ def _volume(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Mod
     return make(modality.shape, size=size, tokens=spec.tokens, **_options(spec, rngs))
 
 
-def _published_text(spec: ModelSpec) -> Published:
+def _published_text(spec: ModelSpec) -> PublishedWeights:
     layout = t5.checkpoint_layout(spec.text_size, spec.text_gated)
-    return Published(layout, t5.PREFIXES, t5.MODEL_TYPES, t5.checkpoint_config(spec.text_size, spec.text_gated))
+    return PublishedWeights(layout, t5.PREFIXES, t5.MODEL_TYPES, t5.checkpoint_config(spec.text_size, spec.text_gated))
 
 
-def _published_image(spec: ModelSpec) -> Published:
+def _published_image(spec: ModelSpec) -> PublishedWeights:
     return _published_pixels(vit if spec.image_encoder.startswith("vit") else resnet, IMAGE[spec.image_encoder][1])
 
 
-def _published_volume(spec: ModelSpec) -> Published:
+def _published_volume(spec: ModelSpec) -> PublishedWeights:
     return _published_pixels(video_resnet, VOLUME[spec.volume_encoder][1])
 
 
-def _published_pixels(module: Any, size: str) -> Published:
+def _published_pixels(module: Any, size: str) -> PublishedWeights:
     layout, config = module.checkpoint_layout(size), module.checkpoint_config(size)
-    return Published(layout, module.PREFIXES, module.MODEL_TYPES, config)
+    return PublishedWeights(layout, module.PREFIXES, module.MODEL_TYPES, config)
 
 
 ENCODERS: dict[str, Family] = {
@@ -102,10 +101,10 @@ ENCODERS: dict[str, Family] = {
 
 
 def has_trunk(family: str) -> bool:
-    """Whether what the frozen trunk of a family finds can be kept; else an encoder is a map into the fusion width."""
+    """Returns whether outputs of a family's frozen trunk can be stored; other encoders map into the fusion width."""
     return ENCODERS[family].has_trunk
 
 
 def make_encoder(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
-    """The encoder of one modality, called as (input, random keys [b] or None) -> [b, t, d]."""
+    """Makes the encoder of one modality, called as (input, random keys [b] or None) -> [b, t, d]."""
     return ENCODERS[modality.encoder].make(spec, modality, rngs)

@@ -22,7 +22,7 @@ Colours = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Dimensions:
-    """What tells one residual network from another.
+    """The numbers in which residual networks differ.
 
     Attributes:
       stem: window of the first convolution, one number an axis of the positions.
@@ -60,7 +60,7 @@ class Dimensions:
         return self.widths[stage] * self.expansion
 
     def projects(self, stage: int) -> bool:
-        """Whether the shortcut around the first block of a stage is a convolution."""
+        """Returns whether the shortcut around the first block of a stage is a convolution."""
         return stage > 0 or self.entering(stage) != self.leaving(stage)
 
 
@@ -88,7 +88,7 @@ class _Unit(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Weights of the first block of a stage, or those of the others, which are equal, in stacked arrays."""
+    """Weights of the first block of a stage, or of all its other blocks, which are alike, in stacked arrays."""
 
     def __init__(self, dims: Dimensions, stage: int, stack: tuple[int, ...]):
         axes, last = len(dims.stem), len(dims.windows) - 1
@@ -117,7 +117,7 @@ class _Block(nnx.Module):
 
 
 class _Stage(nnx.Module):
-    """A block that changes the shape, and the equal ones after it as stacked arrays."""
+    """A block that changes the shape, and the other blocks, which are alike, as stacked arrays."""
 
     def __init__(self, dims: Dimensions, stage: int):
         self.strides = (2 if stage else 1,) * len(dims.stem)
@@ -150,7 +150,7 @@ class Trunk(nnx.Module):
         self._draw_kernels(rngs)
 
     def _draw_kernels(self, rngs: nnx.Rngs) -> None:
-        """Draws all kernels by He's rule for what enters them: activations keep their size through the network."""
+        """Draws all kernels by He's rule for the number of inputs, which keeps the size of activations."""
         units = [module for _, module in nnx.iter_modules(self) if isinstance(module, _Unit)]
         # One generator for all of them: one a kernel makes a program that takes ten times as long to compile.
         ends = list(itertools.accumulate(unit.kernel.size for unit in units))
@@ -177,7 +177,7 @@ class Trunk(nnx.Module):
         return x
 
 
-class Adapter(nnx.Module):
+class Projection(nnx.Module):
     """Projects pooled features, cuts the result into t pieces and embeds them with a vector for each position."""
 
     def __init__(self, dims: Dimensions, *, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
@@ -192,7 +192,7 @@ class Adapter(nnx.Module):
 
 
 class ResidualEncoder(nnx.Module):
-    """A residual network with its average pool, and the adapter. Those for images and volumes differ in numbers."""
+    """A residual network with its average pool, and the adapter; image and volume encoders differ in numbers only."""
 
     def __init__(self, dims: Dimensions, colours: Colours, *, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
         """Declares the weights; `colours` are mean and standard deviation of the channels that it was trained on.
@@ -202,19 +202,19 @@ class ResidualEncoder(nnx.Module):
         self.colours = colours
         self.trunk = Trunk(dims, rngs)
         self.tokens = tokens
-        self.adapter = Adapter(dims, tokens=tokens, width=width, dropout=dropout, rngs=rngs)
+        self.adapter = Projection(dims, tokens=tokens, width=width, dropout=dropout, rngs=rngs)
 
     def encode(self, x: jax.Array, present: jax.Array | None = None, axis_name: str | None = None) -> jax.Array:
-        """Pooled features [b, F] of normalised pixels [b, *positions, 3]; the other arguments are those of `Trunk`."""
+        """Returns pooled features [b, F] of normalised pixels [b, *positions, 3]; further arguments as for `Trunk`."""
         return reduce(self.trunk(x, present, axis_name), "b ... f -> b f", "mean")
 
     def features(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Pooled features of pixels by running statistics, [b, F]; no dropout is in the trunk."""
+        """Returns pooled features of pixels by running statistics, [b, F]; the trunk has no dropout."""
         del keys
         return self.encode(self._normalised(x))
 
     def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """What follows the trunk, [b, t, d]; `keys` [b] turn dropout on."""
+        """Applies the layers after the trunk, [b, t, d]; `keys` [b] turn dropout on."""
         return self.adapter(features, keys)
 
     def __call__(
@@ -233,7 +233,7 @@ class ResidualEncoder(nnx.Module):
 def layout(
     dims: Dimensions, stem: Sequence[tuple[str, str]], unit: Callable[[int, int, int | None], Sequence[tuple[str, str]]]
 ) -> dict[str, Tensor]:
-    """Tells where a checkpoint holds the weights of the trunk: tensors by path below the encoder.
+    """Returns the place of the trunk's weights in a checkpoint: tensors by path below the encoder.
 
     `stem` has the names of convolution and norm of the stem, a pair for each naming that is accepted; `unit` gives such
     names for (stage, block, place in the block or None for the shortcut).
@@ -252,7 +252,7 @@ def layout(
 
 
 def _unit_layout(path: str, names: Sequence[Sequence[tuple[str, str]]], *, stacked: bool) -> dict[str, Tensor]:
-    """The tensors of a unit from the names of its convolution and norm, for each layer and each accepted naming."""
+    """Returns the tensors of a unit from the names of convolution and norm, for each layer and each accepted naming."""
     entries = {
         "kernel": (0, "weight"),
         "scale": (1, "weight"),
@@ -271,5 +271,5 @@ def _unit_layout(path: str, names: Sequence[Sequence[tuple[str, str]]], *, stack
 
 
 def _channels_last(kernel: np.ndarray) -> np.ndarray:
-    """[out, in, *window] -> [*window, in, out]."""
+    """Moves channels last, [out, in, *window] -> [*window, in, out]."""
     return np.moveaxis(kernel, (0, 1), (-1, -2))

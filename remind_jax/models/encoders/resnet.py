@@ -39,7 +39,7 @@ MODEL_TYPES = ("resnet",)
 
 
 class ResNetEncoder(ResidualEncoder):
-    """Encodes images as t tokens of width d, pieces of one pooled vector and thus of the whole image each."""
+    """Encodes images as t tokens of width d, pieces of one pooled vector, so that each is of the whole image."""
 
     def __init__(self, shape: tuple[int, ...], *, size: str, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
         """Declares the weights; images have any sides: the network ends in an average; `size` is a key of `SIZES`."""
@@ -48,7 +48,7 @@ class ResNetEncoder(ResidualEncoder):
 
 
 def checkpoint_layout(size: str) -> dict[str, Tensor]:
-    """Tells where published files hold the trunk, in the names of torchvision (and timm) or transformers, by path."""
+    """Returns the place of the trunk in published files, in names of torchvision (timm) or transformers, by path."""
 
     def unit(stage: int, block: int, place: int | None) -> tuple[tuple[str, str], ...]:
         vision, hugging = f"layer{stage + 1}.{block}", f"encoder.stages.{stage}.layers.{block}"
@@ -65,7 +65,7 @@ def checkpoint_layout(size: str) -> dict[str, Tensor]:
 
 
 def checkpoint_config(size: str) -> dict[str, Any]:
-    """Tells what a config.json must not contradict: strides, and blocks beyond ours, which no shape shows."""
+    """Returns settings that config.json must not contradict: strides, and blocks beyond ours, which no shape shows."""
     return {
         "depths": list(SIZES[size].blocks),
         "layer_type": "bottleneck",

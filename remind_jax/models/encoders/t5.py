@@ -69,7 +69,7 @@ class T5Encoder(nnx.Module):
         self.adapter = nnx.Linear(d, width, rngs=rngs)
 
     def encode(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Contextual vectors of every token, int [b, length] -> [b, length, width of the encoder]."""
+        """Returns the contextual vector of every token, int [b, length] -> [b, length, width of the encoder]."""
         mask = ids != PAD
         bias = jnp.moveaxis(self.position_bias[relative_position_buckets(ids.shape[1])], -1, 0)[None]
         gate = (self.feed_gate[...],) if hasattr(self, "feed_gate") else ()
@@ -98,11 +98,11 @@ class T5Encoder(nnx.Module):
         return rms_norm(x, self.final_scale[...])
 
     def features(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Means of the vectors over t stretches of each text, [b, t, width of the encoder]."""
+        """Averages the vectors over t stretches of each text, [b, t, width of the encoder]."""
         return segment_means(self.encode(ids, keys), ids != PAD, self.tokens)
 
     def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """What follows the trunk: the map into the fusion width, [b, t, d]."""
+        """Applies the map into the fusion width, [b, t, d]."""
         del keys
         return on_rows(self.adapter, features)
 
@@ -112,7 +112,7 @@ class T5Encoder(nnx.Module):
 
 
 def checkpoint_layout(size: str, gated: bool) -> dict[str, Tensor]:
-    """Tells where the weights lie in a checkpoint of transformers: an encoder or a whole T5, whose decoder is not read.
+    """Returns the place of the weights in a checkpoint of transformers: an encoder or a whole T5 without its decoder.
 
     `size` is a key of `SIZES`; `gated` is gated GELU (T5 v1.1, Flan-T5, mT5) instead of ReLU (v1.0).
     """
@@ -137,7 +137,7 @@ _OTHER_TOKENIZER = "the vocabulary must be that of the checkpoint: set data.toke
 
 
 def checkpoint_config(size: str, gated: bool) -> dict[str, Any]:
-    """Tells what a checkpoint's config.json must not contradict: settings that no shape shows."""
+    """Returns settings that a checkpoint's config.json must not contradict because no shape shows them."""
     return {
         "num_heads": SIZES[size]["heads"],
         "num_layers": SIZES[size]["layers"],

@@ -30,7 +30,7 @@ MODEL_TYPES = ()
 
 
 class VideoResNetEncoder(ResidualEncoder):
-    """Encodes volumes as t tokens of width d, pieces of one pooled vector and thus of the whole volume each."""
+    """Encodes volumes as t tokens of width d, pieces of one pooled vector, so that each is of the whole volume."""
 
     def __init__(self, shape: tuple[int, ...], *, size: str, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
         """Declares the weights; volumes have any sides: the network ends in an average; `size` is a key of `SIZES`."""
@@ -39,7 +39,7 @@ class VideoResNetEncoder(ResidualEncoder):
 
 
 def checkpoint_layout(size: str) -> dict[str, Tensor]:
-    """Tells where published files hold the trunk, in torchvision's names: tensors by path, see `pretrained.load`."""
+    """Returns the place of the trunk in published files, in torchvision's names, by path; see `pretrained.load`."""
 
     def unit(stage: int, block: int, place: int | None) -> tuple[tuple[str, str], ...]:
         part = "downsample" if place is None else f"conv{place + 1}"
@@ -49,6 +49,6 @@ def checkpoint_layout(size: str) -> dict[str, Tensor]:
 
 
 def checkpoint_config(size: str) -> dict[str, Any]:
-    """Tells what a checkpoint's config.json must not contradict: torchvision's files have none."""
+    """Returns settings that config.json must not contradict: none, since torchvision's files have no config.json."""
     del size
     return {}

@@ -25,7 +25,7 @@ EPSILON = 1e-12
 
 
 class VitEncoder(nnx.Module):
-    """Gives the class token and one token a patch, all after the final norm: t = 1 + (height / p) (width / p).
+    """Encodes an image as a class token and one token a patch, after the final norm: t = 1 + (height / p) (width / p).
 
     The layers are stacked arrays under one scan, so that twelve compile as fast as one.
     """
@@ -71,7 +71,7 @@ class VitEncoder(nnx.Module):
             self.adapter = nnx.Linear(d, width, rngs=rngs)
 
     def encode(self, pixels: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Tokens of normalised images, float [b, height, width, 3] -> [b, t, width of the encoder]."""
+        """Returns tokens of normalised images, float [b, height, width, 3] -> [b, t, width of the encoder]."""
         patches = rearrange(pixels, "b (y p) (x q) c -> (b y x) (p q c)", p=self.patch, q=self.patch)
         x = (patches @ self.patch_kernel[...] + self.patch_bias[None]).reshape(
             pixels.shape[0], -1, len(self.patch_bias)
@@ -102,11 +102,11 @@ class VitEncoder(nnx.Module):
         return layer_norm(x, self.final_scale[...], self.final_bias[...])
 
     def features(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """What `encode` gives of pixels as they come."""
+        """Normalises pixels, uint8 [b, height, width, 1 or 3], and encodes them."""
         return self.encode(normalize(images, IMAGENET).astype(self.patch_kernel[...].dtype), keys)
 
     def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """What follows the trunk: the map into the fusion width where there is one, [b, t, d]."""
+        """Applies the map into the fusion width, where there is one, [b, t, d]."""
         del keys
         return on_rows(self.adapter, features) if hasattr(self, "adapter") else features
 
@@ -116,7 +116,7 @@ class VitEncoder(nnx.Module):
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Layer norm over the last axis, [..., d], [d] and [d] -> [..., d]; the statistics are in float32."""
+    """Applies layer norm over the last axis, [..., d], [d] and [d] -> [..., d], with statistics in float32."""
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
@@ -147,7 +147,7 @@ _LAYER = {
 
 
 def checkpoint_layout(size: str) -> dict[str, Tensor]:
-    """Tells where the weights lie in a checkpoint of transformers, with its names of release 5 or those before it."""
+    """Returns the place of the weights in a checkpoint of transformers, in the names of release 5 or earlier ones."""
     embeddings = "embeddings.patch_embeddings.projection"
     layout = {
         "patch_kernel": single(f"{embeddings}.weight", change=_patch_kernel, hint="patches must be of the same size"),
@@ -170,7 +170,7 @@ def checkpoint_layout(size: str) -> dict[str, Tensor]:
 
 
 def checkpoint_config(size: str) -> dict[str, Any]:
-    """Tells what a checkpoint's config.json must not contradict: settings that no shape shows."""
+    """Returns settings that a checkpoint's config.json must not contradict because no shape shows them."""
     return {
         "num_attention_heads": SIZES[size]["heads"],
         "num_hidden_layers": SIZES[size]["layers"],
@@ -179,5 +179,5 @@ def checkpoint_config(size: str) -> dict[str, Any]:
 
 
 def _patch_kernel(x: np.ndarray) -> np.ndarray:
-    """A convolution's [d, c, p, p] as a matrix on flattened patches, [p * p * c, d]."""
+    """Reshapes a convolution's [d, c, p, p] to a matrix on flattened patches, [p * p * c, d]."""
     return rearrange(x, "d c y x -> (y x c) d")

@@ -14,12 +14,12 @@ from remind_jax.ops.transformer import attention, dropout, on_rows
 
 
 class Tokens(NamedTuple):
-    """What a block must know of its tokens beside their values.
+    """Facts about the tokens that a block reads besides their values.
 
     Attributes:
-      owner: modality of each token, numpy int [n]; those of a modality lie together.
+      owner: modality of each token, numpy int [n]; tokens of a modality follow each other.
       observed: False at tokens of missing modalities [b, n].
-      groups: combination of each sample [b]; the number of groups means one not seen in training.
+      groups: combination of each sample [b]; the number of groups is the index of unseen ones.
     """
 
     owner: np.ndarray
@@ -28,19 +28,19 @@ class Tokens(NamedTuple):
 
     @property
     def present(self) -> jax.Array:
-        """Which modalities a sample has, [b, m]."""
+        """The modalities that each sample has, [b, m]."""
         return self.observed[:, np.unique(self.owner, return_index=True)[1]]
 
 
 class Routed(NamedTuple):
-    """What a fusion block returns.
+    """The result of a fusion block.
 
     Attributes:
       tokens: [b, n, d].
       open_rate: share of a sample's tokens whose gate was open [b].
-      sums: over the batch, for `sparse_moe.block_penalty`; None where routing has no penalty.
-      gate_values: what the gate compares with its threshold, [b, 1] or [b, n]; None unless the threshold is measured
-        and group routers rest.
+      sums: sums over the batch for `sparse_moe.block_penalty`; None where routing has no penalty.
+      gate_values: the values that the gate compares with its threshold, [b, 1] or [b, n]; None unless the threshold is
+        measured and group routers rest.
     """
 
     tokens: jax.Array
@@ -50,14 +50,14 @@ class Routed(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Router logits of a block, [b, n, e, s] each: of the shared router, which the gate looks at, and those in use."""
+    """Router logits of a block, [b, n, e, s] each: of the shared router, which the gate reads, and those in use."""
 
     shared: jax.Array
     used: jax.Array
 
 
 def sinusoidal(num_groups: int, shape: tuple[int, ...]) -> jax.Array:
-    """Fixed sine and cosine patterns, one a group, small enough to leave the shared router in charge, [g, *shape]."""
+    """Returns fixed sine and cosine patterns, one a group, so small that the shared router decides, [g, *shape]."""
     size = math.prod(shape)
     frequency = 10_000.0 ** (-2.0 * (jnp.arange(size) // 2).astype(jnp.float32) / size)
     angle = (1.0 + jnp.arange(num_groups, dtype=jnp.float32))[:, None] * frequency[None]
@@ -66,12 +66,12 @@ def sinusoidal(num_groups: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def normal(rngs: nnx.Rngs, fan_in: int, *dims: int) -> nnx.Param:
-    """Random weights that keep the size of what they map."""
+    """Draws random weights that keep the size of their inputs."""
     return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), dims))
 
 
 def has_measured_gate(spec: FusionSpec) -> bool:
-    """Whether the threshold of the gate is measured in training, and not a number of the config."""
+    """Returns whether the gate's threshold is measured in training instead of a number of the config."""
     return spec.group_routers and spec.gate_threshold == "auto"
 
 
@@ -100,7 +100,7 @@ class FusionBlock(nnx.Module):
 
     @jax.named_scope("attention")
     def attend(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Self-attention of normalised tokens, [b, n, d]; `mask` [b, n] is False at tokens that nobody looks at."""
+        """Applies self-attention to normalised tokens, [b, n, d]; no token reads those where `mask` [b, n] is False."""
         query, key, value = jnp.split(on_rows(self.query_key_value, x), 3, axis=-1)
         return on_rows(self.output, attention(query, key, value, heads=self.spec.heads, mask=mask))
 
@@ -116,10 +116,10 @@ class SoftMoEBlock(FusionBlock):
         if has_measured_gate(spec):
             self.gate_threshold = nnx.Param(jnp.zeros(()))  # measured before group routers act
         if spec.group_routers and spec.router_rank:
-            # Drawn beside the stream, so that all other weights begin as they do without it. Only one of the two is
+            # Drawn apart from the stream, so that all other weights begin as they do without it. Only one of the two is
             # zero, which makes routers the shared one at first: both would have no gradient.
-            beside = nnx.Rngs(params=jax.random.fold_in(rngs.params.key[...], rngs.params.count[...]))
-            self.group_router_in = normal(beside, d, num_modalities, d, spec.router_rank)
+            apart = nnx.Rngs(params=jax.random.fold_in(rngs.params.key[...], rngs.params.count[...]))
+            self.group_router_in = normal(apart, d, num_modalities, d, spec.router_rank)
             self.group_router_out = nnx.Param(jnp.zeros((num_modalities, spec.router_rank, e, s)))
         elif spec.group_routers:
             init = {
@@ -130,7 +130,7 @@ class SoftMoEBlock(FusionBlock):
         self._declare_experts(width, rngs)
 
     def _routers(self, tokens: Tokens, is_open: jax.Array, scale: jax.Array, normalize: bool) -> jax.Array:
-        """The router of each sample, [b, d, e, s]: of its combination where the gate is open [b], or the shared one."""
+        """Returns each sample's router, [b, d, e, s]: its combination's where the gate is open [b], or the shared."""
         shared, options = self.router[...], {"normalize": normalize, "add_after_norm": self.spec.add_after_norm}
         if self.spec.router_rank:
             present = tokens.present & is_open[:, None]
@@ -140,14 +140,14 @@ class SoftMoEBlock(FusionBlock):
         return routing.group_routers(shared, table, jnp.where(is_open, tokens.groups, len(table)), scale, **options)
 
     def _gate_is_open(self, plain: jax.Array) -> jax.Array:
-        """Whether the gate is open under the shared router's logits [b, n, e, s]; bool [b, n]."""
+        """Returns whether the gate is open under the shared router's logits [b, n, e, s]; bool [b, n]."""
         spec = self.spec
         threshold = self.gate_threshold[...].astype(jnp.float32) if has_measured_gate(spec) else spec.gate_threshold
         is_open = routing.gate_is_open(plain, spec.gate_metric, threshold, spec.gate_granularity)
         return jnp.broadcast_to(is_open, plain.shape[:2])
 
     def _logits(self, x: jax.Array, tokens: Tokens, gate: str) -> tuple[jax.Array, jax.Array]:
-        """Router logits [b, n, e, s] of tokens [b, n, d], and the share of tokens with an open gate [b]."""
+        """Returns router logits [b, n, e, s] of tokens [b, n, d], and the share of tokens with an open gate [b]."""
         spec, normalize = self.spec, soft_moe.PRESETS[self.spec.preset].normalize
         scale = self.router_scale[...] if spec.learn_scale else jax.lax.stop_gradient(self.router_scale[...])
         shared = self.router[...]
@@ -179,7 +179,7 @@ class SoftMoEBlock(FusionBlock):
         return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate, gate_values=values)
 
     def _attended(self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """What the experts' output is added to, and the tokens that are routed, [b, n, d] both."""
+        """Returns the tokens that the experts' output is added to, and the tokens that are routed, [b, n, d] each."""
         spec, base = self.spec, 1.0 if self.spec.residual else 0.0
         if spec.norm == "pre":
             attended = self.attend(self.attention_norm(x), mask)
@@ -190,7 +190,7 @@ class SoftMoEBlock(FusionBlock):
         return x, x
 
     def route(self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str) -> Route:
-        """The logits by which tokens are routed in evaluation; arguments as for a call."""
+        """Returns the logits by which tokens are routed in evaluation; arguments are as for a call."""
         _, routed = self._attended(x, mask, None)
         return Route(self._logits(routed, tokens, "never")[0], self._logits(routed, tokens, gate)[0])
 

@@ -45,7 +45,7 @@ class SparseMoEBlock(FusionBlock):
         """Applies `function` (tokens [b, t, d], router index) to the tokens of each router, [b, n, d] -> [b, n, e]."""
         if self.router.shape[0] == 1:
             return function(x, 0)
-        # Tokens of a modality lie together.
+        # Tokens of a modality follow each other.
         stretches = itertools.pairwise(np.searchsorted(owner, np.arange(self.num_modalities + 1)))
         return jnp.concatenate([function(x[:, start:stop], i) for i, (start, stop) in enumerate(stretches)], axis=1)
 
@@ -64,7 +64,7 @@ class SparseMoEBlock(FusionBlock):
         return clean, sparse_moe.top_experts(clean, spec.top_k, noise, deviation)
 
     def _sums(self, clean: jax.Array, chosen: TopExperts, tokens: Tokens) -> dict[str, jax.Array]:
-        """Sums over the samples of a batch that `sparse_moe.block_penalty` takes."""
+        """Computes the sums over the samples of a batch that `sparse_moe.block_penalty` takes."""
         part = jnp.all(tokens.observed, axis=1) if self.spec.kind == "flex_moe" else jnp.ones(len(clean), bool)
         parts = jnp.stack([part, ~part]).astype(clean.dtype)  # full samples, and those that miss something
         weights = sparse_moe.shares(chosen, self.spec.experts)
