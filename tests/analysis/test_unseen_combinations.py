@@ -61,7 +61,8 @@ def test_enough_held_out_rows_go_before_frequency(tmp_path, monkeypatch):
             seen[name] -= 1
     manifest = dataclasses.replace(fitted.manifest, table=table.filter(pl.Series(keep)))
     kept = fitted.whole_split[pl.Series(keep).to_numpy()]
-    monkeypatch.setattr(dataset, "fit", lambda config: fitted._replace(manifest=manifest, whole_split=kept))
+    fewer = dataclasses.replace(fitted, manifest=manifest, whole_split=kept)
+    monkeypatch.setattr(dataset, "fit", lambda config: fewer)
     monkeypatch.setattr(unseen, "LEAST_HELD_OUT", 5)
     rest = [fitted.groups.names[g] for g in fitted.groups.tail.nonzero()[0]]
     enough = [name for name in rest if name not in seen]
