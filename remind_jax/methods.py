@@ -52,7 +52,7 @@ METHODS = {
     "remind_no_dro": REMIND | {"objective.kind": "erm"},
     "remind_no_specialization": REMIND | {"fusion.group_routers": False},
     # Ours, chosen on tuning rows (docs/remind_plus.md): four networks, two of them without group parts, all at once,
-    # with a linear path beside the fusion, numbers in pieces and tokens that say which modality they are of.
+    # with a linear path next to the fusion, numbers in pieces and tokens that say which modality they are of.
     "remind_plus": REMIND
     | {
         "ensemble": 4,

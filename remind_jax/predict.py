@@ -42,7 +42,7 @@ def _warn(predictor: Predictor, manifest: Manifest, table: pl.DataFrame) -> None
         more = f" and {found.height - 5} more" if found.height > 5 else ""
         lines.append(f"{rows.height} rows of {found.height} combinations {warning[0]}: {named}{more}")
     if predictor.looks_at_batches:
-        lines.append("fusion.gate_granularity=batch: a row's probabilities depend on the rows beside it")
+        lines.append("fusion.gate_granularity=batch: a row's probabilities depend on the rows next to it")
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
 

@@ -43,7 +43,7 @@ _GATES = ("gated", "always", "never")
 
 _LEAKS = ("earlier", "paper")
 # Combinations of EMBED and their frequencies (paper, section 7.4.2).
-_EMBED = (
+EMBED = (
     ("ffdm_cc", 0.030),
     ("cview_cc+ffdm_cc", 0.006),
     ("ffdm_mlo", 0.012),
@@ -80,7 +80,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
     },
     "nhanes": {"views": Key(7, "how many views: 5, 7 or 10")},
     "synthetic": {
-        "combinations": Key(_EMBED, "combinations and frequencies"),
+        "combinations": Key(EMBED, "combinations and frequencies"),
         "train": Key(12_000, "training samples", AT_LEAST_ONE),
         "tuning": Key(1_500, "tuning samples", AT_LEAST_ONE),
         "held_out_per_group": Key(1_000, "held-out samples of each combination", AT_LEAST_ONE),

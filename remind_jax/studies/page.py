@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TEMPLATE = "sweep.html.jinja"
-NAME_WIDTH, LABEL_WIDTH = 44, 20  # characters of a combination in tables and beside plots
+NAME_WIDTH, LABEL_WIDTH = 44, 20  # characters of a combination in tables and next to plots
 MOST_ROWS = 15  # combinations in the plot, the most frequent ones
 MOST_CURVES = len(figures.COLOURS)  # calibration curves in one plot
 MOST_PRINTED = 12  # combinations printed; table.md has them all

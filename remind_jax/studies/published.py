@@ -1,4 +1,4 @@
-"""The figures of the paper (arXiv 2603.00046, Tables 1 to 4 and 7 to 16), for tables that set them beside ours.
+"""The figures of the paper (arXiv 2603.00046, Tables 1 to 4 and 7 to 16), for tables that set them next to ours.
 
 They are in published.csv, in percent, mean and standard deviation over three seeds (Tables 4 and 16 have no deviation),
 by the combinations' names in the paper. Table 16's "# experts 32, 64" are a quarter and a half of the 128 of the main

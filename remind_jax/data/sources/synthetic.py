@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from remind_jax.config.table import EMBED
 from remind_jax.data import cells
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import combination_mask, parse_combinations
@@ -43,16 +44,6 @@ from remind_jax.errors import UserError
 
 MODALITIES = ("cview_cc", "cview_mlo", "ffdm_cc", "ffdm_mlo")
 """EMBED's modalities in the order of the paper (M1 to M4)."""
-
-EMBED = (
-    ("ffdm_cc", 0.030),
-    ("cview_cc+ffdm_cc", 0.006),
-    ("ffdm_mlo", 0.012),
-    ("ffdm_cc+ffdm_mlo", 0.578),
-    ("cview_cc+ffdm_cc+ffdm_mlo", 0.003),
-    ("cview_cc+cview_mlo+ffdm_cc+ffdm_mlo", 0.371),
-)
-"""EMBED's combinations and frequencies (paper, section 7.4.2)."""
 
 RARE = 0.15
 """Combinations with a smaller probability are rare (the paper's tail rule)."""
