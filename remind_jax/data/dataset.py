@@ -161,14 +161,15 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def predictions_table(dataset: Dataset, split: str, probabilities: np.ndarray) -> pl.DataFrame:
-    """Returns predictions of a split's rows [n, c] with ids, labels and combinations, one row a sample."""
-    rows, schema = dataset.rows(split), dataset.manifest.schema
-    table = dataset.manifest.table[rows]
+def predictions_table(
+    manifest: Manifest, groups: Groups, probabilities: np.ndarray, rows: np.ndarray | slice = slice(None)
+) -> pl.DataFrame:
+    """Returns predictions [n, c] of some rows, or of all, with ids, labels and combinations, one row a sample."""
+    table, schema = manifest.table[rows], manifest.schema
     columns = {
         "sample_id": table[schema.sample_id],
         "patient_id": table[schema.patient_id],
-        "label": pl.Series(dataset.manifest.labels[rows]),
-        "group": [group_name(mask, dataset.groups.modalities) for mask in dataset.manifest.presence[rows]],
+        "label": pl.Series(manifest.labels[rows]),
+        "group": [group_name(mask, groups.modalities) for mask in manifest.presence[rows]],
     }
     return pl.DataFrame(columns | {f"p_{k}": column for k, column in enumerate(probabilities.T)})

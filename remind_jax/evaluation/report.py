@@ -50,7 +50,7 @@ def report_of(
     this function adds, and None leaves a key out. Returns the report of `build_report` with `split_digest`,
     `majority_accuracy`, `findings` and `card`; and the table of predictions that it was made from.
     """
-    table = datasets.predictions_table(data, "held_out", probabilities)
+    table = datasets.predictions_table(data.manifest, data.groups, probabilities, data.rows("held_out"))
     facts = {
         "split_digest": splits.split_digest(data.whole_split),
         "majority_accuracy": float(np.mean(table["label"].to_numpy() == data.class_fractions.argmax())),

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data import pipeline
-from remind_jax.data.dataset import Dataset
+from remind_jax.data.dataset import Dataset, predictions_table
 from remind_jax.data.groups import Groups, group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
@@ -264,11 +264,8 @@ class Predictor:
         if not labelled.any():
             raise UserError(f"no row has a label in column {manifest.schema.label!r}: there is nothing to evaluate")
         manifest = Manifest(manifest.schema, manifest.table.filter(labelled), manifest.root, manifest.title)
-        labels = manifest.labels  # refuses wrong ones before anything slow
-        probabilities = self.predict_proba(manifest)
-        columns = {f"p_{k}": probabilities[:, k] for k in range(len(self.classes))}
-        ids = {name: manifest.table[getattr(manifest.schema, name)] for name in ("sample_id", "patient_id")}
-        table = pl.DataFrame({**ids, "label": labels, "group": self.combinations(manifest), **columns})
+        _ = manifest.labels  # refuses wrong ones before anything slow
+        table = predictions_table(manifest, self.groups, self.predict_proba(manifest))
         title = manifest.title or manifest.schema.name
         facts = {"parameters": self.parameters, "classes": self.classes}
         return reports.build_report(self.config.to_dict(), title, table, self.groups, **facts)
@@ -321,9 +318,9 @@ def choose_prior_power(
     `predicted` are the tuning rows, without such an adjustment; `prior` [c] is the share of each class among the train
     rows; the metric is `accuracy` or `macro_f1`.
     """
+    logits = np.log(np.maximum(np.asarray(predicted.probabilities, np.float64), 1e-300))
 
     def value(power: float) -> tuple[float, float]:
-        logits = np.log(np.maximum(np.asarray(predicted.probabilities, np.float64), 1e-300))
         adjusted = probabilities_of(logits, np.zeros_like(logits), np.maximum(prior, 1e-12) ** power)
         found = tuning_metrics(predicted._replace(probabilities=adjusted))[metric]
         return (-np.inf if found is None else found, -abs(power))

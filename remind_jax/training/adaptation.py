@@ -237,7 +237,8 @@ def _report(
     run, data = adapter.run, adapter.data
     after = adapter.predict(params)
     table, before = (
-        datasets.predictions_table(data, "held_out", predicted.probabilities) for predicted in (after, adapter.before)
+        datasets.predictions_table(data.manifest, data.groups, predicted.probabilities, data.rows("held_out"))
+        for predicted in (after, adapter.before)
     )
     facts = _facts(adapter, choice, params, found, before, table)
     if run.config.fusion.group_routers:
