@@ -125,13 +125,9 @@ def from_table(
     Raises UserError: a column is not there, ids are not unique, or no modality is found.
     """
     kinds, notes = dict(kinds or {}), []
-    for role, column in (("--label", label), ("--sample", sample), ("--patient", patient), ("--split", split)):
-        if (column or role == "--label") and column not in table.columns:
-            raise UserError(f"{role}={column} is no column{did_you_mean(column, table.columns)}")
+    _check_columns(table, label, sample, patient, split)
     table = table.filter(pl.col(label).is_not_null())
-    counted = pl.Series([str(i + 1) for i in range(table.height)], dtype=pl.String)
-    ids = {"sample_id": _as_text(table[sample]) if sample else counted}
-    ids["patient_id"] = _as_text(table[patient]) if patient else ids["sample_id"]
+    ids = _ids(table, sample, patient)
     if not patient:
         notes.append("no --patient: each row counts as a patient, and rows of one person may be in train and held out")
     columns = {**ids, label: _as_text(table[label])}
@@ -158,6 +154,18 @@ def from_table(
     out, said = without_empty(out, used)
     schema = schema_of(name, label, out[label].unique(), modalities, split)
     return Imported(out, schema, notes + said)
+
+
+def _check_columns(table: pl.DataFrame, label: str, sample: str, patient: str, split: str) -> None:
+    for role, column in (("--label", label), ("--sample", sample), ("--patient", patient), ("--split", split)):
+        if (column or role == "--label") and column not in table.columns:
+            raise UserError(f"{role}={column} is no column{did_you_mean(column, table.columns)}")
+
+
+def _ids(table: pl.DataFrame, sample: str, patient: str) -> dict[str, pl.Series]:
+    counted = pl.Series([str(i + 1) for i in range(table.height)], dtype=pl.String)
+    samples = _as_text(table[sample]) if sample else counted
+    return {"sample_id": samples, "patient_id": _as_text(table[patient]) if patient else samples}
 
 
 def path_columns(table: pl.DataFrame, modalities: Mapping[str, Any]) -> list[str]:
