@@ -20,12 +20,23 @@ import hypothesis  # noqa: E402, after the environment is set
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests import tiny_runs  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # The same cases in every run, and none refused for being slow on a busy machine.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(tmp_path_factory):
+    """As `tiny_runs.quick_programs`, with a folder that all tests of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with tiny_runs.quick_programs(shared / "compiled"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,10 @@ from remind_jax.methods import METHODS
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA, write_manifest
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 # Strings that stand for what must not leave the data: in notes, as the ids of stays and patients.
 NOTE, STAY, PATIENT = "zebrafinch7731", "stayid4812x", "patientid9055x"
@@ -27,12 +30,6 @@ CONTRACT = {
 }
 METRICS = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"}
 INTERVALS = {"accuracy_ci", "macro_f1_ci", "auroc_ci", "auprc_ci"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 def _own_data(folder: pathlib.Path) -> pathlib.Path:

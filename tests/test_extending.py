@@ -23,13 +23,10 @@ from remind_jax.models.fusion.soft_moe import FusionBlock, Routed
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 class Gated(FusionBlock):

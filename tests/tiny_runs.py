@@ -1,14 +1,12 @@
 """Runs small enough for tests: the phenomenon data with a network of a few hundred weights."""
 
 import contextlib
-import os
 import pathlib
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from remind_jax import cli
@@ -68,15 +66,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-@contextlib.contextmanager
-def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """As `quick_programs`, with a folder that all tests of this session share."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with quick_programs(shared / "compiled"):
-        yield
 
 
 @contextlib.contextmanager

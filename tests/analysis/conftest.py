@@ -2,10 +2,7 @@
 
 import pytest
 
-from tests import tiny_runs
-
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
+def _quick_compilation(quick_compilation):
+    """Every analysis opens or trains tiny runs."""

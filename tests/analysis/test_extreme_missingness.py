@@ -25,12 +25,6 @@ QUICK = {
 MODALITIES = ("cview_cc", "cview_mlo", "ffdm_cc", "ffdm_mlo")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
-
-
 def _arguments(tmp_path, *more: str) -> list[str]:
     own = ("--methods=soft_moe,remind", "--seeds=0", "--resamples=20", f"--workdir={tmp_path / 'study'}")
     return [*tiny_runs.arguments(tmp_path / "cache", "remind", **QUICK), *own, *more]

@@ -21,12 +21,6 @@ pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 FEW = ["--n=6", "--n_whole=16", "--draws=2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(_quick_compilation, tmp_path_factory) -> pathlib.Path:
     """A folder with a REMIND run in two stages that kept its checkpoints, and a Soft MoE run that kept the last."""

@@ -17,13 +17,10 @@ from remind_jax.models.network import ensemble_of, make_network
 from remind_jax.models.spec import model_spec
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,10 @@ from remind_jax.training import adaptation, unfreezing
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 SCHEMA = {
     "version": 1,
@@ -55,12 +58,6 @@ TINY = {
     "eval.batch_size": 32,
     "devices": 1,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 def _row(rng, i, combination, part):

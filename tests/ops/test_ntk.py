@@ -16,7 +16,7 @@ N = 20
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
+def _less_optimisation():
     """Less optimisation of what is compiled, which is most of the time these tests take."""
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)

@@ -25,6 +25,8 @@ from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
 from tests.training import steps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 INPUTS = {"labs": TABULAR.spec((5,)), "scan": EMBEDDING.spec((2, 4))}
 COUNTS = np.array([60, 30, 10])
 CELLS = np.array([[20, 20, 20], [10, 10, 10], [4, 3, 3]])  # by class
@@ -33,12 +35,6 @@ MASKS = np.array([[True, True], [True, False], [False, True]])
 GROUPS = np.array([0, 0, 0, 0, 0, 1, 2, 2], np.int32)
 STEPS = 5
 SLOW = [("jit", "one"), ("pmap", "two")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 def _config(**changes):

@@ -14,16 +14,13 @@ from remind_jax.runtime.signals import CODES, Signals, Stopped
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 # Two stages of 12 steps, evaluated every sixth, recorded every fourth.
 CHANGES = {"train__evaluate_every": 0.5, "eval__bootstrap": 20}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 class _Scheduler(progress.Silent):

@@ -22,17 +22,14 @@ from remind_jax.studies.entries import Entry, Options
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 QUICK = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20, "data__tuning": 24}
 TABLES = {"runs.csv", "groups.csv", "differences.csv", "calibration.csv", "table.md", "table.tex", "index.html"}
 RECORD = "sweep.json"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 def _arguments(cache, workdir, *more: str, **changes) -> list[str]:

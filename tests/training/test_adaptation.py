@@ -22,7 +22,10 @@ from remind_jax.training import adaptation, unfreezing
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 PARTS = {"train": 1.0, "tuning": 0.3, "held_out": 0.5}
 D, E, F, C = 8, 4, 8, 2  # width, experts, hidden width of an expert, classes
@@ -43,12 +46,6 @@ TINY = {
     "eval.batch_size": 64,
     "devices": 1,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 def _write(folder, sizes, seed=0, split=True, **changes):

@@ -25,13 +25,10 @@ from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA, write_manifest
 from tests.models.pure import random_params
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 def _config(folder: pathlib.Path, **changes):

@@ -27,13 +27,10 @@ from remind_jax.training.run_folder import RunFolder
 from tests import tiny_runs
 from tests.models.pure import jitted
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 # ---- The loop --------------------------------------------------------------------------------------------------------

@@ -12,14 +12,11 @@ from remind_jax.evaluation import page
 from remind_jax.training.run import random_encoders, train_and_evaluate
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 STAGES = ("joint", "specialize")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 def _run(folder: pathlib.Path, **changes) -> tuple[dict, dict]:

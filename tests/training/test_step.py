@@ -19,9 +19,10 @@ from remind_jax.models.spec import model_spec
 from remind_jax.objectives import fair_mixup, logit_adjust
 from remind_jax.training import optimizer as states
 from remind_jax.training.stages import plan_stages
-from tests import tiny_runs
 from tests.models.pure import linear_network, random_params
 from tests.training import steps
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 INPUTS = {
     "note": KINDS["text"].spec((6,), 12),
@@ -30,12 +31,6 @@ INPUTS = {
 }
 CELLS = np.array([[40, 15, 5], [0, 20, 10], [3, 3, 4]])  # training samples by group and class
 COUNTS = CELLS.sum(axis=1)  # 60, 30, 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 def _config(method: str = "remind", **changes):

@@ -30,7 +30,10 @@ from remind_jax.studies import baselines
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 LETTERS = "ACGT"
 
 
@@ -103,12 +106,6 @@ class BasesEncoder(nnx.Module):
 
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         return on_rows(self.embed, jnp.mean(x.astype(jnp.float32), axis=1, keepdims=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(tmp_path_factory):
-    with tiny_runs.quick_compilation(tmp_path_factory):
-        yield
 
 
 @pytest.fixture(params=["patch", "bases"])
