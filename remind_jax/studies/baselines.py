@@ -211,8 +211,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     finished = folder.report()
     if finished is not None:
         if verbose:
-            print(f"{folder.path} is a finished run; its report:")
-            reports.print_table(finished)
+            folder.show(finished, again=True)
         return finished
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
@@ -222,8 +221,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
     with progress.make(0, "evaluating", verbose) as bar:
         report = _report(config, data, fitted, folder, bar.count)
     if verbose:
-        reports.print_table(report)
-        print(f"Report: {folder.path / 'report.html'}")
+        folder.show(report)
     return report
 
 

@@ -59,8 +59,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dic
     finished = folder.report()
     if processes.run_on_first(lambda: finished is not None):
         if verbose:
-            print(f"{folder.path} is a finished run; its report:")
-            reports.print_table(finished)
+            folder.show(finished, again=True)
         return finished or {}
     devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
@@ -82,8 +81,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dic
     with progress.make(0, "evaluating", verbose) as bar:
         report = _report(trainer, data, at, bar)
     if verbose:
-        reports.print_table(report)
-        print(f"Report: {folder.path / 'report.html'}")
+        folder.show(report)
     return report
 
 

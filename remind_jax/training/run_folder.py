@@ -92,6 +92,14 @@ class RunFolder:
         reports.write_html(self.path / "report.html", report, self.history())
         reports.write_json(self.path / "report.json", report)
 
+    def show(self, report: Mapping[str, Any], again: bool = False) -> None:
+        """Prints a report, of a run that has just ended or (`again`) of one that had."""
+        if again:
+            print(f"{self.path} is a finished run; its report:")
+        reports.print_table(report)
+        if not again:
+            print(f"Report: {self.path / 'report.html'}")
+
     def rewind(self, step: int) -> None:
         """Forgets the records after `step`, which a resumed run writes again, and a last line cut by a kill."""
         if not self.writes:
