@@ -79,7 +79,9 @@ def _prepared(kind: str) -> tuple[builder.Source, np.ndarray, Preprocessor, Grou
 def reader(kind: str, memory_gib: float, threads: int) -> Callable[[], int]:
     """Reads `STEPS` batches of `BATCH` samples of a kind and counts the samples."""
     source, rows, preprocessor, groups = _prepared(kind)
-    store = pipeline.make_store(source, rows, preprocessor, groups, memory_gib=memory_gib)
+    store = pipeline.make_store(
+        functools.partial(builder.read, source), rows, preprocessor, groups, memory_gib=memory_gib
+    )
     order = samplers.shuffled(0, SAMPLES)
 
     def call() -> int:

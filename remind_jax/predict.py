@@ -9,7 +9,7 @@
     --batch-size=0   rows at a time; 0 is the run's. Probabilities do not depend on it beyond rounding
     --bad-files=…    refuse | missing: what is done with files that cannot be read; by default as in the run
 
-The same in Python: `remind_jax.load(RUN).predict_proba(DATA)`, `.embed(DATA)`, `.evaluate(DATA)`.
+The same in Python: `remind_jax.load(RUN).table(DATA)`; also `.predict(DATA)`, `.embed(DATA)`, `.evaluate(DATA)`.
 """
 
 import pathlib
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
             parts.append(probabilities)
             done += len(probabilities)
             bar.advance(done)
-    table = predictor.table(manifest, np.concatenate(parts))
+    table = predictor.tabulate(manifest, np.concatenate(parts))
     write_table(table, out)
     _warn(predictor, manifest, table)
     print(f"{table.height} rows, {table['combination'].n_unique()} combinations; written: {out}")

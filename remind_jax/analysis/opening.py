@@ -11,7 +11,7 @@ import ml_collections
 from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
 from remind_jax.errors import UserError
-from remind_jax.inference import model_folder
+from remind_jax.inference import model_files, model_folder
 from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
 from remind_jax.models.network import initial_params
@@ -72,7 +72,7 @@ def open_run(path: pathlib.Path) -> Run:
     """
     model = model_folder.open_model(path)
     config = model.config
-    if model_folder.ADAPTED in config:
+    if model_files.ADAPTED in config:
         raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
     with progress.make(0, "preparing") as bar:
         data = datasets.load_dataset(config, bar)

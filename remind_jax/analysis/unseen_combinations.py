@@ -29,7 +29,7 @@ from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
 from remind_jax.evaluation.samples import Samples
-from remind_jax.inference.model_folder import ADAPTED
+from remind_jax.inference.model_files import ADAPTED
 from remind_jax.runtime import progress
 from remind_jax.studies.entries import Entry
 from remind_jax.studies.results import TITLES as FIGURES

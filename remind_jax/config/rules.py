@@ -113,6 +113,10 @@ RULES = (
         "optim.group_rows=batch belongs to fusion.kind=soft_moe, not {c.fusion.kind}",
     ),
     Rule(
+        lambda c: c.data.cache == "none" and c.train.feature_cache == "disk",
+        "train.feature_cache=disk writes below data.cache, which is none: name a folder",
+    ),
+    Rule(
         lambda c: c.fusion.experts < 2, "fusion.experts={c.fusion.experts} leaves nothing to route to: use at least 2"
     ),
 )

@@ -61,6 +61,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "exams": Key(3_000, "of the twin", AT_LEAST_ONE),
         "seed": _TWIN_SEED,
     },
+    "frame": {"digest": Key("", "of the rows, so that a run folder serves one frame only")},
     "fprm": {"samples": Key(3_394, "of the twin", AT_LEAST_ONE), "seed": _TWIN_SEED},
     "manifest": {},
     "mimic_iv": {
@@ -131,7 +132,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "data": {
         "source": Key("", "the data set", tuple(OF_SOURCES)),
         "root": Key("", "folder of the real data; empty trains on the twin where there is one"),
-        "cache": Key("", "folder of prepared shards; empty is ~/.cache/remind_jax"),
+        "cache": Key("", "folder of prepared shards; empty is ~/.cache/remind_jax; none decodes rows each time"),
         "fractions": Key((0.7, 0.1, 0.2), "train, tuning, held_out by patient, where the data bring no split"),
         "max_tokens": Key(96, "longest text or code list, in tokens"),
         "vocabulary": Key(4_000, "largest fitted vocabulary"),

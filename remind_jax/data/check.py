@@ -55,9 +55,10 @@ def find_problems(manifest: Manifest, split: np.ndarray | None = None) -> list[F
     if not manifest.table.height:
         return [*findings, _NO_ROWS]
     given = splits.given_splits(manifest)
+    needs_held_out = split is None  # who made a split has seen to that
     if split is None:
         split = given
-    findings += [*_identity(manifest), *_labels(manifest, split), *_split_column(manifest, given)]
+    findings += [*_identity(manifest), *_labels(manifest, split), *_split_column(manifest, given, needs_held_out)]
     findings += [*_patients_cut(manifest, split), *_no_modality(manifest)]
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
@@ -122,14 +123,14 @@ def _labels(manifest: Manifest, split: np.ndarray | None) -> Iterator[Finding]:
         yield Finding("E005", f"no row {where} has class {listed(absent)}; add rows or drop the class", True)
 
 
-def _split_column(manifest: Manifest, given: np.ndarray | None) -> Iterator[Finding]:
+def _split_column(manifest: Manifest, given: np.ndarray | None, needs_held_out: bool) -> Iterator[Finding]:
     column = manifest.schema.split
     if given is None:
         return
     if (given < 0).any():
         text = f"column {column!r}: {in_rows(given < 0)} not train, tuning or held_out; fill them or leave `split` out"
         yield Finding("E001", text, True)
-    elif splits.HELD_OUT not in given:
+    elif needs_held_out and splits.HELD_OUT not in given:
         yield Finding("E001", f"column {column!r} names no held_out rows; mark some or leave `split` out", True)
     elif splits.TUNING not in given:
         text = f"column {column!r} names no tuning rows; tuning is carved out of train, by patient"

@@ -1,6 +1,7 @@
 """From a config to everything training needs of the data: manifest, splits, groups, preprocessing, stores."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +12,15 @@ import polars as pl
 from remind_jax.data import builder, check, missingness, pipeline, sources, splits
 from remind_jax.data.groups import Groups, count_combinations, group_name
 from remind_jax.data.kinds.kind import FitOptions
-from remind_jax.data.manifest import Manifest
+from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 
 DEFAULT_CACHE = "~/.cache/remind_jax"
+UNPREPARED = "none"
+"""Value of `data.cache` with which rows are decoded where they are needed, and nothing is written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +84,12 @@ def read(config: Any) -> Manifest:
     return missingness.complete_samples(manifest) if config.data.complete_only else manifest
 
 
-def fit(config: Any) -> FittedData:
-    """Reads, checks and splits the data set of a config and fits groups and preprocessing on its train rows.
+def fit(config: Any, manifest: Manifest | None = None) -> FittedData:
+    """Checks and splits a data set, by default that of the config, and fits groups and preprocessing on train rows.
 
     Raises UserError: the data cannot be used; the message names every coded error.
     """
-    manifest = read(config)
+    manifest = read(config) if manifest is None else manifest
     try:
         whole_split = splits.make_splits(manifest, config.seed, config.data.fractions)
     except UserError:
@@ -110,9 +113,9 @@ def fit(config: Any) -> FittedData:
     return FittedData(manifest, split, whole_split, groups, preprocessor, findings)
 
 
-def load_dataset(config: Any, bar: progress.Silent | None = None) -> Dataset:
-    """Fits the data set of a config and prepares its rows; arguments as for `fit` and `prepare`."""
-    return prepare(fit(config), config.data, bar)
+def load_dataset(config: Any, bar: progress.Silent | None = None, manifest: Manifest | None = None) -> Dataset:
+    """Fits a data set and prepares its rows; arguments as for `fit` and `prepare`."""
+    return prepare(fit(config, manifest), config.data, bar)
 
 
 def prepare(fitted: FittedData, data: Any, bar: progress.Silent | None = None) -> Dataset:
@@ -120,12 +123,15 @@ def prepare(fitted: FittedData, data: Any, bar: progress.Silent | None = None) -
 
     The bar shows how many rows are written to shards, or that another process is waited for.
     """
-    cache = pathlib.Path(data.cache or DEFAULT_CACHE).expanduser()
-    source = builder.prepare(fitted.manifest, cache, bar=bar)
+    if data.cache == UNPREPARED:
+        take = functools.partial(decode, fitted.manifest)
+    else:
+        cache = pathlib.Path(data.cache or DEFAULT_CACHE).expanduser()
+        take = functools.partial(builder.read, builder.prepare(fitted.manifest, cache, bar=bar))
     stores = {}
     for i, name in enumerate(splits.SPLITS):
         rows = np.flatnonzero(fitted.split == i)
-        stores[name] = pipeline.make_store(source, rows, fitted.preprocessor, fitted.groups, memory_gib=data.memory_gib)
+        stores[name] = pipeline.make_store(take, rows, fitted.preprocessor, fitted.groups, memory_gib=data.memory_gib)
     return Dataset(**vars(fitted), stores=stores)
 
 

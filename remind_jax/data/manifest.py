@@ -37,6 +37,8 @@ class Manifest:
     title: str = ""  # how reports name the data, for example "twin of MIMIC-IV (synthetic)"
     notes: tuple[Finding, ...] = ()  # what reading the folder found, for `check.find_problems` to pass on
     files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)  # of sound files, by path as written
+    weights: np.ndarray | None = None  # what each row counts in the loss of training, float32 [n]; None: all alike
+    label_type: str = "text"  # of the user's labels: text, integer, number or boolean
     # Share of each combination in the paper by its name; empty for data that are not the paper's.
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Returns the sha256 (hex) of the schema, every cell in row order, and the content of the cells' files."""
+        """Returns the sha256 (hex) of the schema, all cells in row order, the content of their files, and weights."""
         sha = hashlib.sha256(json.dumps(self.schema.to_dict(), sort_keys=True).encode())
         paths = {m.columns[0] for m in self.schema.modalities if m.stored == "file"}
         for _, column in self.schema.columns():
@@ -65,6 +67,7 @@ class Manifest:
             sha.update(_cell_bytes(cells))
             if column in paths:
                 sha.update("".join(self._file_digest(cell) for cell in cells.drop_nulls().to_list()).encode())
+        sha.update(b"" if self.weights is None else self.weights.tobytes())
         return sha.hexdigest()
 
     def rows(self, places: np.ndarray) -> Rows:
@@ -101,7 +104,7 @@ def decode(manifest: Manifest, rows: np.ndarray, *, labels: bool = True) -> dict
 
     Returns:
       for each modality what `Kind.decode` of its kind gives, under its name or `name/part`; `present` bool [n, m],
-      `label` int32 [n] if asked for, `row` int32 [n].
+      `label` int32 [n] if asked for, and then `weight` float32 [n] of a manifest that has weights; `row` int32 [n].
 
     Raises:
       UserError: a file that the rows name cannot be read or decoded (E007), or a label is none of the classes (E005).
@@ -111,4 +114,5 @@ def decode(manifest: Manifest, rows: np.ndarray, *, labels: bool = True) -> dict
         raw |= KINDS[modality.kind].decode(modality, chosen)
     places = chosen.places
     raw |= {"label": manifest.labels[places]} if labels else {}
+    raw |= {"weight": manifest.weights[places]} if labels and manifest.weights is not None else {}
     return raw | {"present": manifest.presence[places], "row": places.astype(np.int32)}

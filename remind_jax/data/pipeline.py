@@ -1,7 +1,8 @@
 """From prepared rows to batches of model inputs: a store of encoded rows, and Grain to read it ahead of the step.
 
 A batch is a flat dict of numpy arrays: one array per modality under its name, `present` bool [b,m], `group`, `label`
-and `row` int32 [b], and `weight` float32 [b], which is 0 for the rows that pad the last batch of an evaluation.
+and `row` int32 [b], and `weight` float32 [b]: what a sample counts in training, or 0 for the rows that pad the last
+batch of an evaluation and 1 for the others.
 """
 
 import functools
@@ -11,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from remind_jax.data import builder, samplers
+from remind_jax.data import samplers
 from remind_jax.data.groups import Groups
 from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
@@ -76,18 +77,23 @@ class MemoryStore:
 
 
 def make_store(
-    source: builder.Source, rows: np.ndarray, preprocessor: Preprocessor, groups: Groups, *, memory_gib: float
+    read: Callable[[np.ndarray], Batch],
+    rows: np.ndarray,
+    preprocessor: Preprocessor,
+    groups: Groups,
+    *,
+    memory_gib: float,
 ) -> Store:
     """Makes the store of a split: in memory when the encoded rows take at most `memory_gib`, else streaming.
 
-    `rows`, int [n], are the split's row numbers in the manifest; a combination that `groups` does not know gets the
-    index `len(groups)`; with 0 GiB the store always streams. Raises UserError: a modality has the name of one of the
+    `read` gives what `manifest.decode` gives for some rows. `rows`, int [n], are the split's row numbers in the
+    manifest; a combination that `groups` does not know gets the index `len(groups)`; with 0 GiB the store always streams. Raises UserError: a modality has the name of one of the
     batch's own columns, or the prepared data are damaged.
     """
     clashes = sorted(set(preprocessor.inputs) & set(RESERVED))
     if clashes:
         raise UserError(f"modality names {', '.join(RESERVED)} are taken, rename in schema.yaml: {', '.join(clashes)}")
-    stream = StreamStore(rows, functools.partial(builder.read, source), preprocessor, groups)
+    stream = StreamStore(rows, read, preprocessor, groups)
     block = _rows_at_a_time(preprocessor)
     probe = stream.take(np.arange(min(_PROBE, block, len(stream))))
     needed = sum(array.nbytes for array in probe.values()) * len(stream) / max(1, len(probe["row"]))
@@ -117,7 +123,7 @@ def train_batches(
     threads: int = 1,
     rows: slice = slice(None),
 ) -> Iterator[Batch]:
-    """Yields the batches of steps `start_step` up to, not including, `stop_step`, with a `weight` of ones.
+    """Yields the batches of steps `start_step` up to, not including, `stop_step`; `weight` is 1 where rows have none.
 
     The batch of a step depends on the order and the step only: neither the number of threads that prepare batches ahead
     (0 prepares each when it is asked for) nor the step at which a run was resumed changes it. Steps count from 0 over
@@ -126,7 +132,7 @@ def train_batches(
     ones = np.ones(batch_size, np.float32)[rows]
 
     def batch(i: int) -> Batch:
-        return {**store.take(order(start_step + i, batch_size)[rows]), "weight": ones.copy()}
+        return {"weight": ones.copy(), **store.take(order(start_step + i, batch_size)[rows])}
 
     return _read_ahead(batch, stop_step - start_step, threads)
 

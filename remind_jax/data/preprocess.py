@@ -42,7 +42,8 @@ class Preprocessor:
         """Encodes a batch made by `manifest.decode`.
 
         Returns:
-          per modality [n, *spec.shape], all zeros in rows that lack it, and `present`, `label`, `row` as they came.
+          per modality [n, *spec.shape], all zeros in rows that lack it, and `present`, `label`, `row`, `weight` as they
+          came.
         """
         batch: dict[str, np.ndarray] = {}
         for j, (name, fitted) in enumerate(self.fitted.items()):
@@ -51,7 +52,7 @@ class Preprocessor:
             values = fitted.encode(own, name)
             batch[name] = np.zeros((len(here), *values.shape[1:]), values.dtype)
             batch[name][here] = values
-        return batch | {key: raw[key] for key in ("present", "label", "row") if key in raw}
+        return batch | {key: raw[key] for key in ("present", "label", "row", "weight") if key in raw}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fitted kinds for JSON, in declared order."""

@@ -43,7 +43,8 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
 
     A split column is honoured; if it names no tuning rows, tuning is carved by patient out of train (W105) in the
     proportion that `fractions` gives. Without the column, patients are split by `fractions` (shares of rows),
-    stratified by the patient's majority label and rarest combination; another seed gives another split.
+    stratified by the patient's majority label and rarest combination; another seed gives another split. A last share
+    of 0 holds nobody out.
 
     Raises UserError: a patient is in two splits (E003), a class is absent from train or a label is not one of the
     classes (E005), or a patient id or the split column is incomplete (E001).
@@ -58,12 +59,12 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
     if splits is None:
         splits = _assign(patients, labels, manifest.presence, seed, fractions)
     else:
-        _check_given(manifest, patients, splits)
+        _check_given(manifest, patients, splits, held_out=fractions[2] > 0)
         if not (splits == TUNING).any() and fractions[1] > 0:
             rows = np.flatnonzero(splits == TRAIN)
             share = fractions[1] / (fractions[0] + fractions[1])
             splits[rows] = _assign(patients[rows], labels[rows], manifest.presence[rows], seed, (1 - share, share, 0.0))
-    if len(splits) and not (splits == HELD_OUT).any():
+    if len(splits) and fractions[2] > 0 and not (splits == HELD_OUT).any():
         raise UserError(
             f"E001 no patient is held out of {len(set(patients.tolist()))}: add patients or raise the last share of "
             f"data.fractions, {tuple(fractions)}"
@@ -74,7 +75,7 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
     return splits
 
 
-def _check_given(manifest: Manifest, patients: np.ndarray, splits: np.ndarray) -> None:
+def _check_given(manifest: Manifest, patients: np.ndarray, splits: np.ndarray, held_out: bool) -> None:
     column = manifest.schema.split
     if (splits < 0).any():
         raise UserError(
@@ -84,7 +85,7 @@ def _check_given(manifest: Manifest, patients: np.ndarray, splits: np.ndarray) -
     cut = cut_patients(patients, splits)
     if cut:
         raise UserError(f"E003 {len(cut)} patients have rows in two splits: give all rows of a patient one split")
-    if not (splits == HELD_OUT).any():
+    if held_out and not (splits == HELD_OUT).any():
         raise UserError(f"E001 column {column!r} names no held_out rows: mark some or leave `split` out of the schema")
 
 

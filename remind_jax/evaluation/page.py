@@ -23,7 +23,10 @@ NAME_WIDTH, LABEL_WIDTH = 44, 23  # characters of a combination in tables and ne
 BARS = 25  # group bars shown before the others are folded away
 _SAID = ("W101", "W102")  # findings that `_unseen` and `_few_patients` replace
 _LEADS = {"W109": "Encoders are not pretrained"}  # findings that are not of the data
-TEMPLATE = "report.html.jinja"
+TEMPLATE, CELL = "report.html.jinja", "cell.html.jinja"
+IN_A_CELL, ROWS_OF_A_CELL = ("accuracy", "macro_f1", "auroc"), 12
+SAMPLES = {"held_out": "held-out samples", "tuning": "tuning samples, none were held out", "new rows": "samples"}
+"""Words for `split` of a report."""
 HEADLINES = (
     ("overall", "All held-out samples"),
     ("head_pooled", "Common combinations (head)"),
@@ -48,6 +51,16 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
 def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
     """Returns the page as one string; the same input gives the same page."""
     return templates().get_template(TEMPLATE).render(context(report, history))
+
+
+def cell(report: Mapping[str, Any]) -> str:
+    """Returns the figures of each combination and of all samples as a table for a notebook's cell."""
+    names, abbreviated = _names(report, NAME_WIDTH)
+    shown = {name: metrics.METRICS[name].title for name in IN_A_CELL}
+    variables = {"report": report, "names": names, "abbreviated": abbreviated, "titles": shown}
+    rows = report["groups"][:ROWS_OF_A_CELL]
+    variables |= {"rows": rows, "more": len(report["groups"]) - len(rows), "headlines": HEADLINES[:3]}
+    return templates().get_template(CELL).render(variables | {"samples": SAMPLES[report["split"]]})
 
 
 def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -128,6 +141,9 @@ def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     if is_synthetic(report["data"]):
         text = "No real patient is in these data. The figures show that the program works, not that the model does."
         found.insert(0, ("Synthetic data", text))
+    if report["split"] == "tuning":
+        text = "The figures are those of the tuning rows, which also chose the weights: on new patients expect worse."
+        found.insert(0, ("No rows were held out", text))
     if report.get("weights", {}).get("passed_over"):
         found.append(("Better weights were passed over.", weights_text(report["weights"])))
     if caution := _gate(report):

@@ -3,10 +3,11 @@
 The dictionary is a contract; its keys are listed at `build_report`.
 """
 
+import io
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +27,45 @@ if TYPE_CHECKING:
 
 MIN_WORST = 10  # a group with fewer held-out samples cannot be called the worst
 TABLE_WIDTH = 100
+REPORT = "report.json"  # name of its file in a run folder
 TABLE_ROWS = 25
 NAME_WIDTH = 26
+
+
+class Report(Mapping[str, Any]):
+    """A report with the keys of `build_report`, which shows itself: a table in a notebook, lines of text elsewhere.
+
+    Without keys it is that of a model for which no rows were kept apart.
+    """
+
+    def __init__(self, values: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()):
+        """Takes what `build_report` returned and, for the curves of the page, the records of metrics.jsonl."""
+        self._values, self._history = dict(values), list(history)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        if not self._values:
+            return "Report(no rows were kept apart)"
+        import rich.console
+
+        console = rich.console.Console(file=io.StringIO(), width=TABLE_WIDTH, highlight=False)
+        print_table(self._values, console)
+        return console.file.getvalue().strip()
+
+    def _repr_html_(self) -> str:
+        return page.cell(self._values) if self._values else "<p>No rows were kept apart, so there are no figures.</p>"
+
+    def save(self, file: str | pathlib.Path) -> None:
+        """Writes the whole report as one HTML page, with its curves and cautions."""
+        write_html(file, self._values, self._history)
 
 
 def metric_names() -> list[str]:
@@ -42,22 +80,24 @@ def report_of(
     *,
     parameters: int,
     count: Callable[[int, int], None] | None = None,
+    split: str = "held_out",
     **extra: Any,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Builds the report of a data set's held-out rows from their probabilities [n, c], in order.
+    """Builds the report of the rows of a split, by default the held-out ones, from their probabilities [n, c], in order.
 
     `parameters` and `count` are as for `build_report`; `extra` are further top-level keys, which may replace those that
     this function adds, and None leaves a key out. Returns the report of `build_report` with `split_digest`,
     `majority_accuracy`, `findings` and `card`; and the table of predictions that it was made from.
     """
-    table = datasets.predictions_table(data.manifest, data.groups, probabilities, data.rows("held_out"))
+    table = datasets.predictions_table(data.manifest, data.groups, probabilities, data.rows(split))
     facts = {
         "split_digest": splits.split_digest(data.whole_split),
         "majority_accuracy": float(np.mean(table["label"].to_numpy() == data.class_fractions.argmax())),
         "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
         "card": datasets.describe(data),
     }
-    title, options = data.manifest.title, {"parameters": parameters, "classes": data.classes, "count": count}
+    title = data.manifest.title
+    options = {"parameters": parameters, "classes": data.classes, "count": count, "split": split}
     facts = {key: value for key, value in (facts | extra).items() if value is not None}
     return build_report(config, title, table, data.groups, **options, **facts), table
 
@@ -71,6 +111,7 @@ def build_report(
     parameters: int,
     classes: Sequence[str],
     count: Callable[[int, int], None] | None = None,
+    split: str = "held_out",
     **extra: Any,
 ) -> dict[str, Any]:
     """Reports held-out predictions, overall and for each modality combination.
@@ -88,6 +129,7 @@ def build_report(
       groups: the combinations seen in training.
       parameters: number of trained scalars.
       classes: names of the classes.
+      split: what these samples are: `held_out`, `tuning` where nothing was held out, or `new rows`.
       count: called with the number of sets of samples that have their metrics, and the number of all.
       **extra: further top-level keys, merged as they are. `page.context` lists those that the HTML page reads.
 
@@ -114,7 +156,7 @@ def build_report(
         "method": config["method"],
         "seed": int(config["seed"]),
         "config_digest": files.config_digest(config),
-        "split": "held_out",
+        "split": split,
         "parameters": int(parameters),
         "n": len(sample.labels),
         "n_patients": len(np.unique(sample.patients)),
@@ -249,7 +291,9 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
     names, abbreviated = short_names((row["modalities"] for row in listed), report["modalities"], NAME_WIDTH)
     legend = [f"{short} = {name}" for name, short in abbreviated.items()]
     table = rich.table.Table(
-        title=rich.markup.escape(f"{report['method']} on {report['data']}: {report['n']} held-out samples"),
+        title=rich.markup.escape(
+            f"{report['method']} on {report['data']}: {report['n']} {page.SAMPLES[report['split']]}"
+        ),
         caption=rich.markup.escape("; ".join(["accuracy with 95 % interval", "tail = rare in training", *legend])),
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,

@@ -1,11 +1,12 @@
 """The trained model: training makes it, and predict, export, adapt and the analyses open it.
 
 A `Predictor` holds weights and all that they need to turn rows into probabilities: config, schema, combinations, fitted
-preprocessing, class counts, gate and class prior. `model_folder` writes and reads it.
+preprocessing, class counts, gate and class prior. `model_files` says how it is written, `model_folder` reads it.
 """
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import polars as pl
 
-from remind_jax.data import pipeline
+from remind_jax.data import pipeline, reading
 from remind_jax.data.dataset import Dataset, predictions_table
 from remind_jax.data.groups import Groups, group_name
 from remind_jax.data.manifest import Manifest
@@ -23,7 +24,8 @@ from remind_jax.data.schema import Schema
 from remind_jax.errors import UserError
 from remind_jax.evaluation import metrics
 from remind_jax.evaluation import report as reports
-from remind_jax.inference import new_rows
+from remind_jax.evaluation.report import REPORT, Report
+from remind_jax.inference import model_files, new_rows
 from remind_jax.models.model import Params, is_statistic
 from remind_jax.models.network import Network, ensemble_of, make_network
 from remind_jax.models.spec import model_spec
@@ -34,6 +36,8 @@ PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
 """Powers of the class prior that `choose_prior_power` tries."""
 FEW_PATIENTS = 10  # a combination with fewer training patients has a warning
 THREADS = 2  # number of threads that read and encode rows ahead
+LABEL_TYPES = {"text": str, "integer": int, "number": float, "boolean": "true".__eq__}
+"""What turns the name of a class into the label that the user's data have, by the type of these labels."""
 
 
 class Predicted(NamedTuple):
@@ -70,10 +74,11 @@ class Predictor:
       params: weights by path.
       gate: whether group routers act: `gated`, `always` or `never`.
       prior_power: probabilities are divided by the class prior to this power; 0 leaves them as they are.
-      chosen: origin of the weights, see `model_folder`.
+      label_type: type of the labels that it was trained on: `text`, `integer`, `number` or `boolean`.
+      chosen: origin of the weights, see `model_files`.
       single: network that the weights belong to; of an ensemble one of its networks.
       forward: jitted function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
-      report: report of the held-out rows, as in report.json; empty while there is none.
+      report: report of the held-out rows; empty while there is none.
       path: folder of the run that it was opened from.
     """
 
@@ -89,8 +94,9 @@ class Predictor:
     single: Network = dataclasses.field(repr=False)
     forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(repr=False)
     prior_power: float = 0.0
+    label_type: str = "text"
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    report: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    report: Report = dataclasses.field(default=Report({}), repr=False)
     path: pathlib.Path | None = None
 
     @classmethod
@@ -116,6 +122,7 @@ class Predictor:
             train_patients=data.train_patients,
             params=params,
             gate=gate,
+            label_type=data.manifest.label_type,
         )
 
     def with_groups(self, groups: Groups, train_patients: np.ndarray, params: Params) -> "Predictor":
@@ -254,7 +261,16 @@ class Predictor:
             real = batch["weight"] > 0
             yield self.probabilities(np.asarray(logits), batch["group"])[real], np.asarray(features)[real]
 
-    def evaluate(self, data: Any) -> dict[str, Any]:
+    def predict(self, data: Any) -> np.ndarray:
+        """Returns the most probable class of each row, [n], in the type of the labels that the model was trained on."""
+        return self.labels[self.predict_proba(data).argmax(axis=1)]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """The classes in the order of probabilities, [c], in the type of the labels that the model was trained on."""
+        return np.array([LABEL_TYPES[self.label_type](name) for name in self.classes])
+
+    def evaluate(self, data: Any) -> Report:
         """Returns the report of `evaluation.report.build_report` on the rows that have a label.
 
         Raises UserError: no row has a label, or a label is none of the classes.
@@ -268,13 +284,38 @@ class Predictor:
         table = predictions_table(manifest, self.groups, self.predict_proba(manifest))
         title = manifest.title or manifest.schema.name
         facts = {"parameters": self.parameters, "classes": self.classes}
-        return reports.build_report(self.config.to_dict(), title, table, self.groups, **facts)
+        return Report(reports.build_report(self.config.to_dict(), title, table, self.groups, **facts, split="new rows"))
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the model and its report as a folder for `remind_jax.load`; an older model there is replaced.
+
+        Raises UserError: the folder holds something else, or cannot be written.
+        """
+        folder = pathlib.Path(folder)
+        if folder.exists() and not (folder / model_files.FACTS).is_file():
+            raise UserError(f"{folder} exists and holds no model: choose another folder")
+        text = json.dumps(dict(self.report), indent=1, ensure_ascii=False, allow_nan=False)
+        model_files.write(self, folder, {REPORT: text.encode()} if self.report else {})
+
+    def _repr_html_(self) -> str:
+        """Shows the report in a notebook."""
+        return self.report._repr_html_()
 
     def combinations(self, manifest: Manifest) -> list[str]:
         """Returns the name of each row's combination."""
         return [group_name(mask, self.groups.modalities) for mask in manifest.presence]
 
-    def table(self, manifest: Manifest, probabilities: np.ndarray) -> pl.DataFrame:
+    def table(self, data: Any) -> Any:
+        """Returns what `remind predict` writes of rows: ids, combination, prediction, probabilities and warnings.
+
+        `data` is as for `read`. A pandas frame gives a pandas frame, everything else a polars one.
+        """
+        manifest = self.read(data)
+        probabilities = np.concatenate([probabilities for probabilities, _ in self.batches(manifest)])
+        table = self.tabulate(manifest, probabilities)
+        return table.to_pandas() if reading.is_pandas(data) else table
+
+    def tabulate(self, manifest: Manifest, probabilities: np.ndarray) -> pl.DataFrame:
         """Returns one row for each sample of a manifest from `read`, with its probabilities [n, c] and warnings."""
         index = self.groups.index(manifest.presence)
         samples, patients = (np.append(counts, 0)[index] for counts in (self.groups.train_counts, self.train_patients))
@@ -283,7 +324,7 @@ class Predictor:
         warnings = np.where(few, f"under {FEW_PATIENTS} training patients", warnings)
         return pl.DataFrame(
             {
-                "sample_id": manifest.table[manifest.schema.sample_id],
+                manifest.schema.sample_id: manifest.table[manifest.schema.sample_id],
                 "combination": self.combinations(manifest),
                 "n_train": samples,
                 "n_train_patients": patients,

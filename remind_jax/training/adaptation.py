@@ -20,8 +20,8 @@ from remind_jax.data.reading import read_manifest
 from remind_jax.data.samplers import Sampler, shuffled
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
-from remind_jax.inference import model_folder, new_rows
-from remind_jax.inference.model_folder import ADAPTED
+from remind_jax.inference import model_files, model_folder, new_rows
+from remind_jax.inference.model_files import ADAPTED
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
 from remind_jax.models.model import Params
 from remind_jax.runtime import files, progress
@@ -224,7 +224,7 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
         found = {"trained": trained, "experts": experts, "step": step}
         report = _report(adapter, choice, params, found, bar)
         adapted = dataclasses.replace(adapter.model, config=ml_collections.ConfigDict(config), params=params)
-        model_folder.write(adapted, temporary / model_folder.FOLDER)
+        model_files.write(adapted, temporary / model_folder.FOLDER)
         report.pop("table").write_parquet(temporary / "predictions.parquet")
         reports.write_json(temporary / "report.json", report)
     return report

@@ -168,6 +168,8 @@ def _kind(config: Any, needed: int, say: Say) -> str:
         return "device"
     if needed <= config.data.memory_gib * 2**30:
         return "memory"
+    if config.data.cache == datasets.UNPREPARED:
+        return "off"
     cache = _cache(config)
     cache.mkdir(parents=True, exist_ok=True)
     if needed <= shutil.disk_usage(cache).free:
@@ -185,6 +187,7 @@ def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
     rows = data.rows(split)
     presence = data.manifest.presence[rows]
     columns = {"present": presence, "group": data.groups.index(presence), "label": data.manifest.labels[rows]}
+    columns |= {} if data.manifest.weights is None else {"weight": data.manifest.weights[rows]}
     return columns | {"row": rows.astype(np.int32)}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,9 @@ class Trainer:
     entering: Entering = lambda stage, params, bar: params
 
     def __post_init__(self) -> None:
+        self.at: Position | None = (
+            None  # where training stands while it runs, and where it stood when it was broken off
+        )
         self._agreement = devices.Agreement(self.devices)
         self._unobserved = self.sampler.record()
 
@@ -105,7 +109,7 @@ class Trainer:
             return self._run_stages(checkpoints, bar)
 
     def _run_stages(self, checkpoints: Checkpoints | None, bar: progress.Silent) -> Position:
-        at = self._resume(checkpoints, bar)
+        self.at = at = self._resume(checkpoints, bar)
         for index in range(at.cursor.stage, len(self.stages)):
             if index > at.cursor.stage:
                 self._enter(index, at, bar)
@@ -160,7 +164,7 @@ class Trainer:
             return
         program, recorder = self.program(stage), self._recorder(stage, at.cursor, bar)
         placed, pending = program.place(at.state), None
-        tracer = profiling.Tracer(self.config.profile, self.folder.path / "profile")
+        tracer = profiling.Tracer(self.config.profile, (self.folder.path or pathlib.Path()) / "profile")
         opened = self.stores(stage, at.state.weights(), bar)
         with opened as stores, tracer, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
             for batch in batches:
@@ -266,20 +270,24 @@ class Trainer:
 
     @contextlib.contextmanager
     def _checkpoints(self, say: Callable[[str], None]) -> Iterator[Checkpoints | None]:
-        """Opens the checkpoints on the first process; yields None on the others, which fail where it does."""
-        folder, keep, own = self.folder.path / "checkpoints", self.config.train.keep, []
+        """Opens the checkpoints on the first process; yields None on the others, which fail where it does, and for a run
+        without a folder.
+        """
+        path, keep, own = self.folder.path, self.config.train.keep, []
         with contextlib.ExitStack() as opened:
 
             def open_them() -> None:
-                own.append(opened.enter_context(contextlib.closing(Checkpoints(folder, keep, say=say))))
+                if path is not None:
+                    made = Checkpoints(path / "checkpoints", keep, say=say)
+                    own.append(opened.enter_context(contextlib.closing(made)))
 
             processes.run_on_first(open_them)
             yield own[0] if own else None
 
 
-def _newest(checkpoints: Checkpoints) -> dict[str, Any] | None:
+def _newest(checkpoints: Checkpoints | None) -> dict[str, Any] | None:
     """Returns what all processes must know of the checkpoint that a run goes on from, arrays apart."""
-    step = checkpoints.newest_whole()
+    step = checkpoints.newest_whole() if checkpoints is not None else None
     if step is None:
         return None
     record = checkpoints.record(step)

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,7 +18,7 @@ from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
-from remind_jax.inference import gate, model_folder
+from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import Params
@@ -29,15 +29,22 @@ from remind_jax.training import frozen_features
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
-from remind_jax.training.run_folder import RunFolder
+from remind_jax.training.run_folder import InMemory, RunFolder
 from remind_jax.training.stages import Stage, plan_stages
 from remind_jax.training.transforms import make_transforms
 
 RANDOM = "W109"
 
 
+class Fit(NamedTuple):
+    """A trained model, and the data set it was trained on."""
+
+    model: Predictor
+    data: datasets.Dataset | None
+
+
 def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
-    """Trains a method on a data set and reports on its held-out patients.
+    """Trains a method on the data set of a config and reports on its held-out patients.
 
     A run that was stopped goes on from its newest checkpoint; a finished one is shown again. Returns the report, as in
     report.json; empty on all processes of a job but the first, which alone writes.
@@ -45,44 +52,95 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
     Raises UserError: a setting, the data or the folder cannot be used. Stopped: SIGTERM or SIGUSR1 asked for it;
     training is saved at the step where it was.
     """
+    with _opened(config, workdir) as folder, Signals() as signals:
+        verbose, finished = verbose and folder.writes, folder.report()
+        if processes.run_on_first(lambda: finished is not None):
+            if verbose:
+                folder.show(finished, again=True)
+            return finished or {}
+        model = _run(config, folder, verbose, signals)
+        if verbose:
+            folder.show(model.report)
+        return dict(model.report)
+
+
+def fit(config: Any, manifest: Manifest, workdir: pathlib.Path | None = None, verbose: bool = True) -> Fit:
+    """Trains a method on rows in memory; returns the model, with its report, and the data it was trained on.
+
+    No signal handler is installed. Without a workdir nothing is written. A KeyboardInterrupt after the first evaluation
+    ends training with the best weights so far; a folder then stays unfinished, and the same call goes on. For a folder
+    that is finished the model is opened, and the data are None.
+
+    Raises UserError: a setting, the data or the folder cannot be used.
+    """
+    with _opened(config, workdir) as folder:
+        if folder.report() is not None:
+            return Fit(model_folder.open_model(workdir), None)
+        trained: list[datasets.Dataset] = []
+        model = _run(config, folder, verbose, Signals(), manifest, trained.append, breakable=True)
+        return Fit(model, trained[0])
+
+
+@contextlib.contextmanager
+def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
+    """Checks a config and opens the folder of its run; the first process of a job has it, others an empty one."""
     validate(config)
     check_fusion(config.fusion.kind)
     programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
     own: list[RunFolder] = []
-    processes.run_on_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
+
+    def open_it() -> None:
+        settings = config.to_dict()
+        found = InMemory(settings) if workdir is None else RunFolder(workdir, settings, config.train.tensorboard)
+        own.append(found)
+
+    processes.run_on_first(open_it)
     folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
-    with contextlib.closing(folder), Signals() as signals, programs:
-        return _run(config, folder, verbose and folder.writes, signals)
+    with contextlib.closing(folder), programs:
+        yield folder
 
 
-def _run(config: Any, folder: RunFolder, verbose: bool, signals: Signals) -> dict[str, Any]:
-    finished = folder.report()
-    if processes.run_on_first(lambda: finished is not None):
-        if verbose:
-            folder.show(finished, again=True)
-        return finished or {}
+def _run(
+    config: Any,
+    folder: RunFolder,
+    verbose: bool,
+    signals: Signals,
+    manifest: Manifest | None = None,
+    keep: Callable[[datasets.Dataset], None] = lambda data: None,
+    breakable: bool = False,
+) -> Predictor:
+    """Trains from the data to the report; `keep` is given the data. See `fit` for training that is `breakable`."""
     devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
-        data = datasets.load_dataset(config, bar)
+        data = datasets.load_dataset(config, bar, manifest)
         for line in cohort_lines(data.manifest):
             bar.say(line)
         random = random_encoders(config, data.inputs)
         for finding in random:
             bar.say(finding.message)
     data = dataclasses.replace(data, findings=[*data.findings, *random])
+    keep(data)
     trainer = make_trainer(config, data, folder, signals)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
             f"Training {config.method} on {data.manifest.title}: {trainer.num_train} samples, "
             f"{len(data.groups)} combinations, {trainer.steps} steps"
         )
-        at = trainer.train(bar)
+        at, whole = _trained(trainer, bar, breakable)
     with progress.make(0, "evaluating", verbose) as bar:
-        report = _report(trainer, data, at, bar)
-    if verbose:
-        folder.show(report)
-    return report
+        return _reported(trainer, data, at, bar, writes=whole)
+
+
+def _trained(trainer: Trainer, bar: progress.Silent, breakable: bool) -> tuple[Position, bool]:
+    """Trains; returns the end, and whether training came to it."""
+    try:
+        return trainer.train(bar), True
+    except KeyboardInterrupt:
+        if not breakable or trainer.at is None or not trainer.at.cursor.chosen:
+            raise
+        bar.say(f"stopped by you: the model has the best weights so far, of step {trainer.at.cursor.chosen['step']}")
+        return trainer.at, False
 
 
 def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals: Signals | None = None) -> Trainer:
@@ -176,22 +234,30 @@ def cohort_lines(manifest: Manifest) -> Iterator[str]:
         yield f"  {row['group']:<{width}} {row['n']:>8,}  {share}"
 
 
-def _report(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progress.Silent) -> dict[str, Any]:
-    """Makes the trained model, asks it for the held-out rows, once, and writes model, predictions and report."""
+def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progress.Silent, writes: bool) -> Predictor:
+    """Makes the trained model with its report on the held-out rows, which are asked for once.
+
+    Where none are held out the report is that of the tuning rows. Model, predictions and report are written by the
+    process that has the folder, if `writes`; on others the report is empty.
+    """
     config, folder = trainer.config, trainer.folder
     chosen = _chosen(at.cursor, config.train.select)
     bar.say(page.weights_text(chosen))
     model, facts = _adjusted(dataclasses.replace(trainer.model, params=at.best, chosen=chosen), data)
-    predicted = model.predict_store(data.stores["held_out"])
+    split = next((name for name in ("held_out", "tuning") if len(data.stores[name])), None)
+    if split is None:
+        return model
+    predicted = model.predict_store(data.stores[split])
     if not folder.writes:
-        return {}
+        return model
     facts |= {"weights": chosen} | _gate_summary(trainer, at, predicted.open_rate)
-    report, table = reports.report_of(
-        config.to_dict(), data, predicted.probabilities, parameters=model.parameters, count=bar.count, **facts
-    )
-    model_folder.write(model, folder.path / model_folder.FOLDER)
-    folder.finish(report, table)
-    return report
+    options = {"parameters": model.parameters, "count": bar.count, "split": split}
+    report, table = reports.report_of(config.to_dict(), data, predicted.probabilities, **options, **facts)
+    model = dataclasses.replace(model, report=reports.Report(report, folder.history()), path=folder.path)
+    if folder.path is not None and writes:
+        model_files.write(model, folder.path / model_folder.FOLDER)
+        folder.finish(report, table)
+    return model
 
 
 def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:

@@ -124,3 +124,29 @@ class RunFolder:
             self._metrics.close()
         if self._events:
             self._events.close()
+
+
+class InMemory(RunFolder):
+    """Stands in for the folder of a run that writes nothing: no records are kept but those of this process."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.path, self.writes, self.config = None, True, config
+        self._records: list[dict[str, Any]] = []
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        self._records.append(dict(record))
+
+    def history(self) -> list[dict[str, Any]]:
+        return list(self._records)
+
+    def report(self) -> None:
+        return None
+
+    def finish(self, report: Mapping[str, Any], predictions: pl.DataFrame) -> None:
+        """Has nowhere to write; the caller keeps the report."""
+
+    def rewind(self, step: int) -> None:
+        self._records = [record for record in self._records if record["step"] <= step]
+
+    def close(self) -> None:
+        """Has nothing open."""

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import pathlib
 import threading
 
@@ -60,7 +61,13 @@ class Parts:
     groups: Groups
 
     def store(self, memory_gib: float) -> pipeline.Store:
-        return pipeline.make_store(self.source, self.rows, self.preprocessor, self.groups, memory_gib=memory_gib)
+        return pipeline.make_store(
+            functools.partial(builder.read, self.source),
+            self.rows,
+            self.preprocessor,
+            self.groups,
+            memory_gib=memory_gib,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +180,9 @@ def test_a_modality_must_not_take_the_name_of_a_column_of_the_batch(
     preprocessor = Preprocessor.fit(manifest, parts.rows, FitOptions(8, 40))
     source = builder.prepare(manifest, tmp_path)
     with pytest.raises(UserError, match=f"rename in schema.yaml: {name}"):
-        pipeline.make_store(source, parts.rows, preprocessor, parts.groups, memory_gib=1.0)
+        pipeline.make_store(
+            functools.partial(builder.read, source), parts.rows, preprocessor, parts.groups, memory_gib=1.0
+        )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42])

@@ -57,7 +57,7 @@ def test_no_checkpoint_is_needed(copy):
 
 
 def test_what_is_written_again_is_the_same(run, tmp_path):
-    model_folder.write(model_folder.read(run / "model"), tmp_path / "again")
+    model_files.write(model_folder.read(run / "model"), tmp_path / "again")
     for name in ("model.json", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (run / "model" / name).read_bytes()
 

@@ -340,7 +340,7 @@ def test_what_is_half_written_is_not_there(adapters, tmp_path, monkeypatch):
     def fails(*rest):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("remind_jax.inference.model_folder.write", fails)
+    monkeypatch.setattr("remind_jax.inference.model_files.write", fails)
     with pytest.raises(RuntimeError):
         _adapt(adapters["remind"], "nothing", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -88,9 +88,16 @@ def _manifest(data: Any, seed: int) -> Manifest:
     return read_manifest(data.root, image_size=data.image_size, frames=data.frames, bad_files=data.bad_files)
 
 
+def _frame(data: Any, seed: int) -> Manifest:
+    raise UserError(
+        "this run was trained on a frame in memory, whose rows it does not keep: `remind import` makes a folder of them"
+    )
+
+
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
     "embed": _embed,
     "fprm": _fprm,
+    "frame": _frame,
     "manifest": _manifest,
     "mimic_iv": _mimic_iv,
     "nhanes": _nhanes,

@@ -1,0 +1,118 @@
+"""The files of a trained model: what training, `save` and pickles of estimators write, and its parts when read.
+
+    model.safetensors   the weights by path
+    model.json          {"format": 1, "made_by": "remind_jax 0.1.0", "sha256": of model.safetensors, "config": …,
+                         "title": of the data, "schema": …, "groups": …, "kinds": fitted preprocessing,
+                         "label_counts": …, "train_patients": …, "gate": …, "prior_power": …, "label_type": …,
+                         "chosen": …}
+
+`chosen` says which weights these are: their stage and step, the tuning metric that chose them and its value, and better
+weights that an earlier stage had, if any (`evaluation.page.weights_text`). A model works without checkpoints.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+import safetensors.numpy
+
+from remind_jax.config import complete, validate
+from remind_jax.data.groups import Groups
+from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.schema import schema_from_dict
+from remind_jax.errors import UserError
+from remind_jax.runtime import files
+
+FORMAT = 1
+FACTS, WEIGHTS = "model.json", "model.safetensors"
+ADAPTED = "adapted"
+"""The key that marks the config of a folder written by `adapt`."""
+
+
+def contents(model: Any) -> dict[str, bytes]:
+    """Returns the files of a `Predictor` by name."""
+    weights = safetensors.numpy.save({path: np.array(x, order="C") for path, x in model.params.items()})
+    facts = {
+        "format": FORMAT,
+        "made_by": f"remind_jax {importlib.metadata.version('remind-jax')}",
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "config": model.config.to_dict(),
+        "title": model.title,
+        "schema": model.schema.to_dict(),
+        "groups": model.groups.to_dict(),
+        "kinds": model.preprocessor.to_dict(),
+        "label_counts": model.label_counts.tolist(),
+        "train_patients": model.train_patients.tolist(),
+        "gate": model.gate,
+        "prior_power": model.prior_power,
+        "label_type": model.label_type,
+        "chosen": dict(model.chosen),
+    }
+    return {WEIGHTS: weights, FACTS: (json.dumps(facts, ensure_ascii=False, allow_nan=False) + "\n").encode()}
+
+
+def write(model: Any, folder: pathlib.Path, more: Mapping[str, bytes] = {}) -> None:
+    """Writes a `Predictor`, and more files, as a folder, whole or not at all, and replaces an old one.
+
+    Raises UserError: the folder cannot be written.
+    """
+    with files.writing(folder), files.whole_folder(folder, replace=True) as temporary:
+        for name, content in (contents(model) | dict(more)).items():
+            (temporary / name).write_bytes(content)
+
+
+def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
+    """Returns what `Predictor.assemble` takes, out of the files; `folder` names them in messages.
+
+    Raises UserError: another version wrote them, or they are damaged.
+    """
+    facts, weights = _facts(found[FACTS], folder / FACTS), found[WEIGHTS]
+    if hashlib.sha256(weights).hexdigest() != facts.get("sha256"):
+        raise UserError(f"{folder / WEIGHTS} has changed since it was written: train the run again")
+    try:
+        return {
+            "config": checked_config(facts["config"]),
+            "title": facts["title"],
+            "schema": schema_from_dict(facts["schema"]),
+            "groups": Groups.from_dict(facts["groups"]),
+            "preprocessor": Preprocessor.from_dict(facts["kinds"]),
+            "label_counts": np.array(facts["label_counts"], np.int64),
+            "train_patients": np.array(facts["train_patients"], np.int64),
+            "params": safetensors.numpy.load(weights),
+            "gate": facts["gate"],
+            "prior_power": facts["prior_power"],
+            "label_type": facts.get("label_type", "text"),
+            "chosen": facts["chosen"],
+        }
+    except UserError as error:
+        raise UserError(f"{folder / FACTS}: {error}") from error
+    except Exception as error:  # changed JSON can raise any error in the readers of its parts
+        raise UserError(f"{folder / FACTS} is damaged ({type(error).__name__}): train the run again") from None
+
+
+def _facts(content: bytes, file: pathlib.Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({type(error).__name__}): train the run again") from None
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{file} is of format {found!r} and this version reads {FORMAT}: train the run again, or use the version "
+            "that wrote it"
+        )
+    return facts
+
+
+def checked_config(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns the config that a file holds. Raises UserError: it is none of this version."""
+    config = complete({key: value for key, value in content.items() if key != ADAPTED})
+    validate(config)
+    if ADAPTED in content:
+        config[ADAPTED] = content[ADAPTED]
+    return config
