@@ -62,8 +62,14 @@ def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
 
     Raises UserError: names a key that there is not, or one whose value has another type.
     """
-    source = values.get("data", {}).get("source", "")
-    config, known, given = base(source), keys(source), dict(leaves(values))
+    config = base(values.get("data", {}).get("source", ""))
+    set_values(config, values)
+    return config
+
+
+def set_values(config: Any, values: Mapping[str, Any]) -> None:
+    """Sets keys by section, or by path such as `optim.lr`; raises UserError as `complete`."""
+    known, given = keys(config.data.source), dict(leaves(values))
     _refuse_unknown(given, known)
     for path, value in given.items():
         try:
@@ -71,7 +77,6 @@ def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
         except TypeError:
             default = known[path].default
             raise UserError(f"{path}={value!r} is no {type(default).__name__}, such as {default!r}") from None
-    return config
 
 
 def validate(config: Any) -> None:

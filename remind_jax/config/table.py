@@ -61,9 +61,8 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "exams": Key(3_000, "of the twin", AT_LEAST_ONE),
         "seed": _TWIN_SEED,
     },
-    "frame": {"digest": Key("", "of the rows, so that a run folder serves one frame only")},
     "fprm": {"samples": Key(3_394, "of the twin", AT_LEAST_ONE), "seed": _TWIN_SEED},
-    "manifest": {},
+    "manifest": {"digest": Key("", "of rows from memory (fit): a run folder serves these rows only")},
     "mimic_iv": {
         "notes_root": Key("", "folder of MIMIC-IV-Note; empty looks for note/ under data.root"),
         "label": Key("ihm48", "ihm48 is death in hospital", ("ihm48", "died_within_48h", "one_year")),

@@ -86,9 +86,10 @@ def make_store(
 ) -> Store:
     """Makes the store of a split: in memory when the encoded rows take at most `memory_gib`, else streaming.
 
-    `read` gives what `manifest.decode` gives for some rows. `rows`, int [n], are the split's row numbers in the
-    manifest; a combination that `groups` does not know gets the index `len(groups)`; with 0 GiB the store always streams. Raises UserError: a modality has the name of one of the
-    batch's own columns, or the prepared data are damaged.
+    `read` gives what `manifest.decode` gives for some rows; `rows`, int [n], are the split's row numbers in the
+    manifest. A combination that `groups` does not know gets the index `len(groups)`; with 0 GiB the store always
+    streams. Raises UserError: a modality has the name of one of the batch's own columns, or the prepared data are
+    damaged.
     """
     clashes = sorted(set(preprocessor.inputs) & set(RESERVED))
     if clashes:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -133,6 +133,19 @@ def load_manifest(
     return _typed(schema, _read_table(_table_of(root)), root, thorough, bad_files, count=count)
 
 
+def of_frame(
+    content: Mapping[str, Any], table: pl.DataFrame, root: str, *, image_size: int, frames: int, bad_files: str
+) -> Manifest:
+    """Makes a manifest of a frame and of the content of a schema.yaml, as `read_manifest` does of a folder.
+
+    Paths in cells start from `root`, or from the current folder where it is empty. Raises UserError: as there.
+    """
+    schema = _parse_schema(dict(content), image_size, frames)
+    manifest = _typed(schema, table, pathlib.Path(root), bad_files == "missing", bad_files)
+    check.refuse(manifest.notes)
+    return manifest
+
+
 def _typed(
     schema: Schema,
     table: pl.DataFrame,
@@ -194,7 +207,7 @@ def read_new(
             schema = read_schema(path / "schema.yaml", image_size, frames)
         table = _read_table(_table_of(path) if path.is_dir() else path)
     else:
-        table = _as_polars(data)
+        table = as_polars(data)
     schema, table, notes = _completed(schema, table)
     manifest = _typed(schema, table, root, bad_files == "missing", bad_files, notes, count)
     findings = check.find_problems_of_new(manifest)
@@ -202,7 +215,12 @@ def read_new(
     return dataclasses.replace(manifest, notes=tuple(findings))
 
 
-def _as_polars(frame: Any) -> pl.DataFrame:
+def is_pandas(data: Any) -> bool:
+    """Tells whether the data are a pandas frame, without importing pandas."""
+    return type(data).__module__.partition(".")[0] == "pandas"
+
+
+def as_polars(frame: Any) -> pl.DataFrame:
     """Returns a polars frame as it is, a pandas one column by column, its kinds of missing values as null."""
     if isinstance(frame, pl.DataFrame):
         return frame

@@ -83,7 +83,7 @@ def report_of(
     split: str = "held_out",
     **extra: Any,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Builds the report of the rows of a split, by default the held-out ones, from their probabilities [n, c], in order.
+    """Builds the report of a split's rows, by default the held-out ones, from their probabilities [n, c], in order.
 
     `parameters` and `count` are as for `build_report`; `extra` are further top-level keys, which may replace those that
     this function adds, and None leaves a key out. Returns the report of `build_report` with `split_digest`,

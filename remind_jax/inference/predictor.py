@@ -96,7 +96,7 @@ class Predictor:
     prior_power: float = 0.0
     label_type: str = "text"
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    report: Report = dataclasses.field(default=Report({}), repr=False)
+    report: Report = dataclasses.field(default_factory=lambda: Report({}), repr=False)
     path: pathlib.Path | None = None
 
     @classmethod

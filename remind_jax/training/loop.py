@@ -75,9 +75,7 @@ class Trainer:
     entering: Entering = lambda stage, params, bar: params
 
     def __post_init__(self) -> None:
-        self.at: Position | None = (
-            None  # where training stands while it runs, and where it stood when it was broken off
-        )
+        self.at: Position | None = None  # where training stands, or stood when it was broken off
         self._agreement = devices.Agreement(self.devices)
         self._unobserved = self.sampler.record()
 
@@ -270,7 +268,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _checkpoints(self, say: Callable[[str], None]) -> Iterator[Checkpoints | None]:
-        """Opens the checkpoints on the first process; yields None on the others, which fail where it does, and for a run
+        """Opens the checkpoints on the first process; yields None on the others, which fail where it does, and
         without a folder.
         """
         path, keep, own = self.folder.path, self.config.train.keep, []

@@ -13,7 +13,7 @@ import pytest
 import remind_jax
 from remind_jax.data import dataset as datasets
 from remind_jax.errors import UserError
-from remind_jax.inference import model_folder
+from remind_jax.inference import model_files, model_folder
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 

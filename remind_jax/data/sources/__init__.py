@@ -81,6 +81,11 @@ def _fprm(data: Any, seed: int) -> Manifest:
 
 
 def _manifest(data: Any, seed: int) -> Manifest:
+    if data.digest:
+        raise UserError(
+            "the rows of this run came from memory, and it does not keep them: write them with `remind import`, and "
+            "train on that folder"
+        )
     if not data.root:
         raise UserError("data.root is empty: name the folder that holds schema.yaml, --config.data.root=DIR")
     if not pathlib.Path(data.root).is_dir():
@@ -88,16 +93,9 @@ def _manifest(data: Any, seed: int) -> Manifest:
     return read_manifest(data.root, image_size=data.image_size, frames=data.frames, bad_files=data.bad_files)
 
 
-def _frame(data: Any, seed: int) -> Manifest:
-    raise UserError(
-        "this run was trained on a frame in memory, whose rows it does not keep: `remind import` makes a folder of them"
-    )
-
-
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
     "embed": _embed,
     "fprm": _fprm,
-    "frame": _frame,
     "manifest": _manifest,
     "mimic_iv": _mimic_iv,
     "nhanes": _nhanes,

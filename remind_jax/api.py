@@ -1,0 +1,210 @@
+"""Training from Python: `fit` on a frame in memory or a manifest's folder, and what its columns are declared to be."""
+
+import dataclasses
+import pathlib
+import runpy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from remind_jax import methods
+from remind_jax.config import set_values
+from remind_jax.data import dataset, reading
+from remind_jax.data.importers import table as importer
+from remind_jax.data.manifest import Manifest
+from remind_jax.errors import UserError
+from remind_jax.inference.predictor import Predictor
+from remind_jax.training import run
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """A modality as `fit` is told of it: `kind`, and the entries of schema.yaml that this kind has."""
+
+    kind: str
+    entry: Mapping[str, Any]
+
+    def to_entry(self) -> dict[str, Any]:
+        """Returns the modality's entry in schema.yaml."""
+        return {"kind": self.kind, **self.entry}
+
+
+def Table(columns: Sequence[str], categorical: Sequence[str] = ()) -> Declared:
+    """Declares numbers and categories that are one modality, missing where every cell is empty."""
+    entry = {"columns": list(columns), "categorical": list(categorical)}
+    return Declared("tabular", {key: value for key, value in entry.items() if value})
+
+
+def Text(column: str, *, stored: str = "cell") -> Declared:
+    """Declares texts; `stored="file"` says that cells are relative paths of UTF-8 files."""
+    return Declared("text", {"column": column, "stored": stored})
+
+
+def Codes(column: str) -> Declared:
+    """Declares codes separated by spaces, such as diagnoses."""
+    return Declared("codes", {"column": column})
+
+
+def Image(column: str, *, channels: int = 3) -> Declared:
+    """Declares relative paths of png, jpeg, DICOM or npy images, which are turned into 1 or 3 channels."""
+    return Declared("image", {"column": column, "channels": channels})
+
+
+def Volume(column: str, *, channels: int = 3) -> Declared:
+    """Declares relative paths of volumes or videos: npy [t, h, w(, c)] or DICOM of several frames."""
+    return Declared("volume", {"column": column, "channels": channels})
+
+
+def Embedding(column: str) -> Declared:
+    """Declares tokens computed before, lists [t, d] in cells or relative paths of npy files."""
+    return Declared("embedding", {"column": column})
+
+
+Modalities = Mapping[str, Declared | Sequence[str]]
+
+
+def fit(
+    data: Any,
+    label: str | Mapping[str, Any] | None = None,
+    *,
+    patient: str | None = None,
+    sample: str | None = None,
+    split: str | None = None,
+    modalities: Modalities | None = None,
+    method: str = "remind",
+    size: str = "small",
+    seed: int = 0,
+    held_out: float = 0.2,
+    tuning: float = 0.1,
+    workdir: str | pathlib.Path | None = None,
+    progress: bool | None = None,
+    **keys: Any,
+) -> Predictor:
+    """Trains a model on rows with missing modalities and reports on patients held out.
+
+    The call installs no signal handlers, sets no environment, and writes nothing without `workdir`. Ctrl-C after the
+    first evaluation ends training with the best model so far.
+
+    Args:
+      data: a pandas or polars frame, one row a sample, in which an empty cell is missing; or a manifest's folder, or a
+        `Manifest`, which say all that `label` to `modalities` say of a frame.
+      label: the column of classes, or `{"column": …, "classes": […]}` to set their order; rows without it are left out.
+      patient: the column of patients, whom no split cuts; without it each row is taken for a patient, which is told.
+      sample: the column of unique ids; without it rows are counted from 1.
+      split: a column of train, tuning and held_out, where the data bring one.
+      modalities: what columns are, by name of the modality: `Table`, `Text`, `Codes`, `Image`, `Volume`, `Embedding`,
+        or a list of columns (shell patterns are allowed), whose kind is guessed. Other columns are then not used. None
+        guesses all modalities as `remind import` does, and prints them.
+      method: a key of `remind_jax.methods.METHODS`.
+      size: `small` trains in minutes on a CPU, `paper` has the published hyper-parameters.
+      seed: of split, initial weights and order of samples.
+      held_out: share of the patients that the report is about. With 0 it is about the tuning rows, and says so.
+      tuning: share of the patients by which weights are chosen. With 0 the last weights are taken.
+      workdir: the folder of a run, which the same call goes on with after a stop, and which the commands open.
+      progress: False prints nothing.
+      **keys: any key of a config (docs/configuration.md): `optim={"lr": 1e-3}` or `**{"optim.lr": 1e-3}`. Paths in
+        cells start from the current folder, or from `data={"root": …}`.
+
+    Returns the model, whose `report` shows itself in a notebook. Raises UserError: in one line, what is wrong with the
+    data or a setting, and what to do.
+    """
+    config, verbose = make_config(method, size, seed, held_out, tuning, keys), progress is not False
+    if isinstance(data, str | pathlib.Path):
+        config.data.root = str(data)
+        manifest = dataset.read(config)
+    elif isinstance(data, Manifest):
+        manifest = data
+    else:
+        columns = {"patient": patient, "sample": sample, "split": split}
+        manifest = read_frame(data, label, modalities, config, verbose=verbose, **columns)
+    return train(config, manifest, workdir, verbose).model
+
+
+def train(config: Any, manifest: Manifest, workdir: str | pathlib.Path | None, verbose: bool) -> run.Fit:
+    """Trains on rows in memory, see `fit`. Raises UserError as it does."""
+    return run.fit(config, manifest, None if workdir is None else pathlib.Path(workdir), verbose)
+
+
+def read_folder(folder: str | pathlib.Path, *, image_size: int = 32, frames: int = 8) -> Manifest:
+    """Reads a manifest's folder as input to `fit`; pictures are resized as the keys `data.image_size` and `.frames`.
+
+    Raises UserError: the folder cannot be used, in one line with the codes of `remind check`.
+    """
+    return reading.read_manifest(folder, image_size=image_size, frames=frames)
+
+
+def make_config(method: str, size: str, seed: int, held_out: float, tuning: float, keys: Mapping[str, Any]) -> Any:
+    """Makes the config of own data, with the keys that `fit` is given. Raises UserError as it does."""
+    chosen = methods.parse_arg(f"method={method},size={size}")
+    if method in methods.PLAIN:
+        raise UserError(f"method={method!r} has no network: take it from scikit-learn, or give it to `remind train`")
+    file = pathlib.Path(__file__).resolve().parents[1] / "configs" / "manifest.py"
+    config = runpy.run_path(str(file))["get_config"](",".join(f"{key}={value}" for key, value in chosen.items()))
+    config.seed, config.data.cache = seed, dataset.UNPREPARED
+    config.data.fractions = (1.0 - held_out - tuning, tuning, held_out)
+    if not tuning:
+        config.train.select = "last"
+    set_values(config, keys)
+    return config
+
+
+def read_frame(
+    data: Any,
+    label: str | Mapping[str, Any] | None,
+    modalities: Modalities | None,
+    config: Any,
+    *,
+    patient: str | None = None,
+    sample: str | None = None,
+    split: str | None = None,
+    verbose: bool = True,
+) -> Manifest:
+    """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors."""
+    frame = reading.as_polars(data)
+    column, classes = _label(label, frame.columns)
+    entries = None if modalities is None else {name: _entry(name, given) for name, given in modalities.items()}
+    roles = {"label": column, "patient": patient or "", "sample": sample or "", "split": split or ""}
+    found = importer.from_table(
+        importer.without_words(frame), name="data", modalities=entries, rest=modalities is None, **roles
+    )
+    if classes is not None:
+        found.schema["label"]["classes"] = classes
+    if verbose:
+        for line in importer.plan_lines(found) if modalities is None else found.notes:
+            print(line)
+    options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
+    manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
+    manifest = dataclasses.replace(manifest, label_type=_type_of(frame[column]))
+    config.data.digest = manifest.digest
+    return manifest
+
+
+def _entry(name: str, given: Declared | Sequence[str]) -> dict[str, Any] | list[str]:
+    if isinstance(given, Declared):
+        return given.to_entry()
+    if isinstance(given, str) or not all(isinstance(column, str) for column in given):
+        kinds = "Table, Text, Codes, Image, Volume, Embedding"
+        raise UserError(f"modality {name!r} must be a list of columns or one of {kinds}, such as rj.Text('note')")
+    return list(given)
+
+
+def _label(label: str | Mapping[str, Any] | None, columns: Sequence[str]) -> tuple[str, list[str] | None]:
+    """Returns the column of the label and its classes in order, None where the data tell them."""
+    if label is None:
+        raise UserError("a frame needs label=COLUMN, the column of classes")
+    if isinstance(label, str):
+        return label, None
+    if unknown := sorted(set(label) - {"column", "classes"}):
+        raise UserError(f"label has the unknown key {unknown[0]!r}; keys are column, classes")
+    classes = [importer.class_name(name) for name in label["classes"]] if "classes" in label else None
+    return label.get("column", ""), classes
+
+
+def _type_of(labels: pl.Series) -> str:
+    """Names the type of the user's labels, a key of `inference.predictor.LABEL_TYPES`."""
+    if labels.dtype.is_integer():
+        return "integer"
+    if labels.dtype.is_float():
+        return "number"
+    return "boolean" if labels.dtype == pl.Boolean else "text"
