@@ -10,6 +10,7 @@
     table (.csv, .parquet):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
       --join=labs.csv,notes.csv                         tables with at most one row a sample or patient
+      --modality=aps=aps_*,labs=lab_*+glucose           modalities of columns by patterns; the others by their kinds
       --kind=COLUMN=KIND,…                              number, category, text, codes, embedding, image, volume, skip
     monai:
       --label=label, --patient=KEY
@@ -56,7 +57,8 @@ def main(arguments: list[str]) -> None:
     for note in found.notes:
         print(f"note: {note}")
     modalities = ", ".join(f"{key} ({entry['kind']})" for key, entry in found.schema["modalities"].items())
-    print(f"{found.table.height} samples, {found.table['patient_id'].n_unique()} patients; modalities: {modalities}")
+    patients = found.table[found.schema["patient_id"]].n_unique()
+    print(f"{found.table.height} samples, {patients} patients; modalities: {modalities}")
     print(f"Written: {options.out}; look at schema.yaml, then: python -m remind_jax.check_data {options.out}")
 
 

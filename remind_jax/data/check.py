@@ -96,7 +96,7 @@ def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
 
 def _identity(manifest: Manifest) -> Iterator[Finding]:
     schema, table = manifest.schema, manifest.table
-    for column in (schema.sample_id, schema.patient_id):
+    for column in dict.fromkeys((schema.sample_id, schema.patient_id)):
         empty = table[column].is_null()
         if empty.any():
             yield Finding("E001", f"column {column!r}: {in_rows(empty)} empty; every row needs an id", True)

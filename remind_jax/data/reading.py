@@ -63,7 +63,7 @@ def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
         patient_id=string(top["patient_id"], "patient_id"),
         label=string(label["column"], "label.column"),
         classes=classes,
-        modalities=tuple(_parse_modality(name, entry, image_size, frames) for name, entry in entries.items()),
+        modalities=tuple(parse_modality(name, entry, image_size, frames) for name, entry in entries.items()),
         split=None if top.get("split") is None else string(top["split"], "split"),
     )
     owners: dict[str, str] = {}
@@ -74,7 +74,8 @@ def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
     return schema
 
 
-def _parse_modality(name: object, entry: object, image_size: int, frames: int) -> Modality:
+def parse_modality(name: object, entry: object, image_size: int, frames: int) -> Modality:
+    """Makes a modality of its entry in schema.yaml; sizes are as for `read_schema`. Raises UserError: it is wrong."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in RESERVED:
         taken = ", ".join(RESERVED)
         raise UserError(f"modality name {shown(name)} must be letters, digits, _ and -, and none of {taken}")

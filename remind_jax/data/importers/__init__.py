@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from remind_jax.data.importers import flex_moe, meds, monai, table
+from remind_jax.data.importers import flex_moe, meds, modalities, monai, table
 from remind_jax.errors import UserError
 
 
@@ -26,10 +26,16 @@ def below(out: pathlib.Path, folder: pathlib.Path) -> str:
     return "" if relative == "." else f"{pathlib.PurePath(relative).as_posix()}/"
 
 
+def _modalities(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Returns by modality what its columns or codes look like."""
+    return {key: value.split("+") for key, value in pairs(options.modality, "--modality").items()}
+
+
 def _table(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     joined = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
     columns = {key: getattr(options, key) for key in ("label", "sample", "patient", "split")}
-    return table.read(options.source, joined, name=name, **columns, kinds=pairs(options.kind, "--kind"), prefix=prefix)
+    told = {"kinds": pairs(options.kind, "--kind"), "modalities": _modalities(options)}
+    return table.read(options.source, joined, name=name, **columns, **told, prefix=prefix)
 
 
 def _monai(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
@@ -39,7 +45,7 @@ def _monai(options: argparse.Namespace, name: str, prefix: str) -> table.Importe
 
 def _meds(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     del prefix  # its cells name no files
-    parts = {key: value.split("+") for key, value in pairs(options.modality, "--modality").items()}
+    parts = _modalities(options)
     return meds.read(options.source, options.labels, name=name, modalities=parts, columns=options.columns)
 
 
@@ -67,7 +73,7 @@ def read(options: argparse.Namespace) -> table.Imported:
     """
     prefix = below(options.out, options.source.parent)
     found = FORMS[options.form](options, options.name or options.out.resolve().name, prefix)
-    paths = table.path_columns(found.table, found.schema["modalities"])
+    paths = modalities.path_columns(found.table, found.schema["modalities"])
     if prefix.startswith("..") and options.form in ("table", "monai") and paths:
         raise UserError(f"{options.out} does not hold the files that cells name: give --out={options.source.parent}")
     return found

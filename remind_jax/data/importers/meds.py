@@ -7,7 +7,8 @@ from typing import Any
 import polars as pl
 
 from remind_jax.data.files import read_parquet
-from remind_jax.data.importers.table import SPLITS, Imported, columns_of, schema_of, without_empty
+from remind_jax.data.importers.modalities import columns_of
+from remind_jax.data.importers.table import SPLITS, Imported, schema_of, without_empty
 from remind_jax.errors import UserError
 
 

@@ -1,7 +1,7 @@
 """Tables with one row a sample, and tables that are joined to them."""
 
+import math
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +10,16 @@ import yaml
 
 from remind_jax.data.cells import as_string, looks_missing
 from remind_jax.data.files import read_table
-from remind_jax.data.kinds import KINDS
-from remind_jax.data.schema import RESERVED
+from remind_jax.data.findings import listed
+from remind_jax.data.importers.modalities import (
+    column_kinds,
+    columns_of,
+    declared,
+    free_name,
+    guessed,
+    name_of,
+    path_columns,
+)
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
 
@@ -19,6 +27,9 @@ SPLITS = {
     **{"training": "train", "train": "train", "validation": "tuning", "val": "tuning", "tuning": "tuning"},
     **{"testing": "held_out", "test": "held_out", "held_out": "held_out"},
 }
+
+
+_SHOWN = 8  # columns that a note lists
 
 
 class Imported(NamedTuple):
@@ -46,31 +57,48 @@ def write(found: Imported, out: pathlib.Path) -> None:
 
 
 def schema_of(
-    name: str, label: str, classes: Iterable[Any], modalities: Mapping[str, Any], split: str | None
+    name: str,
+    label: str,
+    classes: Iterable[str],
+    modalities: Mapping[str, Any],
+    split: str | None,
+    ids: Sequence[str] = ("sample_id", "patient_id"),
 ) -> dict[str, Any]:
+    """Returns the content of schema.yaml; `ids` are the columns of samples and patients.
+
+    Raises UserError: there are no modalities.
+    """
     if not modalities:
         raise UserError("no column could be taken for a modality: name kinds with --kind=COLUMN=KIND,…")
-    schema = {"version": 1, "name": name, "sample_id": "sample_id", "patient_id": "patient_id"}
-    schema["label"] = {"column": label, "classes": sorted(map(str, classes))}
+    schema = {"version": 1, "name": name, "sample_id": ids[0], "patient_id": ids[-1]}
+    schema["label"] = {"column": label, "classes": in_order(classes)}
     return schema | ({"split": split} if split else {}) | {"modalities": dict(modalities)}
 
 
-def name_of(text: str) -> str:
-    """Makes a modality's name of a text; the words that batches keep for themselves get a tail."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_") or "table"
-    return f"{name}_" if name in RESERVED else name
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Sorts classes: numbers by their values when all are numbers, else as texts."""
+
+    def value(text: str) -> tuple[float, str]:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(text)
+        return number, text
+
+    classes = list(classes)
+    try:
+        return sorted(classes, key=value)
+    except ValueError:
+        return sorted(classes)
 
 
 def read_frame(path: pathlib.Path) -> pl.DataFrame:
-    """Reads a CSV or parquet file, words for "missing" as null; raises UserError when it cannot be read."""
+    """Reads a CSV or parquet file; raises UserError when it cannot be read."""
     if not path.is_file() or path.suffix not in (".csv", ".parquet"):
         raise UserError(f"{path} is not a .csv or .parquet file")
     try:
-        table = read_table(path)
+        return read_table(path)
     except ValueError as error:
         raise UserError(f"{path} cannot be read ({error})") from None
-    strings = [name for name, dtype in table.schema.items() if dtype == pl.String]
-    return table.with_columns(table[name].set(looks_missing(table[name]), None) for name in strings)
 
 
 def read(
@@ -80,6 +108,7 @@ def read(
     name: str,
     label: str,
     kinds: Mapping[str, str],
+    modalities: Mapping[str, Sequence[str]],
     **columns: str,
 ) -> Imported:
     """Reads samples and tables to join from CSV or parquet files; a table is called as its file, the data set `name`.
@@ -95,7 +124,8 @@ def read(
             hint = did_you_mean(word, known)
             raise UserError(f"--kind={column}={word} is unknown{hint}; known: {', '.join(known)}")
     others = {path.stem: read_frame(path) for path in joined}
-    found = from_table(read_frame(source), name=source.stem, label=label, joined=others, kinds=kinds, **columns)
+    told = {"joined": others, "kinds": kinds, "modalities": modalities}
+    found = from_table(read_frame(source), name=source.stem, label=label, **told, **columns)
     return found._replace(schema=found.schema | {"name": name})
 
 
@@ -109,73 +139,121 @@ def from_table(
     split: str = "",
     joined: Mapping[str, pl.DataFrame] | None = None,
     kinds: Mapping[str, str] | None = None,
+    modalities: Mapping[str, Sequence[str] | Mapping[str, Any]] | None = None,
+    rest: bool = True,
     prefix: str = "",
 ) -> Imported:
     """Makes a manifest of a table, one row a sample, and tables joined to it by the sample's or the patient's id.
 
-    The numbers and categories of a table become one modality, named as the table; each column of texts, codes or paths
-    becomes one of its own. A sample that a joined table has no row for lacks its modalities.
+    `modalities` are described as for `declared`. Of the other columns, the numbers and categories of a table become one
+    modality, named as the table; each column of texts, codes or paths becomes one of its own; without `rest` they are
+    left out. A sample that a joined table has no row for lacks its modalities.
 
     `name` is that of the data set and of the table's own modality. `label` names the column of classes, whose empty
     rows are left out; `sample` that of unique ids, empty counts rows; `patient` that of patients, empty takes every row
     for a patient and says so; `split` that of splits, empty leaves splitting to each run. `joined` are further tables
     by name, with at most one row an id; `kinds` kinds of columns, of `column_kinds`, where the guess is wrong; `prefix`
-    leads from the manifest's folder to the one that paths in cells start from.
+    leads from the manifest's folder to the one that paths in cells start from. Columns keep their names, but those of a
+    joined table get its name in front where another table has them, too.
 
-    Raises UserError: a column is not there, ids are not unique, or no modality is found.
+    Raises UserError: a column is not there, ids are not unique, or modalities are not as `declared` needs them.
     """
-    kinds, notes = dict(kinds or {}), []
     _check_columns(table, label, sample, patient, split)
+    table = _without_words(table)
+    notes = [f"{n} rows without a label are left out"] if (n := table[label].null_count()) else []
+    if not patient:
+        notes.append(
+            "no column of patients: each row counts as one, and rows of one person may be in train and held out"
+        )
     table = table.filter(pl.col(label).is_not_null())
     ids = _ids(table, sample, patient)
-    if not patient:
-        notes.append("no --patient: each row counts as a patient, and rows of one person may be in train and held out")
     columns = {**ids, label: _as_text(table[label])}
     if split:
         columns[split] = _as_text(table[split]).str.to_lowercase().replace(SPLITS)
-    own = table.drop({label, sample, patient, split} - {""})
-    parts = {name: own, **{key: _matched(table, sample, patient, key, t) for key, t in (joined or {}).items()}}
-    modalities: dict[str, Any] = {}
-    for part, frame in parts.items():
-        frame = frame.rename({c: f"{part}_{c}" for c in frame.columns if c in columns})
-        found, said = _modalities(part, frame, kinds)
-        modalities |= {
-            name_of(key if key not in modalities else f"{part}_{key}"): entry for key, entry in found.items()
-        }
-        columns |= {c: frame[c] for c in frame.columns}
-        notes += said
-    if unknown := set(kinds) - set(columns):
-        column = sorted(unknown)[0]
-        raise UserError(f"--kind names {column!r}, which is no column{did_you_mean(column, columns)}")
-    out, used = pl.DataFrame(columns), {c for entry in modalities.values() for c in columns_of(entry)}
-    paths = path_columns(out, modalities)
-    out = out.with_columns(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
-    out = out.select([*ids, label, *([split] if split else []), *(c for c in out.columns if c in used)])
-    out, said = without_empty(out, used)
-    schema = schema_of(name, label, out[label].unique(), modalities, split)
-    return Imported(out, schema, notes + said)
+    parts = {name: table.drop({label, sample, patient, split} - {""})}
+    for part, other in (joined or {}).items():
+        matched = _matched(table, sample, patient, part, _without_words(other))
+        parts[part] = matched.drop({label, split} - {""}, strict=False)  # the outcome is no input
+    inputs, owners = _side_by_side(parts, columns)
+    if unknown := sorted(set(kinds or {}) - set(inputs.columns)):
+        raise UserError(f"--kind names {unknown[0]!r}, which is no column{did_you_mean(unknown[0], inputs.columns)}")
+    entries, left_out = _modalities(inputs, owners, kinds or {}, modalities or {}, rest)
+    used = [c for c in inputs.columns if c in {c for entry in entries.values() for c in columns_of(entry)}]
+    inputs = inputs.with_columns(pl.col(pl.Categorical).cast(pl.String))
+    numbers = [c for entry in entries.values() for c in entry.get("columns", ())]
+    flags = [c for c in numbers if inputs[c].dtype == pl.Boolean]  # a file would say true, which is no number
+    paths = path_columns(inputs, entries)
+    inputs = inputs.select(used).with_columns(
+        *(pl.col(c).cast(pl.Int8) for c in flags), *(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
+    )
+    out, said = without_empty(pl.DataFrame(columns).hstack(inputs), used)
+    schema = schema_of(name, label, out[label].unique(), entries, split, list(ids))
+    return Imported(out, schema, [*notes, *said, *_said(left_out)])
 
 
 def _check_columns(table: pl.DataFrame, label: str, sample: str, patient: str, split: str) -> None:
-    for role, column in (("--label", label), ("--sample", sample), ("--patient", patient), ("--split", split)):
-        if (column or role == "--label") and column not in table.columns:
-            raise UserError(f"{role}={column} is no column{did_you_mean(column, table.columns)}")
+    roles = {"label": label, "sample": sample, "patient": patient, "split": split}
+    for role, column in roles.items():
+        if (column or role == "label") and column not in table.columns:
+            raise UserError(f"--{role}={column} is no column{did_you_mean(column, table.columns)}")
+    several = [c for c in filter(None, (label, split)) if list(roles.values()).count(c) > 1]
+    if several:
+        raise UserError(f"column {several[0]!r} cannot be label, split or id at once")
 
 
 def _ids(table: pl.DataFrame, sample: str, patient: str) -> dict[str, pl.Series]:
-    counted = pl.Series([str(i + 1) for i in range(table.height)], dtype=pl.String)
-    samples = _as_text(table[sample]) if sample else counted
-    return {"sample_id": samples, "patient_id": _as_text(table[patient]) if patient else samples}
+    """Returns the ids of samples, then, where a column has them, of patients, by the names of their columns."""
+    if sample:
+        samples = {sample: _as_text(table[sample])}
+    else:
+        counted = pl.Series([str(i + 1) for i in range(table.height)], dtype=pl.String)
+        samples = {free_name("sample_id", table.columns): counted}
+    return samples | ({patient: _as_text(table[patient])} if patient else {})
 
 
-def path_columns(table: pl.DataFrame, modalities: Mapping[str, Any]) -> list[str]:
-    """Lists the columns of a table whose cells are paths."""
-    kinds = {entry["column"]: entry["kind"] for entry in modalities.values() if "column" in entry}
-    return [column for column, kind in kinds.items() if KINDS[kind].paths and table[column].dtype == pl.String]
+def _side_by_side(parts: Mapping[str, pl.DataFrame], taken: Iterable[str]) -> tuple[pl.DataFrame, dict[str, str]]:
+    """Returns the columns of all tables as one, and the table of each by its name; names that are taken get others."""
+    columns: dict[str, pl.Series] = {}
+    owners: dict[str, str] = {}
+    for part, frame in parts.items():
+        others = {*taken, *columns}
+        for column in frame.iter_columns():
+            new = column.name
+            if new in others:
+                new = free_name(f"{part}_{new}", others | set(frame.columns))
+            columns[new], owners[new] = column, part
+    return pl.DataFrame(columns), owners
 
 
-def columns_of(entry: Mapping[str, Any]) -> list[str]:
-    return [entry["column"]] if "column" in entry else [*entry.get("columns", ()), *entry.get("categorical", ())]
+def _modalities(
+    inputs: pl.DataFrame,
+    owners: Mapping[str, str],
+    kinds: Mapping[str, str],
+    given: Mapping[str, Sequence[str] | Mapping[str, Any]],
+    rest: bool,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns entries by name, those given first, and by column why it is left out."""
+    entries, left_out = declared(given, inputs, kinds)
+    used = {c for entry in entries.values() for c in columns_of(entry)}
+    others = [c for c in inputs.columns if c not in used and c not in left_out]
+    if not rest:
+        return entries, left_out | dict.fromkeys(others, "no modality names them")
+    for part in dict.fromkeys(owners.values()):
+        found, unfit = guessed(part, inputs.select(c for c in others if owners[c] == part), kinds)
+        left_out |= unfit
+        for key, entry in found.items():
+            other = f"{part}_rest" if key == name_of(part) else f"{part}_{key}"
+            entries[free_name(name_of(other), entries) if key in entries else key] = entry
+    return entries, left_out
+
+
+def _said(left_out: Mapping[str, str]) -> list[str]:
+    """Says which columns are left out, one line a reason."""
+    lines = []
+    for why in dict.fromkeys(left_out.values()):
+        columns = [c for c, reason in left_out.items() if reason == why]
+        lines.append(f"{len(columns)} column{'s' * (len(columns) > 1)} left out ({why}): {listed(columns, _SHOWN)}")
+    return lines
 
 
 def without_empty(table: pl.DataFrame, used: Iterable[str]) -> tuple[pl.DataFrame, list[str]]:
@@ -183,6 +261,16 @@ def without_empty(table: pl.DataFrame, used: Iterable[str]) -> tuple[pl.DataFram
     kept = table.filter(pl.any_horizontal(pl.col(sorted(used)).is_not_null()))
     lost = table.height - kept.height
     return kept, [f"{lost} rows without any modality are left out"] if lost else []
+
+
+def _without_words(table: pl.DataFrame) -> pl.DataFrame:
+    """Returns a table with words for missing, blanks and NaN as null."""
+    texts = [c for c in table.iter_columns() if c.dtype in (pl.String, pl.Categorical, pl.Enum)]
+    floats = [c.fill_nan(None) for c in table.iter_columns() if c.dtype.is_float()]
+    # `set` knows no categories; these keep their kind.
+    cleaned = [(c := text.cast(pl.String)).set(looks_missing(c), None) for text in texts]
+    kept = [c if old.dtype == pl.String else c.cast(pl.Categorical) for c, old in zip(cleaned, texts, strict=True)]
+    return table.with_columns(*kept, *floats)
 
 
 def _as_text(column: pl.Series) -> pl.Series:
@@ -195,57 +283,8 @@ def _matched(samples: pl.DataFrame, sample: str, patient: str, name: str, table:
     if key is None:
         wanted = " or ".join(filter(None, (sample, patient))) or "an id (name it with --sample or --patient)"
         raise UserError(f"the table {name!r} has no column {wanted} to join it by")
-    table = table.with_columns(_as_text(table[key]))
+    table = table.with_columns(_as_text(table[key])).drop_nulls(key)
     if table[key].is_duplicated().any():
         raise UserError(f"the table {name!r} has several rows of one {key}: keep one, or make them columns")
     rest = table.drop([c for c in (sample, patient) if c not in ("", key)], strict=False)
     return samples.select(_as_text(samples[key])).join(rest, on=key, how="left", maintain_order="left").drop(key)
-
-
-def _modalities(
-    part: str, table: pl.DataFrame, kinds: Mapping[str, str]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Makes modalities of a table's columns, those of several columns first, and says what was left out."""
-    together: dict[str, dict[str, list[str]]] = {}
-    alone: dict[str, dict[str, Any]] = {}
-    notes = []
-    for column in table.columns:
-        word = kinds.get(column) or guess_kind(table[column])
-        kind = next((kind for kind in KINDS.values() if word in kind.words), None)
-        if kind is None:
-            notes.append(f"column {column!r} is left out ({word}); to keep it give --kind={column}=KIND")
-        elif kind.words[word] == "column":
-            alone[name_of(column)] = {"kind": kind.name, "column": column}
-        else:
-            lists = together.setdefault(kind.name, {key: [] for key in kind.words.values()})
-            lists[kind.words[word]].append(column)
-    whole = {}
-    for kind_name, lists in together.items():
-        name = part if len(together) == 1 else f"{part}_{kind_name}"
-        whole[name] = {"kind": kind_name} | {key: columns for key, columns in lists.items() if columns}
-    return whole | alone, notes
-
-
-def column_kinds() -> list[str]:
-    """Lists what a column can be: a word of some kind of modality, or `skip`."""
-    return [*(word for kind in KINDS.values() for word in kind.words), "skip"]
-
-
-def guess_kind(column: pl.Series) -> str:
-    """Guesses one of `column_kinds`, or says why the column is none of them."""
-    cells = column.drop_nulls()
-    if not len(cells):
-        return "empty"
-    if column.dtype.is_temporal():
-        return "a time"
-    if not (column.dtype.is_numeric() or column.dtype.is_nested() or column.dtype == pl.Boolean):
-        cells = cells.cast(pl.String).str.strip_chars()
-        endings = set(cells.str.extract(r"(\.[A-Za-z]+)$", 1).str.to_lowercase().unique().to_list())
-        known = {ending for kind in KINDS.values() for ending in kind.endings}
-        if endings <= known and not cells.str.contains(" ").any():
-            owners = [kind.name for kind in KINDS.values() if endings <= set(kind.endings)]
-            return owners[0] if owners else "files of several kinds"
-        if cells.str.contains(r"^\d{4}-\d\d-\d\d([T ]|$)").all():
-            return "a time"
-    guesses = [guess for kind in KINDS.values() if (guess := kind.guess(cells))]
-    return max(guesses, key=lambda guess: guess.sure).word if guesses else "many different words"

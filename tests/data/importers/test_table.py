@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from remind_jax import check_data, import_data
-from remind_jax.data import reading
+from remind_jax.data import check, reading, splits
 from remind_jax.data.importers import table
 from remind_jax.errors import UserError
 
@@ -50,8 +50,8 @@ def test_raw_tables_become_a_manifest(raw, capsys):
     assert _schema(raw) == {
         "version": 1,
         "name": raw.name,
-        "sample_id": "sample_id",
-        "patient_id": "patient_id",
+        "sample_id": "stay",
+        "patient_id": "person",
         "label": {"column": "died", "classes": ["0", "1"]},
         "modalities": {
             "stays": {"kind": "tabular", "columns": ["age"], "categorical": ["sex"]},
@@ -67,10 +67,10 @@ def test_raw_tables_become_a_manifest(raw, capsys):
     expected[:, 2] = np.arange(60) % 2 == 0
     expected[:, 3:] = (np.arange(60) % 3 == 0)[:, None]
     np.testing.assert_array_equal(found.presence, expected)
-    assert found.table["patient_id"].n_unique() == 30
+    assert found.table["person"].n_unique() == 30
     assert found.table["k"].null_count() == 31  # NA of a stay with labs, and the stays without
     shown = capsys.readouterr().out
-    assert "'admitted' is left out (a time)" in shown
+    assert "1 column left out (a time): admitted" in shown
     assert check_data.run([str(raw)]) == 0
 
 
@@ -101,6 +101,9 @@ def test_paths_start_from_the_manifest(raw):
         ({"from": "tabel"}, "did you mean 'table'"),
         ({"source": "nowhere.csv"}, "does not exist"),
         ({"out": "other"}, "does not hold the files"),
+        ({"split": "died"}, "'died' cannot be label, split or id at once"),
+        ({"modality": "x=agge"}, r"modality 'x': no column matches 'agge' \(did you mean 'age'\?\)"),
+        ({"modality": "x=a*+s*"}, "several kinds.*age \\(number\\)"),
     ],
 )
 def test_mistakes_are_named(raw, changes, message, monkeypatch):
@@ -119,19 +122,104 @@ def test_several_rows_of_one_id_and_a_second_manifest_are_refused(raw):
         _imported(*_arguments(raw, join=""))
 
 
+def _frame(n=40):
+    """Stays with two groups of labs, a class, and things that look like ids of others."""
+    rng = np.random.default_rng(1)
+    columns = {"patientunitstayid": range(n), "uniquepid": [i // 2 for i in range(n)], "y": [i % 2 for i in range(n)]}
+    columns |= {f"aps_{k}": rng.normal(size=n) for k in "abc"} | {"lab_na": rng.normal(size=n), "age": range(n)}
+    return pl.DataFrame(columns | {"lab_word": ["low", "high"] * (n // 2), "note": [f"in bed {i}" for i in range(n)]})
+
+
+def test_ids_keep_the_names_that_the_user_has(tmp_path):
+    found = table.from_table(_frame(), name="icu", label="y", sample="patientunitstayid", patient="uniquepid")
+    assert (found.schema["sample_id"], found.schema["patient_id"]) == ("patientunitstayid", "uniquepid")
+    table.write(found, tmp_path)
+    read = reading.read_manifest(tmp_path)
+    assert read.table["patientunitstayid"].to_list() == [str(i) for i in range(40)]
+    assert read.table["uniquepid"].n_unique() == 20
+
+
+def test_without_ids_rows_are_counted_and_each_is_a_patient(tmp_path):
+    frame = _frame().rename({"uniquepid": "sample_id"}).drop("patientunitstayid")
+    found = table.from_table(frame, name="icu", label="y")
+    assert found.schema["sample_id"] == found.schema["patient_id"] == "sample_id_"  # the user's own is a column
+    assert "sample_id" in found.schema["modalities"]["icu"]["columns"]
+    assert any("each row counts as one" in note for note in found.notes)
+    table.write(found, tmp_path)
+    manifest = reading.read_manifest(tmp_path)
+    assert manifest.table["sample_id_"].to_list() == [str(i + 1) for i in range(40)]
+    split = splits.make_splits(manifest, 0)
+    assert set(split.tolist()) == {0, 1, 2}
+    assert not [finding for finding in check.find_problems(manifest, split) if finding.fatal]
+
+
+def test_a_wide_table_is_split_by_patterns(tmp_path):
+    _frame().write_csv(tmp_path / "icu.csv")
+    options = {"from": "table", "source": tmp_path / "icu.csv", "out": tmp_path, "label": "y"}
+    options |= {"sample": "patientunitstayid", "patient": "uniquepid"}
+    _imported(*(f"--{k}={v}" for k, v in options.items()), "--modality=labs=lab_*+age,aps=aps_*")
+    modalities = _schema(tmp_path)["modalities"]
+    assert modalities == {
+        "labs": {"kind": "tabular", "columns": ["lab_na", "age"], "categorical": ["lab_word"]},
+        "aps": {"kind": "tabular", "columns": ["aps_a", "aps_b", "aps_c"]},
+        "note": {"kind": "text", "column": "note"},
+    }
+    assert list(modalities) == ["labs", "aps", "note"]
+    assert reading.read_manifest(tmp_path).presence.all()
+
+
+def test_the_rest_gets_a_name_of_its_own_or_is_left_out():
+    options = {"name": "icu", "label": "y", "sample": "patientunitstayid", "patient": "uniquepid"}
+    told = {"icu": ["aps_*"], "text": {"kind": "text", "column": "note"}}
+    found = table.from_table(_frame(), **options, modalities=told)
+    assert list(found.schema["modalities"]) == ["icu", "text", "icu_rest"]
+    assert found.schema["modalities"]["icu_rest"]["columns"] == ["lab_na", "age"]
+    found = table.from_table(_frame(), **options, modalities=told, rest=False)
+    assert list(found.schema["modalities"]) == ["icu", "text"]
+    assert "3 columns left out (no modality names them): lab_na, age, lab_word" in found.notes
+    assert not {"age", "lab_na", "lab_word"} & set(found.table.columns)
+
+
+def test_joined_tables_keep_columns_apart_and_bring_no_outcome():
+    frame = _frame().select("patientunitstayid", "y", "age", joined_age="lab_na")
+    joined = frame.select("patientunitstayid", "y", age=-pl.col("age"))
+    found = table.from_table(frame, name="icu", label="y", sample="patientunitstayid", joined={"joined": joined})
+    assert found.schema["modalities"] == {
+        "icu": {"kind": "tabular", "columns": ["age", "joined_age"]},
+        "joined": {"kind": "tabular", "columns": ["joined_age_"]},
+    }
+    assert found.table["joined_age_"].to_list() == (-frame["age"]).to_list()
+
+
 @pytest.mark.parametrize(
-    ("cells", "kind"),
+    ("labels", "classes"),
     [
-        (["1", "2.5", None], "number"),
-        (["007", "012", "101"], "codes"),
-        (["a", "b"] * 10, "category"),
-        (["one word", "two words here", "and more of them"], "text"),
-        (["x.png", "y.JPG"], "image"),
-        (["a/b.npy"], "embedding"),
-        (["2020-01-02 10:00"], "a time"),
-        ([None, None], "empty"),
-        ([f"id{i}x" for i in range(200)], "many different words"),
+        ([10, 2, 1, 2], ["1", "2", "10"]),
+        (["10", "2", "-1.5", "2"], ["-1.5", "2", "10"]),
+        ([True, False, True, True], ["false", "true"]),
+        (["b", "10", "2", "a"], ["10", "2", "a", "b"]),
+        ([1.0, 0.0, 1.0, 10.0], ["0", "1", "10"]),
     ],
 )
-def test_guesses(cells, kind):
-    assert table.guess_kind(pl.Series(cells, dtype=pl.String)) == kind
+def test_classes_stand_in_the_order_of_their_values(labels, classes):
+    frame = pl.DataFrame({"y": labels, "x": [1.0, 2.0, 3.0, 4.0]})
+    assert table.from_table(frame, name="n", label="y").schema["label"]["classes"] == classes
+
+
+def test_what_is_missing_in_memory_is_missing_as_in_a_file(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "y": ["a", "b", "NA", "b", "b"],
+            "x": [1.0, float("nan"), 3.0, float("nan"), 5.0],
+            "flag": [True, None, False, None, False],
+            "group": pl.Series(["u", "n/a", "u", "", "v"], dtype=pl.Categorical),
+        }
+    )
+    found = table.from_table(frame, name="n", label="y")
+    assert "1 rows without a label are left out" in found.notes
+    assert "2 rows without any modality are left out" in found.notes
+    assert found.table["flag"].to_list() == [1, 0]  # true would be no number in a CSV
+    table.write(found, tmp_path)
+    read = reading.read_manifest(tmp_path)
+    assert read.table["group"].to_list() == ["u", "v"]
+    assert read.table["flag"].to_list() == [1.0, 0.0]
