@@ -11,6 +11,7 @@ import polars as pl
 from remind_jax import methods
 from remind_jax.config import set_values
 from remind_jax.data import dataset, reading
+from remind_jax.data.cells import as_string
 from remind_jax.data.importers import table as importer
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
@@ -165,13 +166,11 @@ def read_frame(
     column, classes = _label(label, frame.columns)
     entries = None if modalities is None else {name: _entry(name, given) for name, given in modalities.items()}
     roles = {"label": column, "patient": patient or "", "sample": sample or "", "split": split or ""}
-    found = importer.from_table(
-        importer.without_words(frame), name="data", modalities=entries, rest=modalities is None, **roles
-    )
+    found = importer.from_table(frame, name="data", modalities=entries, rest=modalities is None, **roles)
     if classes is not None:
         found.schema["label"]["classes"] = classes
     if verbose:
-        for line in importer.plan_lines(found) if modalities is None else found.notes:
+        for line in found.notes:
             print(line)
     options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
@@ -197,8 +196,7 @@ def _label(label: str | Mapping[str, Any] | None, columns: Sequence[str]) -> tup
         return label, None
     if unknown := sorted(set(label) - {"column", "classes"}):
         raise UserError(f"label has the unknown key {unknown[0]!r}; keys are column, classes")
-    classes = [importer.class_name(name) for name in label["classes"]] if "classes" in label else None
-    return label.get("column", ""), classes
+    return label.get("column", ""), as_string(pl.Series(label["classes"])).to_list() if "classes" in label else None
 
 
 def _type_of(labels: pl.Series) -> str:

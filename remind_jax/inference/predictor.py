@@ -308,12 +308,12 @@ class Predictor:
     def table(self, data: Any) -> Any:
         """Returns what `remind predict` writes of rows: ids, combination, prediction, probabilities and warnings.
 
-        `data` is as for `read`. A pandas frame gives a pandas frame, everything else a polars one.
+        `data` is as for `read`. A pandas frame gives a pandas frame with its own index, everything else a polars one.
         """
         manifest = self.read(data)
         probabilities = np.concatenate([probabilities for probabilities, _ in self.batches(manifest)])
         table = self.tabulate(manifest, probabilities)
-        return table.to_pandas() if reading.is_pandas(data) else table
+        return table.to_pandas().set_index(data.index) if reading.is_pandas(data) else table
 
     def tabulate(self, manifest: Manifest, probabilities: np.ndarray) -> pl.DataFrame:
         """Returns one row for each sample of a manifest from `read`, with its probabilities [n, c] and warnings."""
