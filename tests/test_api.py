@@ -1,0 +1,300 @@
+"""`remind_jax.fit`: frames and folders give the same model, which saves, loads and predicts on what hospitals have."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+import remind_jax as rj
+from remind_jax.data.importers import table as importer
+from remind_jax.runtime import progress
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ROWS = 240
+MODALITIES = {"labs": ["na", "k", "sex"], "note": rj.Text("note"), "icd": rj.Codes("icd")}
+TINY = {
+    "model": {"width": 8, "encoder_dropout": 0.1},
+    "fusion": {"heads": 2, "experts": 2, "hidden": 8},
+    "train": {"batch_size": 16, "epochs": 4.0, "joint_epochs": 2.0},
+    "eval.bootstrap": 20,
+    "devices": 1,
+}
+
+
+def hospital(seed: int = 0) -> pl.DataFrame:
+    """A made-up hospital in which sodium and a word of the note tell the outcome."""
+    rng = np.random.default_rng(seed)
+    sodium, word = rng.normal(140, 4, ROWS), rng.choice(["sepsis", "fine", "cough"], ROWS)
+    died = ((sodium - 140) / 4 + 2 * (word == "sepsis") + rng.normal(0, 0.5, ROWS) > 0.7).astype(int)
+    has_labs, has_note = rng.random(ROWS) < 0.7, rng.random(ROWS) < 0.6
+    has_note |= ~has_labs
+    return pl.DataFrame(
+        {
+            "stay": [f"s{i}" for i in range(ROWS)],
+            "person": rng.integers(0, 160, ROWS),
+            "na": np.where(has_labs, sodium, np.nan),
+            "k": np.where(has_labs, rng.normal(4, 1, ROWS), np.nan),
+            "sex": [x if there else None for x, there in zip(rng.choice(["f", "m"], ROWS), has_labs, strict=True)],
+            "note": [f"seen for {w} today" if there else None for w, there in zip(word, has_note, strict=True)],
+            "icd": [f"I{i % 5} E{i % 7}" if i % 3 else None for i in range(ROWS)],
+            "died": died,
+        }
+    ).fill_nan(None)
+
+
+def train(data, **options):
+    return rj.fit(data, **{"progress": False, **TINY, **options})
+
+
+def train_hospital(**options):
+    given = {"label": "died", "patient": "person", "sample": "stay", "modalities": MODALITIES}
+    return train(hospital(), **{**given, **options})
+
+
+@pytest.fixture(scope="module")
+def model(quick_compilation):
+    return train_hospital()
+
+
+@pytest.fixture(scope="module")
+def new():
+    return hospital(seed=1).drop("died")
+
+
+def test_the_model_learns_and_reports_on_held_out_patients(model):
+    assert model.report["split"] == "held_out"
+    assert 0.1 * ROWS < model.report["n"] < 0.3 * ROWS
+    assert model.report["overall"]["auroc"] > 0.7
+    assert model.report["modalities"] == ["labs", "note", "icd"]
+
+
+def test_nothing_is_written_without_a_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = dict(os.environ)
+    train_hospital(train={**TINY["train"], "epochs": 2.0, "joint_epochs": 1.0})
+    assert list(tmp_path.iterdir()) == []
+    assert dict(os.environ) == before
+
+
+def test_a_frame_and_the_folder_that_import_makes_of_it_give_the_same_numbers(model, new, tmp_path):
+    roles = {"label": "died", "patient": "person", "sample": "stay"}
+    entries = {name: each if isinstance(each, list) else each.to_entry() for name, each in MODALITIES.items()}
+    found = importer.from_table(hospital(), name="data", modalities=entries, rest=False, **roles)
+    importer.write(found, tmp_path / "folder")
+    of_folder = train(tmp_path / "folder")
+    assert of_folder.report["overall"] == model.report["overall"]
+    assert of_folder.report["split_digest"] == model.report["split_digest"]
+    np.testing.assert_array_equal(of_folder.predict_proba(new), model.predict_proba(new))
+    of_manifest = train(rj.read_folder(tmp_path / "folder"))
+    np.testing.assert_array_equal(of_manifest.predict_proba(new), model.predict_proba(new))
+
+
+def test_pandas_and_polars_give_the_same_numbers(model, new):
+    pytest.importorskip("pandas")
+    of_pandas = train(hospital().to_pandas(), label="died", patient="person", sample="stay", modalities=MODALITIES)
+    np.testing.assert_array_equal(of_pandas.predict_proba(new.to_pandas()), model.predict_proba(new))
+
+
+def test_a_table_of_a_pandas_frame_keeps_its_index(model, new):
+    pandas = pytest.importorskip("pandas")
+    frame = new.to_pandas().set_index(np.arange(100, 100 + ROWS))
+    table = model.table(frame)
+    assert isinstance(table, pandas.DataFrame)
+    assert table.index.equals(frame.index)
+    joined = frame.merge(table, on="stay")
+    assert len(joined) == ROWS
+    assert_frame_equal(pl.from_pandas(table), model.table(new))
+
+
+def test_columns_may_stand_in_another_order(model, new):
+    turned = new.select(sorted(new.columns, reverse=True))
+    np.testing.assert_array_equal(model.predict_proba(turned), model.predict_proba(new))
+
+
+def test_an_absent_modality_is_missing_and_an_absent_column_is_an_error(model, new):
+    rows = new.filter(pl.col("note").is_not_null() | pl.col("icd").is_not_null())
+    without = rows.with_columns(pl.lit(None, pl.Float64).alias(c) for c in ("na", "k"))
+    without = without.with_columns(pl.lit(None, pl.String).alias("sex"))
+    absent = rows.drop("na", "k", "sex")
+    np.testing.assert_array_equal(model.predict_proba(absent), model.predict_proba(without))
+    with pytest.raises(rj.UserError, match="'na'"):
+        model.predict_proba(new.drop("na"))
+
+
+def test_saved_and_loaded_it_predicts_the_same(model, new, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = rj.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict_proba(new), model.predict_proba(new))
+    assert dict(loaded.report) == dict(model.report)
+    assert loaded.predict(new).dtype == model.predict(new).dtype
+    model.save(tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(rj.UserError, match="holds no model"):
+        model.save(tmp_path / "other")
+    assert (tmp_path / "other" / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c: c, {0, 1}),
+        (lambda c: c == 1, {False, True}),
+        (lambda c: c * 1.0, {0.0, 1.0}),
+        (lambda c: c.replace_strict({0: "alive", 1: "dead"}), {"alive", "dead"}),
+    ],
+)
+def test_labels_come_back_in_the_type_of_the_user(change, expected, new):
+    frame = hospital().with_columns(change(pl.col("died")).alias("died"))
+    options = {"label": "died", "patient": "person", "modalities": {"labs": ["na", "k"], "note": rj.Text("note")}}
+    found = train(frame, **options, train={**TINY["train"], "epochs": 2.0, "joint_epochs": 1.0})
+    rows = new.filter(pl.col("na").is_not_null())
+    predicted = found.predict(rows)
+    assert set(predicted.tolist()) <= expected
+    assert type(predicted.tolist()[0]) is type(next(iter(expected)))
+    expected_classes = np.array(sorted(expected))
+    np.testing.assert_array_equal(predicted, expected_classes[found.predict_proba(rows).argmax(axis=1)])
+
+
+def test_the_order_of_classes_can_be_set(model, new):
+    turned = train_hospital(label={"column": "died", "classes": [1, 0]})
+    assert turned.classes == ("1", "0")
+    assert turned.predict(new).tolist() != []
+    with pytest.raises(rj.UserError, match="unknown key"):
+        train_hospital(label={"colum": "died"})
+
+
+def test_what_is_guessed_is_printed(capsys):
+    options = {"label": "died", "patient": "person", "sample": "stay", "progress": None}
+    quick = {**TINY["train"], "epochs": 2.0, "joint_epochs": 1.0}
+    model = train(hospital(), **options, train=quick)
+    printed = capsys.readouterr().out
+    for modality in model.report["modalities"]:
+        assert modality in printed
+    assert "sepsis" not in printed
+
+
+def test_without_held_out_rows_the_report_is_that_of_the_tuning_rows_and_says_so(tmp_path):
+    found = train_hospital(held_out=0, tuning=0.2)
+    assert found.report["split"] == "tuning"
+    assert "none were held out" in repr(found.report)
+    assert "none were held out" in found._repr_html_()
+    found.report.save(tmp_path / "page.html")
+    assert "No rows were held out" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_without_any_rows_apart_there_is_no_report(new):
+    found = train_hospital(held_out=0, tuning=0)
+    assert dict(found.report) == {}
+    assert "no rows were kept apart" in repr(found.report)
+    assert found.predict_proba(new).shape == (ROWS, 2)
+
+
+def test_the_report_shows_itself(model):
+    assert "labs+note" in repr(model.report)
+    html = model._repr_html_()
+    assert html.count("<tr>") == len(model.report["groups"]) + 1
+    assert f"{model.report['overall']['auroc']:.3f}" in html
+
+
+def test_evaluate_reads_labelled_rows(model):
+    found = model.evaluate(hospital(seed=2))
+    assert found["n"] == ROWS
+    assert found["overall"]["auroc"] > 0.7
+    assert "held" not in repr(found)
+
+
+def test_a_workdir_is_the_folder_of_a_run_of_these_rows(model, new, tmp_path):
+    found = train_hospital(workdir=tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").is_file()
+    np.testing.assert_array_equal(found.predict_proba(new), model.predict_proba(new))
+    again = train_hospital(workdir=tmp_path / "run")
+    np.testing.assert_array_equal(again.predict_proba(new), model.predict_proba(new))
+    np.testing.assert_array_equal(rj.load(tmp_path / "run").predict_proba(new), model.predict_proba(new))
+    changed = hospital().with_columns(pl.col("na") + 1)
+    options = {"label": "died", "patient": "person", "sample": "stay", "modalities": MODALITIES}
+    with pytest.raises(rj.UserError, match=r"data\.digest"):
+        train(changed, **options, workdir=tmp_path / "run")
+
+
+def test_it_works_in_a_thread_and_installs_no_signal_handlers(model, new):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    found = []
+    thread = threading.Thread(target=lambda: found.append(train_hospital()))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(found[0].predict_proba(new), model.predict_proba(new))
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+class Impatient(progress.Silent):
+    """Breaks training off at the third evaluation, as a person would."""
+
+    seen = 0
+
+    def note(self, step, stage, values):
+        Impatient.seen += 1
+        if Impatient.seen == 3:
+            raise KeyboardInterrupt
+
+
+def test_broken_off_it_leaves_the_best_model_so_far(model, new, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "make", lambda *_, **__: Impatient())
+    monkeypatch.setattr(Impatient, "seen", 0)
+    found = train_hospital(workdir=tmp_path / "run")
+    assert found.chosen["step"] < model.chosen["step"] or found.chosen["stage"] != model.chosen["stage"]
+    assert found.predict_proba(new).shape == (ROWS, 2)
+    assert not (tmp_path / "run" / "report.json").exists()
+    monkeypatch.setattr(Impatient, "seen", 3)
+    whole = train_hospital(workdir=tmp_path / "run")
+    np.testing.assert_array_equal(whole.predict_proba(new), model.predict_proba(new))
+
+
+def test_broken_off_before_the_first_evaluation_there_is_no_model(monkeypatch):
+    monkeypatch.setattr(progress, "make", lambda *_, **__: Impatient())
+    monkeypatch.setattr(Impatient, "seen", 2)
+    with pytest.raises(KeyboardInterrupt):
+        train_hospital()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": "dead"}, "did you mean 'died'"),
+        ({"label": None}, "label=COLUMN"),
+        ({"patient": "persom"}, "did you mean 'person'"),
+        ({"modalities": {"labs": "na"}}, "must be a list"),
+        ({"modalities": {"labs": ["nb"]}}, "nb"),
+        ({"method": "remnd"}, "did you mean 'remind'"),
+        ({"method": "gradient_boosting"}, "no network"),
+        ({"optim": {"rl": 1.0}}, r"optim\.rl"),
+        ({"train": {"epochs": "many"}}, "many"),
+        ({"held_out": 0.9, "tuning": 0.2}, "split fractions"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(options, message):
+    with pytest.raises(rj.UserError, match=message) as told:
+        train_hospital(**options)
+    assert "\n" not in str(told.value)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import remind_jax, sys; print(*sorted(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"jax", "numpy", "polars", "flax", "sklearn", "pandas", "tensorflow_datasets"} & set(loaded)
+
+
+def test_the_menu_is_complete():
+    for name in rj.__all__:
+        assert getattr(rj, name) is not None
+    assert set(rj.__all__) <= set(dir(rj))
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = rj.nothing_here
