@@ -9,7 +9,6 @@ import polars as pl
 import yaml
 
 from remind_jax.data.cells import as_string, looks_missing
-from remind_jax.data.files import read_table
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.modalities import (
     column_kinds,
@@ -20,6 +19,7 @@ from remind_jax.data.importers.modalities import (
     name_of,
     path_columns,
 )
+from remind_jax.data.tables import format_of, read_table
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
 
@@ -91,16 +91,6 @@ def in_order(classes: Iterable[str]) -> list[str]:
         return sorted(classes)
 
 
-def read_frame(path: pathlib.Path) -> pl.DataFrame:
-    """Reads a CSV or parquet file; raises UserError when it cannot be read."""
-    if not path.is_file() or path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{path} is not a .csv or .parquet file")
-    try:
-        return read_table(path)
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-
-
 def read(
     source: pathlib.Path,
     joined: Sequence[pathlib.Path],
@@ -111,7 +101,7 @@ def read(
     modalities: Mapping[str, Sequence[str]],
     **columns: str,
 ) -> Imported:
-    """Reads samples and tables to join from CSV or parquet files; a table is called as its file, the data set `name`.
+    """Reads samples and tables to join from files of `FORMATS`; a table is called as its file, the data set `name`.
 
     Other arguments are as for `from_table`.
 
@@ -123,10 +113,13 @@ def read(
         if word not in (known := column_kinds()):
             hint = did_you_mean(word, known)
             raise UserError(f"--kind={column}={word} is unknown{hint}; known: {', '.join(known)}")
-    others = {path.stem: read_frame(path) for path in joined}
-    told = {"joined": others, "kinds": kinds, "modalities": modalities}
-    found = from_table(read_frame(source), name=source.stem, label=label, **told, **columns)
-    return found._replace(schema=found.schema | {"name": name})
+    notes: list[str] = []
+    first, *others = [
+        (path.name[: -len(format_of(path))], read_table(path, say=notes.append)) for path in (source, *joined)
+    ]
+    told = {"joined": dict(others), "kinds": kinds, "modalities": modalities}
+    found = from_table(first[1], name=first[0], label=label, **told, **columns)
+    return found._replace(schema=found.schema | {"name": name}, notes=notes + found.notes)
 
 
 def from_table(
