@@ -158,6 +158,7 @@ def from_table(
         notes.append(
             "no column of patients: each row counts as one, and rows of one person may be in train and held out"
         )
+    notes += [] if sample else ["no column of samples: rows are counted, so predictions join by their order alone"]
     table = table.filter(pl.col(label).is_not_null())
     ids = _ids(table, sample, patient)
     columns = {**ids, label: _as_text(table[label])}
