@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import polars as pl
 
@@ -99,9 +99,9 @@ def _read_workbook(path: pathlib.Path, say: Callable[[str], None]) -> pl.DataFra
     """Reads the first sheet by openpyxl, which unpacks no more than the file claims and shows each cell as it is."""
     openpyxl = _package("openpyxl", path)
     try:
-        with zipfile.ZipFile(path) as file:
-            fits = sum(part.file_size for part in file.infolist()) <= MOST_UNPACKED
-        rows, titles = _first_sheet(openpyxl, path) if fits else ([], [])
+        with path.open("rb") as file:  # which openpyxl leaves open when it fails
+            fits = sum(part.file_size for part in zipfile.ZipFile(file).infolist()) <= MOST_UNPACKED
+            rows, titles = _first_sheet(openpyxl, file) if fits else ([], [])
     except Exception:  # a damaged file ends in all kinds of errors, whose texts may hold cells
         raise ValueError("it is damaged, an old .xls, or protected by a password") from None
     if not rows:
@@ -120,15 +120,12 @@ def _read_workbook(path: pathlib.Path, say: Callable[[str], None]) -> pl.DataFra
     return pl.DataFrame(columns).filter(pl.any_horizontal(pl.all().is_not_null()))
 
 
-def _first_sheet(openpyxl: ModuleType, path: pathlib.Path) -> tuple[list[tuple[Any, ...]], list[str]]:
+def _first_sheet(openpyxl: ModuleType, file: BinaryIO) -> tuple[list[tuple[Any, ...]], list[str]]:
     """Returns the rows of the first sheet and the titles of all."""
     with warnings.catch_warnings(action="ignore"):  # of drop-down lists and the like, which hold no cells
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        try:
-            book.worksheets[0].reset_dimensions()  # not every program writes the right ones
-            return list(book.worksheets[0].iter_rows(values_only=True)), [sheet.title for sheet in book.worksheets]
-        finally:
-            book.close()
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        book.worksheets[0].reset_dimensions()  # not every program writes the right ones
+        return list(book.worksheets[0].iter_rows(values_only=True)), [sheet.title for sheet in book.worksheets]
 
 
 def _read_transport(path: pathlib.Path) -> pl.DataFrame:
