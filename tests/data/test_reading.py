@@ -70,6 +70,12 @@ def test_quoted_empty_cells_and_nan_in_parquet_are_missing(tmp_path):
     assert manifest.table["note"].null_count() == manifest.table["wbc"].null_count() == 1
 
 
+def test_flags_are_numbers_whoever_wrote_them(tmp_path):
+    folder = write_manifest(tmp_path, n=6)
+    edit_table(folder, wbc=["True", "false", "TRUE", "0", None, "1.0"])
+    assert read_manifest(folder).table["wbc"].to_list() == [1.0, 0.0, 1.0, 0.0, None, 1.0]
+
+
 def test_words_in_a_numeric_column_are_refused_without_being_printed(tmp_path):
     folder = write_manifest(tmp_path, n=8)
     edit_table(folder, wbc=["7.5", "Jane Doe", *["8"] * 6])

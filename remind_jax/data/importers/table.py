@@ -156,9 +156,10 @@ def from_table(
     notes = [f"{n} rows without a label are left out"] if (n := table[label].null_count()) else []
     if not patient:
         notes.append(
-            "no column of patients: each row counts as one, and rows of one person may be in train and held out"
+            "no column of patients: each row counts as one, and one person's rows may be in train and held out"
         )
-    notes += [] if sample else ["no column of samples: rows are counted, so predictions join by their order alone"]
+    if not sample:
+        notes.append("no column of samples: rows are counted, so predictions join by their order alone")
     table = table.filter(pl.col(label).is_not_null())
     ids = _ids(table, sample, patient)
     columns = {**ids, label: _as_text(table[label])}
@@ -167,19 +168,18 @@ def from_table(
     parts = {name: table.drop({label, sample, patient, split} - {""})}
     for part, other in (joined or {}).items():
         matched = _matched(table, sample, patient, part, _without_words(other))
-        parts[part] = matched.drop({label, split} - {""}, strict=False)  # the outcome is no input
+        known = [c for c in (label, split) if c in matched.columns]  # the outcome is no input
+        parts[part] = matched.drop(known)
+        notes += [f"{part}: column {c!r} is left out, which the first table has" for c in known]
     inputs, owners = _side_by_side(parts, columns)
     if unknown := sorted(set(kinds or {}) - set(inputs.columns)):
         raise UserError(f"--kind names {unknown[0]!r}, which is no column{did_you_mean(unknown[0], inputs.columns)}")
     entries, left_out = _modalities(inputs, owners, kinds or {}, modalities or {}, rest)
-    used = [c for c in inputs.columns if c in {c for entry in entries.values() for c in columns_of(entry)}]
-    inputs = inputs.with_columns(pl.col(pl.Categorical).cast(pl.String))
-    numbers = [c for entry in entries.values() for c in entry.get("columns", ())]
-    flags = [c for c in numbers if inputs[c].dtype == pl.Boolean]  # a file would say true, which is no number
+    wanted = {c for entry in entries.values() for c in columns_of(entry)}
+    used = [c for c in inputs.columns if c in wanted]
+    inputs = inputs.select(used).with_columns(pl.col(pl.Categorical).cast(pl.String))
     paths = path_columns(inputs, entries)
-    inputs = inputs.select(used).with_columns(
-        *(pl.col(c).cast(pl.Int8) for c in flags), *(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
-    )
+    inputs = inputs.with_columns(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
     out, said = without_empty(pl.DataFrame(columns).hstack(inputs), used)
     schema = schema_of(name, label, out[label].unique(), entries, split, list(ids))
     return Imported(out, schema, [*notes, *said, *_said(left_out)])
