@@ -13,6 +13,7 @@ from remind_jax.config import set_values
 from remind_jax.data import dataset, reading
 from remind_jax.data.cells import as_string
 from remind_jax.data.importers import table as importer
+from remind_jax.data.importers.plan import plan_lines
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
 from remind_jax.inference.predictor import Predictor
@@ -170,7 +171,7 @@ def read_frame(
     if classes is not None:
         found.schema["label"]["classes"] = classes
     if verbose:
-        for line in found.notes:
+        for line in plan_lines(found) if modalities is None else found.notes:
             print(line)
     options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)

@@ -1,25 +1,27 @@
-"""Makes a manifest folder out of data in another form.
+"""Makes a manifest folder out of data in another form, and prints what each column becomes.
 
-    python -m remind_jax.import_data --from=table --source=samples.csv --out=DIR --label=died --sample=stay --patient=id
-    python -m remind_jax.import_data --from=monai --source=datalist.json --out=DIR
-    python -m remind_jax.import_data --from=meds --source=COHORT --labels=LABELS --out=DIR
-    python -m remind_jax.import_data --from=flex_moe --source=data/adni --out=DIR
+    remind import --source=icu.csv.gz --out=DIR --label=died --sample=stay --patient=id --modality=aps=aps_*,labs=lab_*
 
+    --from=table      form of the data: table, monai, meds or flex_moe
+    --source=PATH     what is read
     --out=DIR         the manifest's folder; files that cells name must lie below it
     --name=NAME       of the data set; by default the folder's
-    table (.csv, .parquet):
+    table (.csv, .tsv, also as .gz, .parquet, .xlsx, .xpt):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
       --join=labs.csv,notes.csv                         tables with at most one row a sample or patient
-      --modality=aps=aps_*,labs=lab_*+glucose           modalities of columns by patterns; the others by their kinds
+      --modality=aps=aps_*,labs=lab_*+glucose           modalities of the columns that patterns match; the first takes
+                                                        a column, the others are sorted by what they hold
       --kind=COLUMN=KIND,…                              number, category, text, codes, embedding, image, volume, skip
-    monai:
+    monai (a datalist, .json):
       --label=label, --patient=KEY
-    meds:
+    meds (a folder):
       --labels=PATH     file or folder of the labels
       --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; by default one modality of all
       --columns=64      most columns of a modality's table
+    flex_moe (the folder of ADNI that Flex-MoE reads)
 
-What was guessed stands in schema.yaml, which can be edited.
+Columns keep their names, so that predictions join the raw table. What was guessed stands in DIR/schema.yaml, which can
+be edited.
 """
 
 import pathlib
@@ -27,14 +29,15 @@ import pathlib
 from remind_jax import cli
 from remind_jax.data import importers
 from remind_jax.data.importers import table
+from remind_jax.data.importers.plan import plan_lines
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import progress
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    parser = cli.Parser("python -m remind_jax.import_data --from=FORM --source=PATH --out=DIR …; see --help")
-    parser.add_argument("--from", dest="form", default="")
+    parser = cli.Parser("remind import --from=FORM --source=PATH --out=DIR …; see --help")
+    parser.add_argument("--from", dest="form", default="table")
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     for name in ("name", "label", "sample", "patient", "split", "join", "kind", "labels", "modality"):
@@ -54,12 +57,9 @@ def main(arguments: list[str]) -> None:
         bar.say(f"Reading {options.source}")
         found = importers.read(options)
     table.write(found, options.out)
-    for note in found.notes:
-        print(f"note: {note}")
-    modalities = ", ".join(f"{key} ({entry['kind']})" for key, entry in found.schema["modalities"].items())
-    patients = found.table[found.schema["patient_id"]].n_unique()
-    print(f"{found.table.height} samples, {patients} patients; modalities: {modalities}")
-    print(f"Written: {options.out}; look at schema.yaml, then: python -m remind_jax.check_data {options.out}")
+    print("\n".join(plan_lines(found)))
+    print("To change it: --modality, --kind, or schema.yaml by hand")
+    print(f"Written: {options.out}; next: remind check {options.out}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m remind_jax.predict --workdir=RUN --data=DATA --out=FILE.csv
 
-    --data=DATA      a manifest folder, or a CSV or parquet file with the columns that the run was trained on; labels,
-                     patient ids and the columns of whole modalities may be absent
+    --data=DATA      a manifest folder, or a table (csv, tsv, parquet, xlsx, xpt) with the columns that the run was
+                     trained on; labels, patient ids and the columns of whole modalities may be absent
     --out=FILE       .csv or .parquet: a row a sample with its combination, the training samples and patients that had
                      it, the most probable class, a probability of each class, and a warning or nothing
     --batch-size=0   rows at a time; 0 is the run's. Probabilities do not depend on it beyond rounding
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     )
     out = pathlib.Path(options["out"])
     if not options["data"]:
-        raise UserError("no data: give a manifest folder or a CSV or parquet file as --data=DATA")
+        raise UserError("no data: give a manifest folder or a table as --data=DATA")
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={options['out']} must be a .csv or a .parquet file")
     predictor = model_folder.open_model(paths[0])

@@ -66,14 +66,3 @@ def read_parquet(path: pathlib.Path, most_rows: int | None = None) -> pl.DataFra
             return pl.from_arrow(file.read())
     except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         raise ValueError(type(error).__name__) from None
-
-
-def read_table(path: pathlib.Path, most_rows: int | None = None) -> pl.DataFrame:
-    """Reads a CSV, all strings, or a parquet file by its ending; arguments and errors as for `read_parquet`."""
-    if path.suffix == ".parquet":
-        return read_parquet(path, most_rows)
-    try:
-        # Guessing types would turn codes such as 0401 into numbers.
-        return pl.read_csv(path, infer_schema=False)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise ValueError(type(error).__name__) from None

@@ -1,15 +1,19 @@
 """Manifests from what people have: a folder with schema.yaml and a table, a single table, or a frame in memory."""
 
+import collections
 import dataclasses
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import yaml
 
-from remind_jax.data import check, files
+from remind_jax.data import check, tables
 from remind_jax.data.cells import as_string, trim
 from remind_jax.data.findings import Finding
 from remind_jax.data.kinds import KINDS
@@ -21,7 +25,6 @@ from remind_jax.errors import UserError, did_you_mean
 BAD_FILES = ("refuse", "missing")
 SPLIT_ALIASES = {"val": "tuning", "test": "held_out"}
 _MAX_ROWS = 20_000_000  # of a parquet file, whose size does not tell
-_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib
 
 
 def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
@@ -32,7 +35,7 @@ def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
-        hint = "a manifest folder needs one, which python -m remind_jax.import_data writes"
+        hint = "a manifest folder needs one, which remind import writes"
         raise UserError(f"{path} does not exist: {hint}") from None
     except Exception as error:  # what its tags cannot read ends in all kinds of errors
         place = getattr(error, "problem_mark", None)
@@ -123,7 +126,7 @@ def load_manifest(
     """
     root = pathlib.Path(folder)
     if not root.is_dir():
-        hint = f"; a table becomes one by python -m remind_jax.import_data --from=table --source={folder}"
+        hint = f"; a table becomes one by remind import --from=table --source={folder}"
         wrong = f"is not a folder{hint}" if root.exists() else "does not exist"
         raise UserError(f"data folder {str(folder)!r} {wrong}")
     if image_size < 1 or frames < 1:
@@ -131,7 +134,7 @@ def load_manifest(
     if bad_files not in BAD_FILES:
         raise UserError(f"data.bad_files must be {' or '.join(BAD_FILES)}, not {bad_files!r}")
     schema = read_schema(root / "schema.yaml", image_size, frames)
-    return _typed(schema, _read_table(_table_of(root)), root, thorough, bad_files, count=count)
+    return _typed(schema, tables.read_table(_table_of(root), _MAX_ROWS), root, thorough, bad_files, count=count)
 
 
 def of_frame(
@@ -191,9 +194,9 @@ def read_new(
 ) -> Manifest:
     """Reads rows to predict: label, split, patient and sample ids, and all columns of a modality, may be absent.
 
-    `data` is a manifest's folder, in which schema.yaml may be absent; a CSV or parquet file, whose paths start from its
-    folder; or a polars or pandas frame, whose paths start from the current folder. `schema` says what columns mean
-    where the data have no schema.yaml; the other arguments are as for `load_manifest`.
+    `data` is a manifest's folder, in which schema.yaml may be absent; a file of `tables.FORMATS`, whose paths start
+    from its folder; or a polars or pandas frame, whose paths start from the current folder. `schema` says what columns
+    mean where the data have no schema.yaml; the other arguments are as for `load_manifest`.
 
     Returns a manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
     patient ids is a patient. Raises UserError: the rows cannot be used, in one line with the codes of `check`.
@@ -202,11 +205,11 @@ def read_new(
     if isinstance(data, str | pathlib.Path):
         path = pathlib.Path(data)
         if not path.exists():
-            raise UserError(f"data {str(path)!r} do not exist: give a manifest folder, a CSV or a parquet file")
+            raise UserError(f"data {str(path)!r} do not exist: give a manifest folder or a table")
         root = path if path.is_dir() else path.parent
         if path.is_dir() and (path / "schema.yaml").is_file():
             schema = read_schema(path / "schema.yaml", image_size, frames)
-        table = _read_table(_table_of(path) if path.is_dir() else path)
+        table = tables.read_table(_table_of(path) if path.is_dir() else path, _MAX_ROWS)
     else:
         table = as_polars(data)
     schema, table, notes = _completed(schema, table)
@@ -222,14 +225,42 @@ def is_pandas(data: Any) -> bool:
 
 
 def as_polars(frame: Any) -> pl.DataFrame:
-    """Returns a polars frame as it is, a pandas one column by column, its kinds of missing values as null."""
-    if isinstance(frame, pl.DataFrame):
-        return frame
+    """Returns a polars frame as it is, a pandas one with its kinds of missing values as null and categories as such.
+
+    Names of columns become strings, cells of several types in one column strings, too. An index is not used; a warning
+    says so where it may hold something: it has a name or is not of integers.
+
+    Raises UserError: it is no frame, or two columns have one name.
+    """
+    if isinstance(frame, pl.DataFrame | pl.LazyFrame):
+        return frame.lazy().collect()
     if not all(hasattr(frame, name) for name in ("columns", "iloc")):
         raise UserError(f"data must be a path or a polars or pandas frame, not {type(frame).__name__}")
-    columns = [frame.iloc[:, i] for i in range(len(frame.columns))]
-    cells = [(str(x.name), x.astype(object).where(x.notna(), None).tolist()) for x in columns]
-    return pl.DataFrame([pl.Series(name, values, strict=False) for name, values in cells])
+    names = [str(name) for name in frame.columns]
+    if double := [name for name, n in collections.Counter(names).items() if n > 1]:
+        raise UserError(f"two columns are named {double[0]!r}: rename or drop one")
+    if any(name is not None for name in frame.index.names) or frame.index.dtype.kind not in "iu":
+        what = ", ".join(str(name) for name in frame.index.names if name is not None)
+        text = f"the index {what}".rstrip() + " of the frame is not used; reset_index() makes it a column"
+        warnings.warn(text, stacklevel=2)
+    return pl.DataFrame([_of_pandas(column).alias(n) for n, (_, column) in zip(names, frame.items(), strict=True)])
+
+
+def _of_pandas(column: Any) -> pl.Series:
+    """Returns a pandas column by way of Arrow, or cell by cell where that does not know its type."""
+    if hasattr(column.dtype, "categories"):
+        places = pl.Series(column.cat.codes.to_numpy()).replace(-1, None)
+        return as_string(_of_pandas(column.cat.categories.to_series())).gather(places).cast(pl.Categorical)
+    try:
+        arrow = pa.Array.from_pandas(column)
+        if not isinstance(arrow.type, pa.BaseExtensionType):
+            return pl.Series(pl.from_arrow(arrow))
+    except (pa.ArrowException, TypeError, ValueError):
+        pass
+    cells = column.astype(object).where(column.notna(), None).tolist()
+    cells = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in cells]
+    found = pl.Series(cells, strict=False)
+    return found if found.dtype != pl.Object else pl.Series([None if cell is None else str(cell) for cell in cells])
 
 
 def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFrame, list[Finding]]:
@@ -262,23 +293,3 @@ def _table_of(root: pathlib.Path) -> pathlib.Path:
     if len(paths) != 1:
         raise UserError(f"{root}: needs manifest.csv or manifest.parquet, and has {'both' if paths else 'neither'}")
     return paths[0]
-
-
-def _read_table(path: pathlib.Path) -> pl.DataFrame:
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{path} must be a .csv or a .parquet file")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix == ".csv" and start.startswith(_COMPRESSED):
-        raise UserError(f"{path} is compressed; unpack it, so that its size can be seen")
-    try:
-        table = files.read_table(path, _MAX_ROWS)
-    except ValueError as error:
-        kind = "UTF-8 CSV whose rows fit the header" if path.suffix == ".csv" else "parquet"
-        raise UserError(f"{path} cannot be read as {kind} ({error})") from None
-    if any(len(name) > 100 or not name.isprintable() for name in table.columns):
-        raise UserError(f"{path}: its header is not a line of short names; look for a quote that is not closed")
-    double = [name.rsplit("_duplicated_", 1)[0] for name in table.columns if re.search(r"_duplicated_\d+$", name)]
-    if double:
-        raise UserError(f"{path} has two columns named {double[0]!r}")
-    return table

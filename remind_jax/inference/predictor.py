@@ -59,7 +59,7 @@ def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
     return weights / xp.sum(weights, axis=-1, keepdims=True)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Predictor:
     """A trained model.
 
@@ -91,12 +91,12 @@ class Predictor:
     train_patients: np.ndarray
     params: Params
     gate: str
-    single: Network = dataclasses.field(repr=False)
-    forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] = dataclasses.field(repr=False)
+    single: Network
+    forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
     prior_power: float = 0.0
     label_type: str = "text"
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    report: Report = dataclasses.field(default_factory=lambda: Report({}), repr=False)
+    report: Report = dataclasses.field(default_factory=lambda: Report({}))
     path: pathlib.Path | None = None
 
     @classmethod
@@ -296,6 +296,10 @@ class Predictor:
             raise UserError(f"{folder} exists and holds no model: choose another folder")
         text = json.dumps(dict(self.report), indent=1, ensure_ascii=False, allow_nan=False)
         model_files.write(self, folder, {REPORT: text.encode()} if self.report else {})
+
+    def __repr__(self) -> str:
+        names, classes = ", ".join(self.groups.modalities), ", ".join(self.classes)
+        return f"Predictor({self.config.method} on {self.title}: {names} to {classes}; {self.parameters:,} parameters)"
 
     def _repr_html_(self) -> str:
         """Shows the report in a notebook."""

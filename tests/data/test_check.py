@@ -250,8 +250,8 @@ def test_hints_name_what_was_meant(tmp_path):
     table = tmp_path / "raw.csv"
     table.write_text("a,b\n1,2\n")
     for arguments, hint in (
-        ([str(table)], "import_data --from=table"),
-        ([str(tmp_path)], "import_data"),
+        ([str(table)], "remind import --from=table"),
+        ([str(tmp_path)], "remind import"),
         ([str(tmp_path), "--jsn"], "did you mean '--json'"),
         ([str(tmp_path), "--bad_files=missing"], "did you mean '--bad-files'"),
         ([str(tmp_path), "--what"], "options: --json, --bad-files"),

@@ -1,5 +1,6 @@
 """Folders with schema.yaml and a table: what is read, what becomes missing, what is refused in one line."""
 
+import datetime
 import os
 import pathlib
 
@@ -9,7 +10,7 @@ import pytest
 
 from remind_jax.data import files
 from remind_jax.data.manifest import decode
-from remind_jax.data.reading import load_manifest, read_manifest
+from remind_jax.data.reading import as_polars, load_manifest, read_manifest
 from remind_jax.errors import UserError
 from tests.data.manifest_files import edit_cell, edit_table, with_modality, write_manifest, write_schema
 
@@ -67,6 +68,12 @@ def test_quoted_empty_cells_and_nan_in_parquet_are_missing(tmp_path):
     table.with_columns(note=pl.Series(notes), wbc=pl.Series(numbers)).write_parquet(folder / "manifest.parquet")
     manifest = read_manifest(folder)
     assert manifest.table["note"].null_count() == manifest.table["wbc"].null_count() == 1
+
+
+def test_flags_are_numbers_whoever_wrote_them(tmp_path):
+    folder = write_manifest(tmp_path, n=6)
+    edit_table(folder, wbc=["True", "false", "TRUE", "0", None, "1.0"])
+    assert read_manifest(folder).table["wbc"].to_list() == [1.0, 0.0, 1.0, 0.0, None, 1.0]
 
 
 def test_words_in_a_numeric_column_are_refused_without_being_printed(tmp_path):
@@ -227,3 +234,60 @@ def test_folder_schema_and_table_must_be_there(tmp_path):
     (folder / "manifest.parquet").unlink()
     with pytest.raises(UserError, match="has neither"):
         read_manifest(folder)
+
+
+def _pandas_columns(pd):
+    """Columns of pandas, and what they are in polars."""
+    text = pd.Series([1, "a", None, 2.5], dtype=object)
+    yield text, ["1", "a", None, "2.5"], pl.String
+    yield pd.Series([1, 2, None, 1]).astype("category"), ["1", "2", None, "1"], pl.Categorical
+    yield pd.Series(["b", None, "a", "b"]).astype("category"), ["b", None, "a", "b"], pl.Categorical
+    yield pd.Series([1, None, 3, 4], dtype="Int64"), [1, None, 3, 4], pl.Int64
+    yield pd.Series([True, None, False, True], dtype="boolean"), [True, None, False, True], pl.Boolean
+    yield pd.Series([True, False, False, True]), [True, False, False, True], pl.Boolean
+    yield pd.Series([1.5, np.nan, 2.0, 3.0]), [1.5, None, 2.0, 3.0], pl.Float64
+    yield pd.Series([pd.NA, "x", None, np.nan], dtype=object), [None, "x", None, None], pl.String
+    yield pd.Series([1, None, 2, 3], dtype="int64[pyarrow]"), [1, None, 2, 3], pl.Int64
+    yield pd.Series(["a", None, "b", "c"], dtype="string[pyarrow]"), ["a", None, "b", "c"], pl.String
+    times = pd.Series(pd.to_datetime(["2020-01-01", None, "2020-01-03", None])).astype("datetime64[us]")
+    day = datetime.datetime
+    yield times, [day(2020, 1, 1), None, day(2020, 1, 3), None], pl.Datetime("us")
+    yield pd.Series(pd.period_range("2020-01", periods=4, freq="M")), [f"2020-0{k}" for k in range(1, 5)], pl.String
+    yield pd.Series(pd.arrays.SparseArray([0.0, 0.0, 1.0, 2.0])), [0.0, 0.0, 1.0, 2.0], pl.Float64
+    cells = [np.ones((2, 3)), None, np.ones((1, 3)), np.ones((1, 3))]
+    yield pd.Series(cells, dtype=object), [c if c is None else c.tolist() for c in cells], pl.List(pl.List(pl.Float64))
+
+
+def test_columns_of_pandas_keep_what_they_are():
+    pd = pytest.importorskip("pandas")
+    columns = list(_pandas_columns(pd))
+    found = as_polars(pd.DataFrame({i: column for i, (column, _, _) in enumerate(columns)}))
+    assert found.columns == [str(i) for i in range(len(columns))]
+    for series, (_, cells, dtype) in zip(found.iter_columns(), columns, strict=True):
+        assert (series.to_list(), series.dtype) == (cells, dtype)
+
+
+def test_a_frame_of_polars_stays_as_it_is():
+    frame = pl.DataFrame({"a": [1, 2]})
+    assert as_polars(frame).equals(frame)
+    assert as_polars(frame.lazy()).equals(frame)
+
+
+def test_an_index_that_may_hold_something_is_told():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": [1, 2, 3]})
+    assert as_polars(frame[frame["a"] != 2])["a"].to_list() == [1, 3]  # whose index has a gap, and no warning
+    with pytest.warns(UserWarning, match=r"the index stay of the frame is not used; reset_index\(\)"):
+        as_polars(frame.set_index(pd.Index([7, 8, 9], name="stay")))
+    with pytest.warns(UserWarning, match="the index of the frame"):
+        as_polars(frame.set_index(pd.Index(["u", "v", "w"])))
+
+
+def test_what_is_no_frame_is_refused():
+    pd = pytest.importorskip("pandas")
+    with pytest.raises(UserError, match="two columns are named 'a'"):
+        as_polars(pd.DataFrame([[1, 2]], columns=["a", "a"]))
+    with pytest.raises(UserError, match="two columns are named '1'"):
+        as_polars(pd.DataFrame([[1, 2]], columns=[1, "1"]))
+    with pytest.raises(UserError, match="not dict"):
+        as_polars({"a": [1]})

@@ -55,7 +55,9 @@ class _Walk:
 @pytest.mark.slow
 def test_own_data(tmp_path):
     walk = _Walk(tmp_path, "own_data.md", ["--config.train.epochs=4", *QUICK[1:]])
-    assert "stays (tabular), labs (tabular), note (text)" in walk.printed[0]
+    page = (DOCS / "own_data.md").read_text(encoding="utf-8")
+    plan = next(block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if block.startswith("samples"))
+    assert plan in walk.printed[0]
     assert "the data can be used" in walk.printed[1]
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
     table = pl.read_csv(tmp_path / "predictions.csv")
@@ -78,7 +80,7 @@ def test_public_data_are_those_that_the_page_has_the_checksum_of():
 @pytest.mark.slow
 def test_public_data(tmp_path):
     walk = _Walk(tmp_path, "public_data.md", QUICK)
-    assert "4890 samples, 4890 patients" in walk.printed[0]
+    assert "samples: 4,890 by SEQN, of 4,890 patients by SEQN" in walk.printed[0]
     assert "the data can be used" in walk.printed[1]
     assert (tmp_path / "runs" / "own-nhanes" / "report.html").is_file()
 

@@ -107,7 +107,7 @@ def test_weights_of_another_network_are_refused(copy):
 
 def test_missing_files_are_named(copy):
     (copy / "model" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
         remind_jax.load(copy)
     shutil.rmtree(copy / "model")
     with pytest.raises(UserError, match="holds no trained model"):

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import polars as pl
 
-from remind_jax.data.importers.table import SPLITS, Imported, from_table, read_frame
+from remind_jax.data.importers.table import SPLITS, Imported, from_table
+from remind_jax.data.tables import read_table
 from remind_jax.errors import UserError
 
 _LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # of ADNI: when symptoms and the disease itself were first noted
@@ -27,14 +28,14 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Impo
         pickled = list(folder.glob("*.pt"))
         why = "its .pt files are pickles, which are not read" if pickled else "label.csv is missing"
         raise UserError(f"{folder} is not Flex-MoE's folder of ADNI: {why}")
-    labels = read_frame(file)
+    labels = read_table(file)
     if absent := {"PTID", "DIAGNOSIS"} - set(labels.columns):
         raise UserError(f"{file} has no column {sorted(absent)[0]}")
     labels, notes, joined = labels.select("PTID", "DIAGNOSIS"), [], {}
     for part in ("clinical", "biospecimen", "genomic"):
         path = folder / part / f"{part}_merged.csv"
         if path.is_file():
-            frame = read_frame(path)
+            frame = read_table(path)
             frame = frame.rename({frame.columns[0]: "PTID"})
             joined[part] = frame.select("PTID", *(c for c in frame.columns[1:] if not c.startswith(_LEAKS)))
         else:

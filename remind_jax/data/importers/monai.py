@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from remind_jax.data.findings import listed
 from remind_jax.data.importers.table import SPLITS, Imported, from_table
 from remind_jax.errors import UserError
 
@@ -57,7 +58,8 @@ def from_monai(
     options = {"split": "" if one else "split", "kinds": paths, "prefix": prefix}
     found = from_table(table, name="table", label=label, patient=patient, **options)
     notes = [f"{unlabelled} items without {label!r} are left out"] if unlabelled else []
-    notes += [f"{c!r} is taken for a volume [t, h, w(, c)]; for tokens [t, d] say kind: embedding" for c in paths]
+    if paths:
+        notes.append(f"taken for volumes [t, h, w(, c)]: {listed(list(paths))}; for tokens [t, d] say kind: embedding")
     return Imported(found.table, found.schema | {"name": name}, notes + found.notes)
 
 

@@ -9,7 +9,6 @@ import polars as pl
 import yaml
 
 from remind_jax.data.cells import as_string, looks_missing
-from remind_jax.data.files import read_table
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.modalities import (
     column_kinds,
@@ -20,6 +19,7 @@ from remind_jax.data.importers.modalities import (
     name_of,
     path_columns,
 )
+from remind_jax.data.tables import format_of, read_table
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
 
@@ -91,16 +91,6 @@ def in_order(classes: Iterable[str]) -> list[str]:
         return sorted(classes)
 
 
-def read_frame(path: pathlib.Path) -> pl.DataFrame:
-    """Reads a CSV or parquet file; raises UserError when it cannot be read."""
-    if not path.is_file() or path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{path} is not a .csv or .parquet file")
-    try:
-        return read_table(path)
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-
-
 def read(
     source: pathlib.Path,
     joined: Sequence[pathlib.Path],
@@ -111,7 +101,7 @@ def read(
     modalities: Mapping[str, Sequence[str]],
     **columns: str,
 ) -> Imported:
-    """Reads samples and tables to join from CSV or parquet files; a table is called as its file, the data set `name`.
+    """Reads samples and tables to join from files of `FORMATS`; a table is called as its file, the data set `name`.
 
     Other arguments are as for `from_table`.
 
@@ -123,10 +113,13 @@ def read(
         if word not in (known := column_kinds()):
             hint = did_you_mean(word, known)
             raise UserError(f"--kind={column}={word} is unknown{hint}; known: {', '.join(known)}")
-    others = {path.stem: read_frame(path) for path in joined}
-    told = {"joined": others, "kinds": kinds, "modalities": modalities}
-    found = from_table(read_frame(source), name=source.stem, label=label, **told, **columns)
-    return found._replace(schema=found.schema | {"name": name})
+    notes: list[str] = []
+    first, *others = [
+        (path.name[: -len(format_of(path))], read_table(path, say=notes.append)) for path in (source, *joined)
+    ]
+    told = {"joined": dict(others), "kinds": kinds, "modalities": modalities}
+    found = from_table(first[1], name=first[0], label=label, **told, **columns)
+    return found._replace(schema=found.schema | {"name": name}, notes=notes + found.notes)
 
 
 def from_table(
@@ -163,8 +156,10 @@ def from_table(
     notes = [f"{n} rows without a label are left out"] if (n := table[label].null_count()) else []
     if not patient:
         notes.append(
-            "no column of patients: each row counts as one, and rows of one person may be in train and held out"
+            "no column of patients: each row counts as one, and one person's rows may be in train and held out"
         )
+    if not sample:
+        notes.append("no column of samples: rows are counted, so predictions join by their order alone")
     table = table.filter(pl.col(label).is_not_null())
     ids = _ids(table, sample, patient)
     columns = {**ids, label: _as_text(table[label])}
@@ -173,19 +168,18 @@ def from_table(
     parts = {name: table.drop({label, sample, patient, split} - {""})}
     for part, other in (joined or {}).items():
         matched = _matched(table, sample, patient, part, _without_words(other))
-        parts[part] = matched.drop({label, split} - {""}, strict=False)  # the outcome is no input
+        known = [c for c in (label, split) if c in matched.columns]  # the outcome is no input
+        parts[part] = matched.drop(known)
+        notes += [f"{part}: column {c!r} is left out, which the first table has" for c in known]
     inputs, owners = _side_by_side(parts, columns)
     if unknown := sorted(set(kinds or {}) - set(inputs.columns)):
         raise UserError(f"--kind names {unknown[0]!r}, which is no column{did_you_mean(unknown[0], inputs.columns)}")
     entries, left_out = _modalities(inputs, owners, kinds or {}, modalities or {}, rest)
-    used = [c for c in inputs.columns if c in {c for entry in entries.values() for c in columns_of(entry)}]
-    inputs = inputs.with_columns(pl.col(pl.Categorical).cast(pl.String))
-    numbers = [c for entry in entries.values() for c in entry.get("columns", ())]
-    flags = [c for c in numbers if inputs[c].dtype == pl.Boolean]  # a file would say true, which is no number
+    wanted = {c for entry in entries.values() for c in columns_of(entry)}
+    used = [c for c in inputs.columns if c in wanted]
+    inputs = inputs.select(used).with_columns(pl.col(pl.Categorical).cast(pl.String))
     paths = path_columns(inputs, entries)
-    inputs = inputs.select(used).with_columns(
-        *(pl.col(c).cast(pl.Int8) for c in flags), *(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
-    )
+    inputs = inputs.with_columns(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
     out, said = without_empty(pl.DataFrame(columns).hstack(inputs), used)
     schema = schema_of(name, label, out[label].unique(), entries, split, list(ids))
     return Imported(out, schema, [*notes, *said, *_said(left_out)])

@@ -11,6 +11,7 @@ from remind_jax.errors import UserError
     ("cells", "kind"),
     [
         (["1", "2.5", None], "number"),
+        (["True", "false", None, "TRUE"], "number"),
         (["007", "012", "101"], "codes"),
         (["a", "b"] * 10, "category"),
         (["one word", "two words here", "and more of them"], "text"),

@@ -1,0 +1,66 @@
+"""What an import makes of the data, in lines for a person; they hold names of columns and classes, no other cells."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from remind_jax.data.findings import listed
+from remind_jax.data.importers.modalities import columns_of, path_columns
+from remind_jax.data.importers.table import Imported
+from remind_jax.data.kinds import KINDS
+
+_COLUMNS, _CLASSES, _MODALITIES = 5, 10, 20  # that are listed at most; the others are counted
+
+
+def plan_lines(found: Imported) -> list[str]:
+    """Returns at most about forty lines: ids, label, split, each modality with its columns, and what is left out."""
+    table, schema = found.table, found.schema
+    sample, patient, label = schema["sample_id"], schema["patient_id"], schema["label"]["column"]
+    counts = dict(table[label].value_counts().iter_rows())
+    classes = [f"{name} ({counts.get(name, 0):,})" for name in schema["label"]["classes"]]
+    lines = [
+        f"samples: {table.height:,} by {sample}, of {table[patient].n_unique():,} patients by {patient}",
+        f"label: {label}, {len(classes)} classes: {listed(classes, _CLASSES)}",
+        f"split: {_split(table, schema.get('split'))}",
+        "modalities:",
+    ]
+    entries = schema["modalities"]
+    width = max(len(name) for name in entries)
+    for name, entry in list(entries.items())[:_MODALITIES]:
+        present = table.select(pl.any_horizontal(pl.col(columns_of(entry)).is_not_null()).sum()).item()
+        share = "all" if present == table.height else f"{present:,}"
+        lines.append(f"  {name:<{width}}  {', '.join(_parts(table, name, entry))}; in {share} samples")
+    if rest := [entry["kind"] for entry in list(entries.values())[_MODALITIES:]]:
+        kinds = [f"{rest.count(kind)} {kind}" for kind in dict.fromkeys(rest)]
+        lines.append(f"  and {len(rest)} more: {', '.join(kinds)}")
+    return lines + [f"note: {note}" for note in found.notes]
+
+
+def _split(table: pl.DataFrame, column: str | None) -> str:
+    if column is None:
+        return "made by each run, patient by patient"
+    counts = table[column].value_counts(sort=True)
+    return f"{column}, " + listed([f"{name or 'empty'} ({n:,})" for name, n in counts.iter_rows()], 4)
+
+
+def _parts(table: pl.DataFrame, name: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what a modality's columns are, in some words."""
+    kind = KINDS[entry["kind"]]
+    if "column" in entry:
+        what = f"{kind.name}, paths" if path_columns(table, {name: entry}) else kind.name
+        yield what if entry["column"] == name else f"{what} (column {entry['column']})"
+        return
+    for word, key in kind.words.items():
+        columns = entry.get(key, [])
+        # How many values a category has says whether it is one.
+        shown = [
+            c if key == "columns" else f"{c}: {table[c].drop_nulls().n_unique()} values" for c in columns[:_COLUMNS]
+        ]
+        if columns:
+            yield f"{_counted(len(columns), word)} ({listed([*shown, *columns[_COLUMNS:]], _COLUMNS)})"
+
+
+def _counted(n: int, word: str) -> str:
+    plural = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+    return f"{n} {word if n == 1 else plural}"

@@ -1,0 +1,151 @@
+"""Tables from files as people have them: text, parquet, Excel's workbooks, SAS's transport files."""
+
+import gzip
+import importlib
+import itertools
+import pathlib
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import polars as pl
+
+from remind_jax.data.files import read_parquet
+from remind_jax.errors import UserError
+
+_TEXT = "UTF-8 {} whose rows fit the header"
+FORMATS = {
+    **{ending: _TEXT.format("CSV") for ending in (".csv", ".csv.gz")},
+    **{ending: _TEXT.format("text with tabs") for ending in (".tsv", ".tsv.gz")},
+    **{".parquet": "parquet", ".xlsx": "an Excel workbook", ".xpt": "a SAS transport file"},
+}
+"""What is read, by the ending of the file's name."""
+MOST_UNPACKED = 4 * 2**30  # bytes of a packed file; a few megabytes may claim more than any memory
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib
+
+
+def format_of(path: pathlib.Path) -> str:
+    """Returns the key of `FORMATS` that a file's name ends with; "" for none."""
+    return next((ending for ending in FORMATS if path.name.lower().endswith(ending)), "")
+
+
+def read_table(
+    path: pathlib.Path, most_rows: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> pl.DataFrame:
+    """Reads a file by its ending: text has strings only; other formats keep their types.
+
+    Of a workbook the first sheet is read, and `say` is told so when there are more. A parquet file that claims more
+    than `most_rows`, and a packed one that unpacks to more than `MOST_UNPACKED`, are not read.
+
+    Raises UserError: the file is of another format or cannot be read, its header is none, or a package for it is not
+    installed; says so without what the file holds.
+    """
+    form = format_of(path)
+    if not form or not path.is_file():
+        raise UserError(f"{path} must be a file that ends in {', '.join(FORMATS)}")
+    try:
+        if form == ".parquet":
+            table = read_parquet(path, most_rows)
+        elif form == ".xlsx":
+            table = _read_workbook(path, say)
+        elif form == ".xpt":
+            table = _read_transport(path)
+        else:
+            table = _read_text(path, form)
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        zlib.error,
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+    ) as error:
+        # Only those of this project hold no cells.
+        why = error if type(error) is ValueError else type(error).__name__
+        raise UserError(f"{path} cannot be read as {FORMATS[form]} ({why})") from None
+    if any(len(name) > 100 or not name.isprintable() for name in table.columns):
+        raise UserError(f"{path}: its header is not a line of short names; look for a quote that is not closed")
+    double = [name.rsplit("_duplicated_", 1)[0] for name in table.columns if re.search(r"_duplicated_\d+$", name)]
+    if double:
+        raise UserError(f"{path} has two columns named {double[0]!r}")
+    return table
+
+
+def _read_text(path: pathlib.Path, form: str) -> pl.DataFrame:
+    source = _unpacked(path) if form.endswith(".gz") else path
+    with path.open("rb") as file:
+        start = source[:4] if isinstance(source, bytes) else file.read(4)
+    if start.startswith(_COMPRESSED):  # polars would unpack it, however large it gets
+        raise ValueError("it is compressed; name it .csv.gz or .tsv.gz if it is gzip, or unpack it")
+    # Guessing types would turn codes such as 0401 into numbers.
+    return pl.read_csv(source, infer_schema=False, separator="\t" if form.startswith(".tsv") else ",")
+
+
+def _unpacked(path: pathlib.Path) -> bytes:
+    unpacked = bytearray()
+    with gzip.open(path) as file:
+        while block := file.read(2**24):
+            unpacked += block
+            if len(unpacked) > MOST_UNPACKED:
+                raise ValueError(_too_large())
+    return bytes(unpacked)
+
+
+def _read_workbook(path: pathlib.Path, say: Callable[[str], None]) -> pl.DataFrame:
+    """Reads the first sheet by openpyxl, which unpacks no more than the file claims and shows each cell as it is."""
+    openpyxl = _package("openpyxl", path)
+    try:
+        with path.open("rb") as file:  # which openpyxl leaves open when it fails
+            fits = sum(part.file_size for part in zipfile.ZipFile(file).infolist()) <= MOST_UNPACKED
+            rows, titles = _first_sheet(openpyxl, file) if fits else ([], [])
+    except Exception:  # a damaged file ends in all kinds of errors, whose texts may hold cells
+        raise ValueError("it is damaged, an old .xls, or protected by a password") from None
+    if not rows:
+        raise ValueError("its first sheet is empty" if fits else _too_large())
+    if len(titles) > 1:
+        say(f"{path.name}: the first of {len(titles)} sheets is read, {titles[0]!r}")
+    errors, columns = {*openpyxl.cell.cell.ERROR_CODES}, {}
+    for i, (name, *cells) in enumerate(itertools.zip_longest(*rows), 1):
+        values = [None if cell in errors else cell for cell in cells]
+        if name is None and not any(value is not None for value in values):
+            continue
+        if name is None or str(name) in columns:
+            what = "no name" if name is None else "the name of another"
+            raise ValueError(f"column {i} has {what}; the first row must name each, and no cells may be merged")
+        columns[str(name)] = pl.Series(str(name), values, strict=False)  # cells of several types become strings
+    return pl.DataFrame(columns).filter(pl.any_horizontal(pl.all().is_not_null()))
+
+
+def _first_sheet(openpyxl: ModuleType, file: BinaryIO) -> tuple[list[tuple[Any, ...]], list[str]]:
+    """Returns the rows of the first sheet and the titles of all."""
+    with warnings.catch_warnings(action="ignore"):  # of drop-down lists and the like, which hold no cells
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        book.worksheets[0].reset_dimensions()  # not every program writes the right ones
+        return list(book.worksheets[0].iter_rows(values_only=True)), [sheet.title for sheet in book.worksheets]
+
+
+def _read_transport(path: pathlib.Path) -> pl.DataFrame:
+    """Reads a SAS transport file by pyreadstat: pandas reads its zeros as 5e-79."""
+    pyreadstat = _package("pyreadstat", path)
+    try:
+        try:
+            return pyreadstat.read_xport(path, output_format="polars")[0]
+        except UnicodeDecodeError:  # the format names no encoding
+            return pyreadstat.read_xport(path, output_format="polars", encoding="WINDOWS-1252")[0]
+    except (pyreadstat.ReadstatError, pyreadstat.PyreadstatError, UnicodeError) as error:
+        raise ValueError(type(error).__name__) from None
+
+
+def _too_large() -> str:
+    return f"it unpacks to more than {MOST_UNPACKED >> 20:,} MiB; unpack it, or write parquet"
+
+
+def _package(name: str, path: pathlib.Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f'{path} needs the package {name}: pip install "remind-jax[tables]"') from None

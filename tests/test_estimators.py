@@ -1,0 +1,192 @@
+"""`MultimodalClassifier` keeps scikit-learn's rules, and works where its estimators do."""
+
+import copy
+import pickle  # as joblib and scikit-learn's own checks do; nothing in the package unpickles
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import remind_jax as rj
+from remind_jax import api, estimators
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.filterwarnings("ignore:neither groups nor patient"),
+]
+
+SMALL = {
+    "model.width": 8,
+    "fusion": {"experts": 2, "hidden": 8, "heads": 2},
+    "train": {"batch_size": 16, "epochs": 10.0, "joint_epochs": 5.0},
+    "optim.lr": 1e-2,
+    "eval": {"bootstrap": 20, "batch_size": 64},
+    "devices": 1,
+}
+QUICK = {**SMALL, "train": {"batch_size": 16, "epochs": 2.0, "joint_epochs": 1.0}}
+# Each with its reason; docs/own_data.md names them too.
+SKIPPED = {
+    "check_sample_weight_equivalence_on_dense_data": "a row of weight 2 is in other batches than the same row twice",
+}
+
+
+def small(**options) -> rj.MultimodalClassifier:
+    return rj.MultimodalClassifier(**{"method": "soft_moe", "keys": QUICK, **options})
+
+
+@parametrize_with_checks([small(keys=SMALL)], expected_failed_checks=lambda estimator: SKIPPED)
+def test_the_rules_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def patients():
+    """X, y and groups of 120 people, of whom some lack a modality."""
+    rng = np.random.default_rng(0)
+    values, groups = rng.normal(size=(160, 3)), rng.integers(0, 120, 160)
+    y = np.where(values[:, 0] + values[:, 2] + rng.normal(0, 0.3, 160) > 0.5, "ill", "well")
+    values[rng.random(160) < 0.3, :2] = np.nan
+    X = pl.DataFrame(values, schema=["a1", "a2", "b"]).fill_nan(None)
+    return X, y, groups
+
+
+@pytest.fixture(scope="module")
+def fitted(patients, quick_compilation):
+    X, y, groups = patients
+    return small(modalities={"a": ["a*"], "b": ["b"]}, keys=SMALL, tuning=0.2).fit(X, y, groups=groups)
+
+
+def test_it_learns_from_frames_with_missing_modalities(fitted, patients):
+    X, y, _ = patients
+    assert fitted.score(X, y) > 0.75
+    assert fitted.classes_.tolist() == ["ill", "well"]
+    assert fitted.model_.groups.modalities == ("a", "b")
+    assert fitted.model_.report["split"] == "tuning"
+
+
+def test_search_over_methods(patients):
+    X, y, groups = patients
+    estimator = small(modalities={"a": ["a*"], "b": ["b"]})
+    search = GridSearchCV(estimator, {"method": ["soft_moe", "remind"]}, cv=GroupKFold(2), scoring="roc_auc")
+    search.fit(X, y, groups=groups)
+    assert search.best_params_["method"] in ("soft_moe", "remind")
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_estimator_.model_.config.method == search.best_params_["method"]
+
+
+def test_scores_of_a_cross_validation_in_two_processes_are_those_of_one(patients):
+    X, y, groups = patients
+    options = {"groups": groups, "cv": GroupKFold(2), "params": {"groups": groups}}
+    estimator = small(modalities={"a": ["a*"], "b": ["b"]})
+    alone = cross_val_score(estimator, X.to_pandas(), y, **options)
+    np.testing.assert_allclose(cross_val_score(estimator, X.to_pandas(), y, n_jobs=2, **options), alone)
+
+
+def test_groups_are_patients_and_so_is_a_column(patients):
+    X, y, groups = patients
+    modalities = {"a": ["a*"], "b": ["b"]}
+    of_groups = small(modalities=modalities).fit(X, y, groups=groups)
+    of_column = small(modalities=modalities, patient="who").fit(X.with_columns(who=pl.Series(groups)), y)
+    np.testing.assert_array_equal(of_groups.predict_proba(X), of_column.model_.predict_proba(X))
+    assert of_groups.model_.train_patients.sum() < len(y)
+
+
+@pytest.mark.filterwarnings("default:neither groups nor patient")
+def test_rows_taken_for_patients_are_told(patients):
+    X, y, _ = patients
+    with pytest.warns(UserWarning, match="rows are taken for patients"):
+        small(modalities={"a": ["a*"], "b": ["b"]}).fit(X, y)
+
+
+def test_weights_of_rows_act_in_training(patients):
+    X, y, groups = patients
+    modalities = {"a": ["a*"], "b": ["b"]}
+
+    def probabilities(weights):
+        found = small(modalities=modalities, keys=SMALL).fit(X, y, groups=groups, sample_weight=weights)
+        return found.predict_proba(X)[:, 0]
+
+    alike = probabilities(None)
+    np.testing.assert_allclose(probabilities(np.ones(len(y))), alike, atol=1e-6)
+    np.testing.assert_allclose(probabilities(np.full(len(y), 3.0)), alike, atol=1e-4)
+    assert probabilities(np.where(y == "ill", 10.0, 1.0)).mean() > alike.mean() + 0.1
+
+
+def test_rows_of_weight_zero_are_left_out(patients):
+    X, y, groups = patients
+    half = np.arange(len(y)) % 2 == 0
+    modalities = {"a": ["a*"], "b": ["b"]}
+    weighted = small(modalities=modalities).fit(X, y, groups=groups, sample_weight=half.astype(float))
+    alone = small(modalities=modalities).fit(X.filter(pl.Series(half)), y[half], groups=groups[half])
+    np.testing.assert_allclose(weighted.predict_proba(X), alone.predict_proba(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.2, "f1", "youden"])
+def test_the_threshold_decides(fitted, patients, threshold):
+    X, y, groups = patients
+    modalities = {"a": ["a*"], "b": ["b"]}
+    found = small(modalities=modalities, tuning=0.3, threshold=threshold).fit(X, y, groups=groups)
+    probability = found.predict_proba(X)[:, 1]
+    expected = np.where(probability >= found.threshold_, "well", "ill")
+    np.testing.assert_array_equal(found.predict(X), expected)
+    if threshold == 0.2:
+        assert found.threshold_ == 0.2
+
+
+@pytest.mark.parametrize("word", ["f1", "youden"])
+def test_a_tuned_threshold_is_the_best_one_on_the_tuning_rows(patients, word):
+    """Against all thresholds there are, one by one."""
+    X, y, groups = patients
+    config = api.make_config("soft_moe", "small", 0, 0.0, 0.3, QUICK)
+    frame = X.with_columns(label=pl.Series((y == "well").astype(int)), who=pl.Series(groups))
+    manifest = api.read_frame(frame, "label", {"a": ["a*"], "b": ["b"]}, config, patient="who", verbose=False)
+    model, data = api.train(config, manifest, None, False)
+    predicted = model.predict_store(data.stores["tuning"])
+
+    def value(threshold):
+        told = predicted.probabilities[:, 1].astype(np.float64) >= threshold
+        if word == "f1":
+            return f1_score(predicted.labels, told, zero_division=0.0)
+        return told[predicted.labels == 1].mean() - told[predicted.labels == 0].mean()
+
+    best = max(value(x) for x in predicted.probabilities[:, 1].astype(np.float64))
+    found = estimators.choose_threshold(word, model, data)
+    assert value(found) == pytest.approx(best)
+
+
+def test_thresholds_that_cannot_be_are_refused(patients):
+    X, y, groups = patients
+    with pytest.raises(ValueError, match="must be a number or one of f1, youden"):
+        small(threshold="recall", modalities={"a": ["a*"], "b": ["b"]}).fit(X, y, groups=groups)
+    with pytest.raises(ValueError, match="two classes"):
+        small(threshold="f1").fit(np.eye(9), np.arange(9) % 3)
+
+
+def test_a_pickle_is_the_saved_model(fitted, patients, tmp_path):
+    X, _, _ = patients
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
+    np.testing.assert_array_equal(copy.deepcopy(fitted).predict(X), fitted.predict(X))
+    assert set(fitted.__getstate__()["model_"]) == {"model.json", "model.safetensors"}
+    fitted.save(tmp_path / "model")
+    np.testing.assert_allclose(rj.load(tmp_path / "model").predict_proba(X), fitted.predict_proba(X))
+
+
+def test_a_clone_has_the_parameters_and_no_model(fitted):
+    cloned = clone(fitted)
+    assert cloned.get_params() == fitted.get_params()
+    assert not hasattr(cloned, "model_")
+
+
+def test_it_works_in_a_pipeline_with_arrays(patients):
+    X, y, _ = patients
+    values = X.fill_null(0.0).to_numpy()
+    found = make_pipeline(StandardScaler(), small()).fit(values, y)
+    assert found.predict(values[:4]).shape == (4,)
+    assert found[-1].model_.groups.modalities == ("x",)
