@@ -48,7 +48,7 @@ WINGS["training"] = {*WINGS, "methods"}
 WINGS["studies"] = {*WINGS, "methods", "cli"}
 WINGS["analysis"] = {*WINGS, "methods", "cli"}
 MOST_LINES, MOST_OF_A_COMMAND, MOST_OF_ALL, MOST_AT_THE_TOP = 450, 80, 26_000, 17
-NO_COMMANDS = {"__init__", "api", "cli", "errors", "methods"}  # modules at the top level that are none
+NO_COMMANDS = {"__init__", "api", "cli", "errors", "estimators", "methods"}  # modules at the top level that are none
 
 # Imported where they are used, because each takes a good part of a second or more.
 HEAVY = {"tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "transformers", "orbax"}
@@ -154,7 +154,7 @@ def no_pickle(path: str, tree: ast.Module) -> list[str]:
 
 def heavy_imports_inside(path: str, tree: ast.Module) -> list[str]:
     """A command that needs none of them starts at once. Type checkers' imports do not count."""
-    if not path.startswith("remind_jax/") or path == "remind_jax/training/checkpoint.py":
+    if not path.startswith("remind_jax/") or path in ("remind_jax/training/checkpoint.py", "remind_jax/estimators.py"):
         return []
     # Benchmarks, which run without ml_collections, make networks from the defaults of a config.
     heavy = HEAVY | ({"ml_collections"} if path.startswith("remind_jax/config/") else set())

@@ -1,7 +1,6 @@
 """`MultimodalClassifier` keeps scikit-learn's rules, and works where its estimators do."""
 
 import copy
-import pickle  # as joblib and scikit-learn's own checks do; nothing in the package unpickles
 
 import numpy as np
 import polars as pl
