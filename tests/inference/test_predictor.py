@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -366,6 +367,70 @@ def test_the_export_predicts_alike_with_jax_and_numpy_alone(predictor, folder, e
     np.testing.assert_allclose(found["p"], predictor.predict_proba(file), atol=1e-6)
     assert found["seen"] == [True] * 60 + [False]
     assert found["loaded"] == []
+
+
+ALONE = """
+import runpy, sys
+from importlib.metadata import packages_distributions
+absent = {*packages_distributions(), "remind_jax"} - {*sys.argv[2].split(",")}
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def _alone(script, packages):
+    """Runs a script of an exported folder where no other packages can be imported."""
+    command = [sys.executable, "-I", "-c", ALONE, str(script), packages]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+JAX = "jax,jaxlib,numpy,flatbuffers,ml_dtypes,opt_einsum,scipy"
+
+
+def test_the_export_checks_itself_with_nothing_else_installed(exported, tmp_path):
+    for script, packages in (("encode.py", "numpy"), ("load.py", JAX)):
+        done = _alone(exported / script, packages)
+        assert (done.returncode, done.stdout[:3]) == (0, "ok:"), done.stderr
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    content = json.loads((copy / "preprocessing.json").read_text(encoding="utf-8"))
+    content["modalities"][0]["mean"][0] += 1.0
+    (copy / "preprocessing.json").write_text(json.dumps(content), encoding="utf-8")
+    for script, packages in (("encode.py", "numpy"), ("load.py", JAX)):
+        done = _alone(copy / script, packages)
+        assert (done.returncode, done.stdout.partition(",")[0].strip()) == (1, "differs: labs"), done.stderr
+
+
+FROM_ROWS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from encode import encode
+from load import load
+print(load(sys.argv[1])(encode(sys.argv[2]))["probabilities"].tolist())
+"""
+
+
+def test_the_export_predicts_from_the_raw_table(predictor, folder, exported):
+    command = [sys.executable, "-c", FROM_ROWS, str(exported), str(folder / "held_out.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), predictor.predict_proba(folder / "held_out.csv"), atol=1e-6)
+
+
+def test_the_worked_row_is_made_up_and_has_its_probabilities(predictor, exported):
+    example = json.loads((exported / "example.json").read_text(encoding="utf-8"))
+    labs = predictor.preprocessor.fitted["labs"]
+    assert [example["row"][name] for name in ("na", "k", "sex")] == [*labs.median, "f"]
+    frame = pl.DataFrame({name: [cell] for name, cell in example["row"].items() if name != "path"})
+    shape = example["row"]["path"]["ramp"]
+    frame = frame.with_columns(
+        path=pl.Series((np.arange(np.prod(shape)) / 256).reshape(1, *shape)).cast(pl.List(pl.List(pl.Float64)))
+    )
+    np.testing.assert_allclose(predictor.predict_proba(frame)[0], example["probabilities"], atol=1e-6)
 
 
 def test_the_export_describes_its_inputs(predictor, folder, exported):
