@@ -17,7 +17,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 import safetensors.numpy
@@ -113,7 +112,7 @@ def _facts(folder: pathlib.Path) -> dict[str, Any]:
 
 def _check_shapes(model: Predictor, folder: pathlib.Path) -> None:
     """Refuses weights that do not fit the network of the config (UserError)."""
-    wanted = {path: x.shape for path, x in jax.eval_shape(model.network.init, jax.random.key(0)).items()}
+    wanted = model.network.shapes
     found = {path: np.shape(x) for path, x in model.params.items()}
     wrong = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
     if wrong:

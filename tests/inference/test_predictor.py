@@ -1,5 +1,6 @@
 """Predictions for new samples: those of the report, whatever the batch, with what may be absent and what is refused."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,7 +22,7 @@ from remind_jax.data.groups import Groups
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.errors import UserError
 from remind_jax.inference import model_folder, program
-from remind_jax.runtime import progress
+from remind_jax.runtime import devices, progress
 from remind_jax.training import adaptation, unfreezing
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
@@ -131,6 +132,44 @@ def test_any_batch_size_gives_the_same(predictor, folder):
     for size in (7, 256):
         parts = [p for p, _ in predictor.batches(predictor.read(file), size)]
         np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-6)
+
+
+def _recorded(predictor, **changes):
+    """A predictor that notes how many rows each call of its program has."""
+    rows = []
+
+    def forward(params, batch, gate):
+        rows.append(len(batch["present"]))
+        return predictor.forward(params, batch, gate)
+
+    return dataclasses.replace(predictor, forward=forward, **changes), rows
+
+
+def test_few_rows_have_a_small_program_unless_they_look_at_each_other(predictor, folder):
+    frame, (seen, rows) = pl.read_csv(folder / "held_out.csv", infer_schema=False), _recorded(predictor)
+    for count in (1, 3, 4, 5, 60):
+        seen.predict_proba(frame.head(count).with_columns(path=pl.lit(None, pl.String)))
+    assert rows == [1, 4, 4, 8, 32, 32]
+    config = predictor.config.copy_and_resolve_references()
+    config.fusion.gate_granularity = "batch"
+    seen, rows = _recorded(predictor, config=config, gate="gated")
+    seen.predict_proba(frame.head(3).with_columns(path=pl.lit(None, pl.String)))
+    assert rows == [32]
+
+
+@pytest.mark.parametrize("choice", ["keep", "forget"])
+def test_predict_keeps_programs_unless_it_is_told_not_to(run, folder, tmp_path, monkeypatch, choice):
+    given = []
+
+    def kept(folder):
+        given.append(folder)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(devices, "users_programs", lambda: tmp_path / "programs")
+    monkeypatch.setattr(devices, "kept_programs", kept)
+    data = [f"--data={folder / 'held_out.csv'}", f"--out={tmp_path / 'out.csv'}"]
+    predict.main([f"--workdir={run}", *data, f"--programs={choice}"])
+    assert given == [tmp_path / "programs" if choice == "keep" else None]
 
 
 @functools.cache
