@@ -6,8 +6,10 @@
                   model.jax             the program, for CPU, CUDA and TPU
                   weights.safetensors   its weights
                   load.py               a few lines that open both: `predict = load(folder)`
+                  encode.py, inputs.py  make inputs of rows of the raw table: `predict(encode(rows))`
                   schema.json           inputs and outputs with shapes and types, classes, combinations of training
                   preprocessing.json    how inputs are made from columns: means, categories, vocabularies, tokenizers
+                  example.json          a made-up row, its inputs and probabilities; `python load.py` checks by it
                   model_card.md         data, figures with intervals, limits, duties
 
 The probabilities are those of the run's report, its adjustments of the prior included. `model.jax` is read by versions

@@ -8,6 +8,7 @@
                      it, the most probable class, a probability of each class, and a warning or nothing
     --batch-size=0   rows at a time; 0 is the run's. Probabilities do not depend on it beyond rounding
     --bad-files=…    refuse | missing: what is done with files that cannot be read; by default as in the run
+    --programs=keep  keep | forget: compiled programs, in ~/.cache/remind_jax/programs, so that the next call is quicker
 
 The same in Python: `remind_jax.load(RUN).table(DATA)`; also `.predict(DATA)`, `.embed(DATA)`, `.evaluate(DATA)`.
 """
@@ -24,7 +25,7 @@ from remind_jax.data.reading import BAD_FILES
 from remind_jax.errors import UserError
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor
-from remind_jax.runtime import files, progress
+from remind_jax.runtime import devices, files, progress
 
 
 def write_table(table: pl.DataFrame, file: pathlib.Path) -> None:
@@ -49,13 +50,9 @@ def _warn(predictor: Predictor, manifest: Manifest, table: pl.DataFrame) -> None
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, options = cli.parse_runs(
-        arguments,
-        strings={"data": "", "out": ""},
-        integers={"batch-size": (0, 0)},
-        choices={"bad-files": ("", *BAD_FILES)},
-        several=False,
-    )
+    strings, integers = {"data": "", "out": ""}, {"batch-size": (0, 0)}
+    choices = {"bad-files": ("", *BAD_FILES), "programs": ("keep", "forget")}
+    paths, options = cli.parse_runs(arguments, strings=strings, integers=integers, choices=choices, several=False)
     out = pathlib.Path(options["out"])
     if not options["data"]:
         raise UserError("no data: give a manifest folder or a table as --data=DATA")
@@ -64,12 +61,11 @@ def main(arguments: list[str]) -> None:
     predictor = model_folder.open_model(paths[0])
     with progress.make(0, "reading files") as bar:
         manifest = predictor.read(options["data"], options["bad_files"], bar.count)
-    parts, done = [], 0
-    with progress.make(manifest.table.height, "predicting") as bar:
+    parts, folder = [], devices.users_programs() if options["programs"] == "keep" else None
+    with devices.kept_programs(folder), progress.make(manifest.table.height, "predicting") as bar:
         for probabilities, _ in predictor.batches(manifest, options["batch_size"]):
             parts.append(probabilities)
-            done += len(probabilities)
-            bar.advance(done)
+            bar.advance(sum(map(len, parts)))
     table = predictor.tabulate(manifest, np.concatenate(parts))
     write_table(table, out)
     _warn(predictor, manifest, table)

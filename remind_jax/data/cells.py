@@ -4,9 +4,8 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data.findings import Finding, in_rows
+from remind_jax.data.inputs import MISSING_TOKENS
 from remind_jax.errors import UserError
-
-MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
 
 
 def looks_missing(column: pl.Series) -> pl.Series:

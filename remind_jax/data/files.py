@@ -1,8 +1,6 @@
 """Files that a manifest names or is: where they may lie, and how tables are read."""
 
-import os
 import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 
+from remind_jax.data.inputs import safe_path
 from remind_jax.errors import UserError
 
 THREADS = 8  # that read or decode files; more would need memory for as many large images
@@ -22,23 +21,6 @@ class Fault(ValueError):
     def __init__(self, code: str, text: str):
         super().__init__(text)
         self.code, self.text = code, text
-
-
-def safe_path(root: pathlib.Path, cell: str) -> pathlib.Path:
-    """Returns the real path of the file a cell names, which lies below `root`.
-
-    Raises:
-      ValueError: the path is absolute, a URL, holds `..`, a backslash or NUL, or a link leads out of `root`.
-    """
-    if "\0" in cell or "\\" in cell or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:", cell):
-        raise ValueError("not a plain relative path")
-    if cell.startswith(("/", "~")) or ".." in cell.split("/"):
-        raise ValueError("not below the folder")
-    base = os.path.realpath(root)
-    real = os.path.realpath(os.path.join(base, cell))
-    if os.path.commonpath([base, real]) != base:
-        raise ValueError("a link leads out of the folder")
-    return pathlib.Path(real)
 
 
 def load(root: pathlib.Path | None, cell: str, read: Callable[[pathlib.Path], Any]) -> Any:

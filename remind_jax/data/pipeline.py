@@ -172,11 +172,12 @@ class _Batches:
 
 
 def _read_ahead(batch: Callable[[int], Batch], count: int, threads: int) -> Iterator[Batch]:
-    """Yields batch(0) to batch(count - 1), prepared by Grain's threads."""
-    import grain
-
-    if count <= 0:
+    """Yields batch(0) to batch(count - 1), prepared by Grain's threads where that gains anything."""
+    if count <= 1 or not threads:
+        yield from map(batch, range(count))
         return
+    import grain  # which takes half a second
+
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD * threads)
     iterator = iter(grain.MapDataset.source(_Batches(batch, count)).to_iter_dataset(options))
     try:

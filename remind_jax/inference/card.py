@@ -66,6 +66,8 @@ def _use(model: Predictor) -> Iterator[str]:
         yield "**Made from synthetic data: it says nothing about any patient.**\n"
     yield "For research. It is no medical device, was not validated at another site or a later time by this program,"
     yield "and must not decide about a patient.\n"
+    yield "`load.py` and `encode.py` predict from rows of the raw table: `predict(encode(rows))`. `python load.py`"
+    yield "checks this folder by the row of `example.json`, which is made up.\n"
 
 
 def _data(model: Predictor) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """Opens this folder with jax, numpy and flatbuffers: `predict = load("."); predict({"labs": ..., "present": ...})`.
 
-schema.json lists the inputs. A missing modality has zeros as its input and False in `present`, [b, m] in their order.
+`encode(rows)` of encode.py makes such inputs of rows of the raw table; schema.json lists them. A missing modality has
+zeros as its input and False in `present`, [b, m] in their order. `python load.py` checks the folder by a made-up row.
 """
 
 import json
 import pathlib
+import sys
 
 import jax
 import jax.export
@@ -47,3 +49,20 @@ def load(folder="."):
         return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
 
     return predict
+
+
+def check(folder):
+    """Lists what differs from example.json when this machine encodes and predicts its row."""
+    sys.path.insert(0, str(folder))
+    import encode
+
+    batch, wrong = encode.check(folder)
+    found, expected = load(folder)(batch)["probabilities"][0], encode.worked(folder)["probabilities"]
+    # Accelerators may round products to few digits.
+    return wrong if np.allclose(found, expected, atol=0.01) else [*wrong, f"probabilities {found}, were {expected}"]
+
+
+if __name__ == "__main__":
+    differs = check(pathlib.Path(__file__).resolve().parent)
+    print(f"differs: {', '.join(differs)}" if differs else "ok: inputs and probabilities of example.json")
+    sys.exit(bool(differs))

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -37,7 +36,7 @@ def read(folder: pathlib.Path) -> Predictor:
 
 def _check_shapes(model: Predictor, folder: pathlib.Path) -> None:
     """Refuses weights that do not fit the network of the config (UserError)."""
-    wanted = {path: x.shape for path, x in jax.eval_shape(model.network.init, jax.random.key(0)).items()}
+    wanted = model.network.shapes
     found = {path: np.shape(x) for path, x in model.params.items()}
     wrong = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
     if wrong:

@@ -252,11 +252,15 @@ class Predictor:
     def batches(self, manifest: Manifest, size: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields probabilities [k, c] and features [k, d] of rows from `read` in turn, holding a few batches at a time.
 
-        `size` is the number of rows at a time; 0 is `eval.batch_size`.
+        `size` is the number of rows at a time; 0 is `eval.batch_size`. Few rows are padded to a power of two only, so
+        that there are few programs and none does the work of many rows for them.
         """
         params = jax.device_put(self.params)
         store = pipeline.new_store(manifest, self.preprocessor, self.groups)
-        for batch in pipeline.eval_batches(store, size or self.config.eval.batch_size, threads=THREADS):
+        size = size or self.config.eval.batch_size
+        if not self.looks_at_batches:
+            size = min(size, 1 << (len(store) - 1).bit_length())
+        for batch in pipeline.eval_batches(store, size, threads=THREADS):
             logits, features, _ = self.forward(params, batch, self.gate)
             real = batch["weight"] > 0
             yield self.probabilities(np.asarray(logits), batch["group"])[real], np.asarray(features)[real]

@@ -2,8 +2,7 @@
 
 import json
 import pathlib
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from remind_jax.data import inputs as arrays
 from remind_jax.errors import UserError
-from remind_jax.inference import card, loader
+from remind_jax.inference import card, encoder, loader
 from remind_jax.inference.predictor import Predictor, probabilities_of
 from remind_jax.models.model import Params
 from remind_jax.ops import hiding
 from remind_jax.runtime import files, progress
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_LOADER = pathlib.Path(loader.__file__)
+_COPIED = {"load.py": loader, "encode.py": encoder, "inputs.py": arrays}
+_IMPORT = "from remind_jax.data import inputs\n"  # of `encoder`; the copies lie side by side
 
 
 def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[str, jax.Array]]:
@@ -102,8 +103,28 @@ def write(model: Predictor, out: pathlib.Path) -> None:
         (temporary / "model.jax").write_bytes(exported.serialize())
         weights = {path: np.array(x, order="C") for path, x in model.params.items()}
         safetensors.numpy.save_file(weights, temporary / "weights.safetensors")
-        shutil.copyfile(_LOADER, temporary / "load.py")
-        for name, content in (("schema", describe(model)), ("preprocessing", model.preprocessor.to_dict())):
-            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-            (temporary / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        for name, module in _COPIED.items():
+            text = pathlib.Path(module.__file__).read_text(encoding="utf-8")
+            (temporary / name).write_text(text.replace(_IMPORT, "import inputs\n"), encoding="utf-8")
+        _write_json(temporary / "schema.json", describe(model))
+        _write_json(temporary / "preprocessing.json", model.preprocessor.to_dict())
+        _write_json(temporary / "example.json", _example(model))
         (temporary / "model_card.md").write_text(card.render(model), encoding="utf-8")
+
+
+def _write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def _example(model: Predictor) -> dict[str, Any]:
+    """Returns example.json: a made-up row, which is no patient's, and what it becomes."""
+    cells = {}
+    for modality in model.schema.modalities:
+        cells |= model.preprocessor.fitted[modality.name].example(modality)
+    if not cells:
+        return {}
+    fitted = encoder.fitted_of(model.preprocessor.to_dict())
+    batch = encoder.encoded([encoder.row_of(cells)], describe(model), fitted)
+    found = jax.jit(program(model))(model.params, batch)["probabilities"]
+    return {"row": cells, "inputs": encoder.shown(batch), "probabilities": np.asarray(found, np.float64)[0].tolist()}

@@ -3,6 +3,7 @@
 Keys of the dictionary are slash paths such as `block_0/router`.
 """
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class Network(NamedTuple):
       route: (parameters, batch, gate=...) -> Routes, see `Model.route`; None where tokens are not softly routed by one
         predictor: sparse fusion, several members, an ensemble.
       features: (parameters, modality, its input) -> outputs of its encoder's trunk, no dropout; None of an ensemble.
+      shapes: shape of each parameter by path, which tracing `init` gives, too.
     """
 
     init: Callable[[jax.Array], Params]
@@ -44,6 +46,7 @@ class Network(NamedTuple):
     fuse: Callable[..., Output]
     route: Callable[..., Routes] | None = None
     features: Callable[[Params, str, jax.Array], jax.Array] | None = None
+    shapes: Mapping[str, tuple[int, ...]] = types.MappingProxyType({})
 
 
 def check_fusion(kind: str) -> None:
@@ -62,7 +65,8 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
     def build(key: jax.Array) -> Model:
         return Model(spec, inputs, num_groups, num_classes, nnx.Rngs(params=key))
 
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
+    abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
+    graph, _ = nnx.split(abstract)
 
     def by_path(model: Model) -> Params:
         _, state = nnx.split(model)
@@ -86,6 +90,7 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
         fuse=lambda params, *arguments, **options: merged(params).fuse(*arguments, **options),
         route=(lambda params, batch, *, gate: merged(params).route(batch, gate=gate)) if soft else None,
         features=lambda params, modality, x: getattr(merged(params).encoders, modality).features(x, None),
+        shapes={path: x.shape for path, x in by_path(abstract).items()},
     )
 
 
@@ -111,7 +116,8 @@ def ensemble_of(network: Network, count: int) -> Network:
     def encode(params: Params, batch: Batch) -> jax.Array:
         return jax.vmap(network.encode, in_axes=(0, None))(params, batch)
 
-    return Network(init, averaged(network.apply), encode, averaged(network.fuse))
+    shapes = {path: (count, *shape) for path, shape in network.shapes.items()}
+    return Network(init, averaged(network.apply), encode, averaged(network.fuse), shapes=shapes)
 
 
 def load_pretrained(

@@ -6,10 +6,12 @@ Each process hands in its own rows of a batch and gets what all get. The only mo
 import contextlib
 import ctypes
 import functools
+import hashlib
+import os
 import pathlib
+import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
-from platform import libc_ver
 from typing import Any, NamedTuple
 
 import jax
@@ -104,6 +106,30 @@ def kept_programs(folder: pathlib.Path | None) -> Iterator[None]:
         update(before)
 
 
+def users_programs() -> pathlib.Path | None:
+    """Makes the user's own folder of programs for processors like this machine's; nobody else may enter it.
+
+    Programs hold neither weights nor data. Returns None if JAX keeps programs already, or if the folder cannot be made
+    or others could write there: a program that is read runs.
+    """
+    folder = pathlib.Path("~/.cache/remind_jax/programs").expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        there = folder.stat()
+    except OSError:
+        return None
+    is_private = there.st_uid == os.getuid() and not there.st_mode & 0o077
+    return folder / _processor() if is_private and not jax.config.jax_compilation_cache_dir else None
+
+
+def _processor() -> str:
+    """Returns a digest of what the instructions of this machine's processor are."""
+    file = pathlib.Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [platform.processor()]
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+
+
 def make_program(
     step: Callable[..., Any], kind: str, devices: list[jax.Device], programs: str = "one", experts: int = 1
 ) -> Program:
@@ -154,7 +180,7 @@ def keep_freed_memory() -> None:
     XLA on CPU takes the temporary memory of a program anew at every call. Blocks above 32 MiB glibc gives back to the
     system in between, and every page of them costs a fault; docs/performance.md has the figures.
     """
-    if libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc":
         for option, value in _KEEP.items():
             ctypes.CDLL(None).mallopt(option, value)
 

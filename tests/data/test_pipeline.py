@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import pathlib
+import sys
 import threading
 
 import numpy as np
@@ -216,6 +217,17 @@ def test_a_balanced_stream_resumes_too(parts: Parts, memory: pipeline.Store) -> 
     late = list(pipeline.train_batches(memory, samplers.group_balanced(3, group), 8, 4, 6))
     for batch, expected in zip(late, whole[4:], strict=True):
         assert_same(batch, expected)
+
+
+def test_grain_is_not_imported_for_one_batch_or_none_ahead(memory: pipeline.Store, monkeypatch) -> None:
+    expected = list(pipeline.eval_batches(memory, 8, threads=2))
+    whole = list(pipeline.eval_batches(memory, 64, threads=2))
+    monkeypatch.setitem(sys.modules, "grain", None)
+    for batch, other in zip(pipeline.eval_batches(memory, 8), expected, strict=True):
+        assert_same(batch, other)
+    assert_same(next(pipeline.eval_batches(memory, 64, threads=2)), whole[0])
+    with pytest.raises(ImportError):
+        next(pipeline.eval_batches(memory, 8, threads=2))
 
 
 @pytest.mark.parametrize("threads", [0, 2])

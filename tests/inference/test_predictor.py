@@ -1,8 +1,10 @@
 """Predictions for new samples: those of the report, whatever the batch, with what may be absent and what is refused."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -20,7 +22,7 @@ from remind_jax.data.groups import Groups
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.errors import UserError
 from remind_jax.inference import model_folder, program
-from remind_jax.runtime import progress
+from remind_jax.runtime import devices, progress
 from remind_jax.training import adaptation, unfreezing
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
@@ -130,6 +132,44 @@ def test_any_batch_size_gives_the_same(predictor, folder):
     for size in (7, 256):
         parts = [p for p, _ in predictor.batches(predictor.read(file), size)]
         np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-6)
+
+
+def _recorded(predictor, **changes):
+    """A predictor that notes how many rows each call of its program has."""
+    rows = []
+
+    def forward(params, batch, gate):
+        rows.append(len(batch["present"]))
+        return predictor.forward(params, batch, gate)
+
+    return dataclasses.replace(predictor, forward=forward, **changes), rows
+
+
+def test_few_rows_have_a_small_program_unless_they_look_at_each_other(predictor, folder):
+    frame, (seen, rows) = pl.read_csv(folder / "held_out.csv", infer_schema=False), _recorded(predictor)
+    for count in (1, 3, 4, 5, 60):
+        seen.predict_proba(frame.head(count).with_columns(path=pl.lit(None, pl.String)))
+    assert rows == [1, 4, 4, 8, 32, 32]
+    config = predictor.config.copy_and_resolve_references()
+    config.fusion.gate_granularity = "batch"
+    seen, rows = _recorded(predictor, config=config, gate="gated")
+    seen.predict_proba(frame.head(3).with_columns(path=pl.lit(None, pl.String)))
+    assert rows == [32]
+
+
+@pytest.mark.parametrize("choice", ["keep", "forget"])
+def test_predict_keeps_programs_unless_it_is_told_not_to(run, folder, tmp_path, monkeypatch, choice):
+    given = []
+
+    def kept(folder):
+        given.append(folder)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(devices, "users_programs", lambda: tmp_path / "programs")
+    monkeypatch.setattr(devices, "kept_programs", kept)
+    data = [f"--data={folder / 'held_out.csv'}", f"--out={tmp_path / 'out.csv'}"]
+    predict.main([f"--workdir={run}", *data, f"--programs={choice}"])
+    assert given == [tmp_path / "programs" if choice == "keep" else None]
 
 
 @functools.cache
@@ -339,6 +379,70 @@ def test_the_export_predicts_alike_with_jax_and_numpy_alone(predictor, folder, e
     np.testing.assert_allclose(found["p"], predictor.predict_proba(file), atol=1e-6)
     assert found["seen"] == [True] * 60 + [False]
     assert found["loaded"] == []
+
+
+ALONE = """
+import runpy, sys
+from importlib.metadata import packages_distributions
+absent = {*packages_distributions(), "remind_jax"} - {*sys.argv[2].split(",")}
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def _alone(script, packages):
+    """Runs a script of an exported folder where no other packages can be imported."""
+    command = [sys.executable, "-I", "-c", ALONE, str(script), packages]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+JAX = "jax,jaxlib,numpy,flatbuffers,ml_dtypes,opt_einsum,scipy"
+
+
+def test_the_export_checks_itself_with_nothing_else_installed(exported, tmp_path):
+    for script, packages in (("encode.py", "numpy"), ("load.py", JAX)):
+        done = _alone(exported / script, packages)
+        assert (done.returncode, done.stdout[:3]) == (0, "ok:"), done.stderr
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    content = json.loads((copy / "preprocessing.json").read_text(encoding="utf-8"))
+    content["modalities"][0]["mean"][0] += 1.0
+    (copy / "preprocessing.json").write_text(json.dumps(content), encoding="utf-8")
+    for script, packages in (("encode.py", "numpy"), ("load.py", JAX)):
+        done = _alone(copy / script, packages)
+        assert (done.returncode, done.stdout.partition(",")[0].strip()) == (1, "differs: labs"), done.stderr
+
+
+FROM_ROWS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from encode import encode
+from load import load
+print(load(sys.argv[1])(encode(sys.argv[2]))["probabilities"].tolist())
+"""
+
+
+def test_the_export_predicts_from_the_raw_table(predictor, folder, exported):
+    command = [sys.executable, "-c", FROM_ROWS, str(exported), str(folder / "held_out.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), predictor.predict_proba(folder / "held_out.csv"), atol=1e-6)
+
+
+def test_the_worked_row_is_made_up_and_has_its_probabilities(predictor, exported):
+    example = json.loads((exported / "example.json").read_text(encoding="utf-8"))
+    labs = predictor.preprocessor.fitted["labs"]
+    assert [example["row"][name] for name in ("na", "k", "sex")] == [*labs.median, "f"]
+    frame = pl.DataFrame({name: [cell] for name, cell in example["row"].items() if name != "path"})
+    shape = example["row"]["path"]["ramp"]
+    frame = frame.with_columns(
+        path=pl.Series((np.arange(np.prod(shape)) / 256).reshape(1, *shape)).cast(pl.List(pl.List(pl.Float64)))
+    )
+    np.testing.assert_allclose(predictor.predict_proba(frame)[0], example["probabilities"], atol=1e-6)
 
 
 def test_the_export_describes_its_inputs(predictor, folder, exported):

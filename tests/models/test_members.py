@@ -117,6 +117,8 @@ def test_an_ensemble_has_the_networks_beside_each_other() -> None:
     key, batch = jax.random.key(5), make_batch()
     params = several.init(key)
     first = network.init(key)
+    for made, weights in ((network, first), (ensemble_of(network, K), params)):
+        assert made.shapes == {path: x.shape for path, x in weights.items()}
     for path, x in params.items():
         np.testing.assert_array_equal(x[0], first[path])
     assert np.abs(params["head/kernel"][0] - params["head/kernel"][1]).max() > 1e-2

@@ -334,11 +334,10 @@ def most():  # not ru_maxrss, which a process inherits
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 from remind_jax import check_data
-from remind_jax.data import reading
-from remind_jax.data.kinds import images
+from remind_jax.data import inputs, reading
 from remind_jax.errors import UserError
 if sys.argv[2] == "broken":
-    images.MAX_PIXELS = images.MAX_VOXELS = 2**62
+    inputs.MAX_PIXELS = inputs.MAX_VOXELS = 2**62
     resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
 start = most()
 with contextlib.redirect_stdout(io.StringIO()):

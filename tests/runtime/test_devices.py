@@ -17,7 +17,15 @@ from remind_jax.errors import UserError
 from remind_jax.methods import apply_method
 from remind_jax.models.network import ensemble_of, make_network
 from remind_jax.models.spec import model_spec
-from remind_jax.runtime.devices import KINDS, choose_devices, compiled, host_copy, kept_programs, make_program
+from remind_jax.runtime.devices import (
+    KINDS,
+    choose_devices,
+    compiled,
+    host_copy,
+    kept_programs,
+    make_program,
+    users_programs,
+)
 from remind_jax.training import optimizer as states
 from remind_jax.training.stages import plan_stages
 from remind_jax.training.step import Step
@@ -375,6 +383,26 @@ def test_compiled_programs_are_kept_and_what_was_set_before_comes_back(tmp_path,
     assert jax.config.jax_compilation_cache_dir == before
     with kept_programs(None):
         assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_the_users_folder_of_programs_is_private_or_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    with kept_programs(tmp_path / "own"):
+        assert users_programs() is None  # JAX keeps them already
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        folder = users_programs()
+        assert folder.parent == tmp_path / ".cache" / "remind_jax" / "programs"
+        assert folder.parent.stat().st_mode & 0o777 == 0o700
+        assert users_programs() == folder
+        folder.parent.chmod(0o770)
+        assert users_programs() is None
+        folder.parent.rmdir()
+        folder.parent.write_text("a file")
+        assert users_programs() is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.parametrize(("experts", "programs"), [(2, "two"), pytest.param(4, "one", marks=pytest.mark.slow)])

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from remind_jax.data import inputs
 from remind_jax.data.kinds.kind import BY_FORM, FitOptions, FittedKind, Guess, Kind, Rows, strings_of
-from remind_jax.data.kinds.text import EOS, PAD, SPECIAL, UNK, bag, check_lengths
+from remind_jax.data.kinds.text import SPECIAL, UNK, bag, check_lengths
 from remind_jax.data.schema import InputSpec, Modality
 
 _CODE = r"[A-Z]*\d[A-Z0-9.]*"  # such as I10, E11.9, 401.9
@@ -38,13 +39,10 @@ class FittedCodes(FittedKind):
 
     def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
         """Returns the first codes of each cell, eos, pad, int32 [n, t]."""
-        cells = raw[name].tolist()
-        position = {code: i for i, code in enumerate(self.codes, start=len(SPECIAL))}
-        ids = np.full((len(cells), self.length), PAD, np.int32)
-        for row, cell in zip(ids, cells, strict=True):
-            known = [position.get(code, UNK) for code in cell.split()[: self.length - 1]]
-            row[: len(known) + 1] = [*known, EOS]
-        return ids
+        return inputs.codes(self, raw[name].tolist())
+
+    def example(self, modality: Modality) -> dict[str, Any]:
+        return {modality.columns[0]: " ".join(self.codes[:3]) or SPECIAL[UNK]}
 
     def plain(self, values: np.ndarray) -> Any:
         return bag(values, self.spec.vocabulary)

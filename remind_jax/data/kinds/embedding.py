@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,11 +11,10 @@ import polars as pl
 from remind_jax.data import cells
 from remind_jax.data.files import Fault, load
 from remind_jax.data.findings import Finding, in_rows
+from remind_jax.data.inputs import as_float, is_tokens, map_array, read_array
 from remind_jax.data.kinds.kind import BY_TYPE, FitOptions, FittedKind, Guess, Kind, Rows, Typed
 from remind_jax.data.schema import InputSpec, Modality
 from remind_jax.errors import UserError
-
-MAX_NUMBERS = 100_000_000  # of a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,9 @@ class FittedEmbedding(FittedKind):
         if values.shape[1:] != self.shape:
             raise UserError(f"E008 {name}: arrays are {list(values.shape[1:])}, in training {list(self.shape)}")
         return values.astype(np.float32)
+
+    def example(self, modality: Modality) -> dict[str, Any]:
+        return {modality.columns[0]: {"ramp": list(self.shape), "dtype": "float32"}}
 
     def plain(self, values: np.ndarray) -> np.ndarray:
         """Returns the mean of the tokens, [n, d]."""
@@ -83,10 +86,10 @@ class Embedding(Kind):
         return [Finding("E008", f"{where}{in_rows(bad)} with NaN or infinite values; fix them", True)]
 
     def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
-        array = _map_array(path)
-        if not _is_tokens(array):
+        array = map_array(path)
+        if not is_tokens(array):
             raise Fault("E008", "naming an array that is not [t, d] of real numbers; reshape it")
-        if not np.isfinite(_as_float(array)).all():
+        if not np.isfinite(as_float(array)).all():
             raise Fault("E008", "naming an array with NaN or infinite values; fix it")
         return array.shape
 
@@ -117,37 +120,6 @@ class Embedding(Kind):
 
 
 EMBEDDING = Embedding()
-
-
-def read_array(path: pathlib.Path) -> np.ndarray:
-    """Reads an embedding file, npy [t, d] of real numbers, as float32; never unpickles.
-
-    Raises:
-      ValueError: the file is empty or of another form; a header that claims too much is refused before memory is taken.
-    """
-    array = _map_array(path)
-    if not _is_tokens(array):
-        raise ValueError("shape")
-    return _as_float(array)
-
-
-def _map_array(path: pathlib.Path) -> np.ndarray:
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
-        raise ValueError("not npy") from error
-    if array.size > MAX_NUMBERS:
-        raise ValueError("large")
-    return array
-
-
-def _is_tokens(array: np.ndarray) -> bool:
-    return bool(array.ndim == 2 and array.size and array.dtype.kind in "fiub")
-
-
-def _as_float(array: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return np.asarray(array, np.float32)
 
 
 def _rectangular(present: pl.Series, dtype: pl.DataType) -> np.ndarray | None:

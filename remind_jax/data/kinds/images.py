@@ -24,22 +24,16 @@ import contextlib
 import logging
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-MAX_PIXELS = 100_000_000  # of an image
-MAX_VOXELS = 300_000_000  # of a volume: frames x height x width
-_BITS = (8, 10, 12, 14, 16)
+from remind_jax.data import inputs
+from remind_jax.data.inputs import Frame, Unusable
+
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DAMAGED = "its data are damaged or cut short"
-
-Frame = Callable[[int], np.ndarray]
-
-
-class _Unusable(ValueError):
-    """A reason in a few words, made for the user."""
 
 
 def check(path: pathlib.Path, *, volume: bool = False) -> None:
@@ -52,7 +46,7 @@ def check(path: pathlib.Path, *, volume: bool = False) -> None:
     with _reasons():
         kind = _kind(path, volume=volume)
         if kind == "npy":
-            _map_array(path, volume=volume)
+            inputs.map_pixels(path, volume)
         elif kind == "dicom":
             _open_dicom(path, volume=volume)
         else:
@@ -71,11 +65,13 @@ def read(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
         if kind in ("png", "jpeg"):
             return _resize(_read_picture(path, kind), shape)
         if kind == "npy":
-            array = _map_array(path, volume=volume)
-            count, frame = _stretched(array if volume else array[None])
+            array = inputs.map_pixels(path, volume)
+            count, frame = inputs.stretched(array if volume else array[None])
         else:
             count, frame = _read_dicom(path, volume=volume)
-        return _sample(count, frame, shape) if volume else _resize(_picture(frame(0)), shape)
+        if not volume:
+            return _resize(_picture(frame(0)), shape)
+        return inputs.sample(count, lambda i: _resize(_picture(frame(i)), shape[1:]), shape[0])
 
 
 @contextlib.contextmanager
@@ -83,14 +79,14 @@ def _reasons() -> Iterator[None]:
     """Turns what decoders raise into one ValueError; troubles of the system and of memory stay what they are."""
     try:
         yield
-    except (_Unusable, MemoryError):
+    except (Unusable, MemoryError):
         raise
     except OSError as error:
         if error.errno is not None:
             raise
-        raise _Unusable(_DAMAGED) from None
+        raise Unusable(_DAMAGED) from None
     except Exception:  # decoders of damaged files have no common error
-        raise _Unusable(_DAMAGED) from None
+        raise Unusable(_DAMAGED) from None
 
 
 def _kind(path: pathlib.Path, *, volume: bool) -> str:
@@ -102,18 +98,10 @@ def _kind(path: pathlib.Path, *, volume: bool) -> str:
     if start[128:] == b"DICM" and form is None:
         form = "dicom"
     if form is None:
-        raise _Unusable("it is not png, jpeg, dicom or npy")
+        raise Unusable("it is not png, jpeg, dicom or npy")
     if volume and form not in ("npy", "dicom"):
-        raise _Unusable("a volume is npy or multi-frame dicom")
+        raise Unusable("a volume is npy or multi-frame dicom")
     return form
-
-
-def _limit(height: int, width: int, frames: int, *, volume: bool) -> None:
-    if min(height, width, frames) < 1:
-        raise _Unusable("it has no pixels")
-    if height * width > MAX_PIXELS or height * width * frames > MAX_VOXELS:
-        limit = f"{MAX_VOXELS // 10**6} million voxels" if volume else f"{MAX_PIXELS // 10**6} million pixels"
-        raise _Unusable(f"its header claims more than {limit}")
 
 
 def _open_picture(path: pathlib.Path, kind: str) -> Any:
@@ -125,8 +113,8 @@ def _open_picture(path: pathlib.Path, kind: str) -> Any:
     plugin = PngImagePlugin.PngImageFile if kind == "png" else JpegImagePlugin.JpegImageFile
     picture = plugin(path)
     try:
-        _limit(picture.height, picture.width, 1, volume=False)
-    except _Unusable:
+        inputs.limit(picture.height, picture.width, 1, False)
+    except Unusable:
         picture.close()
         raise
     return picture
@@ -142,7 +130,7 @@ def _read_picture(path: pathlib.Path, kind: str) -> Any:
     with _open_picture(path, kind) as picture:
         picture.load()
         if picture.mode.startswith("I"):  # 16-bit grey
-            _, frame = _stretched(np.asarray(picture)[None])
+            _, frame = inputs.stretched(np.asarray(picture)[None])
             return _picture(frame(0))
         if kind == "jpeg":
             with contextlib.suppress(Exception):  # what EXIF says is a courtesy, and it is often damaged
@@ -152,59 +140,6 @@ def _read_picture(path: pathlib.Path, kind: str) -> Any:
             black.alpha_composite(picture.convert("RGBA"))
             return black.convert("RGB")
         return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-
-
-def _map_array(path: pathlib.Path, *, volume: bool) -> np.ndarray:
-    """Maps the array [h, w(, c)] or [t, h, w(, c)] and checks its shape and type; mapping checks the length."""
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    except Exception:  # numpy parses the header as Python and lets all of the parser's errors through
-        raise _Unusable("it is not a whole npy file without pickled objects") from None
-    rank = 3 if volume else 2
-    if array.ndim not in (rank, rank + 1) or (array.ndim == rank + 1 and array.shape[-1] not in (1, 3)):
-        axes = "[t, h, w]" if volume else "[h, w]"
-        raise _Unusable(f"its array is not {axes}, nor that with 1 or 3 channels last")
-    if array.dtype.kind not in "fiub":
-        raise _Unusable("its array does not hold real numbers")
-    frames, height, width = array.shape[:3] if volume else (1, *array.shape[:2])
-    _limit(height, width, frames, volume=volume)
-    return array
-
-
-def _stretched(frames: np.ndarray) -> tuple[int, Frame]:
-    """Returns how many frames there are [t, h, w(, c)], and what makes bytes of one, by the bounds of all."""
-    bounds = _bounds(frames)
-    return len(frames), lambda i: _bytes(frames[i], bounds)
-
-
-def _bounds(frames: np.ndarray) -> tuple[float, float]:
-    """Returns the values that become 0 and 255, from all frames of a file; see the top of this page."""
-    kind = frames[0].dtype
-    if kind == np.uint8 or kind == np.bool_:
-        return 0.0, (255.0 if kind == np.uint8 else 1.0)
-    with np.errstate(invalid="ignore"):
-        low = float(np.min([frame.min() for frame in frames]))
-        high = float(np.max([frame.max() for frame in frames]))
-    if not high - low < float(np.finfo(np.float32).max):  # NaN fails too
-        raise _Unusable("it holds NaN, infinite or immense values")
-    if kind.kind == "f":
-        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-    if low >= 0 and high < 2 ** _BITS[-1]:
-        return 0.0, float(next(2**bits - 1 for bits in _BITS if high < 2**bits))
-    return low, high
-
-
-def _bytes(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    """Stretches values so that `bounds` become 0 and 255; values of equal bounds become 0."""
-    low, high = bounds
-    if values.dtype == np.uint8 and bounds == (0.0, 255.0):
-        return np.asarray(values)
-    scale = 255.0 / (high - low) if high > low else 0.0
-    wide = np.result_type(values.dtype, np.float32)
-    scaled = (values.astype(wide) - wide.type(low)) * wide.type(scale)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def _open_dicom(path: pathlib.Path, *, volume: bool) -> Any:
@@ -219,24 +154,24 @@ def _open_dicom(path: pathlib.Path, *, volume: bool) -> Any:
     meta = pydicom.filereader.read_file_meta_info(path)
     syntax = meta.get("TransferSyntaxUID")
     if syntax is None or syntax == _DEFLATED:
-        raise _Unusable("its DICOM transfer syntax is missing or deflated")
+        raise Unusable("its DICOM transfer syntax is missing or deflated")
     data = pydicom.dcmread(path)
     if "PixelData" not in data or not data.get("Rows") or not data.get("Columns"):
-        raise _Unusable("it is DICOM without pixels")
+        raise Unusable("it is DICOM without pixels")
     frames = int(data.get("NumberOfFrames") or 1)
-    _limit(int(data.Rows), int(data.Columns), frames, volume=volume)
+    inputs.limit(int(data.Rows), int(data.Columns), frames, volume)
     if frames > 1 and not volume:
-        raise _Unusable("it is DICOM of several frames, which only a volume may be")
+        raise Unusable("it is DICOM of several frames, which only a volume may be")
     if not syntax.is_compressed:
         if len(data.PixelData) < pydicom.pixels.utils.get_expected_length(data):
-            raise _Unusable(_DAMAGED)
+            raise Unusable(_DAMAGED)
         return data
     try:
         decodable = get_decoder(syntax).is_available
     except NotImplementedError:
         decodable = False
     if not decodable:
-        raise _Unusable(f"its DICOM compression ({syntax.name}) cannot be decoded here")
+        raise Unusable(f"its DICOM compression ({syntax.name}) cannot be decoded here")
     return data
 
 
@@ -249,17 +184,17 @@ def _read_dicom(path: pathlib.Path, *, volume: bool) -> tuple[int, Frame]:
     try:
         values = data.pixel_array
     except Exception:  # decoders of damaged files have no common error
-        raise _Unusable("its DICOM pixels are damaged or in a form that cannot be decoded here") from None
+        raise Unusable("its DICOM pixels are damaged or in a form that cannot be decoded here") from None
     if colours == "PALETTE COLOR":
         values = apply_color_lut(values, data)
     elif not colours.startswith(("MONOCHROME", "RGB", "YBR")):
-        raise _Unusable("its DICOM colours are of an unknown kind")
+        raise Unusable("its DICOM colours are of an unknown kind")
     grey = colours.startswith("MONOCHROME")
     values = values.reshape(-1, int(data.Rows), int(data.Columns), *([] if grey else [3]))
     orientation = data.get("PatientOrientation") or ""
     first = orientation if isinstance(orientation, str) else orientation[0]
     across = -1 if data.get("Modality") == "MG" and first.startswith("P") else 1
-    frame = _grey_frame(values, data) if grey else _stretched(values)[1]
+    frame = _grey_frame(values, data) if grey else inputs.stretched(values)[1]
     return len(values), lambda i: frame(i)[:, ::across]
 
 
@@ -276,7 +211,7 @@ def _grey_frame(values: np.ndarray, data: Any) -> Frame:
         bounds = float(least), float(most)
 
     def frame(i: int) -> np.ndarray:
-        scaled = _bytes(values[i], bounds)
+        scaled = inputs.to_bytes(values[i], bounds)
         return np.where(real[i], 255 - scaled if inverted else scaled, np.uint8(0))
 
     return frame
@@ -296,16 +231,3 @@ def _resize(picture: Any, shape: tuple[int, ...]) -> np.ndarray:
     height, width, channels = shape
     picture = picture.convert("L" if channels == 1 else "RGB")
     return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
-
-
-def _sample(count: int, frame: Frame, shape: tuple[int, ...]) -> np.ndarray:
-    """Interpolates frames at evenly spaced times out of `count`, uint8 [frames, height, width, channels]."""
-    length, *size = shape
-    position = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0, count - 1)
-    below = np.floor(position).astype(int)
-    above = np.minimum(below + 1, count - 1)
-    wanted = sorted({*below.tolist(), *above.tolist()})
-    resized = {i: _resize(_picture(frame(i)), tuple(size)).astype(np.float32) for i in wanted}
-    share = (position - below).astype(np.float32)
-    mixed = [(1 - w) * resized[i] + w * resized[j] for i, j, w in zip(below, above, share, strict=True)]
-    return np.rint(np.stack(mixed)).astype(np.uint8)

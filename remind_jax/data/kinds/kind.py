@@ -87,6 +87,13 @@ class FittedKind(abc.ABC):
         These are numbers, float [n, p], NaN where one is missing; or counts of ids, a sparse matrix [n, v].
         """
 
+    def example(self, modality: Modality) -> dict[str, Any]:
+        """Returns a made-up cell for each column, out of what was fitted, for JSON; {} where there is none.
+
+        An array is `{"ramp": shape, "dtype": name}`.
+        """
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON."""
         return dataclasses.asdict(self)

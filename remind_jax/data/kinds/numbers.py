@@ -23,9 +23,10 @@ import dataclasses
 
 import numpy as np
 
+from remind_jax.data import inputs
+from remind_jax.data.inputs import NUMBER_SHARE
+
 NUMBERS = ("standard", "quantile", "piecewise", "periodic")
-NUMBER_SHARE = 0.5
-"""Share of a column's variance that its number keeps next to intervals or waves."""
 _MAX_KNOTS = 101  # of a distribution function
 _REACH = 3.0  # standard deviations on either side of the mean that waves cover
 
@@ -46,12 +47,7 @@ class Quantile:
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Returns standard normal quantiles of values without NaN, float64 [n] -> [n]; 0 for a constant column."""
-        from scipy.special import ndtri
-
-        if not self.knots:
-            return np.zeros_like(values)
-        # The mid ranks of the smallest and the largest value are inside (0, 1), and interpolation stays between them.
-        return ndtri(np.interp(values, self.knots, self.ranks))
+        return inputs.normal_quantile(self, values)
 
 
 class _Features:
@@ -62,13 +58,7 @@ class _Features:
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Encodes float64 [n] -> [n, features]; zeros where a value is NaN."""
-        if not self.mean:
-            return np.zeros((len(values), 0))
-        return np.where(np.isnan(values)[:, None], 0.0, (self._raw(values) - np.asarray(self.mean)) * self.scale)
-
-    def _raw(self, values: np.ndarray) -> np.ndarray:
-        """Returns the features before they are centred and scaled, [n] -> [n, features]."""
-        raise NotImplementedError
+        return inputs.beside(self, values)
 
     @staticmethod
     def _moments(raw: np.ndarray) -> tuple[tuple[float, ...], float]:
@@ -90,10 +80,7 @@ class Pieces(_Features):
         edges = _knots(np.sort(seen), bins + 1)
         if len(edges) < 3:
             return cls((), (), 1.0)
-        return cls(tuple(edges.tolist()), *cls._moments(_fractions(seen, edges)))
-
-    def _raw(self, values: np.ndarray) -> np.ndarray:
-        return _fractions(values, np.asarray(self.edges))
+        return cls(tuple(edges.tolist()), *cls._moments(inputs.fractions(seen, edges)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +99,7 @@ class Waves(_Features):
         if not count or len(np.unique(seen)) < 3:
             return cls(0.0, 1.0, (), 1.0)
         centre, width = float(seen.mean()), float(2 * _REACH * seen.std())
-        return cls(centre, width, *cls._moments(_waves(seen, centre, width, count)))
-
-    def _raw(self, values: np.ndarray) -> np.ndarray:
-        return _waves(values, self.centre, self.width, len(self.mean) // 2)
+        return cls(centre, width, *cls._moments(inputs.waves(seen, centre, width, count)))
 
 
 def _knots(ordered: np.ndarray, most: int) -> np.ndarray:
@@ -127,16 +111,3 @@ def _knots(ordered: np.ndarray, most: int) -> np.ndarray:
     if len(distinct) <= most:
         return distinct
     return np.unique(ordered[np.arange(most) * (len(ordered) - 1) // (most - 1)])
-
-
-def _waves(values: np.ndarray, centre: float, width: float, count: int) -> np.ndarray:
-    """Returns sines, then cosines, of 1 to `count` waves, [n] -> [n, 2 count]; NaN for NaN."""
-    phase = 2 * np.pi * np.clip((values - centre) / width, -0.5, 0.5)[:, None] * np.arange(1, count + 1)
-    return np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
-
-
-def _fractions(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Returns how much of each interval lies below each value, 0 to 1, [n] and [k + 1] -> [n, k]; NaN for NaN."""
-    intervals = np.arange(len(edges) - 1)
-    position = np.interp(values, edges, np.arange(len(edges)))
-    return np.clip(position[:, None] - intervals, 0.0, 1.0)

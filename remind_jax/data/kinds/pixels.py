@@ -36,6 +36,9 @@ class FittedPixels(FittedKind):
             raise UserError(f"E008 {name}: pixels are {list(values.shape[1:])}, in training {list(self.shape)}")
         return values
 
+    def example(self, modality: Modality) -> dict[str, Any]:
+        return {modality.columns[0]: {"ramp": list(self.shape), "dtype": "uint8"}}
+
     def plain(self, values: np.ndarray) -> np.ndarray:
         """Returns means over a few blocks, [n, p]."""
         return shrink(values)

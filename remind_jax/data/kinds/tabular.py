@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from remind_jax.data import cells
+from remind_jax.data import cells, inputs
 from remind_jax.data.findings import Finding, in_rows
 from remind_jax.data.kinds.kind import (
     BY_COUNT,
@@ -20,7 +20,7 @@ from remind_jax.data.kinds.kind import (
     strings_of,
     tuples_of,
 )
-from remind_jax.data.kinds.numbers import NUMBER_SHARE, NUMBERS, Pieces, Quantile, Waves
+from remind_jax.data.kinds.numbers import NUMBERS, Pieces, Quantile, Waves
 from remind_jax.data.schema import InputSpec, Modality, strings
 from remind_jax.errors import UserError, did_you_mean
 
@@ -117,25 +117,7 @@ class FittedTable(FittedKind):
 
         For an empty number the median is filled in, and what is next to the number is 0. Arguments are as for `fit`.
         """
-        holes = np.isnan(numeric)
-        values = numeric.astype(np.float64)
-        parts = [self._numbers(np.where(holes, np.asarray(self.median), values)), holes[:, list(self.numeric_holes)]]
-        if categorical is not None:
-            for j, known in enumerate(self.categories):
-                parts.append(categorical[:, j, None] == np.array(known, object)[None, :])
-            parts.append(categorical[:, list(self.categorical_holes)] == "")
-        parts += [features.encode(values[:, j]) for j, features in enumerate(self.extras)]
-        return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
-
-    def _numbers(self, filled: np.ndarray) -> np.ndarray:
-        """Encodes each numeric column as one feature, float64 [n, p] -> [n, p]."""
-        if self.quantiles:
-            return np.stack([column.encode(filled[:, j]) for j, column in enumerate(self.quantiles)], axis=1)
-        std = np.asarray(self.std)
-        scaled = np.where(std > 0, (filled - np.asarray(self.mean)) / np.where(std > 0, std, 1.0), 0.0)
-        if self.extras:
-            scaled *= np.array([np.sqrt(NUMBER_SHARE) if features.mean else 1.0 for features in self.extras])
-        return scaled
+        return inputs.table(self, numeric, categorical)
 
     def plain(self, values: np.ndarray) -> np.ndarray:
         """Returns the features with NaN for empty cells instead of what was filled in; the indicators stay."""
@@ -150,6 +132,10 @@ class FittedTable(FittedKind):
             wanted = ", ".join((*self.columns, *self.categorical))
             raise UserError(f"{where}: the table {modality.name!r} has other columns than in the run: {wanted}")
         return dataclasses.replace(modality, columns=self.columns, categorical=self.categorical)
+
+    def example(self, modality: Modality) -> dict[str, Any]:
+        categories = zip(self.categorical, self.categories, strict=True)
+        return dict(zip(self.columns, self.median, strict=True)) | {c: known[0] for c, known in categories if known}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON, without those of encodings that are not in use."""

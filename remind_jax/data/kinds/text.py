@@ -11,13 +11,11 @@ import polars as pl
 
 from remind_jax.data.files import load
 from remind_jax.data.findings import FileRecord
+from remind_jax.data.inputs import EOS, PAD, SPECIAL, UNK, padded, read_text
 from remind_jax.data.kinds.kind import BY_LENGTH, FitOptions, FittedKind, Guess, Kind, Rows, file_content, strings_of
 from remind_jax.data.schema import InputSpec, Modality
 from remind_jax.errors import UserError, did_you_mean
 
-PAD, EOS, UNK = 0, 1, 2  # as in T5
-SPECIAL = ("<pad>", "</s>", "<unk>")
-MAX_TEXT = 2**26  # bytes
 MAX_TRAINING_TEXTS = 20_000
 LEAST_PATIENTS = 3  # who must have used a word for it to be learned
 SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
@@ -56,11 +54,15 @@ class FittedText(FittedKind):
 
     def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
         """Returns ids, then pad, int32 [n, t]."""
-        texts = raw[name].tolist()
-        ids = np.full((len(texts), self.length), PAD, np.int32)
-        for row, encoding in zip(ids, self.tokenizer.encode_batch_fast(texts), strict=True):
-            row[: len(encoding.ids)] = encoding.ids
-        return ids
+        found = self.tokenizer.encode_batch_fast(raw[name].tolist())
+        return padded([encoding.ids for encoding in found], self.length)
+
+    def example(self, modality: Modality) -> dict[str, Any]:
+        """Returns a few whole words of the vocabulary; nothing where texts are in files."""
+        pieces = sorted(self.tokenizer.get_vocab(), key=self.tokenizer.token_to_id)
+        words = [piece[1:] for piece in pieces if piece[:1] in ("\u2581", "\u0120") and piece[1:].isalpha()]
+        text = " ".join([word for word in words if len(word) > 2][:8]) or "text"
+        return {} if modality.stored == "file" else {modality.columns[0]: text}
 
     def plain(self, values: np.ndarray) -> Any:
         return bag(values, self.spec.vocabulary)
@@ -139,16 +141,6 @@ def bag(ids: np.ndarray, vocabulary: int) -> Any:
     rows, places = np.nonzero((ids != PAD) & (ids != EOS))
     counts = np.ones(len(rows), np.float32), (rows, ids[rows, places])
     return sparse.coo_matrix(counts, shape=(len(ids), vocabulary)).tocsr()
-
-
-def read_text(path: pathlib.Path) -> str:
-    """Reads a UTF-8 text file; raises ValueError when it is none, is blank or longer than `MAX_TEXT`."""
-    if path.stat().st_size > MAX_TEXT:
-        raise ValueError("large")
-    text = path.read_bytes().decode("utf-8-sig")
-    if not text.strip():
-        raise ValueError("blank")
-    return text
 
 
 def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str] | None = None) -> Any:
