@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures, metrics
 from remind_jax.evaluation.names import short_names
 
@@ -23,6 +24,7 @@ NAME_WIDTH, LABEL_WIDTH = 44, 23  # characters of a combination in tables and ne
 BARS = 25  # group bars shown before the others are folded away
 _SAID = ("W101", "W102")  # findings that `_unseen` and `_few_patients` replace
 _LEADS = {"W109": "Encoders are not pretrained"}  # findings that are not of the data
+SMOKE = "This is a smoke run (--quick): it shows that everything works, and its figures mean nothing."
 TEMPLATE = "report.html.jinja"
 HEADLINES = (
     ("overall", "All held-out samples"),
@@ -81,6 +83,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
     return {
         "report": report,
         "synthetic": is_synthetic(report["data"]),
+        "smoke": SMOKE if is_smoke_run(report["data"]) else "",
         "card": report.get("card", {}),
         "read": [one["message"] for one in _coded(report) if one["code"].startswith("I")],
         "published": [row for row in report.get("card", {}).get("combinations", ()) if "published" in row],
@@ -121,6 +124,11 @@ def is_synthetic(data: str) -> bool:
     return "synthetic" in data.lower() or data.lower().startswith("twin")
 
 
+def is_smoke_run(data: str) -> bool:
+    """Returns whether a data set's title says that a smoke run used it."""
+    return SMOKE_RUN in data
+
+
 def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns reasons in the report not to trust the model, each as a short lead and a sentence."""
     checks = (_baseline, _unseen, _few_patients, _wide, _gap, _calibration, _rare_classes)
@@ -128,6 +136,8 @@ def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     if is_synthetic(report["data"]):
         text = "No real patient is in these data. The figures show that the program works, not that the model does."
         found.insert(0, ("Synthetic data", text))
+    if is_smoke_run(report["data"]):
+        found.insert(0, ("Smoke run", SMOKE))
     if report.get("weights", {}).get("passed_over"):
         found.append(("Better weights were passed over.", weights_text(report["weights"])))
     if caution := _gate(report):
