@@ -52,10 +52,11 @@ def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
 class Parser(argparse.ArgumentParser):
     """Reads the options of one command; every mistake is a UserError in one line."""
 
-    def __init__(self, usage: str):
-        """`usage` is how to call the command, in one line."""
+    def __init__(self, usage: str, further: Sequence[str] = ()):
+        """`usage` is how to call the command, in one line; `further` are options that it leaves to others."""
         super().__init__(usage=usage, allow_abbrev=False, add_help=False)
         self._least: dict[str, int | float] = {}
+        self._further = (*further, *_OF_CONFIGS)
 
     def add_number(self, name: str, default: int | float, least: int | float) -> None:
         """Adds the option `name` for numbers of the default's type that are not below `least`."""
@@ -74,15 +75,15 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Reads the command's own options and returns the others, which describe a config.
+        """Reads the command's own options and returns the others: those it leaves to others, and those of a config.
 
         Raises UserError as `parse_args`.
         """
         options, rest = self._parse(args, namespace)
         for argument in rest[: rest.index("--")] if "--" in rest else rest:
-            describes = argument.partition("=")[0] in _OF_CONFIGS or argument.startswith("--config.")
-            if argument.startswith("--") and not describes:
-                raise self._unknown(argument, (*_OF_CONFIGS, *(f"--config.{key}" for key in keys())))
+            known = argument.partition("=")[0] in self._further or argument.startswith("--config.")
+            if argument.startswith("--") and not known:
+                raise self._unknown(argument, (*self._further, *(f"--config.{key}" for key in keys())))
         return options, rest
 
     def _parse(self, args: Sequence[str] | None, namespace: Any) -> tuple[argparse.Namespace, list[str]]:
@@ -248,7 +249,7 @@ def find_config(name: str) -> pathlib.Path:
     known = config_names()
     if file.parent.as_posix() in (".", "configs") and file.suffix in ("", ".py") and file.stem in known:
         return CONFIGS / f"{file.stem}.py"
-    if file.suffix != ".py":
+    if file.suffix == "" and len(file.parts) == 1:
         raise UserError(f"there is no config {name}{did_you_mean(name, known)}; give a file or {', '.join(known)}")
     there = sorted(p.name for p in file.parent.glob("*.py") if p.name != "__init__.py")
     near = difflib.get_close_matches(file.name, there, n=1)

@@ -24,6 +24,7 @@ from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation.samples import Samples
+from remind_jax.studies import entries
 from remind_jax.studies.comparison import Outcome
 from remind_jax.studies.results import TITLES as FIGURES
 from remind_jax.studies.tables import size_text, spread_text
@@ -51,7 +52,8 @@ def parse(arguments: Sequence[str]) -> Removal:
 
     Raises UserError: for anything that cannot be read, or a modality that the data do not have.
     """
-    parser = cli.Parser("python -m remind_jax.analysis.extreme_missingness --config=FILE --workdir=DIR …; see --help")
+    usage = "remind analyse extreme_missingness --config=NAME --workdir=DIR …; see --help"
+    parser = cli.Parser(usage, entries.OPTIONS)
     parser.add_argument("--modalities", default="")
     parser.add_argument("--workdir", default="")
     parser.add_argument("--rate", type=float, default=0.8)

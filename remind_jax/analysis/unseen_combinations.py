@@ -31,6 +31,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation.samples import Samples
 from remind_jax.inference.model_folder import ADAPTED
 from remind_jax.runtime import progress
+from remind_jax.studies import entries
 from remind_jax.studies.entries import Entry
 from remind_jax.studies.results import TITLES as FIGURES
 from remind_jax.studies.tables import size_text, spread_text
@@ -80,7 +81,8 @@ def parse(arguments: Sequence[str]) -> Taking:
     Raises:
       UserError: for anything that cannot be read, a method that cannot be adapted, or a combination that is not there.
     """
-    parser = cli.Parser("python -m remind_jax.analysis.unseen_combinations --config=FILE --workdir=DIR …; see --help")
+    usage = "remind analyse unseen_combinations --config=NAME --workdir=DIR …; see --help"
+    parser = cli.Parser(usage, entries.OPTIONS)
     parser.add_argument("--leave_out", default="")
     parser.add_argument("--workdir", default="")
     parser.add_number("--tail", 3, 1)

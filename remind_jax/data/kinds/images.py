@@ -34,6 +34,7 @@ MAX_VOXELS = 300_000_000  # of a volume: frames x height x width
 _BITS = (8, 10, 12, 14, 16)
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DAMAGED = "its data are damaged or cut short"
+_CODECS = "pip install pylibjpeg pylibjpeg-openjpeg pyjpegls python-gdcm (the extra images of remind-jax)"
 
 Frame = Callable[[int], np.ndarray]
 
@@ -236,7 +237,7 @@ def _open_dicom(path: pathlib.Path, *, volume: bool) -> Any:
     except NotImplementedError:
         decodable = False
     if not decodable:
-        raise _Unusable(f"its DICOM compression ({syntax.name}) cannot be decoded here")
+        raise _Unusable(f"its DICOM compression ({syntax.name}) cannot be decoded here: {_CODECS}")
     return data
 
 
