@@ -1,21 +1,24 @@
 """Makes a manifest folder out of data in another form.
 
-    python -m remind_jax.import_data --from=table --source=samples.csv --out=DIR --label=died --sample=stay --patient=id
-    python -m remind_jax.import_data --from=monai --source=datalist.json --out=DIR
-    python -m remind_jax.import_data --from=meds --source=COHORT --labels=LABELS --out=DIR
-    python -m remind_jax.import_data --from=flex_moe --source=data/adni --out=DIR
+    remind import --from=table --source=samples.csv --out=DIR --label=died --patient=id
+    remind import --from=monai --source=datalist.json --out=DIR
+    remind import --from=meds --source=COHORT --labels=LABELS --out=DIR
+    remind import --from=flex_moe --source=data/adni --out=DIR
 
     --out=DIR         the manifest's folder; files that cells name must lie below it
     --name=NAME       of the data set; by default the folder's
     table (.csv, .parquet):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
-      --join=labs.csv,notes.csv                         tables with at most one row a sample or patient
-      --kind=COLUMN=KIND,…                              number, category, text, codes, embedding, image, volume, skip
+      --join=labs.csv,notes.csv                         tables with at most one row a sample or
+                                                        patient
+      --kind=COLUMN=KIND,…                              number, category, text, codes, embedding,
+                                                        image, volume, skip
     monai:
       --label=label, --patient=KEY
     meds:
       --labels=PATH     file or folder of the labels
-      --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; by default one modality of all
+      --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; by default one modality
+                                                        of all
       --columns=64      most columns of a modality's table
 
 What was guessed stands in schema.yaml, which can be edited.
@@ -32,7 +35,7 @@ from remind_jax.runtime import progress
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    parser = cli.Parser("python -m remind_jax.import_data --from=FORM --source=PATH --out=DIR …; see --help")
+    parser = cli.Parser("remind import --from=FORM --source=PATH --out=DIR …; see --help")
     parser.add_argument("--from", dest="form", default="")
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
@@ -57,7 +60,7 @@ def main(arguments: list[str]) -> None:
         print(f"note: {note}")
     modalities = ", ".join(f"{key} ({entry['kind']})" for key, entry in found.schema["modalities"].items())
     print(f"{found.table.height} samples, {found.table['patient_id'].n_unique()} patients; modalities: {modalities}")
-    print(f"Written: {options.out}; look at schema.yaml, then: python -m remind_jax.check_data {options.out}")
+    print(f"Written: {options.out}; look at schema.yaml, then: remind check {options.out}")
 
 
 if __name__ == "__main__":

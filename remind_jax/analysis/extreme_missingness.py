@@ -1,15 +1,16 @@
-"""Extreme missingness (REMIND table 5, section 7.5): how methods use a modality that four of five samples have lost.
+"""Extreme missingness (REMIND table 5, 7.5): how methods use a modality that most samples have lost.
 
-    python -m remind_jax.analysis.extreme_missingness --config=configs/nhanes.py --methods=soft_moe,remind \\
-        --seeds=0,1,42 --workdir=DIR
+    remind analyse extreme_missingness --config=nhanes --methods=soft_moe,remind --seeds=0,1,42 \\
+        --workdir=DIR
 
     --modalities=A,B     taken away, each in turn and in runs of its own; all of the data by default
-    --rate=0.8           share of the samples that lose it, in training, tuning and held-out samples alike
-    --baseline, --table, --jobs, --resamples, --config.KEY=VALUE    as in remind_jax.sweep
+    --rate=0.8           share of the samples that lose it, in training, tuning and held-out samples
+    --baseline, --table, --jobs, --resamples, --config.KEY=VALUE    as in remind sweep
 
-Only samples that have all modalities take part. Each modality is a sweep of methods × seeds in a folder of its own,
-DIR/<modality>, with its tables; finished runs are kept and the same command goes on. Writes extreme_missingness.csv
-(figures of every run), .md (the paper's layout), .png and .svg under DIR.
+Only samples that have all modalities take part. Each modality is a sweep of methods × seeds in a
+folder of its own, DIR/<modality>, with its tables; finished runs are kept and the same command goes
+on. Writes extreme_missingness.csv (figures of every run), .md (the paper's layout), .png and .svg
+under DIR.
 """
 
 from collections.abc import Mapping, Sequence

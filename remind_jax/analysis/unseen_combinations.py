@@ -1,18 +1,19 @@
-"""Unseen modality combinations (REMIND section 5, Q4 and figure 5): how little must be trained to take them in.
+"""Unseen modality combinations (REMIND Q4, figure 5): how little must be trained to take them in.
 
-    python -m remind_jax.analysis.unseen_combinations --config=configs/phenomenon.py --methods=remind,soft_moe \\
-        --seeds=0,1,2 --workdir=DIR
+    remind analyse unseen_combinations --config=phenomenon --methods=remind,soft_moe --seeds=0,1,2 \\
+        --workdir=DIR
 
-    --tail=3          how many combinations are left out: the most frequent ones of the tail (of the first seed) that
-                      have at least 30 held-out rows, and where these are too few the tail's others, those with most
-                      held-out rows first
+    --tail=3          how many combinations are left out: the most frequent ones of the tail (of the
+                      first seed) that have at least 30 held-out rows, and where these are too few
+                      the tail's others, those with most held-out rows first
     --leave_out=A,B   these instead, by name
-    --steps, --lr     of the adaptations, as in remind_jax.adapt
-    --jobs, --config.KEY=VALUE    as in remind_jax.sweep
+    --steps, --lr     of the adaptations, as in remind adapt
+    --jobs, --config.KEY=VALUE    as in remind sweep
 
-Trains every method with and without these combinations, in DIR/with and DIR/without, and adapts the latter to their
-train rows in nine ways, from nothing to everything (DIR/without/RUN/adapted). Finished runs and adaptations are kept
-and the same command goes on. Writes unseen_combinations.csv, .md, .png and .svg under DIR.
+Trains every method with and without these combinations, in DIR/with and DIR/without, and adapts the
+latter to their train rows in nine ways, from nothing to everything (DIR/without/RUN/adapted).
+Finished runs and adaptations are kept and the same command goes on. Writes unseen_combinations.csv,
+.md, .png and .svg under DIR.
 """
 
 import json

@@ -32,7 +32,7 @@ def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
-        hint = "a manifest folder needs one, which python -m remind_jax.import_data writes"
+        hint = "a manifest folder needs one, which remind import writes"
         raise UserError(f"{path} does not exist: {hint}") from None
     except Exception as error:  # what its tags cannot read ends in all kinds of errors
         place = getattr(error, "problem_mark", None)
@@ -122,7 +122,7 @@ def load_manifest(
     """
     root = pathlib.Path(folder)
     if not root.is_dir():
-        hint = f"; a table becomes one by python -m remind_jax.import_data --from=table --source={folder}"
+        hint = f"; a table becomes one by remind import --from=table --source={folder}"
         wrong = f"is not a folder{hint}" if root.exists() else "does not exist"
         raise UserError(f"data folder {str(folder)!r} {wrong}")
     if image_size < 1 or frames < 1:
