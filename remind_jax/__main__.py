@@ -1,5 +1,7 @@
 """REMIND: classification from several kinds of medical data, of which patients may lack any.
 
+    remind train --config=nhanes --quick                     a first run, on data that are installed
+    remind train --config=manifest --config.data.root=DIR    a run on your own data
     remind COMMAND [OPTIONS]        remind COMMAND --help        remind --version
 
     train         trains a method on a data set, evaluates it and writes a report
@@ -8,16 +10,13 @@
     adapt         adapts a finished run to combinations of modalities that it never saw
     compare       sets finished runs side by side
     export        makes a folder of a finished run that jax and numpy can use alone
-    analyse NAME  looks into runs: availability, extreme_missingness, gradient_consistency, robustness,
+    analyse NAME  of runs: availability, extreme_missingness, gradient_consistency, robustness,
                   next_modality, specialization, uncertainty, unseen_combinations, what_if
     import        makes a manifest folder out of data in another form
     check         validates a manifest folder
     plan          tells what a run would cost
     doctor        tells what of this machine and installation stops a run
     completion    completes all this in bash, zsh or fish
-
-    remind train --config=nhanes --quick                     a first run, on data that are installed
-    remind train --config=manifest --config.data.root=DIR    a run on your own data
 
 Each is a module, too: main, check_data, import_data, analysis.NAME; the others bear their name.
 """

@@ -1,8 +1,8 @@
 """Completes `remind` in a shell: commands, options, configs, methods, keys and values, analyses, files.
 
-    remind completion bash     prints a few lines for ~/.bashrc; try them: source <(remind completion bash)
-    remind completion zsh      … for ~/.zshrc, below compinit
-    remind completion fish     … for ~/.config/fish/completions/remind.fish
+    remind completion bash    prints a few lines for ~/.bashrc; try: source <(remind completion bash)
+    remind completion zsh     … for ~/.zshrc, below compinit
+    remind completion fish    … for ~/.config/fish/completions/remind.fish
 
 They call `remind` itself and so fit every later version.
 """
