@@ -48,7 +48,7 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
     given = " ".join(arguments[:count])
     known = {name: module for name, module in commands().items() if len(name.split()) == count}
     if (name := given.replace("-", "_")) not in known:
-        raise UserError(f"unknown command {given!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        raise UserError(f"no command {given!r}{did_you_mean(given, [*known, '--version'])}; known: {', '.join(known)}")
     return known[name], arguments[count:]
 
 

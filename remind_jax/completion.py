@@ -1,4 +1,4 @@
-"""Completes `remind` in a shell: commands, options, configs, methods, keys and values, analyses, files.
+"""Completes `remind` in a shell: commands, options, configs, methods, keys, values, analyses, files.
 
     remind completion bash    prints a few lines for ~/.bashrc; try: source <(remind completion bash)
     remind completion zsh     … for ~/.zshrc, below compinit

@@ -1,10 +1,10 @@
-"""Tells what of this machine and this installation stops a run, or slows it, and what to do about it.
+"""Tells what of this machine and this installation stops or slows a run, and what to do about it.
 
     remind doctor [--cache=DIR]
 
     --cache=DIR    folder of prepared data, as data.cache; ~/.cache/remind_jax by default
 
-Prints versions, devices, memory, space, the variables that matter and the extras that are installed,
+Prints versions, devices, memory, space, the variables that matter and the extras that are there,
 then what is wrong. The exit code is 2 when that stops training.
 """
 
