@@ -13,7 +13,7 @@ from remind_jax.config import keys
 from remind_jax.config.table import OF_SOURCES, Key, Limit
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FIRST = ("remind_jax.main", "remind_jax.sweep", "remind_jax.check_data")  # others follow by name
+FIRST = ("remind_jax", "remind_jax.main", "remind_jax.sweep", "remind_jax.check_data")  # others follow by name
 _COMMANDS = """# Commands
 
 What every command says of itself; `--help` prints the same. Bad input of any kind is one line on stderr and exit code

@@ -1,27 +1,31 @@
-"""Adapts a finished run to modality combinations that it never saw (REMIND section 5, Q4 and figure 5).
+"""Adapts a finished run to modality combinations that it never saw (REMIND section 5, Q4, figure 5).
 
-    python -m remind_jax.adapt --workdir=RUN --data=DIR --unfreeze=router,head
+    remind adapt --workdir=RUN --data=DIR --unfreeze=router,head
 
-    --data=DIR      a manifest folder with the run's modalities and classes, prepared with what the run has fitted; by
-                    default the rows of the run's own data that data.leave_out kept from training
+    --data=DIR      a manifest folder with the run's modalities and classes, prepared with what the
+                    run has fitted; by default those rows of the run's own data that data.leave_out
+                    kept from training
     --unfreeze=…    nothing (zero-shot) | all | a list of
-                      head                the prediction head
-                      router              what the new combinations have for themselves: residual routers and vectors
-                                          for what is missing; and the shared router where a method has no others
-                      shared_router       the router of all combinations
-                      experts=SHARE       above 0 and up to 1: of each block's experts those that the new rows use most
+                      head            the prediction head
+                      router          what the new combinations have for themselves: residual
+                                      routers and vectors for what is missing; and the shared router
+                                      where a method has no others
+                      shared_router   the router of all combinations
+                      experts=SHARE   above 0 and up to 1: of each block's experts those that the
+                                      new rows use most
     --rows=new      new | all: whether rows of combinations that the run knows train as well
     --steps=300     of training
     --lr=0          highest learning rate, which falls to zero along a cosine; 0 is the run's
     --patience=0    evaluations (20 in all) without improvement before training ends; 0 never
     --out=DIR       RUN/adapted by default; must not exist
 
-A new combination begins with residual routers of zero and the mean of the trained vectors, which is what the run gives
-to any combination that it does not know; with fusion.router_rank its modalities have composed a router for it already,
-and `router` is refused. What is not named stays as it is, to the bit. Of the weights before training and those at every
-evaluation the ones with the lowest loss on the tuning rows are taken; with fewer than 30 tuning rows those of the last
-step. The loss is the run's, averaged over rows. Writes report.json, predictions.parquet,
-metrics.jsonl, config.json and checkpoints/, at once when all is done.
+A new combination begins with residual routers of zero and the mean of the trained vectors, as the
+run treats any combination that it does not know; with fusion.router_rank its modalities have
+composed a router for it already, and `router` is refused. What is not named stays as it is, to the
+bit. Of the weights before training and at every evaluation those with the lowest loss (the run's,
+averaged over rows) on the tuning rows are taken; with fewer than 30 tuning rows those of the last
+step. Writes report.json, predictions.parquet, metrics.jsonl, config.json and checkpoints/, when all
+is done.
 """
 
 import math

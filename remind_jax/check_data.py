@@ -1,10 +1,12 @@
 """Validates a manifest folder: every problem with its row, its column and what to do about it.
 
-    python -m remind_jax.check_data DIR [--json] [--bad-files=missing]
+    remind check DIR [--json] [--bad-files=missing]
 
     DIR                  holds schema.yaml and manifest.csv or manifest.parquet
-    --json               print one JSON object: ok, findings (code, message, fatal), counts; or ok and error
-    --bad-files=refuse   refuse | missing: what training does with files that cannot be read, as data.bad_files
+    --json               print one JSON object: ok, findings (code, message, fatal), counts; or ok
+                         and error
+    --bad-files=refuse   refuse | missing: what training does with files that cannot be read, as
+                         data.bad_files
 
 Every file is decoded. The exit code is 2 when training is refused.
 """
@@ -23,7 +25,7 @@ from remind_jax.runtime import progress
 
 def run(arguments: Sequence[str]) -> int:
     """Checks the folder that `arguments` name, prints what was found, and returns the exit code (0 or 2)."""
-    parser = cli.Parser("python -m remind_jax.check_data DIR [--json] [--bad-files=missing]")
+    parser = cli.Parser("remind check DIR [--json] [--bad-files=missing]")
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--bad-files", choices=reading.BAD_FILES, default="refuse")

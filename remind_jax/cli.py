@@ -10,10 +10,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from remind_jax.config import set_value
+from remind_jax.config import keys, set_value
 from remind_jax.errors import UserError, did_you_mean, explain
 
 BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+_HERE = pathlib.Path(__file__).resolve().parent
+# Of an installed package; in a clone they lie next to the package.
+CONFIGS = next(filter(pathlib.Path.is_dir, (_HERE / "configs", _HERE.parent / "configs")), _HERE / "configs")
+_OF_CONFIGS = ("--config", "--quick")  # options that describe a config, `--config.KEY` apart
 
 
 def run(command: Callable[[list[str]], None], usage: str | None) -> None:
@@ -48,10 +52,11 @@ def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
 class Parser(argparse.ArgumentParser):
     """Reads the options of one command; every mistake is a UserError in one line."""
 
-    def __init__(self, usage: str):
-        """`usage` is how to call the command, in one line."""
+    def __init__(self, usage: str, further: Sequence[str] = ()):
+        """`usage` is how to call the command, in one line; `further` are options that it leaves to others."""
         super().__init__(usage=usage, allow_abbrev=False, add_help=False)
         self._least: dict[str, int | float] = {}
+        self._further = (*further, *_OF_CONFIGS)
 
     def add_number(self, name: str, default: int | float, least: int | float) -> None:
         """Adds the option `name` for numbers of the default's type that are not below `least`."""
@@ -60,18 +65,28 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """Reads arguments of which every one is an option of the command. Raises UserError for anything else."""
-        options, rest = self.parse_known_args(args, namespace)
+        options, rest = self._parse(args, namespace)
         if not rest:
             return options
         if not rest[0].startswith("-"):
             raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
-        name, known = rest[0].partition("=")[0], list(self._option_string_actions)
-        self.error(f"unknown option {name}{did_you_mean(name, known)}; options: {', '.join(known)}")
+        raise self._unknown(rest[0])
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Reads the command's own options and returns the others. Raises UserError as `parse_args`."""
+        """Reads the command's own options and returns the others: those it leaves to others, and those of a config.
+
+        Raises UserError as `parse_args`.
+        """
+        options, rest = self._parse(args, namespace)
+        for argument in rest[: rest.index("--")] if "--" in rest else rest:
+            known = argument.partition("=")[0] in self._further or argument.startswith("--config.")
+            if argument.startswith("--") and not known:
+                raise self._unknown(argument, (*self._further, *(f"--config.{key}" for key in keys())))
+        return options, rest
+
+    def _parse(self, args: Sequence[str] | None, namespace: Any) -> tuple[argparse.Namespace, list[str]]:
         options, rest = super().parse_known_args(args, namespace)
         values = vars(options)
         for name, least in self._least.items():
@@ -80,6 +95,11 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"{name}={value} must be at least {least}")
             values[name.lstrip("-").replace("-", "_")] = value
         return options, rest
+
+    def _unknown(self, argument: str, others: Sequence[str] = ()) -> UserError:
+        """Makes the error of an unknown option, which names the one that may be meant; `others` are known as well."""
+        name, own = argument.partition("=")[0], list(self._option_string_actions)
+        return UserError(f"unknown option {name}{did_you_mean(name, [*own, *others])}; options: {', '.join(own)}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {self.usage})")
@@ -138,13 +158,15 @@ class GivenConfig(NamedTuple):
 
 
 def parse_config(arguments: Sequence[str]) -> tuple[Any, pathlib.Path]:
-    """Reads `--config=FILE[:ARGUMENT]`, `--config.KEY=VALUE` and `--workdir=DIR`; returns the config and the workdir.
+    """Reads `--config=NAME[:ARGUMENT]`, `--config.KEY=VALUE`, `--quick`, `--workdir=DIR`; returns config and workdir.
 
-    The workdir is `runs/<config>-<method>-seed<seed>` by default. Raises UserError for anything that cannot be read.
+    The workdir is `runs/<config>-<method>-seed<seed>` by default, of a smoke run with `-quick` at its end. Raises
+    UserError for anything that cannot be read.
     """
     given = read_config(arguments)
-    default = f"runs/{given.file.stem}-{given.config.method}-seed{given.config.seed}"
-    return given.config, pathlib.Path(given.workdir or default)
+    config, end = given.config, "-quick" if given.config.size == "quick" else ""
+    default = f"runs/{given.file.stem}-{config.method}-seed{config.seed}{end}"
+    return config, pathlib.Path(given.workdir or default)
 
 
 def read_config(arguments: Sequence[str]) -> GivenConfig:
@@ -152,35 +174,50 @@ def read_config(arguments: Sequence[str]) -> GivenConfig:
     from absl import flags
     from ml_collections import config_flags
 
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "config file", lock_config=True, flag_values=values, sys_argv=["remind_jax", *arguments]
-    )
-    flags.DEFINE_string("workdir", "", "folder of the run", flag_values=values)
-    file = config_file(arguments)
+    parser = Parser("--config=NAME[:method=NAME,size=SIZE] [--config.KEY=VALUE …] …; see --help")
+    parser.add_argument("--config", nargs="?", const="", default="")
+    parser.add_argument("--workdir", default="")
+    parser.add_argument("--quick", action="store_true")
+    options, rest = parser.parse_known_args(arguments)
+    file, argument = _file_and_argument(options.config, options.quick)
     for key in ("method", "size"):
-        given = [x for x in arguments if x == f"--config.{key}" or x.startswith(f"--config.{key}=")]
+        given = [x for x in rest if x == f"--config.{key}" or x.startswith(f"--config.{key}=")]
         if given:  # alone it would relabel the run and set none of the keys that it stands for
             value = given[0].partition("=")[2] or key.upper()
             raise UserError(f"config.{key} is set in the argument of the file: --config={file}:{key}={value}")
+    described, values = f"--config={file}:{argument}", flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "config file", lock_config=True, flag_values=values, sys_argv=["remind_jax", described, *rest]
+    )
     try:
-        rest = values(["remind_jax", *arguments])[1:]
+        left = values(["remind_jax", described, *rest])[1:]
     except UserError:
         raise
     except (flags.Error, AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
-        raise UserError(_unknown_key(arguments) or _one_line(error)) from error
-    if rest:
-        raise UserError(f"unexpected arguments: {' '.join(rest)}; options start with --")
-    return GivenConfig(file, values.config, config_flags.get_override_values(values["config"]), values.workdir)
+        raise UserError(_unknown_key(described, rest) or _one_line(error)) from error
+    if left:
+        raise UserError(f"unexpected arguments: {' '.join(left)}; options start with --")
+    return GivenConfig(file, values.config, config_flags.get_override_values(values["config"]), options.workdir)
 
 
-def _unknown_key(arguments: Sequence[str]) -> str:
+def _file_and_argument(value: str, quick: bool) -> tuple[pathlib.Path, str]:
+    """Splits what `--config` is set to into its file and the argument of the file, that of a smoke run if `quick`."""
+    if not value:
+        raise UserError(f"no config: give one as --config=nhanes; there are {', '.join(config_names())}")
+    name, _, argument = value.partition(":")
+    file = find_config(name)
+    if quick and "size=" in argument:
+        raise UserError(f"--quick is a size of its own: leave size out of --config={value}")
+    return file, ",".join(filter(None, (argument, "size=quick" if quick else "")))
+
+
+def _unknown_key(described: str, rest: Sequence[str]) -> str:
     """Names the first key among the arguments that the config does not have, and those it has; nothing if all are."""
-    given = [argument.removeprefix("--config.").partition("=")[0] for argument in arguments if "--config." in argument]
+    given = [argument.removeprefix("--config.").partition("=")[0] for argument in rest if "--config." in argument]
     if not given:
         return ""
     # Without the keys the file can be read.
-    config = parse_config([f"--config={_config_value(arguments)}"])[0]
+    config = parse_config([described])[0]
     for key in given:
         section, path = config, ""
         for name in key.split("."):
@@ -193,34 +230,32 @@ def _unknown_key(arguments: Sequence[str]) -> str:
     return ""
 
 
-def config_file(arguments: Sequence[str]) -> pathlib.Path:
-    """Finds the config file among the arguments and checks that it exists before it is imported."""
-    value = _config_value(arguments)
-    if not value:
-        raise UserError("no config: give one as --config=configs/nhanes.py")
-    file = pathlib.Path(value.partition(":")[0])
+def config_names() -> list[str]:
+    """Names the configs that come with the package, such as nhanes."""
+    return sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
+
+
+def find_config(name: str) -> pathlib.Path:
+    """Finds a config by its path or, where no file is, by name: `nhanes` and `configs/nhanes.py` are of the package.
+
+    Raises UserError: it is not there, and what is there instead.
+    """
+    file = pathlib.Path(name)
     try:
-        is_there = file.is_file()
+        if file.is_file():
+            return file
     except (OSError, ValueError) as error:  # no name that a file could have
         raise UserError(f"config file cannot be opened: {getattr(error, 'strerror', None) or error}") from None
-    if not is_there:
-        there = sorted(p.name for p in file.parent.glob("*.py") if p.name != "__init__.py")
-        near = difflib.get_close_matches(file.name, there, n=1)
-        hint = f", did you mean {file.parent / near[0]}?" if near else ""
-        hint += f" There are {', '.join(there)}" if there else " Start the command in a clone of the repository"
-        raise UserError(f"config file {file} does not exist{hint}")
-    return file
-
-
-def _config_value(arguments: Sequence[str]) -> str:
-    """Returns what `--config` is set to; empty without it."""
-    value = ""
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            value = argument.removeprefix("--config=")
-        elif argument == "--config" and i + 1 < len(arguments):
-            value = arguments[i + 1]
-    return value
+    known = config_names()
+    if file.parent.as_posix() in (".", "configs") and file.suffix in ("", ".py") and file.stem in known:
+        return CONFIGS / f"{file.stem}.py"
+    if file.suffix == "" and len(file.parts) == 1:
+        raise UserError(f"there is no config {name}{did_you_mean(name, known)}; give a file or {', '.join(known)}")
+    there = sorted(p.name for p in file.parent.glob("*.py") if p.name != "__init__.py")
+    near = difflib.get_close_matches(file.name, there, n=1)
+    hint = f", did you mean {file.parent / near[0]}?" if near else ""
+    hint += f" There are {', '.join(there)}" if there else f"; those of the package are {', '.join(known)}"
+    raise UserError(f"config file {file} does not exist{hint}")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,14 +1,18 @@
-"""Finished runs side by side: figures of every combination, paired differences with intervals, calibration.
+"""Finished runs side by side: figures of every combination, paired differences, calibration.
 
-    python -m remind_jax.compare RUN1 RUN2 … --out=DIR [--baseline=NAME] [--resamples=2000]
+    remind compare RUN1 RUN2 … --out=DIR [--baseline=NAME] [--resamples=2000]
 
-    RUN          folder of a finished or adapted run; runs that differ in their seed alone count as one method
-    --out=DIR    for index.html, table.md, table.tex, runs.csv, groups.csv, differences.csv, calibration.csv
+    RUN          folder of a finished or adapted run; runs that differ in their seed alone count as
+                 one method
+    --out=DIR    for index.html, table.md, table.tex, runs.csv, groups.csv, differences.csv and
+                 calibration.csv
     --resamples  of the bootstrap, 2000 by default
-    --baseline   what differences are to, as the table calls it; by default the method of the first run
+    --baseline   what differences are to, as the table calls it; the method of the first run by
+                 default
 
-A method is called by its name, and by the name of its folder as well where two would be called alike. Differences are
-drawn for the same held-out samples under the same seed; their intervals are those of a bootstrap over patients.
+A method is called by its name, and by the name of its folder as well where two would be called
+alike. Differences are drawn for the same held-out samples under the same seed; their intervals are
+those of a bootstrap over patients.
 """
 
 import pathlib
@@ -21,7 +25,7 @@ from remind_jax.studies.comparison import RESAMPLES
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    parser = cli.Parser("python -m remind_jax.compare RUN1 RUN2 … --out=DIR [--baseline=NAME]")
+    parser = cli.Parser("remind compare RUN1 RUN2 … --out=DIR [--baseline=NAME]")
     parser.add_argument("runs", nargs="*", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--baseline", default="")

@@ -21,6 +21,11 @@ class NotFiniteError(UserError):
     code = 17
 
 
+def needs(package: str, extra: str) -> UserError:
+    """Makes the error of a package that is not installed, which an `extra` of this project brings."""
+    return UserError(f"{package} is not installed: pip install {package} (part of the extra {extra} of remind-jax)")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of an error message, " (did you mean 'labs'?)", or "" when no known name is close."""
     close = difflib.get_close_matches(str(name), list(known), n=1)

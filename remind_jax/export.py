@@ -1,19 +1,23 @@
-"""A finished or adapted run as a folder that jax (with flatbuffers) and numpy can use: program, weights, model card.
+"""A finished or adapted run as a folder that jax and numpy can use: program, weights, model card.
 
-    python -m remind_jax.export --workdir=RUN --out=DIR
+    remind export --workdir=RUN --out=DIR
 
     --out=DIR   must not exist. It then holds
                   model.jax             the program, for CPU, CUDA and TPU
                   weights.safetensors   its weights
                   load.py               a few lines that open both: `predict = load(folder)`
                   encode.py, inputs.py  make inputs of rows of the raw table: `predict(encode(rows))`
-                  schema.json           inputs and outputs with shapes and types, classes, combinations of training
-                  preprocessing.json    how inputs are made from columns: means, categories, vocabularies, tokenizers
-                  example.json          a made-up row, its inputs and probabilities; `python load.py` checks by it
+                  schema.json           inputs and outputs with shapes and types, classes,
+                                        combinations of training
+                  preprocessing.json    how inputs are made from columns: means, categories,
+                                        vocabularies, tokenizers
+                  example.json          a made-up row, its inputs and probabilities;
+                                        `python load.py` checks by it
                   model_card.md         data, figures with intervals, limits, duties
 
-The probabilities are those of the run's report, its adjustments of the prior included. `model.jax` is read by versions
-of jax as `jax.export` promises: those of the next six months at least.
+Opening it takes jax with flatbuffers, and numpy. The probabilities are those of the run's report,
+its adjustments of the prior included. `model.jax` is read by versions of jax as `jax.export`
+promises: those of the next six months at least.
 """
 
 import pathlib

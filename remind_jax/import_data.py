@@ -1,6 +1,7 @@
 """Makes a manifest folder out of data in another form, and prints what each column becomes.
 
-    remind import --source=icu.csv.gz --out=DIR --label=died --sample=stay --patient=id --modality=aps=aps_*,labs=lab_*
+    remind import --source=icu.csv.gz --out=DIR --label=died --sample=stay --patient=id
+    remind import --from=monai --source=datalist.json --out=DIR
 
     --from=table      form of the data: table, monai, meds or flex_moe
     --source=PATH     what is read
@@ -8,20 +9,24 @@
     --name=NAME       of the data set; by default the folder's
     table (.csv, .tsv, also as .gz, .parquet, .xlsx, .xpt):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
-      --join=labs.csv,notes.csv                         tables with at most one row a sample or patient
-      --modality=aps=aps_*,labs=lab_*+glucose           modalities of the columns that patterns match; the first takes
-                                                        a column, the others are sorted by what they hold
-      --kind=COLUMN=KIND,…                              number, category, text, codes, embedding, image, volume, skip
+      --join=labs.csv,notes.csv                         tables with at most one row a sample or
+                                                        patient
+      --modality=aps=aps_*,labs=lab_*+glucose           modalities of the columns that patterns
+                                                        match; the first takes a column, the
+                                                        others are sorted by what they hold
+      --kind=COLUMN=KIND,…                              number, category, text, codes, embedding,
+                                                        image, volume, skip
     monai (a datalist, .json):
       --label=label, --patient=KEY
     meds (a folder):
       --labels=PATH     file or folder of the labels
-      --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; by default one modality of all
+      --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; by default one modality
+                                                        of all
       --columns=64      most columns of a modality's table
     flex_moe (the folder of ADNI that Flex-MoE reads)
 
-Columns keep their names, so that predictions join the raw table. What was guessed stands in DIR/schema.yaml, which can
-be edited.
+Columns keep their names, so that predictions join the raw table. What was guessed stands in
+DIR/schema.yaml, which can be edited.
 """
 
 import pathlib

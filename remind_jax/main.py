@@ -1,17 +1,24 @@
 """Trains a method on a data set, evaluates it on held-out patients and writes a report.
 
-    python -m remind_jax.main --config=configs/nhanes.py[:method=NAME,size=SIZE] [--config.KEY=VALUE …] [--workdir=DIR]
+    remind train --config=nhanes --quick
+    remind train --config=NAME[:method=NAME,size=SIZE] [--config.KEY=VALUE …] [--workdir=DIR]
 
-    --config=FILE         of configs/: nhanes, heart, phenomenon, mimic, embed, fprm, and manifest for your own data
-      method=remind       remind, remind_plus, soft_moe, group_dro, reweigh, fair_batch, fair_mixup, logit_adjust,
-                          fuse_moe, flex_moe, remind_no_dro, remind_no_specialization; logistic_regression and
-                          gradient_boosting, which have no network
-      size=small          small | paper
-    --config.KEY=VALUE    any key of the file, such as --config.optim.lr=1e-3; remind_jax/config/table.py explains all
-    --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default
+    --config=NAME         nhanes, heart, phenomenon, mimic, embed, fprm, and manifest for your own
+                          data; or a file of your own, such as mine/ours.py
+      method=remind       remind, remind_plus, soft_moe, group_dro, reweigh, fair_batch, fair_mixup,
+                          logit_adjust, fuse_moe, flex_moe, remind_no_dro, remind_no_specialization;
+                          logistic_regression and gradient_boosting, which have no network
+      size=small          small | paper | quick
+    --config.KEY=VALUE    any key, such as --config.optim.lr=1e-3; remind_jax/config/table.py and
+                          the documentation explain all
+    --quick               size=quick, a smoke run: few steps of a small network show that everything
+                          works, and the figures mean nothing
+    --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default, and
+                          -quick
 
-The same command again goes on with a run that was stopped, and shows the report of one that is finished.
-Several processes of a job train together; launch/README.md says how to start them.
+The same command again goes on with a run that was stopped, and shows the report of one that is
+finished. Several processes of a job train together; launch/README.md says how to start them.
+`python -m remind_jax.main` is the same command.
 """
 
 from remind_jax import cli

@@ -65,7 +65,29 @@ METHODS = {
         "train.freeze": "nothing",
     },
 }
-SIZES = ("small", "paper")
+SIZES = ("small", "paper", "quick")
+# The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and
+# resamples as take all the paths of a real run. Keys that a data set does not have are left out.
+QUICK = {
+    "data.stays": 800,
+    "data.exams": 400,
+    "data.samples": 400,
+    "data.train": 1_000,
+    "data.tuning": 200,
+    "data.held_out_per_group": 50,
+    "data.max_tokens": 32,
+    "data.frames": 4,
+    "model.width": 16,
+    "fusion.heads": 2,
+    "fusion.experts": 8,
+    "fusion.share_experts": True,
+    "fusion.hidden": 32,
+    "train.epochs": 1.0,
+    "train.joint_epochs": 0.5,
+    "train.evaluate_every": 0.5,
+    "train.patience": 0,
+    "eval.bootstrap": 50,
+}
 # Models without a network, of remind_jax.studies.baselines; of a config they use data, seed, selection and evaluation.
 PLAIN = {"logistic_regression": SOFT_MOE, "gradient_boosting": SOFT_MOE}
 
@@ -99,8 +121,15 @@ def parse_arg(arg: str) -> dict[str, str]:
 
 
 def apply_method(config: Any, method: str, group_imputation: str = "group"):
-    """Sets the keys that a method stands for; a plain model, which has no network, has those of `soft_moe`."""
+    """Sets the keys that a method stands for; a plain model, which has no network, has those of `soft_moe`.
+
+    Where `config.size` is quick it sets those of `QUICK` before.
+    """
     config.method = method
+    for key, value in QUICK.items() if config.size == "quick" else ():
+        section, _, name = key.partition(".")
+        if name in config[section]:
+            set_value(config, key, value)
     for key, value in (METHODS | PLAIN)[method].items():
         set_value(config, key, group_imputation if value == "<group>" else value)
 

@@ -1,11 +1,11 @@
 """What a run would cost: parameters, operations, memory; nothing is trained and no array is allocated.
 
-    python -m remind_jax.plan --config=configs/embed.py:size=paper
+    remind plan --config=embed:size=paper
 
-    --config, --config.KEY=VALUE    as in remind_jax.main
+    --config=NAME, --config.KEY=VALUE, --quick    as in remind train
 
-For the data sets of the paper no data are read either. Operations are those of products and convolutions, 2 a
-multiply-add (`remind_jax/ops/flops.py`).
+For the data sets of the paper no data are read either. Operations are those of products and
+convolutions, 2 a multiply-add (`remind_jax/ops/flops.py`).
 """
 
 from typing import Any

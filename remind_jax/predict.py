@@ -1,16 +1,16 @@
 """Probabilities of a finished or adapted run for new samples with any combination of its modalities.
 
-    python -m remind_jax.predict --workdir=RUN --data=DATA --out=FILE.csv
+    remind predict --workdir=RUN --data=DATA --out=FILE.csv
 
-    --data=DATA      a manifest folder, or a table (csv, tsv, parquet, xlsx, xpt) with the columns that the run was
-                     trained on; labels, patient ids and the columns of whole modalities may be absent
-    --out=FILE       .csv or .parquet: a row a sample with its combination, the training samples and patients that had
-                     it, the most probable class, a probability of each class, and a warning or nothing
-    --batch-size=0   rows at a time; 0 is the run's. Probabilities do not depend on it beyond rounding
-    --bad-files=…    refuse | missing: what is done with files that cannot be read; by default as in the run
-    --programs=keep  keep | forget: compiled programs, in ~/.cache/remind_jax/programs, so that the next call is quicker
+    --data=DATA      a manifest folder, or a table (csv, tsv, parquet, xlsx, xpt) with the run's
+                     columns; labels, patient ids and the columns of whole modalities may be absent
+    --out=FILE       .csv or .parquet: a row a sample with its combination, the training samples and
+                     patients that had it, the most probable class, all probabilities, any warning
+    --batch-size=0   rows at a time, 0 as in the run; changes no probability beyond rounding
+    --bad-files=…    refuse | missing: what is done with unreadable files; by default as in the run
+    --programs=keep  keep | forget: compiled programs, in ~/.cache/remind_jax/programs
 
-The same in Python: `remind_jax.load(RUN).table(DATA)`; also `.predict(DATA)`, `.embed(DATA)`, `.evaluate(DATA)`.
+The same in Python: `remind_jax.load(RUN).table(DATA)`; also `.predict`, `.embed`, `.evaluate`.
 """
 
 import pathlib

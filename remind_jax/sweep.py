@@ -1,22 +1,26 @@
 """Trains several methods over several seeds and tabulates them, with paired differences to a baseline.
 
-    python -m remind_jax.sweep --config=configs/phenomenon.py --methods=soft_moe,remind --seeds=0,1,42 --workdir=DIR
+    remind sweep --config=phenomenon --methods=soft_moe,remind --seeds=0,1,42 --workdir=DIR
 
-    --config, --config.KEY=VALUE    as in remind_jax.main, of every run
-    --methods=all        every method and plain model of remind_jax/methods.py, or the variants of the table
+    --config=NAME, --config.KEY=VALUE, --quick    as in remind train, of every run
+    --methods=all        every method and plain model of remind_jax/methods.py, or the table's
+                         variants
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
-    --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else the first method
-    --table=4            the paper's ablation (4), its sensitivity analysis (16) or that of remind_plus, not all methods
+    --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else
+                         the first method
+    --table=4            the paper's ablation (4), its sensitivity analysis (16) or that of
+                         remind_plus, not all methods
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
-    --share              other processes, here or on other machines, run the same command in the same folder
+    --share              other processes, here or on other machines, run the same command in the
+                         same folder
     --resamples=2000     bootstrap replicates of the differences
 
-Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails does not stop the
-others. Processes that share a sweep take runs in turn, and those of a process that was killed; the last one to end
-writes the tables.
+Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails
+does not stop the others. Processes that share a sweep take runs in turn, and those of a process
+that was killed; the last one to end writes the tables.
 
-Writes runs.csv, groups.csv, differences.csv, table.md, table.tex, index.html and sweep.json (the command, the
-time that it took and the machine) under DIR, and a folder a run.
+Writes runs.csv, groups.csv, differences.csv, table.md, table.tex, index.html and sweep.json (the
+command, the time that it took and the machine) under DIR, and a folder a run.
 """
 
 import pathlib
@@ -29,7 +33,7 @@ from remind_jax.studies import entries
 
 def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path]:
     """Reads what to run, and the folder of the sweep. Raises UserError for anything that cannot be read."""
-    parser = cli.Parser("python -m remind_jax.sweep --config=FILE --workdir=DIR …; see --help")
+    parser = cli.Parser("remind sweep --config=NAME --workdir=DIR …; see --help")
     parser.add_argument("--workdir", default="")
     entries.add_options(parser)
     values, rest = parser.parse_known_args(arguments)

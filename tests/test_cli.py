@@ -44,7 +44,12 @@ def _run(monkeypatch, capsys, command, *arguments: str) -> tuple[int, str, str]:
         (["--config"], ("no config",)),
         ([f"--config={ROOT}/configs/nhanse.py"], ("nhanse.py", "does not exist", "nhanes.py?")),
         ([f"--config={ROOT}/configs/mine.py"], ("mine.py", "There are", "manifest.py", "mimic.py")),
-        ([f"--config={ROOT}/nowhere/zzz.py"], ("zzz.py", "does not exist", "clone of the repository")),
+        ([f"--config={ROOT}/nowhere/zzz.py"], ("zzz.py", "does not exist", "of the package are embed, ", "nhanes")),
+        (["--config=nowhere/nhanes.py"], ("nowhere/nhanes.py", "does not exist")),
+        (["--config=mimc"], ("no config mimc", "did you mean 'mimic'", "embed, fprm")),
+        (["--config=mimc.py"], ("mimc.py", "does not exist", "of the package are embed, ")),
+        (["--config=nhanes:size=paper", "--quick"], ("--quick is a size of its own",)),
+        (["--config=nhanes", "--quick=1"], ("--quick",)),
         ([f"--config={ROOT}/configs"], ("configs", "does not exist")),
         ([f"{MIMIC}:method=remnd"], ("'remnd'", "did you mean 'remind'")),
         ([f"{MIMIC}:size=huge"], ("'huge'", "small, paper")),
@@ -60,7 +65,8 @@ def _run(monkeypatch, capsys, command, *arguments: str) -> tuple[int, str, str]:
         ([MIMIC, "--config.optim=1"], ("optim",)),
         ([MIMIC, "train"], ("unexpected arguments", "train")),
         ([MIMIC, "--", "config.seed=1"], ("unexpected arguments", "config.seed=1")),
-        ([MIMIC, "--wrokdir=x"], ("wrokdir", "workdir")),
+        ([MIMIC, "--wrokdir=x"], ("unknown option --wrokdir (did you mean '--workdir'?)",)),
+        ([MIMIC, "--optim.lr=1"], ("unknown option --optim.lr (did you mean '--config.optim.lr'?)",)),
         ([MIMIC, "--config.method=group_dro"], ("method", ":method=group_dro")),
         ([MIMIC, "--config.size=paper"], ("size", ":size=paper")),
     ],
@@ -167,6 +173,42 @@ def test_a_config_file_may_lie_anywhere(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert cli.parse_config(["--config=../mine/ours.py"])[0].seed == 77
+
+
+@pytest.mark.parametrize("name", ["nhanes", "nhanes.py", "configs/nhanes.py", "./configs/nhanes.py"])
+def test_a_config_of_the_package_is_found_from_any_folder(tmp_path, monkeypatch, name):
+    (tmp_path / "nhanes").mkdir()  # a folder, such as that of a run, is no config
+    monkeypatch.chdir(tmp_path)
+    config, workdir = cli.parse_config([f"--config={name}:method=soft_moe", "--config.seed=3"])
+    assert (config.data.source, config.method, config.seed) == ("nhanes", "soft_moe", 3)
+    assert str(workdir) == "runs/nhanes-soft_moe-seed3"
+    assert cli.find_config(name).is_absolute()
+
+
+def test_a_file_that_is_there_comes_before_the_package(tmp_path, monkeypatch):
+    text = (ROOT / "configs" / "nhanes.py").read_text(encoding="utf-8")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "nhanes.py").write_text(
+        text.replace("    return config", "    config.seed = 77\n    return config")
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.parse_config(["--config=configs/nhanes.py"])[0].seed == 77
+    assert cli.parse_config(["--config=nhanes"])[0].seed == 0
+
+
+def test_configs_of_a_wheel_come_before_those_of_a_clone():
+    assert cli.config_names() == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    assert cli.CONFIGS == ROOT / "configs"  # tests/test_packaging.py looks at a wheel
+
+
+def test_a_smoke_run_is_a_size_with_a_folder_of_its_own():
+    config, workdir = cli.parse_config(["--config=nhanes:method=soft_moe", "--quick", "--config.train.epochs=2.0"])
+    assert (config.size, config.method, str(workdir)) == ("quick", "soft_moe", "runs/nhanes-soft_moe-seed0-quick")
+    assert config.train.epochs == 2.0  # what is set one by one stays
+    same = cli.parse_config(["--config=nhanes:method=soft_moe,size=quick", "--config.train.epochs=2.0"])
+    assert (same[0].to_dict(), same[1]) == (config.to_dict(), workdir)
+    given = cli.read_config(["--quick", "--config=nhanes"])
+    assert (given.of_method("reweigh").size, given.of_method("reweigh").eval.bootstrap) == ("quick", 50)
 
 
 def test_help_prints_usage(monkeypatch, capsys):
@@ -368,5 +410,5 @@ def test_a_reader_that_leaves_ends_a_command_in_silence(arguments):
 def test_help_in_a_shell(tmp_path):
     done = _shell("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "python -m remind_jax.main --config=" in done.stdout
+    assert "\n    remind train --config=nhanes --quick\n" in done.stdout
     assert done.stderr == ""

@@ -1,13 +1,14 @@
-"""Shows the modality combinations, how accuracy follows their frequency, and whether missingness tells the label.
+"""Shows combinations, how accuracy follows their frequency, and whether missingness tells the label.
 
-    python -m remind_jax.analysis.availability --workdir=RUN [--also=RUN2,RUN3]
+    remind analyse availability --workdir=RUN [--also=RUN2,RUN3]
 
     --also=RUN2,…     further runs on the same data, whose accuracies are drawn next to it
 
-REMIND figure 1 (a, b), and the audit of W104. Writes under RUN/analysis: availability.csv (each combination with its
-train count, and its held-out accuracy with an exact binomial interval), availability_audit.csv (area under the ROC
-curve of a logistic regression from presence of modalities to the label, cross-validated by patient on the rows that
-are not held out), .png and .svg. How to read the result: docs/analyses.md.
+REMIND figure 1 (a, b), and the audit of W104. Writes under RUN/analysis: availability.csv (each
+combination with its train count, and its held-out accuracy with an exact binomial interval),
+availability_audit.csv (area under the ROC curve of a logistic regression from presence of
+modalities to the label, cross-validated by patient on the rows that are not held out), .png and
+.svg. How to read the result: docs/analyses.md.
 """
 
 from collections.abc import Sequence

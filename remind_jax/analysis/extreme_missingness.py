@@ -1,15 +1,16 @@
-"""Extreme missingness (REMIND table 5, section 7.5): how methods use a modality that four of five samples have lost.
+"""Extreme missingness (REMIND table 5, 7.5): how methods use a modality that most samples have lost.
 
-    python -m remind_jax.analysis.extreme_missingness --config=configs/nhanes.py --methods=soft_moe,remind \\
-        --seeds=0,1,42 --workdir=DIR
+    remind analyse extreme_missingness --config=nhanes --methods=soft_moe,remind --seeds=0,1,42 \\
+        --workdir=DIR
 
     --modalities=A,B     taken away, each in turn and in runs of its own; all of the data by default
-    --rate=0.8           share of the samples that lose it, in training, tuning and held-out samples alike
-    --baseline, --table, --jobs, --resamples, --config.KEY=VALUE    as in remind_jax.sweep
+    --rate=0.8           share of the samples that lose it, in training, tuning and held-out samples
+    --baseline, --table, --jobs, --resamples, --config.KEY=VALUE    as in remind sweep
 
-Only samples that have all modalities take part. Each modality is a sweep of methods × seeds in a folder of its own,
-DIR/<modality>, with its tables; finished runs are kept and the same command goes on. Writes extreme_missingness.csv
-(figures of every run), .md (the paper's layout), .png and .svg under DIR.
+Only samples that have all modalities take part. Each modality is a sweep of methods × seeds in a
+folder of its own, DIR/<modality>, with its tables; finished runs are kept and the same command goes
+on. Writes extreme_missingness.csv (figures of every run), .md (the paper's layout), .png and .svg
+under DIR.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation.samples import Samples
+from remind_jax.studies import entries
 from remind_jax.studies.comparison import Outcome
 from remind_jax.studies.results import TITLES as FIGURES
 from remind_jax.studies.tables import size_text, spread_text
@@ -51,7 +53,8 @@ def parse(arguments: Sequence[str]) -> Removal:
 
     Raises UserError: for anything that cannot be read, or a modality that the data do not have.
     """
-    parser = cli.Parser("python -m remind_jax.analysis.extreme_missingness --config=FILE --workdir=DIR …; see --help")
+    usage = "remind analyse extreme_missingness --config=NAME --workdir=DIR …; see --help"
+    parser = cli.Parser(usage, entries.OPTIONS)
     parser.add_argument("--modalities", default="")
     parser.add_argument("--workdir", default="")
     parser.add_argument("--rate", type=float, default=0.8)

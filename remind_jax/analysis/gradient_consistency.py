@@ -1,21 +1,24 @@
-"""Measures gradient consistency of every combination over training (REMIND equations 1, 9 to 17; figures 1b, 3).
+"""Measures gradient consistency of combinations over training (REMIND eq. 1, 9 to 17; figures 1b, 3).
 
-    python -m remind_jax.analysis.gradient_consistency --workdir=RUN [--also=RUN2,RUN3]
+    remind analyse gradient_consistency --workdir=RUN [--also=RUN2,RUN3]
 
-    --also=RUN2,…       further runs to draw next to it; runs that differ in their seed alone share a column
-    --output=margin     whose gradients: margin (true-class logit less the largest other) | loss | logit
+    --also=RUN2,…       further runs to draw next to it; runs that differ in their seed alone share
+                        a column
+    --output=margin     whose gradients: margin (true-class logit less the largest other) | loss |
+                        logit
     --score=abs         score of the curves: abs (|cos|) | signed (Eq. 13, signs by uᵀΘ1 ≥ 0)
     --n=32              samples of a combination
     --n_whole=128       samples of the whole data set
-    --whole=natural     shares in these: natural (each combination with its share) | balanced (n of each combination)
+    --whole=natural     shares in these: natural (each combination with its share) | balanced (n
+                        each)
     --draws=3           independent draws of samples; the band is the spread over draws and seeds
     --split=train       train | tuning | held_out
     --params=^block_    regular expression of the parameters; the fusion blocks by default
     --method=auto       auto | exact | gram | lanczos
     --seed=0            seed of the draws
 
-Writes gradient_consistency.csv, .png and .svg under RUN/analysis. The analysis needs checkpoints: train with
---config.train.keep=0 to keep all. How to read the result: docs/gradient_consistency.md.
+Writes gradient_consistency.csv, .png and .svg under RUN/analysis. The analysis needs checkpoints:
+train with --config.train.keep=0 to keep all. How to read the result: docs/gradient_consistency.md.
 """
 
 import pathlib

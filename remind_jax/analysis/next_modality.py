@@ -1,20 +1,23 @@
 """Ranks missing modalities by the expected drop in a prediction's entropy. Research, not advice.
 
-    python -m remind_jax.analysis.next_modality --workdir=RUN [--samples=0,3,10-19]
+    remind analyse next_modality --workdir=RUN [--samples=0,3,10-19]
 
     --samples=all        held-out samples by position, counted from 0, or all of them
-    --donors=20          train samples that lend a missing modality, the nearest in the modalities of the sample
+    --donors=20          train samples that lend a missing modality, the nearest in the modalities
+                         of the sample
     --pool=4000          train samples to search for donors, drawn at random from larger data
     --checks=2000        held-out samples of the validation, drawn likewise
     --seed=0             seed of these draws and of the bootstrap
 
-The donors of a modality A are the train samples that have A and every modality of the sample, the nearest by encoded
-tokens. Each lends its tokens of A, and the drop in entropy is averaged over donors. Writes next_modality.csv (a row for
-each missing modality of a sample, no patient ids), next_modality_validation.csv, .png and .svg under RUN/analysis.
+The donors of a modality A are the train samples that have A and every modality of the sample, the
+nearest by encoded tokens. Each lends its tokens of A, and the drop in entropy is averaged over
+donors. Writes next_modality.csv (a row for each missing modality of a sample, no patient ids),
+next_modality_validation.csv, .png and .svg under RUN/analysis.
 
-The validation hides each modality of held-out samples in turn and compares the expected drop with the true one, which
-the hidden modality makes when it comes back: Spearman's rank correlation with a 95 % interval (bootstrap over samples),
-next to that of a rule without donors, the entropy before. A drop in entropy is no gain in accuracy.
+The validation hides each modality of held-out samples in turn and compares the expected drop with
+the true one, which the hidden modality makes when it comes back: Spearman's rank correlation with a
+95 % interval (bootstrap over samples), next to that of a rule without donors, the entropy before. A
+drop in entropy is no gain in accuracy.
 """
 
 import pathlib

@@ -1,14 +1,15 @@
 """Measures how a run's held-out metrics fall as modalities go missing.
 
-    python -m remind_jax.analysis.robustness --workdir=RUN [--also=RUN2,RUN3]
+    remind analyse robustness --workdir=RUN [--also=RUN2,RUN3]
 
     --also=RUN2,…        further runs to draw next to it
-    --draws=5            independent draws of the samples that lose a modality; the band is their spread
+    --draws=5            independent draws of the samples that lose a modality; the band is their
+                         spread
     --seed=0             seed of the draws, which are the same for all runs of one split
 
-Each modality has a curve: a share of the samples that have it and another one lose it, from none to all of them. For
-the curve "all together" samples lose every modality at that rate, but never their last one. Writes robustness.csv, .png
-and .svg under RUN/analysis.
+Each modality has a curve: a share of the samples that have it and another one lose it, from none to
+all of them. For the curve "all together" samples lose every modality at that rate, but never their
+last one. Writes robustness.csv, .png and .svg under RUN/analysis.
 """
 
 from collections.abc import Iterator, Sequence

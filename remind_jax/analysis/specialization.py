@@ -1,18 +1,22 @@
 """Shows which experts each modality combination uses (REMIND figure 4).
 
-    python -m remind_jax.analysis.specialization --workdir=RUN [--also=RUN2,RUN3]
+    remind analyse specialization --workdir=RUN [--also=RUN2,RUN3]
 
     --also=RUN2,…       further runs to draw next to it
     --top=3             number of a sample's first experts that count
-    --count=sample      sample (experts ranked by their mean weight over a sample's tokens) | token (by each token)
-    --tokens=all        all | observed; `observed` leaves out the weights of missing modalities' tokens
+    --count=sample      sample (experts ranked by their mean weight over a sample's tokens) | token
+                        (by each token)
+    --tokens=all        all | observed; `observed` leaves out the weights of missing modalities'
+                        tokens
     --split=held_out    held_out | tuning | train
     --block=0           fusion block
     --least=10          samples that a combination needs to count in the distance
-    --permutations=500  permutations of combinations among samples, for the distance expected by chance
+    --permutations=500  permutations of combinations among samples, for the distance expected by
+                        chance
 
-Writes specialization.csv, specialization_summary.csv, .png and .svg under RUN/analysis. The weights are those with
-which tokens read experts (Eq. 6), summed over an expert's slots, in evaluation. How to read it: docs/analyses.md.
+Writes specialization.csv, specialization_summary.csv, .png and .svg under RUN/analysis. The weights
+are those with which tokens read experts (Eq. 6), summed over an expert's slots, in evaluation. How
+to read it: docs/analyses.md.
 """
 
 import functools

@@ -1,15 +1,16 @@
-"""Measures how sure the shared router is, and the gate at other thresholds (REMIND table 6, sections 3.3 and 7.2).
+"""Measures how sure the shared router is, and the gate at other thresholds (REMIND table 6, 3.3, 7.2).
 
-    python -m remind_jax.analysis.uncertainty --workdir=RUN
+    remind analyse uncertainty --workdir=RUN
 
     --split=held_out  held_out | tuning | train; choose thresholds on `tuning`
-    --points=50       intervals of the grid of thresholds, from 0 to the largest value that a metric can have
+    --points=50       intervals of the grid of thresholds, from 0 to the largest value of a metric
     --block=0         fusion block
 
-Writes under RUN/analysis: uncertainty.csv (quantiles of every metric over tokens and over samples, for each
-combination), uncertainty_thresholds.csv (how often the gate is open at a threshold, and the accuracy if it were), .png
-and .svg. The metrics are those of the shared router, which the gate looks at; a sample's value is the mean over its
-tokens and slots, as for fusion.gate_granularity=sample. How to read the result: docs/analyses.md.
+Writes under RUN/analysis: uncertainty.csv (quantiles of every metric over tokens and over samples,
+for each combination), uncertainty_thresholds.csv (how often the gate is open at a threshold, and
+the accuracy if it were), .png and .svg. The metrics are those of the shared router, which the gate
+looks at; a sample's value is the mean over its tokens and slots, as for
+fusion.gate_granularity=sample. How to read the result: docs/analyses.md.
 """
 
 import functools

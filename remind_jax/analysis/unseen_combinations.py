@@ -1,18 +1,19 @@
-"""Unseen modality combinations (REMIND section 5, Q4 and figure 5): how little must be trained to take them in.
+"""Unseen modality combinations (REMIND Q4, figure 5): how little must be trained to take them in.
 
-    python -m remind_jax.analysis.unseen_combinations --config=configs/phenomenon.py --methods=remind,soft_moe \\
-        --seeds=0,1,2 --workdir=DIR
+    remind analyse unseen_combinations --config=phenomenon --methods=remind,soft_moe --seeds=0,1,2 \\
+        --workdir=DIR
 
-    --tail=3          how many combinations are left out: the most frequent ones of the tail (of the first seed) that
-                      have at least 30 held-out rows, and where these are too few the tail's others, those with most
-                      held-out rows first
+    --tail=3          how many combinations are left out: the most frequent ones of the tail (of the
+                      first seed) that have at least 30 held-out rows, and where these are too few
+                      the tail's others, those with most held-out rows first
     --leave_out=A,B   these instead, by name
-    --steps, --lr     of the adaptations, as in remind_jax.adapt
-    --jobs, --config.KEY=VALUE    as in remind_jax.sweep
+    --steps, --lr     of the adaptations, as in remind adapt
+    --jobs, --config.KEY=VALUE    as in remind sweep
 
-Trains every method with and without these combinations, in DIR/with and DIR/without, and adapts the latter to their
-train rows in nine ways, from nothing to everything (DIR/without/RUN/adapted). Finished runs and adaptations are kept
-and the same command goes on. Writes unseen_combinations.csv, .md, .png and .svg under DIR.
+Trains every method with and without these combinations, in DIR/with and DIR/without, and adapts the
+latter to their train rows in nine ways, from nothing to everything (DIR/without/RUN/adapted).
+Finished runs and adaptations are kept and the same command goes on. Writes unseen_combinations.csv,
+.md, .png and .svg under DIR.
 """
 
 import json
@@ -31,6 +32,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation.samples import Samples
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.runtime import progress
+from remind_jax.studies import entries
 from remind_jax.studies.entries import Entry
 from remind_jax.studies.results import TITLES as FIGURES
 from remind_jax.studies.tables import size_text, spread_text
@@ -80,7 +82,8 @@ def parse(arguments: Sequence[str]) -> Taking:
     Raises:
       UserError: for anything that cannot be read, a method that cannot be adapted, or a combination that is not there.
     """
-    parser = cli.Parser("python -m remind_jax.analysis.unseen_combinations --config=FILE --workdir=DIR …; see --help")
+    usage = "remind analyse unseen_combinations --config=NAME --workdir=DIR …; see --help"
+    parser = cli.Parser(usage, entries.OPTIONS)
     parser.add_argument("--leave_out", default="")
     parser.add_argument("--workdir", default="")
     parser.add_number("--tail", 3, 1)

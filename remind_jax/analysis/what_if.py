@@ -1,15 +1,16 @@
-"""Predicts without some modalities, and computes the share of each modality in a prediction (Shapley values).
+"""Predicts without some modalities, and shares a prediction out among modalities (Shapley values).
 
-    python -m remind_jax.analysis.what_if --workdir=RUN --samples=0,3,10-19 --drop=dxa,diet2
+    remind analyse what_if --workdir=RUN --samples=0,3,10-19 --drop=dxa,diet2
 
     --samples=all        held-out samples by position, counted from 0, or all of them
     --drop=A,B           modalities to hide: probabilities before and after
     --keep=A,B           or the only ones to keep
     --shapley=exact      exact | none
 
-Writes what_if.csv (one row a sample, no patient ids) and, with Shapley values, what_if.png and .svg under RUN/analysis:
-the mean absolute value of each modality in each combination. The values explain the probability of the class that the
-run predicts from all modalities of the sample; they add up to it less the share of that class in training.
+Writes what_if.csv (one row a sample, no patient ids) and, with Shapley values, what_if.png and .svg
+under RUN/analysis: the mean absolute value of each modality in each combination. The values explain
+the probability of the class that the run predicts from all modalities of the sample; they add up to
+it less the share of that class in training.
 """
 
 import math

@@ -100,7 +100,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
 SECTIONS: dict[str, dict[str, Key]] = {
     "": {
         "method": Key("remind", "a key of METHODS or PLAIN in remind_jax/methods.py; set by the argument string only"),
-        "size": Key("small", "small: a CPU run in minutes; paper: the published hyper-parameters"),
+        "size": Key("small", "small: a CPU run in minutes; paper: published hyper-parameters; quick: a smoke run"),
         "seed": Key(0, "of split, initial weights, order of samples, dropout and bootstrap", NOT_NEGATIVE),
         "parallel": Key("jit", "jit: one program over a mesh; pmap: one program a device", ("jit", "pmap")),
         "precision": Key("float32", "of a step's products; weights, moments and losses stay float32", _FLOATS),

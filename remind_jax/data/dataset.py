@@ -21,6 +21,7 @@ from remind_jax.runtime import progress
 DEFAULT_CACHE = "~/.cache/remind_jax"
 UNPREPARED = "none"
 """Value of `data.cache` with which rows are decoded where they are needed, and nothing is written."""
+SMOKE_RUN = " (smoke run)"  # at the end of a data set's title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,13 @@ class Dataset(FittedData):
 
 
 def read(config: Any) -> Manifest:
-    """Reads the rows of a config's data set: all, or those that have every modality; nothing is hidden yet."""
+    """Reads the rows of a config's data set: all, or those that have every modality; nothing is hidden yet.
+
+    The title says where it is for a smoke run, and with it every log, report and table.
+    """
     manifest = sources.load(config.data, config.seed)
+    if config.size == "quick":
+        manifest = dataclasses.replace(manifest, title=manifest.title + SMOKE_RUN)
     return missingness.complete_samples(manifest) if config.data.complete_only else manifest
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures, metrics
 from remind_jax.evaluation.names import short_names
 
@@ -27,6 +28,7 @@ TEMPLATE, CELL = "report.html.jinja", "cell.html.jinja"
 IN_A_CELL, ROWS_OF_A_CELL = ("accuracy", "macro_f1", "auroc"), 12
 SAMPLES = {"held_out": "held-out samples", "tuning": "tuning samples, none were held out", "new rows": "samples"}
 """Words for `split` of a report."""
+SMOKE = "This is a smoke run (--quick): it shows that everything works, and its figures mean nothing."
 HEADLINES = (
     ("overall", "All held-out samples"),
     ("head_pooled", "Common combinations (head)"),
@@ -94,6 +96,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
     return {
         "report": report,
         "synthetic": is_synthetic(report["data"]),
+        "smoke": SMOKE if is_smoke_run(report["data"]) else "",
         "card": report.get("card", {}),
         "read": [one["message"] for one in _coded(report) if one["code"].startswith("I")],
         "published": [row for row in report.get("card", {}).get("combinations", ()) if "published" in row],
@@ -134,6 +137,11 @@ def is_synthetic(data: str) -> bool:
     return "synthetic" in data.lower() or data.lower().startswith("twin")
 
 
+def is_smoke_run(data: str) -> bool:
+    """Returns whether a data set's title says that a smoke run used it."""
+    return SMOKE_RUN in data
+
+
 def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns reasons in the report not to trust the model, each as a short lead and a sentence."""
     checks = (_baseline, _unseen, _few_patients, _wide, _gap, _calibration, _rare_classes)
@@ -144,6 +152,8 @@ def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     if report["split"] == "tuning":
         text = "The figures are those of the tuning rows, which also chose the weights: on new patients expect worse."
         found.insert(0, ("No rows were held out", text))
+    if is_smoke_run(report["data"]):
+        found.insert(0, ("Smoke run", SMOKE))
     if report.get("weights", {}).get("passed_over"):
         found.append(("Better weights were passed over.", weights_text(report["weights"])))
     if caution := _gate(report):

@@ -1,6 +1,6 @@
 """Logistic regression and gradient boosting on the inputs that the network gets, as rows of every results table.
 
-    python -m remind_jax.main --config=configs/nhanes.py:method=logistic_regression
+    remind train --config=nhanes:method=logistic_regression
 
 Same splits, same preprocessing, same selection rule (`train.select` on the tuning rows), same report as a run of
 remind_jax.main. What a model sees of a sample: the presence of every modality, and what `plain` of its fitted kind

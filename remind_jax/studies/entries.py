@@ -11,6 +11,9 @@ from remind_jax.config import set_value
 from remind_jax.errors import UserError
 from remind_jax.studies.comparison import RESAMPLES, Outcome
 
+_STRINGS = {"methods": "all", "seeds": "0,1,42", "baseline": "", "table": ""}
+OPTIONS = (*(f"--{name}" for name in _STRINGS), "--share", "--jobs", "--resamples")  # of `add_options`
+
 
 class Entry(NamedTuple):
     """One run of a sweep: its method as tables call it (a method, a plain model or a variant), seed, config, whose
@@ -91,7 +94,7 @@ class Setup(NamedTuple):
 
 def add_options(parser: cli.Parser) -> None:
     """Adds the options that `read_setup` reads."""
-    for name, default in {"methods": "all", "seeds": "0,1,42", "baseline": "", "table": ""}.items():
+    for name, default in _STRINGS.items():
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--share", action="store_true")
     parser.add_number("--jobs", 1, 1)

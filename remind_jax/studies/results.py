@@ -96,7 +96,7 @@ def read_outcomes(folders: Sequence[pathlib.Path]) -> list[Outcome]:
     Raises UserError: fewer than two, one that is not finished or given twice, other data, or a seed twice in a method.
     """
     if len(folders) < 2:
-        raise UserError("give at least two runs: python -m remind_jax.compare RUN1 RUN2 --out=DIR")
+        raise UserError("give at least two runs: remind compare RUN1 RUN2 --out=DIR")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is given twice")
     read = [_read(folder) for folder in folders]

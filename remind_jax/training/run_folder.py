@@ -10,6 +10,7 @@ import polars as pl
 from remind_jax.config import leaves
 from remind_jax.data.findings import listed
 from remind_jax.errors import UserError
+from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.runtime import files
 from remind_jax.training.tensorboard import EventFiles
@@ -97,6 +98,8 @@ class RunFolder:
         if again:
             print(f"{self.path} is a finished run; its report:")
         reports.print_table(report)
+        if page.is_smoke_run(report["data"]):
+            print(page.SMOKE)
         if not again:
             print(f"Report: {self.path / 'report.html'}")
 

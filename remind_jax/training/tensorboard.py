@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from remind_jax.errors import UserError
+from remind_jax.errors import needs
 
 
 class EventFiles:
@@ -21,10 +21,7 @@ class EventFiles:
             from tensorboardX import event_file_writer
             from tensorboardX.proto import event_pb2, summary_pb2
         except ImportError as error:
-            raise UserError(
-                "train.tensorboard needs a package that is not installed: pip install tensorboardX, "
-                "or leave the key out; metrics.jsonl holds the same figures"
-            ) from error
+            raise needs("tensorboardX", "track") from error
         # Below SummaryWriter, which writes from a thread, so that a flush there says nothing of what is on disk.
         self._open, self._event, self._summary = event_file_writer.EventsWriter, event_pb2.Event, summary_pb2.Summary
         self._folder, self._writer = folder, None

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from docs import reference
+from remind_jax import __main__ as console
 from remind_jax import cli, methods, sweep
 from remind_jax.config import keys
 from remind_jax.config.table import OF_SOURCES
@@ -66,7 +67,7 @@ def test_every_command_has_a_text():
     found = dict(reference.commands())
     assert {"remind_jax.main", "remind_jax.sweep", "remind_jax.analysis.what_if", "benchmarks.run"} < set(found)
     assert all(len(text) > 50 for text in found.values())
-    assert next(iter(found)) == "remind_jax.main"
+    assert list(found)[:2] == ["remind_jax", "remind_jax.main"]
     configs = {path.stem for path in ROOT.glob("configs/*.py")}
     assert {*methods.METHODS, *methods.SIZES, *configs} <= set(re.findall(r"\w+", found["remind_jax.main"]))
     page = reference.commands_page()
@@ -84,15 +85,24 @@ class Command(NamedTuple):
     page: str
 
 
+_COMMAND = re.compile(
+    rf"python -m ((?:remind_jax|benchmarks)\.[^`\n]*)|(?:^ *|`)remind ((?:{'|'.join(console.commands())}) [^`\n]*)",
+    re.MULTILINE,
+)
+
+
 def commands():
     """Every command of ours in the pages; what is optional counts as given."""
     found = {}
     for page, name in zip(PAGES, NAMES, strict=True):
         text = page.read_text(encoding="utf-8").replace("\\\\\n", " ").replace("\\\n", " ")
-        for command in re.findall(r"python -m ((?:remind_jax|benchmarks)\.[^`\n]*)", text):
+        for by_module, by_name in re.findall(_COMMAND, text):
             # Comments, what follows in a shell, and remarks.
-            command = re.split(r"\s#\s|\s&&|\s\||\s{2,}\(| -->", command)[0]
+            command = re.split(r"\s#\s|\s&&|\s\||\s{2,}\(| -->", by_module or by_name)[0]
             module, *arguments = shlex.split(command.replace("[", "").replace("]", "").replace("…", ""))
+            if by_name:
+                module, arguments = console.find([module, *arguments])
+                module = f"remind_jax.{module}"
             if not module.endswith(".NAME"):  # to fill in
                 found.setdefault((module, *arguments), Command(module.rstrip(","), arguments, name))
     return [pytest.param(each, id=f"{each.page}: {' '.join(key)}"[:110]) for key, each in found.items()]

@@ -34,6 +34,7 @@ from remind_jax.data.inputs import Frame, Unusable
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DAMAGED = "its data are damaged or cut short"
+_CODECS = "pip install pylibjpeg pylibjpeg-openjpeg pyjpegls python-gdcm (the extra images of remind-jax)"
 
 
 def check(path: pathlib.Path, *, volume: bool = False) -> None:
@@ -171,7 +172,7 @@ def _open_dicom(path: pathlib.Path, *, volume: bool) -> Any:
     except NotImplementedError:
         decodable = False
     if not decodable:
-        raise Unusable(f"its DICOM compression ({syntax.name}) cannot be decoded here")
+        raise Unusable(f"its DICOM compression ({syntax.name}) cannot be decoded here: {_CODECS}")
     return data
 
 

@@ -1,0 +1,177 @@
+"""What is installed: a wheel that works from any folder, and what it says that it needs."""
+
+import ast
+import functools
+import importlib.metadata
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests import tiny_runs
+
+ROOT = tiny_runs.ROOT
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MOST = 20  # packages that every user installs
+NO_NETWORK = {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+QUICK_XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+# ---- What it needs ---------------------------------------------------------------------------------------------------
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+CORE = {_plain(Requirement(line).name) for line in PROJECT["dependencies"]}
+EXTRAS = {
+    extra: {_plain(Requirement(x).name) for x in each} for extra, each in PROJECT["optional-dependencies"].items()
+}
+
+
+def test_few_packages_are_needed_and_each_has_its_reason():
+    assert len(CORE) == len(PROJECT["dependencies"]) <= MOST
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text.partition("\ndependencies = [\n")[2].partition("\n]")[0]
+    reasons = re.findall(r'^  "([\w-]+)[^"]*", # .{3,}$', block, re.MULTILINE)
+    assert {_plain(name) for name in reasons} == CORE
+
+
+def _imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every outside package that a source imports, and whether a function does."""
+    for node in ast.iter_child_nodes(tree):
+        within = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        yield from ((name.partition(".")[0], within) for name in names)
+        yield from _imports(node, within)
+
+
+def _told(tree: ast.AST) -> set[tuple[str, str]]:
+    """Packages and extras that a source can say are lacking, by `errors.needs`."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("needs"))
+    return {tuple(arg.value for arg in call.args if isinstance(arg, ast.Constant)) for call in calls}
+
+
+_owners = functools.cache(importlib.metadata.packages_distributions)
+
+
+@functools.cache
+def _coming() -> set[str]:
+    """The packages that every user gets for certain: those that are declared, and what these need."""
+    lines = [line for name in CORE for line in importlib.metadata.requires(name) or () if "extra ==" not in line]
+    return CORE | {_plain(Requirement(line).name) for line in lines}
+
+
+def _unmet(tree: ast.AST) -> list[str]:
+    """What a source imports that neither comes with the package nor is asked for."""
+    found = []
+    for name, inside in _imports(tree):
+        packages = {_plain(owner) for owner in _owners().get(name, [name])}
+        if name in sys.stdlib_module_names or name == "remind_jax" or packages & _coming():
+            continue
+        asked = any(_plain(package) in packages & EXTRAS.get(extra, set()) for package, extra in _told(tree))
+        if not (inside and asked):
+            found.append(name)
+    return found
+
+
+def test_what_is_imported_is_needed_or_asked_for():
+    files = [*(ROOT / "remind_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+    found = {str(file): _unmet(ast.parse(file.read_text(encoding="utf-8"))) for file in files}
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import numpy, scipy.stats, yaml, absl.flags\nfrom remind_jax import cli", []),
+        ("import hypothesis", ["hypothesis"]),
+        ("def f():\n  import pandas", ["pandas"]),
+        (
+            "def f():\n  try:\n    import pandas\n  except ImportError:\n    raise needs('pandas', 'tables') from None",
+            [],
+        ),
+        ("def f():\n  import pandas\n  raise needs('pandas', 'track')", ["pandas"]),
+        ("import pandas\ndef f():\n  raise errors.needs('pandas', 'tables')", ["pandas"]),
+    ],
+)
+def test_what_is_not_met_is_found(source, names):
+    assert _unmet(ast.parse(source)) == names
+
+
+def test_extras_for_users_hold_nothing_that_comes_anyway():
+    assert {extra for extra, names in EXTRAS.items() if names <= CORE} == {"cuda"}  # of jax itself
+
+
+# ---- The wheel -------------------------------------------------------------------------------------------------------
+
+
+def _run(command: list[str], cwd: pathlib.Path, **environment: str) -> str:
+    whole = os.environ | NO_NETWORK | environment
+    done = subprocess.run(command, cwd=cwd, env=whole, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    """The folder of a wheel that was built and installed, without the checkout."""
+    base = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    _run([*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", f"--wheel-dir={base}"], base)
+    (file,) = base.glob("*.whl")
+    assert file.name.startswith(f"remind_jax-{PROJECT['version']}-")
+    _run([*pip, "install", str(file), "--no-deps", f"--target={base / 'site'}"], base)
+    return base / "site"
+
+
+@pytest.fixture
+def remind(wheel, tmp_path, monkeypatch):
+    """Runs `remind` as installed, in an empty folder."""
+    own = {"PYTHONPATH": str(wheel), "XLA_FLAGS": QUICK_XLA, "HOME": str(tmp_path / "home")}
+    (tmp_path / "empty").mkdir()
+
+    def run(*arguments: str) -> str:
+        return _run([str(wheel / "bin" / "remind"), *arguments], tmp_path / "empty", **own)
+
+    where = "import remind_jax; print(remind_jax.__file__)"
+    assert _run([sys.executable, "-c", where], tmp_path / "empty", **own).startswith(str(wheel))
+    return run
+
+
+def test_a_wheel_holds_all_that_is_read(wheel):
+    there = {path.relative_to(wheel / "remind_jax") for path in (wheel / "remind_jax").rglob("*")}
+    package = {path.relative_to(ROOT / "remind_jax") for path in (ROOT / "remind_jax").rglob("*")}
+    read = {path for path in package if path.suffix in (".py", ".jinja", ".csv", ".typed")}
+    assert {pathlib.Path("py.typed"), pathlib.Path("evaluation/report.html.jinja")} < read
+    assert read <= there
+    assert {path.name for path in (ROOT / "configs").glob("*.py")} == {
+        path.name for path in there if path.parts[0] == "configs" and path.suffix == ".py"
+    }
+    assert not {path.parts[0] for path in wheel.iterdir() if path.is_dir()} & {"configs", "tests", "docs"}
+
+
+def test_a_wheel_trains_from_an_empty_folder(remind, tmp_path):
+    out = remind("train", "--config=nhanes", "--quick")
+    run = tmp_path / "empty" / "runs" / "nhanes-remind-seed0-quick"
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["runs"]
+    assert {"report.json", "report.html", "model"} < {path.name for path in run.iterdir()}
+    assert "smoke run" in out
+    assert "figures mean nothing" in out
+    assert f"remind_jax {PROJECT['version']}" in (run / "model" / "model.json").read_text(encoding="utf-8")
+
+
+def test_a_wheel_finds_its_configs_by_path_and_tells_of_its_machine(remind):
+    assert "remind on nhanes, size=small" in remind("plan", "--config=configs/nhanes.py")
+    assert "space in " in remind("doctor")  # with exit code 0
+    assert remind("--version") == f"remind_jax {PROJECT['version']}\n"
+    assert remind("train", "--help").startswith("Trains a method")
