@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from remind_jax.config.rules import RULES
-from remind_jax.config.table import OF_SOURCES, SECTIONS, Key, Limit
+from remind_jax.config.table import OF_SOURCES, RETIRED, SECTIONS, Key, Limit
 from remind_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # benchmarks run where it is not installed
@@ -64,6 +64,7 @@ def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
     """
     source = values.get("data", {}).get("source", "")
     config, known, given = base(source), keys(source), dict(leaves(values))
+    given = {path: value for path, value in given.items() if path not in RETIRED}
     _refuse_unknown(given, known)
     for path, value in given.items():
         try:

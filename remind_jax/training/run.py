@@ -49,7 +49,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
     check_fusion(config.fusion.kind)
     programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
     own: list[RunFolder] = []
-    processes.run_on_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.tensorboard)))
+    processes.run_on_first(lambda: own.append(RunFolder(workdir, config.to_dict(), config.train.track)))
     folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
     with contextlib.closing(folder), Signals() as signals, programs:
         return _run(config, folder, verbose and folder.writes, signals)
