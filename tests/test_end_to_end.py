@@ -84,7 +84,7 @@ def own(tmp_path_factory):
         "train.epochs": 2.0,
         "train.joint_epochs": 1.0,
         "train.log_every": 2,
-        "train.tensorboard": True,
+        "train.track": "tensorboard",
         "eval.bootstrap": 50,
         "devices": 1,
     }
@@ -94,7 +94,7 @@ def own(tmp_path_factory):
 
 def test_random_encoders_at_the_paper_s_size_are_told(own, tmp_path):
     """In the log, in report.json, and on the page; the small size is our own and tells nothing."""
-    small = {"model.text_size": "small", "train.epochs": 0.4, "train.joint_epochs": 0.2, "train.tensorboard": False}
+    small = {"model.text_size": "small", "train.epochs": 0.4, "train.joint_epochs": 0.2}
     small |= {"data.root": own.folder.parent / "data", "data.cache": own.folder.parent / "cache"}
     small |= {"data.max_tokens": 8, "data.vocabulary": 64, "model.width": 8, "model.tokens": 1, "fusion.heads": 2}
     small |= {"fusion.experts": 2, "fusion.hidden": 8, "eval.bootstrap": 20, "devices": 1}

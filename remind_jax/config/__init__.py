@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from remind_jax.config.rules import RULES
-from remind_jax.config.table import OF_SOURCES, SECTIONS, Key, Limit
+from remind_jax.config.table import OF_SOURCES, RETIRED, SECTIONS, Key, Limit
 from remind_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # benchmarks run where it is not installed
@@ -63,7 +63,7 @@ def complete(values: Mapping[str, Any]) -> "ml_collections.ConfigDict":
     Raises UserError: names a key that there is not, or one whose value has another type.
     """
     config = base(values.get("data", {}).get("source", ""))
-    set_values(config, values)
+    set_values(config, {path: value for path, value in leaves(values) if path not in RETIRED})
     return config
 
 

@@ -31,12 +31,18 @@ def _is_span(text: str) -> bool:
     return not text or (found is not None and int(found[1]) < int(found[2]))
 
 
+def _are_trackers(text: str) -> bool:
+    names = text.split(",") if text else []
+    return set(names) <= {"tensorboard", "mlflow", "wandb"} and len(set(names)) == len(names)
+
+
 AT_LEAST_ONE = Limit(lambda x: x >= 1, "at least 1")
 POSITIVE = Limit(lambda x: 0 < x < math.inf, "above 0 and finite")
 NOT_NEGATIVE = Limit(lambda x: 0 <= x < math.inf, "at least 0 and finite")
 FINITE = Limit(math.isfinite, "finite")
 SHARE = Limit(lambda x: 0 < x < 1, "above 0 and below 1")
 BELOW_ONE = Limit(lambda x: 0 <= x < 1, "at least 0 and below 1")
+TRACK = Limit(_are_trackers, "empty, or some of tensorboard, mlflow and wandb, separated by commas")
 SPAN = Limit(_is_span, "FIRST:STOP with FIRST below STOP, for example 10:20")
 _FLOATS = ("float32", "bfloat16")
 _GATES = ("gated", "always", "never")
@@ -95,6 +101,9 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
     },
     "uci_heart": {},
 }
+
+# Keys that files of older versions have, which decided no figure.
+RETIRED = ("train.tensorboard",)
 
 # By section; "" is the top of a config.
 SECTIONS: dict[str, dict[str, Key]] = {
@@ -315,7 +324,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         ),
         "keep_better_stage": Key(False, "stage 2 starts from the best weights of stage 1 and must beat them to count"),
         "log_every": Key(10, "steps between two records of metrics.jsonl", AT_LEAST_ONE),
-        "tensorboard": Key(False, "write TensorBoard event files next to metrics.jsonl; needs tensorboardX"),
+        "track": Key("", "who else is told of the run: tensorboard, mlflow, wandb, several by commas", TRACK),
         "keep": Key(2, "newest checkpoints to keep, in case one is damaged; 0 is all", NOT_NEGATIVE),
         "threads": Key(2, "that prepare batches", NOT_NEGATIVE),
     },

@@ -203,7 +203,7 @@ def fit_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -
     or the folder cannot be used.
     """
     validate(config)
-    with contextlib.closing(RunFolder(workdir, plain_config(config))) as folder:
+    with contextlib.closing(RunFolder(workdir, plain_config(config), config.train.track)) as folder:
         return _run(config, folder, verbose)
 
 

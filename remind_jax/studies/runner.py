@@ -20,6 +20,7 @@ from remind_jax.studies.entries import Entry, Options
 from remind_jax.studies.record import Record
 from remind_jax.studies.results import run_figures
 from remind_jax.training.run import train_and_evaluate
+from remind_jax.training.run_folder import changed_keys
 
 _CHILD = "from remind_jax.studies import runner; runner.child()"
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
@@ -192,7 +193,7 @@ def _same_settings(entry: Entry) -> bool:
     if entry.config.method in methods.PLAIN:
         settings = plain_config(entry.config)
     there = (entry.folder / "config.json").read_text(encoding="utf-8")
-    return json.loads(there) == json.loads(json.dumps(settings))
+    return not changed_keys(json.loads(there), json.loads(json.dumps(settings)))
 
 
 def _run_shared(sweep: _Sweep) -> None:

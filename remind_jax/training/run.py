@@ -91,7 +91,7 @@ def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
 
     def open_it() -> None:
         settings = config.to_dict()
-        found = InMemory(settings) if workdir is None else RunFolder(workdir, settings, config.train.tensorboard)
+        found = InMemory(settings) if workdir is None else RunFolder(workdir, settings, config.train.track)
         own.append(found)
 
     processes.run_on_first(open_it)

@@ -7,30 +7,32 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax.config import leaves
+from remind_jax.config import RETIRED, leaves
 from remind_jax.data.findings import listed
 from remind_jax.errors import UserError
 from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.runtime import files
-from remind_jax.training.tensorboard import EventFiles
+from remind_jax.training.trackers import Trackers
+from remind_jax.training.trackers.tracker import Run, numbers
 
-_FREE = "train.tensorboard"  # the key that may change in a folder: it says what is written, not what is computed
+_FREE = {"train.track", *RETIRED}  # keys that may change in a folder: they say what is written, not what is computed
+_PARTS = ("overall", "head_mean", "tail_mean", "head_pooled", "tail_pooled", "worst_group")  # of a report
 
 
 class RunFolder:
     """One run's folder; opening it a second time continues the run, and only with the config it was started with."""
 
-    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], tensorboard: bool = False, writes: bool = True):
+    def __init__(self, path: pathlib.Path, config: Mapping[str, Any], track: str = "", writes: bool = True):
         """Creates or reopens the folder of a run with JSON-able settings.
 
-        `tensorboard` keeps event files next to metrics.jsonl. `writes` is False for the processes of a job that leave
-        the folder to another one: to them it stays empty. Raises UserError: the folder cannot be written, or holds a
-        run with another config, or a package is missing.
+        `track` is `train.track`: the trackers that are told what metrics.jsonl is. `writes` is False for the processes
+        of a job that leave the folder to another one: to them it stays empty. Raises UserError: the folder cannot be
+        written, or holds a run with another config, or a package is missing.
         """
         self.path, self.writes = path, writes
-        self._events = EventFiles(path / "tensorboard") if tensorboard else None
         self.config = json.loads(json.dumps(config))
+        self._trackers = Trackers(track.split(",") if track else (), Run(path, self.config))
         if not writes:
             return
         try:
@@ -47,15 +49,14 @@ class RunFolder:
             self._write_json("config.json", self.config)
             return
         try:
-            before = dict(leaves(json.loads(file.read_text(encoding="utf-8"))))
+            there = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file} is not JSON: choose another workdir") from error
-        now = dict(leaves(self.config))
-        changed = sorted(key for key in (before.keys() | now.keys()) - {_FREE} if before.get(key) != now.get(key))
+        changed = changed_keys(there, self.config)
         if changed and not self._started():
             self._write_json("config.json", self.config)
         elif changed:
-            differences = [f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)" for key in changed]
+            differences = [f"{key} ({before!r} there, {now!r} now)" for key, (before, now) in changed.items()]
             raise UserError(f"workdir {self.path} holds a run with another config: {listed(differences, 8)}")
 
     def _started(self) -> bool:
@@ -67,13 +68,12 @@ class RunFolder:
         files.write_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Appends one record to metrics.jsonl, and to the event files."""
+        """Appends one record to metrics.jsonl, and tells the trackers."""
         if not self.writes:
             return
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
-        if self._events:
-            self._events.add(record)
+        self._trackers.add(record)
 
     def history(self) -> list[dict[str, Any]]:
         """Reads all records of metrics.jsonl."""
@@ -91,6 +91,7 @@ class RunFolder:
         with files.whole_file(self.path / "predictions.parquet") as temporary:
             predictions.write_parquet(temporary)
         reports.write_html(self.path / "report.html", report, self.history())
+        self._trackers.finish(_figures(report))
         reports.write_json(self.path / "report.json", report)
 
     def show(self, report: Mapping[str, Any], again: bool = False) -> None:
@@ -118,15 +119,13 @@ class RunFolder:
         self._metrics.close()
         files.write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        if self._events:
-            self._events.restart(self.history())
+        self._trackers.restart(self.history())
 
     def close(self) -> None:
-        """Closes metrics and event files."""
+        """Closes metrics and trackers."""
         if self.writes:
             self._metrics.close()
-        if self._events:
-            self._events.close()
+        self._trackers.close()
 
 
 class InMemory(RunFolder):
@@ -153,3 +152,16 @@ class InMemory(RunFolder):
 
     def close(self) -> None:
         """Has nothing open."""
+
+
+def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns both values of each key in which two JSON configs differ, but for keys that no figure depends on."""
+    one, other = dict(leaves(there)), dict(leaves(now))
+    names = sorted((one.keys() | other.keys()) - _FREE)
+    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """Names the figures of a report for trackers, such as held_out/tail_mean/auroc."""
+    parts = {part: report.get(part) or {} for part in _PARTS}
+    return {f"{report['split']}/{part}/{name}": x for part, figures in parts.items() for name, x in numbers(figures)}

@@ -4,14 +4,10 @@ import json
 import os
 import pathlib
 import string
-import struct
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorboardX import record_writer
-from tensorboardX.proto import event_pb2
 
 from remind_jax.errors import UserError
 from remind_jax.runtime.files import config_digest
@@ -133,53 +129,13 @@ def test_unwritable_folder_is_named(tmp_path, parent):
     assert str(path) in str(refusal.value)
 
 
-# ---- TensorBoard -----------------------------------------------------------------------------------------------------
-
-
-def _scalars(folder: pathlib.Path) -> list[tuple[str, int, float]]:
-    """What the event files of a run hold, read by their format: length, its checksum, an event, its checksum."""
-    found = []
-    for file in sorted((folder / "tensorboard").iterdir()):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            (length,) = struct.unpack_from("<Q", data, at)
-            body = data[at + 12 : at + 12 + length]
-            (checksum,) = struct.unpack_from("<I", data, at + 12 + length)
-            assert checksum == record_writer.masked_crc32c(body)
-            event = event_pb2.Event.FromString(body)
-            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
-            at += length + 16
-    return found
-
-
-def test_event_files_hold_the_numbers_of_the_records(tmp_path):
-    folder = RunFolder(tmp_path, CONFIG, tensorboard=True)
-    folder.log({"step": 4, "stage": "joint", "train/loss": 0.5, "dro/lambda/labs+icd": 0.25})
-    folder.log({"step": 8, "stage": "joint", "eval/auroc": None, "train/loss": 2})
-    assert _scalars(tmp_path) == [("train/loss", 4, 0.5), ("dro/lambda/labs+icd", 4, 0.25), ("train/loss", 8, 2.0)]
-    folder.close()
-
-
-def test_event_files_follow_a_run_that_goes_back(tmp_path):
-    """It was started without them, went on with them from an earlier step, and holds no step twice."""
-    folder = RunFolder(tmp_path, CONFIG | {"train": {"tensorboard": False}})
-    for step in (1, 2, 3):
-        folder.log({"step": step, "loss": float(step)})
-    folder.close()
-    for _ in range(2):
-        folder = RunFolder(tmp_path, CONFIG | {"train": {"tensorboard": True}}, tensorboard=True)
-        folder.rewind(2)
-        folder.log({"step": 3, "loss": 0.5})
-        folder.close()
-    assert _scalars(tmp_path) == [("loss", 1, 1.0), ("loss", 2, 2.0), ("loss", 3, 0.5)]
-
-
-def test_event_files_without_their_package_are_explained(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match="pip install tensorboardX") as refusal:
-        RunFolder(tmp_path / "run", CONFIG, tensorboard=True)
-    assert "\n" not in str(refusal.value)
-    assert not (tmp_path / "run").exists()
+def test_keys_that_decide_no_figure_may_change_and_old_ones_may_be_gone(folder):
+    folder.log({"step": 1})
+    config = json.loads((folder.path / "config.json").read_text())
+    (folder.path / "config.json").write_text(json.dumps(config | {"train": {"tensorboard": True}}))
+    RunFolder(folder.path, CONFIG | {"train": {"track": "tensorboard"}}).close()
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        RunFolder(folder.path, CONFIG | {"train": {"track": "", "epochs": 2.0}})
 
 
 _VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(string.printable, max_size=4)
