@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax import methods
+from remind_jax import cli, methods
 from remind_jax.config import set_values
 from remind_jax.data import dataset, reading
 from remind_jax.data.cells import as_string
@@ -141,8 +141,9 @@ def make_config(method: str, size: str, seed: int, held_out: float, tuning: floa
     chosen = methods.parse_arg(f"method={method},size={size}")
     if method in methods.PLAIN:
         raise UserError(f"method={method!r} has no network: take it from scikit-learn, or give it to `remind train`")
-    file = pathlib.Path(__file__).resolve().parents[1] / "configs" / "manifest.py"
-    config = runpy.run_path(str(file))["get_config"](",".join(f"{key}={value}" for key, value in chosen.items()))
+    config = runpy.run_path(str(cli.CONFIGS / "manifest.py"))["get_config"](
+        ",".join(f"{key}={value}" for key, value in chosen.items())
+    )
     config.seed, config.data.cache = seed, dataset.UNPREPARED
     config.data.fractions = (1.0 - held_out - tuning, tuning, held_out)
     if not tuning:

@@ -88,6 +88,8 @@ def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
     check_fusion(config.fusion.kind)
     programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
     own: list[RunFolder] = []
+    if workdir is None and config.train.track:
+        raise UserError(f"train.track={config.train.track} writes below the folder of a run: give workdir=DIR")
 
     def open_it() -> None:
         settings = config.to_dict()
