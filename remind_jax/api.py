@@ -120,6 +120,8 @@ def fit(
     else:
         columns = {"patient": patient, "sample": sample, "split": split}
         manifest = read_frame(data, label, modalities, config, verbose=verbose, **columns)
+    if not isinstance(data, str | pathlib.Path):
+        config.data.digest = manifest.digest
     return train(config, manifest, workdir, verbose).model
 
 
@@ -168,7 +170,8 @@ def read_frame(
     column, classes = _label(label, frame.columns)
     entries = None if modalities is None else {name: _entry(name, given) for name, given in modalities.items()}
     roles = {"label": column, "patient": patient or "", "sample": sample or "", "split": split or ""}
-    found = importer.from_table(frame, name="data", modalities=entries, rest=modalities is None, **roles)
+    found = importer.from_table(frame, name="table", modalities=entries, rest=modalities is None, **roles)
+    found.schema["name"] = "frame"
     if classes is not None:
         found.schema["label"]["classes"] = classes
     if verbose:
@@ -177,7 +180,6 @@ def read_frame(
     options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
     manifest = dataclasses.replace(manifest, label_type=_type_of(frame[column]))
-    config.data.digest = manifest.digest
     return manifest
 
 

@@ -202,7 +202,7 @@ def test_without_any_rows_apart_there_is_no_report(new):
 def test_the_report_shows_itself(model):
     assert "labs+note" in repr(model.report)
     html = model._repr_html_()
-    assert html.count("<tr>") == len(model.report["groups"]) + 1
+    assert html.count("<tr") == len(model.report["groups"]) + 4
     assert f"{model.report['overall']['auroc']:.3f}" in html
 
 

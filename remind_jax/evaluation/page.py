@@ -25,7 +25,7 @@ BARS = 25  # group bars shown before the others are folded away
 _SAID = ("W101", "W102")  # findings that `_unseen` and `_few_patients` replace
 _LEADS = {"W109": "Encoders are not pretrained"}  # findings that are not of the data
 TEMPLATE, CELL = "report.html.jinja", "cell.html.jinja"
-IN_A_CELL, ROWS_OF_A_CELL = ("accuracy", "macro_f1", "auroc"), 12
+IN_A_CELL, ROWS_OF_A_CELL, NAMES_IN_A_CELL = ("accuracy", "macro_f1", "auroc"), 12, 32
 SAMPLES = {"held_out": "held-out samples", "tuning": "tuning samples, none were held out", "new rows": "samples"}
 """Words for `split` of a report."""
 SMOKE = "This is a smoke run (--quick): it shows that everything works, and its figures mean nothing."
@@ -57,7 +57,7 @@ def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
 
 def cell(report: Mapping[str, Any]) -> str:
     """Returns the figures of each combination and of all samples as a table for a notebook's cell."""
-    names, abbreviated = _names(report, NAME_WIDTH)
+    names, abbreviated = _names(report, NAMES_IN_A_CELL)
     shown = {name: metrics.METRICS[name].title for name in IN_A_CELL}
     variables = {"report": report, "names": names, "abbreviated": abbreviated, "titles": shown}
     rows = report["groups"][:ROWS_OF_A_CELL]
