@@ -371,13 +371,15 @@ def _torch_vit(name: str, compile_it: bool = False) -> Variant:
 
 
 def _startup_entries(size: Size, options: frozenset[str]) -> list[Entry]:
-    """Processes from their start to their end: imports, and a run on NHANES up to the end of its first step."""
+    """Processes from start to end: imports, a run on NHANES up to the end of its first step, and 21 predictions."""
     del size, options
     return [
         Entry("import", "jax", functools.partial(_process, "import jax")),
         Entry("import", "the package", functools.partial(_process, startup.IMPORT)),
         Entry("first step", "cold", functools.partial(_process, startup.FIRST_STEP)),
         Entry("first step", "compilation cache", functools.partial(_process, startup.FIRST_STEP, keeps=True)),
+        Entry("21 rows", "predict", functools.partial(_process, startup.PREDICT)),
+        Entry("21 rows", "predict, programs kept", functools.partial(_process, startup.PREDICT, keeps=True)),
     ]
 
 

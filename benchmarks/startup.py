@@ -1,4 +1,4 @@
-"""Processes to time from their start to their end: imports, and a run on NHANES up to the end of its first step."""
+"""Processes to time from start to end: imports, a run on NHANES up to the end of its first step, and 21 predictions."""
 
 import atexit
 import os
@@ -34,6 +34,31 @@ with tempfile.TemporaryDirectory() as folder:
     opened.close()
 """
 
+# The first process trains for a few steps; the others only predict.
+PREDICT = """
+import contextlib, io, os, pathlib
+from remind_jax import predict
+
+folder = pathlib.Path(os.environ["BENCHMARK_FOLDER"])
+with contextlib.redirect_stdout(io.StringIO()):
+    if not (folder / "rows.csv").exists():
+        from remind_jax import cli
+        from remind_jax.data import dataset
+        from remind_jax.training import run
+
+        short = ["--config.train.epochs=0.2", "--config.train.joint_epochs=0.1", "--config.eval.bootstrap=20"]
+        config = cli.parse_config(["--config=configs/nhanes.py:method=remind", *short])[0]
+        run.train_and_evaluate(config, folder / "run", verbose=False)
+        data = dataset.load_dataset(config)
+        data.manifest.table[data.rows("held_out")[:21]].write_csv(folder / "rows.csv")
+    predict.main([
+        f"--workdir={folder / 'run'}",
+        f"--data={folder / 'rows.csv'}",
+        f"--out={folder / 'out.csv'}",
+        "--programs=forget",
+    ])
+"""
+
 
 def started(code: str, keeps: bool = False) -> tuple[Callable[[], str], float | None]:
     """Starts a Python process, once to prepare and once to measure.
@@ -45,11 +70,13 @@ def started(code: str, keeps: bool = False) -> tuple[Callable[[], str], float | 
     Returns:
       A function that runs it again, and the milliseconds; None where it prints nothing.
     """
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="started-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    places = {"PYTHONPATH": str(ROOT), "BENCHMARK_FOLDER": str(folder)}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **places}
     if keeps:
-        folder = tempfile.mkdtemp(prefix="compiled-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        environment |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        compiled = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+        environment |= compiled | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def call() -> str:
         command = [sys.executable, "-c", code]

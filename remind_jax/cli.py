@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from remind_jax.config import keys, set_value
 from remind_jax.errors import UserError, did_you_mean, explain
 
+XLA_LINES = "TF_CPP_MIN_LOG_LEVEL"  # a variable that XLA reads when it is loaded; 3 lets only fatal errors through
 BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 _HERE = pathlib.Path(__file__).resolve().parent
 # Of an installed package; in a clone they lie next to the package.
@@ -22,6 +23,7 @@ _OF_CONFIGS = ("--config", "--quick")  # options that describe a config, `--conf
 
 def run(command: Callable[[list[str]], None], usage: str | None) -> None:
     """Runs a command with the process's arguments and ends the process on a mistake."""
+    os.environ.setdefault(XLA_LINES, "3")  # what fails is raised as well; the rest is for those who work on XLA
     try:
         _run(command, usage)
         sys.stdout.flush()

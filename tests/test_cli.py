@@ -32,6 +32,21 @@ def _run(monkeypatch, capsys, command, *arguments: str) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "3"), ("0", "0")])
+def test_a_command_keeps_lines_of_xla_back_unless_it_is_told_to_show_them(monkeypatch, capsys, given, found):
+    monkeypatch.delenv(cli.XLA_LINES, raising=False)
+    if given is not None:
+        monkeypatch.setenv(cli.XLA_LINES, given)
+    seen = []
+    assert _run(monkeypatch, capsys, lambda arguments: seen.append(os.environ[cli.XLA_LINES]))[0] == 0
+    assert seen == [found]
+
+
+def test_training_loads_xla_after_that():
+    code = "import sys, remind_jax.main, remind_jax.sweep; print([m for m in sys.modules if m.startswith('jax')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 # ---- The command line itself -----------------------------------------------------------------------------------------
 
 

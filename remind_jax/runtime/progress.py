@@ -1,5 +1,7 @@
-"""Shows a person how far a command is: bars in a terminal, plain lines elsewhere."""
+"""Shows a person how far a command is: bars in a terminal or a notebook, plain lines elsewhere."""
 
+import contextlib
+import importlib.util
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +25,24 @@ class Clock:
         now = time.perf_counter()
         lap, self._last = now - self._last, now
         return 1e3 * lap
+
+
+def duration(seconds: float) -> str:
+    """Writes a time as people do: 12 s, 3:05 min, 2:40:00 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+
+
+def pace(done: int, seconds: float, left: int) -> str:
+    """Says how fast `done` steps of the last `seconds` were, and how long the `left` ones take at this pace."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    often = f"{rate:.3g} a second" if rate >= 1 else f"{1 / rate:.3g} s each"
+    return f"{often}, {duration(left / rate)} left" if left > 0 else often
 
 
 class Silent:
@@ -50,6 +70,17 @@ class Silent:
     def advance(self, step: int, text: str = "") -> None:
         """Counts a step."""
 
+    @contextlib.contextmanager
+    def slow(self, what: str) -> Iterator[None]:
+        """Shows what goes on while a block runs that may take long, and then how long it took."""
+        start = time.monotonic()
+        self._begin(f"{what} …")
+        yield
+        self.say(f"{what} … took {duration(time.monotonic() - start)}")
+
+    def _begin(self, text: str) -> None:
+        """Shows what begins."""
+
     def note(self, step: int, stage: str, values: Mapping[str, float | None]) -> None:
         """Prints the tuning metrics at a step."""
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
@@ -57,27 +88,39 @@ class Silent:
 
 
 class Lines(Silent):
-    """Plain lines: one a message, and one now and then that says how far a slow step is."""
+    """Plain lines: one a message, and one now and then that says how far a slow step is and how long it takes."""
 
     def __init__(self, total: int, title: str):
-        self._total, self._title, self._last = total, title, time.monotonic()
+        self._total, self._title = total, title
+        self._start = self._last = time.monotonic()
+        self._counted: tuple[int, float] | None = None  # the step that the pace is counted from, and when it was
 
     def say(self, text: str) -> None:
         print(text, flush=True)
         self._last = time.monotonic()
+
+    def _begin(self, text: str) -> None:
+        self.say(text)
+        self._counted = None
 
     def count(self, done: int, total: int) -> None:
         self._total = total
         self.advance(done)
 
     def advance(self, step: int, text: str = "") -> None:
-        if time.monotonic() - self._last >= EVERY:
-            of = f" of {self._total}" if self._total else ""
-            self.say(f"{self._title} {step}{of}  {text}".rstrip())
+        now = time.monotonic()
+        if self._counted is None:  # what came before a first step, such as compiling it, is no part of the pace
+            self._counted = step, now
+        if now - self._last < EVERY:
+            return
+        of, (first, began) = f" of {self._total}" if self._total else "", self._counted
+        passed = [f"{duration(now - self._start)} passed", pace(step - first, now - began, self._total - step)]
+        self.say(f"{self._title} {step}{of}  ({', '.join(filter(None, passed))})  {text}".rstrip())
+        self._counted = step, now
 
 
 class Bar(Silent):
-    """A bar with remaining time, messages above it; a bar that begins while another is shown stands below it."""
+    """A bar with the time passed and left, messages above it; one within another stands below it."""
 
     _shown: ClassVar["progress.Progress | None"] = None
 
@@ -108,6 +151,9 @@ class Bar(Silent):
     def advance(self, step: int, text: str = "") -> None:
         self._display.update(self._task, completed=step, text=text)
 
+    def _begin(self, text: str) -> None:
+        self._display.update(self._task, text=text)
+
 
 def _display() -> "progress.Progress":
     from rich import progress
@@ -116,6 +162,7 @@ def _display() -> "progress.Progress":
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=None),
         progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[text]}", markup=False),
         transient=True,
@@ -123,10 +170,12 @@ def _display() -> "progress.Progress":
 
 
 def make(total: int, title: str, verbose: bool = True) -> Silent:
-    """Makes a bar over `total` steps if standard output is a terminal, else plain lines; 0 if the length is unknown."""
+    """Makes a bar over `total` steps in a terminal or a notebook, else plain lines; 0 if the length is unknown."""
     if not verbose:
         return Silent()
-    return Bar(total, title) if sys.stdout.isatty() else Lines(total, title)
+    # A notebook's standard output is no terminal; rich draws there by ipywidgets.
+    in_notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+    return Bar(total, title) if in_notebook or sys.stdout.isatty() else Lines(total, title)
 
 
 def over(items: Iterable[Item], title: str, total: int = 0) -> Iterator[Item]:

@@ -161,12 +161,14 @@ class Trainer:
         if at.cursor.ended or step >= stage.stop:
             return
         program, recorder = self.program(stage), self._recorder(stage, at.cursor, bar)
-        placed, pending = program.place(at.state), None
+        placed, pending, first, nothing = program.place(at.state), None, step, contextlib.nullcontext()
         tracer = profiling.Tracer(self.config.profile, (self.folder.path or pathlib.Path()) / "profile")
         opened = self.stores(stage, at.state.weights(), bar)
         with opened as stores, tracer, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
             for batch in batches:
-                placed, metrics = tracer.run(step, program.step, placed, batch)
+                compiling = bar.slow(f"Compiling the step of stage {stage.name}") if step == first else nothing
+                with compiling:
+                    placed, metrics = tracer.run(step, program.step, placed, batch)
                 if pending is not None:
                     self._take(recorder, step, program.read(pending))  # of the step before, while this one runs
                 step, pending = step + 1, metrics
