@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from tests import tiny_runs
@@ -110,6 +111,43 @@ def test_what_is_not_met_is_found(source, names):
 
 def test_extras_for_users_hold_nothing_that_comes_anyway():
     assert {extra for extra, names in EXTRAS.items() if names <= CORE} == {"cuda"}  # of jax itself
+
+
+# ---- Where it is published -------------------------------------------------------------------------------------------
+
+
+def _workflow(name: str) -> dict:
+    return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8"))
+
+
+def test_the_hosted_check_is_that_of_the_repository_on_every_python():
+    (job,) = _workflow("ci")["jobs"].values()
+    versions = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if ":: 3." in line]
+    assert job["strategy"]["matrix"]["python"] == versions
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+
+
+@pytest.mark.parametrize("name", ["ci", "release"])
+def test_workflows_may_do_no_more_than_they_must(name):
+    workflow = _workflow(name)
+    assert workflow["permissions"] == {"contents": "read"}
+    writes = {
+        right
+        for job in workflow["jobs"].values()
+        for right, how in job.get("permissions", {}).items()
+        if how == "write"
+    }
+    assert writes == ({"id-token", "attestations"} if name == "release" else set())
+    for step in (step for job in workflow["jobs"].values() for step in job["steps"] if "uses" in step):
+        assert re.fullmatch(r"(actions|pypa)/[\w-]+@(v\d+|release/v1)", step["uses"])
+
+
+def test_forms_and_citation_can_be_read():
+    for file in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert file.stem == "config" or {"name", "description", "body"} <= set(form)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
 
 
 # ---- The wheel -------------------------------------------------------------------------------------------------------
