@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 
 import pytest
@@ -170,6 +171,16 @@ def wheel(tmp_path_factory) -> pathlib.Path:
     assert file.name.startswith(f"remind_jax-{PROJECT['version']}-")
     _run([*pip, "install", str(file), "--no-deps", f"--target={base / 'site'}"], base)
     return base / "site"
+
+
+def test_an_editable_install_holds_nothing_that_grows_old(tmp_path):
+    """Only the path of the clone; `cli.CONFIGS` finds the configs there."""
+    build = f"import hatchling.build; print(hatchling.build.build_editable({str(tmp_path)!r}))"
+    name = _run([sys.executable, "-c", build], ROOT).strip().splitlines()[-1]
+    with zipfile.ZipFile(tmp_path / name) as archive:
+        path, *others = sorted(archive.namelist(), key=lambda name: ".dist-info/" in name)
+        assert all(".dist-info/" in other for other in others)
+        assert archive.read(path).decode() == str(ROOT)
 
 
 @pytest.fixture
