@@ -1,6 +1,6 @@
 """EMBED: breast density from C-view and 2D mammograms, CC and MLO (paper 7.4.2).
 
-    python -m remind_jax.main --config=configs/embed.py
+    remind train --config=embed
 
 With `data.root` empty it trains on the twin: drawn images with the published combinations and frequencies.
 docs/embed.md says what is read of the real data.

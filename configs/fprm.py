@@ -1,6 +1,6 @@
 """FPRM: grades of deterioration from fundus photographs, flow videos, oxygen maps and a table (paper 7.4.1).
 
-    python -m remind_jax.main --config=configs/fprm.py
+    remind train --config=fprm
 
 The layout of the release is not public, so `data.root` is the folder of a manifest made from it (docs/fprm.md). With
 `data.root` empty it trains on the twin: drawn images and volumes with the published combinations and frequencies.

@@ -1,6 +1,6 @@
 """UCI heart disease: 920 people of four hospitals, six views; what is missing depends on the hospital.
 
-    python -m remind_jax.main --config=configs/heart.py --config.data.root=DIR
+    remind train --config=heart --config.data.root=DIR
 
 Real people. Download data set 45 of the UCI Machine Learning Repository (https://doi.org/10.24432/C52P4X) into DIR.
 """

@@ -1,6 +1,8 @@
 """Your own data: a folder with schema.yaml and manifest.csv or manifest.parquet (README, "Your own data").
 
-python -m remind_jax.main --config=configs/manifest.py --config.data.root=DIR
+    remind train --config=manifest --config.data.root=DIR
+
+`remind import` makes such a folder of a table, `remind check` tells what is wrong with it.
 """
 
 from remind_jax import methods

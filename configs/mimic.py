@@ -1,6 +1,6 @@
 """MIMIC-IV: in-hospital mortality from notes, labs and ICD-9 codes (paper 7.4.2).
 
-    python -m remind_jax.main --config=configs/mimic.py
+    remind train --config=mimic
 
 With `data.root` empty it trains on the twin: synthetic stays with the published combinations and frequencies. The real
 data, with notes: `--config.data.root=DIR --config.data.notes_root=DIR`; docs/mimic.md says how to get them and what the

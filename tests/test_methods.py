@@ -7,8 +7,9 @@ import pytest
 
 from configs import embed
 from remind_jax.config import keys, validate, value_of
+from remind_jax.config.table import OF_SOURCES
 from remind_jax.errors import UserError
-from remind_jax.methods import METHODS, PLAIN, SIZES, TABLES, Variant, choose
+from remind_jax.methods import METHODS, PLAIN, QUICK, SIZES, TABLES, Variant, choose
 from remind_jax.models.spec import model_spec
 from remind_jax.studies import baselines
 
@@ -43,6 +44,22 @@ def test_every_config_builds_and_is_valid(name, method, size):
     validate(config)
     model_spec(config)
     assert (config.method, config.size) == (method, size)
+
+
+def test_a_smoke_run_is_small_and_keeps_what_a_method_is():
+    known = set(keys()).union(*(keys(source) for source in OF_SOURCES))
+    assert set(QUICK) <= known
+    for name in NAMES:
+        quick, small = _build(name, "size=quick"), _build(name)
+        for key, value in QUICK.items():
+            if key in keys(quick.data.source):
+                assert value_of(quick, key) == value
+        assert quick.train.epochs <= small.train.epochs
+        assert quick.eval.bootstrap < small.eval.bootstrap
+    assert (
+        _build("mimic", "method=remind_plus,size=quick").train.joint_epochs
+        == METHODS["remind_plus"]["train.joint_epochs"]
+    )
 
 
 def test_defaults_are_remind_and_small():

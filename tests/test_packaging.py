@@ -9,9 +9,11 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from tests import tiny_runs
@@ -112,6 +114,43 @@ def test_extras_for_users_hold_nothing_that_comes_anyway():
     assert {extra for extra, names in EXTRAS.items() if names <= CORE} == {"cuda"}  # of jax itself
 
 
+# ---- Where it is published -------------------------------------------------------------------------------------------
+
+
+def _workflow(name: str) -> dict:
+    return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8"))
+
+
+def test_the_hosted_check_is_that_of_the_repository_on_every_python():
+    (job,) = _workflow("ci")["jobs"].values()
+    versions = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if ":: 3." in line]
+    assert job["strategy"]["matrix"]["python"] == versions
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+
+
+@pytest.mark.parametrize("name", ["ci", "release"])
+def test_workflows_may_do_no_more_than_they_must(name):
+    workflow = _workflow(name)
+    assert workflow["permissions"] == {"contents": "read"}
+    writes = {
+        right
+        for job in workflow["jobs"].values()
+        for right, how in job.get("permissions", {}).items()
+        if how == "write"
+    }
+    assert writes == ({"id-token", "attestations"} if name == "release" else set())
+    for step in (step for job in workflow["jobs"].values() for step in job["steps"] if "uses" in step):
+        assert re.fullmatch(r"(actions|pypa)/[\w-]+@(v\d+|release/v1)", step["uses"])
+
+
+def test_forms_and_citation_can_be_read():
+    for file in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert file.stem == "config" or {"name", "description", "body"} <= set(form)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+
+
 # ---- The wheel -------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +171,16 @@ def wheel(tmp_path_factory) -> pathlib.Path:
     assert file.name.startswith(f"remind_jax-{PROJECT['version']}-")
     _run([*pip, "install", str(file), "--no-deps", f"--target={base / 'site'}"], base)
     return base / "site"
+
+
+def test_an_editable_install_holds_nothing_that_grows_old(tmp_path):
+    """Only the path of the clone; `cli.CONFIGS` finds the configs there."""
+    build = f"import hatchling.build; print(hatchling.build.build_editable({str(tmp_path)!r}))"
+    name = _run([sys.executable, "-c", build], ROOT).strip().splitlines()[-1]
+    with zipfile.ZipFile(tmp_path / name) as archive:
+        path, *others = sorted(archive.namelist(), key=lambda name: ".dist-info/" in name)
+        assert all(".dist-info/" in other for other in others)
+        assert archive.read(path).decode() == str(ROOT)
 
 
 @pytest.fixture

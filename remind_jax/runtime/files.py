@@ -161,8 +161,10 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def _commit() -> str | None:
-    folder = pathlib.Path(__file__).parent
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    clone = pathlib.Path(__file__).resolve().parents[2]
+    if not (clone / ".git").exists():  # an installed package may lie in a repository of somebody else's
+        return None
+    command = ["git", "-C", str(clone), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -121,7 +121,7 @@ def test_commands_are_understood(command, monkeypatch, tmp_path):
     module, arguments = command.module, [x for x in command.arguments if not x.endswith("=A,B")]  # names to fill in
     file = ROOT / (module.replace(".", "/") + ".py")
     assert file.exists()
-    if not arguments or "--help" in arguments or "--config.KEY=VALUE" in arguments:
+    if not arguments or {"--help", "--config.KEY=VALUE"} & {*arguments} or module == "remind_jax.completion":
         return
     if module.startswith("benchmarks."):
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))

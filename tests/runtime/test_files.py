@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import subprocess
 import time
 
 import pytest
@@ -157,3 +158,19 @@ def test_where_there_are_no_locks_nobody_waits(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with files.lock(tmp_path / "lock", busy=_refuse) as lock:
         assert not lock.held
+
+
+def test_the_commit_is_that_of_a_clone_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    def git(folder: pathlib.Path, *arguments: str) -> str:
+        person = ["-c", "user.name=me", "-c", "user.email=me@nowhere"]
+        command = ["git", "-C", str(folder), *person, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    package = tmp_path / "site-packages"
+    (package / "remind_jax" / "runtime").mkdir(parents=True)
+    monkeypatch.setattr(files, "__file__", str(package / "remind_jax" / "runtime" / "files.py"))
+    for folder in (tmp_path, package):
+        git(folder, "init", "--quiet")
+        git(folder, "commit", "--quiet", "--allow-empty", "--message=first")
+        expected = git(folder, "rev-parse", "HEAD") if folder == package else None
+        assert files.environment()["commit"] == expected
