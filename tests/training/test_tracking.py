@@ -329,8 +329,8 @@ def swept(tmp_path_factory):
     """Sweeps over a network and a plain model on notes with canaries: without a tracker, then with each."""
     folder = tmp_path_factory.mktemp("swept")
     table = pl.read_csv(write_manifest(folder / "data", n=90) / "manifest.csv", infer_schema=False)
-    note, stay, patient = (pl.lit(canary + " ") for canary in CANARIES)
-    table = table.with_columns(note + pl.col("note"), stay + pl.col("stay"), patient + pl.col("patient"))
+    places = zip(("note", "stay", "patient"), CANARIES, strict=True)
+    table = table.with_columns(pl.col(name).str.replace("^", f"{canary} ") for name, canary in places)
     table.write_csv(folder / "data" / "manifest.csv")
     return folder, _watched(folder, "sweep", str(folder), str(folder / "data"))
 
