@@ -213,6 +213,16 @@ def test_several_runs_share_the_database_of_their_folder(runs):
     assert {run.experiment for run in tracked.mlflow_runs(runs).values()} == {"manifest-St.-Mary"}
 
 
+@pytest.mark.slow
+def test_runs_that_begin_at_once_make_one_database(tmp_path):
+    runs = [tmp_path / "runs" / name for name in ("one", "two", "three")]
+    root = pathlib.Path(__file__).resolve().parents[2]
+    work = [sys.executable, "-m", "tests.training.cut_off", "--", str(tmp_path / "seen"), "record", "mlflow"]
+    started = [subprocess.Popen([*work, str(run)], env=os.environ | {"PYTHONPATH": str(root)}) for run in runs]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    assert [tracked.mlflow(run) for run in runs] == 3 * [[("loss", 1, 0.5)]]
+
+
 # ---- What goes wrong -------------------------------------------------------------------------------------------------
 
 
