@@ -91,6 +91,8 @@ def test_tutorial(tmp_path):
     runs = tmp_path / "runs"
     assert "twin of MIMIC-IV" in walk.printed[0]
     assert (runs / "tables" / "index.html").is_file()
+    assert (runs / "mlflow.db").is_file()
+    assert (runs / "watched" / "wandb").is_dir()
     assert (runs / "my_data" / "report.html").is_file()
     made = {path.stem for path in (runs / "phenomenon" / "analysis").glob("*.png")}
     assert made == {"availability", "specialization", "uncertainty", "gradient_consistency"}

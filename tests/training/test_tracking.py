@@ -213,6 +213,16 @@ def test_several_runs_share_the_database_of_their_folder(runs):
     assert {run.experiment for run in tracked.mlflow_runs(runs).values()} == {"manifest-St.-Mary"}
 
 
+@pytest.mark.slow
+def test_runs_that_begin_at_once_make_one_database(tmp_path):
+    runs = [tmp_path / "runs" / name for name in ("one", "two", "three")]
+    root = pathlib.Path(__file__).resolve().parents[2]
+    work = [sys.executable, "-m", "tests.training.cut_off", "--", str(tmp_path / "seen"), "record", "mlflow"]
+    started = [subprocess.Popen([*work, str(run)], env=os.environ | {"PYTHONPATH": str(root)}) for run in runs]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    assert [tracked.mlflow(run) for run in runs] == 3 * [[("loss", 1, 0.5)]]
+
+
 # ---- What goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -329,8 +339,8 @@ def swept(tmp_path_factory):
     """Sweeps over a network and a plain model on notes with canaries: without a tracker, then with each."""
     folder = tmp_path_factory.mktemp("swept")
     table = pl.read_csv(write_manifest(folder / "data", n=90) / "manifest.csv", infer_schema=False)
-    note, stay, patient = (pl.lit(canary + " ") for canary in CANARIES)
-    table = table.with_columns(note + pl.col("note"), stay + pl.col("stay"), patient + pl.col("patient"))
+    places = zip(("note", "stay", "patient"), CANARIES, strict=True)
+    table = table.with_columns(pl.col(name).str.replace("^", f"{canary} ") for name, canary in places)
     table.write_csv(folder / "data" / "manifest.csv")
     return folder, _watched(folder, "sweep", str(folder), str(folder / "data"))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from remind_jax.config import leaves
+from remind_jax.runtime import files
 from remind_jax.training.trackers.tracker import Record, Run, numbers
 
 _NAME = "mlflow"
@@ -48,7 +49,8 @@ class MLflow:
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
     def _open(self) -> Any:
-        with warnings.catch_warnings():
+        # The lock is held while tables are made: of several processes MLflow lets each make them, and all fail.
+        with files.lock(self._file.with_name(".mlflow.lock")), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # SQLAlchemy's, of how MLflow uses it
             from mlflow import MlflowClient
 

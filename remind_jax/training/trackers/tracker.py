@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from remind_jax.config import leaves
 from remind_jax.runtime import files
 
 Record = Mapping[str, Any]  # a line of metrics.jsonl: `step`, `stage` and numbers by name
@@ -21,8 +22,8 @@ class Run(NamedTuple):
     @property
     def project(self) -> str:
         """What the runs of a data set have in common: its source and the name of its folder."""
-        data = self.config.get("data", {})
-        parts = data.get("source", ""), pathlib.PurePath(data.get("root", "")).name
+        keys = dict(leaves(self.config))
+        parts = keys.get("data.source", ""), pathlib.PurePath(keys.get("data.root", "")).name
         return re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts))) or "remind_jax"
 
     def known_as(self, tracker: str) -> str | None:
