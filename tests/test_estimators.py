@@ -29,7 +29,7 @@ SMALL = {
     "devices": 1,
 }
 QUICK = {**SMALL, "train": {"batch_size": 16, "epochs": 2.0, "joint_epochs": 1.0}}
-# Each with its reason; docs/own_data.md names them too.
+# Each with its reason; docs/python.md names them too.
 SKIPPED = {
     "check_sample_weight_equivalence_on_dense_data": "a row of weight 2 is in other batches than the same row twice",
 }
