@@ -189,8 +189,9 @@ def remind(wheel, tmp_path, monkeypatch):
     own = {"PYTHONPATH": str(wheel), "XLA_FLAGS": QUICK_XLA, "HOME": str(tmp_path / "home")}
     (tmp_path / "empty").mkdir()
 
-    def run(*arguments: str) -> str:
-        return _run([str(wheel / "bin" / "remind"), *arguments], tmp_path / "empty", **own)
+    def run(*arguments: str, script: str = "") -> str:
+        command = [sys.executable, "-c", script] if script else [str(wheel / "bin" / "remind")]
+        return _run([*command, *arguments], tmp_path / "empty", **own)
 
     where = "import remind_jax; print(remind_jax.__file__)"
     assert _run([sys.executable, "-c", where], tmp_path / "empty", **own).startswith(str(wheel))
@@ -224,3 +225,25 @@ def test_a_wheel_finds_its_configs_by_path_and_tells_of_its_machine(remind):
     assert "space in " in remind("doctor")  # with exit code 0
     assert remind("--version") == f"remind_jax {PROJECT['version']}\n"
     assert remind("train", "--help").startswith("Trains a method")
+
+
+TEN_LINES = """\
+import numpy as np, pandas as pd, remind_jax as rj
+
+rng = np.random.default_rng(0)
+df = pd.DataFrame({"who": rng.integers(0, 60, 90), "na": rng.normal(140, 4, 90), "note": ["ill", "well", None] * 30})
+df["died"] = df.na > 140
+quick = {"train.epochs": 2.0, "train.joint_epochs": 1.0, "eval.bootstrap": 20}
+model = rj.fit(df, label="died", patient="who", modalities={"labs": ["na"], "note": rj.Text("note")}, **quick)
+print(model.report)
+print(model.table(df.head(3)))
+print(rj.__file__)
+"""
+
+
+def test_a_wheel_fits_a_frame_in_ten_lines(remind, wheel, tmp_path):
+    assert len(TEN_LINES.replace("\n\n", "\n").splitlines()) <= 10
+    out = remind(script=TEN_LINES)
+    assert "all samples" in out
+    assert out.strip().splitlines()[-1].startswith(str(wheel))
+    assert list((tmp_path / "empty").iterdir()) == []
