@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import polars as pl
 
 from remind_jax.data.files import read_parquet
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, needs
 
 _TEXT = "UTF-8 {} whose rows fit the header"
 FORMATS = {
@@ -148,4 +148,4 @@ def _package(name: str, path: pathlib.Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f'{path} needs the package {name}: pip install "remind-jax[tables]"') from None
+        raise UserError(f"{path} cannot be read: {needs(name, 'tables')}") from None

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, needs
 from remind_jax.training.trackers.mlflow import MLflow
 from remind_jax.training.trackers.tensorboard import TensorBoard
 from remind_jax.training.trackers.tracker import Record, Run, Tracker
@@ -24,8 +24,7 @@ class Trackers:
             for package in TRACKERS[name].needs:
                 if importlib.util.find_spec(package) is None:
                     raise UserError(
-                        f'train.track={name} needs {package}, which is not installed: pip install "remind-jax[track]", '
-                        "or leave the key out; metrics.jsonl holds the same figures"
+                        f"train.track={name}: {needs(package, 'track')}; metrics.jsonl has the same figures"
                     )
         self._open = {name: TRACKERS[name](run) for name in names}
         self._begun, self._finished, self._step = False, False, 0
