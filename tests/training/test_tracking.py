@@ -231,9 +231,9 @@ def test_runs_that_begin_at_once_make_one_database(tmp_path):
 )
 def test_a_package_that_is_missing_is_told_before_anything_is_made(tmp_path, monkeypatch, tracker, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=r'pip install "remind-jax\[track\]"') as refusal:
+    with pytest.raises(UserError, match=f"{package} is not installed: pip install {package}") as refusal:
         RunFolder(tmp_path / "run", CONFIG, tracker)
-    assert f"train.track={tracker} needs {package}" in str(refusal.value)
+    assert f"train.track={tracker}" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
 
