@@ -150,7 +150,8 @@ def _number(cell):
     if cell is None:
         return math.nan
     if isinstance(cell, str):
-        cell = _OUTER.sub("", cell)
+        cell = _OUTER.sub("", cell).lower()
+        cell = {"true": "1", "false": "0"}.get(cell, cell)
         return float(cell) if _NUMBER.fullmatch(cell) else None
     return float(cell) if isinstance(cell, (bool, int, float)) else None
 

@@ -95,7 +95,7 @@ def column_of(*kinds):
 
 NUMERALS = st.one_of(
     st.floats(-1e30, 1e30).map(repr),
-    st.sampled_from(["+1", "-.5", " 5. ", "1E+05", "00012", "1_0", "x", "inf"]),
+    st.sampled_from(["+1", "-.5", " 5. ", "1E+05", "00012", "1_0", "x", "inf", "TRUE", " false "]),
 )
 CATEGORIES = st.sampled_from(["f", " m ", "unknown", "1", "2.5", "ß", "\u2003f"])
 CODES = st.sampled_from(["I1 E2", "  401\tI3 ", "Z9", "I1 " * 30, "3", "I1\x1cE2"])
