@@ -106,7 +106,7 @@ def fit(
       workdir: the folder of a run, which the same call goes on with after a stop, and which the commands open.
       progress: False prints nothing.
       **keys: any key of a config (docs/configuration.md): `optim={"lr": 1e-3}` or `**{"optim.lr": 1e-3}`. Paths in
-        cells start from the current folder, or from `data={"root": …}`.
+        cells start from the current folder, or from `**{"data.root": "/scans"}`.
 
     Returns the model, whose `report` shows itself in a notebook. Raises UserError: in one line, what is wrong with the
     data or a setting, and what to do.
