@@ -1,9 +1,10 @@
 """Training from Python: `fit` on a frame in memory or a manifest's folder, and what its columns are declared to be."""
 
 import dataclasses
+import numbers
 import pathlib
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -11,7 +12,8 @@ import polars as pl
 from remind_jax import cli, methods
 from remind_jax.config import set_values
 from remind_jax.data import dataset, reading
-from remind_jax.data.cells import as_string
+from remind_jax.data.cells import as_classes, as_string
+from remind_jax.data.findings import Finding
 from remind_jax.data.importers import table as importer
 from remind_jax.data.importers.plan import plan_lines
 from remind_jax.data.manifest import Manifest
@@ -146,11 +148,15 @@ def make_config(method: str, size: str, seed: int, held_out: float, tuning: floa
     config = runpy.run_path(str(cli.CONFIGS / "manifest.py"))["get_config"](
         ",".join(f"{key}={value}" for key, value in chosen.items())
     )
-    config.seed, config.data.cache = seed, dataset.UNPREPARED
-    config.data.fractions = (1.0 - held_out - tuning, tuning, held_out)
+    for name, share in {"held_out": held_out, "tuning": tuning}.items():
+        if not isinstance(share, numbers.Real) or not 0 <= share < 1:
+            raise UserError(f"{name}={share!r} must be a share of the patients, at least 0 and below 1")
+    config.data.cache, config.data.fractions = dataset.UNPREPARED, (1.0 - held_out - tuning, tuning, held_out)
     if not tuning:
         config.train.select = "last"
-    set_values(config, keys)
+    if not isinstance(keys, Mapping):
+        raise UserError("keys must be a mapping such as {'optim.lr': 1e-3}")
+    set_values(config, {"seed": seed, **keys})
     return config
 
 
@@ -167,46 +173,61 @@ def read_frame(
 ) -> Manifest:
     """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors."""
     frame = reading.as_polars(data)
-    column, classes = _label(label, frame.columns)
-    entries = None if modalities is None else {name: _entry(name, given) for name, given in modalities.items()}
-    roles = {"label": column, "patient": patient or "", "sample": sample or "", "split": split or ""}
+    column, classes = _label(label)
+    entries = _entries(modalities)
+    given = {"patient": patient, "sample": sample, "split": split}
+    roles = {role: "" if name is None else str(name) for role, name in given.items()} | {"label": column}
     found = importer.from_table(frame, name="table", modalities=entries, rest=modalities is None, **roles)
     found.schema["name"] = "frame"
     if classes is not None:
         found.schema["label"]["classes"] = classes
+        found = found._replace(table=found.table.with_columns(as_classes(found.table[column], classes)))
     if verbose:
         for line in plan_lines(found) if modalities is None else found.notes:
             print(line)
     options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
-    manifest = dataclasses.replace(manifest, label_type=_type_of(frame[column]))
-    return manifest
+    notes = [*(Finding("I001", note, False) for note in found.notes), *manifest.notes]
+    return dataclasses.replace(manifest, notes=tuple(notes), label_type=_type_of(reading.values_of(data, column)))
+
+
+def _entries(modalities: Modalities | None) -> dict[str, Any] | None:
+    """Returns what `importers.table.from_table` takes. Raises UserError: modalities are described otherwise."""
+    if modalities is None:
+        return None
+    if not isinstance(modalities, Mapping):
+        raise UserError("modalities must be a mapping such as {'labs': ['na', 'k'], 'note': rj.Text('note')}")
+    return {name: _entry(name, given) for name, given in modalities.items()}
 
 
 def _entry(name: str, given: Declared | Sequence[str]) -> dict[str, Any] | list[str]:
     if isinstance(given, Declared):
         return given.to_entry()
-    if isinstance(given, str) or not all(isinstance(column, str) for column in given):
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
         kinds = "Table, Text, Codes, Image, Volume, Embedding"
         raise UserError(f"modality {name!r} must be a list of columns or one of {kinds}, such as rj.Text('note')")
-    return list(given)
+    return [str(column) for column in given]
 
 
-def _label(label: str | Mapping[str, Any] | None, columns: Sequence[str]) -> tuple[str, list[str] | None]:
+def _label(label: str | Mapping[str, Any] | None) -> tuple[str, list[str] | None]:
     """Returns the column of the label and its classes in order, None where the data tell them."""
     if label is None:
         raise UserError("a frame needs label=COLUMN, the column of classes")
-    if isinstance(label, str):
-        return label, None
+    if not isinstance(label, Mapping):
+        return str(label), None
     if unknown := sorted(set(label) - {"column", "classes"}):
         raise UserError(f"label has the unknown key {unknown[0]!r}; keys are column, classes")
-    return label.get("column", ""), as_string(pl.Series(label["classes"])).to_list() if "classes" in label else None
+    classes = label.get("classes")
+    if isinstance(classes, str) or not isinstance(classes, Iterable | None):
+        raise UserError("label['classes'] must be a list")
+    names = None if classes is None else [as_string(pl.Series([name])).item() for name in classes]
+    return str(label.get("column", "")), names
 
 
 def _type_of(labels: pl.Series) -> str:
     """Names the type of the user's labels, a key of `inference.predictor.LABEL_TYPES`."""
     if labels.dtype.is_integer():
         return "integer"
-    if labels.dtype.is_float():
+    if labels.dtype.is_float() or labels.dtype.is_decimal():
         return "number"
     return "boolean" if labels.dtype == pl.Boolean else "text"

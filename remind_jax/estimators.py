@@ -1,6 +1,7 @@
 """Scikit-learn estimators: `fit` of remind_jax.api behind the rules of `sklearn.base.BaseEstimator`."""
 
 import dataclasses
+import numbers
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from sklearn.utils.validation import (
 from remind_jax import api
 from remind_jax.data import reading
 from remind_jax.data.dataset import Dataset
+from remind_jax.data.importers.modalities import free_name
+from remind_jax.data.importers.table import without_words
 from remind_jax.data.manifest import Manifest
 from remind_jax.inference import model_files
 from remind_jax.inference.predictor import Predictor
@@ -78,10 +81,13 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
         """Trains on a frame, or an array [n, p] of numbers, and labels [n]; no rows are held out.
 
         `groups` [n] names the patient of each row. `sample_weight` [n] is what rows count in the loss of training; the
-        tuning rows count alike. Rows of weight 0 are left out. Raises UserError or ValueError: what is wrong with them.
+        tuning rows count alike. Rows of weight 0 are left out, and rows without any modality, of which a warning tells.
+        Raises UserError or ValueError: what is wrong with them.
         """
+        check_threshold(self.threshold)
         frame, y = self._checked(X, y)
         groups, weights = None if groups is None else column_or_1d(groups), None
+        check_consistent_length(y, groups)
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
             counts = weights > 0
@@ -94,6 +100,10 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"threshold={self.threshold!r} is for two classes; y has {len(self.classes_)}")
         config = api.make_config(self.method, self.size, self.seed, 0.0, self.tuning, self.keys or {})
         manifest = self._manifest(frame, codes, groups, config)
+        for note in manifest.notes:
+            if note.code == "I001":
+                warnings.warn(note.message, stacklevel=2)
+        self.classes_ = self.classes_[[int(name) for name in manifest.schema.classes]]  # of rows with a modality
         if weights is not None:
             rows = manifest.table[manifest.schema.sample_id].cast(pl.Int64).to_numpy() - 1
             manifest = dataclasses.replace(manifest, weights=weights[rows].astype(np.float32))
@@ -104,9 +114,21 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Returns probabilities of the classes, float [n, c], in the order of `classes_`."""
+        """Returns probabilities of the classes, float [n, c], in the order of `classes_`.
+
+        A row without any modality has the shares of the classes among the train rows, and a warning counts such rows.
+        """
         check_is_fitted(self)
-        return self.model_.predict_proba(self._rows(X, reset=False)).astype(np.float64)
+        frame, model = self._rows(X, reset=False), self.model_
+        known = {c for each in model.schema.modalities for c in each.all_columns} & set(frame.columns)
+        empty = without_words(frame.select(known)).select(pl.all_horizontal(pl.all().is_null())).to_series()
+        if not known or not empty.any():
+            return model.predict_proba(frame).astype(np.float64)
+        warnings.warn(f"{empty.sum()} rows have no modality at all: theirs are the shares of the classes", stacklevel=2)
+        found = np.tile(model.class_fractions, (len(empty), 1))
+        if not empty.all():
+            found[~empty.to_numpy()] = model.predict_proba(frame.filter(~empty))
+        return found
 
     def predict(self, X: Any) -> np.ndarray:
         """Returns the most probable class of each row, or of two classes the second from the threshold on, [n]."""
@@ -126,8 +148,8 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
             validate_data(self, X, skip_check_array=True, **options)
             return reading.as_polars(X)
         found = validate_data(self, X, dtype="numeric", ensure_all_finite="allow-nan", **options)
-        columns = {f"x{j}": column for j, column in enumerate(np.asarray(found, np.float64).T)}
-        return pl.DataFrame(columns).fill_nan(None)
+        names = getattr(self, "feature_names_in_", [f"x{j}" for j in range(found.shape[1])])
+        return pl.DataFrame(dict(zip(names, np.asarray(found, np.float64).T, strict=True))).fill_nan(None)
 
     def _checked(self, X: Any, y: Any) -> tuple[pl.DataFrame, np.ndarray]:
         """Returns the rows and labels [n] to train on."""
@@ -140,18 +162,22 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
         return frame, labels
 
     def _manifest(self, frame: pl.DataFrame, codes: np.ndarray, groups: Any, config: Any) -> Manifest:
-        """Makes a manifest of rows and positions of their classes, [n]; its sample ids count rows from 1."""
+        """Makes a manifest of rows and positions of their classes, [n]; its sample ids count rows from 1.
+
+        Without patients the ids of samples are those of patients.
+        """
         modalities = self.modalities
         if modalities is None and not hasattr(self, "feature_names_in_"):
             modalities = {"x": api.Table(frame.columns)}
-        label, patient = (_free(name, frame.columns) for name in ("label", "patient"))
-        frame = frame.with_columns(pl.Series(label, codes))
+        label, patient, sample = (free_name(name, frame.columns) for name in ("label", "groups", "sample_id"))
+        frame = frame.with_columns(pl.Series(label, codes), pl.int_range(1, pl.len() + 1).alias(sample))
         if groups is not None:
-            frame = frame.with_columns(pl.Series(patient, groups))
+            cells = groups.tolist() if groups.dtype == object else groups
+            frame = frame.with_columns(pl.Series(patient, cells, strict=False))
         elif self.patient is None:
             warnings.warn(_NO_PATIENTS, stacklevel=3)
-        known = patient if groups is not None else self.patient
-        return api.read_frame(frame, label, modalities, config, patient=known, verbose=self.verbose)
+        known = patient if groups is not None else self.patient or sample
+        return api.read_frame(frame, label, modalities, config, patient=known, sample=sample, verbose=self.verbose)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state with the model as the files that `save` writes."""
@@ -172,21 +198,21 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def _free(name: str, taken: list[str]) -> str:
-    """Returns a name of a column that is not taken."""
-    return name if name not in taken else _free(f"{name}_", taken)
+def check_threshold(wanted: float | str) -> None:
+    """Raises ValueError: it is no probability and no word of `THRESHOLDS`."""
+    is_number = isinstance(wanted, numbers.Real) and not isinstance(wanted, bool) and 0 <= wanted <= 1
+    if not is_number and wanted not in THRESHOLDS:
+        raise ValueError(f"threshold={wanted!r} must be a number from 0 to 1 or one of {', '.join(THRESHOLDS)}")
 
 
 def choose_threshold(wanted: float | str, model: Predictor, data: Dataset) -> float:
     """Returns the probability of the second class from which on it is predicted; tuning rows decide a word.
 
-    Of equal thresholds the nearest to one half is taken. Raises ValueError: the word is unknown, or the tuning rows
-    lack one of the two classes.
+    Of equal thresholds the nearest to one half is taken. Raises ValueError: the tuning rows lack one of the two
+    classes.
     """
     if not isinstance(wanted, str):
         return float(wanted)
-    if wanted not in THRESHOLDS:
-        raise ValueError(f"threshold={wanted!r} must be a number or one of {', '.join(THRESHOLDS)}")
     store = data.stores["tuning"]
     found = model.predict_store(store) if len(store) else None
     if found is None or len(np.unique(found.labels)) < 2:

@@ -13,6 +13,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import remind_jax as rj
+from remind_jax import api
 from remind_jax.data.importers import table as importer
 from remind_jax.runtime import progress
 
@@ -213,6 +214,64 @@ def test_evaluate_reads_labelled_rows(model):
     assert "held" not in repr(found)
 
 
+@pytest.mark.parametrize("write", [lambda c: c == 1, lambda c: c * 1.0, lambda c: (c * 1.0).cast(pl.String)])
+def test_evaluate_reads_labels_in_other_spellings(model, write):
+    rows = hospital(seed=2)
+    found = model.evaluate(rows.with_columns(write(pl.col("died")).alias("died")))
+    assert found["overall"] == model.evaluate(rows)["overall"]
+
+
+def test_evaluate_counts_labels_that_are_no_class(model):
+    wrong = hospital(seed=2).with_columns(pl.when(pl.int_range(pl.len()) < 2).then(7).otherwise("died").alias("died"))
+    with pytest.raises(rj.UserError, match=r"column 'died': 2 cells \(rows 1, 2\).*classes 0, 1"):
+        model.evaluate(wrong)
+
+
+@pytest.mark.parametrize("kind", ["polars", "pandas"])
+def test_a_table_keeps_ids_that_are_numbers(model, new, kind):
+    rows = new.with_columns(stay=pl.int_range(10, 10 + ROWS)).reverse()
+    if kind == "polars":
+        assert rows.join(model.table(rows), on="stay").height == ROWS
+    else:
+        frame = rows.to_pandas().set_index(np.zeros(ROWS, int))
+        assert frame.merge(model.table(frame), on="stay")["stay"].tolist() == rows["stay"].to_list()
+
+
+def read(frame, label="died", **options):
+    config = api.make_config("remind", "small", 0, 0.2, 0.1, {})
+    return api.read_frame(frame, label, options.pop("modalities", MODALITIES), config, verbose=False, **options)
+
+
+def test_columns_may_be_named_by_numbers():
+    pytest.importorskip("pandas")
+    frame = hospital().to_pandas().rename(columns={"na": 0, "k": 1, "died": 2, "person": 3})
+    found = read(frame, label=2, patient=3, modalities={"labs": [0, 1]})
+    assert found.schema.modalities[0].columns == ("0", "1")
+    assert (found.schema.label, found.schema.patient_id) == ("2", "3")
+
+
+@pytest.mark.parametrize(("values", "kind"), [([0, 1], "integer"), ([False, True], "boolean"), (["a", "b"], "text")])
+def test_categories_have_the_type_of_what_they_stand_for(values, kind):
+    pandas = pytest.importorskip("pandas")
+    frame = hospital().to_pandas()
+    frame["died"] = pandas.Categorical([values[x] for x in frame["died"]])
+    assert read(frame).label_type == kind
+
+
+def test_what_is_left_out_is_told_in_the_report():
+    frame = hospital().with_columns(pl.when(pl.int_range(pl.len()) > 4).then("died").alias("died"))
+    told = [note.message for note in read(frame).notes]
+    assert "5 rows without a label are left out" in told
+
+
+def test_spellings_of_declared_classes_are_read():
+    shouted = pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("YES")).otherwise(pl.lit("yes"))
+    frame = hospital().with_columns(died=pl.when(pl.col("died") == 1).then(shouted).otherwise(pl.lit("no")))
+    found = read(frame, label={"column": "died", "classes": ["yes", "no"]})
+    assert found.schema.classes == ("yes", "no")
+    assert found.labels.tolist() == (1 - hospital()["died"]).to_list()
+
+
 def test_a_workdir_is_the_folder_of_a_run_of_these_rows(model, new, tmp_path):
     found = train_hospital(workdir=tmp_path / "run")
     assert (tmp_path / "run" / "report.html").is_file()
@@ -274,11 +333,19 @@ def test_broken_off_before_the_first_evaluation_there_is_no_model(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label": "dead"}, "did you mean 'died'"),
+        ({"label": "dead"}, "^label=dead is no column .did you mean 'died'"),
+        ({"label": {"column": "died", "classes": "01"}}, "must be a list"),
         ({"label": None}, "label=COLUMN"),
         ({"patient": "persom"}, "did you mean 'person'"),
         ({"modalities": {"labs": "na"}}, "must be a list"),
         ({"modalities": {"labs": ["nb"]}}, "nb"),
+        ({"modalities": {"labs": ["na", "died"]}}, "'died' is label, split or id"),
+        ({"modalities": {"labs": ["na", "stay"]}}, "'stay' is label, split or id"),
+        ({"modalities": {"labs": ["na", "k"], "rest": rj.Table(["na"])}}, "'na' belongs to a modality before it"),
+        ({"modalities": ["na"]}, "must be a mapping"),
+        ({"modalities": {"labs": None}}, "must be a list"),
+        ({"seed": None}, "seed=None is no int"),
+        ({"tuning": "a"}, "tuning='a' must be a share"),
         ({"method": "remnd"}, "did you mean 'remind'"),
         ({"method": "gradient_boosting"}, "no network"),
         ({"optim": {"rl": 1.0}}, r"optim\.rl"),

@@ -161,10 +161,59 @@ def test_a_tuned_threshold_is_the_best_one_on_the_tuning_rows(patients, word):
 
 def test_thresholds_that_cannot_be_are_refused(patients):
     X, y, groups = patients
-    with pytest.raises(ValueError, match="must be a number or one of f1, youden"):
-        small(threshold="recall", modalities={"a": ["a*"], "b": ["b"]}).fit(X, y, groups=groups)
+    for threshold in ("recall", None, 2.0, np.nan, True):
+        with pytest.raises(ValueError, match="must be a number from 0 to 1 or one of f1, youden"):
+            small(threshold=threshold, modalities={"a": ["a*"], "b": ["b"]}).fit(X, y, groups=groups)
     with pytest.raises(ValueError, match="two classes"):
         small(threshold="f1").fit(np.eye(9), np.arange(9) % 3)
+
+
+def test_rows_without_any_modality_have_the_shares_of_the_classes(fitted, patients):
+    X, y, _ = patients
+    rows = X.with_columns(pl.when(pl.int_range(pl.len()) >= 2).then(pl.all()))
+    with pytest.warns(UserWarning, match="^2 rows have no modality at all"):
+        found = fitted.predict_proba(rows)
+    np.testing.assert_allclose(found[2:], fitted.predict_proba(X[2:]), atol=1e-6)
+    np.testing.assert_allclose(found[:2], [fitted.model_.class_fractions] * 2)
+    with pytest.warns(UserWarning, match="^160 rows"):
+        assert fitted.predict(X.with_columns(pl.lit(None, pl.Float64).alias(c) for c in X.columns)).shape == y.shape
+
+
+def test_a_class_that_only_rows_without_modality_have_is_none(patients):
+    X, _, groups = patients
+    y = np.array(["a", "b", "c"])[np.arange(160) % 3]
+    rows = X.with_columns(pl.when(pl.Series(y != "b")).then(pl.all()))
+    with pytest.warns(UserWarning, match="53 rows without any modality are left out"):
+        found = small(modalities={"a": ["a*"], "b": ["b"]}).fit(rows, y, groups=groups)
+    assert found.classes_.tolist() == ["a", "c"]
+    assert set(found.predict(X)) <= {"a", "c"}
+
+
+def test_arrays_are_the_columns_of_the_frame_that_was_fitted(fitted, patients):
+    X, _, _ = patients
+    with pytest.warns(UserWarning, match="valid feature names"):
+        found = fitted.predict_proba(X.to_numpy())
+    np.testing.assert_allclose(found, fitted.predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (np.arange(9), "inconsistent numbers"),
+        (np.where(np.arange(160) == 3, np.nan, 1.0), r"'groups': 1 cell \(row 4\) empty"),
+        (np.array([None, *"ab" * 79, 3], object), r"'groups': 1 cell \(row 1\) empty"),
+    ],
+)
+def test_groups_that_name_no_patients_are_refused(patients, groups, message):
+    X, y, _ = patients
+    with pytest.raises((ValueError, rj.UserError), match=message):
+        small(modalities={"a": ["a*"], "b": ["b"]}).fit(X, y, groups=groups)
+
+
+def test_settings_may_be_numbers_of_numpy(patients):
+    X, y, groups = patients
+    found = small(modalities={"a": ["a*"], "b": ["b"]}, seed=np.int64(3), tuning=np.float64(0.2)).fit(X, y, groups)
+    assert found.model_.config.seed == 3
 
 
 def test_a_copy_is_made_of_the_saved_model(fitted, patients, tmp_path):

@@ -72,10 +72,12 @@ def set_values(config: Any, values: Mapping[str, Any]) -> None:
     known, given = keys(config.data.source), dict(leaves(values))
     _refuse_unknown(given, known)
     for path, value in given.items():
+        default = known[path].default
         try:
-            set_value(config, path, value)
+            if value is None and default is not None:
+                raise TypeError
+            set_value(config, path, value.item() if hasattr(value, "item") else value)  # numpy's numbers
         except TypeError:
-            default = known[path].default
             raise UserError(f"{path}={value!r} is no {type(default).__name__}, such as {default!r}") from None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data import files
-from remind_jax.data.findings import FileRecord, Finding, in_rows
+from remind_jax.data.findings import FileRecord, Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.kinds.kind import Rows
 from remind_jax.data.schema import Schema
@@ -53,7 +53,8 @@ class Manifest:
         position = {name: i for i, name in enumerate(self.schema.classes)}
         labels = np.array([position.get(name, -1) for name in self.table[self.schema.label].to_list()], np.int32)
         if (labels < 0).any():
-            raise UserError(f"E005 {in_rows(labels < 0)} without a label out of the declared classes")
+            where, classes = f"column {self.schema.label!r}: {in_rows(labels < 0)}", listed(self.schema.classes)
+            raise UserError(f"E005 {where} without a label out of the declared classes {classes}")
         return labels
 
     @functools.cached_property

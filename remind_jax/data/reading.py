@@ -14,7 +14,7 @@ import pyarrow as pa
 import yaml
 
 from remind_jax.data import check, tables
-from remind_jax.data.cells import as_string, trim
+from remind_jax.data.cells import as_classes, as_string, trim
 from remind_jax.data.findings import Finding
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.manifest import Manifest
@@ -213,6 +213,8 @@ def read_new(
     else:
         table = as_polars(data)
     schema, table, notes = _completed(schema, table)
+    if schema.label in table.columns:
+        table = table.with_columns(as_classes(table[schema.label], schema.classes))
     manifest = _typed(schema, table, root, bad_files == "missing", bad_files, notes, count)
     findings = check.find_problems_of_new(manifest)
     check.refuse(findings)
@@ -244,6 +246,14 @@ def as_polars(frame: Any) -> pl.DataFrame:
         text = f"the index {what}".rstrip() + " of the frame is not used; reset_index() makes it a column"
         warnings.warn(text, stacklevel=2)
     return pl.DataFrame([_of_pandas(column).alias(n) for n, (_, column) in zip(names, frame.items(), strict=True)])
+
+
+def values_of(frame: Any, column: str) -> pl.Series:
+    """Returns a column of a frame in the type that it has for its user: of categories that of what they stand for."""
+    if not is_pandas(frame):
+        return as_polars(frame)[column]
+    found = frame.iloc[:, [str(name) for name in frame.columns].index(column)]
+    return _of_pandas(found.cat.categories.to_series() if hasattr(found.dtype, "categories") else found)
 
 
 def _of_pandas(column: Any) -> pl.Series:

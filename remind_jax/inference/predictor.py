@@ -316,12 +316,19 @@ class Predictor:
     def table(self, data: Any) -> Any:
         """Returns what `remind predict` writes of rows: ids, combination, prediction, probabilities and warnings.
 
-        `data` is as for `read`. A pandas frame gives a pandas frame with its own index, everything else a polars one.
+        `data` is as for `read`. Ids of a frame keep their type, so that predictions join it. A pandas frame gives a
+        pandas frame with its own index, everything else a polars one.
         """
-        manifest = self.read(data)
+        manifest, name = self.read(data), self.schema.sample_id
         probabilities = np.concatenate([probabilities for probabilities, _ in self.batches(manifest)])
         table = self.tabulate(manifest, probabilities)
-        return table.to_pandas().set_index(data.index) if reading.is_pandas(data) else table
+        if isinstance(data, pl.DataFrame | pl.LazyFrame):
+            frame = data.lazy().collect()
+            return table.with_columns(frame[name]) if name in frame.columns else table
+        if not reading.is_pandas(data):
+            return table
+        found = table.to_pandas().set_index(data.index)
+        return found.assign(**{name: data[name].array}) if name in data.columns else found
 
     def tabulate(self, manifest: Manifest, probabilities: np.ndarray) -> pl.DataFrame:
         """Returns one row for each sample of a manifest from `read`, with its probabilities [n, c] and warnings."""

@@ -88,6 +88,9 @@ def declared(
         else:
             found = _matching(name, [wanted] if isinstance(wanted, str) else wanted, table.columns, left)
             entries[name], skipped = _one(name, _words(table.select(found), kinds))
+            if wrong := [c for c, why in skipped.items() if c in wanted and why != "empty"]:
+                hint = "name its kind, or leave it out"
+                raise UserError(f"modality {name!r}: column {wrong[0]!r} cannot be used ({skipped[wrong[0]]}); {hint}")
             unfit |= skipped
         parse_modality(name, entries[name], 1, 1)  # refuses what a schema must not say
         left = [c for c in left if c not in {*columns_of(entries[name]), *unfit}]
@@ -160,6 +163,8 @@ def _matching(name: str, patterns: Iterable[str], columns: Sequence[str], left: 
         matched = {c for c in columns if c == pattern or fnmatch.fnmatchcase(c, pattern)}
         if not matched:
             raise UserError(f"modality {name!r}: no column matches {pattern!r}{did_you_mean(pattern, columns)}")
+        if pattern in columns and pattern not in left:
+            raise UserError(f"modality {name!r}: column {pattern!r} belongs to a modality before it")
         found |= matched
     free = [c for c in left if c in found]
     if not free:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import yaml
 
-from remind_jax.data.cells import as_string, looks_missing
+from remind_jax.data.cells import as_string, class_keys, looks_missing, numbers_of
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.modalities import (
     column_kinds,
@@ -30,6 +30,7 @@ SPLITS = {
 
 
 _SHOWN = 8  # columns that a note lists
+_CLASSES = 20  # above so many numbers a label is rather a measurement
 
 
 class Imported(NamedTuple):
@@ -66,12 +67,15 @@ def schema_of(
 ) -> dict[str, Any]:
     """Returns the content of schema.yaml; `ids` are the columns of samples and patients.
 
-    Raises UserError: there are no modalities.
+    Raises UserError: there are no modalities, or not two classes.
     """
+    classes = in_order(classes)
+    if len(classes) < 2:
+        raise UserError(f"column {label!r} has one class in the rows that have a modality; two are needed")
     if not modalities:
-        raise UserError("no column could be taken for a modality: name kinds with --kind=COLUMN=KIND,…")
+        raise UserError("no column can be taken for a modality: say which columns are one, and of what kind")
     schema = {"version": 1, "name": name, "sample_id": ids[0], "patient_id": ids[-1]}
-    schema["label"] = {"column": label, "classes": in_order(classes)}
+    schema["label"] = {"column": label, "classes": classes}
     return schema | ({"split": split} if split else {}) | {"modalities": dict(modalities)}
 
 
@@ -152,28 +156,31 @@ def from_table(
     Raises UserError: a column is not there, ids are not unique, or modalities are not as `declared` needs them.
     """
     _check_columns(table, label, sample, patient, split)
-    table = _without_words(table)
-    notes = [f"{n} rows without a label are left out"] if (n := table[label].null_count()) else []
+    table = without_words(table)
+    labels, notes = _labels(table[label])
     if not patient:
         notes.append(
             "no column of patients: each row counts as one, and one person's rows may be in train and held out"
         )
     if not sample:
         notes.append("no column of samples: rows are counted, so predictions join by their order alone")
-    table = table.filter(pl.col(label).is_not_null())
+    table = table.with_columns(labels).drop_nulls(label)
     ids = _ids(table, sample, patient)
-    columns = {**ids, label: _as_text(table[label])}
+    columns = {**ids, label: table[label]}
     if split:
         columns[split] = _as_text(table[split]).str.to_lowercase().replace(SPLITS)
     parts = {name: table.drop({label, sample, patient, split} - {""})}
     for part, other in (joined or {}).items():
-        matched = _matched(table, sample, patient, part, _without_words(other))
+        matched = _matched(table, sample, patient, part, without_words(other))
         known = [c for c in (label, split) if c in matched.columns]  # the outcome is no input
         parts[part] = matched.drop(known)
         notes += [f"{part}: column {c!r} is left out, which the first table has" for c in known]
     inputs, owners = _side_by_side(parts, columns)
     if unknown := sorted(set(kinds or {}) - set(inputs.columns)):
         raise UserError(f"--kind names {unknown[0]!r}, which is no column{did_you_mean(unknown[0], inputs.columns)}")
+    for key, wanted in (modalities or {}).items():
+        if roles := [c for c in _named(wanted) if c in {label, sample, patient, split}]:
+            raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
     entries, left_out = _modalities(inputs, owners, kinds or {}, modalities or {}, rest)
     wanted = {c for entry in entries.values() for c in columns_of(entry)}
     used = [c for c in inputs.columns if c in wanted]
@@ -181,6 +188,8 @@ def from_table(
     paths = path_columns(inputs, entries)
     inputs = inputs.with_columns(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
     out, said = without_empty(pl.DataFrame(columns).hstack(inputs), used)
+    if entries and not out.height:
+        raise UserError("no row has a modality: all cells of its columns are empty")
     schema = schema_of(name, label, out[label].unique(), entries, split, list(ids))
     return Imported(out, schema, [*notes, *said, *_said(left_out)])
 
@@ -189,10 +198,34 @@ def _check_columns(table: pl.DataFrame, label: str, sample: str, patient: str, s
     roles = {"label": label, "sample": sample, "patient": patient, "split": split}
     for role, column in roles.items():
         if (column or role == "label") and column not in table.columns:
-            raise UserError(f"--{role}={column} is no column{did_you_mean(column, table.columns)}")
+            raise UserError(f"{role}={column} is no column{did_you_mean(column, table.columns)}")
     several = [c for c in filter(None, (label, split)) if list(roles.values()).count(c) > 1]
     if several:
         raise UserError(f"column {several[0]!r} cannot be label, split or id at once")
+
+
+def _labels(column: pl.Series) -> tuple[pl.Series, list[str]]:
+    """Returns labels as strings, one spelling a class, and what is to be said of them.
+
+    Raises UserError: there are none, or what they hold is no class.
+    """
+    where = f"column {column.name!r}"
+    labels = _as_text(column)
+    if column.dtype.is_temporal() or (labels.n_unique() > _CLASSES and (numbers_of(labels) % 1 != 0).any()):
+        what = "times" if column.dtype.is_temporal() else f"{labels.drop_nulls().n_unique()} different numbers"
+        raise UserError(f"{where} holds {what}, which are no classes: cut them into classes first")
+    if labels.null_count() == len(labels):
+        raise UserError(f"{where} has no label in any row")
+    notes = [f"{n} rows without a label are left out"] if (n := labels.null_count()) else []
+    keys = class_keys(labels)
+    forms = pl.DataFrame({"key": keys, "form": labels}).drop_nulls().unique()
+    forms = forms.sort(pl.col("form").str.len_chars(), "form").group_by("key", maintain_order=True).agg("form")
+    for several in forms["form"].filter(forms["form"].list.len() > 1).to_list():
+        notes.append(f"{where}: {listed(several, _SHOWN)} are taken for one class, {several[0]}")
+    if forms.height > _CLASSES and numbers_of(labels).is_not_null().sum() == len(labels) - labels.null_count():
+        notes.append(f"{where} has {forms.height} different numbers, each taken for a class; is it one?")
+    names = dict(zip(forms["key"].to_list(), forms["form"].list.first().to_list(), strict=True))
+    return keys.replace_strict(names, default=None, return_dtype=pl.String).alias(column.name), notes
 
 
 def _ids(table: pl.DataFrame, sample: str, patient: str) -> dict[str, pl.Series]:
@@ -241,6 +274,11 @@ def _modalities(
     return entries, left_out
 
 
+def _named(wanted: Sequence[str] | Mapping[str, Any]) -> Sequence[str]:
+    """Lists the columns, or patterns of them, that a user gives for a modality."""
+    return columns_of(wanted) if isinstance(wanted, Mapping) else wanted
+
+
 def _said(left_out: Mapping[str, str]) -> list[str]:
     """Says which columns are left out, one line a reason."""
     lines = []
@@ -257,7 +295,7 @@ def without_empty(table: pl.DataFrame, used: Iterable[str]) -> tuple[pl.DataFram
     return kept, [f"{lost} rows without any modality are left out"] if lost else []
 
 
-def _without_words(table: pl.DataFrame) -> pl.DataFrame:
+def without_words(table: pl.DataFrame) -> pl.DataFrame:
     """Returns a table with words for missing, blanks and NaN as null."""
     texts = [c for c in table.iter_columns() if c.dtype in (pl.String, pl.Categorical, pl.Enum)]
     floats = [c.fill_nan(None) for c in table.iter_columns() if c.dtype.is_float()]

@@ -178,7 +178,7 @@ class Tabular(Kind):
             values = column.cast(pl.Float64)
             return values.fill_nan(None), cells.normalised(values.is_nan().fill_null(False), where)
         column, notes = cells.without_words(column, where)
-        values = _numbers_of(column)
+        values = cells.numbers_of(column)
         wrong = values.is_null() & column.is_not_null()
         if wrong.any():
             text = f"{where}{in_rows(wrong)} not a number; fix or empty them, or declare the column categorical"
@@ -221,7 +221,7 @@ class Tabular(Kind):
             return Guess(BY_TYPE, "number")
         if column.dtype != pl.String:
             return None
-        is_number = _numbers_of(column).is_not_null().all()
+        is_number = cells.numbers_of(column).is_not_null().all()
         if is_number and not column.str.contains(r"^0\d").any():  # 0401 is a code
             return Guess(BY_TYPE, "number")
         few = column.n_unique() <= min(FEW_CATEGORIES, max(2, len(column) // 5))
@@ -229,12 +229,6 @@ class Tabular(Kind):
 
 
 TABULAR = Tabular()
-
-
-def _numbers_of(column: pl.Series) -> pl.Series:
-    """Returns strings as Float64, null where they are no number; true and false are 1 and 0, as frames have them."""
-    plain = column.str.strip_chars().str.to_lowercase()  # polars writes true, pandas True, R TRUE
-    return plain.replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
 
 
 def _check_numbers(numbers: str, bins: int) -> None:

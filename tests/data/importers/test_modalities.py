@@ -93,7 +93,7 @@ def test_kinds_override_guesses():
         ({"label": ["a_*"]}, "modality name 'label'"),
         ({"a": ["c_*"]}, r"'a': no column matches 'c_\*'"),
         ({"a": []}, "'a' has no columns$"),
-        ({"a": ["a_*"], "b": ["a_1"]}, "'b' has no columns: a_1 belong to modalities before it"),
+        ({"a": ["a_*"], "b": ["a_1"]}, "'b': column 'a_1' belongs to a modality before it"),
         ({"a": ["a_1", "note"]}, r"'a' has columns of several kinds: a_1 \(number\), note \(text\)"),
         ({"a": ["note", "plan"]}, "several kinds"),
         ({"a": ["gone"]}, r"no column of it can be used: gone \(empty\)"),

@@ -1,5 +1,7 @@
 """Tables as people have them, turned into folders that pass the checks."""
 
+import datetime
+
 import numpy as np
 import polars as pl
 import pytest
@@ -92,7 +94,7 @@ def test_paths_start_from_the_manifest(raw):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": "dead"}, r"--label=dead is no column \(did you mean 'died'\?\)"),
+        ({"label": "dead"}, r"label=dead is no column \(did you mean 'died'\?\)"),
         ({"label": ""}, "no label"),
         ({"sample": "", "patient": ""}, "no column an id"),
         ({"kind": "age=image_"}, "did you mean 'image'"),
@@ -224,3 +226,53 @@ def test_what_is_missing_in_memory_is_missing_as_in_a_file(tmp_path):
     read = reading.read_manifest(tmp_path)
     assert read.table["group"].to_list() == ["u", "v"]
     assert read.table["flag"].to_list() == [1.0, 0.0]
+
+
+def _labelled(labels):
+    frame = pl.DataFrame({"age": [float(i) for i in range(len(labels))], "y": labels}, strict=False)
+    return table.from_table(frame, name="t", label="y")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["0", "0.0", "1", "1.0"], ["0", "1"]),
+        (["Yes", "yes", "NO", "no "], ["NO", "Yes"]),
+        (["True", "1", "0", "false"], ["0", "1"]),
+        (["01", "1", "1.0", "02"], ["01", "02", "1"]),  # 01 is a code
+    ],
+)
+def test_spellings_of_one_class_are_one_class_and_told(labels, classes):
+    found = _labelled(labels)
+    assert sorted(found.schema["label"]["classes"]) == classes
+    assert len(found.table) == 4
+    assert any("taken for one class" in note for note in found.notes)
+
+
+def test_many_numbers_are_told_and_fractions_are_no_classes():
+    assert any("60 different numbers" in note for note in _labelled(list(range(60))).notes)
+    assert len(_labelled([0.5, 1.0] * 20).schema["label"]["classes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([i / 7 for i in range(60)], "60 different numbers"),
+        ([1, 1, 1], "one class"),
+        ([None, None, float("nan")], "no label in any row"),
+        ([0.0, 1.0, float("inf")], r"1 cell \(row 3\) infinite"),
+        ([datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)], "times"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    with pytest.raises(UserError, match=message):
+        _labelled(labels)
+
+
+def test_a_named_column_that_cannot_be_used_is_refused():
+    frame = pl.DataFrame({"y": [0, 1] * 50, "k": [f"x{i}" for i in range(100)], "na": range(100), "e": [None] * 100})
+    with pytest.raises(UserError, match="column 'k' cannot be used"):
+        table.from_table(frame, name="t", label="y", modalities={"labs": ["na", "k"]})
+    for columns in (["na", "e"], ["na", "k*"]):  # one that is empty, and what only a pattern matches, are told
+        found = table.from_table(frame, name="t", label="y", modalities={"labs": columns}, rest=False)
+        assert any("left out" in note for note in found.notes)
