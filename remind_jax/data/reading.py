@@ -191,17 +191,18 @@ def read_new(
     frames: int,
     bad_files: str = "refuse",
     count: Callable[[int, int], None] | None = None,
+    root: str | pathlib.Path = "",
 ) -> Manifest:
     """Reads rows to predict: label, split, patient and sample ids, and all columns of a modality, may be absent.
 
     `data` is a manifest's folder, in which schema.yaml may be absent; a file of `tables.FORMATS`, whose paths start
-    from its folder; or a polars or pandas frame, whose paths start from the current folder. `schema` says what columns
-    mean where the data have no schema.yaml; the other arguments are as for `load_manifest`.
+    from its folder; or a polars or pandas frame, whose paths start from `root` or the current folder. `schema` says
+    what columns mean where the data have no schema.yaml; the other arguments are as for `load_manifest`.
 
     Returns a manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
     patient ids is a patient. Raises UserError: the rows cannot be used, in one line with the codes of `check`.
     """
-    root = pathlib.Path()
+    root = pathlib.Path(root)
     if isinstance(data, str | pathlib.Path):
         path = pathlib.Path(data)
         if not path.exists():

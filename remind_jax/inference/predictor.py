@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -235,19 +236,32 @@ class Predictor:
         return self.groups.index(presence) < len(self.groups)
 
     def read(self, data: Any, bad_files: str = "", count: Callable[[int, int], None] | None = None) -> Manifest:
-        """Reads rows in the model's order of modalities, see `new_rows.read`; "" takes `bad_files` of the config."""
+        """Reads rows in the model's order of modalities, see `new_rows.read`; "" takes `bad_files` of the config.
+
+        Paths in a frame start where those of the frame did that `fit` was given, else from the current folder.
+        """
         options = self.config.data
+        root = options.root if options.get("digest") else ""
         sizes = {"image_size": options.image_size, "frames": options.frames}
         bad_files = bad_files or options.bad_files
-        return new_rows.read(data, self.schema, self.preprocessor, **sizes, bad_files=bad_files, count=count)
+        known = self.schema, self.preprocessor
+        return new_rows.read(data, *known, **sizes, bad_files=bad_files, count=count, root=root)
+
+    def _rows(self, data: Any) -> Manifest:
+        """Reads rows for a caller in Python, whom a warning tells of modalities that no row has (W108)."""
+        manifest = self.read(data)
+        for note in manifest.notes if not isinstance(data, Manifest) else ():
+            if note.code == "W108":
+                warnings.warn(note.message, stacklevel=3)
+        return manifest
 
     def predict_proba(self, data: Any) -> np.ndarray:
         """Returns probabilities of the classes, float [n, c], adjusted as in the report; `data` as for `read`."""
-        return np.concatenate([probabilities for probabilities, _ in self.batches(self.read(data))])
+        return np.concatenate([probabilities for probabilities, _ in self.batches(self._rows(data))])
 
     def embed(self, data: Any) -> np.ndarray:
         """Returns the pooled tokens before the head, float32 [n, d]; for an ensemble the mean over its networks."""
-        return np.concatenate([features for _, features in self.batches(self.read(data))])
+        return np.concatenate([features for _, features in self.batches(self._rows(data))])
 
     def batches(self, manifest: Manifest, size: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields probabilities [k, c] and features [k, d] of rows from `read` in turn, holding a few batches at a time.
@@ -279,7 +293,7 @@ class Predictor:
 
         Raises UserError: no row has a label, or a label is none of the classes.
         """
-        manifest = self.read(data)
+        manifest = self._rows(data)
         labelled = manifest.table[manifest.schema.label].is_not_null()
         if not labelled.any():
             raise UserError(f"no row has a label in column {manifest.schema.label!r}: there is nothing to evaluate")
@@ -319,7 +333,7 @@ class Predictor:
         `data` is as for `read`. Ids of a frame keep their type, so that predictions join it. A pandas frame gives a
         pandas frame with its own index, everything else a polars one.
         """
-        manifest, name = self.read(data), self.schema.sample_id
+        manifest, name = self._rows(data), self.schema.sample_id
         probabilities = np.concatenate([probabilities for probabilities, _ in self.batches(manifest)])
         table = self.tabulate(manifest, probabilities)
         if isinstance(data, pl.DataFrame | pl.LazyFrame):
@@ -334,9 +348,9 @@ class Predictor:
         """Returns one row for each sample of a manifest from `read`, with its probabilities [n, c] and warnings."""
         index = self.groups.index(manifest.presence)
         samples, patients = (np.append(counts, 0)[index] for counts in (self.groups.train_counts, self.train_patients))
-        warnings = np.where(samples == 0, "never seen in training", "")
+        told = np.where(samples == 0, "never seen in training", "")
         few = (samples > 0) & (patients < FEW_PATIENTS)
-        warnings = np.where(few, f"under {FEW_PATIENTS} training patients", warnings)
+        told = np.where(few, f"under {FEW_PATIENTS} training patients", told)
         return pl.DataFrame(
             {
                 manifest.schema.sample_id: manifest.table[manifest.schema.sample_id],
@@ -345,7 +359,7 @@ class Predictor:
                 "n_train_patients": patients,
                 "prediction": [self.classes[k] for k in probabilities.argmax(axis=1)],
                 **{f"p_{name}": probabilities[:, k] for k, name in enumerate(self.classes)},
-                "warning": warnings,
+                "warning": told,
             }
         )
 

@@ -29,6 +29,7 @@ from tests import tiny_runs
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.filterwarnings("ignore:no column of the modality"),
     pytest.mark.usefixtures("quick_compilation"),
 ]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax.data.findings import listed
+from remind_jax.data.cells import numbers_of
+from remind_jax.data.findings import in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.reading import parse_modality
 from remind_jax.data.schema import RESERVED
@@ -65,6 +66,9 @@ def guess_kind(column: pl.Series) -> str:
             return owners[0] if owners else "files of several kinds"
         if cells.str.contains(r"^\d{4}-\d\d-\d\d([T ]|$)").all():
             return "a time"
+        bounds = column.str.contains(r"^\s*[<>≤≥]").fill_null(False)
+        if bounds.any() and numbers_of(column.set(bounds, None)).drop_nulls().len() == len(cells) - bounds.sum():
+            return f"numbers but for {in_rows(bounds)} with < or >, which must be numbers, too"
     guesses = [guess for kind in KINDS.values() if (guess := kind.guess(cells))]
     return max(guesses, key=lambda guess: guess.sure).word if guesses else "many different words"
 

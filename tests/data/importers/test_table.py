@@ -276,3 +276,10 @@ def test_a_named_column_that_cannot_be_used_is_refused():
     for columns in (["na", "e"], ["na", "k*"]):  # one that is empty, and what only a pattern matches, are told
         found = table.from_table(frame, name="t", label="y", modalities={"labs": columns}, rest=False)
         assert any("left out" in note for note in found.notes)
+
+
+def test_bounds_among_numbers_are_no_categories():
+    frame = pl.DataFrame({"y": [0, 1] * 50, "hr": [">200", *(str(60 + i % 5) for i in range(99))], "na": range(100)})
+    found = table.from_table(frame, name="t", label="y")
+    assert found.schema["modalities"] == {"t": {"kind": "tabular", "columns": ["na"]}}
+    assert any("1 cell (row 1) with < or >" in note for note in found.notes)
