@@ -47,6 +47,8 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
     count = 2 if arguments[:1] == ["analyse"] else 1
     given = " ".join(arguments[:count])
     known = {name: module for name, module in commands().items() if len(name.split()) == count}
+    if given == "analyse":
+        raise UserError(f"name an analysis: {', '.join(known)}")
     if (name := given.replace("-", "_")) not in known:
         raise UserError(f"no command {given!r}{did_you_mean(given, [*known, '--version'])}; known: {', '.join(known)}")
     return known[name], arguments[count:]
@@ -62,6 +64,8 @@ def start(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     if arguments == ["--version"]:
         return print(f"remind_jax {importlib.metadata.version('remind-jax')}")
+    if arguments == ["help"]:
+        return print(__doc__.strip())
     module, rest = find(arguments)
     importlib.import_module(f"remind_jax.{module}").main(rest)
 

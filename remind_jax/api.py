@@ -101,7 +101,8 @@ def fit(
         or a list of columns (shell patterns are allowed), whose kind is guessed. Other columns are then not used. None
         guesses all modalities as `remind import` does, and prints them.
       method: a key of `remind_jax.methods.METHODS`.
-      size: `small` trains in minutes on a CPU, `paper` has the published hyper-parameters.
+      size: `small` trains in minutes on a CPU, `paper` has the published hyper-parameters; `quick` is a smoke run,
+        whose figures mean nothing.
       seed: of split, initial weights and order of samples.
       held_out: share of the patients that the report is about. With 0 it is about the tuning rows, and says so.
       tuning: share of the patients by which weights are chosen. With 0 the last weights are taken.
@@ -115,6 +116,8 @@ def fit(
     """
     config, verbose = make_config(method, size, seed, held_out, tuning, keys), progress is not False
     if isinstance(data, str | pathlib.Path):
+        if pathlib.Path(data).is_file():
+            raise UserError(f"{data} is a file: read it into a frame first, or make a folder of it by `remind import`")
         config.data.root = str(data)
         manifest = dataset.read(config)
     elif isinstance(data, Manifest):

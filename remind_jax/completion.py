@@ -72,7 +72,9 @@ def main(arguments: list[str]) -> None:
     if options.line is not None:
         return print("\n".join(candidates(options.line.lstrip().split(" ")[1:])))
     if options.shell not in SCRIPTS:
-        raise UserError(f"unknown shell {options.shell!r}{did_you_mean(options.shell, SCRIPTS)}; see --help")
+        raise UserError(
+            f"unknown shell {options.shell!r}{did_you_mean(options.shell, SCRIPTS)}; known: {', '.join(SCRIPTS)}"
+        )
     print(SCRIPTS[options.shell])
 
 

@@ -6,7 +6,7 @@
                   model.jax             the program, for CPU, CUDA and TPU
                   weights.safetensors   its weights
                   load.py               a few lines that open both: `predict = load(folder)`
-                  encode.py, inputs.py  make inputs of rows of the raw table: `predict(encode(rows))`
+                  encode.py, inputs.py  make inputs of raw rows: `predict(encode(rows))`
                   schema.json           inputs and outputs with shapes and types, classes,
                                         combinations of training
                   preprocessing.json    how inputs are made from columns: means, categories,

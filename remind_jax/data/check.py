@@ -6,6 +6,7 @@ Messages name row, column and remedy. Rows count from 1, the first below the hea
 sample id or a patient id in clear.
 """
 
+import dataclasses
 import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,7 +74,8 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
     """Finds what is wrong with rows to predict, whose labels may be null; says nothing of combinations and splits."""
     if not manifest.table.height:
         return [_NO_ROWS]
-    findings = [*manifest.notes, *_identity(manifest), *_no_modality(manifest)]
+    some = [dataclasses.replace(each, fatal=not manifest.presence.any()) for each in _no_modality(manifest)]
+    findings = [*manifest.notes, *_identity(manifest), *some]
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
     return sorted(findings, key=lambda finding: not finding.fatal)
@@ -82,13 +84,14 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
 def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
     """Finds columns that the schema names and the table lacks (E001)."""
     absent = [(owner, column) for owner, column in schema.columns() if column not in columns]
+    free = [column for column in columns if column not in {column for _, column in schema.columns()}]
     if len(absent) == len(list(schema.columns())):
         # Names are not listed: without a header line they are the first patient's cells.
         text = "the table has none of the schema's columns; does it begin with a header line, with commas between?"
         return [Finding("E001", text, True)]
     findings = []
     for owner, column in absent:
-        hint = did_you_mean(column, columns) or f"; columns are {listed(list(columns), 20)}"
+        hint = did_you_mean(column, free) or f"; columns are {listed(list(columns), 20)}"
         text = f"column {column!r} ({owner}) is not in the table{hint}; fix the header or schema.yaml"
         findings.append(Finding("E001", text, True))
     return findings
@@ -151,7 +154,8 @@ def _patients_cut(manifest: Manifest, split: np.ndarray | None) -> Iterator[Find
 def _no_modality(manifest: Manifest) -> Iterator[Finding]:
     empty = np.flatnonzero(~manifest.presence.any(axis=1)) + 1
     if len(empty):
-        yield Finding("E004", f"{len(empty)} rows have no modality at all (rows {listed(empty)}); drop them", True)
+        some = "1 row has" if len(empty) == 1 else f"{len(empty)} rows have"
+        yield Finding("E004", f"{some} no modality at all (rows {listed(empty)}); drop them", True)
 
 
 def _unread_files(manifest: Manifest, modality: Modality) -> list[Finding]:

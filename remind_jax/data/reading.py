@@ -281,6 +281,7 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
         return not set(names) & set(table.columns)
 
     empty, notes = pl.lit(None, pl.String), []
+    free = [column for column in table.columns if column not in {column for _, column in schema.columns()}]
     # A schema of a run tells how its own data were stored; new ones may hold files in place of values.
     modalities = [KINDS[each.kind].as_new(each) for each in schema.modalities]
     lacking = [each for each in modalities if absent(each.all_columns)]
@@ -293,7 +294,7 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
     if schema.patient_id not in table.columns:
         table = table.with_columns(pl.col(schema.sample_id).alias(schema.patient_id))
     for each in lacking:
-        hint = did_you_mean(each.all_columns[0], table.columns)
+        hint = did_you_mean(each.all_columns[0], free)
         text = f"no column of the modality {each.name!r} is in the table{hint}; it is missing in all rows"
         notes.append(Finding("W108", text, False))
     return schema, table, notes

@@ -248,10 +248,10 @@ class Predictor:
         return new_rows.read(data, *known, **sizes, bad_files=bad_files, count=count, root=root)
 
     def _rows(self, data: Any) -> Manifest:
-        """Reads rows for a caller in Python, whom a warning tells of modalities that no row has (W108)."""
+        """Reads rows for a caller in Python, whom warnings tell of rows and modalities of which nothing is there."""
         manifest = self.read(data)
         for note in manifest.notes if not isinstance(data, Manifest) else ():
-            if note.code == "W108":
+            if note.code in ("W108", "E004"):
                 warnings.warn(note.message, stacklevel=3)
         return manifest
 
@@ -266,8 +266,9 @@ class Predictor:
     def batches(self, manifest: Manifest, size: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields probabilities [k, c] and features [k, d] of rows from `read` in turn, holding a few batches at a time.
 
-        `size` is the number of rows at a time; 0 is `eval.batch_size`. Few rows are padded to a power of two only, so
-        that there are few programs and none does the work of many rows for them.
+        Rows without any modality have the class shares of training. `size` is the number of rows at a time; 0 is
+        `eval.batch_size`. Few rows are padded to a power of two only, so that there are few programs and none does the
+        work of many rows for them.
         """
         params = jax.device_put(self.params)
         store = pipeline.new_store(manifest, self.preprocessor, self.groups)
@@ -276,8 +277,9 @@ class Predictor:
             size = min(size, 1 << (len(store) - 1).bit_length())
         for batch in pipeline.eval_batches(store, size, threads=THREADS):
             logits, features, _ = self.forward(params, batch, self.gate)
-            real = batch["weight"] > 0
-            yield self.probabilities(np.asarray(logits), batch["group"])[real], np.asarray(features)[real]
+            found, real = self.probabilities(np.asarray(logits), batch["group"]), batch["weight"] > 0
+            found[~batch["present"].any(axis=1)] = self.class_fractions
+            yield found[real], np.asarray(features)[real]
 
     def predict(self, data: Any) -> np.ndarray:
         """Returns the most probable class of each row, [n], in the type of the labels that the model was trained on."""
@@ -351,6 +353,7 @@ class Predictor:
         told = np.where(samples == 0, "never seen in training", "")
         few = (samples > 0) & (patients < FEW_PATIENTS)
         told = np.where(few, f"under {FEW_PATIENTS} training patients", told)
+        told = np.where(manifest.presence.any(axis=1), told, "no modality: class shares of training")
         return pl.DataFrame(
             {
                 manifest.schema.sample_id: manifest.table[manifest.schema.sample_id],

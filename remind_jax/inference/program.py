@@ -102,7 +102,9 @@ def write(model: Predictor, out: pathlib.Path) -> None:
     with files.writing(out), files.whole_folder(out) as temporary:
         (temporary / "model.jax").write_bytes(exported.serialize())
         weights = {path: np.array(x, order="C") for path, x in model.params.items()}
-        safetensors.numpy.save_file(weights, temporary / "weights.safetensors")
+        (temporary / "weights.safetensors").write_bytes(
+            safetensors.numpy.save(weights)
+        )  # save_file is for its owner only
         for name, module in _COPIED.items():
             text = pathlib.Path(module.__file__).read_text(encoding="utf-8")
             (temporary / name).write_text(text.replace(_IMPORT, "import inputs\n"), encoding="utf-8")

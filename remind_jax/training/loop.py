@@ -187,6 +187,9 @@ class Trainer:
                     bar.say(f"asked to stop: saving step {step}")
                     raise Stopped(stops, agreed=True)
                 if at.cursor.ended:
+                    bar.say(
+                        f"Stage {stage.name} ends at step {step}: {at.cursor.waited} evaluations without a better one"
+                    )
                     return
 
     def program(self, stage: Stage) -> devices.Program:

@@ -306,6 +306,21 @@ def test_rows_that_cannot_be_used_are_refused_in_one_line(predictor, folder, hel
     assert "\n" not in str(caught.value)
 
 
+def test_a_row_without_modality_has_the_class_shares_and_is_told(predictor, folder, held_out):
+    names = ("na", "k", "sex", "codes", "path")
+    cells = [pl.when(pl.int_range(pl.len()) != 4).then(pl.col(name)).alias(name) for name in names]
+    held_out.with_columns(cells).write_csv(folder / "emptied.csv")
+    with pytest.warns(UserWarning, match=r"1 row has no modality at all \(rows 5\)"):
+        found = predictor.predict_proba(folder / "emptied.csv")
+    np.testing.assert_allclose(found[4], predictor.class_fractions, atol=1e-6)
+    others = np.arange(len(found)) != 4
+    np.testing.assert_allclose(found[others], predictor.predict_proba(folder / "held_out.csv")[others], atol=1e-6)
+    with pytest.warns(UserWarning, match="no modality at all"):
+        table = predictor.table(folder / "emptied.csv")
+    assert table["warning"][4] == "no modality: class shares of training"
+    assert table["combination"][4] == "none"
+
+
 def test_a_frame_of_pandas_gives_the_same(predictor, folder, held_out):
     pytest.importorskip("pandas")
     numbers = held_out.drop("path").filter(pl.any_horizontal(pl.col("na", "codes").is_not_null()))

@@ -75,5 +75,6 @@ def read(options: argparse.Namespace) -> table.Imported:
     found = FORMS[options.form](options, options.name or options.out.resolve().name, prefix)
     paths = modalities.path_columns(found.table, found.schema["modalities"])
     if prefix.startswith("..") and options.form in ("table", "monai") and paths:
-        raise UserError(f"{options.out} does not hold the files that cells name: give --out={options.source.parent}")
+        where = f"the files that cells name must lie below the folder of --out, {options.out}"
+        raise UserError(f"{where}: give --out={options.source.parent}, or move them and the table there")
     return found

@@ -102,7 +102,7 @@ def test_paths_start_from_the_manifest(raw):
         ({"kind": "age"}, "NAME=VALUE"),
         ({"from": "tabel"}, "did you mean 'table'"),
         ({"source": "nowhere.csv"}, "does not exist"),
-        ({"out": "other"}, "does not hold the files"),
+        ({"out": "other"}, "must lie below the folder of --out"),
         ({"split": "died"}, "'died' cannot be label, split or id at once"),
         ({"modality": "x=agge"}, r"modality 'x': no column matches 'agge' \(did you mean 'age'\?\)"),
         ({"modality": "x=a*+s*"}, "several kinds.*age \\(number\\)"),
