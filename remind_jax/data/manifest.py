@@ -37,10 +37,10 @@ class Manifest:
     title: str = ""  # how reports name the data, for example "twin of MIMIC-IV (synthetic)"
     notes: tuple[Finding, ...] = ()  # what reading the folder found, for `check.find_problems` to pass on
     files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)  # of sound files, by path as written
-    weights: np.ndarray | None = None  # what each row counts in the loss of training, float32 [n]; None: all alike
-    label_type: str = "text"  # of the user's labels: text, integer, number or boolean
     # Share of each combination in the paper by its name; empty for data that are not the paper's.
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    weights: np.ndarray | None = None  # what each row counts in the loss of training, float32 [n]; None: all alike
+    label_type: str = "text"  # of the user's labels: text, integer, number or boolean
 
     @functools.cached_property
     def presence(self) -> np.ndarray:
