@@ -237,7 +237,7 @@ class Predictor:
     def read(self, data: Any, bad_files: str = "", count: Callable[[int, int], None] | None = None) -> Manifest:
         """Reads rows in the model's order of modalities, see `new_rows.read`; "" takes `bad_files` of the config."""
         options = self.config.data
-        sizes = {"image_size": options.image_size, "frames": options.frames}
+        sizes = {"image_size": options.image_size, "frames": options.frames, "window": options.window}
         bad_files = bad_files or options.bad_files
         return new_rows.read(data, self.schema, self.preprocessor, **sizes, bad_files=bad_files, count=count)
 
