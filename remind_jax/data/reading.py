@@ -155,7 +155,7 @@ def of_frame(
     image_size: int,
     frames: int,
     bad_files: str,
-    window: str,
+    window: str = "stored",
 ) -> Manifest:
     """Makes a manifest of a frame and of the content of a schema.yaml, as `read_manifest` does of a folder.
 

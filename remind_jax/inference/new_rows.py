@@ -20,7 +20,7 @@ def read(
     image_size: int,
     frames: int,
     bad_files: str,
-    window: str,
+    window: str = "stored",
     count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Reads rows for a model, and returns them with modalities, and columns of tables, in the model's order.

@@ -236,7 +236,7 @@ def _manifest(
     )
     kept = f"{table.height} {unit}s of {table['patient'].n_unique()} patients; left out: {_listed(dropped)}"
     notes.append(Finding(NOTE, kept, False))
-    return Manifest(schema, table, root, "EMBED", tuple(notes), records, dict(PUBLISHED))
+    return Manifest(schema, table, root, "EMBED", tuple(notes), records, published=dict(PUBLISHED))
 
 
 def _listed(dropped: Mapping[str, int]) -> str:
