@@ -29,6 +29,7 @@ _ALIKE = {  # what all slices of a folder have in common, and what a folder is t
 }
 _ONE_SERIES = "name a folder that holds one series and nothing else"
 _MOST_SLICES = 10_000
+_MOST_AHEAD = 2**24  # bytes of a deflated data set before its pixels, and after them
 _UNEVEN = 0.1  # share of their distance by which those of slices may differ
 _SAME_PLACE = 1e-3  # mm
 
@@ -132,16 +133,20 @@ def _bare(source: Any, pixels: bool) -> Any:
 
 
 def _inflated(path: pathlib.Path) -> bytes:
-    """Inflates a deflated data set, up to the size of the largest volume."""
+    """Inflates a deflated data set, up to the size that its header claims."""
     import pydicom
 
     meta = pydicom.filereader.read_file_meta_info(path)
     deflated = path.read_bytes()[144 + meta.FileMetaInformationGroupLength :]
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = inflate.decompress(deflated, 2 * inputs.MAX_VOXELS)
+    content = inflate.decompress(deflated, _MOST_AHEAD)
+    header = _bare(io.BytesIO(content), False)
+    inputs.limit(int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1), True)
+    claimed = pydicom.pixels.utils.get_expected_length(header)
+    content += inflate.decompress(inflate.unconsumed_tail, max(1, claimed))  # 0 would be no limit
     if inflate.unconsumed_tail:
-        raise Unusable("it inflates to more than the largest volume takes")
-    return data
+        raise Unusable("it inflates to more than its header claims")
+    return content
 
 
 def _header(path: pathlib.Path, volume: bool, pixels: bool = True) -> Any:

@@ -182,6 +182,7 @@ def _read_page(path: pathlib.Path, page: int) -> Any:
 
     with TiffImagePlugin.TiffImageFile(path) as picture:
         picture.seek(page)
+        inputs.limit(picture.height, picture.width, 1, False)  # Pillow may read another of two tags
         picture.load()
         return _plain(picture)
 

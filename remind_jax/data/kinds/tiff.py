@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from remind_jax.data.inputs import Unusable
 from remind_jax.errors import needs
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PLAIN, _DEFLATED = ("NONE", "PACKBITS", "LZW"), ("DEFLATE", "ADOBE_DEFLATE")
 _COLOURS = ("MINISBLACK", "MINISWHITE", "RGB")  # of more than 8 bits
 
 
@@ -74,6 +76,11 @@ def _values(page: Any) -> np.ndarray:
     """Decodes a page of more than 8 bits, [h, w] or [h, w, 3]."""
     if page.photometric.name not in _COLOURS or page.dtype is None or page.dtype.kind not in "fiu":
         raise Unusable("its TIFF form is not one that is decoded: write it as grey or RGB")
+    if page.compression.name not in (*_PLAIN, *_DEFLATED):
+        what = f"its TIFF compression ({page.compression.name}) of more than 8 bits is not decoded"
+        raise Unusable(f"{what}: write it with deflate or without")
+    if page.compression.name in _DEFLATED:
+        _check_inflated(page)
     if "Orientation" in page.tags and page.tags["Orientation"].value != 1:
         raise Unusable("its TIFF is stored turned (Orientation): write it upright")
     try:
@@ -81,10 +88,21 @@ def _values(page: Any) -> np.ndarray:
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        what = f"its TIFF compression ({page.compression.name}) of more than 8 bits"
-        raise Unusable(f"{what} needs imagecodecs: pip install imagecodecs, or write it without") from None
+        what = "its TIFF compression (LZW) of more than 8 bits needs imagecodecs"
+        raise Unusable(f"{what}: pip install imagecodecs, or write it with deflate") from None
     if page.axes == "SYX":
         values = np.moveaxis(values, 0, -1)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3):
         raise Unusable("its TIFF has channels other than grey or RGB: write it so")
     return values
+
+
+def _check_inflated(page: Any) -> None:
+    """Refuses (Unusable) a page of which a part inflates to more than it claims, which tifffile does not limit."""
+    most = 2 * page.nbytes + 2**20  # tiles may hang over the edge
+    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        page.parent.filehandle.seek(offset)
+        inflate = zlib.decompressobj()
+        inflate.decompress(page.parent.filehandle.read(size), most)
+        if inflate.unconsumed_tail:
+            raise Unusable("its data inflate to more than its header claims")

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import tracemalloc
 
 import numpy as np
 import pydicom
@@ -218,15 +219,20 @@ def test_a_data_set_without_a_preamble_is_read(tmp_path, implicit, little):
     np.testing.assert_array_equal(grey(tmp_path / "bare"), whole(wide()))
 
 
-def test_a_deflated_data_set_is_read_and_one_that_swells_is_refused(tmp_path, monkeypatch):
+def test_a_deflated_data_set_is_read_and_one_that_swells_is_refused(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", wide())
     data = pydicom.dcmread(path)
     data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     data.save_as(path)
     np.testing.assert_array_equal(grey(path), whole(wide()))
-    monkeypatch.setattr("remind_jax.data.inputs.MAX_VOXELS", 100)
-    with pytest.raises(ValueError, match="inflates to more"):
-        grey(path)
+    data.add_new(0xFFFCFFFC, "OB", bytes(10**8))
+    data.save_as(path)
+    assert path.stat().st_size < 10**6
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="inflates to more than its header claims"):
+        images.check(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 * 10**7
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [b"\x08\x00", b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100", b"\x08\x00" + bytes(400)])

@@ -156,3 +156,22 @@ def test_without_nibabel_the_command_that_installs_it_is_told(tmp_path, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     with pytest.raises(ValueError, match=r"nibabel is not installed: pip install nibabel \(part of the extra images"):
         images.check(path, volume=True)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_damage_gives_a_volume_or_a_reason(tmp_path, capfd, name):
+    content = write(tmp_path / "a.nii", values()).read_bytes()
+    rng, reasons, path = np.random.default_rng(0), [], tmp_path / f"b{name[1:]}"
+    for _ in range(200):
+        damaged = bytearray(content[: rng.integers(340, len(content) + 200)])
+        for place in rng.integers(0, min(352, len(damaged)), 4):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(gzip.compress(damaged) if name.endswith("gz") else damaged)
+        try:
+            images.check(path, volume=True)
+            assert images.read(path, (2, 4, 4, 1)).shape == (2, 4, 4, 1)
+        except ValueError as error:
+            reasons.append(str(error))
+    assert 20 < len(reasons) < 200
+    assert all(reason.startswith("it") for reason in reasons)
+    assert capfd.readouterr() == ("", "")

@@ -1,6 +1,8 @@
 """TIFF pictures and volumes."""
 
 import sys
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -110,7 +112,7 @@ def test_pages_of_several_sizes_stacks_of_channels_and_turned_pages_are_refused(
 def test_a_compression_of_16_bits_without_a_decoder_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     Image.fromarray(ramp().astype(np.uint16)).save(tmp_path / "a.tif", compression="tiff_lzw")
-    with pytest.raises(ValueError, match=r"compression \(LZW\).*pip install imagecodecs, or write it without"):
+    with pytest.raises(ValueError, match=r"compression \(LZW\).*pip install imagecodecs, or write it with deflate"):
         images.check(tmp_path / "a.tif")
 
 
@@ -149,4 +151,26 @@ def test_without_tifffile_the_command_that_installs_it_is_told(tmp_path, monkeyp
     path = write(tmp_path / "a.tif", ramp())
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(ValueError, match=r"tifffile is not installed: pip install tifffile \(part of the extra images"):
+        images.check(path)
+
+
+def test_parts_that_inflate_to_more_than_they_claim_are_refused(tmp_path):
+    path = write(tmp_path / "a.tif", np.zeros((4, 4), np.uint16), compression="zlib")
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        offset, size = (file.pages[0].tags[name].valueoffset for name in ("StripOffsets", "StripByteCounts"))
+    swollen = zlib.compress(bytes(50_000_000))
+    content[offset : offset + 4] = len(content).to_bytes(4, "little")
+    content[size : size + 4] = len(swollen).to_bytes(4, "little")
+    path.write_bytes(content + swollen)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="inflate to more than its header claims"):
+        images.check(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_a_compression_that_nothing_limits_is_refused(tmp_path):
+    path = write(tmp_path / "a.tif", ramp().astype(np.uint16), compression="lzma")
+    with pytest.raises(ValueError, match=r"compression \(LZMA\).*write it with deflate or without"):
         images.check(path)
