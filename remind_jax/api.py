@@ -135,12 +135,14 @@ def train(config: Any, manifest: Manifest, workdir: str | pathlib.Path | None, v
     return run.fit(config, manifest, None if workdir is None else pathlib.Path(workdir), verbose)
 
 
-def read_folder(folder: str | pathlib.Path, *, image_size: int = 32, frames: int = 8) -> Manifest:
-    """Reads a manifest's folder as input to `fit`; pictures are resized as the keys `data.image_size` and `.frames`.
+def read_folder(
+    folder: str | pathlib.Path, *, image_size: int = 32, frames: int = 8, window: str = "stored"
+) -> Manifest:
+    """Reads a manifest's folder as input to `fit`; pictures become bytes as the keys of section `data` say.
 
     Raises UserError: the folder cannot be used, in one line with the codes of `remind check`.
     """
-    return reading.read_manifest(folder, image_size=image_size, frames=frames)
+    return reading.read_manifest(folder, image_size=image_size, frames=frames, window=window)
 
 
 def make_config(method: str, size: str, seed: int, held_out: float, tuning: float, keys: Mapping[str, Any]) -> Any:
@@ -188,7 +190,7 @@ def read_frame(
     if verbose:
         for line in plan_lines(found) if modalities is None else found.notes:
             print(line)
-    options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
+    options = {key: config.data[key] for key in ("image_size", "frames", "bad_files", "window")}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
     notes = [*(Finding("I001", note, False) for note in found.notes), *manifest.notes]
     return dataclasses.replace(manifest, notes=tuple(notes), label_type=_type_of(reading.values_of(data, column)))

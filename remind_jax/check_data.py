@@ -1,12 +1,13 @@
 """Validates a manifest folder: every problem with its row, its column and what to do about it.
 
-    remind check DIR [--json] [--bad-files=missing]
+    remind check DIR [--json] [--bad-files=missing] [--window=percentile]
 
     DIR                  holds schema.yaml and manifest.csv or manifest.parquet
     --json               print one JSON object: ok, findings (code, message, fatal), counts; or ok
                          and error
     --bad-files=refuse   refuse | missing: what training does with files that cannot be read, as
                          data.bad_files
+    --window=stored      stored | dicom | percentile: how values of pictures become bytes, as data.window
 
 Every file is decoded. The exit code is 2 when training is refused.
 """
@@ -19,20 +20,23 @@ from typing import Any
 
 from remind_jax import cli
 from remind_jax.data import check, examine, reading
+from remind_jax.data.kinds import images
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 
 
 def run(arguments: Sequence[str]) -> int:
     """Checks the folder that `arguments` name, prints what was found, and returns the exit code (0 or 2)."""
-    parser = cli.Parser("remind check DIR [--json] [--bad-files=missing]")
+    parser = cli.Parser("remind check DIR [--json] [--bad-files=missing] [--window=percentile]")
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--bad-files", choices=reading.BAD_FILES, default="refuse")
+    parser.add_argument("--window", choices=images.WINDOWS, default="stored")
     options = parser.parse_args(arguments)
+    how = {"bad_files": options.bad_files, "window": options.window}
     try:
         with progress.make(0, "reading files", not options.json) as bar:
-            manifest = reading.load_manifest(options.folder, bad_files=options.bad_files, count=bar.count)
+            manifest = reading.load_manifest(options.folder, **how, count=bar.count)
     except UserError as error:
         if options.json:
             print(json.dumps({"ok": False, "error": str(error)}))

@@ -153,6 +153,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "tokenizer": Key("", "folder or hub name of a pretrained tokenizer; empty fits one on the train rows"),
         "image_size": Key(32, "height and width of images and frames; 224 for published encoders", AT_LEAST_ONE),
         "frames": Key(8, "frames of a volume", AT_LEAST_ONE),
+        "window": Key(
+            "stored",
+            "values of pictures of more than 8 bits: all of them; dicom: the file's window; percentile: 0.5 to 99.5",
+            ("stored", "dicom", "percentile"),
+        ),
         "bad_files": Key(
             "refuse", "an unreadable file: refuse (E007), or count it as missing, with a warning", ("refuse", "missing")
         ),

@@ -1,7 +1,8 @@
 """Everything that can be wrong with a manifest, under the codes E001 to E009 (refuse) and W101 to W107 (warn).
 
 I001 carries counts of what a source read and left out, W107 names options that let the outcome leak into the input,
-W108 a modality that no row to predict has, and W109 encoders that begin with random weights at the paper's size.
+W108 a modality that no row to predict has, W109 encoders that begin with random weights at the paper's size, W110
+pictures without contrast, and W111 volumes whose slices are at uneven distances, or at others than those of the rest.
 Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
 sample id or a patient id in clear.
 """

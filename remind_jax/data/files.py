@@ -1,13 +1,15 @@
 """Files that a manifest names or is: where they may lie, and how tables are read."""
 
+import hashlib
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 
+from remind_jax.data.findings import FileRecord
 from remind_jax.data.inputs import safe_path
 from remind_jax.errors import UserError
 
@@ -21,6 +23,23 @@ class Fault(ValueError):
     def __init__(self, code: str, text: str):
         super().__init__(text)
         self.code, self.text = code, text
+
+
+class Look(NamedTuple):
+    """What looking at a sound file told."""
+
+    shape: tuple[int, ...] = ()  # that all files of the column must have; () where each may have its own
+    spacing: float | None = None  # distance of a volume's slices in mm, where the file says it
+    remark: tuple[str, str] | None = None  # code and text of a warning, the text as that of a Fault
+
+
+def record(path: pathlib.Path) -> FileRecord:
+    """Returns size and digest of a file, or of all files of a folder with their names."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    parts = [(each.name, *record(each)) for each in sorted(path.iterdir()) if each.is_file()]
+    return FileRecord(sum(size for _, size, _ in parts), hashlib.sha256(repr(parts).encode()).hexdigest())
 
 
 def load(root: pathlib.Path | None, cell: str, read: Callable[[pathlib.Path], Any]) -> Any:

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ MAX_NUMBERS = 100_000_000  # of an embedding
 MAX_PIXELS = 100_000_000  # of an image
 MAX_VOXELS = 300_000_000  # of a volume: frames x height x width
 _BITS = (8, 10, 12, 14, 16)
+_TAILS = (0.5, 99.5)  # percentiles
+_DRAWN = 2**16  # values of a frame that percentiles are taken of
 
 Frame = Callable[[int], np.ndarray]
 
@@ -180,32 +182,61 @@ def limit(height: int, width: int, frames: int, volume: bool) -> None:
     """Refuses (Unusable) pictures without pixels and immense ones."""
     if min(height, width, frames) < 1:
         raise Unusable("it has no pixels")
+    if frames > 1 and not volume:
+        raise Unusable("it has several frames, which only a volume may have (kind: volume)")
     if height * width > MAX_PIXELS or height * width * frames > MAX_VOXELS:
         most = f"{MAX_VOXELS // 10**6} million voxels" if volume else f"{MAX_PIXELS // 10**6} million pixels"
         raise Unusable(f"its header claims more than {most}")
 
 
-def stretched(frames: np.ndarray) -> tuple[int, Frame]:
+def stretched(frames: Sequence[np.ndarray] | np.ndarray, window: str = "stored") -> tuple[int, Frame]:
     """Returns how many frames there are [t, h, w(, c)], and what makes bytes of one, by the bounds of all."""
-    bounds = _bounds(frames)
+    bounds = _bounds(frames, window)
     return len(frames), lambda i: to_bytes(frames[i], bounds)
 
 
-def _bounds(frames: np.ndarray) -> tuple[float, float]:
+def _bounds(frames: Sequence[np.ndarray] | np.ndarray, window: str) -> tuple[float, float]:
     """Returns the values that become 0 and 255, from all frames of a file; `kinds.images` has the rules."""
     kind = frames[0].dtype
     if kind == np.uint8 or kind == np.bool_:
         return 0.0, (255.0 if kind == np.uint8 else 1.0)
-    with np.errstate(invalid="ignore"):
-        low = float(np.min([frame.min() for frame in frames]))
-        high = float(np.max([frame.max() for frame in frames]))
-    if not high - low < float(np.finfo(np.float32).max):  # NaN fails too
-        raise Unusable("it holds NaN, infinite or immense values")
+    low, high = extent(frames, window)
     if kind.kind == "f":
-        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-    if low >= 0 and high < 2 ** _BITS[-1]:
+        return unit((low, high), window)
+    if window != "percentile" and low >= 0 and high < 2 ** _BITS[-1]:
         return 0.0, float(next(2**bits - 1 for bits in _BITS if high < 2**bits))
     return low, high
+
+
+def unit(bounds: tuple[float, float], window: str) -> tuple[float, float]:
+    """Returns the bounds of floats: 0 and 1 for those between them, unless percentiles are asked for."""
+    return (0.0, 1.0) if window != "percentile" and bounds[0] >= 0 and bounds[1] <= 1 else bounds
+
+
+def extent(arrays: Iterable[np.ndarray], window: str) -> tuple[float, float]:
+    """Returns the least and the greatest of the values of arrays, or their percentiles where `window` says so.
+
+    Percentiles are those of values drawn from each array, the same at every call; where they are equal, as in a mask
+    that is all but empty, least and greatest stand. Raises Unusable: a value is not finite.
+    """
+    ends: list[tuple[float, float]] = []
+    drawn: list[np.ndarray] = []
+    draw = np.random.default_rng(0)
+    for array in arrays:
+        if not array.size:
+            continue
+        with np.errstate(invalid="ignore"):
+            ends.append((float(array.min()), float(array.max())))
+        if window == "percentile":
+            some = array.ravel()
+            drawn.append(some if some.size <= _DRAWN else some[draw.integers(some.size, size=_DRAWN)])
+    low, high = (np.min(ends), np.max(ends)) if ends else (0.0, 0.0)
+    if not high - low < float(np.finfo(np.float32).max):  # NaN fails too
+        raise Unusable("it holds NaN, infinite or immense values")
+    if drawn:
+        tails = np.percentile(np.concatenate(drawn).astype(np.float64), _TAILS)
+        low, high = tails if tails[0] < tails[1] else (low, high)
+    return float(low), float(high)
 
 
 def to_bytes(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

@@ -76,10 +76,7 @@ class Manifest:
         return Rows(self.table, np.asarray(places, np.int64), self.root, self.schema.patient_id)
 
     def _file_digest(self, cell: str) -> str:
-        record = self.files.get(cell)
-        if record:
-            return record.sha256
-        return hashlib.sha256(files.load(self.root, cell, pathlib.Path.read_bytes)).hexdigest()
+        return (self.files.get(cell) or files.load(self.root, cell, files.record)).sha256
 
 
 def presence_of(table: pl.DataFrame, modalities: Iterable[Sequence[str]]) -> np.ndarray:

@@ -16,7 +16,7 @@ import yaml
 from remind_jax.data import check, tables
 from remind_jax.data.cells import as_classes, as_string, trim
 from remind_jax.data.findings import Finding
-from remind_jax.data.kinds import KINDS
+from remind_jax.data.kinds import KINDS, images
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.scan import scan_files
 from remind_jax.data.schema import RESERVED, Modality, Schema, mapping, shown, string
@@ -94,17 +94,23 @@ def parse_modality(name: object, entry: object, image_size: int, frames: int) ->
 
 
 def read_manifest(
-    folder: str | pathlib.Path, *, image_size: int = 224, frames: int = 16, bad_files: str = "refuse"
+    folder: str | pathlib.Path,
+    *,
+    image_size: int = 224,
+    frames: int = 16,
+    bad_files: str = "refuse",
+    window: str = "stored",
 ) -> Manifest:
     """Reads `schema.yaml` and `manifest.csv` or `manifest.parquet`, and looks at every file they name.
 
     Words that people write for "missing" (NA, None, …) become null and are counted in the manifest's notes. With
     `bad_files="refuse"` a file that cannot be read is an error (E007); with `missing` its cell becomes null, which a
-    note counts (W106), and every image and volume is decoded once to find out, else only its header is read.
+    note counts (W106), and every image and volume is decoded once to find out, else only its header is read. `window`
+    is how values of pictures become bytes, one of `images.WINDOWS`.
 
     Raises UserError: the schema, the table or a file cannot be used; one line with the codes of `check`.
     """
-    options = {"bad_files": bad_files, "thorough": bad_files == "missing"}
+    options = {"bad_files": bad_files, "thorough": bad_files == "missing", "window": window}
     manifest = load_manifest(folder, image_size=image_size, frames=frames, **options)
     check.refuse(manifest.notes)
     return manifest
@@ -117,6 +123,7 @@ def load_manifest(
     frames: int = 16,
     bad_files: str = "refuse",
     thorough: bool = True,
+    window: str = "stored",
     count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Reads a folder as `read_manifest` does, but keeps fatal findings about cells and files in `notes`.
@@ -133,19 +140,29 @@ def load_manifest(
         raise UserError(f"data.image_size and data.frames must be positive: {image_size}, {frames}")
     if bad_files not in BAD_FILES:
         raise UserError(f"data.bad_files must be {' or '.join(BAD_FILES)}, not {bad_files!r}")
+    if window not in images.WINDOWS:
+        raise UserError(f"data.window must be one of {', '.join(images.WINDOWS)}, not {window!r}")
     schema = read_schema(root / "schema.yaml", image_size, frames)
-    return _typed(schema, tables.read_table(_table_of(root), _MAX_ROWS), root, thorough, bad_files, count=count)
+    table = tables.read_table(_table_of(root), _MAX_ROWS)
+    return _typed(schema, table, root, thorough, bad_files, window, count=count)
 
 
 def of_frame(
-    content: Mapping[str, Any], table: pl.DataFrame, root: str, *, image_size: int, frames: int, bad_files: str
+    content: Mapping[str, Any],
+    table: pl.DataFrame,
+    root: str,
+    *,
+    image_size: int,
+    frames: int,
+    bad_files: str,
+    window: str = "stored",
 ) -> Manifest:
     """Makes a manifest of a frame and of the content of a schema.yaml, as `read_manifest` does of a folder.
 
     Paths in cells start from `root`, or from the current folder where it is empty. Raises UserError: as there.
     """
     schema = _parse_schema(dict(content), image_size, frames)
-    manifest = _typed(schema, table, pathlib.Path(root), bad_files == "missing", bad_files)
+    manifest = _typed(schema, table, pathlib.Path(root), bad_files == "missing", bad_files, window)
     check.refuse(manifest.notes)
     return manifest
 
@@ -156,6 +173,7 @@ def _typed(
     root: pathlib.Path,
     thorough: bool,
     bad_files: str,
+    window: str,
     notes: Sequence[Finding] = (),
     count: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -169,7 +187,8 @@ def _typed(
         series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
     modalities, records = [], {}
     for modality in schema.modalities:
-        modality, columns, found = KINDS[modality.kind].typed(modality, series)
+        kind = KINDS[modality.kind]
+        modality, columns, found = kind.typed(kind.windowed(modality, window), series)
         modalities.append(modality)
         series |= columns
         notes += found
@@ -190,6 +209,7 @@ def read_new(
     image_size: int,
     frames: int,
     bad_files: str = "refuse",
+    window: str = "stored",
     count: Callable[[int, int], None] | None = None,
     root: str | pathlib.Path = "",
 ) -> Manifest:
@@ -216,7 +236,7 @@ def read_new(
     schema, table, notes = _completed(schema, table)
     if schema.label in table.columns:
         table = table.with_columns(as_classes(table[schema.label], schema.classes))
-    manifest = _typed(schema, table, root, bad_files == "missing", bad_files, notes, count)
+    manifest = _typed(schema, table, root, bad_files == "missing", bad_files, window, notes, count)
     findings = check.find_problems_of_new(manifest)
     check.refuse(findings)
     return dataclasses.replace(manifest, notes=tuple(findings))

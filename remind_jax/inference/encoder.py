@@ -226,7 +226,7 @@ def _from_pixels(fitted, modality, columns):
         if array.shape[volume : 2 + volume] != (height, width):
             size = " x ".join(map(str, array.shape[volume : 2 + volume]))
             raise inputs.Unusable(f"it has {size} pixels, the program takes {height} x {width}: resize it first")
-        count, frame = inputs.stretched(array if volume else array[None])
+        count, frame = inputs.stretched(array if volume else array[None], fitted.window)
         return inputs.sample(count, lambda i: picture(frame(i)), length[0]) if volume else picture(frame(0))
 
     found, here = _from_cells(modality, columns, read)

@@ -20,6 +20,7 @@ def read(
     image_size: int,
     frames: int,
     bad_files: str,
+    window: str = "stored",
     count: Callable[[int, int], None] | None = None,
     root: str = "",
 ) -> Manifest:
@@ -27,14 +28,14 @@ def read(
 
     `data` is a manifest's folder, a CSV or parquet file, a polars or pandas frame, or a `Manifest`; files and frames
     have the columns of the model's own data, of which `schema` is the schema. Pictures and volumes are resized to
-    `image_size` and `frames`; `bad_files` is `refuse` or `missing`; `count` is called with the number of files of a
-    column that were read, and the number of all; paths in a frame start from `root`.
+    `image_size` and `frames`; `bad_files` and `window` are the keys of section `data`; `count` is called with the
+    number of files of a column that were read, and the number of all; paths in a frame start from `root`.
 
     Raises UserError: the rows cannot be used, or are not of the model's modalities and classes.
     """
     where = data if isinstance(data, str | pathlib.Path) else "the data"
     if not isinstance(data, Manifest):
-        options = {"image_size": image_size, "frames": frames, "bad_files": bad_files}
+        options = {"image_size": image_size, "frames": frames, "bad_files": bad_files, "window": window}
         data = reading.read_new(data, schema, **options, count=count, root=root)
     check_classes(data, schema, where)
     return in_order(data, preprocessor, where)

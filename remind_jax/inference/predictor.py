@@ -242,7 +242,7 @@ class Predictor:
         """
         options = self.config.data
         root = options.root if options.get("digest") else ""
-        sizes = {"image_size": options.image_size, "frames": options.frames}
+        sizes = {"image_size": options.image_size, "frames": options.frames, "window": options.window}
         bad_files = bad_files or options.bad_files
         known = self.schema, self.preprocessor
         return new_rows.read(data, *known, **sizes, bad_files=bad_files, count=count, root=root)

@@ -51,7 +51,7 @@ def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndar
     Raises UserError: it cannot be used, or its modalities, kinds or classes are not those of the run.
     """
     config = run.config
-    options = {"image_size": config.data.image_size, "frames": config.data.frames, "bad_files": config.data.bad_files}
+    options = {key: config.data[key] for key in ("image_size", "frames", "bad_files", "window")}
     manifest = read_manifest(folder, **options)
     new_rows.check_classes(manifest, run.schema, folder)
     manifest = new_rows.in_order(manifest, run.preprocessor, folder)

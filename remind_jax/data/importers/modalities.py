@@ -59,7 +59,7 @@ def guess_kind(column: pl.Series) -> str:
         return "category"
     if column.dtype == pl.String:
         cells = cells.str.strip_chars()
-        endings = set(cells.str.extract(r"(\.[A-Za-z]+)$", 1).str.to_lowercase().unique().to_list())
+        endings = set(cells.str.extract(r"(?i)((?:\.nii)?\.[A-Za-z]+)$", 1).str.to_lowercase().unique().to_list())
         known = {ending for kind in KINDS.values() for ending in kind.endings}
         if endings <= known and not cells.str.contains(" ").any():
             owners = [kind.name for kind in KINDS.values() if endings <= set(kind.endings)]

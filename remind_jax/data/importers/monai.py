@@ -47,11 +47,6 @@ def from_monai(
     if any(isinstance(row.get(label), str) and re.search(r"\.\w{2,4}(\.gz)?$", row[label]) for row in rows):
         raise UserError(f"{label!r} holds files: the datalist is of a segmentation, not of a classification")
     table = pl.DataFrame(rows, infer_schema_length=None, strict=False).drop("fold", strict=False)
-    if any(str(value).endswith((".nii", ".nii.gz")) for row in rows for value in row.values()):
-        raise UserError(
-            "the datalist names NIfTI files, which are not read: write each as .npy [t, h, w], "
-            "np.save(file, nibabel.load(path).get_fdata().transpose(2, 0, 1)), and change the endings"
-        )
     one = set(table["split"].unique()) == {"train"}
     table = table.drop("split") if one else table
     paths = {c: "volume" for c in table.columns if table[c].dtype == pl.String and _all_arrays(table[c])}
@@ -73,4 +68,4 @@ def _flat_item(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _all_arrays(column: pl.Series) -> bool:
-    return column.drop_nulls().str.ends_with(".npy").all() and column.is_not_null().any()
+    return column.drop_nulls().str.contains(r"\.(npy|nii|nii\.gz)$").all() and column.is_not_null().any()

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data import cells
-from remind_jax.data.files import Fault, load
+from remind_jax.data.files import Fault, Look, load
 from remind_jax.data.findings import Finding, in_rows
 from remind_jax.data.inputs import as_float, is_tokens, map_array, read_array
 from remind_jax.data.kinds.kind import BY_TYPE, FitOptions, FittedKind, Guess, Kind, Rows, Typed
@@ -85,13 +85,13 @@ class Embedding(Kind):
         bad[np.flatnonzero(values.is_not_null())[wrong]] = True
         return [Finding("E008", f"{where}{in_rows(bad)} with NaN or infinite values; fix them", True)]
 
-    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
+    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> Look:
         array = map_array(path)
         if not is_tokens(array):
             raise Fault("E008", "naming an array that is not [t, d] of real numbers; reshape it")
         if not np.isfinite(as_float(array)).all():
             raise Fault("E008", "naming an array with NaN or infinite values; fix it")
-        return array.shape
+        return Look(array.shape)
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
         """Returns tokens, float32 [n, t, d], zeros where missing; [n, 0, 0] when no row of the manifest has one."""

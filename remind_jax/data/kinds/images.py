@@ -1,8 +1,8 @@
-"""Images (png, jpeg, dicom, npy) and volumes (npy, multi-frame dicom) from files, as 8-bit pixels of a given size.
+"""Images and volumes from files, as 8-bit pixels of a given size: png, jpeg, dicom, npy, tiff, NIfTI, DICOM folders.
 
 The first bytes of a file decide what it is, not its name. Its header is looked at before anything is decoded: a file
-that claims more pixels than the limits below is refused. npy files are never unpickled; they hold [h, w] or [h, w, c],
-with t in front for a volume, where c is 1 or 3.
+that claims more pixels than the limits of `inputs` is refused. npy files are never unpickled; they hold [h, w] or
+[h, w, c], with t in front for a volume, where c is 1 or 3.
 
 Values become bytes so:
   - 8-bit values stay as they are, and bool becomes 0 and 255.
@@ -10,9 +10,22 @@ Values become bytes so:
     holds the file's largest: cameras often write 12 bits into a 16-bit file, which would be all but black otherwise.
   - Other integers are stretched from the file's smallest to its largest value.
   - Floats must be finite; those in [0, 1] are multiplied by 255, others are stretched as above.
-  - DICOM of more than 8 bits is stretched over its stored values without padding, whatever window it names: a linear
-    rescale changes nothing under that. MONOCHROME1 is inverted. Mammograms (modality MG) whose rows run to the
-    patient's posterior side (PatientOrientation begins with P) are flipped, so that all breasts face the same way.
+  - DICOM of more than 8 bits is stretched over its stored values without padding (PixelPaddingValue, up to its
+    RangeLimit), whatever window it names: a linear rescale changes nothing under that but by its sign, and a table
+    (ModalityLUTSequence) or slopes that differ between slices come first. DICOM of floats is as floats above.
+  - `window="percentile"` stretches all of these but 8 bits from the 0.5th to the 99.5th percentile of a file's values.
+    `window="dicom"` stretches grey DICOM by the first window it names (WindowCenter, else VOILUTSequence) and the rest
+    as `stored`, the default, does.
+
+DICOM is inverted once where it is MONOCHROME1 or its PresentationLUTShape is INVERSE, and once where the slope is
+negative; padding is 0 in any case. Mammograms (modality MG) whose rows run to the patient's posterior side
+(PatientOrientation begins with P) are flipped, so that all breasts face the same way.
+
+A volume is several frames in one file or a folder of DICOM slices of one series. They are ordered by their positions
+along the normal of the slices (ImagePositionPatient), else by InstanceNumber. Files whose names begin with a dot, and
+DICOMDIR, are passed over; anything else in the folder is refused. NIfTI [x, y, z] becomes frames [z, y, x], turned as
+its header says to how DICOM has an axial series: frames go to the head, rows to the back, columns to the patient's
+left; where it says nothing the axes stay as they are stored. Pages of a TIFF are frames in their order.
 
 Alpha is laid over black, palettes are looked up, and jpeg is turned as its EXIF says, as image viewers do. One channel
 is repeated to three, three become one by luma (ITU-R 601). Images are resized without regard to their aspect:
@@ -21,7 +34,6 @@ frames, at positions (i + 1/2) T / t - 1/2 kept inside.
 """
 
 import contextlib
-import logging
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -30,15 +42,19 @@ from typing import Any
 import numpy as np
 
 from remind_jax.data import inputs
+from remind_jax.data.files import Look
 from remind_jax.data.inputs import Frame, Unusable
+from remind_jax.data.kinds import dicom, nifti, tiff
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+WINDOWS = ("stored", "dicom", "percentile")
+FORMS = "png, jpeg, dicom, tiff, nifti or npy"
 _DAMAGED = "its data are damaged or cut short"
-_CODECS = "pip install pylibjpeg pylibjpeg-openjpeg pyjpegls python-gdcm (the extra images of remind-jax)"
 
 
-def check(path: pathlib.Path, *, volume: bool = False) -> None:
-    """Looks at the header of a file of an image or a volume.
+def check(path: pathlib.Path, *, volume: bool = False) -> Look:
+    """Looks at the header of a file of an image or a volume, and tells how far its slices are apart.
+
+    Of compressed DICOM and TIFF the first frame is decoded, as their headers do not tell whether that is possible.
 
     Raises:
       ValueError: it must not or cannot be decoded; says why in a few words.
@@ -46,16 +62,19 @@ def check(path: pathlib.Path, *, volume: bool = False) -> None:
     """
     with _reasons():
         kind = _kind(path, volume=volume)
+        if kind in ("dicom", "nifti", "tiff"):
+            return {"dicom": dicom, "nifti": nifti, "tiff": tiff}[kind].look(path, volume)
         if kind == "npy":
             inputs.map_pixels(path, volume)
-        elif kind == "dicom":
-            _open_dicom(path, volume=volume)
         else:
             _open_picture(path, kind).close()
+        return Look()
 
 
-def read(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+def read(path: pathlib.Path, shape: tuple[int, ...], window: str = "stored") -> np.ndarray:
     """Decodes a file of an image, to `shape` (height, width, channels), or of a volume, with frames in front: uint8.
+
+    `window` is one of `WINDOWS`.
 
     Raises:
       ValueError, OSError: as for `check`.
@@ -64,15 +83,27 @@ def read(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
     with _reasons():
         kind = _kind(path, volume=volume)
         if kind in ("png", "jpeg"):
-            return _resize(_read_picture(path, kind), shape)
-        if kind == "npy":
-            array = inputs.map_pixels(path, volume)
-            count, frame = inputs.stretched(array if volume else array[None])
-        else:
-            count, frame = _read_dicom(path, volume=volume)
+            return _resize(_read_picture(path, kind, window), shape)
+        count, frame = _frames(path, kind, volume, window)
         if not volume:
             return _resize(_picture(frame(0)), shape)
         return inputs.sample(count, lambda i: _resize(_picture(frame(i)), shape[1:]), shape[0])
+
+
+def _frames(path: pathlib.Path, kind: str, volume: bool, window: str) -> tuple[int, Frame]:
+    """Returns how many frames a file or a folder has, and what gives one of them in bytes."""
+    if kind == "dicom":
+        return dicom.read(path, volume, window)
+    if kind == "nifti":
+        return inputs.stretched(nifti.read(path, volume), window)
+    if kind == "npy":
+        array = inputs.map_pixels(path, volume)
+        return inputs.stretched(array if volume else array[None], window)
+    pages = tiff.read(path, volume)
+    if pages.values is None:
+        return pages.count, lambda i: np.asarray(_read_page(path, i))
+    count, frame = inputs.stretched(pages.values, window)
+    return count, lambda i: 255 - frame(i) if pages.inverted else frame(i)
 
 
 @contextlib.contextmanager
@@ -91,17 +122,23 @@ def _reasons() -> Iterator[None]:
 
 
 def _kind(path: pathlib.Path, *, volume: bool) -> str:
-    """Names a file's form by its first bytes: npy or dicom, or png or jpeg for an image."""
+    """Names a file's form by its first bytes; a folder is dicom."""
+    if path.is_dir():
+        return "dicom"
     with path.open("rb") as file:
-        start = file.read(132)
+        start = file.read(540)
     forms = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"\x93NUMPY": "npy"}
     form = next((form for magic, form in forms.items() if start.startswith(magic)), None)
-    if start[128:] == b"DICM" and form is None:
+    if form is None and nifti.is_nifti(nifti.start_of(path) if start.startswith(nifti.GZIP) else start):
+        form = "nifti"
+    if form is None and dicom.is_dicom(start):  # its preamble may begin as a TIFF
         form = "dicom"
+    if form is None and start.startswith(tiff.MAGIC):
+        form = "tiff"
     if form is None:
-        raise Unusable("it is not png, jpeg, dicom or npy")
-    if volume and form not in ("npy", "dicom"):
-        raise Unusable("a volume is npy or multi-frame dicom")
+        raise Unusable(f"it is not {FORMS}")
+    if volume and form in ("png", "jpeg"):
+        raise Unusable("a volume is npy, dicom of several frames, a folder of DICOM slices, tiff or nifti")
     return form
 
 
@@ -121,9 +158,9 @@ def _open_picture(path: pathlib.Path, kind: str) -> Any:
     return picture
 
 
-def _read_picture(path: pathlib.Path, kind: str) -> Any:
-    """Decodes a picture, mode L or RGB."""
-    from PIL import Image, ImageOps
+def _read_picture(path: pathlib.Path, kind: str, window: str) -> Any:
+    """Decodes a png or a jpeg, mode L or RGB."""
+    from PIL import ImageOps
 
     if kind == "png":
         with _open_picture(path, kind) as picture:
@@ -131,91 +168,34 @@ def _read_picture(path: pathlib.Path, kind: str) -> Any:
     with _open_picture(path, kind) as picture:
         picture.load()
         if picture.mode.startswith("I"):  # 16-bit grey
-            _, frame = inputs.stretched(np.asarray(picture)[None])
+            _, frame = inputs.stretched(np.asarray(picture)[None], window)
             return _picture(frame(0))
         if kind == "jpeg":
             with contextlib.suppress(Exception):  # what EXIF says is a courtesy, and it is often damaged
                 ImageOps.exif_transpose(picture, in_place=True)
-        if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-            black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-            black.alpha_composite(picture.convert("RGBA"))
-            return black.convert("RGB")
-        return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+        return _plain(picture)
 
 
-def _open_dicom(path: pathlib.Path, *, volume: bool) -> Any:
-    """Parses a data set, its pixels still encoded, and checks whether they may and can be decoded."""
-    import pydicom
-    from pydicom.pixels import get_decoder
+def _read_page(path: pathlib.Path, page: int) -> Any:
+    """Decodes a page of an 8-bit TIFF, whose size was checked, mode L or RGB."""
+    from PIL import TiffImagePlugin
 
-    # What pydicom says of odd values quotes them, and they may be a patient's.
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module="pydicom")
-    meta = pydicom.filereader.read_file_meta_info(path)
-    syntax = meta.get("TransferSyntaxUID")
-    if syntax is None or syntax == _DEFLATED:
-        raise Unusable("its DICOM transfer syntax is missing or deflated")
-    data = pydicom.dcmread(path)
-    if "PixelData" not in data or not data.get("Rows") or not data.get("Columns"):
-        raise Unusable("it is DICOM without pixels")
-    frames = int(data.get("NumberOfFrames") or 1)
-    inputs.limit(int(data.Rows), int(data.Columns), frames, volume)
-    if frames > 1 and not volume:
-        raise Unusable("it is DICOM of several frames, which only a volume may be")
-    if not syntax.is_compressed:
-        if len(data.PixelData) < pydicom.pixels.utils.get_expected_length(data):
-            raise Unusable(_DAMAGED)
-        return data
-    try:
-        decodable = get_decoder(syntax).is_available
-    except NotImplementedError:
-        decodable = False
-    if not decodable:
-        raise Unusable(f"its DICOM compression ({syntax.name}) cannot be decoded here: {_CODECS}")
-    return data
+    with TiffImagePlugin.TiffImageFile(path) as picture:
+        picture.seek(page)
+        inputs.limit(picture.height, picture.width, 1, False)  # Pillow may read another of two tags
+        picture.load()
+        return _plain(picture)
 
 
-def _read_dicom(path: pathlib.Path, *, volume: bool) -> tuple[int, Frame]:
-    """Returns the number of frames, and what gives one of them as uint8 [h, w] or [h, w, 3]."""
-    from pydicom.pixels import apply_color_lut
+def _plain(picture: Any) -> Any:
+    """Converts a picture of 8 bits to mode L or RGB, what is transparent over black."""
+    from PIL import Image
 
-    data = _open_dicom(path, volume=volume)
-    colours = data.get("PhotometricInterpretation", "")
-    try:
-        values = data.pixel_array
-    except Exception:  # decoders of damaged files have no common error
-        raise Unusable("its DICOM pixels are damaged or in a form that cannot be decoded here") from None
-    if colours == "PALETTE COLOR":
-        values = apply_color_lut(values, data)
-    elif not colours.startswith(("MONOCHROME", "RGB", "YBR")):
-        raise Unusable("its DICOM colours are of an unknown kind")
-    grey = colours.startswith("MONOCHROME")
-    values = values.reshape(-1, int(data.Rows), int(data.Columns), *([] if grey else [3]))
-    orientation = data.get("PatientOrientation") or ""
-    first = orientation if isinstance(orientation, str) else orientation[0]
-    across = -1 if data.get("Modality") == "MG" and first.startswith("P") else 1
-    frame = _grey_frame(values, data) if grey else inputs.stretched(values)[1]
-    return len(values), lambda i: frame(i)[:, ::across]
-
-
-def _grey_frame(values: np.ndarray, data: Any) -> Frame:
-    """Returns what makes a frame out of stored grey values [t, h, w]; padding becomes 0."""
-    padding, inverted = data.get("PixelPaddingValue"), data.PhotometricInterpretation == "MONOCHROME1"
-    real = [np.True_ if padding is None else values[i] != padding for i in range(len(values))]
-    if values.dtype == np.uint8:
-        bounds = 0.0, 2.0 ** int(data.BitsStored) - 1
-    else:
-        low, high = values.min(), values.max()
-        least = min(frame.min(where=here, initial=high) for frame, here in zip(values, real, strict=True))
-        most = max(frame.max(where=here, initial=low) for frame, here in zip(values, real, strict=True))
-        bounds = float(least), float(most)
-
-    def frame(i: int) -> np.ndarray:
-        scaled = inputs.to_bytes(values[i], bounds)
-        return np.where(real[i], 255 - scaled if inverted else scaled, np.uint8(0))
-
-    return frame
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        black.alpha_composite(picture.convert("RGBA"))
+        return black.convert("RGB")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
 def _picture(values: np.ndarray) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data import cells
+from remind_jax.data.files import Look
 from remind_jax.data.findings import FileRecord, Finding, in_rows
 from remind_jax.data.schema import InputSpec, Modality, shown, string
 from remind_jax.errors import UserError
@@ -121,6 +122,7 @@ class Kind(abc.ABC):
     optional: tuple[str, ...] = ()  # those of the keys that may be left out
     stored: str = "cell"  # where values are unless the entry says so: cell, file, or "" where the cells' type tells
     endings: tuple[str, ...] = ()  # of files that importing a table takes for this kind
+    folders: bool = False  # whether a path may name a folder
     paths: bool = False  # whether strings in the cells are paths, unless the entry says otherwise
     forms: str = ""  # of files, for messages
     fitted: ClassVar[type[FittedKind]]  # what fitting makes
@@ -193,11 +195,12 @@ class Kind(abc.ABC):
         values = table[modality.columns[0]]
         return file_content(values, records) if modality.stored == "file" else _array_content(values)
 
-    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
-        """Looks at a file that a cell names, which is there and not empty; `thorough` decodes more than its header.
+    def windowed(self, modality: Modality, window: str) -> Modality:
+        """Returns the modality with how its pictures' values become bytes (`data.window`); others stay as they are."""
+        return modality
 
-        Returns:
-          the shape that all files of the column must have, () where each may have its own.
+    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> Look:
+        """Looks at a file that a cell names, which is there and not empty; `thorough` decodes more than its header.
 
         Raises:
           Fault: it cannot be used, with what to say of it.

@@ -17,6 +17,11 @@ from remind_jax.data.kinds.kind import FitOptions, FittedKind, Kind, Rows, descr
 from remind_jax.data.schema import InputSpec, Modality, shown
 from remind_jax.errors import UserError
 
+_FLAT, _MOST = 8, 95  # levels of 256 that hold this percentage of the pixels of a picture without contrast
+_WITHOUT = (
+    f"naming a picture without contrast ({_MOST} of 100 pixels lie within {_FLAT} of 256 levels); see whether it is "
+    "empty, or choose data.window=percentile or dicom"
+)
 BLOCKS, FRAMES = 8, 4  # blocks that plain models see of an image in each direction, and of a volume in time
 
 
@@ -25,6 +30,7 @@ class FittedPixels(FittedKind):
     """8-bit pixels of an image or a volume, passed on as they are; the model normalises them on the device."""
 
     shape: tuple[int, ...]
+    window: str = "stored"  # one of `images.WINDOWS`
 
     @property
     def spec(self) -> InputSpec:
@@ -47,6 +53,8 @@ class FittedPixels(FittedKind):
         if modality.shape != self.shape:
             found = f"pixels of {modality.name!r} are {list(modality.shape)}"
             raise UserError(f"{where}: {found}, in the run {list(self.shape)}")
+        if (window := _window(modality)) != self.window:
+            raise UserError(f"{where}: {modality.name!r} was read by data.window={window}, in the run {self.window}")
         return modality
 
 
@@ -59,7 +67,7 @@ class Pixels(Kind):
     optional = ("channels",)
     stored = "file"
     paths = True
-    forms = "png, jpeg, dicom or npy"
+    forms = images.FORMS
     fitted = FittedPixels
 
     def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
@@ -76,15 +84,19 @@ class Pixels(Kind):
         text = f"{where}holds {values.dtype}, not 8-bit pixels {list(modality.shape)}; convert the cells"
         return [Finding("E008", text, True)]
 
-    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
+    def windowed(self, modality: Modality, window: str) -> Modality:
+        # Digests of what is read as ever stay the same.
+        options = {} if window == "stored" else {"window": window}
+        return dataclasses.replace(modality, options={**modality.options, **options})
+
+    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> files.Look:
         try:
-            if thorough:
-                images.read(path, modality.shape)
-            else:
-                images.check(path, volume=self.volume)
+            found = images.check(path, volume=self.volume)
+            if thorough and not found.remark and _flat(images.read(path, modality.shape, _window(modality))):
+                return found._replace(remark=("W110", _WITHOUT))
+            return found
         except ValueError as error:
             raise files.Fault("E007", f"naming a file that cannot be used: {error}") from None
-        return ()
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
         """Returns pixels, uint8 [n, *shape], zeros where missing."""
@@ -97,9 +109,11 @@ class Pixels(Kind):
                 values[here] = column.to_numpy()
             return {modality.name: values}
 
+        window = _window(modality)
+
         def read(position: int, cell: str) -> None:
             try:
-                values[position] = images.read(files.safe_path(rows.root, cell), modality.shape)
+                values[position] = images.read(files.safe_path(rows.root, cell), modality.shape, window)
             except (ValueError, OSError) as error:
                 # Messages of the system hold the path, and paths may hold a patient's name.
                 reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -112,21 +126,33 @@ class Pixels(Kind):
         return {modality.name: values}
 
     def fit(self, modality: Modality, rows: Rows, options: FitOptions) -> FittedPixels:
-        return FittedPixels(modality.shape)
+        return FittedPixels(modality.shape, _window(modality))
 
 
 class Image(Pixels):
     """One picture, [height, width, channels]."""
 
     name = encoder = "image"
-    endings = (".png", ".jpg", ".jpeg", ".dcm")
+    endings = (".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff")
 
 
 class Volume(Pixels):
     """Several frames, [frames, height, width, channels]."""
 
     name = encoder = "volume"
-    volume = True
+    volume = folders = True
+    endings = (".nii", ".nii.gz")
+
+
+def _window(modality: Modality) -> str:
+    return modality.options.get("window", "stored")
+
+
+def _flat(pixels: np.ndarray) -> bool:
+    """Tells whether nearly all pixels of a picture lie within a few levels."""
+    tail = (100 - _MOST) / 2
+    low, high = np.percentile(pixels, (tail, 100 - tail))
+    return bool(high - low < _FLAT)
 
 
 IMAGE, VOLUME = Image(), Volume()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from remind_jax.data.files import load
+from remind_jax.data.files import Look, load
 from remind_jax.data.findings import FileRecord
 from remind_jax.data.inputs import EOS, PAD, SPECIAL, UNK, padded, read_text
 from remind_jax.data.kinds.kind import BY_LENGTH, FitOptions, FittedKind, Guess, Kind, Rows, file_content, strings_of
@@ -95,9 +95,9 @@ class Text(Kind):
             return file_content(texts, records, SHORT_TEXT + 1)
         return texts.set((texts.str.len_chars() <= SHORT_TEXT).fill_null(True), None)
 
-    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> tuple[int, ...]:
+    def look(self, path: pathlib.Path, modality: Modality, thorough: bool) -> Look:
         read_text(path)
-        return ()
+        return Look()
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
         """Returns the texts, object [n] of str, '' where missing."""

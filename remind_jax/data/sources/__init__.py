@@ -67,6 +67,7 @@ def _embed(data: Any, seed: int) -> Manifest:
             suffix=data.suffix,
             image_size=data.image_size,
             bad_files=data.bad_files,
+            window=data.window,
         )
     return image_twins.load_embed_twin(n=data.exams, seed=data.seed, image_size=data.image_size)
 
@@ -90,7 +91,8 @@ def _manifest(data: Any, seed: int) -> Manifest:
         raise UserError("data.root is empty: name the folder that holds schema.yaml, --config.data.root=DIR")
     if not pathlib.Path(data.root).is_dir():
         raise UserError(f"data folder {data.root!r} does not exist or is not a folder")
-    return read_manifest(data.root, image_size=data.image_size, frames=data.frames, bad_files=data.bad_files)
+    options = {key: data[key] for key in ("image_size", "frames", "bad_files", "window")}
+    return read_manifest(data.root, **options)
 
 
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {

@@ -13,6 +13,7 @@ import polars as pl
 
 from remind_jax.data import check
 from remind_jax.data.findings import FileRecord, Finding
+from remind_jax.data.kinds.pixels import IMAGE
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import BAD_FILES
 from remind_jax.data.scan import scan_files
@@ -52,6 +53,7 @@ def load(
     image_size: int = 224,
     suffix: str = ".dcm",
     bad_files: str = "refuse",
+    window: str = "stored",
 ) -> Manifest:
     """Reads the tables of EMBED under `root` and looks at the image files they name.
 
@@ -88,7 +90,7 @@ def load(
     if "BreastImplantPresent" not in metadata.columns:
         text = "the metadata table has no column BreastImplantPresent, so images of implants are not left out"
         notes.append(Finding(NOTE, text, False))
-    return _manifest(root, samples, index, dropped, notes, image_size, bad_files)
+    return _manifest(root, samples, index, dropped, notes, image_size, bad_files, window)
 
 
 def _read_table(root: pathlib.Path, part: str, needed: list[str], optional: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -205,6 +207,7 @@ def _manifest(
     notes: list[Finding],
     image_size: int,
     bad_files: str,
+    window: str,
 ) -> Manifest:
     unit = "breast" if "side" in index else "exam"
     table = samples.select(
@@ -214,7 +217,8 @@ def _manifest(
         *MODALITIES,
     )
     shape = (image_size, image_size, 1)
-    modalities = tuple(Modality(name, "image", (name,), stored="file", shape=shape) for name in MODALITIES)
+    views = (Modality(name, "image", (name,), stored="file", shape=shape) for name in MODALITIES)
+    modalities = tuple(IMAGE.windowed(view, window) for view in views)
     records: dict[str, FileRecord] = {}
     for modality in modalities:
         scan = scan_files(root, modality, table[modality.name], thorough=bad_files == "missing", bad_files=bad_files)
@@ -232,7 +236,7 @@ def _manifest(
     )
     kept = f"{table.height} {unit}s of {table['patient'].n_unique()} patients; left out: {_listed(dropped)}"
     notes.append(Finding(NOTE, kept, False))
-    return Manifest(schema, table, root, "EMBED", tuple(notes), records, dict(PUBLISHED))
+    return Manifest(schema, table, root, "EMBED", tuple(notes), records, published=dict(PUBLISHED))
 
 
 def _listed(dropped: Mapping[str, int]) -> str:

@@ -48,10 +48,21 @@ def test_a_datalist_keeps_its_splits_and_lacks_what_an_item_lacks(tmp_path, caps
     ("item", "message"),
     [
         ({"image": "a.npy", "label": "mask.nii.gz"}, "segmentation"),
-        ({"image": "a.nii.gz", "label": 1}, "NIfTI"),
         ({"image": "a.npy"}, "has the key 'label'"),
     ],
 )
 def test_datalists_that_do_not_classify_are_refused(tmp_path, item, message):
     with pytest.raises(UserError, match=message):
         _monai(tmp_path, {"training": [item | {"subject": "p"}]})
+
+
+def test_nifti_files_are_volumes(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    items = [{"image": f"{i}.nii.gz", "label": i % 2, "subject": f"p{i}"} for i in range(4)]
+    for i, item in enumerate(items):
+        array = np.random.default_rng(i).integers(0, 99, (4, 5, 3)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([1, 1, 2, 1])), tmp_path / item["image"])
+    _monai(tmp_path, {"training": items})
+    found = reading.read_manifest(tmp_path, image_size=4, frames=3)
+    assert [(m.name, m.kind) for m in found.schema.modalities] == [("image", "volume")]
+    assert len(found.files) == 4

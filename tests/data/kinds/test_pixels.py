@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from remind_jax import check_data
 from remind_jax.data import builder, check, files
@@ -19,7 +20,7 @@ from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.reading import load_manifest, read_manifest
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
-from tests.data.image_files import ramp, write_picture, write_png_header
+from tests.data.image_files import ramp, write_dicom, write_picture, write_png_header
 from tests.data.manifest_files import edit_cell, edit_table, write_image_manifest
 
 SIZES = {"image_size": 10, "frames": 3}
@@ -318,6 +319,112 @@ def test_scanning_does_not_depend_on_the_order_in_which_threads_end(tmp_path, mo
     notes = load_manifest(folder, **SIZES).notes
     monkeypatch.setattr(files, "THREADS", 1)
     assert load_manifest(folder, **SIZES).notes == notes
+
+
+# ---- windows, contrast, folders of slices ---------------------------------------------------------------------------
+
+
+def one_column(folder, kind, cells):
+    """A manifest whose only modality is `scan`, of a kind."""
+    entry = {"kind": kind, "column": "scan", "channels": 1}
+    content = {"version": 1, "name": "x", "sample_id": "stay", "patient_id": "stay", "modalities": {"scan": entry}}
+    content["label"] = {"column": "died", "classes": ["0", "1"]}
+    (folder / "schema.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    ids, labels = [f"s{i}" for i in range(len(cells))], [str(i % 2) for i in range(len(cells))]
+    pl.DataFrame({"stay": ids, "died": labels, "scan": cells}).write_csv(folder / "manifest.csv")
+    return folder
+
+
+def hot(folder):
+    """Eight DICOM images, the third with one pixel that makes all others black."""
+    for i in range(8):
+        values = ramp(16, 16, seed=i).astype(np.uint16)
+        values[0, 0] = 65535 if i == 2 else 0
+        write_dicom(folder / f"{i}.dcm", values, WindowCenter=128, WindowWidth=256)
+    return one_column(folder, "image", [f"{i}.dcm" for i in range(8)])
+
+
+def test_a_picture_without_contrast_is_told_with_its_row_and_the_key(tmp_path, capsys):
+    folder = hot(tmp_path)
+    (note,) = load_manifest(folder, **SIZES).notes
+    assert (note.code, note.fatal) == ("W110", False)
+    assert "column 'scan' (scan): 1 cell (row 3) naming a picture without contrast" in note.message
+    assert "data.window=percentile" in note.message
+    for window in ("dicom", "percentile"):
+        assert load_manifest(folder, window=window, **SIZES).notes == ()
+    assert check_data.run([str(folder), "--window=dicom"]) == 0
+    assert "W110" not in capsys.readouterr().out
+    assert check_data.run([str(folder)]) == 0
+    assert "warning W110" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"data\.window must be one of stored, dicom, percentile, not 'auto'"):
+        read(folder, window="auto")
+
+
+def test_a_window_reaches_pixels_and_digest_and_new_rows_keep_to_it(tmp_path):
+    folder = hot(tmp_path)
+    stored, window = read(folder), read(folder, window="dicom")
+    assert stored.digest != window.digest
+    rows = np.arange(8)
+    pixels = [decode(each, rows)["scan"] for each in (stored, window)]
+    expected = np.stack([images.read(folder / f"{i}.dcm", (10, 10, 1), "dicom") for i in range(8)])
+    np.testing.assert_array_equal(pixels[1], expected)
+    assert not np.array_equal(*pixels)
+    fitted = Preprocessor.fit(window, rows, FitOptions(8, 50)).fitted["scan"]
+    assert type(fitted).from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+    assert fitted.adopt(window.schema.modalities[0], "x") == window.schema.modalities[0]
+    with pytest.raises(UserError, match=r"'scan' was read by data\.window=stored, in the run dicom"):
+        fitted.adopt(stored.schema.modalities[0], "x")
+
+
+def slices(folder, count, step, seed=0):
+    folder.mkdir()
+    for i in range(count):
+        place = {"ImagePositionPatient": [0, 0, step * i], "InstanceNumber": i}
+        write_dicom(folder / f"{count - i}.dcm", ramp(seed=seed + i).astype(np.uint16) * 16, **place)
+    return folder.name
+
+
+def test_folders_are_volumes_with_a_record_of_all_their_files(tmp_path):
+    cells = [slices(tmp_path / f"ct{i}", 4, 2.0, seed=10 * i) for i in range(4)]
+    folder = one_column(tmp_path, "volume", cells)
+    manifest = read(folder)
+    (note,) = manifest.notes
+    assert (note.code, note.fatal) == ("I001", False)
+    assert "slices of 4 volumes are 2 mm apart" in note.message
+    expected = np.stack([images.read(folder / cell, (3, 10, 10, 1)) for cell in cells])
+    np.testing.assert_array_equal(decode(manifest, np.arange(4))["scan"], expected)
+    sizes = {cell: sum(path.stat().st_size for path in (folder / cell).iterdir()) for cell in cells}
+    assert {cell: record.size for cell, record in manifest.files.items()} == sizes
+    assert len({record.sha256 for record in manifest.files.values()}) == 4
+    assert dataclasses.replace(manifest, files={}).digest == manifest.digest
+    for path in (folder / cells[2]).iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert read(folder).digest != manifest.digest
+        path.write_bytes(content)
+    assert read(folder).digest == manifest.digest
+    path.rename(path.with_name("other"))
+    assert read(folder).digest != manifest.digest
+
+
+def test_uneven_and_different_distances_of_slices_are_told(tmp_path):
+    cells = [slices(tmp_path / "a", 4, 2.0), slices(tmp_path / "b", 4, 5.0), slices(tmp_path / "c", 5, 2.0)]
+    (tmp_path / "c" / "3.dcm").unlink()
+    notes = read(one_column(tmp_path, "volume", cells)).notes
+    assert [(note.code, note.fatal) for note in notes] == [("W111", False)] * 2
+    assert "1 cell (row 3) naming a folder of slices at uneven distances" in notes[0].message
+    assert "slices of 3 volumes are 2 to 5 mm apart" in notes[1].message
+
+
+def test_a_folder_is_no_image_and_a_bad_one_is_e007_or_missing(tmp_path):
+    cells = [slices(tmp_path / "a", 3, 2.0), slices(tmp_path / "b", 3, 2.0)]
+    (note,) = load_manifest(one_column(tmp_path, "image", cells), **SIZES).notes
+    assert "naming a folder, which only a volume may be" in note.message
+    (tmp_path / "b" / "notes.txt").write_text("Doe")
+    folder = one_column(tmp_path, "volume", cells)
+    with pytest.raises(UserError, match=r"E007 .*row 2.*its folder holds what is no DICOM file: name a folder"):
+        read(folder)
+    assert read(folder, bad_files="missing").presence.tolist() == [[True], [False]]
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
