@@ -170,10 +170,9 @@ def read_frame(
     column, classes = _label(label, frame.columns)
     entries = None if modalities is None else {name: _entry(name, given) for name, given in modalities.items()}
     roles = {"label": column, "patient": patient or "", "sample": sample or "", "split": split or ""}
-    found = importer.from_table(frame, name="table", modalities=entries, rest=modalities is None, **roles)
+    told = {"modalities": entries, "rest": modalities is None, "classes": classes or ()}
+    found = importer.from_table(frame, name="table", **told, **roles)
     found.schema["name"] = "frame"
-    if classes is not None:
-        found.schema["label"]["classes"] = classes
     if verbose:
         for line in plan_lines(found) if modalities is None else found.notes:
             print(line)

@@ -1,6 +1,5 @@
 """Numbers as laboratories and spreadsheets write them: marks of thousands, decimal commas, limits, ranges, blanks."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -82,7 +81,10 @@ def _without_marks(text: pl.Series) -> tuple[pl.Series, str]:
         others = plain(text).drop_nulls()
         by_comma, by_point = False, bool(len(others) and others.abs().max() < 1000 and (others % 1 == 0).all())
     if by_comma:
-        text, seen = text.str.replace_all(r"(\d)\.(\d)", "${1}${2}").str.replace_all(",", "."), [*seen, "decimal commas"]
+        text, seen = (
+            text.str.replace_all(r"(\d)\.(\d)", "${1}${2}").str.replace_all(",", "."),
+            [*seen, "decimal commas"],
+        )
     elif by_point:
         text, seen = text.str.replace_all(r"(\d),(\d)", "${1}${2}"), [*seen, "commas between thousands"]
     elif (sure := text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{3})+\.\d+$").fill_null(False)).any():
@@ -97,9 +99,8 @@ def form_of(cell: str) -> str:
 
 
 def described(odd: dict[str, np.ndarray], rows: np.ndarray) -> str:
-    """Says which cells of a column are no numbers, and in which `rows`, int [n]: "row 8 (limit)"."""
-    parts = []
-    for form, mask in odd.items():
-        which = rows[mask]
-        parts.append(f"row{'s' * (len(which) > 1)} {listed(which.tolist())} ({form}{'s' * (len(which) > 1)})")
-    return re.sub(r"mark for nothings", "marks for nothing", ", ".join(parts))
+    """Says which cells of a column are no numbers, by `rows`, int [n], and form: "row 8 is not (limit)"."""
+    where = {form: rows[mask].tolist() for form, mask in odd.items()}
+    if sum(map(len, where.values())) == 1:
+        return "".join(f"row {found[0]} is not ({form})" for form, found in where.items())
+    return "rows " + ", ".join(f"{listed(found)} ({form})" for form, found in where.items()) + " are not"

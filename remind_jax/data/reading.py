@@ -150,6 +150,14 @@ def of_frame(
     return manifest
 
 
+def without_files(content: Mapping[str, Any], table: pl.DataFrame) -> Manifest:
+    """Makes a manifest of a frame and of the content of a schema.yaml, as if each file that it names were sound.
+
+    Raises UserError: the schema cannot be used, or a column is not there.
+    """
+    return _typed(_parse_schema(dict(content), 1, 1), table, pathlib.Path(), False, "refuse", scan=False)
+
+
 def _typed(
     schema: Schema,
     table: pl.DataFrame,
@@ -158,6 +166,7 @@ def _typed(
     bad_files: str,
     notes: Sequence[Finding] = (),
     count: Callable[[int, int], None] | None = None,
+    scan: bool = True,
 ) -> Manifest:
     """Brings the columns that a schema names into the types that `Manifest` promises; findings join the notes."""
     check.refuse(check.absent_columns(schema, table.columns))
@@ -173,12 +182,12 @@ def _typed(
         modalities.append(modality)
         series |= columns
         notes += found
-        if modality.stored == "file":
+        if modality.stored == "file" and scan:
             name = modality.columns[0]
-            scan = scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
-            series[name] = scan.cells
-            records |= scan.records
-            notes += scan.findings
+            found = scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
+            series[name] = found.cells
+            records |= found.records
+            notes += found.findings
     schema = dataclasses.replace(schema, modalities=tuple(modalities))
     return Manifest(schema, pl.DataFrame(series), root, schema.name, tuple(notes), records)
 

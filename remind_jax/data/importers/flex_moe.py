@@ -13,15 +13,15 @@ from remind_jax.errors import UserError
 _LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # of ADNI: when symptoms and the disease itself were first noted
 
 
-def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Imported:
+def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) -> Imported:
     """Makes a manifest of the folder that Flex-MoE's loader reads for ADNI.
 
     `label.csv` (PTID, DIAGNOSIS), `PTID_splits.json` (training, validation, testing), `clinical/clinical_merged.csv`
     and `biospecimen/biospecimen_merged.csv` (ids in the first column), `genomic/genomic_merged.csv`, and
     `image/ADNI_G.npy` with `image/ADNI_subj.txt`, a line a scan that begins with the id and ends in the date. What is
     not there is no modality. Unlike there, nothing is scaled or filled in before the split. The newest scan of each
-    subject is written below `out`, the manifest's folder, as tokens [1, voxels]. Raises UserError: it is not such a
-    folder.
+    subject is written below `out`, the manifest's folder, as tokens [1, voxels]; without it nothing is
+    written. Raises UserError: it is not such a folder.
     """
     file = folder / "label.csv"
     if not file.is_file():
@@ -58,7 +58,7 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Impo
     return found._replace(notes=notes + found.notes)
 
 
-def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path) -> pl.DataFrame:
+def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path | None) -> pl.DataFrame:
     """Writes the newest scan of each subject as its own file; returns PTID and path."""
     scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
     lines = (folder / "ADNI_subj.txt").read_text(encoding="utf-8").split()
@@ -69,7 +69,8 @@ def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path) -> pl.DataFrame:
         parts = line.split("_")
         ptid, date = "_".join(parts[:3]), parts[-1]
         newest[ptid] = max(newest.get(ptid, ("", -1)), (date, i))
-    (out / "scans").mkdir(parents=True, exist_ok=True)
-    for _, i in newest.values():
+    if out is not None:
+        (out / "scans").mkdir(parents=True, exist_ok=True)
+    for _, i in newest.values() if out is not None else ():
         np.save(out / "scans" / f"{i}.npy", np.asarray(scans[i], np.float32).reshape(1, -1))
     return pl.DataFrame({"PTID": list(newest), "scan": [f"scans/{i}.npy" for _, i in newest.values()]})

@@ -13,7 +13,7 @@ from remind_jax.data.importers.table import SPLITS, Imported, from_table
 from remind_jax.errors import UserError
 
 
-def read(path: pathlib.Path, **options: str) -> Imported:
+def read(path: pathlib.Path, **options: Any) -> Imported:
     """Reads a datalist from its JSON file; options and errors as for `from_monai`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -25,14 +25,21 @@ def read(path: pathlib.Path, **options: str) -> Imported:
 
 
 def from_monai(
-    content: Mapping[str, Any], *, name: str, patient: str = "", label: str = "label", prefix: str = ""
+    content: Mapping[str, Any],
+    *,
+    name: str,
+    patient: str = "",
+    label: str = "label",
+    prefix: str = "",
+    **rules: Any,
 ) -> Imported:
     """Makes a manifest of a datalist as MONAI reads it: mappings under `training`, `validation` and `test`.
 
     Values that are paths become a modality a key, numbers and words together one that is called `table`; a key that an
     item lacks is missing. A list of paths becomes a modality a path, `image_0`, `image_1`, …. `content` is the file's
-    JSON, `patient` and `label` are keys, `prefix` is as for `from_table`. Raises UserError: there are no labelled
-    items, or they are labelled by masks.
+    JSON, `patient` and `label` are keys, `prefix` and `rules` are as for `from_table`.
+
+    Raises UserError: there are no labelled items, or they are labelled by masks.
     """
     rows: list[dict[str, Any]] = []
     unlabelled = 0
@@ -55,12 +62,12 @@ def from_monai(
     one = set(table["split"].unique()) == {"train"}
     table = table.drop("split") if one else table
     paths = {c: "volume" for c in table.columns if table[c].dtype == pl.String and _all_arrays(table[c])}
-    options = {"split": "" if one else "split", "kinds": paths, "prefix": prefix}
+    options = {"split": "" if one else "split", "kinds": paths, "prefix": prefix, **rules}
     found = from_table(table, name="table", label=label, patient=patient, **options)
     notes = [f"{unlabelled} items without {label!r} are left out"] if unlabelled else []
     if paths:
         notes.append(f"taken for volumes [t, h, w(, c)]: {listed(list(paths))}; for tokens [t, d] say kind: embedding")
-    return Imported(found.table, found.schema | {"name": name}, notes + found.notes)
+    return found._replace(schema=found.schema | {"name": name}, notes=notes + found.notes)
 
 
 def _flat_item(item: Mapping[str, Any]) -> dict[str, Any]:

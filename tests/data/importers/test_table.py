@@ -25,7 +25,7 @@ def raw(tmp_path):
     n, rng = 60, np.random.default_rng(0)
     stays = [f"s{i}" for i in range(n)]
     table = {"stay": stays, "person": [i // 2 for i in range(n)], "died": [i % 2 for i in range(n)]}
-    table |= {"age": rng.integers(20, 90, n).tolist(), "sex": ["mf"[i % 2] for i in range(n)]}
+    table |= {"age": rng.integers(20, 90, n).tolist(), "sex": ["mf"[i // 2 % 2] for i in range(n)]}
     table |= {"admitted": ["2020-01-02"] * n, "scan": [f"scans/{i}.npy" if i < 3 else None for i in range(n)]}
     pl.DataFrame(table).write_csv(tmp_path / "stays.csv")
     labs = pl.DataFrame({"stay": stays[::2], "na": rng.normal(140, 3, 30), "k": ["NA"] + ["4.1"] * 29})
@@ -126,7 +126,10 @@ def _frame(n=40):
     """Stays with two groups of labs, a class, and things that look like ids of others."""
     rng = np.random.default_rng(1)
     columns = {"patientunitstayid": range(n), "uniquepid": [i // 2 for i in range(n)], "y": [i % 2 for i in range(n)]}
-    columns |= {f"aps_{k}": rng.normal(size=n) for k in "abc"} | {"lab_na": rng.normal(size=n), "age": range(n)}
+    columns |= {f"aps_{k}": rng.normal(size=n) for k in "abc"} | {
+        "lab_na": rng.normal(size=n),
+        "age": [i * 7 % 23 for i in range(n)],
+    }
     return pl.DataFrame(columns | {"lab_word": ["low", "high"] * (n // 2), "note": [f"in bed {i}" for i in range(n)]})
 
 
@@ -143,7 +146,8 @@ def test_without_ids_rows_are_counted_and_each_is_a_patient(tmp_path):
     frame = _frame().rename({"uniquepid": "sample_id"}).drop("patientunitstayid")
     found = table.from_table(frame, name="icu", label="y")
     assert found.schema["sample_id"] == found.schema["patient_id"] == "sample_id_"  # the user's own is a column
-    assert "sample_id" in found.schema["modalities"]["icu"]["columns"]
+    assert "sample_id" not in found.schema["modalities"]["icu"]["columns"]
+    assert any("(ids that no option names): sample_id; --kind" in note for note in found.notes)
     assert any("each row counts as one" in note for note in found.notes)
     table.write(found, tmp_path)
     manifest = reading.read_manifest(tmp_path)

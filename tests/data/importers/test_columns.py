@@ -1,0 +1,38 @@
+"""What columns are taken for, and numbers out of columns that hold other cells, too."""
+
+import polars as pl
+import pytest
+
+from remind_jax.data.importers import columns
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["1", "2.5", None], "number"),
+        (["True", "false", None, "TRUE"], "number"),
+        (["007", "012", "101"], "codes"),
+        (["a", "b"] * 10, "category"),
+        (["one word", "two words here", "and more of them"], "text"),
+        (["x.png", "y.JPG"], "image"),
+        (["a/b.npy"], "embedding"),
+        (["2020-01-02 10:00"], "a time"),
+        ([None, None], "empty"),
+        ([f"id{i}x" for i in range(200)], "ids that no option names"),
+        ([f"w{i}-{'x' * (i % 9)}" for i in range(200)], "too many different words for a category"),
+    ],
+)
+def test_guesses(cells, kind):
+    assert columns.decide(pl.Series(cells, dtype=pl.String)).word == kind
+
+
+@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["1", "2"])])
+def test_columns_of_categories_are_categories_whatever_they_hold(dtype):
+    assert columns.decide(pl.Series(["1", "2", None], dtype=dtype)).word == "category"
+
+
+def test_guesses_do_not_depend_on_the_order_of_rows():
+    """300 codes and a few other words: which come first must not matter."""
+    cells = [*(f"A{i}" for i in range(300)), "unknown", "none known"]
+    guesses = {columns.decide(pl.Series(order, dtype=pl.String)).word for order in (cells, cells[::-1])}
+    assert guesses == {"codes"}
