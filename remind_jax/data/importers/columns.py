@@ -14,6 +14,8 @@ from remind_jax.data.numerals import described, numbers
 from remind_jax.errors import UserError
 
 TIME, EMPTY, INDEX, IDS = "a time", "empty", "a count of the rows", "ids that no option names"
+MANY = "too many different words for a category; --kind=COLUMN=text takes them"
+UNCLEAR = "numbers whose commas may stand for decimals or thousands; write them with points"
 _DAY = r"\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})"
 _MONTH = r"(jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[a-zé]*\.?"
 _NAMED = rf"\d{{1,2}}\.?[- ]?{_MONTH}[-, ]+\d{{2,4}}|{_MONTH} \d{{1,2}},? \d{{4}}"
@@ -55,12 +57,12 @@ def decide(column: pl.Series, *, named: bool = False) -> Decision:
     if not named and looks_like_ids(cells):
         return Decision(IDS, "all different and of one form, or named so")
     guesses = [guess for kind in KINDS.values() if (guess := kind.guess(cells))]
-    best = max(guesses, key=lambda guess: guess.sure, default=None)
-    if column.dtype == pl.String and (best is None or best.word != "number") and _mostly_numbers(cells):
-        return Decision("number", "most cells are numbers")
-    if best is None:
-        return Decision("too many different words for a category", f"{cells.n_unique():,} in {len(cells):,} cells")
-    return Decision(best.word, _WHY.get(best.word, "its cells"))
+    word = max(guesses, key=lambda guess: guess.sure).word if guesses else ""
+    if column.dtype == pl.String and word != "number" and (mixed := _mostly_numbers(cells)) is not None:
+        return mixed
+    if not word:
+        return Decision(MANY, f"{cells.n_unique():,} in {len(cells):,} cells")
+    return Decision(word, _WHY.get(word, "its cells"))
 
 
 _WHY = {
@@ -85,15 +87,17 @@ def _files(cells: pl.Series) -> Decision | None:
     return Decision(owners[0], why) if owners else Decision("files of several kinds", why)
 
 
-def _mostly_numbers(cells: pl.Series) -> bool:
+def _mostly_numbers(cells: pl.Series) -> Decision | None:
+    """Takes a column for numbers where most cells are, and the others limits, ranges and marks, or few words."""
     found = numbers(cells)
-    if cells.str.contains(r"^0\d").any():
-        return False
-    if "word" not in found.odd and "unclear comma" not in found.odd:
-        return found.share >= _HALF or bool(found.marks)
-    words = pl.Series(found.odd.get("word", np.zeros(len(cells), bool)))
-    codes = cells.filter(words).str.contains(r"^[A-Za-z]+\d").mean() or 0.0  # E11.9 among 401.9
-    return found.share >= _MOST and codes < 1.0
+    unclear, words = (int(found.odd[form].sum()) if form in found.odd else 0 for form in ("unclear comma", "word"))
+    if 2 * unclear > len(cells):
+        return Decision(UNCLEAR, "each comma has three digits behind it")
+    if cells.str.contains(r"^0\d").any() or found.share < (_MOST if words or unclear else _HALF):
+        return None
+    if words and cells.filter(pl.Series(found.odd["word"])).str.contains(r"^[A-Za-z]+\d").all():
+        return None  # E11.9 among 401.9
+    return Decision("number", "most cells are numbers" if found.odd else f"every cell is a number, with {found.marks}")
 
 
 def is_index(column: pl.Series) -> bool:

@@ -150,11 +150,13 @@ def looks_like_ids(column: pl.Series) -> bool:
         widths = text.str.len_chars()
         one_form = widths.min() == widths.max() and (widths.max() >= 5 or text.str.starts_with("0").any())
         one_form |= values.max() - values.min() + 1 == len(values)
-    elif text.str.contains(r"\s|^[+-]?\d*[.,]\d+$").any() or not text.str.contains(r"\d").all():
+    elif not text.str.contains(r"^[A-Za-z0-9._/:#-]{1,40}$").all() or not text.str.contains(r"\d").all():
         return False
-    else:
-        forms = text.str.replace_all(r"\d+", "9").str.replace_all(r"\p{L}", "a")
+    elif text.str.contains(r"[A-Za-z]|^[\d_-]{8,}$").all():  # not 120/80
+        forms = text.str.replace_all(r"\d+", "9").str.replace_all(r"[A-Za-z]", "a")
         one_form = forms.n_unique() == 1 or text.str.contains(r"^[0-9a-fA-F-]{16,}$").all()
+    else:
+        return False
     share = text.n_unique() / len(text)
     named = re.search(r"(?i:(^|[_\W])(ids?|mrn|uuid|uid|pid)$)|[a-z]I[dD]$", column.name)
     return (one_form and share == 1.0) or (named is not None and share >= 0.5)

@@ -75,7 +75,7 @@ def read(
         raw = table if part == name else joined[part]
         counts = [c for c in frame.columns if c not in named and is_index(raw[c])]
         left_out |= dict.fromkeys(counts, INDEX)
-        known = [c for c in (label, split) if c in frame.columns]  # the outcome is no input
+        known = [c for c in (label, split) if c and c in frame.columns]  # the outcome is no input
         notes += [f"{part}: column {c!r} is left out, which the first table has" for c in known]
         tables[part] = frame.drop({*counts, *known})
     return Parts(ids, tables, rows, left_out, notes)

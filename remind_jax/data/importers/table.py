@@ -14,7 +14,6 @@ from remind_jax.data.findings import listed
 from remind_jax.data.importers import labels, parts
 from remind_jax.data.importers.columns import (
     IDS,
-    INDEX,
     Decision,
     as_numbers,
     decide,
@@ -284,8 +283,8 @@ def _said(left_out: Mapping[str, str]) -> list[str]:
     """Says which columns are left out, one line a reason."""
     lines = []
     for why in dict.fromkeys(left_out.values()):
-        columns = [c for c, reason in left_out.items() if reason == why]
-        remedy = f"; --kind={columns[0]}=number keeps one" if why in (IDS, INDEX) else ""
+        columns = [c or "one without a name" for c, reason in left_out.items() if reason == why]
+        remedy = f"; --kind={columns[0]}=number keeps one" if why == IDS else ""
         lines.append(
             f"{len(columns)} column{'s' * (len(columns) > 1)} left out ({why}): {listed(columns, _SHOWN)}{remedy}"
         )

@@ -18,8 +18,8 @@ from remind_jax.data.importers import columns
         (["a/b.npy"], "embedding"),
         (["2020-01-02 10:00"], "a time"),
         ([None, None], "empty"),
-        ([f"id{i}x" for i in range(200)], "ids that no option names"),
-        ([f"w{i}-{'x' * (i % 9)}" for i in range(200)], "too many different words for a category"),
+        ([f"id{i}x" for i in range(200)], columns.IDS),
+        ([f"w{i}-{'x' * (i % 9)}" for i in range(200)], columns.MANY),
     ],
 )
 def test_guesses(cells, kind):
