@@ -28,12 +28,12 @@ class Numbers(NamedTuple):
     values: pl.Series  # Float64 [n], null where there is no finite number
     odd: dict[str, np.ndarray]  # by form, a key of `FORMS` or "word", which cells are no numbers, bool [n]
     marks: str  # what had to be taken out of numbers, "" for nothing
+    present: int  # cells that are not null
 
     @property
     def share(self) -> float:
         """Tells how many of the cells that are not null are numbers, 0 to 1."""
-        odd = sum(int(mask.sum()) for mask in self.odd.values())
-        return 1 - odd / max(odd + self.values.len() - self.values.null_count(), 1)
+        return 1 - sum(int(mask.sum()) for mask in self.odd.values()) / max(self.present, 1)
 
 
 def plain(column: pl.Series) -> pl.Series:
@@ -61,7 +61,7 @@ def numbers(column: pl.Series, limits: bool = False) -> Numbers:
         for named in (text.str.extract(_LIMIT, 1).cast(pl.Float64, strict=False), (ends[0] + ends[1]) / 2):
             values = values.zip_with(values.is_not_null(), named)
     odd["word"] = left
-    return Numbers(values, {form: mask.to_numpy() for form, mask in odd.items() if mask.any()}, marks)
+    return Numbers(values, {form: mask.to_numpy() for form, mask in odd.items() if mask.any()}, marks, text.count())
 
 
 def _without_marks(text: pl.Series) -> tuple[pl.Series, str]:
