@@ -17,7 +17,7 @@ def read(path: pathlib.Path, **options: Any) -> Imported:
     """Reads a datalist from its JSON file; options and errors as for `from_monai`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a datalist: it has no lists under training, validation, test")
@@ -44,7 +44,9 @@ def from_monai(
     rows: list[dict[str, Any]] = []
     unlabelled = 0
     for section, split in SPLITS.items():
-        for item in content.get(section, ()):
+        if not isinstance(content.get(section, []), list):
+            raise UserError(f"{section} is no list of items")
+        for item in content.get(section, []):
             if not isinstance(item, dict) or item.get(label) is None:
                 unlabelled += 1
                 continue
@@ -75,8 +77,16 @@ def _flat_item(item: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in item.items():
         values = {f"{key}_{i}": one for i, one in enumerate(value)} if isinstance(value, list) else {key: value}
+        if bad := [v for v in values.values() if not isinstance(v, str | int | float | None) or _is_immense(v)]:
+            raise UserError(
+                f"the key {key!r} of an item holds a {type(bad[0]).__name__} that is no path, word or number"
+            )
         flat |= {k: v.removeprefix("./") if isinstance(v, str) else v for k, v in values.items()}
     return flat
+
+
+def _is_immense(value: object) -> bool:
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def _all_arrays(column: pl.Series) -> bool:
