@@ -48,8 +48,11 @@ def numbers(column: pl.Series, limits: bool = False) -> Numbers:
     A comma is a decimal mark or one of thousands by what the column's other cells show; where they do not show it, the
     cells are no numbers.
     """
-    text, marks = _without_marks(column.str.strip_chars())
+    text, marks = column.str.strip_chars(), ""
     values = plain(text)
+    if values.null_count() > text.null_count():
+        text, marks = _without_marks(text)
+        values = plain(text)
     values = values.set((values.abs() > float(np.finfo(np.float32).max)).fill_null(False), None).fill_nan(None)
     left = values.is_null() & text.is_not_null()
     odd = {}

@@ -143,7 +143,7 @@ def looks_like_ids(column: pl.Series) -> bool:
     if column.dtype.is_float():
         column = as_string(column)
     text = column.cast(pl.String) if column.dtype.is_integer() else column
-    if text.dtype != pl.String or len(text) < FEWEST:
+    if text.dtype != pl.String or len(text) < FEWEST or (share := text.n_unique() / len(text)) < 0.5:
         return False
     if text.str.contains(r"^-?\d+$").all():
         values = text.cast(pl.Float64)
@@ -157,6 +157,5 @@ def looks_like_ids(column: pl.Series) -> bool:
         one_form = forms.n_unique() == 1 or text.str.contains(r"^[0-9a-fA-F-]{16,}$").all()
     else:
         return False
-    share = text.n_unique() / len(text)
     named = re.search(r"(?i:(^|[_\W])(ids?|mrn|uuid|uid|pid)$)|[a-z]I[dD]$", column.name)
-    return (one_form and share == 1.0) or (named is not None and share >= 0.5)
+    return (one_form and share == 1.0) or named is not None
