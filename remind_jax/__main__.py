@@ -37,8 +37,7 @@ _SAME = ("sweep", "predict", "adapt", "compare", "export", "plan", "doctor", "co
 
 def commands() -> dict[str, str]:
     """Returns the module of each command; an analysis has two words, such as `analyse what_if`."""
-    files = sorted((PACKAGE / "analysis").glob("*.py"))
-    names = [file.stem for file in files if "\ndef main(" in file.read_text(encoding="utf-8")]
+    names = [f.stem for f in sorted((PACKAGE / "analysis").glob("*.py")) if "\ndef main(" in f.read_text("utf-8")]
     return _MODULES | {name: name for name in _SAME} | {f"analyse {name}": f"analysis.{name}" for name in names}
 
 
@@ -56,23 +55,20 @@ def find(arguments: list[str]) -> tuple[str, list[str]]:
 
 def text_of(module: str) -> str:
     """Returns the help text of a command, its docstring, without importing the module, which may take seconds."""
-    file = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
-    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return ast.get_docstring(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text("utf-8"))) or ""
 
 
 def start(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     if arguments == ["--version"]:
         return print(f"remind_jax {importlib.metadata.version('remind-jax')}")
-    if arguments == ["help"]:
-        return print(__doc__.strip())
     module, rest = find(arguments)
     importlib.import_module(f"remind_jax.{module}").main(rest)
 
 
 def main() -> None:
     """Runs the process's command line, or prints a help text, as every command does."""
-    sys.argv[1:] = sys.argv[1:] or ["--help"]
+    sys.argv[1:] = ["--help"] if sys.argv[1:] in ([], ["help"]) else sys.argv[1:]
     try:
         text = text_of(find(sys.argv[1:])[0])
     except UserError:

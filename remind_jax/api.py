@@ -12,7 +12,7 @@ import polars as pl
 from remind_jax import cli, methods
 from remind_jax.config import set_values
 from remind_jax.data import dataset, reading
-from remind_jax.data.cells import as_classes, as_string
+from remind_jax.data.cells import as_string
 from remind_jax.data.findings import Finding
 from remind_jax.data.importers import table as importer
 from remind_jax.data.importers.plan import plan_lines
@@ -179,14 +179,11 @@ def read_frame(
     """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors."""
     frame = reading.as_polars(data)
     column, classes = _label(label)
-    entries = _entries(modalities)
     given = {"patient": patient, "sample": sample, "split": split}
     roles = {role: "" if name is None else str(name) for role, name in given.items()} | {"label": column}
-    found = importer.from_table(frame, name="table", modalities=entries, rest=modalities is None, **roles)
+    told = {"modalities": _entries(modalities), "rest": modalities is None, "classes": classes or ()}
+    found = importer.from_table(frame, name="table", **told, **roles)
     found.schema["name"] = "frame"
-    if classes is not None:
-        found.schema["label"]["classes"] = classes
-        found = found._replace(table=found.table.with_columns(as_classes(found.table[column], classes)))
     if verbose:
         for line in plan_lines(found) if modalities is None else found.notes:
             print(line)

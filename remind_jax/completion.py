@@ -71,11 +71,9 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.line is not None:
         return print("\n".join(candidates(options.line.lstrip().split(" ")[1:])))
-    if options.shell not in SCRIPTS:
-        raise UserError(
-            f"unknown shell {options.shell!r}{did_you_mean(options.shell, SCRIPTS)}; known: {', '.join(SCRIPTS)}"
-        )
-    print(SCRIPTS[options.shell])
+    if (shell := options.shell) not in SCRIPTS:
+        raise UserError(f"unknown shell {shell!r}{did_you_mean(shell, SCRIPTS)}; known: {', '.join(SCRIPTS)}")
+    print(SCRIPTS[shell])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     --source=PATH     what is read
     --out=DIR         the manifest's folder; files that cells name must lie below it
     --name=NAME       of the data set; by default the folder's
+    --show            print what would be done, and write nothing
     table (.csv, .tsv, also as .gz, .parquet, .xlsx, .xpt):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
       --join=labs.csv,notes.csv                         tables with at most one row a sample or
@@ -16,6 +17,10 @@
                                                         others are sorted by what they hold
       --kind=COLUMN=KIND,…                              number, category, text, codes, embedding,
                                                         image, volume, skip
+      --match=exact     how ids match: exact | number (00017 and 17 are one)
+    table, monai:
+      --classes=A,B,C   of the label, in order; by default those in the data
+      --odd-numbers=missing   for >200 or 5-10 among numbers: missing | limit (200, 7.5) | refuse
     monai (a datalist, .json):
       --label=label, --patient=KEY
     meds (a folder):
@@ -25,15 +30,14 @@
       --columns=64      most columns of a modality's table
     flex_moe (the folder of ADNI that Flex-MoE reads)
 
-Columns keep their names, so that predictions join the raw table. What was guessed stands in
-DIR/schema.yaml, which can be edited.
+Columns keep their names, so that predictions join the raw table. DIR/schema.yaml can be edited.
 """
 
 import pathlib
 
 from remind_jax import cli
-from remind_jax.data import importers
-from remind_jax.data.importers import table
+from remind_jax.data import importers, numerals
+from remind_jax.data.importers import keys, table
 from remind_jax.data.importers.plan import plan_lines
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import progress
@@ -45,15 +49,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--from", dest="form", default="table")
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
-    for name in ("name", "label", "sample", "patient", "split", "join", "kind", "labels", "modality"):
+    for name in ("name", "label", "sample", "patient", "split", "join", "kind", "labels", "modality", "classes"):
         parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--match", choices=keys.MATCHES, default="exact")
+    parser.add_argument("--odd-numbers", choices=numerals.ODD, default="missing")
+    parser.add_argument("--show", action="store_true")
     parser.add_number("--columns", 64, 1)
     options = parser.parse_args(arguments)
-    known = ", ".join(importers.FORMS)
     if options.form not in importers.FORMS:
-        raise UserError(
-            f"--from={options.form} is unknown{did_you_mean(options.form, importers.FORMS)}; known: {known}"
-        )
+        hint = did_you_mean(options.form, importers.FORMS)
+        raise UserError(f"--from={options.form} is unknown{hint}; known: {', '.join(importers.FORMS)}")
     if options.source is None or options.out is None:
         raise UserError("give what to read as --source=PATH and where to write as --out=DIR")
     if not options.source.exists():
@@ -61,10 +66,12 @@ def main(arguments: list[str]) -> None:
     with progress.make(0, "reading") as bar:
         bar.say(f"Reading {options.source}")
         found = importers.read(options)
-    table.write(found, options.out)
+    if not options.show:
+        table.write(found, options.out)
     print("\n".join(plan_lines(found)))
     print("To change it: --modality, --kind, or schema.yaml by hand")
-    print(f"Written: {options.out}; next: remind check {options.out}")
+    next_step = f"Written: {options.out}; next: remind check {options.out}"
+    print("Nothing is written, as --show says" if options.show else next_step)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Cells of one column: which words mean missing, how numbers become strings, how values get into their rows."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import polars as pl
 
@@ -30,30 +28,6 @@ def as_string(column: pl.Series) -> pl.Series:
         # Integers with holes come out of pandas as floats; "1.0" would match no class.
         column = column.fill_nan(None).cast(pl.Int64, strict=False)
     return column.cast(pl.String)
-
-
-def numbers_of(column: pl.Series) -> pl.Series:
-    """Returns strings as Float64, null where they are no number; true and false are 1 and 0, as frames have them."""
-    plain = column.str.strip_chars().str.to_lowercase()  # polars writes true, pandas True, R TRUE
-    return plain.replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
-
-
-def class_keys(labels: pl.Series) -> pl.Series:
-    """Returns what strings of one class have in common: the number that they write ("1", "1.0", "True"), else letters.
-
-    Numbers with zeros in front are codes, of which none is another one.
-    """
-    numbers = numbers_of(labels).cast(pl.String).set(labels.str.contains(r"^\s*0\d").fill_null(False), None)
-    return numbers.zip_with(numbers.is_not_null(), labels.str.strip_chars().str.to_lowercase())
-
-
-def as_classes(labels: pl.Series, classes: Sequence[str]) -> pl.Series:
-    """Returns labels as strings, in the spelling of their classes; words for missing that are no class become null."""
-    labels, keys = trim(as_string(labels)), class_keys(pl.Series(classes, dtype=pl.String)).to_list()
-    known = {key: name for key, name in zip(keys, classes, strict=True) if keys.count(key) == 1}
-    exact = labels.is_in(list(classes)).fill_null(False)
-    found = labels.zip_with(exact, class_keys(labels).replace_strict(known, default=labels, return_dtype=pl.String))
-    return found.set(looks_missing(found) & ~exact, None)
 
 
 def trim(column: pl.Series) -> pl.Series:

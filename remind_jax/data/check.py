@@ -2,7 +2,8 @@
 
 I001 carries counts of what a source read and left out, W107 names options that let the outcome leak into the input,
 W108 a modality that no row to predict has, W109 encoders that begin with random weights at the paper's size, W110
-pictures without contrast, and W111 volumes whose slices are at uneven distances, or at others than those of the rest.
+pictures without contrast, W111 volumes whose slices are at uneven distances, or at others than those of the rest, and
+W112 columns that tell the label nearly by themselves.
 Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
 sample id or a patient id in clear.
 """
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from remind_jax.data import groups, splits
+from remind_jax.data import groups, leaks, splits
 from remind_jax.data.findings import Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.manifest import Manifest
@@ -50,25 +51,35 @@ def find_problems(manifest: Manifest, split: np.ndarray | None = None) -> list[F
     E003, classes absent from train, W101 and W102 go by `split`, int8 [n], positions in `splits.SPLITS` or
     `splits.UNUSED`; by default by the manifest's own split column, if it has one.
     """
+    needs_held_out = split is None  # who made a split has seen to that
+    findings = find_faults(manifest, split)
+    if not manifest.table.height or absent_columns(manifest.schema, manifest.table.columns):
+        return findings
+    split = splits.given_splits(manifest) if needs_held_out else split
+    for modality in manifest.schema.modalities:
+        if modality.stored == "file":
+            findings += _unread_files(manifest, modality)
+    if not any(finding.fatal for finding in findings):
+        findings += [*_unseen_groups(manifest, split), *_shared_content(manifest), *_informative(manifest, split)]
+        findings += _leaks(manifest)
+    return sorted(findings, key=lambda finding: not finding.fatal)
+
+
+def find_faults(manifest: Manifest, split: np.ndarray | None = None) -> list[Finding]:
+    """Finds what training refuses and what reading noted, but looks at no file; `split` is as for `find_problems`."""
     findings = list(manifest.notes)
-    columns = absent_columns(manifest.schema, manifest.table.columns)
-    if columns:
+    if columns := absent_columns(manifest.schema, manifest.table.columns):
         return [*findings, *columns]
     if not manifest.table.height:
         return [*findings, _NO_ROWS]
     given = splits.given_splits(manifest)
     needs_held_out = split is None  # who made a split has seen to that
-    if split is None:
-        split = given
+    split = given if split is None else split
     findings += [*_identity(manifest), *_labels(manifest, split), *_split_column(manifest, given, needs_held_out)]
     findings += [*_patients_cut(manifest, split), *_no_modality(manifest)]
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
-        if modality.stored == "file":
-            findings += _unread_files(manifest, modality)
-    if not any(finding.fatal for finding in findings):
-        findings += [*_unseen_groups(manifest, split), *_shared_content(manifest), *_informative(manifest, split)]
-    return sorted(findings, key=lambda finding: not finding.fatal)
+    return findings
 
 
 def find_problems_of_new(manifest: Manifest) -> list[Finding]:
@@ -222,3 +233,11 @@ def _informative(manifest: Manifest, split: np.ndarray | None) -> Iterator[Findi
             "informative and may be a shortcut that another hospital does not share; read figures by combination"
         )
         yield Finding("W104", text, False)
+
+
+def _leaks(manifest: Manifest) -> Iterator[Finding]:
+    """Finds columns of tables, and modalities or pairs of them that are there, that tell the label (W112)."""
+    schema = manifest.schema
+    tabular = {m.name: list(m.all_columns) if m.kind == "tabular" else [] for m in schema.modalities}
+    for text in leaks.lines(manifest.table, tabular, manifest.presence, manifest.labels, schema.label):
+        yield Finding("W112", text, False)

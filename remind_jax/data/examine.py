@@ -24,6 +24,16 @@ def examine(manifest: Manifest) -> tuple[list[check.Finding], dict[str, Any]]:
     return findings, summarise(manifest, split)
 
 
+def fatal_problems(manifest: Manifest) -> list[check.Finding]:
+    """Returns what training would refuse of a manifest, files aside."""
+    findings = check.find_faults(manifest)
+    try:
+        splits.make_splits(manifest, _SEED)
+    except UserError as error:
+        findings.append(check.Finding(str(error)[:4], str(error)[5:], not any(f.fatal for f in findings)))
+    return findings
+
+
 def summarise(manifest: Manifest, split: np.ndarray | None) -> dict[str, Any]:
     """Counts what a manifest holds.
 

@@ -14,9 +14,10 @@ import pyarrow as pa
 import yaml
 
 from remind_jax.data import check, tables
-from remind_jax.data.cells import as_classes, as_string, trim
+from remind_jax.data.cells import as_string, trim
 from remind_jax.data.findings import Finding
 from remind_jax.data.kinds import KINDS, images
+from remind_jax.data.labels import as_classes
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.scan import scan_files
 from remind_jax.data.schema import RESERVED, Modality, Schema, mapping, shown, string
@@ -167,6 +168,14 @@ def of_frame(
     return manifest
 
 
+def without_files(content: Mapping[str, Any], table: pl.DataFrame) -> Manifest:
+    """Makes a manifest of a frame and of the content of a schema.yaml, as if each file that it names were sound.
+
+    Raises UserError: the schema cannot be used, or a column is not there.
+    """
+    return _typed(_parse_schema(dict(content), 1, 1), table, pathlib.Path(), False, "refuse", "stored", scan=False)
+
+
 def _typed(
     schema: Schema,
     table: pl.DataFrame,
@@ -176,6 +185,7 @@ def _typed(
     window: str,
     notes: Sequence[Finding] = (),
     count: Callable[[int, int], None] | None = None,
+    scan: bool = True,
 ) -> Manifest:
     """Brings the columns that a schema names into the types that `Manifest` promises; findings join the notes."""
     check.refuse(check.absent_columns(schema, table.columns))
@@ -192,12 +202,12 @@ def _typed(
         modalities.append(modality)
         series |= columns
         notes += found
-        if modality.stored == "file":
+        if modality.stored == "file" and scan:
             name = modality.columns[0]
-            scan = scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
-            series[name] = scan.cells
-            records |= scan.records
-            notes += scan.findings
+            found = scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
+            series[name] = found.cells
+            records |= found.records
+            notes += found.findings
     schema = dataclasses.replace(schema, modalities=tuple(modalities))
     return Manifest(schema, pl.DataFrame(series), root, schema.name, tuple(notes), records)
 

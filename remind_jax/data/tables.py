@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
+from remind_jax.data import delimited
 from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError, needs
 
-_TEXT = "UTF-8 {} whose rows fit the header"
+_TEXT = "{} whose rows fit the header"
 FORMATS = {
     **{ending: _TEXT.format("CSV") for ending in (".csv", ".csv.gz")},
     **{ending: _TEXT.format("text with tabs") for ending in (".tsv", ".tsv.gz")},
@@ -38,8 +39,9 @@ def read_table(
 ) -> pl.DataFrame:
     """Reads a file by its ending: text has strings only; other formats keep their types.
 
-    Of a workbook the first sheet is read, and `say` is told so when there are more. A parquet file that claims more
-    than `most_rows`, and a packed one that unpacks to more than `MOST_UNPACKED`, are not read.
+    Encoding and separator of text are found as `delimited` does. Of a workbook the first sheet is read. `say` is told
+    of other encodings than UTF-8, unusual separators and further sheets. A parquet file that claims more than
+    `most_rows`, and a packed one that unpacks to more than `MOST_UNPACKED`, are not read.
 
     Raises UserError: the file is of another format or cannot be read, its header is none, or a package for it is not
     installed; says so without what the file holds.
@@ -55,7 +57,7 @@ def read_table(
         elif form == ".xpt":
             table = _read_transport(path)
         else:
-            table = _read_text(path, form)
+            table = _read_text(path, form, say)
     except (
         ValueError,
         OSError,
@@ -75,14 +77,13 @@ def read_table(
     return table
 
 
-def _read_text(path: pathlib.Path, form: str) -> pl.DataFrame:
+def _read_text(path: pathlib.Path, form: str, say: Callable[[str], None]) -> pl.DataFrame:
     source = _unpacked(path) if form.endswith(".gz") else path
     with path.open("rb") as file:
         start = source[:4] if isinstance(source, bytes) else file.read(4)
     if start.startswith(_COMPRESSED):  # polars would unpack it, however large it gets
         raise ValueError("it is compressed; name it .csv.gz or .tsv.gz if it is gzip, or unpack it")
-    # Guessing types would turn codes such as 0401 into numbers.
-    return pl.read_csv(source, infer_schema=False, separator="\t" if form.startswith(".tsv") else ",")
+    return delimited.read(source, "\t" if form.startswith(".tsv") else ",", path.name, say)
 
 
 def _unpacked(path: pathlib.Path) -> bytes:

@@ -184,6 +184,8 @@ def _from_table(fitted, modality, columns):
 
 def _from_codes(fitted, modality, columns):
     cells = _strings(columns[modality.columns[0]], f"column {modality.columns[0]!r} ({modality.name}): ")
+    apart = str.maketrans(dict.fromkeys(modality.options.get("between", ""), " "))
+    cells = [cell and (cell.translate(apart).strip() or None) for cell in cells]
     return inputs.codes(fitted, [cell for cell in cells if cell is not None]), _present(cells)
 
 

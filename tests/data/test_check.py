@@ -39,7 +39,7 @@ def make(n=200, split=None, **columns):
         "note": [f"short {i}" for i in range(n)],
         "na": rng.normal(140, 3, n),
         "k": rng.normal(4, 1, n),
-        "sex": ["f", "m"] * (n // 2),
+        "sex": ["f", "f", "m", "m"] * (n // 4),
         "emb": pl.Series(rng.normal(size=(n, 2, 3)).astype(np.float32)),
     } | columns
     schema = SCHEMA

@@ -40,7 +40,8 @@ class _Walk:
                 self._run("-c", block)
                 continue
             for line in block.strip().splitlines():
-                _, *rest = shlex.split(line, comments=True)  # python
+                program, *rest = shlex.split(line, comments=True)  # python or remind
+                rest = ["-m", "remind_jax", *rest] if program == "remind" else rest
                 trains = any(argument.startswith("--config=") for argument in rest) and "remind_jax.plan" not in rest
                 self.printed.append(self._run(*rest, *(quick if trains else [])))
 

@@ -166,7 +166,7 @@ COMMANDS = {
     "compare": ("out",),
     "sweep": ("methods", "seeds", "jobs", "table", "config"),
     "plan": ("config", "config.seed"),
-    "import_data": ("out", "label", "kind"),
+    "import_data": ("out", "label", "kind", "classes", "match", "odd-numbers"),
     "analysis.gradient_consistency": ("also", "samples"),
     "analysis.specialization": ("also", "split"),
     "analysis.uncertainty": ("split",),

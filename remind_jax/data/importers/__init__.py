@@ -4,7 +4,9 @@ import argparse
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
+from remind_jax.data import check, examine, reading
 from remind_jax.data.importers import flex_moe, meds, modalities, monai, table
 from remind_jax.errors import UserError
 
@@ -31,16 +33,22 @@ def _modalities(options: argparse.Namespace) -> dict[str, list[str]]:
     return {key: value.split("+") for key, value in pairs(options.modality, "--modality").items()}
 
 
+def _rules(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns how labels, ids and numbers are read."""
+    classes = [name.strip() for name in options.classes.split(",") if name.strip()]
+    return {"classes": classes, "match": options.match, "odd": options.odd_numbers}
+
+
 def _table(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     joined = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
     columns = {key: getattr(options, key) for key in ("label", "sample", "patient", "split")}
-    told = {"kinds": pairs(options.kind, "--kind"), "modalities": _modalities(options)}
+    told = {"kinds": pairs(options.kind, "--kind"), "modalities": _modalities(options), **_rules(options)}
     return table.read(options.source, joined, name=name, **columns, **told, prefix=prefix)
 
 
 def _monai(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     label = options.label or "label"
-    return monai.read(options.source, name=name, patient=options.patient, label=label, prefix=prefix)
+    return monai.read(options.source, name=name, patient=options.patient, label=label, prefix=prefix, **_rules(options))
 
 
 def _meds(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
@@ -51,7 +59,7 @@ def _meds(options: argparse.Namespace, name: str, prefix: str) -> table.Imported
 
 def _flex_moe(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     del prefix  # it writes its files into the folder
-    return flex_moe.from_flex_moe(options.source, options.out, name=name)
+    return flex_moe.from_flex_moe(options.source, None if options.show else options.out, name=name)
 
 
 FORMS: dict[str, Callable[[argparse.Namespace, str, str], table.Imported]] = {
@@ -64,7 +72,7 @@ FORMS: dict[str, Callable[[argparse.Namespace, str, str], table.Imported]] = {
 
 
 def read(options: argparse.Namespace) -> table.Imported:
-    """Reads the data that a command line names.
+    """Reads the data that a command line names, and refuses what `remind check` would, files aside.
 
     Args:
       options: of `remind_jax.import_data`.
@@ -77,4 +85,5 @@ def read(options: argparse.Namespace) -> table.Imported:
     if prefix.startswith("..") and options.form in ("table", "monai") and paths:
         where = f"the files that cells name must lie below the folder of --out, {options.out}"
         raise UserError(f"{where}: give --out={options.source.parent}, or move them and the table there")
+    check.refuse(examine.fatal_problems(reading.without_files(found.schema, found.table)))
     return found

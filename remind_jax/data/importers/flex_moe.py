@@ -13,15 +13,15 @@ from remind_jax.errors import UserError
 _LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # of ADNI: when symptoms and the disease itself were first noted
 
 
-def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Imported:
+def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) -> Imported:
     """Makes a manifest of the folder that Flex-MoE's loader reads for ADNI.
 
     `label.csv` (PTID, DIAGNOSIS), `PTID_splits.json` (training, validation, testing), `clinical/clinical_merged.csv`
     and `biospecimen/biospecimen_merged.csv` (ids in the first column), `genomic/genomic_merged.csv`, and
     `image/ADNI_G.npy` with `image/ADNI_subj.txt`, a line a scan that begins with the id and ends in the date. What is
     not there is no modality. Unlike there, nothing is scaled or filled in before the split. The newest scan of each
-    subject is written below `out`, the manifest's folder, as tokens [1, voxels]. Raises UserError: it is not such a
-    folder.
+    subject is written below `out`, the manifest's folder, as tokens [1, voxels]; without it nothing is
+    written. Raises UserError: it is not such a folder.
     """
     file = folder / "label.csv"
     if not file.is_file():
@@ -36,6 +36,8 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Impo
         path = folder / part / f"{part}_merged.csv"
         if path.is_file():
             frame = read_table(path)
+            if "PTID" in frame.columns[1:]:
+                raise UserError(f"{path}: ids stand in the first column, and another one is called PTID")
             frame = frame.rename({frame.columns[0]: "PTID"})
             joined[part] = frame.select("PTID", *(c for c in frame.columns[1:] if not c.startswith(_LEAKS)))
         else:
@@ -46,7 +48,7 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Impo
         joined["image"] = _flex_moe_scans(folder / "image", out)
     splits = folder / "PTID_splits.json"
     if splits.is_file():
-        parts = json.loads(splits.read_text(encoding="utf-8"))
+        parts = _read_splits(splits)
         given = {ptid: SPLITS[part] for part, ids in parts.items() if part in SPLITS for ptid in ids}
         labels = labels.with_columns(pl.col("PTID").replace_strict(given, default=None).alias("split"))
         notes.append(f"{labels['split'].null_count()} subjects are in no split and left out")
@@ -58,10 +60,27 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path, *, name: str) -> Impo
     return found._replace(notes=notes + found.notes)
 
 
-def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path) -> pl.DataFrame:
+def _read_splits(path: pathlib.Path) -> dict[str, list[str]]:
+    """Reads the ids of each split; raises UserError when the file holds something else."""
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a JSON file ({type(error).__name__})") from None
+    lists = parts.values() if isinstance(parts, dict) else [None]
+    if not all(isinstance(ids, list) and all(isinstance(each, str) for each in ids) for ids in lists):
+        raise UserError(f"{path} must map training, validation and testing to lists of ids")
+    return parts
+
+
+def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path | None) -> pl.DataFrame:
     """Writes the newest scan of each subject as its own file; returns PTID and path."""
-    scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
-    lines = (folder / "ADNI_subj.txt").read_text(encoding="utf-8").split()
+    try:
+        scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
+        lines = (folder / "ADNI_subj.txt").read_text(encoding="utf-8").split()
+    except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
+        raise UserError(f"{folder}: ADNI_G.npy or ADNI_subj.txt cannot be read ({type(error).__name__})") from None
+    if scans.dtype.kind not in "fiub" or not scans.ndim:
+        raise UserError(f"{folder}/ADNI_G.npy holds no scans of real numbers")
     if len(lines) != len(scans):
         raise UserError(f"ADNI_subj.txt has {len(lines)} lines, ADNI_G.npy {len(scans)} scans")
     newest: dict[str, tuple[str, int]] = {}
@@ -69,7 +88,8 @@ def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path) -> pl.DataFrame:
         parts = line.split("_")
         ptid, date = "_".join(parts[:3]), parts[-1]
         newest[ptid] = max(newest.get(ptid, ("", -1)), (date, i))
-    (out / "scans").mkdir(parents=True, exist_ok=True)
-    for _, i in newest.values():
+    if out is not None:
+        (out / "scans").mkdir(parents=True, exist_ok=True)
+    for _, i in newest.values() if out is not None else ():
         np.save(out / "scans" / f"{i}.npy", np.asarray(scans[i], np.float32).reshape(1, -1))
     return pl.DataFrame({"PTID": list(newest), "scan": [f"scans/{i}.npy" for _, i in newest.values()]})

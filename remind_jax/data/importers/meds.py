@@ -6,10 +6,14 @@ from typing import Any
 
 import polars as pl
 
+from remind_jax.data import labels as classes
 from remind_jax.data.files import read_parquet
 from remind_jax.data.importers.modalities import columns_of
-from remind_jax.data.importers.table import SPLITS, Imported, schema_of, without_empty
+from remind_jax.data.importers.table import SPLITS, Imported, leak_lines, schema_of, without_empty
 from remind_jax.errors import UserError
+
+VALUES = ("boolean_value", "integer_value", "categorical_value", "float_value")
+"""Columns that labels stand in; the first that has any is taken."""
 
 
 def read(
@@ -34,7 +38,8 @@ def read(
     except ValueError as error:
         raise UserError(f"the labels or splits of {folder} cannot be read as parquet ({error})") from None
     try:
-        events, joined = pl.scan_parquet(files), pl.concat(label_tables, how="diagonal")
+        shards = [_shard(pl.scan_parquet(file)) for file in files]
+        events, joined = pl.concat(shards), pl.concat(label_tables, how="diagonal_relaxed")
         return from_meds(events, joined, name=name, splits=split_table, modalities=modalities, columns=columns)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{folder} is not as MEDS says ({type(error).__name__})") from None
@@ -56,26 +61,29 @@ def from_meds(
     number of each of the most frequent codes, at most `columns`), `<name>_codes` (codes without a number, newest first,
     each once) and `<name>_text` (texts, newest first).
 
-    `events` have `subject_id`, `time`, `code`, `numeric_value` and, where there is one, `text_value`; `labels` have
-    `subject_id`, `prediction_time`, and `boolean_value`, `integer_value` or `categorical_value`; `splits` `subject_id`
-    and `split`. `modalities` are prefixes of codes by name, by default one modality `events` of all codes.
+    `events` have `subject_id`, `time`, `code` and, where there are any, `numeric_value` and `text_value`; `labels` have
+    `subject_id`, `prediction_time`, and values in one of `VALUES`; `splits` `subject_id` and `split`. Other columns are
+    of no account. `modalities` are prefixes of codes by name, by default one modality `events` of all codes.
 
-    Raises UserError: a column is not there, or no sample has an event.
+    Raises UserError: a column is not there, the labels are no classes, or no sample has an event.
     """
-    need = [c for c in ("subject_id", "time", "code", "numeric_value") if c not in events.collect_schema().names()]
-    value = next((v for v in ("boolean_value", "integer_value", "categorical_value") if v in labels.columns), None)
-    need += [c for c in ("subject_id", "prediction_time") if c not in labels.columns]
-    if need or value is None:
-        lacking = ", ".join(need) or "boolean_value, integer_value or categorical_value"
-        raise UserError(f"these are no MEDS events with labels: {lacking} is not there")
-    samples = labels.drop_nulls(["subject_id", value]).sort("subject_id", "prediction_time").with_row_index("row")
+    events = _shard(events)
+    if lacking := [c for c in ("subject_id", "prediction_time") if c not in labels.columns]:
+        raise UserError(f"these are no MEDS events with labels: {', '.join(lacking)} is not there")
+    value = next((v for v in VALUES if v in labels.columns and labels[v].count()), None)
+    if value is None:
+        raise UserError(f"these are no MEDS events with labels: none of {', '.join(VALUES)} has values")
+    given = classes.read(labels[value].alias("label"))
+    samples = labels.with_columns(given.cells, _id(), _time(labels.schema, "prediction_time"))
+    samples = samples.drop_nulls(["subject_id", "label"]).sort("subject_id", "prediction_time").with_row_index("row")
+    notes = [f"{n:,} labels without a value are left out"] if (n := labels.height - samples.height) else []
     table = samples.select(
         pl.format("{}_{}", "subject_id", pl.int_range(pl.len()).over("subject_id")).alias("sample_id"),
         pl.col("subject_id").cast(pl.String).alias("patient_id"),
-        pl.col(value).cast(pl.String).alias("label"),
+        pl.col("label"),
     )
     if splits is not None:
-        named = splits.select("subject_id", pl.col("split").replace(SPLITS))
+        named = splits.select(_id(), pl.col("split").cast(pl.String).replace(SPLITS))
         table = table.with_columns(samples.join(named, on="subject_id", how="left", maintain_order="left")["split"])
         samples = samples.with_columns(table["split"])
     known = samples.select("row", "subject_id", "prediction_time", *(["split"] if splits is not None else []))
@@ -92,15 +100,40 @@ def from_meds(
     used = [c for entry in schema.values() for c in columns_of(entry)]
     if not used:
         raise UserError("no sample has an event at or before its prediction time: check subject_id, times and prefixes")
-    table, notes = without_empty(table, used)
+    table, empty = without_empty(table, used)
+    notes += [*given.notes, *empty]
     notes.append("events at the prediction time itself are input: make sure that none of them is the outcome")
     split = "split" if splits is not None else None
-    return Imported(table, schema_of(name, "label", table["label"].unique(), schema, split), notes)
+    there = set(table["label"].unique())
+    found = schema_of(name, "label", [name for name in given.classes if name in there], schema, split)
+    return Imported(table, found, notes + leak_lines(table, found))
+
+
+def _shard(events: pl.LazyFrame) -> pl.LazyFrame:
+    """Returns the columns that are used, in the types of the standard: shards may have others, wider or none."""
+    schema = events.collect_schema()
+    if lacking := [c for c in ("subject_id", "time", "code") if c not in schema]:
+        raise UserError(f"these are no MEDS events with labels: {', '.join(lacking)} is not there")
+    rest = {"code": pl.String, "numeric_value": pl.Float32, "text_value": pl.String}
+    others = [(pl.col(c) if c in schema else pl.lit(None)).cast(dtype).alias(c) for c, dtype in rest.items()]
+    return events.select(_id(), _time(schema, "time"), *others)
+
+
+def _id() -> pl.Expr:
+    return pl.col("subject_id").cast(pl.Int64)
+
+
+def _time(schema: Mapping[str, Any], column: str) -> pl.Expr:
+    """Returns a time of any unit or zone in microseconds without a zone."""
+    time = pl.col(column)
+    if getattr(schema[column], "time_zone", None):
+        time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return time.cast(pl.Datetime("us"))
 
 
 def _values(part: str, events: pl.DataFrame, columns: int) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Returns a row a sample with the last number of each frequent code, and the modality."""
-    numbers = events.drop_nulls("numeric_value")
+    numbers = events.filter(pl.col("numeric_value").is_finite())  # a NaN hides no number before it
     fitted = numbers.filter(pl.col("split") == "train") if "split" in numbers.columns else numbers
     subjects = fitted.group_by("code").agg(pl.col("subject_id").n_unique().alias("n"))
     codes = subjects.sort("n", "code", descending=[True, False])["code"].head(columns).to_list()
@@ -115,7 +148,7 @@ def _values(part: str, events: pl.DataFrame, columns: int) -> tuple[pl.DataFrame
 def _words(part: str, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Returns a row a sample with codes and texts, newest first, and the modalities."""
     newest = events.reverse()
-    text = pl.col("text_value") if "text_value" in events.columns else pl.lit(None, pl.String)
+    text = pl.col("text_value")
     found = newest.group_by("row", maintain_order=True).agg(
         pl.col("code")
         .filter(pl.col("numeric_value").is_null() & text.is_null())

@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax.data.cells import numbers_of
-from remind_jax.data.findings import in_rows, listed
+from remind_jax.data.findings import listed
+from remind_jax.data.importers.columns import decide
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.reading import parse_modality
 from remind_jax.data.schema import RESERVED
@@ -46,31 +46,6 @@ def path_columns(table: pl.DataFrame, modalities: Mapping[str, Any]) -> list[str
 def column_kinds() -> list[str]:
     """Lists what a column can be: a word of some kind of modality, or `skip`."""
     return [*(word for kind in KINDS.values() for word in kind.words), "skip"]
-
-
-def guess_kind(column: pl.Series) -> str:
-    """Guesses one of `column_kinds`, or says why the column is none of them; the order of rows is of no account."""
-    cells = column.drop_nulls()
-    if not len(cells):
-        return "empty"
-    if column.dtype.is_temporal():
-        return "a time"
-    if column.dtype in (pl.Categorical, pl.Enum):
-        return "category"
-    if column.dtype == pl.String:
-        cells = cells.str.strip_chars()
-        endings = set(cells.str.extract(r"(?i)((?:\.nii)?\.[A-Za-z]+)$", 1).str.to_lowercase().unique().to_list())
-        known = {ending for kind in KINDS.values() for ending in kind.endings}
-        if endings <= known and not cells.str.contains(" ").any():
-            owners = [kind.name for kind in KINDS.values() if endings <= set(kind.endings)]
-            return owners[0] if owners else "files of several kinds"
-        if cells.str.contains(r"^\d{4}-\d\d-\d\d([T ]|$)").all():
-            return "a time"
-        bounds = column.str.contains(r"^\s*[<>≤≥]").fill_null(False)
-        if bounds.any() and numbers_of(column.set(bounds, None)).drop_nulls().len() == len(cells) - bounds.sum():
-            return f"numbers but for {in_rows(bounds)} with < or >, which must be numbers, too"
-    guesses = [guess for kind in KINDS.values() if (guess := kind.guess(cells))]
-    return max(guesses, key=lambda guess: guess.sure).word if guesses else "many different words"
 
 
 def declared(
@@ -114,7 +89,7 @@ def guessed(part: str, table: pl.DataFrame, kinds: Mapping[str, str]) -> tuple[d
 
 
 def _words(table: pl.DataFrame, kinds: Mapping[str, str]) -> dict[str, str]:
-    return {column: kinds.get(column) or guess_kind(table[column]) for column in table.columns}
+    return {column: kinds.get(column) or decide(table[column]).word for column in table.columns}
 
 
 def _sorted(words: Mapping[str, str]) -> tuple[list[Entry], list[Entry], dict[str, str]]:

@@ -13,11 +13,11 @@ from remind_jax.data.importers.table import SPLITS, Imported, from_table
 from remind_jax.errors import UserError
 
 
-def read(path: pathlib.Path, **options: str) -> Imported:
+def read(path: pathlib.Path, **options: Any) -> Imported:
     """Reads a datalist from its JSON file; options and errors as for `from_monai`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a datalist: it has no lists under training, validation, test")
@@ -25,19 +25,28 @@ def read(path: pathlib.Path, **options: str) -> Imported:
 
 
 def from_monai(
-    content: Mapping[str, Any], *, name: str, patient: str = "", label: str = "label", prefix: str = ""
+    content: Mapping[str, Any],
+    *,
+    name: str,
+    patient: str = "",
+    label: str = "label",
+    prefix: str = "",
+    **rules: Any,
 ) -> Imported:
     """Makes a manifest of a datalist as MONAI reads it: mappings under `training`, `validation` and `test`.
 
     Values that are paths become a modality a key, numbers and words together one that is called `table`; a key that an
     item lacks is missing. A list of paths becomes a modality a path, `image_0`, `image_1`, …. `content` is the file's
-    JSON, `patient` and `label` are keys, `prefix` is as for `from_table`. Raises UserError: there are no labelled
-    items, or they are labelled by masks.
+    JSON, `patient` and `label` are keys, `prefix` and `rules` are as for `from_table`.
+
+    Raises UserError: there are no labelled items, or they are labelled by masks.
     """
     rows: list[dict[str, Any]] = []
     unlabelled = 0
     for section, split in SPLITS.items():
-        for item in content.get(section, ()):
+        if not isinstance(content.get(section, []), list):
+            raise UserError(f"{section} is no list of items")
+        for item in content.get(section, []):
             if not isinstance(item, dict) or item.get(label) is None:
                 unlabelled += 1
                 continue
@@ -50,12 +59,12 @@ def from_monai(
     one = set(table["split"].unique()) == {"train"}
     table = table.drop("split") if one else table
     paths = {c: "volume" for c in table.columns if table[c].dtype == pl.String and _all_arrays(table[c])}
-    options = {"split": "" if one else "split", "kinds": paths, "prefix": prefix}
+    options = {"split": "" if one else "split", "kinds": paths, "prefix": prefix, **rules}
     found = from_table(table, name="table", label=label, patient=patient, **options)
     notes = [f"{unlabelled} items without {label!r} are left out"] if unlabelled else []
     if paths:
         notes.append(f"taken for volumes [t, h, w(, c)]: {listed(list(paths))}; for tokens [t, d] say kind: embedding")
-    return Imported(found.table, found.schema | {"name": name}, notes + found.notes)
+    return found._replace(schema=found.schema | {"name": name}, notes=notes + found.notes)
 
 
 def _flat_item(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,8 +72,16 @@ def _flat_item(item: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in item.items():
         values = {f"{key}_{i}": one for i, one in enumerate(value)} if isinstance(value, list) else {key: value}
+        if bad := [v for v in values.values() if not isinstance(v, str | int | float | None) or _is_immense(v)]:
+            raise UserError(
+                f"the key {key!r} of an item holds a {type(bad[0]).__name__} that is no path, word or number"
+            )
         flat |= {k: v.removeprefix("./") if isinstance(v, str) else v for k, v in values.items()}
     return flat
+
+
+def _is_immense(value: object) -> bool:
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def _all_arrays(column: pl.Series) -> bool:

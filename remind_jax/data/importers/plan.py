@@ -34,6 +34,8 @@ def plan_lines(found: Imported) -> list[str]:
     if rest := [entry["kind"] for entry in list(entries.values())[_MODALITIES:]]:
         kinds = [f"{rest.count(kind)} {kind}" for kind in dict.fromkeys(rest)]
         lines.append(f"  and {len(rest)} more: {', '.join(kinds)}")
+    if found.columns:
+        lines += ["columns:", *(f"  {line}" for line in found.columns)]
     return lines + [f"note: {note}" for note in found.notes]
 
 

@@ -1,15 +1,25 @@
 """Tables with one row a sample, and tables that are joined to them."""
 
-import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import yaml
 
-from remind_jax.data.cells import as_string, class_keys, looks_missing, numbers_of
+from remind_jax.data import labels, leaks
+from remind_jax.data.cells import as_string, looks_missing
 from remind_jax.data.findings import listed
+from remind_jax.data.importers import parts
+from remind_jax.data.importers.columns import (
+    IDS,
+    Decision,
+    as_numbers,
+    decide,
+    signs_between,
+    why_lines,
+)
 from remind_jax.data.importers.modalities import (
     column_kinds,
     columns_of,
@@ -19,6 +29,8 @@ from remind_jax.data.importers.modalities import (
     name_of,
     path_columns,
 )
+from remind_jax.data.kinds import KINDS, codes
+from remind_jax.data.manifest import presence_of
 from remind_jax.data.tables import format_of, read_table
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
@@ -30,7 +42,6 @@ SPLITS = {
 
 
 _SHOWN = 8  # columns that a note lists
-_CLASSES = 20  # above so many numbers a label is rather a measurement
 
 
 class Imported(NamedTuple):
@@ -38,7 +49,8 @@ class Imported(NamedTuple):
 
     table: pl.DataFrame  # one row a sample; null is missing
     schema: dict[str, Any]  # the content of schema.yaml
-    notes: list[str]  # what was guessed, left out or should be looked at
+    notes: list[str]  # what was left out, changed or should be looked at
+    columns: Sequence[str] = ()  # what the columns are taken for, and why
 
 
 def write(found: Imported, out: pathlib.Path) -> None:
@@ -69,30 +81,13 @@ def schema_of(
 
     Raises UserError: there are no modalities, or not two classes.
     """
-    classes = in_order(classes)
-    if len(classes) < 2:
-        raise UserError(f"column {label!r} has one class in the rows that have a modality; two are needed")
     if not modalities:
         raise UserError("no column can be taken for a modality: say which columns are one, and of what kind")
+    if len(classes := list(classes)) < 2:
+        raise UserError(f"column {label!r} has one class in the rows that have a modality; two are needed")
     schema = {"version": 1, "name": name, "sample_id": ids[0], "patient_id": ids[-1]}
     schema["label"] = {"column": label, "classes": classes}
     return schema | ({"split": split} if split else {}) | {"modalities": dict(modalities)}
-
-
-def in_order(classes: Iterable[str]) -> list[str]:
-    """Sorts classes: numbers by their values when all are numbers, else as texts."""
-
-    def value(text: str) -> tuple[float, str]:
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(text)
-        return number, text
-
-    classes = list(classes)
-    try:
-        return sorted(classes, key=value)
-    except ValueError:
-        return sorted(classes)
 
 
 def read(
@@ -103,7 +98,7 @@ def read(
     label: str,
     kinds: Mapping[str, str],
     modalities: Mapping[str, Sequence[str]],
-    **columns: str,
+    **options: Any,
 ) -> Imported:
     """Reads samples and tables to join from files of `FORMATS`; a table is called as its file, the data set `name`.
 
@@ -122,7 +117,7 @@ def read(
         (path.name[: -len(format_of(path))], read_table(path, say=notes.append)) for path in (source, *joined)
     ]
     told = {"joined": dict(others), "kinds": kinds, "modalities": modalities}
-    found = from_table(first[1], name=first[0], label=label, **told, **columns)
+    found = from_table(first[1], name=first[0], label=label, **told, **options)
     return found._replace(schema=found.schema | {"name": name}, notes=notes + found.notes)
 
 
@@ -139,6 +134,9 @@ def from_table(
     modalities: Mapping[str, Sequence[str] | Mapping[str, Any]] | None = None,
     rest: bool = True,
     prefix: str = "",
+    classes: Sequence[str] = (),
+    match: str = "exact",
+    odd: str = "missing",
 ) -> Imported:
     """Makes a manifest of a table, one row a sample, and tables joined to it by the sample's or the patient's id.
 
@@ -150,48 +148,49 @@ def from_table(
     rows are left out; `sample` that of unique ids, empty counts rows; `patient` that of patients, empty takes every row
     for a patient and says so; `split` that of splits, empty leaves splitting to each run. `joined` are further tables
     by name, with at most one row an id; `kinds` kinds of columns, of `column_kinds`, where the guess is wrong; `prefix`
-    leads from the manifest's folder to the one that paths in cells start from. Columns keep their names, but those of a
-    joined table get its name in front where another table has them, too.
+    leads from the manifest's folder to the one that paths in cells start from. `classes` are as for `labels.read`,
+    `match` one of `keys.MATCHES`, `odd` one of `numerals.ODD`. Columns keep their names, but those of a joined table
+    get its name in front where another table has them, too.
 
-    Raises UserError: a column is not there, ids are not unique, or modalities are not as `declared` needs them.
+    Raises UserError: a column is not there, ids are empty or not unique, a joined table matches no row, the label is no
+    class, or modalities are not as `declared` needs them.
     """
     _check_columns(table, label, sample, patient, split)
-    table = without_words(table)
-    labels, notes = _labels(table[label])
+    for key, wanted in (modalities or {}).items():
+        if roles := sorted(_named({key: wanted}) & {label, sample, patient, split} - {""}):
+            raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
+    kinds = dict(kinds or {})
+    labelled = labels.read(table[label], classes)
+    keep = np.flatnonzero(labelled.cells.is_not_null())
+    notes = [f"{n:,} rows without a label are left out"] if (n := table.height - len(keep)) else []
     if not patient:
         notes.append(
             "no column of patients: each row counts as one, and one person's rows may be in train and held out"
         )
     if not sample:
         notes.append("no column of samples: rows are counted, so predictions join by their order alone")
-    table = table.with_columns(labels).drop_nulls(label)
-    ids = _ids(table, sample, patient)
-    columns = {**ids, label: table[label]}
+    found = parts.read(
+        table, (label, sample, patient, split), name, joined or {}, keep, match, {*kinds, *_named(modalities or {})}
+    )
+    columns = {**found.ids, label: labelled.cells.gather(keep)}
     if split:
-        columns[split] = _as_text(table[split]).str.to_lowercase().replace(SPLITS)
-    parts = {name: table.drop({label, sample, patient, split} - {""})}
-    for part, other in (joined or {}).items():
-        matched = _matched(table, sample, patient, part, without_words(other))
-        known = [c for c in (label, split) if c in matched.columns]  # the outcome is no input
-        parts[part] = matched.drop(known)
-        notes += [f"{part}: column {c!r} is left out, which the first table has" for c in known]
-    inputs, owners = _side_by_side(parts, columns)
-    if unknown := sorted(set(kinds or {}) - set(inputs.columns)):
-        raise UserError(f"--kind names {unknown[0]!r}, which is no column{did_you_mean(unknown[0], inputs.columns)}")
-    for key, wanted in (modalities or {}).items():
-        if roles := [c for c in _named(wanted) if c in {label, sample, patient, split}]:
-            raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
-    entries, left_out = _modalities(inputs, owners, kinds or {}, modalities or {}, rest)
-    wanted = {c for entry in entries.values() for c in columns_of(entry)}
-    used = [c for c in inputs.columns if c in wanted]
+        columns[split] = as_string(table[split].gather(keep)).str.strip_chars().str.to_lowercase().replace(SPLITS)
+    inputs, owners = found.side_by_side(columns)
+    inputs, words = without_words(inputs)
+    entries, decisions, unfit = _sorted(inputs, owners, kinds, modalities or {}, rest)
+    used = [c for c in inputs.columns if c in decisions]
     inputs = inputs.select(used).with_columns(pl.col(pl.Categorical).cast(pl.String))
+    inputs, told = _cleaned(inputs, entries, {c: found.rows[owners[c]] for c in used}, odd)
     paths = path_columns(inputs, entries)
     inputs = inputs.with_columns(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
-    out, said = without_empty(pl.DataFrame(columns).hstack(inputs), used)
+    out, empty = without_empty(pl.DataFrame(columns).hstack(inputs), used)
     if entries and not out.height:
         raise UserError("no row has a modality: all cells of its columns are empty")
-    schema = schema_of(name, label, out[label].unique(), entries, split, list(ids))
-    return Imported(out, schema, [*notes, *said, *_said(left_out)])
+    there = set(out[label].unique())
+    names = [c for c in labelled.classes if classes or c in there]
+    schema = schema_of(name, label, names, entries, split, list(found.ids))
+    notes += [*labelled.notes, *found.notes, *words, *told, *empty, *_said(found.left_out | unfit)]
+    return Imported(out, schema, notes + leak_lines(out, schema), why_lines(decisions))
 
 
 def _check_columns(table: pl.DataFrame, label: str, sample: str, patient: str, split: str) -> None:
@@ -204,52 +203,65 @@ def _check_columns(table: pl.DataFrame, label: str, sample: str, patient: str, s
         raise UserError(f"column {several[0]!r} cannot be label, split or id at once")
 
 
-def _labels(column: pl.Series) -> tuple[pl.Series, list[str]]:
-    """Returns labels as strings, one spelling a class, and what is to be said of them.
-
-    Raises UserError: there are none, or what they hold is no class.
-    """
-    where = f"column {column.name!r}"
-    labels = _as_text(column)
-    if column.dtype.is_temporal() or (labels.n_unique() > _CLASSES and (numbers_of(labels) % 1 != 0).any()):
-        what = "times" if column.dtype.is_temporal() else f"{labels.drop_nulls().n_unique()} different numbers"
-        raise UserError(f"{where} holds {what}, which are no classes: cut them into classes first")
-    if labels.null_count() == len(labels):
-        raise UserError(f"{where} has no label in any row")
-    notes = [f"{n} rows without a label are left out"] if (n := labels.null_count()) else []
-    keys = class_keys(labels)
-    forms = pl.DataFrame({"key": keys, "form": labels}).drop_nulls().unique()
-    forms = forms.sort(pl.col("form").str.len_chars(), "form").group_by("key", maintain_order=True).agg("form")
-    for several in forms["form"].filter(forms["form"].list.len() > 1).to_list():
-        notes.append(f"{where}: {listed(several, _SHOWN)} are taken for one class, {several[0]}")
-    if forms.height > _CLASSES and numbers_of(labels).is_not_null().sum() == len(labels) - labels.null_count():
-        notes.append(f"{where} has {forms.height} different numbers, each taken for a class; is it one?")
-    names = dict(zip(forms["key"].to_list(), forms["form"].list.first().to_list(), strict=True))
-    return keys.replace_strict(names, default=None, return_dtype=pl.String).alias(column.name), notes
+def _named(given: Mapping[str, Sequence[str] | Mapping[str, Any]]) -> set[str]:
+    """Lists the columns and patterns that a user's modalities name."""
+    entries = [e if isinstance(e, Mapping) else {"columns": [e] if isinstance(e, str) else e} for e in given.values()]
+    return {str(column) for entry in entries for column in columns_of(entry)}
 
 
-def _ids(table: pl.DataFrame, sample: str, patient: str) -> dict[str, pl.Series]:
-    """Returns the ids of samples, then, where a column has them, of patients, by the names of their columns."""
-    if sample:
-        samples = {sample: _as_text(table[sample])}
-    else:
-        counted = pl.Series([str(i + 1) for i in range(table.height)], dtype=pl.String)
-        samples = {free_name("sample_id", table.columns): counted}
-    return samples | ({patient: _as_text(table[patient])} if patient else {})
+def _cleaned(
+    inputs: pl.DataFrame, entries: Mapping[str, dict[str, Any]], rows: Mapping[str, np.ndarray], odd: str
+) -> tuple[pl.DataFrame, list[str]]:
+    """Reads numbers as such, and notes in the entries how rows to come are read; says what was no number."""
+    told = []
+    for entry in entries.values():
+        if entry["kind"] == "tabular":
+            rule = entry.get("odd", odd)
+            inputs, said, changed = as_numbers(inputs, entry.get("columns", ()), rows, rule)
+            told += said
+            if changed and rule != "refuse":
+                entry["odd"] = rule
+        elif entry["kind"] == "codes" and (signs := signs_between(inputs[entry["column"]], codes.SIGNS)):
+            entry.setdefault("between", signs)
+            told.append(f"{entry['column']}: codes are taken apart at {' '.join(signs)}")
+    return inputs, told
 
 
-def _side_by_side(parts: Mapping[str, pl.DataFrame], taken: Iterable[str]) -> tuple[pl.DataFrame, dict[str, str]]:
-    """Returns the columns of all tables as one, and the table of each by its name; names that are taken get others."""
-    columns: dict[str, pl.Series] = {}
-    owners: dict[str, str] = {}
-    for part, frame in parts.items():
-        others = {*taken, *columns}
-        for column in frame.iter_columns():
-            new = column.name
-            if new in others:
-                new = free_name(f"{part}_{new}", others | set(frame.columns))
-            columns[new], owners[new] = column, part
-    return pl.DataFrame(columns), owners
+def leak_lines(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
+    """Warns of columns that tell the label nearly by themselves, and of names that speak of what comes after."""
+    entries, label = schema["modalities"], schema["label"]["column"]
+    tabular = {n: columns_of(e) if e["kind"] == "tabular" else [] for n, e in entries.items()}
+    present = presence_of(table, [columns_of(entry) for entry in entries.values()])
+    positions = table[label].cast(pl.Categorical).to_physical().to_numpy()
+    said = leaks.lines(table, tabular, present, positions, label)
+    if after := leaks.named_after(c for entry in entries.values() for c in columns_of(entry)):
+        said.append(f"{listed(after)}: known when the prediction is made? the names speak of what comes after")
+    return said
+
+
+def _sorted(
+    inputs: pl.DataFrame,
+    owners: Mapping[str, str],
+    kinds: Mapping[str, str],
+    given: Mapping[str, Sequence[str] | Mapping[str, Any]],
+    rest: bool,
+) -> tuple[dict[str, Any], dict[str, Decision], dict[str, str]]:
+    """Returns entries by name; what each column of them is taken for, in their order; by column why it is left out."""
+    if unknown := sorted(set(kinds) - set(inputs.columns)):
+        raise UserError(f"--kind names {unknown[0]!r}, which is no column{did_you_mean(unknown[0], inputs.columns)}")
+    named, told = _named(given), {c for e in given.values() if isinstance(e, Mapping) for c in columns_of(e)}
+    decisions = {
+        c: Decision(kinds[c], "as told") if c in kinds else decide(inputs[c], named=c in named) for c in inputs.columns
+    }
+    entries, unfit = _modalities(inputs, owners, {c: each.word for c, each in decisions.items()}, given, rest)
+    used = {}
+    for entry in entries.values():
+        words = {key: word for word, key in KINDS[entry["kind"]].words.items()}
+        for key, word in words.items():
+            for c in [entry[key]] if key == "column" else entry.get(key, ()):
+                same = decisions[c].word == word and c not in told
+                used[c] = decisions[c] if same else Decision(word, "as told")
+    return entries, used, unfit
 
 
 def _modalities(
@@ -274,17 +286,15 @@ def _modalities(
     return entries, left_out
 
 
-def _named(wanted: Sequence[str] | Mapping[str, Any]) -> Sequence[str]:
-    """Lists the columns, or patterns of them, that a user gives for a modality."""
-    return columns_of(wanted) if isinstance(wanted, Mapping) else wanted
-
-
 def _said(left_out: Mapping[str, str]) -> list[str]:
     """Says which columns are left out, one line a reason."""
     lines = []
     for why in dict.fromkeys(left_out.values()):
-        columns = [c for c, reason in left_out.items() if reason == why]
-        lines.append(f"{len(columns)} column{'s' * (len(columns) > 1)} left out ({why}): {listed(columns, _SHOWN)}")
+        columns = [c or "one without a name" for c, reason in left_out.items() if reason == why]
+        remedy = "; naming its kind keeps one" if why == IDS else ""
+        lines.append(
+            f"{len(columns)} column{'s' * (len(columns) > 1)} left out ({why}): {listed(columns, _SHOWN)}{remedy}"
+        )
     return lines
 
 
@@ -292,31 +302,21 @@ def without_empty(table: pl.DataFrame, used: Iterable[str]) -> tuple[pl.DataFram
     """Keeps rows that have a modality, and says how many had none."""
     kept = table.filter(pl.any_horizontal(pl.col(sorted(used)).is_not_null()))
     lost = table.height - kept.height
-    return kept, [f"{lost} rows without any modality are left out"] if lost else []
+    return kept, [f"{lost:,} rows without any modality are left out"] if lost else []
 
 
-def without_words(table: pl.DataFrame) -> pl.DataFrame:
-    """Returns a table with words for missing, blanks and NaN as null."""
+def without_words(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """Returns a table with words for missing, blanks and NaN as null, and says how many words there were."""
     texts = [c for c in table.iter_columns() if c.dtype in (pl.String, pl.Categorical, pl.Enum)]
     floats = [c.fill_nan(None) for c in table.iter_columns() if c.dtype.is_float()]
-    # `set` knows no categories; these keep their kind.
-    cleaned = [(c := text.cast(pl.String)).set(looks_missing(c), None) for text in texts]
-    kept = [c if old.dtype == pl.String else c.cast(pl.Categorical) for c, old in zip(cleaned, texts, strict=True)]
-    return table.with_columns(*kept, *floats)
-
-
-def _as_text(column: pl.Series) -> pl.Series:
-    return as_string(column).str.strip_chars()
-
-
-def _matched(samples: pl.DataFrame, sample: str, patient: str, name: str, table: pl.DataFrame) -> pl.DataFrame:
-    """Returns the rows of a joined table in the order of the samples, null where it has none."""
-    key = next((c for c in (sample, patient) if c and c in table.columns), None)
-    if key is None:
-        wanted = " or ".join(filter(None, (sample, patient))) or "an id (name it with --sample or --patient)"
-        raise UserError(f"the table {name!r} has no column {wanted} to join it by")
-    table = table.with_columns(_as_text(table[key])).drop_nulls(key)
-    if table[key].is_duplicated().any():
-        raise UserError(f"the table {name!r} has several rows of one {key}: keep one, or make them columns")
-    rest = table.drop([c for c in (sample, patient) if c not in ("", key)], strict=False)
-    return samples.select(_as_text(samples[key])).join(rest, on=key, how="left", maintain_order="left").drop(key)
+    kept, counts = [], {}
+    for old in texts:
+        text = old.cast(pl.String)  # `set` knows no categories; these keep their kind
+        words = looks_missing(text)
+        if n := int((words & (text.str.strip_chars() != "")).sum()):
+            counts[old.name] = n
+        text = text.set(words, None)
+        kept.append(text if old.dtype == pl.String else text.cast(pl.Categorical))
+    shown = listed([f"{name} ({n:,})" for name, n in counts.items()])
+    said = [f"words for missing (NA, None, null, …) are read as empty cells: {shown}"] if counts else []
+    return table.with_columns(*kept, *floats), said

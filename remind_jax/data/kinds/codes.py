@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from remind_jax.data import inputs
+from remind_jax.data import cells, inputs
+from remind_jax.data.findings import Finding
 from remind_jax.data.kinds.kind import BY_FORM, FitOptions, FittedKind, Guess, Kind, Rows, strings_of
 from remind_jax.data.kinds.text import SPECIAL, UNK, bag, check_lengths
-from remind_jax.data.schema import InputSpec, Modality
+from remind_jax.data.schema import InputSpec, Modality, shown
+from remind_jax.errors import UserError
 
-_CODE = r"[A-Z]*\d[A-Z0-9.]*"  # such as I10, E11.9, 401.9
+_CODE = r"(?:[A-Z]*\d[A-Z0-9.]*|[a-z]\d\w?\w?(?:\.\w{1,4})?)"  # such as I10, E11.9, 401.9, and ICD's as i10, e11.9
+SIGNS = ";,|"
+"""What people put between codes next to blanks."""
 _SURE = 0.99  # share of the different cells that hold nothing but codes
 
 
@@ -54,7 +58,22 @@ class Codes(Kind):
     name = "codes"
     encoder = "codes"
     dtype = np.dtype(np.int32)
+    keys = ("column", "between")
+    optional = ("between",)
     fitted = FittedCodes
+
+    def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
+        modality, between = super().parse(name, entry, image_size, frames), entry.get("between", "")
+        if not isinstance(between, str) or set(between) - set(SIGNS):
+            raise UserError(f"modalities.{name}.between must be some of {SIGNS}, not {shown(between)}")
+        return dataclasses.replace(modality, options={"between": between} if between else {})
+
+    def _typed_column(self, modality: Modality, column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
+        """Returns cells with blanks between codes, words for missing as null."""
+        column, notes = cells.without_words(column, where)
+        for sign in modality.options.get("between", ""):
+            column = column.str.replace_all(sign, " ", literal=True)
+        return cells.trim(column), notes
 
     def decode(self, modality: Modality, rows: Rows) -> dict[str, np.ndarray]:
         """Returns the cells, object [n] of str, '' where missing."""
@@ -68,10 +87,10 @@ class Codes(Kind):
         return FittedCodes.fit(cells, options.max_tokens, options.vocabulary)
 
     def guess(self, column: pl.Series) -> Guess | None:
-        """Looks for cells in which every word is capital letters, if any, and then digits."""
+        """Looks for cells in which every word is letters, if any, and then digits."""
         if column.dtype != pl.String:
             return None
-        share = column.unique().str.contains(rf"^{_CODE}(\s+{_CODE})*$").mean()
+        share = column.unique().str.contains(rf"^{_CODE}([\s{SIGNS}]+{_CODE})*[\s{SIGNS}]*$").mean()
         return Guess(BY_FORM, "codes") if share >= _SURE else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from remind_jax.data import cells, inputs
+from remind_jax.data import cells, inputs, numerals
 from remind_jax.data.findings import Finding, in_rows
 from remind_jax.data.kinds.kind import (
     BY_COUNT,
@@ -21,7 +21,7 @@ from remind_jax.data.kinds.kind import (
     tuples_of,
 )
 from remind_jax.data.kinds.numbers import NUMBERS, Pieces, Quantile, Waves
-from remind_jax.data.schema import InputSpec, Modality, strings
+from remind_jax.data.schema import InputSpec, Modality, shown, strings
 from remind_jax.errors import UserError, did_you_mean
 
 FEW_CATEGORIES = 20
@@ -156,7 +156,7 @@ class Tabular(Kind):
     name = "tabular"
     encoder = "patch"
     dtype = np.dtype(np.float32)
-    keys = optional = ("columns", "categorical")
+    keys = optional = ("columns", "categorical", "odd")
     fitted = FittedTable
 
     @property
@@ -164,10 +164,13 @@ class Tabular(Kind):
         return {"number": "columns", "category": "categorical"}
 
     def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
-        columns, categorical = (strings(entry.get(key, []), f"modalities.{name}.{key}") for key in self.keys)
+        columns, categorical = (strings(entry.get(key, []), f"modalities.{name}.{key}") for key in self.keys[:2])
         if not columns and not categorical:
             raise UserError(f"modalities.{name} needs columns or categorical")
-        return Modality(name, self.name, columns, categorical)
+        if (odd := entry.get("odd", "refuse")) not in numerals.ODD:
+            raise UserError(f"modalities.{name}.odd must be {', '.join(numerals.ODD)}, not {shown(odd)}")
+        options = {} if odd == "refuse" else {"odd": odd}
+        return Modality(name, self.name, columns, categorical, options=options)
 
     def _typed_column(self, modality: Modality, column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
         """Returns numbers as Float64, NaN as null; categories as strings without blanks around."""
@@ -178,11 +181,12 @@ class Tabular(Kind):
             values = column.cast(pl.Float64)
             return values.fill_nan(None), cells.normalised(values.is_nan().fill_null(False), where)
         column, notes = cells.without_words(column, where)
-        values = cells.numbers_of(column)
+        odd = modality.options.get("odd")
+        values = numerals.numbers(column, odd == "limit").values if odd else numerals.plain(column)
         wrong = values.is_null() & column.is_not_null()
         if wrong.any():
-            text = f"{where}{in_rows(wrong)} not a number; fix or empty them, or declare the column categorical"
-            notes.append(Finding("E009", text, True))
+            remedy = "read as missing" if odd else "fix or empty them, or declare the column categorical"
+            notes.append(Finding("E009", f"{where}{in_rows(wrong)} not a number; {remedy}", not odd))
         return values, notes
 
     def _value_problems(self, modality: Modality, values: pl.Series, where: str) -> list[Finding]:
@@ -221,7 +225,7 @@ class Tabular(Kind):
             return Guess(BY_TYPE, "number")
         if column.dtype != pl.String:
             return None
-        is_number = cells.numbers_of(column).is_not_null().all()
+        is_number = numerals.plain(column).is_finite().fill_null(False).all()
         if is_number and not column.str.contains(r"^0\d").any():  # 0401 is a code
             return Guess(BY_TYPE, "number")
         few = column.n_unique() <= min(FEW_CATEGORIES, max(2, len(column) // 5))

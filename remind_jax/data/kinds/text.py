@@ -20,6 +20,7 @@ MAX_TRAINING_TEXTS = 20_000
 LEAST_PATIENTS = 3  # who must have used a word for it to be learned
 SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
 _LONGEST_TEXTS = 512
+_RUNNING = r"\s|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}，。、；：]{5,}"
 
 
 class FittedText(FittedKind):
@@ -119,8 +120,8 @@ class Text(Kind):
         return FittedText.fit(texts, options.max_tokens, options.vocabulary, pretrained, patients)
 
     def guess(self, column: pl.Series) -> Guess | None:
-        """Looks for blanks between words in most cells."""
-        is_text = column.dtype == pl.String and column.str.contains(r"\s").mean() > 0.5
+        """Looks for blanks between words, or for the running text of languages without blanks, in most cells."""
+        is_text = column.dtype == pl.String and column.str.contains(_RUNNING).mean() > 0.5
         return Guess(BY_LENGTH, "text") if is_text else None
 
 

@@ -55,3 +55,11 @@ def test_pickles_of_flex_moe_are_refused(tmp_path):
     (tmp_path / "lab_x.pt").write_bytes(b"")
     with pytest.raises(UserError, match="pickles"):
         flex_moe.from_flex_moe(tmp_path, tmp_path / "out", name="x")
+
+
+@pytest.mark.parametrize("splits", ["[1]", "{", '{"training": 7}', '{"testing": [1]}'])
+def test_splits_that_are_none_are_refused(tmp_path, splits):
+    pl.DataFrame({"PTID": ["a", "b"], "DIAGNOSIS": [1, 2]}).write_csv(tmp_path / "label.csv")
+    (tmp_path / "PTID_splits.json").write_text(splits, encoding="utf-8")
+    with pytest.raises(UserError, match=r"is not a JSON file|must map training"):
+        flex_moe.from_flex_moe(tmp_path, tmp_path / "out", name="x")

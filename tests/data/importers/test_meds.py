@@ -88,3 +88,61 @@ def test_what_is_no_meds_is_refused(cohort):
         meds.from_meds(
             pl.scan_parquet(cohort / "data" / "train" / "0.parquet"), pl.DataFrame({"subject_id": [1]}), name="x"
         )
+
+
+def _events(i, **casts):
+    """Four events of subjects 2 i and 2 i + 1, in the types that `casts` gives."""
+    day = pl.datetime(2020, 1, pl.Series([1, 2, 1, 2]))
+    frame = pl.select(
+        subject_id=pl.Series([2 * i, 2 * i, 2 * i + 1, 2 * i + 1]),
+        time=day,
+        code=pl.Series(["LAB//K", "DX//I10"] * 2),
+        numeric_value=pl.Series([4.5, None, 4.5, None], dtype=pl.Float32),
+    )
+    return frame.with_columns(pl.col(name).cast(dtype) for name, dtype in casts.items())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        _events(1, numeric_value=pl.Float64),
+        _events(1, time=pl.Datetime("ns")),
+        _events(1, time=pl.Datetime("ms")),
+        _events(1).with_columns(pl.col("time").dt.replace_time_zone("UTC")),
+        _events(1, code=pl.Categorical),
+        _events(1, subject_id=pl.Int32),
+        _events(1).with_columns(hadm_id=pl.lit(7), text_value=pl.lit(None, pl.String)),
+        _events(1).with_columns(unit=pl.lit("mmol"), text_value=pl.lit(None)).select(pl.all().reverse()),
+        _events(1).select("numeric_value", "code", "time", "subject_id"),
+    ],
+)
+def test_shards_may_differ_as_the_standard_allows(tmp_path, other):
+    (tmp_path / "data").mkdir()
+    _events(0).write_parquet(tmp_path / "data" / "0.parquet")
+    other.write_parquet(tmp_path / "data" / "1.parquet")
+    labels = pl.select(subject_id=pl.Series(range(4)), prediction_time=pl.datetime(2020, 1, 5)).with_columns(
+        boolean_value=pl.lit(None, pl.Boolean), integer_value=pl.Series([0, 1, 0, 1]), float_value=pl.lit(None)
+    )
+    labels.with_columns(pl.col("prediction_time").cast(pl.Datetime("ns"))).write_parquet(tmp_path / "l.parquet")
+    options = {"name": "x", "modalities": {}, "columns": 64}
+    found = meds.read(tmp_path, str(tmp_path / "l.parquet"), **options)
+    assert found.table["events:LAB//K"].to_list() == [4.5] * 4
+    assert found.table["events_codes"].to_list() == ["DX//I10"] * 4
+    assert found.schema["label"]["classes"] == ["0", "1"]
+
+
+def test_a_nan_hides_no_number_before_it_and_numbers_may_be_absent():
+    events = _events(0).with_columns(code=pl.lit("LAB//K"), numeric_value=pl.Series([4.5, float("nan"), 5.5, None]))
+    labels = pl.select(subject_id=pl.Series([0, 1]), prediction_time=pl.datetime(2020, 1, 5))
+    labels = labels.with_columns(categorical_value=pl.Series(["a", "b"]))
+    found = meds.from_meds(events.lazy(), labels, name="x")
+    assert found.table["events:LAB//K"].to_list() == [4.5, 5.5]
+    found = meds.from_meds(events.drop("numeric_value").lazy(), labels, name="x")
+    assert list(found.schema["modalities"]) == ["events_codes"]
+
+
+def test_labels_without_values_are_counted(cohort):
+    labels = pl.read_parquet(cohort / "labels.parquet").with_columns(boolean_value=pl.Series([True, None, False, None]))
+    found = meds.from_meds(pl.scan_parquet(cohort / "data/**/*.parquet"), labels, name="x")
+    assert "2 labels without a value are left out" in found.notes
+    assert found.table.height == 2

@@ -6,41 +6,6 @@ import pytest
 from remind_jax.data.importers import modalities
 from remind_jax.errors import UserError
 
-
-@pytest.mark.parametrize(
-    ("cells", "kind"),
-    [
-        (["1", "2.5", None], "number"),
-        (["True", "false", None, "TRUE"], "number"),
-        (["007", "012", "101"], "codes"),
-        (["a", "b"] * 10, "category"),
-        (["one word", "two words here", "and more of them"], "text"),
-        (["x.png", "y.JPG"], "image"),
-        (["a.tif", "b.TIFF"], "image"),
-        (["a.nii", "b.v2.nii.gz", "c.NII.GZ"], "volume"),
-        (["a.png", "b.nii.gz"], "files of several kinds"),
-        (["a/b.npy"], "embedding"),
-        (["2020-01-02 10:00"], "a time"),
-        ([None, None], "empty"),
-        ([f"id{i}x" for i in range(200)], "many different words"),
-    ],
-)
-def test_guesses(cells, kind):
-    assert modalities.guess_kind(pl.Series(cells, dtype=pl.String)) == kind
-
-
-@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["1", "2"])])
-def test_columns_of_categories_are_categories_whatever_they_hold(dtype):
-    assert modalities.guess_kind(pl.Series(["1", "2", None], dtype=dtype)) == "category"
-
-
-def test_guesses_do_not_depend_on_the_order_of_rows():
-    """300 codes and a few other words: which come first must not matter."""
-    cells = [*(f"A{i}" for i in range(300)), "unknown", "none known"]
-    guesses = {modalities.guess_kind(pl.Series(order, dtype=pl.String)) for order in (cells, cells[::-1])}
-    assert guesses == {"codes"}
-
-
 TABLE = pl.DataFrame(
     {
         "a_1": [1.0, 2.0, 3.0],

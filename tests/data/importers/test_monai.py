@@ -49,6 +49,8 @@ def test_a_datalist_keeps_its_splits_and_lacks_what_an_item_lacks(tmp_path, caps
     [
         ({"image": "a.npy", "label": "mask.nii.gz"}, "segmentation"),
         ({"image": "a.npy"}, "has the key 'label'"),
+        ({"image": {"a": 1}, "label": 1}, "the key 'image' of an item holds a dict"),
+        ({"age": 10**30, "label": 1}, "the key 'age' of an item holds a int"),
     ],
 )
 def test_datalists_that_do_not_classify_are_refused(tmp_path, item, message):
@@ -66,3 +68,20 @@ def test_nifti_files_are_volumes(tmp_path):
     found = reading.read_manifest(tmp_path, image_size=4, frames=3)
     assert [(m.name, m.kind) for m in found.schema.modalities] == [("image", "volume")]
     assert len(found.files) == 4
+
+
+def test_lists_of_items_are_lists(tmp_path):
+    with pytest.raises(UserError, match="training is no list of items"):
+        _monai(tmp_path, {"training": 7})
+
+
+def test_the_faults_of_tables_are_those_of_datalists(tmp_path, capsys):
+    items = [
+        {"age": ">89" if i == 3 else str(40 + i * 7 % 31), "label": ["Yes", "yes", "no"][i % 3], "subject": f"p{i}"}
+        for i in range(60)
+    ]
+    _monai(tmp_path, {"training": items})
+    assert _schema(tmp_path)["label"]["classes"] == ["Yes", "no"]
+    shown = capsys.readouterr().out
+    assert "age: 59 of 60 cells are numbers, row 4 is not (limit)" in shown
+    assert "forms of one value are one class: Yes = yes" in shown

@@ -10,7 +10,7 @@ N = 60
 
 def _frame(**more):
     columns = {"stay": [f"s{i}" for i in range(N)], "person": [i // 2 for i in range(N)]}
-    columns |= {"died": [None if i < 3 else i % 3 for i in range(N)], "sex": ["Jane", "Joe", None] * (N // 3)}
+    columns |= {"died": [None if i < 3 else i % 3 for i in range(N)], "sex": ["Jane", "Jane", "Joe", None] * (N // 4)}
     return pl.DataFrame(columns | more)
 
 
@@ -19,7 +19,7 @@ def test_every_column_is_accounted_for():
     scans = [f"{i}.npy" for i in range(N)]
     admitted = ["2020-01-01"] * N
     part = ["train", "train", "test"] * (N // 3)
-    frame = _frame(age=range(N), note=notes, scan=scans, admitted=admitted, part=part)
+    frame = _frame(age=[i * 7 % 23 for i in range(N)], note=notes, scan=scans, admitted=admitted, part=part)
     told = {"scans": ["scan"]}
     found = from_table(frame, name="icu", label="died", sample="stay", patient="person", split="part", modalities=told)
     assert plan_lines(found) == [
@@ -30,13 +30,20 @@ def test_every_column_is_accounted_for():
         "  scans  embedding, paths (column scan); in all samples",
         "  icu    1 number (age), 1 category (sex: 2 values); in all samples",
         "  note   text; in 27 samples",
+        "columns:",
+        "  embedding (cells end like its files): scan",
+        "  number (every cell is a number): age",
+        "  category (few different values): sex",
+        "  text (words in most cells): note",
         "note: 3 rows without a label are left out",
         "note: 1 column left out (a time): admitted",
     ]
 
 
 def test_many_columns_take_few_lines():
-    wide = {f"x{i}": range(N) for i in range(500)} | {f"c{i}": ["Jane", "Joe"] * (N // 2) for i in range(300)}
+    wide = {f"x{i}": [j * 7 % 23 for j in range(N)] for i in range(500)} | {
+        f"c{i}": ["Jane", "Joe"] * (N // 2) for i in range(300)
+    }
     texts = {f"t{i}": [f"Jane number {i} {j}" for j in range(N)] for i in range(100)}
     times = {f"d{i}": ["2020-01-01"] * N for i in range(100)}
     lines = plan_lines(from_table(_frame(**wide, **texts, **times), name="icu", label="died"))

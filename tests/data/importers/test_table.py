@@ -27,7 +27,7 @@ def raw(tmp_path):
     n, rng = 60, np.random.default_rng(0)
     stays = [f"s{i}" for i in range(n)]
     table = {"stay": stays, "person": [i // 2 for i in range(n)], "died": [i % 2 for i in range(n)]}
-    table |= {"age": rng.integers(20, 90, n).tolist(), "sex": ["mf"[i % 2] for i in range(n)]}
+    table |= {"age": rng.integers(20, 90, n).tolist(), "sex": ["mf"[i // 2 % 2] for i in range(n)]}
     table |= {"admitted": ["2020-01-02"] * n, "scan": [f"scans/{i}.npy" if i < 3 else None for i in range(n)]}
     pl.DataFrame(table).write_csv(tmp_path / "stays.csv")
     labs = pl.DataFrame({"stay": stays[::2], "na": rng.normal(140, 3, 30), "k": ["NA"] + ["4.1"] * 29})
@@ -128,7 +128,10 @@ def _frame(n=40):
     """Stays with two groups of labs, a class, and things that look like ids of others."""
     rng = np.random.default_rng(1)
     columns = {"patientunitstayid": range(n), "uniquepid": [i // 2 for i in range(n)], "y": [i % 2 for i in range(n)]}
-    columns |= {f"aps_{k}": rng.normal(size=n) for k in "abc"} | {"lab_na": rng.normal(size=n), "age": range(n)}
+    columns |= {f"aps_{k}": rng.normal(size=n) for k in "abc"} | {
+        "lab_na": rng.normal(size=n),
+        "age": [i * 7 % 23 for i in range(n)],
+    }
     return pl.DataFrame(columns | {"lab_word": ["low", "high"] * (n // 2), "note": [f"in bed {i}" for i in range(n)]})
 
 
@@ -145,7 +148,8 @@ def test_without_ids_rows_are_counted_and_each_is_a_patient(tmp_path):
     frame = _frame().rename({"uniquepid": "sample_id"}).drop("patientunitstayid")
     found = table.from_table(frame, name="icu", label="y")
     assert found.schema["sample_id"] == found.schema["patient_id"] == "sample_id_"  # the user's own is a column
-    assert "sample_id" in found.schema["modalities"]["icu"]["columns"]
+    assert "sample_id" not in found.schema["modalities"]["icu"]["columns"]
+    assert any("(ids that no option names): sample_id; naming its kind keeps" in note for note in found.notes)
     assert any("each row counts as one" in note for note in found.notes)
     table.write(found, tmp_path)
     manifest = reading.read_manifest(tmp_path)
@@ -229,7 +233,7 @@ def test_what_is_missing_in_memory_is_missing_as_in_a_file(tmp_path):
 
 
 def _labelled(labels):
-    frame = pl.DataFrame({"age": [float(i) for i in range(len(labels))], "y": labels}, strict=False)
+    frame = pl.DataFrame({"age": [float(i % 17) for i in range(len(labels))], "y": labels}, strict=False)
     return table.from_table(frame, name="t", label="y")
 
 
@@ -246,18 +250,18 @@ def test_spellings_of_one_class_are_one_class_and_told(labels, classes):
     found = _labelled(labels)
     assert sorted(found.schema["label"]["classes"]) == classes
     assert len(found.table) == 4
-    assert any("taken for one class" in note for note in found.notes)
+    assert any("forms of one value are one class" in note for note in found.notes)
 
 
-def test_many_numbers_are_told_and_fractions_are_no_classes():
-    assert any("60 different numbers" in note for note in _labelled(list(range(60))).notes)
+def test_few_fractions_are_classes():
     assert len(_labelled([0.5, 1.0] * 20).schema["label"]["classes"]) == 2
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([i / 7 for i in range(60)], "60 different numbers"),
+        ([i / 7 for i in range(60)], "60 different values: this is a number"),
+        (list(range(60)), "60 different values: this is a number"),
         ([1, 1, 1], "one class"),
         ([None, None, float("nan")], "no label in any row"),
         ([0.0, 1.0, float("inf")], r"1 cell \(row 3\) infinite"),
@@ -270,7 +274,9 @@ def test_labels_that_are_no_classes_are_refused(labels, message):
 
 
 def test_a_named_column_that_cannot_be_used_is_refused():
-    frame = pl.DataFrame({"y": [0, 1] * 50, "k": [f"x{i}" for i in range(100)], "na": range(100), "e": [None] * 100})
+    frame = pl.DataFrame(
+        {"y": [0, 1] * 50, "k": [f"w{i}-{'x' * (i % 9)}" for i in range(100)], "na": range(100), "e": [None] * 100}
+    )
     with pytest.raises(UserError, match="column 'k' cannot be used"):
         table.from_table(frame, name="t", label="y", modalities={"labs": ["na", "k"]})
     for columns in (["na", "e"], ["na", "k*"]):  # one that is empty, and what only a pattern matches, are told
@@ -278,8 +284,11 @@ def test_a_named_column_that_cannot_be_used_is_refused():
         assert any("left out" in note for note in found.notes)
 
 
-def test_bounds_among_numbers_are_no_categories():
-    frame = pl.DataFrame({"y": [0, 1] * 50, "hr": [">200", *(str(60 + i % 5) for i in range(99))], "na": range(100)})
+def test_bounds_among_numbers_are_missing_and_told():
+    frame = pl.DataFrame(
+        {"y": [0, 1] * 50, "hr": [">200", *(str(60 + i % 5) for i in range(99))], "na": [i % 17 for i in range(100)]}
+    )
     found = table.from_table(frame, name="t", label="y")
-    assert found.schema["modalities"] == {"t": {"kind": "tabular", "columns": ["na"]}}
-    assert any("1 cell (row 1) with < or >" in note for note in found.notes)
+    assert found.schema["modalities"] == {"t": {"kind": "tabular", "columns": ["hr", "na"], "odd": "missing"}}
+    assert found.table["hr"].null_count() == 1
+    assert any("hr: 99 of 100 cells are numbers, row 1 is not (limit)" in note for note in found.notes)
