@@ -7,7 +7,8 @@
                          and error
     --bad-files=refuse   refuse | missing: what training does with files that cannot be read, as
                          data.bad_files
-    --window=stored      stored | dicom | percentile: how values of pictures become bytes, as data.window
+    --window=stored      stored | dicom | percentile: how values of pictures become bytes, as
+                         data.window
 
 Every file is decoded. The exit code is 2 when training is refused.
 """

@@ -70,3 +70,19 @@ def test_what_is_no_class_is_refused_without_its_cells(cells, message):
     with pytest.raises(UserError, match=message) as caught:
         _read(cells)
     assert "Jane" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes", "names"),
+    [
+        ([True, False, None], ["0", "1"], ["1", "0", None]),
+        (["1.0", " 0 ", "7", "NA"], ["0", "1"], ["1", "0", "7", None]),
+        (["YES", "no", "maybe", "1"], ["no", "yes"], ["yes", "no", "maybe", "yes"]),
+        (["1", "01", "1.0"], ["01", "1"], ["1", "01", "1"]),  # 01 is a code
+        (["1.0", "Yes"], ["1", "0", "yes"], ["1", "yes"]),
+        (["a", "A"], ["a", "A"], ["a", "A"]),
+        (["a  b", "none", "NA"], ["a  b", "None"], ["a  b", "None", None]),
+    ],
+)
+def test_labels_of_known_classes_take_their_spelling(cells, classes, names):
+    assert labels.as_classes(pl.Series("y", cells), classes).to_list() == names
