@@ -33,11 +33,11 @@ def texts(column: pl.Series) -> pl.Series:
     Raises UserError: an id is infinite, a list, or a number that is too large for the float that holds it.
     """
     if column.dtype.is_float():
+        column = column.fill_nan(None)  # of which comparisons would be true
         if (bad := column.is_infinite().fill_null(False)).any():
             raise UserError(f"ids {column.name!r}: {in_rows(bad)} infinite; fix them or drop the rows")
         if (bad := (column.abs() >= _EXACT).fill_null(False)).any():
             raise UserError(f"ids {column.name!r}: {in_rows(bad)} lost digits as a decimal number; read ids as text")
-        column = column.fill_nan(None)
     ids = as_string(column).str.strip_chars()
     bad = ids.str.contains(r"^\d(\.\d+)?[eE]\+?\d+$").fill_null(False)
     if 2 * bad.sum() > ids.len():

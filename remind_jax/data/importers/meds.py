@@ -9,7 +9,7 @@ import polars as pl
 from remind_jax.data import labels as classes
 from remind_jax.data.files import read_parquet
 from remind_jax.data.importers.modalities import columns_of
-from remind_jax.data.importers.table import SPLITS, Imported, leak_lines, schema_of, without_empty
+from remind_jax.data.importers.table import SPLITS, Imported, schema_of, without_empty
 from remind_jax.errors import UserError
 
 VALUES = ("boolean_value", "integer_value", "categorical_value", "float_value")
@@ -106,7 +106,7 @@ def from_meds(
     split = "split" if splits is not None else None
     there = set(table["label"].unique())
     found = schema_of(name, "label", [name for name in given.classes if name in there], schema, split)
-    return Imported(table, found, notes + leak_lines(table, found))
+    return Imported(table, found, notes)
 
 
 def _shard(events: pl.LazyFrame) -> pl.LazyFrame:

@@ -5,10 +5,12 @@ from typing import Any
 
 import polars as pl
 
+from remind_jax.data import leaks
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.modalities import columns_of, path_columns
 from remind_jax.data.importers.table import Imported
 from remind_jax.data.kinds import KINDS
+from remind_jax.data.manifest import presence_of
 
 _COLUMNS, _CLASSES, _MODALITIES = 5, 10, 20  # that are listed at most; the others are counted
 
@@ -36,7 +38,19 @@ def plan_lines(found: Imported) -> list[str]:
         lines.append(f"  and {len(rest)} more: {', '.join(kinds)}")
     if found.columns:
         lines += ["columns:", *(f"  {line}" for line in found.columns)]
-    return lines + [f"note: {note}" for note in found.notes]
+    return lines + [f"note: {note}" for note in (*found.notes, *_leaks(table, schema))]
+
+
+def _leaks(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
+    """Warns of columns that tell the label nearly by themselves, and of names that speak of what comes after."""
+    entries, label = schema["modalities"], schema["label"]["column"]
+    tabular = {n: columns_of(e) if e["kind"] == "tabular" else [] for n, e in entries.items()}
+    present = presence_of(table, [columns_of(entry) for entry in entries.values()])
+    positions = table[label].cast(pl.Categorical).to_physical().to_numpy()
+    said = leaks.lines(table, tabular, present, positions, label)
+    if after := leaks.named_after(c for entry in entries.values() for c in columns_of(entry)):
+        said.append(f"{listed(after)}: known when the prediction is made? the names speak of what comes after")
+    return said
 
 
 def _split(table: pl.DataFrame, column: str | None) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from remind_jax.data import labels, leaks
+from remind_jax.data import labels
 from remind_jax.data.cells import as_string, looks_missing
 from remind_jax.data.findings import listed
 from remind_jax.data.importers import parts
@@ -30,7 +30,6 @@ from remind_jax.data.importers.modalities import (
     path_columns,
 )
 from remind_jax.data.kinds import KINDS, codes
-from remind_jax.data.manifest import presence_of
 from remind_jax.data.tables import format_of, read_table
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
@@ -190,7 +189,7 @@ def from_table(
     names = [c for c in labelled.classes if classes or c in there]
     schema = schema_of(name, label, names, entries, split, list(found.ids))
     notes += [*labelled.notes, *found.notes, *words, *told, *empty, *_said(found.left_out | unfit)]
-    return Imported(out, schema, notes + leak_lines(out, schema), why_lines(decisions))
+    return Imported(out, schema, notes, why_lines(decisions))
 
 
 def _check_columns(table: pl.DataFrame, label: str, sample: str, patient: str, split: str) -> None:
@@ -225,18 +224,6 @@ def _cleaned(
             entry.setdefault("between", signs)
             told.append(f"{entry['column']}: codes are taken apart at {' '.join(signs)}")
     return inputs, told
-
-
-def leak_lines(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
-    """Warns of columns that tell the label nearly by themselves, and of names that speak of what comes after."""
-    entries, label = schema["modalities"], schema["label"]["column"]
-    tabular = {n: columns_of(e) if e["kind"] == "tabular" else [] for n, e in entries.items()}
-    present = presence_of(table, [columns_of(entry) for entry in entries.values()])
-    positions = table[label].cast(pl.Categorical).to_physical().to_numpy()
-    said = leaks.lines(table, tabular, present, positions, label)
-    if after := leaks.named_after(c for entry in entries.values() for c in columns_of(entry)):
-        said.append(f"{listed(after)}: known when the prediction is made? the names speak of what comes after")
-    return said
 
 
 def _sorted(
