@@ -14,7 +14,7 @@ from remind_jax import __main__ as console
 from remind_jax import cli, methods
 from remind_jax.config import keys
 from remind_jax.config.table import Limit
-from remind_jax.errors import UserError, did_you_mean
+from remind_jax.errors import UserError
 
 # Bash has cut what was typed at = and : and wants the last piece alone.
 SCRIPTS = {
@@ -72,9 +72,7 @@ def main(arguments: list[str]) -> None:
     if options.line is not None:
         return print("\n".join(candidates(options.line.lstrip().split(" ")[1:])))
     if options.shell not in SCRIPTS:
-        raise UserError(
-            f"unknown shell {options.shell!r}{did_you_mean(options.shell, SCRIPTS)}; known: {', '.join(SCRIPTS)}"
-        )
+        raise UserError(f"unknown shell {options.shell!r}; known: {', '.join(SCRIPTS)}")
     print(SCRIPTS[options.shell])
 
 
