@@ -49,7 +49,7 @@ def test_all_that_may_begin():
 
 
 def test_an_unknown_shell_is_named():
-    with pytest.raises(UserError, match=r"unknown shell 'bsh' \(did you mean 'bash'\?\)"):
+    with pytest.raises(UserError, match=r"unknown shell 'bsh' \(did you mean 'bash'\?\); known: bash, zsh, fish"):
         completion.main(["bsh"])
 
 

@@ -241,7 +241,7 @@ class Predictor:
         Paths in a frame start where those of the frame did that `fit` was given, else from the current folder.
         """
         options = self.config.data
-        root = options.root if options.get("digest") else ""
+        root = options.root if "digest" in options and options.digest else ""
         sizes = {"image_size": options.image_size, "frames": options.frames, "window": options.window}
         bad_files = bad_files or options.bad_files
         known = self.schema, self.preprocessor

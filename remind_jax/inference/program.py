@@ -33,11 +33,14 @@ def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[s
     """
     groups, masks = len(model.groups), jnp.asarray(model.groups.masks)
     offset, scale = jnp.asarray(model.offset), jnp.asarray(model.scale)
+    shares = jnp.asarray(model.class_fractions[None], jnp.float32)  # of a row without any modality
 
     def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         group = hiding.group_of(batch["present"], masks)
         output = model.network.apply(params, {**batch, "group": group}, gate=model.gate)
         probabilities = probabilities_of(output.logits.astype(jnp.float32), offset[group], scale)
+        some = jnp.any(batch["present"], axis=1, keepdims=True)
+        probabilities = jnp.where(some, probabilities, shares)
         return {"probabilities": probabilities, "features": output.features, "seen": group < groups}
 
     return predict
