@@ -14,7 +14,7 @@ from remind_jax import __main__ as console
 from remind_jax import cli, methods
 from remind_jax.config import keys
 from remind_jax.config.table import Limit
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 
 # Bash has cut what was typed at = and : and wants the last piece alone.
 SCRIPTS = {
