@@ -120,12 +120,9 @@ def fit(
             raise UserError(f"{data} is a file: read it into a frame first, or make a folder of it by `remind import`")
         config.data.root = str(data)
         manifest = dataset.read(config)
-    elif isinstance(data, Manifest):
-        manifest = data
     else:
-        columns = {"patient": patient, "sample": sample, "split": split}
-        manifest = read_frame(data, label, modalities, config, verbose=verbose, **columns)
-    if not isinstance(data, str | pathlib.Path):
+        columns = {"patient": patient, "sample": sample, "split": split, "verbose": verbose}
+        manifest = data if isinstance(data, Manifest) else read_frame(data, label, modalities, config, **columns)
         config.data.digest = manifest.digest
     return train(config, manifest, workdir, verbose).model
 

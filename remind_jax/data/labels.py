@@ -116,8 +116,8 @@ def _refuse_what_is_no_class(name: str, text: pl.Series) -> None:
 def _names(text: pl.Series, declared: Sequence[str]) -> dict[str, str]:
     """Returns by the form of a cell the name of its class."""
     counts = dict(text.drop_nulls().value_counts().iter_rows())
-    keys = {form: _number(form) if _number(form) is not None else form.casefold() for form in [*counts, *declared]}
-    plain = {form: _SAME.get(f"{key:g}" if isinstance(key, float) else key) for form, key in keys.items()}
+    keys = {form: _key(form) for form in [*counts, *declared]}
+    plain = {form: _SAME.get(_plain(form)) for form in keys}
     both = {plain[form] for form in declared or counts} == {True, False}  # words and numbers for yes and no
     pair = {form: key if not both or plain[form] is None else plain[form] for form, key in keys.items()}
     every = (pair, keys, {form: form for form in keys})  # classes that are declared are different ones
@@ -132,6 +132,18 @@ def _names(text: pl.Series, declared: Sequence[str]) -> dict[str, str]:
     return {form: form if form in declared else names[groups[form]] for form in counts}
 
 
+def _key(form: str) -> float | str:
+    """Returns what forms of one value share: the number, or the word without its capitals."""
+    value = _number(form)
+    return form.casefold() if value is None else value
+
+
+def _plain(form: str) -> str:
+    """Returns that in one spelling, as `_PAIRS` has it."""
+    key = _key(form)
+    return f"{key:g}" if isinstance(key, float) else key
+
+
 def _name(forms: list[str]) -> str:
     """Returns the name of the forms of one value: the shortest of a number, the most frequent of a word."""
     if _number(forms[0]) is None:
@@ -141,9 +153,9 @@ def _name(forms: list[str]) -> str:
 
 def _pair(forms: list[str], names: dict[object, str]) -> dict[object, str]:
     """Returns names of yes and no that go together, where their most frequent forms do not."""
-    used = {key: f"{_number(name):g}" if _number(name) is not None else name.casefold() for key, name in names.items()}
+    used = {key: _plain(name) for key, name in names.items()}
     if (used.get(True), used.get(False)) in _PAIRS:
         return {}
-    there = {f"{_number(form):g}" if _number(form) is not None else form.casefold() for form in forms}
+    there = {_plain(form) for form in forms}
     pair = next((pair for pair in _PAIRS if set(pair) <= there), _PAIRS[0])
     return {True: pair[0], False: pair[1]}

@@ -14,6 +14,7 @@ SURE = 0.98  # AUROC of a number, or balanced accuracy of a category or of what 
 _ROWS = 5_000  # that are looked at
 _LEAST = 5  # rows of each class
 _PAIRED = 30  # modalities whose pairs are looked at
+_REMEDY = "leave out what is not known when the prediction is made"
 _AFTER = (
     r"(?i)(^|[_\W])(discharge\w*|disch\w*|dischtime|death\w*|deathtime|died|dead|deceased|expired?\w*|dod|mortality|"
     r"los|length_?of_?stay|outcome|survival|autopsy|hospice)([_\W]|$)"
@@ -42,9 +43,9 @@ def columns(table: pl.DataFrame, names: Iterable[str], labels: np.ndarray) -> di
 
 def presence(present: np.ndarray, names: list[str], labels: np.ndarray) -> list[str]:
     """Lists modalities, or pairs of them, whose presence, bool [n, m], tells the label, int [n]."""
-    if len(np.unique(labels)) < 2 or np.bincount(np.unique(labels, return_inverse=True)[1]).min() < _LEAST:
+    classes, labels = np.unique(labels, return_inverse=True)
+    if len(classes) < 2 or np.bincount(labels).min() < _LEAST:
         return []
-    labels = np.unique(labels, return_inverse=True)[1]
     alone = [name for name, mask in zip(names, present.T, strict=True) if _by_map(mask, labels) >= SURE]
     pairs = itertools.combinations(range(min(len(names), _PAIRED)), 2)
     together = [
@@ -70,9 +71,6 @@ def lines(
     if pairs := presence(present, list(entries), labels):
         said.append(f"whether {listed(pairs)} is there tells {label} nearly without any value; {_REMEDY}")
     return said
-
-
-_REMEDY = "leave out what is not known when the prediction is made"
 
 
 def named_after(names: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +58,7 @@ def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True)
             if verbose:
                 folder.show(finished, again=True)
             return finished or {}
-        model = _run(config, folder, verbose, signals)
+        model = _run(config, folder, verbose, signals).model
         if verbose:
             folder.show(model.report)
         return dict(model.report)
@@ -76,9 +76,7 @@ def fit(config: Any, manifest: Manifest, workdir: pathlib.Path | None = None, ve
     with _opened(config, workdir) as folder:
         if folder.report() is not None:
             return Fit(model_folder.open_model(workdir), None)
-        trained: list[datasets.Dataset] = []
-        model = _run(config, folder, verbose, Signals(), manifest, trained.append, breakable=True)
-        return Fit(model, trained[0])
+        return _run(config, folder, verbose, Signals(), manifest, breakable=True)
 
 
 @contextlib.contextmanager
@@ -108,10 +106,9 @@ def _run(
     verbose: bool,
     signals: Signals,
     manifest: Manifest | None = None,
-    keep: Callable[[datasets.Dataset], None] = lambda data: None,
     breakable: bool = False,
-) -> Predictor:
-    """Trains from the data to the report; `keep` is given the data. See `fit` for training that is `breakable`."""
+) -> Fit:
+    """Trains from the data to the report; see `fit` for training that is `breakable`."""
     devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
@@ -122,7 +119,6 @@ def _run(
         for finding in random:
             bar.say(finding.message)
     data = dataclasses.replace(data, findings=[*data.findings, *random])
-    keep(data)
     trainer = make_trainer(config, data, folder, signals)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
@@ -131,7 +127,7 @@ def _run(
         )
         at, whole = _trained(trainer, bar, breakable)
     with progress.make(0, "evaluating", verbose) as bar:
-        return _reported(trainer, data, at, bar, writes=whole)
+        return Fit(_reported(trainer, data, at, bar, writes=whole), data)
 
 
 def _trained(trainer: Trainer, bar: progress.Silent, breakable: bool) -> tuple[Position, bool]:
