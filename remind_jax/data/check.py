@@ -86,8 +86,8 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
     """Finds what is wrong with rows to predict, whose labels may be null; says nothing of combinations and splits."""
     if not manifest.table.height:
         return [_NO_ROWS]
-    some = [dataclasses.replace(each, fatal=not manifest.presence.any()) for each in _no_modality(manifest)]
-    findings = [*manifest.notes, *_identity(manifest), *some]
+    remedy = "they get the class shares of training" if manifest.presence.any() else ""
+    findings = [*manifest.notes, *_identity(manifest), *_no_modality(manifest, remedy)]
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
     return sorted(findings, key=lambda finding: not finding.fatal)
@@ -163,11 +163,12 @@ def _patients_cut(manifest: Manifest, split: np.ndarray | None) -> Iterator[Find
         yield Finding("E003", text, True)
 
 
-def _no_modality(manifest: Manifest) -> Iterator[Finding]:
+def _no_modality(manifest: Manifest, remedy: str = "") -> Iterator[Finding]:
+    """Finds rows without any modality, which are to be dropped unless there is another remedy."""
     empty = np.flatnonzero(~manifest.presence.any(axis=1)) + 1
     if len(empty):
         some = "1 row has" if len(empty) == 1 else f"{len(empty)} rows have"
-        yield Finding("E004", f"{some} no modality at all (rows {listed(empty)}); drop them", True)
+        yield Finding("E004", f"{some} no modality at all (rows {listed(empty)}); {remedy or 'drop them'}", not remedy)
 
 
 def _unread_files(manifest: Manifest, modality: Modality) -> list[Finding]:
