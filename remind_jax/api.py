@@ -34,9 +34,12 @@ class Declared:
         return {"kind": self.kind, **self.entry}
 
 
-def Table(columns: Sequence[str], categorical: Sequence[str] = ()) -> Declared:
-    """Declares numbers and categories that are one modality, missing where every cell is empty."""
-    entry = {"columns": list(columns), "categorical": list(categorical)}
+def Table(columns: Sequence[str], categorical: Sequence[str] = (), *, missing: Sequence[str | float] = ()) -> Declared:
+    """Declares numbers and categories that are one modality, missing where every cell is empty.
+
+    `missing` are words and numbers, such as -999, that stand for empty cells, now and in rows to predict.
+    """
+    entry = {"columns": list(columns), "categorical": list(categorical), "missing": list(missing)}
     return Declared("tabular", {key: value for key, value in entry.items() if value})
 
 

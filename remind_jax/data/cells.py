@@ -1,10 +1,13 @@
 """Cells of one column: which words mean missing, how numbers become strings, how values get into their rows."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
 from remind_jax.data.findings import Finding, in_rows
 from remind_jax.data.inputs import MISSING_TOKENS
+from remind_jax.data.numerals import plain
 from remind_jax.errors import UserError
 
 
@@ -47,6 +50,13 @@ def normalised(words: pl.Series, where: str) -> list[Finding]:
     """Says (E009, not fatal) which cells [n] were words for missing and are null now."""
     text = f"{where}{in_rows(words)} blank or a word for missing (NA, None, …), read as missing; leave them empty"
     return [Finding("E009", text, False)] if words.any() else []
+
+
+def means_missing(column: pl.Series, words: Sequence[str]) -> pl.Series:
+    """Tells which single values are one of some words or numbers that stand for missing; -999 is -999.0, bool [n]."""
+    text = column.cast(pl.String).str.strip_chars()
+    numbers = plain(pl.Series(words, dtype=pl.String)).drop_nulls()
+    return (text.is_in(list(words)) | plain(text).is_in(numbers.to_list())).fill_null(False)
 
 
 def spread(values: pl.Series, present: np.ndarray) -> pl.Series:

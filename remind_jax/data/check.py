@@ -2,13 +2,12 @@
 
 I001 carries counts of what a source read and left out, W107 names options that let the outcome leak into the input,
 W108 a modality that no row to predict has, W109 encoders that begin with random weights at the paper's size, W110
-pictures without contrast, W111 volumes whose slices are at uneven distances, or at others than those of the rest, and
-W112 columns that tell the label nearly by themselves.
+pictures without contrast, W111 volumes whose slices are at uneven distances, or at others than those of the rest, W112
+columns that tell the label nearly by themselves, and W113 numbers that may stand for missing.
 Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
-sample id or a patient id in clear.
+sample id or a patient id in clear; W113 alone names numbers.
 """
 
-import dataclasses
 import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from remind_jax.data import groups, leaks, splits
+from remind_jax.data import groups, leaks, numerals, splits
 from remind_jax.data.findings import Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.manifest import Manifest
@@ -61,7 +60,7 @@ def find_problems(manifest: Manifest, split: np.ndarray | None = None) -> list[F
             findings += _unread_files(manifest, modality)
     if not any(finding.fatal for finding in findings):
         findings += [*_unseen_groups(manifest, split), *_shared_content(manifest), *_informative(manifest, split)]
-        findings += _leaks(manifest)
+        findings += [*_leaks(manifest), *_stand_ins(manifest)]
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
@@ -242,3 +241,10 @@ def _leaks(manifest: Manifest) -> Iterator[Finding]:
     tabular = {m.name: list(m.all_columns) if m.kind == "tabular" else [] for m in schema.modalities}
     for text in leaks.lines(manifest.table, tabular, manifest.presence, manifest.labels, schema.label):
         yield Finding("W112", text, False)
+
+
+def _stand_ins(manifest: Manifest) -> Iterator[Finding]:
+    """Finds numbers in tables that may stand for missing, such as -999 (W113)."""
+    names = [c for m in manifest.schema.modalities if m.kind == "tabular" for c in m.columns]
+    for text in numerals.stand_in_lines(manifest.table, names):
+        yield Finding("W113", text, False)

@@ -63,6 +63,8 @@ def read(column: pl.Series, declared: Sequence[str] = ()) -> Labels:
         notes.append(f"label {column.name}: forms of one value are one class: {listed(merged, 8)}")
     cells = text.replace(names)
     classes = list(declared) or in_order(cells.drop_nulls().unique().to_list())
+    if marks := [name for name in classes if name not in declared and re.fullmatch(r"[\W_]+", name)]:
+        notes.append(f"label {column.name}: {listed(marks)} is a class; --missing={marks[0]} reads it as no label")
     return Labels(cells.alias(column.name), classes, notes)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax.data import leaks
+from remind_jax.data import leaks, numerals
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.modalities import columns_of, path_columns
 from remind_jax.data.importers.table import Imported
@@ -38,7 +38,7 @@ def plan_lines(found: Imported) -> list[str]:
         lines.append(f"  and {len(rest)} more: {', '.join(kinds)}")
     if found.columns:
         lines += ["columns:", *(f"  {line}" for line in found.columns)]
-    return lines + [f"note: {note}" for note in (*found.notes, *_leaks(table, schema))]
+    return lines + [f"note: {note}" for note in (*found.notes, *_leaks(table, schema), *_stand_ins(table, schema))]
 
 
 def _leaks(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
@@ -51,6 +51,12 @@ def _leaks(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
     if after := leaks.named_after(c for entry in entries.values() for c in columns_of(entry)):
         said.append(f"{listed(after)}: known when the prediction is made? the names speak of what comes after")
     return said
+
+
+def _stand_ins(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
+    """Warns of numbers that may stand for missing."""
+    entries = [entry for entry in schema["modalities"].values() if entry["kind"] == "tabular"]
+    return numerals.stand_in_lines(table, [c for entry in entries for c in entry.get("columns", ())])
 
 
 def _split(table: pl.DataFrame, column: str | None) -> str:

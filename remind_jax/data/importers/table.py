@@ -9,7 +9,7 @@ import polars as pl
 import yaml
 
 from remind_jax.data import labels
-from remind_jax.data.cells import as_string, looks_missing
+from remind_jax.data.cells import as_string, looks_missing, means_missing
 from remind_jax.data.findings import listed
 from remind_jax.data.importers import parts
 from remind_jax.data.importers.columns import (
@@ -136,6 +136,7 @@ def from_table(
     classes: Sequence[str] = (),
     match: str = "exact",
     odd: str = "missing",
+    missing: Sequence[str] = (),
 ) -> Imported:
     """Makes a manifest of a table, one row a sample, and tables joined to it by the sample's or the patient's id.
 
@@ -148,7 +149,8 @@ def from_table(
     for a patient and says so; `split` that of splits, empty leaves splitting to each run. `joined` are further tables
     by name, with at most one row an id; `kinds` kinds of columns, of `column_kinds`, where the guess is wrong; `prefix`
     leads from the manifest's folder to the one that paths in cells start from. `classes` are as for `labels.read`,
-    `match` one of `keys.MATCHES`, `odd` one of `numerals.ODD`. Columns keep their names, but those of a joined table
+    `match` one of `keys.MATCHES`, `odd` one of `numerals.ODD`; `missing` are words and numbers that stand for empty
+    cells, in inputs and label. Columns keep their names, but those of a joined table
     get its name in front where another table has them, too.
 
     Raises UserError: a column is not there, ids are empty or not unique, a joined table matches no row, the label is no
@@ -159,7 +161,7 @@ def from_table(
         if roles := sorted(_named({key: wanted}) & {label, sample, patient, split} - {""}):
             raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
     kinds = dict(kinds or {})
-    labelled = labels.read(table[label], classes)
+    labelled = labels.read(_emptied(table[label], missing), classes)
     keep = np.flatnonzero(labelled.cells.is_not_null())
     notes = [f"{n:,} rows without a label are left out"] if (n := table.height - len(keep)) else []
     if not patient:
@@ -175,11 +177,12 @@ def from_table(
     if split:
         columns[split] = as_string(table[split].gather(keep)).str.strip_chars().str.to_lowercase().replace(SPLITS)
     inputs, owners = found.side_by_side(columns)
+    inputs = inputs.with_columns(_emptied(column, missing) for column in inputs.iter_columns())
     inputs, words = without_words(inputs)
     entries, decisions, unfit = _sorted(inputs, owners, kinds, modalities or {}, rest)
     used = [c for c in inputs.columns if c in decisions]
     inputs = inputs.select(used).with_columns(pl.col(pl.Categorical).cast(pl.String))
-    inputs, told = _cleaned(inputs, entries, {c: found.rows[owners[c]] for c in used}, odd)
+    inputs, told = _cleaned(inputs, entries, {c: found.rows[owners[c]] for c in used}, odd, missing)
     paths = path_columns(inputs, entries)
     inputs = inputs.with_columns(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
     out, empty = without_empty(pl.DataFrame(columns).hstack(inputs), used)
@@ -209,21 +212,35 @@ def _named(given: Mapping[str, Sequence[str] | Mapping[str, Any]]) -> set[str]:
 
 
 def _cleaned(
-    inputs: pl.DataFrame, entries: Mapping[str, dict[str, Any]], rows: Mapping[str, np.ndarray], odd: str
+    inputs: pl.DataFrame,
+    entries: Mapping[str, dict[str, Any]],
+    rows: Mapping[str, np.ndarray],
+    odd: str,
+    missing: Sequence[str],
 ) -> tuple[pl.DataFrame, list[str]]:
     """Reads numbers as such, and notes in the entries how rows to come are read; says what was no number."""
     told = []
     for entry in entries.values():
         if entry["kind"] == "tabular":
             rule = entry.get("odd", odd)
+            if words := [str(word) for word in (*missing, *entry.get("missing", ()))]:
+                entry["missing"] = words
+                inputs = inputs.with_columns(_emptied(inputs[c], words) for c in columns_of(entry))
             inputs, said, changed = as_numbers(inputs, entry.get("columns", ()), rows, rule)
             told += said
             if changed and rule != "refuse":
                 entry["odd"] = rule
+            if units := {column: unit for column, unit in changed.items() if unit}:
+                entry["units"] = units
         elif entry["kind"] == "codes" and (signs := signs_between(inputs[entry["column"]], codes.SIGNS)):
             entry.setdefault("between", signs)
             told.append(f"{entry['column']}: codes are taken apart at {' '.join(signs)}")
     return inputs, told
+
+
+def _emptied(column: pl.Series, words: Sequence[str]) -> pl.Series:
+    """Empties cells that hold one of some words; lists and such have none."""
+    return column if not words or column.dtype.is_nested() else column.set(means_missing(column, words), None)
 
 
 def _sorted(

@@ -1,7 +1,7 @@
 """Tables: numbers, is-missing indicators and one-hot categories; `numbers` has the encodings of a number."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from remind_jax.data.kinds.kind import (
     tuples_of,
 )
 from remind_jax.data.kinds.numbers import NUMBERS, Pieces, Quantile, Waves
-from remind_jax.data.schema import InputSpec, Modality, shown, strings
+from remind_jax.data.schema import InputSpec, Modality, mapping, shown, string, strings
 from remind_jax.errors import UserError, did_you_mean
 
 FEW_CATEGORIES = 20
@@ -156,7 +156,7 @@ class Tabular(Kind):
     name = "tabular"
     encoder = "patch"
     dtype = np.dtype(np.float32)
-    keys = optional = ("columns", "categorical", "odd")
+    keys = optional = ("columns", "categorical", "odd", "missing", "units")
     fitted = FittedTable
 
     @property
@@ -169,11 +169,17 @@ class Tabular(Kind):
             raise UserError(f"modalities.{name} needs columns or categorical")
         if (odd := entry.get("odd", "refuse")) not in numerals.ODD:
             raise UserError(f"modalities.{name}.odd must be {', '.join(numerals.ODD)}, not {shown(odd)}")
-        options = {} if odd == "refuse" else {"odd": odd}
+        options: dict[str, Any] = {} if odd == "refuse" else {"odd": odd}
+        if missing := entry.get("missing", []):
+            options["missing"] = _missing_words(missing, f"modalities.{name}.missing")
+        if units := entry.get("units", {}):
+            options["units"] = _units(units, columns, f"modalities.{name}.units")
         return Modality(name, self.name, columns, categorical, options=options)
 
     def _typed_column(self, modality: Modality, column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
         """Returns numbers as Float64, NaN as null; categories as strings without blanks around."""
+        if words := modality.options.get("missing", ()):
+            column = column.set(cells.means_missing(column, words), None)
         if column.name in modality.categorical:
             column, notes = cells.without_words(column, where)
             return column.str.strip_chars(), notes
@@ -181,8 +187,8 @@ class Tabular(Kind):
             values = column.cast(pl.Float64)
             return values.fill_nan(None), cells.normalised(values.is_nan().fill_null(False), where)
         column, notes = cells.without_words(column, where)
-        odd = modality.options.get("odd")
-        values = numerals.numbers(column, odd == "limit").values if odd else numerals.plain(column)
+        odd, unit = modality.options.get("odd"), modality.options.get("units", {}).get(column.name, "")
+        values = numerals.numbers(column, odd == "limit", unit).values if odd else numerals.plain(column)
         wrong = values.is_null() & column.is_not_null()
         if wrong.any():
             remedy = "read as missing" if odd else "fix or empty them, or declare the column categorical"
@@ -233,6 +239,19 @@ class Tabular(Kind):
 
 
 TABULAR = Tabular()
+
+
+def _units(value: object, columns: Sequence[str], where: str) -> dict[str, str]:
+    """Returns the unit that may stand behind numbers, by column, or raises UserError."""
+    units = mapping(value, where, tuple(columns), tuple(columns))
+    return {column: string(unit, f"{where}.{column}") for column, unit in units.items()}
+
+
+def _missing_words(value: object, where: str) -> list[str]:
+    """Returns words and numbers that mean missing as strings, or raises UserError."""
+    if not isinstance(value, list) or not all(isinstance(word, str | int | float) for word in value):
+        raise UserError(f"{where} must be a list of words and numbers such as [-999, unknown]")
+    return [str(word).strip() for word in value]
 
 
 def _check_numbers(numbers: str, bins: int) -> None:
