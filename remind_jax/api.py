@@ -14,8 +14,8 @@ from remind_jax.config import set_values
 from remind_jax.data import dataset, reading
 from remind_jax.data.cells import as_string
 from remind_jax.data.findings import Finding
+from remind_jax.data.importers import plan
 from remind_jax.data.importers import table as importer
-from remind_jax.data.importers.plan import plan_lines
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
 from remind_jax.inference.predictor import Predictor
@@ -185,7 +185,7 @@ def read_frame(
     found = importer.from_table(frame, name="table", **told, **roles)
     found.schema["name"] = "frame"
     if verbose:
-        for line in plan_lines(found) if modalities is None else found.notes:
+        for line in plan.plan_lines(found) if modalities is None else plan.notes(found):
             print(line)
     options = {key: config.data[key] for key in ("image_size", "frames", "bad_files", "window")}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)

@@ -186,6 +186,15 @@ def test_what_is_guessed_is_printed(capsys):
     assert "sepsis" not in printed
 
 
+def test_what_should_be_looked_at_is_printed_of_declared_modalities_too(capsys):
+    rows = hospital().with_columns(pl.col("k").fill_null(-999.0), copy=pl.col("died") * 2.0)
+    config = api.make_config("soft_moe", "quick", 0, 0.2, 0.1, {})
+    api.read_frame(rows, "died", {"labs": ["na", "k", "copy"]}, config, patient="person", sample="stay")
+    printed = capsys.readouterr().out
+    assert "cells -999): far from all other numbers" in printed
+    assert "copy (1.00) tells died" in printed
+
+
 def test_without_held_out_rows_the_report_is_that_of_the_tuning_rows_and_says_so(tmp_path):
     found = train_hospital(held_out=0, tuning=0.2)
     assert found.report["split"] == "tuning"

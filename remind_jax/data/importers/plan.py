@@ -38,7 +38,12 @@ def plan_lines(found: Imported) -> list[str]:
         lines.append(f"  and {len(rest)} more: {', '.join(kinds)}")
     if found.columns:
         lines += ["columns:", *(f"  {line}" for line in found.columns)]
-    return lines + [f"note: {note}" for note in (*found.notes, *_leaks(table, schema), *_stand_ins(table, schema))]
+    return lines + [f"note: {note}" for note in notes(found)]
+
+
+def notes(found: Imported) -> list[str]:
+    """Returns what was left out or changed, and what should be looked at."""
+    return [*found.notes, *_leaks(found.table, found.schema), *_stand_ins(found.table, found.schema)]
 
 
 def _leaks(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
