@@ -205,7 +205,7 @@ class Tabular(Kind):
         """Returns `name/numeric` float32 [n, p], NaN if empty, and `name/categorical` object [n, q], '' if empty."""
         numeric = np.empty((len(rows.places), len(modality.columns)), np.float32)
         for j, column in enumerate(modality.columns):
-            numeric[:, j] = rows.table[column].cast(pl.Float32).gather(rows.places).to_numpy()
+            numeric[:, j] = rows.cells(column).cast(pl.Float32).to_numpy()
         raw = {f"{modality.name}/numeric": numeric}
         if modality.categorical:
             columns = [strings_of(rows.cells(column).to_list()) for column in modality.categorical]
