@@ -6,17 +6,23 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data.findings import listed
+from remind_jax.data.inputs import (
+    COMMA,
+    DOTS,
+    GROUPED,
+    LIMIT,
+    LIMIT_SIGNS,
+    POINT,
+    RANGE,
+    SURE_POINT,
+    WITH_COMMA,
+    WITH_DOT,
+)
 
 ODD = ("missing", "limit", "refuse")
 """What cells that are no numbers become in a column of numbers: nothing, the limit or the middle that they name."""
-_GROUPED = r"^[+-]?\d{1,3}(['\s]\d{3})+([.,]\d+)?$"  # 1 234 567
-_POINT = r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$"  # 1,234.5
-_COMMA = r"^[+-]?(\d+|[1-9]\d{0,2}(\.\d{3})+),\d+$"  # 1.234,5 and 65,5
-_DOTS = r"^[+-]?[1-9]\d{0,2}(\.\d{3})+$"  # 1.234.567
-_NUMBER = r"([+-]?\d+(?:\.\d+)?)"
-_LIMIT, _RANGE = rf"^[<>≤≥~]=?\s*{_NUMBER}$", rf"^{_NUMBER}\s*(?:-|–|to)\s*{_NUMBER}$"
 FORMS = {
-    **{"limit": _LIMIT, "range": _RANGE, "unclear comma": r"^[+-]?[\d.,]*,[\d.,]*$"},
+    **{"limit": LIMIT, "range": RANGE, "unclear comma": r"^[+-]?[\d.,]*,[\d.,]*$"},
     "mark for nothing": r"^[\W_]+$",
 }
 """What cells that are no numbers are, by their form; any other is a word."""
@@ -60,8 +66,8 @@ def numbers(column: pl.Series, limits: bool = False) -> Numbers:
         mask = left & text.str.contains(pattern).fill_null(False)
         odd[form], left = mask, left & ~mask
     if limits and odd:
-        ends = [text.str.extract(_RANGE, i).cast(pl.Float64, strict=False) for i in (1, 2)]
-        for named in (text.str.extract(_LIMIT, 1).cast(pl.Float64, strict=False), (ends[0] + ends[1]) / 2):
+        ends = [text.str.extract(RANGE, i).cast(pl.Float64, strict=False) for i in (1, 2)]
+        for named in (text.str.extract(LIMIT, 1).cast(pl.Float64, strict=False), (ends[0] + ends[1]) / 2):
             values = values.zip_with(values.is_not_null(), named)
     odd["word"] = left
     return Numbers(values, {form: mask.to_numpy() for form, mask in odd.items() if mask.any()}, marks, text.count())
@@ -70,27 +76,27 @@ def numbers(column: pl.Series, limits: bool = False) -> Numbers:
 def _without_marks(text: pl.Series) -> tuple[pl.Series, str]:
     """Returns cells with points for decimals and nothing between thousands, and what was there instead."""
     seen = []
-    grouped = text.str.contains(_GROUPED).fill_null(False)
+    grouped = text.str.contains(GROUPED).fill_null(False)
     if grouped.any():
         text, seen = text.zip_with(~grouped, text.str.replace_all(r"['\s]", "")), ["blanks between thousands"]
-    commas = text.filter(text.str.contains(r"^[<>≤≥~=\s]*[+-]?[\d.]*,[\d.,]*$").fill_null(False))
-    dots = text.filter(text.str.contains(r"^[+-]?[\d.]*\.[\d.]*$").fill_null(False))
+    commas = text.filter(text.str.contains(WITH_COMMA).fill_null(False))
+    dots = text.filter(text.str.contains(WITH_DOT).fill_null(False))
     if not len(commas):
         return text, seen[0] if seen else ""
-    bare = commas.str.strip_chars("<>≤≥~= ")
-    by_point = bare.str.contains(_POINT).all()
-    by_comma = bare.str.contains(_COMMA).all() and dots.str.contains(_DOTS).all()
+    bare = commas.str.strip_chars(LIMIT_SIGNS)
+    by_point = bare.str.contains(POINT).all()
+    by_comma = bare.str.contains(COMMA).all() and dots.str.contains(DOTS).all()
     if by_point and by_comma:  # 1,234 is either; without a comma there are only whole numbers that need none
         others = plain(text).drop_nulls()
         by_comma, by_point = False, bool(len(others) and others.abs().max() < 1000 and (others % 1 == 0).all())
     if by_comma:
         text, seen = (
-            text.str.replace_all(r"(\d)\.(\d)", "${1}${2}").str.replace_all(",", "."),
+            text.str.replace_all(r"([0-9])\.([0-9])", "${1}${2}").str.replace_all(",", "."),
             [*seen, "decimal commas"],
         )
     elif by_point:
-        text, seen = text.str.replace_all(r"(\d),(\d)", "${1}${2}"), [*seen, "commas between thousands"]
-    elif (sure := text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{3})+\.\d+$").fill_null(False)).any():
+        text, seen = text.str.replace_all(r"([0-9]),([0-9])", "${1}${2}"), [*seen, "commas between thousands"]
+    elif (sure := text.str.contains(SURE_POINT).fill_null(False)).any():
         text, seen = text.zip_with(~sure, text.str.replace_all(",", "")), [*seen, "commas between thousands"]
     return text, " and ".join(seen)
 
