@@ -94,9 +94,11 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
 
 def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
     """Finds columns that the schema names and the table lacks (E001)."""
-    absent = [(owner, column) for owner, column in schema.columns() if column not in columns]
-    free = [column for column in columns if column not in {column for _, column in schema.columns()}]
-    if len(absent) == len(list(schema.columns())):
+    named, there = list(schema.columns()), set(columns)
+    absent = [(owner, column) for owner, column in named if column not in there]
+    used = {column for _, column in named}
+    free = [column for column in columns if column not in used]
+    if len(absent) == len(named):
         # Names are not listed: without a header line they are the first patient's cells.
         text = "the table has none of the schema's columns; does it begin with a header line, with commas between?"
         return [Finding("E001", text, True)]

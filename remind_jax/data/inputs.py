@@ -14,6 +14,18 @@ from typing import Any
 import numpy as np
 
 MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
+_PLAIN = r"([+-]?[0-9]+(?:\.[0-9]+)?)"
+LIMIT, RANGE = rf"^[<>≤≥~]=?\s*{_PLAIN}$", rf"^{_PLAIN}\s*(?:-|–|to)\s*{_PLAIN}$"
+GROUPED = r"^[+-]?[0-9]{1,3}(['\s][0-9]{3})+([.,][0-9]+)?$"  # 1 234 567
+POINT = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]+)?$"  # 1,234.5
+SURE_POINT = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+\.[0-9]+$"
+COMMA = r"^[+-]?([0-9]+|[1-9][0-9]{0,2}(\.[0-9]{3})+),[0-9]+$"  # 1.234,5 and 65,5
+DOTS = r"^[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+$"  # 1.234.567
+WITH_COMMA, WITH_DOT = r"^[<>≤≥~=\s]*[+-]?[0-9.]*,[0-9.,]*$", r"^[+-]?[0-9.]*\.[0-9.]*$"
+LIMIT_SIGNS = "<>≤≥~= "
+LONG_MINUS = r"^[<>≤≥~=\s]*−[0-9]"
+UNIT = r"^([<>≤≥~=\s]*[+−-]?[0-9][0-9.,'\s]*?)\s*([%‰]|°[CFcf]?|\s[A-Za-z]|[A-Za-zµμ/][A-Za-zµμ/%²³]{1,9})$"
+PLURAL, NO_UNITS = r"^([a-z]{2,})s$", ("st", "nd", "rd", "th")  # days are day; 1st is a word
 PAD, EOS, UNK = 0, 1, 2  # as in T5
 SPECIAL = ("<pad>", "</s>", "<unk>")
 NUMBER_SHARE = 0.5

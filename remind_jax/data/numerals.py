@@ -8,19 +8,28 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data.findings import listed
+from remind_jax.data.inputs import (
+    COMMA,
+    DOTS,
+    GROUPED,
+    LIMIT,
+    LIMIT_SIGNS,
+    LONG_MINUS,
+    NO_UNITS,
+    PLURAL,
+    POINT,
+    RANGE,
+    SURE_POINT,
+    UNIT,
+    WITH_COMMA,
+    WITH_DOT,
+)
 
 ODD = ("missing", "limit", "refuse")
 """What cells that are no numbers become in a column of numbers: nothing, the limit or the middle that they name."""
-_GROUPED = r"^[+-]?\d{1,3}(['\s]\d{3})+([.,]\d+)?$"  # 1 234 567
-_POINT = r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$"  # 1,234.5
-_COMMA = r"^[+-]?(\d+|[1-9]\d{0,2}(\.\d{3})+),\d+$"  # 1.234,5 and 65,5
-_DOTS = r"^[+-]?[1-9]\d{0,2}(\.\d{3})+$"  # 1.234.567
-_UNIT = r"^([<>≤≥~=\s]*[+-]?\d[\d.,'\s]*?)\s*([%‰]|°[CFcf]?|\s[A-Za-z]|[A-Za-zµμ/][A-Za-zµμ/%²³]{1,9})$"
 _LEAST_VALUES = 3  # different ones, so that a scale of few values stays
-_NUMBER = r"([+-]?\d+(?:\.\d+)?)"
-_LIMIT, _RANGE = rf"^[<>≤≥~]=?\s*{_NUMBER}$", rf"^{_NUMBER}\s*(?:-|–|to)\s*{_NUMBER}$"
 FORMS = {
-    **{"limit": _LIMIT, "range": _RANGE, "unclear comma": r"^[+-]?[\d.,]*,[\d.,]*$"},
+    **{"limit": LIMIT, "range": RANGE, "unclear comma": r"^[+-]?[\d.,]*,[\d.,]*$"},
     "mark for nothing": r"^[\W_]+$",
 }
 """What cells that are no numbers are, by their form; any other is a word."""
@@ -70,8 +79,8 @@ def numbers(column: pl.Series, limits: bool = False, unit: str | None = None) ->
         mask = left & text.str.contains(pattern).fill_null(False)
         odd[form], left = mask, left & ~mask
     if limits and odd:
-        ends = [text.str.extract(_RANGE, i).cast(pl.Float64, strict=False) for i in (1, 2)]
-        for named in (text.str.extract(_LIMIT, 1).cast(pl.Float64, strict=False), (ends[0] + ends[1]) / 2):
+        ends = [text.str.extract(RANGE, i).cast(pl.Float64, strict=False) for i in (1, 2)]
+        for named in (text.str.extract(LIMIT, 1).cast(pl.Float64, strict=False), (ends[0] + ends[1]) / 2):
             values = values.zip_with(values.is_not_null(), named)
     odd["word"] = left
     odd = {form: mask.to_numpy() for form, mask in odd.items() if mask.any()}
@@ -79,14 +88,14 @@ def numbers(column: pl.Series, limits: bool = False, unit: str | None = None) ->
 
 
 def _without_minus(text: pl.Series) -> tuple[pl.Series, str]:
-    long = text.str.contains(r"^\s*[<>≤≥~=]*\s*−\d").fill_null(False)
+    long = text.str.contains(LONG_MINUS).fill_null(False)
     return (text.str.replace_all("−", "-"), "long minus signs") if long.any() else (text, "")
 
 
 def units(text: pl.Series) -> pl.Series:
     """Returns the unit that stands behind each number of a string column, null elsewhere, [n]; days are day."""
-    found = text.str.extract(_UNIT, 2).str.strip_chars().str.to_lowercase().str.replace(r"^([a-z]{2,})s$", "$1")
-    return found.set(found.is_in(["st", "nd", "rd", "th"]).fill_null(False), None)  # 1st is a word
+    found = text.str.extract(UNIT, 2).str.strip_chars().str.to_lowercase().str.replace(PLURAL, "$1")
+    return found.set(found.is_in(NO_UNITS).fill_null(False), None)  # 1st is a word
 
 
 def _without_unit(text: pl.Series, unit: str | None) -> tuple[pl.Series, str]:
@@ -97,32 +106,32 @@ def _without_unit(text: pl.Series, unit: str | None) -> tuple[pl.Series, str]:
         unit = there[0] if len(there) == 1 else ""
     if unit not in there:
         return text, ""
-    return text.zip_with((behind != unit).fill_null(True), text.str.extract(_UNIT, 1)), unit
+    return text.zip_with((behind != unit).fill_null(True), text.str.extract(UNIT, 1)), unit
 
 
 def _without_blanks(text: pl.Series) -> tuple[pl.Series, str]:
-    grouped = text.str.contains(_GROUPED).fill_null(False)
+    grouped = text.str.contains(GROUPED).fill_null(False)
     if not grouped.any():
         return text, ""
     return text.zip_with(~grouped, text.str.replace_all(r"['\s]", "")), "blanks between thousands"
 
 
 def _without_commas(text: pl.Series) -> tuple[pl.Series, str]:
-    commas = text.filter(text.str.contains(r"^[<>≤≥~=\s]*[+-]?[\d.]*,[\d.,]*$").fill_null(False))
-    dots = text.filter(text.str.contains(r"^[+-]?[\d.]*\.[\d.]*$").fill_null(False))
+    commas = text.filter(text.str.contains(WITH_COMMA).fill_null(False))
+    dots = text.filter(text.str.contains(WITH_DOT).fill_null(False))
     if not len(commas):
         return text, ""
-    bare = commas.str.strip_chars("<>≤≥~= ")
-    by_point = bare.str.contains(_POINT).all()
-    by_comma = bare.str.contains(_COMMA).all() and dots.str.contains(_DOTS).all()
+    bare = commas.str.strip_chars(LIMIT_SIGNS)
+    by_point = bare.str.contains(POINT).all()
+    by_comma = bare.str.contains(COMMA).all() and dots.str.contains(DOTS).all()
     if by_point and by_comma:  # 1,234 is either; without a comma there are only whole numbers that need none
         others = plain(text).drop_nulls()
         by_comma, by_point = False, bool(len(others) and others.abs().max() < 1000 and (others % 1 == 0).all())
     if by_comma:
-        return text.str.replace_all(r"(\d)\.(\d)", "${1}${2}").str.replace_all(",", "."), "decimal commas"
+        return text.str.replace_all(r"([0-9])\.([0-9])", "${1}${2}").str.replace_all(",", "."), "decimal commas"
     if by_point:
-        return text.str.replace_all(r"(\d),(\d)", "${1}${2}"), "commas between thousands"
-    sure = text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{3})+\.\d+$").fill_null(False)
+        return text.str.replace_all(r"([0-9]),([0-9])", "${1}${2}"), "commas between thousands"
+    sure = text.str.contains(SURE_POINT).fill_null(False)
     return text.zip_with(~sure, text.str.replace_all(",", "")), "commas between thousands" if sure.any() else ""
 
 

@@ -311,7 +311,8 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
         return not set(names) & set(table.columns)
 
     empty, notes = pl.lit(None, pl.String), []
-    free = [column for column in table.columns if column not in {column for _, column in schema.columns()}]
+    used = {column for _, column in schema.columns()}
+    free = [column for column in table.columns if column not in used]
     # A schema of a run tells how its own data were stored; new ones may hold files in place of values.
     modalities = [KINDS[each.kind].as_new(each) for each in schema.modalities]
     lacking = [each for each in modalities if absent(each.all_columns)]

@@ -132,9 +132,15 @@ class Claims:
         return self._folder / f"{name}.{number}"
 
     def _newest(self, name: str) -> int:
-        """Returns the number of the newest claim, 0 while there is none."""
-        numbers = (path.name.removeprefix(f"{name}.") for path in self._folder.glob(f"{name}.*"))
-        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+        """Returns the number of the newest claim, 0 while there is none.
+
+        Numbers follow one another, and a look at each costs the same however many other claims the folder has. A look
+        that comes too early is made good by `_make`, which no file that exists lets through.
+        """
+        number = 0
+        while self._file(name, number + 1).exists():
+            number += 1
+        return number
 
     def _alive(self, name: str, number: int) -> bool:
         """Tells whether the holder of a claim works on."""

@@ -178,7 +178,7 @@ def from_table(
         columns[split] = as_string(table[split].gather(keep)).str.strip_chars().str.to_lowercase().replace(SPLITS)
     inputs, owners = found.side_by_side(columns)
     inputs = inputs.with_columns(_emptied(column, missing) for column in inputs.iter_columns())
-    inputs, words = without_words(inputs)
+    inputs, words = words_emptied(inputs)
     entries, decisions, unfit = _sorted(inputs, owners, kinds, modalities or {}, rest)
     used = [c for c in inputs.columns if c in decisions]
     inputs = inputs.select(used).with_columns(pl.col(pl.Categorical).cast(pl.String))
@@ -309,7 +309,7 @@ def without_empty(table: pl.DataFrame, used: Iterable[str]) -> tuple[pl.DataFram
     return kept, [f"{lost:,} rows without any modality are left out"] if lost else []
 
 
-def without_words(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+def words_emptied(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
     """Returns a table with words for missing, blanks and NaN as null, and says how many words there were."""
     texts = [c for c in table.iter_columns() if c.dtype in (pl.String, pl.Categorical, pl.Enum)]
     floats = [c.fill_nan(None) for c in table.iter_columns() if c.dtype.is_float()]

@@ -172,7 +172,9 @@ class Tabular(Kind):
         options: dict[str, Any] = {} if odd == "refuse" else {"odd": odd}
         if missing := entry.get("missing", []):
             options["missing"] = _missing_words(missing, f"modalities.{name}.missing")
-        if units := entry.get("units", {}):
+        if (units := entry.get("units", {})) and not options.get("odd"):
+            raise UserError(f"modalities.{name}.units needs odd: missing or limit, which says what other cells become")
+        if units:
             options["units"] = _units(units, columns, f"modalities.{name}.units")
         return Modality(name, self.name, columns, categorical, options=options)
 
@@ -211,7 +213,7 @@ class Tabular(Kind):
         """Returns `name/numeric` float32 [n, p], NaN if empty, and `name/categorical` object [n, q], '' if empty."""
         numeric = np.empty((len(rows.places), len(modality.columns)), np.float32)
         for j, column in enumerate(modality.columns):
-            numeric[:, j] = rows.table[column].cast(pl.Float32).gather(rows.places).to_numpy()
+            numeric[:, j] = rows.cells(column).cast(pl.Float32).to_numpy()
         raw = {f"{modality.name}/numeric": numeric}
         if modality.categorical:
             columns = [strings_of(rows.cells(column).to_list()) for column in modality.categorical]

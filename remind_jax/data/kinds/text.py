@@ -3,7 +3,7 @@
 import collections
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ MAX_TRAINING_TEXTS = 20_000
 LEAST_PATIENTS = 3  # who must have used a word for it to be learned
 SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
 _LONGEST_TEXTS = 512
+_AT_ONCE = 16  # texts, whose encodings take a hundred times their room
 _RUNNING = r"\s|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}，。、；：]{5,}"
 
 
@@ -46,8 +47,13 @@ class FittedText(FittedKind):
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         # The longest texts are taken for those of the most ids: encoding every text just to count would take minutes.
-        longest = sorted(texts, key=len, reverse=True)[:_LONGEST_TEXTS]
-        return cls(tokenizer, max((len(encoding.ids) for encoding in tokenizer.encode_batch_fast(longest)), default=1))
+        longest, length = sorted(texts, key=len, reverse=True)[:_LONGEST_TEXTS], 1
+        for start in range(0, len(longest), _AT_ONCE):
+            found = tokenizer.encode_batch_fast(longest[start : start + _AT_ONCE])
+            length = max(length, *(len(encoding.ids) for encoding in found))
+            if length == max_tokens:  # long notes need no more
+                break
+        return cls(tokenizer, length)
 
     @property
     def spec(self) -> InputSpec:
@@ -170,14 +176,17 @@ def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str]
     pairs.pre_tokenizer = pre_tokenizers.Metaspace()
     size = vocabulary - len(SPECIAL)
     # Rare characters must not crowd out words; ties are broken here, as the trainer breaks them in hash order.
-    characters = collections.Counter("".join(texts))
+    characters: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        characters.update(text)
     ranked = sorted(characters, key=lambda c: (-characters[c], c))
     texts = [text.translate(dict.fromkeys(map(ord, ranked[max(1, size // 2) :]))) for text in texts]
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, max_token_length=16, min_frequency=2)
     pairs.train_from_iterator(texts, trainer)
     pieces = sorted(pairs.get_vocab().items(), key=lambda item: item[1])
-    used = [encoding.ids for encoding in pairs.encode_batch_fast(texts, add_special_tokens=False)]
-    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *used]).astype(np.int64), minlength=len(pieces))
+    counts = np.zeros(len(pieces), np.int64)
+    for used in _ids(pairs, texts):
+        counts += np.bincount(used, minlength=len(pieces))
     # Pieces that only served as steps to longer ones stay usable, at the cost of half an occurrence.
     scores = np.log(np.maximum(counts, 0.5) / max(counts.sum(), 1.0))
     table = [(piece, 0.0) for piece in SPECIAL]
@@ -189,6 +198,13 @@ def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str]
     eos = SPECIAL[EOS]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, EOS)])
     return _as_written(tokenizer)
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yields the ids of texts, int64, without those that a tokenizer adds; of long notes few are held at a time."""
+    for start in range(0, len(texts), _AT_ONCE):
+        part = tokenizer.encode_batch_fast(texts[start : start + _AT_ONCE], add_special_tokens=False)
+        yield np.concatenate([np.asarray(encoding.ids, np.int64) for encoding in part])
 
 
 def _without_rare_words(texts: Sequence[str], patients: Sequence[object]) -> list[str]:
