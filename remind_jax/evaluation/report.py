@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MIN_WORST = 10  # a group with fewer held-out samples cannot be called the worst
 TABLE_WIDTH = 100
-REPORT = "report.json"  # name of its file in a run folder
 TABLE_ROWS = 25
 NAME_WIDTH = 26
 

@@ -3,12 +3,12 @@
 Sections follow Mitchell et al. 2019, "Model cards for model reporting" (arXiv 1810.03993).
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remind_jax.evaluation import page
 from remind_jax.inference.predictor import Predictor
+from remind_jax.runtime import files, records
 
 CREDENTIALED = (
     "The data are under a credentialed data use agreement. Weights and vocabularies made from them may count as "
@@ -41,7 +41,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _model(model: Predictor) -> Iterator[str]:
     config, report = model.config, model.report
-    environment = json.loads((model.path / "environment.json").read_text(encoding="utf-8"))
+    environment = records.read(model.path / "environment.json", files.ENVIRONMENT, "start the run again")
     yield f"# {config.method} on {report['data']}\n"
     yield f"Predicts `{model.schema.label}` ({', '.join(model.classes)}) from any combination of: " + ", ".join(
         f"{name} ({spec.kind})" for name, spec in model.preprocessor.inputs.items()
@@ -51,7 +51,7 @@ def _model(model: Predictor) -> Iterator[str]:
         f"parameters, seed {config.seed}, config {report['config_digest']}"
     )
     version = environment["packages"].get("remind-jax") or "of unknown version"
-    yield f"- Made with remind-jax {version}, jax {environment['packages']['jax']}"
+    yield f"- Made with remind-jax {version}, jax {environment['packages'].get('jax')}"
     if "weights" in report:
         yield f"- {page.weights_text(report['weights'])}"
     if model.prior_power:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import threading
@@ -20,12 +21,13 @@ from types import TracebackType
 from typing import Self
 
 from remind_jax.errors import UserError
-from remind_jax.runtime import files
+from remind_jax.runtime import files, records
 
 BEAT = 10.0  # seconds between two touches
 PATIENCE = 90.0  # seconds without one after which the holder counts as dead
 LOST = 75  # exit code of a process whose claim somebody else has taken, as it was not heard of: try again later
 _POLL = 0.5
+_NUMBER = re.compile("[1-9][0-9]{0,8}")
 
 
 class Claims:
@@ -134,7 +136,7 @@ class Claims:
     def _newest(self, name: str) -> int:
         """Returns the number of the newest claim, 0 while there is none."""
         numbers = (path.name.removeprefix(f"{name}.") for path in self._folder.glob(f"{name}.*"))
-        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+        return max((int(number) for number in numbers if _NUMBER.fullmatch(number)), default=0)
 
     def _alive(self, name: str, number: int) -> bool:
         """Tells whether the holder of a claim works on."""
@@ -143,17 +145,18 @@ class Claims:
 
     def _touched(self, name: str, number: int) -> float:
         # Opened, because network file systems ask their server for the time when a file is opened.
-        with open(self._file(name, number), "rb") as file:
+        with records.opened(self._file(name, number)) as file:
             return os.fstat(file.fileno()).st_mtime
 
     def _locked_here(self, name: str, number: int) -> bool | None:
         """Tells whether a process of this machine has a claim locked; None where only another machine could say so."""
-        with open(self._file(name, number), "r+b") as file:  # network file systems lock what can be written
+        file = self._file(name, number)
+        with records.opened(file, flags=os.O_RDWR) as file:  # network file systems lock what can be written
             try:
-                holder = json.loads(file.read())
+                holder = records.parse(file.read(records.MOST))
             except ValueError:  # not written yet, or never to be
                 return None
-            if not holder["machine"] or holder["machine"] != _machine():
+            if records.fault(holder, {"machine": str}) or not holder["machine"] or holder["machine"] != _machine():
                 return None
             return not files.try_lock(file.fileno())
 
