@@ -1,8 +1,9 @@
 """Files of others, read as data: regular, inside their folder, no larger than expected, and of a declared shape.
 
-A shape is `str`, `int`, `float` (which takes integers), `bool`, `None` or `object`, which is anything; a word or a whole
-number, which is itself; a `Number`; a tuple of alternatives; a list: of one shape for any number of entries, of several for just as
-many; or a dictionary of shapes by key, in which "key?" may be absent and `...` is the shape of all other keys.
+A shape is `str`, `int`, `float` (which takes integers), `bool`, `None` or `object`, which is anything; a word or a
+whole number, which is itself; a `Number`; a tuple of alternatives; a list: of one shape for any number of entries, of
+several for just as many; or a dictionary of shapes by key, in which "key?" may be absent and `...` is the shape of all
+other keys. `of_class` makes the shape of a dataclass.
 """
 
 import contextlib
@@ -12,6 +13,8 @@ import os
 import pathlib
 import re
 import stat
+import types
+import typing
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -154,6 +157,26 @@ def _check_tree(value: Any, left: int) -> None:
         value = list(value.values())
     for each in value if isinstance(value, list) else ():
         _check_tree(each, left - 1)
+
+
+def of_class(made: type) -> dict[str, Any]:
+    """Returns the shape that JSON of a dataclass has, by the types of its fields; those with defaults may be absent."""
+    hints = typing.get_type_hints(made)
+    # Both are the mark of what is missing where there is no default.
+    names = {each.name: "?" * (each.default is not each.default_factory) for each in dataclasses.fields(made)}
+    return {name + mark: _of_hint(hints[name]) for name, mark in names.items()}
+
+
+def _of_hint(hint: Any) -> Any:
+    arguments = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return tuple(map(_of_hint, arguments))
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return [_of_hint(each) for each in arguments if each is not ...]
+    if origin is not None:
+        return {}
+    return None if hint is types.NoneType else of_class(hint) if dataclasses.is_dataclass(hint) else hint
 
 
 def fault(value: Any, shape: Any, where: str = "") -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from remind_jax import cli, methods
 from remind_jax.config import complete
 from remind_jax.errors import UserError
-from remind_jax.runtime import claims, devices, files, jobs, processes, progress, records, signals
+from remind_jax.runtime import claims, devices, files, jobs, processes, progress, records, signals, texts
 from remind_jax.studies import page
 from remind_jax.studies.baselines import fit_and_evaluate, plain_config
 from remind_jax.studies.entries import Entry, Options
@@ -137,7 +137,7 @@ def _run_here(entry: Entry, bar: progress.Silent) -> str:
         reason = " ".join(str(error).split()) or type(error).__name__
         bar.say(f"failed: {entry.name}: {reason}")
         if not isinstance(error, UserError):
-            files.write_text(entry.log, traceback.format_exc())
+            files.write_text(entry.log, texts.visible(traceback.format_exc()))
         return reason
     bar.say(_summary(entry, kept=shown))
     return ""
