@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from remind_jax.config import keys, set_value
 from remind_jax.errors import UserError, did_you_mean, explain
+from remind_jax.runtime import texts
 
 XLA_LINES = "TF_CPP_MIN_LOG_LEVEL"  # a variable that XLA reads when it is loaded; 3 lets only fatal errors through
 BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
@@ -25,6 +26,7 @@ _KEYS = ("--config.", "--noconfig.")  # --noconfig.KEY is --config.KEY=false
 def run(command: Callable[[list[str]], None], usage: str | None) -> None:
     """Runs a command with the process's arguments and ends the process on a mistake."""
     os.environ.setdefault(XLA_LINES, "3")  # what fails is raised as well; the rest is for those who work on XLA
+    sys.stdout, sys.stderr = texts.Visible(sys.stdout), texts.Visible(sys.stderr)  # names of others are in messages
     try:
         _run(command, usage)
         sys.stdout.flush()

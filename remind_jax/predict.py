@@ -20,18 +20,13 @@ import numpy as np
 import polars as pl
 
 from remind_jax import cli
+from remind_jax.data import tables
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import BAD_FILES
 from remind_jax.errors import UserError
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor
-from remind_jax.runtime import devices, files, progress
-
-
-def write_table(table: pl.DataFrame, file: pathlib.Path) -> None:
-    """Writes a CSV or parquet file whole or not at all. Raises UserError when it cannot be written."""
-    with files.whole_file(file) as temporary:
-        table.write_csv(temporary) if file.suffix == ".csv" else table.write_parquet(temporary)
+from remind_jax.runtime import devices, progress, texts
 
 
 def _warn(predictor: Predictor, manifest: Manifest, table: pl.DataFrame) -> None:
@@ -67,7 +62,8 @@ def main(arguments: list[str]) -> None:
             parts.append(probabilities)
             bar.advance(sum(map(len, parts)))
     table = predictor.tabulate(manifest, np.concatenate(parts))
-    write_table(table, out)
+    if tables.write_table(table, out):
+        print(f"warning: {texts.TOLD}", file=sys.stderr)
     _warn(predictor, manifest, table)
     print(f"{table.height} rows, {table['combination'].n_unique()} combinations; written: {out}")
 

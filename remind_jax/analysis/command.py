@@ -16,7 +16,7 @@ from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.model import Params
-from remind_jax.runtime import files, progress
+from remind_jax.runtime import files, progress, texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,7 +162,7 @@ def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -
             return str(bool(value)).lower()
         if isinstance(value, float | np.floating):
             return f"{value:.7g}" if np.isfinite(value) else ""
-        return "" if value is None else value
+        return "" if value is None else texts.cell(value)
 
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)

@@ -12,6 +12,7 @@ import pyarrow.parquet
 from remind_jax.data.findings import FileRecord
 from remind_jax.data.inputs import safe_path
 from remind_jax.errors import UserError
+from remind_jax.runtime import records
 
 THREADS = 8  # that read or decode files; more would need memory for as many large images
 REMEDY = "replace the files, empty the cells or set data.bad_files to missing"
@@ -51,14 +52,17 @@ def load(root: pathlib.Path | None, cell: str, read: Callable[[pathlib.Path], An
         raise UserError(f"E007 a file of the manifest cannot be read any more ({reason}); check the folder") from None
 
 
-def read_parquet(path: pathlib.Path, most_rows: int | None = None) -> pl.DataFrame:
+def read_parquet(
+    path: pathlib.Path, most_rows: int | None = None, below: pathlib.Path = records.ANYWHERE
+) -> pl.DataFrame:
     """Reads a parquet file by Arrow's reader: on some damaged pages that of polars ends the process.
 
     Raises:
       ValueError: it cannot be read or claims more than `most_rows`; says so without what the file holds.
+      UserError: it is no regular file, or a link leads out of the folder that it is to lie `below`.
     """
     try:
-        with pa.parquet.ParquetFile(path) as file:
+        with records.opened(path, below) as stream, pa.parquet.ParquetFile(stream) as file:
             if most_rows is not None and file.metadata.num_rows > most_rows:
                 raise ValueError(f"it claims more than {most_rows:,} rows")
             names = file.schema_arrow.names  # those that are no UTF-8 raise here; polars would panic

@@ -22,9 +22,11 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.scan import scan_files
 from remind_jax.data.schema import RESERVED, Modality, Schema, mapping, shown, string
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.runtime import records
 
 BAD_FILES = ("refuse", "missing")
 SPLIT_ALIASES = {"val": "tuning", "test": "held_out"}
+_MAX_SCHEMA = 2**24  # bytes
 _MAX_ROWS = 20_000_000  # of a parquet file, whose size does not tell
 
 
@@ -34,10 +36,12 @@ def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
     Raises UserError: the file is not there, not YAML, or does not say what it must.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.safe_load(records.content(path, most=_MAX_SCHEMA).decode())
     except FileNotFoundError:
         hint = "a manifest folder needs one, which remind import writes"
         raise UserError(f"{path} does not exist: {hint}") from None
+    except UserError:
+        raise
     except Exception as error:  # what its tags cannot read ends in all kinds of errors
         place = getattr(error, "problem_mark", None)
         raise UserError(f"{path} is not YAML{f' (line {place.line + 1})' if place else ''}") from None
@@ -335,4 +339,5 @@ def _table_of(root: pathlib.Path) -> pathlib.Path:
     paths = [path for path in (root / "manifest.csv", root / "manifest.parquet") if path.is_file()]
     if len(paths) != 1:
         raise UserError(f"{root}: needs manifest.csv or manifest.parquet, and has {'both' if paths else 'neither'}")
-    return paths[0]
+    with records.opened(paths[0], root):  # refuses what is no regular file of this folder
+        return paths[0]

@@ -1,4 +1,4 @@
-"""Tables from files as people have them: text, parquet, Excel's workbooks, SAS's transport files."""
+"""Tables in files as people have them: text, parquet, and, to be read, Excel's workbooks, SAS's transport files."""
 
 import gzip
 import importlib
@@ -17,6 +17,7 @@ import polars as pl
 from remind_jax.data import delimited
 from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError, needs
+from remind_jax.runtime import files, texts
 
 _TEXT = "{} whose rows fit the header"
 FORMATS = {
@@ -75,6 +76,20 @@ def read_table(
     if double:
         raise UserError(f"{path} has two columns named {double[0]!r}")
     return table
+
+
+def write_table(table: pl.DataFrame, file: pathlib.Path) -> bool:
+    """Writes a CSV or parquet file whole or not at all; returns whether texts of CSV are as `texts.TOLD` says.
+
+    Raises UserError: it cannot be written.
+    """
+    given, text = table, pl.col(pl.String)
+    if file.suffix == ".csv":
+        is_formula = text.str.contains(texts.FORMULA) & ~text.str.contains(texts.NUMBER)
+        table = table.with_columns(pl.when(is_formula).then("'" + text).otherwise(text)).rename(texts.cell)
+    with files.whole_file(file) as temporary:
+        table.write_csv(temporary) if file.suffix == ".csv" else table.write_parquet(temporary)
+    return table.columns != given.columns or not table.equals(given)
 
 
 def _read_text(path: pathlib.Path, form: str, say: Callable[[str], None]) -> pl.DataFrame:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from remind_jax.runtime import texts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -252,4 +254,4 @@ def inline(svg: str) -> str:
     svg = re.sub(r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
     for placeholder, variable in VARIABLES.items():
         svg = svg.replace(placeholder, f"var({variable})")
-    return svg
+    return texts.visible(svg)

@@ -10,6 +10,7 @@ import numpy as np
 from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures, metrics
 from remind_jax.evaluation.names import short_names
+from remind_jax.runtime import texts
 
 if TYPE_CHECKING:
     import jinja2
@@ -45,6 +46,7 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
 
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     made = jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]), **options)
+    made.finalize = lambda value: texts.visible(value) if type(value) is str else value
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
     made.filters.update(airy=_airy, breakable=_breakable, heading=_heading)
     return made

@@ -169,7 +169,7 @@ def _float_column(cells, where, odd, unit):
 
 
 def _odd_numbers(cells, limits, unit):
-    """Returns cells as floats, NaN where they are none; `limits` takes 200 for >200 and 7.5 for 5-10, `unit` may follow.
+    """Returns cells as floats, NaN where they are none; `limits` takes 200 for >200, 7.5 for 5-10; `unit` may follow.
 
     Whether commas are decimal marks or stand between thousands is what the other cells of these rows show.
     """
@@ -196,7 +196,7 @@ def _emptied(cells, words):
     numbers = {_number(word) for word in words} - {None}
 
     def means_missing(cell):
-        return isinstance(cell, str) and _OUTER.sub("", cell) in words or _number(cell) in numbers
+        return (isinstance(cell, str) and _OUTER.sub("", cell) in words) or _number(cell) in numbers
 
     return [None if words and means_missing(cell) else cell for cell in cells]
 

@@ -4,7 +4,6 @@ An encoder's `checkpoint_layout` says which tensors of a checkpoint make up its 
 """
 
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.errors import UserError
+from remind_jax.runtime import records
 
 _SHOWN = 3
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".tar")
@@ -219,13 +219,8 @@ def _check_config(source: str, path: pathlib.Path, model_types: Sequence[str], c
 
 
 def _json(source: str, path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: cannot read {path.name}: {_first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: {path.name} holds no JSON object")
-    return content
+    # The hub's cache is made of links.
+    return records.read(path, {}, f"{source} cannot be used without", below=records.ANYWHERE)
 
 
 def _first_line(error: Exception) -> str:

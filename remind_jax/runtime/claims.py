@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from remind_jax.errors import UserError
-from remind_jax.runtime import files
+from remind_jax.runtime import files, records
 
 BEAT = 10.0  # seconds between two touches
 PATIENCE = 90.0  # seconds without one after which the holder counts as dead
@@ -149,17 +149,18 @@ class Claims:
 
     def _touched(self, name: str, number: int) -> float:
         # Opened, because network file systems ask their server for the time when a file is opened.
-        with open(self._file(name, number), "rb") as file:
+        with records.opened(self._file(name, number)) as file:
             return os.fstat(file.fileno()).st_mtime
 
     def _locked_here(self, name: str, number: int) -> bool | None:
         """Tells whether a process of this machine has a claim locked; None where only another machine could say so."""
-        with open(self._file(name, number), "r+b") as file:  # network file systems lock what can be written
+        file = self._file(name, number)
+        with records.opened(file, flags=os.O_RDWR) as file:  # network file systems lock what can be written
             try:
-                holder = json.loads(file.read())
+                holder = records.parse(file.read(records.MOST))
             except ValueError:  # not written yet, or never to be
                 return None
-            if not holder["machine"] or holder["machine"] != _machine():
+            if records.fault(holder, {"machine": str}) or not holder["machine"] or holder["machine"] != _machine():
                 return None
             return not files.try_lock(file.fileno())
 

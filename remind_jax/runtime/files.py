@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, the lock that processes wait for, and digests of folders."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -145,9 +146,14 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
 
 
 def sums(folder: pathlib.Path, leave_out: Container[str] = ()) -> str:
-    """Lists sha256, two spaces and path of each file below a folder, sorted by path, but for `SUMS` and `leave_out`."""
+    """Lists sha256, two spaces and path of each file below a folder, sorted by path, but for `SUMS` and `leave_out`.
+
+    Raises OSError: something below it is no regular file, or cannot be read.
+    """
     lines = []
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
+        if path.is_symlink() or not path.is_file():
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
         name = path.relative_to(folder).as_posix()
         if name != SUMS and name not in leave_out:
             with path.open("rb") as file:
@@ -169,6 +175,10 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+ENVIRONMENT = {"packages": {...: (str, None)}}
+"""The shape of environment.json, as far as it is read."""
 
 
 def environment() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The runs of a sweep: methods times seeds, each with its config and its folder, and the options that choose them."""
 
 import argparse
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 from remind_jax import cli, methods
 from remind_jax.config import set_value
 from remind_jax.errors import UserError
-from remind_jax.studies.comparison import RESAMPLES, Outcome
+from remind_jax.evaluation import finished
+from remind_jax.studies.comparison import RESAMPLES, Outcome, outcome
 
 _STRINGS = {"methods": "all", "seeds": "0,1,42", "baseline": "", "table": ""}
 OPTIONS = (*(f"--{name}" for name in _STRINGS), "--share", "--jobs", "--resamples")  # of `add_options`
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether the run has its report."""
-        return (self.folder / "report.json").exists()
+        return finished.is_there(self.folder)
 
     @property
     def log(self) -> pathlib.Path:
@@ -42,13 +42,11 @@ class Entry(NamedTuple):
 
     def report(self) -> dict[str, Any]:
         """Reads the report of a finished run."""
-        return json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+        return finished.read_report(self.folder)
 
     def outcome(self) -> Outcome:
         """Reads what a finished run has left for comparisons."""
-        import polars as pl
-
-        return Outcome(self.method, self.seed, self.report(), pl.read_parquet(self.folder / "predictions.parquet"))
+        return outcome(self.method, self.seed, self.folder)
 
 
 class Options(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 from remind_jax import cli, methods
 from remind_jax.config import complete
 from remind_jax.errors import UserError
-from remind_jax.runtime import claims, devices, files, jobs, processes, progress, signals
+from remind_jax.runtime import claims, devices, files, jobs, processes, progress, records, signals, texts
 from remind_jax.studies import page
 from remind_jax.studies.baselines import fit_and_evaluate, plain_config
 from remind_jax.studies.entries import Entry, Options
@@ -137,7 +137,7 @@ def _run_here(entry: Entry, bar: progress.Silent) -> str:
         reason = " ".join(str(error).split()) or type(error).__name__
         bar.say(f"failed: {entry.name}: {reason}")
         if not isinstance(error, UserError):
-            files.write_text(entry.log, traceback.format_exc())
+            files.write_text(entry.log, texts.visible(traceback.format_exc()))
         return reason
     bar.say(_summary(entry, kept=shown))
     return ""
@@ -192,8 +192,8 @@ def _same_settings(entry: Entry) -> bool:
     settings = entry.config.to_dict()
     if entry.config.method in methods.PLAIN:
         settings = plain_config(entry.config)
-    there = (entry.folder / "config.json").read_text(encoding="utf-8")
-    return not changed_keys(json.loads(there), json.loads(json.dumps(settings)))
+    there = records.read(entry.folder / "config.json", {}, "remove the folder")
+    return not changed_keys(there, json.loads(json.dumps(settings)))
 
 
 def _run_shared(sweep: _Sweep) -> None:
@@ -238,7 +238,7 @@ def _failure(entry: Entry, begin: float) -> str:
     file = _beside_claim(entry, "failed")
     if not file.exists() or file.stat().st_mtime < begin:
         return ""
-    return json.loads(file.read_text(encoding="utf-8"))
+    return records.read(file, str, "remove it")
 
 
 @contextlib.contextmanager
@@ -254,8 +254,8 @@ def _noted(entry: Entry, start: float) -> Iterator[None]:
 
 def _spans(entry: Entry) -> list[tuple[float, float]]:
     """Reads from when to when a run was run, by all processes."""
-    file = _beside_claim(entry, "spans")
-    return [tuple(span) for span in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+    found = records.read(_beside_claim(entry, "spans"), [[float, float]], "remove it", default=[])
+    return [tuple(span) for span in found]
 
 
 def _beside_claim(entry: Entry, kind: str) -> pathlib.Path:

@@ -24,7 +24,7 @@ from remind_jax.inference import model_files, model_folder, new_rows
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
 from remind_jax.models.model import Params
-from remind_jax.runtime import files, progress
+from remind_jax.runtime import files, progress, records
 from remind_jax.runtime.devices import choose_devices, host_copy
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
@@ -291,6 +291,17 @@ def _facts(
         "chosen_step": found["step"],
         **figures,
     }
+
+
+_FIGURES = {"n": records.COUNT, **dict.fromkeys(("accuracy", "macro_f1", "auroc"), (records.SHARE, None))}
+FACTS = {
+    ADAPTED: {
+        **dict.fromkeys(("steps", "trained_parameters", "chosen_step"), records.COUNT),
+        "lr": float,
+        "after": dict.fromkeys(("new", "known"), _FIGURES),
+    }
+}
+"""The shape of what a report says of an adaptation, as far as it is read again."""
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:

@@ -10,13 +10,15 @@ import polars as pl
 from remind_jax.config import RETIRED, leaves
 from remind_jax.data.findings import listed
 from remind_jax.errors import UserError
-from remind_jax.evaluation import page
+from remind_jax.evaluation import finished, page
 from remind_jax.evaluation import report as reports
-from remind_jax.runtime import files
+from remind_jax.runtime import files, records
 from remind_jax.training.trackers import Trackers
 from remind_jax.training.trackers.tracker import Run, numbers
 
 _FREE = {"train.track", *RETIRED}  # keys that may change in a folder: they say what is written, not what is computed
+_RECORD = {"step": records.COUNT, "stage": str, ...: (float, str, None)}
+_MOST_RECORDS = 2**32  # bytes
 _PARTS = ("overall", "head_mean", "tail_mean", "head_pooled", "tail_pooled", "worst_group")  # of a report
 
 
@@ -48,10 +50,7 @@ class RunFolder:
         if not file.exists():
             self._write_json("config.json", self.config)
             return
-        try:
-            there = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON: choose another workdir") from error
+        there = records.read(file, {}, "choose another workdir")
         changed = changed_keys(there, self.config)
         if changed and not self._started():
             self._write_json("config.json", self.config)
@@ -79,12 +78,31 @@ class RunFolder:
         """Reads all records of metrics.jsonl."""
         if not self.writes:
             return []
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        return [record for _, record in self._records()]
+
+    def _records(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """Reads lines of metrics.jsonl and what they say, but for a last one that a kill has cut.
+
+        Raises UserError: a line is no record.
+        """
+        file, found = self.path / "metrics.jsonl", []
+        *lines, last = records.content(file, most=_MOST_RECORDS).split(b"\n")
+        for number, line in enumerate([*lines, *([last] if last else [])], 1):
+            try:
+                record = records.parse(line, finite=False)
+                why = records.fault(record, _RECORD)
+            except ValueError as error:
+                if number > len(lines):
+                    break
+                why = str(error)
+            if why:
+                raise UserError(f"line {number} of {file} is no record ({why}): delete it")
+            found.append((line, record))
+        return found
 
     def report(self) -> dict[str, Any] | None:
-        """Reads the report of a finished run, None while there is none."""
-        file = self.path / "report.json"
-        return json.loads(file.read_text(encoding="utf-8")) if self.writes and file.exists() else None
+        """Reads the report of a finished run, None while there is none, or one that a power cut has cut."""
+        return finished.read_report(self.path) if self.writes and finished.is_there(self.path) else None
 
     def finish(self, report: Mapping[str, Any], predictions: pl.DataFrame) -> None:
         """Writes predictions, page and, last, report.json: a run counts as finished once it is there."""
@@ -108,16 +126,9 @@ class RunFolder:
         """Forgets the records after `step`, which a resumed run writes again, and a last line cut by a kill."""
         if not self.writes:
             return
-        kept = []
-        for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if record["step"] <= step:
-                kept.append(line)
+        kept = [line + b"\n" for line, record in self._records() if record["step"] <= step]
         self._metrics.close()
-        files.write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+        files.write_bytes(self.path / "metrics.jsonl", b"".join(kept))
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._trackers.restart(self.history())
 

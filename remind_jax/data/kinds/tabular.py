@@ -143,11 +143,19 @@ class FittedTable(FittedKind):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "FittedTable":
-        fields = tuples_of(content)
+        fields = cls.fields_of(content)
         fields["categories"] = tuple(map(tuple, fields["categories"]))
         for name in _ENCODINGS.keys() & fields:
             fields[name] = tuple(_ENCODINGS[name](**tuples_of(entry)) for entry in fields[name])
-        return cls(**fields)
+        found = cls(**fields)
+        wide, words = len(found.columns), len(found.categorical)
+        fits = {len(found.median), len(found.mean), len(found.std), len(found.extras or found.median)} == {wide}
+        fits &= len(found.categories) == words and len(found.quantiles) in (0, wide)
+        for places, most in ((found.numeric_holes, wide), (found.categorical_holes, words)):
+            fits &= all(0 <= place < most for place in places)
+        if not fits:
+            raise ValueError("columns")
+        return found
 
 
 class Tabular(Kind):
