@@ -29,8 +29,8 @@ from remind_jax.runtime import devices, files, progress
 
 
 def write_table(table: pl.DataFrame, file: pathlib.Path) -> None:
-    """Writes a CSV or parquet file whole or not at all. Raises UserError when it cannot be written."""
-    with files.whole_file(file) as temporary:
+    """Writes a CSV or parquet file whole or not at all, for its owner alone; UserError: it cannot be written."""
+    with files.whole_file(file, private=True) as temporary:
         table.write_csv(temporary) if file.suffix == ".csv" else table.write_parquet(temporary)
 
 
