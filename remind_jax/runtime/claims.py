@@ -167,7 +167,7 @@ class Claims:
 
     def _locked_here(self, name: str, number: int) -> bool | None:
         """Tells whether a process of this machine has a claim locked; None where only another machine could say so."""
-        with open(self._file(name, number), "r+b") as file:  # network file systems lock what can be written
+        with os.fdopen(files.open_here(self._file(name, number)), "rb") as file:  # some lock only what can be written
             try:
                 holder = json.loads(file.read())
             except ValueError:  # not written yet, or never to be
