@@ -29,12 +29,19 @@ def run(command: Callable[[list[str]], None], usage: str | None) -> None:
     sys.stdout, sys.stderr = texts.Visible(sys.stdout), texts.Visible(sys.stderr)  # names of others are in messages
     try:
         _run(command, usage)
-        sys.stdout.flush()
     except BrokenPipeError:
         if not _nobody_reads():
             raise
+        _end(BROKEN_PIPE)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process with an exit code, whether or not what it has printed finds its way out."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
-        sys.exit(BROKEN_PIPE)
+    sys.exit(code)
 
 
 def _nobody_reads() -> bool:
@@ -50,8 +57,11 @@ def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
         return
     try:
         command(sys.argv[1:])
-    except (UserError, KeyboardInterrupt) as error:
-        sys.exit(explain(error))
+        sys.stdout.flush()
+    except BaseException as error:
+        if (code := explain(error)) is None:
+            raise
+        _end(code)
 
 
 class Parser(argparse.ArgumentParser):

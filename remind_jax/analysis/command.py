@@ -155,7 +155,7 @@ def panels(runs: Sequence[Run], rows: Sequence[Sequence[Row]]) -> dict[str, list
 
 
 def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Writes a table whole or not at all; None and numbers that are not finite are empty cells."""
+    """Writes a table whole or not at all, for its owner alone: rows may be patients'. What is not finite is empty."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, bool | np.bool_):
@@ -168,7 +168,7 @@ def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows({key: cell(row[key]) for key in columns} for row in rows)
-    files.write_text(file, text.getvalue())
+    files.write_text(file, text.getvalue(), private=True)
 
 
 def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail: Sequence[bool]) -> None:

@@ -15,7 +15,7 @@ from remind_jax.inference import model_files, model_folder
 from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
 from remind_jax.models.network import initial_params
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 from remind_jax.training.checkpoint import Checkpoints
 from remind_jax.training.stages import Stage, plan_stages
 
@@ -52,10 +52,9 @@ class Run:
 def output_folder(path: pathlib.Path) -> pathlib.Path:
     """Returns the folder under a run that analyses write to, made where it is missing; if it cannot be, a UserError."""
     folder = path / "analysis"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    files.refuse_links(folder)
+    with files.writing(folder):
+        files.make_folder(folder, private=True)
     return folder
 
 

@@ -67,7 +67,7 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
     folder = cache_dir / f"{manifest.digest[:16]}-{_VERSION}"
     if not folder.exists():
         with _disk_errors(cache_dir, manifest.root):
-            cache_dir.mkdir(parents=True, exist_ok=True)
+            files.make_folder(cache_dir, private=True)
             with files.lock(cache_dir / f"{folder.name}.lock", busy=_waiting(bar)) as lock:
                 if lock.held:
                     files.remove_unfinished(folder)
@@ -122,7 +122,7 @@ def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, bar: progress.
             bar.count(stop, rows)
         writer.close_all()
         described = [dataclasses.asdict(column) for column in columns]
-        (temporary / "columns.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+        files.write_text(temporary / "columns.json", json.dumps(described, indent=1))
 
 
 def _writer(folder: pathlib.Path, columns: tuple[Column, ...], shard_rows: int) -> Any:

@@ -79,7 +79,7 @@ def read_table(
 
 
 def write_table(table: pl.DataFrame, file: pathlib.Path) -> bool:
-    """Writes a CSV or parquet file whole or not at all; returns whether texts of CSV are as `texts.TOLD` says.
+    """Writes a CSV or parquet file whole or not at all, for its owner alone; returns whether texts of CSV are as `texts.TOLD` says.
 
     Raises UserError: it cannot be written.
     """
@@ -87,7 +87,7 @@ def write_table(table: pl.DataFrame, file: pathlib.Path) -> bool:
     if file.suffix == ".csv":
         is_formula = text.str.contains(texts.FORMULA) & ~text.str.contains(texts.NUMBER)
         table = table.with_columns(pl.when(is_formula).then("'" + text).otherwise(text)).rename(texts.cell)
-    with files.whole_file(file) as temporary:
+    with files.whole_file(file, private=True) as temporary:
         table.write_csv(temporary) if file.suffix == ".csv" else table.write_parquet(temporary)
     return table.columns != given.columns or not table.equals(given)
 

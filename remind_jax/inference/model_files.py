@@ -78,9 +78,7 @@ def write(model: Any, folder: pathlib.Path, more: Mapping[str, bytes] = {}) -> N
 
     Raises UserError: the folder cannot be written.
     """
-    with files.writing(folder), files.whole_folder(folder, replace=True) as temporary:
-        for name, content in (contents(model) | dict(more)).items():
-            (temporary / name).write_bytes(content)
+    files.write_folder(folder, contents(model) | dict(more), replace=True)
 
 
 def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:

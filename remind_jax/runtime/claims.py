@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import threading
@@ -37,8 +38,9 @@ class Claims:
         self._held: dict[str, tuple[pathlib.Path, int]] = {}  # file and its descriptor, by name
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._clock = folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+        files.refuse_links(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
             self.now()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -57,8 +59,12 @@ class Claims:
 
     def now(self) -> float:
         """Returns the time of the folder's server in seconds, by which the times of its files are."""
-        self._clock.touch()
-        return self._clock.stat().st_mtime
+        descriptor = files.open_here(self._clock)
+        try:
+            os.utime(descriptor)
+            return os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def taken(self, name: str) -> Iterator[bool]:
@@ -79,15 +85,19 @@ class Claims:
     def _make(self, name: str, number: int) -> bool:
         file = self._file(name, number)
         try:
-            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            descriptor = files.open_here(file, os.O_EXCL)
         except FileExistsError:
             return False
+        with self._lock:
+            self._held[name] = file, descriptor
         locked = files.try_lock(descriptor)
         # Written after it was locked: whoever reads which machine it is may ask for the lock.
         holder = {"machine": _machine() if locked else "", "host": socket.gethostname(), "process": os.getpid()}
-        os.write(descriptor, json.dumps(holder).encode())
-        with self._lock:
-            self._held[name] = file, descriptor
+        try:
+            os.write(descriptor, json.dumps(holder).encode())
+        except OSError:
+            self._release(name)
+            raise
         return True
 
     def _release(self, name: str) -> None:
@@ -128,6 +138,14 @@ class Claims:
                 time.sleep(min(_POLL, self._beat))
         return False
 
+    def holder(self, name: str) -> str:
+        """Tells which process holds a claim, or has held it last, as far as its file says so."""
+        try:
+            found = records.parse(records.content(self._file(name, self._newest(name))))
+            return f"process {int(found['process'])} on {re.sub(r'[^A-Za-z0-9_.-]', '?', str(found['host']))}"
+        except (OSError, UserError, ValueError, TypeError, LookupError):
+            return "another process"
+
     def _file(self, name: str, number: int) -> pathlib.Path:
         return self._folder / f"{name}.{number}"
 
@@ -145,7 +163,8 @@ class Claims:
     def _alive(self, name: str, number: int) -> bool:
         """Tells whether the holder of a claim works on."""
         locked = self._locked_here(name, number)
-        return self.now() - self._touched(name, number) < self._patience if locked is None else locked
+        # A time to come is no time of this disk: the file came with the folder from elsewhere.
+        return abs(self.now() - self._touched(name, number)) < self._patience if locked is None else locked
 
     def _touched(self, name: str, number: int) -> float:
         # Opened, because network file systems ask their server for the time when a file is opened.
@@ -163,6 +182,22 @@ class Claims:
             if records.fault(holder, {"machine": str}) or not holder["machine"] or holder["machine"] != _machine():
                 return None
             return not files.try_lock(file.fileno())
+
+
+@contextlib.contextmanager
+def owned(path: pathlib.Path, claim: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE) -> Iterator[None]:
+    """Holds a path for this process alone, by a claim on the same disk, and lets go of it at the end.
+
+    A holder that was killed on this machine holds nothing more. One of another machine that is silent is waited for, up
+    to `patience` seconds. Raises UserError: another process holds the path; the message names it.
+    """
+    with Claims(claim.parent, beat, patience) as held, contextlib.ExitStack() as stack:
+        with files.writing(claim.parent):
+            while not stack.enter_context(held.taken(claim.name)):
+                if not held.wait_for_news([claim.name]):
+                    holder = held.holder(claim.name)
+                    raise UserError(f"{path} is in use by {holder}: wait until it has ended, or choose another folder")
+        yield
 
 
 def _machine() -> str:

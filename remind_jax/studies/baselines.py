@@ -9,7 +9,6 @@ bags of tokens; embeddings averaged over their tokens; images and volumes shrunk
 on the train rows.
 """
 
-import contextlib
 import itertools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictor import Predicted, tuning_metrics
 from remind_jax.runtime import progress
+from remind_jax.training import run_folder
 from remind_jax.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def fit_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -
     or the folder cannot be used.
     """
     validate(config)
-    with contextlib.closing(RunFolder(workdir, plain_config(config), config.train.track)) as folder:
+    with run_folder.opened(workdir, plain_config(config), config.train.track) as folder:
         return _run(config, folder, verbose)
 
 

@@ -37,15 +37,13 @@ def tabulate(
     """Writes tables and page into a folder, arguments as for `results.collect`; UserError: it cannot be written."""
     with progress.make(len(outcomes), "bootstrap") as bar:
         found = collect(outcomes, methods, baselines, resamples=resamples, failures=failures, count=bar.count)
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write(found, folder)
     print(tables.markdown(found, MOST_PRINTED))
     print(f"Tables: {folder / 'index.html'}")
 
 
 def write(results: Results, folder: pathlib.Path) -> None:
-    """Writes tables as CSV, Markdown and LaTeX and the page, each whole or not at all."""
+    """Writes tables as CSV, Markdown and LaTeX and the page, all of them or none."""
     contents = {
         "runs.csv": tables.runs_csv(results),
         "groups.csv": tables.groups_csv(results),
@@ -55,8 +53,9 @@ def write(results: Results, folder: pathlib.Path) -> None:
         "table.tex": tables.latex(results),
         "index.html": render(results),
     }
-    for name, text in contents.items():
-        files.write_text(folder / name, text)
+    with files.whole_files(folder) as temporary:
+        for name, text in contents.items():
+            (temporary / name).write_bytes(text.encode("utf-8"))
 
 
 def render(results: Results) -> str:

@@ -33,12 +33,14 @@ def run(entries: Sequence[Entry], workdir: pathlib.Path, options: Options, comma
     what no other one runs, and the last one writes the tables. The record shows `command`, the arguments of the command
     line. Raises UserError: runs failed, or another sweep works in the folder.
     """
+    for entry in entries:
+        files.refuse_links(entry.folder)
     with jobs.hold(workdir, shared=options.share) as descriptor, signals.Signals():
         sweep = _Sweep(entries, workdir, options, command)
         if options.share:
             _run_shared(sweep)
             return
-        record, shared = sweep.record(), _shared_programs(workdir / "compiled", here=options.jobs == 1)
+        record, shared = sweep.record(), _shared_programs(here=options.jobs == 1)
         with progress.make(len(entries), "runs") as bar, shared:
             if options.jobs == 1:
                 failed = _run_in_turn(entries, bar, record)
@@ -98,15 +100,16 @@ class _Sweep:
 
 
 @contextlib.contextmanager
-def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
-    """Lets runs compile once, in this process (`here`) or others, unless the user keeps programs elsewhere."""
-    import jax
+def _shared_programs(here: bool) -> Iterator[None]:
+    """Lets runs compile once, in this process (`here`) or others, unless the user keeps programs elsewhere.
 
-    if jax.config.jax_compilation_cache_dir:  # which JAX takes from the environment, too
+    Programs lie in the user's own folder and not in the sweep's, where others might put some.
+    """
+    if (folder := devices.users_programs()) is None:
         yield
         return
     before = os.environ.copy()
-    os.environ |= dict(zip(_CACHE, (str(folder.resolve()), str(devices.WORTH_KEEPING)), strict=True))
+    os.environ |= dict(zip(_CACHE, (str(folder), str(devices.WORTH_KEEPING)), strict=True))
     try:
         with devices.kept_programs(folder if here else None):
             yield

@@ -24,7 +24,7 @@ from remind_jax.inference import model_files, model_folder, new_rows
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
 from remind_jax.models.model import Params
-from remind_jax.runtime import files, progress, records
+from remind_jax.runtime import claims, files, progress, records
 from remind_jax.runtime.devices import choose_devices, host_copy
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
@@ -218,14 +218,16 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
     experts = adapter.experts(choice.experts)
     trained = trained_rows(adapter.model.params, choice, adapter.new, experts, run.config.fusion.group_routers)
     config = run.config.to_dict() | {ADAPTED: {"run": str(run.path), **choice._asdict()}}
-    unfinished = files.whole_folder(out)
-    with files.writing(out), unfinished as temporary, contextlib.closing(RunFolder(temporary, config)) as folder:
+    unfinished = files.whole_folder(out, private=True)
+    owned = claims.owned(out, out.parent / ".owner" / out.name)
+    with owned, files.writing(out), unfinished as temporary, contextlib.closing(RunFolder(temporary, config)) as folder:
         params, step = adapter.fit(choice, trained, folder, bar)
         found = {"trained": trained, "experts": experts, "step": step}
         report = _report(adapter, choice, params, found, bar)
         adapted = dataclasses.replace(adapter.model, config=ml_collections.ConfigDict(config), params=params)
         model_files.write(adapted, temporary / model_folder.FOLDER)
-        report.pop("table").write_parquet(temporary / "predictions.parquet")
+        with files.whole_file(temporary / "predictions.parquet", private=True) as file:
+            report.pop("table").write_parquet(file)
         reports.write_json(temporary / "report.json", report)
     return report
 

@@ -12,7 +12,6 @@ import logging
 import os
 import pathlib
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +58,7 @@ class Checkpoints:
             raise UserError(f"cannot open checkpoints {folder}: {error.strerror or error}") from None
 
     def _open(self) -> ocp.CheckpointManager:
+        files.refuse_links(self.folder, below=True)
         several = {}
         if jax.process_count() > 1:  # of which this one alone has checkpoints: orbax must not wait for the others
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class Checkpoints:
                 return step
             aside = self.folder / f"damaged-{step}"
             self._say(f"the checkpoint of step {step} is damaged ({fault}); set aside as {aside.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            files.remove(aside)
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / str(step)).rename(aside)
             self._manager.reload()

@@ -171,7 +171,7 @@ def _kind(config: Any, needed: int, say: Say) -> str:
     if config.data.cache == datasets.UNPREPARED:
         return "off"
     cache = _cache(config)
-    cache.mkdir(parents=True, exist_ok=True)
+    files.make_folder(cache, private=True)
     if needed <= shutil.disk_usage(cache).free:
         return "disk"
     say(f"no space in {cache} for {needed / 2**30:.1f} GiB of features: encoders run at every step")
@@ -275,7 +275,8 @@ def _from_disk(
 ) -> dict[str, np.ndarray]:
     """Maps the files of a folder into memory; of several processes that want them the first makes them."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder.parent, private=True)
+        files.refuse_links(folder.parent)
         with files.lock(folder.parent / f"{folder.name}.lock") as lock:
             if lock.held:
                 files.remove_unfinished(folder)
@@ -300,12 +301,13 @@ def _write(folder: pathlib.Path, layout: Mapping[str, _Layout], pieces: Pieces) 
             # Numpy's files know no bfloat16: its bits are stored.
             kind = np.uint16 if one.dtype == DTYPES["bfloat16"] else one.dtype
             shape = (one.rows, *one.shape)
-            mapped = np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-            arrays[name] = mapped.view(one.dtype)
+            file = temporary / f"{name}.npy"
+            arrays[name] = np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape).view(one.dtype)
+            files.reserve(file)
         _fill(arrays, pieces)
         for array in arrays.values():
             array.flush()
-        (temporary / files.SUMS).write_text(files.sums(temporary), encoding="utf-8")
+        files.write_text(temporary / files.SUMS, files.sums(temporary))
 
 
 def _is_whole(folder: pathlib.Path, say: Say) -> bool:

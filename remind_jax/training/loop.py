@@ -279,6 +279,7 @@ class Trainer:
     def _save(self, checkpoints: Checkpoints | None, step: int, at: Position) -> None:
         if checkpoints is not None:
             record = {"cursor": dataclasses.asdict(at.cursor), "sampler": self.sampler.record()}
+            self.folder.sync()
             checkpoints.save(step, {"state": at.state, "best": at.best}, record)
 
     @contextlib.contextmanager

@@ -25,7 +25,7 @@ from remind_jax.models.model import Params
 from remind_jax.models.network import Network, check_fusion, initial_params
 from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
-from remind_jax.training import frozen_features
+from remind_jax.training import frozen_features, run_folder
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
@@ -89,14 +89,16 @@ def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
     if workdir is None and config.train.track:
         raise UserError(f"train.track={config.train.track} writes below the folder of a run: give workdir=DIR")
 
-    def open_it() -> None:
-        settings = config.to_dict()
-        found = InMemory(settings) if workdir is None else RunFolder(workdir, settings, config.train.track)
-        own.append(found)
+    with contextlib.ExitStack() as stack:
 
-    processes.run_on_first(open_it)
-    folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
-    with contextlib.closing(folder), programs:
+        def open_it() -> None:
+            settings = config.to_dict()
+            found = InMemory(settings) if workdir is None else run_folder.opened(workdir, settings, config.train.track)
+            own.append(found if workdir is None else stack.enter_context(found))
+
+        processes.run_on_first(open_it)
+        folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
+        stack.enter_context(programs)
         yield folder
 
 

@@ -1,8 +1,9 @@
 """The run folder: config, environment, metrics and, at the end, report and predictions."""
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
@@ -12,7 +13,7 @@ from remind_jax.data.findings import listed
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished, page
 from remind_jax.evaluation import report as reports
-from remind_jax.runtime import files, records
+from remind_jax.runtime import claims, files, records
 from remind_jax.training.trackers import Trackers
 from remind_jax.training.trackers.tracker import Run, numbers
 
@@ -38,12 +39,12 @@ class RunFolder:
         if not writes:
             return
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            files.make_folder(path, private=True)
             self._check_config()
             self._write_json("environment.json", files.environment())
-            self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 open for the whole run
+            self._metrics = files.Lines(path / "metrics.jsonl")
         except OSError as error:
-            raise UserError(f"cannot write to workdir {path}: {error.strerror or error}") from error
+            raise _unwritable(path, error) from error
 
     def _check_config(self) -> None:
         file = self.path / "config.json"
@@ -70,9 +71,13 @@ class RunFolder:
         """Appends one record to metrics.jsonl, and tells the trackers."""
         if not self.writes:
             return
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
+        self._metrics.add(json.dumps(record))
         self._trackers.add(record)
+
+    def sync(self) -> None:
+        """Waits until all records are on the disk, as they must be before a checkpoint that comes after them."""
+        if self.writes:
+            self._metrics.sync()
 
     def history(self) -> list[dict[str, Any]]:
         """Reads all records of metrics.jsonl."""
@@ -106,7 +111,7 @@ class RunFolder:
 
     def finish(self, report: Mapping[str, Any], predictions: pl.DataFrame) -> None:
         """Writes predictions, page and, last, report.json: a run counts as finished once it is there."""
-        with files.whole_file(self.path / "predictions.parquet") as temporary:
+        with files.whole_file(self.path / "predictions.parquet", private=True) as temporary:
             predictions.write_parquet(temporary)
         reports.write_html(self.path / "report.html", report, self.history())
         self._trackers.finish(_figures(report))
@@ -127,9 +132,9 @@ class RunFolder:
         if not self.writes:
             return
         kept = [line + b"\n" for line, record in self._records() if record["step"] <= step]
-        self._metrics.close()
         files.write_bytes(self.path / "metrics.jsonl", b"".join(kept))
-        self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._metrics.close()
+        self._metrics = files.Lines(self.path / "metrics.jsonl")
         self._trackers.restart(self.history())
 
     def close(self) -> None:
@@ -137,6 +142,25 @@ class RunFolder:
         if self.writes:
             self._metrics.close()
         self._trackers.close()
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path, config: Mapping[str, Any], track: str = "") -> Iterator[RunFolder]:
+    """Opens the folder of a run, see `RunFolder`, which no other process may have open; closes it at the end.
+
+    Raises UserError: as `RunFolder` does, or another process works in the folder.
+    """
+    try:
+        files.make_folder(path, private=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with claims.owned(path, path / ".owner" / "run"), contextlib.closing(RunFolder(path, config, track)) as folder:
+        files.remove_unfinished(path / "*")
+        yield folder
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to workdir {path}: {error.strerror or error}")
 
 
 class InMemory(RunFolder):
@@ -148,6 +172,9 @@ class InMemory(RunFolder):
 
     def log(self, record: Mapping[str, Any]) -> None:
         self._records.append(dict(record))
+
+    def sync(self) -> None:
+        """Has no disk to wait for."""
 
     def history(self) -> list[dict[str, Any]]:
         return list(self._records)

@@ -59,8 +59,8 @@ def _meds(options: argparse.Namespace, name: str, prefix: str) -> table.Imported
 
 
 def _flex_moe(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
-    del prefix  # it writes its files into the folder
-    return flex_moe.from_flex_moe(options.source, None if options.show else options.out, name=name)
+    del prefix  # its scans become files of the folder
+    return flex_moe.from_flex_moe(options.source, name=name)
 
 
 FORMS: dict[str, Callable[[argparse.Namespace, str, str], table.Imported]] = {

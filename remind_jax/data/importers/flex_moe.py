@@ -1,7 +1,9 @@
 """Flex-MoE's folder of ADNI."""
 
+import functools
 import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -13,15 +15,14 @@ from remind_jax.errors import UserError
 _LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # of ADNI: when symptoms and the disease itself were first noted
 
 
-def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) -> Imported:
+def from_flex_moe(folder: pathlib.Path, *, name: str) -> Imported:
     """Makes a manifest of the folder that Flex-MoE's loader reads for ADNI.
 
     `label.csv` (PTID, DIAGNOSIS), `PTID_splits.json` (training, validation, testing), `clinical/clinical_merged.csv`
     and `biospecimen/biospecimen_merged.csv` (ids in the first column), `genomic/genomic_merged.csv`, and
     `image/ADNI_G.npy` with `image/ADNI_subj.txt`, a line a scan that begins with the id and ends in the date. What is
     not there is no modality. Unlike there, nothing is scaled or filled in before the split. The newest scan of each
-    subject is written below `out`, the manifest's folder, as tokens [1, voxels]; without it nothing is
-    written. Raises UserError: it is not such a folder.
+    subject becomes a file of the manifest's folder, as tokens [1, voxels]. Raises UserError: it is not such a folder.
     """
     file = folder / "label.csv"
     if not file.is_file():
@@ -31,7 +32,7 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) 
     labels = read_table(file)
     if absent := {"PTID", "DIAGNOSIS"} - set(labels.columns):
         raise UserError(f"{file} has no column {sorted(absent)[0]}")
-    labels, notes, joined = labels.select("PTID", "DIAGNOSIS"), [], {}
+    labels, notes, joined, scans = labels.select("PTID", "DIAGNOSIS"), [], {}, {}
     for part in ("clinical", "biospecimen", "genomic"):
         path = folder / part / f"{part}_merged.csv"
         if path.is_file():
@@ -45,7 +46,7 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) 
     if (folder / "genomic" / "genomic_merged.h5ad").is_file() and "genomic" not in joined:
         notes.append("genomic_merged.h5ad is not read: save scanpy.read_h5ad(file).to_df() as genomic_merged.csv")
     if (folder / "image" / "ADNI_G.npy").is_file():
-        joined["image"] = _flex_moe_scans(folder / "image", out)
+        joined["image"], scans = _flex_moe_scans(folder / "image")
     splits = folder / "PTID_splits.json"
     if splits.is_file():
         parts = _read_splits(splits)
@@ -57,7 +58,7 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) 
     kinds = {"scan": "embedding"} if "image" in joined else {}
     columns = {"label": "DIAGNOSIS", "sample": "PTID", "patient": "PTID", "split": split}
     found = from_table(labels, name=name, joined=joined, kinds=kinds, **columns)
-    return found._replace(notes=notes + found.notes)
+    return found._replace(notes=notes + found.notes, arrays=scans)
 
 
 def _read_splits(path: pathlib.Path) -> dict[str, list[str]]:
@@ -72,8 +73,8 @@ def _read_splits(path: pathlib.Path) -> dict[str, list[str]]:
     return parts
 
 
-def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path | None) -> pl.DataFrame:
-    """Writes the newest scan of each subject as its own file; returns PTID and path."""
+def _flex_moe_scans(folder: pathlib.Path) -> tuple[pl.DataFrame, dict[str, Callable[[], np.ndarray]]]:
+    """Returns PTID and path of the newest scan of each subject, and what reads the scan by its path."""
     try:
         scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
         lines = (folder / "ADNI_subj.txt").read_text(encoding="utf-8").split()
@@ -88,8 +89,9 @@ def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path | None) -> pl.DataFr
         parts = line.split("_")
         ptid, date = "_".join(parts[:3]), parts[-1]
         newest[ptid] = max(newest.get(ptid, ("", -1)), (date, i))
-    if out is not None:
-        (out / "scans").mkdir(parents=True, exist_ok=True)
-    for _, i in newest.values() if out is not None else ():
-        np.save(out / "scans" / f"{i}.npy", np.asarray(scans[i], np.float32).reshape(1, -1))
-    return pl.DataFrame({"PTID": list(newest), "scan": [f"scans/{i}.npy" for _, i in newest.values()]})
+    paths = {f"scans/{i}.npy": functools.partial(_scan, scans, i) for _, i in newest.values()}
+    return pl.DataFrame({"PTID": list(newest), "scan": list(paths)}), paths
+
+
+def _scan(scans: np.ndarray, i: int) -> np.ndarray:
+    return np.asarray(scans[i], np.float32).reshape(1, -1)

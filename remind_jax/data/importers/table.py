@@ -1,7 +1,7 @@
 """Tables with one row a sample, and tables that are joined to them."""
 
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,22 +50,26 @@ class Imported(NamedTuple):
     schema: dict[str, Any]  # the content of schema.yaml
     notes: list[str]  # what was left out, changed or should be looked at
     columns: Sequence[str] = ()  # what the columns are taken for, and why
+    arrays: Mapping[str, Callable[[], np.ndarray]] = {}  # what reads each file that is to be made, by path below it
 
 
 def write(found: Imported, out: pathlib.Path) -> None:
-    """Writes schema.yaml and manifest.csv (manifest.parquet where cells are lists) into a folder.
+    """Writes schema.yaml, manifest.csv (manifest.parquet where cells are lists) and arrays into a folder, all or none.
 
-    Raises UserError: it holds a manifest already or cannot be written.
+    They are their owner's alone. Raises UserError: the folder holds some of them already or cannot be written.
     """
-    names = ("schema.yaml", "manifest.csv", "manifest.parquet")
+    names = ("schema.yaml", "manifest.csv", "manifest.parquet", *{name.partition("/")[0] for name in found.arrays})
     if there := [name for name in names if (out / name).exists()]:
         raise UserError(f"{out} holds {there[0]} already: choose another folder with --out=DIR, or delete it")
     nested = any(dtype.is_nested() for dtype in found.table.dtypes)
-    with files.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with files.whole_file(out / ("manifest.parquet" if nested else "manifest.csv")) as temporary:
-        found.table.write_parquet(temporary) if nested else found.table.write_csv(temporary)
-    files.write_text(out / "schema.yaml", yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True))
+    with files.whole_files(out, private=True) as temporary:
+        for name, array in found.arrays.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            np.save(temporary / name, array())
+        file = temporary / ("manifest.parquet" if nested else "manifest.csv")
+        found.table.write_parquet(file) if nested else found.table.write_csv(file)
+        schema = yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True)
+        (temporary / "schema.yaml").write_text(schema, encoding="utf-8")
 
 
 def schema_of(

@@ -54,7 +54,7 @@ def test_the_folder_of_flex_moe(tmp_path, capsys):
 def test_pickles_of_flex_moe_are_refused(tmp_path):
     (tmp_path / "lab_x.pt").write_bytes(b"")
     with pytest.raises(UserError, match="pickles"):
-        flex_moe.from_flex_moe(tmp_path, tmp_path / "out", name="x")
+        flex_moe.from_flex_moe(tmp_path, name="x")
 
 
 @pytest.mark.parametrize("splits", ["[1]", "{", '{"training": 7}', '{"testing": [1]}'])
@@ -62,4 +62,4 @@ def test_splits_that_are_none_are_refused(tmp_path, splits):
     pl.DataFrame({"PTID": ["a", "b"], "DIAGNOSIS": [1, 2]}).write_csv(tmp_path / "label.csv")
     (tmp_path / "PTID_splits.json").write_text(splits, encoding="utf-8")
     with pytest.raises(UserError, match=r"is not a JSON file|must map training"):
-        flex_moe.from_flex_moe(tmp_path, tmp_path / "out", name="x")
+        flex_moe.from_flex_moe(tmp_path, name="x")
