@@ -43,6 +43,7 @@ class Source:
     folder: pathlib.Path  # where the shards lie
     columns: tuple[Column, ...]  # the raw columns, in the order of the records' features
     records: Any  # random access to the serialized rows
+    in_use: Any  # keeps `forget` from them
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,7 +74,22 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
                     files.remove_unfinished(folder)
                 if not folder.exists():
                     _write(manifest, folder, bar)
-    return _open(folder, rows)
+    return _open(folder, rows, files.in_use(cache_dir / f"{folder.name}.lock"))
+
+
+def features_name(data: str, digest: str) -> str:
+    """Names the folder of a cache for features with this digest, computed of data with the digest `data`."""
+    return f"features-{data[:16]}-{digest[:16]}"
+
+
+def forget(cache_dir: pathlib.Path, digest: str) -> None:
+    """Removes what a cache holds of a manifest with this digest, rows and features, but for what is in use."""
+    for start in (digest[:16], f"features-{digest[:16]}"):
+        for path in cache_dir.glob(f"{start}-*.lock"):
+            with path.open("a") as file:
+                if files.try_lock(file.fileno()):
+                    files.remove_unfinished(path.with_suffix(""))
+                    files.remove_folder(path.with_suffix(""))
 
 
 def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -184,7 +200,7 @@ def _feature(column: Column) -> Any:
     return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype), encoding="bytes")
 
 
-def _open(folder: pathlib.Path, rows: int) -> Source:
+def _open(folder: pathlib.Path, rows: int, in_use: Any) -> Source:
     """Opens a complete folder and checks that it holds all rows."""
     import tensorflow_datasets as tfds
 
@@ -193,7 +209,7 @@ def _open(folder: pathlib.Path, rows: int) -> Source:
         columns = tuple(Column(c["name"], tuple(c["shape"]), c["dtype"]) for c in described)
         builder = tfds.builder_from_directory(folder / _NAME / _VERSION)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES  # `read` parses whole blocks, 4 times faster than TFDS row by row
-        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw))
+        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw), in_use)
         if len(source) != rows:
             raise _damaged(folder)
         return source

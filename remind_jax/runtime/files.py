@@ -13,7 +13,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from remind_jax.errors import UserError
 
@@ -87,6 +87,12 @@ def remove_unfinished(path: pathlib.Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def remove_folder(folder: pathlib.Path) -> None:
+    """Removes a folder, if it is there, so that a crash leaves no part of it under its name."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder.rename(_unfinished(folder)), ignore_errors=True)
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
     """Turns an OSError while a file or folder is written into a UserError of one line."""
@@ -131,6 +137,16 @@ def lock(path: pathlib.Path, *, shared: bool = False, busy: Callable[[], None] =
             busy()
             time.sleep(_POLL)
         yield Lock(bool(held), file.fileno())
+
+
+def in_use(path: pathlib.Path) -> TextIO | None:
+    """Shares the lock on a file for as long as what is returned is kept; None where the file cannot be written."""
+    try:
+        file = path.open("a")
+    except OSError:
+        return None
+    try_lock(file.fileno(), shared=True)
+    return file
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:

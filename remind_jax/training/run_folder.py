@@ -2,21 +2,34 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from remind_jax.config import RETIRED, leaves
+from remind_jax.data import builder, memory
+from remind_jax.data.dataset import FittedData, cache_folder
 from remind_jax.data.findings import listed
+from remind_jax.data.memory import Memory
 from remind_jax.errors import UserError
 from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
+from remind_jax.inference.predictor import Predictor
 from remind_jax.runtime import files
 from remind_jax.training.trackers import Trackers
 from remind_jax.training.trackers.tracker import Run, numbers
 
 _FREE = {"train.track", *RETIRED}  # keys that may change in a folder: they say what is written, not what is computed
+DATA = "data.npz"  # what is remembered of the data
+_RECORDS = "metrics.jsonl"
+_DIGESTS = "data/"  # before the names of the digests in the first record
+# What commands have made of the data. The report goes first and the records last: until then they are known.
+_OF_DATA = (
+    *("report.json", "report.html", "predictions.parquet", "model", "checkpoints", "analysis", "adapted"),
+    *("profile", "tensorboard", DATA),
+)
 _PARTS = ("overall", "head_mean", "tail_mean", "head_pooled", "tail_pooled", "worst_group")  # of a report
 
 
@@ -39,13 +52,13 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._check_config()
             self._write_json("environment.json", files.environment())
-            self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 open for the whole run
+            self._metrics = open(path / _RECORDS, "a", encoding="utf-8")  # noqa: SIM115 open for the whole run
         except OSError as error:
             raise UserError(f"cannot write to workdir {path}: {error.strerror or error}") from error
 
     def _check_config(self) -> None:
         file = self.path / "config.json"
-        if not file.exists():
+        if not (file.exists() and self._started()):
             self._write_json("config.json", self.config)
             return
         try:
@@ -53,15 +66,15 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{file} is not JSON: choose another workdir") from error
         changed = changed_keys(there, self.config)
-        if changed and not self._started():
-            self._write_json("config.json", self.config)
-        elif changed:
+        if (self.path / DATA).exists():
+            changed.pop("data.digest", None)  # which `admit` explains
+        if changed:
             differences = [f"{key} ({before!r} there, {now!r} now)" for key, (before, now) in changed.items()]
             raise UserError(f"workdir {self.path} holds a run with another config: {listed(differences, 8)}")
 
     def _started(self) -> bool:
         """Tells whether anything was trained here; a command that failed before that leaves nothing to protect."""
-        metrics = self.path / "metrics.jsonl"
+        metrics = self.path / _RECORDS
         return (self.path / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
     def _write_json(self, name: str, value: Any) -> None:
@@ -79,7 +92,62 @@ class RunFolder:
         """Reads all records of metrics.jsonl."""
         if not self.writes:
             return []
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in self._lines()]
+
+    def shows(self, stamp: str) -> bool:
+        """Tells whether the run is finished, and its data look as they did by their `memory.stamp`, or are gone."""
+        return self.report() is not None and (not stamp or memory.kept_stamp(self.path / DATA) in (None, stamp))
+
+    def admit(self, fitted: FittedData, stamp: str, on_changed: str, say: Callable[[str], None] = print) -> bool:
+        """Compares data with those that the run began with; returns whether it is finished on them.
+
+        Data that have changed begin anew if `on_changed` is `restart`: all that was made of the old ones is removed,
+        also from the cache, unless others use it. `say` shows a line. Raises UserError: they have changed.
+        """
+        if not self._started():
+            return False
+        known, kept = remembered(self.path), Memory.read(self.path / DATA)
+        if not known:
+            say(f"note: {self.path} does not tell which data it began with: they are taken for these")
+        elif changes := memory.changed(known, kept, fitted):
+            if on_changed != "restart":
+                raise UserError(
+                    f"the data have changed since the run in {self.path} began: {', '.join(changes)}; choose another "
+                    "workdir, or begin anew in this one with --on-changed-data=restart"
+                )
+            say(f"The data have changed ({', '.join(changes)}): {self.path} begins anew")
+            self._begin_anew(known["manifest"])
+        elif kept is None or kept.stamp != stamp:
+            Memory.of(fitted, stamp).write(self.path / DATA)
+        return self.report() is not None
+
+    def _begin_anew(self, digest: str) -> None:
+        """Removes what was made of data with this digest; broken off, it can be called again."""
+        with files.writing(self.path):
+            for path in (self.path / name for name in _OF_DATA):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        builder.forget(cache_folder(self.config["data"]["cache"]), digest)
+        self._replace([])
+        self._write_json("config.json", self.config)
+
+    def remember(self, fitted: FittedData, stamp: str = "") -> None:
+        """Keeps what the run is trained on: `DATA`, and the digests as the first record, unless they are there."""
+        if self.writes and not remembered(self.path):
+            Memory.of(fitted, stamp).write(self.path / DATA)
+            digests = {f"{_DIGESTS}{name}": digest for name, digest in memory.digests(fitted).items()}
+            self._replace([json.dumps({"step": 0, **digests}), *self._lines()])
+
+    def _lines(self) -> list[str]:
+        return (self.path / _RECORDS).read_text(encoding="utf-8").splitlines()
+
+    def _replace(self, lines: Sequence[str]) -> None:
+        """Writes other lines of records, whole."""
+        self._metrics.close()
+        files.write_text(self.path / _RECORDS, "".join(f"{line}\n" for line in lines))
+        self._metrics = open(self.path / _RECORDS, "a", encoding="utf-8")  # noqa: SIM115
 
     def report(self) -> dict[str, Any] | None:
         """Reads the report of a finished run, None while there is none."""
@@ -109,16 +177,14 @@ class RunFolder:
         if not self.writes:
             return
         kept = []
-        for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in self._lines():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             if record["step"] <= step:
                 kept.append(line)
-        self._metrics.close()
-        files.write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
-        self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._replace(kept)
         self._trackers.restart(self.history())
 
     def close(self) -> None:
@@ -144,6 +210,15 @@ class InMemory(RunFolder):
     def report(self) -> None:
         return None
 
+    def shows(self, stamp: str) -> bool:
+        return False
+
+    def admit(self, fitted: FittedData, stamp: str, on_changed: str, say: Callable[[str], None] = print) -> bool:
+        return False
+
+    def remember(self, fitted: FittedData, stamp: str = "") -> None:
+        """Remembers nothing: nobody goes on with this run."""
+
     def finish(self, report: Mapping[str, Any], predictions: pl.DataFrame) -> None:
         """Has nowhere to write; the caller keeps the report."""
 
@@ -152,6 +227,26 @@ class InMemory(RunFolder):
 
     def close(self) -> None:
         """Has nothing open."""
+
+
+def remembered(path: pathlib.Path) -> dict[str, str]:
+    """Returns the digests of the data that the run in a folder began with, see `memory.digests`; empty without any."""
+    try:
+        with (path / _RECORDS).open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
+        found = {name.removeprefix(_DIGESTS): x for name, x in first.items() if name.startswith(_DIGESTS)}
+        return {name: digest for name, digest in found.items() if isinstance(digest, str)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def refuse_changed(path: pathlib.Path, model: Predictor, fitted: FittedData) -> None:
+    """Refuses (UserError) data other than those that a finished run was trained on; tells what has changed."""
+    # Of older versions, which have kept this much.
+    before = {"split": model.report["split_digest"], "kinds": memory.digest_of(model.preprocessor.to_dict())}
+    if changes := memory.changed(remembered(path) or before, Memory.read(path / DATA), fitted):
+        told = ", ".join(changes)
+        raise UserError(f"the data have changed since the run in {path} was trained: {told}; train a run of them")
 
 
 def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
