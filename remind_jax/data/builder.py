@@ -84,12 +84,18 @@ def features_name(data: str, digest: str) -> str:
 
 def forget(cache_dir: pathlib.Path, digest: str) -> None:
     """Removes what a cache holds of a manifest with this digest, rows and features, but for what is in use."""
-    for start in (digest[:16], f"features-{digest[:16]}"):
-        for path in cache_dir.glob(f"{start}-*.lock"):
-            with path.open("a") as file:
-                if files.try_lock(file.fileno()):
-                    files.remove_unfinished(path.with_suffix(""))
-                    files.remove_folder(path.with_suffix(""))
+    for lock in cache_dir.glob(f"{digest[:16]}-*.lock"):
+        _remove_unused(lock.with_suffix(""), [lock])
+    for folder in cache_dir.glob(features_name(digest, "*")):
+        _remove_unused(folder, folder.glob("*.lock"))
+
+
+def _remove_unused(folder: pathlib.Path, locks: Iterable[pathlib.Path]) -> None:
+    with contextlib.ExitStack() as opened:
+        held = [files.try_lock(opened.enter_context(lock.open("a")).fileno()) for lock in locks]
+        if all(held):
+            files.remove_unfinished(folder)
+            files.remove_folder(folder)
 
 
 def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """What a run remembers of its data: digests of all, and hashes of single rows that tell what has changed.
 
-`data.npz`, which only its owner may read, has of each row 8 bytes of its sample id, its label, its split, and 4 bytes
-of its cells by modality. Ids and cells are hashed with a key drawn for each run, which is in the file as well: it holds
-no text, but who has it can try whether a guessed id or cell is among the rows.
+`data.npz`, which only its owner may read, has of each row 8 bytes of its sample id, 4 of its patient's and of its cells
+by modality, its label and its split. Ids and cells are hashed with a key drawn for each run, which is in the file as
+well: it holds no text, but who has it can try whether a guessed id or cell is among the rows.
 """
 
 import dataclasses
@@ -38,7 +38,8 @@ class Memory:
       stamp: how their files looked, see `stamp`.
       key: of the hashes, hex.
       classes, modalities: names in order.
-      samples, labels, sides: hash uint64 [n], position in `classes` int32 [n] and in `splits.SPLITS` int8 [n] of rows.
+      samples, patients: hashes of ids, uint64 [n] and uint32 [n].
+      labels, sides: positions in `classes`, int32 [n], and in `splits.SPLITS`, int8 [n].
       cells: hashes of the cells, and of the contents of files, of each modality, uint32 [n, m].
     """
 
@@ -48,6 +49,7 @@ class Memory:
     classes: tuple[str, ...]
     modalities: tuple[str, ...]
     samples: np.ndarray
+    patients: np.ndarray
     labels: np.ndarray
     sides: np.ndarray
     cells: np.ndarray
@@ -57,16 +59,18 @@ class Memory:
         """Remembers data that were split and fitted; hashes with a new key unless one is given."""
         manifest, key = fitted.manifest, key or secrets.token_hex(16)
         digest, schema = _hasher(key), manifest.schema
+        samples, patients = manifest.table[schema.sample_id].to_list(), manifest.table[schema.patient_id].to_list()
         return cls(
-            digests(fitted),
-            stamp,
-            key,
-            schema.classes,
-            tuple(each.name for each in schema.modalities),
-            np.array([digest(sample.encode(), 8) for sample in manifest.table[schema.sample_id].to_list()], np.uint64),
-            manifest.labels,
-            fitted.whole_split,
-            _cells(manifest, digest),
+            digests=digests(fitted),
+            stamp=stamp,
+            key=key,
+            classes=schema.classes,
+            modalities=tuple(each.name for each in schema.modalities),
+            samples=np.array([digest(name.encode(), 8) for name in samples], np.uint64),
+            patients=np.array([digest(name.encode(), 4) for name in patients], np.uint32),
+            labels=manifest.labels,
+            sides=fitted.whole_split,
+            cells=_cells(manifest, digest),
         )
 
     def write(self, file: pathlib.Path) -> None:
@@ -102,6 +106,7 @@ class Memory:
             "rows added": len(now.samples) - len(both),
             "rows removed": len(self.samples) - len(both),
             "labels changed": np.count_nonzero(np.not_equal(*labels)),
+            "patients changed": np.count_nonzero(self.patients[then] != now.patients[since]),
             "rows moved between splits": np.count_nonzero(self.sides[then] != now.sides[since]),
         }
         for name in (name for name in now.modalities if name in self.modalities):

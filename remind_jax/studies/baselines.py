@@ -228,7 +228,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool, on_changed: str) -> dict
         data = datasets.prepare(split, config.data, bar)
         bar.say(f"Fitting {config.method} on {data.manifest.title}: {len(data.stores['train'])} samples")
         fitted = _fit(config, data)
-        folder.remember(data, stamp)
+        folder.remember(data, "fit", stamp)
     with progress.make(0, "evaluating", verbose) as bar:
         return _report(config, data, fitted, folder, bar.count)
 

@@ -219,7 +219,7 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
     config = run.config.to_dict() | {ADAPTED: {"run": str(run.path), **choice._asdict()}}
     unfinished = files.whole_folder(out)
     with files.writing(out), unfinished as temporary, contextlib.closing(RunFolder(temporary, config)) as folder:
-        folder.remember(adapter.data)
+        folder.remember(adapter.data, "adapt")
         params, step = adapter.fit(choice, trained, folder, bar)
         found = {"trained": trained, "experts": experts, "step": step}
         report = _report(adapter, choice, params, found, bar)

@@ -137,7 +137,7 @@ def _run(
             f"Training {config.method} on {data.manifest.title}: {trainer.num_train} samples, "
             f"{len(data.groups)} combinations, {trainer.steps} steps"
         )
-        folder.remember(fitted, stamp)
+        folder.remember(fitted, trainer.stages[0].name, stamp)
         at, whole = _trained(trainer, bar, breakable)
     with progress.make(0, "evaluating", verbose) as bar:
         return Fit(_reported(trainer, data, at, bar, writes=whole), data)
@@ -300,6 +300,6 @@ def _gate_summary(trainer: Trainer, at: Position, open_rate: float) -> dict[str,
     """Tells how often group routers acted on the held-out rows, and whether the gate decided anything at all."""
     if not trainer.config.fusion.group_routers:
         return {}
-    late = [record for record in trainer.folder.history() if record.get("stage") == "specialize"]
+    late = [record for record in trainer.folder.history() if record["stage"] == "specialize"]
     rates = [open_rate, *(record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record)]
     return {"gate": gate.summary(trainer.config, at.best, trainer.stages[-1].eval_gate, rates)}

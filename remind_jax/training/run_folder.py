@@ -133,12 +133,12 @@ class RunFolder:
         self._replace([])
         self._write_json("config.json", self.config)
 
-    def remember(self, fitted: FittedData, stamp: str = "") -> None:
-        """Keeps what the run is trained on: `DATA`, and the digests as the first record, unless they are there."""
+    def remember(self, fitted: FittedData, stage: str, stamp: str = "") -> None:
+        """Keeps what training begins with: `DATA`, and the digests as the first record, unless they are there."""
         if self.writes and not remembered(self.path):
             Memory.of(fitted, stamp).write(self.path / DATA)
             digests = {f"{_DIGESTS}{name}": digest for name, digest in memory.digests(fitted).items()}
-            self._replace([json.dumps({"step": 0, **digests}), *self._lines()])
+            self._replace([json.dumps({"step": 0, "stage": stage, **digests}), *self._lines()])
 
     def _lines(self) -> list[str]:
         return (self.path / _RECORDS).read_text(encoding="utf-8").splitlines()
@@ -216,7 +216,7 @@ class InMemory(RunFolder):
     def admit(self, fitted: FittedData, stamp: str, on_changed: str, say: Callable[[str], None] = print) -> bool:
         return False
 
-    def remember(self, fitted: FittedData, stamp: str = "") -> None:
+    def remember(self, fitted: FittedData, stage: str, stamp: str = "") -> None:
         """Remembers nothing: nobody goes on with this run."""
 
     def finish(self, report: Mapping[str, Any], predictions: pl.DataFrame) -> None:
