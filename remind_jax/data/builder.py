@@ -43,7 +43,7 @@ class Source:
     folder: pathlib.Path  # where the shards lie
     columns: tuple[Column, ...]  # the raw columns, in the order of the records' features
     records: Any  # random access to the serialized rows
-    in_use: Any  # keeps `forget` from them
+    share: files.Share  # keeps `forget` from them
 
     def __len__(self) -> int:
         return len(self.records)
@@ -74,7 +74,7 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
                     files.remove_unfinished(folder)
                 if not folder.exists():
                     _write(manifest, folder, bar)
-    return _open(folder, rows, files.in_use(cache_dir / f"{folder.name}.lock"))
+    return _open(folder, rows, files.Share(cache_dir / f"{folder.name}.lock"))
 
 
 def features_name(data: str, digest: str) -> str:
@@ -206,7 +206,7 @@ def _feature(column: Column) -> Any:
     return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype), encoding="bytes")
 
 
-def _open(folder: pathlib.Path, rows: int, in_use: Any) -> Source:
+def _open(folder: pathlib.Path, rows: int, share: files.Share) -> Source:
     """Opens a complete folder and checks that it holds all rows."""
     import tensorflow_datasets as tfds
 
@@ -215,7 +215,7 @@ def _open(folder: pathlib.Path, rows: int, in_use: Any) -> Source:
         columns = tuple(Column(c["name"], tuple(c["shape"]), c["dtype"]) for c in described)
         builder = tfds.builder_from_directory(folder / _NAME / _VERSION)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES  # `read` parses whole blocks, 4 times faster than TFDS row by row
-        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw), in_use)
+        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw), share)
         if len(source) != rows:
             raise _damaged(folder)
         return source

@@ -88,7 +88,7 @@ class Memory:
     def read(cls, file: pathlib.Path) -> Self | None:
         """Reads what `write` wrote; None where there is nothing that this user can read."""
         try:
-            with np.load(file, allow_pickle=False) as found:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
                 arrays = {name: found[name] for name in found.files}
             facts = json.loads(arrays.pop("facts").tobytes())
             names = {name: tuple(facts.pop(name)) for name in ("classes", "modalities")}
@@ -153,7 +153,7 @@ def places(data: Any) -> tuple[str, ...]:
 def kept_stamp(file: pathlib.Path) -> str | None:
     """Reads the stamp alone of what `Memory.write` wrote; None as for `Memory.read`."""
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
             return json.loads(found["facts"].tobytes())["stamp"]
     except Exception:  # as there
         return None

@@ -13,7 +13,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from remind_jax.errors import UserError
 
@@ -139,14 +139,18 @@ def lock(path: pathlib.Path, *, shared: bool = False, busy: Callable[[], None] =
         yield Lock(bool(held), file.fileno())
 
 
-def in_use(path: pathlib.Path) -> TextIO | None:
-    """Shares the lock on a file for as long as what is returned is kept; None where the file cannot be written."""
-    try:
-        file = path.open("a")
-    except OSError:
-        return None
-    try_lock(file.fileno(), shared=True)
-    return file
+class Share:
+    """A share of the lock on a file for as long as it is kept; nothing where the file cannot be written."""
+
+    def __init__(self, path: pathlib.Path):
+        self._descriptor = None
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+            try_lock(self._descriptor, shared=True)
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:

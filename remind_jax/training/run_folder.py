@@ -58,13 +58,16 @@ class RunFolder:
 
     def _check_config(self) -> None:
         file = self.path / "config.json"
-        if not (file.exists() and self._started()):
+        if not file.exists():
             self._write_json("config.json", self.config)
             return
         try:
             there = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file} is not JSON: choose another workdir") from error
+        if not self._started():
+            self._write_json("config.json", self.config)
+            return
         changed = changed_keys(there, self.config)
         if (self.path / DATA).exists():
             changed.pop("data.digest", None)  # which `admit` explains

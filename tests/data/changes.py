@@ -60,7 +60,10 @@ def change_a_file(folder: pathlib.Path, rng: np.random.Generator) -> str:
 
 def declare_a_split(folder: pathlib.Path, rng: np.random.Generator) -> str:
     table = _table(folder)
-    draw = {patient: rng.choice(["train", "tuning", "held_out"]) for patient in table["patient"].unique(True).to_list()}
+    draw = {
+        patient: rng.choice(["train", "tuning", "held_out"])
+        for patient in table["patient"].unique(maintain_order=True).to_list()
+    }
     edit_table(folder, part=[draw[patient] for patient in table["patient"].to_list()])
     write_schema(folder, split="part")
     return "rows moved between splits"
@@ -111,7 +114,7 @@ def part_rows_of_a_patient(folder: pathlib.Path, rng: np.random.Generator) -> st
 def rename_the_data(folder: pathlib.Path, rng: np.random.Generator) -> str:
     del rng
     schema = yaml.safe_load((folder / "schema.yaml").read_text(encoding="utf-8")) | {"name": "other_hospital"}
-    (folder / "schema.yaml").write_text(yaml.safe_dump(schema), encoding="utf-8")
+    (folder / "schema.yaml").write_text(yaml.safe_dump(schema, sort_keys=False), encoding="utf-8")
     return "contents"
 
 
