@@ -86,6 +86,7 @@ def fit(
     tuning: float = 0.1,
     workdir: str | pathlib.Path | None = None,
     progress: bool | None = None,
+    on_changed_data: str = "refuse",
     **keys: Any,
 ) -> Predictor:
     """Trains a model on rows with missing modalities and reports on patients held out.
@@ -111,6 +112,8 @@ def fit(
       tuning: share of the patients by which weights are chosen. With 0 the last weights are taken.
       workdir: the folder of a run, which the same call goes on with after a stop, and which the commands open.
       progress: False prints nothing.
+      on_changed_data: a `workdir` whose run was begun on other data is an error by default; with `restart` it begins
+        anew, and what was made of the old data is removed.
       **keys: any key of a config (docs/configuration.md): `optim={"lr": 1e-3}` or `**{"optim.lr": 1e-3}`. Paths in
         cells start from the current folder, or from `**{"data.root": "/scans"}`.
 
@@ -127,12 +130,20 @@ def fit(
         columns = {"patient": patient, "sample": sample, "split": split, "verbose": verbose}
         manifest = data if isinstance(data, Manifest) else read_frame(data, label, modalities, config, **columns)
         config.data.digest = manifest.digest
-    return train(config, manifest, workdir, verbose).model
+    if on_changed_data not in (known := ("refuse", "restart")):
+        raise UserError(f"on_changed_data={on_changed_data!r} is unknown; known: {', '.join(known)}")
+    return train(config, manifest, workdir, verbose, on_changed_data).model
 
 
-def train(config: Any, manifest: Manifest, workdir: str | pathlib.Path | None, verbose: bool) -> run.Fit:
+def train(
+    config: Any,
+    manifest: Manifest,
+    workdir: str | pathlib.Path | None,
+    verbose: bool,
+    on_changed_data: str = "refuse",
+) -> run.Fit:
     """Trains on rows in memory, see `fit`. Raises UserError as it does."""
-    return run.fit(config, manifest, None if workdir is None else pathlib.Path(workdir), verbose)
+    return run.fit(config, manifest, None if workdir is None else pathlib.Path(workdir), verbose, on_changed_data)
 
 
 def read_folder(
@@ -176,7 +187,10 @@ def read_frame(
     split: str | None = None,
     verbose: bool = True,
 ) -> Manifest:
-    """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors."""
+    """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors.
+
+    The config then tells that rows came from memory: paths of new ones, too, start from its `data.root`.
+    """
     frame = reading.as_polars(data)
     column, classes = _label(label)
     given = {"patient": patient, "sample": sample, "split": split}
@@ -189,6 +203,7 @@ def read_frame(
             print(line)
     options = {key: config.data[key] for key in ("image_size", "frames", "bad_files", "window")}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
+    config.data.digest = manifest.digest
     notes = [*(Finding("I001", note, False) for note in found.notes), *manifest.notes]
     return dataclasses.replace(manifest, notes=tuple(notes), label_type=_type_of(reading.values_of(data, column)))
 

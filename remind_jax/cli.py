@@ -120,6 +120,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (usage: {self.usage})")
 
 
+def add_on_changed_data(parser: Parser) -> None:
+    """Adds the option that says what becomes of a run whose data have changed since it began."""
+    parser.add_argument("--on-changed-data", choices=("refuse", "restart"), default="refuse")
+
+
 def parse_runs(
     arguments: Sequence[str],
     *,

@@ -307,8 +307,13 @@ def test_a_workdir_is_the_folder_of_a_run_of_these_rows(model, new, tmp_path):
     np.testing.assert_array_equal(rj.load(tmp_path / "run").predict_proba(new), model.predict_proba(new))
     changed = hospital().with_columns(pl.col("na") + 1)
     options = {"label": "died", "patient": "person", "sample": "stay", "modalities": MODALITIES}
-    with pytest.raises(rj.UserError, match=r"data\.digest"):
+    missing = hospital()["na"].null_count()
+    with pytest.raises(rj.UserError, match=f"cells changed in labs {ROWS - missing}; choose another workdir"):
         train(changed, **options, workdir=tmp_path / "run")
+    renewed = train(changed, **options, workdir=tmp_path / "run", on_changed_data="restart")
+    np.testing.assert_array_equal(renewed.predict_proba(new), train(changed, **options).predict_proba(new))
+    with pytest.raises(rj.UserError, match="on_changed_data='again' is unknown"):
+        train(changed, **options, on_changed_data="again")
 
 
 def test_it_works_in_a_thread_and_installs_no_signal_handlers(model, new):

@@ -130,7 +130,7 @@ def test_a_smoke_run_goes_all_the_way_and_says_what_it_is(name, tmp_path, reques
 def test_folder_holds_what_the_design_says(own):
     names = {path.name for path in own.folder.iterdir()}
     expected = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", "report.json", "report.html"}
-    assert names == expected | {"predictions.parquet", "model", "tensorboard"}
+    assert names == expected | {"predictions.parquet", "model", "tensorboard", "data.npz"}
     assert len(list((own.folder / "tensorboard").iterdir())) == 1
     assert [path.name for path in (own.folder / "checkpoints").iterdir() if path.name.isdigit()]
     config = json.loads(own.text("config.json"))

@@ -240,3 +240,17 @@ def test_it_works_in_a_pipeline_with_arrays(patients):
     found = make_pipeline(StandardScaler(), small()).fit(values, y)
     assert found.predict(values[:4]).shape == (4,)
     assert found[-1].model_.groups.modalities == ("x",)
+
+
+def test_new_rows_have_their_files_where_those_of_training_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    rng, labels = np.random.default_rng(0), np.arange(60) % 2
+    for i in range(60):
+        np.save(tmp_path / "scans" / f"{i}.npy", rng.normal(labels[i], 1, (2, 3)).astype(np.float32))
+    X = pl.DataFrame({"path": [f"{i}.npy" for i in range(60)]})
+    keys = {**QUICK, "data.root": str(tmp_path / "scans")}
+    found = small(keys=keys, modalities={"scan": rj.Embedding("path")}).fit(X, labels)
+    probabilities = found.predict_proba(X)
+    assert probabilities.shape == (60, 2)
+    np.testing.assert_array_equal(copy.deepcopy(found).predict_proba(X), probabilities)

@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import ml_collections
 
 from remind_jax.data import dataset as datasets
-from remind_jax.data import splits
 from remind_jax.errors import UserError
 from remind_jax.inference import model_files, model_folder
 from remind_jax.inference.predictor import Predictor
@@ -17,6 +15,7 @@ from remind_jax.models.model import Params
 from remind_jax.models.network import initial_params
 from remind_jax.runtime import files, progress
 from remind_jax.training.checkpoint import Checkpoints
+from remind_jax.training.run_folder import refuse_changed
 from remind_jax.training.stages import Stage, plan_stages
 
 
@@ -74,11 +73,9 @@ def open_run(path: pathlib.Path) -> Run:
     if model_files.ADAPTED in config:
         raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
     with progress.make(0, "preparing") as bar:
-        data = datasets.load_dataset(config, bar)
-    if model.report["split_digest"] != splits.split_digest(data.whole_split):
-        raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")
-    if json.dumps(model.preprocessor.to_dict()) != json.dumps(data.preprocessor.to_dict()):
-        raise UserError(f"the data have changed since the run in {path} was trained: other contents")
+        fitted = datasets.fit(config)
+        refuse_changed(path, model, fitted)
+        data = datasets.prepare(fitted, config.data, bar)
     return Run(path, model, data, plan_stages(config, len(data.stores["train"]), data.inputs))
 
 

@@ -142,6 +142,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "root": Key("", "folder of the real data; empty trains on the twin where there is one"),
         "cache": Key("", "folder of prepared shards; empty is ~/.cache/remind_jax; none decodes rows each time"),
         "fractions": Key((0.7, 0.1, 0.2), "train, tuning, held_out by patient, where the data bring no split"),
+        "split": Key(
+            "stratified",
+            "by class and combination; hash: by seed and patient id alone, so that new patients move nobody",
+            ("stratified", "hash"),
+        ),
         "max_tokens": Key(96, "longest text or code list, in tokens"),
         "vocabulary": Key(4_000, "largest fitted vocabulary"),
         "numbers": Key(

@@ -43,6 +43,7 @@ class Source:
     folder: pathlib.Path  # where the shards lie
     columns: tuple[Column, ...]  # the raw columns, in the order of the records' features
     records: Any  # random access to the serialized rows
+    share: files.Share  # keeps `forget` from them
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,7 +74,28 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
                     files.remove_unfinished(folder)
                 if not folder.exists():
                     _write(manifest, folder, bar)
-    return _open(folder, rows)
+    return _open(folder, rows, files.Share(cache_dir / f"{folder.name}.lock"))
+
+
+def features_name(data: str, digest: str) -> str:
+    """Names the folder of a cache for features with this digest, computed of data with the digest `data`."""
+    return f"features-{data[:16]}-{digest[:16]}"
+
+
+def forget(cache_dir: pathlib.Path, digest: str) -> None:
+    """Removes what a cache holds of a manifest with this digest, rows and features, but for what is in use."""
+    for lock in cache_dir.glob(f"{digest[:16]}-*.lock"):
+        _remove_unused(lock.with_suffix(""), [lock])
+    for folder in cache_dir.glob(features_name(digest, "*")):
+        _remove_unused(folder, folder.glob("*.lock"))
+
+
+def _remove_unused(folder: pathlib.Path, locks: Iterable[pathlib.Path]) -> None:
+    with contextlib.ExitStack() as opened:
+        held = [files.try_lock(opened.enter_context(lock.open("a")).fileno()) for lock in locks]
+        if all(held):
+            files.remove_unfinished(folder)
+            files.remove_folder(folder)
 
 
 def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -184,7 +206,7 @@ def _feature(column: Column) -> Any:
     return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype), encoding="bytes")
 
 
-def _open(folder: pathlib.Path, rows: int) -> Source:
+def _open(folder: pathlib.Path, rows: int, share: files.Share) -> Source:
     """Opens a complete folder and checks that it holds all rows."""
     import tensorflow_datasets as tfds
 
@@ -193,7 +215,7 @@ def _open(folder: pathlib.Path, rows: int) -> Source:
         columns = tuple(Column(c["name"], tuple(c["shape"]), c["dtype"]) for c in described)
         builder = tfds.builder_from_directory(folder / _NAME / _VERSION)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES  # `read` parses whole blocks, 4 times faster than TFDS row by row
-        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw))
+        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw), share)
         if len(source) != rows:
             raise _damaged(folder)
         return source

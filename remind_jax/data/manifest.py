@@ -67,7 +67,7 @@ class Manifest:
             sha.update(np.packbits(cells.is_null().to_numpy()).tobytes())
             sha.update(_cell_bytes(cells))
             if column in paths:
-                sha.update("".join(self._file_digest(cell) for cell in cells.drop_nulls().to_list()).encode())
+                sha.update("".join(self.file_digest(cell) for cell in cells.drop_nulls().to_list()).encode())
         sha.update(b"" if self.weights is None else self.weights.tobytes())
         return sha.hexdigest()
 
@@ -75,7 +75,8 @@ class Manifest:
         """Returns some rows, int [n] from 0, as kinds take them."""
         return Rows(self.table, np.asarray(places, np.int64), self.root, self.schema.patient_id)
 
-    def _file_digest(self, cell: str) -> str:
+    def file_digest(self, cell: str) -> str:
+        """Returns the sha256 (hex) of the file that a cell names."""
         return (self.files.get(cell) or files.load(self.root, cell, files.record)).sha256
 
 

@@ -79,8 +79,9 @@ def read_table(
 
 
 def write_table(table: pl.DataFrame, file: pathlib.Path) -> bool:
-    """Writes a CSV or parquet file whole or not at all, for its owner alone; returns whether texts of CSV are as `texts.TOLD` says.
+    """Writes a CSV or parquet file whole or not at all, for its owner alone.
 
+    Returns whether texts of CSV are as `texts.TOLD` says.
     Raises UserError: it cannot be written.
     """
     given, text = table, pl.col(pl.String)

@@ -191,6 +191,12 @@ def open_log(file: pathlib.Path) -> IO[bytes]:
         return os.fdopen(_create(file), "wb")
 
 
+def remove_folder(folder: pathlib.Path) -> None:
+    """Removes a folder, if it is there, so that a crash leaves no part of it under its name."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder.rename(_unfinished(folder)), ignore_errors=True)
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
     """Turns what the disk refuses while a file or folder is written into a UserError of one line."""
@@ -302,6 +308,20 @@ def lock(path: pathlib.Path, *, shared: bool = False, busy: Callable[[], None] =
         yield Lock(bool(held), descriptor)
     finally:
         os.close(descriptor)
+
+
+class Share:
+    """A share of the lock on a file for as long as it is kept; nothing where the file cannot be written."""
+
+    def __init__(self, path: pathlib.Path):
+        self._descriptor = None
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+            try_lock(self._descriptor, shared=True)
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:

@@ -29,7 +29,7 @@ from remind_jax.runtime.devices import choose_devices, host_copy
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
-from remind_jax.training.run_folder import RunFolder
+from remind_jax.training.run_folder import RunFolder, refuse_changed
 from remind_jax.training.stages import Stage
 from remind_jax.training.transforms import make_transforms
 from remind_jax.training.unfreezing import CUT, Choice, cut, extend, joined, rank_experts, trained_rows
@@ -56,7 +56,7 @@ def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndar
     new_rows.check_classes(manifest, run.schema, folder)
     manifest = new_rows.in_order(manifest, run.preprocessor, folder)
     try:
-        split = splits.make_splits(manifest, config.seed, config.data.fractions)
+        split = splits.make_splits(manifest, config.seed, config.data.fractions, config.data.split)
     except UserError:
         check.refuse(check.find_problems(manifest))  # which usually say more
         raise
@@ -73,8 +73,7 @@ def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]
     if not run.config.data.leave_out:
         raise UserError("no data: give a manifest folder as --data=DIR, or adapt a run made with data.leave_out")
     fitted = datasets.fit(run.config)
-    if run.report["split_digest"] != splits.split_digest(fitted.whole_split):
-        raise UserError(f"the data have changed since the run in {run.path} was trained: other rows or splits")
+    refuse_changed(run.path, run, fitted)
     return fitted.manifest, fitted.whole_split, list(fitted.findings)
 
 
@@ -221,6 +220,7 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
     unfinished = files.whole_folder(out, private=True)
     owned = claims.owned(out, out.parent / ".owner" / out.name)
     with owned, files.writing(out), unfinished as temporary, contextlib.closing(RunFolder(temporary, config)) as folder:
+        folder.remember(adapter.data, "adapt")
         params, step = adapter.fit(choice, trained, folder, bar)
         found = {"trained": trained, "experts": experts, "step": step}
         report = _report(adapter, choice, params, found, bar)

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remind_jax.data import builder, pipeline
 from remind_jax.data import dataset as datasets
-from remind_jax.data import pipeline
 from remind_jax.errors import UserError
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import STORED, Params
@@ -111,7 +111,8 @@ def stores_of(
         return
     folder, stores = pathlib.Path(), {}
     if kind == "disk":
-        folder = _cache(config) / f"features-{_digest(config, params, data, trunks)[:16]}"
+        name = builder.features_name(data.manifest.digest, _digest(config, params, data, trunks))
+        folder = datasets.cache_folder(config.data.cache) / name
     for split, layout in layouts.items():
 
         def encode(split: str = split, layout: Mapping[str, _Layout] = layout) -> Pieces:
@@ -170,16 +171,12 @@ def _kind(config: Any, needed: int, say: Say) -> str:
         return "memory"
     if config.data.cache == datasets.UNPREPARED:
         return "off"
-    cache = _cache(config)
+    cache = datasets.cache_folder(config.data.cache)
     files.make_folder(cache, private=True)
     if needed <= shutil.disk_usage(cache).free:
         return "disk"
     say(f"no space in {cache} for {needed / 2**30:.1f} GiB of features: encoders run at every step")
     return "off"
-
-
-def _cache(config: Any) -> pathlib.Path:
-    return pathlib.Path(config.data.cache or datasets.DEFAULT_CACHE).expanduser()
 
 
 def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:

@@ -3,23 +3,36 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
 
 from remind_jax.config import RETIRED, leaves
+from remind_jax.data import builder, memory
+from remind_jax.data.dataset import FittedData, cache_folder
 from remind_jax.data.findings import listed
+from remind_jax.data.memory import Memory
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished, page
 from remind_jax.evaluation import report as reports
+from remind_jax.inference.predictor import Predictor
 from remind_jax.runtime import claims, files, records
 from remind_jax.training.trackers import Trackers
 from remind_jax.training.trackers.tracker import Run, numbers
 
 _FREE = {"train.track", *RETIRED}  # keys that may change in a folder: they say what is written, not what is computed
 _RECORD = {"step": records.COUNT, "stage": str, ...: (float, str, None)}
-_MOST_RECORDS = 2**32  # bytes
+_MOST_RECORDS, _LONGEST = 2**32, 2**20  # bytes of the file, and of its first line
+DATA = "data.npz"  # what is remembered of the data
+_RECORDS = "metrics.jsonl"
+_DIGESTS = "data/"  # before the names of the digests in the first record
+# What commands have made of the data. The report goes first and the records last: until then they are known.
+_OF_DATA = (
+    *("report.json", "report.html", "predictions.parquet", "model", "checkpoints", "analysis", "adapted"),
+    *("profile", "tensorboard", DATA),
+)
 _PARTS = ("overall", "head_mean", "tail_mean", "head_pooled", "tail_pooled", "worst_group")  # of a report
 
 
@@ -42,26 +55,26 @@ class RunFolder:
             files.make_folder(path, private=True)
             self._check_config()
             self._write_json("environment.json", files.environment())
-            self._metrics = files.Lines(path / "metrics.jsonl")
+            self._metrics = files.Lines(path / _RECORDS)
         except OSError as error:
             raise _unwritable(path, error) from error
 
     def _check_config(self) -> None:
         file = self.path / "config.json"
-        if not file.exists():
+        if not file.exists() or not self._started():
             self._write_json("config.json", self.config)
             return
         there = records.read(file, {}, "choose another workdir")
         changed = changed_keys(there, self.config)
-        if changed and not self._started():
-            self._write_json("config.json", self.config)
-        elif changed:
+        if (self.path / DATA).exists():
+            changed.pop("data.digest", None)  # which `admit` explains
+        if changed:
             differences = [f"{key} ({before!r} there, {now!r} now)" for key, (before, now) in changed.items()]
             raise UserError(f"workdir {self.path} holds a run with another config: {listed(differences, 8)}")
 
     def _started(self) -> bool:
         """Tells whether anything was trained here; a command that failed before that leaves nothing to protect."""
-        metrics = self.path / "metrics.jsonl"
+        metrics = self.path / _RECORDS
         return (self.path / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
     def _write_json(self, name: str, value: Any) -> None:
@@ -90,7 +103,7 @@ class RunFolder:
 
         Raises UserError: a line is no record.
         """
-        file, found = self.path / "metrics.jsonl", []
+        file, found = self.path / _RECORDS, []
         *lines, last = records.content(file, most=_MOST_RECORDS).split(b"\n")
         for number, line in enumerate([*lines, *([last] if last else [])], 1):
             try:
@@ -104,6 +117,59 @@ class RunFolder:
                 raise UserError(f"line {number} of {file} is no record ({why}): delete it")
             found.append((line, record))
         return found
+
+    def shows(self, stamp: str) -> bool:
+        """Tells whether the run is finished, and its data look as they did by their `memory.stamp`, or are gone."""
+        return self.report() is not None and (not stamp or memory.kept_stamp(self.path / DATA) in (None, stamp))
+
+    def admit(self, fitted: FittedData, stamp: str, on_changed: str, say: Callable[[str], None] = print) -> bool:
+        """Compares data with those that the run began with; returns whether it is finished on them.
+
+        Data that have changed begin anew if `on_changed` is `restart`: all that was made of the old ones is removed,
+        also from the cache, unless others use it. `say` shows a line. Raises UserError: they have changed.
+        """
+        if not self._started():
+            return False
+        known, kept = remembered(self.path), Memory.read(self.path / DATA)
+        if not known:
+            say(f"note: {self.path} does not tell which data it began with: they are taken for these")
+        elif changes := memory.changed(known, kept, fitted):
+            if on_changed != "restart":
+                raise UserError(
+                    f"the data have changed since the run in {self.path} began: {', '.join(changes)}; choose another "
+                    "workdir, or begin anew in this one with --on-changed-data=restart"
+                )
+            say(f"The data have changed ({', '.join(changes)}): {self.path} begins anew")
+            self._begin_anew(known["manifest"])
+        elif kept is None or kept.stamp != stamp:
+            Memory.of(fitted, stamp).write(self.path / DATA)
+        return self.report() is not None
+
+    def _begin_anew(self, digest: str) -> None:
+        """Removes what was made of data with this digest; broken off, it can be called again."""
+        with files.writing(self.path):
+            for path in (self.path / name for name in _OF_DATA):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        builder.forget(cache_folder(self.config["data"]["cache"]), digest)
+        self._replace([])
+        self._write_json("config.json", self.config)
+
+    def remember(self, fitted: FittedData, stage: str, stamp: str = "") -> None:
+        """Keeps what training begins with: `DATA`, and the digests as the first record, unless they are there."""
+        if self.writes and not remembered(self.path):
+            Memory.of(fitted, stamp).write(self.path / DATA)
+            digests = {f"{_DIGESTS}{name}": digest for name, digest in memory.digests(fitted).items()}
+            first = json.dumps({"step": 0, "stage": stage, **digests}).encode()
+            self._replace([first, *(line for line, _ in self._records())])
+
+    def _replace(self, lines: Iterable[bytes]) -> None:
+        """Writes other lines of records, whole."""
+        files.write_bytes(self.path / _RECORDS, b"".join(line + b"\n" for line in lines))
+        self._metrics.close()
+        self._metrics = files.Lines(self.path / _RECORDS)
 
     def report(self) -> dict[str, Any] | None:
         """Reads the report of a finished run, None while there is none, or one that a power cut has cut."""
@@ -131,10 +197,7 @@ class RunFolder:
         """Forgets the records after `step`, which a resumed run writes again, and a last line cut by a kill."""
         if not self.writes:
             return
-        kept = [line + b"\n" for line, record in self._records() if record["step"] <= step]
-        files.write_bytes(self.path / "metrics.jsonl", b"".join(kept))
-        self._metrics.close()
-        self._metrics = files.Lines(self.path / "metrics.jsonl")
+        self._replace([line for line, record in self._records() if record["step"] <= step])
         self._trackers.restart(self.history())
 
     def close(self) -> None:
@@ -182,6 +245,15 @@ class InMemory(RunFolder):
     def report(self) -> None:
         return None
 
+    def shows(self, stamp: str) -> bool:
+        return False
+
+    def admit(self, fitted: FittedData, stamp: str, on_changed: str, say: Callable[[str], None] = print) -> bool:
+        return False
+
+    def remember(self, fitted: FittedData, stage: str, stamp: str = "") -> None:
+        """Remembers nothing: nobody goes on with this run."""
+
     def finish(self, report: Mapping[str, Any], predictions: pl.DataFrame) -> None:
         """Has nowhere to write; the caller keeps the report."""
 
@@ -190,6 +262,26 @@ class InMemory(RunFolder):
 
     def close(self) -> None:
         """Has nothing open."""
+
+
+def remembered(path: pathlib.Path) -> dict[str, str]:
+    """Returns the digests of the data that the run in a folder began with, see `memory.digests`; empty without any."""
+    try:
+        with records.opened(path / _RECORDS) as file:
+            first = records.parse(file.readline(_LONGEST), finite=False)
+        found = {name.removeprefix(_DIGESTS): x for name, x in first.items() if name.startswith(_DIGESTS)}
+        return {name: digest for name, digest in found.items() if isinstance(digest, str)}
+    except (OSError, UserError, ValueError, AttributeError):
+        return {}
+
+
+def refuse_changed(path: pathlib.Path, model: Predictor, fitted: FittedData) -> None:
+    """Refuses (UserError) data other than those that a finished run was trained on; tells what has changed."""
+    # Of older versions, which have kept this much.
+    before = {"split": model.report["split_digest"], "kinds": memory.digest_of(model.preprocessor.to_dict())}
+    if changes := memory.changed(remembered(path) or before, Memory.read(path / DATA), fitted):
+        told = ", ".join(changes)
+        raise UserError(f"the data have changed since the run in {path} was trained: {told}; train a run of them")
 
 
 def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

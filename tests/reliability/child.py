@@ -32,7 +32,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from remind_jax import cli  # noqa: E402
-from remind_jax.data import builder, samplers  # noqa: E402
+from remind_jax.data import builder, memory, samplers  # noqa: E402
 from remind_jax.models.model import STORED  # noqa: E402
 from remind_jax.runtime import devices, files  # noqa: E402
 from remind_jax.runtime.signals import Signals  # noqa: E402
@@ -322,6 +322,8 @@ def _break(what: str) -> None:
     elif what == "order":  # of samples follows the number of devices
         shuffled = samplers.shuffled
         samplers.shuffled = lambda seed, rows: shuffled(seed + jax.device_count(), rows)
+    elif what == "digests":  # of the data are not compared
+        memory.changed = lambda *given: []
     elif what == "crash":  # in the first evaluation, with a patient's row at hand
         loop.Trainer._evaluate = lambda self, *rest: 1 / 0
     elif what == "talkative":

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from tests import tiny_runs
+from tests.data.changes import CHANGES as CHANGES_OF_DATA
 from tests.data.manifest_files import write_manifest
 from tests.reliability import Tally, row
 from tests.reliability.child import FEATURE_POINTS, POINTS, Child
@@ -30,8 +31,8 @@ KILLS_OF_A_CHAIN = 10
 class _Place:
     """A folder for runs that share prepared data and compiled programs, and the run that nobody disturbs."""
 
-    def __init__(self, root: str, *, own: bool = False, **changes: object):
-        """Lets the undisturbed run end; with `own` data it keeps features of frozen encoders on disk."""
+    def __init__(self, root: str | pathlib.Path, *, own: bool = False, alone: bool = True, **changes: object):
+        """Lets the undisturbed run end, if `alone`; with `own` data it keeps features of frozen encoders on disk."""
         self.root = pathlib.Path(root)
         if own:
             data = write_manifest(self.root / "data", n=OWN_ROWS)
@@ -39,12 +40,17 @@ class _Place:
         else:
             self.arguments = tiny_runs.arguments(self.root / "cache", **CHANGES | changes)
         self.compiled = str(self.root / "compiled")
+        if alone:
+            self.run_alone()
+
+    def run_alone(self) -> None:
+        """Lets the undisturbed run end."""
         code = self.start("alone").finish()
         if code:
             raise RuntimeError(f"the undisturbed run ended with {code}: {self.log('alone')}")
 
-    def start(self, name: str, **options: object) -> Child:
-        return Child(self.arguments, self.root / name, **{"compiled": self.compiled} | options)
+    def start(self, name: str, *more: str, **options: object) -> Child:
+        return Child([*self.arguments, *more], self.root / name, **{"compiled": self.compiled} | options)
 
     def log(self, name: str) -> str:
         return (self.root / f"{name}.log").read_text(encoding="utf-8")[-400:]
@@ -153,6 +159,55 @@ def _kill_at_random(place: _Place, name: str, kills: int, rng: random.Random, op
         child.process.kill()
         done += child.finish() == -9
     return done
+
+
+# ---- Data that change behind a run's back ----------------------------------------------------------------------------
+
+
+@row(
+    name="changed_data",
+    title=f"a run stopped at a random step, its data changed in one of {len(CHANGES_OF_DATA)} ways, the command again",
+    target="refused with exit code 2 and what has changed; restarted, bit for bit the run of the new data alone",
+    unit="changes",
+    reduced=3,
+    full=60,
+    broken="digests of the data are not compared",
+)
+def changed_data(count: int, broken: bool) -> Tally:
+    """Each way in turn, after SIGTERM and SIGKILL in turn."""
+    tally, rng, names = Tally(), random.Random(0), list(CHANGES_OF_DATA)
+    options = {"broken": "digests"} if broken else {}
+    with tempfile.TemporaryDirectory() as root:
+        for i in range(count):
+            place = _Place(pathlib.Path(root, str(i)), own=True, alone=False)
+            place.compiled = str(pathlib.Path(root, "compiled"))
+            name = names[5 * i % len(names)]
+            wrong = _refused(place, name, rng, (signal.SIGTERM, signal.SIGKILL)[i % 2], options)
+            tally.check(not wrong, f"{name}, change {i}: {wrong}")
+            shutil.rmtree(place.root)
+    tally.notes.append(f"ways: {', '.join(name.replace('_', ' ') for name in names)}")
+    return tally
+
+
+def _refused(place: _Place, name: str, rng: random.Random, number: int, options: dict) -> str:
+    """What went wrong where a run was stopped, refused and begun anew; nothing if nothing did."""
+    child = place.start("run")
+    child.wait_for(rng.randint(1, 14))
+    os.kill(child.process.pid, number)
+    child.finish()
+    told = CHANGES_OF_DATA[name](place.root / "data", np.random.default_rng(rng.randrange(2**32)))
+    before = (place.root / "run" / "metrics.jsonl").read_bytes()
+    old = json.loads(before.splitlines()[0])["data/manifest"][:16]
+    code = place.start("run", **options).finish()
+    if code != 2 or told not in place.log("run") or (place.root / "run" / "metrics.jsonl").read_bytes() != before:
+        return f"exit code {code}, {told!r} expected: {place.log('run')}"
+    for kind in ("batches", "saves"):
+        (place.root / f"run.{kind}").unlink(missing_ok=True)
+    if code := place.start("run", "--on-changed-data=restart").finish():
+        return f"restarted, exit code {code}: {place.log('run')}"
+    left = [path.name for path in (place.root / "cache").glob(f"*{old}*") if path.is_dir()]
+    place.run_alone()
+    return ", ".join(filter(None, [place.differences("run"), *left]))
 
 
 # ---- SIGTERM and SIGUSR1 --------------------------------------------------------------------------------------------

@@ -170,6 +170,7 @@ def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.json",
+        "data.npz",
         "environment.json",
         "metrics.jsonl",
         "predictions.parquet",

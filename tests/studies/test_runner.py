@@ -183,10 +183,11 @@ def test_configs_are_run_without_any_command_line(tmp_path):
 def test_a_config_that_went_through_json_is_the_same(tmp_path, monkeypatch):
     """As a process of its own reads it."""
     config, seen = tiny_runs.config(tmp_path / "cache", **QUICK, data__leave_out="('ffdm_cc',)"), []
-    monkeypatch.setattr(runner, "run_config", lambda config, folder: seen.append((config, folder)))
+    monkeypatch.setattr(runner, "run_config", lambda config, *rest, **options: seen.append((config, *rest, options)))
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(config.to_dict())))
-    runner.run_given(["some/run"])
-    ((read, folder),) = seen
+    runner.run_given(["some/run", "restart"])
+    ((read, folder, options),) = seen
+    assert options == {"on_changed_data": "restart"}
     assert json.dumps(read.to_dict()) == json.dumps(config.to_dict())
     assert (read.data.leave_out, str(folder)) == (("ffdm_cc",), "some/run")
 

@@ -314,7 +314,7 @@ def test_another_folder_is_prepared_with_what_the_run_has_fitted(runs, toy, tmp_
     assert "18 of" in said
     assert all(word in said for word in ("new combinations", "known combinations", "accuracy"))
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
-        "config.json", "environment.json", "metrics.jsonl", "model", "predictions.parquet", "report.json",
+        "config.json", "data.npz", "environment.json", "metrics.jsonl", "model", "predictions.parquet", "report.json",
     ]  # fmt: skip
     run, again = adaptation.open_single(runs["remind"]), adaptation.open_single(tmp_path / "o")
     assert again.preprocessor.to_dict() == run.preprocessor.to_dict()
