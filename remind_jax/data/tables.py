@@ -81,8 +81,7 @@ def read_table(
 def write_table(table: pl.DataFrame, file: pathlib.Path) -> bool:
     """Writes a CSV or parquet file whole or not at all, for its owner alone.
 
-    Returns whether texts of CSV are as `texts.TOLD` says.
-    Raises UserError: it cannot be written.
+    Returns whether texts of CSV are as `texts.TOLD` says. Raises UserError: it cannot be written.
     """
     given, text = table, pl.col(pl.String)
     if file.suffix == ".csv":
