@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from remind_jax.data import files as data_files
 from remind_jax.data import manifest as manifest_lib
 from remind_jax.errors import UserError
 from remind_jax.runtime import files, progress
@@ -140,11 +141,21 @@ def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, bar: progress.
         for start in range(0, rows, block):
             stop = min(start + block, rows)
             raw = manifest_lib.decode(manifest, np.arange(start, stop))
+            _check_files(manifest, start, stop)
             _add(writer, columns, raw, stop - start)
             bar.count(stop, rows)
         writer.close_all()
         described = [dataclasses.asdict(column) for column in columns]
         files.write_text(temporary / "columns.json", json.dumps(described, indent=1))
+
+
+def _check_files(manifest: manifest_lib.Manifest, start: int, stop: int) -> None:
+    """Refuses files that have changed since their digests were taken, under which their rows would be found again."""
+    for column in (modality.columns[0] for modality in manifest.schema.modalities if modality.stored == "file"):
+        for cell in manifest.table[column][start:stop].drop_nulls().unique().to_list():
+            known = manifest.files.get(cell)
+            if known and data_files.load(manifest.root, cell, data_files.record) != known:
+                raise UserError(f"a file of column {column!r} has changed meanwhile: give the same command again")
 
 
 def _writer(folder: pathlib.Path, columns: tuple[Column, ...], shard_rows: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax.config import RETIRED, leaves
+from remind_jax.config import RETIRED, keys, leaves
 from remind_jax.data import builder, memory
 from remind_jax.data.dataset import FittedData, cache_folder
 from remind_jax.data.findings import listed
@@ -285,10 +285,15 @@ def refuse_changed(path: pathlib.Path, model: Predictor, fitted: FittedData) -> 
 
 
 def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns both values of each key in which two JSON configs differ, but for keys that no figure depends on."""
+    """Returns both values of each key in which two JSON configs differ, but for keys that no figure depends on.
+
+    A key that is newer than the first config has had its default there.
+    """
     one, other = dict(leaves(there)), dict(leaves(now))
+    newer = {name: json.loads(json.dumps(key.default)) for name, key in keys(other.get("data.source", "")).items()}
     names = sorted((one.keys() | other.keys()) - _FREE)
-    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+    changed = [name for name in names if one.get(name, newer.get(name)) != other.get(name)]
+    return {name: (one.get(name), other.get(name)) for name in changed}
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, float]:

@@ -15,9 +15,11 @@ import pytest
 
 from remind_jax.data import builder
 from remind_jax.data import manifest as manifest_lib
+from remind_jax.data.reading import read_manifest
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
+from tests.data.manifest_files import write_manifest
 
 ROWS = 50
 
@@ -177,6 +179,18 @@ def test_a_changed_file_is_prepared_again(tmp_path: pathlib.Path) -> None:
     second = builder.prepare(changed, tmp_path / "cache")
     assert second.folder != first.folder
     assert builder.read(second, np.array([0]))["emb"].max() == 5
+
+
+def test_a_file_that_changes_while_it_is_prepared_is_refused(tmp_path: pathlib.Path) -> None:
+    """Its numbers would be found again under the digest of those before."""
+    manifest = read_manifest(write_manifest(tmp_path / "data", n=20))
+    path = tmp_path / "data" / manifest.table["scan"].drop_nulls()[-1]
+    np.save(path, np.load(path) + np.float32(1))
+    with pytest.raises(UserError, match="a file of column 'scan' has changed meanwhile: give the same command again"):
+        builder.prepare(manifest, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/"))
+    again = read_manifest(tmp_path / "data")
+    assert len(builder.prepare(again, tmp_path / "cache")) == 20
 
 
 def test_a_cache_that_cannot_be_made_is_one_line(manifest: manifest_lib.Manifest, tmp_path: pathlib.Path) -> None:

@@ -138,6 +138,13 @@ def test_keys_that_decide_no_figure_may_change_and_old_ones_may_be_gone(folder):
         RunFolder(folder.path, CONFIG | {"train": {"track": "", "epochs": 2.0}})
 
 
+def test_a_key_that_is_newer_than_the_folder_has_had_its_default(folder):
+    folder.log({"step": 1})
+    RunFolder(folder.path, CONFIG | {"data": {**CONFIG["data"], "split": "stratified", "leave_out": ()}}).close()
+    with pytest.raises(UserError, match=r"data\.split \(None there, 'hash' now\)"):
+        RunFolder(folder.path, CONFIG | {"data": {**CONFIG["data"], "split": "hash"}})
+
+
 _VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(string.printable, max_size=4)
 _CONFIGS = st.dictionaries(st.sampled_from("abcdef"), _VALUES | st.dictionaries(st.sampled_from("xyz"), _VALUES))
 
