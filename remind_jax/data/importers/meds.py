@@ -41,7 +41,7 @@ def read(
         shards = [_shard(pl.scan_parquet(file)) for file in files]
         events, joined = pl.concat(shards), pl.concat(label_tables, how="diagonal_relaxed")
         return from_meds(events, joined, name=name, splits=split_table, modalities=modalities, columns=columns)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{folder} is not as MEDS says ({type(error).__name__})") from None
 
 
