@@ -152,6 +152,18 @@ def no_pickle(path: str, tree: ast.Module) -> list[str]:
     return found
 
 
+def no_code_of_hubs(path: str, tree: ast.Module) -> list[str]:
+    """What transformers loads may name code of its own: it is asked not to run any, at every call."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    asked = [call for call in calls if ast.unparse(call.func).endswith((".from_pretrained", "transformers.pipeline"))]
+    refuse = ("trust_remote_code", "False")
+    return [
+        f"line {call.lineno} lacks trust_remote_code=False"
+        for call in asked
+        if refuse not in [(keyword.arg, ast.unparse(keyword.value)) for keyword in call.keywords]
+    ]
+
+
 def heavy_imports_inside(path: str, tree: ast.Module) -> list[str]:
     """A command that needs none of them starts at once. Type checkers' imports do not count."""
     if not path.startswith("remind_jax/") or path in ("remind_jax/training/checkpoint.py", "remind_jax/estimators.py"):
@@ -214,6 +226,7 @@ RULES: tuple[Rule, ...] = (
     no_slow_nnx,
     no_tensorflow,
     no_pickle,
+    no_code_of_hubs,
     heavy_imports_inside,
     no_drawer,
     floors,
@@ -261,6 +274,9 @@ VIOLATIONS = [
     (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.load('f', allow_pickle=x)"),
     (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
     (no_pickle, "tests/test_a.py", "import numpy as np\nnp.load('f', allow_pickle=True)"),
+    (no_code_of_hubs, "remind_jax/data/a.py", "AutoTokenizer.from_pretrained(name)"),
+    (no_code_of_hubs, "tests/a.py", "transformers.AutoModel.from_pretrained(name, trust_remote_code=True)"),
+    (no_code_of_hubs, "remind_jax/data/a.py", "A.from_pretrained(name, trust_remote_code=some)"),
     (heavy_imports_inside, "remind_jax/data/a.py", "import tensorflow_datasets as tfds"),
     (heavy_imports_inside, "remind_jax/evaluation/a.py", "from sklearn import metrics"),
     (heavy_imports_inside, "remind_jax/config/table.py", "import ml_collections"),
@@ -293,6 +309,7 @@ ALLOWED = [
     ("remind_jax/data/a.py", "import numpy as np\ndef f():\n  import grain\n  np.load('f', allow_pickle=False)"),
     ("tests/test_a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
     ("benchmarks/run.py", "from benchmarks import cases\nimport torch"),
+    ("remind_jax/data/a.py", "AutoTokenizer.from_pretrained(name, trust_remote_code=False)"),
     ("remind_jax/data/a.py", "import tensorflow_datasets_like_name"),
     ("remind_jax/config/table.py", "def f():\n  import ml_collections"),
     ("remind_jax/predict.py", "def f():\n  from remind_jax.inference import model_folder"),

@@ -168,6 +168,8 @@ def _damage(rng: random.Random, folder: pathlib.Path) -> str:
     said = []
     for _ in range(rng.randrange(1, 3)):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        if not files:
+            break
         file, kind = rng.choice(files), rng.random()
         if kind < 0.08:
             how = _as_file(rng, file)

@@ -20,6 +20,7 @@ from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import card, model_folder
 from remind_jax.runtime import texts
+from remind_jax.studies import page as studies_page
 from remind_jax.studies import results, tables
 from remind_jax.studies.comparison import Outcome, outcome
 from tests.reliability import Tally, row
@@ -142,6 +143,7 @@ def _model_card(name: str) -> str:
 OUTPUTS: dict[str, tuple[Callable[[str], str], Callable[[str, str], bool]]] = {
     "terminal": (_terminal, _is_quiet),
     "report.html": (lambda name: page.render(dict(_named(name)[0].report), []), _same_tags),
+    "index.html": (lambda name: studies_page.render(_tables_of(name)), _same_tags),
     "table.md": (lambda name: tables.markdown(_tables_of(name)), _same_markdown),
     "model_card.md": (_model_card, _same_markdown),
     "table.tex": (lambda name: tables.latex(_tables_of(name)), _same_latex),
