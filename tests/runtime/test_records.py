@@ -22,7 +22,7 @@ def test_a_record_of_its_shape_is_read(tmp_path):
     ("content", "says"),
     [
         (b"", "Expecting value"),
-        (GOOD[:-9], "delimiter"),
+        (GOOD[:-1], "delimiter"),
         (b"\xff\xfe", "UTF-8"),
         (b"[]", "it is no mapping"),
         (GOOD.replace(b'"n": 3', b'"m": 3'), "it lacks n"),

@@ -9,7 +9,7 @@ from remind_jax.runtime import texts
 
 
 def test_controls_and_marks_of_direction_are_written_out_and_the_rest_stays():
-    assert texts.visible("a\x1b[31mb\u202e\x07\x9b\r\udc80") == r"a\x1b[31mb\u202e\x07\x9b\x0d\udc80"
+    assert texts.visible("a\x1b[31mb\u202e\x07\x9b\r\udc80") == r"a\x1b[31mb\u202e\x07\x9b\r\udc80"
     assert texts.visible("é 中 \U0001f600\tx\n") == "é 中 \U0001f600\tx\n"
 
 
