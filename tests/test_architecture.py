@@ -143,7 +143,8 @@ def one_owner(path: str, tree: ast.Module) -> list[str]:
 
 def writes_whole(path: str, tree: ast.Module) -> list[str]:
     """What writes to a path does so within `files.whole_file` and the like, or is a function of `files` itself."""
-    if not path.startswith("remind_jax/") or path == "remind_jax/runtime/files.py":
+    opened = ("remind_jax/runtime/files.py", "remind_jax/runtime/records.py")  # the second to read and lock
+    if not path.startswith("remind_jax/") or path in opened:
         return []
     own = {short for full, short in imported(path, ast.walk(tree)).items() if within(full, "remind_jax")}
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.With)]
@@ -200,6 +201,18 @@ def no_pickle(path: str, tree: ast.Module) -> list[str]:
             if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" and not fixture:
                 found.append(f"allow_pickle in line {call.lineno}")
     return found
+
+
+def no_code_of_hubs(path: str, tree: ast.Module) -> list[str]:
+    """What transformers loads may name code of its own: it is asked not to run any, at every call."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    asked = [call for call in calls if ast.unparse(call.func).endswith((".from_pretrained", "transformers.pipeline"))]
+    refuse = ("trust_remote_code", "False")
+    return [
+        f"line {call.lineno} lacks trust_remote_code=False"
+        for call in asked
+        if refuse not in [(keyword.arg, ast.unparse(keyword.value)) for keyword in call.keywords]
+    ]
 
 
 def heavy_imports_inside(path: str, tree: ast.Module) -> list[str]:
@@ -265,6 +278,7 @@ RULES: tuple[Rule, ...] = (
     no_slow_nnx,
     no_tensorflow,
     no_pickle,
+    no_code_of_hubs,
     heavy_imports_inside,
     no_drawer,
     floors,
@@ -328,6 +342,9 @@ VIOLATIONS = [
     (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.load('f', allow_pickle=x)"),
     (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
     (no_pickle, "tests/test_a.py", "import numpy as np\nnp.load('f', allow_pickle=True)"),
+    (no_code_of_hubs, "remind_jax/data/a.py", "AutoTokenizer.from_pretrained(name)"),
+    (no_code_of_hubs, "tests/a.py", "transformers.AutoModel.from_pretrained(name, trust_remote_code=True)"),
+    (no_code_of_hubs, "remind_jax/data/a.py", "A.from_pretrained(name, trust_remote_code=some)"),
     (heavy_imports_inside, "remind_jax/data/a.py", "import tensorflow_datasets as tfds"),
     (heavy_imports_inside, "remind_jax/evaluation/a.py", "from sklearn import metrics"),
     (heavy_imports_inside, "remind_jax/config/table.py", "import ml_collections"),
@@ -366,6 +383,7 @@ ALLOWED = [
     ("remind_jax/data/a.py", "import numpy as np\ndef f():\n  import grain\n  np.load('f', allow_pickle=False)"),
     ("tests/test_a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
     ("benchmarks/run.py", "from benchmarks import cases\nimport torch"),
+    ("remind_jax/data/a.py", "AutoTokenizer.from_pretrained(name, trust_remote_code=False)"),
     ("remind_jax/data/a.py", "import tensorflow_datasets_like_name"),
     ("remind_jax/config/table.py", "def f():\n  import ml_collections"),
     ("remind_jax/predict.py", "def f():\n  from remind_jax.inference import model_folder"),

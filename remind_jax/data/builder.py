@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -93,7 +94,7 @@ def forget(cache_dir: pathlib.Path, digest: str) -> None:
 
 def _remove_unused(folder: pathlib.Path, locks: Iterable[pathlib.Path]) -> None:
     with contextlib.ExitStack() as opened:
-        held = [files.try_lock(opened.enter_context(lock.open("a")).fileno()) for lock in locks]
+        held = [files.try_lock(opened.enter_context(os.fdopen(files.open_here(lock))).fileno()) for lock in locks]
         if all(held):
             files.remove_unfinished(folder)
             files.remove_folder(folder)

@@ -2,7 +2,7 @@
 
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -53,9 +53,12 @@ def load(root: pathlib.Path | None, cell: str, read: Callable[[pathlib.Path], An
 
 
 def read_parquet(
-    path: pathlib.Path, most_rows: int | None = None, below: pathlib.Path = records.ANYWHERE
+    path: pathlib.Path,
+    most_rows: int | None = None,
+    below: pathlib.Path = records.ANYWHERE,
+    columns: Container[str] | None = None,
 ) -> pl.DataFrame:
-    """Reads a parquet file by Arrow's reader: on some damaged pages that of polars ends the process.
+    """Reads a parquet file, or some of its columns, by Arrow: on some damaged pages polars ends the process.
 
     Raises:
       ValueError: it cannot be read or claims more than `most_rows`; says so without what the file holds.
@@ -68,6 +71,7 @@ def read_parquet(
             names = file.schema_arrow.names  # those that are no UTF-8 raise here; polars would panic
             if len(set(names)) < len(names):
                 raise ValueError("two columns have one name")
-            return pl.from_arrow(file.read())
+            chosen = None if columns is None else [name for name in names if name in columns]
+            return pl.from_arrow(file.read(columns=chosen))
     except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         raise ValueError(type(error).__name__) from None

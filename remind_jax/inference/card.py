@@ -42,6 +42,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _model(model: Predictor) -> Iterator[str]:
     config, report = model.config, model.report
     environment = records.read(model.path / "environment.json", files.ENVIRONMENT, "start the run again")
+    packages = environment.get("packages", {})
     yield f"# {config.method} on {texts.markdown(report['data'])}\n"
     classes = texts.markdown(", ".join(model.classes))
     yield f"Predicts {texts.code(model.schema.label)} ({classes}) from any combination of: " + ", ".join(
@@ -51,8 +52,8 @@ def _model(model: Predictor) -> Iterator[str]:
         f"\n- Method `{config.method}` ({config.fusion.kind}, {config.objective.kind}), {report['parameters']:,} "
         f"parameters, seed {config.seed}, config {texts.markdown(report['config_digest'])}"
     )
-    version = environment["packages"].get("remind-jax") or "of unknown version"
-    yield texts.markdown(f"- Made with remind-jax {version}, jax {environment['packages'].get('jax')}")
+    version = packages.get("remind-jax") or "of unknown version"
+    yield texts.markdown(f"- Made with remind-jax {version}, jax {packages.get('jax')}")
     if "weights" in report:
         yield f"- {texts.markdown(page.weights_text(report['weights']))}"
     if model.prior_power:

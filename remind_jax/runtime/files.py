@@ -367,7 +367,7 @@ def _commit() -> str | None:
         return None
 
 
-ENVIRONMENT = {"packages": {...: (str, None)}}
+ENVIRONMENT = {"packages?": {...: (str, None)}}
 """The shape of environment.json, as far as it is read."""
 
 

@@ -83,6 +83,7 @@ def read(
     below: pathlib.Path | None = None,
     most: int = MOST,
     default: Any = _REQUIRED,
+    finite: bool = True,
 ) -> Any:
     """Reads a JSON file of a shape; returns `default`, where there is one, for a file that is not there.
 
@@ -94,13 +95,13 @@ def read(
         if default is not _REQUIRED:
             return default
         raise UserError(f"{file} is missing: {remedy}") from None
-    return of_shape(found, shape, f"{file}", remedy)
+    return of_shape(found, shape, f"{file}", remedy, finite)
 
 
-def of_shape(found: bytes, shape: Any, what: str, remedy: str) -> Any:
+def of_shape(found: bytes, shape: Any, what: str, remedy: str, finite: bool = True) -> Any:
     """Returns JSON of a shape; raises UserError as `read`, which begins with `what` the bytes are."""
     try:
-        value = parse(found)
+        value = parse(found, finite)
     except ValueError as error:
         raise UserError(f"{what} is damaged ({error}): {remedy}") from None
     if why := fault(value, shape):

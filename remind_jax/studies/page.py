@@ -179,7 +179,9 @@ def _svg(
         axes.grid(axis="x", color=figures.GRID, linewidth=0.7)
         axes.locator_params(axis="x", nbins=5)
         room = (max(map(len, labels)) * figures.FONT * 0.56 + 10) / 72
-        figure.subplots_adjust(left=room / figures.WIDTH, right=0.97, bottom=0.5 / whole, top=1 - above / whole)
+        figure.subplots_adjust(
+            left=min(0.7, room / figures.WIDTH), right=0.97, bottom=0.5 / whole, top=1 - above / whole
+        )
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return figures.inline(out.getvalue())

@@ -60,17 +60,17 @@ def test_rewind_forgets_later_records_and_a_torn_last_line(folder):
 
 
 def test_rewind_to_the_start_forgets_everything(folder):
-    folder.log({"step": 1})
+    folder.log({"step": 1, "stage": "joint"})
     folder.rewind(0)
     assert folder.history() == []
 
 
 def test_same_config_reopens_with_keys_in_any_order(folder):
     reordered = {"data": {"fractions": [0.7, 0.1, 0.2]}, "optim": {"clip": 1.0, "lr": 0.1}, "seed": 0}
-    folder.log({"step": 1})
+    folder.log({"step": 1, "stage": "joint"})
     again = RunFolder(folder.path, reordered)
     again.close()
-    assert again.history() == [{"step": 1}]
+    assert again.history() == [{"step": 1, "stage": "joint"}]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_same_config_reopens_with_keys_in_any_order(folder):
 )
 def test_another_config_is_refused_by_its_keys_and_changes_nothing(folder, now, named):
     before = (folder.path / "config.json").read_bytes()
-    folder.log({"step": 1})
+    folder.log({"step": 1, "stage": "joint"})
     with pytest.raises(UserError) as refusal:
         RunFolder(folder.path, now)
     message = str(refusal.value)
@@ -95,12 +95,12 @@ def test_another_config_is_refused_by_its_keys_and_changes_nothing(folder, now, 
     unchanged = {"seed", "optim.lr", "optim.clip", "data.fractions"} - {named.split(" ")[0]}
     assert not [key for key in unchanged if f"{key} (" in message]
     assert (folder.path / "config.json").read_bytes() == before
-    assert folder.history() == [{"step": 1}]
+    assert folder.history() == [{"step": 1, "stage": "joint"}]
 
 
 def test_many_differences_are_counted(tmp_path):
     folder = RunFolder(tmp_path, {f"k{i}": 0 for i in range(12)})
-    folder.log({"step": 1})
+    folder.log({"step": 1, "stage": "joint"})
     folder.close()
     with pytest.raises(UserError, match="and 4 more"):
         RunFolder(tmp_path, {f"k{i}": 1 for i in range(12)})
@@ -114,8 +114,11 @@ def test_a_run_that_never_began_is_no_obstacle(folder):
 
 
 def test_damaged_config_is_refused(tmp_path):
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.log({"step": 1, "stage": "joint"})
+    folder.close()
     (tmp_path / "config.json").write_text("{not json")
-    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+    with pytest.raises(UserError, match=r"config\.json is damaged .*: choose another workdir"):
         RunFolder(tmp_path, CONFIG)
 
 
@@ -130,7 +133,7 @@ def test_unwritable_folder_is_named(tmp_path, parent):
 
 
 def test_keys_that_decide_no_figure_may_change_and_old_ones_may_be_gone(folder):
-    folder.log({"step": 1})
+    folder.log({"step": 1, "stage": "joint"})
     config = json.loads((folder.path / "config.json").read_text())
     (folder.path / "config.json").write_text(json.dumps(config | {"train": {"tensorboard": True}}))
     RunFolder(folder.path, CONFIG | {"train": {"track": "tensorboard"}}).close()
@@ -139,7 +142,7 @@ def test_keys_that_decide_no_figure_may_change_and_old_ones_may_be_gone(folder):
 
 
 def test_a_key_that_is_newer_than_the_folder_has_had_its_default(folder):
-    folder.log({"step": 1})
+    folder.log({"step": 1, "stage": "joint"})
     RunFolder(folder.path, CONFIG | {"data": {**CONFIG["data"], "split": "stratified", "leave_out": ()}}).close()
     with pytest.raises(UserError, match=r"data\.split \(None there, 'hash' now\)"):
         RunFolder(folder.path, CONFIG | {"data": {**CONFIG["data"], "split": "hash"}})

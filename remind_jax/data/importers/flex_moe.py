@@ -1,7 +1,6 @@
 """Flex-MoE's folder of ADNI."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ import polars as pl
 from remind_jax.data.importers.table import SPLITS, Imported, from_table
 from remind_jax.data.tables import read_table
 from remind_jax.errors import UserError
+from remind_jax.runtime import records
 
 _LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # of ADNI: when symptoms and the disease itself were first noted
 
@@ -53,7 +53,10 @@ def from_flex_moe(folder: pathlib.Path, *, name: str) -> Imported:
         given = {ptid: SPLITS[part] for part, ids in parts.items() if part in SPLITS for ptid in ids}
         labels = labels.with_columns(pl.col("PTID").replace_strict(given, default=None).alias("split"))
         notes.append(f"{labels['split'].null_count()} subjects are in no split and left out")
+        count = labels.height
         labels = labels.drop_nulls("split")
+        if count > labels.height:
+            notes.append(f"{count - labels.height:,} rows whose ids stand in no split are left out")
     split = "split" if splits.is_file() else ""
     kinds = {"scan": "embedding"} if "image" in joined else {}
     columns = {"label": "DIAGNOSIS", "sample": "PTID", "patient": "PTID", "split": split}
@@ -63,13 +66,12 @@ def from_flex_moe(folder: pathlib.Path, *, name: str) -> Imported:
 
 def _read_splits(path: pathlib.Path) -> dict[str, list[str]]:
     """Reads the ids of each split; raises UserError when the file holds something else."""
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file ({type(error).__name__})") from None
-    lists = parts.values() if isinstance(parts, dict) else [None]
-    if not all(isinstance(ids, list) and all(isinstance(each, str) for each in ids) for ids in lists):
-        raise UserError(f"{path} must map training, validation and testing to lists of ids")
+    parts = records.read(path, {...: [str]}, "it maps training, validation and testing to lists of ids")
+    named = [ptid for part, ids in parts.items() if part in SPLITS for ptid in set(ids)]
+    if double := len(named) - len(set(named)):
+        raise UserError(f"{path}: {double} ids stand in several splits: leave them in one")
+    if not named:
+        raise UserError(f"{path} names no id under training, validation or testing")
     return parts
 
 
@@ -77,7 +79,9 @@ def _flex_moe_scans(folder: pathlib.Path) -> tuple[pl.DataFrame, dict[str, Calla
     """Returns PTID and path of the newest scan of each subject, and what reads the scan by its path."""
     try:
         scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
-        lines = (folder / "ADNI_subj.txt").read_text(encoding="utf-8").split()
+        lines = records.content(folder / "ADNI_subj.txt").decode().split()
+    except UserError:
+        raise
     except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
         raise UserError(f"{folder}: ADNI_G.npy or ADNI_subj.txt cannot be read ({type(error).__name__})") from None
     if scans.dtype.kind not in "fiub" or not scans.ndim:

@@ -14,6 +14,7 @@ from remind_jax.errors import UserError
 
 VALUES = ("boolean_value", "integer_value", "categorical_value", "float_value")
 """Columns that labels stand in; the first that has any is taken."""
+_COLUMNS = ("subject_id", "time", "code", "numeric_value", "text_value")
 
 
 def read(
@@ -38,10 +39,11 @@ def read(
     except ValueError as error:
         raise UserError(f"the labels or splits of {folder} cannot be read as parquet ({error})") from None
     try:
-        shards = [_shard(pl.scan_parquet(file)) for file in files]
-        events, joined = pl.concat(shards), pl.concat(label_tables, how="diagonal_relaxed")
+        joined = pl.concat(label_tables, how="diagonal_relaxed")
+        subjects = joined.select(_id()) if "subject_id" in joined.columns else None
+        events = pl.concat([_events(file, folder, subjects) for file in files]).lazy()
         return from_meds(events, joined, name=name, splits=split_table, modalities=modalities, columns=columns)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{folder} is not as MEDS says ({type(error).__name__})") from None
 
 
@@ -107,6 +109,15 @@ def from_meds(
     there = set(table["label"].unique())
     found = schema_of(name, "label", [name for name in given.classes if name in there], schema, split)
     return Imported(table, found, notes)
+
+
+def _events(file: pathlib.Path, folder: pathlib.Path, subjects: pl.DataFrame | None) -> pl.DataFrame:
+    """Reads the events of a shard, those of some subjects; raises UserError: it is no shard, or is damaged."""
+    try:
+        events = _shard(read_parquet(file, below=folder, columns=_COLUMNS).lazy())
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read as parquet ({error})") from None
+    return (events if subjects is None else events.join(subjects.lazy(), on="subject_id", how="semi")).collect()
 
 
 def _shard(events: pl.LazyFrame) -> pl.LazyFrame:
