@@ -32,12 +32,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def exit_code(error: BaseException) -> int:
+    """Returns the exit code of a command that an error has ended; a signal is a KeyboardInterrupt with its own."""
+    return getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
 def explain(error: BaseException) -> int | None:
     """Prints in one line on stderr why a command ended; returns its exit code, None for a fault of the program."""
     if isinstance(error, UserError):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.code
-    if isinstance(error, KeyboardInterrupt):  # a signal is a subclass with its own code
+    elif isinstance(error, KeyboardInterrupt):
         print("stopped; run the same command again to go on", file=sys.stderr)
-        return getattr(error, "code", 130)
-    return None
+    else:
+        return None
+    return exit_code(error)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 
 DEFAULT_CACHE = "~/.cache/remind_jax"
 UNPREPARED = "none"
@@ -132,7 +131,7 @@ def prepare(fitted: FittedData, data: Any, bar: progress.Silent | None = None) -
     if data.cache == UNPREPARED:
         take = functools.partial(decode, fitted.manifest)
     else:
-        cache = pathlib.Path(data.cache or DEFAULT_CACHE).expanduser()
+        cache = files.expanded(data.cache or DEFAULT_CACHE)
         take = functools.partial(builder.read, builder.prepare(fitted.manifest, cache, bar=bar))
     stores = {}
     for i, name in enumerate(splits.SPLITS):

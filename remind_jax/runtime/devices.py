@@ -21,6 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from remind_jax.errors import UserError
+from remind_jax.runtime import files
 
 AXIS, EXPERTS = "data", "expert"
 KINDS = ("jit", "pmap")
@@ -86,7 +87,7 @@ def kept_programs(folder: pathlib.Path | None) -> Iterator[None]:
     meant for machines of its kind.
     """
     changes = {
-        "jax_compilation_cache_dir": folder and str(folder.expanduser().resolve()),
+        "jax_compilation_cache_dir": folder and str(files.expanded(folder).resolve()),
         "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,
     }
     before = {name: jax.config.values[name] for name in changes}
@@ -112,11 +113,11 @@ def users_programs() -> pathlib.Path | None:
     Programs hold neither weights nor data. Returns None if JAX keeps programs already, or if the folder cannot be made
     or others could write there: a program that is read runs.
     """
-    folder = pathlib.Path("~/.cache/remind_jax/programs").expanduser()
     try:
+        folder = files.expanded("~/.cache/remind_jax/programs")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         there = folder.stat()
-    except OSError:
+    except (OSError, UserError):
         return None
     is_private = there.st_uid == os.getuid() and not there.st_mode & 0o077
     return folder / _processor() if is_private and not jax.config.jax_compilation_cache_dir else None

@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, the lock that processes wait for, and digests of folders."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -10,6 +11,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -19,6 +21,7 @@ from remind_jax.errors import UserError
 
 SUMS = "SHA256SUMS"
 _UNFINISHED = ".tmp-"  # between a name and the random end of the name of what is not whole yet
+_BEGUN = ".part"  # after the name of what is not whole yet and is gone on with
 _POLL = 0.1  # seconds between two tries to get a lock
 _PACKAGES = (
     "jax",
@@ -62,23 +65,52 @@ def whole_file(file: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: pathlib.Path, *, private: bool = False, replace: bool = False) -> Iterator[pathlib.Path]:
+def whole_folder(
+    folder: pathlib.Path, *, private: bool = False, replace: bool = False, resume: bool = False
+) -> Iterator[pathlib.Path]:
     """Yields an empty folder to write into; it takes the folder's name when the block ends without an error.
 
-    Nobody but its owner may read a `private` one; `replace` removes a folder that exists. Raises OSError: the disk
-    refuses, or the folder exists and is not empty; `writing` turns it into a UserError.
+    Nobody but its owner may read a `private` one; `replace` removes a folder that exists. With `resume` the folder that
+    is yielded holds what a writer has left that was killed, or stopped by a signal; only the holder of its lock may
+    ask for it. Raises OSError: the disk refuses, the folder exists and is not empty, or somebody else has begun it;
+    `writing` turns it into a UserError.
     """
-    temporary = _unfinished(folder)
+    temporary = folder.with_name(folder.name + _BEGUN) if resume else _unfinished(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary.mkdir(mode=0o700 if private else 0o777)
+    temporary.mkdir(mode=0o700 if private else 0o777, exist_ok=resume)
+    if temporary.is_symlink() or temporary.stat().st_uid != os.geteuid():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(temporary))
     try:
         yield temporary
         _sync(temporary)
         if replace:
             shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        if not (resume and isinstance(error, KeyboardInterrupt)):
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def expanded(path: str | pathlib.Path) -> pathlib.Path:
+    """Puts the home folder in the place of `~`; for a user without one, a folder of their own among temporary ones.
+
+    Such a user is a uid of a container that has no entry in passwd, without HOME. Raises UserError: that folder is
+    somebody else's, or others may enter it; or `~` is followed by a name that nobody has.
+    """
+    path = pathlib.Path(path)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        if path.parts[0] != "~":
+            raise UserError(f"{path}: {error}") from None
+    own = pathlib.Path(tempfile.gettempdir()) / f"remind_jax-{os.getuid()}"
+    with writing(own):
+        own.mkdir(mode=0o700, exist_ok=True)
+    there = own.lstat()
+    if there.st_uid != os.getuid() or there.st_mode & 0o077:
+        raise UserError(f"there is no home folder, and {own} is not yours alone: set HOME or TMPDIR")
+    return own.joinpath(*path.parts[1:])
 
 
 def remove_unfinished(path: pathlib.Path) -> None:

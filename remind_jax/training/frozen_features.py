@@ -179,7 +179,7 @@ def _kind(config: Any, needed: int, say: Say) -> str:
 
 
 def _cache(config: Any) -> pathlib.Path:
-    return pathlib.Path(config.data.cache or datasets.DEFAULT_CACHE).expanduser()
+    return files.expanded(config.data.cache or datasets.DEFAULT_CACHE)
 
 
 def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
