@@ -45,12 +45,17 @@ def reason_of_disk(error: BaseException) -> str:
     return error.strerror or str(error) or type(error).__name__ if isinstance(error, OSError) else ""
 
 
+def exit_code(error: BaseException) -> int:
+    """Returns the exit code of a command that an error has ended; a signal is a KeyboardInterrupt with its own."""
+    return getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
 def explain(error: BaseException) -> int | None:
     """Prints in one line on stderr why a command ended; returns its exit code, None for a fault of the program."""
     if isinstance(error, UserError):
         return _tell(f"error: {' '.join(str(error).split())}", error.code)
     if isinstance(error, KeyboardInterrupt):  # a signal is a subclass with its own code
-        return _tell("stopped; run the same command again to go on", getattr(error, "code", 130))
+        return _tell("stopped; run the same command again to go on", exit_code(error))
     # Of whatever wrote, the standard output or a library; what this package writes is named in a UserError.
     if reason := next((text for text in map(os.strerror, _FULL) if text in str(error)), ""):
         return _tell(f"error: {reason}: make space, and run the same command again", UserError.code)

@@ -16,7 +16,7 @@ from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 
 DEFAULT_CACHE = "~/.cache/remind_jax"
 UNPREPARED = "none"
@@ -142,7 +142,7 @@ def prepare(fitted: FittedData, data: Any, bar: progress.Silent | None = None) -
 
 def cache_folder(cache: str) -> pathlib.Path:
     """Returns the folder that `data.cache` of a config names."""
-    return pathlib.Path(cache or DEFAULT_CACHE).expanduser()
+    return files.expanded(cache or DEFAULT_CACHE)
 
 
 def cohort(manifest: Manifest) -> list[dict[str, Any]]:

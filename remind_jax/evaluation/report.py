@@ -286,6 +286,7 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
         console = rich.console.Console(file=file, highlight=False)
         if not console.is_terminal or console.width > TABLE_WIDTH:
             console = rich.console.Console(file=file, width=TABLE_WIDTH, highlight=False)
+        console.on_broken_pipe = _reraise
     rows = report["groups"]
     listed = rows if len(rows) <= TABLE_ROWS else rows[: TABLE_ROWS - 1]
     names, abbreviated = short_names((row["modalities"] for row in listed), report["modalities"], NAME_WIDTH)
@@ -311,6 +312,11 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
         table.add_row(f"{side}, pooled", "", "", str(pooled["n"]), "", *_metric_cells(pooled))
         table.add_row(f"{side}, mean of groups", "", "", "", "", *_metric_cells(report[f"{side}_mean"]))
     console.print(table)
+
+
+def _reraise() -> None:
+    """Leaves a pipe that nobody reads to the command, where rich would end the process with exit code 1."""
+    raise
 
 
 def _cells(row: dict[str, Any], name: str) -> list[str]:

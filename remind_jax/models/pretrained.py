@@ -15,6 +15,7 @@ import numpy as np
 
 from remind_jax.errors import UserError
 from remind_jax.runtime import records
+from remind_jax.runtime.files import expanded
 
 _SHOWN = 3
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".tar")
@@ -152,7 +153,7 @@ def _find(source: str) -> list[pathlib.Path]:
     """Finds the safetensors files of a source."""
     if not source:
         raise UserError("pretrained weights: name a .safetensors file, a folder or a hub repository")
-    path = pathlib.Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return _find_in_folder(source, path)
     if path.suffix in _PICKLED:

@@ -126,7 +126,7 @@ def users_programs() -> pathlib.Path | None:
 def _private(folder: pathlib.Path) -> pathlib.Path | None:
     """Makes a folder of the user's alone; where there is another, says so on stderr and returns None."""
     try:
-        folder = folder.expanduser()
+        folder = files.expanded(folder)
         files.make_folder(folder, private=True)
         there = folder.lstat()
         if not stat.S_ISDIR(there.st_mode):
@@ -135,7 +135,7 @@ def _private(folder: pathlib.Path) -> pathlib.Path | None:
             fault = "it is somebody else's"
         else:
             fault = "others may enter it (chmod 700 if all in it is yours)" if there.st_mode & 0o077 else ""
-    except (OSError, RuntimeError) as error:  # the latter where there is no home
+    except (OSError, UserError) as error:
         fault = getattr(error, "strerror", None) or str(error)
     if fault:
         print(f"warning: no compiled programs are kept in {folder}: {fault}", file=sys.stderr)

@@ -15,6 +15,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -24,6 +25,7 @@ from remind_jax.errors import UserError, reason_of_disk
 
 SUMS = "SHA256SUMS"
 _UNFINISHED = ".tmp-"  # between a name and the random end of the name of what is not whole yet
+_BEGUN = ".part"  # after the name of what is not whole yet and is gone on with
 _POLL = 0.1  # seconds between two tries to get a lock
 _PACKAGES = (
     "jax",
@@ -77,15 +79,21 @@ def whole_file(file: pathlib.Path, *, private: bool = False) -> Iterator[pathlib
 
 
 @contextlib.contextmanager
-def whole_folder(folder: pathlib.Path, *, private: bool = False, replace: bool = False) -> Iterator[pathlib.Path]:
+def whole_folder(
+    folder: pathlib.Path, *, private: bool = False, replace: bool = False, resume: bool = False
+) -> Iterator[pathlib.Path]:
     """Yields an empty folder to write into; it takes the folder's name when the block ends without an error.
 
     Nobody but its owner may read a `private` one and what is in it; `replace` removes what has the name, a link and not
-    what it leads to. Raises OSError: the disk refuses, or the folder exists and is not empty; `writing` turns it into a
-    UserError.
+    what it leads to. With `resume` the folder that is yielded holds what a writer has left that was killed, or stopped
+    by a signal; only the holder of its lock may ask for it. Raises OSError: the disk refuses, the folder exists and is
+    not empty, or somebody else has begun it; `writing` turns it into a UserError.
     """
-    temporary, aside = _unfinished(folder), _unfinished(folder)
+    temporary, aside = folder.with_name(folder.name + _BEGUN) if resume else _unfinished(folder), _unfinished(folder)
     make_folder(temporary, private=private)
+    if temporary.is_symlink() or temporary.stat().st_uid != os.geteuid():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(temporary))
+    is_left = False
     try:
         yield temporary
         _close(temporary, private)
@@ -100,8 +108,12 @@ def whole_folder(folder: pathlib.Path, *, private: bool = False, replace: bool =
                 os.rename(aside, folder)
             raise
         _sync_entry(folder.parent)
+    except KeyboardInterrupt:
+        is_left = resume
+        raise
     finally:
-        remove(temporary)
+        if not is_left:
+            remove(temporary)
         remove(aside)
 
 
@@ -163,6 +175,27 @@ def remove(path: pathlib.Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
+
+
+def expanded(path: str | pathlib.Path) -> pathlib.Path:
+    """Puts the home folder in the place of `~`; for a user without one, a folder of their own among temporary ones.
+
+    Such a user is a uid of a container that has no entry in passwd, without HOME. Raises UserError: that folder is
+    somebody else's, or others may enter it; or `~` is followed by a name that nobody has.
+    """
+    path = pathlib.Path(path)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        if path.parts[0] != "~":
+            raise UserError(f"{path}: {error}") from None
+    own = pathlib.Path(tempfile.gettempdir()) / f"remind_jax-{os.getuid()}"
+    with writing(own):
+        own.mkdir(mode=0o700, exist_ok=True)
+    there = own.lstat()
+    if there.st_uid != os.getuid() or there.st_mode & 0o077:
+        raise UserError(f"there is no home folder, and {own} is not yours alone: set HOME or TMPDIR")
+    return own.joinpath(*path.parts[1:])
 
 
 def remove_unfinished(path: pathlib.Path) -> None:

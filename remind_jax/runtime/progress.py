@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
-from remind_jax.runtime import texts
+from remind_jax.runtime import signals, texts
 
 if TYPE_CHECKING:
     from rich import progress
@@ -98,7 +98,10 @@ class Lines(Silent):
         self._counted: tuple[int, float] | None = None  # the step that the pace is counted from, and when it was
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError as error:
+            signals.no_reader(error)
         self._last = time.monotonic()
 
     def _begin(self, text: str) -> None:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -89,14 +90,25 @@ class Child:
         return False
 
     def finish(self, timeout: float = 300.0) -> int:
-        """Waits for the end; the exit code, or minus the signal."""
+        """Waits for the end; the exit code, or minus the signal. A process that was stopped (SIGSTOP) is let go on."""
         self._receive.close()
-        self.process.join(timeout)
+        deadline = time.monotonic() + timeout
+        while self.process.is_alive() and time.monotonic() < deadline:
+            self.process.join(0.2)
+            if _state(self.process.pid) == "T":
+                os.kill(self.process.pid, signal.SIGCONT)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
             return -999
         return self.process.exitcode
+
+
+def _state(process: int) -> str:
+    """The letter by which the kernel tells what a process does; empty when there is none."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    return ""
 
 
 def run(
@@ -106,6 +118,9 @@ def run(
     *,
     point: str = "",
     occurrence: int = 1,
+    sends: Sequence[int] = (signal.SIGKILL,),
+    again: str = "",
+    delay: float = 0.0,
     devices: int = 1,
     compiled: str = "",
     broken: str = "",
@@ -118,7 +133,10 @@ def run(
       arguments: of the command, without the workdir.
       folder: the workdir; what the run did is written beside it.
       send: a pipe that is told each step.
-      point, occurrence: where to send oneself SIGKILL, and at which time of coming there.
+      point, occurrence: where to send oneself signals, and at which time of coming there.
+      sends: the signals; for SIGPIPE the reader of what is printed goes away.
+      again: where to send them once more, after that.
+      delay: seconds after coming there; without, what follows has not begun.
       devices: of JAX.
       compiled: folder of compiled programs.
       broken: what to take away from the program, see `_break`.
@@ -138,19 +156,47 @@ def run(
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    reader = -1
+    if signal.SIGPIPE in sends:
+        reader, writer = os.pipe()
+        os.dup2(writer, sys.stdout.fileno())
+        os.close(writer)
     if attempts:
         _cut_off(attempts)
     _break(broken)
-    _watch(beside, _Point(point, occurrence), send)
+    at = _Point(point, occurrence, sends, again, delay, reader, beside)
+    _watch(beside, at, send)
     sys.argv = ["remind_jax", *arguments, f"--workdir={folder}"]
-    cli.run(importlib.import_module(f"remind_jax.{command}").main, "")
+    main = importlib.import_module(f"remind_jax.{command}").main
+
+    def begin(arguments: list[str]) -> None:
+        _tell(send, -1)
+        at("begun")
+        main(arguments)
+
+    cli.run(begin, "")
+
+
+def _tell(send: Any, step: int) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        send.send_bytes(str(step).encode())
 
 
 class _Point:
-    """Kills the process when it comes to a place for a given time."""
+    """Sends the process signals when it comes to a place for a given time, and at another place after that."""
 
-    def __init__(self, name: str, occurrence: int):
-        self._name, self._left = name, occurrence
+    def __init__(
+        self,
+        name: str,
+        occurrence: int,
+        sends: Sequence[int],
+        again: str,
+        delay: float,
+        reader: int,
+        folder: pathlib.Path,
+    ):
+        self._name, self._left, self._sends, self._again = name, occurrence, sends, again
+        self._delay, self._reader, self._folder = delay, reader, folder
 
     def comes(self, name: str) -> bool:
         """Whether the process ends at the next call with this name."""
@@ -159,8 +205,24 @@ class _Point:
     def __call__(self, name: str) -> None:
         if name == self._name:
             self._left -= 1
-            if not self._left:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self._left == 0:
+                if self._delay:
+                    timer = threading.Timer(self._delay, self._send)
+                    timer.daemon = True  # the process may end before
+                    timer.start()
+                else:
+                    self._send()
+                self._name, self._left, self._again = self._again, 1, ""
+
+    def _send(self) -> None:
+        if not (self._folder / "report.json").exists():
+            pathlib.Path(f"{self._folder}.asked").touch()  # in time: the run has not ended
+        for number in self._sends:
+            if number == signal.SIGPIPE:
+                with contextlib.suppress(OSError):
+                    os.close(self._reader)
+            else:
+                os.kill(os.getpid(), number)
 
 
 def _around(owner: Any, name: str, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None):
@@ -217,8 +279,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
 
     def told(trainer: Any, recorder: Any, step: int, *rest: Any, **options: Any) -> None:
         del trainer, recorder, rest, options
-        with contextlib.suppress(OSError):  # nobody listens any more
-            send.send_bytes(str(step).encode())
+        _tell(send, step)
 
     _around(loop.Trainer, "_take", told, lambda *a, **o: at("after a step"))
     _around(loop.Trainer, "_evaluate", lambda *a, **o: at("evaluation"), lambda *a, **o: at("evaluated"))
@@ -317,6 +378,15 @@ def _break(what: str) -> None:
             return restored | {"state": state}
 
         checkpoint.Checkpoints.arrays = forgetful
+    elif what == "moments":  # of the optimizer come back from a checkpoint as they were at the start
+        whole = checkpoint.Checkpoints.arrays
+
+        def numb(self: Any, step: int, like: Any) -> Any:
+            restored = whole(self, step, like)
+            start = jax.tree.map(np.asarray, like["state"].opt_state)
+            return restored | {"state": restored["state"]._replace(opt_state=start)}
+
+        checkpoint.Checkpoints.arrays = numb
     elif what == "deferred":  # a signal ends the run where it is
         Signals._receive = lambda self, number, frame: os._exit({15: 143}.get(number, 75))
     elif what == "order":  # of samples follows the number of devices

@@ -1,5 +1,6 @@
 """Rows about runs in processes of their own: killed, asked to stop, and moved to another number of devices."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -26,19 +27,31 @@ STEPS = 24
 OWN = {"data__max_tokens": 8, "data__vocabulary": 64, "train__feature_cache": "disk"}
 OWN_ROWS = 120
 KILLS_OF_A_CHAIN = 10
+DRAWS = 5  # of an instant at which a run has not ended yet
 
 
-class _Place:
+class Place:
     """A folder for runs that share prepared data and compiled programs, and the run that nobody disturbs."""
 
-    def __init__(self, root: str | pathlib.Path, *, own: bool = False, alone: bool = True, **changes: object):
-        """Lets the undisturbed run end, if `alone`; with `own` data it keeps features of frozen encoders on disk."""
-        self.root = pathlib.Path(root)
+    def __init__(
+        self,
+        root: str | pathlib.Path,
+        *,
+        own: bool = False,
+        alone: bool = True,
+        on: int = 1,
+        method: str = "remind",
+        **changes: object,
+    ):
+        """Lets the undisturbed run end, if `alone`, `on` so many devices; with `own` data it keeps features of frozen
+        encoders on disk.
+        """
+        self.root, self._devices = pathlib.Path(root), on
         if own:
             data = write_manifest(self.root / "data", n=OWN_ROWS)
-            self.arguments = tiny_runs.own_arguments(data, self.root / "cache", **CHANGES | OWN | changes)
+            self.arguments = tiny_runs.own_arguments(data, self.root / "cache", method, **CHANGES | OWN | changes)
         else:
-            self.arguments = tiny_runs.arguments(self.root / "cache", **CHANGES | changes)
+            self.arguments = tiny_runs.arguments(self.root / "cache", method, **CHANGES | changes)
         self.compiled = str(self.root / "compiled")
         if alone:
             self.run_alone()
@@ -50,14 +63,16 @@ class _Place:
             raise RuntimeError(f"the undisturbed run ended with {code}: {self.log('alone')}")
 
     def start(self, name: str, *more: str, **options: object) -> Child:
-        return Child([*self.arguments, *more], self.root / name, **{"compiled": self.compiled} | options)
+        given = {"compiled": self.compiled, "devices": self._devices} | options
+        return Child([*self.arguments, *more], self.root / name, **given)
 
     def log(self, name: str) -> str:
         return (self.root / f"{name}.log").read_text(encoding="utf-8")[-400:]
 
     def lines(self, name: str, kind: str) -> list[tuple[int, str]]:
         """What a run recorded of each step: (step, digest)."""
-        text = (self.root / f"{name}.{kind}").read_text(encoding="utf-8")
+        file = self.root / f"{name}.{kind}"  # of a plain model there is none
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
         return [(int(step), digest) for step, digest in (line.split() for line in text.splitlines() if " " in line)]
 
     def differences(self, name: str) -> str:
@@ -82,6 +97,7 @@ class _Place:
 
 
 def _records(folder: pathlib.Path) -> list[dict]:
+    """What metrics.jsonl holds, but for times."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "time/step_ms"} for line in lines]
 
@@ -92,10 +108,17 @@ def _same_predictions(here: pathlib.Path, there: pathlib.Path) -> bool:
     return mine.equals(theirs) and all(mine[x].to_numpy().tobytes() == theirs[x].to_numpy().tobytes() for x in names)
 
 
-def _end(place: _Place, name: str, **options: object) -> str:
+def end(place: Place, name: str, **options: object) -> str:
     """Lets a run end and says in what it differs."""
     code = place.start(name, **options).finish()
     return f"exit code {code}: {place.log(name)}" if code else place.differences(name)
+
+
+def forget(place: Place, name: str) -> None:
+    """Removes a run and what was written beside it."""
+    shutil.rmtree(place.root / name, ignore_errors=True)
+    for kind in ("batches", "saves", "log", "asked"):
+        (place.root / f"{name}.{kind}").unlink(missing_ok=True)
 
 
 # ---- SIGKILL --------------------------------------------------------------------------------------------------------
@@ -114,7 +137,7 @@ def kill(count: int, broken: bool) -> Tally:
     """One run is killed at all named points in turn, others ten times at random instants; each must end as if alone."""
     tally, options = Tally(), {"broken": "λ"} if broken else {}
     with tempfile.TemporaryDirectory() as root:
-        place = _Place(root)
+        place = Place(root)
         if not broken:
             # Prepares its data anew.
             (place.root / "cache").rename(place.root / "old cache")
@@ -124,17 +147,17 @@ def kill(count: int, broken: bool) -> Tally:
             kills = min(KILLS_OF_A_CHAIN, count)
             name, count, chain = f"random{chain}", count - kills, chain + 1
             done = _kill_at_random(place, name, kills, rng, options)
-            wrong = _end(place, name, **options)
+            wrong = end(place, name, **options)
             tally.check(not wrong, f"chain {chain} of {done} kills at random instants: {wrong}", times=done)
             shutil.rmtree(place.root / name)
     if not broken:
         with tempfile.TemporaryDirectory() as root:
-            _kill_at_points(_Place(root, own=True), tally, FEATURE_POINTS)
+            _kill_at_points(Place(root, own=True), tally, FEATURE_POINTS)
     tally.notes.append(f"a run is killed {KILLS_OF_A_CHAIN} times in a row, at a random step plus 0 to 60 ms")
     return tally
 
 
-def _kill_at_points(place: _Place, tally: Tally, points: Sequence[str]) -> None:
+def _kill_at_points(place: Place, tally: Tally, points: Sequence[str]) -> None:
     """Every point once, in one run."""
     reached = []
     for point in points:
@@ -143,12 +166,12 @@ def _kill_at_points(place: _Place, tally: Tally, points: Sequence[str]) -> None:
             reached.append(point)
         else:
             tally.check(False, f"the run never came to the point {point!r} (exit code {code}: {place.log('points')})")
-    wrong = _end(place, "points")
+    wrong = end(place, "points")
     tally.check(not wrong, f"killed at {', '.join(reached)}: {wrong}", times=len(reached))
     tally.notes.append(f"named points, once each, in one run: {', '.join(reached)}")
 
 
-def _kill_at_random(place: _Place, name: str, kills: int, rng: random.Random, options: dict) -> int:
+def _kill_at_random(place: Place, name: str, kills: int, rng: random.Random, options: dict) -> int:
     """Kills a run so many times and returns how often that was."""
     done = 0
     for i in range(kills):
@@ -179,7 +202,7 @@ def changed_data(count: int, broken: bool) -> Tally:
     options = {"broken": "digests"} if broken else {}
     with tempfile.TemporaryDirectory() as root:
         for i in range(count):
-            place = _Place(pathlib.Path(root, str(i)), own=True, alone=False)
+            place = Place(pathlib.Path(root, str(i)), own=True, alone=False)
             place.compiled = str(pathlib.Path(root, "compiled"))
             name = names[5 * i % len(names)]
             wrong = _refused(place, name, rng, (signal.SIGTERM, signal.SIGKILL)[i % 2], options)
@@ -189,7 +212,7 @@ def changed_data(count: int, broken: bool) -> Tally:
     return tally
 
 
-def _refused(place: _Place, name: str, rng: random.Random, number: int, options: dict) -> str:
+def _refused(place: Place, name: str, rng: random.Random, number: int, options: dict) -> str:
     """What went wrong where a run was stopped, refused and begun anew; nothing if nothing did."""
     child = place.start("run")
     child.wait_for(rng.randint(1, 14))
@@ -226,28 +249,40 @@ def preempt(count: int, broken: bool) -> Tally:
     """As `kill`, with signals that ask, and a look at whether any batch was taken a second time."""
     tally, options, rng = Tally(), {"broken": "deferred"} if broken else {}, random.Random(0)
     with tempfile.TemporaryDirectory() as root:
-        place, chain = _Place(root), 0
+        place, chain = Place(root), 0
         while count > 0:
             signals = min(5, count)
             name, count, chain = f"run{chain}", count - signals, chain + 1
-            codes = []
-            for i in range(signals):
-                number, code = ((signal.SIGTERM, 143), (signal.SIGUSR1, 75))[rng.randrange(2)]
-                child = place.start(name, **options)
-                child.wait_for(rng.randint(1, 1 + (STEPS - 2) * (i + 1) // signals))
-                time.sleep(rng.random() * 0.03)
-                os.kill(child.process.pid, number)
-                codes.append((child.finish(), code))
-            # A run that had ended already when the signal came has nothing to save.
-            wrong = [f"exit code {found}, not {code}" for found, code in codes if found not in (code, 0)]
-            ended = _end(place, name, **options)
+            wrong = _ask(place, name, signals, rng, options)
+            ended = end(place, name, **options)
             steps = [step for step, _ in place.lines(name, "batches")]
             if len(steps) != len(set(steps)):
                 ended = f"{ended}, {len(steps) - len(set(steps))} steps taken twice".strip(", ")
-            came = sum(found != 0 for found, _ in codes)
-            tally.check(not wrong and not ended, f"chain {chain}: {', '.join([*wrong, ended])}", times=came)
-            shutil.rmtree(place.root / name)
+            tally.check(not wrong and not ended, f"chain {chain}: {', '.join([*wrong, ended])}", times=signals)
+            forget(place, name)
     return tally
+
+
+def _ask(place: Place, name: str, signals: int, rng: random.Random, options: dict) -> list[str]:
+    """Asks a run to stop so many times, at random instants before its end; returns what was wrong with how it ended."""
+    wrong, asked = [], 0
+    for _ in range(DRAWS * signals):
+        number, code = ((signal.SIGTERM, 143), (signal.SIGUSR1, 75))[rng.randrange(2)]
+        child = place.start(name, **options)
+        child.wait_for(rng.randint(1, 1 + (STEPS - 2) * (asked + 1) // signals))
+        time.sleep(rng.random() * 0.03)
+        came = not (place.root / name / "report.json").exists()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.process.pid, number)
+        found = child.finish()
+        if not came:  # a run that had ended has nothing to save: it is begun anew, and the instant drawn again
+            forget(place, name)
+            continue
+        wrong += [f"exit code {found}, not {code}: {place.log(name)}"] if found != code else []
+        asked += 1
+        if asked == signals:
+            return wrong
+    return [*wrong, f"{signals - asked} signals came too late, at every draw"]
 
 
 # ---- Other numbers of devices ---------------------------------------------------------------------------------------
@@ -271,7 +306,7 @@ def devices(count: int, broken: bool) -> Tally:
     tally, options = Tally(), {"broken": "order"} if broken else {}
     with tempfile.TemporaryDirectory() as root:
         # Dropout draws by sample, so that it is on.
-        place = _Place(root, devices=0)
+        place = Place(root, devices=0)
         batches = dict(place.lines("alone", "batches"))
         for first, second in pairs[:count]:
             if not (place.root / f"from{first}").exists():

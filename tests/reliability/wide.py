@@ -1,0 +1,191 @@
+"""The promises of `runs`, as wide as they are made: kills over methods and options, signals at every phase."""
+
+import random
+import shutil
+import signal
+import tempfile
+import time
+from typing import Any
+
+from remind_jax.methods import METHODS, PLAIN
+from tests.reliability import Tally, row
+from tests.reliability.runs import STEPS, Place, end, forget
+
+# ---- SIGKILL, over methods and options ------------------------------------------------------------------------------
+
+# What the tiny run of `runs` has not: every method, then options of training, each with what it needs.
+_METHODS: dict[str, dict[str, Any]] = {name: {"method": name} for name in (*METHODS, *PLAIN) if name != "remind"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "expert devices": {"on": 4, "devices": 4, "expert_devices": 2},
+    "pmap": {"on": 4, "devices": 4, "parallel": "pmap"},
+    "features on disk": {"own": True},
+    "features in memory": {"own": True, "train__feature_cache": "memory", "train__feature_dtype": "float32"},
+    "accumulate": {"train__accumulate": 2},
+    "bfloat16": {"precision": "bfloat16"},
+    "router_rank": {"fusion__router_rank": 2},
+    "row_adamw": {"optim__group_rows": "batch"},
+    "patience": {"train__patience": 1, "train__keep_better_stage": True},
+    "track": {"train__track": "tensorboard"},
+    "no average": {"optim__ema": 0.0},
+    "two programs": {"programs": "two"},
+    "members": {"model__members": 2, "train__hide_samples": 0.3, "objective__distill_weight": 1.0},
+    "gate by share": {"fusion__gate_threshold": "auto"},
+    "rows as they come": {"data__cache": "none"},
+    "one stage": {"train__joint_epochs": 0.0, "train__freeze": "nothing"},
+}
+VARIANTS = _OPTIONS | _METHODS
+_POINTS = ("in a step", "before the commit", "evaluated")
+_POINTS_OF_PLAIN = ("shards", "predictions written", "report written")
+_RANDOM = 2  # kills at random instants of each
+
+
+@row(
+    name="kill_methods",
+    title="SIGKILL over all methods and the options of training",
+    target="all bitwise equal",
+    unit="methods and options",
+    reduced=2,
+    full=len(VARIANTS),
+    broken="the optimizer's moments come back from a checkpoint as they were at the start",
+)
+def kill_methods(count: int, broken: bool) -> Tally:
+    """Each is killed at three points and at two random instants, in one run, and must end as if left alone."""
+    tally, rng = Tally(), random.Random(0)
+    for name, changes in list(VARIANTS.items())[:count]:
+        with tempfile.TemporaryDirectory() as root:
+            _kill_variant(name, Place(root, **changes), tally, rng, {"broken": "moments"} if broken else {})
+    tally.notes.append(f"in this order: {', '.join(list(VARIANTS)[:count])}")
+    return tally
+
+
+def _kill_variant(name: str, place: Place, tally: Tally, rng: random.Random, options: dict[str, Any]) -> None:
+    is_plain = name in PLAIN
+    if is_plain:
+        shutil.rmtree(place.root / "cache")  # prepares its data anew
+    done, missed = 0, []
+    for point in _POINTS_OF_PLAIN if is_plain else _POINTS:
+        code = place.start("run", point=point, **options).finish()
+        done += code == -signal.SIGKILL
+        missed += [] if code == -signal.SIGKILL else [f"never at {point!r} (exit code {code}: {place.log('run')})"]
+    for _ in range(_RANDOM):
+        child = place.start("run", **options)
+        child.wait_for(-1 if is_plain else rng.randint(STEPS // 3, STEPS))
+        time.sleep(rng.random() * (0.5 if is_plain else 0.06))
+        child.process.kill()
+        done += child.finish() == -signal.SIGKILL
+    wrong = end(place, "run", **options)
+    tally.check(not (wrong or missed), f"{name}: {', '.join([*missed, wrong])}", times=max(done, 1))
+
+
+# ---- Signals at every phase -----------------------------------------------------------------------------------------
+
+# What a command ends with. A reader that has gone away is no signal that Python lets through.
+CODES = {
+    signal.SIGTERM: 143,
+    signal.SIGUSR1: 75,
+    signal.SIGINT: 130,
+    signal.SIGHUP: 129,
+    signal.SIGPIPE: 141,
+    signal.SIGSTOP: 0,
+}
+# Phases, as points to come to, with what `Child` needs for it.
+PHASES: dict[str, dict[str, Any]] = {
+    "beginning": {"point": "config written"},
+    "preparation": {"point": "shards"},
+    "compilation": {"point": "before a step", "delay": 0.2},
+    "training": {"point": "in a step", "occurrence": 2},
+    "evaluation in training": {"point": "evaluation"},
+    "save": {"point": "save begun"},
+    "a second one before the commit": {"point": "in a step", "again": "before the commit"},
+    "features": {"point": "features"},
+    "held-out rows": {"point": "held-out rows read"},
+    "report": {"point": "predictions written"},
+    "end of the report": {"point": "report written"},
+}
+_TRAINS = ("compilation", "training", "evaluation in training", "save", "a second one before the commit")
+_STOPPED = "stopped; run the same command again to go on"
+
+
+@row(
+    name="signals",
+    title="SIGTERM, SIGUSR1, SIGINT, SIGHUP, a closed pipe, SIGSTOP and SIGCONT at every phase of a run",
+    target="exit 143, 75, 130, 129, 141, 0, one line, no traceback; no step taken twice; ends bitwise equal",
+    unit="random instants of each signal",
+    reduced=0,
+    full=10,
+    broken="a signal ends the process where it is",
+)
+def signals(count: int, broken: bool) -> Tally:
+    """One run a signal, asked at all phases in turn, then others at random instants from its beginning to its end."""
+    tally, rng, options = Tally(), random.Random(0), {"broken": "deferred"} if broken else {}
+    with tempfile.TemporaryDirectory() as root:
+        place = Place(root, own=True)
+        for number in CODES:
+            shutil.rmtree(place.root / "cache")  # prepares its data anew
+            _ask_at_phases(place, tally, number, options)
+            for chain in range(0, count, 5):
+                _ask_at_random(place, tally, number, min(5, count - chain), rng, options)
+    tally.notes.append(f"phases: {', '.join(PHASES)}")
+    return tally
+
+
+def _ask_at_phases(place: Place, tally: Tally, number: signal.Signals, options: dict[str, Any]) -> None:
+    name, wrong = number.name, []
+    for phase, where in PHASES.items():
+        before = _size(place, name)
+        if phase == "features":  # made by now if the run has come so far
+            for features in (place.root / "cache").glob("features-*"):
+                shutil.rmtree(features)
+        code = place.start(name, sends=(number,), **where, **options).finish()
+        found = _fault(place, name, before, code, number)
+        wrong += [f"{phase}: {found}"] if found else []
+        if number == signal.SIGSTOP:  # which ends nothing: the next phase has a run of its own
+            wrong += [f"{phase}: {found}"] if (found := place.differences(name)) else []
+            forget(place, name)
+    wrong += _ends(place, name, number, options)
+    tally.check(not wrong, f"{name}: {'; '.join(wrong)}", times=len(PHASES))
+
+
+def _ask_at_random(
+    place: Place, tally: Tally, number: signal.Signals, count: int, rng: random.Random, options: dict[str, Any]
+) -> None:
+    """Asks a run so many times; one that has ended before it was asked is begun anew."""
+    name, done, wrong = f"{number.name} at random", 0, []
+    while done < count:
+        before, asked = _size(place, name), place.root / f"{name}.asked"
+        asked.unlink(missing_ok=True)
+        code = place.start(name, sends=(number,), point="begun", delay=rng.uniform(0.01, 6), **options).finish()
+        if not asked.exists():
+            wrong += [f"exit code {code}: {place.log(name)}"] if code else []
+            forget(place, name)
+            continue
+        done += 1
+        found = _fault(place, name, before, code, number)
+        wrong += [found] if found else []
+    wrong += _ends(place, name, number, options)
+    tally.check(not wrong, f"{name}: {'; '.join(wrong)}", times=count)
+
+
+def _fault(place: Place, name: str, before: int, code: int, number: signal.Signals) -> str:
+    """What is wrong with how a run that was asked has ended."""
+    said = (place.root / f"{name}.log").read_text(encoding="utf-8")[before:]
+    if code != CODES[number]:
+        return f"exit code {code}, not {CODES[number]}: {said[-300:]}"
+    if "Traceback" in said or "Exception ignored" in said:
+        return f"a traceback: {said[-600:]}"
+    lines = said.count(_STOPPED)
+    return f"{lines} lines that it was stopped" if lines != (number not in (signal.SIGPIPE, signal.SIGSTOP)) else ""
+
+
+def _ends(place: Place, name: str, number: signal.Signals, options: dict[str, Any]) -> list[str]:
+    """Lets a run go on to its end; what is wrong with it."""
+    wrong = end(place, name, **options)
+    steps = [step for step, _ in place.lines(name, "batches")]
+    twice = 0 if number in (signal.SIGPIPE,) else len(steps) - len(set(steps))
+    forget(place, name)
+    return [text for text in (wrong, f"{twice} steps taken twice" if twice else "") if text]
+
+
+def _size(place: Place, name: str) -> int:
+    file = place.root / f"{name}.log"
+    return len(file.read_text(encoding="utf-8")) if file.exists() else 0
