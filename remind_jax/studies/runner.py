@@ -137,7 +137,7 @@ def _run_in_turn(entries: Sequence[Entry], options: Options, bar: progress.Silen
 
 def _run_here(entry: Entry, options: Options, bar: progress.Silent) -> str:
     """Runs one, or shows that it is finished; returns why it failed, or nothing."""
-    shown = entry.finished
+    before = _written(entry)
     try:
         run_config(entry.config, entry.folder, False, options.on_changed_data)
     except Exception as error:  # whatever it is, the other runs shall have their turn
@@ -146,8 +146,13 @@ def _run_here(entry: Entry, options: Options, bar: progress.Silent) -> str:
         if not isinstance(error, UserError):
             files.write_text(entry.log, traceback.format_exc())
         return reason
-    bar.say(_summary(entry, kept=shown))
+    bar.say(_summary(entry, kept=before == _written(entry)))
     return ""
+
+
+def _written(entry: Entry) -> int:
+    """Returns when a run's report was written, in nanoseconds; 0 while there is none."""
+    return (entry.folder / "report.json").stat().st_mtime_ns if entry.finished else 0
 
 
 def _summary(entry: Entry, kept: bool) -> str:
