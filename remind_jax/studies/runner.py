@@ -187,7 +187,7 @@ def _run_in_processes(
                 bar.say(f"failed: {entry.name}: {event.error}" if event.error else _summary(entry, kept=False))
             else:
                 clock = clocks.enter_context(contextlib.ExitStack())
-                if not entry.finished:  # of other settings, which its process refuses
+                if not entry.finished or entry.name in other:  # else of other settings, which its process refuses
                     clock.enter_context(record.timed(entry.name))
                 running[entry.name] = clock
             bar.advance(done, ", ".join(running))
