@@ -203,9 +203,10 @@ def read_frame(
             print(line)
     options = {key: config.data[key] for key in ("image_size", "frames", "bad_files", "window")}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
+    notes = (*(Finding("I001", note, False) for note in found.notes), *manifest.notes)
+    manifest = dataclasses.replace(manifest, notes=notes, label_type=_type_of(reading.values_of(data, column)))
     config.data.digest = manifest.digest
-    notes = [*(Finding("I001", note, False) for note in found.notes), *manifest.notes]
-    return dataclasses.replace(manifest, notes=tuple(notes), label_type=_type_of(reading.values_of(data, column)))
+    return manifest
 
 
 def _entries(modalities: Modalities | None) -> dict[str, Any] | None:

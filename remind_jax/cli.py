@@ -119,8 +119,9 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, argument: str, others: Sequence[str] = ()) -> UserError:
         """Makes the error of an unknown option, which names the one that may be meant; `others` are known as well."""
-        name, own = argument.partition("=")[0], list(self._option_string_actions)
-        return UserError(f"unknown option {name}{did_you_mean(name, [*own, *others])}; options: {', '.join(own)}")
+        name, known = argument.partition("=")[0], dict.fromkeys([*self._option_string_actions, *others])
+        shown = ", ".join(option for option in known if not option.startswith(_KEYS))
+        return UserError(f"unknown option {name}{did_you_mean(name, known)}; options: {shown}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {self.usage})")

@@ -140,7 +140,7 @@ def _run_in_turn(entries: Sequence[Entry], options: Options, bar: progress.Silen
 
 def _run_here(entry: Entry, options: Options, bar: progress.Silent) -> str:
     """Runs one, or shows that it is finished; returns why it failed, or nothing."""
-    shown = entry.finished
+    before = _written(entry)
     try:
         run_config(entry.config, entry.folder, False, options.on_changed_data)
     except Exception as error:  # whatever it is, the other runs shall have their turn
@@ -149,8 +149,13 @@ def _run_here(entry: Entry, options: Options, bar: progress.Silent) -> str:
         if not isinstance(error, UserError):
             files.write_text(entry.log, texts.visible(traceback.format_exc()))
         return reason
-    bar.say(_summary(entry, kept=shown))
+    bar.say(_summary(entry, kept=before == _written(entry)))
     return ""
+
+
+def _written(entry: Entry) -> int:
+    """Returns when a run's report was written, in nanoseconds; 0 while there is none."""
+    return (entry.folder / "report.json").stat().st_mtime_ns if entry.finished else 0
 
 
 def _summary(entry: Entry, kept: bool) -> str:
@@ -185,7 +190,7 @@ def _run_in_processes(
                 bar.say(f"failed: {entry.name}: {event.error}" if event.error else _summary(entry, kept=False))
             else:
                 clock = clocks.enter_context(contextlib.ExitStack())
-                if not entry.finished:  # of other settings, which its process refuses
+                if not entry.finished or entry.name in other:  # else of other settings, which its process refuses
                     clock.enter_context(record.timed(entry.name))
                 running[entry.name] = clock
             bar.advance(done, ", ".join(running))

@@ -26,6 +26,8 @@ What a run may rely on:
 - A step whose loss, gradient or group weights are not finite is rejected before the update and counted in metrics.jsonl
   (`train/rejected`). After five in a row the run goes back to its newest checkpoint, once, then ends
   with exit code 17 and names the combinations.
+- A run remembers its data. Where they have changed since it began, it is refused and tells what, or begins anew
+  (`--on-changed-data=restart`).
 - Manifests, their files, checkpoints and weights of others are data, never code. A mistake is one line and exit code 2.
 
 [SECURITY.md](../SECURITY.md) says whom this trusts, [data governance](data_governance.md) what may leave a hospital.

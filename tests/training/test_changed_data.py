@@ -172,6 +172,7 @@ def test_a_restart_that_is_killed_leaves_no_mixture(finished, at, tmp_path, monk
 @pytest.mark.parametrize("method", ["remind", "logistic_regression"])
 def test_a_finished_run_on_other_data_is_not_shown_as_theirs(finished, method, tmp_path, capsys, monkeypatch):
     arguments = _arguments(finished, method, method, data__leave_out="('note+icd',)")
+    main.main(arguments)
     with monkeypatch.context() as patch:
         # As long as the files look as they did, no row is read.
         patch.setattr("remind_jax.data.dataset.read", lambda config: pytest.fail("the data were read"))
