@@ -45,7 +45,7 @@ def read(source: pathlib.Path | bytes, usual: str, name: str, say: Callable[[str
     old_lines = "\r" in start and "\n" not in start  # of old Macintosh programs
     # Guessing types would turn codes such as 0401 into numbers.
     table = pl.read_csv(source, infer_schema=False, separator=separator, eol_char="\r" if old_lines else "\n")
-    return _named(table)
+    return _named(table.rename(lambda name: name.replace('""', '"')))  # as polars leaves them in headers
 
 
 def _first(source: pathlib.Path | bytes) -> bytes:

@@ -63,6 +63,7 @@ def read_table(
         ValueError,
         OSError,
         EOFError,
+        MemoryError,
         zlib.error,
         pl.exceptions.PolarsError,
         pl.exceptions.PanicException,
@@ -86,7 +87,9 @@ def write_table(table: pl.DataFrame, file: pathlib.Path) -> bool:
     given, text = table, pl.col(pl.String)
     if file.suffix == ".csv":
         is_formula = text.str.contains(texts.FORMULA) & ~text.str.contains(texts.NUMBER)
-        table = table.with_columns(pl.when(is_formula).then("'" + text).otherwise(text)).rename(texts.cell)
+        table = table.with_columns(pl.when(is_formula).then(text.str.replace("^", "'")).otherwise(text)).rename(
+            texts.cell
+        )
     with files.whole_file(file, private=True) as temporary:
         table.write_csv(temporary) if file.suffix == ".csv" else table.write_parquet(temporary)
     return table.columns != given.columns or not table.equals(given)

@@ -54,17 +54,17 @@ def opened(file: pathlib.Path, below: pathlib.Path | None = None, flags: int = o
     try:
         # A pipe without a writer would be waited for for ever.
         descriptor = os.open(real, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError(f"{file} is no regular file: remove it")
-            with open(descriptor, "r+b" if flags & os.O_RDWR else "rb", closefd=False) as stream:
-                yield stream
-        finally:
-            os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"{file} is no regular file: remove it")
+        with open(descriptor, "r+b" if flags & os.O_RDWR else "rb", closefd=False) as stream:
+            yield stream
+    finally:
+        os.close(descriptor)
 
 
 def content(file: pathlib.Path, below: pathlib.Path | None = None, most: int = MOST) -> bytes:
@@ -72,7 +72,10 @@ def content(file: pathlib.Path, below: pathlib.Path | None = None, most: int = M
     with opened(file, below) as stream:
         if (size := os.fstat(stream.fileno()).st_size) > most:
             raise UserError(f"{file} is larger than the {most >> 20:,} MiB that such a file may have")
-        return stream.read(size)
+        try:
+            return stream.read(size)
+        except (OSError, MemoryError) as error:
+            raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', '') or 'no memory'}") from None
 
 
 def read(

@@ -2,6 +2,7 @@
 
 import gzip
 
+import polars as pl
 import pytest
 
 from remind_jax.data import tables
@@ -67,3 +68,20 @@ def test_what_is_not_certain_is_refused(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         tables.read_table(tmp_path / "a.csv")
+
+
+def test_quotes_in_the_names_of_columns_stay_as_they_are(tmp_path):
+    table = pl.DataFrame({'sign "+" of a': [1], "b": [2]})
+    table.write_csv(tmp_path / "a.csv")
+    assert tables.read_table(tmp_path / "a.csv").columns == table.columns
+
+
+def test_formulas_in_a_table_for_spreadsheets_can_be_taken_back_and_numbers_stay(tmp_path):
+    table = pl.DataFrame({"id": ["=1+1", "-5", "'=x", "@a"], "=name": ["a", None, "", "-1.5"], "n": [1, -2, 3, 4]})
+    assert tables.write_table(table, tmp_path / "a.csv")
+    found = tables.read_table(tmp_path / "a.csv")
+    assert found.columns == ["id", "'=name", "n"]
+    assert found["id"].to_list() == ["'=1+1", "-5", "''=x", "'@a"]
+    assert found["id"].str.replace("^'([=+@'-])", "$1").to_list() == table["id"].to_list()
+    assert not tables.write_table(table.select("n"), tmp_path / "b.csv")
+    assert not tables.write_table(table, tmp_path / "a.parquet")

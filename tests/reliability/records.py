@@ -272,6 +272,23 @@ def _put_back(kept: pathlib.Path, run: pathlib.Path) -> None:
             there.write_bytes(same.read_bytes())
 
 
+@contextlib.contextmanager
+def _no_panic() -> Iterator[None]:
+    """Sees what Rust and C write to the descriptor of standard error; a RuntimeError where that is a panic."""
+    with tempfile.TemporaryFile() as seen:
+        kept = os.dup(2)
+        os.dup2(seen.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            seen.seek(0)
+            text = seen.read().decode(errors="replace")
+            if "panicked" in text:
+                raise RuntimeError(text.strip().splitlines()[0])
+
+
 def _tried(read: Callable[[pathlib.Path, Any], None], run: pathlib.Path, config: Any) -> str:
     """Reads a run; says what came that is neither an answer nor one line."""
 
@@ -281,14 +298,14 @@ def _tried(read: Callable[[pathlib.Path, Any], None], run: pathlib.Path, config:
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _no_panic():
             read(run, config)
     except UserError as error:
         line = " ".join(str(error).split())
         return "" if line and not re.search("[\x00-\x1f]", line) else f"no line: {line[:80]!r}"
     except BaseException as error:  # also what Rust raises
         place_ = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {str(error)[:80]} ({pathlib.Path(place_.filename).name}:{place_.lineno})"
+        return f"{type(error).__name__}: {str(error)[:600]} ({pathlib.Path(place_.filename).name}:{place_.lineno})"
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

@@ -53,10 +53,7 @@ def from_flex_moe(folder: pathlib.Path, *, name: str) -> Imported:
         given = {ptid: SPLITS[part] for part, ids in parts.items() if part in SPLITS for ptid in ids}
         labels = labels.with_columns(pl.col("PTID").replace_strict(given, default=None).alias("split"))
         notes.append(f"{labels['split'].null_count()} subjects are in no split and left out")
-        count = labels.height
         labels = labels.drop_nulls("split")
-        if count > labels.height:
-            notes.append(f"{count - labels.height:,} rows whose ids stand in no split are left out")
     split = "split" if splits.is_file() else ""
     kinds = {"scan": "embedding"} if "image" in joined else {}
     columns = {"label": "DIAGNOSIS", "sample": "PTID", "patient": "PTID", "split": split}

@@ -125,6 +125,8 @@ def _shard(events: pl.LazyFrame) -> pl.LazyFrame:
     schema = events.collect_schema()
     if lacking := [c for c in ("subject_id", "time", "code") if c not in schema]:
         raise UserError(f"these are no MEDS events with labels: {', '.join(lacking)} is not there")
+    if nested := [c for c in _COLUMNS if c in schema and schema[c].is_nested()]:  # of which polars panics
+        raise UserError(f"these are no MEDS events: cells of {nested[0]} hold lists or structures")
     rest = {"code": pl.String, "numeric_value": pl.Float32, "text_value": pl.String}
     others = [(pl.col(c) if c in schema else pl.lit(None)).cast(dtype).alias(c) for c, dtype in rest.items()]
     return events.select(_id(), _time(schema, "time"), *others)

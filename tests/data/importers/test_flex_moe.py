@@ -84,4 +84,4 @@ def test_ids_that_no_split_names_are_told(tmp_path):
     (folder / "PTID_splits.json").write_text(json.dumps({"training": ids[:4]}), encoding="utf-8")
     found = flex_moe.from_flex_moe(folder, name="x")
     assert found.table.height == 4
-    assert "2 rows whose ids stand in no split are left out" in found.notes
+    assert "2 subjects are in no split and left out" in found.notes

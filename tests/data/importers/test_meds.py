@@ -1,5 +1,7 @@
 """MEDS events and labels in the layout of 0.4, turned into folders that pass the checks."""
 
+import datetime
+
 import polars as pl
 import pytest
 import yaml
@@ -146,3 +148,11 @@ def test_labels_without_values_are_counted(cohort):
     found = meds.from_meds(pl.scan_parquet(cohort / "data/**/*.parquet"), labels, name="x")
     assert "2 labels without a value are left out" in found.notes
     assert found.table.height == 2
+
+
+def test_structures_in_cells_are_refused_before_polars_sees_them(tmp_path):
+    time = pl.Series([datetime.datetime(2020, 1, 1)] * 2)
+    events = pl.DataFrame({"subject_id": [1, 2], "time": time, "code": [{"a": "x"}] * 2})
+    labels = pl.DataFrame({"subject_id": [1, 2], "prediction_time": time, "boolean_value": [True, False]})
+    with pytest.raises(UserError, match="cells of code hold lists or structures"):
+        meds.from_meds(events.lazy(), labels, name="x")
