@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.keys import FEWEST, looks_like_ids
 from remind_jax.data.kinds import KINDS
@@ -111,8 +112,8 @@ def is_index(column: pl.Series) -> bool:
 
 
 def as_numbers(
-    table: pl.DataFrame, columns: Iterable[str], rows: Mapping[str, np.ndarray], odd: str
-) -> tuple[pl.DataFrame, list[str], set[str]]:
+    table: Columns, columns: Iterable[str], rows: Mapping[str, np.ndarray], odd: str
+) -> tuple[Columns, list[str], set[str]]:
     """Reads columns of numbers as such.
 
     Args:
@@ -139,7 +140,7 @@ def as_numbers(
             count = sum(int(mask.sum()) for mask in read.odd.values())
             lines[column] = (cells.count(), count, described(read.odd, rows[column]))
         if read.odd or read.marks:
-            found[column] = read.values
+            found[column] = table.keep(read.values)
     texts = [f"{column}: {n - bad:,} of {n:,} cells are numbers, {what}" for column, (n, bad, what) in lines.items()]
     if texts and odd == "refuse":
         raise UserError(f"{texts[0]}; --odd-numbers=missing empties such cells, limit takes the number that they name")
@@ -151,7 +152,7 @@ def as_numbers(
         count = sum(bad for _, bad, _ in list(lines.values())[_ODD_LINES:])
         said.append(f"{len(texts) - _ODD_LINES} more columns of numbers hold {count:,} cells that are none; {done}")
     said += [f"{what} in numbers of {listed(names)}: read as such" for what, names in marks.items()]
-    return table.with_columns(values.alias(column) for column, values in found.items()), said, set(found)
+    return table.replaced(found), said, set(found)
 
 
 def why_lines(decisions: Mapping[str, Decision], shown: int = 5) -> list[str]:
