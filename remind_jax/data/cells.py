@@ -39,6 +39,24 @@ def trim(column: pl.Series) -> pl.Series:
     return column.set((column == "").fill_null(False), None)
 
 
+def emptied(column: pl.Series) -> tuple[pl.Series, int]:
+    """Returns a column of any type with words for missing, blanks and NaN as null, and how many words there were.
+
+    A column without any is returned itself.
+    """
+    if column.dtype.is_float():
+        return (column.fill_nan(None) if column.is_nan().any() else column), 0
+    if column.dtype not in (pl.String, pl.Categorical, pl.Enum):
+        return column, 0
+    text = column.cast(pl.String)  # `set` knows no categories; these keep their kind
+    words = looks_missing(text)
+    if not words.any():
+        return column, 0
+    n = int((words & (text.str.strip_chars() != "")).sum())
+    text = text.set(words, None)
+    return text if column.dtype == pl.String else text.cast(pl.Categorical), n
+
+
 def without_words(column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
     """Returns single values as strings, blanks and words for missing as null, and a finding that counts these."""
     column = as_string(column)

@@ -9,12 +9,13 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
 
 from remind_jax.data import files
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import FileRecord, Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.kinds.kind import Rows
@@ -80,11 +81,14 @@ class Manifest:
         return (self.files.get(cell) or files.load(self.root, cell, files.record)).sha256
 
 
-def presence_of(table: pl.DataFrame, modalities: Iterable[Sequence[str]]) -> np.ndarray:
+def presence_of(table: pl.DataFrame | Columns, modalities: Iterable[Iterable[str]]) -> np.ndarray:
     """Tells in which rows of a table any of the columns of each modality holds something, bool [n, m]."""
-    return table.select(
-        pl.any_horizontal(pl.col(columns).is_not_null()).alias(str(j)) for j, columns in enumerate(modalities)
-    ).to_numpy(order="c")
+    modalities = [list(columns) for columns in modalities]
+    present = np.zeros((table.height, len(modalities)), bool)
+    for j, columns in enumerate(modalities):
+        for column in columns:
+            present[:, j] |= table[column].is_not_null().to_numpy()
+    return present
 
 
 def _cell_bytes(cells: pl.Series) -> bytes:

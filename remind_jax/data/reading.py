@@ -14,6 +14,7 @@ import pyarrow as pa
 import yaml
 
 from remind_jax.data import check, tables
+from remind_jax.data.blocks import Columns
 from remind_jax.data.cells import as_string, trim
 from remind_jax.data.findings import Finding
 from remind_jax.data.kinds import KINDS, images
@@ -172,12 +173,37 @@ def of_frame(
     return manifest
 
 
-def without_files(content: Mapping[str, Any], table: pl.DataFrame) -> Manifest:
-    """Makes a manifest of a frame and of the content of a schema.yaml, as if each file that it names were sound.
+def without_files(content: Mapping[str, Any], table: pl.DataFrame | Columns) -> Manifest:
+    """Makes a manifest of a table and of the content of a schema.yaml that tells whether both can be used, files aside.
+
+    What is wrong with cells stands in its notes, and each modality is one column that says where it is present.
 
     Raises UserError: the schema cannot be used, or a column is not there.
     """
-    return _typed(_parse_schema(dict(content), 1, 1), table, pathlib.Path(), False, "refuse", "stored", scan=False)
+    schema = _parse_schema(dict(content), 1, 1)
+    check.refuse(check.absent_columns(schema, table.columns))
+    series, notes, modalities = _roles(schema, table), [], []
+    for modality in schema.modalities:
+        kind, present = KINDS[modality.kind], np.zeros(table.height, bool)
+        alone = [(c, (c,), ()) for c in modality.columns] + [(c, (), (c,)) for c in modality.categorical]
+        for name, columns, categorical in alone:
+            part = dataclasses.replace(modality, columns=columns, categorical=categorical)
+            part, cells, found = kind.typed(kind.windowed(part, "stored"), {name: table[name]})
+            notes += [*found, *kind.problems(part, pl.DataFrame(cells))]
+            present |= cells[name].is_not_null().to_numpy()
+        series[name] = pl.Series(name, ["there"]).gather(pl.Series(np.where(present, 0, -1)).replace(-1, None))
+        modalities.append(Modality(modality.name, "codes", (name,)))
+    schema = dataclasses.replace(schema, modalities=tuple(modalities))
+    return Manifest(schema, pl.DataFrame(series), pathlib.Path(), schema.name, tuple(notes))
+
+
+def _roles(schema: Schema, table: pl.DataFrame | Columns) -> dict[str, pl.Series]:
+    """Returns ids, labels and splits as strings, by column."""
+    names = (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else []))
+    series = {name: trim(as_string(table[name])) for name in names}
+    if schema.split is not None:
+        series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
+    return series
 
 
 def _typed(
@@ -189,16 +215,11 @@ def _typed(
     window: str,
     notes: Sequence[Finding] = (),
     count: Callable[[int, int], None] | None = None,
-    scan: bool = True,
 ) -> Manifest:
     """Brings the columns that a schema names into the types that `Manifest` promises; findings join the notes."""
     check.refuse(check.absent_columns(schema, table.columns))
     notes = list(notes)
-    series = {name: table[name] for _, name in schema.columns()}
-    for name in (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else [])):
-        series[name] = trim(as_string(series[name]))
-    if schema.split is not None:
-        series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
+    series = {name: table[name] for _, name in schema.columns()} | _roles(schema, table)
     modalities, records = [], {}
     for modality in schema.modalities:
         kind = KINDS[modality.kind]
@@ -206,7 +227,7 @@ def _typed(
         modalities.append(modality)
         series |= columns
         notes += found
-        if modality.stored == "file" and scan:
+        if modality.stored == "file":
             name = modality.columns[0]
             found = scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
             series[name] = found.cells

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.keys import FEWEST, looks_like_ids
 from remind_jax.data.kinds import KINDS
@@ -113,8 +114,8 @@ def is_index(column: pl.Series) -> bool:
 
 
 def as_numbers(
-    table: pl.DataFrame, columns: Iterable[str], rows: Mapping[str, np.ndarray], odd: str
-) -> tuple[pl.DataFrame, list[str], dict[str, str]]:
+    table: Columns, columns: Iterable[str], rows: Mapping[str, np.ndarray], odd: str
+) -> tuple[Columns, list[str], dict[str, str]]:
     """Reads columns of numbers as such.
 
     Args:
@@ -141,7 +142,7 @@ def as_numbers(
             count = sum(int(mask.sum()) for mask in read.odd.values())
             lines[column] = (cells.count(), count, described(read.odd, rows[column]))
         if read.odd or read.marks:
-            found[column], behind[column] = read.values, read.unit
+            found[column], behind[column] = table.keep(read.values), read.unit
     texts = [f"{column}: {n - bad:,} of {n:,} cells are numbers, {what}" for column, (n, bad, what) in lines.items()]
     if texts and odd == "refuse":
         raise UserError(f"{texts[0]}; --odd-numbers=missing empties such cells, limit takes the number that they name")
@@ -153,7 +154,7 @@ def as_numbers(
         count = sum(bad for _, bad, _ in list(lines.values())[_ODD_LINES:])
         said.append(f"{len(texts) - _ODD_LINES} more columns of numbers hold {count:,} cells that are none; {done}")
     said += [f"{what} in numbers of {listed(names)}: read as such" for what, names in marks.items()]
-    return table.with_columns(values.alias(column) for column, values in found.items()), said, behind
+    return table.replaced(found), said, behind
 
 
 def why_lines(decisions: Mapping[str, Decision], shown: int = 5) -> list[str]:

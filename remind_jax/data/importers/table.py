@@ -1,5 +1,6 @@
 """Tables with one row a sample, and tables that are joined to them."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ import polars as pl
 import yaml
 
 from remind_jax.data import labels
-from remind_jax.data.cells import as_string, looks_missing, means_missing
+from remind_jax.data.blocks import Columns
+from remind_jax.data.cells import as_string, emptied, means_missing
 from remind_jax.data.findings import listed
 from remind_jax.data.importers import parts
 from remind_jax.data.importers.columns import (
@@ -30,7 +32,8 @@ from remind_jax.data.importers.modalities import (
     path_columns,
 )
 from remind_jax.data.kinds import KINDS, codes
-from remind_jax.data.tables import format_of, read_table
+from remind_jax.data.manifest import presence_of
+from remind_jax.data.tables import format_of, read_columns
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
 
@@ -46,7 +49,7 @@ _SHOWN = 8  # columns that a note lists
 class Imported(NamedTuple):
     """A manifest to be written."""
 
-    table: pl.DataFrame  # one row a sample; null is missing
+    table: pl.DataFrame | Columns  # one row a sample; null is missing
     schema: dict[str, Any]  # the content of schema.yaml
     notes: list[str]  # what was left out, changed or should be looked at
     columns: Sequence[str] = ()  # what the columns are taken for, and why
@@ -61,13 +64,18 @@ def write(found: Imported, out: pathlib.Path) -> None:
     names = ("schema.yaml", "manifest.csv", "manifest.parquet", *{name.partition("/")[0] for name in found.arrays})
     if there := [name for name in names if (out / name).exists()]:
         raise UserError(f"{out} holds {there[0]} already: choose another folder with --out=DIR, or delete it")
-    nested = any(dtype.is_nested() for dtype in found.table.dtypes)
+    table = Columns.of(found.table)
+    nested = any(dtype.is_nested() for dtype in next(table.blocks()).dtypes)
     with files.whole_files(out, private=True) as temporary:
         for name, array in found.arrays.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             np.save(temporary / name, array())
-        file = temporary / ("manifest.parquet" if nested else "manifest.csv")
-        found.table.write_parquet(file) if nested else found.table.write_csv(file)
+        if nested:
+            pl.concat(table.blocks()).write_parquet(temporary / "manifest.parquet")
+        else:
+            with open(temporary / "manifest.csv", "wb") as file:
+                for i, block in enumerate(table.blocks()):
+                    block.write_csv(file, include_header=not i)
         schema = yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True)
         (temporary / "schema.yaml").write_text(schema, encoding="utf-8")
 
@@ -117,7 +125,7 @@ def read(
             raise UserError(f"--kind={column}={word} is unknown{hint}; known: {', '.join(known)}")
     notes: list[str] = []
     first, *others = [
-        (path.name[: -len(format_of(path))], read_table(path, say=notes.append)) for path in (source, *joined)
+        (path.name[: -len(format_of(path))], read_columns(path, notes.append)) for path in (source, *joined)
     ]
     told = {"joined": dict(others), "kinds": kinds, "modalities": modalities}
     found = from_table(first[1], name=first[0], label=label, **told, **options)
@@ -125,14 +133,14 @@ def read(
 
 
 def from_table(
-    table: pl.DataFrame,
+    table: pl.DataFrame | Columns,
     *,
     name: str,
     label: str,
     sample: str = "",
     patient: str = "",
     split: str = "",
-    joined: Mapping[str, pl.DataFrame] | None = None,
+    joined: Mapping[str, pl.DataFrame | Columns] | None = None,
     kinds: Mapping[str, str] | None = None,
     modalities: Mapping[str, Sequence[str] | Mapping[str, Any]] | None = None,
     rest: bool = True,
@@ -160,12 +168,13 @@ def from_table(
     Raises UserError: a column is not there, ids are empty or not unique, a joined table matches no row, the label is no
     class, or modalities are not as `declared` needs them.
     """
+    table = Columns.of(table)
     _check_columns(table, label, sample, patient, split)
     for key, wanted in (modalities or {}).items():
         if roles := sorted(_named({key: wanted}) & {label, sample, patient, split} - {""}):
             raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
     kinds = dict(kinds or {})
-    labelled = labels.read(_emptied(table[label], missing), classes)
+    labelled = labels.read(_without(table[label], missing), classes)
     keep = np.flatnonzero(labelled.cells.is_not_null())
     notes = [f"{n:,} rows without a label are left out"] if (n := table.height - len(keep)) else []
     if not patient:
@@ -175,31 +184,37 @@ def from_table(
     if not sample:
         notes.append("no column of samples: rows are counted, so predictions join by their order alone")
     found = parts.read(
-        table, (label, sample, patient, split), name, joined or {}, keep, match, {*kinds, *_named(modalities or {})}
+        table,
+        (label, sample, patient, split),
+        name,
+        {part: Columns.of(other) for part, other in (joined or {}).items()},
+        keep,
+        match,
+        {*kinds, *_named(modalities or {})},
     )
     columns = {**found.ids, label: labelled.cells.gather(keep)}
     if split:
         columns[split] = as_string(table[split].gather(keep)).str.strip_chars().str.to_lowercase().replace(SPLITS)
     inputs, owners = found.side_by_side(columns)
-    inputs = inputs.with_columns(_emptied(column, missing) for column in inputs.iter_columns())
-    inputs, words = words_emptied(inputs)
+    inputs = inputs.changed(functools.partial(_without, words=missing))
+    inputs, words = _emptied(inputs)
     entries, decisions, unfit = _sorted(inputs, owners, kinds, modalities or {}, rest)
     used = [c for c in inputs.columns if c in decisions]
-    inputs = inputs.select(used).with_columns(pl.col(pl.Categorical).cast(pl.String))
+    inputs = inputs.select(used).changed(lambda c: c.cast(pl.String) if c.dtype == pl.Categorical else c)
     inputs, told = _cleaned(inputs, entries, {c: found.rows[owners[c]] for c in used}, odd, missing)
     paths = path_columns(inputs, entries)
-    inputs = inputs.with_columns(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
-    out, empty = without_empty(pl.DataFrame(columns).hstack(inputs), used)
+    inputs = inputs.changed(lambda c: prefix + c, paths if prefix else ())
+    out, empty = without_empty(Columns(columns, inputs.bounds).beside(inputs), used)
     if entries and not out.height:
         raise UserError("no row has a modality: all cells of its columns are empty")
     there = set(out[label].unique())
     names = [c for c in labelled.classes if classes or c in there]
     schema = schema_of(name, label, names, entries, split, list(found.ids))
     notes += [*labelled.notes, *found.notes, *words, *told, *empty, *_said(found.left_out | unfit)]
-    return Imported(out, schema, notes, why_lines(decisions))
+    return Imported(out.whole(), schema, notes, why_lines(decisions))
 
 
-def _check_columns(table: pl.DataFrame, label: str, sample: str, patient: str, split: str) -> None:
+def _check_columns(table: Columns, label: str, sample: str, patient: str, split: str) -> None:
     roles = {"label": label, "sample": sample, "patient": patient, "split": split}
     for role, column in roles.items():
         if (column or role == "label") and column not in table.columns:
@@ -216,12 +231,12 @@ def _named(given: Mapping[str, Sequence[str] | Mapping[str, Any]]) -> set[str]:
 
 
 def _cleaned(
-    inputs: pl.DataFrame,
+    inputs: Columns,
     entries: Mapping[str, dict[str, Any]],
     rows: Mapping[str, np.ndarray],
     odd: str,
     missing: Sequence[str],
-) -> tuple[pl.DataFrame, list[str]]:
+) -> tuple[Columns, list[str]]:
     """Reads numbers as such, and notes in the entries how rows to come are read; says what was no number."""
     told = []
     for entry in entries.values():
@@ -229,7 +244,7 @@ def _cleaned(
             rule = entry.get("odd", odd)
             if words := [str(word) for word in (*missing, *entry.get("missing", ()))]:
                 entry["missing"] = words
-                inputs = inputs.with_columns(_emptied(inputs[c], words) for c in columns_of(entry))
+                inputs = inputs.changed(functools.partial(_without, words=words), columns_of(entry))
             inputs, said, changed = as_numbers(inputs, entry.get("columns", ()), rows, rule)
             told += said
             if changed and rule != "refuse":
@@ -242,13 +257,13 @@ def _cleaned(
     return inputs, told
 
 
-def _emptied(column: pl.Series, words: Sequence[str]) -> pl.Series:
+def _without(column: pl.Series, words: Sequence[str]) -> pl.Series:
     """Empties cells that hold one of some words; lists and such have none."""
     return column if not words or column.dtype.is_nested() else column.set(means_missing(column, words), None)
 
 
 def _sorted(
-    inputs: pl.DataFrame,
+    inputs: Columns,
     owners: Mapping[str, str],
     kinds: Mapping[str, str],
     given: Mapping[str, Sequence[str] | Mapping[str, Any]],
@@ -273,7 +288,7 @@ def _sorted(
 
 
 def _modalities(
-    inputs: pl.DataFrame,
+    inputs: Columns,
     owners: Mapping[str, str],
     kinds: Mapping[str, str],
     given: Mapping[str, Sequence[str] | Mapping[str, Any]],
@@ -306,25 +321,21 @@ def _said(left_out: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def without_empty(table: pl.DataFrame, used: Iterable[str]) -> tuple[pl.DataFrame, list[str]]:
+def without_empty(table: pl.DataFrame | Columns, used: Iterable[str]) -> tuple[Any, list[str]]:
     """Keeps rows that have a modality, and says how many had none."""
-    kept = table.filter(pl.any_horizontal(pl.col(sorted(used)).is_not_null()))
+    kept = table.filter(presence_of(table, [used])[:, 0])
     lost = table.height - kept.height
     return kept, [f"{lost:,} rows without any modality are left out"] if lost else []
 
 
-def words_emptied(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """Returns a table with words for missing, blanks and NaN as null, and says how many words there were."""
-    texts = [c for c in table.iter_columns() if c.dtype in (pl.String, pl.Categorical, pl.Enum)]
-    floats = [c.fill_nan(None) for c in table.iter_columns() if c.dtype.is_float()]
-    kept, counts = [], {}
-    for old in texts:
-        text = old.cast(pl.String)  # `set` knows no categories; these keep their kind
-        words = looks_missing(text)
-        if n := int((words & (text.str.strip_chars() != "")).sum()):
-            counts[old.name] = n
-        text = text.set(words, None)
-        kept.append(text if old.dtype == pl.String else text.cast(pl.Categorical))
-    shown = listed([f"{name} ({n:,})" for name, n in counts.items()])
-    said = [f"words for missing (NA, None, null, …) are read as empty cells: {shown}"] if counts else []
-    return table.with_columns(*kept, *floats), said
+def _emptied(table: Columns) -> tuple[Columns, list[str]]:
+    """Returns a table without words for missing, and says how many there were."""
+    counts = {}
+
+    def change(column: pl.Series) -> pl.Series:
+        column, counts[column.name] = emptied(column)
+        return column
+
+    table = table.changed(change)
+    shown = listed([f"{name} ({n:,})" for name, n in counts.items() if n])
+    return table, [f"words for missing (NA, None, null, …) are read as empty cells: {shown}"] if shown else []
