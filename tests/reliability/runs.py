@@ -27,7 +27,7 @@ OWN_ROWS = 120
 KILLS_OF_A_CHAIN = 10
 
 
-class _Place:
+class Place:
     """A folder for runs that share prepared data and compiled programs, and the run that nobody disturbs."""
 
     def __init__(self, root: str, *, own: bool = False, **changes: object):
@@ -86,7 +86,7 @@ def _same_predictions(here: pathlib.Path, there: pathlib.Path) -> bool:
     return mine.equals(theirs) and all(mine[x].to_numpy().tobytes() == theirs[x].to_numpy().tobytes() for x in names)
 
 
-def _end(place: _Place, name: str, **options: object) -> str:
+def end(place: Place, name: str, **options: object) -> str:
     """Lets a run end and says in what it differs."""
     code = place.start(name, **options).finish()
     return f"exit code {code}: {place.log(name)}" if code else place.differences(name)
@@ -108,7 +108,7 @@ def kill(count: int, broken: bool) -> Tally:
     """One run is killed at all named points in turn, others ten times at random instants; each must end as if alone."""
     tally, options = Tally(), {"broken": "λ"} if broken else {}
     with tempfile.TemporaryDirectory() as root:
-        place = _Place(root)
+        place = Place(root)
         if not broken:
             # Prepares its data anew.
             (place.root / "cache").rename(place.root / "old cache")
@@ -118,17 +118,17 @@ def kill(count: int, broken: bool) -> Tally:
             kills = min(KILLS_OF_A_CHAIN, count)
             name, count, chain = f"random{chain}", count - kills, chain + 1
             done = _kill_at_random(place, name, kills, rng, options)
-            wrong = _end(place, name, **options)
+            wrong = end(place, name, **options)
             tally.check(not wrong, f"chain {chain} of {done} kills at random instants: {wrong}", times=done)
             shutil.rmtree(place.root / name)
     if not broken:
         with tempfile.TemporaryDirectory() as root:
-            _kill_at_points(_Place(root, own=True), tally, FEATURE_POINTS)
+            _kill_at_points(Place(root, own=True), tally, FEATURE_POINTS)
     tally.notes.append(f"a run is killed {KILLS_OF_A_CHAIN} times in a row, at a random step plus 0 to 60 ms")
     return tally
 
 
-def _kill_at_points(place: _Place, tally: Tally, points: Sequence[str]) -> None:
+def _kill_at_points(place: Place, tally: Tally, points: Sequence[str]) -> None:
     """Every point once, in one run."""
     reached = []
     for point in points:
@@ -137,12 +137,12 @@ def _kill_at_points(place: _Place, tally: Tally, points: Sequence[str]) -> None:
             reached.append(point)
         else:
             tally.check(False, f"the run never came to the point {point!r} (exit code {code}: {place.log('points')})")
-    wrong = _end(place, "points")
+    wrong = end(place, "points")
     tally.check(not wrong, f"killed at {', '.join(reached)}: {wrong}", times=len(reached))
     tally.notes.append(f"named points, once each, in one run: {', '.join(reached)}")
 
 
-def _kill_at_random(place: _Place, name: str, kills: int, rng: random.Random, options: dict) -> int:
+def _kill_at_random(place: Place, name: str, kills: int, rng: random.Random, options: dict) -> int:
     """Kills a run so many times and returns how often that was."""
     done = 0
     for i in range(kills):
@@ -171,7 +171,7 @@ def preempt(count: int, broken: bool) -> Tally:
     """As `kill`, with signals that ask, and a look at whether any batch was taken a second time."""
     tally, options, rng = Tally(), {"broken": "deferred"} if broken else {}, random.Random(0)
     with tempfile.TemporaryDirectory() as root:
-        place, chain = _Place(root), 0
+        place, chain = Place(root), 0
         while count > 0:
             signals = min(5, count)
             name, count, chain = f"run{chain}", count - signals, chain + 1
@@ -185,7 +185,7 @@ def preempt(count: int, broken: bool) -> Tally:
                 codes.append((child.finish(), code))
             # A run that had ended already when the signal came has nothing to save.
             wrong = [f"exit code {found}, not {code}" for found, code in codes if found not in (code, 0)]
-            ended = _end(place, name, **options)
+            ended = end(place, name, **options)
             steps = [step for step, _ in place.lines(name, "batches")]
             if len(steps) != len(set(steps)):
                 ended = f"{ended}, {len(steps) - len(set(steps))} steps taken twice".strip(", ")
@@ -216,7 +216,7 @@ def devices(count: int, broken: bool) -> Tally:
     tally, options = Tally(), {"broken": "order"} if broken else {}
     with tempfile.TemporaryDirectory() as root:
         # Dropout draws by sample, so that it is on.
-        place = _Place(root, devices=0)
+        place = Place(root, devices=0)
         batches = dict(place.lines("alone", "batches"))
         for first, second in pairs[:count]:
             if not (place.root / f"from{first}").exists():
