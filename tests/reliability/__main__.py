@@ -24,6 +24,7 @@ from tests.reliability import (  # noqa: F401, they enter rows
     Row,
     attacks,
     damage,
+    disks,
     fuzz,
     importers,
     inputs,

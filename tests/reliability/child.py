@@ -5,12 +5,14 @@ Processes come from multiprocessing's fork server, which has imported everything
 
 import contextlib
 import ctypes
+import fnmatch
 import hashlib
 import importlib
 import json
 import multiprocessing
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import socket
@@ -37,7 +39,7 @@ from remind_jax.data import builder, memory, samplers  # noqa: E402
 from remind_jax.models.model import STORED  # noqa: E402
 from remind_jax.runtime import devices, files  # noqa: E402
 from remind_jax.runtime.signals import Signals  # noqa: E402
-from remind_jax.training import checkpoint, frozen_features, loop  # noqa: E402
+from remind_jax.training import checkpoint, frozen_features, loop, run_folder  # noqa: E402
 from remind_jax.training import run as runs  # noqa: E402
 from remind_jax.training.run_folder import RunFolder  # noqa: E402
 
@@ -126,6 +128,7 @@ def run(
     broken: str = "",
     command: str = "main",
     attempts: str = "",
+    full: str = "",
 ) -> None:
     """What the process does.
 
@@ -141,6 +144,7 @@ def run(
       compiled: folder of compiled programs.
       broken: what to take away from the program, see `_break`.
       command: the module of `remind_jax` to run.
+      full: the pattern of a name; the disk is full from the time on, the `occurrence`-th, when it is to be written.
       attempts: a file that is told what tried to reach the network, which is then cut off; empty leaves it be.
     """
     beside = pathlib.Path(folder)
@@ -166,6 +170,8 @@ def run(
     _break(broken)
     at = _Point(point, occurrence, sends, again, delay, reader, beside)
     _watch(beside, at, send)
+    if full:
+        _fill(full, occurrence)
     sys.argv = ["remind_jax", *arguments, f"--workdir={folder}"]
     main = importlib.import_module(f"remind_jax.{command}").main
 
@@ -346,6 +352,28 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
     _around(RunFolder, "log", cut)
 
 
+def _fill(name: str, occurrence: int) -> None:
+    """Lets no file grow any more when the one with a name is to be written; there is room again for the last line."""
+    left = [occurrence]
+
+    def reached(path: pathlib.Path, room: int = 40) -> None:
+        if fnmatch.fnmatch(path.name, name):
+            left[0] -= 1
+            if not left[0]:
+                limit_files(room)
+
+    for function in ("whole_file", "whole_folder", "whole_files"):
+        _around(files, function, lambda path, **options: reached(path))
+    _around(files.Lines, "add", lambda self, line: reached(self._path, self._path.stat().st_size + len(line) // 2))
+    _around(checkpoint.Checkpoints, "_begin", lambda self: reached(pathlib.Path("checkpoint")))
+    _around(cli, "explain", lambda error: limit_files(resource.RLIM_INFINITY))
+
+
+def limit_files(size: int) -> None:
+    """Lets this process make no file larger than so many bytes: what is beyond fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
 def _cut_off(attempts: str) -> None:
     """Takes the network away as far as this process may, and writes down who asks Python for it."""
     ctypes.CDLL(None).unshare(0x40000000)  # CLONE_NEWNET: a network of its own without any device; needs root
@@ -414,5 +442,15 @@ def _break(what: str) -> None:
             return loaded(*rest)
 
         runs.datasets.load_dataset = calling
+    elif what == "in place":  # files are written where they are, and lines as far as there is room
+
+        @contextlib.contextmanager
+        def in_place(file: pathlib.Path, **options: Any) -> Any:
+            yield file
+
+        files.whole_file = in_place
+        files.Lines.add = lambda self, line: self._file.write(f"{line}\n".encode())
+    elif what == "shared":  # a run folder is everybody's
+        run_folder.claims.owned = lambda *rest: contextlib.nullcontext()
     elif what:
         raise ValueError(what)

@@ -44,7 +44,7 @@ def plan_lines(found: Imported) -> list[str]:
 
 
 def notes(found: Imported, present: np.ndarray | None = None) -> list[str]:
-    """Returns what was left out or changed, and what should be looked at; `present` is of its modalities, bool [n, m]."""
+    """Returns what was left out or changed, and what should be looked at; `present` [n, m] is that of modalities."""
     table, schema = found.table, found.schema
     if present is None:
         present = presence_of(table, [columns_of(entry) for entry in schema["modalities"].values()])
