@@ -1,5 +1,6 @@
 """Tables that are read column by column, of which large ones lie in a file on the disk and not in memory."""
 
+import functools
 import io
 import itertools
 import os
@@ -14,7 +15,7 @@ import polars as pl
 from remind_jax.runtime import files
 
 Part = Any
-"""The cells of a column: a series, or where each of its blocks lies in a `Room`."""
+"""The cells of a column: a series, or for each of its blocks what reads it from a `Room`."""
 
 
 class Room:
@@ -30,20 +31,19 @@ class Room:
         if hasattr(self, "_file"):
             self._file.close()
 
-    def keep(self, cells: pl.Series) -> tuple[int, int]:
-        """Writes cells behind what is there; returns where they lie. Raises UserError: the disk is full."""
+    def keep(self, cells: pl.Series) -> Callable[[], pl.Series]:
+        """Writes cells behind what is there; returns what reads them. Raises UserError: the disk is full."""
         content = io.BytesIO()  # by the old level no piece carries the texts of the column that it is cut from
         cells.alias("").to_frame().write_ipc_stream(content, compat_level=pl.CompatLevel.oldest())
         with files.writing(self._folder):
             start = self._file.seek(0, os.SEEK_END)
             self._file.write(content.getbuffer())
-        return start, content.tell()
+        return functools.partial(self._read, start, content.tell())
 
-    def read(self, place: tuple[int, int]) -> pl.Series:
-        """Returns cells by where they lie."""
+    def _read(self, start: int, size: int) -> pl.Series:
         with files.writing(self._folder):  # what is still to be written
-            self._file.seek(place[0])
-            return pl.read_ipc_stream(io.BytesIO(self._file.read(place[1]))).to_series()
+            self._file.seek(start)
+            return pl.read_ipc_stream(io.BytesIO(self._file.read(size))).to_series()
 
 
 class Columns:
@@ -71,7 +71,7 @@ class Columns:
         if (second := next(blocks, None)) is None:
             return cls.of(first)
         room, bounds = Room(), [0]
-        parts: dict[str, list[tuple[int, int]]] = {name: [] for name in first.columns}
+        parts: dict[str, list[Callable[[], pl.Series]]] = {name: [] for name in first.columns}
         for block in itertools.chain((first, second), blocks):
             bounds.append(bounds[-1] + block.height)
             for cells in block.iter_columns():
@@ -91,7 +91,7 @@ class Columns:
     def __getitem__(self, name: str) -> pl.Series:
         part = self._parts[name]
         if not isinstance(part, pl.Series):
-            part = pl.concat([self.room.read(place) for place in part])
+            part = pl.concat([read() for read in part])
         return part.alias(name)
 
     def keep(self, cells: pl.Series) -> Part:
@@ -149,7 +149,7 @@ class Columns:
         """Yields the rows of the table in turn."""
         for i, (start, stop) in enumerate(itertools.pairwise(self.bounds)):
             cells = {
-                name: part.slice(start, stop - start) if isinstance(part, pl.Series) else self.room.read(part[i])
+                name: part.slice(start, stop - start) if isinstance(part, pl.Series) else part[i]()
                 for name, part in self._parts.items()
             }
             yield pl.DataFrame(cells)
