@@ -50,19 +50,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--from", dest="form", default="table")
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
-    for name in (
-        "name",
-        "label",
-        "sample",
-        "patient",
-        "split",
-        "join",
-        "kind",
-        "labels",
-        "modality",
-        "classes",
-        "missing",
-    ):
+    texts = "name label sample patient split join kind labels modality classes missing"
+    for name in texts.split():
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--match", choices=keys.MATCHES, default="exact")
     parser.add_argument("--odd-numbers", choices=numerals.ODD, default="missing")

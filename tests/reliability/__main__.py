@@ -29,11 +29,13 @@ from tests.reliability import (  # noqa: F401, they enter rows
     importers,
     inputs,
     mutants,
+    names,
     page,
     privacy,
     records,
     runs,
     steps,
+    wide,
 )
 
 USAGE = "python -m tests.reliability [--full] [--only=ROW,…] [--count=N] [--page] --out=FILE.json"
@@ -80,15 +82,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args(arguments)
-    names = [name for name in options.only.split(",") if name] or list(ROWS)
-    for name in names:
+    chosen = [name for name in options.only.split(",") if name] or list(ROWS)
+    for name in chosen:
         if name not in ROWS:
             raise UserError(f"unknown row {name!r}{did_you_mean(name, ROWS)}; known: {', '.join(ROWS)}")
     figures = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"rows": {}}
     if options.page:
         page.write(figures)
         return
-    for name in names:
+    for name in chosen:
         row = ROWS[name]
         count = options.count or (row.full if options.full else row.reduced)
         before = figures["rows"].get(name)
@@ -104,7 +106,7 @@ def main(arguments: Sequence[str]) -> None:
         figures["machine"] = _machine()
         figures["command"] = f"python -m tests.reliability {' '.join(arguments)}"
         files.write_text(options.out, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-    if any(figures["rows"][name]["passed"] < figures["rows"][name]["tried"] for name in names):
+    if any(figures["rows"][name]["passed"] < figures["rows"][name]["tried"] for name in chosen):
         sys.exit(1)
 
 
