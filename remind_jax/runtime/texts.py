@@ -40,9 +40,10 @@ def latex(text: object) -> str:
 
 
 def cell(value: Any) -> Any:
-    """Returns a value for a CSV file; a text that a spreadsheet would take for a formula has ' in front of it."""
+    """Returns a value for a CSV file, texts as `visible`; those that spreadsheets take for formulas with ' before."""
     if not isinstance(value, str):
         return value
+    value = visible(value)
     is_formula = re.match(FORMULA, value) and not re.match(NUMBER, value)
     return f"'{value}" if is_formula else value
 

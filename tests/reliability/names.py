@@ -49,7 +49,13 @@ class _Tags(html.parser.HTMLParser):
 def _tags(text: str) -> Any:
     parser = _Tags()
     parser.feed(text)
+    parser.found.pop(("wbr",), None)  # behind each underscore
     return parser.found
+
+
+def _of_data(name: str) -> str:
+    """The name as data can have it: halves of characters come from names of files alone."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _named(name: str) -> list[Outcome]:
@@ -59,7 +65,7 @@ def _named(name: str) -> list[Outcome]:
         run = outcome("remind", seed, place()[0] / f"run{seed}")
         report = dict(run.report) | {"data": name, "method": name, "classes": [name, *run.report["classes"][1:]]}
         card_ = report["card"] | {"label": name, "classes": [{"name": name, "train_fraction": 0.5}]}
-        modalities = {"note": name}
+        modalities = {"note": _of_data(name)}
         report["modalities"] = [modalities.get(m, m) for m in report["modalities"]]
 
         def called(group: str, modalities=modalities) -> str:
@@ -106,7 +112,11 @@ def _same_tags(text: str, benign: str) -> bool:
 
 def _same_markdown(text: str, benign: str) -> bool:
     made = MarkdownIt("commonmark", {"html": True}).enable("table")
-    return _is_quiet(text, "") and "http://y.z" not in text and _tags(made.render(text)) == _tags(made.render(benign))
+    return (
+        _is_quiet(text, "")
+        and "http://y.z" not in re.sub("`[^`]*`", "", text)
+        and _tags(made.render(text)) == _tags(made.render(benign))
+    )
 
 
 def _same_latex(text: str, benign: str) -> bool:
@@ -114,7 +124,8 @@ def _same_latex(text: str, benign: str) -> bool:
         return set(re.findall(r"\\([A-Za-z]+)", source))
 
     def bare(source: str) -> collections.Counter[str]:
-        return collections.Counter(re.findall(r"(?<!\\)[%$#_&~^]", source.replace(r"\\", "")))
+        source = re.sub(r"\\label\{[A-Za-z0-9:_-]*\}", "", source.replace(r"\\", ""))
+        return collections.Counter(re.findall(r"(?<!\\)[%$#_&~^]", source))
 
     return _is_quiet(text, "") and commands(text) <= commands(benign) | _SAFE_TEX and bare(text) == bare(benign)
 
@@ -125,7 +136,7 @@ def _no_formula(text: str, _: str) -> bool:
 
 
 def _predictions(name: str) -> str:
-    file = place()[0] / "predictions.csv"
+    file, name = place()[0] / "predictions.csv", _of_data(name)
     table = pl.DataFrame({"stay": [name, "-5"], name or "x": ["1", "2"], "prediction": [name, name]})
     files_of_tables.write_table(table, file)
     return file.read_bytes().decode("utf-8", "replace")
