@@ -19,7 +19,21 @@ from remind_jax import cli
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
 from remind_jax.runtime.files import environment
-from tests.reliability import ROWS, Row, attacks, damage, fuzz, inputs, mutants, page, privacy, runs, steps  # noqa: F401, they enter rows
+from tests.reliability import (  # noqa: F401, they enter rows
+    ROWS,
+    Row,
+    attacks,
+    damage,
+    fuzz,
+    inputs,
+    mutants,
+    page,
+    privacy,
+    runs,
+    steps,
+    strangers,
+    wide,
+)
 
 USAGE = "python -m tests.reliability [--full] [--only=ROW,…] [--count=N] [--page] --out=FILE.json"
 

@@ -103,6 +103,7 @@ PHASES: dict[str, dict[str, Any]] = {
     "end of the report": {"point": "report written"},
 }
 _TRAINS = ("compilation", "training", "evaluation in training", "save", "a second one before the commit")
+_IMPATIENT = {signal.SIGINT: 1}  # steps that a second one may cost: it ends the save
 _STOPPED = "stopped; run the same command again to go on"
 
 
@@ -139,7 +140,8 @@ def _ask_at_phases(place: Place, tally: Tally, number: signal.Signals, options: 
         code = place.start(name, sends=(number,), **where, **options).finish()
         found = _fault(place, name, before, code, number)
         wrong += [f"{phase}: {found}"] if found else []
-        if number == signal.SIGSTOP:  # which ends nothing: the next phase has a run of its own
+        # What ends nothing, or is seen only when all is done, leaves the next phase a run of its own.
+        if (place.root / name / "report.json").exists():
             wrong += [f"{phase}: {found}"] if (found := place.differences(name)) else []
             forget(place, name)
     wrong += _ends(place, name, number, options)
@@ -173,17 +175,19 @@ def _fault(place: Place, name: str, before: int, code: int, number: signal.Signa
         return f"exit code {code}, not {CODES[number]}: {said[-300:]}"
     if "Traceback" in said or "Exception ignored" in said:
         return f"a traceback: {said[-600:]}"
-    lines = said.count(_STOPPED)
-    return f"{lines} lines that it was stopped" if lines != (number not in (signal.SIGPIPE, signal.SIGSTOP)) else ""
+    lines, wanted = said.count(_STOPPED), {number != signal.SIGSTOP}
+    if number == signal.SIGPIPE and (place.root / name / "report.json").exists():
+        wanted = {0}  # nobody is left to be told that all is done
+    return f"{lines} lines that it was stopped" if lines not in wanted else ""
 
 
 def _ends(place: Place, name: str, number: signal.Signals, options: dict[str, Any]) -> list[str]:
     """Lets a run go on to its end; what is wrong with it."""
     wrong = end(place, name, **options)
     steps = [step for step, _ in place.lines(name, "batches")]
-    twice = 0 if number in (signal.SIGPIPE,) else len(steps) - len(set(steps))
+    twice = len(steps) - len(set(steps)) - _IMPATIENT.get(number, 0)
     forget(place, name)
-    return [text for text in (wrong, f"{twice} steps taken twice" if twice else "") if text]
+    return [text for text in (wrong, f"{twice} steps taken twice" if twice > 0 else "") if text]
 
 
 def _size(place: Place, name: str) -> int:
