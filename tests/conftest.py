@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # JAX reads these when it starts. With too few threads in XLA's pool, steps on several fake devices that are not waited
 # for can block one another for good; NPROC sets the size of that pool.
@@ -20,6 +21,7 @@ import hypothesis  # noqa: E402, after the environment is set
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from remind_jax.runtime import signals  # noqa: E402
 from tests import tiny_runs  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,6 +30,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # The same cases in every run, and none refused for being slow on a busy machine.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """A command that ends in this process leaves handlers behind that would end it."""
+    before = {number: signal.getsignal(number) for number in signals.CODES}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -269,6 +269,29 @@ def test_a_run_that_a_signal_has_ended_exits_with_its_code(monkeypatch, capsys):
         assert err == "stopped; run the same command again to go on\n"
 
 
+_SLOW = """
+import time
+from remind_jax import cli
+def command(arguments):
+    print("begun", flush=True)
+    time.sleep(60)
+cli.run(command, "")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_any_command_in_one_line(number):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", _SLOW], env=environment, **streams) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.stderr.readline() == "stopped; run the same command again to go on\n"
+        process.send_signal(number)  # while the process winds up
+        assert process.wait(60) == signals.CODES[number]
+        assert process.stderr.read() == ""
+
+
 # A broken pipe that is not standard output is a defect as well.
 @pytest.mark.parametrize("defect", [ZeroDivisionError, BrokenPipeError])
 def test_defects_of_the_program_keep_their_traceback(monkeypatch, defect):

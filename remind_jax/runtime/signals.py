@@ -3,6 +3,7 @@
 That nobody reads any more what a command prints is one of them, but Python ignores it: `no_reader` tells it.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -51,15 +52,16 @@ class Signals:
     def deferred(self, agree: Callable[[int], int] = int) -> Iterator[None]:
         """Keeps signals back where work would be lost: they only show in `asked`, and `Stopped` is raised at the end.
 
-        A second SIGINT, of a person who does not want to wait, is not kept back. `agree` turns this process's signal at
-        the end into that of all processes; 0 is none.
+        A second SIGINT, of a person who does not want to wait, is not kept back; others are, once one has come, also
+        while the process winds up what was saved. `agree` turns this process's signal at the end into that of all
+        processes; 0 is none.
         """
         self._deferred = True
         try:
             yield
             asked = agree(self.asked)
         finally:
-            self._deferred = False
+            self._deferred = self.asked != 0
         if asked:
             raise Stopped(asked, agreed=True)
 
@@ -84,6 +86,12 @@ def end_with(code: int) -> None:
     """Lets the signals of `CODES` end the process at once and with a code, as all is done that was to be done."""
     for number in _heard():
         signal.signal(number, lambda *_: os._exit(code))
+    atexit.register(_ignore)  # Python's own end would put the system's handlers back
+
+
+def _ignore() -> None:
+    for number in _heard():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _heard() -> list[signal.Signals]:

@@ -35,6 +35,7 @@ from tests.reliability import (  # noqa: F401, they enter rows
     records,
     runs,
     steps,
+    strangers,
     wide,
 )
 

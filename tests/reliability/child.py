@@ -225,8 +225,9 @@ class _Point:
             pathlib.Path(f"{self._folder}.asked").touch()  # in time: the run has not ended
         for number in self._sends:
             if number == signal.SIGPIPE:
-                with contextlib.suppress(OSError):
+                if self._reader >= 0:
                     os.close(self._reader)
+                self._reader = -1
             else:
                 os.kill(os.getpid(), number)
 

@@ -22,7 +22,13 @@ What a run may rely on:
 
 - A checkpoint is committed by one rename and holds the sha256 of each of its files; nothing is restored that disagrees.
   A damaged one is named and set aside, and the newest whole one is taken. A save that fails is tried once more.
-- SIGTERM and SIGUSR1 save at the next step and exit with 143 or 75 (try again later).
+- SIGTERM, SIGUSR1, SIGINT (Ctrl-C), SIGHUP and a reader that closes standard output end a command in one line, with
+  exit code 143, 75 (try again later), 130, 129 or 141. Training saves at the next step before it ends; all else ends at
+  once, and what was there before stands. A second signal does not cut a save, but for a second Ctrl-C, after which the
+  save before stands. What is ignored (nohup) stays ignored; SIGSTOP and SIGCONT change nothing. Handlers hold from the
+  moment the command has been read; before, some tenths of a second, the system's do.
+- A preparation of data that was killed goes on after its whole shards, and ends with the same bytes.
+- A uid without an entry in passwd and without HOME has its caches in a folder of its own below TMPDIR, mode 0700.
 - A step whose loss, gradient or group weights are not finite is rejected before the update and counted in metrics.jsonl
   (`train/rejected`). After five in a row the run goes back to its newest checkpoint, once, then ends
   with exit code 17 and names the combinations.

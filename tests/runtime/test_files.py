@@ -4,8 +4,10 @@ import fcntl
 import multiprocessing
 import os
 import pathlib
+import pwd
 import signal
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -92,6 +94,48 @@ def test_a_folder_that_fails_or_is_there_stays_as_it_was(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["b"]
     assert not folder.stat().st_mode & 0o077
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_a_signal_cut_short_is_gone_on_with(tmp_path):
+    folder = tmp_path / "folder"
+    begun = tmp_path / "folder.part"
+
+    def fail(error):
+        with files.whole_folder(folder, resume=True) as temporary:
+            assert temporary == begun
+            (temporary / "a").touch()
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        fail(KeyboardInterrupt)
+    assert [path.name for path in begun.iterdir()] == ["a"]
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "elsewhere").mkdir()
+    begun.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError):
+        fail(AssertionError)  # a link, perhaps of somebody else's, is not followed
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_user_without_a_home_has_a_folder_of_their_own(tmp_path, monkeypatch):
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    assert files.expanded("~/a") == pathlib.Path("~/a").expanduser()
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"remind_jax-{os.getuid()}"
+    assert files.expanded("~/.cache/a") == own / ".cache" / "a"
+    assert files.expanded("/b") == pathlib.Path("/b")
+    assert own.stat().st_mode & 0o777 == 0o700
+    own.chmod(0o755)
+    with pytest.raises(UserError, match="not yours alone: set HOME"):
+        files.expanded("~/.cache/a")
+    with pytest.raises(UserError, match="~nobody_at_all"):
+        files.expanded("~nobody_at_all/a")
 
 
 def test_what_a_killed_writer_left_is_removed_by_name(tmp_path):
