@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import polars as pl
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -61,13 +62,47 @@ def blocks(source: Source, usual: str, name: str, say: Callable[[str], None], si
         say(f"{name}: {SEPARATORS.get(separator, 'the sign of its first line')} separate its cells")
     newline = b"\r" if "\r" in start and "\n" not in start else b"\n"  # of old Macintosh programs
     parts = _without_start(_recoded(source, encoding, size or _BLOCK), len(skipped.encode()))
-    header = b""
+    header, before, short = b"", 0, 0
     for block in _whole_rows(parts, newline) if size else [b"".join(parts)]:
         # Guessing types would turn codes such as 0401 into numbers.
         options = {"infer_schema": False, "separator": separator, "eol_char": newline.decode()}
-        table = pl.read_csv(header + block, **options)
+        try:
+            table = pl.read_csv(header + block, **options)
+        except pl.exceptions.ComputeError as error:
+            raise ValueError(_misfit(header + block, separator, before)) from error
+        short += _short_rows(block, separator.encode(), newline, table.width)
         yield table.rename(lambda name: name.replace('""', '"'))  # as polars leaves them in headers
-        header = header or _first_row(block, newline)
+        header, before = header or _first_row(block, newline), before + table.height
+    if short:
+        rows = "1 row has" if short == 1 else f"{short:,} rows have"
+        say(f"{name}: {rows} fewer cells than the header; the lacking ones are read as empty")
+
+
+def _misfit(text: bytes, separator: str, before: int) -> str:
+    """Says which row of a text with a header does not fit it, where there are some rows `before`."""
+    rows = csv.reader(io.StringIO(text.decode("utf-8", "replace"), newline=""), delimiter=separator)
+    with contextlib.suppress(csv.Error):
+        width = len(next(rows, []))
+        for number, row in enumerate(filter(None, rows), before + 1):
+            if len(row) > width:
+                hint = "quote cells that hold separators, and leave nothing above the header"
+                return f"row {number:,} has {len(row):,} cells, the header {width:,}: {hint}"
+    return "look for a quote that is not closed"
+
+
+def _short_rows(text: bytes, separator: bytes, newline: bytes, width: int) -> int:
+    """Counts rows with fewer cells than the header, among those that have no quotes and are not empty."""
+    found = 0
+    for start in range(0, len(text), _BLOCK):
+        begin = text.rfind(newline, 0, start) + 1 if start else 0
+        end = len(text) if start + _BLOCK >= len(text) else text.rfind(newline, 0, start + _BLOCK) + 1
+        part = np.frombuffer(text, np.uint8, max(0, end - begin), begin)
+        ends = np.append(np.flatnonzero(part == newline[0]), len(part))
+        signs, quotes = (np.searchsorted(np.flatnonzero(part == ord(sign)), ends) for sign in (separator, b'"'))
+        lengths = np.diff(ends, prepend=-1) - 1
+        is_full = np.diff(signs, prepend=0) >= width - 1
+        found += int((~is_full & (np.diff(quotes, prepend=0) == 0) & (lengths > 1)).sum())
+    return found
 
 
 def _without_start(parts: Iterator[bytes], count: int) -> Iterator[bytes]:
