@@ -17,7 +17,7 @@ from remind_jax.training.trackers import Trackers
 from remind_jax.training.trackers.tracker import Run, numbers
 
 _FREE = {"train.track", *RETIRED}  # keys that may change in a folder: they say what is written, not what is computed
-_RECORD = {"step": records.COUNT, "stage": str, ...: (float, str, None)}
+_RECORD = {"step": records.COUNT, "stage?": str, ...: (float, str, None)}
 _MOST_RECORDS = 2**32  # bytes
 _PARTS = ("overall", "head_mean", "tail_mean", "head_pooled", "tail_pooled", "worst_group")  # of a report
 
