@@ -450,3 +450,19 @@ def test_help_in_a_shell(tmp_path):
     assert done.returncode == 0
     assert "\n    remind train --config=nhanes --quick\n" in done.stdout
     assert done.stderr == ""
+
+
+def test_names_of_others_do_nothing_to_a_terminal(monkeypatch, capsys):
+    def command(arguments):
+        print("Training \x1b]0;title\x07 on \u202edata")
+        raise UserError(f"unknown column {arguments[0]}")
+
+    monkeypatch.setattr(sys, "argv", ["remind", "\x1b[31m\udc80"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # put back what `run` wraps
+    with pytest.raises(SystemExit) as caught:
+        cli.run(command, None)
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == "Training \\x1b]0;title\\x07 on \\u202edata\n"
+    assert shown.err == "error: unknown column \\x1b[31m\\udc80\n"

@@ -34,7 +34,7 @@ FORMAT = 1
 _REMEDY = "train the run again"
 SHAPE = {
     "sha256": str,
-    "config": {"data": {"source": str}},
+    "config": {"data?": {"source?": str}},
     "title": str,
     "schema": {**dict.fromkeys(("name", "sample_id", "patient_id", "label"), str), "classes": [str]},
     "groups": {"modalities": [str], "masks": [[(0, 1)]], "train_counts": [COUNT], "tail": [bool]},

@@ -73,7 +73,7 @@ def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
         raise UserError(f"{path} holds no run: config.json is missing{hint}")
     if not finished.is_there(path):
         raise UserError(f"the run in {path} is not finished: give its command again to go on")
-    content = records.read(file, {"data": {"source": str}}, "train the run again")
+    content = records.read(file, {"data?": {"source?": str}}, "train the run again")
     try:
         config = checked_config(content)
     except UserError as error:

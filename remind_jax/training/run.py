@@ -302,6 +302,6 @@ def _gate_summary(trainer: Trainer, at: Position, open_rate: float) -> dict[str,
     """Tells how often group routers acted on the held-out rows, and whether the gate decided anything at all."""
     if not trainer.config.fusion.group_routers:
         return {}
-    late = [record for record in trainer.folder.history() if record["stage"] == "specialize"]
+    late = [record for record in trainer.folder.history() if record.get("stage") == "specialize"]
     rates = [open_rate, *(record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record)]
     return {"gate": gate.summary(trainer.config, at.best, trainer.stages[-1].eval_gate, rates)}

@@ -23,7 +23,7 @@ from remind_jax.training.trackers import Trackers
 from remind_jax.training.trackers.tracker import Run, numbers
 
 _FREE = {"train.track", *RETIRED}  # keys that may change in a folder: they say what is written, not what is computed
-_RECORD = {"step": records.COUNT, "stage": str, ...: (float, str, None)}
+_RECORD = {"step": records.COUNT, "stage?": str, ...: (float, str, None)}
 _MOST_RECORDS, _LONGEST = 2**32, 2**20  # bytes of the file, and of its first line
 DATA = "data.npz"  # what is remembered of the data
 _RECORDS = "metrics.jsonl"

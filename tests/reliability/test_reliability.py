@@ -16,9 +16,10 @@ pytestmark = [
 
 # What takes seconds, with the count that takes them; the others are slow.
 QUICK = {"order": 1, "saves": 4, "damage": 14, "manifests": 15, "configs": 40, "paths": 1, "pickles": 1}
+QUICK |= {"importers": 40}
 # Counts that show it.
 BROKEN = {"kill": 2, "kill_methods": 1, "signals": 1, "strangers": 1, "preempt": 2, "devices": 1, "changed_data": 1}
-BROKEN |= {"bombs": 2, "mutants": 2, "finite": 2, "full_disk": 1, "owners": 1}
+BROKEN |= {"bombs": 2, "mutants": 2, "finite": 2, "full_disk": 1, "owners": 1, "importers": 60}
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ROWS]
 
 

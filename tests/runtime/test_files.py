@@ -218,3 +218,17 @@ def test_the_commit_is_that_of_a_clone_and_of_no_repository_around_it(tmp_path, 
         git(folder, "commit", "--quiet", "--allow-empty", "--message=first")
         expected = git(folder, "rev-parse", "HEAD") if folder == package else None
         assert files.environment()["commit"] == expected
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "link to a folder"])
+def test_digests_of_a_folder_follow_no_link_and_wait_for_no_pipe(tmp_path, kind):
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (outside / "a").write_text("x", encoding="utf-8")
+    if kind == "fifo":
+        os.mkfifo(folder / "b")
+    else:
+        (folder / "b").symlink_to(outside if kind == "link to a folder" else outside / "a")
+    with pytest.raises(OSError, match="is no regular file"):
+        files.sums(folder)

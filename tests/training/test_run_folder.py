@@ -1,5 +1,6 @@
 """The run folder: what survives a kill, and when a folder is refused."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -170,3 +171,35 @@ def test_digest_tells_configs_apart(first, second):
 def test_digest_is_short_hex_and_fixed():
     # printf '{"a": 1}' | sha256sum
     assert config_digest({"a": 1}) == "f9d86028c6e0d64e"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"data": "x",', b"\0" * 100])
+def test_an_empty_or_cut_report_is_a_run_that_goes_on(tmp_path, content):
+    with contextlib.closing(RunFolder(tmp_path, {"seed": 0})) as folder:
+        (tmp_path / "report.json").write_bytes(content)
+        assert folder.report() is None
+        (tmp_path / "report.json").write_bytes(b"{}")
+        with pytest.raises(UserError, match=r"report\.json is damaged \(it lacks data\): remove it"):
+            folder.report()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"x", "Expecting value"),
+        (b"[]", "no mapping"),
+        (b'{"step": -1}', "step"),
+        (b'{"step": 1, "a": []}', "a key that"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named_and_one_cut_at_the_end_is_passed_over(tmp_path, line, says):
+    with contextlib.closing(RunFolder(tmp_path, {"seed": 0})) as folder:
+        folder.log({"step": 1, "stage": "joint", "train/loss": float("nan")})
+        folder.log({"step": 2, "stage": "joint"})
+        file = tmp_path / "metrics.jsonl"
+        whole = file.read_bytes()
+        file.write_bytes(whole + b'{"step": 3, "sta')
+        assert [record["step"] for record in folder.history()] == [1, 2]
+        file.write_bytes(line + b"\n" + whole)
+        with pytest.raises(UserError, match=rf"line 1 of .*metrics\.jsonl is no record \(.*{says}"):
+            folder.history()
