@@ -433,6 +433,7 @@ def test_help_in_a_shell(tmp_path):
 def test_an_output_that_is_full_is_one_line():
     code = "from remind_jax import cli; cli.run(lambda arguments: print('x'), None)"
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        environment, streams = {**os.environ, "PYTHONPATH": str(ROOT)}, {"stdout": full, "stderr": subprocess.PIPE}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, **streams, text=True, check=False)
     expected = "error: No space left on device: make space, and run the same command again\n"
     assert (done.returncode, done.stderr) == (2, expected)

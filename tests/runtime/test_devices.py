@@ -413,11 +413,11 @@ def test_a_folder_of_programs_that_others_can_reach_is_not_used_and_a_line_says_
     (tmp_path / "own").mkdir(mode=0o700)
     for name, fault in {"open": "others may enter it", "link": "it is a link"}.items():
         with kept_programs(tmp_path / name):
-            assert jax.config.jax_compilation_cache_dir is None
+            assert jax.config.jax_compilation_cache_dir == before
         assert f"warning: no compiled programs are kept in {tmp_path / name}: {fault}" in capsys.readouterr().err
     monkeypatch.setattr("remind_jax.runtime.devices.os.getuid", lambda: 12345)
     with kept_programs(tmp_path / "own"):
-        assert jax.config.jax_compilation_cache_dir is None
+        assert jax.config.jax_compilation_cache_dir == before
     assert "it is somebody else's" in capsys.readouterr().err
     monkeypatch.undo()
     with kept_programs(tmp_path / "own"):
