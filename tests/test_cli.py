@@ -466,3 +466,13 @@ def test_names_of_others_do_nothing_to_a_terminal(monkeypatch, capsys):
     shown = capsys.readouterr()
     assert shown.out == "Training \\x1b]0;title\\x07 on \\u202edata\n"
     assert shown.err == "error: unknown column \\x1b[31m\\udc80\n"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no device that is full")
+def test_an_output_that_is_full_is_one_line():
+    code = "from remind_jax import cli; cli.run(lambda arguments: print('x'), None)"
+    with open("/dev/full", "w") as full:
+        environment, streams = {**os.environ, "PYTHONPATH": str(ROOT)}, {"stdout": full, "stderr": subprocess.PIPE}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, **streams, text=True, check=False)
+    expected = "error: No space left on device: make space, and run the same command again\n"
+    assert (done.returncode, done.stderr) == (2, expected)

@@ -29,6 +29,15 @@ What a run may rely on:
   moment the command has been read; before, some tenths of a second, the system's do.
 - A preparation of data that was killed goes on after its whole shards, and ends with the same bytes.
 - A uid without an entry in passwd and without HOME has its caches in a folder of its own below TMPDIR, mode 0700.
+- Every file is written next to its place, synced and renamed; lines are appended whole, and what a crash has cut of one
+  is removed. A full disk is one line and exit code 2; with room again the same command goes on. No symbolic link below
+  a run's, sweep's or model's folder is written through; the folder that you name may be one.
+- One process, or one job of several, works in a run folder at a time; another `main`, `fit` or `adapt` is refused and
+  names its host and number. A killed holder on the same machine holds nothing; one on another machine is waited for
+  until it has been silent for 90 seconds. This rests on locks and times of the folder's file system: tested on local
+  disks, **not tested on NFS or Lustre**.
+- Files with rows of patients (predictions, prepared data, kept features, manifests from import, tables of analyses) are
+  0600, and the folders made for them 0700, whatever the umask.
 - A step whose loss, gradient or group weights are not finite is rejected before the update and counted in metrics.jsonl
   (`train/rejected`). After five in a row the run goes back to its newest checkpoint, once, then ends
   with exit code 17 and names the combinations.

@@ -6,15 +6,19 @@ import os
 import pathlib
 import string
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from remind_jax.errors import UserError
+from remind_jax.runtime import files
 from remind_jax.runtime.files import config_digest
+from remind_jax.training import run_folder
 from remind_jax.training.run_folder import RunFolder
 
 CONFIG = {"seed": 0, "optim": {"lr": 0.1, "clip": 1.0}, "data": {"fractions": (0.7, 0.1, 0.2)}}
+REPORT = {"split": "held_out"}
 
 
 @pytest.fixture
@@ -58,6 +62,56 @@ def test_rewind_forgets_later_records_and_a_torn_last_line(folder):
     again.close()
     assert [record["step"] for record in again.history()] == [10, 10, 20, 21]
     assert again.history()[-1]["stage"] == "specialize"
+
+
+def test_a_torn_last_line_is_no_record_of_a_folder_that_is_opened_again(folder):
+    folder.log({"step": 10})
+    folder.close()
+    with open(folder.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 15, "stage": "jo')
+    again = RunFolder(folder.path, CONFIG)
+    assert again.history() == [{"step": 10}]
+    again.log({"step": 11})
+    assert again.history() == [{"step": 10}, {"step": 11}]
+    again.close()
+
+
+def test_a_folder_has_one_owner_at_a_time_and_is_its_owners_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.reports, "write_html", lambda file, *rest: files.write_text(file, "page"))
+    before = os.umask(0)
+    try:
+        with run_folder.opened(tmp_path / "run", CONFIG) as folder:
+            (folder.path / "report.json.tmp-0123").touch()
+            with pytest.raises(UserError, match=f"run is in use by process {os.getpid()} on "):
+                run_folder.opened(tmp_path / "run", CONFIG).__enter__()
+            folder.finish(REPORT, pl.DataFrame({"p": [0.5]}))
+        assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "run" / "predictions.parquet").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    with run_folder.opened(tmp_path / "run", CONFIG) as again:
+        assert again.report() == REPORT
+        assert not list(again.path.glob("*.tmp-*"))  # what a killed one left
+
+
+def test_links_in_a_run_folder_lead_nowhere_and_the_folder_may_be_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.reports, "write_html", lambda file, *rest: files.write_text(file, "page"))
+    names = ("report.json", "report.html", "predictions.parquet", "config.json", "environment.json")
+    (tmp_path / "bigger disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "bigger disk")
+    for name in names:
+        (tmp_path / name).write_text("{}")
+        (tmp_path / "run" / name).symlink_to(tmp_path / name)
+    with run_folder.opened(tmp_path / "run", CONFIG) as folder:
+        folder.log({"step": 1})
+        folder.finish(REPORT, pl.DataFrame({"p": [0.5]}))
+    assert {(tmp_path / name).read_text() for name in names} == {"{}"}
+    assert not any((tmp_path / "bigger disk" / name).is_symlink() for name in names)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to(tmp_path / "report.json")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is a link"):
+        run_folder.opened(tmp_path / "run", CONFIG).__enter__()
+    assert (tmp_path / "report.json").read_text() == "{}"
 
 
 def test_rewind_to_the_start_forgets_everything(folder):

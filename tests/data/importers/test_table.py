@@ -323,3 +323,25 @@ def test_words_for_missing_are_declared_and_kept_for_rows_to_predict(tmp_path, c
     manifest = reading.read_new(new, schema, image_size=8, frames=2, bad_files="refuse")
     assert manifest.table.select("hr", "spo2", "sex").rows() == [(None, 91.0, None), (70.0, None, "m")]
     assert any("1 cell (row 2) not a number" in note.message for note in manifest.notes)
+
+
+def test_what_is_imported_is_its_owners_alone_and_whole_or_not_there(tmp_path, monkeypatch):
+    _frame().write_csv(tmp_path / "icu.csv")
+    arguments = [
+        "--from=table",
+        f"--source={tmp_path / 'icu.csv'}",
+        "--label=y",
+        "--sample=patientunitstayid",
+        "--patient=uniquepid",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(table.yaml, "safe_dump", lambda *rest, **options: "\ud800")  # fails after the manifest
+        with pytest.raises(UnicodeEncodeError):
+            import_data.main([*arguments, f"--out={tmp_path / 'out'}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["icu.csv"]
+    (tmp_path / "out").mkdir(mode=0o755)
+    for name in ("out", "new"):
+        import_data.main([*arguments, f"--out={tmp_path / name}"])
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / name).iterdir()}
+        assert modes == {"manifest.csv": 0o600, "schema.yaml": 0o600}
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("out", "new")] == [0o755, 0o700]
