@@ -1,7 +1,6 @@
 """Files and folders that are written whole or not at all, the lock that processes wait for, and digests of folders."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -71,15 +70,15 @@ def whole_folder(
     """Yields an empty folder to write into; it takes the folder's name when the block ends without an error.
 
     Nobody but its owner may read a `private` one; `replace` removes a folder that exists. With `resume` the folder that
-    is yielded holds what a writer has left that was killed, or stopped by a signal; only the holder of its lock may
-    ask for it. Raises OSError: the disk refuses, the folder exists and is not empty, or somebody else has begun it;
-    `writing` turns it into a UserError.
+    is yielded holds what a writer of this user has left that was killed, or stopped by a signal; only the holder of its
+    lock may ask for it. Raises OSError: the disk refuses, or the folder exists and is not empty; `writing` turns it
+    into a UserError.
     """
-    temporary = folder.with_name(folder.name + _BEGUN) if resume else _unfinished(folder)
+    begun = folder.with_name(folder.name + _BEGUN)
+    resume = resume and (not os.path.lexists(begun) or _is_own(begun))
+    temporary = begun if resume else _unfinished(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir(mode=0o700 if private else 0o777, exist_ok=resume)
-    if temporary.is_symlink() or temporary.stat().st_uid != os.geteuid():
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(temporary))
     try:
         yield temporary
         _sync(temporary)
@@ -111,6 +110,10 @@ def expanded(path: str | pathlib.Path) -> pathlib.Path:
     if there.st_uid != os.getuid() or there.st_mode & 0o077:
         raise UserError(f"there is no home folder, and {own} is not yours alone: set HOME or TMPDIR")
     return own.joinpath(*path.parts[1:])
+
+
+def _is_own(folder: pathlib.Path) -> bool:
+    return not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
 
 
 def remove_unfinished(path: pathlib.Path) -> None:
