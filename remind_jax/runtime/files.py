@@ -4,7 +4,6 @@ The only module that opens a file to write: what others write goes through here,
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -85,15 +84,14 @@ def whole_folder(
     """Yields an empty folder to write into; it takes the folder's name when the block ends without an error.
 
     Nobody but its owner may read a `private` one and what is in it; `replace` removes what has the name, a link and not
-    what it leads to. With `resume` the folder that is yielded holds what a writer has left that was killed, or stopped
-    by a signal; only the holder of its lock may ask for it. Raises OSError: the disk refuses, the folder exists and is
-    not empty, or somebody else has begun it; `writing` turns it into a UserError.
+    what it leads to. With `resume` the folder that is yielded holds what a writer of this user has left that was
+    killed, or stopped by a signal; only the holder of its lock may ask for it. Raises OSError: the disk refuses, or the
+    folder exists and is not empty; `writing` turns it into a UserError.
     """
-    temporary, aside = folder.with_name(folder.name + _BEGUN) if resume else _unfinished(folder), _unfinished(folder)
+    begun, aside = folder.with_name(folder.name + _BEGUN), _unfinished(folder)
+    resume = resume and (not os.path.lexists(begun) or _is_own(begun))
+    temporary, is_left = begun if resume else _unfinished(folder), False
     make_folder(temporary, private=private)
-    if temporary.is_symlink() or temporary.stat().st_uid != os.geteuid():
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(temporary))
-    is_left = False
     try:
         yield temporary
         _close(temporary, private)
@@ -196,6 +194,10 @@ def expanded(path: str | pathlib.Path) -> pathlib.Path:
     if there.st_uid != os.getuid() or there.st_mode & 0o077:
         raise UserError(f"there is no home folder, and {own} is not yours alone: set HOME or TMPDIR")
     return own.joinpath(*path.parts[1:])
+
+
+def _is_own(folder: pathlib.Path) -> bool:
+    return not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
 
 
 def remove_unfinished(path: pathlib.Path) -> None:
