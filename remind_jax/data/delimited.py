@@ -92,7 +92,7 @@ def _misfit(text: bytes, separator: str, before: int) -> str:
 
 def _short_rows(text: bytes, separator: bytes, newline: bytes, width: int) -> int:
     """Counts rows with fewer cells than the header, among those that have no quotes and are not empty."""
-    found = 0
+    found, blank = 0, int(newline == b"\n" and b"\r\n" in text[:_BLOCK])
     for start in range(0, len(text), _BLOCK):
         begin = text.rfind(newline, 0, start) + 1 if start else 0
         end = len(text) if start + _BLOCK >= len(text) else text.rfind(newline, 0, start + _BLOCK) + 1
@@ -101,7 +101,7 @@ def _short_rows(text: bytes, separator: bytes, newline: bytes, width: int) -> in
         signs, quotes = (np.searchsorted(np.flatnonzero(part == ord(sign)), ends) for sign in (separator, b'"'))
         lengths = np.diff(ends, prepend=-1) - 1
         is_full = np.diff(signs, prepend=0) >= width - 1
-        found += int((~is_full & (np.diff(quotes, prepend=0) == 0) & (lengths > 1)).sum())
+        found += int((~is_full & (np.diff(quotes, prepend=0) == 0) & (lengths > blank)).sum())
     return found
 
 

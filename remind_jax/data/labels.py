@@ -75,6 +75,12 @@ def as_classes(column: pl.Series, classes: Sequence[str]) -> pl.Series:
     return found.set(looks_missing(found) & ~found.is_in(list(classes)), None)
 
 
+def positive(classes: Sequence[str]) -> int | None:
+    """Returns which of two classes stands for yes, true or 1, where the other is its opposite; None for others."""
+    found = [_SAME.get(_plain(name)) for name in classes]
+    return found.index(True) if sorted(map(str, found)) == ["False", "True"] else None
+
+
 def _text(column: pl.Series, declared: Sequence[str]) -> pl.Series:
     """Returns labels without blanks around them, single ones within unless a class has more; blank ones are null."""
     text = trim(as_string(column.fill_nan(None) if column.dtype.is_float() else column))

@@ -149,7 +149,7 @@ def load_manifest(
     if window not in images.WINDOWS:
         raise UserError(f"data.window must be one of {', '.join(images.WINDOWS)}, not {window!r}")
     schema = read_schema(root / "schema.yaml", image_size, frames)
-    table = tables.read_table(_table_of(root), _MAX_ROWS)
+    table = tables.read_table(table_of(root), _MAX_ROWS)
     return _typed(schema, table, root, thorough, bad_files, window, count=count)
 
 
@@ -265,7 +265,7 @@ def read_new(
         root = path if path.is_dir() else path.parent
         if path.is_dir() and (path / "schema.yaml").is_file():
             schema = read_schema(path / "schema.yaml", image_size, frames)
-        table = tables.read_table(_table_of(path) if path.is_dir() else path, _MAX_ROWS)
+        table = tables.read_table(table_of(path) if path.is_dir() else path, _MAX_ROWS)
     else:
         table = as_polars(data)
     schema, table, notes = _completed(schema, table)
@@ -356,7 +356,8 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
     return schema, table, notes
 
 
-def _table_of(root: pathlib.Path) -> pathlib.Path:
+def table_of(root: pathlib.Path) -> pathlib.Path:
+    """Returns the table of a manifest folder. Raises UserError: there is none, or there are two."""
     paths = [path for path in (root / "manifest.csv", root / "manifest.parquet") if path.is_file()]
     if len(paths) != 1:
         raise UserError(f"{root}: needs manifest.csv or manifest.parquet, and has {'both' if paths else 'neither'}")

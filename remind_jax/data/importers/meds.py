@@ -1,15 +1,20 @@
 """Events and labels of the Medical Event Data Standard."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from remind_jax.data import labels as classes
 from remind_jax.data.files import read_parquet
+from remind_jax.data.findings import in_rows, listed
 from remind_jax.data.importers.modalities import columns_of
 from remind_jax.data.importers.table import SPLITS, Imported, schema_of, without_empty
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.reading import table_of
+from remind_jax.data.tables import read_table
 from remind_jax.errors import UserError
 
 VALUES = ("boolean_value", "integer_value", "categorical_value", "float_value")
@@ -83,6 +88,7 @@ def from_meds(
         pl.format("{}_{}", "subject_id", pl.int_range(pl.len()).over("subject_id")).alias("sample_id"),
         pl.col("subject_id").cast(pl.String).alias("patient_id"),
         pl.col("label"),
+        pl.col("prediction_time"),  # which only `for_evaluation` reads
     )
     if splits is not None:
         named = splits.select(_id(), pl.col("split").cast(pl.String).replace(SPLITS))
@@ -118,6 +124,46 @@ def _events(file: pathlib.Path, folder: pathlib.Path, subjects: pl.DataFrame | N
     except ValueError as error:
         raise UserError(f"{file} cannot be read as parquet ({error})") from None
     return (events if subjects is None else events.join(subjects.lazy(), on="subject_id", how="semi")).collect()
+
+
+def for_evaluation(data: pathlib.Path, manifest: Manifest) -> Callable[[np.ndarray], pl.DataFrame]:
+    """Reads what meds-evaluation needs beside predictions of a folder or a table that `from_meds` has made.
+
+    Returns a function from probabilities, [n, 2], one row a row of the manifest that was read from the data, to a frame
+    with `subject_id` Int64, `prediction_time` Datetime (us), `boolean_value` Boolean, null without a label,
+    `predicted_boolean_value` Boolean and `predicted_boolean_probability` Float64.
+
+    Raises UserError: the classes are not true and false in some form, or a subject or a time cannot be read.
+    """
+    schema, table = manifest.schema, read_table(table_of(data) if data.is_dir() else data)
+    if (true := classes.positive(schema.classes)) is None:
+        raise UserError(
+            f"meds-evaluation knows true and false alone, the classes are {listed(schema.classes)}: leave out --as=meds"
+        )
+    if "prediction_time" not in table.columns:
+        raise UserError(f"{data} has no column prediction_time; remind import --from=meds writes it")
+    time = table["prediction_time"]
+    if time.dtype == pl.String:
+        time = time.str.to_datetime(time_unit="us", strict=False)
+    subject = manifest.table[schema.patient_id].cast(pl.Int64, strict=False)
+    for cells, what in ((subject, f"column {schema.patient_id!r}"), (time, "column 'prediction_time'")):
+        if cells.has_nulls():
+            raise UserError(
+                f"{what}: {in_rows(cells.is_null())} not of MEDS: subjects are integers, times as 2020-01-31T12:00:00"
+            )
+    known = {
+        "subject_id": subject,
+        "prediction_time": time.cast(pl.Datetime("us")),
+        "boolean_value": manifest.table[schema.label] == schema.classes[true],
+    }
+
+    def frame(probabilities: np.ndarray) -> pl.DataFrame:
+        predicted = pl.Series(probabilities.argmax(axis=1) == true)
+        probability = pl.Series(probabilities[:, true], dtype=pl.Float64)
+        said = {"predicted_boolean_value": predicted, "predicted_boolean_probability": probability}
+        return pl.DataFrame(known | said)
+
+    return frame
 
 
 def _shard(events: pl.LazyFrame) -> pl.LazyFrame:
