@@ -4,6 +4,7 @@ The only module that opens a file to write: what others write goes through here,
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
