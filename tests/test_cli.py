@@ -358,7 +358,7 @@ def test_a_misspelt_run_is_named_with_those_beside_it(tmp_path):
     with pytest.raises(UserError, match=r"did you mean '.*/nhanes-remind'\?\); runs there: "):
         model_folder.read_config(tmp_path / "nhanes-remnd")
     (tmp_path / "nhanes-remind" / "report.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config\.json is damaged \(it lacks data\): train the run again"):
+    with pytest.raises(UserError, match=r"config\.json: data\.source='' is unknown; known: "):
         model_folder.read_config(tmp_path / "nhanes-remind")
 
 

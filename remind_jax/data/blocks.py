@@ -4,8 +4,6 @@ import functools
 import io
 import itertools
 import os
-import pathlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,9 +21,7 @@ class Room:
 
     def __init__(self) -> None:
         """Raises UserError: the folder cannot be written to."""
-        self._folder = pathlib.Path(tempfile.gettempdir())
-        with files.writing(self._folder):
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115, closed with this object
+        self._file, self._folder = files.open_unnamed()
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
@@ -217,6 +218,16 @@ def reserve(file: pathlib.Path) -> None:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
+def open_unnamed() -> tuple[IO[bytes], pathlib.Path]:
+    """Opens a file without a name in the folder of `TMPDIR`, which is gone with the process; returns the folder, too.
+
+    Raises UserError: the folder cannot be written to.
+    """
+    folder = pathlib.Path(tempfile.gettempdir())
+    with writing(folder):
+        return tempfile.TemporaryFile(dir=folder), folder
+
+
 def open_log(file: pathlib.Path) -> IO[bytes]:
     """Opens a new file for what is to be read while it grows, in place of what has its name.
 
@@ -350,14 +361,10 @@ class Share:
     """A share of the lock on a file for as long as it is kept; nothing where the file cannot be written."""
 
     def __init__(self, path: pathlib.Path):
-        self._descriptor = None
         with contextlib.suppress(OSError):
-            self._descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
-            try_lock(self._descriptor, shared=True)
-
-    def __del__(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+            descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+            weakref.finalize(self, os.close, descriptor)
+            try_lock(descriptor, shared=True)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:

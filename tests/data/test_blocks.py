@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import tempfile
 
 import hypothesis.strategies as st
 import numpy as np
@@ -144,7 +145,7 @@ def test_of_a_table_on_the_disk_one_column_is_in_memory():
 def test_a_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
     (tmp_path / "icu.csv").write_text(_text(_table(np.random.default_rng(0))), encoding="utf-8")
     monkeypatch.setattr(tables, "STREAMED", 100)
-    monkeypatch.setattr(blocks.tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
     with pytest.raises(UserError, match=r"cannot write .*gone: No such file"):
         tables.read_columns(tmp_path / "icu.csv")
 
