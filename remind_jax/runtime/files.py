@@ -98,23 +98,23 @@ def whole_folder(
         yield temporary
         _close(temporary, private)
         _sync(temporary)
-        if replace:
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(folder, aside)
         try:
+            if replace:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(folder, aside)
             os.rename(temporary, folder)
-        except OSError:
+        except BaseException:  # a signal as well
             with contextlib.suppress(OSError):
                 os.rename(aside, folder)
             raise
         _sync_entry(folder.parent)
+        remove(aside)
     except KeyboardInterrupt:
         is_left = resume
         raise
     finally:
         if not is_left:
             remove(temporary)
-        remove(aside)
 
 
 @contextlib.contextmanager
@@ -154,13 +154,13 @@ def make_folder(folder: pathlib.Path, *, private: bool = False) -> None:
     Raises OSError: the disk refuses, or a file is there.
     """
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(0o700 if private else 0o777, parents=True)
     except FileExistsError:
         if not folder.is_dir():
             raise
         return
     if private:
-        folder.chmod(0o700)
+        folder.chmod(0o700)  # whatever the umask
 
 
 def refuse_links(path: pathlib.Path, *, below: bool = False) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -218,8 +218,12 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
     trained = trained_rows(adapter.model.params, choice, adapter.new, experts, run.config.fusion.group_routers)
     config = run.config.to_dict() | {ADAPTED: {"run": str(run.path), **choice._asdict()}}
     unfinished = files.whole_folder(out, private=True)
-    owned = claims.owned(out, out.parent / ".owner" / out.name)
-    with owned, files.writing(out), unfinished as temporary, contextlib.closing(RunFolder(temporary, config)) as folder:
+    with (
+        _owned(out),
+        files.writing(out),
+        unfinished as temporary,
+        contextlib.closing(RunFolder(temporary, config)) as folder,
+    ):
         folder.remember(adapter.data, "adapt")
         params, step = adapter.fit(choice, trained, folder, bar)
         found = {"trained": trained, "experts": experts, "step": step}
@@ -230,6 +234,17 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
             report.pop("table").write_parquet(file)
         reports.write_json(temporary / "report.json", report)
     return report
+
+
+@contextlib.contextmanager
+def _owned(out: pathlib.Path) -> Iterator[None]:
+    """Holds a folder that is not there yet; leaves nothing next to it."""
+    beside = out.with_name(f".{out.name}.owner")
+    with claims.owned(out, beside / "adapt"):
+        try:
+            yield
+        finally:
+            files.remove(beside)  # while it is held: a refused process removes nothing
 
 
 def _report(

@@ -143,6 +143,23 @@ def test_a_user_without_a_home_has_a_folder_of_their_own(tmp_path, monkeypatch):
         files.expanded("~nobody_at_all/a")
 
 
+@pytest.mark.parametrize("fault", [OSError(5, "I/O error"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_replaced_is_still_there(tmp_path, monkeypatch, fault):
+    files.write_folder(tmp_path / "model", {"a": b"old"})
+    rename = os.rename
+
+    def failing(source, target):
+        if source.name.startswith("model.tmp-") and target.name == "model" and (source / "a").read_bytes() == b"new":
+            raise fault
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        files.write_folder(tmp_path / "model", {"a": b"new"}, replace=True)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/a"]
+    assert (tmp_path / "model" / "a").read_bytes() == b"old"
+
+
 def test_what_a_killed_writer_left_is_removed_by_name(tmp_path):
     for name in ("folder", "folder2"):
         with files.whole_folder(tmp_path / name) as temporary:

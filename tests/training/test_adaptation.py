@@ -17,7 +17,7 @@ from remind_jax import adapt, cli
 from remind_jax.analysis import opening
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
-from remind_jax.runtime import progress
+from remind_jax.runtime import claims, progress
 from remind_jax.training import adaptation, unfreezing
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
@@ -344,6 +344,16 @@ def test_what_is_half_written_is_not_there(adapters, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         _adapt(adapters["remind"], "nothing", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_adapts_into_is_refused(adapters, tmp_path):
+    out = tmp_path / "out"
+    with (
+        claims.owned(out, tmp_path / ".out.owner" / "adapt"),
+        pytest.raises(UserError, match="out is in use by process"),
+    ):
+        _adapt(adapters["remind"], "nothing", out)
+    assert not out.exists()
 
 
 # ---- Mistakes -------------------------------------------------------------------------------------------------------
