@@ -121,7 +121,7 @@ def accuracy_by_combination(results: Results) -> str | None:
                 [y for y, _ in points],
                 xerr=[value.sd or 0.0 for _, value in points],
                 **_mark(i),
-                label=texts.one_line(method),
+                label=figures.legend_name(method),
             )
         look = {"frameon": False, "fontsize": figures.FONT - 1, "labelcolor": figures.INK}
         # From the left edge of the figure, so that long names have room.
