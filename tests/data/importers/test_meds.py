@@ -191,6 +191,8 @@ def _cohort_of(folder, n=60):
     return pl.DataFrame(labels)
 
 
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 def test_predictions_are_written_as_meds_evaluation_reads_them(tmp_path):
     labels, data, run = _cohort_of(tmp_path), tmp_path / "manifest", tmp_path / "run"
     _imported("--from=meds", f"--source={tmp_path}", f"--labels={tmp_path / 'labels.parquet'}", f"--out={data}")
