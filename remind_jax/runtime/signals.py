@@ -74,9 +74,10 @@ class Signals:
             raise Stopped(asked, agreed=True)
 
     def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        """Asks again when `Stopped` came in a place that raises nothing, such as a callback of the garbage collector."""
+        """Asks again where nothing could be raised, such as in a callback of the garbage collector."""
         if isinstance(unraisable.exc_value, Stopped):
             threading.Timer(_AGAIN, os.kill, (os.getpid(), self.asked)).start()
+            self.asked = 0
         else:
             self._hook(unraisable)
 
