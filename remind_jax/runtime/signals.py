@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
@@ -14,6 +15,8 @@ from typing import Self
 
 # What a shell reports of a process that they ended, but for SIGUSR1: EX_TEMPFAIL of sysexits.h, "try again later".
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 75, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGPIPE: 141}
+
+_AGAIN = 0.01  # seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,11 +42,16 @@ class Signals:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._receive) for number in _heard()}
+        self._hook = sys.unraisablehook
+        if self._before:
+            sys.unraisablehook = self._swallowed
         _open.append(self)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         _open.remove(self)
+        if sys.unraisablehook == self._swallowed:
+            sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._receive:
                 signal.signal(number, handler)
@@ -64,6 +72,14 @@ class Signals:
             self._deferred = self.asked != 0
         if asked:
             raise Stopped(asked, agreed=True)
+
+    def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Asks again where nothing could be raised, such as in a callback of the garbage collector."""
+        if isinstance(unraisable.exc_value, Stopped):
+            threading.Timer(_AGAIN, os.kill, (os.getpid(), self.asked)).start()
+            self.asked = 0
+        else:
+            self._hook(unraisable)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         is_impatient = self.asked and number == signal.SIGINT

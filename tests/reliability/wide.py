@@ -109,7 +109,8 @@ _STOPPED = "stopped; run the same command again to go on"
 _FIRST_SIGNALS = (
     "when the row was made, only SIGSTOP passed of the six signals (11 of 66): SIGHUP ended the run without a word at "
     "all 11 phases, SIGINT without a save (8 steps taken twice), SIGTERM and SIGUSR1 with -15 and -10 before training, "
-    "a second one broke the save off (1 step), a closed pipe was told as a full disk (2) or ended with 1"
+    "a second one broke the save off (1 step), a closed pipe was told as a full disk (2) or ended with 1; after the "
+    "first repair 1 of 5 random SIGTERM fell into a callback of the garbage collector, which printed a traceback"
 )
 
 

@@ -82,6 +82,22 @@ def test_a_signal_ends_at_once_what_has_nothing_to_save():
         _receive(signal.SIGTERM)
 
 
+def test_a_signal_that_comes_where_nothing_is_raised_comes_again(capfd):
+    class Left:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(0.01)
+
+    def work():
+        left = Left()
+        del left
+        threading.Event().wait(10)
+
+    with Signals(), pytest.raises(Stopped, match="SIGTERM"):
+        work()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_deferred_signal_waits_and_is_raised_at_the_end():
     seen = []
 
