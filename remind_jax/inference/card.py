@@ -75,7 +75,7 @@ def _use(model: Predictor) -> Iterator[str]:
 def _data(model: Predictor) -> Iterator[str]:
     card, report = model.report.get("card", {}), model.report
     yield "## Data\n"
-    if "splits" in card:
+    if {"splits", "classes", "modalities"} <= card.keys():
         rows = [(name, f"{s['n']:,}", f"{s['patients']:,}") for name, s in card["splits"].items()]
         yield from _table(("split, by patient", "samples", "patients"), rows)
         rows = [(c["name"], f"{100 * c['train_fraction']:.1f} %") for c in card["classes"]]

@@ -55,6 +55,8 @@ def opened(file: pathlib.Path, below: pathlib.Path | None = None, flags: int = o
         # A pipe without a writer would be waited for for ever.
         descriptor = os.open(real, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
+        if file.is_symlink():
+            raise UserError(f"{file} is a link that leads nowhere: remove it") from None
         raise
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None

@@ -25,7 +25,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import finished, page
 from remind_jax.inference import card, model_folder
 from remind_jax.inference.model_folder import FOLDER
-from remind_jax.runtime import claims, records
+from remind_jax.runtime import claims, records, texts
 from remind_jax.studies import comparison, results, tables
 from remind_jax.studies.entries import Entry
 from remind_jax.studies.record import Record
@@ -301,7 +301,7 @@ def _tried(read: Callable[[pathlib.Path, Any], None], run: pathlib.Path, config:
         with contextlib.redirect_stdout(io.StringIO()), _no_panic():
             read(run, config)
     except UserError as error:
-        line = " ".join(str(error).split())
+        line = texts.visible(" ".join(str(error).split()))  # as a command prints it
         return "" if line and not re.search("[\x00-\x1f]", line) else f"no line: {line[:80]!r}"
     except BaseException as error:  # also what Rust raises
         place_ = traceback.extract_tb(error.__traceback__)[-1]

@@ -62,7 +62,7 @@ def test_a_character_of_two_halves_is_one(tmp_path):
     assert records.parse(b'"\\ud83d\\ude00"') == "\U0001f600"
 
 
-@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link out", "itself", "huge"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link out", "itself", "nowhere", "huge"])
 def test_what_is_no_regular_file_of_its_folder_is_refused_at_once(tmp_path, kind):
     file, folder = tmp_path / "run" / "a.json", tmp_path / "run"
     folder.mkdir()
@@ -75,7 +75,9 @@ def test_what_is_no_regular_file_of_its_folder_is_refused_at_once(tmp_path, kind
         with file.open("wb") as stream:
             stream.truncate(records.MOST + 1)
     else:
-        file.symlink_to({"device": "/dev/zero", "link out": tmp_path / "outside.json", "itself": "a.json"}[kind])
+        file.symlink_to(
+            {"device": "/dev/zero", "link out": tmp_path / "outside.json", "itself": "a.json", "nowhere": "no"}[kind]
+        )
     with pytest.raises(UserError, match=r"a\.json (is|cannot be read)"):
         records.read(file, SHAPE, "remove it")
 
