@@ -16,8 +16,8 @@
     --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default, and
                           -quick
     --on-changed-data=restart
-                          begins anew in a folder whose data have changed since, and removes what was
-                          made of the old ones; by default such a run is refused
+                          begins anew in a folder whose data have changed, and removes what was made
+                          of the old ones; by default such a run is refused
 
 The same command again goes on with a run that was stopped, and shows the report of one that is
 finished. Several processes of a job train together; launch/README.md says how to start them.

@@ -13,7 +13,7 @@
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
     --share              other processes, here or on other machines, run the same command in the
                          same folder
-    --on-changed-data=restart    runs on other data than there are now begin anew; else they are refused
+    --on-changed-data=restart    runs whose data have changed begin anew; else they are refused
     --resamples=2000     bootstrap replicates of the differences
 
 Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails
