@@ -263,7 +263,9 @@ class Lines:
         self._path = file
         with writing(file):
             self._file = os.fdopen(open_here(file, os.O_APPEND), "rb+", buffering=0)
-            self._file.truncate(self._file.read().rfind(b"\n") + 1)
+            content = self._file.read()
+            if (whole := content.rfind(b"\n") + 1) < len(content):  # the time of a finished run's file stays
+                self._file.truncate(whole)
 
     def add(self, line: str) -> None:
         """Writes a line; where the disk refuses it, nothing of it stays. Raises UserError then."""

@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -100,13 +101,17 @@ def _others(tally: Tally, place: Place, count: int) -> None:
         code = Child(arguments, run, command=name, full=full).finish()
         wrong = _wrong(code, log.read_text(encoding="utf-8"), out) or ", ".join(path.name for path in out.iterdir())
         tally.check(not wrong, f"{name}, {full}: {wrong}")
-    source = place.root / "data" / "manifest.csv"
+    source, other = place.root / "data" / "manifest.csv", place.root / "other"
+    shutil.copytree(run, other)
+    for name in ("config.json", "report.json"):
+        content = json.loads((other / name).read_text(encoding="utf-8"))
+        (other / name).write_text(json.dumps(content | {"method": "soft_moe"}), encoding="utf-8")
     imported = ["--from=table", f"--source={source}", f"--out={data / 'imported'}", "--label=died", "--kind=scan=skip"]
     here: tuple[tuple[str, Callable[[], object]], ...] = (
         ("import", lambda: import_data.main(imported)),
         (
             "compare",
-            lambda: compare.main([str(run), str(place.root / "full"), f"--out={out / 'tables'}", "--resamples=20"]),
+            lambda: compare.main([str(run), str(other), f"--out={out / 'tables'}", "--resamples=20"]),
         ),
         ("record of a sweep", lambda: Record(out / "sweep.json", ["--methods=remind"], runs=["remind seed 0"], jobs=1)),
         ("table of an analysis", lambda: command.write_csv(out / "a.csv", ["a"], [{"a": i} for i in range(99)])),
