@@ -196,16 +196,13 @@ def _library(target: str, inputs: list[Instruction], arrays: list[Array], rest: 
         length = math.prod(operands[0].shape[int(axis)] for axis in numbers["lhs_contracting_dimensions"])
         return [_product(operands[:2], arrays[0], 2 * math.prod(arrays[0].shape) * length)]
     if target.startswith("__cudnn$conv"):
-        names, kernel_names, _ = re.split(r"_|->", re.search(r"dim_labels=(\S+?)[,\s]", rest + " ")[1])
-        by_role = {
-            "Forward": (arrays[0], operands[1]),
-            "ForwardActivation": (arrays[0], operands[1]),
-            "BackwardInput": (operands[0], operands[1]),
-            "BackwardFilter": (operands[1], arrays[0]),
-        }
-        del names
-        outputs, kernel = by_role[re.sub(r"^__cudnn\$conv(Bias)?", "", target)]
-        flops = 2 * math.prod(outputs.shape) * math.prod(kernel.shape) // kernel.shape[kernel_names.index("o")]
+        kernel_axes = re.search(r"dim_labels=\w+_(\w+)->", rest)[1]
+        outputs, kernel = arrays[0], operands[1]
+        if "BackwardInput" in target:
+            outputs = operands[0]
+        elif "BackwardFilter" in target:
+            outputs, kernel = operands[1], arrays[0]
+        flops = 2 * math.prod(outputs.shape) * math.prod(kernel.shape) // kernel.shape[kernel_axes.index("o")]
         return [_product(operands[:2], arrays[0], flops)]
     if target.startswith("__cudnn$fmha"):
         query, key = operands[0], operands[1]  # [b, n, h, k]

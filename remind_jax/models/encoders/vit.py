@@ -1,5 +1,6 @@
 """Vision transformer (Dosovitskiy et al. 2021): patches of an image and a class token through pre-norm layers."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from flax import nnx
 from remind_jax.errors import UserError
 from remind_jax.models.pretrained import Tensor, single, stack
 from remind_jax.ops.pixels import IMAGENET, normalize
-from remind_jax.ops.transformer import attention, dropout, on_rows
+from remind_jax.ops.transformer import attention, dropout, is_for_gpu, on_rows
 
 # side of a patch, layers, width, heads, hidden width of each published or small size.
 SIZES = {
@@ -80,6 +81,12 @@ class VitEncoder(nnx.Module):
         x = jnp.concatenate([classes, x], axis=1) + self.position[None]
         # Salts up to the number of layers are folded in by the scan; this one is outside their range.
         x = dropout(x, keys, self.dropout, salt=10_000)
+        gelu, unroll = functools.partial(jax.nn.gelu, approximate=False), 1
+        if is_for_gpu(x.dtype):
+            # There attention takes even numbers of tokens, and what a loop keeps of each layer would be copied to one
+            # array and back; what gelu's derivative needs is quicker computed anew than read.
+            x, gelu, unroll = jnp.pad(x, ((0, 0), (0, self.tokens % 2), (0, 0))), jax.checkpoint(gelu), True
+        length = self.tokens if x.shape[1] > self.tokens else 0
 
         def layer(x, inputs):
             index, p = inputs
@@ -89,17 +96,17 @@ class VitEncoder(nnx.Module):
                 return on_rows(lambda rows: rows @ p[name] + p[f"{name}_bias"][None], x)
 
             normed = layer_norm(x, p["attention_scale"], p["attention_bias"])
-            mixed = attention(*(linear(normed, w) for w in ("query", "key", "value")), heads=self.heads)
+            projected = (linear(normed, w) for w in ("query", "key", "value"))
+            mixed = attention(*projected, heads=self.heads, length=length)
             x = x + dropout(linear(mixed, "output"), layer_keys, self.dropout, salt=0)
             normed = layer_norm(x, p["feed_forward_scale"], p["feed_forward_bias"])
-            hidden = jax.nn.gelu(linear(normed, "feed_in"), approximate=False)
+            hidden = gelu(linear(normed, "feed_in"))
             return x + dropout(linear(hidden, "feed_out"), layer_keys, self.dropout, salt=1), None
 
         stacked = {name: getattr(self, name)[...] for name in _LAYER}
-        x, _ = jax.lax.scan(
-            jax.checkpoint(layer) if self.remat else layer, x, (jnp.arange(len(stacked["query"])), stacked)
-        )
-        return layer_norm(x, self.final_scale[...], self.final_bias[...])
+        inputs = (jnp.arange(len(stacked["query"])), stacked)
+        x, _ = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, inputs, unroll=unroll)
+        return layer_norm(x[:, : self.tokens], self.final_scale[...], self.final_bias[...])
 
     def features(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Normalises pixels, uint8 [b, height, width, 1 or 3], and encodes them."""
