@@ -1,6 +1,7 @@
 """Compiles train steps for an H200 that is not there, counts what is in them, and estimates how long they take.
 
-    python -m benchmarks.gpu_programs            compiles all, writes the results and their tables in the README
+    python -m benchmarks.gpu_programs            compiles what has changed, writes results and tables in the README
+    python -m benchmarks.gpu_programs --all      compiles all anew
     python -m benchmarks.gpu_programs --check    traces all; ends with 2 where the stored results no longer hold
     python -m benchmarks.gpu_programs --jax      prints the version of jax that they hold for
 
@@ -13,7 +14,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -25,6 +25,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
 
 from benchmarks import cases, hlo, setups
 from benchmarks.setups import STORED, Input, Outline, Size
@@ -97,14 +98,14 @@ class Program(NamedTuple):
     batch: dict[str, jax.ShapeDtypeStruct]
 
 
-def program(case: Case, method: str, samples: int) -> Program:
-    """Makes the step of a method in bfloat16 for a batch of so many samples; all weights and inputs are shapes."""
+def program(case: Case, method: str, count: int = 1) -> Program:
+    """Makes the step of a method in bfloat16 for the samples of `count` devices; weights and inputs are shapes only."""
     of_step, of_network = cases.divided({**case.options, **cases.METHODS[method], **cases.HALVED})
     gate = of_network.pop("gate")
     outline = setups.outline(case.size, **of_network)
     params = jax.eval_shape(outline.network.init, jax.random.key(0))
     step, start = cases.train_step(outline.network, case.size, gate, **of_step)
-    batch = batch_shapes(outline, params, samples, of_network.get("kind") == "features")
+    batch = batch_shapes(outline, params, count * case.size.b, of_network.get("kind") == "features")
     return Program(functools.partial(step, axis_name=None), jax.eval_shape(start, params), batch)
 
 
@@ -162,14 +163,8 @@ def compiled(given: Program, topology: Sequence[jax.Device]) -> jax.stages.Compi
 
 
 def topology(count: int) -> Sequence[jax.Device]:
-    """Returns `count` H200 of one machine. Raises UserError: jax for CUDA is not installed."""
-    from jax.experimental import topologies
-
-    try:
-        found = topologies.get_topology_desc(platform="cuda", target_config=H200, topology=f"1x1x{count}")
-    except NotImplementedError as error:
-        raise UserError(f"compiling needs jax for CUDA: pip install -e .[cuda] ({error})") from error
-    return found.devices
+    """Returns `count` H200 of one machine."""
+    return topologies.get_topology_desc(platform="cuda", target_config=H200, topology=f"1x1x{count}").devices
 
 
 def seconds(kernel: hlo.Kernel) -> tuple[float, float]:
@@ -223,11 +218,10 @@ def collectives(kernels: Iterable[hlo.Kernel]) -> dict[str, list[int]]:
 
 def record(name: str, method: str) -> dict[str, Any]:
     """Compiles a program for one device and for several, and says what is in it."""
-    case, start = CASES[name], time.monotonic()
-    given = program(case, method, case.size.b)
+    start, given = time.monotonic(), program(CASES[name], method)
     one = compiled(given, topology(1))
     kernels, memory = hlo.kernels(one.as_text()), one.memory_analysis()
-    many = hlo.kernels(compiled(program(case, method, MANY * case.size.b), topology(MANY)).as_text())
+    many = hlo.kernels(compiled(program(CASES[name], method, MANY), topology(MANY)).as_text())
     by_type = Counter()
     for kernel in kernels:
         for product in kernel.products:
@@ -255,8 +249,17 @@ def record(name: str, method: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the program."""
+    """Returns the versions of what decides a trace."""
     return {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
+
+
+def installed() -> dict[str, str]:
+    """Returns those and the versions of what compiles it. Raises UserError: jax for CUDA is not installed."""
+    compilers = ("jax-cuda12-plugin", "nvidia-cudnn-cu12", "nvidia-cuda-nvcc-cu12")
+    try:
+        return versions() | {name: metadata.version(name) for name in compilers}
+    except metadata.PackageNotFoundError as error:
+        raise UserError("compiling needs jax for CUDA: pip install -e .[cuda]") from error
 
 
 def stored() -> dict[str, Any]:
@@ -272,22 +275,36 @@ def changed() -> list[str]:
     found = stored()
     if versions()["jax"] != found["versions"]["jax"]:
         raise UserError(f"the results hold for jax {found['versions']['jax']}, and {versions()['jax']} is installed")
-    digests = {(x["program"], x["method"]): x["digest"] for x in found["records"]}
-    return [
-        f"{name}, {method}"
-        for name, case in CASES.items()
-        for method in METHODS
-        if digests.get((name, method)) != digest(program(case, method, case.size.b))
-    ]
+    kept = holding(found["records"])
+    return [f"{name}, {method}" for name in CASES for method in METHODS if (name, method) not in kept]
+
+
+def holding(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Returns, by program and method, the records whose program has the same trace now."""
+    return {
+        (x["program"], x["method"]): x
+        for x in records
+        if x["program"] in CASES and x["digest"] == digest(program(CASES[x["program"]], x["method"]))
+    }
+
+
+def renew(everything: bool) -> None:
+    """Compiles programs that have no stored record that holds, or everything; writes after each, so it can go on."""
+    found = stored() if RESULTS.exists() else {"versions": {}, "records": []}
+    kept = {} if everything or found["versions"] != installed() else holding(found["records"])
+    for name in CASES:
+        for method in METHODS:
+            if (name, method) not in kept:
+                kept[name, method] = record(name, method)
+                write([kept[key] for key in ((n, m) for n in CASES for m in METHODS) if key in kept])
 
 
 def write(records: Sequence[Mapping[str, Any]]) -> None:
     """Writes results, a record a line, and the tables of the README."""
-    installed = {"jax-cuda12-plugin", "nvidia-cudnn-cu12", "nvidia-cuda-nvcc-cu12"}
     head = {
         "target": "NVIDIA H200, compiled without one",
         "rates": {"flops": FLOPS, "bytes": BANDWIDTH, "launch": LAUNCH},
-        "versions": versions() | {name: metadata.version(name) for name in sorted(installed)},
+        "versions": installed(),
     }
     lines = ",\n".join(json.dumps(one) for one in records)
     text = json.dumps(head)[:-1] + f', "records": [\n{lines}\n]}}\n'
@@ -340,17 +357,18 @@ def _contents(found: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line. Raises UserError: jax for CUDA is not there, or results no longer hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--jax", action="store_true")
     options = parser.parse_args(arguments)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # read when jax first looks for devices: nothing else may run
+    jax.config.update("jax_platforms", "cpu")  # nothing else may run; with it the plugin does not look for devices
     if options.jax:
         print(stored()["versions"]["jax"])
     elif options.check:
         if names := changed():
             raise UserError(f"steps have changed: {'; '.join(names)}; renew with python -m benchmarks.gpu_programs")
     else:
-        write([record(name, method) for name in CASES for method in METHODS])
+        renew(options.all)
 
 
 if __name__ == "__main__":
