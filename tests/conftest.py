@@ -50,6 +50,25 @@ def quick_compilation(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def plain_cudnn(monkeypatch):
+    """XLA's attention in the place of cuDNN's, which needs a GPU; gives the shapes of the queries of each call.
+
+    Types are promoted as in a run, which the derivative of attention needs in bfloat16.
+    """
+    theirs, shapes = jax.nn.dot_product_attention, []
+
+    def plain(query, *others, implementation, **options):
+        assert implementation == "cudnn"
+        shapes.append(query.shape)
+        with jax.numpy_rank_promotion("allow"):
+            return theirs(query, *others, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    with jax.numpy_dtype_promotion("standard"):
+        yield shapes
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of public samples of real data: `REMIND_SHARED_DATA`, else `shared/data` beside the checkout."""

@@ -237,10 +237,18 @@ def _room_for_gradient(step: Any, state: State, batch: Any, axis_name: str | Non
     return jax.tree.map(lambda x, like: jnp.zeros(x.shape, x.dtype, device=like.sharding), shapes, state.params)
 
 
-def _jit_program(step: Any, devices: list[jax.Device], programs: str, experts: int) -> Program:
+def placements(devices: list[jax.Device], experts: int = 1) -> tuple[NamedSharding, NamedSharding]:
+    """Returns how arrays lie that all devices have, and those of which each has an equal part, as of a batch.
+
+    `experts` devices share the weights of the experts; XLA moves samples to them and back.
+    """
     mesh = Mesh(np.array(devices).reshape(-1, experts), (AXIS, EXPERTS))
-    # All devices take an equal part of a batch; XLA moves samples to the experts and back.
-    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec((AXIS, EXPERTS)))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec((AXIS, EXPERTS)))
+
+
+def _jit_program(step: Any, devices: list[jax.Device], programs: str, experts: int) -> Program:
+    replicated, split = placements(devices, experts)
+    mesh = replicated.mesh
 
     def shardings(state: State) -> Any:
         return jax.tree_util.tree_map_with_path(
