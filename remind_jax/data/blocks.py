@@ -30,7 +30,7 @@ class Room:
     def keep(self, cells: pl.Series) -> Callable[[], pl.Series]:
         """Writes cells behind what is there; returns what reads them. Raises UserError: the disk is full."""
         content = io.BytesIO()  # by the old level no piece carries the texts of the column that it is cut from
-        cells.alias("").to_frame().write_ipc_stream(content, compat_level=pl.CompatLevel.oldest())
+        cells.alias("").to_frame().write_ipc_stream(content, compression="lz4", compat_level=pl.CompatLevel.oldest())
         with files.writing(self._folder):
             start = self._file.seek(0, os.SEEK_END)
             self._file.write(content.getbuffer())
