@@ -187,7 +187,9 @@ def _id() -> pl.Expr:
 
 
 def _time(schema: Mapping[str, Any], column: str) -> pl.Expr:
-    """Returns a time of any unit or zone in microseconds without a zone."""
+    """Returns a time of any unit or zone in microseconds without a zone. Raises UserError: it is no time."""
+    if not (schema[column].is_temporal() or schema[column] in (pl.String, pl.Null)):
+        raise UserError(f"column {column} holds {schema[column]}, not times")
     time = pl.col(column)
     if getattr(schema[column], "time_zone", None):
         time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

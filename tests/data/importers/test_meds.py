@@ -252,3 +252,11 @@ def test_times_of_no_calendar_are_refused_before_they_are_written(time):
     labels = pl.DataFrame({"subject_id": [1, 2], "prediction_time": times, "boolean_value": [True, False]})
     with pytest.raises(UserError, match=r"prediction_time: 1 cell .* before the year 1 or after 9999"):
         meds.from_meds(events.lazy(), labels, name="x")
+
+
+def test_times_that_are_none_are_refused():
+    events = pl.DataFrame({"subject_id": [1], "time": [None], "code": ["a"]})
+    events = events.with_columns(pl.col("time").cast(pl.Datetime("us")))
+    labels = pl.DataFrame({"subject_id": [1], "prediction_time": [{"a": 1}], "boolean_value": [True]})
+    with pytest.raises(UserError, match=r"column prediction_time holds Struct.*, not times"):
+        meds.from_meds(events.lazy(), labels, name="x")
