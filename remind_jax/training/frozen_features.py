@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import shutil
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -61,18 +62,22 @@ def _gather(values: jax.Array, where: jax.Array) -> jax.Array:
     return values.at[where].get(mode="fill", fill_value=0)
 
 
-class FeatureStore:
+class FeatureStore(pipeline.Store):
     """A split whose frozen encoders have run: batches hold features, under `STORED`, in place of their inputs."""
 
     def __init__(self, columns: pipeline.Batch, kept: Mapping[str, _Kept]):
-        self._columns, self._kept = columns, kept
+        self._columns, self._kept, self.presence = columns, kept, columns["present"]
+        self.encoded = frozenset(key.removeprefix(STORED) for key in kept if key.startswith(STORED))
 
     def __len__(self) -> int:
         return len(self._columns["row"])
 
-    def take(self, positions: np.ndarray) -> pipeline.Batch:
+    def take(
+        self, positions: np.ndarray, inputs: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    ) -> pipeline.Batch:
         batch = {name: column.take(positions, axis=0) for name, column in self._columns.items()}
-        return batch | {name: kept.take(positions) for name, kept in self._kept.items()}
+        at = {name: positions[places] for name, places in inputs.items()}
+        return batch | {name: kept.take(at.get(name, positions)) for name, kept in self._kept.items()}
 
 
 class _Layout(NamedTuple):

@@ -65,6 +65,7 @@ class Parts:
         return pipeline.make_store(
             functools.partial(builder.read, self.source),
             self.rows,
+            self.manifest.presence[self.rows],
             self.preprocessor,
             self.groups,
             memory_gib=memory_gib,
@@ -182,7 +183,12 @@ def test_a_modality_must_not_take_the_name_of_a_column_of_the_batch(
     source = builder.prepare(manifest, tmp_path)
     with pytest.raises(UserError, match=f"rename in schema.yaml: {name}"):
         pipeline.make_store(
-            functools.partial(builder.read, source), parts.rows, preprocessor, parts.groups, memory_gib=1.0
+            functools.partial(builder.read, source),
+            parts.rows,
+            manifest.presence[parts.rows],
+            preprocessor,
+            parts.groups,
+            memory_gib=1.0,
         )
 
 
