@@ -3,12 +3,11 @@
 A batch is cut into blocks, one for each device and part of a step. Of a modality every block has the inputs of as many
 samples, its capacity, those that have it first. Capacities of all modalities together are a layout: a few are chosen
 by the presence of the batches to come, which the order of samples tells beforehand. A batch takes the first layout that
-it fits, or has the inputs of all samples. So nothing is left out, shapes tell a compiled program all that it must know,
-and there are as many programs as layouts in use, `MOST` and the one of all samples at most.
+it fits, or has the inputs of all samples. So nothing is left out, shapes tell a program all that it must know, and only
+those layouts are compiled that a batch takes: `MOST`, and one of all samples where an order was not foreseen.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ WORTH = 0.05
 """The least share of the operations of a forward pass that a layout must save, and another one next to it."""
 MOST = 2
 AHEAD = 1_000  # batches looked at, of those to come
-_QUANTILES = (0.5, 0.75, 0.9, 0.97, 1.0)  # of batches that fit one modality's capacity
+_QUANTILES = tuple(i / 32 for i in range(1, 32))  # of batches that fit a capacity of the smaller of two layouts
 _STEPS = 16  # capacities are multiples of this part of a block
 
 
@@ -150,30 +149,29 @@ class PresentRows:
 
 
 def choose_layouts(counts: np.ndarray, size: int, work: np.ndarray, least: float, most: int) -> np.ndarray:
-    """Chooses the layouts that save most, int [l, m] with at most `most` of them, by growing work.
+    """Chooses layouts, int [l, m] by growing work, of which the last fits all batches seen; none where none pays.
 
     `counts`, int [batches, m], has the samples with each modality in the fullest block of coming batches, `size` is
-    that of a block, and `work` [m] the share of each encoder. A layout that saves less than `least` in the mean over
-    batches is left out, and so is one that adds less than `WORTH` to what another saves.
+    that of a block, and `work` [m] the share of each encoder. All together must save `least` in the mean over batches.
+    The smaller one of two, where there may be as many, must add `WORTH` to what the other saves.
     """
     step = max(1, size // _STEPS)
-    candidates = [np.quantile(counts, q, axis=0, method="higher") for q in (_QUANTILES if most > 1 else (1.0,))]
-    rounded = [np.minimum(-(-np.maximum(x, 1) // step) * step, size).astype(np.int64) for x in candidates]
-    rounded = [np.where(work > 0, x, size) for x in np.unique(rounded, axis=0)]
 
-    def saved(layouts: tuple[np.ndarray, ...]) -> float:
-        left = np.full(len(counts), 1.0)
-        for layout in sorted(layouts, key=lambda x: -(x @ work)):
-            fits = (counts <= layout).all(axis=1)
-            left[fits] = 1.0 - (size - layout) @ work / size
-        return float(1.0 - left.mean())
+    def layout(quantile: float) -> np.ndarray:
+        capacities = np.maximum(np.quantile(counts, quantile, axis=0, method="higher"), 1)
+        return np.where(work > 0, np.minimum(-(-capacities // step) * step, size), size).astype(np.int64)
 
-    best: tuple[np.ndarray, ...] = ()
-    for count in range(1, most + 1):
-        found = max(itertools.combinations(rounded, count), key=saved, default=())
-        if found and saved(found) > saved(best) and saved(found) - saved(best) >= (WORTH if best else least):
-            best = found
-    return np.array(sorted(best, key=lambda x: x @ work)).reshape(-1, counts.shape[1])
+    def saved(*layouts: np.ndarray) -> float:
+        each = np.zeros(len(counts))
+        for one in reversed(layouts):
+            each[(counts <= one).all(axis=1)] = (size - one) @ work / size
+        return float(each.mean())
+
+    found = [layout(1.0)]
+    if most > 1:
+        smaller = max(map(layout, _QUANTILES), key=lambda one: saved(one, *found))
+        found = [smaller, *found] if saved(smaller, *found) - saved(*found) >= WORTH else found
+    return np.array(found if saved(*found) > 0 and saved(*found) >= least else []).reshape(-1, counts.shape[1])
 
 
 def abstract_batch(inputs: Mapping[str, InputSpec], size: int) -> dict[str, jax.ShapeDtypeStruct]:
