@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "remind_jax/methods.py": (set(), {"config", "errors"}),
     "configs/": (set(), {"config", "methods"}),
     "benchmarks/input_path.py": ({"numpy"}, {"data"}),  # the one case about the data stack
+    "benchmarks/presence.py": (BARE, {"data", "inference", "models", "ops", "config", "runtime", "training"}),
     "benchmarks/": (
         BARE | {"torch", "tests"},
         {"ops", "models", "objectives", "config", "errors", "runtime", "training"},

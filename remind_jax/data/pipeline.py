@@ -7,8 +7,8 @@ batch of an evaluation and 1 for the others.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -90,18 +90,40 @@ def new_store(manifest: Manifest, preprocessor: Preprocessor, groups: Groups) ->
     return StreamStore(np.arange(manifest.table.height), manifest.presence, read, preprocessor, groups)
 
 
-class MemoryStore(Store):
-    """Holds all rows encoded; a batch costs one `numpy.take` per array."""
+class Kept(NamedTuple):
+    """One modality of a split: the rows that have it [k, ...], and each row's place among them [n], k for none."""
 
-    def __init__(self, arrays: Batch):
-        self._arrays, self.presence = arrays, arrays["present"]
+    values: Any
+    places: np.ndarray
+
+    def take(self, positions: np.ndarray) -> Any:
+        """Returns the modality of rows, zeros where it is missing."""
+        where = self.places[positions]
+        rows = np.asarray(self.values).take(np.minimum(where, len(self.values) - 1), axis=0)
+        rows[where == len(self.values)] = 0
+        return rows
+
+
+def places(present: np.ndarray) -> np.ndarray:
+    """Returns the place of each row among those kept of a modality, bool [n] -> int [n]; at least one is kept."""
+    return np.where(present, np.cumsum(present) - 1, max(1, present.sum()))
+
+
+class MemoryStore(Store):
+    """Holds encoded rows, of each modality those that have it; a batch costs one `numpy.take` per array."""
+
+    def __init__(self, columns: Batch, kept: Mapping[str, Kept], encoded: Iterable[str] = ()):
+        """Takes all other arrays of a batch for all rows, and modalities by their name in batches."""
+        self._columns, self._kept = columns, kept
+        self.presence, self.encoded = columns["present"], frozenset(encoded)
 
     def __len__(self) -> int:
-        return len(self._arrays["row"])
+        return len(self._columns["row"])
 
     def take(self, positions: np.ndarray, inputs: Mapping[str, np.ndarray] = _ALL) -> Batch:
-        at = {name: positions[places] for name, places in inputs.items()}
-        return {name: array.take(at.get(name, positions), axis=0) for name, array in self._arrays.items()}
+        batch = {name: column.take(positions, axis=0) for name, column in self._columns.items()}
+        at = {name: positions[chosen] for name, chosen in inputs.items()}
+        return batch | {name: kept.take(at.get(name, positions)) for name, kept in self._kept.items()}
 
 
 def make_store(
@@ -113,7 +135,7 @@ def make_store(
     *,
     memory_gib: float,
 ) -> Store:
-    """Makes the store of a split: in memory when the encoded rows take at most `memory_gib`, else streaming.
+    """Makes the store of a split: in memory when what its encoded rows have takes at most `memory_gib`, else streaming.
 
     `read` gives what `manifest.decode` gives for some rows; `rows`, int [n], are the split's row numbers in the
     manifest, and `presence`, bool [n, m], their modalities. A combination that `groups` does not know gets the index
@@ -126,15 +148,24 @@ def make_store(
     stream = StreamStore(rows, presence, read, preprocessor, groups)
     block = _rows_at_a_time(preprocessor)
     probe = stream.take(np.arange(min(_PROBE, block, len(stream))))
-    needed = sum(array.nbytes for array in probe.values()) * len(stream) / max(1, len(probe["row"]))
-    if needed > memory_gib * 2**30:
+    every, modalities = np.arange(len(stream)), tuple(preprocessor.inputs)
+    at = {name: places(presence[:, j]) for j, name in enumerate(modalities)}
+    rows_of = {name: max(1, presence[:, j].sum()) for j, name in enumerate(modalities)}
+    shapes = {name: (rows_of.get(name, len(stream)), *array.shape[1:]) for name, array in probe.items()}
+    if sum(math.prod(shape) * probe[name].itemsize for name, shape in shapes.items()) > memory_gib * 2**30:
         return stream
-    arrays = {name: np.empty((len(stream), *array.shape[1:]), array.dtype) for name, array in probe.items()}
+    # Nobody fills the row of a modality that is nowhere.
+    arrays = {name: np.zeros(shape, probe[name].dtype) for name, shape in shapes.items()}
     for start in range(0, len(stream), block):
-        positions = np.arange(start, min(start + block, len(stream)))
+        positions = every[start : start + block]
         for name, values in stream.take(positions).items():
-            arrays[name][positions] = values
-    return MemoryStore(arrays)
+            where = at.get(name, every)[positions]
+            here = where < len(arrays[name])
+            arrays[name][where[here]] = values[here]
+    return MemoryStore(
+        {name: array for name, array in arrays.items() if name not in at},
+        {name: Kept(arrays[name], at[name]) for name in modalities},
+    )
 
 
 def _rows_at_a_time(preprocessor: Preprocessor) -> int:

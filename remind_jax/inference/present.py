@@ -4,7 +4,7 @@ A batch is cut into blocks, one for each device and part of a step. Of a modalit
 samples, its capacity, those that have it first. Capacities of all modalities together are a layout: a few are chosen
 by the presence of the batches to come, which the order of samples tells beforehand. A batch takes the first layout that
 it fits, or has the inputs of all samples. So nothing is left out, shapes tell a program all that it must know, and only
-those layouts are compiled that a batch takes: `MOST`, and one of all samples where an order was not foreseen.
+those layouts are compiled that a batch takes: two, and one of all samples where an order was not foreseen.
 """
 
 import functools
@@ -24,7 +24,8 @@ from remind_jax.ops import flops
 
 WORTH = 0.05
 """The least share of the operations of a forward pass that a layout must save, and another one next to it."""
-MOST = 2
+PROGRAM = 1e12  # operations that another program must save: about what a core does while it compiles one
+_BACKWARD = 2  # as many times the operations of the forward pass
 AHEAD = 1_000  # batches looked at, of those to come
 _QUANTILES = tuple(i / 32 for i in range(1, 32))  # of batches that fit a capacity of the smaller of two layouts
 _STEPS = 16  # capacities are multiples of this part of a block
@@ -93,19 +94,19 @@ class PresentRows:
         self._kind, self._network, self._inputs = kind, network, inputs
 
     @functools.cached_property
-    def work(self) -> np.ndarray:
-        """The share of the operations of a forward pass in each encoder that may be spared, float64 [m], 0 for others.
+    def operations(self) -> tuple[np.ndarray, int]:
+        """Operations of a sample's forward pass in each encoder that may be spared, float64 [m], 0 in others, and in all.
 
-        It is traced when it is asked for, without any array.
+        They are traced when they are asked for, without any array, and where something may be spared.
         """
         may = [self._kind == "present" or registry.has_trunk(one.encoder) for one in self._inputs.values()]
         if self._kind == "dense" or not any(may):
-            return np.zeros(len(may))
+            return np.zeros(len(may)), 0
         params = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in self._network.shapes.items()}
         apply = functools.partial(self._network.apply, gate="never")
         counted = flops.count(apply, params, abstract_batch(self._inputs, 1))
         parts = np.array([counted[f"encoders/{name}"] for name in self._inputs], np.float64)
-        return np.where(may, parts, 0.0) / counted.total()
+        return np.where(may, parts, 0.0), counted.total()
 
     def of_training(
         self, store: pipeline.Store, order: Order, steps: range, size: int, blocks: Blocks, own: slice
@@ -114,16 +115,19 @@ class PresentRows:
 
         It depends on the steps as a whole: a run that is resumed among them gets the same one.
         """
-        return self._chooser(store, lambda i: order(steps[i], size), len(steps), size, blocks, own)
+        return self._chooser(store, lambda i: order(steps[i], size), len(steps), size, (blocks, own))
 
     def of_evaluation(self, store: pipeline.Store, size: int) -> pipeline.Choose:
-        """Makes the chooser of a store's batches of one size in the store's order, for which there is one layout."""
+        """Makes the chooser of a store's batches of one size in the store's order, for which there is one layout.
+
+        It has a program of its own, as splits differ: what they save must be worth one.
+        """
 
         def positions(i: int) -> np.ndarray:
             at = np.arange(i * size, (i + 1) * size)
             return np.where(at < len(store), at, -1)
 
-        return self._chooser(store, positions, -(-len(store) // size), size, most=1)
+        return self._chooser(store, positions, -(-len(store) // size), size)
 
     def _chooser(
         self,
@@ -131,29 +135,31 @@ class PresentRows:
         positions: Callable[[int], np.ndarray],
         batches: int,
         size: int,
-        blocks: Blocks = _WHOLE,
-        own: slice = slice(None),
-        most: int = MOST,
+        trains: tuple[Blocks, slice] | None = None,
     ) -> pipeline.Choose:
         """Makes the chooser of so many batches, whose samples are `positions` (batch) -> int [b]."""
-        work = np.where([name in store.encoded for name in self._inputs], 0.0, self.work)
+        blocks, own = trains or (Blocks(), slice(None))
+        encoders, total = self.operations
+        work = np.where([name in store.encoded for name in self._inputs], 0.0, encoders) / max(1, total)
         if not work.any() or not batches or not blocks.divide(size):
             return pipeline.all_inputs
-        seen = range(min(batches, AHEAD))
-        counts = np.stack([blocks.most(_present(store.presence, positions(i))) for i in seen])
-        least = 0.0 if self._kind == "present" else WORTH
-        layouts = choose_layouts(counts, size // (blocks.shards * blocks.parts), work, least, most)
+        counts = np.stack([blocks.most(_present(store.presence, positions(i))) for i in range(min(batches, AHEAD))])
+        program = PROGRAM / (total * size * batches * (1 + _BACKWARD * (trains is not None)))
+        more = max(WORTH, program)
+        least, more = (WORTH, more) if trains else (more, np.inf)
+        least = 0.0 if self._kind == "present" else least
+        layouts = choose_layouts(counts, size // (blocks.shards * blocks.parts), work, least, more)
         if not len(layouts):
             return pipeline.all_inputs
         return Chooser(store.presence, tuple(self._inputs), layouts, blocks, own)
 
 
-def choose_layouts(counts: np.ndarray, size: int, work: np.ndarray, least: float, most: int) -> np.ndarray:
-    """Chooses layouts, int [l, m] by growing work, of which the last fits all batches seen; none where none pays.
+def choose_layouts(counts: np.ndarray, size: int, work: np.ndarray, least: float, more: float) -> np.ndarray:
+    """Chooses one or two layouts, int [l, m] by growing work, of which the last fits all batches seen; or none.
 
     `counts`, int [batches, m], has the samples with each modality in the fullest block of coming batches, `size` is
-    that of a block, and `work` [m] the share of each encoder. All together must save `least` in the mean over batches.
-    The smaller one of two, where there may be as many, must add `WORTH` to what the other saves.
+    that of a block, and `work` [m] the share of each encoder. All together must save `least` in the mean over batches,
+    and the smaller one of two must add `more` to what the other saves.
     """
     step = max(1, size // _STEPS)
 
@@ -167,10 +173,9 @@ def choose_layouts(counts: np.ndarray, size: int, work: np.ndarray, least: float
             each[(counts <= one).all(axis=1)] = (size - one) @ work / size
         return float(each.mean())
 
-    found = [layout(1.0)]
-    if most > 1:
-        smaller = max(map(layout, _QUANTILES), key=lambda one: saved(one, *found))
-        found = [smaller, *found] if saved(smaller, *found) - saved(*found) >= WORTH else found
+    last = layout(1.0)
+    smaller = max(map(layout, _QUANTILES), key=lambda one: saved(one, last))
+    found = [smaller, last] if saved(smaller, last) - saved(last) >= more else [last]
     return np.array(found if saved(*found) > 0 and saved(*found) >= least else []).reshape(-1, counts.shape[1])
 
 

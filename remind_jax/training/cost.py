@@ -98,7 +98,7 @@ def make_plan(config: Any) -> Plan:
         return network.apply(params, batch, gate=stages[-1].eval_gate)
 
     counted = flops.count(forward, params, abstract_batch(outline.inputs, 1))
-    spared = PresentRows(config.encode, single, outline.inputs).work > 0
+    spared = PresentRows(config.encode, single, outline.inputs).operations[0] > 0
     rates = {f"encoders/{name}": outline.present[i] for i, name in enumerate(outline.inputs) if spared[i]}
     present = Counter({part: round(rates.get(part, 1.0) * work) for part, work in counted.items()})
     parameters: Counter[str] = Counter()

@@ -132,10 +132,18 @@ def test_memory_and_stream_give_the_same_batches(memory: pipeline.Store, stream:
     assert len(memory) == len(stream)
     for positions in (np.arange(41), np.array([5]), np.array([7, 7, 40, 0]), np.zeros(0, np.int64)):
         assert_same(stream.take(positions), memory.take(positions))
+    some = {"labs": np.array([[2, 0], [1, 3]]), "emb": np.array([[1], [3]])}
+    batch, positions = stream.take(np.array([7, 7, 40, 0]), some), np.array([7, 7, 40, 0])
+    assert_same(batch, memory.take(positions, some))
+    whole = memory.take(positions)
+    assert_same(batch, whole | {name: whole[name][places] for name, places in some.items()})
 
 
 def test_the_memory_limit_decides(parts: Parts, memory: pipeline.Store) -> None:
-    size = sum(array.nbytes for array in memory.take(np.arange(41)).values())
+    batch, present = memory.take(np.arange(41)), parts.manifest.presence[parts.rows]
+    rows = dict(zip(MODALITIES, present.sum(axis=0), strict=True))  # a row that has no input takes no room for it
+    assert 0 < rows["emb"] < 41
+    size = sum(array[: rows.get(name, 41)].nbytes for name, array in batch.items())
     assert isinstance(parts.store(size / 2**30), pipeline.MemoryStore)
     assert isinstance(parts.store((size - 1) / 2**30), pipeline.StreamStore)
 
