@@ -95,7 +95,7 @@ class PresentRows:
 
     @functools.cached_property
     def operations(self) -> tuple[np.ndarray, int]:
-        """Operations of a sample's forward pass in each encoder that may be spared, float64 [m], 0 in others, and in all.
+        """Operations of a sample's forward pass: those of encoders that may be spared, float64 [m], and all of them.
 
         They are traced when they are asked for, without any array, and where something may be spared.
         """
