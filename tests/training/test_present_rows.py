@@ -71,7 +71,7 @@ SLOW = [
 def test_a_run_has_the_numbers_of_one_that_encodes_all(run, changes):
     records, found, shapes = run("present", **changes)
     dense, expected, none = run("dense", **changes)
-    blocks = {one["note"][0] for one in shapes}
+    blocks = {shape[0] for one in shapes for shape in one.values()}
     assert blocks == {1, math.prod(changes.get(name, 1) for name in BLOCKS)}  # evaluations have one
     assert not none
     assert len({str(one) for one in shapes}) <= 6  # of two stages and two kinds of evaluation
