@@ -3,7 +3,7 @@
     python -m benchmarks.run --case=NAME [--size=NAME] [--rounds=N] [--out=FILE.jsonl]
     python -m benchmarks.run --readme        rebuilds the tables of benchmarks/README.md from benchmarks/results
 
-Cases: block, step, experts, groups, stage2, encoders, input, startup, table17 (benchmarks/README.md).
+Cases: block, step, experts, groups, stage2, encoders, input, present, startup, table17 (benchmarks/README.md).
 Options: --device=cpu|gpu|tpu (cpu), --cores=N (1; 0 pins nothing) cores that a run on CPU is pinned to, --calls=N timed
 calls a round (3), --variants=A,B to time those only, --torch=auto|no|compile (auto: where torch is installed), --apart
 builds, times and drops one variant after the other, for networks that do not fit in memory together.
@@ -28,7 +28,7 @@ from typing import Any
 from remind_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).resolve().parent
-CASES = ("block", "step", "experts", "groups", "stage2", "encoders", "input", "startup", "table17")
+CASES = ("block", "step", "experts", "groups", "stage2", "encoders", "input", "present", "startup", "table17")
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 # Operations a second in dense bfloat16 products, by the beginning of what a device calls itself (NVIDIA's data sheets).
 PEAKS = {"NVIDIA A100": 312e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
