@@ -25,7 +25,7 @@ from remind_jax.ops import flops
 from remind_jax.runtime import devices
 from remind_jax.training import optimizer as states
 
-SAMPLES, STEPS, BATCHES = 1_024, 1_000, 4
+SAMPLES, STEPS, BATCHES = 1_024, 1_000, 2
 """Samples of a data set, steps whose order is known, and batches of a call."""
 _PUBLISHED = {"FPRM": image_twins.FPRM_PUBLISHED, "EMBED": embed.PUBLISHED, "MIMIC": mimic_iv_twin.PUBLISHED}
 _SOURCES = {"FPRM": "fprm", "EMBED": "embed", "MIMIC": "mimic_iv"}
@@ -49,7 +49,7 @@ def _made(name: str, size: setups.Size) -> _Set:
     """Makes the samples and the network of a set; inputs have the sizes of the package's small configs."""
     tiny, rng = size is setups.SIZES["tiny"], np.random.default_rng(0)
     data = base(_SOURCES.get(name, "fprm")).data
-    data.image_size, data.frames, data.max_tokens = (16, 2, 8) if tiny else (32, 8, 256)
+    data.image_size, data.frames, data.max_tokens = (16, 2, 8) if tiny else (32, 8, 96)
     if name in _SOURCES:
         inputs = OUTLINES[_SOURCES[name]](data).inputs
     else:
