@@ -16,6 +16,7 @@ import remind_jax as rj
 from remind_jax import api
 from remind_jax.data.importers import table as importer
 from remind_jax.runtime import progress
+from tests.data.manifest_files import write_scans
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -271,11 +272,9 @@ def test_categories_have_the_type_of_what_they_stand_for(values, kind):
 
 def test_new_rows_have_their_files_where_those_of_training_were(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "scans").mkdir()
-    rng, labels = np.random.default_rng(0), np.arange(60) % 2
-    for i in range(60):
-        np.save(tmp_path / "scans" / f"{i}.npy", rng.normal(labels[i], 1, (2, 3)).astype(np.float32))
-    frame = pl.DataFrame({"path": [f"{i}.npy" for i in range(60)], "died": labels})
+    labels = np.arange(60) % 2
+    names = write_scans(tmp_path / "scans", labels)
+    frame = pl.DataFrame({"path": names, "died": labels})
     options = {"label": "died", "modalities": {"scan": rj.Embedding("path")}, "data.root": str(tmp_path / "scans")}
     found = train(frame, **options, train={**TINY["train"], "epochs": 2.0, "joint_epochs": 1.0})
     found.save(tmp_path / "model")

@@ -14,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import remind_jax as rj
 from remind_jax import api, estimators
+from tests.data.manifest_files import write_scans
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -244,11 +245,9 @@ def test_it_works_in_a_pipeline_with_arrays(patients):
 
 def test_new_rows_have_their_files_where_those_of_training_were(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "scans").mkdir()
-    rng, labels = np.random.default_rng(0), np.arange(60) % 2
-    for i in range(60):
-        np.save(tmp_path / "scans" / f"{i}.npy", rng.normal(labels[i], 1, (2, 3)).astype(np.float32))
-    X = pl.DataFrame({"path": [f"{i}.npy" for i in range(60)]})
+    labels = np.arange(60) % 2
+    names = write_scans(tmp_path / "scans", labels)
+    X = pl.DataFrame({"path": names})
     keys = {**QUICK, "data.root": str(tmp_path / "scans")}
     found = small(keys=keys, modalities={"scan": rj.Embedding("path")}).fit(X, labels)
     probabilities = found.predict_proba(X)

@@ -27,6 +27,7 @@ from remind_jax.errors import UserError, reason_of_disk
 SUMS = "SHA256SUMS"
 _UNFINISHED = ".tmp-"  # between a name and the random end of the name of what is not whole yet
 _BEGUN = ".part"  # after the name of what is not whole yet and is gone on with
+_LONGEST = 2**24  # bytes of a line
 _POLL = 0.1  # seconds between two tries to get a lock
 _PACKAGES = (
     "jax",
@@ -263,9 +264,14 @@ class Lines:
         self._path = file
         with writing(file):
             self._file = os.fdopen(open_here(file, os.O_APPEND), "rb+", buffering=0)
-            content = self._file.read()
-            if (whole := content.rfind(b"\n") + 1) < len(content):  # the time of a finished run's file stays
-                self._file.truncate(whole)
+            start = max(0, os.fstat(self._file.fileno()).st_size - _LONGEST)
+            self._file.seek(start)
+            end = self._file.read()
+            if start and b"\n" not in end:
+                self._file.close()
+                raise UserError(f"{file} has an immense last line: remove it")
+            if (whole := end.rfind(b"\n") + 1) < len(end):  # the time of a finished run's file stays
+                self._file.truncate(start + whole)
 
     def add(self, line: str) -> None:
         """Writes a line; where the disk refuses it, nothing of it stays. Raises UserError then."""

@@ -107,7 +107,9 @@ def _is_quiet(text: str, _: str) -> bool:
 
 
 def _same_tags(text: str, benign: str) -> bool:
-    return _is_quiet(text, "") and _tags(text) == _tags(benign)
+    """A long name may add a paragraph that tells what it is short for."""
+    here, there = _tags(text), _tags(benign)
+    return _is_quiet(text, "") and not there - here and (here - there).keys() <= {("p", "class")}
 
 
 def _same_markdown(text: str, benign: str) -> bool:

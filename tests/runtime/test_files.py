@@ -410,3 +410,10 @@ def test_digests_of_a_folder_follow_no_link_and_wait_for_no_pipe(tmp_path, kind)
         (folder / "b").symlink_to(outside if kind == "link to a folder" else outside / "a")
     with pytest.raises(OSError, match="is no regular file"):
         files.sums(folder)
+
+
+def test_a_file_of_lines_is_not_read_whole(tmp_path):
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(2**40)  # of zeros that take no room
+    with pytest.raises(UserError, match="immense last line: remove it"):
+        files.Lines(tmp_path / "a")

@@ -31,6 +31,7 @@ def test_a_stream_shows_them_and_keeps_what_else_a_stream_is():
         ("[x](http://y) `z`", r"\[x\](http:\/\/y) \`z\`"),
         ("<img> www.x.y # d_e", r"\<img\> www\.x.y \# d_e"),
         ("a\n\n# b", r"a  \# b"),
+        ("_a_ b_c __d e_~", r"\_a\_ b_c \_\_d e\_~"),
     ],
 )
 def test_markdown_has_no_structure_of_a_name(text, shown):

@@ -17,6 +17,7 @@ from remind_jax.data.reading import table_of
 from remind_jax.data.tables import read_table
 from remind_jax.errors import UserError
 
+_EARLIEST, _LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # microseconds of the years 1 to 9999
 VALUES = ("boolean_value", "integer_value", "categorical_value", "float_value")
 """Columns that labels stand in; the first that has any is taken."""
 _COLUMNS = ("subject_id", "time", "code", "numeric_value", "text_value")
@@ -83,6 +84,9 @@ def from_meds(
     given = classes.read(labels[value].alias("label"))
     samples = labels.with_columns(given.cells, _id(), _time(labels.schema, "prediction_time"))
     samples = samples.drop_nulls(["subject_id", "label"]).sort("subject_id", "prediction_time").with_row_index("row")
+    whole = samples["prediction_time"].cast(pl.Int64)
+    if (outside := ((whole < _EARLIEST) | (whole > _LATEST)).fill_null(False)).any():
+        raise UserError(f"column prediction_time: {in_rows(outside)} before the year 1 or after 9999: mend the labels")
     notes = [f"{n:,} labels without a value are left out"] if (n := labels.height - samples.height) else []
     table = samples.select(
         pl.format("{}_{}", "subject_id", pl.int_range(pl.len()).over("subject_id")).alias("sample_id"),
@@ -183,7 +187,9 @@ def _id() -> pl.Expr:
 
 
 def _time(schema: Mapping[str, Any], column: str) -> pl.Expr:
-    """Returns a time of any unit or zone in microseconds without a zone."""
+    """Returns a time of any unit or zone in microseconds without a zone. Raises UserError: it is no time."""
+    if not (schema[column].is_temporal() or schema[column] in (pl.String, pl.Null)):
+        raise UserError(f"column {column} holds {schema[column]}, not times")
     time = pl.col(column)
     if getattr(schema[column], "time_zone", None):
         time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

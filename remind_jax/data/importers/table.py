@@ -242,15 +242,15 @@ def _cleaned(
     for entry in entries.values():
         if entry["kind"] == "tabular":
             rule = entry.get("odd", odd)
-            if words := [str(word) for word in (*missing, *entry.get("missing", ()))]:
-                entry["missing"] = words
-                inputs = inputs.changed(functools.partial(_without, words=words), columns_of(entry))
+            own = [str(word) for word in entry.get("missing", ())]
+            if own or missing:  # which is emptied already
+                entry["missing"] = [*missing, *own]
+            inputs = inputs.changed(functools.partial(_without, words=own), columns_of(entry) if own else ())
             inputs, said, changed = as_numbers(inputs, entry.get("columns", ()), rows, rule)
             told += said
             if changed and rule != "refuse":
                 entry["odd"] = rule
-            if units := {column: unit for column, unit in changed.items() if unit}:
-                entry["units"] = units
+                entry |= {"units": units} if (units := {c: unit for c, unit in changed.items() if unit}) else {}
         elif entry["kind"] == "codes" and (signs := signs_between(inputs[entry["column"]], codes.SIGNS)):
             entry.setdefault("between", signs)
             told.append(f"{entry['column']}: codes are taken apart at {' '.join(signs)}")

@@ -243,3 +243,20 @@ def test_rows_without_a_label_have_no_truth(tmp_path):
     assert found["boolean_value"].to_list() == [True, None]
     assert found["predicted_boolean_value"].to_list() == [False, True]
     assert found["predicted_boolean_probability"].to_list() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("time", [2**62, -(2**62)])
+def test_times_of_no_calendar_are_refused_before_they_are_written(time):
+    times = pl.Series([0, time]).cast(pl.Datetime("us"))
+    events = pl.DataFrame({"subject_id": [1, 2], "time": times.clear(2), "code": ["a", "b"]})
+    labels = pl.DataFrame({"subject_id": [1, 2], "prediction_time": times, "boolean_value": [True, False]})
+    with pytest.raises(UserError, match=r"prediction_time: 1 cell .* before the year 1 or after 9999"):
+        meds.from_meds(events.lazy(), labels, name="x")
+
+
+def test_times_that_are_none_are_refused():
+    events = pl.DataFrame({"subject_id": [1], "time": [None], "code": ["a"]})
+    events = events.with_columns(pl.col("time").cast(pl.Datetime("us")))
+    labels = pl.DataFrame({"subject_id": [1], "prediction_time": [{"a": 1}], "boolean_value": [True]})
+    with pytest.raises(UserError, match=r"column prediction_time holds Struct.*, not times"):
+        meds.from_meds(events.lazy(), labels, name="x")

@@ -345,3 +345,12 @@ def test_what_is_imported_is_its_owners_alone_and_whole_or_not_there(tmp_path, m
         modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / name).iterdir()}
         assert modes == {"manifest.csv": 0o600, "schema.yaml": 0o600}
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("out", "new")] == [0o755, 0o700]
+
+
+def test_units_are_numbers_where_other_cells_are_refused(tmp_path):
+    rows = {"died": [i % 2 for i in range(40)], "spo2": [f"{80 + i % 20}%" for i in range(40)]}
+    pl.DataFrame(rows).write_csv(tmp_path / "a.csv")
+    options = {"source": tmp_path / "a.csv", "out": tmp_path / "out", "label": "died", "odd-numbers": "refuse"}
+    _imported(*(f"--{key}={value}" for key, value in options.items()))
+    assert _schema(tmp_path / "out")["modalities"]["a"] == {"kind": "tabular", "columns": ["spo2"]}
+    assert pl.read_csv(tmp_path / "out" / "manifest.csv")["spo2"].to_list() == [80 + i % 20 for i in range(40)]
