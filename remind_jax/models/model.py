@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from remind_jax.models import initial
 from remind_jax.models.encoders import registry
 from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.fusion.soft_moe import Route, Tokens
@@ -85,10 +86,9 @@ class _Members(nnx.Module):
 
     def __init__(self, count: int, num_modalities: int, width: int, num_classes: int, rngs: nnx.Rngs):
         # Random signs: members see inputs so different that they do not become one (Wen et al. 2020).
-        signs = jax.random.rademacher(rngs.params(), (count, num_modalities, width), jnp.float32)
-        self.input_scale = nnx.Param(signs)
-        self.head = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (count, width, num_classes)))
-        self.head_bias = nnx.Param(jnp.zeros((count, num_classes)))
+        self.input_scale = initial.param(rngs, initial.signs, count, num_modalities, width)
+        self.head = initial.param(rngs, initial.normal(width**-0.5), count, width, num_classes)
+        self.head_bias = initial.param(rngs, initial.constant(0.0), count, num_classes)
 
     def spread(
         self, tokens: jax.Array, owner: np.ndarray, groups: jax.Array, mask: jax.Array | None, keys: jax.Array | None
@@ -112,7 +112,7 @@ class _Imputation(nnx.Module):
 
     def __init__(self, kind: str, width: int, num_modalities: int, num_groups: int, rngs: nnx.Rngs):
         def normal(*rows: int) -> nnx.Param:
-            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (*rows, width)))
+            return initial.param(rngs, initial.normal(0.02), *rows, width)
 
         if kind in ("modality", "modality+group"):
             self.modality = normal(num_modalities)
@@ -121,7 +121,7 @@ class _Imputation(nnx.Module):
         elif kind == "bank":
             self.group = normal(num_groups, num_modalities)
         elif kind == "modality+group":
-            self.group = nnx.Param(jnp.zeros((num_groups, width)))
+            self.group = initial.param(rngs, initial.constant(0.0), num_groups, width)
 
     def __call__(self, groups: jax.Array) -> jax.Array:
         tables = [getattr(self, name)[...] if hasattr(self, name) else None for name in ("modality", "group")]
@@ -139,18 +139,18 @@ class Model(nnx.Module):
         self.encoders = _Encoders(spec, inputs, rngs)
         self.imputation = _Imputation(spec.imputation, spec.width, len(inputs), num_groups, rngs)
         if spec.modality_embedding:
-            self.modality_embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (len(inputs), spec.width)))
+            self.modality_embedding = initial.param(rngs, initial.normal(0.02), len(inputs), spec.width)
         for i in range(spec.fusion.blocks):
             block = FUSIONS[spec.fusion.kind](spec.fusion, spec.width, num_groups, len(inputs), rngs)
             setattr(self, f"block_{i}", block)
         if spec.pooling == "attention":
-            self.pool_query = nnx.Param(spec.width**-0.5 * jax.random.normal(rngs.params(), (spec.width,)))
+            self.pool_query = initial.param(rngs, initial.normal(spec.width**-0.5), spec.width)
         if spec.wide:
-            self.wide = nnx.Param(jnp.zeros((len(self.owner), spec.width, num_classes)))
+            self.wide = initial.param(rngs, initial.constant(0.0), len(self.owner), spec.width, num_classes)
         if spec.members > 1:
             self.members = _Members(spec.members, len(inputs), spec.width, num_classes, rngs)
         else:
-            self.head = nnx.Linear(spec.width, num_classes, rngs=rngs)
+            self.head = initial.linear(spec.width, num_classes, rngs)
 
     def tokens(
         self,

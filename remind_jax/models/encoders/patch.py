@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from remind_jax.models import initial
 from remind_jax.ops.transformer import dropout, on_rows
 
 
@@ -26,9 +27,9 @@ class PatchEncoder(nnx.Module):
         self.patch = math.ceil(shape[0] / tokens) if len(shape) == 1 else shape[1]
         self.dropout = dropout
         if hidden:
-            self.hidden = nnx.Linear(self.patch, hidden, rngs=rngs)
-        self.embed = nnx.Linear(hidden or self.patch, width, rngs=rngs)
-        self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (self.tokens, width)))
+            self.hidden = initial.linear(self.patch, hidden, rngs)
+        self.embed = initial.linear(hidden or self.patch, width, rngs)
+        self.position = initial.param(rngs, initial.normal(0.02), self.tokens, width)
 
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Maps [b, p] or [b, t, w] to [b, t, d]; `keys` [b] turn dropout on."""

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from remind_jax.errors import UserError
+from remind_jax.models import initial
 from remind_jax.models.fusion.soft_moe import FusionBlock, Routed, Tokens, normal
 from remind_jax.models.spec import FusionSpec
 from remind_jax.ops import sparse_moe
@@ -38,7 +39,7 @@ class SparseMoEBlock(FusionBlock):
         self.num_groups, self.num_modalities = num_groups, num_modalities
         routers = 1 if spec.routing == "joint" else num_modalities
         self.router = normal(rngs, width, routers, width, spec.experts)
-        self.noise_router = nnx.Param(jnp.zeros((routers, width, spec.experts)))
+        self.noise_router = initial.param(rngs, initial.constant(0.0), routers, width, spec.experts)
         self._declare_experts(width, rngs)
 
     def _by_router(self, x: jax.Array, owner: np.ndarray, function: Callable) -> jax.Array:
