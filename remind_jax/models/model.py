@@ -14,7 +14,7 @@ from remind_jax.models.encoders import registry
 from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.fusion.soft_moe import Route, Tokens
 from remind_jax.models.spec import ModalityInput, ModelSpec
-from remind_jax.ops import imputation, losses
+from remind_jax.ops import draws, imputation, losses
 from remind_jax.ops.transformer import dropout
 
 Params = dict[str, jax.Array]
@@ -99,7 +99,7 @@ class _Members(nnx.Module):
         tokens = rearrange(tokens[:, None] * factors[None], "b k n d -> (b k) n d")
         mask = None if mask is None else jnp.repeat(mask, count, axis=0)
         if keys is not None:
-            keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
+            keys = draws.fold_in(keys[:, None], jnp.arange(count)[None]).reshape(-1)
         return tokens, jnp.repeat(groups, count), mask, keys
 
     def logits(self, features: jax.Array) -> jax.Array:
@@ -164,7 +164,7 @@ class Model(nnx.Module):
         encoded = []
         for i, name in enumerate(self.modalities):
             encoder = getattr(self.encoders, name)
-            modality_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+            modality_keys = None if keys is None else draws.fold_in(keys, i)
             norms = {}
             if statistics and isinstance(encoder, registry.BATCH_NORMALISED):
                 norms = {"present": batch["present"][:, i], "axis_name": axis_name}
@@ -181,7 +181,7 @@ class Model(nnx.Module):
         shape = (batch["group"].shape[0], len(encoded), self.spec.width)  # which may be a symbol, having no len
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
         observed = batch["present"][:, owner]
-        # One mask for the tokens of all encoders: a random generator apiece would multiply compile time.
+        # One mask for the tokens of all encoders, so that one operation draws it.
         tokens = dropout(jnp.concatenate(encoded, axis=1), keys, self.spec.encoder_dropout, salt=2_000)
         tokens = imputation.fill_missing(tokens, observed, imputed)
         if self.spec.modality_embedding:
@@ -251,7 +251,7 @@ class Model(nnx.Module):
         passes, known = [], Tokens(owner, present, groups)
         for i in range(self.spec.fusion.blocks):
             block = getattr(self, f"block_{i}")
-            block_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000 + i)
+            block_keys = None if keys is None else draws.fold_in(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
                 passes.append(block(x, known, mask, gate, block_keys))
             x = passes[-1].tokens

@@ -10,6 +10,7 @@ import optax
 
 from remind_jax.models.model import Batch, Params, is_gate_threshold
 from remind_jax.models.network import Network
+from remind_jax.ops import draws
 from remind_jax.training import optimizer as states
 from remind_jax.training import row_adamw
 from remind_jax.training.objective import NETWORKS, Objective, Pass
@@ -214,11 +215,11 @@ def _sample_keys(options: StepOptions, state: states.TrainState, batch_size: int
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch_size
     if options.networks > 1:
         first = first + jax.lax.axis_index(NETWORKS) * options.batch_size
-    return jax.vmap(jax.random.fold_in, (None, 0))(_step_key(state), first + jnp.arange(batch_size))
+    return draws.fold_in(_step_key(state), first + jnp.arange(batch_size))
 
 
 def _step_key(state: states.TrainState) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(state.seed), state.step)
+    return draws.fold_in(jax.random.key(state.seed), state.step)
 
 
 def _make_update(

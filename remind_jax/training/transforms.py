@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.models.model import Batch, Params, is_group_router
-from remind_jax.ops import hiding
+from remind_jax.ops import draws, hiding
 from remind_jax.training import row_adamw
 from remind_jax.training.objective import is_plain
 
@@ -51,7 +51,7 @@ def modality_dropout(samples: float, modalities: float, masks: np.ndarray) -> Ca
     """
 
     def hide(batch: Batch, keys: jax.Array) -> Batch:
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, _HIDING)
+        own = draws.fold_in(keys, _HIDING)
         present = hiding.hide_modalities(batch["present"], own, samples=samples, modalities=modalities)
         return {**batch, "present": present, "group": hiding.group_of(present, jnp.asarray(masks))}
 

@@ -17,6 +17,7 @@ from remind_jax.models.model import Output
 from remind_jax.models.network import Network, make_network
 from remind_jax.models.spec import model_spec
 from remind_jax.objectives import fair_mixup, logit_adjust
+from remind_jax.ops import draws
 from remind_jax.training import optimizer as states
 from remind_jax.training.stages import plan_stages
 from tests.models.pure import linear_network, random_params
@@ -360,7 +361,7 @@ def test_fair_mixup_adds_the_slope_between_two_groups(uneven, padding):
     gradient, metrics = _gradient(_config("fair_mixup", objective__mixup_weight=3.0), uneven)
     plain, unmixed = _gradient(_config("soft_moe"), uneven)
     kernel = np.asarray(linear_network().init(1)["head/kernel"], np.float64)
-    t = float(fair_mixup.path_position(jax.random.fold_in(jax.random.key(0), 0), 1.0))  # seed 0, step 0
+    t = float(fair_mixup.path_position(draws.fold_in(jax.random.key(0), 0), 1.0))  # seed 0, step 0
     assert metrics["train/mixup"] == pytest.approx(_mixup_by_hand(uneven, kernel, t), rel=1e-4)
     assert "train/mixup" not in unmixed
     assert metrics["train/loss"] == pytest.approx(float(unmixed["train/loss"]), rel=1e-6)

@@ -9,6 +9,7 @@ from flax import nnx
 
 from remind_jax.models import initial
 from remind_jax.models.pretrained import Tensor, single, stack
+from remind_jax.ops import draws
 from remind_jax.ops.transformer import attention, dropout, on_rows, relative_position_buckets, rms_norm, segment_means
 
 # layers, width, heads, head width, hidden width of each published or small size.
@@ -86,7 +87,7 @@ class T5Encoder(nnx.Module):
 
         def layer(x, inputs):
             index, (scale, query, key, value, output, ff_scale, feed_in, feed_out, *feed_gate) = inputs
-            layer_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            layer_keys = None if keys is None else draws.fold_in(keys, index)
             normed = rms_norm(x, scale)
             projected = (linear(normed, w) for w in (query, key, value))
             mixed = attention(*projected, heads=self.heads, scale=1.0, bias=bias, mask=mask)

@@ -11,6 +11,7 @@ from flax import nnx
 from remind_jax.errors import UserError
 from remind_jax.models import initial
 from remind_jax.models.pretrained import Tensor, single, stack
+from remind_jax.ops import draws
 from remind_jax.ops.pixels import IMAGENET, normalize
 from remind_jax.ops.transformer import attention, dropout, on_rows
 
@@ -87,7 +88,7 @@ class VitEncoder(nnx.Module):
 
         def layer(x, inputs):
             index, p = inputs
-            layer_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            layer_keys = None if keys is None else draws.fold_in(keys, index)
 
             def linear(x, name):
                 return on_rows(lambda rows: rows @ p[name] + p[f"{name}_bias"][None], x)
