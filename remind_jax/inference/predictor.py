@@ -78,7 +78,7 @@ class Predictor:
       label_type: type of the labels that it was trained on: `text`, `integer`, `number` or `boolean`.
       chosen: origin of the weights, see `model_files`.
       single: network that the weights belong to; of an ensemble one of its networks.
-      forward: jitted function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
+      forward: compiled function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
       report: report of the held-out rows; empty while there is none.
       path: folder of the run that it was opened from.
     """
@@ -108,7 +108,12 @@ class Predictor:
         inputs, classes = preprocessor.inputs, len(schema.classes)
         single = make_network(model_spec(config), inputs, len(groups), classes)
         fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "schema": schema}
-        return cls(**fitted, **parts, single=single, forward=_compiled(ensemble_of(single, config.ensemble)))
+        return cls(
+            **fitted,
+            **parts,
+            single=single,
+            forward=_compiled(ensemble_of(single, config.ensemble), config.fusion.group_routers),
+        )
 
     @classmethod
     def of_data(cls, config: Any, data: Dataset, params: Params, gate: str) -> "Predictor":
@@ -367,12 +372,19 @@ class Predictor:
         )
 
 
-def _compiled(network: Network) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    def forward(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _compiled(network: Network, group_routers: bool) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    def forward(params: Params, batch: pipeline.Batch, gate: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         output = network.apply(params, batch, gate=gate)
         return output.logits.astype("float32"), output.features, output.open_rate
 
-    return jax.jit(forward, static_argnums=2)
+    one, each = jax.jit(forward), jax.jit(forward, static_argnums=2)
+
+    def call(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+        # A run judges weights before and after its group routers act, by one program.
+        switched = group_routers and gate != "always"
+        return one(params, batch, np.bool_(gate == "gated")) if switched else each(params, batch, gate)
+
+    return call
 
 
 def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:

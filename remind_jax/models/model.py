@@ -11,6 +11,7 @@ from flax import nnx
 
 from remind_jax.models import initial
 from remind_jax.models.encoders import registry
+from remind_jax.models.encoders.patch import PatchEncoder, embed_rows
 from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.fusion.soft_moe import Route, Tokens
 from remind_jax.models.spec import ModalityInput, ModelSpec
@@ -161,8 +162,11 @@ class Model(nnx.Module):
         resting: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns tokens of all modalities [b, n, d], learned ones for missing modalities, and observed bool [b, n]."""
-        encoded = []
+        encoded, together = [], self._stacked(batch)
         for i, name in enumerate(self.modalities):
+            if name in together:
+                encoded.append(together[name])
+                continue
             encoder = getattr(self.encoders, name)
             modality_keys = None if keys is None else draws.fold_in(keys, i)
             norms = {}
@@ -187,6 +191,16 @@ class Model(nnx.Module):
         if self.spec.modality_embedding:
             tokens = tokens + self.modality_embedding[owner][None]
         return tokens, observed
+
+    @jax.named_scope("encoders/stacked")
+    def _stacked(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the tokens [b, 1, d] of those modalities whose encoders are one product together, by name."""
+        encoders = {name: getattr(self.encoders, name) for name in self.modalities}
+        names = [name for name, x in encoders.items() if isinstance(x, PatchEncoder) and x.is_stacked]
+        if len(names) < 2:
+            return {}
+        tokens = embed_rows([encoders[x] for x in names], [batch[x].astype(self.dtype) for x in names])
+        return {name: tokens[:, i : i + 1] for i, name in enumerate(names)}
 
     @property
     def dtype(self) -> np.dtype:
@@ -215,7 +229,7 @@ class Model(nnx.Module):
         self,
         batch: Batch,
         *,
-        gate: str,
+        gate: str | jax.Array,
         keys: jax.Array | None = None,
         statistics: bool = False,
         axis_name: str | None = None,
@@ -226,7 +240,8 @@ class Model(nnx.Module):
         Args:
           batch: the input of every modality under its name, or stored features under `STORED` and its name; `present`
             bool [b, m] and `group` int [b].
-          gate: whether group routers act: `gated`, `always` or `never`.
+          gate: whether group routers act: `gated`, `always` or `never`; a bool () is `gated` where it is True, so that
+            one program serves for both.
           keys: random keys [b] that turn dropout on.
           statistics: whether batch norms of encoders use the statistics of this batch and update the running ones.
           axis_name: axis of the devices that share the batch, when each runs a program of its own.
@@ -236,9 +251,15 @@ class Model(nnx.Module):
         return self.fuse(*tokens, batch["group"], gate=gate, keys=keys)
 
     def fuse(
-        self, tokens: jax.Array, observed: jax.Array, groups: jax.Array, *, gate: str, keys: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        observed: jax.Array,
+        groups: jax.Array,
+        *,
+        gate: str | jax.Array,
+        keys: jax.Array | None = None,
     ) -> Output:
-        """Runs the layers after the encoders: fusion blocks, pooling and head; `gate` and `keys` are as for a call.
+        """Runs the layers after the encoders: fusion blocks, pooling and head; `gate` and `keys` as for a call.
 
         `tokens` are those of all modalities [b, n, d], `observed` [b, n] is False at those of missing ones, and
         `groups` [b] has the number of groups for a combination not seen in training.

@@ -11,6 +11,7 @@ import optax
 
 from remind_jax.models.model import Params
 from remind_jax.training import row_adamw
+from remind_jax.training.flat import BY_PATH, Flat
 
 DECAYED = ("weights", "all")
 """What weight decay can shrink: all but biases and norm scales, or everything."""
@@ -162,16 +163,20 @@ def start(
     ensemble: int = 1,
     by_rows: bool = False,
     seed: int = 0,
+    flat: Flat = BY_PATH,
 ) -> TrainState:
     """Makes the state at the beginning of a stage, with a fresh optimizer; an ensemble's arrays have its axis first.
 
-    Tables that are trained by rows are not averaged: averages move at every step.
+    Tables that are trained by rows are not averaged: averages move at every step. What lies in vectors in a step, by
+    `flat`, has its moments made so, which compiles no program for each shape.
     """
     if ensemble > 1:
-        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema, by_rows=by_rows, seed=seed))(params)
+        options = {"by_rows": by_rows, "seed": seed, "flat": flat}
+        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema, **options))(params)
     trained, frozen = partition(params, is_frozen)
     # Copies, because the buffers of a donated state must not alias each other.
     averaged = [path for path in trained if ema and not (by_rows and row_adamw.is_table(path))]
     average = {path: jnp.array(trained[path], copy=True) for path in averaged}
+    moments = flat.unpack(optimizer.init(flat.pack(trained)))
     numbers = {"step": jnp.asarray(step, jnp.int32), "seed": jnp.asarray(seed, jnp.uint32)}
-    return TrainState(params=trained, frozen=frozen, opt_state=optimizer.init(trained), ema=average, **numbers)
+    return TrainState(params=trained, frozen=frozen, opt_state=moments, ema=average, **numbers)

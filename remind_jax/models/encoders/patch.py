@@ -1,6 +1,7 @@
 """Patch embedding of tabular rows and of precomputed tokens (REMIND section 7.4.1)."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ from flax import nnx
 
 from remind_jax.models import initial
 from remind_jax.ops.transformer import dropout, on_rows
+
+_SMALL = 2**16  # numbers of a kernel; of large ones the zeros that fill them up would cost more than they spare
 
 
 class PatchEncoder(nnx.Module):
@@ -39,3 +42,24 @@ class PatchEncoder(nnx.Module):
         if hasattr(self, "hidden"):
             x = dropout(jax.nn.gelu(on_rows(self.hidden, x)), keys, self.dropout, salt=0)
         return on_rows(self.embed, x) + self.position[None]
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it is a small map of a row to one token, which `embed_rows` applies for all such encoders at once."""
+        return self.tokens == 1 and not hasattr(self, "hidden") and self.embed.kernel.size <= _SMALL
+
+
+def embed_rows(encoders: Sequence[PatchEncoder], rows: Sequence[jax.Array]) -> jax.Array:
+    """Maps the rows of k encoders that are stacked, [b, p] each, to their tokens [b, k, d] in one product.
+
+    Rows and weights are filled up with zeros to the longest.
+    """
+    longest = max(x.shape[-1] for x in rows)
+
+    def filled(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(x, [(0, longest - x.shape[i] if i == axis else 0) for i in range(x.ndim)])
+
+    x = jnp.stack([filled(x.reshape(-1, x.shape[-1]), 1) for x in rows])
+    weights = jnp.stack([filled(encoder.embed.kernel[...], 0) for encoder in encoders])
+    bias = jnp.stack([encoder.embed.bias[...] + encoder.position[0] for encoder in encoders])
+    return jnp.einsum("kbp,kpd->bkd", x, weights) + bias[None]

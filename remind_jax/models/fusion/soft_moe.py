@@ -142,23 +142,25 @@ class SoftMoEBlock(FusionBlock):
         is_open = routing.gate_is_open(plain, spec.gate_metric, threshold, spec.gate_granularity)
         return jnp.broadcast_to(is_open, plain.shape[:2])
 
-    def _logits(self, x: jax.Array, tokens: Tokens, gate: str) -> tuple[jax.Array, jax.Array]:
+    def _logits(self, x: jax.Array, tokens: Tokens, gate: str | jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns router logits [b, n, e, s] of tokens [b, n, d], and the share of tokens with an open gate [b]."""
         spec, normalize = self.spec, soft_moe.PRESETS[self.spec.preset].normalize
         scale = self.router_scale[...] if spec.learn_scale else jax.lax.stop_gradient(self.router_scale[...])
         shared = self.router[...]
         shared_only = scale * soft_moe.unit_length(shared, axis=0) if normalize else shared
-        if gate == "never":
+        if isinstance(gate, str) and gate == "never":
             return routing.token_logits(x, shared_only, normalize), jnp.zeros(x.shape[0])
 
         def grouped(is_open: jax.Array) -> jax.Array:
             return routing.token_logits(x, self._routers(tokens, is_open, scale, normalize), normalize)
 
         everywhere = jnp.ones(x.shape[0], bool)
-        if gate == "always":
+        if isinstance(gate, str) and gate == "always":
             return grouped(everywhere), jnp.ones(x.shape[0])
         plain = routing.token_logits(x, shared_only, normalize)
         is_open = self._gate_is_open(plain)
+        if not isinstance(gate, str):
+            is_open = is_open & gate
         open_rate = jnp.mean(is_open.astype(jnp.float32), axis=1)
         if spec.gate_granularity == "token":
             return jnp.where(is_open[:, :, None, None], grouped(everywhere), plain), open_rate
@@ -169,7 +171,7 @@ class SoftMoEBlock(FusionBlock):
         with jax.named_scope("router"):
             logits, open_rate = self._logits(x, tokens, gate)
             values = None
-            if gate == "never" and has_measured_gate(self.spec):
+            if isinstance(gate, str) and gate == "never" and has_measured_gate(self.spec):
                 values = routing.gate_values(logits, self.spec.gate_metric, self.spec.gate_granularity)
         mixed = soft_moe.soft_moe(x, logits, self.experts, soft_moe.PRESETS[self.spec.preset], mask)
         return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate, gate_values=values)
@@ -191,7 +193,7 @@ class SoftMoEBlock(FusionBlock):
         return Route(self._logits(routed, tokens, "never")[0], self._logits(routed, tokens, gate)[0])
 
     def __call__(
-        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str, keys: jax.Array | None
+        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str | jax.Array, keys: jax.Array | None
     ) -> Routed:
         """Fuses tokens [b, n, d]; `mask` [b, n] is False at those to hide, and random keys [b] turn dropout on."""
         base = 1.0 if self.spec.residual else 0.0
