@@ -65,7 +65,8 @@ BY_PATH = Flat()
 def flat_of(shapes: Mapping[str, Any], large: Callable[[str], bool] = lambda path: False) -> Flat:
     """Lays out parameters of some shapes, without those whose path is `large`."""
     vectors: dict[str, list[tuple[str, tuple[int, ...]]]] = {name: [] for name in _KINDS}
-    for path in sorted(shapes):
+    # By the ends of their paths first: what many encoders have alike lies side by side, and is read as one.
+    for path in sorted(shapes, key=lambda path: path.split("/")[::-1]):
         if math.prod(shapes[path].shape) <= SMALL and not large(path):
             kind = next(name for name, ending in _KINDS.items() if ending.search(path))
             vectors[kind].append((path, tuple(shapes[path].shape)))

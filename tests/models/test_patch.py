@@ -10,6 +10,7 @@ from flax import nnx
 from remind_jax.data.kinds import KINDS
 from remind_jax.models.encoders import patch
 from remind_jax.models.network import make_network
+from remind_jax.training.flat import flat_of
 from tests.models.pure import random_params
 from tests.models.specs import fusion_of, model_of
 
@@ -52,3 +53,20 @@ def test_tables_of_other_forms_stay_by_themselves() -> None:
     network, params, batch = _tables(2)
     assert "stacked" in str(jax.make_jaxpr(network.encode)(params, batch).jaxpr.pretty_print(name_stack=True))
     assert not patch.PatchEncoder((9000,), tokens=1, width=8, hidden=0, dropout=0.0, rngs=nnx.Rngs(0)).is_stacked
+
+
+def test_the_number_of_kernels_hardly_grows_with_the_number_of_tables() -> None:
+    """Of the encoders and their gradients, which were one product and one sum of each for every table."""
+
+    def kernels(count: int) -> int:
+        network, params, batch = _tables(count)
+        layout = flat_of(network.shapes)
+
+        def loss(packed):
+            return jnp.sum(jnp.sin(network.apply(layout.unpack(packed), batch, gate="gated").logits))
+
+        text = jax.jit(jax.grad(loss)).lower(layout.pack(params)).compile().as_text()
+        entry = text[text.index("ENTRY") :]
+        return sum(entry.count(f" {name}(") for name in ("fusion", "dot", "call", "concatenate", "copy"))
+
+    assert kernels(24) <= 1.3 * kernels(7)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from remind_jax.models import initial
@@ -52,14 +53,19 @@ class PatchEncoder(nnx.Module):
 def embed_rows(encoders: Sequence[PatchEncoder], rows: Sequence[jax.Array]) -> jax.Array:
     """Maps the rows of k encoders that are stacked, [b, p] each, to their tokens [b, k, d] in one product.
 
-    Rows and weights are filled up with zeros to the longest.
+    Rows and weights are filled up with zeros to the longest, each by one look-up: compiling grows with the number of
+    operations, and these are as many whatever k.
     """
-    longest = max(x.shape[-1] for x in rows)
+    lengths = [x.shape[-1] for x in rows]
+    starts, place = np.cumsum([0, *lengths[:-1]]), np.arange(max(lengths))[None]
+    # Where row i of a table lies among those of all; behind the last one, where zero is read, for what fills up.
+    index = np.where(place < np.array(lengths)[:, None], starts[:, None] + place, sum(lengths))
 
-    def filled(x: jax.Array, axis: int) -> jax.Array:
-        return jnp.pad(x, [(0, longest - x.shape[i] if i == axis else 0) for i in range(x.ndim)])
+    def filled(parts: Sequence[jax.Array], axis: int) -> jax.Array:
+        return jnp.take(jnp.concatenate(parts, axis=axis), index, axis=axis, mode="fill", fill_value=0)
 
-    x = jnp.stack([filled(x.reshape(-1, x.shape[-1]), 1) for x in rows])
-    weights = jnp.stack([filled(encoder.embed.kernel[...], 0) for encoder in encoders])
-    bias = jnp.stack([encoder.embed.bias[...] + encoder.position[0] for encoder in encoders])
-    return jnp.einsum("kbp,kpd->bkd", x, weights) + bias[None]
+    x = filled([x.reshape(-1, x.shape[-1]) for x in rows], 1)
+    weights = filled([encoder.embed.kernel[...] for encoder in encoders], 0)
+    bias = jnp.stack([encoder.embed.bias[...] for encoder in encoders])
+    position = jnp.concatenate([encoder.position[...] for encoder in encoders])
+    return jnp.einsum("bkp,kpd->bkd", x, weights) + (bias + position)[None]
