@@ -116,7 +116,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "programs": Key(
             "auto", "two: gradient and update; auto: two for large ones on CPU (same numbers)", ("auto", "one", "two")
         ),
-        "compilation_cache": Key("", "folder that keeps compiled programs for later runs; sweeps have their own"),
+        "compilation_cache": Key("", "keeps compiled programs; empty: the user's own folder in ~/.cache; off: none"),
         "profile": Key("", "FIRST:STOP, steps traced to profile/ in the workdir (docs/performance.md)", SPAN),
         "devices": Key(0, "how many devices to use, of all processes together; 0 is all", NOT_NEGATIVE),
         "expert_devices": Key(1, "devices that share the experts; divides devices and fusion.experts", AT_LEAST_ONE),

@@ -84,7 +84,7 @@ def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
     """Checks a config and opens the folder of its run; the first process of a job has it, others an empty one."""
     validate(config)
     check_fusion(config.fusion.kind)
-    programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
+    programs = devices.kept_programs(_programs_folder(config.compilation_cache, workdir))
     own: list[RunFolder] = []
     if workdir is None and config.train.track:
         raise UserError(f"train.track={config.train.track} writes below the folder of a run: give workdir=DIR")
@@ -98,6 +98,13 @@ def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
     folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
     with contextlib.closing(folder), programs:
         yield folder
+
+
+def _programs_folder(setting: str, workdir: pathlib.Path | None) -> pathlib.Path | None:
+    """Returns the folder that keeps the programs of a run; None keeps none, as for a run that is to write nothing."""
+    if setting:
+        return None if setting == "off" else pathlib.Path(setting)
+    return devices.users_programs() if workdir is not None else None
 
 
 def _run(
