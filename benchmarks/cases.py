@@ -36,10 +36,12 @@ from benchmarks.setups import (
     set_up,
 )
 from remind_jax.models.encoders import vit
-from remind_jax.models.network import make_network
+from remind_jax.models.model import Params
+from remind_jax.models.network import Network, make_network
 from remind_jax.ops import flops, soft_moe
 from remind_jax.ops.pixels import IMAGENET, normalize
 from remind_jax.training import optimizer as states
+from remind_jax.training.step import Step
 
 
 class Variant(NamedTuple):
@@ -89,48 +91,72 @@ def _backward(size: Size, gate: str, **options: Any) -> Variant:
     return Variant(lambda: jax.block_until_ready(program(setup.params, setup.batch)), facts)
 
 
-def _step(
+def train_step(
+    network: Network,
     size: Size,
     gate: str,
     *,
     robust: bool,
     frozen: bool = False,
-    programs: str = "auto",
     group_rows: str = "all",
-    reads: bool = False,
-    precision: str = "float32",
     first_moment: str = "float32",
-    gradient: str = "float32",
     objective: Mapping[str, Any] = types.MappingProxyType({}),
     **options: Any,
-) -> Variant:
+) -> tuple[Step, Callable[[Params], states.TrainState]]:
+    """Makes the train step of a network, and the state that it starts from as a function of the weights.
+
+    Args:
+      network: of `size`.
+      size: shapes.
+      gate: see `Model.__call__`.
+      robust: whether λ acts and moves.
+      frozen: whether the encoders stay as they are.
+      group_rows, first_moment: as in remind_jax/config/table.py.
+      objective: other arguments of `make_objective`.
+      options: of `make_step`.
+    """
+    by_rows = group_rows == "batch"
+    optimizer = make_optimizer(size.g, by_rows=by_rows, first_moment=first_moment)
+    minimised = make_objective(size.g, robust=robust, **objective)
+    step = make_step(network, optimizer, minimised, gate=gate, by_rows=by_rows, **options)
+
+    def start(params: Params) -> states.TrainState:
+        return states.start(params, lambda path: frozen and path.startswith("encoders/"), optimizer, step=0, ema=False)
+
+    return step, start
+
+
+# Arguments of `train_step`; `gate` and those of `set_up` stand beside them in the tables of variants.
+_OF_STEP = ("robust", "frozen", "group_rows", "precision", "first_moment", "gradient", "objective")
+
+
+def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides the options of a variant into those of `train_step` and those of its network."""
+    of_step = {name: value for name, value in options.items() if name in _OF_STEP}
+    of_network = {name: value for name, value in options.items() if name not in _OF_STEP}
+    return of_step, of_network
+
+
+def _step(size: Size, gate: str, *, programs: str = "auto", reads: bool = False, **options: Any) -> Variant:
     """A train step whose state is donated.
 
     Args:
       size: shapes.
       gate: see `Model.__call__`.
-      robust: whether λ acts and moves.
-      frozen: whether the encoders stay as they are.
-      programs, group_rows, precision, first_moment, gradient: as in remind_jax/config/table.py.
+      programs: as in remind_jax/config/table.py.
       reads: whether the batch is taken from 8 times as many samples on the host and brought to the device.
-      objective: other arguments of `make_objective`.
-      options: of `set_up`.
+      options: of `train_step` and `set_up`.
     """
-    setup = set_up(size, gate=gate, **options)
-    optimizer = make_optimizer(size.g, by_rows=group_rows == "batch", first_moment=first_moment)
-    state = states.start(
-        setup.params, lambda path: frozen and path.startswith("encoders/"), optimizer, step=0, ema=False
-    )
+    of_step, of_network = divided(options)
+    setup = set_up(size, gate=gate, **of_network)
+    noisy = of_network.get("fusion_options", {}).get("kind", "soft_moe") != "soft_moe"
+    step, start = train_step(setup.network, size, gate, noisy=noisy, **of_step)
     # The state may not share buffers with anything that lives on: it is donated.
-    state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-    given = {"gate": gate, "by_rows": group_rows == "batch", "precision": precision, "gradient": gradient}
-    noisy = options.get("fusion_options", {}).get("kind", "soft_moe") != "soft_moe"
-    minimised = make_objective(size.g, robust=robust, **objective)
-    step = make_step(setup.network, optimizer, minimised, noisy=noisy, **given)
+    state = jax.tree.map(lambda x: jnp.array(x, copy=True), start(setup.params))
     program, state, facts = compiled_step(step, programs, state, setup.batch)
-    extra = setup.trained.flops if frozen else setup.cost.flops
+    extra = setup.trained.flops if of_step.get("frozen") else setup.cost.flops
     facts |= _facts(setup.cost.flops + (TRAIN_FACTOR - 1) * extra, setup.cost.parameters, size.b)
-    if options.get("kind") == "image":
+    if of_network.get("kind") == "image":
         facts["xla_flops"] = None  # XLA counts the body of the scan over layers once
     batch, held = setup.batch, [state]
     del setup, state
@@ -262,16 +288,16 @@ def _group_entries(size: Size, options: frozenset[str]) -> list[Entry]:
 def _table17_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     """All trained, encoders frozen, and from stored features; in float32, and in bfloat16 where that may be."""
     del options
-    halved = dict.fromkeys(("precision", "first_moment", "gradient"), "bfloat16")
     return [
         Entry(stage, name + suffix, functools.partial(_step, size, **METHODS[name], **chosen, **options))
-        for stage, chosen in _STAGES.items()
-        for suffix, options in (("", {}), (" bfloat16", halved))
+        for stage, chosen in STAGES.items()
+        for suffix, options in (("", {}), (" bfloat16", HALVED))
         for name in ("soft_moe", "remind")
     ]
 
 
-_STAGES: dict[str, dict[str, Any]] = {
+HALVED = dict.fromkeys(("precision", "first_moment", "gradient"), "bfloat16")
+STAGES: dict[str, dict[str, Any]] = {
     "all trained": {"kind": "image"},
     "encoders frozen": {"kind": "image", "frozen": True},
     "stored features": {"kind": "features", "frozen": True},
@@ -281,7 +307,7 @@ _STAGES: dict[str, dict[str, Any]] = {
 def _stage2_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     """A step of stage 2 with what it reads from memory, and what filling the cache costs for as many samples."""
     del options
-    frozen, kept = (dict(_STAGES[stage], **METHODS["remind"]) for stage in ("encoders frozen", "stored features"))
+    frozen, kept = (dict(STAGES[stage], **METHODS["remind"]) for stage in ("encoders frozen", "stored features"))
     return [
         Entry("train step", "frozen on the fly", functools.partial(_step, size, reads=True, **frozen)),
         Entry("train step", "cached", functools.partial(_step, size, reads=True, **kept)),

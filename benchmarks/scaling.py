@@ -73,7 +73,8 @@ def _spent_at(step: int, workdir: pathlib.Path, started: subprocess.Popen) -> fl
 def _record(folder: pathlib.Path, processes: int, devices: int, milliseconds: float) -> dict[str, Any]:
     run, one = folder / f"{processes}x{devices}", folder / "1x1"
     mine, theirs = _metrics(run), _metrics(one)
-    keys = [key for key in mine[0] if key.startswith(("train/loss", "dro/"))]
+    first = next(record for record in mine if "train/loss" in record)
+    keys = [key for key in first if key.startswith(("train/loss", "dro/"))]
     apart = max(abs(a[key] - b[key]) for a, b in zip(mine, theirs, strict=True) if "train/loss" in a for key in keys)
     tuning = [(a["eval/loss"], b["eval/loss"]) for a, b in zip(mine, theirs, strict=True) if "eval/loss" in a]
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))

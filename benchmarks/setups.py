@@ -116,9 +116,10 @@ def make_batch(size: Size, inputs: Mapping[str, Input], seed: int = 0) -> dict[s
     batch["label"] = rng.integers(0, CLASSES, size.b).astype(np.int32)
     for i, (name, one) in enumerate(inputs.items()):
         shape = (size.b, *one.shape)
-        x = rng.integers(0, 256, shape) if one.encoder == "image" else rng.normal(size=shape)
+        pixels = one.encoder in ("image", "volume")
+        x = rng.integers(0, 256, shape) if pixels else rng.normal(size=shape)
         x = x * present[:, i].reshape(-1, *[1] * len(one.shape))
-        batch[name] = x.astype(np.uint8 if one.encoder == "image" else np.float32)
+        batch[name] = x.astype(np.uint8 if pixels else np.float32)
     return batch
 
 
@@ -134,35 +135,58 @@ def count(network: Network, params: Mapping[str, Any], batch: Mapping[str, Any],
     return total(lambda name: True), total(lambda name: not name.startswith("encoders/"))
 
 
-def set_up(
+class Outline(NamedTuple):
+    """A network before it has weights.
+
+    Attributes:
+      network: as pure functions.
+      inputs: what it reads, by modality.
+      key: of its initial weights, for `initial_weights`.
+    """
+
+    network: Network
+    inputs: Mapping[str, Input]
+    key: tuple
+
+
+def outline(
     size: Size,
     *,
     routed: bool,
-    gate: str,
     preset: str = "official",
     kind: str = "embedding",
     imputation: str = "",
     fusion_options: Mapping[str, Any] = types.MappingProxyType({}),
-) -> Setup:
-    """Builds a network of one fusion block with weights and batch.
+    inputs: Mapping[str, Input] | None = None,
+    **model: Any,
+) -> Outline:
+    """Describes a network of one fusion block.
 
     Args:
       size: shapes.
       routed: REMIND's routers and vectors for each combination, instead of one router and a vector a modality.
-      gate: see `Model.__call__`.
       preset: of the soft MoE.
       kind: of all modalities; `features` are images whose encoders have run, stored as bfloat16.
       imputation: of missing tokens, where it is another one.
       fusion_options: other fields of `FusionSpec`.
+      inputs: in place of those of `kind`.
+      model: other keys of a config's section `model`.
     """
     imputation = imputation or ("group" if routed else "modality")
     shape = {"heads": size.h, "experts": size.e, "hidden": size.f}
     fusion = {**shape, "preset": preset, "group_routers": routed, **fusion_options}
-    spec = make_spec(fusion, width=size.d, tokens=size.t, image_encoder=f"vit_{size.image}", imputation=imputation)
-    inputs = make_inputs(size, "image" if kind == "features" else kind)
+    model = {"width": size.d, "tokens": size.t, "image_encoder": f"vit_{size.image}", "imputation": imputation, **model}
+    spec = make_spec(fusion, **model)
+    inputs = inputs or make_inputs(size, "image" if kind == "features" else kind)
     network = make_network(spec, inputs, size.g, CLASSES)
     shared = (size, routed, kind == "embedding", imputation, spec.fusion.kind, spec.fusion.router_rank)
-    params = initial_weights(shared, network.init)
+    return Outline(network, inputs, shared)
+
+
+def set_up(size: Size, *, gate: str, kind: str = "embedding", **options: Any) -> Setup:
+    """Makes a network of `outline` with its weights and a batch; `gate` see `Model.__call__`."""
+    network, inputs, key = outline(size, kind=kind, **options)
+    params = initial_weights(key, network.init)
     batch = make_batch(size, inputs)
     if kind == "features":
         batch = stored(network, params, batch, inputs)

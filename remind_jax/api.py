@@ -14,8 +14,8 @@ from remind_jax.config import set_values
 from remind_jax.data import dataset, reading
 from remind_jax.data.cells import as_string
 from remind_jax.data.findings import Finding
+from remind_jax.data.importers import plan
 from remind_jax.data.importers import table as importer
-from remind_jax.data.importers.plan import plan_lines
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
 from remind_jax.inference.predictor import Predictor
@@ -34,9 +34,12 @@ class Declared:
         return {"kind": self.kind, **self.entry}
 
 
-def Table(columns: Sequence[str], categorical: Sequence[str] = ()) -> Declared:
-    """Declares numbers and categories that are one modality, missing where every cell is empty."""
-    entry = {"columns": list(columns), "categorical": list(categorical)}
+def Table(columns: Sequence[str], categorical: Sequence[str] = (), *, missing: Sequence[str | float] = ()) -> Declared:
+    """Declares numbers and categories that are one modality, missing where every cell is empty.
+
+    `missing` are words and numbers, such as -999, that stand for empty cells, now and in rows to predict.
+    """
+    entry = {"columns": list(columns), "categorical": list(categorical), "missing": list(missing)}
     return Declared("tabular", {key: value for key, value in entry.items() if value})
 
 
@@ -83,6 +86,7 @@ def fit(
     tuning: float = 0.1,
     workdir: str | pathlib.Path | None = None,
     progress: bool | None = None,
+    on_changed_data: str = "refuse",
     **keys: Any,
 ) -> Predictor:
     """Trains a model on rows with missing modalities and reports on patients held out.
@@ -108,6 +112,8 @@ def fit(
       tuning: share of the patients by which weights are chosen. With 0 the last weights are taken.
       workdir: the folder of a run, which the same call goes on with after a stop, and which the commands open.
       progress: False prints nothing.
+      on_changed_data: a `workdir` whose run was begun on other data is an error by default; with `restart` it begins
+        anew, and what was made of the old data is removed.
       **keys: any key of a config (docs/configuration.md): `optim={"lr": 1e-3}` or `**{"optim.lr": 1e-3}`. Paths in
         cells start from the current folder, or from `**{"data.root": "/scans"}`.
 
@@ -124,12 +130,20 @@ def fit(
         columns = {"patient": patient, "sample": sample, "split": split, "verbose": verbose}
         manifest = data if isinstance(data, Manifest) else read_frame(data, label, modalities, config, **columns)
         config.data.digest = manifest.digest
-    return train(config, manifest, workdir, verbose).model
+    if on_changed_data not in (known := ("refuse", "restart")):
+        raise UserError(f"on_changed_data={on_changed_data!r} is unknown; known: {', '.join(known)}")
+    return train(config, manifest, workdir, verbose, on_changed_data).model
 
 
-def train(config: Any, manifest: Manifest, workdir: str | pathlib.Path | None, verbose: bool) -> run.Fit:
+def train(
+    config: Any,
+    manifest: Manifest,
+    workdir: str | pathlib.Path | None,
+    verbose: bool,
+    on_changed_data: str = "refuse",
+) -> run.Fit:
     """Trains on rows in memory, see `fit`. Raises UserError as it does."""
-    return run.fit(config, manifest, None if workdir is None else pathlib.Path(workdir), verbose)
+    return run.fit(config, manifest, None if workdir is None else pathlib.Path(workdir), verbose, on_changed_data)
 
 
 def read_folder(
@@ -173,7 +187,10 @@ def read_frame(
     split: str | None = None,
     verbose: bool = True,
 ) -> Manifest:
-    """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors."""
+    """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors.
+
+    The config then tells that rows came from memory: paths of new ones, too, start from its `data.root`.
+    """
     frame = reading.as_polars(data)
     column, classes = _label(label)
     given = {"patient": patient, "sample": sample, "split": split}
@@ -182,12 +199,14 @@ def read_frame(
     found = importer.from_table(frame, name="table", **told, **roles)
     found.schema["name"] = "frame"
     if verbose:
-        for line in plan_lines(found) if modalities is None else found.notes:
+        for line in plan.plan_lines(found) if modalities is None else plan.notes(found):
             print(line)
     options = {key: config.data[key] for key in ("image_size", "frames", "bad_files", "window")}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
-    notes = [*(Finding("I001", note, False) for note in found.notes), *manifest.notes]
-    return dataclasses.replace(manifest, notes=tuple(notes), label_type=_type_of(reading.values_of(data, column)))
+    notes = (*(Finding("I001", note, False) for note in found.notes), *manifest.notes)
+    manifest = dataclasses.replace(manifest, notes=notes, label_type=_type_of(reading.values_of(data, column)))
+    config.data.digest = manifest.digest
+    return manifest
 
 
 def _entries(modalities: Modalities | None) -> dict[str, Any] | None:

@@ -6,15 +6,17 @@ import os
 import pathlib
 import runpy
 import select
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from remind_jax.config import keys, set_value
-from remind_jax.errors import UserError, did_you_mean, explain
+from remind_jax.errors import UserError, did_you_mean, exit_code, explain
+from remind_jax.runtime import signals, texts
 
 XLA_LINES = "TF_CPP_MIN_LOG_LEVEL"  # a variable that XLA reads when it is loaded; 3 lets only fatal errors through
-BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+BROKEN_PIPE = signals.CODES[signal.SIGPIPE]
 _HERE = pathlib.Path(__file__).resolve().parent
 # Of an installed package; in a clone they lie next to the package.
 CONFIGS = next(filter(pathlib.Path.is_dir, (_HERE / "configs", _HERE.parent / "configs")), _HERE / "configs")
@@ -23,16 +25,35 @@ _KEYS = ("--config.", "--noconfig.")  # --noconfig.KEY is --config.KEY=false
 
 
 def run(command: Callable[[list[str]], None], usage: str | None) -> None:
-    """Runs a command with the process's arguments and ends the process on a mistake."""
+    """Runs a command with the process's arguments and ends the process on a mistake, or when a signal asks for it."""
     os.environ.setdefault(XLA_LINES, "3")  # what fails is raised as well; the rest is for those who work on XLA
+    sys.stdout, sys.stderr = texts.Visible(sys.stdout), texts.Visible(sys.stderr)  # names of others are in messages
+    with signals.Signals():
+        if code := _code(command, usage):
+            sys.exit(code)
+
+
+def _code(command: Callable[[list[str]], None], usage: str | None) -> int:
+    """Runs a command and returns the exit code, with which a further signal ends the process at once."""
     try:
         _run(command, usage)
         sys.stdout.flush()
+        code = 0
     except BrokenPipeError:
         if not _nobody_reads():
             raise
+        code = BROKEN_PIPE
+    except BaseException as error:
+        if isinstance(error, (UserError, KeyboardInterrupt)):
+            signals.end_with(exit_code(error))  # the line is not to be cut by a second signal
+        if (code := explain(error)) is None:
+            raise
+    signals.end_with(code)
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
-        sys.exit(BROKEN_PIPE)
+    return code
 
 
 def _nobody_reads() -> bool:
@@ -46,10 +67,7 @@ def _run(command: Callable[[list[str]], None], usage: str | None) -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print((usage or "").strip())
         return
-    try:
-        command(sys.argv[1:])
-    except (UserError, KeyboardInterrupt) as error:
-        sys.exit(explain(error))
+    command(sys.argv[1:])
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,11 +119,17 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self, argument: str, others: Sequence[str] = ()) -> UserError:
         """Makes the error of an unknown option, which names the one that may be meant; `others` are known as well."""
-        name, own = argument.partition("=")[0], list(self._option_string_actions)
-        return UserError(f"unknown option {name}{did_you_mean(name, [*own, *others])}; options: {', '.join(own)}")
+        name, known = argument.partition("=")[0], dict.fromkeys([*self._option_string_actions, *others])
+        shown = ", ".join(option for option in known if not option.startswith(_KEYS))
+        return UserError(f"unknown option {name}{did_you_mean(name, known)}; options: {shown}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {self.usage})")
+
+
+def add_on_changed_data(parser: Parser) -> None:
+    """Adds the option that says what becomes of a run whose data have changed since it began."""
+    parser.add_argument("--on-changed-data", choices=("refuse", "restart"), default="refuse")
 
 
 def parse_runs(

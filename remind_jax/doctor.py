@@ -9,12 +9,11 @@ then what is wrong. The exit code is 2 when that stops training.
 """
 
 import functools
-import pathlib
 import sys
 from collections.abc import Iterator
 
 from remind_jax import cli
-from remind_jax.runtime import health
+from remind_jax.runtime import files, health
 
 
 def main(arguments: list[str]) -> None:
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> None:
 def _machine(cache: str) -> Iterator[str]:
     from remind_jax.data.dataset import DEFAULT_CACHE  # which takes a second, and packages that may not be there
 
-    return health.machine(pathlib.Path(cache or DEFAULT_CACHE).expanduser())
+    return health.machine(files.expanded(cache or DEFAULT_CACHE))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from sklearn.utils.validation import (
 
 from remind_jax import api
 from remind_jax.data import reading
+from remind_jax.data.cells import emptied
 from remind_jax.data.dataset import Dataset
 from remind_jax.data.importers.modalities import free_name
-from remind_jax.data.importers.table import without_words
 from remind_jax.data.manifest import Manifest
 from remind_jax.inference import model_files
 from remind_jax.inference.predictor import Predictor
@@ -121,7 +121,8 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         frame, model = self._rows(X, reset=False), self.model_
         known = {c for each in model.schema.modalities for c in each.all_columns} & set(frame.columns)
-        empty = without_words(frame.select(known))[0].select(pl.all_horizontal(pl.all().is_null())).to_series()
+        cells = pl.DataFrame([emptied(column)[0] for column in frame.select(known).iter_columns()])
+        empty = cells.select(pl.all_horizontal(pl.all().is_null())).to_series()
         if not known or not empty.any():
             return model.predict_proba(frame).astype(np.float64)
         warnings.warn(f"{empty.sum()} rows have no modality at all: theirs are the shares of the classes", stacklevel=2)

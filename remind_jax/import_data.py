@@ -20,6 +20,7 @@
       --match=exact     how ids match: exact | number (00017 and 17 are one)
     table, monai:
       --classes=A,B,C   of the label, in order; by default those in the data
+      --missing=-999,?  words and numbers that stand for empty cells, next to NA, None, null, …
       --odd-numbers=missing   for >200 or 5-10 among numbers: missing | limit (200, 7.5) | refuse
     monai (a datalist, .json):
       --label=label, --patient=KEY
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--from", dest="form", default="table")
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
-    for name in ("name", "label", "sample", "patient", "split", "join", "kind", "labels", "modality", "classes"):
+    texts = "name label sample patient split join kind labels modality classes missing"
+    for name in texts.split():
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--match", choices=keys.MATCHES, default="exact")
     parser.add_argument("--odd-numbers", choices=numerals.ODD, default="missing")

@@ -15,6 +15,9 @@
                           works, and the figures mean nothing
     --workdir=DIR         folder of the run; runs/<config>-<method>-seed<seed> by default, and
                           -quick
+    --on-changed-data=restart
+                          begins anew in a folder whose data have changed, and removes what was made
+                          of the old ones; by default such a run is refused
 
 The same command again goes on with a run that was stopped, and shows the report of one that is
 finished. Several processes of a job train together; launch/README.md says how to start them.
@@ -27,11 +30,14 @@ from remind_jax.runtime import processes
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    config, workdir = cli.parse_config(arguments)
+    parser = cli.Parser("remind train --config=NAME …; see --help", ("--workdir",))
+    cli.add_on_changed_data(parser)
+    options, rest = parser.parse_known_args(arguments)
+    config, workdir = cli.parse_config(rest)
     from remind_jax.studies import runner  # which takes seconds; a mistake is told at once
 
     with processes.joined(processes.here()):
-        runner.run_config(config, workdir)
+        runner.run_config(config, workdir, on_changed_data=options.on_changed_data)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
                      patients that had it, the most probable class, all probabilities, any warning
     --batch-size=0   rows at a time, 0 as in the run; changes no probability beyond rounding
     --bad-files=…    refuse | missing: what is done with unreadable files; by default as in the run
+    --as=table       table | meds: a parquet file of meds-evaluation's columns, of data from MEDS
     --programs=keep  keep | forget: compiled programs, in ~/.cache/remind_jax/programs
 
 The same in Python: `remind_jax.load(RUN).table(DATA)`; also `.predict`, `.embed`, `.evaluate`.
@@ -20,18 +21,14 @@ import numpy as np
 import polars as pl
 
 from remind_jax import cli
+from remind_jax.data import tables
+from remind_jax.data.importers import meds
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import BAD_FILES
 from remind_jax.errors import UserError
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor
-from remind_jax.runtime import devices, files, progress
-
-
-def write_table(table: pl.DataFrame, file: pathlib.Path) -> None:
-    """Writes a CSV or parquet file whole or not at all. Raises UserError when it cannot be written."""
-    with files.whole_file(file) as temporary:
-        table.write_csv(temporary) if file.suffix == ".csv" else table.write_parquet(temporary)
+from remind_jax.runtime import devices, progress, texts
 
 
 def _warn(predictor: Predictor, manifest: Manifest, table: pl.DataFrame) -> None:
@@ -51,23 +48,26 @@ def _warn(predictor: Predictor, manifest: Manifest, table: pl.DataFrame) -> None
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     strings, integers = {"data": "", "out": ""}, {"batch-size": (0, 0)}
-    choices = {"bad-files": ("", *BAD_FILES), "programs": ("keep", "forget")}
+    choices = {"bad-files": ("", *BAD_FILES), "programs": ("keep", "forget"), "as": ("table", "meds")}
     paths, options = cli.parse_runs(arguments, strings=strings, integers=integers, choices=choices, several=False)
     out = pathlib.Path(options["out"])
     if not options["data"]:
         raise UserError("no data: give a manifest folder or a table as --data=DATA")
-    if out.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--out={options['out']} must be a .csv or a .parquet file")
+    if out.suffix not in ((".parquet",) if options["as"] == "meds" else (".csv", ".parquet")):
+        raise UserError(f"--out={options['out']} must be a .csv or a .parquet file, with --as=meds the latter")
     predictor = model_folder.open_model(paths[0])
     with progress.make(0, "reading files") as bar:
         manifest = predictor.read(options["data"], options["bad_files"], bar.count)
+    as_meds = meds.for_evaluation(pathlib.Path(options["data"]), manifest) if options["as"] == "meds" else None
     parts, folder = [], devices.users_programs() if options["programs"] == "keep" else None
     with devices.kept_programs(folder), progress.make(manifest.table.height, "predicting") as bar:
         for probabilities, _ in predictor.batches(manifest, options["batch_size"]):
             parts.append(probabilities)
             bar.advance(sum(map(len, parts)))
-    table = predictor.tabulate(manifest, np.concatenate(parts))
-    write_table(table, out)
+    found = np.concatenate(parts)
+    table = predictor.tabulate(manifest, found)
+    if tables.write_table(as_meds(found) if as_meds else table, out):
+        print(f"warning: {texts.TOLD}", file=sys.stderr)
     _warn(predictor, manifest, table)
     print(f"{table.height} rows, {table['combination'].n_unique()} combinations; written: {out}")
 

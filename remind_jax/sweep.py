@@ -13,11 +13,12 @@
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
     --share              other processes, here or on other machines, run the same command in the
                          same folder
+    --on-changed-data=restart    runs whose data have changed begin anew; else they are refused
     --resamples=2000     bootstrap replicates of the differences
 
 Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails
 does not stop the others. Processes that share a sweep take runs in turn, and those of a process
-that was killed; the last one to end writes the tables.
+that was killed; the last one to end writes the tables, which hold runs on the same data only.
 
 Writes runs.csv, groups.csv, differences.csv, table.md, table.tex, index.html and sweep.json (the
 command, the time that it took and the machine) under DIR, and a folder a run.

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # JAX reads these when it starts. With too few threads in XLA's pool, steps on several fake devices that are not waited
 # for can block one another for good; NPROC sets the size of that pool.
@@ -20,6 +21,7 @@ import hypothesis  # noqa: E402, after the environment is set
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from remind_jax.runtime import signals  # noqa: E402
 from tests import tiny_runs  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,6 +32,15 @@ hypothesis.settings.register_profile("house", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("house")
 
 
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """A command that ends in this process leaves handlers behind that would end it."""
+    before = {number: signal.getsignal(number) for number in signals.CODES}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def quick_compilation(tmp_path_factory):
     """As `tiny_runs.quick_programs`, with a folder that all tests of this session share."""
@@ -37,6 +48,25 @@ def quick_compilation(tmp_path_factory):
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with tiny_runs.quick_programs(shared / "compiled"):
         yield
+
+
+@pytest.fixture
+def plain_cudnn(monkeypatch):
+    """XLA's attention in the place of cuDNN's, which needs a GPU; gives the shapes of the queries of each call.
+
+    Types are promoted as in a run, which the derivative of attention needs in bfloat16.
+    """
+    theirs, shapes = jax.nn.dot_product_attention, []
+
+    def plain(query, *others, implementation, **options):
+        assert implementation == "cudnn"
+        shapes.append(query.shape)
+        with jax.numpy_rank_promotion("allow"):
+            return theirs(query, *others, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    with jax.numpy_dtype_promotion("standard"):
+        yield shapes
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import remind_jax as rj
 from remind_jax import api
 from remind_jax.data.importers import table as importer
 from remind_jax.runtime import progress
+from tests.data.manifest_files import write_scans
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -186,6 +187,15 @@ def test_what_is_guessed_is_printed(capsys):
     assert "sepsis" not in printed
 
 
+def test_what_should_be_looked_at_is_printed_of_declared_modalities_too(capsys):
+    rows = hospital().with_columns(pl.col("k").fill_null(-999.0), copy=pl.col("died") * 2.0)
+    config = api.make_config("soft_moe", "quick", 0, 0.2, 0.1, {})
+    api.read_frame(rows, "died", {"labs": ["na", "k", "copy"]}, config, patient="person", sample="stay")
+    printed = capsys.readouterr().out
+    assert "cells -999): far from all other numbers" in printed
+    assert "copy (1.00) tells died" in printed
+
+
 def test_without_held_out_rows_the_report_is_that_of_the_tuning_rows_and_says_so(tmp_path):
     found = train_hospital(held_out=0, tuning=0.2)
     assert found.report["split"] == "tuning"
@@ -262,11 +272,9 @@ def test_categories_have_the_type_of_what_they_stand_for(values, kind):
 
 def test_new_rows_have_their_files_where_those_of_training_were(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "scans").mkdir()
-    rng, labels = np.random.default_rng(0), np.arange(60) % 2
-    for i in range(60):
-        np.save(tmp_path / "scans" / f"{i}.npy", rng.normal(labels[i], 1, (2, 3)).astype(np.float32))
-    frame = pl.DataFrame({"path": [f"{i}.npy" for i in range(60)], "died": labels})
+    labels = np.arange(60) % 2
+    names = write_scans(tmp_path / "scans", labels)
+    frame = pl.DataFrame({"path": names, "died": labels})
     options = {"label": "died", "modalities": {"scan": rj.Embedding("path")}, "data.root": str(tmp_path / "scans")}
     found = train(frame, **options, train={**TINY["train"], "epochs": 2.0, "joint_epochs": 1.0})
     found.save(tmp_path / "model")
@@ -298,8 +306,13 @@ def test_a_workdir_is_the_folder_of_a_run_of_these_rows(model, new, tmp_path):
     np.testing.assert_array_equal(rj.load(tmp_path / "run").predict_proba(new), model.predict_proba(new))
     changed = hospital().with_columns(pl.col("na") + 1)
     options = {"label": "died", "patient": "person", "sample": "stay", "modalities": MODALITIES}
-    with pytest.raises(rj.UserError, match=r"data\.digest"):
+    missing = hospital()["na"].null_count()
+    with pytest.raises(rj.UserError, match=f"cells changed in labs {ROWS - missing}; choose another workdir"):
         train(changed, **options, workdir=tmp_path / "run")
+    renewed = train(changed, **options, workdir=tmp_path / "run", on_changed_data="restart")
+    np.testing.assert_array_equal(renewed.predict_proba(new), train(changed, **options).predict_proba(new))
+    with pytest.raises(rj.UserError, match="on_changed_data='again' is unknown"):
+        train(changed, **options, on_changed_data="again")
 
 
 def test_it_works_in_a_thread_and_installs_no_signal_handlers(model, new):

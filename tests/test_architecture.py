@@ -47,12 +47,17 @@ WINGS["inference"].add("methods")
 WINGS["training"] = {*WINGS, "methods"}
 WINGS["studies"] = {*WINGS, "methods", "cli"}
 WINGS["analysis"] = {*WINGS, "methods", "cli"}
-MOST_LINES, MOST_OF_A_COMMAND, MOST_OF_ALL, MOST_AT_THE_TOP = 450, 80, 29_100, 18
+MOST_LINES, MOST_OF_A_COMMAND, MOST_OF_ALL, MOST_AT_THE_TOP = 450, 80, 31_600, 18
 NO_COMMANDS = {"__init__", "api", "cli", "errors", "estimators", "methods"}  # modules at the top level that are none
 
 # Imported where they are used, because each takes a good part of a second or more.
 HEAVY = {"tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "transformers", "orbax"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# What writes to a path, by the last part of its name, and by the whole of it.
+WRITERS = {"write_text", "write_bytes", "write_parquet", "write_csv", "write_json", "sink_parquet", "sink_csv", "touch"}
+WRITERS |= {"savefig", "tofile", "to_csv", "to_parquet", "save_file", "symlink_to", "hardlink_to"}
+NUMPY = {f"np.{name}" for name in ("save", "savez", "savez_compressed", "savetxt", "memmap")}
+COPIES = {f"shutil.{name}" for name in ("copy", "copy2", "copyfile", "copytree", "move")}
 SLOW_NNX = {"jit", "pmap", "grad", "value_and_grad", "Optimizer", "ModelAndOptimizer", "metrics"}
 
 Rule = Callable[[str, ast.Module], list[str]]
@@ -123,13 +128,59 @@ def one_owner(path: str, tree: ast.Module) -> list[str]:
     owners = {
         "remind_jax/training/checkpoint.py": ("orbax",),
         "remind_jax/runtime/devices.py": ("jax.sharding", "jax.NamedSharding", "jax.P", "jax.make_mesh"),
-        "remind_jax/runtime/files.py": ("fcntl", "os.replace", "os.rename", "tempfile.NamedTemporaryFile"),
+        "remind_jax/runtime/files.py": ("fcntl", "os.replace", "os.rename", "tempfile"),
+        "remind_jax/runtime/profiling.py": ("jax.profiler",),
+        "remind_jax/data/builder.py": ("tensorflow_datasets.core.SequentialWriter",),
+        "remind_jax/training/trackers/": ("tensorboardX", "mlflow", "wandb"),
         "remind_jax/models/": ("flax.nnx",),
     }
     if path.startswith("tests/"):
         return []
-    names = uses(path, tree)
+    # Benchmarks look at one thing at a time, in folders of their own.
+    names = {name for name in uses(path, tree) if path.startswith("remind_jax/") or not within(name, "tempfile")}
     return [n for owner, owned in owners.items() if not path.startswith(owner) for n in names if within(n, *owned)]
+
+
+def writes_whole(path: str, tree: ast.Module) -> list[str]:
+    """What writes to a path does so within `files.whole_file` and the like, or is a function of `files` itself."""
+    opened = ("remind_jax/runtime/files.py", "remind_jax/runtime/records.py")  # the second to read and lock
+    if not path.startswith("remind_jax/") or path in opened:
+        return []
+    own = {short for full, short in imported(path, ast.walk(tree)).items() if within(full, "remind_jax")}
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.With)]
+    whole = [b for b in blocks if any("files.whole_" in ast.unparse(item.context_expr) for item in b.items)]
+    inside = {id(node) for block in whole for node in ast.walk(block)}
+    memory = {"io.StringIO()", "io.BytesIO()"}
+    streams = {
+        ast.unparse(n.targets[0])
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Assign) and ast.unparse(n.value) in memory
+    }
+    streams |= {ast.unparse(i.optional_vars) for b in blocks for i in b.items if ast.unparse(i.context_expr) in memory}
+    found = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and id(node) not in inside):
+        head, _, name = ast.unparse(call.func).rpartition(".")
+        given = [ast.unparse(argument) for argument in call.args]
+        if head in own or (given and given[0] in streams):
+            continue
+        by_name = (name in WRITERS and (given or name == "touch")) or f"{head}.{name}" in NUMPY | COPIES
+        if by_name or _opens(head, name, call):
+            found.append(f"{ast.unparse(call.func)} in line {call.lineno}")
+    return found
+
+
+def _opens(head: str, name: str, call: ast.Call) -> bool:
+    """Whether a call opens a file for more than reading."""
+    if name == "open_memmap":
+        return "mode='r'" not in ast.unparse(call)
+    if name != "open":
+        return False
+    if head == "os":
+        return ast.unparse(call.args[0]) != "os.devnull" and ast.unparse(call.args[1]) != "os.O_RDONLY"
+    of_path = head not in ("", "io", "gzip")  # path.open(mode), and not open(path, mode)
+    modes = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] or call.args[not of_path :][:1]
+    texts = [mode.value if isinstance(mode, ast.Constant) else "" if of_path else "w" for mode in modes]
+    return any(isinstance(text, str) and set(text) & set("wax+") and not set(text) - set("rwaxbt+") for text in texts)
 
 
 def no_slow_nnx(path: str, tree: ast.Module) -> list[str]:
@@ -150,6 +201,18 @@ def no_pickle(path: str, tree: ast.Module) -> list[str]:
             if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" and not fixture:
                 found.append(f"allow_pickle in line {call.lineno}")
     return found
+
+
+def no_code_of_hubs(path: str, tree: ast.Module) -> list[str]:
+    """What transformers loads may name code of its own: it is asked not to run any, at every call."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    asked = [call for call in calls if ast.unparse(call.func).endswith((".from_pretrained", "transformers.pipeline"))]
+    refuse = ("trust_remote_code", "False")
+    return [
+        f"line {call.lineno} lacks trust_remote_code=False"
+        for call in asked
+        if refuse not in [(keyword.arg, ast.unparse(keyword.value)) for keyword in call.keywords]
+    ]
 
 
 def heavy_imports_inside(path: str, tree: ast.Module) -> list[str]:
@@ -211,9 +274,11 @@ RULES: tuple[Rule, ...] = (
     arrows,
     package_stands_alone,
     one_owner,
+    writes_whole,
     no_slow_nnx,
     no_tensorflow,
     no_pickle,
+    no_code_of_hubs,
     heavy_imports_inside,
     no_drawer,
     floors,
@@ -250,6 +315,22 @@ VIOLATIONS = [
     (one_owner, "remind_jax/studies/a.py", "import os\nos.replace('a.tmp', 'a')"),
     (one_owner, "remind_jax/data/a.py", "def f():\n  import fcntl"),
     (one_owner, "remind_jax/training/optimizer.py", "import flax\nflax.nnx.split(1)"),
+    (one_owner, "remind_jax/training/loop.py", "import jax\njax.profiler.start_trace('a')"),
+    (one_owner, "remind_jax/studies/a.py", "def f():\n  import wandb"),
+    (one_owner, "remind_jax/data/a.py", "import tempfile\ntempfile.mkstemp()"),
+    (writes_whole, "remind_jax/a.py", "open('a', 'w')"),
+    (writes_whole, "remind_jax/a.py", "open('a', mode='r+')"),
+    (writes_whole, "remind_jax/a.py", "with path.open('ab') as file: pass"),
+    (writes_whole, "remind_jax/a.py", "import gzip\ngzip.open(path, 'wt')"),
+    (writes_whole, "remind_jax/a.py", "open('a', mode)"),
+    (writes_whole, "remind_jax/a.py", "import os\nos.open('a', os.O_WRONLY | os.O_CREAT)"),
+    (writes_whole, "remind_jax/a.py", "path.write_text('')"),
+    (writes_whole, "remind_jax/a.py", "path.touch()"),
+    (writes_whole, "remind_jax/a.py", "table.write_parquet('a')"),
+    (writes_whole, "remind_jax/a.py", "import numpy as np\nnp.save('a', x)"),
+    (writes_whole, "remind_jax/a.py", "figure.savefig(path)"),
+    (writes_whole, "remind_jax/a.py", "import shutil\nshutil.copytree('a', 'b')"),
+    (writes_whole, "remind_jax/a.py", "with files.whole_file(a) as b: pass\nb.write_bytes(b'')"),
     (no_slow_nnx, "remind_jax/models/a.py", "from flax import nnx\n@nnx.jit\ndef f(): pass"),
     (no_slow_nnx, "tests/models/test_a.py", "import flax.nnx as fx\nfx.value_and_grad(abs)"),
     (no_slow_nnx, "remind_jax/models/a.py", "from flax.nnx import Optimizer"),
@@ -261,6 +342,9 @@ VIOLATIONS = [
     (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.load('f', allow_pickle=x)"),
     (no_pickle, "remind_jax/data/a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
     (no_pickle, "tests/test_a.py", "import numpy as np\nnp.load('f', allow_pickle=True)"),
+    (no_code_of_hubs, "remind_jax/data/a.py", "AutoTokenizer.from_pretrained(name)"),
+    (no_code_of_hubs, "tests/a.py", "transformers.AutoModel.from_pretrained(name, trust_remote_code=True)"),
+    (no_code_of_hubs, "remind_jax/data/a.py", "A.from_pretrained(name, trust_remote_code=some)"),
     (heavy_imports_inside, "remind_jax/data/a.py", "import tensorflow_datasets as tfds"),
     (heavy_imports_inside, "remind_jax/evaluation/a.py", "from sklearn import metrics"),
     (heavy_imports_inside, "remind_jax/config/table.py", "import ml_collections"),
@@ -290,9 +374,16 @@ ALLOWED = [
     ("remind_jax/models/a.py", "import jax\njax.jit(abs)\njax.grad(abs)"),
     ("remind_jax/training/checkpoint.py", "import orbax.checkpoint as ocp"),
     ("remind_jax/runtime/devices.py", "from jax.sharding import Mesh"),
+    ("remind_jax/data/a.py", "from remind_jax.runtime import files\nwith files.whole_file(a) as b: t.write_csv(b)"),
+    (
+        "remind_jax/data/a.py",
+        "from remind_jax.runtime import files\nfiles.write_text(a, 'b')\nopen(a, 'rb')\nt.write_csv()",
+    ),
+    ("remind_jax/data/a.py", "import io\nout = io.StringIO()\nfigure.savefig(out)\na.open()"),
     ("remind_jax/data/a.py", "import numpy as np\ndef f():\n  import grain\n  np.load('f', allow_pickle=False)"),
     ("tests/test_a.py", "import numpy as np\nnp.save('f', [], allow_pickle=True)"),
     ("benchmarks/run.py", "from benchmarks import cases\nimport torch"),
+    ("remind_jax/data/a.py", "AutoTokenizer.from_pretrained(name, trust_remote_code=False)"),
     ("remind_jax/data/a.py", "import tensorflow_datasets_like_name"),
     ("remind_jax/config/table.py", "def f():\n  import ml_collections"),
     ("remind_jax/predict.py", "def f():\n  from remind_jax.inference import model_folder"),

@@ -269,6 +269,29 @@ def test_a_run_that_a_signal_has_ended_exits_with_its_code(monkeypatch, capsys):
         assert err == "stopped; run the same command again to go on\n"
 
 
+_SLOW = """
+import time
+from remind_jax import cli
+def command(arguments):
+    print("begun", flush=True)
+    time.sleep(60)
+cli.run(command, "")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_any_command_in_one_line(number):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", _SLOW], env=environment, **streams) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.stderr.readline() == "stopped; run the same command again to go on\n"
+        process.send_signal(number)  # while the process winds up
+        assert process.wait(60) == signals.CODES[number]
+        assert process.stderr.read() == ""
+
+
 # A broken pipe that is not standard output is a defect as well.
 @pytest.mark.parametrize("defect", [ZeroDivisionError, BrokenPipeError])
 def test_defects_of_the_program_keep_their_traceback(monkeypatch, defect):
@@ -427,3 +450,29 @@ def test_help_in_a_shell(tmp_path):
     assert done.returncode == 0
     assert "\n    remind train --config=nhanes --quick\n" in done.stdout
     assert done.stderr == ""
+
+
+def test_names_of_others_do_nothing_to_a_terminal(monkeypatch, capsys):
+    def command(arguments):
+        print("Training \x1b]0;title\x07 on \u202edata")
+        raise UserError(f"unknown column {arguments[0]}")
+
+    monkeypatch.setattr(sys, "argv", ["remind", "\x1b[31m\udc80"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # put back what `run` wraps
+    with pytest.raises(SystemExit) as caught:
+        cli.run(command, None)
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == "Training \\x1b]0;title\\x07 on \\u202edata\n"
+    assert shown.err == "error: unknown column \\x1b[31m\\udc80\n"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no device that is full")
+def test_an_output_that_is_full_is_one_line():
+    code = "from remind_jax import cli; cli.run(lambda arguments: print('x'), None)"
+    with open("/dev/full", "w") as full:
+        environment, streams = {**os.environ, "PYTHONPATH": str(ROOT)}, {"stdout": full, "stderr": subprocess.PIPE}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, **streams, text=True, check=False)
+    expected = "error: No space left on device: make space, and run the same command again\n"
+    assert (done.returncode, done.stderr) == (2, expected)

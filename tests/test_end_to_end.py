@@ -130,7 +130,7 @@ def test_a_smoke_run_goes_all_the_way_and_says_what_it_is(name, tmp_path, reques
 def test_folder_holds_what_the_design_says(own):
     names = {path.name for path in own.folder.iterdir()}
     expected = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", "report.json", "report.html"}
-    assert names == expected | {"predictions.parquet", "model", "tensorboard"}
+    assert names == expected | {"predictions.parquet", "model", "tensorboard", "data.npz", ".owner"}
     assert len(list((own.folder / "tensorboard").iterdir())) == 1
     assert [path.name for path in (own.folder / "checkpoints").iterdir() if path.name.isdigit()]
     config = json.loads(own.text("config.json"))
@@ -187,7 +187,8 @@ def test_metrics_have_the_contract_s_keys(own):
     groups = {row["group"] for row in own.report["groups"] if not row.get("unseen")}
     steps = [record for record in own.records if "train/loss" in record]
     evaluations = [record for record in own.records if "eval/loss" in record]
-    assert len(steps) + len(evaluations) == len(own.records)
+    assert len(steps) + len(evaluations) == len(own.records) - 1
+    assert {"data/manifest", "data/split", "data/groups", "data/kinds"} <= own.records[0].keys()
     assert {record["stage"] for record in own.records} == {"joint", "specialize"}
     for record in steps:
         assert {key.removeprefix("dro/lambda/") for key in record if key.startswith("dro/lambda/")} == groups

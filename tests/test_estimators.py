@@ -14,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import remind_jax as rj
 from remind_jax import api, estimators
+from tests.data.manifest_files import write_scans
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -240,3 +241,15 @@ def test_it_works_in_a_pipeline_with_arrays(patients):
     found = make_pipeline(StandardScaler(), small()).fit(values, y)
     assert found.predict(values[:4]).shape == (4,)
     assert found[-1].model_.groups.modalities == ("x",)
+
+
+def test_new_rows_have_their_files_where_those_of_training_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labels = np.arange(60) % 2
+    names = write_scans(tmp_path / "scans", labels)
+    X = pl.DataFrame({"path": names})
+    keys = {**QUICK, "data.root": str(tmp_path / "scans")}
+    found = small(keys=keys, modalities={"scan": rj.Embedding("path")}).fit(X, labels)
+    probabilities = found.predict_proba(X)
+    assert probabilities.shape == (60, 2)
+    np.testing.assert_array_equal(copy.deepcopy(found).predict_proba(X), probabilities)

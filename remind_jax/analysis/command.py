@@ -16,7 +16,7 @@ from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models.model import Params
-from remind_jax.runtime import files, progress
+from remind_jax.runtime import files, progress, texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,20 +155,20 @@ def panels(runs: Sequence[Run], rows: Sequence[Sequence[Row]]) -> dict[str, list
 
 
 def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Writes a table whole or not at all; None and numbers that are not finite are empty cells."""
+    """Writes a table whole or not at all, for its owner alone: rows may be patients'. What is not finite is empty."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, bool | np.bool_):
             return str(bool(value)).lower()
         if isinstance(value, float | np.floating):
             return f"{value:.7g}" if np.isfinite(value) else ""
-        return "" if value is None else value
+        return "" if value is None else texts.cell(value)
 
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows({key: cell(row[key]) for key in columns} for row in rows)
-    files.write_text(file, text.getvalue())
+    files.write_text(file, text.getvalue(), private=True)
 
 
 def name_rows(axis: "Axes", place: Sequence[float], labels: Sequence[str], tail: Sequence[bool]) -> None:

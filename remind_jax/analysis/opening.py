@@ -2,21 +2,20 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import ml_collections
 
 from remind_jax.data import dataset as datasets
-from remind_jax.data import splits
 from remind_jax.errors import UserError
 from remind_jax.inference import model_files, model_folder
 from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
 from remind_jax.models.network import initial_params
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 from remind_jax.training.checkpoint import Checkpoints
+from remind_jax.training.run_folder import refuse_changed
 from remind_jax.training.stages import Stage, plan_stages
 
 
@@ -52,10 +51,9 @@ class Run:
 def output_folder(path: pathlib.Path) -> pathlib.Path:
     """Returns the folder under a run that analyses write to, made where it is missing; if it cannot be, a UserError."""
     folder = path / "analysis"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    files.refuse_links(folder)
+    with files.writing(folder):
+        files.make_folder(folder, private=True)
     return folder
 
 
@@ -75,11 +73,9 @@ def open_run(path: pathlib.Path) -> Run:
     if model_files.ADAPTED in config:
         raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
     with progress.make(0, "preparing") as bar:
-        data = datasets.load_dataset(config, bar)
-    if model.report["split_digest"] != splits.split_digest(data.whole_split):
-        raise UserError(f"the data have changed since the run in {path} was trained: other rows or splits")
-    if json.dumps(model.preprocessor.to_dict()) != json.dumps(data.preprocessor.to_dict()):
-        raise UserError(f"the data have changed since the run in {path} was trained: other contents")
+        fitted = datasets.fit(config)
+        refuse_changed(path, model, fitted)
+        data = datasets.prepare(fitted, config.data, bar)
     return Run(path, model, data, plan_stages(config, len(data.stores["train"]), data.inputs))
 
 

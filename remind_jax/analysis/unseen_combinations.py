@@ -16,7 +16,6 @@ Finished runs and adaptations are kept and the same command goes on. Writes unse
 .md, .png and .svg under DIR.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from remind_jax.analysis.command import QUIET, Row
 from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
+from remind_jax.evaluation import finished
 from remind_jax.evaluation.samples import Samples
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.runtime import progress
@@ -37,6 +37,7 @@ from remind_jax.studies.entries import Entry
 from remind_jax.studies.results import TITLES as FIGURES
 from remind_jax.studies.tables import size_text, spread_text
 from remind_jax.training import adaptation
+from remind_jax.training.adaptation import FACTS
 from remind_jax.training.unfreezing import Choice
 
 NAME = "unseen_combinations"
@@ -161,7 +162,7 @@ def adapted_folder(folder: pathlib.Path, strategy: Choice) -> pathlib.Path:
 
 
 def _check_same(out: pathlib.Path, choice: Choice) -> None:
-    there = json.loads((out / "report.json").read_text(encoding="utf-8"))[ADAPTED]
+    there = finished.read_report(out, FACTS)[ADAPTED]
     for key in ("steps", "lr"):
         if there[key] != getattr(choice, key):
             raise UserError(f"{out} was made with --{key}={there[key]}: choose another workdir, or delete it")
@@ -172,10 +173,10 @@ def collect(taking: Taking) -> list[Row]:
     rows = []
     for entry in taking.plan("without"):
         for strategy in STRATEGIES:
-            file = adapted_folder(entry.folder, strategy) / "report.json"
-            if not file.exists():
+            out = adapted_folder(entry.folder, strategy)
+            if not finished.is_there(out):
                 continue
-            facts = json.loads(file.read_text(encoding="utf-8"))[ADAPTED]
+            facts = finished.read_report(out, FACTS)[ADAPTED]
             same = {"method": entry.method, "seed": entry.seed, "unfrozen": strategy.unfreeze}
             same |= {key: facts[key] for key in ("trained_parameters", "chosen_step")}
             for key, samples in SAMPLES.items():

@@ -116,7 +116,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "programs": Key(
             "auto", "two: gradient and update; auto: two for large ones on CPU (same numbers)", ("auto", "one", "two")
         ),
-        "compilation_cache": Key("", "keeps compiled programs; empty: the user's own folder in ~/.cache; off: none"),
+        "compilation_cache": Key("", "folder of yours that keeps compiled programs; empty: one in ~/.cache; off: none"),
         "profile": Key("", "FIRST:STOP, steps traced to profile/ in the workdir (docs/performance.md)", SPAN),
         "devices": Key(0, "how many devices to use, of all processes together; 0 is all", NOT_NEGATIVE),
         "expert_devices": Key(1, "devices that share the experts; divides devices and fusion.experts", AT_LEAST_ONE),
@@ -142,6 +142,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "root": Key("", "folder of the real data; empty trains on the twin where there is one"),
         "cache": Key("", "folder of prepared shards; empty is ~/.cache/remind_jax; none decodes rows each time"),
         "fractions": Key((0.7, 0.1, 0.2), "train, tuning, held_out by patient, where the data bring no split"),
+        "split": Key(
+            "stratified",
+            "by class and combination; hash: by seed and patient id alone, so that new patients move nobody",
+            ("stratified", "hash"),
+        ),
         "max_tokens": Key(96, "longest text or code list, in tokens"),
         "vocabulary": Key(4_000, "largest fitted vocabulary"),
         "numbers": Key(

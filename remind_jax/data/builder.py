@@ -1,8 +1,8 @@
 """Prepared data: any manifest as array_record shards, written once and read by row number.
 
 The shards hold the raw columns of `manifest.decode`, so that one preparation serves every split, seed and option.
-TFDS's `SequentialWriter` writes them and not a `GeneratorBasedBuilder`: it keeps the rows in the manifest's order, and
-it streams, whereas the latter shuffles on disk and reaches for TensorFlow as soon as the records exceed 1 GB.
+TFDS describes and reads them. They are written here and not by a `GeneratorBasedBuilder`: rows keep the manifest's
+order and stream, whereas that one shuffles on disk and reaches for TensorFlow as soon as the records exceed 1 GB.
 """
 
 import contextlib
@@ -10,17 +10,20 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from remind_jax.data import files as data_files
 from remind_jax.data import manifest as manifest_lib
 from remind_jax.errors import UserError
 from remind_jax.runtime import files, progress
 
 _NAME, _SPLIT = "manifest", "samples"  # TFDS reserves the split name "all"
+_SHARD = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # names of files, as TFDS writes them down
 _VERSION = "1.0.0"  # of what the shards hold; raise it whenever `decode` or the features change
 _BLOCK = 1024  # rows decoded or read at a time, fewer where pixels are many
 _BLOCK_BYTES = 64 * 2**20  # of pixels in such a block
@@ -43,6 +46,7 @@ class Source:
     folder: pathlib.Path  # where the shards lie
     columns: tuple[Column, ...]  # the raw columns, in the order of the records' features
     records: Any  # random access to the serialized rows
+    share: files.Share  # keeps `forget` from them
 
     def __len__(self) -> int:
         return len(self.records)
@@ -54,7 +58,8 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
     The shards lie in `<cache_dir>/<start of the manifest's digest>-<version>/`. They are written to a temporary folder
     that is renamed when it is complete, so a preparation that is killed leaves nothing that could be taken for data. Of
     several processes that prepare the same at once, on any machines that share the cache, one writes and the others
-    wait for it; when it dies the next one begins anew. The folder is readable by its owner only.
+    wait for it; when it dies the next one keeps its whole shards and makes the rest, where the cache has locks. The
+    folder is readable by its owner only.
 
     The bar counts the rows written, of all rows, and says when another process is waited for.
 
@@ -67,13 +72,34 @@ def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: pr
     folder = cache_dir / f"{manifest.digest[:16]}-{_VERSION}"
     if not folder.exists():
         with _disk_errors(cache_dir, manifest.root):
-            cache_dir.mkdir(parents=True, exist_ok=True)
+            files.make_folder(cache_dir, private=True)
             with files.lock(cache_dir / f"{folder.name}.lock", busy=_waiting(bar)) as lock:
                 if lock.held:
                     files.remove_unfinished(folder)
                 if not folder.exists():
-                    _write(manifest, folder, bar)
-    return _open(folder, rows)
+                    _write(manifest, folder, bar, resume=lock.held)
+    return _open(folder, rows, files.Share(cache_dir / f"{folder.name}.lock"))
+
+
+def features_name(data: str, digest: str) -> str:
+    """Names the folder of a cache for features with this digest, computed of data with the digest `data`."""
+    return f"features-{data[:16]}-{digest[:16]}"
+
+
+def forget(cache_dir: pathlib.Path, digest: str) -> None:
+    """Removes what a cache holds of a manifest with this digest, rows and features, but for what is in use."""
+    for lock in cache_dir.glob(f"{digest[:16]}-*.lock"):
+        _remove_unused(lock.with_suffix(""), [lock])
+    for folder in cache_dir.glob(features_name(digest, "*")):
+        _remove_unused(folder, folder.glob("*.lock"))
+
+
+def _remove_unused(folder: pathlib.Path, locks: Iterable[pathlib.Path]) -> None:
+    with contextlib.ExitStack() as opened:
+        held = [files.try_lock(opened.enter_context(os.fdopen(files.open_here(lock))).fileno()) for lock in locks]
+        if all(held):
+            files.remove_unfinished(folder)
+            files.remove_folder(folder)
 
 
 def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,48 +132,128 @@ def _waiting(bar: progress.Silent) -> Callable[[], None]:
     return show
 
 
-def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, bar: progress.Silent) -> None:
-    """Writes the rows block by block into a folder that appears when it is complete."""
+def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, bar: progress.Silent, resume: bool) -> None:
+    """Writes the rows block by block into a folder that appears when it is complete.
+
+    With `resume` it goes on after the whole shards of a writer that was killed or stopped.
+    """
     rows, block = manifest.table.height, _block(modality.shape for modality in manifest.schema.modalities)
     first = manifest_lib.decode(manifest, np.arange(min(block, rows)))
     columns = tuple(Column(name, value.shape[1:], value.dtype.name) for name, value in first.items())
     shard_rows = _shard_rows(rows, first)
     del first
-    with _content_if_there(), files.whole_folder(folder, private=True) as temporary:
-        writer = _writer(temporary / _NAME / _VERSION, columns, shard_rows)
-        for start in range(0, rows, block):
+    with _content_if_there(), files.whole_folder(folder, private=True, resume=resume) as temporary:
+        writer = _Writer(temporary / _NAME / _VERSION, columns, shard_rows, rows)
+        for start in range(writer.rows, rows, block):
             stop = min(start + block, rows)
             raw = manifest_lib.decode(manifest, np.arange(start, stop))
+            _check_files(manifest, start, stop)
             _add(writer, columns, raw, stop - start)
             bar.count(stop, rows)
-        writer.close_all()
+        writer.close()
         described = [dataclasses.asdict(column) for column in columns]
-        (temporary / "columns.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+        files.write_text(temporary / "columns.json", json.dumps(described, indent=1))
 
 
-def _writer(folder: pathlib.Path, columns: tuple[Column, ...], shard_rows: int) -> Any:
-    """Opens a TFDS writer of array_record shards with so many rows each."""
-    import tensorflow_datasets as tfds
-
-    folder.mkdir(parents=True)
-    version = tfds.core.Version(_VERSION)
-    identity = tfds.core.DatasetIdentity(name=_NAME, version=version, data_dir=str(folder), module_name=__name__)
-    features = tfds.features.FeaturesDict({f"c{j}": _feature(column) for j, column in enumerate(columns)})
-    info = tfds.core.DatasetInfo(builder=identity, features=features)
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=shard_rows, file_format="array_record")
-    writer.initialize_splits([_SPLIT])
-    return writer
+def _check_files(manifest: manifest_lib.Manifest, start: int, stop: int) -> None:
+    """Refuses files that have changed since their digests were taken, under which their rows would be found again."""
+    for column in (modality.columns[0] for modality in manifest.schema.modalities if modality.stored == "file"):
+        for cell in manifest.table[column][start:stop].drop_nulls().unique().to_list():
+            known = manifest.files.get(cell)
+            if known and data_files.load(manifest.root, cell, data_files.record) != known:
+                raise UserError(f"a file of column {column!r} has changed meanwhile: give the same command again")
 
 
-def _add(writer: Any, columns: tuple[Column, ...], raw: dict[str, np.ndarray], rows: int) -> None:
-    """Adds rows to the shards. A row that TFDS cannot encode is in the text of its error, which is kept back."""
-    examples = [{f"c{j}": raw[column.name][i] for j, column in enumerate(columns)} for i in range(rows)]
+class _Writer:
+    """Writes array_record shards of so many rows each, as TFDS reads them, after the whole ones that are there.
+
+    The same rows are the same bytes in every process, which TFDS's own writer does not promise. `rows` are written.
+    """
+
+    def __init__(self, place: pathlib.Path, columns: tuple[Column, ...], shard_rows: int, rows: int):
+        import tensorflow_datasets as tfds
+
+        version = tfds.core.Version(_VERSION)
+        identity = tfds.core.DatasetIdentity(name=_NAME, version=version, data_dir=str(place), module_name=__name__)
+        self._features = tfds.features.FeaturesDict({f"c{j}": _feature(column) for j, column in enumerate(columns)})
+        self._info = tfds.core.DatasetInfo(builder=identity, features=self._features)
+        self._serializer = tfds.core.ExampleSerializer(self._features.get_serialized_info())
+        self._place, self._shard_rows, self._shard = place, shard_rows, None
+        place.mkdir(parents=True, exist_ok=True)
+        self._lengths, self._num_bytes = _whole_shards(place, shard_rows, rows)
+
+    @property
+    def rows(self) -> int:
+        return sum(self._lengths)
+
+    def add(self, example: dict[str, Any]) -> None:
+        from array_record.python import array_record_module
+
+        record = self._serializer.get_tf_example(self._features.encode_example(example))
+        record = record.SerializeToString(deterministic=True)
+        if self._shard is None:
+            file = _shard_file(self._place, len(self._lengths))
+            self._shard = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+            self._lengths.append(0)
+        self._shard.write(record)
+        self._lengths[-1] += 1
+        self._num_bytes += len(record)
+        if self._lengths[-1] == self._shard_rows:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+
+    def close(self) -> None:
+        """Writes what TFDS must know of the shards."""
+        import tensorflow_datasets as tfds
+
+        self._close_shard()
+        self._info.set_file_format("array_record")
+        template = tfds.core.ShardedFileTemplate(self._place, _SHARD, _NAME, _SPLIT, "array_record")
+        split = tfds.core.SplitInfo(_SPLIT, self._lengths, self._num_bytes, template)
+        self._info.set_splits(tfds.core.SplitDict([split]))
+        self._info.write_to_directory(self._place)
+
+
+def _shard_file(place: pathlib.Path, number: int) -> pathlib.Path:
+    return place / f"{_NAME}-{_SPLIT}.array_record-{number:05}"
+
+
+def _whole_shards(place: pathlib.Path, shard_rows: int, rows: int) -> tuple[list[int], int]:
+    """Finds the first shards that hold all their rows, and removes the others; returns their lengths and bytes."""
+    lengths, num_bytes = [], 0
+    for number in range(-(-rows // shard_rows)):
+        records = _records(_shard_file(place, number))
+        if len(records) != min(shard_rows, rows - sum(lengths)):
+            break
+        lengths.append(len(records))
+        num_bytes += sum(map(len, records))
+    for file in sorted(place.glob("*.array_record-*"))[len(lengths) :]:
+        file.unlink()
+    return lengths, num_bytes
+
+
+def _records(file: pathlib.Path) -> list[bytes]:
+    """Reads all records of a shard; none of one that is not there or was cut, as its end says where they are."""
+    from array_record.python import array_record_module
+
     try:
-        writer.add_examples({_SPLIT: examples})
-    except Exception as error:
-        if "encode example" not in str(error):
-            raise
-        raise TypeError("a row is not of the shapes and types of the first ones") from None
+        with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
+            return reader.read_all()
+    except Exception:  # array_record has none of its own
+        return []
+
+
+def _add(writer: _Writer, columns: tuple[Column, ...], raw: dict[str, np.ndarray], rows: int) -> None:
+    """Adds rows to the shards. A row that TFDS cannot encode is in the text of its error, which is kept back."""
+    for i in range(rows):
+        try:
+            writer.add({f"c{j}": raw[column.name][i] for j, column in enumerate(columns)})
+        except (AttributeError, TypeError, ValueError):
+            raise TypeError("a row is not of the shapes and types of the first ones") from None
 
 
 @contextlib.contextmanager
@@ -184,7 +290,7 @@ def _feature(column: Column) -> Any:
     return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype), encoding="bytes")
 
 
-def _open(folder: pathlib.Path, rows: int) -> Source:
+def _open(folder: pathlib.Path, rows: int, share: files.Share) -> Source:
     """Opens a complete folder and checks that it holds all rows."""
     import tensorflow_datasets as tfds
 
@@ -193,7 +299,7 @@ def _open(folder: pathlib.Path, rows: int) -> Source:
         columns = tuple(Column(c["name"], tuple(c["shape"]), c["dtype"]) for c in described)
         builder = tfds.builder_from_directory(folder / _NAME / _VERSION)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES  # `read` parses whole blocks, 4 times faster than TFDS row by row
-        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw))
+        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw), share)
         if len(source) != rows:
             raise _damaged(folder)
         return source

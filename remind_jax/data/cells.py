@@ -1,10 +1,13 @@
 """Cells of one column: which words mean missing, how numbers become strings, how values get into their rows."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
 from remind_jax.data.findings import Finding, in_rows
 from remind_jax.data.inputs import MISSING_TOKENS
+from remind_jax.data.numerals import plain
 from remind_jax.errors import UserError
 
 
@@ -36,6 +39,24 @@ def trim(column: pl.Series) -> pl.Series:
     return column.set((column == "").fill_null(False), None)
 
 
+def emptied(column: pl.Series) -> tuple[pl.Series, int]:
+    """Returns a column of any type with words for missing, blanks and NaN as null, and how many words there were.
+
+    A column without any is returned itself.
+    """
+    if column.dtype.is_float():
+        return (column.fill_nan(None) if column.is_nan().any() else column), 0
+    if column.dtype not in (pl.String, pl.Categorical, pl.Enum):
+        return column, 0
+    text = column.cast(pl.String)  # `set` knows no categories; these keep their kind
+    words = looks_missing(text)
+    if not words.any():
+        return column, 0
+    n = int((words & (text.str.strip_chars() != "")).sum())
+    text = text.set(words, None)
+    return text if column.dtype == pl.String else text.cast(pl.Categorical), n
+
+
 def without_words(column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
     """Returns single values as strings, blanks and words for missing as null, and a finding that counts these."""
     column = as_string(column)
@@ -47,6 +68,13 @@ def normalised(words: pl.Series, where: str) -> list[Finding]:
     """Says (E009, not fatal) which cells [n] were words for missing and are null now."""
     text = f"{where}{in_rows(words)} blank or a word for missing (NA, None, …), read as missing; leave them empty"
     return [Finding("E009", text, False)] if words.any() else []
+
+
+def means_missing(column: pl.Series, words: Sequence[str]) -> pl.Series:
+    """Tells which single values are one of some words or numbers that stand for missing; -999 is -999.0, bool [n]."""
+    text = column.cast(pl.String).str.strip_chars()
+    numbers = plain(pl.Series(words, dtype=pl.String)).drop_nulls()
+    return (text.is_in(list(words)) | plain(text).is_in(numbers.to_list())).fill_null(False)
 
 
 def spread(values: pl.Series, present: np.ndarray) -> pl.Series:

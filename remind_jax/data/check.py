@@ -2,13 +2,12 @@
 
 I001 carries counts of what a source read and left out, W107 names options that let the outcome leak into the input,
 W108 a modality that no row to predict has, W109 encoders that begin with random weights at the paper's size, W110
-pictures without contrast, W111 volumes whose slices are at uneven distances, or at others than those of the rest, and
-W112 columns that tell the label nearly by themselves.
+pictures without contrast, W111 volumes whose slices are at uneven distances, or at others than those of the rest, W112
+columns that tell the label nearly by themselves, and W113 numbers that may stand for missing.
 Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
-sample id or a patient id in clear.
+sample id or a patient id in clear; W113 alone names numbers.
 """
 
-import dataclasses
 import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from remind_jax.data import groups, leaks, splits
+from remind_jax.data import groups, leaks, numerals, splits
 from remind_jax.data.findings import Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.manifest import Manifest
@@ -61,7 +60,7 @@ def find_problems(manifest: Manifest, split: np.ndarray | None = None) -> list[F
             findings += _unread_files(manifest, modality)
     if not any(finding.fatal for finding in findings):
         findings += [*_unseen_groups(manifest, split), *_shared_content(manifest), *_informative(manifest, split)]
-        findings += _leaks(manifest)
+        findings += [*_leaks(manifest), *_stand_ins(manifest)]
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
@@ -86,8 +85,8 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
     """Finds what is wrong with rows to predict, whose labels may be null; says nothing of combinations and splits."""
     if not manifest.table.height:
         return [_NO_ROWS]
-    some = [dataclasses.replace(each, fatal=not manifest.presence.any()) for each in _no_modality(manifest)]
-    findings = [*manifest.notes, *_identity(manifest), *some]
+    remedy = "they get the class shares of training" if manifest.presence.any() else ""
+    findings = [*manifest.notes, *_identity(manifest), *_no_modality(manifest, remedy)]
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
     return sorted(findings, key=lambda finding: not finding.fatal)
@@ -95,9 +94,11 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
 
 def absent_columns(schema: Schema, columns: Sequence[str]) -> list[Finding]:
     """Finds columns that the schema names and the table lacks (E001)."""
-    absent = [(owner, column) for owner, column in schema.columns() if column not in columns]
-    free = [column for column in columns if column not in {column for _, column in schema.columns()}]
-    if len(absent) == len(list(schema.columns())):
+    named, there = list(schema.columns()), set(columns)
+    absent = [(owner, column) for owner, column in named if column not in there]
+    used = {column for _, column in named}
+    free = [column for column in columns if column not in used]
+    if len(absent) == len(named):
         # Names are not listed: without a header line they are the first patient's cells.
         text = "the table has none of the schema's columns; does it begin with a header line, with commas between?"
         return [Finding("E001", text, True)]
@@ -163,11 +164,12 @@ def _patients_cut(manifest: Manifest, split: np.ndarray | None) -> Iterator[Find
         yield Finding("E003", text, True)
 
 
-def _no_modality(manifest: Manifest) -> Iterator[Finding]:
+def _no_modality(manifest: Manifest, remedy: str = "") -> Iterator[Finding]:
+    """Finds rows without any modality, which are to be dropped unless there is another remedy."""
     empty = np.flatnonzero(~manifest.presence.any(axis=1)) + 1
     if len(empty):
         some = "1 row has" if len(empty) == 1 else f"{len(empty)} rows have"
-        yield Finding("E004", f"{some} no modality at all (rows {listed(empty)}); drop them", True)
+        yield Finding("E004", f"{some} no modality at all (rows {listed(empty)}); {remedy or 'drop them'}", not remedy)
 
 
 def _unread_files(manifest: Manifest, modality: Modality) -> list[Finding]:
@@ -241,3 +243,10 @@ def _leaks(manifest: Manifest) -> Iterator[Finding]:
     tabular = {m.name: list(m.all_columns) if m.kind == "tabular" else [] for m in schema.modalities}
     for text in leaks.lines(manifest.table, tabular, manifest.presence, manifest.labels, schema.label):
         yield Finding("W112", text, False)
+
+
+def _stand_ins(manifest: Manifest) -> Iterator[Finding]:
+    """Finds numbers in tables that may stand for missing, such as -999 (W113)."""
+    names = [c for m in manifest.schema.modalities if m.kind == "tabular" for c in m.columns]
+    for text in numerals.stand_in_lines(manifest.table, names):
+        yield Finding("W113", text, False)

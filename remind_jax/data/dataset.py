@@ -16,7 +16,7 @@ from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.runtime import progress
+from remind_jax.runtime import files, progress
 
 DEFAULT_CACHE = "~/.cache/remind_jax"
 UNPREPARED = "none"
@@ -97,7 +97,7 @@ def fit(config: Any, manifest: Manifest | None = None) -> FittedData:
     """
     manifest = read(config) if manifest is None else manifest
     try:
-        whole_split = splits.make_splits(manifest, config.seed, config.data.fractions)
+        whole_split = splits.make_splits(manifest, config.seed, config.data.fractions, config.data.split)
     except UserError:
         # Usually the checks can say more than the first thing that was in the way.
         check.refuse(check.find_problems(manifest))
@@ -132,13 +132,17 @@ def prepare(fitted: FittedData, data: Any, bar: progress.Silent | None = None) -
     if data.cache == UNPREPARED:
         take = functools.partial(decode, fitted.manifest)
     else:
-        cache = pathlib.Path(data.cache or DEFAULT_CACHE).expanduser()
-        take = functools.partial(builder.read, builder.prepare(fitted.manifest, cache, bar=bar))
+        take = functools.partial(builder.read, builder.prepare(fitted.manifest, cache_folder(data.cache), bar=bar))
     stores = {}
     for i, name in enumerate(splits.SPLITS):
         rows = np.flatnonzero(fitted.split == i)
         stores[name] = pipeline.make_store(take, rows, fitted.preprocessor, fitted.groups, memory_gib=data.memory_gib)
     return Dataset(**vars(fitted), stores=stores)
+
+
+def cache_folder(cache: str) -> pathlib.Path:
+    """Returns the folder that `data.cache` of a config names."""
+    return files.expanded(cache or DEFAULT_CACHE)
 
 
 def cohort(manifest: Manifest) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -12,6 +12,7 @@ import pyarrow.parquet
 from remind_jax.data.findings import FileRecord
 from remind_jax.data.inputs import safe_path
 from remind_jax.errors import UserError
+from remind_jax.runtime import records
 
 THREADS = 8  # that read or decode files; more would need memory for as many large images
 REMEDY = "replace the files, empty the cells or set data.bad_files to missing"
@@ -51,19 +52,28 @@ def load(root: pathlib.Path | None, cell: str, read: Callable[[pathlib.Path], An
         raise UserError(f"E007 a file of the manifest cannot be read any more ({reason}); check the folder") from None
 
 
-def read_parquet(path: pathlib.Path, most_rows: int | None = None) -> pl.DataFrame:
-    """Reads a parquet file by Arrow's reader: on some damaged pages that of polars ends the process.
+def read_parquet(
+    path: pathlib.Path,
+    most_rows: int | None = None,
+    below: pathlib.Path = records.ANYWHERE,
+    columns: Container[str] | None = None,
+) -> pl.DataFrame:
+    """Reads a parquet file, or some of its columns, by Arrow: on some damaged pages polars ends the process.
 
     Raises:
       ValueError: it cannot be read or claims more than `most_rows`; says so without what the file holds.
+      UserError: it is no regular file, or a link leads out of the folder that it is to lie `below`.
     """
     try:
-        with pa.parquet.ParquetFile(path) as file:
+        with records.opened(path, below) as stream, pa.parquet.ParquetFile(stream) as file:
             if most_rows is not None and file.metadata.num_rows > most_rows:
                 raise ValueError(f"it claims more than {most_rows:,} rows")
             names = file.schema_arrow.names  # those that are no UTF-8 raise here; polars would panic
             if len(set(names)) < len(names):
                 raise ValueError("two columns have one name")
-            return pl.from_arrow(file.read())
+            chosen = None if columns is None else [name for name in names if name in columns]
+            found = file.read(columns=chosen)
+            found.validate(full=True)  # polars panics at damaged pages that have passed so far
+            return pl.from_arrow(found)
     except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         raise ValueError(type(error).__name__) from None

@@ -100,8 +100,10 @@ class Groups:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Groups":
-        """Inverts `to_dict`."""
+        """Inverts `to_dict`. Raises ValueError: its parts do not go together."""
         masks, counts = np.array(content["masks"], bool), np.array(content["train_counts"], np.int64)
+        if masks.shape != (len(counts), len(content["modalities"])) or len(content["tail"]) != len(counts):
+            raise ValueError("combinations do not fit the modalities")
         return cls(tuple(content["modalities"]), masks, counts, np.array(content["tail"], bool))
 
     def index(self, presence: np.ndarray) -> np.ndarray:

@@ -8,12 +8,25 @@ import os
 import pathlib
 import re
 import statistics
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 MISSING_TOKENS = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null")
+_PLAIN = r"([+-]?[0-9]+(?:\.[0-9]+)?)"
+LIMIT, RANGE = rf"^[<>≤≥~]=?\s*{_PLAIN}$", rf"^{_PLAIN}\s*(?:-|–|to)\s*{_PLAIN}$"
+GROUPED = r"^[+-]?[0-9]{1,3}(['\s][0-9]{3})+([.,][0-9]+)?$"  # 1 234 567
+POINT = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]+)?$"  # 1,234.5
+SURE_POINT = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+\.[0-9]+$"
+COMMA = r"^[+-]?([0-9]+|[1-9][0-9]{0,2}(\.[0-9]{3})+),[0-9]+$"  # 1.234,5 and 65,5
+DOTS = r"^[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+$"  # 1.234.567
+WITH_COMMA, WITH_DOT = r"^[<>≤≥~=\s]*[+-]?[0-9.]*,[0-9.,]*$", r"^[+-]?[0-9.]*\.[0-9.]*$"
+LIMIT_SIGNS = "<>≤≥~= "
+LONG_MINUS = r"^[<>≤≥~=\s]*−[0-9]"
+UNIT = r"^([<>≤≥~=\s]*[+−-]?[0-9][0-9.,'\s]*?)\s*([%‰]|°[CFcf]?|\s[A-Za-z]|[A-Za-zµμ/][A-Za-zµμ/%²³]{1,9})$"
+PLURAL, NO_UNITS = r"^([a-z]{2,})s$", ("st", "nd", "rd", "th")  # days are day; 1st is a word
 PAD, EOS, UNK = 0, 1, 2  # as in T5
 SPECIAL = ("<pad>", "</s>", "<unk>")
 NUMBER_SHARE = 0.5
@@ -22,6 +35,8 @@ MAX_TEXT = 2**26  # bytes
 MAX_NUMBERS = 100_000_000  # of an embedding
 MAX_PIXELS = 100_000_000  # of an image
 MAX_VOXELS = 300_000_000  # of a volume: frames x height x width
+# Python 3.11 refuses sound headers (SystemError) where threads read them as literals at once.
+_HEADERS = threading.Lock()
 _BITS = (8, 10, 12, 14, 16)
 _TAILS = (0.5, 99.5)  # percentiles
 _DRAWN = 2**16  # values of a frame that percentiles are taken of
@@ -135,12 +150,17 @@ def read_array(path: pathlib.Path) -> np.ndarray:
 def map_array(path: pathlib.Path) -> np.ndarray:
     """Maps the array of an npy file of up to `MAX_NUMBERS`; raises ValueError if it is none."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = _mapped(path)
     except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
         raise ValueError("not npy") from error
     if array.size > MAX_NUMBERS:
         raise ValueError("large")
     return array
+
+
+def _mapped(path: pathlib.Path) -> np.ndarray:
+    with _HEADERS:
+        return np.lib.format.open_memmap(path, mode="r")
 
 
 def is_tokens(array: np.ndarray) -> bool:
@@ -157,7 +177,7 @@ def as_float(array: np.ndarray) -> np.ndarray:
 def map_pixels(path: pathlib.Path, volume: bool) -> np.ndarray:
     """Maps the pixels of an npy file, [h, w(, c)] or [t, h, w(, c)], and checks their shape, number and type."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = _mapped(path)
     except OSError:
         raise
     except Exception:  # numpy parses the header as Python and lets all of the parser's errors through

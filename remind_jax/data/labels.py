@@ -63,6 +63,8 @@ def read(column: pl.Series, declared: Sequence[str] = ()) -> Labels:
         notes.append(f"label {column.name}: forms of one value are one class: {listed(merged, 8)}")
     cells = text.replace(names)
     classes = list(declared) or in_order(cells.drop_nulls().unique().to_list())
+    if marks := [name for name in classes if name not in declared and re.fullmatch(r"[\W_]+", name)]:
+        notes.append(f"label {column.name}: {listed(marks)} is a class; --missing={marks[0]} reads it as no label")
     return Labels(cells.alias(column.name), classes, notes)
 
 
@@ -71,6 +73,12 @@ def as_classes(column: pl.Series, classes: Sequence[str]) -> pl.Series:
     text = _text(column, classes)
     found = text.replace(_names(text, classes))
     return found.set(looks_missing(found) & ~found.is_in(list(classes)), None)
+
+
+def positive(classes: Sequence[str]) -> int | None:
+    """Returns which of two classes stands for yes, true or 1, where the other is its opposite; None for others."""
+    found = [_SAME.get(_plain(name)) for name in classes]
+    return found.index(True) if sorted(map(str, found)) == ["False", "True"] else None
 
 
 def _text(column: pl.Series, declared: Sequence[str]) -> pl.Series:

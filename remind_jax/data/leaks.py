@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import listed
 
 SURE = 0.98  # AUROC of a number, or balanced accuracy of a category or of what is missing
@@ -21,21 +22,22 @@ _AFTER = (
 )
 
 
-def columns(table: pl.DataFrame, names: Iterable[str], labels: np.ndarray) -> dict[str, float]:
+def columns(table: pl.DataFrame | Columns, names: Iterable[str], labels: np.ndarray) -> dict[str, float]:
     """Finds columns of numbers and categories that tell the label, int [n], by their values or by being empty.
 
     Returns by column the area under the ROC curve of a number, or the mean over classes of how many rows the best
     guess from a value gets right, where that is `SURE` or more.
     """
     step = -(-table.height // _ROWS) or 1
-    table, labels = table.gather_every(step), labels[::step]
+    labels = labels[::step]
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2 or counts.min() < _LEAST:
         return {}
     labels = np.searchsorted(classes, labels)
     found = {}
     for name in names:
-        scores = [_by_value(table[name], labels), _by_map(table[name].is_null().to_numpy(), labels)]
+        cells = table[name].gather_every(step)
+        scores = [_by_value(cells, labels), _by_map(cells.is_null().to_numpy(), labels)]
         if (score := max(scores)) >= SURE:
             found[name] = score
     return found
@@ -59,7 +61,7 @@ def presence(present: np.ndarray, names: list[str], labels: np.ndarray) -> list[
 
 
 def lines(
-    table: pl.DataFrame, entries: Mapping[str, Any], present: np.ndarray, labels: np.ndarray, label: str
+    table: pl.DataFrame | Columns, entries: Mapping[str, Any], present: np.ndarray, labels: np.ndarray, label: str
 ) -> list[str]:
     """Warns of columns of tables and of presence that tell the label; `entries` are modalities' numbers and categories
     by name, `present` is bool [n, m] in their order."""

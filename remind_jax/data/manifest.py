@@ -9,12 +9,13 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
 
 from remind_jax.data import files
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import FileRecord, Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.kinds.kind import Rows
@@ -67,7 +68,7 @@ class Manifest:
             sha.update(np.packbits(cells.is_null().to_numpy()).tobytes())
             sha.update(_cell_bytes(cells))
             if column in paths:
-                sha.update("".join(self._file_digest(cell) for cell in cells.drop_nulls().to_list()).encode())
+                sha.update("".join(self.file_digest(cell) for cell in cells.drop_nulls().to_list()).encode())
         sha.update(b"" if self.weights is None else self.weights.tobytes())
         return sha.hexdigest()
 
@@ -75,15 +76,19 @@ class Manifest:
         """Returns some rows, int [n] from 0, as kinds take them."""
         return Rows(self.table, np.asarray(places, np.int64), self.root, self.schema.patient_id)
 
-    def _file_digest(self, cell: str) -> str:
+    def file_digest(self, cell: str) -> str:
+        """Returns the sha256 (hex) of the file that a cell names."""
         return (self.files.get(cell) or files.load(self.root, cell, files.record)).sha256
 
 
-def presence_of(table: pl.DataFrame, modalities: Iterable[Sequence[str]]) -> np.ndarray:
+def presence_of(table: pl.DataFrame | Columns, modalities: Iterable[Iterable[str]]) -> np.ndarray:
     """Tells in which rows of a table any of the columns of each modality holds something, bool [n, m]."""
-    return table.select(
-        pl.any_horizontal(pl.col(columns).is_not_null()).alias(str(j)) for j, columns in enumerate(modalities)
-    ).to_numpy(order="c")
+    modalities = [list(columns) for columns in modalities]
+    present = np.zeros((table.height, len(modalities)), bool)
+    for j, columns in enumerate(modalities):
+        for column in columns:
+            present[:, j] |= table[column].is_not_null().to_numpy()
+    return present
 
 
 def _cell_bytes(cells: pl.Series) -> bytes:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import yaml
 
 from remind_jax.data import check, tables
+from remind_jax.data.blocks import Columns
 from remind_jax.data.cells import as_string, trim
 from remind_jax.data.findings import Finding
 from remind_jax.data.kinds import KINDS, images
@@ -22,9 +23,11 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.scan import scan_files
 from remind_jax.data.schema import RESERVED, Modality, Schema, mapping, shown, string
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.runtime import records
 
 BAD_FILES = ("refuse", "missing")
 SPLIT_ALIASES = {"val": "tuning", "test": "held_out"}
+_MAX_SCHEMA = 2**24  # bytes
 _MAX_ROWS = 20_000_000  # of a parquet file, whose size does not tell
 
 
@@ -34,10 +37,12 @@ def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
     Raises UserError: the file is not there, not YAML, or does not say what it must.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.safe_load(records.content(path, most=_MAX_SCHEMA).decode())
     except FileNotFoundError:
         hint = "a manifest folder needs one, which remind import writes"
         raise UserError(f"{path} does not exist: {hint}") from None
+    except UserError:
+        raise
     except Exception as error:  # what its tags cannot read ends in all kinds of errors
         place = getattr(error, "problem_mark", None)
         raise UserError(f"{path} is not YAML{f' (line {place.line + 1})' if place else ''}") from None
@@ -144,7 +149,7 @@ def load_manifest(
     if window not in images.WINDOWS:
         raise UserError(f"data.window must be one of {', '.join(images.WINDOWS)}, not {window!r}")
     schema = read_schema(root / "schema.yaml", image_size, frames)
-    table = tables.read_table(_table_of(root), _MAX_ROWS)
+    table = tables.read_table(table_of(root), _MAX_ROWS)
     return _typed(schema, table, root, thorough, bad_files, window, count=count)
 
 
@@ -168,12 +173,37 @@ def of_frame(
     return manifest
 
 
-def without_files(content: Mapping[str, Any], table: pl.DataFrame) -> Manifest:
-    """Makes a manifest of a frame and of the content of a schema.yaml, as if each file that it names were sound.
+def without_files(content: Mapping[str, Any], table: pl.DataFrame | Columns) -> Manifest:
+    """Makes a manifest of a table and of the content of a schema.yaml that tells whether both can be used, files aside.
+
+    What is wrong with cells stands in its notes, and each modality is one column that says where it is present.
 
     Raises UserError: the schema cannot be used, or a column is not there.
     """
-    return _typed(_parse_schema(dict(content), 1, 1), table, pathlib.Path(), False, "refuse", "stored", scan=False)
+    schema = _parse_schema(dict(content), 1, 1)
+    check.refuse(check.absent_columns(schema, table.columns))
+    series, notes, modalities = _roles(schema, table), [], []
+    for modality in schema.modalities:
+        kind, present = KINDS[modality.kind], np.zeros(table.height, bool)
+        alone = [(c, (c,), ()) for c in modality.columns] + [(c, (), (c,)) for c in modality.categorical]
+        for name, columns, categorical in alone:
+            part = dataclasses.replace(modality, columns=columns, categorical=categorical)
+            part, cells, found = kind.typed(kind.windowed(part, "stored"), {name: table[name]})
+            notes += [*found, *kind.problems(part, pl.DataFrame(cells))]
+            present |= cells[name].is_not_null().to_numpy()
+        series[name] = pl.Series(name, ["there"]).gather(pl.Series(np.where(present, 0, -1)).replace(-1, None))
+        modalities.append(Modality(modality.name, "codes", (name,)))
+    schema = dataclasses.replace(schema, modalities=tuple(modalities))
+    return Manifest(schema, pl.DataFrame(series), pathlib.Path(), schema.name, tuple(notes))
+
+
+def _roles(schema: Schema, table: pl.DataFrame | Columns) -> dict[str, pl.Series]:
+    """Returns ids, labels and splits as strings, by column."""
+    names = (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else []))
+    series = {name: trim(as_string(table[name])) for name in names}
+    if schema.split is not None:
+        series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
+    return series
 
 
 def _typed(
@@ -185,16 +215,11 @@ def _typed(
     window: str,
     notes: Sequence[Finding] = (),
     count: Callable[[int, int], None] | None = None,
-    scan: bool = True,
 ) -> Manifest:
     """Brings the columns that a schema names into the types that `Manifest` promises; findings join the notes."""
     check.refuse(check.absent_columns(schema, table.columns))
     notes = list(notes)
-    series = {name: table[name] for _, name in schema.columns()}
-    for name in (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else [])):
-        series[name] = trim(as_string(series[name]))
-    if schema.split is not None:
-        series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
+    series = {name: table[name] for _, name in schema.columns()} | _roles(schema, table)
     modalities, records = [], {}
     for modality in schema.modalities:
         kind = KINDS[modality.kind]
@@ -202,7 +227,7 @@ def _typed(
         modalities.append(modality)
         series |= columns
         notes += found
-        if modality.stored == "file" and scan:
+        if modality.stored == "file":
             name = modality.columns[0]
             found = scan_files(root, modality, series[name], thorough=thorough, bad_files=bad_files, count=count)
             series[name] = found.cells
@@ -240,7 +265,7 @@ def read_new(
         root = path if path.is_dir() else path.parent
         if path.is_dir() and (path / "schema.yaml").is_file():
             schema = read_schema(path / "schema.yaml", image_size, frames)
-        table = tables.read_table(_table_of(path) if path.is_dir() else path, _MAX_ROWS)
+        table = tables.read_table(table_of(path) if path.is_dir() else path, _MAX_ROWS)
     else:
         table = as_polars(data)
     schema, table, notes = _completed(schema, table)
@@ -311,7 +336,8 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
         return not set(names) & set(table.columns)
 
     empty, notes = pl.lit(None, pl.String), []
-    free = [column for column in table.columns if column not in {column for _, column in schema.columns()}]
+    used = {column for _, column in schema.columns()}
+    free = [column for column in table.columns if column not in used]
     # A schema of a run tells how its own data were stored; new ones may hold files in place of values.
     modalities = [KINDS[each.kind].as_new(each) for each in schema.modalities]
     lacking = [each for each in modalities if absent(each.all_columns)]
@@ -330,8 +356,10 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
     return schema, table, notes
 
 
-def _table_of(root: pathlib.Path) -> pathlib.Path:
+def table_of(root: pathlib.Path) -> pathlib.Path:
+    """Returns the table of a manifest folder. Raises UserError: there is none, or there are two."""
     paths = [path for path in (root / "manifest.csv", root / "manifest.parquet") if path.is_file()]
     if len(paths) != 1:
         raise UserError(f"{root}: needs manifest.csv or manifest.parquet, and has {'both' if paths else 'neither'}")
-    return paths[0]
+    with records.opened(paths[0], root):  # refuses what is no regular file of this folder
+        return paths[0]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.runtime import records
 
 RESERVED = ("present", "group", "label", "row", "weight")
 """Names of what a batch holds next to the modalities, which no modality may have."""
@@ -81,7 +82,9 @@ class Schema:
 
 
 def schema_from_dict(content: Mapping[str, Any]) -> Schema:
-    """Inverts `Schema.to_dict`."""
+    """Inverts `Schema.to_dict`. Raises ValueError: the content is none that it gave."""
+    if why := records.fault(content, records.of_class(Schema)):
+        raise ValueError(why)
     parts = ("columns", "categorical", "shape")
     modalities = tuple(Modality(**each | {key: tuple(each[key]) for key in parts}) for each in content["modalities"])
     return Schema(**{**content, "classes": tuple(content["classes"]), "modalities": modalities})

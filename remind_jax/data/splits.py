@@ -38,13 +38,16 @@ def cut_patients(patients: np.ndarray, splits: np.ndarray) -> list[str]:
     return sorted(cut)
 
 
-def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7, 0.1, 0.2)) -> np.ndarray:
+def make_splits(
+    manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7, 0.1, 0.2), rule: str = "stratified"
+) -> np.ndarray:
     """Assigns every row to train, tuning or held_out without cutting a patient; int8 [n], positions in `SPLITS`.
 
     A split column is honoured; if it names no tuning rows, tuning is carved by patient out of train (W105) in the
-    proportion that `fractions` gives. Without the column, patients are split by `fractions` (shares of rows),
-    stratified by the patient's majority label and rarest combination; another seed gives another split. A last share
-    of 0 holds nobody out.
+    proportion that `fractions` gives. Without the column, patients are split by `fractions`, as `rule` says: shares of
+    rows, stratified by the patient's majority label and rarest combination; or by `hash`, where seed and patient id
+    alone say where a patient goes, so that the shares, of patients, are met by chance only, and no other patient moves
+    anybody. Another seed gives another split. A last share of 0 holds nobody out.
 
     Raises UserError: a patient is in two splits (E003), a class is absent from train or a label is not one of the
     classes (E005), or a patient id or the split column is incomplete (E001).
@@ -56,14 +59,15 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
         raise UserError(f"E001 column {column.name!r} has empty cells; every row needs a patient id")
     patients, labels = column.to_numpy(), manifest.labels
     splits = given_splits(manifest)
+    assign = _by_hash if rule == "hash" else _assign
     if splits is None:
-        splits = _assign(patients, labels, manifest.presence, seed, fractions)
+        splits = assign(patients, labels, manifest.presence, seed, fractions)
     else:
         _check_given(manifest, patients, splits, held_out=fractions[2] > 0)
         if not (splits == TUNING).any() and fractions[1] > 0:
             rows = np.flatnonzero(splits == TRAIN)
             share = fractions[1] / (fractions[0] + fractions[1])
-            splits[rows] = _assign(patients[rows], labels[rows], manifest.presence[rows], seed, (1 - share, share, 0.0))
+            splits[rows] = assign(patients[rows], labels[rows], manifest.presence[rows], seed, (1 - share, share, 0.0))
     if len(splits) and fractions[2] > 0 and not (splits == HELD_OUT).any():
         raise UserError(
             f"E001 no patient is held out of {len(set(patients.tolist()))}: add patients or raise the last share of "
@@ -71,7 +75,8 @@ def make_splits(manifest: Manifest, seed: int, fractions: Sequence[float] = (0.7
         )
     seen = set(labels[splits == TRAIN].tolist())
     if absent := [name for i, name in enumerate(manifest.schema.classes) if i not in seen]:
-        raise UserError(f"E005 no row of train has the class {', '.join(absent)}: add rows or drop the class")
+        instead = ", or take another seed or data.split=stratified" if rule == "hash" else ""
+        raise UserError(f"E005 no row of train has the class {', '.join(absent)}: add rows or drop the class{instead}")
     return splits
 
 
@@ -98,7 +103,7 @@ def _assign(
     lacks most rows, summed over the data, the patient's class and the patient's stratum so far.
     """
     names, majority, rarest, sizes, holds = _describe(patients, labels, presence)
-    keys = [hashlib.sha256(f"{seed}\0{name}".encode()).digest() for name in names]
+    keys = [_key(seed, name) for name in names]
     order = sorted(range(len(names)), key=lambda i: (majority[i], rarest[i], keys[i]))
     forced = _first_of_each_class(order, keys, holds, int(labels.max(initial=0)) + 1)
     lacking: dict[object, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
@@ -115,6 +120,23 @@ def _assign(
             book[side[i]] -= sizes[i]
     position = {name: i for i, name in enumerate(names)}
     return side[[position[patient] for patient in patients.tolist()]] if len(names) else np.zeros(0, np.int8)
+
+
+def _by_hash(
+    patients: np.ndarray, labels: np.ndarray, presence: np.ndarray, seed: int, fractions: Sequence[float]
+) -> np.ndarray:
+    """Assigns each patient by a hash of seed and id: held_out below the last share, then tuning, then train.
+
+    In this order another tuning share holds out the same patients.
+    """
+    del labels, presence
+    places = np.array([int.from_bytes(_key(seed, name)[:6], "big") / 2**48 for name in patients.tolist()])
+    return (HELD_OUT - np.searchsorted(np.cumsum(fractions[::-1])[:2], places, "right")).astype(np.int8)
+
+
+def _key(seed: int, patient: str) -> bytes:
+    """Returns bytes that look drawn, but follow from seed and patient."""
+    return hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
 
 
 def _describe(

@@ -1,22 +1,27 @@
-"""Tables from files as people have them: text, parquet, Excel's workbooks, SAS's transport files."""
+"""Tables in files as people have them: text, parquet, and, to be read, Excel's workbooks, SAS's transport files."""
 
+import contextlib
+import functools
 import gzip
 import importlib
 import itertools
+import math
 import pathlib
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, BinaryIO
 
 import polars as pl
 
 from remind_jax.data import delimited
+from remind_jax.data.blocks import Columns
 from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError, needs
+from remind_jax.runtime import files, texts
 
 _TEXT = "{} whose rows fit the header"
 FORMATS = {
@@ -26,6 +31,10 @@ FORMATS = {
 }
 """What is read, by the ending of the file's name."""
 MOST_UNPACKED = 4 * 2**30  # bytes of a packed file; a few megabytes may claim more than any memory
+MOST_STREAMED = 2**36  # bytes of one that goes to the disk
+STREAMED = 2**27
+"""Bytes of text that importing reads at a time."""
+_DELIMITED = (".csv", ".tsv")
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib
 
 
@@ -46,10 +55,7 @@ def read_table(
     Raises UserError: the file is of another format or cannot be read, its header is none, or a package for it is not
     installed; says so without what the file holds.
     """
-    form = format_of(path)
-    if not form or not path.is_file():
-        raise UserError(f"{path} must be a file that ends in {', '.join(FORMATS)}")
-    try:
+    with _readable(path) as form:
         if form == ".parquet":
             table = read_parquet(path, most_rows)
         elif form == ".xlsx":
@@ -57,11 +63,38 @@ def read_table(
         elif form == ".xpt":
             table = _read_transport(path)
         else:
-            table = _read_text(path, form, say)
+            table = delimited.read(_source(path, MOST_UNPACKED), _usual(form), path.name, say)
+    _check_header(path, table.columns)
+    return table
+
+
+def read_columns(path: pathlib.Path, say: Callable[[str], None] = lambda _: None) -> Columns:
+    """Reads a file as `read_table` does; text of more than `STREAMED` bytes goes to the disk, column by column.
+
+    Raises UserError: as there, or what is packed unpacks to more than `MOST_STREAMED`, or the disk is full.
+    """
+    if not format_of(path).startswith(_DELIMITED):
+        return Columns.of(read_table(path, say=say))
+    with _readable(path) as form:
+        blocks = delimited.blocks(_source(path, MOST_STREAMED), _usual(form), path.name, say, STREAMED)
+        table = delimited.named(Columns.of_blocks(blocks))
+    _check_header(path, table.columns)
+    return table
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[str]:
+    """Yields the format of a file; turns what goes wrong when it is read into a UserError that holds no cells."""
+    form = format_of(path)
+    if not form or not path.is_file():
+        raise UserError(f"{path} must be a file that ends in {', '.join(FORMATS)}")
+    try:
+        yield form
     except (
         ValueError,
         OSError,
         EOFError,
+        MemoryError,
         zlib.error,
         pl.exceptions.PolarsError,
         pl.exceptions.PanicException,
@@ -69,31 +102,47 @@ def read_table(
         # Only those of this project hold no cells.
         why = error if type(error) is ValueError else type(error).__name__
         raise UserError(f"{path} cannot be read as {FORMATS[form]} ({why})") from None
-    if any(len(name) > 100 or not name.isprintable() for name in table.columns):
+
+
+def _check_header(path: pathlib.Path, names: Sequence[str]) -> None:
+    if any(len(name) > 100 or not name.isprintable() for name in names):
         raise UserError(f"{path}: its header is not a line of short names; look for a quote that is not closed")
-    double = [name.rsplit("_duplicated_", 1)[0] for name in table.columns if re.search(r"_duplicated_\d+$", name)]
+    double = [name.rsplit("_duplicated_", 1)[0] for name in names if re.search(r"_duplicated_\d+$", name)]
     if double:
         raise UserError(f"{path} has two columns named {double[0]!r}")
-    return table
 
 
-def _read_text(path: pathlib.Path, form: str, say: Callable[[str], None]) -> pl.DataFrame:
-    source = _unpacked(path) if form.endswith(".gz") else path
-    with path.open("rb") as file:
-        start = source[:4] if isinstance(source, bytes) else file.read(4)
+def write_table(table: pl.DataFrame, file: pathlib.Path) -> bool:
+    """Writes a CSV or parquet file whole or not at all, for its owner alone.
+
+    Returns whether texts of CSV are as `texts.TOLD` says. Raises UserError: it cannot be written.
+    """
+    given, text = table, pl.col(pl.String)
+    if file.suffix == ".csv":
+        is_formula = text.str.contains(texts.FORMULA) & ~text.str.contains(texts.NUMBER)
+        table = table.with_columns(pl.when(is_formula).then(text.str.replace("^", "'")).otherwise(text)).rename(
+            texts.cell
+        )
+    with files.whole_file(file, private=True) as temporary:
+        table.write_csv(temporary) if file.suffix == ".csv" else table.write_parquet(temporary)
+    return table.columns != given.columns or not table.equals(given)
+
+
+def _source(path: pathlib.Path, most: int) -> delimited.Source:
+    """Returns how text is opened; what is packed holds `most` bytes at most."""
+    packed = path.name.lower().endswith(".gz")
+    source = delimited.Source(
+        functools.partial(gzip.open if packed else open, path, "rb"), most if packed else math.inf
+    )
+    with source.open() as file:
+        start = file.read(4)
     if start.startswith(_COMPRESSED):  # polars would unpack it, however large it gets
         raise ValueError("it is compressed; name it .csv.gz or .tsv.gz if it is gzip, or unpack it")
-    return delimited.read(source, "\t" if form.startswith(".tsv") else ",", path.name, say)
+    return source
 
 
-def _unpacked(path: pathlib.Path) -> bytes:
-    unpacked = bytearray()
-    with gzip.open(path) as file:
-        while block := file.read(2**24):
-            unpacked += block
-            if len(unpacked) > MOST_UNPACKED:
-                raise ValueError(_too_large())
-    return bytes(unpacked)
+def _usual(form: str) -> str:
+    return "\t" if form.startswith(".tsv") else ","
 
 
 def _read_workbook(path: pathlib.Path, say: Callable[[str], None]) -> pl.DataFrame:
@@ -106,7 +155,7 @@ def _read_workbook(path: pathlib.Path, say: Callable[[str], None]) -> pl.DataFra
     except Exception:  # a damaged file ends in all kinds of errors, whose texts may hold cells
         raise ValueError("it is damaged, an old .xls, or protected by a password") from None
     if not rows:
-        raise ValueError("its first sheet is empty" if fits else _too_large())
+        raise ValueError("its first sheet is empty" if fits else delimited.too_large(MOST_UNPACKED))
     if len(titles) > 1:
         say(f"{path.name}: the first of {len(titles)} sheets is read, {titles[0]!r}")
     errors, columns = {*openpyxl.cell.cell.ERROR_CODES}, {}
@@ -139,10 +188,6 @@ def _read_transport(path: pathlib.Path) -> pl.DataFrame:
             return pyreadstat.read_xport(path, output_format="polars", encoding="WINDOWS-1252")[0]
     except (pyreadstat.ReadstatError, pyreadstat.PyreadstatError, UnicodeError) as error:
         raise ValueError(type(error).__name__) from None
-
-
-def _too_large() -> str:
-    return f"it unpacks to more than {MOST_UNPACKED >> 20:,} MiB; unpack it, or write parquet"
 
 
 def _package(name: str, path: pathlib.Path) -> ModuleType:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from remind_jax.runtime import texts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -100,6 +102,12 @@ def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
     return _svg(draw, "share correct", [], xlabel="confidence in the answer given")
 
 
+def legend_name(name: str) -> str:
+    """Writes a name for a legend, in one line; matplotlib leaves out what begins with an underscore."""
+    name = texts.one_line(name)
+    return f" {name}" if name.startswith("_") else name
+
+
 def reliabilities(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str | None:
     """Draws a reliability curve for each name, at most as many as there are colours."""
     curves = {name: curve for name, curve in curves.items() if curve}
@@ -110,7 +118,7 @@ def reliabilities(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str | None:
         axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, dashes=(3, 3))
         for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
             x, y = [b["confidence"] for b in curve], [b["accuracy"] for b in curve]
-            axes.plot(x, y, color=colour, linewidth=1.4, marker="o", markersize=4, label=name)
+            axes.plot(x, y, color=colour, linewidth=1.4, marker="o", markersize=4, label=legend_name(name))
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05))
         axes.legend(loc="upper left", frameon=False, fontsize=FONT - 1, labelcolor=INK)
         return []
@@ -252,4 +260,4 @@ def inline(svg: str) -> str:
     svg = re.sub(r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
     for placeholder, variable in VARIABLES.items():
         svg = svg.replace(placeholder, f"var({variable})")
-    return svg
+    return texts.visible(svg)

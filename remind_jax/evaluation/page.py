@@ -10,6 +10,7 @@ import numpy as np
 from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures, metrics
 from remind_jax.evaluation.names import short_names
+from remind_jax.runtime import texts
 
 if TYPE_CHECKING:
     import jinja2
@@ -45,6 +46,7 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
 
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     made = jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]), **options)
+    made.finalize = lambda value: type(value)(texts.visible(value)) if isinstance(value, str) else value
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
     made.filters.update(airy=_airy, breakable=_breakable, heading=_heading)
     return made
@@ -88,7 +90,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
     drawings = {
         "losses": figures.losses(history),
         "tuning": figures.tuning(history),
-        "lambdas": figures.lambdas(history, tail, lambda name: labels.get(name, name[:LABEL_WIDTH])),
+        "lambdas": figures.lambdas(history, tail, lambda name: texts.one_line(labels.get(name, name[:LABEL_WIDTH]))),
         "gate": figures.gate(history),
         "reliability": figures.reliability(report["calibration"]),
     }

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,13 @@ from remind_jax.data.groups import Groups
 from remind_jax.evaluation import intervals, metrics, page
 from remind_jax.evaluation.names import short_names
 from remind_jax.evaluation.samples import Samples
-from remind_jax.runtime import files
+from remind_jax.runtime import files, texts
 
 if TYPE_CHECKING:
     import rich.console
 
 MIN_WORST = 10  # a group with fewer held-out samples cannot be called the worst
 TABLE_WIDTH = 100
-REPORT = "report.json"  # name of its file in a run folder
 TABLE_ROWS = 25
 NAME_WIDTH = 26
 
@@ -279,22 +279,21 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
     """
     import rich.box
     import rich.console
-    import rich.markup
     import rich.table
 
     if console is None:
-        console = rich.console.Console(highlight=False)
+        file = texts.raw(sys.stdout)
+        console = rich.console.Console(file=file, highlight=False)
         if not console.is_terminal or console.width > TABLE_WIDTH:
-            console = rich.console.Console(width=TABLE_WIDTH, highlight=False)
+            console = rich.console.Console(file=file, width=TABLE_WIDTH, highlight=False)
+        console.on_broken_pipe = _reraise
     rows = report["groups"]
     listed = rows if len(rows) <= TABLE_ROWS else rows[: TABLE_ROWS - 1]
     names, abbreviated = short_names((row["modalities"] for row in listed), report["modalities"], NAME_WIDTH)
     legend = [f"{short} = {name}" for name, short in abbreviated.items()]
     table = rich.table.Table(
-        title=rich.markup.escape(
-            f"{report['method']} on {report['data']}: {report['n']} {page.SAMPLES[report['split']]}"
-        ),
-        caption=rich.markup.escape("; ".join(["accuracy with 95 % interval", "tail = rare in training", *legend])),
+        title=_plain(f"{report['method']} on {report['data']}: {report['n']} {page.SAMPLES[report['split']]}"),
+        caption=_plain("; ".join(["accuracy with 95 % interval", "tail = rare in training", *legend])),
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
     )
@@ -315,13 +314,22 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
     console.print(table)
 
 
+def _reraise() -> None:
+    """Leaves a pipe that nobody reads to the command, where rich would end the process with exit code 1."""
+    raise
+
+
 def _cells(row: dict[str, Any], name: str) -> list[str]:
     """Returns one group's row of the terminal table."""
-    import rich.markup
-
     mark = "unseen" if row.get("unseen") else "tail" if row["tail"] else ""
     share = f"{row['train_fraction']:.1%}"
-    return [rich.markup.escape(name), share, str(row["n_train"]), str(row["n"]), mark, *_metric_cells(row)]
+    return [_plain(name), share, str(row["n_train"]), str(row["n"]), mark, *_metric_cells(row)]
+
+
+def _plain(text: str) -> str:
+    import rich.markup
+
+    return rich.markup.escape(texts.visible(text))
 
 
 def _metric_cells(values: dict[str, Any]) -> list[str]:

@@ -3,12 +3,12 @@
 Sections follow Mitchell et al. 2019, "Model cards for model reporting" (arXiv 1810.03993).
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remind_jax.evaluation import page
 from remind_jax.inference.predictor import Predictor
+from remind_jax.runtime import files, records, texts
 
 CREDENTIALED = (
     "The data are under a credentialed data use agreement. Weights and vocabularies made from them may count as "
@@ -36,24 +36,26 @@ def render(model: Predictor) -> str:
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [heading, ["---"] + ["---:"] * (len(heading) - 1), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines] + [""]
+    return ["| " + " | ".join(texts.markdown(cell) for cell in line) + " |" for line in lines] + [""]
 
 
 def _model(model: Predictor) -> Iterator[str]:
     config, report = model.config, model.report
-    environment = json.loads((model.path / "environment.json").read_text(encoding="utf-8"))
-    yield f"# {config.method} on {report['data']}\n"
-    yield f"Predicts `{model.schema.label}` ({', '.join(model.classes)}) from any combination of: " + ", ".join(
-        f"{name} ({spec.kind})" for name, spec in model.preprocessor.inputs.items()
+    environment = records.read(model.path / "environment.json", files.ENVIRONMENT, "start the run again")
+    packages = environment.get("packages", {})
+    yield f"# {config.method} on {texts.markdown(report['data'])}\n"
+    classes = texts.markdown(", ".join(model.classes))
+    yield f"Predicts {texts.code(model.schema.label)} ({classes}) from any combination of: " + ", ".join(
+        f"{texts.markdown(name)} ({spec.kind})" for name, spec in model.preprocessor.inputs.items()
     )
     yield (
         f"\n- Method `{config.method}` ({config.fusion.kind}, {config.objective.kind}), {report['parameters']:,} "
-        f"parameters, seed {config.seed}, config {report['config_digest']}"
+        f"parameters, seed {config.seed}, config {texts.markdown(report['config_digest'])}"
     )
-    version = environment["packages"].get("remind-jax") or "of unknown version"
-    yield f"- Made with remind-jax {version}, jax {environment['packages']['jax']}"
+    version = packages.get("remind-jax") or "of unknown version"
+    yield texts.markdown(f"- Made with remind-jax {version}, jax {packages.get('jax')}")
     if "weights" in report:
-        yield f"- {page.weights_text(report['weights'])}"
+        yield f"- {texts.markdown(page.weights_text(report['weights']))}"
     if model.prior_power:
         power = f"{model.prior_power:g}, chosen on tuning rows"
         yield f"- Probabilities are divided by the class prior to the power {power}"
@@ -73,7 +75,7 @@ def _use(model: Predictor) -> Iterator[str]:
 def _data(model: Predictor) -> Iterator[str]:
     card, report = model.report.get("card", {}), model.report
     yield "## Data\n"
-    if "splits" in card:
+    if {"splits", "classes", "modalities"} <= card.keys():
         rows = [(name, f"{s['n']:,}", f"{s['patients']:,}") for name, s in card["splits"].items()]
         yield from _table(("split, by patient", "samples", "patients"), rows)
         rows = [(c["name"], f"{100 * c['train_fraction']:.1f} %") for c in card["classes"]]
@@ -110,7 +112,7 @@ def _cells(values: dict[str, Any]) -> list[str]:
 def _limits(model: Predictor) -> Iterator[str]:
     yield "## Where not to trust it\n"
     for lead, text in page.cautions(model.report):
-        yield f"- **{lead}.** {text}".replace("..", ".")
+        yield f"- **{texts.markdown(lead)}.** {texts.markdown(text)}".replace("..", ".")
     yield "- **Other combinations.** For one not in the table the output `seen` is false: what all combinations share"
     yield "  predicts, and nothing here says how well.\n"
 
@@ -123,7 +125,7 @@ def _duties(model: Predictor) -> Iterator[str]:
     yield f"- Data: {DUTIES['synthetic'] if twin else DUTIES.get(data.source, DUTIES['manifest'])}"
     used = sorted({value for value in model.config.pretrained.to_dict().values() if value})
     if used:
-        yield f"- Encoders began as {', '.join(used)}: the licence of those weights binds these."
+        yield f"- Encoders began as {texts.markdown(', '.join(used))}: the licence of those weights binds these."
     if not twin and any(spec.vocabulary for spec in model.preprocessor.inputs.values()):
         yield (
             "- `preprocessing.json` holds words or codes of training rows, and notes may hold names. Read it before "

@@ -156,9 +156,9 @@ def _number(cell):
     return float(cell) if isinstance(cell, (bool, int, float)) else None
 
 
-def _float_column(cells, where):
-    """Returns a numeric column as float32 [n], NaN for a missing cell."""
-    numbers = [_number(cell) for cell in cells]
+def _float_column(cells, where, odd, unit):
+    """Returns a numeric column as float32 [n], NaN for a missing cell; `odd` says what cells become that are none."""
+    numbers = [_number(cell) for cell in cells] if odd == "refuse" else _odd_numbers(cells, odd == "limit", unit)
     if None in numbers:
         raise ValueError(f"{where}row {numbers.index(None) + 1} is not a number; fix or empty it")
     values = np.array(numbers, np.float64)
@@ -168,11 +168,68 @@ def _float_column(cells, where):
     return values.astype(np.float32)
 
 
+def _odd_numbers(cells, limits, unit):
+    """Returns cells as floats, NaN where they are none; `limits` takes 200 for >200, 7.5 for 5-10; `unit` may follow.
+
+    Whether commas are decimal marks or stand between thousands is what the other cells of these rows show.
+    """
+    texts = {i: _OUTER.sub("", cell) for i, cell in enumerate(cells) if isinstance(cell, str)}
+    if any(_number(text) is None for text in texts.values()):
+        texts = dict(zip(texts, _without_marks(list(texts.values()), unit), strict=True))
+    found = [_number(cell) if i not in texts else _number(texts[i]) for i, cell in enumerate(cells)]
+    for i, value in enumerate(found if texts else ()):
+        if value is None or abs(value) > float(np.finfo(np.float32).max):
+            text = texts.get(i, "")
+            named = (re.search(inputs.LIMIT, text) or re.search(inputs.RANGE, text)) if limits else None
+            found[i] = sum(map(float, named.groups())) / len(named.groups()) if named else math.nan
+    return found
+
+
+def _without_unit(text, unit):
+    found = re.search(inputs.UNIT, text)
+    there = re.sub(inputs.PLURAL, r"\1", found[2].strip().lower()) if found else ""
+    return found[1] if there and there == unit and there not in inputs.NO_UNITS else text
+
+
+def _emptied(cells, words):
+    """Returns cells, None for those that are words or numbers that mean missing."""
+    numbers = {_number(word) for word in words} - {None}
+
+    def means_missing(cell):
+        return (isinstance(cell, str) and _OUTER.sub("", cell) in words) or _number(cell) in numbers
+
+    return [None if words and means_missing(cell) else cell for cell in cells]
+
+
+def _without_marks(texts, unit):
+    """Returns cells with points for decimals and nothing between thousands or behind."""
+    texts = [_without_unit(text, unit) for text in texts]
+    if any(re.search(inputs.LONG_MINUS, text) for text in texts):
+        texts = [text.replace("−", "-") for text in texts]
+    texts = [re.sub(r"['\s]", "", text) if re.search(inputs.GROUPED, text) else text for text in texts]
+    commas = [text.strip(inputs.LIMIT_SIGNS) for text in texts if re.search(inputs.WITH_COMMA, text)]
+    if not commas:
+        return texts
+    dots = [text for text in texts if re.search(inputs.WITH_DOT, text)]
+    by_point = all(re.search(inputs.POINT, text) for text in commas)
+    by_comma = all(re.search(inputs.COMMA, x) for x in commas) and all(re.search(inputs.DOTS, x) for x in dots)
+    if by_point and by_comma:
+        others = [value for text in texts if (value := _number(text)) is not None]
+        by_comma, by_point = False, bool(others) and all(abs(x) < 1000 and x % 1 == 0 for x in others)
+    if by_comma:
+        return [re.sub(r"([0-9])\.([0-9])", r"\1\2", text).replace(",", ".") for text in texts]
+    if by_point:
+        return [re.sub("([0-9]),([0-9])", r"\1\2", text) for text in texts]
+    return [text.replace(",", "") if re.search(inputs.SURE_POINT, text) else text for text in texts]
+
+
 def _from_table(fitted, modality, columns):
     where = {column: f"column {column!r} ({modality.name}): " for column in (*fitted.columns, *fitted.categorical)}
+    columns = {column: _emptied(columns[column], modality.options.get("missing", ())) for column in where}
     numeric = np.zeros((len(next(iter(columns.values()))), len(fitted.columns)), np.float32)
     for j, column in enumerate(fitted.columns):
-        numeric[:, j] = _float_column(columns[column], where[column])
+        unit = modality.options.get("units", {}).get(column, "")
+        numeric[:, j] = _float_column(columns[column], where[column], modality.options.get("odd", "refuse"), unit)
     here, categorical = ~np.isnan(numeric).all(axis=1) & bool(fitted.columns), None
     if fitted.categorical:
         found = [_strings(columns[column], where[column]) for column in fitted.categorical]

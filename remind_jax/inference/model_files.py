@@ -24,11 +24,28 @@ import safetensors.numpy
 from remind_jax.config import complete, validate
 from remind_jax.data.groups import Groups
 from remind_jax.data.preprocess import Preprocessor
-from remind_jax.data.schema import schema_from_dict
+from remind_jax.data.schema import schema_from_dict, shown
 from remind_jax.errors import UserError
-from remind_jax.runtime import files
+from remind_jax.evaluation import finished
+from remind_jax.runtime import files, records
+from remind_jax.runtime.records import COUNT, Number
 
 FORMAT = 1
+_REMEDY = "train the run again"
+SHAPE = {
+    "sha256": str,
+    "config": {"data?": {"source?": str}},
+    "title": str,
+    "schema": {**dict.fromkeys(("name", "sample_id", "patient_id", "label"), str), "classes": [str]},
+    "groups": {"modalities": [str], "masks": [[(0, 1)]], "train_counts": [COUNT], "tail": [bool]},
+    "kinds": {"modalities": [{"name": str, "kind": str}]},
+    "label_counts": [[COUNT]],
+    "train_patients": [COUNT],
+    "gate": ("gated", "always", "never"),
+    "prior_power": Number(float, -10, 10),
+    "label_type?": ("text", "integer", "number", "boolean"),
+    "chosen": finished.WEIGHTS,
+}
 FACTS, WEIGHTS = "model.json", "model.safetensors"
 ADAPTED = "adapted"
 """The key that marks the config of a folder written by `adapt`."""
@@ -61,9 +78,7 @@ def write(model: Any, folder: pathlib.Path, more: Mapping[str, bytes] = {}) -> N
 
     Raises UserError: the folder cannot be written.
     """
-    with files.writing(folder), files.whole_folder(folder, replace=True) as temporary:
-        for name, content in (contents(model) | dict(more)).items():
-            (temporary / name).write_bytes(content)
+    files.write_folder(folder, contents(model) | dict(more), replace=True)
 
 
 def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
@@ -96,16 +111,14 @@ def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _facts(content: bytes, file: pathlib.Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{file} cannot be read ({type(error).__name__}): train the run again") from None
-    found = facts.get("format") if isinstance(facts, dict) else None
-    if found != FORMAT:
+    facts = records.of_shape(content, {"format?": object}, f"{file}", _REMEDY)
+    if (found := facts.get("format")) != FORMAT or isinstance(found, bool):
         raise UserError(
-            f"{file} is of format {found!r} and this version reads {FORMAT}: train the run again, or use the version "
-            "that wrote it"
+            f"{file} is of format {shown(found)} and this version reads {FORMAT}: {_REMEDY}, or use the version that "
+            "wrote it"
         )
+    if why := records.fault(facts, SHAPE):
+        raise UserError(f"{file} is damaged ({why}): {_REMEDY}")
     return facts
 
 

@@ -1,36 +1,42 @@
 """A trained model on disk: `RUN/model/`, which training writes and all later commands read."""
 
 import dataclasses
-import json
 import pathlib
 
 import ml_collections
 import numpy as np
 
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.evaluation.report import REPORT, Report
+from remind_jax.evaluation import finished
+from remind_jax.evaluation.report import Report
 from remind_jax.inference.model_files import FACTS, WEIGHTS, checked_config, parts
 from remind_jax.inference.predictor import Predictor
 from remind_jax.methods import PLAIN
+from remind_jax.runtime import records
 
 FOLDER = "model"
+_MOST_WEIGHTS = 2**36  # bytes
 
 
-def read(folder: pathlib.Path) -> Predictor:
-    """Reads a model from its own folder.
+def read(folder: pathlib.Path, below: pathlib.Path | None = None) -> Predictor:
+    """Reads a model from its own folder, whose files must lie below that or another one.
 
     Raises UserError: the folder holds no model, another version wrote it, or it is damaged.
     """
     found = {}
-    for name in (FACTS, WEIGHTS):
+    for name, most in ((FACTS, records.MOST), (WEIGHTS, _MOST_WEIGHTS)):
         try:
-            found[name] = (folder / name).read_bytes()
+            found[name] = records.content(folder / name, below, most)
         except FileNotFoundError:
             raise UserError(f"{folder} holds no trained model: {name} is missing; train the run again") from None
-        except OSError as error:
-            raise UserError(f"{folder / name} cannot be read: {error.strerror or error}") from None
-    model = Predictor.assemble(**parts(found, folder))
-    _check_shapes(model, folder)
+    made = parts(found, folder)
+    try:
+        model = Predictor.assemble(**made)
+        _check_shapes(model, folder)
+    except UserError:
+        raise
+    except Exception as error:  # of a network that no data could have
+        raise UserError(f"{folder / FACTS} is damaged ({type(error).__name__}): train the run again") from None
     return model
 
 
@@ -49,16 +55,10 @@ def open_model(path: pathlib.Path) -> Predictor:
     Raises UserError: the folder holds no finished run, and no model, of this version.
     """
     if (path / FACTS).is_file():
-        return dataclasses.replace(read(path), report=_report(path) if (path / REPORT).is_file() else Report({}))
+        report = Report(finished.read_report(path) if finished.is_there(path) else {})
+        return dataclasses.replace(read(path), report=report)
     read_config(path)  # its messages say best what a folder lacks
-    return dataclasses.replace(read(path / FOLDER), report=_report(path), path=path)
-
-
-def _report(path: pathlib.Path) -> Report:
-    try:
-        return Report(json.loads((path / REPORT).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / REPORT} cannot be read ({type(error).__name__})") from None
+    return dataclasses.replace(read(path / FOLDER, path), report=Report(finished.read_report(path)), path=path)
 
 
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
@@ -71,14 +71,15 @@ def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
         near = [str(found.parent) for found in sorted(path.parent.glob("*/config.json"))]
         hint = f"{did_you_mean(str(path), near)}; runs there: {', '.join(near[:10])}" if near else ""
         raise UserError(f"{path} holds no run: config.json is missing{hint}")
-    if not (path / REPORT).is_file():
+    if not finished.is_there(path):
         raise UserError(f"the run in {path} is not finished: give its command again to go on")
+    content = records.read(file, {"data?": {"source?": str}}, "train the run again")
     try:
-        config = checked_config(json.loads(file.read_text(encoding="utf-8")))
+        config = checked_config(content)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a config of this version: {error}") from error
+    except Exception as error:  # a changed one can raise any error in the rules of its keys
+        raise UserError(f"{file} is not a config of this version ({type(error).__name__})") from error
     if config.method in PLAIN:
         raise UserError(f"{path} is a run of {config.method}, which has no network: take a run of another method")
     return config

@@ -25,7 +25,8 @@ from remind_jax.data.schema import Schema
 from remind_jax.errors import UserError
 from remind_jax.evaluation import metrics
 from remind_jax.evaluation import report as reports
-from remind_jax.evaluation.report import REPORT, Report
+from remind_jax.evaluation.finished import REPORT
+from remind_jax.evaluation.report import Report
 from remind_jax.inference import model_files, new_rows
 from remind_jax.models.model import Params, is_statistic
 from remind_jax.models.network import Network, ensemble_of, make_network

@@ -102,24 +102,22 @@ def write(model: Predictor, out: pathlib.Path) -> None:
     with progress.make(0, "compiling") as bar:
         bar.say(f"Compiling for {', '.join(PLATFORMS)}")
         exported = lower(model)
-    with files.writing(out), files.whole_folder(out) as temporary:
-        (temporary / "model.jax").write_bytes(exported.serialize())
-        weights = {path: np.array(x, order="C") for path, x in model.params.items()}
-        (temporary / "weights.safetensors").write_bytes(
-            safetensors.numpy.save(weights)
-        )  # save_file is for its owner only
-        for name, module in _COPIED.items():
-            text = pathlib.Path(module.__file__).read_text(encoding="utf-8")
-            (temporary / name).write_text(text.replace(_IMPORT, "import inputs\n"), encoding="utf-8")
-        _write_json(temporary / "schema.json", describe(model))
-        _write_json(temporary / "preprocessing.json", model.preprocessor.to_dict())
-        _write_json(temporary / "example.json", _example(model))
-        (temporary / "model_card.md").write_text(card.render(model), encoding="utf-8")
+    weights = {path: np.array(x, order="C") for path, x in model.params.items()}
+    contents = {"model.jax": bytes(exported.serialize()), "weights.safetensors": safetensors.numpy.save(weights)}
+    for name, module in _COPIED.items():
+        text = pathlib.Path(module.__file__).read_text(encoding="utf-8")
+        contents[name] = text.replace(_IMPORT, "import inputs\n").encode("utf-8")
+    contents |= {
+        "schema.json": _json(describe(model)),
+        "preprocessing.json": _json(model.preprocessor.to_dict()),
+        "example.json": _json(_example(model)),
+        "model_card.md": card.render(model).encode("utf-8"),
+    }
+    files.write_folder(out, contents)
 
 
-def _write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    file.write_text(text + "\n", encoding="utf-8")
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def _example(model: Predictor) -> dict[str, Any]:

@@ -4,7 +4,6 @@ An encoder's `checkpoint_layout` says which tensors of a checkpoint make up its 
 """
 
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -15,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.errors import UserError
+from remind_jax.runtime import records
+from remind_jax.runtime.files import expanded
 
 _SHOWN = 3
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".tar")
@@ -152,7 +153,7 @@ def _find(source: str) -> list[pathlib.Path]:
     """Finds the safetensors files of a source."""
     if not source:
         raise UserError("pretrained weights: name a .safetensors file, a folder or a hub repository")
-    path = pathlib.Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return _find_in_folder(source, path)
     if path.suffix in _PICKLED:
@@ -219,13 +220,8 @@ def _check_config(source: str, path: pathlib.Path, model_types: Sequence[str], c
 
 
 def _json(source: str, path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: cannot read {path.name}: {_first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: {path.name} holds no JSON object")
-    return content
+    # The hub's cache is made of links.
+    return records.read(path, {}, f"{source} cannot be used without", below=records.ANYWHERE)
 
 
 def _first_line(error: Exception) -> str:

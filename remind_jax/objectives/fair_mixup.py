@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from remind_jax.ops import draws
+from remind_jax.ops.transformer import tracing_for_gpu
 
 _MIX = 4_000  # separates the random numbers of t from those of the samples
 
@@ -44,7 +45,8 @@ def path_slopes(
         return jax.nn.softmax(logits(tokens).astype(jnp.float32), axis=-1)
 
     middle = t.astype(first.dtype) * first + (1 - t).astype(first.dtype) * second
-    return jax.jvp(probabilities, (middle,), (first - second,))[1]
+    with tracing_for_gpu(False):
+        return jax.jvp(probabilities, (middle,), (first - second,))[1]
 
 
 def slope_sums(slopes: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

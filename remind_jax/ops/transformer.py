@@ -1,7 +1,10 @@
 """Operations of transformers that several modules use."""
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,8 @@ from remind_jax.ops import draws
 
 # The score of a hidden token is finite, so that a sample without any visible token has no NaN.
 _HIDDEN = -1e30
+# Whether what is traced is for a GPU that has cuDNN's attention; None: if this process has one.
+_FOR_GPU: contextvars.ContextVar[bool | None] = contextvars.ContextVar("for_gpu", default=None)
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float, salt: int) -> jax.Array:
@@ -53,6 +58,44 @@ def _softmax_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple
     return result, moved - result * jnp.sum(moved, axis=-1, keepdims=True)
 
 
+@contextlib.contextmanager
+def tracing_for_gpu(on: bool) -> Iterator[None]:
+    """Says whether what is traced inside is for a GPU, whatever this process has.
+
+    Attention for a GPU has no forward-mode derivative.
+    """
+    token = _FOR_GPU.set(on)
+    try:
+        yield
+    finally:
+        _FOR_GPU.reset(token)
+
+
+def is_for_gpu(dtype: Any) -> bool:
+    """Returns whether what is traced may be cuDNN's: in bfloat16, for NVIDIA's GPUs from Ampere on.
+
+    It is decided before the trace, as the branches of `jax.lax.platform_dependent` would each keep for the backward
+    pass what the other needs.
+    """
+    if dtype != jnp.bfloat16 or _FOR_GPU.get() is not None:
+        return dtype == jnp.bfloat16 and bool(_FOR_GPU.get())
+    device = jax.devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8
+
+
+def _cudnn_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, heads: int, scale: float | None, length: int
+) -> jax.Array:
+    """Computes `attention` by cuDNN, which writes no scores down and takes even numbers of tokens only."""
+    b, n, _ = query.shape
+    padding = ((0, 0), (0, n % 2), (0, 0))
+    split = (rearrange(jnp.pad(x, padding), "b n (h k) -> b n h k", h=heads) for x in (query, key, value))
+    lengths = None if length == n + n % 2 else jnp.full(b, length, jnp.int32)
+    lengths = {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
+    mixed = jax.nn.dot_product_attention(*split, scale=scale, **lengths, implementation="cudnn")
+    return rearrange(mixed[:, :n], "b n h k -> b n (h k)")
+
+
 def attention(
     query: jax.Array,
     key: jax.Array,
@@ -62,12 +105,18 @@ def attention(
     scale: float | None = None,
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
+    length: int = 0,
 ) -> jax.Array:
     """Computes multi-head attention on projected inputs [b, n, h * k], [b, n, h * k].
 
     `scale` multiplies the scores, None is 1 / sqrt(k); `bias` [1, h, n, n] is added to them; no token reads those where
-    `mask` [b, n] is False.
+    `mask` [b, n] is False, nor those after the first `length`, 0 for n. For a GPU it is cuDNN's, without bias and mask.
     """
+    width = query.shape[2] // heads
+    if is_for_gpu(query.dtype) and bias is None and mask is None and width % 8 == 0 and width <= 128:
+        return _cudnn_attention(query, key, value, heads, scale, length or query.shape[1])
+    if length:
+        mask = (True if mask is None else mask) & (jnp.arange(query.shape[1]) < length)[None]
     query, key, value = (rearrange(x, "b n (h k) -> b h n k", h=heads) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import threading
@@ -20,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from remind_jax.errors import UserError
-from remind_jax.runtime import files
+from remind_jax.runtime import files, records
 
 BEAT = 10.0  # seconds between two touches
 PATIENCE = 90.0  # seconds without one after which the holder counts as dead
@@ -37,8 +38,9 @@ class Claims:
         self._held: dict[str, tuple[pathlib.Path, int]] = {}  # file and its descriptor, by name
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._clock = folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+        files.refuse_links(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
             self.now()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -57,8 +59,12 @@ class Claims:
 
     def now(self) -> float:
         """Returns the time of the folder's server in seconds, by which the times of its files are."""
-        self._clock.touch()
-        return self._clock.stat().st_mtime
+        descriptor = files.open_here(self._clock)
+        try:
+            os.utime(descriptor)
+            return os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def taken(self, name: str) -> Iterator[bool]:
@@ -79,15 +85,19 @@ class Claims:
     def _make(self, name: str, number: int) -> bool:
         file = self._file(name, number)
         try:
-            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            descriptor = files.open_here(file, os.O_EXCL)
         except FileExistsError:
             return False
+        with self._lock:
+            self._held[name] = file, descriptor
         locked = files.try_lock(descriptor)
         # Written after it was locked: whoever reads which machine it is may ask for the lock.
         holder = {"machine": _machine() if locked else "", "host": socket.gethostname(), "process": os.getpid()}
-        os.write(descriptor, json.dumps(holder).encode())
-        with self._lock:
-            self._held[name] = file, descriptor
+        try:
+            os.write(descriptor, json.dumps(holder).encode())
+        except OSError:
+            self._release(name)
+            raise
         return True
 
     def _release(self, name: str) -> None:
@@ -128,34 +138,66 @@ class Claims:
                 time.sleep(min(_POLL, self._beat))
         return False
 
+    def holder(self, name: str) -> str:
+        """Tells which process holds a claim, or has held it last, as far as its file says so."""
+        try:
+            found = records.parse(records.content(self._file(name, self._newest(name))))
+            return f"process {int(found['process'])} on {re.sub(r'[^A-Za-z0-9_.-]', '?', str(found['host']))}"
+        except (OSError, UserError, ValueError, TypeError, LookupError):
+            return "another process"
+
     def _file(self, name: str, number: int) -> pathlib.Path:
         return self._folder / f"{name}.{number}"
 
     def _newest(self, name: str) -> int:
-        """Returns the number of the newest claim, 0 while there is none."""
-        numbers = (path.name.removeprefix(f"{name}.") for path in self._folder.glob(f"{name}.*"))
-        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+        """Returns the number of the newest claim, 0 while there is none.
+
+        Numbers follow one another, and a look at each costs the same however many other claims the folder has. A look
+        that comes too early is made good by `_make`, which no file that exists lets through.
+        """
+        number = 0
+        while self._file(name, number + 1).exists():
+            number += 1
+        return number
 
     def _alive(self, name: str, number: int) -> bool:
         """Tells whether the holder of a claim works on."""
         locked = self._locked_here(name, number)
-        return self.now() - self._touched(name, number) < self._patience if locked is None else locked
+        # A time to come is no time of this disk: the file came with the folder from elsewhere.
+        return abs(self.now() - self._touched(name, number)) < self._patience if locked is None else locked
 
     def _touched(self, name: str, number: int) -> float:
         # Opened, because network file systems ask their server for the time when a file is opened.
-        with open(self._file(name, number), "rb") as file:
+        with records.opened(self._file(name, number)) as file:
             return os.fstat(file.fileno()).st_mtime
 
     def _locked_here(self, name: str, number: int) -> bool | None:
         """Tells whether a process of this machine has a claim locked; None where only another machine could say so."""
-        with open(self._file(name, number), "r+b") as file:  # network file systems lock what can be written
+        file = self._file(name, number)
+        with records.opened(file, flags=os.O_RDWR) as file:  # network file systems lock what can be written
             try:
-                holder = json.loads(file.read())
+                holder = records.parse(file.read(records.MOST))
             except ValueError:  # not written yet, or never to be
                 return None
-            if not holder["machine"] or holder["machine"] != _machine():
+            if records.fault(holder, {"machine": str}) or not holder["machine"] or holder["machine"] != _machine():
                 return None
             return not files.try_lock(file.fileno())
+
+
+@contextlib.contextmanager
+def owned(path: pathlib.Path, claim: pathlib.Path, beat: float = BEAT, patience: float = PATIENCE) -> Iterator[None]:
+    """Holds a path for this process alone, by a claim on the same disk, and lets go of it at the end.
+
+    A holder that was killed on this machine holds nothing more. One of another machine that is silent is waited for, up
+    to `patience` seconds. Raises UserError: another process holds the path; the message names it.
+    """
+    with Claims(claim.parent, beat, patience) as held, contextlib.ExitStack() as stack:
+        with files.writing(claim.parent):
+            while not stack.enter_context(held.taken(claim.name)):
+                if not held.wait_for_news([claim.name]):
+                    holder = held.holder(claim.name)
+                    raise UserError(f"{path} is in use by {holder}: wait until it has ended, or choose another folder")
+        yield
 
 
 def _machine() -> str:

@@ -11,6 +11,8 @@ import os
 import pathlib
 import platform
 import re
+import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from remind_jax.errors import UserError
+from remind_jax.runtime import files
 
 AXIS, EXPERTS = "data", "expert"
 KINDS = ("jit", "pmap")
@@ -82,11 +85,13 @@ def own_rows(batch_size: int) -> slice:
 def kept_programs(folder: pathlib.Path | None) -> Iterator[None]:
     """Keeps what is compiled in a folder, and takes from there what was compiled before; None changes nothing.
 
-    JAX names an entry by the program, the versions of jax and XLA, the devices and the flags. Entries for a CPU are
-    meant for machines of its kind.
+    A program that is read runs: a folder that is not the user's alone is not used, as a line on stderr says. JAX names
+    an entry by the program, the versions of jax and XLA, the devices and the flags. Entries for a CPU are meant for
+    machines of its kind.
     """
+    folder = folder and _private(folder)
     changes = {
-        "jax_compilation_cache_dir": folder and str(folder.expanduser().resolve()),
+        "jax_compilation_cache_dir": folder and str(folder.resolve()),
         "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING,
     }
     before = {name: jax.config.values[name] for name in changes}
@@ -109,17 +114,32 @@ def kept_programs(folder: pathlib.Path | None) -> Iterator[None]:
 def users_programs() -> pathlib.Path | None:
     """Makes the user's own folder of programs for processors like this machine's; nobody else may enter it.
 
-    Programs hold neither weights nor data. Returns None if JAX keeps programs already, or if the folder cannot be made
-    or others could write there: a program that is read runs.
+    Programs hold neither weights nor data. Returns None if JAX keeps programs already, or if there is no such folder,
+    see `kept_programs`.
     """
-    folder = pathlib.Path("~/.cache/remind_jax/programs").expanduser()
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        there = folder.stat()
-    except OSError:
+    if jax.config.jax_compilation_cache_dir:
         return None
-    is_private = there.st_uid == os.getuid() and not there.st_mode & 0o077
-    return folder / _processor() if is_private and not jax.config.jax_compilation_cache_dir else None
+    folder = _private(pathlib.Path("~/.cache/remind_jax/programs"))
+    return folder and folder / _processor()
+
+
+def _private(folder: pathlib.Path) -> pathlib.Path | None:
+    """Makes a folder of the user's alone; where there is another, says so on stderr and returns None."""
+    try:
+        folder = files.expanded(folder)
+        files.make_folder(folder, private=True)
+        there = folder.lstat()
+        if not stat.S_ISDIR(there.st_mode):
+            fault = "it is a link"
+        elif there.st_uid != os.getuid():
+            fault = "it is somebody else's"
+        else:
+            fault = "others may enter it (chmod 700 if all in it is yours)" if there.st_mode & 0o077 else ""
+    except (OSError, UserError) as error:
+        fault = getattr(error, "strerror", None) or str(error)
+    if fault:
+        print(f"warning: no compiled programs are kept in {folder}: {fault}", file=sys.stderr)
+    return None if fault else folder
 
 
 def _processor() -> str:
@@ -220,10 +240,18 @@ def _room_for_gradient(step: Any, state: State, batch: Any, axis_name: str | Non
     return jax.tree.map(lambda x, like: jnp.zeros(x.shape, x.dtype, device=like.sharding), shapes, state.params)
 
 
-def _jit_program(step: Any, devices: list[jax.Device], programs: str, experts: int) -> Program:
+def placements(devices: list[jax.Device], experts: int = 1) -> tuple[NamedSharding, NamedSharding]:
+    """Returns how arrays lie that all devices have, and those of which each has an equal part, as of a batch.
+
+    `experts` devices share the weights of the experts; XLA moves samples to them and back.
+    """
     mesh = Mesh(np.array(devices).reshape(-1, experts), (AXIS, EXPERTS))
-    # All devices take an equal part of a batch; XLA moves samples to the experts and back.
-    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec((AXIS, EXPERTS)))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec((AXIS, EXPERTS)))
+
+
+def _jit_program(step: Any, devices: list[jax.Device], programs: str, experts: int) -> Program:
+    replicated, split = placements(devices, experts)
+    mesh = replicated.mesh
 
     def shardings(state: State) -> Any:
         return jax.tree_util.tree_map_with_path(

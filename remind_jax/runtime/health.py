@@ -84,7 +84,7 @@ def machine(cache: pathlib.Path) -> Iterator[str]:
     """
     import psutil
 
-    cache.mkdir(parents=True, exist_ok=True)
+    files.make_folder(cache, private=True)
     files.write_text(cache / "doctor", "")
     (cache / "doctor").unlink()
     print(f"cores: {len(jobs.find_cpus())}")

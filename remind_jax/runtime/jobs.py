@@ -114,7 +114,7 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot], keep_open: Sequence[int]
 
 
 def _start(job: Job, slot: Slot, keep_open: Sequence[int]) -> subprocess.Popen:
-    with open(job.log, "wb") as log:
+    with files.open_log(job.log) as log:
         streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
         environment = {**os.environ, **slot.environment}
         process = subprocess.Popen(job.command, **streams, env=environment, pass_fds=tuple(keep_open))
@@ -164,7 +164,7 @@ def hold(folder: pathlib.Path, shared: bool = False) -> Iterator[int]:
 
     with contextlib.ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
             lock = stack.enter_context(files.lock(folder / ".lock", shared=shared, busy=refuse))
         except OSError as error:
             raise UserError(f"cannot write to workdir {folder}: {error.strerror or error}") from error

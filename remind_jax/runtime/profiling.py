@@ -6,6 +6,8 @@ from typing import Any, Self
 
 import jax
 
+from remind_jax.runtime import files
+
 
 class Tracer:
     """Runs steps, and traces those of a span; on leaving it ends a trace that is still open."""
@@ -26,6 +28,7 @@ class Tracer:
         if self._span is None or not self._span[0] <= step < self._span[1]:
             return function(*arguments)
         if not self._open:
+            files.refuse_links(self._folder, below=True)
             jax.profiler.start_trace(self._folder)
             self._open = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
+from remind_jax.runtime import signals, texts
+
 if TYPE_CHECKING:
     from rich import progress
 
@@ -96,7 +98,10 @@ class Lines(Silent):
         self._counted: tuple[int, float] | None = None  # the step that the pace is counted from, and when it was
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError as error:
+            signals.no_reader(error)
         self._last = time.monotonic()
 
     def _begin(self, text: str) -> None:
@@ -128,12 +133,16 @@ class Bar(Silent):
         self._total, self._title, self._owns = total or None, title, False
 
     def __enter__(self) -> Self:
+        from rich.file_proxy import FileProxy
+
         self._owns = Bar._shown is None
         if self._owns:
             Bar._shown = _display()
             Bar._shown.start()
+            if type(sys.stdout) is FileProxy:  # which takes colours out of what is printed
+                sys.stdout, sys.stderr = texts.Visible(sys.stdout), texts.Visible(sys.stderr)
         self._display = Bar._shown
-        self._task = self._display.add_task(self._title, total=self._total, text="")
+        self._task = self._display.add_task(texts.one_line(self._title), total=self._total, text="")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -143,20 +152,20 @@ class Bar(Silent):
             Bar._shown = None
 
     def say(self, text: str) -> None:
-        self._display.console.print(text, highlight=False, markup=False)
+        self._display.console.print(texts.visible(text), highlight=False, markup=False)
 
     def count(self, done: int, total: int) -> None:
         self._display.update(self._task, completed=done, total=total)
 
     def advance(self, step: int, text: str = "") -> None:
-        self._display.update(self._task, completed=step, text=text)
+        self._display.update(self._task, completed=step, text=texts.one_line(text))
 
     def _begin(self, text: str) -> None:
-        self._display.update(self._task, text=text)
+        self._display.update(self._task, text=texts.one_line(text))
 
 
 def _display() -> "progress.Progress":
-    from rich import progress
+    from rich import console, progress
 
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
@@ -166,6 +175,7 @@ def _display() -> "progress.Progress":
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[text]}", markup=False),
         transient=True,
+        console=console.Console(file=texts.raw(sys.stdout)),
     )
 
 

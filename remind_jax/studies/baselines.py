@@ -9,7 +9,6 @@ bags of tokens; embeddings averaged over their tokens; images and volumes shrunk
 on the train rows.
 """
 
-import contextlib
 import itertools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -19,11 +18,13 @@ import numpy as np
 
 from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
+from remind_jax.data import memory
 from remind_jax.data.dataset import Dataset
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictor import Predicted, tuning_metrics
 from remind_jax.runtime import progress
+from remind_jax.training import run_folder
 from remind_jax.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -195,34 +196,41 @@ def plain_config(config: Any) -> dict[str, Any]:
     return {"method": config.method, "seed": config.seed, "train": {"select": config.train.select}, **sections}
 
 
-def fit_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
+def fit_and_evaluate(
+    config: Any, workdir: pathlib.Path, verbose: bool = True, on_changed_data: str = "refuse"
+) -> dict[str, Any]:
     """Fits a plain model on a config's data and reports on its held-out patients; a finished run is shown again.
 
     Of the config only `method`, a key of `MODELS`, data, seed, selection rule and evaluation are used. Returns the
-    report, as in report.json, and in it `chosen`, what the tuning rows decided. Raises UserError: a setting, the data
-    or the folder cannot be used.
+    report, as in report.json, and in it `chosen`, what the tuning rows decided. Changed data are as for
+    `training.run.train_and_evaluate`. Raises UserError: a setting, the data or the folder cannot be used.
     """
     validate(config)
-    with contextlib.closing(RunFolder(workdir, plain_config(config), config.train.track)) as folder:
-        return _run(config, folder, verbose)
-
-
-def _run(config: Any, folder: RunFolder, verbose: bool) -> dict[str, Any]:
-    finished = folder.report()
-    if finished is not None:
+    with run_folder.opened(workdir, plain_config(config), config.train.track) as folder:
+        report = _run(config, folder, verbose, on_changed_data)
+        finished = report is None
+        report = folder.report() if finished else report
         if verbose:
-            folder.show(finished, again=True)
-        return finished
+            folder.show(report, again=finished)
+        return report
+
+
+def _run(config: Any, folder: RunFolder, verbose: bool, on_changed: str) -> dict[str, Any] | None:
+    """Fits and reports; returns the report, None for a finished run."""
+    stamp = memory.stamp(*memory.places(config.data))
+    if folder.shows(stamp):
+        return None
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
-        data = datasets.load_dataset(config, bar)
+        split = datasets.fit(config)
+        if folder.admit(split, stamp, on_changed, bar.say):
+            return None
+        data = datasets.prepare(split, config.data, bar)
         bar.say(f"Fitting {config.method} on {data.manifest.title}: {len(data.stores['train'])} samples")
         fitted = _fit(config, data)
+        folder.remember(data, "fit", stamp)
     with progress.make(0, "evaluating", verbose) as bar:
-        report = _report(config, data, fitted, folder, bar.count)
-    if verbose:
-        folder.show(report)
-    return report
+        return _report(config, data, fitted, folder, bar.count)
 
 
 def _fit(config: Any, data: Dataset) -> PlainModel:

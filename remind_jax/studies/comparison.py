@@ -10,6 +10,7 @@ two-sided, of the same replicates, and corrected over the methods by Holm.
 """
 
 import dataclasses
+import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from remind_jax.evaluation import intervals
+from remind_jax.errors import UserError
+from remind_jax.evaluation import finished, intervals
 from remind_jax.evaluation.samples import Samples
 
 FIGURES = ("accuracy", "macro_f1", "auroc")
@@ -35,6 +37,16 @@ class Outcome:
     seed: int
     report: Mapping[str, Any]
     predictions: pl.DataFrame
+
+
+def outcome(method: str, seed: int, folder: pathlib.Path) -> Outcome:
+    """Reads the outcome of a finished run. Raises UserError: a file of it is damaged, or they are of two runs."""
+    report = finished.read_report(folder)
+    table = finished.read_predictions(folder, len(report["classes"]))
+    there = dict(table["group"].value_counts().iter_rows())
+    if {row["group"]: row["n"] for row in report["groups"] if row["n"]} != there or table.height != report["n"]:
+        raise UserError(f"{folder} holds a damaged run: report and predictions are of other rows")
+    return Outcome(method, seed, report, table)
 
 
 class Spread(NamedTuple):

@@ -1,7 +1,6 @@
 """The runs of a sweep: methods times seeds, each with its config and its folder, and the options that choose them."""
 
 import argparse
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,10 +8,12 @@ from typing import Any, NamedTuple
 from remind_jax import cli, methods
 from remind_jax.config import set_value
 from remind_jax.errors import UserError
-from remind_jax.studies.comparison import RESAMPLES, Outcome
+from remind_jax.evaluation import finished
+from remind_jax.studies.comparison import RESAMPLES, Outcome, outcome
 
 _STRINGS = {"methods": "all", "seeds": "0,1,42", "baseline": "", "table": ""}
-OPTIONS = (*(f"--{name}" for name in _STRINGS), "--share", "--jobs", "--resamples")  # of `add_options`
+OPTIONS = (*(f"--{name}" for name in _STRINGS), "--share", "--jobs", "--resamples", "--on-changed-data")
+"""Those of `add_options`."""
 
 
 class Entry(NamedTuple):
@@ -33,7 +34,7 @@ class Entry(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether the run has its report."""
-        return (self.folder / "report.json").exists()
+        return finished.is_there(self.folder)
 
     @property
     def log(self) -> pathlib.Path:
@@ -42,13 +43,11 @@ class Entry(NamedTuple):
 
     def report(self) -> dict[str, Any]:
         """Reads the report of a finished run."""
-        return json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+        return finished.read_report(self.folder)
 
     def outcome(self) -> Outcome:
         """Reads what a finished run has left for comparisons."""
-        import polars as pl
-
-        return Outcome(self.method, self.seed, self.report(), pl.read_parquet(self.folder / "predictions.parquet"))
+        return outcome(self.method, self.seed, self.folder)
 
 
 class Options(NamedTuple):
@@ -59,12 +58,14 @@ class Options(NamedTuple):
       resamples: bootstrap replicates of the differences.
       jobs: runs at a time, each in a process of its own where there are several.
       share: whether other processes run the same sweep in the same folder.
+      on_changed_data: what becomes of runs whose data have changed since: `refuse` or `restart`.
     """
 
     baselines: Sequence[str]
     resamples: int = RESAMPLES
     jobs: int = 1
     share: bool = False
+    on_changed_data: str = "refuse"
 
 
 class Setup(NamedTuple):
@@ -99,6 +100,7 @@ def add_options(parser: cli.Parser) -> None:
     parser.add_argument("--share", action="store_true")
     parser.add_number("--jobs", 1, 1)
     parser.add_number("--resamples", RESAMPLES, 1)
+    cli.add_on_changed_data(parser)
 
 
 def read_setup(values: argparse.Namespace, rest: Sequence[str]) -> Setup:
@@ -119,4 +121,5 @@ def read_setup(values: argparse.Namespace, rest: Sequence[str]) -> Setup:
             raise UserError(f"baseline={baseline} is not among the methods: {', '.join(names)}")
     if values.share and values.jobs > 1:
         raise UserError(f"--share with --jobs={values.jobs}: start the same command {values.jobs} times instead")
-    return Setup(given, variants, seeds, Options(baselines, values.resamples, values.jobs, values.share))
+    options = Options(baselines, values.resamples, values.jobs, values.share, values.on_changed_data)
+    return Setup(given, variants, seeds, options)

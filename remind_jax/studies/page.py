@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from remind_jax.evaluation import figures, page
 from remind_jax.evaluation.names import short_names
-from remind_jax.runtime import files, progress
+from remind_jax.runtime import files, progress, texts
 from remind_jax.studies import tables
 from remind_jax.studies.comparison import Outcome
 from remind_jax.studies.results import TITLES, Results, collect
@@ -37,15 +37,13 @@ def tabulate(
     """Writes tables and page into a folder, arguments as for `results.collect`; UserError: it cannot be written."""
     with progress.make(len(outcomes), "bootstrap") as bar:
         found = collect(outcomes, methods, baselines, resamples=resamples, failures=failures, count=bar.count)
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write(found, folder)
     print(tables.markdown(found, MOST_PRINTED))
     print(f"Tables: {folder / 'index.html'}")
 
 
 def write(results: Results, folder: pathlib.Path) -> None:
-    """Writes tables as CSV, Markdown and LaTeX and the page, each whole or not at all."""
+    """Writes tables as CSV, Markdown and LaTeX and the page, all of them or none."""
     contents = {
         "runs.csv": tables.runs_csv(results),
         "groups.csv": tables.groups_csv(results),
@@ -55,8 +53,9 @@ def write(results: Results, folder: pathlib.Path) -> None:
         "table.tex": tables.latex(results),
         "index.html": render(results),
     }
-    for name, text in contents.items():
-        files.write_text(folder / name, text)
+    with files.whole_files(folder) as temporary:
+        for name, text in contents.items():
+            (temporary / name).write_bytes(text.encode("utf-8"))
 
 
 def render(results: Results) -> str:
@@ -122,7 +121,7 @@ def accuracy_by_combination(results: Results) -> str | None:
                 [y for y, _ in points],
                 xerr=[value.sd or 0.0 for _, value in points],
                 **_mark(i),
-                label=method,
+                label=figures.legend_name(method),
             )
         look = {"frameon": False, "fontsize": figures.FONT - 1, "labelcolor": figures.INK}
         # From the left edge of the figure, so that long names have room.
@@ -168,7 +167,8 @@ def _svg(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(figures.style(salt)):
+    labels = [texts.one_line(label) for label in labels]
+    with matplotlib.rc_context(figures.style(texts.one_line(salt))):
         whole = height + above + 0.5
         figure = Figure(figsize=(figures.WIDTH, whole))
         FigureCanvasSVG(figure)
@@ -179,8 +179,8 @@ def _svg(
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=figures.GRID, linewidth=0.7)
         axes.locator_params(axis="x", nbins=5)
-        room = (max(map(len, labels)) * figures.FONT * 0.56 + 10) / 72
-        figure.subplots_adjust(left=room / figures.WIDTH, right=0.97, bottom=0.5 / whole, top=1 - above / whole)
+        room = min(0.7, (max(map(len, labels)) * figures.FONT * 0.56 + 10) / 72 / figures.WIDTH)
+        figure.subplots_adjust(left=room, right=0.97, bottom=0.5 / whole, top=1 - above / whole)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return figures.inline(out.getvalue())

@@ -22,9 +22,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from remind_jax.errors import UserError
-from remind_jax.runtime import files
+from remind_jax.runtime import files, records
 from remind_jax.runtime.jobs import find_cpus
+
+_SECONDS = (records.Number(float, 0), None)
+_SHAPE = {
+    "runs?": {...: {"seconds": _SECONDS}},
+    "seconds?": {"running": records.Number(float, 0), "tabulating?": _SECONDS},
+    "failed?": [str],
+}
 
 
 class Record:
@@ -93,7 +99,7 @@ class Record:
     def close(self, *, data: str, failed: Sequence[str], seconds: float, folders: Sequence[pathlib.Path]) -> None:
         """Adds what is known with the tables: data, failed runs, seconds, environment of a finished run."""
         found = [file for folder in folders if (file := folder / "environment.json").exists()]
-        environment = json.loads(found[0].read_text(encoding="utf-8")) if found else None
+        environment = records.read(found[0], files.ENVIRONMENT, "remove it") if found else None
         self._value |= {"data": data, "failed": list(failed), "environment": environment}
         self._value["seconds"]["tabulating"] = round(seconds, 2)
         self._save()
@@ -103,12 +109,7 @@ class Record:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: remove it, or choose another workdir") from error
+    return records.read(path, _SHAPE, "remove it, or choose another workdir", default={})
 
 
 def command_line(arguments: Sequence[str]) -> str:

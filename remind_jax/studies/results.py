@@ -8,8 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError
+from remind_jax.evaluation import finished
+from remind_jax.runtime import records
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Difference, Outcome, Spread, spread
 from remind_jax.studies.published import Figure, Published, published
@@ -116,18 +117,14 @@ def read_outcomes(folders: Sequence[pathlib.Path]) -> list[Outcome]:
 
 def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], pl.DataFrame]:
     """Reads config, report and predictions of a finished run."""
-    files = [folder / name for name in ("config.json", "report.json", "predictions.parquet")]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{folder} holds no finished run: {file.name} is missing")
-    try:
-        config, report = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
-        predictions = read_parquet(files[2])
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder} holds a damaged run ({type(error).__name__})") from None
-    if not {"sample_id", "patient_id", "label", "group", "p_0", "p_1"} <= set(predictions.columns):
-        raise UserError(f"{folder} holds a damaged run: predictions.parquet lacks columns")
-    return config, report, predictions
+    for name in ("config.json", finished.REPORT, finished.PREDICTIONS):
+        if not (folder / name).exists():
+            raise UserError(f"{folder} holds no finished run: {name} is missing")
+    if not finished.is_there(folder):
+        raise UserError(f"the run in {folder} is not finished: give its command again to go on")
+    config = records.read(folder / "config.json", {"method": str, "seed": int}, "train the run again")
+    found = comparison.outcome(config["method"], config["seed"], folder)
+    return config, found.report, found.predictions
 
 
 def _names(folders: Sequence[pathlib.Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Runs the entries of a sweep, in this process, in several, or shared with other machines, and tabulates them."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -12,17 +13,19 @@ from typing import Any
 
 from remind_jax import cli, methods
 from remind_jax.config import complete
+from remind_jax.data import memory
 from remind_jax.errors import UserError
-from remind_jax.runtime import claims, devices, files, jobs, processes, progress, signals
+from remind_jax.runtime import claims, devices, files, jobs, processes, progress, records, signals, texts
 from remind_jax.studies import page
 from remind_jax.studies.baselines import fit_and_evaluate, plain_config
 from remind_jax.studies.entries import Entry, Options
 from remind_jax.studies.record import Record
 from remind_jax.studies.results import run_figures
 from remind_jax.training.run import train_and_evaluate
-from remind_jax.training.run_folder import changed_keys
+from remind_jax.training.run_folder import DATA, changed_keys
 
 _CHILD = "from remind_jax.studies import runner; runner.child()"
+_MOVED = "its data have changed while the sweep ran: give the same command again"
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
 
@@ -33,36 +36,39 @@ def run(entries: Sequence[Entry], workdir: pathlib.Path, options: Options, comma
     what no other one runs, and the last one writes the tables. The record shows `command`, the arguments of the command
     line. Raises UserError: runs failed, or another sweep works in the folder.
     """
+    for entry in entries:
+        files.refuse_links(entry.folder)
     with jobs.hold(workdir, shared=options.share) as descriptor, signals.Signals():
         sweep = _Sweep(entries, workdir, options, command)
         if options.share:
             _run_shared(sweep)
             return
-        record, shared = sweep.record(), _shared_programs(workdir / "compiled", here=options.jobs == 1)
+        record, shared = sweep.record(), _shared_programs(here=options.jobs == 1)
         with progress.make(len(entries), "runs") as bar, shared:
             if options.jobs == 1:
-                failed = _run_in_turn(entries, bar, record)
+                failed = _run_in_turn(entries, options, bar, record)
             else:
-                failed = _run_in_processes(entries, options.jobs, descriptor, bar, record)
+                failed = _run_in_processes(entries, options, descriptor, bar, record)
         sweep.close(failed, record)
 
 
-def run_config(config: Any, folder: pathlib.Path, verbose: bool = True) -> None:
+def run_config(config: Any, folder: pathlib.Path, verbose: bool = True, on_changed_data: str = "refuse") -> None:
     """Trains the run of one config, or fits its plain model, and reports on it; a finished run is shown again.
 
-    Raises UserError: a setting, the data or the folder cannot be used.
+    Raises UserError: a setting, the data or the folder cannot be used, or the data have changed since the run began
+    and `on_changed_data` is not `restart`.
     """
     if config.method in methods.PLAIN:
-        processes.run_on_first(lambda: fit_and_evaluate(config, folder, verbose=verbose))
+        processes.run_on_first(lambda: fit_and_evaluate(config, folder, verbose, on_changed_data))
         return
-    train_and_evaluate(config, folder, verbose=verbose)
+    train_and_evaluate(config, folder, verbose, on_changed_data)
 
 
 class _Sweep:
     """What all ways of running entries share: the record and the tables."""
 
     def __init__(self, entries: Sequence[Entry], workdir: pathlib.Path, options: Options, command: Sequence[str]):
-        self.entries, self.workdir, self._options, self._command = entries, workdir, options, command
+        self.entries, self.workdir, self.options, self._command = entries, workdir, options, command
         self._methods = list(dict.fromkeys(entry.method for entry in entries))
 
     def record(self) -> Record:
@@ -72,21 +78,22 @@ class _Sweep:
             self._command,
             methods=self._methods,
             seeds=list(dict.fromkeys(entry.seed for entry in self.entries)),
-            baselines=list(self._options.baselines),
-            resamples=self._options.resamples,
-            jobs=self._options.jobs,
+            baselines=list(self.options.baselines),
+            resamples=self.options.resamples,
+            jobs=self.options.jobs,
             runs=[entry.name for entry in self.entries],
         )
 
     def close(self, failed: dict[str, str], record: Record) -> None:
-        """Writes the tables of all runs; `failed` has the reason for each run that failed."""
+        """Writes the tables of all runs on the same data; `failed` has the reason for each run that failed."""
+        failed = dict.fromkeys(_on_other_data(self.entries), _MOVED) | failed
         failures = [f"{name}: {reason}" for name, reason in failed.items()]
         # A run that failed may have a report all the same: that of other settings.
         outcomes = [entry.outcome() for entry in self.entries if entry.finished and entry.name not in failed]
         if not outcomes:
             raise UserError(f"no run finished; the first failure was {failures[0]}")
-        start, drawn = time.monotonic(), {"resamples": self._options.resamples, "failures": failures}
-        page.tabulate(self.workdir, outcomes, self._methods, self._options.baselines, **drawn)
+        start, drawn = time.monotonic(), {"resamples": self.options.resamples, "failures": failures}
+        page.tabulate(self.workdir, outcomes, self._methods, self.options.baselines, **drawn)
         record.close(
             data=outcomes[0].report["data"],
             failed=[entry.name for entry in self.entries if entry.name in failed],
@@ -98,15 +105,16 @@ class _Sweep:
 
 
 @contextlib.contextmanager
-def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
-    """Lets runs compile once, in this process (`here`) or others, unless the user keeps programs elsewhere."""
-    import jax
+def _shared_programs(here: bool) -> Iterator[None]:
+    """Lets runs compile once, in this process (`here`) or others, unless the user keeps programs elsewhere.
 
-    if jax.config.jax_compilation_cache_dir:  # which JAX takes from the environment, too
+    Programs lie in the user's own folder and not in the sweep's, where others might put some.
+    """
+    if (folder := devices.users_programs()) is None:
         yield
         return
     before = os.environ.copy()
-    os.environ |= dict(zip(_CACHE, (str(folder.resolve()), str(devices.WORTH_KEEPING)), strict=True))
+    os.environ |= dict(zip(_CACHE, (str(folder), str(devices.WORTH_KEEPING)), strict=True))
     try:
         with devices.kept_programs(folder if here else None):
             yield
@@ -116,31 +124,38 @@ def _shared_programs(folder: pathlib.Path, here: bool) -> Iterator[None]:
             os.environ |= {name: before[name]} if name in before else {}
 
 
-def _run_in_turn(entries: Sequence[Entry], bar: progress.Silent, record: Record) -> dict[str, str]:
+def _run_in_turn(entries: Sequence[Entry], options: Options, bar: progress.Silent, record: Record) -> dict[str, str]:
     """Runs one after the other; returns the names of the runs that failed, each with the reason."""
     failed: dict[str, str] = {}
+    other = _on_other_data(entries)
     for done, entry in enumerate(entries):
         bar.advance(done, entry.name)
-        with contextlib.nullcontext() if entry.finished else record.timed(entry.name):
-            reason = _run_here(entry, bar)
+        kept = entry.finished and entry.name not in other
+        with contextlib.nullcontext() if kept else record.timed(entry.name):
+            reason = _run_here(entry, options, bar)
         if reason:
             failed[entry.name] = reason
     return failed
 
 
-def _run_here(entry: Entry, bar: progress.Silent) -> str:
+def _run_here(entry: Entry, options: Options, bar: progress.Silent) -> str:
     """Runs one, or shows that it is finished; returns why it failed, or nothing."""
-    shown = entry.finished
+    before = _written(entry)
     try:
-        run_config(entry.config, entry.folder, verbose=False)
+        run_config(entry.config, entry.folder, False, options.on_changed_data)
     except Exception as error:  # whatever it is, the other runs shall have their turn
         reason = " ".join(str(error).split()) or type(error).__name__
         bar.say(f"failed: {entry.name}: {reason}")
         if not isinstance(error, UserError):
-            files.write_text(entry.log, traceback.format_exc())
+            files.write_text(entry.log, texts.visible(traceback.format_exc()))
         return reason
-    bar.say(_summary(entry, kept=shown))
+    bar.say(_summary(entry, kept=before == _written(entry)))
     return ""
+
+
+def _written(entry: Entry) -> int:
+    """Returns when a run's report was written, in nanoseconds; 0 while there is none."""
+    return (entry.folder / "report.json").stat().st_mtime_ns if entry.finished else 0
 
 
 def _summary(entry: Entry, kept: bool) -> str:
@@ -151,20 +166,21 @@ def _summary(entry: Entry, kept: bool) -> str:
 
 
 def _run_in_processes(
-    entries: Sequence[Entry], count: int, descriptor: int, bar: progress.Silent, record: Record
+    entries: Sequence[Entry], options: Options, descriptor: int, bar: progress.Silent, record: Record
 ) -> dict[str, str]:
     """Runs several at a time; returns the names of the runs that failed, each with the reason."""
     failed: dict[str, str] = {}
-    # A finished run of the same settings needs no process; of other settings, its own process says what differs.
-    open_entries = [entry for entry in entries if not (entry.finished and _same_settings(entry))]
+    # A finished run of the same settings and data needs no process; of others, its own process says what differs.
+    other = _on_other_data(entries)
+    open_entries = [each for each in entries if not (each.finished and _same_settings(each)) or each.name in other]
     for entry in entries:
         if entry not in open_entries:
             bar.say(_summary(entry, kept=True))
     done = len(entries) - len(open_entries)
-    slots = jobs.divide(min(count, max(1, len(open_entries))), jobs.find_gpus(), jobs.find_cpus())
+    slots = jobs.divide(min(options.jobs, max(1, len(open_entries))), jobs.find_gpus(), jobs.find_cpus())
     running: dict[str, contextlib.ExitStack] = {}
     with contextlib.ExitStack() as clocks:
-        for event in jobs.run_all([_job(entry) for entry in open_entries], slots, (descriptor,)):
+        for event in jobs.run_all([_job(entry, options) for entry in open_entries], slots, (descriptor,)):
             entry = open_entries[event.job]
             if event.ended:
                 running.pop(entry.name).close()
@@ -174,17 +190,25 @@ def _run_in_processes(
                 bar.say(f"failed: {entry.name}: {event.error}" if event.error else _summary(entry, kept=False))
             else:
                 clock = clocks.enter_context(contextlib.ExitStack())
-                if not entry.finished:  # of other settings, which its process refuses
+                if not entry.finished or entry.name in other:  # else of other settings, which its process refuses
                     clock.enter_context(record.timed(entry.name))
                 running[entry.name] = clock
             bar.advance(done, ", ".join(running))
     return failed
 
 
-def _job(entry: Entry) -> jobs.Job:
+def _job(entry: Entry, options: Options) -> jobs.Job:
     """Makes a process of its own for a run, which reads its config from standard input."""
     config = json.dumps(entry.config.to_dict())
-    return jobs.Job([sys.executable, "-c", _CHILD, str(entry.folder)], entry.log, config)
+    return jobs.Job([sys.executable, "-c", _CHILD, str(entry.folder), options.on_changed_data], entry.log, config)
+
+
+def _on_other_data(entries: Sequence[Entry]) -> set[str]:
+    """Names the finished runs whose data's files do not look as they did, so that the data may be others by now."""
+    stamp = functools.cache(memory.stamp)  # of all runs on the same data at once
+    kept = [(entry, memory.kept_stamp(entry.folder / DATA)) for entry in entries if entry.finished]
+    known = [(entry, then) for entry, then in kept if then is not None]
+    return {entry.name for entry, then in known if stamp(*memory.places(entry.config.data)) not in (then, "")}
 
 
 def _same_settings(entry: Entry) -> bool:
@@ -192,18 +216,18 @@ def _same_settings(entry: Entry) -> bool:
     settings = entry.config.to_dict()
     if entry.config.method in methods.PLAIN:
         settings = plain_config(entry.config)
-    there = (entry.folder / "config.json").read_text(encoding="utf-8")
-    return not changed_keys(json.loads(there), json.loads(json.dumps(settings)))
+    there = records.read(entry.folder / "config.json", {}, "remove the folder")
+    return not changed_keys(there, json.loads(json.dumps(settings)))
 
 
 def _run_shared(sweep: _Sweep) -> None:
     """Runs what no other process runs, until all is done or the others have the rest; the last writes the tables."""
-    entries = sweep.entries
+    entries, other = sweep.entries, _on_other_data(sweep.entries)
     with claims.Claims(sweep.workdir / "claims") as held, progress.make(len(entries), "runs") as bar:
         begin = held.now()
-        while left := [entry for entry in entries if not _settled(entry, begin)]:
+        while left := [entry for entry in entries if not _settled(entry, begin, other)]:
             bar.advance(len(entries) - len(left), left[0].name)
-            took = [entry for entry in left if _take(entry, held, begin, bar)]
+            took = [entry for entry in left if _take(entry, sweep.options, held, begin, other, bar)]
             if not took and not held.wait_for_news([entry.folder.name for entry in left]):
                 bar.say(f"{len(left)} runs are under way elsewhere; the last process to end writes the tables")
                 return
@@ -216,21 +240,28 @@ def _run_shared(sweep: _Sweep) -> None:
                 sweep.close(failed, record)
 
 
-def _take(entry: Entry, held: claims.Claims, begin: float, bar: progress.Silent) -> bool:
-    """Runs one that is free; returns whether it was."""
+def _take(
+    entry: Entry, options: Options, held: claims.Claims, begin: float, other: set[str], bar: progress.Silent
+) -> bool:
+    """Runs one that is free, or looks at its data again, and strikes it off `other`; returns whether it was free."""
     with held.taken(entry.folder.name) as mine:
-        if mine and not _settled(entry, begin):  # by the last to hold it
+        if mine and not _settled(entry, begin, other):  # by the last to hold it
             start = held.now()
             with _noted(entry, start):
-                reason = _run_here(entry, bar)
+                reason = _run_here(entry, options, bar)
+            other.discard(entry.name)
             if reason:
                 files.write_text(_beside_claim(entry, "failed"), json.dumps(reason))
         return mine
 
 
-def _settled(entry: Entry, begin: float) -> bool:
-    """Tells whether a run is finished, or has failed since this process began: older failures get another try."""
-    return (entry.finished and _same_settings(entry)) or bool(_failure(entry, begin))
+def _settled(entry: Entry, begin: float, other: set[str]) -> bool:
+    """Tells whether a run is finished, or has failed since this process began: older failures get another try.
+
+    Those in `other` may be of other data, which has to be looked at.
+    """
+    is_done = entry.finished and _same_settings(entry) and entry.name not in other
+    return is_done or bool(_failure(entry, begin))
 
 
 def _failure(entry: Entry, begin: float) -> str:
@@ -238,7 +269,7 @@ def _failure(entry: Entry, begin: float) -> str:
     file = _beside_claim(entry, "failed")
     if not file.exists() or file.stat().st_mtime < begin:
         return ""
-    return json.loads(file.read_text(encoding="utf-8"))
+    return records.read(file, str, "remove it")
 
 
 @contextlib.contextmanager
@@ -254,8 +285,8 @@ def _noted(entry: Entry, start: float) -> Iterator[None]:
 
 def _spans(entry: Entry) -> list[tuple[float, float]]:
     """Reads from when to when a run was run, by all processes."""
-    file = _beside_claim(entry, "spans")
-    return [tuple(span) for span in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+    found = records.read(_beside_claim(entry, "spans"), [[float, float]], "remove it", default=[])
+    return [tuple(span) for span in found]
 
 
 def _beside_claim(entry: Entry, kind: str) -> pathlib.Path:
@@ -269,6 +300,6 @@ def child() -> None:
 
 
 def run_given(arguments: Sequence[str]) -> None:
-    """Runs the config that is on standard input as JSON, in the folder that is the only argument."""
-    (folder,) = arguments
-    run_config(complete(json.loads(sys.stdin.read())), pathlib.Path(folder))
+    """Runs the config that is on standard input as JSON; the arguments are its folder and what changed data do."""
+    folder, on_changed_data = arguments
+    run_config(complete(json.loads(sys.stdin.read())), pathlib.Path(folder), on_changed_data=on_changed_data)

@@ -6,13 +6,15 @@ data sets, or its twin, the published figure of the method stands behind ours in
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from remind_jax.evaluation import metrics
 from remind_jax.evaluation.samples import Samples
+from remind_jax.runtime import texts
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Difference, Spread, spread
 from remind_jax.studies.published import Figure
@@ -98,7 +100,7 @@ def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: texts.cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
 
 
@@ -197,14 +199,17 @@ def wins_text(value: Difference) -> str:
 
 def markdown(results: Results, most_rows: int = 0) -> str:
     """Writes all tables as Markdown, with at most `most_rows` combinations each; 0 is all."""
-    lines = [f"# {results.data}", "", *(f"- {note}" for note in notes(results)), "", "## Summary", ""]
+    said = (f"- {texts.markdown(note)}" for note in notes(results))
+    lines = [f"# {texts.markdown(results.data)}", "", *said, "", "## Summary", ""]
     lines += summary(results)
     for figure, title in TITLES.items():
         lines += ["", f"## {title} by combination", "", *_figure_table(results, figure, most_rows)]
     for baseline, found in results.differences.items():
         if found:
-            lines += ["", f"## Differences to `{baseline}`", "", difference_note(results, baseline), ""]
-            lines += _difference_table(results, baseline)
+            lines += ["", f"## Differences to {texts.code(baseline)}", ""]
+            lines += [texts.markdown(difference_note(results, baseline)), ""]
+            names, *rows = _difference_rows(results, baseline)
+            lines += [*head(map(texts.markdown, names), numeric_from=1), *map(line, _marked(rows))]
     return "\n".join(lines) + "\n"
 
 
@@ -214,17 +219,17 @@ def summary(results: Results) -> list[str]:
     for method in results.methods:
         runs = [run_figures(run.report) for run in results.runs if run.method == method]
         cells = [spread_text(spread(run[name] for run in runs)) for name in SUMMARY]
-        lines.append(line([method, str(len(runs)), *cells]))
+        lines.append(line([texts.markdown(method), str(len(runs)), *cells]))
     return [*lines, "", *(f"- {name}: {meaning}, in percent" for name, meaning in SUMMARY.items())]
 
 
 def _figure_table(results: Results, figure: str, most_rows: int) -> list[str]:
-    lines = head(["combination", "", "n", *results.methods], numeric_from=2)
+    lines = head(["combination", "", "n", *map(texts.markdown, results.methods)], numeric_from=2)
     rows = results.combinations
     hidden = len(rows) - most_rows if most_rows and len(rows) > most_rows else 0
     for row in (*rows[: len(rows) - hidden], *results.rows[len(rows) :]):
         cells = _cells(results, row, figure, "**{}**")
-        lines.append(line([_escape_markdown(row.label), "tail" if row.tail else "", size_text(row.n), *cells]))
+        lines.append(line([texts.markdown(row.label), "tail" if row.tail else "", size_text(row.n), *cells]))
     return lines if not hidden else [*lines, "", f"{hidden} rarer combinations are in table.md."]
 
 
@@ -244,37 +249,31 @@ def difference_columns(results: Results, baseline: str) -> list[tuple[str, str]]
     return [key for key in columns if any((*key, m) in results.differences[baseline] for m in results.methods)]
 
 
-def _difference_table(results: Results, baseline: str) -> list[str]:
+def _difference_rows(results: Results, baseline: str) -> list[list[str]]:
+    """Returns the cells of a table of differences, its heading first."""
     columns = difference_columns(results, baseline)
-    lines = head(["method", *(f"{PART_TITLES[part]}: {TITLES[figure]}" for part, figure in columns)], numeric_from=1)
+    rows = [["method", *(f"{PART_TITLES[part]}: {TITLES[figure]}" for part, figure in columns)]]
     for method in results.methods:
         if method != baseline:
             cells = [difference_text(results.differences[baseline].get((*key, method))) for key in columns]
-            lines.append(line([method, *cells]))
-    return lines
+            rows.append([method, *cells])
+    return rows
 
 
-def head(names: Sequence[str], numeric_from: int) -> list[str]:
+def _marked(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Returns rows whose first cells are names, for Markdown."""
+    return [[texts.markdown(name), *cells] for name, *cells in rows]
+
+
+def head(names: Iterable[str], numeric_from: int) -> list[str]:
     """Writes the two lines that begin a table in Markdown; columns from `numeric_from` on are set to the right."""
+    names = list(names)
     return [line(names), "|" + "".join("---|" if i < numeric_from else "---:|" for i in range(len(names)))]
 
 
 def line(cells: Sequence[str]) -> str:
     """Writes a row of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
-
-
-def _escape_markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
-
-
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
-
-
-def escape_latex(text: str) -> str:
-    """Writes out the characters that LaTeX takes for commands."""
-    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def latex(results: Results) -> str:
@@ -288,18 +287,18 @@ def latex(results: Results) -> str:
     for baseline, found in results.differences.items():
         if found:
             caption = f"{difference_note(results, baseline)} Data: {results.data}."
-            lines = _difference_table(results, baseline)
-            cells = [[cell.strip() for cell in text.strip("| ").split(" | ")] for text in lines]
-            rows = [" & ".join(map(escape_latex, row)) for i, row in enumerate(cells) if i != 1]
-            parts.append(_latex_table(caption, f"tab:differences:{baseline}", "l" + "r" * (len(cells[0]) - 1), rows))
+            cells = _difference_rows(results, baseline)
+            rows = [" & ".join(map(texts.latex, row)) for row in cells]
+            label = f"tab:differences:{re.sub('[^A-Za-z0-9_-]+', '-', baseline)}"
+            parts.append(_latex_table(caption, label, "l" + "r" * (len(cells[0]) - 1), rows))
     return "\n\n".join(parts).replace("±", r"$\pm$").replace("–", "--") + "\n"
 
 
 def _latex_rows(results: Results, figure: str) -> list[str]:
-    rows = [" & ".join(["Combination", "", "$n$", *map(escape_latex, results.methods)])]
+    rows = [" & ".join(["Combination", "", "$n$", *map(texts.latex, results.methods)])]
     for row in results.rows:
         cells = _cells(results, row, figure, "\\textbf{{{}}}")
-        text = " & ".join([escape_latex(row.label), "tail" if row.tail else "", size_text(row.n), *cells])
+        text = " & ".join([texts.latex(row.label), "tail" if row.tail else "", size_text(row.n), *cells])
         rows.append(f"\\midrule\n{text}" if row.label == WHOLES[0][0] else text)
     return rows
 
@@ -307,7 +306,7 @@ def _latex_rows(results: Results, figure: str) -> list[str]:
 def _latex_table(caption: str, label: str, columns: str, rows: Sequence[str]) -> str:
     body = " \\\\\n".join(rows[1:])
     return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{escape_latex(caption)}}}\n\\label{{{label}}}\n"
+        f"\\begin{{table}}\n\\centering\n\\caption{{{texts.latex(caption)}}}\n\\label{{{label}}}\n"
         f"\\resizebox{{\\linewidth}}{{!}}{{%\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{rows[0]} \\\\\n"
         f"\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}"
     )

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,12 +24,12 @@ from remind_jax.inference import model_files, model_folder, new_rows
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
 from remind_jax.models.model import Params
-from remind_jax.runtime import files, progress
+from remind_jax.runtime import claims, files, progress, records
 from remind_jax.runtime.devices import choose_devices, host_copy
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
-from remind_jax.training.run_folder import RunFolder
+from remind_jax.training.run_folder import RunFolder, refuse_changed
 from remind_jax.training.stages import Stage
 from remind_jax.training.transforms import make_transforms
 from remind_jax.training.unfreezing import CUT, Choice, cut, extend, joined, rank_experts, trained_rows
@@ -56,7 +56,7 @@ def read_folder(run: Predictor, folder: pathlib.Path) -> tuple[Manifest, np.ndar
     new_rows.check_classes(manifest, run.schema, folder)
     manifest = new_rows.in_order(manifest, run.preprocessor, folder)
     try:
-        split = splits.make_splits(manifest, config.seed, config.data.fractions)
+        split = splits.make_splits(manifest, config.seed, config.data.fractions, config.data.split)
     except UserError:
         check.refuse(check.find_problems(manifest))  # which usually say more
         raise
@@ -73,8 +73,7 @@ def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]
     if not run.config.data.leave_out:
         raise UserError("no data: give a manifest folder as --data=DIR, or adapt a run made with data.leave_out")
     fitted = datasets.fit(run.config)
-    if run.report["split_digest"] != splits.split_digest(fitted.whole_split):
-        raise UserError(f"the data have changed since the run in {run.path} was trained: other rows or splits")
+    refuse_changed(run.path, run, fitted)
     return fitted.manifest, fitted.whole_split, list(fitted.findings)
 
 
@@ -218,16 +217,34 @@ def adapt(adapter: Adapter, choice: Choice, out: pathlib.Path, bar: progress.Sil
     experts = adapter.experts(choice.experts)
     trained = trained_rows(adapter.model.params, choice, adapter.new, experts, run.config.fusion.group_routers)
     config = run.config.to_dict() | {ADAPTED: {"run": str(run.path), **choice._asdict()}}
-    unfinished = files.whole_folder(out)
-    with files.writing(out), unfinished as temporary, contextlib.closing(RunFolder(temporary, config)) as folder:
+    unfinished = files.whole_folder(out, private=True)
+    with (
+        _owned(out),
+        files.writing(out),
+        unfinished as temporary,
+        contextlib.closing(RunFolder(temporary, config)) as folder,
+    ):
+        folder.remember(adapter.data, "adapt")
         params, step = adapter.fit(choice, trained, folder, bar)
         found = {"trained": trained, "experts": experts, "step": step}
         report = _report(adapter, choice, params, found, bar)
         adapted = dataclasses.replace(adapter.model, config=ml_collections.ConfigDict(config), params=params)
         model_files.write(adapted, temporary / model_folder.FOLDER)
-        report.pop("table").write_parquet(temporary / "predictions.parquet")
+        with files.whole_file(temporary / "predictions.parquet", private=True) as file:
+            report.pop("table").write_parquet(file)
         reports.write_json(temporary / "report.json", report)
     return report
+
+
+@contextlib.contextmanager
+def _owned(out: pathlib.Path) -> Iterator[None]:
+    """Holds a folder that is not there yet; leaves nothing next to it."""
+    beside = out.with_name(f".{out.name}.owner")
+    with claims.owned(out, beside / "adapt"):
+        try:
+            yield
+        finally:
+            files.remove(beside)  # while it is held: a refused process removes nothing
 
 
 def _report(
@@ -291,6 +308,17 @@ def _facts(
         "chosen_step": found["step"],
         **figures,
     }
+
+
+_FIGURES = {"n": records.COUNT, **dict.fromkeys(("accuracy", "macro_f1", "auroc"), (records.SHARE, None))}
+FACTS = {
+    ADAPTED: {
+        **dict.fromkeys(("steps", "trained_parameters", "chosen_step"), records.COUNT),
+        "lr": float,
+        "after": dict.fromkeys(("new", "known"), _FIGURES),
+    }
+}
+"""The shape of what a report says of an adaptation, as far as it is read again."""
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:

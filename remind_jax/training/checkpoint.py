@@ -12,7 +12,6 @@ import logging
 import os
 import pathlib
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from remind_jax.errors import UserError
-from remind_jax.runtime import files
+from remind_jax.runtime import files, records
 from remind_jax.runtime.files import SUMS
 
 # What they have to say of a save that failed is a traceback in the background; this module says it in a line.
@@ -59,6 +58,7 @@ class Checkpoints:
             raise UserError(f"cannot open checkpoints {folder}: {error.strerror or error}") from None
 
     def _open(self) -> ocp.CheckpointManager:
+        files.refuse_links(self.folder, below=True)
         several = {}
         if jax.process_count() > 1:  # of which this one alone has checkpoints: orbax must not wait for the others
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class Checkpoints:
                 return step
             aside = self.folder / f"damaged-{step}"
             self._say(f"the checkpoint of step {step} is damaged ({fault}); set aside as {aside.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            files.remove(aside)
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / str(step)).rename(aside)
             self._manager.reload()
@@ -149,7 +149,7 @@ class Checkpoints:
         """Reads the record of a checkpoint. Raises UserError when it is damaged."""
         self._check(step)
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            return dict(self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"])
         except Exception:  # its digest may be right and it no JSON, if somebody made it so
             raise UserError(f"the record of step {step} in {self.folder} cannot be read: run it again") from None
 
@@ -198,9 +198,15 @@ def _sums(folder: pathlib.Path) -> str:
 
 def _compare(folder: pathlib.Path) -> str:
     """Names the first difference between the files of a checkpoint and their digests."""
-    if not (folder / SUMS).exists():
+    if folder.is_symlink():
+        return "it is a link"
+    try:
+        stored = records.content(folder / SUMS)
+    except FileNotFoundError:
         return f"{SUMS} is missing"
-    stored, found = (folder / SUMS).read_bytes(), _sums(folder).encode()
+    except UserError:
+        return f"{SUMS} is no regular file"
+    found = _sums(folder).encode()
     for mark in _MARKS:
         if not (folder / mark).is_file():
             return f"{mark} is missing"

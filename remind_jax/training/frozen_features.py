@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remind_jax.data import builder, pipeline
 from remind_jax.data import dataset as datasets
-from remind_jax.data import pipeline
 from remind_jax.errors import UserError
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import STORED, Params
@@ -111,7 +111,8 @@ def stores_of(
         return
     folder, stores = pathlib.Path(), {}
     if kind == "disk":
-        folder = _cache(config) / f"features-{_digest(config, params, data, trunks)[:16]}"
+        name = builder.features_name(data.manifest.digest, _digest(config, params, data, trunks))
+        folder = datasets.cache_folder(config.data.cache) / name
     for split, layout in layouts.items():
 
         def encode(split: str = split, layout: Mapping[str, _Layout] = layout) -> Pieces:
@@ -170,16 +171,12 @@ def _kind(config: Any, needed: int, say: Say) -> str:
         return "memory"
     if config.data.cache == datasets.UNPREPARED:
         return "off"
-    cache = _cache(config)
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = datasets.cache_folder(config.data.cache)
+    files.make_folder(cache, private=True)
     if needed <= shutil.disk_usage(cache).free:
         return "disk"
     say(f"no space in {cache} for {needed / 2**30:.1f} GiB of features: encoders run at every step")
     return "off"
-
-
-def _cache(config: Any) -> pathlib.Path:
-    return pathlib.Path(config.data.cache or datasets.DEFAULT_CACHE).expanduser()
 
 
 def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
@@ -275,7 +272,8 @@ def _from_disk(
 ) -> dict[str, np.ndarray]:
     """Maps the files of a folder into memory; of several processes that want them the first makes them."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder.parent, private=True)
+        files.refuse_links(folder.parent)
         with files.lock(folder.parent / f"{folder.name}.lock") as lock:
             if lock.held:
                 files.remove_unfinished(folder)
@@ -300,12 +298,13 @@ def _write(folder: pathlib.Path, layout: Mapping[str, _Layout], pieces: Pieces) 
             # Numpy's files know no bfloat16: its bits are stored.
             kind = np.uint16 if one.dtype == DTYPES["bfloat16"] else one.dtype
             shape = (one.rows, *one.shape)
-            mapped = np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-            arrays[name] = mapped.view(one.dtype)
+            file = temporary / f"{name}.npy"
+            arrays[name] = np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape).view(one.dtype)
+            files.reserve(file)
         _fill(arrays, pieces)
         for array in arrays.values():
             array.flush()
-        (temporary / files.SUMS).write_text(files.sums(temporary), encoding="utf-8")
+        files.write_text(temporary / files.SUMS, files.sums(temporary))
 
 
 def _is_whole(folder: pathlib.Path, say: Say) -> bool:

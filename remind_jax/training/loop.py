@@ -12,7 +12,7 @@ import optax
 
 from remind_jax.data import pipeline
 from remind_jax.data.samplers import Sampler
-from remind_jax.errors import NotFiniteError
+from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
 from remind_jax.models.encoders.registry import has_trunk
 from remind_jax.models.model import Params
@@ -128,16 +128,26 @@ class Trainer:
             params = self.entering(self.stages[0], params, bar)
             at = Position(Cursor(), self.begin(self.stages[0], params), params)
         else:
-            cursor = Cursor(**newest["cursor"])
+            cursor = self._cursor(newest)
             like = {"state": self.begin(self.stages[cursor.stage], params), "best": params}
             if checkpoints is not None:
                 restored = checkpoints.arrays(newest["step"], like)
             else:
                 restored = jax.tree.map(lambda x: np.zeros(np.shape(x), x.dtype), like)
             at = Position(cursor, **devices.broadcast(restored))
-        self.sampler.restore(newest["sampler"] if newest else self._unobserved)
+        if newest is None:
+            self.sampler.restore(self._unobserved)
         self.folder.rewind(newest["step"] if newest else 0)
         return at
+
+    def _cursor(self, newest: Mapping[str, Any]) -> Cursor:
+        """Takes up what a checkpoint holds beside arrays. Raises UserError: somebody has changed it."""
+        try:
+            self.sampler.restore(newest["sampler"])
+            return Cursor.of(newest["cursor"], len(self.stages))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            text = f"the record of step {newest['step']} is no record of this run: remove the checkpoint, or choose"
+            raise UserError(f"{text} another workdir") from None
 
     def _enter(self, index: int, at: Position, bar: progress.Silent) -> None:
         """Moves a position from the end of a stage to the start of another."""
@@ -306,6 +316,7 @@ class Trainer:
     def _save(self, checkpoints: Checkpoints | None, step: int, at: Position) -> None:
         if checkpoints is not None:
             record = {"cursor": dataclasses.asdict(at.cursor), "sampler": self.sampler.record()}
+            self.folder.sync()
             checkpoints.save(step, {"state": at.state, "best": at.best}, record)
 
     @contextlib.contextmanager
@@ -331,7 +342,7 @@ def _newest(checkpoints: Checkpoints | None) -> dict[str, Any] | None:
     if step is None:
         return None
     record = checkpoints.record(step)
-    return {"step": step, "cursor": record["cursor"], "sampler": record["sampler"]}
+    return {"step": step, **{key: record.get(key) for key in ("cursor", "sampler")}}
 
 
 def _with(program: devices.Program, inside: Callable[[Any], Any], outside: Callable[[Any], Any]) -> devices.Program:

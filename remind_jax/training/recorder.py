@@ -8,7 +8,7 @@ import numpy as np
 
 from remind_jax.data.findings import listed
 from remind_jax.errors import NotFiniteError, UserError
-from remind_jax.runtime import progress
+from remind_jax.runtime import progress, records
 from remind_jax.training.run_folder import RunFolder
 
 MAX_REJECTED = 5  # rejected steps in a row that end a run
@@ -41,6 +41,17 @@ class Cursor:
     rejected: int = 0
     in_a_row: int = 0
     blamed: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, found: Any, stages: int) -> "Cursor":
+        """Makes a cursor of what a checkpoint holds, in a run of so many stages. Raises ValueError: it is none."""
+        chosen = {"step?": records.COUNT, "stage?": str, ...: (float, str, None)}
+        counts = dict.fromkeys(("waited", "counted", "rejected", "in_a_row"), records.COUNT)
+        shape = {"stage": records.Number(int, 0, stages - 1), "best": (float, None), "ended": bool, "chosen": chosen}
+        shape |= {"passed": [chosen], "sums": {...: float}, "blamed": [str], **counts}
+        if (why := records.fault(found, shape)) or found.keys() - shape.keys():
+            raise ValueError(why or "it has further keys")
+        return cls(**found)
 
     def improves(self, values: Mapping[str, float | None], select: str) -> bool:
         """Tells whether weights are better than all before them in the stage; counts the evaluations since the best.

@@ -45,7 +45,8 @@ def of_batch(groups: jax.Array, num_groups: int, axis_name: str | None) -> tuple
     """
     everywhere = groups if axis_name is None else jax.lax.all_gather(groups, axis_name, tiled=True)
     rows = jnp.unique(everywhere, size=min(len(everywhere), num_groups), fill_value=num_groups)
-    return rows, jnp.searchsorted(rows, groups).astype(groups.dtype)
+    # Rows are few: comparing all is one kernel, where a search is a loop of small ones.
+    return rows, jnp.searchsorted(rows, groups, method="compare_all").astype(groups.dtype)
 
 
 def take(params: Params, rows: jax.Array) -> dict[str, jax.Array]:

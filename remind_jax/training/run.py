@@ -11,7 +11,7 @@ import jax
 
 from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
-from remind_jax.data import pipeline, samplers
+from remind_jax.data import memory, pipeline, samplers
 from remind_jax.data.findings import Finding
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import InputSpec
@@ -25,7 +25,7 @@ from remind_jax.models.model import Params
 from remind_jax.models.network import Network, check_fusion, initial_params
 from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
-from remind_jax.training import frozen_features
+from remind_jax.training import frozen_features, run_folder
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
@@ -43,40 +43,45 @@ class Fit(NamedTuple):
     data: datasets.Dataset | None
 
 
-def train_and_evaluate(config: Any, workdir: pathlib.Path, verbose: bool = True) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Any, workdir: pathlib.Path, verbose: bool = True, on_changed_data: str = "refuse"
+) -> dict[str, Any]:
     """Trains a method on the data set of a config and reports on its held-out patients.
 
     A run that was stopped goes on from its newest checkpoint; a finished one is shown again. Returns the report, as in
-    report.json; empty on all processes of a job but the first, which alone writes.
+    report.json; empty on all processes of a job but the first, which alone writes. Where the data have changed since,
+    a run is refused, or begins anew with `on_changed_data="restart"`.
 
     Raises UserError: a setting, the data or the folder cannot be used. Stopped: SIGTERM or SIGUSR1 asked for it;
     training is saved at the step where it was.
     """
     with _opened(config, workdir) as folder, Signals() as signals:
-        verbose, finished = verbose and folder.writes, folder.report()
-        if processes.run_on_first(lambda: finished is not None):
-            if verbose:
-                folder.show(finished, again=True)
-            return finished or {}
-        model = _run(config, folder, verbose, signals).model
+        verbose = verbose and folder.writes
+        found = _run(config, folder, verbose, signals, on_changed=on_changed_data)
+        report = (folder.report() or {}) if found is None else found.model.report
         if verbose:
-            folder.show(model.report)
-        return dict(model.report)
+            folder.show(report, again=found is None)
+        return dict(report)
 
 
-def fit(config: Any, manifest: Manifest, workdir: pathlib.Path | None = None, verbose: bool = True) -> Fit:
+def fit(
+    config: Any,
+    manifest: Manifest,
+    workdir: pathlib.Path | None = None,
+    verbose: bool = True,
+    on_changed_data: str = "refuse",
+) -> Fit:
     """Trains a method on rows in memory; returns the model, with its report, and the data it was trained on.
 
     No signal handler is installed. Without a workdir nothing is written. A KeyboardInterrupt after the first evaluation
     ends training with the best weights so far; a folder then stays unfinished, and the same call goes on. For a folder
-    that is finished the model is opened, and the data are None.
+    that is finished the model is opened, and the data are None. Changed data are as for `train_and_evaluate`.
 
     Raises UserError: a setting, the data or the folder cannot be used.
     """
     with _opened(config, workdir) as folder:
-        if folder.report() is not None:
-            return Fit(model_folder.open_model(workdir), None)
-        return _run(config, folder, verbose, Signals(), manifest, breakable=True)
+        found = _run(config, folder, verbose, Signals(), manifest, breakable=True, on_changed=on_changed_data)
+        return found or Fit(model_folder.open_model(workdir), None)
 
 
 @contextlib.contextmanager
@@ -89,14 +94,16 @@ def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
     if workdir is None and config.train.track:
         raise UserError(f"train.track={config.train.track} writes below the folder of a run: give workdir=DIR")
 
-    def open_it() -> None:
-        settings = config.to_dict()
-        found = InMemory(settings) if workdir is None else RunFolder(workdir, settings, config.train.track)
-        own.append(found)
+    with contextlib.ExitStack() as stack:
 
-    processes.run_on_first(open_it)
-    folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
-    with contextlib.closing(folder), programs:
+        def open_it() -> None:
+            settings = config.to_dict()
+            found = InMemory(settings) if workdir is None else run_folder.opened(workdir, settings, config.train.track)
+            own.append(found if workdir is None else stack.enter_context(found))
+
+        processes.run_on_first(open_it)
+        folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
+        stack.enter_context(programs)
         yield folder
 
 
@@ -114,12 +121,19 @@ def _run(
     signals: Signals,
     manifest: Manifest | None = None,
     breakable: bool = False,
-) -> Fit:
-    """Trains from the data to the report; see `fit` for training that is `breakable`."""
+    on_changed: str = "refuse",
+) -> Fit | None:
+    """Trains from the data to the report, None for a finished run; see `fit` for training that is `breakable`."""
+    stamp = memory.stamp(*memory.places(config.data)) if folder.writes else ""
+    if processes.run_on_first(lambda: folder.shows(stamp)):
+        return None
     devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
-        data = datasets.load_dataset(config, bar, manifest)
+        fitted = datasets.fit(config, manifest)
+        if processes.run_on_first(lambda: folder.admit(fitted, stamp, on_changed, bar.say)):
+            return None
+        data = datasets.prepare(fitted, config.data, bar)
         for line in cohort_lines(data.manifest):
             bar.say(line)
         random = random_encoders(config, data.inputs)
@@ -132,6 +146,7 @@ def _run(
             f"Training {config.method} on {data.manifest.title}: {trainer.num_train} samples, "
             f"{len(data.groups)} combinations, {trainer.steps} steps"
         )
+        folder.remember(fitted, trainer.stages[0].name, stamp)
         at, whole = _trained(trainer, bar, breakable)
     with progress.make(0, "evaluating", verbose) as bar:
         return Fit(_reported(trainer, data, at, bar, writes=whole), data)
@@ -294,6 +309,6 @@ def _gate_summary(trainer: Trainer, at: Position, open_rate: float) -> dict[str,
     """Tells how often group routers acted on the held-out rows, and whether the gate decided anything at all."""
     if not trainer.config.fusion.group_routers:
         return {}
-    late = [record for record in trainer.folder.history() if record["stage"] == "specialize"]
+    late = [record for record in trainer.folder.history() if record.get("stage") == "specialize"]
     rates = [open_rate, *(record["gate/eval_open_rate"] for record in late if "gate/eval_open_rate" in record)]
     return {"gate": gate.summary(trainer.config, at.best, trainer.stages[-1].eval_gate, rates)}

@@ -174,7 +174,7 @@ def test_a_mistake_ends_with_code_2_and_one_line(monkeypatch, capsys, tmp_path):
     ("name", "content", "message"),
     [
         ("report.json", None, "not finished"),
-        ("config.json", "{", "not a config"),
+        ("config.json", "{", "config.json is damaged"),
         ("config.json", '{"seed": 0}', "data.source='' is unknown"),
         ("config.json", '{"sed": 0}', r"unknown config key sed \(did you mean 'seed'"),
         ("checkpoints", None, "no checkpoints"),
@@ -193,7 +193,9 @@ def test_broken_folders_are_named(folder, tmp_path, name, content, message):
         dict(opening.open_run(run).trajectory())
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [("train", 80, "rows or splits"), ("token_width", 8, "contents")])
+@pytest.mark.parametrize(
+    ("key", "value", "message"), [("train", 80, "rows removed 16"), ("token_width", 8, "cells changed in cview_cc")]
+)
 def test_data_that_changed_since_training_are_refused(folder, tmp_path, key, value, message):
     run = tmp_path / "run"
     shutil.copytree(folder / "remind", run)

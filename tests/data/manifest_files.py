@@ -33,6 +33,15 @@ IMAGE_SCHEMA = SCHEMA | {
 _WORDS = ("stable", "fever", "cough", "renal", "failure", "chronic", "acute", "pain", "denies", "admitted")
 
 
+def write_scans(folder: pathlib.Path, labels: np.ndarray) -> list[str]:
+    """Writes an array a label, [2, 3] around it, and returns the files' names."""
+    folder.mkdir()
+    rng, names = np.random.default_rng(0), [f"{i}.npy" for i in range(len(labels))]
+    for name, label in zip(names, labels, strict=True):
+        np.save(folder / name, rng.normal(label, 1, (2, 3)).astype(np.float32))
+    return names
+
+
 def write_manifest(folder: pathlib.Path, n: int = 60, seed: int = 0, *, parquet: bool = False) -> pathlib.Path:
     """Writes a valid manifest folder (text, codes, tabular, embedding files [3, 4]) of `n` samples and returns it.
 

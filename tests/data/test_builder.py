@@ -15,9 +15,11 @@ import pytest
 
 from remind_jax.data import builder
 from remind_jax.data import manifest as manifest_lib
+from remind_jax.data.reading import read_manifest
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
+from tests.data.manifest_files import write_manifest
 
 ROWS = 50
 
@@ -142,8 +144,8 @@ def test_another_manifest_gets_another_folder(cache: pathlib.Path, source: build
 def test_many_shards_hold_the_same_rows(
     manifest: manifest_lib.Manifest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "_SHARD_BYTES", 1000)
-    monkeypatch.setattr(builder, "_BLOCK", 7)
+    for name, value in SMALL.items():
+        monkeypatch.setattr(builder, name, value)
     bar = Bar()
     source = builder.prepare(manifest, tmp_path, bar=bar)
     assert len(list(source.folder.rglob("*.array_record*"))) > 3
@@ -177,6 +179,18 @@ def test_a_changed_file_is_prepared_again(tmp_path: pathlib.Path) -> None:
     second = builder.prepare(changed, tmp_path / "cache")
     assert second.folder != first.folder
     assert builder.read(second, np.array([0]))["emb"].max() == 5
+
+
+def test_a_file_that_changes_while_it_is_prepared_is_refused(tmp_path: pathlib.Path) -> None:
+    """Its numbers would be found again under the digest of those before."""
+    manifest = read_manifest(write_manifest(tmp_path / "data", n=20))
+    path = tmp_path / "data" / manifest.table["scan"].drop_nulls()[-1]
+    np.save(path, np.load(path) + np.float32(1))
+    with pytest.raises(UserError, match="a file of column 'scan' has changed meanwhile: give the same command again"):
+        builder.prepare(manifest, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/"))
+    again = read_manifest(tmp_path / "data")
+    assert len(builder.prepare(again, tmp_path / "cache")) == 20
 
 
 def test_a_cache_that_cannot_be_made_is_one_line(manifest: manifest_lib.Manifest, tmp_path: pathlib.Path) -> None:
@@ -238,15 +252,27 @@ def test_an_error_while_preparing_leaves_nothing(manifest: manifest_lib.Manifest
     assert len(builder.prepare(manifest, tmp_path)) == ROWS
 
 
+SMALL = {"_SHARD_BYTES": 1000, "_BLOCK": 7}  # shards of 13 rows, written 7 at a time
+
+
 def _prepare_and_hang(cache: str) -> None:
     def hang(done: int, total: int) -> None:
-        pathlib.Path(cache, "reached").touch()
-        time.sleep(600)
+        if done == 28:  # two shards are whole
+            pathlib.Path(cache, "reached").touch()
+            time.sleep(600)
 
+    vars(builder).update(SMALL)
     builder.prepare(make_manifest(), pathlib.Path(cache), bar=Bar(hang))
 
 
-def test_a_killed_preparation_is_done_again(manifest: manifest_lib.Manifest, tmp_path: pathlib.Path) -> None:
+def _contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["", "cut", "in another form"])
+def test_a_killed_preparation_goes_on_after_its_whole_shards(
+    manifest: manifest_lib.Manifest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_prepare_and_hang, args=(str(tmp_path),))
     process.start()
     while not (tmp_path / "reached").exists():
@@ -254,10 +280,23 @@ def test_a_killed_preparation_is_done_again(manifest: manifest_lib.Manifest, tmp
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert list(tmp_path.glob("*.tmp-*")), "the kill came too late to test anything"
+    (begun,) = tmp_path.glob("*.part")
+    first, second, *_ = sorted(begun.rglob("*.array_record*"))
+    kept = first.stat().st_mtime_ns
+    for name, value in SMALL.items():
+        monkeypatch.setattr(builder, name, value)
+    if damage == "cut":
+        second.write_bytes(second.read_bytes()[:-100])
+    elif damage:
+        monkeypatch.setattr(builder, "_SHARD_BYTES", 2000)
+    decoded, decode = [], manifest_lib.decode
+    monkeypatch.setattr(manifest_lib, "decode", lambda of, rows: decoded.append(rows[0]) or decode(of, rows))
     source = builder.prepare(manifest, tmp_path)
-    assert_same(builder.read(source, np.arange(ROWS)), manifest_lib.decode(manifest, np.arange(ROWS)))
-    assert not list(tmp_path.glob("*.tmp-*"))
+    # After the first block, which tells shapes and types.
+    assert decoded[1] == {"": 26, "cut": 13, "in another form": 0}[damage]
+    assert (next(source.folder.rglob("*-00000")).stat().st_mtime_ns == kept) == (damage != "in another form")
+    assert _contents(source.folder) == _contents(builder.prepare(manifest, tmp_path / "other").folder)
+    assert not begun.exists()
 
 
 def _prepare_slowly(cache: str) -> None:
@@ -317,9 +356,9 @@ def test_a_process_that_waits_takes_the_place_of_a_writer_that_dies(
     finally:
         process.kill()
         process.join()
-    assert bar.counts[-1] == (ROWS, ROWS)
+    assert bar.counts == []  # the only shard of the dead one was whole
     assert_same(builder.read(source, np.arange(ROWS)), manifest_lib.decode(manifest, np.arange(ROWS)))
-    assert not list(tmp_path.glob("*.tmp-*"))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [source.folder.name]
 
 
 def test_a_row_that_cannot_be_encoded_is_not_shown(

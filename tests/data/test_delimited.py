@@ -2,6 +2,7 @@
 
 import gzip
 
+import polars as pl
 import pytest
 
 from remind_jax.data import tables
@@ -65,5 +66,43 @@ def test_what_files_look_like(tmp_path, content, columns):
 )
 def test_what_is_not_certain_is_refused(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        tables.read_table(tmp_path / "a.csv")
+
+
+def test_quotes_in_the_names_of_columns_stay_as_they_are(tmp_path):
+    table = pl.DataFrame({'sign "+" of a': [1], "b": [2]})
+    table.write_csv(tmp_path / "a.csv")
+    assert tables.read_table(tmp_path / "a.csv").columns == table.columns
+
+
+def test_formulas_in_a_table_for_spreadsheets_can_be_taken_back_and_numbers_stay(tmp_path):
+    table = pl.DataFrame({"id": ["=1+1", "-5", "'=x", "@a"], "=name": ["a", None, "", "-1.5"], "n": [1, -2, 3, 4]})
+    assert tables.write_table(table, tmp_path / "a.csv")
+    found = tables.read_table(tmp_path / "a.csv")
+    assert found.columns == ["id", "'=name", "n"]
+    assert found["id"].to_list() == ["'=1+1", "-5", "''=x", "'@a"]
+    assert found["id"].str.replace("^'([=+@'-])", "$1").to_list() == table["id"].to_list()
+    assert not tables.write_table(table.select("n"), tmp_path / "b.csv")
+    assert not tables.write_table(table, tmp_path / "a.parquet")
+
+
+def test_rows_with_too_few_cells_are_told(tmp_path):
+    said, rows = [], ["a;b;c", "1;2;3", "4;5", "", ";;", '6;"7;8"', "9"]
+    (tmp_path / "a.csv").write_text("\n".join(rows), encoding="utf-8")
+    found = tables.read_table(tmp_path / "a.csv", say=said.append)
+    assert found["c"].drop_nulls().to_list() == ["3"]
+    assert said[-1] == "a.csv: 2 rows have fewer cells than the header; the lacking ones are read as empty"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n3,4,5\n", r"row 2 has 3 cells, the header 2: quote cells"),
+        ("Export of 2020\nHospital\na,b,c\n1,2,3\n", r"row 2 has 3 cells, the header 1: .*nothing above the header"),
+    ],
+)
+def test_the_row_that_does_not_fit_is_named(tmp_path, text, message):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         tables.read_table(tmp_path / "a.csv")

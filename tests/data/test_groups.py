@@ -105,3 +105,10 @@ def test_mask_auroc_needs_a_varying_mask_and_patients():
     assert groups.mask_auroc(mask, labels, patients) is not None
     assert groups.mask_auroc(np.ones((40, 2), bool), labels, patients) is None
     assert groups.mask_auroc(mask, labels, np.array(["a", "b"] * 20)) is None
+
+
+def test_damaged_parts_are_refused():
+    whole = groups.Groups.fit(np.array([[True, False], [True, True]]), ("a", "b"))
+    for key, value in {"modalities": ["a"], "train_counts": [1], "tail": []}.items():
+        with pytest.raises(ValueError, match="do not fit"):
+            groups.Groups.from_dict(whole.to_dict() | {key: value})

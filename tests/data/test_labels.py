@@ -72,6 +72,13 @@ def test_what_is_no_class_is_refused_without_its_cells(cells, message):
     assert "Jane" not in str(caught.value)
 
 
+def test_a_class_that_is_a_mark_is_told():
+    assert labels.read(pl.Series("y", ["a", "b", "?"])).notes == [
+        "label y: ? is a class; --missing=? reads it as no label"
+    ]
+    assert not labels.read(pl.Series("y", ["a", "b", "?"]), ["a", "b", "?"]).notes
+
+
 @pytest.mark.parametrize(
     ("cells", "classes", "names"),
     [

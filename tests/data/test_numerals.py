@@ -24,6 +24,17 @@ from remind_jax.data import numerals
         (["1,234", "0.5", "x"], [1234, 0.5, None], [1234, 0.5, None], "commas between thousands"),
         (["1.5", "2,5"], [1.5, None], [1.5, None], ""),  # which of them is wrong is not known
         (["1 234,5", "2"], [1234.5, 2], [1234.5, 2], "blanks between thousands and decimal commas"),
+        (["95%", "97 %", "100"], [95, 97, 100], [95, 97, 100], "the unit %"),
+        (
+            ["5 mg/dL", "1,234.5 mg/dl", ">9 mg/dl"],
+            [5, 1234.5, None],
+            [5, 1234.5, 9],
+            "the unit mg/dl and commas between thousands",
+        ),
+        (["1 day", "2 days", "none"], [1, 2, None], [1, 2, None], "the unit day"),
+        (["5 mg", "3 g", "7"], [None, None, 7], [None, None, 7], ""),  # several units
+        (["1st", "2nd", "3A"], [None] * 3, [None] * 3, ""),
+        (["−1.5", "2", "<−3"], [-1.5, 2, None], [-1.5, 2, -3], "long minus signs"),
         (["1'234", "5.5"], [1234, 5.5], [1234, 5.5], "blanks between thousands"),
     ],
 )
@@ -45,6 +56,31 @@ def test_cells_that_are_none_are_described_by_row_and_form():
     found = numerals.numbers(pl.Series(["1", "2", "1,234", "4.5.6"]))
     assert numerals.described({"limit": np.array([False, True, False, False])}, rows) == "row 8 is not (limit)"
     assert set(found.odd) == {"unclear comma", "word"} or set(found.odd) == {"word"}
+
+
+def test_only_the_unit_that_is_known_is_taken_away():
+    column = pl.Series(["5 mmol/L", "6 mg/dl", "7"])
+    assert numerals.numbers(column, unit="mmol/l").values.to_list() == [5, None, 7]
+    assert numerals.numbers(column, unit="").values.to_list() == [None, None, 7]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([60, 70, 80, 75, -999, -999], {-999: 2}),
+        ([60, 70, 80, 75, -999], {}),  # one outlier is no word
+        ([120, 130, 140, 9999, 9999, 7777, 7777], {7777: 2, 9999: 2}),
+        ([1, 2, 3, 4, 9, 9], {9: 2}),
+        ([96, 97, 98, 99, 99], {}),  # a saturation
+        ([0, 3, 5, 200, -1, -1], {-1: 2}),
+        ([-2, -1, -1, 0, 4], {}),  # a base excess
+        ([0, 1, 9, 9], {}),  # too few values to tell
+        ([0.5, 1.5, 2.5, 99.5, 99.5], {}),
+        ([None, 1, 2, 3, 888, 888], {888: 2}),
+    ],
+)
+def test_numbers_that_stand_for_missing(values, expected):
+    assert numerals.stand_ins(pl.Series("x", values, dtype=pl.Float64, strict=False)) == expected
 
 
 def test_forms_hold_no_cell():

@@ -291,3 +291,16 @@ def test_what_is_no_frame_is_refused():
         as_polars(pd.DataFrame([[1, 2]], columns=[1, "1"]))
     with pytest.raises(UserError, match="not dict"):
         as_polars({"a": [1]})
+
+
+@pytest.mark.parametrize("name", ["schema.yaml", "manifest.csv"])
+def test_no_link_leads_out_of_a_manifest_folder_and_no_pipe_is_waited_for(tmp_path, name):
+    folder = write_manifest(tmp_path / "data", n=12)
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} is a link that leads out of its folder"):
+        load_manifest(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=r"is no regular file|and has neither"):
+        load_manifest(folder)

@@ -3,6 +3,9 @@ import dataclasses
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
 
 from remind_jax.data import splits
 from remind_jax.data.manifest import Manifest
@@ -114,3 +117,74 @@ def test_class_absent_from_train_is_refused():
 def test_bad_fractions_are_refused(fractions):
     with pytest.raises(UserError, match="fractions"):
         splits.make_splits(make(20), 0, fractions)
+
+
+# ---- By hash ---------------------------------------------------------------------------------------------------------
+
+
+def _sides(manifest, seed=0, fractions=(0.7, 0.1, 0.2)):
+    """The split of each patient."""
+    split = splits.make_splits(manifest, seed, fractions, "hash")
+    assert splits.cut_patients(manifest.table["patient"].to_numpy(), split) == []
+    return dict(zip(manifest.table["patient"].to_list(), split.tolist(), strict=True))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 10**6), st.data())
+@settings(max_examples=30)
+def test_adding_removing_and_reordering_patients_moves_nobody_by_hash(seed, draw, data):
+    everybody = make(300, seed=draw % 7)
+    before = _sides(everybody, seed)
+    rng = np.random.default_rng(draw)
+    rows = rng.permutation(300)[: data.draw(st.integers(150, 300))]
+    labels = ["01"[int(x)] for x in rng.random(len(rows)) < 0.5]  # which have no say, either
+    some = dataclasses.replace(everybody, table=everybody.table[rows].with_columns(y=pl.Series(labels)))
+    after = _sides(some, seed)
+    assert {name: before[name] for name in after} == after
+    more = make(600, seed=1, patient=[f"p{i // 2}" if i < 300 else f"new{i % 40}" for i in range(600)])
+    assert {name: side for name, side in _sides(more, seed).items() if name in before} == before
+
+
+def test_the_stratified_split_does_move_patients():
+    """What the hash is for: without it three more patients change the split of many others."""
+    one, more = make(100), make(106)
+    before, after = (splits.make_splits(each, 0) for each in (one, more))
+    assert (before != after[:100]).any()
+    assert _sides(one) == {name: side for name, side in _sides(more).items() if name in _sides(one)}
+
+
+@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.5, 0.25, 0.25), (0.9, 0.0, 0.1), (0.8, 0.2, 0.0)])
+def test_shares_by_hash_are_within_binomial_bounds(fractions):
+    names = [f"p{i}" for i in range(4000)]
+    for seed in range(10):
+        sides = _sides(make(4000, patient=names), seed, fractions)
+        counts = np.bincount(list(sides.values()), minlength=3)
+        for count, share in zip(counts, fractions, strict=True):
+            # Of 120 counts one in a million lies outside.
+            low, high = binom.interval(1 - 1e-8, 4000, share) if share else (0, 0)
+            assert low <= count <= high
+    assert _sides(make(400), 0) != _sides(make(400), 1)
+
+
+def test_another_tuning_share_holds_out_the_same_patients():
+    one, other = _sides(make(400), fractions=(0.7, 0.1, 0.2)), _sides(make(400), fractions=(0.5, 0.3, 0.2))
+    held = [{name for name, side in sides.items() if side == splits.HELD_OUT} for sides in (one, other)]
+    assert held[0] == held[1]
+    assert one != other
+
+
+def test_tuning_is_carved_out_of_train_by_hash_as_well():
+    column = ["held_out" if i // 2 % 5 == 0 else "train" for i in range(400)]
+    sides = _sides(make(400, split=column))
+    fewer = _sides(make(300, split=column[:300]))
+    assert fewer == {name: side for name, side in sides.items() if name in fewer}
+    assert 10 <= list(sides.values()).count(splits.TUNING) <= 35  # about an eighth of 160 patients
+
+
+def test_a_class_that_chance_keeps_from_train_is_refused_with_what_else_helps():
+    labels = ["0"] * 60
+    held = next(name for name, side in _sides(make(60)).items() if side == splits.HELD_OUT)
+    row = make(60).table["patient"].to_list().index(held)
+    labels[row] = "1"
+    with pytest.raises(UserError, match=r"E005 no row of train has the class 1: .* or data\.split=stratified$"):
+        splits.make_splits(make(60, y=labels), 0, rule="hash")
+    splits.make_splits(make(60, y=labels), 0)

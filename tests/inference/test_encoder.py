@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 
+from remind_jax.data import numerals
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.kinds.images import WINDOWS
 from remind_jax.data.kinds.numbers import NUMBERS
@@ -99,6 +100,16 @@ NUMERALS = st.one_of(
     st.floats(-1e30, 1e30).map(repr),
     st.sampled_from(["+1", "-.5", " 5. ", "1E+05", "00012", "1_0", "x", "inf", "TRUE", " false "]),
 )
+ODD_NUMBERS = st.one_of(
+    st.sampled_from(
+        [">200", "< 0.1", "≥3", "~=4", "5-10", "5 – 10", "-2 to 4", "___", "pending", "1e39", "inf", ">1e3"]
+    ),
+    st.sampled_from(
+        ["65,5", "<0,1", "1.234,5", "1,234", "1,234.5", "12,345,678", "1 234", "1'234,5", "1\u202f234", "1.5"]
+    ),
+    st.sampled_from(["5 mg", "6mg", ">7 MG", "8 g", "9 mgs", "−1.5", "<−2 mg", "-999", " -999.0", "?", "3rd"]),
+    st.integers(0, 2000).map(str),
+)
 CATEGORIES = st.sampled_from(["f", " m ", "unknown", "1", "2.5", "ß", "\u2003f"])
 CODES = st.sampled_from(["I1 E2", "  401\tI3 ", "Z9", "I1 " * 30, "3", "I1\x1cE2"])
 TEXTS = st.one_of(
@@ -106,9 +117,16 @@ TEXTS = st.one_of(
 )
 FLOATS = st.one_of(st.floats(-1e30, 1e30), st.integers(-9, 9).map(float), st.sampled_from([1e-7, 1e-5, 2.5, -0.0]))
 SMALL = st.integers(-(2**40), 2**40)
-WORDS = (NUMERALS, CATEGORIES, CODES, TEXTS)
+WORDS = (NUMERALS, ODD_NUMBERS, CATEGORIES, CODES, TEXTS)
 TOKENS = st.lists(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), min_size=2, max_size=2)
 SCHEMAS = {numbers: fitted([LABS, ICD, NOTE, EMB], numbers) for numbers in NUMBERS}
+ODD_SCHEMAS = {
+    rule: fitted(
+        [dataclasses.replace(LABS, options={"odd": rule, "units": {"a": "mg"}, "missing": ["-999", "?", "f"]})]
+    )
+    for rule in numerals.ODD
+    if rule != "refuse"
+}
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
@@ -126,6 +144,23 @@ def test_random_rows_are_encoded_alike(numbers, data):
     left = data.draw(st.sets(st.sampled_from(["icd", "note", "emb"]), max_size=3))
     rows = [{name: cells[i] for name, cells in columns.items() if name not in left} for i in range(6)]
     assert_alike(rows, *SCHEMAS[numbers])
+
+
+@pytest.mark.parametrize("rule", ["missing", "limit"])
+@given(st.data())
+def test_cells_that_are_no_numbers_are_encoded_by_the_rule_of_the_schema(rule, data):
+    schema, preprocessor = ODD_SCHEMAS[rule]
+    cells = [data.draw(column_of(ODD_NUMBERS, FLOATS)) for _ in "ab"]
+    rows = [{"a": a, "b": b, "sex": sex} for a, b, sex in zip(*cells, "mf" * 3, strict=True)]
+    assert_alike(rows, schema, preprocessor)
+
+
+def test_limits_are_read_as_the_rule_of_the_schema_says():
+    rows = [{"a": ">200", "b": "5-10", "sex": "f"}, {"a": "200", "b": "7.5", "sex": "f"}, {"sex": "f"}]
+    found = {rule: encoder.encoded(rows, *contents(*ODD_SCHEMAS[rule]))["labs"] for rule in ODD_SCHEMAS}
+    np.testing.assert_array_equal(found["limit"][0], found["limit"][1])
+    np.testing.assert_array_equal(found["missing"][0], found["missing"][2])
+    assert (found["missing"][0] != found["missing"][1]).any()
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cn", "Co"])), min_size=1, max_size=4))

@@ -10,6 +10,7 @@ from flax import nnx
 
 from remind_jax.errors import UserError
 from remind_jax.models.encoders import vit
+from remind_jax.ops.transformer import tracing_for_gpu
 from tests.models.pure import Pure
 from tests.reference import vit as slow
 
@@ -56,6 +57,29 @@ def test_every_token_equals_the_reference() -> None:
         expected = slow.encode(image, encoder().wide(), SMALL["heads"], SMALL["patch"])
         assert np.ptp(expected) > 1.0
         np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_for_a_gpu_compute_what_those_for_other_devices_do(plain_cudnn: list) -> None:
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(3, *SHAPE)), jnp.bfloat16)
+    params = {path: x.astype(jnp.bfloat16) for path, x in encoder().params.items()}
+
+    def total(params):
+        tokens = encoder().module(params).encode(pixels, None).astype(jnp.float32)
+        return jnp.sum(tokens * jnp.cos(jnp.arange(tokens.size, dtype=jnp.float32)).reshape(tokens.shape)), tokens
+
+    (_, expected), slopes = jax.value_and_grad(total, has_aux=True)(params)
+    assert not plain_cudnn
+    with tracing_for_gpu(True):
+        (_, found), found_slopes = jax.value_and_grad(total, has_aux=True)(params)
+    assert set(plain_cudnn) == {(3, T + 1, 2, 32)}
+    np.testing.assert_allclose(found, expected, atol=0.1)
+    assert np.abs(expected).max() > 2
+    for path, slope in slopes.items():
+        if not path.startswith("adapter/"):
+            # Nothing depends on the biases of keys, whose slopes are rounding.
+            like = slopes[path.replace("key_bias", "value_bias")]
+            error = jnp.abs(found_slopes[path].astype(float) - slope.astype(float)).max()
+            assert error < 0.1 * jnp.abs(like).max(), path
 
 
 def test_the_norm_does_not_flatten_tokens_of_small_variance() -> None:

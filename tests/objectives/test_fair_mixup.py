@@ -1,5 +1,7 @@
 """Slopes along the path between two samples against finite differences in float64, and the penalty made of them."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from absl.testing import parameterized
 
 from remind_jax.objectives import fair_mixup
+from remind_jax.ops.transformer import attention, tracing_for_gpu
 
 B, N, D, C = 6, 3, 4, 5
 
@@ -121,3 +124,18 @@ def test_positions_have_the_moments_of_the_beta_distribution(beta, variance):
     assert 0 <= t.min() < t.max() <= 1
     assert t.mean() == pytest.approx(0.5, abs=0.02)
     assert t.var() == pytest.approx(variance, rel=0.1)
+
+
+def test_a_path_through_attention_has_a_slope_on_a_gpu_too(plain_cudnn: list) -> None:
+    first, second = (jnp.asarray(x, jnp.bfloat16) for x in np.random.default_rng(0).normal(size=(2, 2, 4, 8)))
+
+    def slope() -> jax.Array:
+        mixed = functools.partial(attention, heads=1)
+        return fair_mixup.path_slopes(lambda z: mixed(z, z, z)[:, 0], first, second, jnp.float32(0.6))
+
+    with tracing_for_gpu(True):
+        attention(first, first, first, heads=1)
+        assert len(plain_cudnn) == 1
+        found = slope()
+    assert len(plain_cudnn) == 1  # cuDNN's attention has no forward-mode derivative
+    np.testing.assert_array_equal(found, slope())

@@ -1,5 +1,6 @@
 import functools
 import math
+import types
 
 import chex
 import jax
@@ -86,6 +87,69 @@ class Variants(chex.TestCase):
                 query[i], key[i], value[i], h, scale or k**-0.5, bias=bias, mask=None if mask is None else mask[i]
             )
             np.testing.assert_allclose(found[i], one, atol=1e-5)
+
+
+# ---- For a GPU ------------------------------------------------------------------------------------------------------
+
+
+def normal_bf16(*shape: int) -> list[jax.Array]:
+    return [jnp.asarray(x, jnp.bfloat16) for x in np.random.default_rng(0).normal(size=shape)]
+
+
+@pytest.mark.parametrize(("n", "length"), [(4, 0), (5, 0), (6, 5), (5, 3)])
+def test_attention_for_a_gpu_equals_that_for_other_devices(n: int, length: int, plain_cudnn: list) -> None:
+    b, h, k = 2, 3, 8
+    arrays, weights = normal_bf16(3, b, n, h * k), np.random.default_rng(1).normal(size=(b, n, h * k))
+
+    def total(*arrays: jax.Array) -> jax.Array:
+        found = transformer.attention(*arrays, heads=h, scale=0.3, length=length).astype(jnp.float32)
+        return jnp.sum((found * jnp.asarray(weights, jnp.float32))[:, : length or n])
+
+    expected = jax.value_and_grad(total, argnums=(0, 1, 2))(*arrays)
+    assert not plain_cudnn
+    with transformer.tracing_for_gpu(True):
+        found = jax.value_and_grad(total, argnums=(0, 1, 2))(*arrays)
+    assert plain_cudnn == [(b, n + n % 2, h, k)]  # tokens are even
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x.astype(float), y.astype(float), atol=0.06), found, expected)
+    # What is compared is not what all lengths give.
+    with transformer.tracing_for_gpu(True):
+        other = transformer.attention(*arrays, heads=h, scale=0.3, length=2)
+    assert np.abs((transformer.attention(*arrays, heads=h, scale=0.3) - other).astype(float)).max() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k", "options"),
+    [
+        (jnp.float32, 8, {}),
+        (jnp.bfloat16, 5, {}),
+        (jnp.bfloat16, 8, {"bias": jnp.zeros((1, 3, 4, 4), jnp.bfloat16)}),
+        (jnp.bfloat16, 8, {"mask": jnp.ones((2, 4), bool)}),
+    ],
+)
+def test_what_cudnn_does_not_take_stays_in_products(dtype, k: int, options: dict, plain_cudnn: list) -> None:
+    x = jnp.ones((2, 4, 3 * k), dtype)
+    with transformer.tracing_for_gpu(True):
+        assert transformer.attention(x, x, x, heads=3, **options).dtype == dtype
+    assert plain_cudnn == []
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "has"),
+    [("cuda 12090", "9.0", True), ("cuda 12090", "7.5", False), ("<unknown>", "", False)],
+)
+def test_a_trace_is_for_a_gpu_where_the_process_has_one(monkeypatch, version: str, capability: str, has: bool) -> None:
+    device = types.SimpleNamespace(
+        client=types.SimpleNamespace(platform_version=version), compute_capability=capability
+    )
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert transformer.is_for_gpu(jnp.bfloat16) is has
+    assert not transformer.is_for_gpu(jnp.float32)
+    with transformer.tracing_for_gpu(not has):
+        assert transformer.is_for_gpu(jnp.bfloat16) is not has
+    assert transformer.is_for_gpu(jnp.bfloat16) is has
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_softmax_and_its_derivatives_equal_the_closed_form() -> None:

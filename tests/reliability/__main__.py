@@ -19,7 +19,25 @@ from remind_jax import cli
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
 from remind_jax.runtime.files import environment
-from tests.reliability import ROWS, Row, attacks, damage, fuzz, inputs, mutants, page, privacy, runs, steps  # noqa: F401, they enter rows
+from tests.reliability import (  # noqa: F401, they enter rows
+    ROWS,
+    Row,
+    attacks,
+    damage,
+    disks,
+    fuzz,
+    importers,
+    inputs,
+    mutants,
+    names,
+    page,
+    privacy,
+    records,
+    runs,
+    steps,
+    strangers,
+    wide,
+)
 
 USAGE = "python -m tests.reliability [--full] [--only=ROW,…] [--count=N] [--page] --out=FILE.json"
 
@@ -65,15 +83,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args(arguments)
-    names = [name for name in options.only.split(",") if name] or list(ROWS)
-    for name in names:
+    chosen = [name for name in options.only.split(",") if name] or list(ROWS)
+    for name in chosen:
         if name not in ROWS:
             raise UserError(f"unknown row {name!r}{did_you_mean(name, ROWS)}; known: {', '.join(ROWS)}")
     figures = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"rows": {}}
     if options.page:
         page.write(figures)
         return
-    for name in names:
+    for name in chosen:
         row = ROWS[name]
         count = options.count or (row.full if options.full else row.reduced)
         before = figures["rows"].get(name)
@@ -89,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
         figures["machine"] = _machine()
         figures["command"] = f"python -m tests.reliability {' '.join(arguments)}"
         files.write_text(options.out, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-    if any(figures["rows"][name]["passed"] < figures["rows"][name]["tried"] for name in names):
+    if any(figures["rows"][name]["passed"] < figures["rows"][name]["tried"] for name in chosen):
         sys.exit(1)
 
 

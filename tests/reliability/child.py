@@ -5,16 +5,19 @@ Processes come from multiprocessing's fork server, which has imported everything
 
 import contextlib
 import ctypes
+import fnmatch
 import hashlib
 import importlib
 import json
 import multiprocessing
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,11 +35,11 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from remind_jax import cli  # noqa: E402
-from remind_jax.data import builder, samplers  # noqa: E402
+from remind_jax.data import builder, memory, samplers  # noqa: E402
 from remind_jax.models.model import STORED  # noqa: E402
 from remind_jax.runtime import devices, files  # noqa: E402
 from remind_jax.runtime.signals import Signals  # noqa: E402
-from remind_jax.training import checkpoint, frozen_features, loop  # noqa: E402
+from remind_jax.training import checkpoint, frozen_features, loop, run_folder  # noqa: E402
 from remind_jax.training import run as runs  # noqa: E402
 from remind_jax.training.run_folder import RunFolder  # noqa: E402
 
@@ -89,14 +92,25 @@ class Child:
         return False
 
     def finish(self, timeout: float = 300.0) -> int:
-        """Waits for the end; the exit code, or minus the signal."""
+        """Waits for the end; the exit code, or minus the signal. A process that was stopped (SIGSTOP) is let go on."""
         self._receive.close()
-        self.process.join(timeout)
+        deadline = time.monotonic() + timeout
+        while self.process.is_alive() and time.monotonic() < deadline:
+            self.process.join(0.2)
+            if _state(self.process.pid) == "T":
+                os.kill(self.process.pid, signal.SIGCONT)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
             return -999
         return self.process.exitcode
+
+
+def _state(process: int) -> str:
+    """The letter by which the kernel tells what a process does; empty when there is none."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    return ""
 
 
 def run(
@@ -106,11 +120,15 @@ def run(
     *,
     point: str = "",
     occurrence: int = 1,
+    sends: Sequence[int] = (signal.SIGKILL,),
+    again: str = "",
+    delay: float = 0.0,
     devices: int = 1,
     compiled: str = "",
     broken: str = "",
     command: str = "main",
     attempts: str = "",
+    full: str = "",
 ) -> None:
     """What the process does.
 
@@ -118,11 +136,15 @@ def run(
       arguments: of the command, without the workdir.
       folder: the workdir; what the run did is written beside it.
       send: a pipe that is told each step.
-      point, occurrence: where to send oneself SIGKILL, and at which time of coming there.
+      point, occurrence: where to send oneself signals, and at which time of coming there.
+      sends: the signals; for SIGPIPE the reader of what is printed goes away.
+      again: where to send them once more, after that.
+      delay: seconds after coming there; without, what follows has not begun.
       devices: of JAX.
       compiled: folder of compiled programs.
       broken: what to take away from the program, see `_break`.
       command: the module of `remind_jax` to run.
+      full: the pattern of a name; the disk is full from the time on, the `occurrence`-th, when it is to be written.
       attempts: a file that is told what tried to reach the network, which is then cut off; empty leaves it be.
     """
     beside = pathlib.Path(folder)
@@ -138,19 +160,49 @@ def run(
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    reader = -1
+    if signal.SIGPIPE in sends:
+        reader, writer = os.pipe()
+        os.dup2(writer, sys.stdout.fileno())
+        os.close(writer)
     if attempts:
         _cut_off(attempts)
     _break(broken)
-    _watch(beside, _Point(point, occurrence), send)
+    at = _Point(point, occurrence, sends, again, delay, reader, beside)
+    _watch(beside, at, send)
+    if full:
+        _fill(full, occurrence)
     sys.argv = ["remind_jax", *arguments, f"--workdir={folder}"]
-    cli.run(importlib.import_module(f"remind_jax.{command}").main, "")
+    main = importlib.import_module(f"remind_jax.{command}").main
+
+    def begin(arguments: list[str]) -> None:
+        _tell(send, -1)
+        at("begun")
+        main(arguments)
+
+    cli.run(begin, "")
+
+
+def _tell(send: Any, step: int) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        send.send_bytes(str(step).encode())
 
 
 class _Point:
-    """Kills the process when it comes to a place for a given time."""
+    """Sends the process signals when it comes to a place for a given time, and at another place after that."""
 
-    def __init__(self, name: str, occurrence: int):
-        self._name, self._left = name, occurrence
+    def __init__(
+        self,
+        name: str,
+        occurrence: int,
+        sends: Sequence[int],
+        again: str,
+        delay: float,
+        reader: int,
+        folder: pathlib.Path,
+    ):
+        self._name, self._left, self._sends, self._again = name, occurrence, sends, again
+        self._delay, self._reader, self._folder = delay, reader, folder
 
     def comes(self, name: str) -> bool:
         """Whether the process ends at the next call with this name."""
@@ -159,8 +211,25 @@ class _Point:
     def __call__(self, name: str) -> None:
         if name == self._name:
             self._left -= 1
-            if not self._left:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self._left == 0:
+                if self._delay:
+                    timer = threading.Timer(self._delay, self._send)
+                    timer.daemon = True  # the process may end before
+                    timer.start()
+                else:
+                    self._send()
+                self._name, self._left, self._again = self._again, 1, ""
+
+    def _send(self) -> None:
+        if not (self._folder / "report.json").exists():
+            pathlib.Path(f"{self._folder}.asked").touch()  # in time: the run has not ended
+        for number in self._sends:
+            if number == signal.SIGPIPE:
+                if self._reader >= 0:
+                    os.close(self._reader)
+                self._reader = -1
+            else:
+                os.kill(os.getpid(), number)
 
 
 def _around(owner: Any, name: str, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None):
@@ -217,8 +286,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
 
     def told(trainer: Any, recorder: Any, step: int, *rest: Any, **options: Any) -> None:
         del trainer, recorder, rest, options
-        with contextlib.suppress(OSError):  # nobody listens any more
-            send.send_bytes(str(step).encode())
+        _tell(send, step)
 
     _around(loop.Trainer, "_take", told, lambda *a, **o: at("after a step"))
     _around(loop.Trainer, "_evaluate", lambda *a, **o: at("evaluation"), lambda *a, **o: at("evaluated"))
@@ -278,11 +346,33 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
     def cut(self: RunFolder, line: Mapping[str, Any]) -> None:
         if at.comes("record cut"):
             text = json.dumps(dict(line))
-            self._metrics.write(text[: len(text) // 2])
-            self._metrics.flush()
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(text[: len(text) // 2])
         at("record cut")
 
     _around(RunFolder, "log", cut)
+
+
+def _fill(name: str, occurrence: int) -> None:
+    """Lets no file grow any more when the one with a name is to be written; there is room again for the last line."""
+    left = [occurrence]
+
+    def reached(path: pathlib.Path, room: int = 40) -> None:
+        if fnmatch.fnmatch(path.name, name):
+            left[0] -= 1
+            if not left[0]:
+                limit_files(room)
+
+    for function in ("whole_file", "whole_folder", "whole_files"):
+        _around(files, function, lambda path, **options: reached(path))
+    _around(files.Lines, "add", lambda self, line: reached(self._path, self._path.stat().st_size + len(line) // 2))
+    _around(checkpoint.Checkpoints, "_begin", lambda self: reached(pathlib.Path("checkpoint")))
+    _around(cli, "explain", lambda error: limit_files(resource.RLIM_INFINITY))
+
+
+def limit_files(size: int) -> None:
+    """Lets this process make no file larger than so many bytes: what is beyond fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def _cut_off(attempts: str) -> None:
@@ -317,11 +407,22 @@ def _break(what: str) -> None:
             return restored | {"state": state}
 
         checkpoint.Checkpoints.arrays = forgetful
+    elif what == "moments":  # of the optimizer come back from a checkpoint as they were at the start
+        whole = checkpoint.Checkpoints.arrays
+
+        def numb(self: Any, step: int, like: Any) -> Any:
+            restored = whole(self, step, like)
+            start = jax.tree.map(np.asarray, like["state"].opt_state)
+            return restored | {"state": restored["state"]._replace(opt_state=start)}
+
+        checkpoint.Checkpoints.arrays = numb
     elif what == "deferred":  # a signal ends the run where it is
         Signals._receive = lambda self, number, frame: os._exit({15: 143}.get(number, 75))
     elif what == "order":  # of samples follows the number of devices
         shuffled = samplers.shuffled
         samplers.shuffled = lambda seed, rows: shuffled(seed + jax.device_count(), rows)
+    elif what == "digests":  # of the data are not compared
+        memory.changed = lambda *given: []
     elif what == "crash":  # in the first evaluation, with a patient's row at hand
         loop.Trainer._evaluate = lambda self, *rest: 1 / 0
     elif what == "talkative":
@@ -342,5 +443,15 @@ def _break(what: str) -> None:
             return loaded(*rest)
 
         runs.datasets.load_dataset = calling
+    elif what == "in place":  # files are written where they are, and lines as far as there is room
+
+        @contextlib.contextmanager
+        def in_place(file: pathlib.Path, **options: Any) -> Any:
+            yield file
+
+        files.whole_file = in_place
+        files.Lines.add = lambda self, line: self._file.write(f"{line}\n".encode())
+    elif what == "shared":  # a run folder is everybody's
+        run_folder.claims.owned = lambda *rest: contextlib.nullcontext()
     elif what:
         raise ValueError(what)

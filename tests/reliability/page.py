@@ -22,10 +22,27 @@ What a run may rely on:
 
 - A checkpoint is committed by one rename and holds the sha256 of each of its files; nothing is restored that disagrees.
   A damaged one is named and set aside, and the newest whole one is taken. A save that fails is tried once more.
-- SIGTERM and SIGUSR1 save at the next step and exit with 143 or 75 (try again later).
+- SIGTERM, SIGUSR1, SIGINT (Ctrl-C), SIGHUP and a reader that closes standard output end a command in one line, with
+  exit code 143, 75 (try again later), 130, 129 or 141. Training saves at the next step before it ends; all else ends at
+  once, and what was there before stands. A second signal does not cut a save, but for a second Ctrl-C, after which the
+  save before stands. What is ignored (nohup) stays ignored; SIGSTOP and SIGCONT change nothing. Handlers hold from the
+  moment the command has been read; before, some tenths of a second, the system's do.
+- A preparation of data that was killed goes on after its whole shards, and ends with the same bytes.
+- A uid without an entry in passwd and without HOME has its caches in a folder of its own below TMPDIR, mode 0700.
+- Every file is written next to its place, synced and renamed; lines are appended whole, and what a crash has cut of one
+  is removed. A full disk is one line and exit code 2; with room again the same command goes on. No symbolic link below
+  a run's, sweep's or model's folder is written through; the folder that you name may be one.
+- One process, or one job of several, works in a run folder at a time; another `main`, `fit` or `adapt` is refused and
+  names its host and number. A killed holder on the same machine holds nothing; one on another machine is waited for
+  until it has been silent for 90 seconds. This rests on locks and times of the folder's file system: tested on local
+  disks, **not tested on NFS or Lustre**.
+- Files with rows of patients (predictions, prepared data, kept features, manifests from import, tables of analyses) are
+  0600, and the folders made for them 0700, whatever the umask.
 - A step whose loss, gradient or group weights are not finite is rejected before the update and counted in metrics.jsonl
   (`train/rejected`). After five in a row the run goes back to its newest checkpoint, once, then ends
   with exit code 17 and names the combinations.
+- A run remembers its data. Where they have changed since it began, it is refused and tells what, or begins anew
+  (`--on-changed-data=restart`).
 - Manifests, their files, checkpoints and weights of others are data, never code. A mistake is one line and exit code 2.
 
 [SECURITY.md](../SECURITY.md) says whom this trusts, [data governance](data_governance.md) what may leave a hospital.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests import tiny_runs
-from tests.reliability import ROWS, Tally, __main__, page
+from tests.reliability import ROWS, Tally, __main__, page, strangers
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
@@ -15,13 +15,18 @@ pytestmark = [
 
 # What takes seconds, with the count that takes them; the others are slow.
 QUICK = {"order": 1, "saves": 4, "damage": 14, "manifests": 15, "configs": 40, "paths": 1, "pickles": 1}
-BROKEN = {"kill": 2, "preempt": 2, "devices": 1, "bombs": 2, "mutants": 2, "finite": 2}  # counts that show it
+QUICK |= {"importers": 40}
+# Counts that show it.
+BROKEN = {"kill": 2, "kill_methods": 1, "signals": 1, "strangers": 1, "preempt": 2, "devices": 1, "changed_data": 1}
+BROKEN |= {"bombs": 2, "mutants": 2, "finite": 2, "full_disk": 1, "owners": 1, "importers": 60}
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ROWS]
 
 
 def _try(name: str, count: int, broken: bool) -> Tally:
     if name == "fuzz":
         pytest.importorskip("atheris")
+    if name == "strangers" and not strangers.possible():
+        pytest.skip("this machine gives no uid that nobody has")
     return ROWS[name].run(count, broken)
 
 

@@ -1,10 +1,12 @@
 """Claims on work in a shared folder: one holder at a time, and none that is dead."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -152,6 +154,88 @@ def test_a_file_system_without_locks_leaves_the_time_to_tell(tmp_path, monkeypat
             time.sleep(0.7)
             assert not _is_free(held, "a")
         assert _is_free(held, "a")
+
+
+# ---- One owner ------------------------------------------------------------------------------------------------------
+
+
+OWN = """
+import pathlib, sys
+from remind_jax.runtime import claims
+path, beat, patience = pathlib.Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+with claims.owned(path, path / ".owner" / "run", beat, patience):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def _owner(
+    path: pathlib.Path, beat: float = claims.BEAT, patience: float = claims.PATIENCE
+) -> Iterator[subprocess.Popen]:
+    with _start(OWN, path, beat, patience) as process:
+        try:
+            assert process.stdout.readline() == "mine\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def _own(path: pathlib.Path, beat: float = claims.BEAT, patience: float = claims.PATIENCE) -> None:
+    with claims.owned(path, path / ".owner" / "run", beat, patience):
+        pass
+
+
+def test_a_second_owner_is_refused_by_the_name_of_the_first_until_it_ends_however(tmp_path):
+    with _owner(tmp_path) as owner:
+        with pytest.raises(UserError) as refusal:
+            _own(tmp_path)
+        assert f"{tmp_path} is in use by process {owner.pid} on {socket.gethostname()}: " in str(refusal.value)
+        owner.kill()
+        owner.wait()
+        _own(tmp_path)
+    with claims.owned(tmp_path, tmp_path / ".owner" / "run"), pytest.raises(UserError, match=f"process {os.getpid()} "):
+        _own(tmp_path)
+    _own(tmp_path)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_an_owner_of_another_machine_is_heard_of_or_waited_for(tmp_path):
+    with _owner(tmp_path, 0.05, 1.5) as owner:
+        with pytest.raises(UserError, match=f"process {owner.pid} on "):
+            _own(tmp_path, 0.05, 1.5)
+        owner.kill()
+        owner.wait()
+        _own(tmp_path, 0.05, 1.5)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_claim_from_a_time_to_come_does_not_hold_a_folder_for_ever(tmp_path):
+    (tmp_path / ".owner").mkdir()
+    (tmp_path / ".owner" / "run.1").write_text('{"machine": "x", "host": "\\u001b[2J", "process": 1}')
+    os.utime(tmp_path / ".owner" / "run.1", (2**33, 2**33))
+    assert Claims(tmp_path / ".owner").holder("run") == "process 1 on ??2J"
+    _own(tmp_path)
+
+
+def test_a_claim_that_the_disk_refuses_holds_nothing(tmp_path, monkeypatch):
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.os, "write", full)
+        with pytest.raises(UserError, match="No space left"):
+            _own(tmp_path)
+    with Claims(tmp_path / ".owner") as held:
+        assert _is_free(held, "run")
+
+
+def test_a_folder_of_claims_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".owner").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"\.owner is a link"):
+        _own(tmp_path)
+    assert not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_there_is_news_where_nobody_has_a_claim(tmp_path):

@@ -405,6 +405,27 @@ def test_the_users_folder_of_programs_is_private_or_not_used(tmp_path, monkeypat
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+def test_a_folder_of_programs_that_others_can_reach_is_not_used_and_a_line_says_so(tmp_path, monkeypatch, capsys):
+    before = jax.config.jax_compilation_cache_dir
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o775)
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    (tmp_path / "own").mkdir(mode=0o700)
+    for name, fault in {"open": "others may enter it", "link": "it is a link"}.items():
+        with kept_programs(tmp_path / name):
+            assert jax.config.jax_compilation_cache_dir == before
+        assert f"warning: no compiled programs are kept in {tmp_path / name}: {fault}" in capsys.readouterr().err
+    monkeypatch.setattr("remind_jax.runtime.devices.os.getuid", lambda: 12345)
+    with kept_programs(tmp_path / "own"):
+        assert jax.config.jax_compilation_cache_dir == before
+    assert "it is somebody else's" in capsys.readouterr().err
+    monkeypatch.undo()
+    with kept_programs(tmp_path / "own"):
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    assert not capsys.readouterr().err
+    assert jax.config.jax_compilation_cache_dir == before
+
+
 @pytest.mark.parametrize(("experts", "programs"), [(2, "two"), pytest.param(4, "one", marks=pytest.mark.slow)])
 def test_experts_over_several_devices_give_the_numbers_of_one_in_a_part_of_the_memory(experts, programs):
     step, start = _start(_config(fusion__experts=4))

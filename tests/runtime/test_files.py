@@ -1,13 +1,19 @@
 """Files and folders written whole or not at all, and the lock that processes wait for."""
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
 import pathlib
+import pwd
+import resource
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 
+import polars as pl
 import pytest
 
 from remind_jax.errors import UserError
@@ -94,6 +100,66 @@ def test_a_folder_that_fails_or_is_there_stays_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_folder_that_a_signal_cut_short_is_gone_on_with(tmp_path):
+    folder = tmp_path / "folder"
+    begun = tmp_path / "folder.part"
+
+    def fail(error):
+        with files.whole_folder(folder, resume=True) as temporary:
+            assert temporary == begun
+            (temporary / "a").touch()
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        fail(KeyboardInterrupt)
+    assert [path.name for path in begun.iterdir()] == ["a"]
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "elsewhere").mkdir()
+    begun.symlink_to(tmp_path / "elsewhere")
+    with files.whole_folder(folder, resume=True) as temporary:
+        (temporary / "b").touch()
+    assert list((tmp_path / "elsewhere").iterdir()) == [], "a link, perhaps of somebody else's, was followed"
+    assert [path.name for path in folder.iterdir()] == ["b"]
+
+
+def test_a_user_without_a_home_has_a_folder_of_their_own(tmp_path, monkeypatch):
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    assert files.expanded("~/a") == pathlib.Path("~/a").expanduser()
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"remind_jax-{os.getuid()}"
+    assert files.expanded("~/.cache/a") == own / ".cache" / "a"
+    assert files.expanded("/b") == pathlib.Path("/b")
+    assert own.stat().st_mode & 0o777 == 0o700
+    own.chmod(0o755)
+    with pytest.raises(UserError, match="not yours alone: set HOME"):
+        files.expanded("~/.cache/a")
+    with pytest.raises(UserError, match="~nobody_at_all"):
+        files.expanded("~nobody_at_all/a")
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "I/O error"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_replaced_is_still_there(tmp_path, monkeypatch, fault):
+    files.write_folder(tmp_path / "model", {"a": b"old"})
+    rename = os.rename
+
+    def failing(source, target):
+        if source.name.startswith("model.tmp-") and target.name == "model" and (source / "a").read_bytes() == b"new":
+            raise fault
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        files.write_folder(tmp_path / "model", {"a": b"new"}, replace=True)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/a"]
+    assert (tmp_path / "model" / "a").read_bytes() == b"old"
+
+
 def test_what_a_killed_writer_left_is_removed_by_name(tmp_path):
     for name in ("folder", "folder2"):
         with files.whole_folder(tmp_path / name) as temporary:
@@ -101,6 +167,162 @@ def test_what_a_killed_writer_left_is_removed_by_name(tmp_path):
         (tmp_path / left).mkdir()
     files.remove_unfinished(tmp_path / "folder")
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "folder2", left}
+
+
+@pytest.fixture
+def open_umask():
+    """Whatever is made may be read and written by all, unless its mode says otherwise."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_what_is_private_is_its_owners_alone_whatever_the_umask(tmp_path):
+    files.write_text(tmp_path / "public", "")
+    files.write_text(tmp_path / "own", "", private=True)
+    with files.whole_folder(tmp_path / "folder", private=True) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o700
+        (temporary / "below").mkdir()
+        (temporary / "below" / "a").touch()
+    with files.whole_files(tmp_path / "files", private=True) as temporary:
+        (temporary / "a").touch()
+    files.make_folder(tmp_path / "new" / "run", private=True)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes.pop("public") == 0o666
+    assert modes.pop("new") == 0o777
+    assert set(modes) == {"own", "folder", "folder/below", "folder/below/a", "files", "files/a", "new/run"}
+    assert all(
+        mode == (0o600 if name in ("own", "folder/below/a", "files/a") else 0o700) for name, mode in modes.items()
+    )
+    os.umask(0o277)
+    files.write_text(tmp_path / "own", "", private=True)
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
+
+
+def test_links_are_replaced_or_refused_and_never_written_through(tmp_path):
+    victim, there = tmp_path / "victim", tmp_path / "there"
+    there.mkdir()
+    for path in (victim, there / "a"):
+        path.write_text("another's\n")
+    for name, target in {"file": victim, "log": victim, "lines": victim, "lock": victim, "folder": there}.items():
+        (tmp_path / name).symlink_to(target)
+    files.write_text(tmp_path / "file", "mine")
+    with files.open_log(tmp_path / "log") as log:
+        log.write(b"mine")
+    with files.whole_folder(tmp_path / "folder", replace=True) as temporary:
+        (temporary / "a").write_text("mine")
+    for name in ("file", "log", "folder/a"):
+        assert (tmp_path / name).read_text() == "mine"
+        assert not (tmp_path / name).parent.is_symlink()
+    for name, call in {"lines": files.Lines, "lock": lambda path: files.lock(path).__enter__()}.items():
+        with pytest.raises(UserError, match=f"{tmp_path / name} is a link"):
+            call(tmp_path / name)
+    with pytest.raises(UserError, match="is a link"):
+        files.refuse_links(tmp_path, below=True)
+    files.refuse_links(tmp_path)
+    assert victim.read_text() == (there / "a").read_text() == "another's\n"
+
+
+def test_a_link_with_the_name_of_what_is_not_whole_yet_is_no_way_out(tmp_path, monkeypatch):
+    """Not even if somebody could guess the random name."""
+    monkeypatch.setattr(files, "_unfinished", lambda path: path.with_name("known"))
+    (tmp_path / "victim").write_text("another's")
+    (tmp_path / "known").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="File exists"):
+        files.write_text(tmp_path / "file", "mine")
+    assert (tmp_path / "victim").read_text() == "another's"
+
+
+def test_a_pipe_is_no_file_to_append_to(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="is no file"):
+        files.Lines(tmp_path / "metrics.jsonl")
+
+
+def test_a_file_and_its_name_are_on_the_disk_before_anybody_is_told(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    files.write_text(tmp_path / "a", "text")
+    assert [path.name.partition(".tmp-")[0] for path in synced] == ["a", tmp_path.name]
+    synced.clear()
+    with files.whole_folder(tmp_path / "folder") as temporary:
+        (temporary / "b").write_text("text")
+    assert [path.name.partition(".tmp-")[0] for path in synced] == ["b", "folder", tmp_path.name]
+    with contextlib.closing(files.Lines(tmp_path / "lines")) as lines:
+        lines.add("one")
+        synced.clear()
+        lines.sync()
+    assert [path.name for path in synced] == ["lines"]
+
+
+# ---- A full disk ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _room(size: int) -> Iterator[None]:
+    """Lets no file grow beyond so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path):
+    file, table = tmp_path / "file", pl.DataFrame({"a": range(1000)})
+    file.write_text("old")
+
+    def into(write):
+        with files.whole_file(file) as temporary:
+            write(temporary)
+
+    def several():
+        with files.whole_files(tmp_path / "new") as temporary:
+            (temporary / "a").write_text("fits")
+            (temporary / "b").write_text("x" * 100)
+
+    calls = [
+        lambda: files.write_text(file, "x" * 100),
+        lambda: into(table.write_parquet),
+        lambda: into(table.write_csv),
+    ]
+    calls += [several, lambda: files.write_folder(file.parent / "new", {"a": b"x" * 100})]
+    for call in calls:
+        with _room(50), pytest.raises(UserError, match=r"cannot write .*(file|new): File too large$"):
+            call()
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_of_a_line_that_does_not_fit_nothing_stays(tmp_path):
+    with contextlib.closing(files.Lines(tmp_path / "lines")) as lines:
+        lines.add("one")
+        with _room(10), pytest.raises(UserError, match="lines: File too large"):
+            lines.add("a longer one")
+        assert (tmp_path / "lines").read_text() == "one\n"
+        lines.add("two")
+    assert (tmp_path / "lines").read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("end", [b"", b"tw", b"\0" * 50])
+def test_the_rest_of_a_line_is_removed_when_a_file_is_opened(tmp_path, end):
+    (tmp_path / "lines").write_bytes(b"one\n" + end)
+    with contextlib.closing(files.Lines(tmp_path / "lines")) as lines:
+        assert (tmp_path / "lines").read_text() == "one\n"
+        lines.add("two")
+    assert (tmp_path / "lines").read_text() == "one\ntwo\n"
+
+
+def test_room_is_taken_before_a_file_is_mapped(tmp_path):
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(2**20)
+    files.reserve(tmp_path / "a")
+    assert (tmp_path / "a").stat().st_blocks * 512 >= 2**20
 
 
 # ---- Locks ----------------------------------------------------------------------------------------------------------
@@ -174,3 +396,24 @@ def test_the_commit_is_that_of_a_clone_and_of_no_repository_around_it(tmp_path, 
         git(folder, "commit", "--quiet", "--allow-empty", "--message=first")
         expected = git(folder, "rev-parse", "HEAD") if folder == package else None
         assert files.environment()["commit"] == expected
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "link to a folder"])
+def test_digests_of_a_folder_follow_no_link_and_wait_for_no_pipe(tmp_path, kind):
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (outside / "a").write_text("x", encoding="utf-8")
+    if kind == "fifo":
+        os.mkfifo(folder / "b")
+    else:
+        (folder / "b").symlink_to(outside if kind == "link to a folder" else outside / "a")
+    with pytest.raises(OSError, match="is no regular file"):
+        files.sums(folder)
+
+
+def test_a_file_of_lines_is_not_read_whole(tmp_path):
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(2**40)  # of zeros that take no room
+    with pytest.raises(UserError, match="immense last line: remove it"):
+        files.Lines(tmp_path / "a")

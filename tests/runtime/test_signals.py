@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from remind_jax.runtime import progress
-from remind_jax.runtime.signals import CODES, Signals, Stopped
+from remind_jax.runtime.signals import CODES, Signals, Stopped, no_reader
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 
@@ -82,6 +82,22 @@ def test_a_signal_ends_at_once_what_has_nothing_to_save():
         _receive(signal.SIGTERM)
 
 
+def test_a_signal_that_comes_where_nothing_is_raised_comes_again(capfd):
+    class Left:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(0.01)
+
+    def work():
+        left = Left()
+        del left
+        threading.Event().wait(10)
+
+    with Signals(), pytest.raises(Stopped, match="SIGTERM"):
+        work()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_deferred_signal_waits_and_is_raised_at_the_end():
     seen = []
 
@@ -92,6 +108,39 @@ def test_a_deferred_signal_waits_and_is_raised_at_the_end():
     with Signals() as signals, pytest.raises(Stopped, match="SIGUSR1"):  # the first one counts
         work(signals)
     assert seen == [signal.SIGUSR1]
+
+
+def test_a_person_who_asks_twice_does_not_wait():
+    def work(signals):
+        with signals.deferred():
+            _receive(signal.SIGINT, signal.SIGTERM)
+            seen.append("goes on")
+            _receive(signal.SIGINT)
+            seen.append("goes on")
+
+    seen = []
+    with Signals() as signals, pytest.raises(Stopped, match="SIGINT"):
+        work(signals)
+    assert seen == ["goes on"]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Signals():
+            assert _receive(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_reader_who_has_left_is_a_signal_where_they_are_listened_to():
+    with pytest.raises(BrokenPipeError):
+        no_reader(BrokenPipeError())
+    stopped = pytest.raises(Stopped, match="SIGPIPE")
+    with Signals() as outer, Signals() as signals, stopped as caught, signals.deferred():
+        no_reader(BrokenPipeError())
+    assert (caught.value.code, outer.asked) == (141, 0)
 
 
 def test_a_failure_is_not_hidden_by_a_signal():

@@ -169,7 +169,9 @@ def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys
     assert len(table) == report["n"] == len(data.rows("held_out"))
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
+        ".owner",
         "config.json",
+        "data.npz",
         "environment.json",
         "metrics.jsonl",
         "predictions.parquet",

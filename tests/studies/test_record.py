@@ -113,7 +113,7 @@ def test_the_machine_is_that_of_the_runs_and_not_of_a_later_look_at_the_tables(t
 def test_a_file_that_is_no_record_is_named(tmp_path):
     path = tmp_path / "sweep.json"
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match=r"is damaged .*: remove it, or choose another workdir"):
         Record(path, [], runs=RUNS, **SETTINGS)
     assert path.read_text(encoding="utf-8") == "{"
 

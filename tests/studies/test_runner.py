@@ -183,10 +183,11 @@ def test_configs_are_run_without_any_command_line(tmp_path):
 def test_a_config_that_went_through_json_is_the_same(tmp_path, monkeypatch):
     """As a process of its own reads it."""
     config, seen = tiny_runs.config(tmp_path / "cache", **QUICK, data__leave_out="('ffdm_cc',)"), []
-    monkeypatch.setattr(runner, "run_config", lambda config, folder: seen.append((config, folder)))
+    monkeypatch.setattr(runner, "run_config", lambda config, *rest, **options: seen.append((config, *rest, options)))
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(config.to_dict())))
-    runner.run_given(["some/run"])
-    ((read, folder),) = seen
+    runner.run_given(["some/run", "restart"])
+    ((read, folder, options),) = seen
+    assert options == {"on_changed_data": "restart"}
     assert json.dumps(read.to_dict()) == json.dumps(config.to_dict())
     assert (read.data.leave_out, str(folder)) == (("ffdm_cc",), "some/run")
 
@@ -234,12 +235,14 @@ def test_a_killed_sweep_of_several_processes_goes_on(done, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_runs_of_a_sweep_share_programs_and_are_those_of_runs_alone(tmp_path, jobs):
+def test_runs_of_a_sweep_share_programs_and_are_those_of_runs_alone(tmp_path, jobs, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     chosen, kept = ("--methods=remind", "--seeds=0,1"), jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     try:
         _run(_arguments(tmp_path / "cache", tmp_path / "sweep", f"--jobs={jobs}", *chosen))
-        assert list((tmp_path / "sweep" / "compiled").glob("*-cache"))
+        assert not list((tmp_path / "sweep").rglob("*-cache"))  # where others might put some
+        assert list((tmp_path / ".cache" / "remind_jax" / "programs").rglob("*-cache"))
         assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
         assert jax.config.jax_compilation_cache_dir is None
         config = tiny_runs.config(tmp_path / "cache", **QUICK, seed=1)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from remind_jax.runtime import texts
 from remind_jax.studies import page, tables
 from remind_jax.studies import results as collecting
 from remind_jax.studies.comparison import Spread
@@ -186,7 +187,7 @@ def test_latex_is_balanced_and_escaped(found):
 
 
 def test_latex_escapes_every_special_character():
-    assert tables.escape_latex("a_b & 5 % $x$ #1 {y} ~ ^ \\") == (
+    assert texts.latex("a_b & 5 % $x$ #1 {y} ~ ^ \\") == (
         r"a\_b \& 5 \% \$x\$ \#1 \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
 

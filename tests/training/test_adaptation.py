@@ -17,7 +17,7 @@ from remind_jax import adapt, cli
 from remind_jax.analysis import opening
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
-from remind_jax.runtime import progress
+from remind_jax.runtime import claims, progress
 from remind_jax.training import adaptation, unfreezing
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
@@ -314,7 +314,7 @@ def test_another_folder_is_prepared_with_what_the_run_has_fitted(runs, toy, tmp_
     assert "18 of" in said
     assert all(word in said for word in ("new combinations", "known combinations", "accuracy"))
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
-        "config.json", "environment.json", "metrics.jsonl", "model", "predictions.parquet", "report.json",
+        "config.json", "data.npz", "environment.json", "metrics.jsonl", "model", "predictions.parquet", "report.json",
     ]  # fmt: skip
     run, again = adaptation.open_single(runs["remind"]), adaptation.open_single(tmp_path / "o")
     assert again.preprocessor.to_dict() == run.preprocessor.to_dict()
@@ -344,6 +344,16 @@ def test_what_is_half_written_is_not_there(adapters, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         _adapt(adapters["remind"], "nothing", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_adapts_into_is_refused(adapters, tmp_path):
+    out = tmp_path / "out"
+    with (
+        claims.owned(out, tmp_path / ".out.owner" / "adapt"),
+        pytest.raises(UserError, match="out is in use by process"),
+    ):
+        _adapt(adapters["remind"], "nothing", out)
+    assert not out.exists()
 
 
 # ---- Mistakes -------------------------------------------------------------------------------------------------------

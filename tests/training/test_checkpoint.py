@@ -302,3 +302,16 @@ def test_a_save_that_fails_twice_is_one_line_and_leaves_the_step_before(tmp_path
     assert checkpoints.steps() == [30]
     checkpoints.close()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["30"]
+
+
+def test_checkpoints_that_a_link_leads_elsewhere_are_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="checkpoints is a link"):
+        Checkpoints(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "10").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="10 is a link"):
+        Checkpoints(tmp_path / "checkpoints")
+    assert not any((tmp_path / "elsewhere").iterdir())

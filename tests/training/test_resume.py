@@ -126,7 +126,11 @@ def test_records_of_steps_are_equal(runs):
 
 
 def _snapshot(folder: pathlib.Path) -> dict[str, tuple[int, bytes]]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "environment.json")
+    files = (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "environment.json" and path.parent.name != ".owner"
+    )
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 

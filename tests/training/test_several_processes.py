@@ -250,7 +250,7 @@ def test_a_run_goes_on_in_another_layout_after_a_stop_and_a_death(method, base):
         return max(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal())
 
     started = _start(base, 2, 2, *main, *moved)
-    _wait_for(lambda: metrics.exists() and metrics.stat().st_size, started)
+    _wait_for(lambda: metrics.exists() and "train/loss" in metrics.read_text(encoding="utf-8"), started)
     started[1].send_signal(signal.SIGUSR1)
     assert _end(started) == [75, 75], _output(base) + _output(base, 1)
     assert all("stopped; run the same command again" in _output(base, i) for i in range(2))

@@ -36,7 +36,8 @@ def _modalities(options: argparse.Namespace) -> dict[str, list[str]]:
 def _rules(options: argparse.Namespace) -> dict[str, Any]:
     """Returns how labels, ids and numbers are read."""
     classes = [name.strip() for name in options.classes.split(",") if name.strip()]
-    return {"classes": classes, "match": options.match, "odd": options.odd_numbers}
+    missing = [word.strip() for word in options.missing.split(",") if word.strip()]
+    return {"classes": classes, "match": options.match, "odd": options.odd_numbers, "missing": missing}
 
 
 def _table(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
@@ -58,8 +59,8 @@ def _meds(options: argparse.Namespace, name: str, prefix: str) -> table.Imported
 
 
 def _flex_moe(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
-    del prefix  # it writes its files into the folder
-    return flex_moe.from_flex_moe(options.source, None if options.show else options.out, name=name)
+    del prefix  # its scans become files of the folder
+    return flex_moe.from_flex_moe(options.source, name=name)
 
 
 FORMS: dict[str, Callable[[argparse.Namespace, str, str], table.Imported]] = {

@@ -7,15 +7,17 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.keys import FEWEST, looks_like_ids
 from remind_jax.data.kinds import KINDS
-from remind_jax.data.numerals import described, numbers
+from remind_jax.data.numerals import described, numbers, units
 from remind_jax.errors import UserError
 
 TIME, EMPTY, INDEX, IDS = "a time", "empty", "a count of the rows", "ids that no option names"
 MANY = "too many different words for a category; naming its kind, text, takes them"
 UNCLEAR = "numbers whose commas may stand for decimals or thousands; write them with points"
+UNITS = "numbers with several units; bring them to one"
 _DAY = r"\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})"
 _MONTH = r"(jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[a-zé]*\.?"
 _NAMED = rf"\d{{1,2}}\.?[- ]?{_MONTH}[-, ]+\d{{2,4}}|{_MONTH} \d{{1,2}},? \d{{4}}"
@@ -61,7 +63,8 @@ def decide(column: pl.Series, *, named: bool = False) -> Decision:
     if column.dtype == pl.String and word != "number" and (mixed := _mostly_numbers(cells)) is not None:
         return mixed
     if not word:
-        return Decision(MANY, f"{cells.n_unique():,} in {len(cells):,} cells")
+        several = column.dtype == pl.String and 2 * units(cells).count() > len(cells)
+        return Decision(UNITS if several else MANY, f"{cells.n_unique():,} in {len(cells):,} cells")
     return Decision(word, _WHY.get(word, "its cells"))
 
 
@@ -111,8 +114,8 @@ def is_index(column: pl.Series) -> bool:
 
 
 def as_numbers(
-    table: pl.DataFrame, columns: Iterable[str], rows: Mapping[str, np.ndarray], odd: str
-) -> tuple[pl.DataFrame, list[str], set[str]]:
+    table: Columns, columns: Iterable[str], rows: Mapping[str, np.ndarray], odd: str
+) -> tuple[Columns, list[str], dict[str, str]]:
     """Reads columns of numbers as such.
 
     Args:
@@ -123,11 +126,11 @@ def as_numbers(
 
     Returns:
       the table with numbers; lines that count the cells that are none, by row and form, and what was taken out of
-      numbers; the columns that hold such cells or marks.
+      numbers; by column that holds such cells or marks its unit, "" for none.
 
     Raises UserError: a cell is no number and `odd` is `refuse`.
     """
-    lines, found, marks = {}, {}, {}
+    lines, found, marks, behind = {}, {}, {}, {}
     for column in columns:
         cells = table[column]
         if cells.dtype != pl.String:
@@ -139,7 +142,7 @@ def as_numbers(
             count = sum(int(mask.sum()) for mask in read.odd.values())
             lines[column] = (cells.count(), count, described(read.odd, rows[column]))
         if read.odd or read.marks:
-            found[column] = read.values
+            found[column], behind[column] = table.keep(read.values), read.unit
     texts = [f"{column}: {n - bad:,} of {n:,} cells are numbers, {what}" for column, (n, bad, what) in lines.items()]
     if texts and odd == "refuse":
         raise UserError(f"{texts[0]}; --odd-numbers=missing empties such cells, limit takes the number that they name")
@@ -151,7 +154,7 @@ def as_numbers(
         count = sum(bad for _, bad, _ in list(lines.values())[_ODD_LINES:])
         said.append(f"{len(texts) - _ODD_LINES} more columns of numbers hold {count:,} cells that are none; {done}")
     said += [f"{what} in numbers of {listed(names)}: read as such" for what, names in marks.items()]
-    return table.with_columns(values.alias(column) for column, values in found.items()), said, set(found)
+    return table.replaced(found), said, behind
 
 
 def why_lines(decisions: Mapping[str, Decision], shown: int = 5) -> list[str]:

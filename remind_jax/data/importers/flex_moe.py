@@ -1,7 +1,8 @@
 """Flex-MoE's folder of ADNI."""
 
-import json
+import functools
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -9,19 +10,19 @@ import polars as pl
 from remind_jax.data.importers.table import SPLITS, Imported, from_table
 from remind_jax.data.tables import read_table
 from remind_jax.errors import UserError
+from remind_jax.runtime import records
 
 _LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # of ADNI: when symptoms and the disease itself were first noted
 
 
-def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) -> Imported:
+def from_flex_moe(folder: pathlib.Path, *, name: str) -> Imported:
     """Makes a manifest of the folder that Flex-MoE's loader reads for ADNI.
 
     `label.csv` (PTID, DIAGNOSIS), `PTID_splits.json` (training, validation, testing), `clinical/clinical_merged.csv`
     and `biospecimen/biospecimen_merged.csv` (ids in the first column), `genomic/genomic_merged.csv`, and
     `image/ADNI_G.npy` with `image/ADNI_subj.txt`, a line a scan that begins with the id and ends in the date. What is
     not there is no modality. Unlike there, nothing is scaled or filled in before the split. The newest scan of each
-    subject is written below `out`, the manifest's folder, as tokens [1, voxels]; without it nothing is
-    written. Raises UserError: it is not such a folder.
+    subject becomes a file of the manifest's folder, as tokens [1, voxels]. Raises UserError: it is not such a folder.
     """
     file = folder / "label.csv"
     if not file.is_file():
@@ -31,7 +32,7 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) 
     labels = read_table(file)
     if absent := {"PTID", "DIAGNOSIS"} - set(labels.columns):
         raise UserError(f"{file} has no column {sorted(absent)[0]}")
-    labels, notes, joined = labels.select("PTID", "DIAGNOSIS"), [], {}
+    labels, notes, joined, scans = labels.select("PTID", "DIAGNOSIS"), [], {}, {}
     for part in ("clinical", "biospecimen", "genomic"):
         path = folder / part / f"{part}_merged.csv"
         if path.is_file():
@@ -45,7 +46,7 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) 
     if (folder / "genomic" / "genomic_merged.h5ad").is_file() and "genomic" not in joined:
         notes.append("genomic_merged.h5ad is not read: save scanpy.read_h5ad(file).to_df() as genomic_merged.csv")
     if (folder / "image" / "ADNI_G.npy").is_file():
-        joined["image"] = _flex_moe_scans(folder / "image", out)
+        joined["image"], scans = _flex_moe_scans(folder / "image")
     splits = folder / "PTID_splits.json"
     if splits.is_file():
         parts = _read_splits(splits)
@@ -57,26 +58,27 @@ def from_flex_moe(folder: pathlib.Path, out: pathlib.Path | None, *, name: str) 
     kinds = {"scan": "embedding"} if "image" in joined else {}
     columns = {"label": "DIAGNOSIS", "sample": "PTID", "patient": "PTID", "split": split}
     found = from_table(labels, name=name, joined=joined, kinds=kinds, **columns)
-    return found._replace(notes=notes + found.notes)
+    return found._replace(notes=notes + found.notes, arrays=scans)
 
 
 def _read_splits(path: pathlib.Path) -> dict[str, list[str]]:
     """Reads the ids of each split; raises UserError when the file holds something else."""
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file ({type(error).__name__})") from None
-    lists = parts.values() if isinstance(parts, dict) else [None]
-    if not all(isinstance(ids, list) and all(isinstance(each, str) for each in ids) for ids in lists):
-        raise UserError(f"{path} must map training, validation and testing to lists of ids")
+    parts = records.read(path, {...: [str]}, "it maps training, validation and testing to lists of ids")
+    named = [ptid for part, ids in parts.items() if part in SPLITS for ptid in set(ids)]
+    if double := len(named) - len(set(named)):
+        raise UserError(f"{path}: {double} ids stand in several splits: leave them in one")
+    if not named:
+        raise UserError(f"{path} names no id under training, validation or testing")
     return parts
 
 
-def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path | None) -> pl.DataFrame:
-    """Writes the newest scan of each subject as its own file; returns PTID and path."""
+def _flex_moe_scans(folder: pathlib.Path) -> tuple[pl.DataFrame, dict[str, Callable[[], np.ndarray]]]:
+    """Returns PTID and path of the newest scan of each subject, and what reads the scan by its path."""
     try:
         scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
-        lines = (folder / "ADNI_subj.txt").read_text(encoding="utf-8").split()
+        lines = records.content(folder / "ADNI_subj.txt").decode().split()
+    except UserError:
+        raise
     except Exception as error:  # numpy parses the header as Python and lets all of the parser's errors through
         raise UserError(f"{folder}: ADNI_G.npy or ADNI_subj.txt cannot be read ({type(error).__name__})") from None
     if scans.dtype.kind not in "fiub" or not scans.ndim:
@@ -88,8 +90,9 @@ def _flex_moe_scans(folder: pathlib.Path, out: pathlib.Path | None) -> pl.DataFr
         parts = line.split("_")
         ptid, date = "_".join(parts[:3]), parts[-1]
         newest[ptid] = max(newest.get(ptid, ("", -1)), (date, i))
-    if out is not None:
-        (out / "scans").mkdir(parents=True, exist_ok=True)
-    for _, i in newest.values() if out is not None else ():
-        np.save(out / "scans" / f"{i}.npy", np.asarray(scans[i], np.float32).reshape(1, -1))
-    return pl.DataFrame({"PTID": list(newest), "scan": [f"scans/{i}.npy" for _, i in newest.values()]})
+    paths = {f"scans/{i}.npy": functools.partial(_scan, scans, i) for _, i in newest.values()}
+    return pl.DataFrame({"PTID": list(newest), "scan": list(paths)}), paths
+
+
+def _scan(scans: np.ndarray, i: int) -> np.ndarray:
+    return np.asarray(scans[i], np.float32).reshape(1, -1)

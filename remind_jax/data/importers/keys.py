@@ -1,12 +1,13 @@
 """Ids of samples and patients, and tables that are joined by them; no id is ever shown but by its form."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
+from remind_jax.data.blocks import Columns
 from remind_jax.data.cells import as_string, looks_missing
 from remind_jax.data.findings import in_rows, listed
 from remind_jax.data.numerals import form_of
@@ -22,7 +23,7 @@ _EXACT = 2.0**53  # whole numbers that floats hold
 class Joined(NamedTuple):
     """A table in the order of the samples."""
 
-    table: pl.DataFrame  # null where a sample has no row; without its ids
+    table: Columns  # null where a sample has no row; without its ids
     rows: pl.Series  # the row of each sample in its own table, from 1; null without one
     notes: list[str]
 
@@ -65,7 +66,15 @@ def alike(columns: Mapping[str, pl.Series], match: str = "exact") -> dict[str, p
     return found
 
 
-def join(everyone: pl.Series, other: pl.Series, table: pl.DataFrame, name: str, key: str, keep: np.ndarray) -> Joined:
+def join(
+    everyone: pl.Series,
+    other: pl.Series,
+    table: Columns,
+    name: str,
+    key: str,
+    keep: np.ndarray,
+    bounds: Sequence[int] | np.ndarray,
+) -> Joined:
     """Puts the rows of a table beside samples.
 
     Args:
@@ -73,11 +82,12 @@ def join(everyone: pl.Series, other: pl.Series, table: pl.DataFrame, name: str, 
       table: what is joined, m rows, without its ids.
       name, key: of the table and of the ids, for messages.
       keep: the samples that are used, int [n] from 0.
+      bounds: where these are cut.
 
     Raises UserError: an id has several rows, or no id matches; names the likely cause.
     """
     rows = pl.int_range(1, table.height + 1, eager=True)
-    known = table.with_columns(other.alias(_KEY), rows.alias(_ROW)).drop_nulls(_KEY)
+    known = pl.DataFrame({_KEY: other, _ROW: rows}).drop_nulls(_KEY)
     double = known[_KEY].is_duplicated()
     if double.any():
         where = listed(known.filter(double)[_ROW].to_list())
@@ -103,7 +113,7 @@ def join(everyone: pl.Series, other: pl.Series, table: pl.DataFrame, name: str, 
         parts.append(f"{empty:,} rows without a key are left out")
     parts.append(f"keys such as {_forms(known.filter(matched)[_KEY])}")
     why = _cause(lacking, lost) if len(lost) and len(lacking) else ""
-    return Joined(found.drop(_KEY, _ROW), found[_ROW], [f"{name}: {'; '.join(parts)}{why}"])
+    return Joined(table.take(found[_ROW] - 1, bounds), found[_ROW], [f"{name}: {'; '.join(parts)}{why}"])
 
 
 def _forms(ids: pl.Series) -> str:

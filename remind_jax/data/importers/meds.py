@@ -1,19 +1,26 @@
 """Events and labels of the Medical Event Data Standard."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from remind_jax.data import labels as classes
 from remind_jax.data.files import read_parquet
+from remind_jax.data.findings import in_rows, listed
 from remind_jax.data.importers.modalities import columns_of
 from remind_jax.data.importers.table import SPLITS, Imported, schema_of, without_empty
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.reading import table_of
+from remind_jax.data.tables import read_table
 from remind_jax.errors import UserError
 
+_EARLIEST, _LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # microseconds of the years 1 to 9999
 VALUES = ("boolean_value", "integer_value", "categorical_value", "float_value")
 """Columns that labels stand in; the first that has any is taken."""
+_COLUMNS = ("subject_id", "time", "code", "numeric_value", "text_value")
 
 
 def read(
@@ -38,10 +45,11 @@ def read(
     except ValueError as error:
         raise UserError(f"the labels or splits of {folder} cannot be read as parquet ({error})") from None
     try:
-        shards = [_shard(pl.scan_parquet(file)) for file in files]
-        events, joined = pl.concat(shards), pl.concat(label_tables, how="diagonal_relaxed")
+        joined = pl.concat(label_tables, how="diagonal_relaxed")
+        subjects = joined.select(_id()) if "subject_id" in joined.columns else None
+        events = pl.concat([_events(file, folder, subjects) for file in files]).lazy()
         return from_meds(events, joined, name=name, splits=split_table, modalities=modalities, columns=columns)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{folder} is not as MEDS says ({type(error).__name__})") from None
 
 
@@ -76,11 +84,15 @@ def from_meds(
     given = classes.read(labels[value].alias("label"))
     samples = labels.with_columns(given.cells, _id(), _time(labels.schema, "prediction_time"))
     samples = samples.drop_nulls(["subject_id", "label"]).sort("subject_id", "prediction_time").with_row_index("row")
+    whole = samples["prediction_time"].cast(pl.Int64)
+    if (outside := ((whole < _EARLIEST) | (whole > _LATEST)).fill_null(False)).any():
+        raise UserError(f"column prediction_time: {in_rows(outside)} before the year 1 or after 9999: mend the labels")
     notes = [f"{n:,} labels without a value are left out"] if (n := labels.height - samples.height) else []
     table = samples.select(
         pl.format("{}_{}", "subject_id", pl.int_range(pl.len()).over("subject_id")).alias("sample_id"),
         pl.col("subject_id").cast(pl.String).alias("patient_id"),
         pl.col("label"),
+        pl.col("prediction_time"),  # which only `for_evaluation` reads
     )
     if splits is not None:
         named = splits.select(_id(), pl.col("split").cast(pl.String).replace(SPLITS))
@@ -109,11 +121,62 @@ def from_meds(
     return Imported(table, found, notes)
 
 
+def _events(file: pathlib.Path, folder: pathlib.Path, subjects: pl.DataFrame | None) -> pl.DataFrame:
+    """Reads the events of a shard, those of some subjects; raises UserError: it is no shard, or is damaged."""
+    try:
+        events = _shard(read_parquet(file, below=folder, columns=_COLUMNS).lazy())
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read as parquet ({error})") from None
+    return (events if subjects is None else events.join(subjects.lazy(), on="subject_id", how="semi")).collect()
+
+
+def for_evaluation(data: pathlib.Path, manifest: Manifest) -> Callable[[np.ndarray], pl.DataFrame]:
+    """Reads what meds-evaluation needs beside predictions of a folder or a table that `from_meds` has made.
+
+    Returns a function from probabilities, [n, 2], one row a row of the manifest that was read from the data, to a frame
+    with `subject_id` Int64, `prediction_time` Datetime (us), `boolean_value` Boolean, null without a label,
+    `predicted_boolean_value` Boolean and `predicted_boolean_probability` Float64.
+
+    Raises UserError: the classes are not true and false in some form, or a subject or a time cannot be read.
+    """
+    schema, table = manifest.schema, read_table(table_of(data) if data.is_dir() else data)
+    if (true := classes.positive(schema.classes)) is None:
+        raise UserError(
+            f"meds-evaluation knows true and false alone, the classes are {listed(schema.classes)}: leave out --as=meds"
+        )
+    if "prediction_time" not in table.columns:
+        raise UserError(f"{data} has no column prediction_time; remind import --from=meds writes it")
+    time = table["prediction_time"]
+    if time.dtype == pl.String:
+        time = time.str.to_datetime(time_unit="us", strict=False)
+    subject = manifest.table[schema.patient_id].cast(pl.Int64, strict=False)
+    for cells, what in ((subject, f"column {schema.patient_id!r}"), (time, "column 'prediction_time'")):
+        if cells.has_nulls():
+            raise UserError(
+                f"{what}: {in_rows(cells.is_null())} not of MEDS: subjects are integers, times as 2020-01-31T12:00:00"
+            )
+    known = {
+        "subject_id": subject,
+        "prediction_time": time.cast(pl.Datetime("us")),
+        "boolean_value": manifest.table[schema.label] == schema.classes[true],
+    }
+
+    def frame(probabilities: np.ndarray) -> pl.DataFrame:
+        predicted = pl.Series(probabilities.argmax(axis=1) == true)
+        probability = pl.Series(probabilities[:, true], dtype=pl.Float64)
+        said = {"predicted_boolean_value": predicted, "predicted_boolean_probability": probability}
+        return pl.DataFrame(known | said)
+
+    return frame
+
+
 def _shard(events: pl.LazyFrame) -> pl.LazyFrame:
     """Returns the columns that are used, in the types of the standard: shards may have others, wider or none."""
     schema = events.collect_schema()
     if lacking := [c for c in ("subject_id", "time", "code") if c not in schema]:
         raise UserError(f"these are no MEDS events with labels: {', '.join(lacking)} is not there")
+    if nested := [c for c in _COLUMNS if c in schema and schema[c].is_nested()]:  # of which polars panics
+        raise UserError(f"these are no MEDS events: cells of {nested[0]} hold lists or structures")
     rest = {"code": pl.String, "numeric_value": pl.Float32, "text_value": pl.String}
     others = [(pl.col(c) if c in schema else pl.lit(None)).cast(dtype).alias(c) for c, dtype in rest.items()]
     return events.select(_id(), _time(schema, "time"), *others)
@@ -124,7 +187,9 @@ def _id() -> pl.Expr:
 
 
 def _time(schema: Mapping[str, Any], column: str) -> pl.Expr:
-    """Returns a time of any unit or zone in microseconds without a zone."""
+    """Returns a time of any unit or zone in microseconds without a zone. Raises UserError: it is no time."""
+    if not (schema[column].is_temporal() or schema[column] in (pl.String, pl.Null)):
+        raise UserError(f"column {column} holds {schema[column]}, not times")
     time = pl.col(column)
     if getattr(schema[column], "time_zone", None):
         time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

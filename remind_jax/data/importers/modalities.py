@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.columns import decide
 from remind_jax.data.kinds import KINDS
@@ -37,7 +38,7 @@ def columns_of(entry: Mapping[str, Any]) -> list[str]:
     return [entry["column"]] if "column" in entry else [*entry.get("columns", ()), *entry.get("categorical", ())]
 
 
-def path_columns(table: pl.DataFrame, modalities: Mapping[str, Any]) -> list[str]:
+def path_columns(table: pl.DataFrame | Columns, modalities: Mapping[str, Any]) -> list[str]:
     """Lists the columns of a table whose cells are paths."""
     kinds = {entry["column"]: entry["kind"] for entry in modalities.values() if "column" in entry}
     return [column for column, kind in kinds.items() if KINDS[kind].paths and table[column].dtype == pl.String]
@@ -49,7 +50,7 @@ def column_kinds() -> list[str]:
 
 
 def declared(
-    given: Mapping[str, Sequence[str] | Mapping[str, Any]], table: pl.DataFrame, kinds: Mapping[str, str]
+    given: Mapping[str, Sequence[str] | Mapping[str, Any]], table: Columns, kinds: Mapping[str, str]
 ) -> tuple[dict[str, Entry], dict[str, str]]:
     """Makes the modalities that a user describes, in the given order.
 
@@ -76,7 +77,7 @@ def declared(
     return entries, unfit
 
 
-def guessed(part: str, table: pl.DataFrame, kinds: Mapping[str, str]) -> tuple[dict[str, Entry], dict[str, str]]:
+def guessed(part: str, table: Columns, kinds: Mapping[str, str]) -> tuple[dict[str, Entry], dict[str, str]]:
     """Makes modalities of all columns of a table, called `part`: those of several columns first.
 
     Returns entries by name, and by column why it is left out; `kinds` are as for `declared`.
@@ -88,7 +89,7 @@ def guessed(part: str, table: pl.DataFrame, kinds: Mapping[str, str]) -> tuple[d
     return entries, unfit
 
 
-def _words(table: pl.DataFrame, kinds: Mapping[str, str]) -> dict[str, str]:
+def _words(table: Columns, kinds: Mapping[str, str]) -> dict[str, str]:
     return {column: kinds.get(column) or decide(table[column]).word for column in table.columns}
 
 

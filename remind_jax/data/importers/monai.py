@@ -1,6 +1,5 @@
 """Datalists of MONAI."""
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -11,17 +10,13 @@ import polars as pl
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.table import SPLITS, Imported, from_table
 from remind_jax.errors import UserError
+from remind_jax.runtime import records
 
 
 def read(path: pathlib.Path, **options: Any) -> Imported:
     """Reads a datalist from its JSON file; options and errors as for `from_monai`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file ({type(error).__name__})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a datalist: it has no lists under training, validation, test")
-    return from_monai(content, **options)
+    remedy = "a datalist has lists under training, validation, test"
+    return from_monai(records.read(path, {}, remedy, below=records.ANYWHERE, finite=False), **options)
 
 
 def from_monai(
@@ -62,6 +57,8 @@ def from_monai(
     options = {"split": "" if one else "split", "kinds": paths, "prefix": prefix, **rules}
     found = from_table(table, name="table", label=label, patient=patient, **options)
     notes = [f"{unlabelled} items without {label!r} are left out"] if unlabelled else []
+    if other := [key for key, items in content.items() if isinstance(items, list) and items and key not in SPLITS]:
+        notes.append(f"no list of items is looked for under {listed(other)}")
     if paths:
         notes.append(f"taken for volumes [t, h, w(, c)]: {listed(list(paths))}; for tokens [t, d] say kind: embedding")
     return found._replace(schema=found.schema | {"name": name}, notes=notes + found.notes)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import in_rows, listed
 from remind_jax.data.importers import keys
 from remind_jax.data.importers.columns import INDEX, is_index
@@ -17,30 +18,30 @@ class Parts(NamedTuple):
     """The rows that are used of all tables, in the order of the samples."""
 
     ids: dict[str, pl.Series]  # of samples, then, where a column has them, of patients, by column
-    tables: dict[str, pl.DataFrame]  # of inputs by name, the samples' own first; null where a sample has no row
+    tables: dict[str, Columns]  # of inputs by name, the samples' own first; null where a sample has no row
     rows: dict[str, np.ndarray]  # by table the row of each sample in it, [n], from 1
     left_out: dict[str, str]  # by column why
     notes: list[str]
 
-    def side_by_side(self, taken: Iterable[str]) -> tuple[pl.DataFrame, dict[str, str]]:
+    def side_by_side(self, taken: Iterable[str]) -> tuple[Columns, dict[str, str]]:
         """Returns the columns of all tables as one, and each one's table; names that are taken get others."""
-        columns: dict[str, pl.Series] = {}
+        columns: Columns | None = None
         owners: dict[str, str] = {}
         for part, frame in self.tables.items():
-            others = {*taken, *columns}
-            for column in frame.iter_columns():
-                new = column.name
-                if new in others:
-                    new = free_name(f"{part}_{new}", others | set(frame.columns))
-                columns[new], owners[new] = column, part
-        return pl.DataFrame(columns), owners
+            others, new = {*taken, *owners}, {}
+            for name in frame.columns:
+                new[name] = free_name(f"{part}_{name}", others | set(frame.columns)) if name in others else name
+            renamed = frame.rename(new)
+            columns = renamed if columns is None else columns.beside(renamed)
+            owners |= dict.fromkeys(renamed.columns, part)
+        return columns, owners
 
 
 def read(
-    table: pl.DataFrame,
+    table: Columns,
     roles: tuple[str, str, str, str],
     name: str,
-    joined: Mapping[str, pl.DataFrame],
+    joined: Mapping[str, Columns],
     keep: np.ndarray,
     match: str,
     named: Collection[str],
@@ -61,13 +62,13 @@ def read(
     """
     label, sample, patient, split = roles
     own = {c: keys.texts(table[c]) for c in dict.fromkeys((sample, patient)) if c}
-    ids, found = _matched(own, joined, match, keep)
+    inputs = table.drop(roles).take(keep)
+    ids, found = _matched(own, joined, match, keep, inputs.bounds)
     if sample:
         _refuse_doubles(ids[sample], keep)
     else:
         counted = pl.Series([str(i + 1) for i in keep.tolist()], dtype=pl.String)
         ids = {free_name("sample_id", table.columns): counted} | ids
-    inputs = table.drop(c for c in dict.fromkeys(roles) if c)[keep]
     rows = {name: keep + 1} | {part: each.rows.to_numpy() for part, each in found.items()}
     left_out, notes = {}, [note for each in found.values() for note in each.notes]
     tables = {}
@@ -82,7 +83,7 @@ def read(
 
 
 def _matched(
-    own: Mapping[str, pl.Series], joined: Mapping[str, pl.DataFrame], match: str, keep: np.ndarray
+    own: Mapping[str, pl.Series], joined: Mapping[str, Columns], match: str, keep: np.ndarray, bounds: np.ndarray
 ) -> tuple[dict[str, pl.Series], dict[str, keys.Joined]]:
     """Returns the samples' ids by column, of the rows to keep, and the joined tables in their order."""
     for c, ids in own.items():
@@ -103,8 +104,7 @@ def _matched(
         everyone = alike[f"column {c}"]
         ids[c] = everyone.gather(keep).alias(c)
         for part in (part for part, key in by.items() if key == c):
-            rest = joined[part].drop(key for key in own if key in joined[part].columns)
-            found[part] = keys.join(everyone, alike[f"table {part}"], rest, part, c, keep)
+            found[part] = keys.join(everyone, alike[f"table {part}"], joined[part].drop(own), part, c, keep, bounds)
     return ids, {part: found[part] for part in joined}
 
 

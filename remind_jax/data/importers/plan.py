@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from remind_jax.data import leaks
+from remind_jax.data import leaks, numerals
+from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.modalities import columns_of, path_columns
 from remind_jax.data.importers.table import Imported
@@ -29,8 +31,8 @@ def plan_lines(found: Imported) -> list[str]:
     ]
     entries = schema["modalities"]
     width = max(len(name) for name in entries)
-    for name, entry in list(entries.items())[:_MODALITIES]:
-        present = table.select(pl.any_horizontal(pl.col(columns_of(entry)).is_not_null()).sum()).item()
+    presence = presence_of(table, [columns_of(entry) for entry in entries.values()])
+    for (name, entry), present in list(zip(entries.items(), presence.sum(axis=0).tolist(), strict=True))[:_MODALITIES]:
         share = "all" if present == table.height else f"{present:,}"
         lines.append(f"  {name:<{width}}  {', '.join(_parts(table, name, entry))}; in {share} samples")
     if rest := [entry["kind"] for entry in list(entries.values())[_MODALITIES:]]:
@@ -38,14 +40,21 @@ def plan_lines(found: Imported) -> list[str]:
         lines.append(f"  and {len(rest)} more: {', '.join(kinds)}")
     if found.columns:
         lines += ["columns:", *(f"  {line}" for line in found.columns)]
-    return lines + [f"note: {note}" for note in (*found.notes, *_leaks(table, schema))]
+    return lines + [f"note: {note}" for note in notes(found, presence)]
 
 
-def _leaks(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
+def notes(found: Imported, present: np.ndarray | None = None) -> list[str]:
+    """Returns what was left out or changed, and what should be looked at; `present` [n, m] is that of modalities."""
+    table, schema = found.table, found.schema
+    if present is None:
+        present = presence_of(table, [columns_of(entry) for entry in schema["modalities"].values()])
+    return [*found.notes, *_leaks(table, schema, present), *_stand_ins(table, schema)]
+
+
+def _leaks(table: pl.DataFrame | Columns, schema: Mapping[str, Any], present: np.ndarray) -> list[str]:
     """Warns of columns that tell the label nearly by themselves, and of names that speak of what comes after."""
     entries, label = schema["modalities"], schema["label"]["column"]
     tabular = {n: columns_of(e) if e["kind"] == "tabular" else [] for n, e in entries.items()}
-    present = presence_of(table, [columns_of(entry) for entry in entries.values()])
     positions = table[label].cast(pl.Categorical).to_physical().to_numpy()
     said = leaks.lines(table, tabular, present, positions, label)
     if after := leaks.named_after(c for entry in entries.values() for c in columns_of(entry)):
@@ -53,14 +62,20 @@ def _leaks(table: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _split(table: pl.DataFrame, column: str | None) -> str:
+def _stand_ins(table: pl.DataFrame | Columns, schema: Mapping[str, Any]) -> list[str]:
+    """Warns of numbers that may stand for missing."""
+    entries = [entry for entry in schema["modalities"].values() if entry["kind"] == "tabular"]
+    return numerals.stand_in_lines(table, [c for entry in entries for c in entry.get("columns", ())])
+
+
+def _split(table: pl.DataFrame | Columns, column: str | None) -> str:
     if column is None:
         return "made by each run, patient by patient"
     counts = table[column].value_counts(sort=True)
     return f"{column}, " + listed([f"{name or 'empty'} ({n:,})" for name, n in counts.iter_rows()], 4)
 
 
-def _parts(table: pl.DataFrame, name: str, entry: Mapping[str, Any]) -> Iterator[str]:
+def _parts(table: pl.DataFrame | Columns, name: str, entry: Mapping[str, Any]) -> Iterator[str]:
     """Yields what a modality's columns are, in some words."""
     kind = KINDS[entry["kind"]]
     if "column" in entry:

@@ -1,7 +1,8 @@
 """Tables with one row a sample, and tables that are joined to them."""
 
+import functools
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,8 @@ import polars as pl
 import yaml
 
 from remind_jax.data import labels
-from remind_jax.data.cells import as_string, looks_missing
+from remind_jax.data.blocks import Columns
+from remind_jax.data.cells import as_string, emptied, means_missing
 from remind_jax.data.findings import listed
 from remind_jax.data.importers import parts
 from remind_jax.data.importers.columns import (
@@ -30,7 +32,8 @@ from remind_jax.data.importers.modalities import (
     path_columns,
 )
 from remind_jax.data.kinds import KINDS, codes
-from remind_jax.data.tables import format_of, read_table
+from remind_jax.data.manifest import presence_of
+from remind_jax.data.tables import format_of, read_columns
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
 
@@ -46,26 +49,35 @@ _SHOWN = 8  # columns that a note lists
 class Imported(NamedTuple):
     """A manifest to be written."""
 
-    table: pl.DataFrame  # one row a sample; null is missing
+    table: pl.DataFrame | Columns  # one row a sample; null is missing
     schema: dict[str, Any]  # the content of schema.yaml
     notes: list[str]  # what was left out, changed or should be looked at
     columns: Sequence[str] = ()  # what the columns are taken for, and why
+    arrays: Mapping[str, Callable[[], np.ndarray]] = {}  # what reads each file that is to be made, by path below it
 
 
 def write(found: Imported, out: pathlib.Path) -> None:
-    """Writes schema.yaml and manifest.csv (manifest.parquet where cells are lists) into a folder.
+    """Writes schema.yaml, manifest.csv (manifest.parquet where cells are lists) and arrays into a folder, all or none.
 
-    Raises UserError: it holds a manifest already or cannot be written.
+    They are their owner's alone. Raises UserError: the folder holds some of them already or cannot be written.
     """
-    names = ("schema.yaml", "manifest.csv", "manifest.parquet")
+    names = ("schema.yaml", "manifest.csv", "manifest.parquet", *{name.partition("/")[0] for name in found.arrays})
     if there := [name for name in names if (out / name).exists()]:
         raise UserError(f"{out} holds {there[0]} already: choose another folder with --out=DIR, or delete it")
-    nested = any(dtype.is_nested() for dtype in found.table.dtypes)
-    with files.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with files.whole_file(out / ("manifest.parquet" if nested else "manifest.csv")) as temporary:
-        found.table.write_parquet(temporary) if nested else found.table.write_csv(temporary)
-    files.write_text(out / "schema.yaml", yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True))
+    table = Columns.of(found.table)
+    nested = any(dtype.is_nested() for dtype in next(table.blocks()).dtypes)
+    with files.whole_files(out, private=True) as temporary:
+        for name, array in found.arrays.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            np.save(temporary / name, array())
+        if nested:
+            pl.concat(table.blocks()).write_parquet(temporary / "manifest.parquet")
+        else:
+            with open(temporary / "manifest.csv", "wb") as file:
+                for i, block in enumerate(table.blocks()):
+                    block.write_csv(file, include_header=not i)
+        schema = yaml.safe_dump(found.schema, sort_keys=False, allow_unicode=True)
+        (temporary / "schema.yaml").write_text(schema, encoding="utf-8")
 
 
 def schema_of(
@@ -113,7 +125,7 @@ def read(
             raise UserError(f"--kind={column}={word} is unknown{hint}; known: {', '.join(known)}")
     notes: list[str] = []
     first, *others = [
-        (path.name[: -len(format_of(path))], read_table(path, say=notes.append)) for path in (source, *joined)
+        (path.name[: -len(format_of(path))], read_columns(path, notes.append)) for path in (source, *joined)
     ]
     told = {"joined": dict(others), "kinds": kinds, "modalities": modalities}
     found = from_table(first[1], name=first[0], label=label, **told, **options)
@@ -121,14 +133,14 @@ def read(
 
 
 def from_table(
-    table: pl.DataFrame,
+    table: pl.DataFrame | Columns,
     *,
     name: str,
     label: str,
     sample: str = "",
     patient: str = "",
     split: str = "",
-    joined: Mapping[str, pl.DataFrame] | None = None,
+    joined: Mapping[str, pl.DataFrame | Columns] | None = None,
     kinds: Mapping[str, str] | None = None,
     modalities: Mapping[str, Sequence[str] | Mapping[str, Any]] | None = None,
     rest: bool = True,
@@ -136,6 +148,7 @@ def from_table(
     classes: Sequence[str] = (),
     match: str = "exact",
     odd: str = "missing",
+    missing: Sequence[str] = (),
 ) -> Imported:
     """Makes a manifest of a table, one row a sample, and tables joined to it by the sample's or the patient's id.
 
@@ -148,18 +161,20 @@ def from_table(
     for a patient and says so; `split` that of splits, empty leaves splitting to each run. `joined` are further tables
     by name, with at most one row an id; `kinds` kinds of columns, of `column_kinds`, where the guess is wrong; `prefix`
     leads from the manifest's folder to the one that paths in cells start from. `classes` are as for `labels.read`,
-    `match` one of `keys.MATCHES`, `odd` one of `numerals.ODD`. Columns keep their names, but those of a joined table
+    `match` one of `keys.MATCHES`, `odd` one of `numerals.ODD`; `missing` are words and numbers that stand for empty
+    cells, in inputs and label. Columns keep their names, but those of a joined table
     get its name in front where another table has them, too.
 
     Raises UserError: a column is not there, ids are empty or not unique, a joined table matches no row, the label is no
     class, or modalities are not as `declared` needs them.
     """
+    table = Columns.of(table)
     _check_columns(table, label, sample, patient, split)
     for key, wanted in (modalities or {}).items():
         if roles := sorted(_named({key: wanted}) & {label, sample, patient, split} - {""}):
             raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
     kinds = dict(kinds or {})
-    labelled = labels.read(table[label], classes)
+    labelled = labels.read(_without(table[label], missing), classes)
     keep = np.flatnonzero(labelled.cells.is_not_null())
     notes = [f"{n:,} rows without a label are left out"] if (n := table.height - len(keep)) else []
     if not patient:
@@ -169,30 +184,37 @@ def from_table(
     if not sample:
         notes.append("no column of samples: rows are counted, so predictions join by their order alone")
     found = parts.read(
-        table, (label, sample, patient, split), name, joined or {}, keep, match, {*kinds, *_named(modalities or {})}
+        table,
+        (label, sample, patient, split),
+        name,
+        {part: Columns.of(other) for part, other in (joined or {}).items()},
+        keep,
+        match,
+        {*kinds, *_named(modalities or {})},
     )
     columns = {**found.ids, label: labelled.cells.gather(keep)}
     if split:
         columns[split] = as_string(table[split].gather(keep)).str.strip_chars().str.to_lowercase().replace(SPLITS)
     inputs, owners = found.side_by_side(columns)
-    inputs, words = without_words(inputs)
+    inputs = inputs.changed(functools.partial(_without, words=missing))
+    inputs, words = _emptied(inputs)
     entries, decisions, unfit = _sorted(inputs, owners, kinds, modalities or {}, rest)
     used = [c for c in inputs.columns if c in decisions]
-    inputs = inputs.select(used).with_columns(pl.col(pl.Categorical).cast(pl.String))
-    inputs, told = _cleaned(inputs, entries, {c: found.rows[owners[c]] for c in used}, odd)
+    inputs = inputs.select(used).changed(lambda c: c.cast(pl.String) if c.dtype == pl.Categorical else c)
+    inputs, told = _cleaned(inputs, entries, {c: found.rows[owners[c]] for c in used}, odd, missing)
     paths = path_columns(inputs, entries)
-    inputs = inputs.with_columns(pl.concat_str(pl.lit(prefix), pl.col(c)).alias(c) for c in paths)
-    out, empty = without_empty(pl.DataFrame(columns).hstack(inputs), used)
+    inputs = inputs.changed(lambda c: prefix + c, paths if prefix else ())
+    out, empty = without_empty(Columns(columns, inputs.bounds).beside(inputs), used)
     if entries and not out.height:
         raise UserError("no row has a modality: all cells of its columns are empty")
     there = set(out[label].unique())
     names = [c for c in labelled.classes if classes or c in there]
     schema = schema_of(name, label, names, entries, split, list(found.ids))
     notes += [*labelled.notes, *found.notes, *words, *told, *empty, *_said(found.left_out | unfit)]
-    return Imported(out, schema, notes, why_lines(decisions))
+    return Imported(out.whole(), schema, notes, why_lines(decisions))
 
 
-def _check_columns(table: pl.DataFrame, label: str, sample: str, patient: str, split: str) -> None:
+def _check_columns(table: Columns, label: str, sample: str, patient: str, split: str) -> None:
     roles = {"label": label, "sample": sample, "patient": patient, "split": split}
     for role, column in roles.items():
         if (column or role == "label") and column not in table.columns:
@@ -209,25 +231,39 @@ def _named(given: Mapping[str, Sequence[str] | Mapping[str, Any]]) -> set[str]:
 
 
 def _cleaned(
-    inputs: pl.DataFrame, entries: Mapping[str, dict[str, Any]], rows: Mapping[str, np.ndarray], odd: str
-) -> tuple[pl.DataFrame, list[str]]:
+    inputs: Columns,
+    entries: Mapping[str, dict[str, Any]],
+    rows: Mapping[str, np.ndarray],
+    odd: str,
+    missing: Sequence[str],
+) -> tuple[Columns, list[str]]:
     """Reads numbers as such, and notes in the entries how rows to come are read; says what was no number."""
     told = []
     for entry in entries.values():
         if entry["kind"] == "tabular":
             rule = entry.get("odd", odd)
+            own = [str(word) for word in entry.get("missing", ())]
+            if own or missing:  # which is emptied already
+                entry["missing"] = [*missing, *own]
+            inputs = inputs.changed(functools.partial(_without, words=own), columns_of(entry) if own else ())
             inputs, said, changed = as_numbers(inputs, entry.get("columns", ()), rows, rule)
             told += said
             if changed and rule != "refuse":
                 entry["odd"] = rule
+                entry |= {"units": units} if (units := {c: unit for c, unit in changed.items() if unit}) else {}
         elif entry["kind"] == "codes" and (signs := signs_between(inputs[entry["column"]], codes.SIGNS)):
             entry.setdefault("between", signs)
             told.append(f"{entry['column']}: codes are taken apart at {' '.join(signs)}")
     return inputs, told
 
 
+def _without(column: pl.Series, words: Sequence[str]) -> pl.Series:
+    """Empties cells that hold one of some words; lists and such have none."""
+    return column if not words or column.dtype.is_nested() else column.set(means_missing(column, words), None)
+
+
 def _sorted(
-    inputs: pl.DataFrame,
+    inputs: Columns,
     owners: Mapping[str, str],
     kinds: Mapping[str, str],
     given: Mapping[str, Sequence[str] | Mapping[str, Any]],
@@ -252,7 +288,7 @@ def _sorted(
 
 
 def _modalities(
-    inputs: pl.DataFrame,
+    inputs: Columns,
     owners: Mapping[str, str],
     kinds: Mapping[str, str],
     given: Mapping[str, Sequence[str] | Mapping[str, Any]],
@@ -285,25 +321,21 @@ def _said(left_out: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def without_empty(table: pl.DataFrame, used: Iterable[str]) -> tuple[pl.DataFrame, list[str]]:
+def without_empty(table: pl.DataFrame | Columns, used: Iterable[str]) -> tuple[Any, list[str]]:
     """Keeps rows that have a modality, and says how many had none."""
-    kept = table.filter(pl.any_horizontal(pl.col(sorted(used)).is_not_null()))
+    kept = table.filter(presence_of(table, [used])[:, 0])
     lost = table.height - kept.height
     return kept, [f"{lost:,} rows without any modality are left out"] if lost else []
 
 
-def without_words(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """Returns a table with words for missing, blanks and NaN as null, and says how many words there were."""
-    texts = [c for c in table.iter_columns() if c.dtype in (pl.String, pl.Categorical, pl.Enum)]
-    floats = [c.fill_nan(None) for c in table.iter_columns() if c.dtype.is_float()]
-    kept, counts = [], {}
-    for old in texts:
-        text = old.cast(pl.String)  # `set` knows no categories; these keep their kind
-        words = looks_missing(text)
-        if n := int((words & (text.str.strip_chars() != "")).sum()):
-            counts[old.name] = n
-        text = text.set(words, None)
-        kept.append(text if old.dtype == pl.String else text.cast(pl.Categorical))
-    shown = listed([f"{name} ({n:,})" for name, n in counts.items()])
-    said = [f"words for missing (NA, None, null, …) are read as empty cells: {shown}"] if counts else []
-    return table.with_columns(*kept, *floats), said
+def _emptied(table: Columns) -> tuple[Columns, list[str]]:
+    """Returns a table without words for missing, and says how many there were."""
+    counts = {}
+
+    def change(column: pl.Series) -> pl.Series:
+        column, counts[column.name] = emptied(column)
+        return column
+
+    table = table.changed(change)
+    shown = listed([f"{name} ({n:,})" for name, n in counts.items() if n])
+    return table, [f"words for missing (NA, None, null, …) are read as empty cells: {shown}"] if shown else []

@@ -15,6 +15,7 @@ from remind_jax.data.files import Look
 from remind_jax.data.findings import FileRecord, Finding, in_rows
 from remind_jax.data.schema import InputSpec, Modality, shown, string
 from remind_jax.errors import UserError
+from remind_jax.runtime import records
 
 
 class Rows(NamedTuple):
@@ -101,8 +102,15 @@ class FittedKind(abc.ABC):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "FittedKind":
-        """Inverts `to_dict`."""
-        return cls(**tuples_of(content))
+        """Inverts `to_dict`. Raises ValueError: the content is none that it gave."""
+        return cls(**cls.fields_of(content))
+
+    @classmethod
+    def fields_of(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the fields that JSON holds, with tuples for lists. Raises ValueError: they are others."""
+        if why := records.fault(content, records.of_class(cls)):
+            raise ValueError(why)
+        return tuples_of(content)
 
     def adopt(self, modality: Modality, where: str) -> Modality:
         """Brings a modality of new data, of this kind and name, into the form of the data that were fitted on.
@@ -246,9 +254,9 @@ def tuples_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def file_content(column: pl.Series, records: Mapping[str, FileRecord], least: int = 0) -> pl.Series:
+def file_content(column: pl.Series, found: Mapping[str, FileRecord], least: int = 0) -> pl.Series:
     """Returns the sha256 (hex) of each cell's file, [n]; null without one, or for one of fewer bytes than `least`."""
-    digests = {cell: record.sha256 for cell, record in records.items() if record.size >= least}
+    digests = {cell: record.sha256 for cell, record in found.items() if record.size >= least}
     return pl.Series([digests.get(cell) for cell in column.to_list()], dtype=pl.String)
 
 

@@ -1,7 +1,7 @@
 """Tables: numbers, is-missing indicators and one-hot categories; `numbers` has the encodings of a number."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from remind_jax.data.kinds.kind import (
     tuples_of,
 )
 from remind_jax.data.kinds.numbers import NUMBERS, Pieces, Quantile, Waves
-from remind_jax.data.schema import InputSpec, Modality, shown, strings
+from remind_jax.data.schema import InputSpec, Modality, mapping, shown, string, strings
 from remind_jax.errors import UserError, did_you_mean
 
 FEW_CATEGORIES = 20
@@ -143,11 +143,19 @@ class FittedTable(FittedKind):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "FittedTable":
-        fields = tuples_of(content)
+        fields = cls.fields_of(content)
         fields["categories"] = tuple(map(tuple, fields["categories"]))
         for name in _ENCODINGS.keys() & fields:
             fields[name] = tuple(_ENCODINGS[name](**tuples_of(entry)) for entry in fields[name])
-        return cls(**fields)
+        found = cls(**fields)
+        wide, words = len(found.columns), len(found.categorical)
+        fits = {len(found.median), len(found.mean), len(found.std), len(found.extras or found.median)} == {wide}
+        fits &= len(found.categories) == words and len(found.quantiles) in (0, wide)
+        for places, most in ((found.numeric_holes, wide), (found.categorical_holes, words)):
+            fits &= all(0 <= place < most for place in places)
+        if not fits:
+            raise ValueError("columns")
+        return found
 
 
 class Tabular(Kind):
@@ -156,7 +164,7 @@ class Tabular(Kind):
     name = "tabular"
     encoder = "patch"
     dtype = np.dtype(np.float32)
-    keys = optional = ("columns", "categorical", "odd")
+    keys = optional = ("columns", "categorical", "odd", "missing", "units")
     fitted = FittedTable
 
     @property
@@ -169,11 +177,19 @@ class Tabular(Kind):
             raise UserError(f"modalities.{name} needs columns or categorical")
         if (odd := entry.get("odd", "refuse")) not in numerals.ODD:
             raise UserError(f"modalities.{name}.odd must be {', '.join(numerals.ODD)}, not {shown(odd)}")
-        options = {} if odd == "refuse" else {"odd": odd}
+        options: dict[str, Any] = {} if odd == "refuse" else {"odd": odd}
+        if missing := entry.get("missing", []):
+            options["missing"] = _missing_words(missing, f"modalities.{name}.missing")
+        if (units := entry.get("units", {})) and not options.get("odd"):
+            raise UserError(f"modalities.{name}.units needs odd: missing or limit, which says what other cells become")
+        if units:
+            options["units"] = _units(units, columns, f"modalities.{name}.units")
         return Modality(name, self.name, columns, categorical, options=options)
 
     def _typed_column(self, modality: Modality, column: pl.Series, where: str) -> tuple[pl.Series, list[Finding]]:
         """Returns numbers as Float64, NaN as null; categories as strings without blanks around."""
+        if words := modality.options.get("missing", ()):
+            column = column.set(cells.means_missing(column, words), None)
         if column.name in modality.categorical:
             column, notes = cells.without_words(column, where)
             return column.str.strip_chars(), notes
@@ -181,8 +197,8 @@ class Tabular(Kind):
             values = column.cast(pl.Float64)
             return values.fill_nan(None), cells.normalised(values.is_nan().fill_null(False), where)
         column, notes = cells.without_words(column, where)
-        odd = modality.options.get("odd")
-        values = numerals.numbers(column, odd == "limit").values if odd else numerals.plain(column)
+        odd, unit = modality.options.get("odd"), modality.options.get("units", {}).get(column.name, "")
+        values = numerals.numbers(column, odd == "limit", unit).values if odd else numerals.plain(column)
         wrong = values.is_null() & column.is_not_null()
         if wrong.any():
             remedy = "read as missing" if odd else "fix or empty them, or declare the column categorical"
@@ -205,7 +221,7 @@ class Tabular(Kind):
         """Returns `name/numeric` float32 [n, p], NaN if empty, and `name/categorical` object [n, q], '' if empty."""
         numeric = np.empty((len(rows.places), len(modality.columns)), np.float32)
         for j, column in enumerate(modality.columns):
-            numeric[:, j] = rows.table[column].cast(pl.Float32).gather(rows.places).to_numpy()
+            numeric[:, j] = rows.cells(column).cast(pl.Float32).to_numpy()
         raw = {f"{modality.name}/numeric": numeric}
         if modality.categorical:
             columns = [strings_of(rows.cells(column).to_list()) for column in modality.categorical]
@@ -233,6 +249,19 @@ class Tabular(Kind):
 
 
 TABULAR = Tabular()
+
+
+def _units(value: object, columns: Sequence[str], where: str) -> dict[str, str]:
+    """Returns the unit that may stand behind numbers, by column, or raises UserError."""
+    units = mapping(value, where, tuple(columns), tuple(columns))
+    return {column: string(unit, f"{where}.{column}") for column, unit in units.items()}
+
+
+def _missing_words(value: object, where: str) -> list[str]:
+    """Returns words and numbers that mean missing as strings, or raises UserError."""
+    if not isinstance(value, list) or not all(isinstance(word, str | int | float) for word in value):
+        raise UserError(f"{where} must be a list of words and numbers such as [-999, unknown]")
+    return [str(word).strip() for word in value]
 
 
 def _check_numbers(numbers: str, bins: int) -> None:

@@ -3,7 +3,7 @@
 import collections
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,17 @@ import polars as pl
 from remind_jax.data.files import Look, load
 from remind_jax.data.findings import FileRecord
 from remind_jax.data.inputs import EOS, PAD, SPECIAL, UNK, padded, read_text
+from remind_jax.data.kinds import foreign_tokenizers
 from remind_jax.data.kinds.kind import BY_LENGTH, FitOptions, FittedKind, Guess, Kind, Rows, file_content, strings_of
 from remind_jax.data.schema import InputSpec, Modality
 from remind_jax.errors import UserError, did_you_mean
 
 MAX_TRAINING_TEXTS = 20_000
+MOST_TOKENS = 2**20  # of a text in a model that others have made
 LEAST_PATIENTS = 3  # who must have used a word for it to be learned
 SHORT_TEXT = 64  # characters; shorter texts ("stable overnight") are equal by chance
 _LONGEST_TEXTS = 512
+_AT_ONCE = 16  # texts, whose encodings take a hundred times their room
 _RUNNING = r"\s|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}，。、；：]{5,}"
 
 
@@ -42,12 +45,17 @@ class FittedText(FittedKind):
         patients: Sequence[str] | None = None,
     ) -> "FittedText":
         """Fits on texts of rows that have the modality, or loads `pretrained`; `length` is what they need."""
-        tokenizer = load_tokenizer(pretrained) if pretrained else train_unigram(texts, vocabulary, patients)
-        tokenizer.no_padding()
+        tokenizer = foreign_tokenizers.load(pretrained) if pretrained else train_unigram(texts, vocabulary, patients)
+        _as_written(tokenizer).no_padding()
         tokenizer.enable_truncation(max_tokens)
         # The longest texts are taken for those of the most ids: encoding every text just to count would take minutes.
-        longest = sorted(texts, key=len, reverse=True)[:_LONGEST_TEXTS]
-        return cls(tokenizer, max((len(encoding.ids) for encoding in tokenizer.encode_batch_fast(longest)), default=1))
+        longest, length = sorted(texts, key=len, reverse=True)[:_LONGEST_TEXTS], 1
+        for start in range(0, len(longest), _AT_ONCE):
+            found = foreign_tokenizers.encode(tokenizer, longest[start : start + _AT_ONCE])
+            length = max(length, *map(len, found))
+            if length == max_tokens:  # long notes need no more
+                break
+        return cls(tokenizer, length)
 
     @property
     def spec(self) -> InputSpec:
@@ -55,8 +63,7 @@ class FittedText(FittedKind):
 
     def encode(self, raw: Mapping[str, np.ndarray], name: str) -> np.ndarray:
         """Returns ids, then pad, int32 [n, t]."""
-        found = self.tokenizer.encode_batch_fast(raw[name].tolist())
-        return padded([encoding.ids for encoding in found], self.length)
+        return padded(foreign_tokenizers.encode(self.tokenizer, raw[name].tolist()), self.length)
 
     def example(self, modality: Modality) -> dict[str, Any]:
         """Returns a few whole words of the vocabulary; nothing where texts are in files."""
@@ -74,9 +81,10 @@ class FittedText(FittedKind):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "FittedText":
-        from tokenizers import Tokenizer
-
-        return cls(_as_written(Tokenizer.from_str(json.dumps(content["tokenizer"]))), content["length"])
+        if not isinstance(content["length"], int) or not 0 < content["length"] <= MOST_TOKENS:
+            raise ValueError("length")
+        text = json.dumps(content["tokenizer"])
+        return cls(_as_written(foreign_tokenizers.from_json(text, "the tokenizer")), content["length"])
 
 
 class Text(Kind):
@@ -170,14 +178,17 @@ def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str]
     pairs.pre_tokenizer = pre_tokenizers.Metaspace()
     size = vocabulary - len(SPECIAL)
     # Rare characters must not crowd out words; ties are broken here, as the trainer breaks them in hash order.
-    characters = collections.Counter("".join(texts))
+    characters: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        characters.update(text)
     ranked = sorted(characters, key=lambda c: (-characters[c], c))
     texts = [text.translate(dict.fromkeys(map(ord, ranked[max(1, size // 2) :]))) for text in texts]
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, max_token_length=16, min_frequency=2)
     pairs.train_from_iterator(texts, trainer)
     pieces = sorted(pairs.get_vocab().items(), key=lambda item: item[1])
-    used = [encoding.ids for encoding in pairs.encode_batch_fast(texts, add_special_tokens=False)]
-    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *used]).astype(np.int64), minlength=len(pieces))
+    counts = np.zeros(len(pieces), np.int64)
+    for used in _ids(pairs, texts):
+        counts += np.bincount(used, minlength=len(pieces))
     # Pieces that only served as steps to longer ones stay usable, at the cost of half an occurrence.
     scores = np.log(np.maximum(counts, 0.5) / max(counts.sum(), 1.0))
     table = [(piece, 0.0) for piece in SPECIAL]
@@ -189,6 +200,13 @@ def train_unigram(texts: Sequence[str], vocabulary: int, patients: Sequence[str]
     eos = SPECIAL[EOS]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, EOS)])
     return _as_written(tokenizer)
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yields the ids of texts, int64, without those that a tokenizer adds; of long notes few are held at a time."""
+    for start in range(0, len(texts), _AT_ONCE):
+        part = tokenizer.encode_batch_fast(texts[start : start + _AT_ONCE], add_special_tokens=False)
+        yield np.concatenate([np.asarray(encoding.ids, np.int64) for encoding in part])
 
 
 def _without_rare_words(texts: Sequence[str], patients: Sequence[object]) -> list[str]:
@@ -205,19 +223,3 @@ def _as_written(tokenizer: Any) -> Any:
     """Makes "</s>" written in a note ordinary text."""
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def load_tokenizer(name: str) -> Any:
-    """Loads the `tokenizers.Tokenizer` of a local folder or a hub name; raises UserError unless its pad id is 0."""
-    from transformers import AutoTokenizer
-
-    try:
-        wrapped = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        reason = type(error).__name__
-        raise UserError(f"tokenizer {name!r} cannot be loaded ({reason}): give a folder or a hub name") from None
-    if not hasattr(wrapped, "backend_tokenizer"):
-        raise UserError(f"tokenizer {name!r} has no fast form (tokenizer.json)")
-    if wrapped.pad_token_id != PAD:
-        raise UserError(f"tokenizer {name!r} pads with id {wrapped.pad_token_id}; models here need pad id 0")
-    return _as_written(wrapped.backend_tokenizer)

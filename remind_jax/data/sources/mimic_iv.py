@@ -21,6 +21,7 @@ from remind_jax.data.sources import mimic_iv_labs, mimic_iv_notes
 from remind_jax.data.sources import mimic_iv_tables as tables
 from remind_jax.data.sources.mimic_iv_twin import ICD, MODALITIES, PUBLISHED
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.runtime.files import expanded
 
 
 class Label(NamedTuple):
@@ -156,7 +157,7 @@ def _leaks(notes: str, codes: str) -> list[Finding]:
 
 
 def _folder(root: str | pathlib.Path) -> pathlib.Path:
-    root = pathlib.Path(root).expanduser()
+    root = expanded(root)
     if not root.is_dir():
         raise UserError(f"data folder {str(root)!r} does not exist or is not a folder")
     if not (root / "hosp").is_dir() or not (root / "icu").is_dir():
@@ -254,7 +255,7 @@ def _notes(
     if not notes_root and not (root / "note").is_dir():
         text = "no stay has notes: name the folder of MIMIC-IV-Note with data.notes_root"
         return pl.Series("notes", [None] * cohort.height, dtype=pl.String), [Finding(COUNTS, text, False)]
-    folder = pathlib.Path(notes_root).expanduser() if notes_root else root
+    folder = expanded(notes_root) if notes_root else root
     if not folder.is_dir():
         raise UserError(f"folder of notes {str(notes_root)!r} does not exist or is not a folder")
     stays = cohort.select("stay_id", "subject_id", "hadm_id", "admittime", "end")

@@ -13,7 +13,7 @@ from remind_jax.models import initial
 from remind_jax.models.pretrained import Tensor, single, stack
 from remind_jax.ops import draws
 from remind_jax.ops.pixels import IMAGENET, normalize
-from remind_jax.ops.transformer import attention, dropout, on_rows
+from remind_jax.ops.transformer import attention, dropout, is_for_gpu, on_rows
 
 # side of a patch, layers, width, heads, hidden width of each published or small size.
 SIZES = {
@@ -85,6 +85,16 @@ class VitEncoder(nnx.Module):
         x = jnp.concatenate([classes, x], axis=1) + self.position[None]
         # Salts up to the number of layers are folded in by the scan; this one is outside their range.
         x = dropout(x, keys, self.dropout, salt=10_000)
+        return layer_norm(self._layers(x, keys), self.final_scale[...], self.final_bias[...])
+
+    def _layers(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Runs all layers on tokens, [b, t, d] -> [b, t, d]."""
+        gpu, stacked = is_for_gpu(x.dtype), {name: getattr(self, name)[...] for name in _LAYER}
+        index = jnp.arange(len(stacked["query"]))
+        if gpu:  # whose attention takes even numbers of tokens
+            x = jnp.pad(x, ((0, 0), (0, self.tokens % 2), (0, 0)))
+            for kind in ("", "_bias"):
+                stacked[f"joint{kind}"] = jnp.concatenate([stacked.pop(name + kind) for name in _PROJECTIONS], axis=-1)
 
         def layer(x, inputs):
             index, p = inputs
@@ -94,17 +104,19 @@ class VitEncoder(nnx.Module):
                 return on_rows(lambda rows: rows @ p[name] + p[f"{name}_bias"][None], x)
 
             normed = layer_norm(x, p["attention_scale"], p["attention_bias"])
-            mixed = attention(*(linear(normed, w) for w in ("query", "key", "value")), heads=self.heads)
+            if gpu:
+                projected = jnp.split(linear(normed, "joint"), 3, axis=-1)
+            else:
+                projected = (linear(normed, name) for name in _PROJECTIONS)
+            mixed = attention(*projected, heads=self.heads, length=self.tokens if gpu else 0)
             x = x + dropout(linear(mixed, "output"), layer_keys, self.dropout, salt=0)
             normed = layer_norm(x, p["feed_forward_scale"], p["feed_forward_bias"])
-            hidden = jax.nn.gelu(linear(normed, "feed_in"), approximate=False)
+            hidden = (_gelu_on_gpu if gpu else _gelu)(linear(normed, "feed_in"))
             return x + dropout(linear(hidden, "feed_out"), layer_keys, self.dropout, salt=1), None
 
-        stacked = {name: getattr(self, name)[...] for name in _LAYER}
-        x, _ = jax.lax.scan(
-            jax.checkpoint(layer) if self.remat else layer, x, (jnp.arange(len(stacked["query"])), stacked)
-        )
-        return layer_norm(x, self.final_scale[...], self.final_bias[...])
+        # A loop on a GPU copies what each layer keeps for the backward pass to one array, and back.
+        x, _ = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, (index, stacked), unroll=gpu)
+        return x[:, : self.tokens]
 
     def features(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Normalises pixels, uint8 [b, height, width, 1 or 3], and encodes them."""
@@ -120,6 +132,16 @@ class VitEncoder(nnx.Module):
         return self.project(self.features(images, keys), keys)
 
 
+def _gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+@jax.checkpoint
+def _gelu_on_gpu(x: jax.Array) -> jax.Array:
+    """Applies gelu in one kernel, which float32 takes, and computes anew in the backward pass what that would read."""
+    return _gelu(x.astype(jnp.float32)).astype(x.dtype)
+
+
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """Applies layer norm over the last axis, [..., d], [d] and [d] -> [..., d], with statistics in float32."""
     wide = x.astype(jnp.float32)
@@ -130,6 +152,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return normed * jnp.expand_dims(scale, axes) + jnp.expand_dims(bias, axes)
 
 
+_PROJECTIONS = ("query", "key", "value")
 # Parameters of a layer, each with the newer and the older name of its tensor after "layers.N." or "encoder.layer.N.".
 _LAYER = {
     "attention_scale": ("layernorm_before.weight",) * 2,

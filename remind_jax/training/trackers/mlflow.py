@@ -49,6 +49,7 @@ class MLflow:
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
     def _open(self) -> Any:
+        files.refuse_links(self._file)
         # The lock is held while tables are made: of several processes MLflow lets each make them, and all fail.
         with files.lock(self._file.with_name(".mlflow.lock")), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # SQLAlchemy's, of how MLflow uses it

@@ -1,9 +1,9 @@
 """TensorBoard event files in the run folder, written without TensorFlow."""
 
-import shutil
 import time
 from collections.abc import Iterable
 
+from remind_jax.runtime import files
 from remind_jax.training.trackers.tracker import Record, Run, numbers
 
 
@@ -20,7 +20,7 @@ class TensorBoard:
         from tensorboardX.event_file_writer import EventsWriter
 
         self.close(finished=False)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        files.remove(self._folder)
         self._folder.mkdir(parents=True)
         self._writer = EventsWriter(str(self._folder / "events"))
         for record in records:

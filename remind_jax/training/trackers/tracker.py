@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from remind_jax.config import leaves
-from remind_jax.runtime import files
+from remind_jax.runtime import files, records
 
 Record = Mapping[str, Any]  # a line of metrics.jsonl: `step`, `stage` and numbers by name
 _IDS = "tracking.json"
@@ -35,8 +35,7 @@ class Run(NamedTuple):
         files.write_text(self.folder / _IDS, json.dumps(self._ids() | {tracker: name}) + "\n")
 
     def _ids(self) -> dict[str, str]:
-        file = self.folder / _IDS
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return records.read(self.folder / _IDS, {...: str}, "remove it", default={})
 
 
 class Tracker(Protocol):

@@ -1,10 +1,10 @@
 """Files of Weights & Biases in the run folder, which nothing here sends anywhere: the user may, by `wandb sync`."""
 
-import shutil
 import sys
 import uuid
 from collections.abc import Iterable
 
+from remind_jax.runtime import files
 from remind_jax.training.trackers.tracker import Record, Run, numbers
 
 _NAME = "wandb"
@@ -41,6 +41,7 @@ class WandB:
 
         if self._run is not None:
             self._run.finish()
+        files.refuse_links(self._folder)
         about, hooks, former = self._about, (sys.exit, sys.excepthook), [*self._folder.glob("offline-run-*")]
         if (name := about.known_as(_NAME)) is None:
             name = uuid.uuid4().hex[:8]
@@ -58,7 +59,7 @@ class WandB:
         )
         sys.exit, sys.excepthook = hooks  # wandb puts its own in their place, to know how a process ended
         for folder in former:  # which the service, in another process, has written to the end by now
-            shutil.rmtree(folder, ignore_errors=True)
+            files.remove(folder)
         for record in records:
             self.add(record)
 

@@ -54,12 +54,34 @@ def test_the_folder_of_flex_moe(tmp_path, capsys):
 def test_pickles_of_flex_moe_are_refused(tmp_path):
     (tmp_path / "lab_x.pt").write_bytes(b"")
     with pytest.raises(UserError, match="pickles"):
-        flex_moe.from_flex_moe(tmp_path, tmp_path / "out", name="x")
+        flex_moe.from_flex_moe(tmp_path, name="x")
 
 
-@pytest.mark.parametrize("splits", ["[1]", "{", '{"training": 7}', '{"testing": [1]}'])
+@pytest.mark.parametrize("splits", ["", "[1]", "{", '{"training": 7}', '{"testing": [1]}', "[" * 9999, '{"a": NaN}'])
 def test_splits_that_are_none_are_refused(tmp_path, splits):
     pl.DataFrame({"PTID": ["a", "b"], "DIAGNOSIS": [1, 2]}).write_csv(tmp_path / "label.csv")
     (tmp_path / "PTID_splits.json").write_text(splits, encoding="utf-8")
-    with pytest.raises(UserError, match=r"is not a JSON file|must map training"):
-        flex_moe.from_flex_moe(tmp_path, tmp_path / "out", name="x")
+    with pytest.raises(UserError, match=r"PTID_splits.json is damaged .*: it maps training"):
+        flex_moe.from_flex_moe(tmp_path, name="x")
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [({"training": ["a", "b"], "testing": ["b"]}, "1 ids stand in several"), ({"other": ["a"]}, "names no id")],
+)
+def test_splits_that_leak_or_split_nothing_are_refused(tmp_path, splits, says):
+    pl.DataFrame({"PTID": ["a", "b"], "DIAGNOSIS": [1, 2]}).write_csv(tmp_path / "label.csv")
+    (tmp_path / "PTID_splits.json").write_text(json.dumps(splits), encoding="utf-8")
+    with pytest.raises(UserError, match=says):
+        flex_moe.from_flex_moe(tmp_path, name="x")
+
+
+def test_ids_that_no_split_names_are_told(tmp_path):
+    ids, (folder, clinical) = [f"s{i}" for i in range(6)], (tmp_path, tmp_path / "clinical")
+    clinical.mkdir()
+    pl.DataFrame({"PTID": ids, "DIAGNOSIS": [0, 1] * 3}).write_csv(folder / "label.csv")
+    pl.DataFrame({"id": ids, "a": [1.5, 2.0, 3.0, 4.5, 5.0, 6.0]}).write_csv(clinical / "clinical_merged.csv")
+    (folder / "PTID_splits.json").write_text(json.dumps({"training": ids[:4]}), encoding="utf-8")
+    found = flex_moe.from_flex_moe(folder, name="x")
+    assert found.table.height == 4
+    assert "2 subjects are in no split and left out" in found.notes

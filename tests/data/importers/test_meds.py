@@ -1,12 +1,21 @@
 """MEDS events and labels in the layout of 0.4, turned into folders that pass the checks."""
 
+import datetime
+
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from remind_jax import import_data
+from remind_jax import cli, import_data, predict
 from remind_jax.data.importers import meds
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.schema import Schema
 from remind_jax.errors import UserError
+from remind_jax.training.run import train_and_evaluate
+from tests import tiny_runs
 
 
 def _imported(*arguments):
@@ -146,3 +155,108 @@ def test_labels_without_values_are_counted(cohort):
     found = meds.from_meds(pl.scan_parquet(cohort / "data/**/*.parquet"), labels, name="x")
     assert "2 labels without a value are left out" in found.notes
     assert found.table.height == 2
+
+
+def test_structures_in_cells_are_refused_before_polars_sees_them(tmp_path):
+    time = pl.Series([datetime.datetime(2020, 1, 1)] * 2)
+    events = pl.DataFrame({"subject_id": [1, 2], "time": time, "code": [{"a": "x"}] * 2})
+    labels = pl.DataFrame({"subject_id": [1, 2], "prediction_time": time, "boolean_value": [True, False]})
+    with pytest.raises(UserError, match="cells of code hold lists or structures"):
+        meds.from_meds(events.lazy(), labels, name="x")
+
+
+MEDS_EVALUATION = pa.schema(
+    [
+        ("subject_id", pa.int64()),
+        ("prediction_time", pa.timestamp("us")),
+        ("boolean_value", pa.bool_()),
+        ("predicted_boolean_value", pa.bool_()),
+        ("predicted_boolean_probability", pa.float64()),
+    ]
+)
+"""Of predictions of two classes, as the README of meds-evaluation has it."""
+
+
+def _cohort_of(folder, n=60):
+    """Subjects with a number that tells a boolean label; times with microseconds."""
+    (folder / "data").mkdir()
+    subjects = pl.Series(range(100, 100 + n))
+    day = pl.select(pl.datetime(2020, 1, 1) + pl.duration(days=pl.int_range(n, eager=True))).to_series()
+    value = pl.Series([float(i % 2) for i in range(n)], dtype=pl.Float32)
+    events = {"subject_id": subjects, "time": day, "code": ["LAB//K"] * n, "numeric_value": value}
+    pl.DataFrame(events).write_parquet(folder / "data" / "0.parquet")
+    times = pl.DataFrame({"t": day}).select(pl.col("t") + pl.duration(microseconds=7)).to_series()
+    labels = {"subject_id": subjects, "prediction_time": times, "boolean_value": [i % 2 == 1 for i in range(n)]}
+    pl.DataFrame(labels).write_parquet(folder / "labels.parquet")
+    return pl.DataFrame(labels)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+def test_predictions_are_written_as_meds_evaluation_reads_them(tmp_path):
+    labels, data, run = _cohort_of(tmp_path), tmp_path / "manifest", tmp_path / "run"
+    _imported("--from=meds", f"--source={tmp_path}", f"--labels={tmp_path / 'labels.parquet'}", f"--out={data}")
+    train_and_evaluate(cli.parse_config(tiny_runs.own_arguments(data, tmp_path / "cache"))[0], run, verbose=False)
+    command = [f"--workdir={run}", f"--data={data}", "--programs=forget"]
+    predict.main([*command, f"--out={tmp_path / 'all.parquet'}"])
+    predict.main([*command, "--as=meds", f"--out={tmp_path / 'meds.parquet'}"])
+    found = pq.read_table(tmp_path / "meds.parquet")
+    assert found.schema.equals(MEDS_EVALUATION)
+    assert pl.from_arrow(found).select(labels.columns).equals(labels)
+    usual = pl.read_parquet(tmp_path / "all.parquet")
+    np.testing.assert_allclose(found["predicted_boolean_probability"].to_numpy(), usual["p_true"].to_numpy(), rtol=1e-6)
+    assert found["predicted_boolean_value"].to_pylist() == (usual["prediction"] == "true").to_list()
+    assert len(set(found["predicted_boolean_probability"].to_pylist())) > 1
+    with pytest.raises(UserError, match=r"must be a .* with --as=meds the latter"):
+        predict.main([*command, "--as=meds", f"--out={tmp_path / 'meds.csv'}"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "change", "message"),
+    [
+        (("mild", "severe"), {}, "knows true and false alone, the classes are mild, severe"),
+        (("0", "1", "2"), {}, "knows true and false alone"),
+        (("no", "yes"), {"patient_id": ["7", "x"]}, r"column 'patient_id': 1 cell \(row 2\) not of MEDS"),
+        (("no", "yes"), {"prediction_time": ["2020-01-01T00:00:00", "noon"]}, r"'prediction_time': 1 cell \(row 2\)"),
+        (("no", "yes"), {"prediction_time": None}, "has no column prediction_time"),
+    ],
+)
+def test_what_meds_evaluation_cannot_read_is_refused(tmp_path, classes, change, message):
+    cells = {
+        "patient_id": ["7", "8"],
+        "prediction_time": ["2020-01-01T00:00:00.000000", "2020-01-02T12:00:00"],
+    } | change
+    table = pl.DataFrame({name: column for name, column in cells.items() if column} | {"label": [classes[0], None]})
+    table.write_csv(tmp_path / "manifest.csv")
+    schema = Schema("x", "patient_id", "patient_id", "label", classes, ())
+    with pytest.raises(UserError, match=message):
+        meds.for_evaluation(tmp_path / "manifest.csv", Manifest(schema, table))
+
+
+def test_rows_without_a_label_have_no_truth(tmp_path):
+    table = pl.DataFrame(
+        {"patient_id": ["7", "8"], "prediction_time": ["2020-01-01T00:00:00"] * 2, "label": ["Yes", None]}
+    )
+    table.write_csv(tmp_path / "manifest.csv")
+    manifest = Manifest(Schema("x", "patient_id", "patient_id", "label", ("Yes", "No"), ()), table)
+    found = meds.for_evaluation(tmp_path / "manifest.csv", manifest)(np.array([[0.25, 0.75], [0.5, 0.5]]))
+    assert found["boolean_value"].to_list() == [True, None]
+    assert found["predicted_boolean_value"].to_list() == [False, True]
+    assert found["predicted_boolean_probability"].to_list() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("time", [2**62, -(2**62)])
+def test_times_of_no_calendar_are_refused_before_they_are_written(time):
+    times = pl.Series([0, time]).cast(pl.Datetime("us"))
+    events = pl.DataFrame({"subject_id": [1, 2], "time": times.clear(2), "code": ["a", "b"]})
+    labels = pl.DataFrame({"subject_id": [1, 2], "prediction_time": times, "boolean_value": [True, False]})
+    with pytest.raises(UserError, match=r"prediction_time: 1 cell .* before the year 1 or after 9999"):
+        meds.from_meds(events.lazy(), labels, name="x")
+
+
+def test_times_that_are_none_are_refused():
+    events = pl.DataFrame({"subject_id": [1], "time": [None], "code": ["a"]})
+    events = events.with_columns(pl.col("time").cast(pl.Datetime("us")))
+    labels = pl.DataFrame({"subject_id": [1], "prediction_time": [{"a": 1}], "boolean_value": [True]})
+    with pytest.raises(UserError, match=r"column prediction_time holds Struct.*, not times"):
+        meds.from_meds(events.lazy(), labels, name="x")

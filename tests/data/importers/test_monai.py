@@ -50,7 +50,7 @@ def test_a_datalist_keeps_its_splits_and_lacks_what_an_item_lacks(tmp_path, caps
         ({"image": "a.npy", "label": "mask.nii.gz"}, "segmentation"),
         ({"image": "a.npy"}, "has the key 'label'"),
         ({"image": {"a": 1}, "label": 1}, "the key 'image' of an item holds a dict"),
-        ({"age": 10**30, "label": 1}, "the key 'age' of an item holds a int"),
+        ({"age": 10**30, "label": 1}, "a whole number is immense"),
     ],
 )
 def test_datalists_that_do_not_classify_are_refused(tmp_path, item, message):

@@ -292,3 +292,65 @@ def test_bounds_among_numbers_are_missing_and_told():
     assert found.schema["modalities"] == {"t": {"kind": "tabular", "columns": ["hr", "na"], "odd": "missing"}}
     assert found.table["hr"].null_count() == 1
     assert any("hr: 99 of 100 cells are numbers, row 1 is not (limit)" in note for note in found.notes)
+
+
+def test_words_for_missing_are_declared_and_kept_for_rows_to_predict(tmp_path, capsys):
+    n = 60
+    rows = {"stay": range(n), "died": [("0", "1", "?")[i % 3] for i in range(n)]}
+    rows |= {"hr": [str(60 + i) if i % 5 else "-999.0" for i in range(n)], "sex": ["mfu"[i // 3 % 3] for i in range(n)]}
+    rows |= {"spo2": [f"{80 + i % 20} %" for i in range(n)]}
+    pl.DataFrame(rows).write_csv(tmp_path / "stays.csv")
+    options = {"source": tmp_path / "stays.csv", "label": "died", "sample": "stay"}
+    _imported(*(f"--{key}={value}" for key, value in options.items()), f"--out={tmp_path / 'as_it_is'}")
+    told = capsys.readouterr().out
+    assert "hr (12 cells -999): far from all other numbers" in told
+    assert "? is a class; --missing=?" in told
+    assert "the unit % in numbers of spo2" in told
+    check_data.main([str(tmp_path / "as_it_is")])
+    assert "W113" in capsys.readouterr().out
+    out = tmp_path / "declared"
+    _imported(*(f"--{key}={value}" for key, value in options.items()), f"--out={out}", "--missing=-999,?,u")
+    assert "far from" not in capsys.readouterr().out
+    entry = _schema(out)["modalities"]["stays"]
+    assert (entry["missing"], entry["odd"], entry["units"]) == (["-999", "?", "u"], "missing", {"spo2": "%"})
+    assert _schema(out)["label"]["classes"] == ["0", "1"]
+    table = pl.read_csv(out / "manifest.csv")
+    assert table.height == 40
+    assert table["hr"].null_count() == sum(i % 5 == 0 and i % 3 < 2 for i in range(n))
+    assert set(table["sex"].drop_nulls()) == {"m", "f"}
+    schema = reading.read_manifest(out).schema
+    new = pl.DataFrame({"hr": ["-999", "70"], "spo2": ["91%", "92 mmHg"], "sex": ["u", "m"]})
+    manifest = reading.read_new(new, schema, image_size=8, frames=2, bad_files="refuse")
+    assert manifest.table.select("hr", "spo2", "sex").rows() == [(None, 91.0, None), (70.0, None, "m")]
+    assert any("1 cell (row 2) not a number" in note.message for note in manifest.notes)
+
+
+def test_what_is_imported_is_its_owners_alone_and_whole_or_not_there(tmp_path, monkeypatch):
+    _frame().write_csv(tmp_path / "icu.csv")
+    arguments = [
+        "--from=table",
+        f"--source={tmp_path / 'icu.csv'}",
+        "--label=y",
+        "--sample=patientunitstayid",
+        "--patient=uniquepid",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(table.yaml, "safe_dump", lambda *rest, **options: "\ud800")  # fails after the manifest
+        with pytest.raises(UnicodeEncodeError):
+            import_data.main([*arguments, f"--out={tmp_path / 'out'}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["icu.csv"]
+    (tmp_path / "out").mkdir(mode=0o755)
+    for name in ("out", "new"):
+        import_data.main([*arguments, f"--out={tmp_path / name}"])
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / name).iterdir()}
+        assert modes == {"manifest.csv": 0o600, "schema.yaml": 0o600}
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("out", "new")] == [0o755, 0o700]
+
+
+def test_units_are_numbers_where_other_cells_are_refused(tmp_path):
+    rows = {"died": [i % 2 for i in range(40)], "spo2": [f"{80 + i % 20}%" for i in range(40)]}
+    pl.DataFrame(rows).write_csv(tmp_path / "a.csv")
+    options = {"source": tmp_path / "a.csv", "out": tmp_path / "out", "label": "died", "odd-numbers": "refuse"}
+    _imported(*(f"--{key}={value}" for key, value in options.items()))
+    assert _schema(tmp_path / "out")["modalities"]["a"] == {"kind": "tabular", "columns": ["spo2"]}
+    assert pl.read_csv(tmp_path / "out" / "manifest.csv")["spo2"].to_list() == [80 + i % 20 for i in range(40)]

@@ -1,11 +1,16 @@
 """Precomputed tokens: files and nested cells, sound and bad ones."""
 
+import concurrent.futures
+import gc
 import os
+import sys
+import time
 
 import numpy as np
 import polars as pl
 import pytest
 
+from remind_jax.data import inputs
 from remind_jax.data.manifest import decode
 from remind_jax.data.reading import load_manifest, read_manifest
 from remind_jax.data.schema import Modality
@@ -96,3 +101,24 @@ def test_embedding_of_another_shape_is_refused():
     other = table_manifest({"emb": pl.Series(np.ones((4, 2, 5), np.float32))}, emb)
     with pytest.raises(UserError, match=r"E008 emb: arrays are \[2, 5\], in training \[2, 3\]"):
         encode(fit(train), other)
+
+
+def test_sound_files_are_read_by_many_threads(tmp_path):
+    """Python 3.11 took their headers for damaged where a callback of the garbage collector changed the thread."""
+    np.save(tmp_path / "a.npy", np.zeros((3, 4), np.float32))
+
+    def change_thread(*_):
+        time.sleep(0)
+
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(10)
+    gc.callbacks.append(change_thread)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            shapes = list(pool.map(lambda _: inputs.map_array(tmp_path / "a.npy").shape, range(5000)))
+    finally:
+        gc.callbacks.remove(change_thread)
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval)
+    assert shapes == [(3, 4)] * 5000

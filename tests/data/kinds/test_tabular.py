@@ -366,3 +366,21 @@ def test_column_that_train_never_has_is_zero():
     manifest = fitting.table_manifest({"a": [1.0, 2.0, 3.0, 4.0], "b": pl.Series([None, None, 7.0, 8.0])}, labs)
     batch = fitting.encode(fitting.fit(manifest, np.array([0, 1])), manifest)["labs"]
     np.testing.assert_array_equal(batch[:, 1:], [[0, 1], [0, 1], [0, 0], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"median": [1.0]}, "columns"),
+        ({"numeric_holes": [7]}, "columns"),
+        ({"categories": "ab"}, "categories is no list"),
+        ({"mean": [1.0, None]}, r"mean\[1\] is no number"),
+    ],
+)
+def test_what_was_not_written_by_to_dict_is_refused(change, says):
+    modality = Modality("labs", "tabular", ("a", "b"), ("sex",))
+    found = FittedTable.fit(modality, np.array([[1.0, 2.0], [3.0, np.nan]]), np.array([["f"], ["m"]], object))
+    content = json.loads(json.dumps(found.to_dict()))
+    assert FittedTable.from_dict(content) == found
+    with pytest.raises(ValueError, match=says):
+        FittedTable.from_dict(content | change)

@@ -1,0 +1,126 @@
+"""What a finished run has left in its folder, as others may have changed it: its report and its predictions."""
+
+import functools
+import pathlib
+from typing import Any
+
+import polars as pl
+
+from remind_jax.data.files import read_parquet
+from remind_jax.errors import UserError
+from remind_jax.evaluation import intervals, metrics, page
+from remind_jax.runtime import records
+from remind_jax.runtime.records import COUNT, SHARE, Number
+
+REPORT, PREDICTIONS = "report.json", "predictions.parquet"
+_REMEDY = "remove it, and run the same command again"
+_FIGURE = (Number(float, -1e300, 1e300), None)
+_M = {
+    **dict.fromkeys(metrics.METRICS, _FIGURE),
+    **{f"{name}_ci": ([Number(float, -1e300, 1e300)] * 2, None) for name in intervals.NAMES},
+    "notes": {...: str},
+}
+_CHOSEN = {"stage": str, "step": COUNT, "value": _FIGURE}
+WEIGHTS = {**_CHOSEN, "selected_by": str, "passed_over": (_CHOSEN, None)}
+"""The shape of `chosen` in a model folder, see `page.weights_text`."""
+_CARD = {
+    "label?": str,
+    "splits?": {...: {"n": COUNT, "patients": COUNT}},
+    "classes?": [{"name": str, "train_fraction": SHARE}],
+    "modalities?": [{"name": str, "kind": str, "present_fraction": SHARE}],
+    "combinations?": [{"group": str, "n": COUNT, "fraction": SHARE, "published?": SHARE}],
+}
+_GROUP = {
+    "group": str,
+    "modalities": [str],
+    "train_fraction": SHARE,
+    "tail": bool,
+    **dict.fromkeys(("n", "n_patients", "n_train"), COUNT),
+    "unseen?": bool,
+    **_M,
+}
+SHAPE = {
+    **dict.fromkeys(("data", "method", "config_digest"), str),
+    "seed": int,
+    "split": tuple(page.SAMPLES),
+    **dict.fromkeys(("parameters", "n", "n_patients"), COUNT),
+    "modalities": [str],
+    "classes": [str],
+    "label_counts": [COUNT],
+    **dict.fromkeys(("overall", "head_mean", "tail_mean"), _M),
+    **{key: {"n": COUNT, **_M} for key in ("head_pooled", "tail_pooled")},
+    "groups": [_GROUP],
+    "worst_group": {"group": (str, None), "n": COUNT, **_M},
+    "calibration": [{"n": Number(int, 1), **dict.fromkeys(("low", "high", "confidence", "accuracy"), SHARE)}],
+    "card?": _CARD,
+    "findings?": [({"code": str, "message": str}, str)],
+    "gate?": {"stuck?": (str, None), "why?": str, "open_rate?": _FIGURE},
+    "weights?": WEIGHTS,
+    "split_digest?": str,
+    "majority_accuracy?": _FIGURE,
+}
+"""The shape of a report, see `report.build_report`."""
+
+
+def is_there(folder: pathlib.Path) -> bool:
+    """Tells whether a folder holds a report that was written to its end; a power cut may leave an empty or cut one."""
+    try:
+        facts = (folder / REPORT).stat()
+    except OSError:
+        return False
+    return _is_whole(folder / REPORT, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(1 << 16)  # sweeps ask for each of their runs again and again
+def _is_whole(file: pathlib.Path, size: int, changed: int) -> bool:
+    del size, changed
+    found = records.content(file).rstrip(b"\0 \r\n\t")
+    try:
+        records.parse(found)
+    except ValueError as error:
+        return found.endswith(b"}") and getattr(error, "pos", -1) < len(found.decode(errors="replace"))
+    return True
+
+
+def read_report(folder: pathlib.Path, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Reads the report of a folder that has one; `more` are further keys and their shapes.
+
+    Raises UserError: it is damaged, or was written by another version.
+    """
+    report = records.read(folder / REPORT, SHAPE | (more or {}), _REMEDY)
+    names = set(report["modalities"])
+    if len(report["label_counts"]) != len(report["classes"]) or any(
+        row["modalities"] != [name for name in report["modalities"] if name in row["modalities"]]
+        or not names.issuperset(row["modalities"])
+        for row in report["groups"]
+    ):
+        raise UserError(f"{folder / REPORT} is damaged (classes or modalities do not fit): {_REMEDY}")
+    if len({row["group"] for row in report["groups"]}) < len(report["groups"]):
+        raise UserError(f"{folder / REPORT} is damaged (a combination stands there twice): {_REMEDY}")
+    return report
+
+
+def read_predictions(folder: pathlib.Path, classes: int) -> pl.DataFrame:
+    """Reads the predictions of a finished run, of so many classes. Raises UserError: they are damaged or not there."""
+    file = folder / PREDICTIONS
+    if not file.exists():
+        raise UserError(f"{folder} holds no finished run: {file.name} is missing")
+    try:
+        table = read_parquet(file, below=folder)
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error}): {_REMEDY}") from None
+    shares = [f"p_{k}" for k in range(classes)]
+    there = sum(name.startswith("p_") and name[2:].isdigit() for name in table.columns)
+    if there != classes or not {"sample_id", "patient_id", "label", "group", *shares} <= set(table.columns):
+        raise UserError(f"{folder} holds a damaged run: {file.name} lacks columns")
+    known = table.select("sample_id", "patient_id", "label", "group", *shares)
+    sound = all(known[name].dtype == pl.String or known[name].dtype.is_integer() for name in known.columns[:2])
+    sound &= known["label"].dtype.is_integer() and known["group"].dtype == pl.String
+    sound &= all(known[name].dtype.is_float() for name in shares) and not any(map(bool, known.null_count().row(0)))
+    if not sound or not known["label"].is_between(0, classes - 1).all() or not _are_shares(known.select(shares)):
+        raise UserError(f"{folder} holds a damaged run: {file.name} holds no labels, combinations or probabilities")
+    return table
+
+
+def _are_shares(table: pl.DataFrame) -> bool:
+    return all(column.is_between(0.0, 1.0).all() and not column.is_nan().any() for column in table.iter_columns())
