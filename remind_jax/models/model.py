@@ -225,11 +225,12 @@ class Model(nnx.Module):
         """Returns the tokens [b, 1, d] of those modalities whose encoders are one product together, by name."""
         encoders = {name: getattr(self.encoders, name) for name in self.modalities}
         dense = {name: x for name, x in encoders.items() if SOURCE + name not in batch}
-        names = [name for name, x in dense.items() if isinstance(x, PatchEncoder) and x.is_stacked]
+        # By name, as their weights lie in a vector of a step.
+        names = sorted(name for name, x in dense.items() if isinstance(x, PatchEncoder) and x.is_stacked)
         if len(names) < 2:
             return {}
         tokens = embed_rows([encoders[x] for x in names], [batch[x].astype(self.dtype) for x in names])
-        return {name: tokens[:, i : i + 1] for i, name in enumerate(names)}
+        return dict(zip(names, jnp.split(tokens, len(names), axis=1), strict=True))
 
     @property
     def dtype(self) -> np.dtype:

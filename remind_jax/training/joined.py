@@ -90,7 +90,7 @@ def _clock(opt_state: Any, steps: int) -> Any:
         return isinstance(x, optax.ScaleByScheduleState)
 
     def moved(x: Any) -> Any:
-        return x._replace(count=np.asarray(x.count + np.int32(steps), np.int32)) if is_clock(x) else x
+        return x._replace(count=np.asarray(x.count) + np.int32(steps)) if is_clock(x) else x
 
     return jax.tree.map(moved, opt_state, is_leaf=is_clock)
 

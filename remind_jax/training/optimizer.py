@@ -176,7 +176,7 @@ def start(
     trained, frozen = partition(params, is_frozen)
     # Copies, because the buffers of a donated state must not alias each other.
     averaged = [path for path in trained if ema and not (by_rows and row_adamw.is_table(path))]
-    average = {path: jnp.array(trained[path], copy=True) for path in averaged}
+    average = {path: trained[path].copy() for path in averaged}
     moments = flat.unpack(optimizer.init(flat.pack(trained)))
     numbers = {"step": jnp.asarray(step, jnp.int32), "seed": jnp.asarray(seed, jnp.uint32)}
     return TrainState(params=trained, frozen=frozen, opt_state=moments, ema=average, **numbers)

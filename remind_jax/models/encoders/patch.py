@@ -1,7 +1,7 @@
 """Patch embedding of tabular rows and of precomputed tokens (REMIND section 7.4.1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -54,18 +54,20 @@ def embed_rows(encoders: Sequence[PatchEncoder], rows: Sequence[jax.Array]) -> j
     """Maps the rows of k encoders that are stacked, [b, p] each, to their tokens [b, k, d] in one product.
 
     Rows and weights are filled up with zeros to the longest, each by one look-up: compiling grows with the number of
-    operations, and these are as many whatever k.
+    operations, and these are as many whatever k. Weights that lie side by side in a vector are read as one.
     """
-    lengths = [x.shape[-1] for x in rows]
+    lengths, width = [x.shape[-1] for x in rows], encoders[0].position.shape[-1]
     starts, place = np.cumsum([0, *lengths[:-1]]), np.arange(max(lengths))[None]
     # Where row i of a table lies among those of all; behind the last one, where zero is read, for what fills up.
     index = np.where(place < np.array(lengths)[:, None], starts[:, None] + place, sum(lengths))
 
-    def filled(parts: Sequence[jax.Array], axis: int) -> jax.Array:
-        return jnp.take(jnp.concatenate(parts, axis=axis), index, axis=axis, mode="fill", fill_value=0)
+    def filled(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.take(x, index, axis=axis, mode="fill", fill_value=0)
 
-    x = filled([x.reshape(-1, x.shape[-1]) for x in rows], 1)
-    weights = filled([encoder.embed.kernel[...] for encoder in encoders], 0)
-    bias = jnp.stack([encoder.embed.bias[...] for encoder in encoders])
-    position = jnp.concatenate([encoder.position[...] for encoder in encoders])
-    return jnp.einsum("bkp,kpd->bkd", x, weights) + (bias + position)[None]
+    def together(parts: Iterable[nnx.Param]) -> jax.Array:
+        return jnp.concatenate([part[...].reshape(-1) for part in parts]).reshape(-1, width)
+
+    x = filled(jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in rows], axis=1), 1)
+    weights = filled(together(encoder.embed.kernel for encoder in encoders), 0)
+    shift = together(encoder.embed.bias for encoder in encoders) + together(encoder.position for encoder in encoders)
+    return jnp.einsum("bkp,kpd->bkd", x, weights) + shift[None]
