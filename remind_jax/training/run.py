@@ -20,6 +20,7 @@ from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
+from remind_jax.models import spare_rows
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import Params
 from remind_jax.models.network import Network, check_fusion, initial_params
@@ -169,11 +170,14 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
     num_train = len(data.stores["train"])
     stages = plan_stages(config, num_train, data.inputs)
     model = Predictor.of_data(config, data, {}, stages[-1].eval_gate)
+    transforms = make_transforms(config, data.groups.masks)
+    # What a step reads of all combinations leaves no room for others.
+    full = transforms.by_rows or config.train.hide_samples or config.objective.kind == "reweigh"
     return Trainer(
         config=config,
         model=model,
         objective=make_objective(config, data.label_counts),
-        transforms=make_transforms(config, data.groups.masks),
+        transforms=transforms,
         sampler=_sampler(config, data),
         stages=stages,
         stores=functools.partial(frozen_features.stores_of, config, model.single, data),
@@ -183,6 +187,7 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
         devices=_devices(config),
         signals=signals or Signals(),
         entering=functools.partial(_with_gate, config, model.network, data.stores["tuning"]),
+        spare=0 if full or config.expert_devices > 1 else spare_rows.count(model.single.shapes, len(data.groups)),
     )
 
 
