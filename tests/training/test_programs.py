@@ -5,8 +5,8 @@ import pathlib
 
 import jax
 import pytest
-from jax import monitoring
 
+from remind_jax.runtime import devices
 from remind_jax.training.run import train_and_evaluate
 from tests import programs, tiny_runs
 
@@ -32,33 +32,22 @@ def test_a_run_of_two_stages_compiles_one_step_and_one_evaluation(tmp_path) -> N
     assert not {"jit(init)", "jit(others)", "jit(_normal)", "jit(_truncated_normal)"} & found.keys()
 
 
-class _Hits:
-    """How many programs were taken from a folder since this was made."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        monitoring.register_event_listener(self._heard)
-
-    def _heard(self, event: str, **_) -> None:
-        self.count += event == "/jax/compilation_cache/cache_hits"
-
-
 def test_a_second_run_with_another_seed_takes_its_programs_from_the_users_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(devices, "WORTH_KEEPING", 0.0)  # whatever the machine takes to compile
     config = {"train__epochs": 0.2, "train__joint_epochs": 0.1, "eval__bootstrap": 20}
     kept, before = tmp_path / "home" / ".cache" / "remind_jax" / "programs", jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     with jax.numpy_dtype_promotion("standard"):
         for name, changes in (("off", {"compilation_cache": "off"}), ("first", {}), ("second", {"seed": 1})):
             jax.clear_caches()
-            hits = _Hits()
-            settings = tiny_runs.config(tmp_path / "cache", **config | changes)
+            settings = tiny_runs.config(tmp_path / "cache", **config | {"compilation_cache": ""} | changes)
             train_and_evaluate(settings, tmp_path / name, verbose=False)
             if name == "off":
                 assert not kept.exists()
     jax.config.update("jax_compilation_cache_dir", before)
-    assert hits.count >= 2  # the step and the evaluation
     assert kept.stat().st_mode & 0o777 == 0o700
-    for program in ("train_step", "forward"):  # seed 1 has another number of combinations
+    # The folder's entries are named by what they hold. Seed 1 has another number of combinations.
+    for program in ("train_step", "forward"):
         files = [file.name for file in kept.rglob(f"*{program}*") if "atime" not in file.name]
         assert len(files) == 1, files
