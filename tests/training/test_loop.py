@@ -272,7 +272,7 @@ def test_a_measured_gate_keeps_the_threshold_of_the_start_of_the_second_stage(ca
     changes = {"fusion__gate_threshold": "auto", "fusion__gate_share": 0.5, "train__select": "last", "train__keep": 0}
     config = tiny_runs.config(cache, **changes, train__evaluate_every=0.5)
     run = _Run(config, data, tmp_path / "run")
-    assert run.traces == ["never", "gated"]  # the number is an argument of the one program of the stage
+    assert len(run.traces) == 1  # stage and threshold are arguments of one program
     saved, path = _states(run), "block_0/gate_threshold"
     assert [float(saved[step].frozen[path]) for step in (6, 12)] == [0.0, 0.0]
     # Measured by the averaged weights that the stage starts from; steps leave it, and nothing decays it.
