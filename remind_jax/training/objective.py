@@ -223,6 +223,8 @@ OBJECTIVES: dict[str, Callable[..., tuple[Factors, Factors | None]]] = {
 }
 """Values of `objective.kind`: (config, training samples of each combination [g], transform that keeps λ) -> the factors
 where λ rests, and those where it acts, None for an objective without λ."""
+ROOMY = ("erm", "group_dro")
+"""Of them those whose factors take any number of combinations, so that a step may have spare ones."""
 
 
 def _but_plain(factors: Factors, plain: int) -> Factors:

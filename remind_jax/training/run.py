@@ -28,7 +28,7 @@ from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.training import frozen_features, run_folder
 from remind_jax.training.loop import Position, Trainer
-from remind_jax.training.objective import make_objective
+from remind_jax.training.objective import ROOMY, make_objective
 from remind_jax.training.recorder import Cursor
 from remind_jax.training.run_folder import InMemory, RunFolder
 from remind_jax.training.stages import Stage, plan_stages
@@ -171,8 +171,8 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
     stages = plan_stages(config, num_train, data.inputs)
     model = Predictor.of_data(config, data, {}, stages[-1].eval_gate)
     transforms = make_transforms(config, data.groups.masks)
-    # What a step reads of all combinations leaves no room for others.
-    full = transforms.by_rows or config.train.hide_samples or config.objective.kind == "reweigh"
+    # What a step knows of all combinations leaves no room for others.
+    full = transforms.by_rows or config.train.hide_samples or config.objective.kind not in ROOMY
     return Trainer(
         config=config,
         model=model,
