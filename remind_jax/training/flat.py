@@ -49,7 +49,8 @@ class Flat(NamedTuple):
         return params
 
     def _unpacked(self, params: dict[str, Any]) -> dict[str, Any]:
-        for name in self.vectors.keys() & params.keys():
+        # In the order of the layout: that of a set differs between processes, and with it the program.
+        for name in (name for name in self.vectors if name in params):
             places, vector = self.vectors[name], _array(params[name])
             xp, ends = _library(vector), np.cumsum([math.prod(shape) for _, shape in places])
             parts = zip(places, xp.split(vector, ends[:-1], axis=-1), strict=True)

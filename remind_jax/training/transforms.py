@@ -64,7 +64,7 @@ def without_group_parts(plain: int) -> Callable[[Params], Params]:
 
     def hold(params: Params) -> Params:
         of_groups, here = (
-            {path for path in params if is_table(path) or is_group_router(path)},
+            [path for path in params if is_table(path) or is_group_router(path)],
             is_plain(plain),
         )
         held = {path: jnp.where(here, jax.lax.stop_gradient(params[path]), params[path]) for path in of_groups}

@@ -39,6 +39,14 @@ def test_small_parameters_lie_in_two_vectors_and_large_ones_by_themselves() -> N
     }
 
 
+def test_the_order_of_parameters_is_that_of_the_layout() -> None:
+    """Else a program would be another one in another process, and kept ones would not be found."""
+    shapes = {f"layer{i}/{end}": jnp.zeros(2) for i in range(9) for end in ("kernel", "bias")}
+    layout = flat.flat_of(shapes)
+    order = [path for places in layout.vectors.values() for path, _ in places]
+    assert list(layout.unpack(layout.pack({path: np.ones(2) for path in shapes}))) == order
+
+
 @pytest.mark.parametrize("lead", [(), (5,)], ids=["alone", "ensemble"])
 def test_packing_is_undone_to_the_bit_on_the_host_and_in_a_program(lead) -> None:
     tree = {"moments": (_params(*lead), {"other": np.arange(3)}), "count": np.int32(4)}
