@@ -103,7 +103,7 @@ def program(case: Case, method: str, count: int = 1) -> Program:
     of_step, of_network = cases.divided({**case.options, **cases.METHODS[method], **cases.HALVED})
     gate = of_network.pop("gate")
     outline = setups.outline(case.size, **of_network)
-    params = jax.eval_shape(outline.network.init, jax.random.key(0))
+    params = outline.network.shapes
     step, start = cases.train_step(outline.network, case.size, gate, **of_step)
     batch = batch_shapes(outline, params, count * case.size.b, of_network.get("kind") == "features")
     return Program(functools.partial(step, axis_name=None), jax.eval_shape(start, params), batch)

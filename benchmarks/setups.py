@@ -218,7 +218,7 @@ def initial_weights(key: tuple, init: Callable) -> dict[str, jax.Array]:
     if key not in KEPT:
         while len(KEPT) > 1:
             del KEPT[next(iter(KEPT))]
-        KEPT[key] = jax.jit(init)(jax.random.key(0))
+        KEPT[key] = jax.device_put(init(0))
     return KEPT[key]
 
 

@@ -37,6 +37,7 @@ TINY = {
     "train.log_every": 4,
     "train.select": "loss",
     "devices": 1,
+    "compilation_cache": "off",  # tests write nothing to the user's folder
 }
 
 

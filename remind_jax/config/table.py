@@ -122,7 +122,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "forward pass, tables apart",
             ("auto", "present", "dense"),
         ),
-        "compilation_cache": Key("", "folder of yours that keeps compiled programs for later runs; sweeps have one"),
+        "compilation_cache": Key("", "folder of yours that keeps compiled programs; empty: one in ~/.cache; off: none"),
         "profile": Key("", "FIRST:STOP, steps traced to profile/ in the workdir (docs/performance.md)", SPAN),
         "devices": Key(0, "how many devices to use, of all processes together; 0 is all", NOT_NEGATIVE),
         "expert_devices": Key(1, "devices that share the experts; divides devices and fusion.experts", AT_LEAST_ONE),

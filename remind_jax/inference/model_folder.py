@@ -42,7 +42,7 @@ def read(folder: pathlib.Path, below: pathlib.Path | None = None) -> Predictor:
 
 def _check_shapes(model: Predictor, folder: pathlib.Path) -> None:
     """Refuses weights that do not fit the network of the config (UserError)."""
-    wanted = model.network.shapes
+    wanted = {path: x.shape for path, x in model.network.shapes.items()}
     found = {path: np.shape(x) for path, x in model.params.items()}
     wrong = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
     if wrong:

@@ -29,6 +29,7 @@ from remind_jax.evaluation.finished import REPORT
 from remind_jax.evaluation.report import Report
 from remind_jax.inference import model_files, new_rows
 from remind_jax.inference.present import PresentRows
+from remind_jax.models import spare_rows
 from remind_jax.models.model import Params, is_statistic
 from remind_jax.models.network import Network, ensemble_of, make_network
 from remind_jax.models.spec import model_spec
@@ -81,7 +82,7 @@ class Predictor:
       chosen: origin of the weights, see `model_files`.
       single: network that the weights belong to; of an ensemble one of its networks.
       rows: choice of the inputs of batches.
-      forward: jitted function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
+      forward: compiled function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
       report: report of the held-out rows; empty while there is none.
       path: folder of the run that it was opened from.
     """
@@ -113,7 +114,8 @@ class Predictor:
         single = make_network(model_spec(config), inputs, len(groups), classes)
         fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "schema": schema}
         made = {"single": single, "rows": PresentRows(config.encode, single, inputs)}
-        return cls(**fitted, **parts, **made, forward=_compiled(ensemble_of(single, config.ensemble)))
+        forward = _compiled(config, ensemble_of(single, config.ensemble), spare_rows.count(single.shapes, len(groups)))
+        return cls(**fitted, **parts, **made, forward=forward)
 
     @classmethod
     def of_data(cls, config: Any, data: Dataset, params: Params, gate: str) -> "Predictor":
@@ -379,12 +381,21 @@ class Predictor:
         )
 
 
-def _compiled(network: Network) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    def forward(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _compiled(config: Any, network: Network, spare: int) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    def forward(params: Params, batch: pipeline.Batch, gate: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         output = network.apply(params, batch, gate=gate)
         return output.logits.astype("float32"), output.features, output.open_rate
 
-    return jax.jit(forward, static_argnums=2)
+    one, each, axis = jax.jit(forward), jax.jit(forward, static_argnums=2), int(config.ensemble > 1)
+
+    def call(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+        # A run judges weights before and after its group routers act, by one program.
+        switched = config.fusion.group_routers and gate != "always"
+        if not any(isinstance(x, jax.core.Tracer) for x in params.values()):
+            params = spare_rows.add(params, spare, axis, unseen=True)
+        return one(params, batch, np.bool_(gate == "gated")) if switched else each(params, batch, gate)
+
+    return call
 
 
 def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:

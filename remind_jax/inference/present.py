@@ -102,9 +102,8 @@ class PresentRows:
         may = [self._kind == "present" or registry.has_trunk(one.encoder) for one in self._inputs.values()]
         if self._kind == "dense" or not any(may):
             return np.zeros(len(may)), 0
-        params = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in self._network.shapes.items()}
         apply = functools.partial(self._network.apply, gate="never")
-        counted = flops.count(apply, params, abstract_batch(self._inputs, 1))
+        counted = flops.count(apply, self._network.shapes, abstract_batch(self._inputs, 1))
         parts = np.array([counted[f"encoders/{name}"] for name in self._inputs], np.float64)
         return np.where(may, parts, 0.0), counted.total()
 

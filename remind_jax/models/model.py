@@ -9,11 +9,13 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from remind_jax.models import initial
 from remind_jax.models.encoders import registry
+from remind_jax.models.encoders.patch import PatchEncoder, embed_rows
 from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.fusion.soft_moe import Route, Tokens
 from remind_jax.models.spec import ModalityInput, ModelSpec
-from remind_jax.ops import imputation, losses
+from remind_jax.ops import draws, imputation, losses
 from remind_jax.ops.transformer import dropout
 
 Params = dict[str, jax.Array]
@@ -110,10 +112,9 @@ class _Members(nnx.Module):
 
     def __init__(self, count: int, num_modalities: int, width: int, num_classes: int, rngs: nnx.Rngs):
         # Random signs: members see inputs so different that they do not become one (Wen et al. 2020).
-        signs = jax.random.rademacher(rngs.params(), (count, num_modalities, width), jnp.float32)
-        self.input_scale = nnx.Param(signs)
-        self.head = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (count, width, num_classes)))
-        self.head_bias = nnx.Param(jnp.zeros((count, num_classes)))
+        self.input_scale = initial.param(rngs, initial.signs, count, num_modalities, width)
+        self.head = initial.param(rngs, initial.normal(width**-0.5), count, width, num_classes)
+        self.head_bias = initial.param(rngs, initial.constant(0.0), count, num_classes)
 
     def spread(
         self, tokens: jax.Array, owner: np.ndarray, groups: jax.Array, mask: jax.Array | None, keys: jax.Array | None
@@ -124,7 +125,7 @@ class _Members(nnx.Module):
         tokens = rearrange(tokens[:, None] * factors[None], "b k n d -> (b k) n d")
         mask = None if mask is None else jnp.repeat(mask, count, axis=0)
         if keys is not None:
-            keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
+            keys = draws.fold_in(keys[:, None], jnp.arange(count)[None]).reshape(-1)
         return tokens, jnp.repeat(groups, count), mask, keys
 
     def logits(self, features: jax.Array) -> jax.Array:
@@ -137,7 +138,7 @@ class _Imputation(nnx.Module):
 
     def __init__(self, kind: str, width: int, num_modalities: int, num_groups: int, rngs: nnx.Rngs):
         def normal(*rows: int) -> nnx.Param:
-            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (*rows, width)))
+            return initial.param(rngs, initial.normal(0.02), *rows, width)
 
         if kind in ("modality", "modality+group"):
             self.modality = normal(num_modalities)
@@ -146,7 +147,7 @@ class _Imputation(nnx.Module):
         elif kind == "bank":
             self.group = normal(num_groups, num_modalities)
         elif kind == "modality+group":
-            self.group = nnx.Param(jnp.zeros((num_groups, width)))
+            self.group = initial.param(rngs, initial.constant(0.0), num_groups, width)
 
     def __call__(self, groups: jax.Array) -> jax.Array:
         tables = [getattr(self, name)[...] if hasattr(self, name) else None for name in ("modality", "group")]
@@ -164,18 +165,18 @@ class Model(nnx.Module):
         self.encoders = _Encoders(spec, inputs, rngs)
         self.imputation = _Imputation(spec.imputation, spec.width, len(inputs), num_groups, rngs)
         if spec.modality_embedding:
-            self.modality_embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (len(inputs), spec.width)))
+            self.modality_embedding = initial.param(rngs, initial.normal(0.02), len(inputs), spec.width)
         for i in range(spec.fusion.blocks):
             block = FUSIONS[spec.fusion.kind](spec.fusion, spec.width, num_groups, len(inputs), rngs)
             setattr(self, f"block_{i}", block)
         if spec.pooling == "attention":
-            self.pool_query = nnx.Param(spec.width**-0.5 * jax.random.normal(rngs.params(), (spec.width,)))
+            self.pool_query = initial.param(rngs, initial.normal(spec.width**-0.5), spec.width)
         if spec.wide:
-            self.wide = nnx.Param(jnp.zeros((len(self.owner), spec.width, num_classes)))
+            self.wide = initial.param(rngs, initial.constant(0.0), len(self.owner), spec.width, num_classes)
         if spec.members > 1:
             self.members = _Members(spec.members, len(inputs), spec.width, num_classes, rngs)
         else:
-            self.head = nnx.Linear(spec.width, num_classes, rngs=rngs)
+            self.head = initial.linear(spec.width, num_classes, rngs)
 
     def tokens(
         self,
@@ -186,11 +187,14 @@ class Model(nnx.Module):
         resting: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns tokens of all modalities [b, n, d], learned ones for missing modalities, and observed bool [b, n]."""
-        encoded = []
+        encoded, together = [], self._stacked(batch)
         for i, name in enumerate(self.modalities):
+            if name in together:
+                encoded.append(together[name])
+                continue
             encoder, stored = getattr(self.encoders, name), STORED + name in batch
             source = None if stored else batch.get(SOURCE + name)
-            modality_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(_chosen(keys, source), i)
+            modality_keys = None if keys is None else draws.fold_in(_chosen(keys, source), i)
             norms = {}
             if statistics and isinstance(encoder, registry.BATCH_NORMALISED):
                 norms = {"present": _chosen(batch["present"][:, i], source), "axis_name": axis_name}
@@ -209,12 +213,24 @@ class Model(nnx.Module):
         shape = (batch["group"].shape[0], len(encoded), self.spec.width)  # which may be a symbol, having no len
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
         observed = batch["present"][:, owner]
-        # One mask for the tokens of all encoders: a random generator apiece would multiply compile time.
+        # One mask for the tokens of all encoders, so that one operation draws it.
         tokens = dropout(jnp.concatenate(encoded, axis=1), keys, self.spec.encoder_dropout, salt=2_000)
         tokens = imputation.fill_missing(tokens, observed, imputed)
         if self.spec.modality_embedding:
             tokens = tokens + self.modality_embedding[owner][None]
         return tokens, observed
+
+    @jax.named_scope("encoders/stacked")
+    def _stacked(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the tokens [b, 1, d] of those modalities whose encoders are one product together, by name."""
+        encoders = {name: getattr(self.encoders, name) for name in self.modalities}
+        dense = {name: x for name, x in encoders.items() if SOURCE + name not in batch}
+        # By name, as their weights lie in a vector of a step.
+        names = sorted(name for name, x in dense.items() if isinstance(x, PatchEncoder) and x.is_stacked)
+        if len(names) < 2:
+            return {}
+        tokens = embed_rows([encoders[x] for x in names], [batch[x].astype(self.dtype) for x in names])
+        return dict(zip(names, jnp.split(tokens, len(names), axis=1), strict=True))
 
     @property
     def dtype(self) -> np.dtype:
@@ -243,7 +259,7 @@ class Model(nnx.Module):
         self,
         batch: Batch,
         *,
-        gate: str,
+        gate: str | jax.Array,
         keys: jax.Array | None = None,
         statistics: bool = False,
         axis_name: str | None = None,
@@ -254,7 +270,8 @@ class Model(nnx.Module):
         Args:
           batch: the input of every modality under its name, of some samples with `SOURCE`, or stored features under
             `STORED` and its name; `present` bool [b, m] and `group` int [b].
-          gate: whether group routers act: `gated`, `always` or `never`.
+          gate: whether group routers act: `gated`, `always` or `never`; a bool () is `gated` where it is True, so that
+            one program serves for both.
           keys: random keys [b] that turn dropout on.
           statistics: whether batch norms of encoders use the statistics of this batch and update the running ones.
           axis_name: axis of the devices that share the batch, when each runs a program of its own.
@@ -264,9 +281,15 @@ class Model(nnx.Module):
         return self.fuse(*tokens, batch["group"], gate=gate, keys=keys)
 
     def fuse(
-        self, tokens: jax.Array, observed: jax.Array, groups: jax.Array, *, gate: str, keys: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        observed: jax.Array,
+        groups: jax.Array,
+        *,
+        gate: str | jax.Array,
+        keys: jax.Array | None = None,
     ) -> Output:
-        """Runs the layers after the encoders: fusion blocks, pooling and head; `gate` and `keys` are as for a call.
+        """Runs the layers after the encoders: fusion blocks, pooling and head; `gate` and `keys` as for a call.
 
         `tokens` are those of all modalities [b, n, d], `observed` [b, n] is False at those of missing ones, and
         `groups` [b] has the number of groups for a combination not seen in training.
@@ -279,7 +302,7 @@ class Model(nnx.Module):
         passes, known = [], Tokens(owner, present, groups)
         for i in range(self.spec.fusion.blocks):
             block = getattr(self, f"block_{i}")
-            block_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000 + i)
+            block_keys = None if keys is None else draws.fold_in(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
                 passes.append(block(x, known, mask, gate, block_keys))
             x = passes[-1].tokens

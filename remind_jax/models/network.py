@@ -3,6 +3,7 @@
 Keys of the dictionary are slash paths such as `block_0/router`.
 """
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,23 +14,19 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.models import pretrained
+from remind_jax.models import initial, pretrained
 from remind_jax.models.encoders import registry
 from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Batch, Model, Output, Params, Routes, is_statistic
 from remind_jax.models.spec import ModalityInput, ModelSpec, model_spec
 from remind_jax.ops import losses
-from remind_jax.runtime.devices import host_copy
-
-# Weights are drawn once: at this level XLA compiles in half the time, and the numbers are the same.
-_QUICK = {"xla_backend_optimization_level": 1}
 
 
 class Network(NamedTuple):
     """A network as two pure functions.
 
     Attributes:
-      init: key -> parameters by path.
+      init: seed -> initial parameters by path, on the host, see `initial.draw`.
       apply: (parameters, batch, gate=..., keys=...) -> Output, see `Model.__call__`.
       encode: (parameters, batch) -> tokens of all modalities [b, n, d], as the fusion receives them; an ensemble has
         its axis of networks first.
@@ -37,16 +34,16 @@ class Network(NamedTuple):
       route: (parameters, batch, gate=...) -> Routes, see `Model.route`; None where tokens are not softly routed by one
         predictor: sparse fusion, several members, an ensemble.
       features: (parameters, modality, its input) -> outputs of its encoder's trunk, no dropout; None of an ensemble.
-      shapes: shape of each parameter by path, which tracing `init` gives, too.
+      shapes: shape and type of each parameter by path.
     """
 
-    init: Callable[[jax.Array], Params]
+    init: Callable[..., Params]
     apply: Callable[..., Output]
     encode: Callable[[Params, Batch], jax.Array]
     fuse: Callable[..., Output]
     route: Callable[..., Routes] | None = None
     features: Callable[[Params, str, jax.Array], jax.Array] | None = None
-    shapes: Mapping[str, tuple[int, ...]] = types.MappingProxyType({})
+    shapes: Mapping[str, jax.ShapeDtypeStruct] = types.MappingProxyType({})
 
 
 def check_fusion(kind: str) -> None:
@@ -84,13 +81,13 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
 
     soft = hasattr(FUSIONS[spec.fusion.kind], "route") and spec.members == 1
     return Network(
-        init=lambda key: by_path(build(key)),
+        init=functools.partial(initial.draw, build),
         apply=apply,
         encode=lambda params, batch: merged(params).tokens(batch)[0],
         fuse=lambda params, *arguments, **options: merged(params).fuse(*arguments, **options),
         route=(lambda params, batch, *, gate: merged(params).route(batch, gate=gate)) if soft else None,
         features=lambda params, modality, x: getattr(merged(params).encoders, modality).features(x, None),
-        shapes={path: x.shape for path, x in by_path(abstract).items()},
+        shapes={path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in by_path(abstract).items()},
     )
 
 
@@ -99,9 +96,9 @@ def ensemble_of(network: Network, count: int) -> Network:
     if count == 1:
         return network
 
-    def init(key: jax.Array) -> Params:
-        keys = jnp.stack([key, *(jax.random.fold_in(key, i) for i in range(1, count))])
-        return jax.vmap(network.init)(keys)
+    def init(seed: int) -> Params:
+        each = [network.init(seed, i) for i in range(count)]
+        return {path: np.stack([one[path] for one in each]) for path in each[0]}
 
     def averaged(function: Callable[..., Output]) -> Callable[..., Output]:
         def call(params: Params, *arguments: Any, **options: Any) -> Output:
@@ -116,7 +113,7 @@ def ensemble_of(network: Network, count: int) -> Network:
     def encode(params: Params, batch: Batch) -> jax.Array:
         return jax.vmap(network.encode, in_axes=(0, None))(params, batch)
 
-    shapes = {path: (count, *shape) for path, shape in network.shapes.items()}
+    shapes = {path: jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for path, x in network.shapes.items()}
     return Network(init, averaged(network.apply), encode, averaged(network.fuse), shapes=shapes)
 
 
@@ -145,8 +142,7 @@ def load_pretrained(
 
 def initial_params(config: Any, network: Network, inputs: Mapping[str, ModalityInput]) -> Params:
     """Makes the initial weights of a run, on the host. Raises UserError: a published file cannot be used."""
-    init = jax.jit(network.init, compiler_options=_QUICK)
-    params = host_copy(init(jax.random.key(config.seed)))
+    params = network.init(config.seed)
     sources = {"text": config.pretrained.text, "image": config.pretrained.image, "volume": config.pretrained.volume}
     one = params if config.ensemble == 1 else {path: x[0] for path, x in params.items()}
     published = load_pretrained(model_spec(config), inputs, sources, one)

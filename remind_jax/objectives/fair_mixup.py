@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from remind_jax.ops import draws
 from remind_jax.ops.transformer import tracing_for_gpu
 
 _MIX = 4_000  # separates the random numbers of t from those of the samples
@@ -25,7 +26,7 @@ def path_position(key: jax.Array, beta: float) -> jax.Array:
 
     `key` is the step's, the same on all devices; a beta of 1, the method's default, is uniform on [0, 1].
     """
-    key = jax.random.fold_in(key, _MIX)
+    key = draws.fold_in(key, _MIX)
     # Beta(1, 1) is uniform; drawing it so spares every program the compilation of a rejection sampler.
     return jax.random.uniform(key) if beta == 1 else jax.random.beta(key, beta, beta)
 

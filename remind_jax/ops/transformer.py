@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from remind_jax.ops import draws
+
 # The score of a hidden token is finite, so that a sample without any visible token has no NaN.
 _HIDDEN = -1e30
 # Whether what is traced is for a GPU that has cuDNN's attention; None: if this process has one.
@@ -24,7 +26,7 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float, salt: int) -> jax
     """
     if keys is None or rate == 0.0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - rate, x.shape[1:]))(keys)
+    keep = draws.bits(draws.fold_in(keys, salt), x.shape[1:]) < jnp.uint32(min((1.0 - rate) * 2**32, 2**32 - 1))
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 

@@ -206,7 +206,10 @@ def keep_freed_memory() -> None:
 
 
 def _one_program(step: Any, compile_it: Callable[..., Callable], axis_name: str | None) -> Callable[..., Any]:
-    return compile_it(lambda state, batch: step(state, batch, axis_name=axis_name), donate_argnums=0)
+    def train_step(state: State, batch: Any) -> tuple[State, Metrics]:
+        return step(state, batch, axis_name=axis_name)
+
+    return compile_it(train_step, donate_argnums=0)
 
 
 def _two_programs(step: Any, compile_it: Callable[..., Callable], axis_name: str | None) -> Callable[..., Any]:

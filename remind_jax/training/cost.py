@@ -91,7 +91,7 @@ def make_plan(config: Any) -> Plan:
     outline = _outline(config)
     single = make_network(model_spec(config), outline.inputs, outline.groups, outline.classes)
     network = ensemble_of(single, config.ensemble)
-    params = jax.eval_shape(network.init, jax.random.key(0))
+    params = network.shapes
     stages = plan_stages(config, outline.samples, outline.inputs)
 
     def forward(params, batch):

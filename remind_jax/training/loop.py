@@ -16,12 +16,16 @@ from remind_jax.data.samplers import Sampler
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference import present
 from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
+from remind_jax.models import spare_rows
+from remind_jax.models.encoders.registry import has_trunk
 from remind_jax.models.model import Params
 from remind_jax.runtime import devices, processes, profiling, progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.runtime.signals import Signals, Stopped
+from remind_jax.training import joined
 from remind_jax.training import optimizer as states
 from remind_jax.training.checkpoint import Checkpoints
+from remind_jax.training.flat import BY_PATH, Flat, flat_of
 from remind_jax.training.objective import Objective
 from remind_jax.training.recorder import Cursor, Recorder
 from remind_jax.training.run_folder import RunFolder
@@ -60,6 +64,7 @@ class Trainer:
       devices: of all processes.
       signals: that ask training to stop.
       entering: (stage, its first weights, bar) -> these weights with what is measured before the stage.
+      spare: rows that tables of combinations have besides in a step, see `spare_rows`.
     """
 
     config: Any
@@ -75,11 +80,13 @@ class Trainer:
     devices: list[jax.Device]
     signals: Signals = dataclasses.field(default_factory=Signals)
     entering: Entering = lambda stage, params, bar: params
+    spare: int = 0
 
     def __post_init__(self) -> None:
         self.at: Position | None = None  # where training stands, or stood when it was broken off
         self._agreement = devices.Agreement(self.devices)
         self._unobserved = self.sampler.record()
+        self._shared: devices.Program | None = None  # the step of both stages, once it is made
 
     @property
     def steps(self) -> int:
@@ -158,7 +165,8 @@ class Trainer:
         """Makes the state at the beginning of a stage; `carried_dro` is the state of λ of the stage before."""
         ema, ensemble = self.config.optim.ema > 0, self.config.ensemble
         options = {"ensemble": ensemble, "by_rows": self.transforms.by_rows, "seed": self.config.seed}
-        state = states.start(params, stage.is_frozen, self._optimizer(stage), stage.start, ema, **options)
+        options["flat"] = self._flat(stage)
+        state = states.start(params, stage.is_frozen, self._optimizer(stage.start), stage.start, ema, **options)
         if carried_dro is None:
             return state
         return state._replace(opt_state=states.with_dro(state.opt_state, carried_dro))
@@ -206,11 +214,60 @@ class Trainer:
 
     def program(self, stage: Stage) -> devices.Program:
         """Compiles the train step of a stage for the devices of the run."""
-        config, optimizer, options = self.config, self._optimizer(stage), step_options(self.config, self.steps)
-        step = make_step(self.model.single, self.objective, self.transforms, optimizer, stage, options)
+        if not self._shares_step:
+            flat = self._flat(stage, spare=self.spare)
+            made = self._program(stage, flat, self._optimizer(stage.start))
+            return self._with(made, flat.pack, flat.unpack)
+        flat = self._flat(*self.stages, spare=self.spare)
+        if self._shared is None:
+            self._shared = self._program(self.stages[-1], flat, self._optimizer(0), self.stages[0])
+        return self._with(
+            self._shared,
+            lambda state: flat.pack(joined.enter(state, self.stages, stage)),
+            lambda state: joined.leave(flat.unpack(state), stage),
+        )
+
+    def _program(
+        self, stage: Stage, flat: Flat, optimizer: optax.GradientTransformationExtraArgs, before: Stage | None = None
+    ) -> devices.Program:
+        config, options = self.config, step_options(self.config, self.steps, flat, before)
+        objective = self.objective._replace(counts=np.pad(self.objective.counts, (0, self.spare)))
+        step = make_step(self.model.single, objective, self.transforms, optimizer, stage, options)
         return devices.make_program(step, config.parallel, self.devices, config.programs, config.expert_devices)
 
-    def _optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
+    @property
+    def _shares_step(self) -> bool:
+        """Whether both stages have one step."""
+        trunks = any(has_trunk(one.encoder) for one in self.model.preprocessor.inputs.values())
+        plain = self.config.expert_devices == 1 and not self.transforms.by_rows
+        return plain and joined.shares_step(self.stages, self.model.single.shapes, trunks and self.stages[-1].rests)
+
+    def _flat(self, *stages: Stage, spare: int = 0) -> Flat:
+        """Lays out the small parameters that stages train; those of experts of several devices lie by path."""
+        if self.config.expert_devices > 1:
+            return BY_PATH
+        shapes = spare_rows.shapes_with(self.model.single.shapes, spare).items()
+        trained = {path: x for path, x in shapes if not all(stage.is_frozen(path) for stage in stages)}
+        return flat_of(trained, spare_rows.is_table if self.transforms.by_rows else lambda path: False)
+
+    def _with(
+        self, program: devices.Program, inside: Callable[[Any], Any], outside: Callable[[Any], Any]
+    ) -> devices.Program:
+        """Returns a program that is handed states by path, of all combinations and no more."""
+        place, fetch, read, groups = program.place, program.fetch, program.read, len(self.objective.counts)
+
+        def read_known(metrics: Any) -> dict[str, np.ndarray]:
+            found = read(metrics)
+            return found | {name: found[name][:groups] for name in ("lambda", "group_loss_sum", "group_count")}
+
+        return program._replace(
+            place=lambda state: place(inside(states.with_spare_rows(state, self.spare))),
+            fetch=lambda placed: states.without_spare_rows(outside(fetch(placed)), self.spare),
+            read=read_known,
+        )
+
+    def _optimizer(self, start: int) -> optax.GradientTransformationExtraArgs:
+        """Makes the optimizer whose clock begins at a step of the run."""
         optim, per_epoch = self.config.optim, self.num_train / self.config.train.batch_size
         schedule = states.learning_rate(
             optim.schedule,
@@ -222,7 +279,7 @@ class Trainer:
         )
         # The optimizer starts anew in each stage, the clock of the learning rate does not.
         return states.make_optimizer(
-            lambda count: schedule(count + stage.start),
+            lambda count: schedule(count + start),
             weight_decay=optim.weight_decay,
             clip=optim.clip,
             dro=self.objective.dro,

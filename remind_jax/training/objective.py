@@ -175,6 +175,12 @@ def static_factors(weights: jax.Array) -> Factors:
     return lambda dro_state, loss_sum, count: reweigh.weighted_mean_factors(weights, count)
 
 
+def mean_factors(dro_state: Any, loss_sum: jax.Array, count: jax.Array) -> jax.Array:
+    """Returns the factors of the mean over samples, which count the same."""
+    del dro_state, loss_sum
+    return reweigh.weighted_mean_factors(jnp.ones_like(count), count)
+
+
 def robust_factors(dro: optax.GradientTransformationExtraArgs, uses: str, normalize_present: bool) -> Factors:
     """Makes the factors of Σ_g λ_g (mean loss of g), see `group_dro.robust_factors`.
 
@@ -192,8 +198,8 @@ def robust_factors(dro: optax.GradientTransformationExtraArgs, uses: str, normal
 
 def _erm(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, None]:
     """Minimises the empirical risk: every sample counts the same."""
-    del config, dro
-    return static_factors(jnp.ones(len(counts))), None
+    del config, counts, dro
+    return mean_factors, None
 
 
 def _reweigh(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, None]:
@@ -206,8 +212,8 @@ def _reweigh(config: Any, counts: jax.Array, dro: optax.GradientTransformationEx
 
 def _group_dro(config: Any, counts: jax.Array, dro: optax.GradientTransformationExtraArgs) -> tuple[Factors, Factors]:
     """Minimises the empirical risk where λ rests, and Σ_g λ_g (mean loss of g) where it acts."""
-    robust = robust_factors(dro, config.dro.weights, config.dro.normalize_present)
-    return static_factors(jnp.ones(len(counts))), robust
+    del counts
+    return mean_factors, robust_factors(dro, config.dro.weights, config.dro.normalize_present)
 
 
 OBJECTIVES: dict[str, Callable[..., tuple[Factors, Factors | None]]] = {
@@ -217,13 +223,15 @@ OBJECTIVES: dict[str, Callable[..., tuple[Factors, Factors | None]]] = {
 }
 """Values of `objective.kind`: (config, training samples of each combination [g], transform that keeps λ) -> the factors
 where λ rests, and those where it acts, None for an objective without λ."""
+ROOMY = ("erm", "group_dro")
+"""Of them those whose factors take any number of combinations, so that a step may have spare ones."""
 
 
 def _but_plain(factors: Factors, plain: int) -> Factors:
     """Replaces factors by those of empirical risk minimisation for the first `plain` networks of an ensemble."""
 
     def found(dro_state, loss_sum, count):
-        mean = reweigh.weighted_mean_factors(jnp.ones_like(count), count)
+        mean = mean_factors(dro_state, loss_sum, count)
         return jnp.where(is_plain(plain), mean, factors(dro_state, loss_sum, count))
 
     return found

@@ -1,5 +1,6 @@
 """What training carries from step to step, and the optimizer that moves it."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from remind_jax.models import spare_rows
 from remind_jax.models.model import Params
 from remind_jax.training import row_adamw
+from remind_jax.training.flat import BY_PATH, Flat, each
 
 DECAYED = ("weights", "all")
 """What weight decay can shrink: all but biases and norm scales, or everything."""
@@ -153,6 +156,25 @@ def effective_decay(decay: float, steps: int) -> float:
     return min(decay, 1.0 - min(1.0, 10.0 / max(steps, 1)))
 
 
+def with_spare_rows(state: TrainState, spare: int) -> TrainState:
+    """Adds spare rows to tables, and combinations with a λ of zero, to a state on the host; see `spare_rows`."""
+    dro = state.opt_state["dro"]
+    more = [(0, 0)] * (np.ndim(dro.log_weights) - 1) + [(0, spare)]
+    longer = {name: np.pad(np.asarray(x), more) for name, x in dro._asdict().items() if name != "step"}
+    longer["log_weights"] = np.pad(np.asarray(dro.log_weights), more, constant_values=-np.inf)
+    state = each(functools.partial(spare_rows.add, spare=spare, axis=np.ndim(state.step)), state)
+    return state._replace(opt_state=with_dro(state.opt_state, dro._replace(**longer)))
+
+
+def without_spare_rows(state: TrainState, spare: int) -> TrainState:
+    """Removes what `with_spare_rows` has added."""
+    dro = state.opt_state["dro"]
+    rest = np.shape(dro.log_weights)[-1] - spare
+    shorter = {name: np.asarray(x)[..., :rest] for name, x in dro._asdict().items() if name != "step"}
+    state = each(functools.partial(spare_rows.remove, spare=spare, axis=np.ndim(state.step)), state)
+    return state._replace(opt_state=with_dro(state.opt_state, dro._replace(**shorter)))
+
+
 def start(
     params: Params,
     is_frozen: Callable[[str], bool],
@@ -162,16 +184,20 @@ def start(
     ensemble: int = 1,
     by_rows: bool = False,
     seed: int = 0,
+    flat: Flat = BY_PATH,
 ) -> TrainState:
     """Makes the state at the beginning of a stage, with a fresh optimizer; an ensemble's arrays have its axis first.
 
-    Tables that are trained by rows are not averaged: averages move at every step.
+    Tables that are trained by rows are not averaged: averages move at every step. What lies in vectors in a step, by
+    `flat`, has its moments made so, which compiles no program for each shape.
     """
     if ensemble > 1:
-        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema, by_rows=by_rows, seed=seed))(params)
+        options = {"by_rows": by_rows, "seed": seed, "flat": flat}
+        return jax.vmap(lambda one: start(one, is_frozen, optimizer, step, ema, **options))(params)
     trained, frozen = partition(params, is_frozen)
     # Copies, because the buffers of a donated state must not alias each other.
-    averaged = [path for path in trained if ema and not (by_rows and row_adamw.is_table(path))]
-    average = {path: jnp.array(trained[path], copy=True) for path in averaged}
+    averaged = [path for path in trained if ema and not (by_rows and spare_rows.is_table(path))]
+    average = {path: trained[path].copy() for path in averaged}
+    moments = flat.unpack(optimizer.init(flat.pack(trained)))
     numbers = {"step": jnp.asarray(step, jnp.int32), "seed": jnp.asarray(seed, jnp.uint32)}
-    return TrainState(params=trained, frozen=frozen, opt_state=optimizer.init(trained), ema=average, **numbers)
+    return TrainState(params=trained, frozen=frozen, opt_state=moments, ema=average, **numbers)

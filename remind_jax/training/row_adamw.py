@@ -6,7 +6,6 @@ the run in which its combination is in the batch: its moments and its count of s
 row. The cost of a step does not depend on the number of combinations.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,16 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from remind_jax.models.spare_rows import is_table
+
 Params = Mapping[str, jax.Array]
 KINDS = ("auto", "all", "batch")
-_TABLE = re.compile(r"/group_router$|^imputation/group$")
 # Of optax.adamw, which trains what is no table.
 DECAYS, _EPSILON = (0.9, 0.999), 1e-8
-
-
-def is_table(path: str) -> bool:
-    """Tells whether the first axis of a parameter is that of combinations."""
-    return _TABLE.search(path) is not None
 
 
 def only_of_batch(config: Any, num_groups: int) -> bool:

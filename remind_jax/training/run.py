@@ -20,6 +20,7 @@ from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
+from remind_jax.models import spare_rows
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import Params
 from remind_jax.models.network import Network, check_fusion, initial_params
@@ -27,7 +28,7 @@ from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.training import frozen_features, run_folder
 from remind_jax.training.loop import Position, Trainer
-from remind_jax.training.objective import make_objective
+from remind_jax.training.objective import ROOMY, make_objective
 from remind_jax.training.recorder import Cursor
 from remind_jax.training.run_folder import InMemory, RunFolder
 from remind_jax.training.stages import Stage, plan_stages
@@ -89,7 +90,7 @@ def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
     """Checks a config and opens the folder of its run; the first process of a job has it, others an empty one."""
     validate(config)
     check_fusion(config.fusion.kind)
-    programs = devices.kept_programs(pathlib.Path(config.compilation_cache) if config.compilation_cache else None)
+    programs = devices.kept_programs(_programs_folder(config.compilation_cache, workdir))
     own: list[RunFolder] = []
     if workdir is None and config.train.track:
         raise UserError(f"train.track={config.train.track} writes below the folder of a run: give workdir=DIR")
@@ -105,6 +106,13 @@ def _opened(config: Any, workdir: pathlib.Path | None) -> Iterator[RunFolder]:
         folder = own[0] if own else RunFolder(workdir, config.to_dict(), writes=False)
         stack.enter_context(programs)
         yield folder
+
+
+def _programs_folder(setting: str, workdir: pathlib.Path | None) -> pathlib.Path | None:
+    """Returns the folder that keeps the programs of a run; None keeps none, as for a run that is to write nothing."""
+    if setting:
+        return None if setting == "off" else pathlib.Path(setting)
+    return devices.users_programs() if workdir is not None else None
 
 
 def _run(
@@ -162,11 +170,14 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
     num_train = len(data.stores["train"])
     stages = plan_stages(config, num_train, data.inputs)
     model = Predictor.of_data(config, data, {}, stages[-1].eval_gate)
+    transforms = make_transforms(config, data.groups.masks)
+    # What a step knows of all combinations leaves no room for others.
+    full = transforms.by_rows or config.train.hide_samples or config.objective.kind not in ROOMY
     return Trainer(
         config=config,
         model=model,
         objective=make_objective(config, data.label_counts),
-        transforms=make_transforms(config, data.groups.masks),
+        transforms=transforms,
         sampler=_sampler(config, data),
         stages=stages,
         stores=functools.partial(frozen_features.stores_of, config, model.single, data),
@@ -176,6 +187,7 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
         devices=_devices(config),
         signals=signals or Signals(),
         entering=functools.partial(_with_gate, config, model.network, data.stores["tuning"]),
+        spare=0 if full or config.expert_devices > 1 else spare_rows.count(model.single.shapes, len(data.groups)),
     )
 
 

@@ -10,9 +10,11 @@ import optax
 
 from remind_jax.models.model import Batch, Params, is_gate_threshold
 from remind_jax.models.network import Network
+from remind_jax.ops import draws
+from remind_jax.training import joined, row_adamw
 from remind_jax.training import optimizer as states
-from remind_jax.training import row_adamw
-from remind_jax.training.objective import NETWORKS, Objective, Pass
+from remind_jax.training.flat import BY_PATH, Flat
+from remind_jax.training.objective import NETWORKS, Factors, Objective, Pass
 from remind_jax.training.stages import Stage
 from remind_jax.training.transforms import Transforms
 
@@ -27,6 +29,8 @@ class StepOptions(NamedTuple):
       precision: type of the products.
       gradient: type of the gradient between devices, and between the two halves of a step.
       decay: of the averaged weights.
+      flat: what lies in vectors in the state of the step.
+      before: the stage whose step this is as well, see `joined`; None for a step of one stage.
     """
 
     networks: int = 1
@@ -35,9 +39,11 @@ class StepOptions(NamedTuple):
     precision: str = "float32"
     gradient: str = "float32"
     decay: float = 0.0
+    flat: Flat = BY_PATH
+    before: Stage | None = None
 
 
-def step_options(config: Any, steps: int) -> StepOptions:
+def step_options(config: Any, steps: int, flat: Flat = BY_PATH, before: Stage | None = None) -> StepOptions:
     """Returns the options of a config for a run of a number of steps."""
     return StepOptions(
         networks=config.ensemble,
@@ -46,6 +52,8 @@ def step_options(config: Any, steps: int) -> StepOptions:
         precision=config.precision,
         gradient=config.optim.gradient,
         decay=states.effective_decay(config.optim.ema, steps),
+        flat=flat,
+        before=before,
     )
 
 
@@ -100,9 +108,9 @@ def make_step(
     The network is a single one; the optimizer has the objective's transform that keeps λ as its part `dro`. For an
     ensemble, arrays of the state have an axis of networks first, and metrics are means over them.
     """
-    value = _make_value(network, objective, transforms, stage, options.precision)
+    value = _make_value(network, objective, transforms, stage, options)
     gradient = _make_gradient(value, network, objective, transforms, stage, options)
-    step = Step(gradient, _make_update(optimizer, objective, objective.is_robust(stage), options.decay))
+    step = Step(gradient, _make_update(optimizer, objective, stage, options))
     return step if options.networks == 1 else _for_ensemble(step)
 
 
@@ -116,28 +124,29 @@ class _Samples(NamedTuple):
 
 
 def _make_value(
-    network: Network, objective: Objective, transforms: Transforms, stage: Stage, precision: str
+    network: Network, objective: Objective, transforms: Transforms, stage: Stage, options: StepOptions
 ) -> Callable[..., tuple[jax.Array, Found]]:
     """Makes the loss of a step, a function whose gradient is this device's part of the step's.
 
     It maps (trained parameters, samples, factors [g] or None for those of these samples, state, frozen parameters,
     axis_name) to (value, sums over all devices).
     """
-    factors = objective.factors(stage)
 
     def value(params, samples, share, state, frozen, axis_name):
         batch, total = samples.batch, _total(axis_name)
-        if transforms.hold is not None:
-            params = transforms.hold(params)
         # The gradient of the conversion brings that of the weights back to their own type.
         whole = {**frozen, **params}
-        weights = {path: x if is_gate_threshold(path) else x.astype(precision) for path, x in whole.items()}
-        options = stage.network_options(axis_name)
-        output = network.apply(weights, samples.seen, gate=stage.train_gate, keys=samples.keys, **options)
+        weights = {path: x if is_gate_threshold(path) else x.astype(options.precision) for path, x in whole.items()}
+        weights = options.flat.unpack(weights)
+        if transforms.hold is not None:
+            weights = transforms.hold(weights)
+        given = stage.network_options(axis_name)
+        output = network.apply(weights, samples.seen, gate=_gate(state, stage, options), keys=samples.keys, **given)
         of = Pass(network, weights, batch, output, samples.unhidden, _step_key(state), samples.keys, total)
         local, count = objective.sums(batch, objective.losses(of))
         count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
         if share is None:
+            factors = _factors(state, objective, stage, options)
             share = jax.lax.stop_gradient(factors(state.opt_state["dro"], loss_sum, count))
         open_sum, found, extra = total(jnp.sum(output.open_rate * batch["weight"])), jnp.sum(local * share), {}
         for name, penalty in objective.penalties.items():
@@ -157,14 +166,15 @@ def _make_gradient(
     options: StepOptions,
 ) -> Callable[..., tuple[Params, Found]]:
     """Makes the first half of a step, `Step.gradient`."""
-    factors = objective.factors(stage)
 
     def gradient(state: states.TrainState, batch: Mapping[str, jax.Array], *, axis_name: str | None):
         total = _total(axis_name)
         keys = _sample_keys(options, state, len(batch["label"]), axis_name) if transforms.draws else None
         seen = batch if transforms.hide is None else transforms.hide(batch, keys)
         # What the averaged weights say of samples that have lost nothing.
-        unhidden = network.apply(state.weights(), batch, gate=stage.train_gate).logits if objective.distills else None
+        weights = options.flat.unpack(state.weights())
+        gate = _gate(state, stage, options)
+        unhidden = network.apply(weights, batch, gate=gate).logits if objective.distills else None
         rows, params, frozen = None, state.params, state.frozen
         if transforms.by_rows:
             rows, local = row_adamw.of_batch(batch["group"], len(objective.counts), axis_name)
@@ -180,13 +190,24 @@ def _make_gradient(
         else:
             # What a sample counts does not depend on losses here, so that the parts can come one after the other.
             zeros, count = objective.sums(batch, jnp.zeros_like(batch["weight"]))
-            share = factors(state.opt_state["dro"], zeros, total(count))
+            share = _factors(state, objective, stage, options)(state.opt_state["dro"], zeros, total(count))
             slopes, sums = _summed(lambda part: find(part, share), _parts(samples, options.accumulate))
+        if options.before is not None:
+            slopes = joined.only_trained(state, slopes)
         slopes = total(optax.tree.cast(slopes, options.gradient))
         norm = optax.tree.norm(optax.tree.cast(slopes, jnp.float32))
         return slopes, sums._replace(norm=norm, rows=rows)
 
     return gradient
+
+
+def _gate(state: states.TrainState, stage: Stage, options: StepOptions) -> str | jax.Array:
+    """Returns whether group routers act, a bool () where the step is of two stages."""
+    return stage.train_gate if options.before is None else state.opt_state[joined.PART].late
+
+
+def _factors(state: states.TrainState, objective: Objective, stage: Stage, options: StepOptions) -> Factors:
+    return joined.chosen(state, objective.factors(options.before or stage), objective.factors(stage))
 
 
 def _total(axis_name: str | None) -> Callable[[Any], Any]:
@@ -214,24 +235,32 @@ def _sample_keys(options: StepOptions, state: states.TrainState, batch_size: int
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch_size
     if options.networks > 1:
         first = first + jax.lax.axis_index(NETWORKS) * options.batch_size
-    return jax.vmap(jax.random.fold_in, (None, 0))(_step_key(state), first + jnp.arange(batch_size))
+    return draws.fold_in(_step_key(state), first + jnp.arange(batch_size))
 
 
 def _step_key(state: states.TrainState) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(state.seed), state.step)
+    return draws.fold_in(jax.random.key(state.seed), state.step)
 
 
 def _make_update(
-    optimizer: optax.GradientTransformationExtraArgs, objective: Objective, robust: bool, decay: float
+    optimizer: optax.GradientTransformationExtraArgs, objective: Objective, stage: Stage, options: StepOptions
 ) -> Callable[..., tuple[states.TrainState, dict[str, jax.Array]]]:
-    """Makes the second half of a step, which a step that is not finite only counts; λ moves where `robust`."""
+    """Makes the second half of a step, which a step that is not finite only counts; λ moves where it acts."""
     num_groups = len(objective.counts)
+
+    def moved(dro_state: Any, sums: dict[str, jax.Array]) -> Any:
+        return objective.dro.update({}, dro_state, **sums)[1]
+
+    def resting(dro_state: Any, sums: dict[str, jax.Array]) -> Any:
+        return dro_state
+
+    first, last = (moved if objective.is_robust(one) else resting for one in (options.before or stage, stage))
 
     def update(state: states.TrainState, gradient: Params, found: Found):
         gradient = optax.tree.cast(gradient, jnp.float32)  # a small part of one moment would be lost in another type
         sums = {"group_loss_sum": found.loss_sum, "group_count": found.count}
         before = state.opt_state["dro"]
-        dro_state = objective.dro.update({}, before, **sums)[1] if robust else before
+        dro_state = joined.chosen(state, first, last)(before, sums)
         checked = (found.norm, found.loss_sum, jnp.exp(dro_state.log_weights))
         accepted = functools.reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in checked))
         # Of tables that are trained by rows, a rejected step has none: a choice between whole tables would read them.
@@ -239,9 +268,12 @@ def _make_update(
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, **sums, gradient_norm=found.norm, rows=where, accepted=accepted
         )
+        if options.before is not None:
+            updates = joined.only_trained(state, updates)
+            opt_state = type(opt_state)(opt_state, **{joined.PART: state.opt_state[joined.PART]})
         opt_state = states.with_dro(opt_state, optax.tree.where(accepted, dro_state, before))
         params = row_adamw.add(state.params, updates, where)
-        share = jnp.where(accepted, 1.0 - decay, 0.0)
+        share = jnp.where(accepted, 1.0 - options.decay, 0.0)
         ema = optax.incremental_update({path: params[path] for path in state.ema}, state.ema, share)
         measured = {path: jnp.where(accepted, x, state.frozen[path]) for path, x in found.statistics.items()}
         after = state._replace(params=params, frozen={**state.frozen, **measured}, opt_state=opt_state, ema=ema)

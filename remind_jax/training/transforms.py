@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.models.model import Batch, Params, is_group_router
-from remind_jax.ops import hiding
+from remind_jax.models.spare_rows import is_table
+from remind_jax.ops import draws, hiding
 from remind_jax.training import row_adamw
 from remind_jax.training.objective import is_plain
 
@@ -51,7 +52,7 @@ def modality_dropout(samples: float, modalities: float, masks: np.ndarray) -> Ca
     """
 
     def hide(batch: Batch, keys: jax.Array) -> Batch:
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, _HIDING)
+        own = draws.fold_in(keys, _HIDING)
         present = hiding.hide_modalities(batch["present"], own, samples=samples, modalities=modalities)
         return {**batch, "present": present, "group": hiding.group_of(present, jnp.asarray(masks))}
 
@@ -63,7 +64,7 @@ def without_group_parts(plain: int) -> Callable[[Params], Params]:
 
     def hold(params: Params) -> Params:
         of_groups, here = (
-            {path for path in params if row_adamw.is_table(path) or is_group_router(path)},
+            [path for path in params if is_table(path) or is_group_router(path)],
             is_plain(plain),
         )
         held = {path: jnp.where(here, jax.lax.stop_gradient(params[path]), params[path]) for path in of_groups}

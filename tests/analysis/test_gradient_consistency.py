@@ -6,7 +6,6 @@ import json
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -86,7 +85,7 @@ def test_other_choices(folder):
 def test_initial_and_kept_weights_are_those_of_the_run(folder):
     run = opening.open_run(folder / "remind")
     weights = dict(run.trajectory())
-    first = run.model.network.init(jax.random.key(run.config.seed))
+    first = run.model.network.init(run.config.seed)
     for path, value in first.items():
         np.testing.assert_allclose(weights[0][path], value, rtol=1e-6, atol=1e-7)
     last = max(weights)

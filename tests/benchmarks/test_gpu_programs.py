@@ -89,7 +89,7 @@ def test_batches_have_the_shapes_that_are_timed() -> None:
     for kind in ("embedding", "image", "features"):
         tiny = dataclasses.replace(setups.SIZES["tiny"], t=17)
         outline = setups.outline(tiny, routed=True, kind=kind)
-        params = jax.eval_shape(outline.network.init, jax.random.key(0))
+        params = outline.network.shapes
         found = gpu_programs.batch_shapes(outline, params, tiny.b, kind == "features")
         timed = setups.set_up(tiny, gate="gated", routed=True, kind=kind).batch
         chex.assert_trees_all_equal_shapes_and_dtypes(found, timed)

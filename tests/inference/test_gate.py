@@ -38,7 +38,7 @@ def rates_when_measured(cache, data, **changes):
     config = tiny_runs.config(cache, fusion__gate_threshold="auto", **changes)
     single = make_network(model_spec(config), data.inputs, len(data.groups), len(data.classes))
     network, store = ensemble_of(single, config.ensemble), data.stores["tuning"]
-    params = jax.jit(network.init)(jax.random.key(0))
+    params = network.init(0)
     found = gate.measure(config, network, params, store)
     assert {path: np.shape(x) for path, x in found.items()} == {
         path: np.shape(x) for path, x in params.items() if path.endswith("/gate_threshold")

@@ -49,14 +49,14 @@ def jitted(network: Network) -> Network:
     """The network compiled as a whole: op by op, each of a thousand little programs would be compiled by itself."""
     options = {"static_argnames": ("gate", "statistics", "resting")}
     parts = {name: jax.jit(getattr(network, name), **options) for name in ("apply", "fuse")}
-    return network._replace(init=jax.jit(network.init), encode=jax.jit(network.encode), **parts)
+    return network._replace(encode=jax.jit(network.encode), **parts)
 
 
 def linear_network() -> Network:
     """Three logits linear in five labs: quick to compile, and its losses can be computed by hand."""
 
-    def init(key):
-        return {"head/kernel": jax.random.normal(key, (5, 3))}
+    def init(seed):
+        return {"head/kernel": jax.random.normal(jax.random.key(seed), (5, 3))}
 
     def fuse(params, tokens, observed, groups, *, gate, keys=None):
         del groups, gate, keys

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from remind_jax.models import initial
 from remind_jax.models.fusion.soft_moe import Routed, SoftMoEBlock, Tokens, sinusoidal
 from remind_jax.models.network import make_network
 from remind_jax.ops import soft_moe
@@ -173,7 +174,7 @@ def test_residual_routers_start_at_zero_or_as_waves() -> None:
     for i in range(G):
         assert flat[i, 0] == pytest.approx(0.02 * np.sin(i + 1.0), abs=1e-7)
         assert flat[i, 1] == pytest.approx(0.02 * np.cos(i + 1.0), abs=1e-7)
-    assert len({tuple(row) for row in np.asarray(sinusoidal(50, (D,)))}) == 50
+    assert len({tuple(row) for row in sinusoidal(None, (50, D))}) == 50
 
 
 # ---- Composed routers -----------------------------------------------------------------------------------------------
@@ -226,10 +227,13 @@ def test_a_closed_gate_leaves_the_shared_router(granularity: str) -> None:
 
 
 def test_composed_routers_begin_at_zero_beside_the_weights_of_soft_moe() -> None:
-    made, plain = (SoftMoEBlock(spec, D, G, M, nnx.Rngs(params=0)) for spec in (composed().spec, fusion_of(**SMALL)))
+    made, plain = (
+        initial.draw(lambda key, spec=spec: SoftMoEBlock(spec, D, G, M, nnx.Rngs(params=key)), 0)
+        for spec in (composed().spec, fusion_of(**SMALL))
+    )
     for name in ("router", "expert_in", "expert_out"):
-        np.testing.assert_array_equal(getattr(made, name)[...], getattr(plain, name)[...])
-    down, up = made.group_router_in[...], made.group_router_out[...]
+        np.testing.assert_array_equal(made[name], plain[name])
+    down, up = made["group_router_in"], made["group_router_out"]
     assert (down.shape, up.shape) == ((M, D, 2), (M, 2, E, S))
     assert not up.any()
     assert np.std(down) == pytest.approx(D**-0.5, rel=0.5)
@@ -319,7 +323,7 @@ def test_the_paper_s_embed_model_has_the_parameters_its_shape_implies() -> None:
     fusion = fusion_of(heads=8, experts=128, slots=1, hidden=3072, group_routers=True)
     spec = model_of(width=768, tokens=197, imputation="group", fusion=fusion)
     network = make_network(spec, {f"view{i}": View() for i in range(4)}, num_groups=15, num_classes=4)
-    shapes = jax.eval_shape(network.init, jax.random.key(0))  # 2.4 GB, none of it allocated
+    shapes = network.shapes  # 2.4 GB, none of it allocated
     sizes = {path: int(np.prod(x.shape)) for path, x in shapes.items()}
 
     def total(*prefixes: str) -> int:

@@ -22,7 +22,7 @@ def _made(members: int = 1, wide: bool = False, kind: str = "soft_moe"):
     fusion = FUSION if kind == "soft_moe" else fusion_of(heads=2, experts=4, hidden=6, kind=kind, share_experts=True)
     spec = model_of(**{**vars(SPEC), "members": members, "wide": wide, "fusion": fusion})
     network = jitted(make_network(spec, TABULAR, G, C))
-    return network, random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    return network, random_params(network.shapes)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_the_linear_path_adds_a_map_of_the_observed_tokens() -> None:
 
 def test_the_linear_path_starts_at_zero_and_learns() -> None:
     network, _ = _made(wide=True)
-    fresh = network.init(jax.random.key(0))
+    fresh = network.init(0)
     assert not np.asarray(fresh["wide"]).any()
     assert fresh["wide"].shape == (2 + 3, D, C)  # two tokens of the labs, three of the views
 
@@ -86,7 +86,7 @@ def test_members_are_single_networks_with_scaled_tokens_and_their_own_heads(kind
 
 def test_members_start_with_random_signs_and_dropout_of_their_own() -> None:
     network, params = _made(K)
-    fresh = network.init(jax.random.key(0))
+    fresh = network.init(0)
     signs = np.asarray(fresh["members/input_scale"])
     assert set(np.unique(signs)) == {-1.0, 1.0}
     assert abs(signs.mean()) < 0.5
@@ -114,11 +114,9 @@ def test_an_ensemble_of_one_is_the_network() -> None:
 def test_an_ensemble_has_the_networks_beside_each_other() -> None:
     network, _ = _made()
     several = jitted(ensemble_of(network, K))
-    key, batch = jax.random.key(5), make_batch()
-    params = several.init(key)
-    first = network.init(key)
+    batch, params, first = make_batch(), several.init(5), network.init(5)
     for made, weights in ((network, first), (ensemble_of(network, K), params)):
-        assert made.shapes == {path: x.shape for path, x in weights.items()}
+        assert {path: x.shape for path, x in made.shapes.items()} == {path: x.shape for path, x in weights.items()}
     for path, x in params.items():
         np.testing.assert_array_equal(x[0], first[path])
     assert np.abs(params["head/kernel"][0] - params["head/kernel"][1]).max() > 1e-2

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx, traverse_util
 
 from remind_jax.errors import UserError
-from remind_jax.models import pretrained
+from remind_jax.models import initial, pretrained
 from remind_jax.models.encoders import resnet, video_resnet
 from remind_jax.models.encoders.residual import Dimensions, ResidualEncoder
 from remind_jax.ops import pixels
@@ -185,11 +185,8 @@ def test_dropout_follows_the_key_of_its_sample() -> None:
 
 @functools.cache
 def fresh() -> Params:
-    def make() -> nnx.State:
-        options = {"size": "small", "tokens": T, "width": D, "dropout": 0.0}
-        return nnx.state(resnet.ResNetEncoder((16, 16, 3), **options, rngs=nnx.Rngs(params=0)))
-
-    return traverse_util.flatten_dict(nnx.to_pure_dict(jax.jit(make)()), sep="/")
+    options = {"size": "small", "tokens": T, "width": D, "dropout": 0.0}
+    return initial.draw(lambda key: resnet.ResNetEncoder((16, 16, 3), **options, rngs=nnx.Rngs(params=key)), 0)
 
 
 def test_fresh_kernels_follow_hes_rule() -> None:

@@ -137,11 +137,11 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_a_fresh_network_keeps_the_scale_of_its_tokens_and_tells_images_apart() -> None:
-    def run(images: jax.Array) -> jax.Array:
-        options = {"size": "small", "width": SMALL["width"], "dropout": 0.0}
-        return vit.VitEncoder(SHAPE, **options, rngs=nnx.Rngs(params=0))(images, None)
-
-    tokens = np.asarray(jax.jit(run)(jnp.asarray(photographs(2))))
+    options = {"size": "small", "width": SMALL["width"], "dropout": 0.0}
+    encoder = vit.VitEncoder(SHAPE, **options, rngs=nnx.Rngs(params=0))
+    graph, weights = nnx.split(encoder)
+    run = jax.jit(lambda weights, images: nnx.merge(graph, weights)(images, None))
+    tokens = np.asarray(run(weights, jnp.asarray(photographs(2))))
     assert 0.5 < tokens.std() < 2.0
     assert np.abs(tokens[0] - tokens[1]).mean() > 0.1
 

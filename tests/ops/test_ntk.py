@@ -45,7 +45,7 @@ def _remind():
     keys = jax.random.split(jax.random.key(2), 3)
     batch = _batch(keys[1], 5) | {"y": jax.random.normal(keys[2], (N, 2, 4))}
     batch |= {"present": jnp.arange(N)[:, None] % 2 < jnp.array([[2, 1]]), "group": jnp.arange(N) % 2}
-    return _classifier(lambda p, b: network.apply(p, b, gate="always").logits), jax.jit(network.init)(keys[0]), batch
+    return _classifier(lambda p, b: network.apply(p, b, gate="always").logits), network.init(0), batch
 
 
 def _batch(key, width):

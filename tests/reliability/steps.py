@@ -128,7 +128,7 @@ def _stepper(method: str, place: str, accepts_all: bool) -> tuple[states.TrainSt
         return each + jnp.sqrt(jnp.abs(logits[:, 0])) if place == "gradient" else each
 
     made, optimizer = composed(config, network, CELLS, stage, optimizer_of, decay=0.75, loss=loss)
-    state = states.start(network.init(jax.random.key(0)), lambda path: False, optimizer, 0, ema=True)
+    state = states.start(network.init(0), lambda path: False, optimizer, 0, ema=True)
     with jax.numpy_dtype_promotion("standard"):
         step = jax.jit(lambda state, batch: made(state, batch, axis_name=None))
         state, _ = step(state, _batch(0))

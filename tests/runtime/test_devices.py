@@ -84,7 +84,7 @@ def _start(config, network=None, stage: int = -1):
 
     decay = config.optim.ema
     step, optimizer = steps.composed(config, network, CELLS, stage, make, decay=decay, masks=MASKS)
-    params = jax.device_get(ensemble_of(network, config.ensemble).init(jax.random.key(0)))
+    params = jax.device_get(ensemble_of(network, config.ensemble).init(0))
     if "block_0/group_router" in params:
         # Away from zero, so that group routing matters from the first step.
         noise = np.random.default_rng(0).normal(size=params["block_0/group_router"].shape).astype(np.float32)
@@ -345,7 +345,7 @@ def _image_step():
         return states.make_optimizer(lambda count: 0.01, weight_decay=0.1, clip=0.0, dro=dro)
 
     step, optimizer = steps.composed(config, network, CELLS, stage, make, decay=0.9)
-    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    params = random_params(network.shapes)
     return step, host_copy(states.start(params, stage.is_frozen, optimizer, 0, ema=False))
 
 

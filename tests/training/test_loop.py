@@ -99,7 +99,7 @@ def test_steps_and_evaluations_are_recorded(remind):
 
 
 def test_the_first_recorded_loss_is_that_of_the_initial_weights(remind):
-    params = jax.jit(remind.network.init)(jax.random.key(remind.config.seed))
+    params = remind.network.init(remind.config.seed)
     order = remind.trainer.sampler.order
     (batch,) = pipeline.train_batches(remind.data.stores["train"], order, 8, 0, 1)
     logits = np.asarray(jitted(remind.network).apply(params, batch, gate="never").logits, np.float64)
@@ -121,7 +121,7 @@ def test_group_weights_carry_over_to_the_second_stage(remind):
 def _states(run: _Run) -> dict[int, states.TrainState]:
     """The states in the checkpoints, by step."""
     trainer, found = run.trainer, {}
-    params = host_copy(jax.jit(run.network.init)(jax.random.key(run.config.seed)))
+    params = host_copy(run.network.init(run.config.seed))
     checkpoints = Checkpoints(trainer.folder.path / "checkpoints", keep=0)
     for step in (6, 12, 18, 24):
         like = trainer.begin(trainer.stages[step > 12], params)
@@ -272,7 +272,7 @@ def test_a_measured_gate_keeps_the_threshold_of_the_start_of_the_second_stage(ca
     changes = {"fusion__gate_threshold": "auto", "fusion__gate_share": 0.5, "train__select": "last", "train__keep": 0}
     config = tiny_runs.config(cache, **changes, train__evaluate_every=0.5)
     run = _Run(config, data, tmp_path / "run")
-    assert run.traces == ["never", "gated"]  # the number is an argument of the one program of the stage
+    assert len(run.traces) == 1  # stage and threshold are arguments of one program
     saved, path = _states(run), "block_0/gate_threshold"
     assert [float(saved[step].frozen[path]) for step in (6, 12)] == [0.0, 0.0]
     # Measured by the averaged weights that the stage starts from; steps leave it, and nothing decays it.
@@ -444,7 +444,7 @@ def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
         for options in ({}, changes, changes | {"objective__prior_mode": "posthoc"})
     )
     folder.close()
-    params = jax.jit(plain.model.network.init)(jax.random.key(3))
+    params = plain.model.network.init(3)
     store = data.stores["held_out"]  # has combinations that training has not
     before, same, after = (x.predict(params, store, "never").probabilities for x in (plain, loss, posthoc))
     np.testing.assert_array_equal(before, same)

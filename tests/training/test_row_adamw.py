@@ -83,8 +83,8 @@ def test_the_rows_of_a_batch_are_its_combinations():
 def _network() -> Network:
     """Logits from a row of a table for each combination, beside a linear map of the labs."""
 
-    def init(key):
-        first, second = jax.random.split(key)
+    def init(seed):
+        first, second = jax.random.split(jax.random.key(seed))
         return {TABLE: jax.random.normal(first, (G, CLASSES)), "head/kernel": jax.random.normal(second, (D, CLASSES))}
 
     def apply(params, batch, *, gate, keys=None, resting=False):
@@ -116,9 +116,9 @@ def _train(
         return states.make_optimizer(_rate, weight_decay=0.3, clip=0.5, dro=dro, by_rows=by_rows)
 
     step, optimizer = steps.composed(config, network, np.full((G, CLASSES), 10), stage, make, decay=0.75)
-    params = network.init(jax.random.key(0))
+    params = network.init(0)
     if ensemble > 1:
-        params = jax.tree.map(lambda *x: jnp.stack(x), *(network.init(jax.random.key(i)) for i in range(ensemble)))
+        params = jax.tree.map(lambda *x: jnp.stack(x), *(network.init(i) for i in range(ensemble)))
     state = states.start(params, stage.is_frozen, optimizer, 0, True, ensemble, by_rows)
     program = make_program(step, kind, jax.devices()[:devices], programs)
     placed = program.place(state)

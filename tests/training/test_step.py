@@ -17,6 +17,7 @@ from remind_jax.models.model import Output
 from remind_jax.models.network import Network, make_network
 from remind_jax.models.spec import model_spec
 from remind_jax.objectives import fair_mixup, logit_adjust
+from remind_jax.ops import draws
 from remind_jax.training import optimizer as states
 from remind_jax.training.stages import plan_stages
 from tests.models.pure import linear_network, random_params
@@ -141,7 +142,7 @@ def test_averages_follow_the_weights():
     config, network = _config("soft_moe"), linear_network()
     (stage,) = plan_stages(config, 100, INPUTS)
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(0.5), decay=0.75)
-    state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=True)
+    state = states.start(network.init(0), stage.is_frozen, optimizer, 0, ema=True)
     average = np.asarray(state.params["head/kernel"], np.float64)
     step = _jitted(step)
     for i in range(3):
@@ -193,7 +194,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(what):
         wrong["labs"][of_first] = 1e6
     elif what == "gradient":
         wrong["labs"][0] = 0.0
-    state = states.start(network.init(jax.random.key(0)), lambda path: False, optimizer, 0, ema=True)
+    state = states.start(network.init(0), lambda path: False, optimizer, 0, ema=True)
     state, metrics = step(state, first)
     assert metrics["train/rejected"] == 0
     after, metrics = step(state, wrong)
@@ -219,14 +220,14 @@ def _gradient(config, batch, num_stage: int = -1, run=_jitted):
     """The gradient that a step descends, read off a plain step of length one that `run` runs, and its metrics."""
     network, stage = linear_network(), plan_stages(config, 100, INPUTS)[num_stage]
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent())
-    state = states.start(network.init(jax.random.key(1)), lambda path: False, optimizer, 0, ema=False)
+    state = states.start(network.init(1), lambda path: False, optimizer, 0, ema=False)
     after, metrics = run(step)(state, batch)
     return np.asarray(state.params["head/kernel"] - after.params["head/kernel"]), metrics
 
 
 def _by_hand(batch, weights) -> np.ndarray:
     """Gradient of Σ_i weights_i cross entropy_i for the linear network: x^T (p - onehot) in float64."""
-    kernel = np.asarray(linear_network().init(jax.random.key(1))["head/kernel"], np.float64)
+    kernel = np.asarray(linear_network().init(1)["head/kernel"], np.float64)
     logits = batch["labs"] @ kernel
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     losses = -np.log(p[np.arange(len(p)), batch["label"]])
@@ -333,7 +334,7 @@ def test_logits_are_adjusted_in_the_loss(uneven, prior):
     offset = logit_adjust.log_prior(prior, CELLS)
     config = _config("logit_adjust", objective__prior=prior)
     gradient, metrics = _gradient(config, uneven)
-    kernel = np.asarray(linear_network().init(jax.random.key(1))["head/kernel"], np.float64)
+    kernel = np.asarray(linear_network().init(1)["head/kernel"], np.float64)
     logits = uneven["labs"] @ kernel + offset[uneven["group"]]
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = uneven["labs"].T @ (p - np.eye(3)[uneven["label"]]) / 8
@@ -359,8 +360,8 @@ def test_fair_mixup_adds_the_slope_between_two_groups(uneven, padding):
     uneven = uneven | {"weight": np.array([1.0] * (8 - padding) + [0.0] * padding, np.float32)}
     gradient, metrics = _gradient(_config("fair_mixup", objective__mixup_weight=3.0), uneven)
     plain, unmixed = _gradient(_config("soft_moe"), uneven)
-    kernel = np.asarray(linear_network().init(jax.random.key(1))["head/kernel"], np.float64)
-    t = float(fair_mixup.path_position(jax.random.fold_in(jax.random.key(0), 0), 1.0))  # seed 0, step 0
+    kernel = np.asarray(linear_network().init(1)["head/kernel"], np.float64)
+    t = float(fair_mixup.path_position(draws.fold_in(jax.random.key(0), 0), 1.0))  # seed 0, step 0
     assert metrics["train/mixup"] == pytest.approx(_mixup_by_hand(uneven, kernel, t), rel=1e-4)
     assert "train/mixup" not in unmixed
     assert metrics["train/loss"] == pytest.approx(float(unmixed["train/loss"]), rel=1e-6)
@@ -386,7 +387,7 @@ def test_fusing_the_tokens_of_the_network_is_the_network(mask_missing):
     config.fusion.mask_missing = mask_missing
     inputs = {name: INPUTS[name] for name in ("labs", "scan")}
     network = make_network(model_spec(config), inputs, 3, 3)
-    params, batch = network.init(jax.random.key(0)), _batch(1)
+    params, batch = network.init(0), _batch(1)
     params["block_0/group_router"] = jax.random.normal(jax.random.key(1), params["block_0/group_router"].shape)
     keys = jax.random.split(jax.random.key(2), 6)
     whole = network.apply(params, batch, gate="always", keys=keys)
@@ -429,8 +430,8 @@ def test_padding_and_unseen_combinations_count_nowhere(uneven):
 def _table_network() -> Network:
     """Logits that are one row of a table for each combination, the last one for those not seen in training."""
 
-    def init(key):
-        return {"table": jax.random.normal(key, (4, 3))}
+    def init(seed):
+        return {"table": jax.random.normal(jax.random.key(seed), (4, 3))}
 
     def apply(params, batch, *, gate, keys=None):
         del gate, keys
@@ -448,7 +449,7 @@ def test_hidden_samples_are_predicted_as_what_is_left_and_weighted_as_what_they_
         config = _config("soft_moe", train__hide_samples=share, train__hide_modalities=0.999)
         network, (stage,) = _table_network(), plan_stages(config, 100, INPUTS)
         step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(), masks=masks)
-        state = states.start(network.init(jax.random.key(0)), stage.is_frozen, optimizer, 0, ema=False)
+        state = states.start(network.init(0), stage.is_frozen, optimizer, 0, ema=False)
         after, metrics = _jitted(step)(state, batch)
         moved = np.abs(after.params["table"] - state.params["table"]).max(axis=1) > 1e-6
         found[share] = moved.tolist()
@@ -462,7 +463,7 @@ def test_distillation_pulls_towards_the_averaged_weights(uneven):
     network, (stage,) = linear_network(), plan_stages(config, 100, INPUTS)
     masks = np.array([[1, 1], [1, 0], [0, 1]], bool)
     step, optimizer = steps.composed(config, network, CELLS, stage, steps.descent(), masks=masks)
-    state = states.start(network.init(jax.random.key(1)), stage.is_frozen, optimizer, 0, ema=True)
+    state = states.start(network.init(1), stage.is_frozen, optimizer, 0, ema=True)
     teacher = {"head/kernel": state.params["head/kernel"] * 0.5 + 0.3 * jnp.arange(3.0)[None]}
     after, _ = _jitted(step)(state._replace(ema=teacher), uneven)
     gradient = np.asarray(state.params["head/kernel"] - after.params["head/kernel"])
@@ -496,7 +497,7 @@ def _small(method: str, **changes):
         return states.make_optimizer(lambda count: 0.1, dro=dro, **options)
 
     step, optimizer = steps.composed(config, network, CELLS, stage, make, decay=0.5)
-    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    params = random_params(network.shapes)
     state = states.start(params, stage.is_frozen, optimizer, 0, ema=True, seed=config.seed)
     return step, state
 

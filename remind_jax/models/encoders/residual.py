@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 from flax import nnx
 
+from remind_jax.models import initial
 from remind_jax.models.encoders.patch import PatchEncoder
 from remind_jax.models.pretrained import Tensor, as_is
 from remind_jax.ops import convolution, pixels
@@ -68,15 +67,21 @@ class _Unit(nnx.Module):
     """Weights of a convolution and its norm; `stack` puts those of several blocks in one array."""
 
     def __init__(
-        self, window: tuple[int, ...], channels: tuple[int, int], scale: float = 1.0, stack: tuple[int, ...] = ()
+        self,
+        window: tuple[int, ...],
+        channels: tuple[int, int],
+        rngs: nnx.Rngs,
+        scale: float = 1.0,
+        stack: tuple[int, ...] = (),
     ):
-        self.fan_in = math.prod(window) * channels[0]
-        self.kernel = nnx.Param(jnp.zeros((*stack, *window, *channels)))
-        norm = (*stack, channels[1])
-        self.scale = nnx.Param(jnp.full(norm, scale))
-        self.bias = nnx.Param(jnp.zeros(norm))
-        self.running_mean = nnx.BatchStat(jnp.zeros(norm))
-        self.running_variance = nnx.BatchStat(jnp.ones(norm))
+        # He's rule for the number of inputs, which keeps the size of activations.
+        kernel = initial.normal(math.sqrt(2.0 / (math.prod(window) * channels[0])))
+        self.kernel = initial.param(rngs, kernel, *stack, *window, *channels)
+        norm, zero, one = (*stack, channels[1]), initial.constant(0.0), initial.constant(1.0)
+        self.scale = initial.param(rngs, initial.constant(scale), *norm)
+        self.bias = initial.param(rngs, zero, *norm)
+        self.running_mean = nnx.BatchStat(initial.by(zero)(rngs.params(), norm))
+        self.running_variance = nnx.BatchStat(initial.by(one)(rngs.params(), norm))
 
     def weights(self) -> convolution.Unit:
         running = convolution.Statistics(self.running_mean[...], self.running_variance[...])
@@ -90,7 +95,7 @@ class _Unit(nnx.Module):
 class _Block(nnx.Module):
     """Weights of the first block of a stage, or of all its other blocks, which are alike, in stacked arrays."""
 
-    def __init__(self, dims: Dimensions, stage: int, stack: tuple[int, ...]):
+    def __init__(self, dims: Dimensions, stage: int, stack: tuple[int, ...], rngs: nnx.Rngs):
         axes, last = len(dims.stem), len(dims.windows) - 1
         width, after = dims.widths[stage], dims.leaving(stage)
         before = after if stack else dims.entering(stage)
@@ -100,10 +105,10 @@ class _Block(nnx.Module):
             # A zero scale makes a fresh block the identity (Goyal et al. 2017), so that a network without pretrained
             # weights is stable under running statistics that nobody has measured.
             scale = 0.0 if i == last else 1.0
-            unit = _Unit((side,) * axes, (widths[i], widths[i + 1]), scale, stack)
+            unit = _Unit((side,) * axes, (widths[i], widths[i + 1]), rngs, scale, stack)
             setattr(self, f"unit_{i}", unit)
         if not stack and dims.projects(stage):
-            self.shortcut = _Unit((1,) * axes, (before, after))
+            self.shortcut = _Unit((1,) * axes, (before, after), rngs)
 
     def weights(self) -> convolution.Block:
         path = tuple(getattr(self, f"unit_{i}").weights() for i in range(self.units))
@@ -119,11 +124,11 @@ class _Block(nnx.Module):
 class _Stage(nnx.Module):
     """A block that changes the shape, and the other blocks, which are alike, as stacked arrays."""
 
-    def __init__(self, dims: Dimensions, stage: int):
+    def __init__(self, dims: Dimensions, stage: int, rngs: nnx.Rngs):
         self.strides = (2 if stage else 1,) * len(dims.stem)
-        self.first = _Block(dims, stage, ())
+        self.first = _Block(dims, stage, (), rngs)
         if dims.blocks[stage] > 1:
-            self.rest = _Block(dims, stage, (dims.blocks[stage] - 1,))
+            self.rest = _Block(dims, stage, (dims.blocks[stage] - 1,), rngs)
 
     def __call__(self, x: jax.Array, normalise: convolution.Normalise) -> jax.Array:
         x, statistics = convolution.residual_block(x, self.first.weights(), self.strides, normalise)
@@ -144,19 +149,9 @@ class Trunk(nnx.Module):
 
     def __init__(self, dims: Dimensions, rngs: nnx.Rngs):
         self.dims = dims
-        self.stem = _Unit(dims.stem, (3, dims.stem_width))
+        self.stem = _Unit(dims.stem, (3, dims.stem_width), rngs)
         for i in range(len(dims.blocks)):
-            setattr(self, f"stage_{i}", _Stage(dims, i))
-        self._draw_kernels(rngs)
-
-    def _draw_kernels(self, rngs: nnx.Rngs) -> None:
-        """Draws all kernels by He's rule for the number of inputs, which keeps the size of activations."""
-        units = [module for _, module in nnx.iter_modules(self) if isinstance(module, _Unit)]
-        # One generator for all of them: one a kernel makes a program that takes ten times as long to compile.
-        ends = list(itertools.accumulate(unit.kernel.size for unit in units))
-        draws = jnp.split(jax.random.normal(rngs.params(), ends[-1:]), ends[:-1])
-        for unit, draw in zip(units, draws, strict=True):
-            unit.kernel[...] = math.sqrt(2.0 / unit.fan_in) * draw.reshape(unit.kernel.shape)
+            setattr(self, f"stage_{i}", _Stage(dims, i, rngs))
 
     def __call__(self, x: jax.Array, present: jax.Array | None = None, axis_name: str | None = None) -> jax.Array:
         """Computes the last feature map, [b, *positions, features], of normalised pixels, float [b, *positions, 3].
@@ -182,8 +177,7 @@ class Projection(nnx.Module):
 
     def __init__(self, dims: Dimensions, *, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
         self.dropout = dropout
-        kaiming = nnx.initializers.kaiming_normal()
-        self.project = nnx.Linear(dims.features, dims.adapter, kernel_init=kaiming, rngs=rngs)
+        self.project = initial.linear(dims.features, dims.adapter, rngs, gain=2.0)
         self.patches = PatchEncoder((dims.adapter,), tokens=tokens, width=width, hidden=0, dropout=0.0, rngs=rngs)
 
     def __call__(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:

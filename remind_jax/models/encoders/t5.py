@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from remind_jax.models import initial
 from remind_jax.models.pretrained import Tensor, single, stack
+from remind_jax.ops import draws
 from remind_jax.ops.transformer import attention, dropout, on_rows, relative_position_buckets, rms_norm, segment_means
 
 # layers, width, heads, head width, hidden width of each published or small size.
@@ -50,23 +52,26 @@ class T5Encoder(nnx.Module):
         self.heads, self.tokens, self.dropout, self.remat = shape["heads"], tokens, dropout, remat
 
         def normal(std: float, *dims: int) -> nnx.Param:
-            return nnx.Param(std * jax.random.normal(rngs.params(), dims))
+            return initial.param(rngs, initial.normal(std), *dims)
+
+        def ones(*dims: int) -> nnx.Param:
+            return initial.param(rngs, initial.constant(1.0), *dims)
 
         self.embedding = normal(1.0, vocabulary, d)
         self.position_bias = normal(d**-0.5, 32, self.heads)
-        self.attention_scale = nnx.Param(jnp.ones((layers, d)))
+        self.attention_scale = ones(layers, d)
         # T5 folds 1 / sqrt(k) into the initial query weights and leaves the scores unscaled.
         self.query = normal((d * shape["head_width"]) ** -0.5, layers, d, inner)
         self.key = normal(d**-0.5, layers, d, inner)
         self.value = normal(d**-0.5, layers, d, inner)
         self.output = normal(inner**-0.5, layers, inner, d)
-        self.feed_forward_scale = nnx.Param(jnp.ones((layers, d)))
+        self.feed_forward_scale = ones(layers, d)
         self.feed_in = normal(d**-0.5, layers, d, f)
         if gated:
             self.feed_gate = normal(d**-0.5, layers, d, f)
         self.feed_out = normal(f**-0.5, layers, f, d)
-        self.final_scale = nnx.Param(jnp.ones(d))
-        self.adapter = nnx.Linear(d, width, rngs=rngs)
+        self.final_scale = ones(d)
+        self.adapter = initial.linear(d, width, rngs)
 
     def encode(self, ids: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Returns the contextual vector of every token, int [b, length] -> [b, length, width of the encoder]."""
@@ -82,7 +87,7 @@ class T5Encoder(nnx.Module):
 
         def layer(x, inputs):
             index, (scale, query, key, value, output, ff_scale, feed_in, feed_out, *feed_gate) = inputs
-            layer_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            layer_keys = None if keys is None else draws.fold_in(keys, index)
             normed = rms_norm(x, scale)
             projected = (linear(normed, w) for w in (query, key, value))
             mixed = attention(*projected, heads=self.heads, scale=1.0, bias=bias, mask=mask)

@@ -9,7 +9,9 @@ from einops import rearrange
 from flax import nnx
 
 from remind_jax.errors import UserError
+from remind_jax.models import initial
 from remind_jax.models.pretrained import Tensor, single, stack
+from remind_jax.ops import draws
 from remind_jax.ops.pixels import IMAGENET, normalize
 from remind_jax.ops.transformer import attention, dropout, is_for_gpu, on_rows
 
@@ -48,27 +50,30 @@ class VitEncoder(nnx.Module):
         self.patch, self.heads, self.dropout, self.remat = patch, dims["heads"], dropout, remat
 
         def normal(std: float, *axes: int) -> nnx.Param:
-            return nnx.Param(std * jax.random.normal(rngs.params(), axes))
+            return initial.param(rngs, initial.normal(std), *axes)
 
         def zeros(*axes: int) -> nnx.Param:
-            return nnx.Param(jnp.zeros(axes))
+            return initial.param(rngs, initial.constant(0.0), *axes)
+
+        def ones(*axes: int) -> nnx.Param:
+            return initial.param(rngs, initial.constant(1.0), *axes)
 
         pixels = 3 * patch**2
         self.patch_kernel, self.patch_bias = normal(pixels**-0.5, pixels, d), zeros(d)
         self.class_token = zeros(d)
         self.tokens = 1 + shape[0] * shape[1] // patch**2
         self.position = normal(0.02, self.tokens, d)
-        self.attention_scale, self.attention_bias = nnx.Param(jnp.ones((layers, d))), zeros(layers, d)
+        self.attention_scale, self.attention_bias = ones(layers, d), zeros(layers, d)
         self.query, self.query_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
         self.key, self.key_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
         self.value, self.value_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
         self.output, self.output_bias = normal(d**-0.5, layers, d, d), zeros(layers, d)
-        self.feed_forward_scale, self.feed_forward_bias = nnx.Param(jnp.ones((layers, d))), zeros(layers, d)
+        self.feed_forward_scale, self.feed_forward_bias = ones(layers, d), zeros(layers, d)
         self.feed_in, self.feed_in_bias = normal((2 / (d + f)) ** 0.5, layers, d, f), zeros(layers, f)
         self.feed_out, self.feed_out_bias = normal((2 / (d + f)) ** 0.5, layers, f, d), zeros(layers, d)
-        self.final_scale, self.final_bias = nnx.Param(jnp.ones(d)), zeros(d)
+        self.final_scale, self.final_bias = ones(d), zeros(d)
         if d != width:
-            self.adapter = nnx.Linear(d, width, rngs=rngs)
+            self.adapter = initial.linear(d, width, rngs)
 
     def encode(self, pixels: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Returns tokens of normalised images, float [b, height, width, 3] -> [b, t, width of the encoder]."""
@@ -93,7 +98,7 @@ class VitEncoder(nnx.Module):
 
         def layer(x, inputs):
             index, p = inputs
-            layer_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            layer_keys = None if keys is None else draws.fold_in(keys, index)
 
             def linear(x, name):
                 return on_rows(lambda rows: rows @ p[name] + p[f"{name}_bias"][None], x)

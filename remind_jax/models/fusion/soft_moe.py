@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from remind_jax.models import initial
 from remind_jax.models.spec import FusionSpec
 from remind_jax.ops import routing, soft_moe
 from remind_jax.ops.transformer import attention, dropout, on_rows
@@ -56,18 +57,18 @@ class Route(NamedTuple):
     used: jax.Array
 
 
-def sinusoidal(num_groups: int, shape: tuple[int, ...]) -> jax.Array:
-    """Returns fixed sine and cosine patterns, one a group, so small that the shared router decides, [g, *shape]."""
-    size = math.prod(shape)
-    frequency = 10_000.0 ** (-2.0 * (jnp.arange(size) // 2).astype(jnp.float32) / size)
-    angle = (1.0 + jnp.arange(num_groups, dtype=jnp.float32))[:, None] * frequency[None]
-    wave = jnp.where(jnp.arange(size)[None] % 2 == 0, jnp.sin(angle), jnp.cos(angle))
-    return 0.02 * wave.reshape(num_groups, *shape)
+def sinusoidal(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns fixed sine and cosine patterns, one a group, so small that the shared router decides, [g, ...]."""
+    del generator
+    place = np.arange(math.prod(shape[1:]))
+    angle = (1.0 + np.arange(shape[0]))[:, None] * 10_000.0 ** (-2.0 * (place // 2) / len(place))[None]
+    wave = np.where(place[None] % 2 == 0, np.sin(angle), np.cos(angle))
+    return (0.02 * wave).astype(np.float32).reshape(shape)
 
 
 def normal(rngs: nnx.Rngs, fan_in: int, *dims: int) -> nnx.Param:
-    """Draws random weights that keep the size of their inputs."""
-    return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), dims))
+    """Declares random weights that keep the size of their inputs."""
+    return initial.param(rngs, initial.normal(fan_in**-0.5), *dims)
 
 
 def has_measured_gate(spec: FusionSpec) -> bool:
@@ -82,15 +83,15 @@ class FusionBlock(nnx.Module):
 
     def __init__(self, spec: FusionSpec, width: int, rngs: nnx.Rngs):
         self.spec = spec
-        self.attention_norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.moe_norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.query_key_value = nnx.Linear(width, 3 * width, rngs=rngs)
-        self.output = nnx.Linear(width, width, rngs=rngs)
+        self.attention_norm = initial.layer_norm(width, rngs)
+        self.moe_norm = initial.layer_norm(width, rngs)
+        self.query_key_value = initial.linear(width, 3 * width, rngs)
+        self.output = initial.linear(width, width, rngs)
 
     def _declare_experts(self, width: int, rngs: nnx.Rngs) -> None:
-        d, e, f = width, self.spec.experts, self.spec.hidden
-        self.expert_in, self.expert_in_bias = normal(rngs, d, e, d, f), nnx.Param(jnp.zeros((e, f)))
-        self.expert_out, self.expert_out_bias = normal(rngs, f, e, f, d), nnx.Param(jnp.zeros((e, d)))
+        d, e, f, zero = width, self.spec.experts, self.spec.hidden, initial.constant(0.0)
+        self.expert_in, self.expert_in_bias = normal(rngs, d, e, d, f), initial.param(rngs, zero, e, f)
+        self.expert_out, self.expert_out_bias = normal(rngs, f, e, f, d), initial.param(rngs, zero, e, d)
 
     @property
     def experts(self) -> soft_moe.Experts:
@@ -110,23 +111,18 @@ class SoftMoEBlock(FusionBlock):
 
     def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
         super().__init__(spec, width, rngs)
-        d, e, s = width, spec.experts, spec.slots
+        d, e, s, zero = width, spec.experts, spec.slots, initial.constant(0.0)
         self.router = normal(rngs, d, d, e, s)
-        self.router_scale = nnx.Param(jnp.asarray(spec.scale, jnp.float32))
+        self.router_scale = initial.param(rngs, initial.constant(spec.scale))
         if has_measured_gate(spec):
-            self.gate_threshold = nnx.Param(jnp.zeros(()))  # measured before group routers act
+            self.gate_threshold = initial.param(rngs, zero)  # measured before group routers act
         if spec.group_routers and spec.router_rank:
-            # Drawn apart from the stream, so that all other weights begin as they do without it. Only one of the two is
-            # zero, which makes routers the shared one at first: both would have no gradient.
-            apart = nnx.Rngs(params=jax.random.fold_in(rngs.params.key[...], rngs.params.count[...]))
-            self.group_router_in = normal(apart, d, num_modalities, d, spec.router_rank)
-            self.group_router_out = nnx.Param(jnp.zeros((num_modalities, spec.router_rank, e, s)))
+            # Only one of the two is zero, which makes routers the shared one at first: both would have no gradient.
+            self.group_router_in = normal(rngs, d, num_modalities, d, spec.router_rank)
+            self.group_router_out = initial.param(rngs, zero, num_modalities, spec.router_rank, e, s)
         elif spec.group_routers:
-            init = {
-                "zero": lambda: jnp.zeros((num_groups, d, e, s)),
-                "sinusoidal": lambda: sinusoidal(num_groups, (d, e, s)),
-            }
-            self.group_router = nnx.Param(init[spec.residual_init]())
+            rule = {"zero": zero, "sinusoidal": sinusoidal}[spec.residual_init]
+            self.group_router = initial.param(rngs, rule, num_groups, d, e, s)
         self._declare_experts(width, rngs)
 
     def _routers(self, tokens: Tokens, is_open: jax.Array, scale: jax.Array, normalize: bool) -> jax.Array:
@@ -146,23 +142,25 @@ class SoftMoEBlock(FusionBlock):
         is_open = routing.gate_is_open(plain, spec.gate_metric, threshold, spec.gate_granularity)
         return jnp.broadcast_to(is_open, plain.shape[:2])
 
-    def _logits(self, x: jax.Array, tokens: Tokens, gate: str) -> tuple[jax.Array, jax.Array]:
+    def _logits(self, x: jax.Array, tokens: Tokens, gate: str | jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns router logits [b, n, e, s] of tokens [b, n, d], and the share of tokens with an open gate [b]."""
         spec, normalize = self.spec, soft_moe.PRESETS[self.spec.preset].normalize
         scale = self.router_scale[...] if spec.learn_scale else jax.lax.stop_gradient(self.router_scale[...])
         shared = self.router[...]
         shared_only = scale * soft_moe.unit_length(shared, axis=0) if normalize else shared
-        if gate == "never":
+        if isinstance(gate, str) and gate == "never":
             return routing.token_logits(x, shared_only, normalize), jnp.zeros(x.shape[0])
 
         def grouped(is_open: jax.Array) -> jax.Array:
             return routing.token_logits(x, self._routers(tokens, is_open, scale, normalize), normalize)
 
         everywhere = jnp.ones(x.shape[0], bool)
-        if gate == "always":
+        if isinstance(gate, str) and gate == "always":
             return grouped(everywhere), jnp.ones(x.shape[0])
         plain = routing.token_logits(x, shared_only, normalize)
         is_open = self._gate_is_open(plain)
+        if not isinstance(gate, str):
+            is_open = is_open & gate
         open_rate = jnp.mean(is_open.astype(jnp.float32), axis=1)
         if spec.gate_granularity == "token":
             return jnp.where(is_open[:, :, None, None], grouped(everywhere), plain), open_rate
@@ -173,7 +171,7 @@ class SoftMoEBlock(FusionBlock):
         with jax.named_scope("router"):
             logits, open_rate = self._logits(x, tokens, gate)
             values = None
-            if gate == "never" and has_measured_gate(self.spec):
+            if isinstance(gate, str) and gate == "never" and has_measured_gate(self.spec):
                 values = routing.gate_values(logits, self.spec.gate_metric, self.spec.gate_granularity)
         mixed = soft_moe.soft_moe(x, logits, self.experts, soft_moe.PRESETS[self.spec.preset], mask)
         return Routed(dropout(mixed, keys, self.spec.dropout, salt=1), open_rate, gate_values=values)
@@ -195,7 +193,7 @@ class SoftMoEBlock(FusionBlock):
         return Route(self._logits(routed, tokens, "never")[0], self._logits(routed, tokens, gate)[0])
 
     def __call__(
-        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str, keys: jax.Array | None
+        self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str | jax.Array, keys: jax.Array | None
     ) -> Routed:
         """Fuses tokens [b, n, d]; `mask` [b, n] is False at those to hide, and random keys [b] turn dropout on."""
         base = 1.0 if self.spec.residual else 0.0

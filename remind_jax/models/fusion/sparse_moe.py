@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from remind_jax.errors import UserError
+from remind_jax.models import initial
 from remind_jax.models.fusion.soft_moe import FusionBlock, Routed, Tokens, normal
 from remind_jax.models.spec import FusionSpec
-from remind_jax.ops import sparse_moe
+from remind_jax.ops import draws, sparse_moe
 from remind_jax.ops.sparse_moe import TopExperts
 from remind_jax.ops.transformer import dropout
 
@@ -38,7 +39,7 @@ class SparseMoEBlock(FusionBlock):
         self.num_groups, self.num_modalities = num_groups, num_modalities
         routers = 1 if spec.routing == "joint" else num_modalities
         self.router = normal(rngs, width, routers, width, spec.experts)
-        self.noise_router = nnx.Param(jnp.zeros((routers, width, spec.experts)))
+        self.noise_router = initial.param(rngs, initial.constant(0.0), routers, width, spec.experts)
         self._declare_experts(width, rngs)
 
     def _by_router(self, x: jax.Array, owner: np.ndarray, function: Callable) -> jax.Array:
@@ -60,7 +61,7 @@ class SparseMoEBlock(FusionBlock):
             return clean, sparse_moe.top_experts(clean, spec.top_k)
         wide = self._by_router(x, owner, lambda x, i: jnp.einsum("bnd,de->bne", x, self.noise_router[i]))
         deviation = jax.nn.softplus(wide) + sparse_moe.LEAST_NOISE
-        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2), clean.shape[1:]))(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(draws.fold_in(keys, 2))
         return clean, sparse_moe.top_experts(clean, spec.top_k, noise, deviation)
 
     def _sums(self, clean: jax.Array, chosen: TopExperts, tokens: Tokens) -> dict[str, jax.Array]:
