@@ -37,8 +37,8 @@ _WRITERS = 2  # blocks at a time: kinds use all cores to decode one, as the othe
 class Column:
     """The prepared rows of one modality of a manifest; threads may share it."""
 
-    def __init__(self, folder: pathlib.Path, spec: InputSpec, places: np.ndarray, sums: list[int], share: files.Share):
-        """Takes the place of each row of the manifest, int [n], -1 where it is missing, and the rows' check sums."""
+    def __init__(self, folder: pathlib.Path, spec: InputSpec, places: np.ndarray, sums: np.ndarray, share: files.Share):
+        """Takes the place of each row of the manifest, int [n], -1 where it is missing, and check sums by place."""
         self.folder, self._spec, self._places, self._sums, self._share = folder, spec, places, sums, share
         self._file = os.open(folder / _VALUES, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
@@ -127,7 +127,7 @@ def _prepare(
                 if not folder.exists():
                     read = functools.partial(_read_unchanged, manifest, name, preprocessor.readers(manifest)[name])
                     _write(folder, rows, fitted.spec, read, part, resume=lock.held)
-    places = np.full(manifest.table.height, -1)
+    places = np.full(manifest.table.height, -1, np.int32)
     places[rows] = np.arange(len(rows))
     return _open(folder, rows, fitted.spec, places, files.Share(cache_dir / f"{folder.name}.lock"))
 
@@ -209,6 +209,7 @@ class _Writer:
         self._bytes = [0] * len(self.blocks)  # of the records
         self._values, self._place, self._spec, self._read = folder / _VALUES, folder / _NAME / _VERSION, spec, read
         self._place.mkdir(parents=True, exist_ok=True)
+        files.write_at(self._values, 0, b"")  # a modality may have no rows
         version = tfds.core.Version(_VERSION)
         identity = tfds.core.DatasetIdentity(_NAME, version, data_dir=str(self._place), module_name=__name__)
         self._features = tfds.features.FeaturesDict(
@@ -287,7 +288,7 @@ def _open(folder: pathlib.Path, rows: np.ndarray, spec: InputSpec, places: np.nd
         found, sums = (np.concatenate([record[key] for record in records]) for key in ("row", "crc32"))
         size = len(rows) * math.prod(spec.shape) * spec.dtype.itemsize
         if np.array_equal(found, rows) and (folder / _VALUES).stat().st_size == size:
-            return Column(folder, spec, places, sums.tolist(), share)
+            return Column(folder, spec, places, sums.astype(np.uint32), share)
     except PermissionError as error:
         raise UserError(f"cannot read the prepared data in {folder}: choose a cache folder of your own") from error
     except Exception as error:  # the readers of TFDS, protobuf and array_record have no common one

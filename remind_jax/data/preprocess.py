@@ -16,7 +16,7 @@ from remind_jax.data.schema import InputSpec
 # (rows of a manifest, int [n], in any order) -> what a model receives of a modality, zeros where it is missing
 Reader = Callable[[np.ndarray], np.ndarray]
 
-_BLOCK = 1024  # rows read and encoded at a time
+_BLOCK = 4096  # rows read and encoded at a time
 _BLOCK_BYTES = 32 * 2**20  # of inputs; images and volumes make blocks shorter
 
 

@@ -304,14 +304,14 @@ def test_files_of_a_manifest_in_memory_are_checked(tmp_path):
 
 
 def test_blocks_shrink_with_the_size_of_the_pixels():
-    rows = np.arange(3000)
+    rows = np.arange(9000)
 
     def sizes(kind, shape):
         cut = preprocess.blocks(rows, KINDS[kind].spec(shape))
         np.testing.assert_array_equal(np.concatenate(cut), rows)
         return len(cut[0])
 
-    assert sizes("image", (8, 8, 3)) == sizes("text", (16,)) == 1024
+    assert sizes("image", (8, 8, 3)) == sizes("text", (16,)) == 4096
     assert sizes("volume", (4, 224, 224, 3)) == 32 * 2**20 // (4 * 224 * 224 * 3)
     assert sizes("text", (2**14,)) == 512  # whose ids have 4 bytes
     assert sizes("volume", (100, 1000, 1000, 3)) == 1
