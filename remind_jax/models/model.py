@@ -252,8 +252,8 @@ class Model(nnx.Module):
         """Runs the network on a batch.
 
         Args:
-          batch: the input of every modality under its name, or stored features under `STORED` and its name; `present`
-            bool [b, m] and `group` int [b].
+          batch: the input of every modality under its name, of some samples with `SOURCE`, or stored features under
+            `STORED` and its name; `present` bool [b, m] and `group` int [b].
           gate: whether group routers act: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
           statistics: whether batch norms of encoders use the statistics of this batch and update the running ones.

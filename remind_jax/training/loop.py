@@ -249,7 +249,7 @@ class Trainer:
         # What samples predict unhidden is asked of the whole batch, which is not dealt out to parts.
         if parts > 1 and self.objective.distills:
             return pipeline.all_inputs
-        forecast = copy.copy(self.sampler)
+        forecast = copy.deepcopy(self.sampler)  # which a record may be restored into in place
         forecast.restore(self._unobserved)
         steps, blocks = range(stage.start, stage.stop), present.Blocks(len(self.devices), parts)
         return self.model.rows.of_training(store, forecast.order, steps, size, blocks, devices.own_rows(size))

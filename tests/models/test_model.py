@@ -511,8 +511,7 @@ def _spread_setup() -> tuple[Any, dict[str, jax.Array], dict[str, np.ndarray]]:
     return network, params, batch
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"resting": True}, {"statistics": True}], ids=str)
+@pytest.mark.parametrize(("blocks", "options"), [(1, {}), (2, {"resting": True}), (2, {"statistics": True})], ids=str)
 def test_encoders_that_run_on_present_samples_give_the_numbers_of_all(blocks: int, options: dict[str, bool]) -> None:
     """Logits, features, statistics and gradients, with dropout, and room for absent samples in some blocks."""
     network, params, batch = _spread_setup()
