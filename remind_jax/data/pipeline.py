@@ -82,11 +82,6 @@ class Store:
     def __len__(self) -> int:
         return len(self.columns["row"])
 
-    @property
-    def streams(self) -> bool:
-        """Tells whether rows are read when a batch asks for them."""
-        return any(isinstance(modality, Read) for modality in self._modalities.values())
-
     def take(self, positions: np.ndarray, inputs: Mapping[str, np.ndarray] = _ALL) -> Batch:
         """The rows at `positions` (int [b], places in the split), in this order, repeats allowed; `weight` if stored.
 
