@@ -114,21 +114,20 @@ def make_store(
     columns = decode(manifest, rows, labels=labels, modalities=())
     columns["group"] = groups.index(columns["present"])
     streamed = {name: Read(readers[name], rows) for name in inputs}
-    have = {name: np.flatnonzero(present) for name, present in zip(inputs, columns["present"].T, strict=True)}
-    sizes = [max(1, len(have[name])) * math.prod(spec.shape) * spec.dtype.itemsize for name, spec in inputs.items()]
+    present = dict(zip(inputs, columns["present"].T, strict=True))
+    sizes = [max(1, present[name].sum()) * math.prod(spec.shape) * spec.dtype.itemsize for name, spec in inputs.items()]
     if sum(sizes) + sum(column.nbytes for column in columns.values()) > memory_gib * 2**30:
         return Store(columns, streamed)
-    return Store(columns, {name: _loaded(streamed[name], have[name], spec) for name, spec in inputs.items()})
+    return Store(columns, {name: _loaded(streamed[name], present[name], spec) for name, spec in inputs.items()})
 
 
-def _loaded(modality: Read, have: np.ndarray, spec: InputSpec) -> Kept:
-    """Reads a modality of the rows that have it, int [k], into memory."""
-    values = np.zeros((max(1, len(have)), *spec.shape), spec.dtype)  # nobody fills the row of one that is nowhere
-    done = 0
-    for block in blocks(have, spec) if len(have) else ():
-        values[done : done + len(block)] = modality.take(block)
-        done += len(block)
-    return Kept(values, places(np.isin(np.arange(len(modality.rows)), have)))
+def _loaded(modality: Read, present: np.ndarray, spec: InputSpec) -> Kept:
+    """Reads a modality into memory, of the rows that have it, bool [n]."""
+    kept, at = places(present), np.flatnonzero(present)
+    values = np.zeros((max(1, len(at)), *spec.shape), spec.dtype)  # nobody fills the row of one that is nowhere
+    for block in blocks(at, spec):
+        values[kept[block]] = modality.take(block)
+    return Kept(values, kept)
 
 
 def new_store(manifest: Manifest, preprocessor: Preprocessor, groups: Groups) -> Store:
