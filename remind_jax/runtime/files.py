@@ -221,11 +221,9 @@ def reserve(file: pathlib.Path) -> None:
 
 def write_at(file: pathlib.Path, start: int, content: bytes) -> None:
     """Writes bytes into a file from byte `start` on, beside what else is in it; makes it where there is none."""
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb", buffering=0) as opened:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as opened:
         opened.seek(start)
-        left = memoryview(content)
-        while left:
-            left = left[opened.write(left) :]
+        opened.write(content)
 
 
 def open_unnamed() -> tuple[IO[bytes], pathlib.Path]:
