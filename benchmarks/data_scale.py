@@ -115,8 +115,9 @@ def measure(given: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         found = list(pool.map(lambda _: _read(folder, 0, 1e-6), range(processes)))
     slowest = max(found, key=lambda x: x["seconds"]["prepare"])
-    shards = [path for path in (folder / "cache").rglob("*.array_record*") if path.is_file()]
-    about |= {"shards": len(shards), "shards_mib": sum(path.stat().st_size for path in shards) >> 20}
+    files = [path for path in (folder / "cache").rglob("*") if path.is_file()]
+    about |= {"shards": sum(".array_record" in path.name for path in files)}
+    about |= {"shards_mib": sum(path.stat().st_size for path in files) >> 20}
     records = [about | {"part": "prepare", "processes": processes} | slowest]
     for part, count, memory in (("shards", steps, 1e-6), ("memory", 5 * steps, 8.0)):
         if steps:

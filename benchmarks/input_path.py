@@ -13,7 +13,8 @@ import numpy as np
 from remind_jax.data import builder, pipeline, samplers
 from remind_jax.data.groups import Groups
 from remind_jax.data.kinds.kind import FitOptions
-from remind_jax.data.preprocess import Preprocessor
+from remind_jax.data.manifest import Manifest
+from remind_jax.data.preprocess import Preprocessor, Reader
 from remind_jax.data.reading import read_manifest
 
 SAMPLES, BATCH, STEPS = 256, 32, 20
@@ -65,23 +66,22 @@ def _folder() -> pathlib.Path:
 
 
 @functools.cache
-def _prepared(kind: str) -> tuple[builder.Source, np.ndarray, np.ndarray, Preprocessor, Groups]:
+def _prepared(kind: str) -> tuple[Manifest, dict[str, Reader], Preprocessor, Groups]:
     folder = _folder() / kind
     folder.mkdir()
     _write(folder, kind)
     manifest = read_manifest(folder)
-    rows = np.arange(SAMPLES)
-    preprocessor = Preprocessor.fit(manifest, rows, FitOptions(512, 4_000))
+    preprocessor = Preprocessor.fit(manifest, np.arange(SAMPLES), FitOptions(512, 4_000))
     groups = Groups.fit(manifest.presence, ["m"], tail_below=0.15, tail=())
-    return builder.prepare(manifest, _folder() / "cache"), rows, manifest.presence, preprocessor, groups
+    columns = builder.prepare(manifest, preprocessor, _folder() / "cache")
+    return manifest, {name: column.read for name, column in columns.items()}, preprocessor, groups
 
 
 def reader(kind: str, memory_gib: float, threads: int) -> Callable[[], int]:
     """Reads `STEPS` batches of `BATCH` samples of a kind and counts the samples."""
-    source, rows, presence, preprocessor, groups = _prepared(kind)
-    store = pipeline.make_store(
-        functools.partial(builder.read, source), rows, presence, preprocessor, groups, memory_gib=memory_gib
-    )
+    manifest, readers, preprocessor, groups = _prepared(kind)
+    rows = np.arange(SAMPLES)
+    store = pipeline.make_store(manifest, rows, readers, preprocessor.inputs, groups, memory_gib=memory_gib)
     order = samplers.shuffled(0, SAMPLES)
 
     def call() -> int:

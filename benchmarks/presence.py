@@ -67,7 +67,7 @@ def _made(name: str, size: setups.Size) -> _Set:
     image = "resnet_small" if name == "FPRM" else "vit_small"
     fusion = {"heads": size.h, "experts": size.e, "hidden": size.f}
     spec = setups.make_spec(fusion, width=size.d, tokens=size.t, image_encoder=image, imputation="group")
-    return _Set(inputs, pipeline.MemoryStore(arrays, kept), make_network(spec, inputs, size.g, setups.CLASSES))
+    return _Set(inputs, pipeline.Store(arrays, kept), make_network(spec, inputs, size.g, setups.CLASSES))
 
 
 def step(size: setups.Size, name: str, encode: str) -> tuple[Callable[[], Any], dict[str, Any]]:

@@ -1,84 +1,139 @@
-"""Prepared data: any manifest as array_record shards, written once and read by row number.
+"""Prepared data: what a model receives of each modality, made once, and read by row number.
 
-The shards hold the raw columns of `manifest.decode`, so that one preparation serves every split, seed and option.
-TFDS describes and reads them. They are written here and not by a `GeneratorBasedBuilder`: rows keep the manifest's
-order and stream, whereas that one shuffles on disk and reaches for TensorFlow as soon as the records exceed 1 GB.
+A file holds the encoded rows of one modality, of the samples that have it, one behind the other: ids of tokens,
+features, pixels of the size in use. A batch takes its rows out of it and has nothing left to decode. TFDS describes and
+reads what is known of them: of each block the numbers of its rows and their check sums, one array_record shard a block,
+written when the block's rows are. The shards are written here and not by a `GeneratorBasedBuilder`, which shuffles on
+disk, knows no other place for values and reaches for TensorFlow as soon as the records exceed 1 GB.
 """
 
+import concurrent.futures
 import contextlib
-import dataclasses
 import errno
-import json
+import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from remind_jax.data import files as data_files
 from remind_jax.data import manifest as manifest_lib
+from remind_jax.data.preprocess import Preprocessor, Reader, blocks
+from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.runtime import files, progress
 
-_NAME, _SPLIT = "manifest", "samples"  # TFDS reserves the split name "all"
+_NAME, _SPLIT = "modality", "blocks"  # TFDS reserves the split name "all"
 _SHARD = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # names of files, as TFDS writes them down
-_VERSION = "1.0.0"  # of what the shards hold; raise it whenever `decode` or the features change
-_BLOCK = 1024  # rows decoded or read at a time, fewer where pixels are many
-_BLOCK_BYTES = 64 * 2**20  # of pixels in such a block
-_SHARD_BYTES = 64 * 2**20  # about what a shard holds
+_VERSION = "2.0.0"  # of what the files hold; raise it whenever `decode`, encoding or the records change
+_VALUES = "values"  # the file of the rows
+_WRITERS = 2  # blocks at a time: kinds use all cores to decode one, as the other is encoded, summed and written
 
 
-@dataclasses.dataclass(frozen=True)
 class Column:
-    """One raw column: its name in `decode`, the shape of one row's value, and its numpy dtype (`object` is str)."""
+    """The prepared rows of one modality of a manifest; threads may share it."""
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+    def __init__(self, folder: pathlib.Path, spec: InputSpec, places: np.ndarray, sums: np.ndarray, share: files.Share):
+        """Takes the place of each row of the manifest, int [n], -1 where it is missing, and check sums by place."""
+        self.folder, self._spec, self._places, self._sums, self._share = folder, spec, places, sums, share
+        self._is_sound = np.zeros(len(sums), bool)  # of rows that this process has read before
+        self._file = os.open(folder / _VALUES, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the modality of some rows of the manifest, int [n], in any order, repeats allowed: [n, *spec.shape].
+
+        It is zero in rows that lack it. Raises UserError: the file was cut, cannot be read any more, or holds another
+        row than was written, which is looked at when this process first reads one.
+        """
+        values = np.zeros((len(rows), *self._spec.shape), self._spec.dtype)
+        places = self._places[rows]
+        for i in np.flatnonzero(places >= 0).tolist():
+            self._read_into(values[i], int(places[i]))
+        return values
+
+    def _read_into(self, value: np.ndarray, place: int) -> None:
+        """Not by mapping the file: a disk that fails would end the process by a signal."""
+        try:
+            count = os.preadv(self._file, [value], place * value.nbytes)
+        except OSError as error:
+            raise _damaged(self.folder) from error
+        # Summing takes longer than reading what the system has in memory, so each row is summed once.
+        if count != value.nbytes or not (self._is_sound[place] or zlib.crc32(value) == self._sums[place]):
+            raise _damaged(self.folder)
+        self._is_sound[place] = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Prepared rows of one manifest; record i is row i of the manifest."""
+def prepare(
+    manifest: manifest_lib.Manifest,
+    preprocessor: Preprocessor,
+    cache_dir: pathlib.Path,
+    *,
+    bar: progress.Silent | None = None,
+) -> dict[str, Column]:
+    """Writes what models receive of each modality, unless the cache has it, and opens it; by name, in declared order.
 
-    folder: pathlib.Path  # where the shards lie
-    columns: tuple[Column, ...]  # the raw columns, in the order of the records' features
-    records: Any  # random access to the serialized rows
-    share: files.Share  # keeps `forget` from them
+    A modality lies in `<cache_dir>/<start of the manifest's digest>-<digest of what was fitted>-<version>/`: other
+    seeds, tokenizers, sizes and windows have folders of their own, and share those of modalities that are the same. It
+    is written to a temporary folder that is renamed when it is complete, so a preparation that is killed leaves nothing
+    that could be taken for data. Of several processes that prepare the same at once, on any machines that share the
+    cache, one writes and the others wait for it; when it dies the next one keeps its whole blocks and makes the rest,
+    where the cache has locks. The folder is readable by its owner only.
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-
-def prepare(manifest: manifest_lib.Manifest, cache_dir: pathlib.Path, *, bar: progress.Silent | None = None) -> Source:
-    """Writes the manifest's rows as shards, unless the cache has them, and opens them.
-
-    The shards lie in `<cache_dir>/<start of the manifest's digest>-<version>/`. They are written to a temporary folder
-    that is renamed when it is complete, so a preparation that is killed leaves nothing that could be taken for data. Of
-    several processes that prepare the same at once, on any machines that share the cache, one writes and the others
-    wait for it; when it dies the next one keeps its whole shards and makes the rest, where the cache has locks. The
-    folder is readable by its owner only.
-
-    The bar counts the rows written, of all rows, and says when another process is waited for.
+    The bar counts the inputs written, of all inputs, and says when another process is waited for.
 
     Raises UserError: the cache cannot be written, is full, or holds a damaged folder; or the manifest has no rows.
     """
-    rows, bar = manifest.table.height, bar or progress.Silent()
-    if rows == 0:
+    if manifest.table.height == 0:
         raise UserError("the manifest has no rows, so there is nothing to prepare")
-    cache_dir = pathlib.Path(cache_dir)
-    folder = cache_dir / f"{manifest.digest[:16]}-{_VERSION}"
+    columns, bar = {}, bar or progress.Silent()
+    done, total = 0, int(manifest.presence.sum())
+    for j, name in enumerate(preprocessor.fitted):
+        rows = np.flatnonzero(manifest.presence[:, j])
+        columns[name] = _prepare(manifest, preprocessor, name, rows, pathlib.Path(cache_dir), _Part(bar, done, total))
+        done += len(rows)
+    return columns
+
+
+class _Part:
+    """A bar's part for one modality: what came before it, and what there is in all."""
+
+    def __init__(self, bar: progress.Silent, before: int, total: int):
+        self.bar, self._done, self._total = bar, before, total
+
+    def count(self, more: int) -> None:
+        self._done += more
+        self.bar.count(self._done, self._total)
+
+
+def _prepare(
+    manifest: manifest_lib.Manifest,
+    preprocessor: Preprocessor,
+    name: str,
+    rows: np.ndarray,
+    cache_dir: pathlib.Path,
+    part: _Part,
+) -> Column:
+    """Writes one modality, of the rows that have it, int [k], unless it is there, and opens it."""
+    fitted = preprocessor.fitted[name]
+    key = files.config_digest({"name": name, "kind": fitted.spec.kind, "fitted": fitted.to_dict()})
+    folder = cache_dir / f"{manifest.digest[:16]}-{key}-{_VERSION}"
     if not folder.exists():
         with _disk_errors(cache_dir, manifest.root):
             files.make_folder(cache_dir, private=True)
-            with files.lock(cache_dir / f"{folder.name}.lock", busy=_waiting(bar)) as lock:
+            with files.lock(cache_dir / f"{folder.name}.lock", busy=_waiting(part.bar)) as lock:
                 if lock.held:
                     files.remove_unfinished(folder)
                 if not folder.exists():
-                    _write(manifest, folder, bar, resume=lock.held)
-    return _open(folder, rows, files.Share(cache_dir / f"{folder.name}.lock"))
+                    read = functools.partial(_read_unchanged, manifest, name, preprocessor.readers(manifest)[name])
+                    _write(folder, rows, fitted.spec, read, part, resume=lock.held)
+    places = np.full(manifest.table.height, -1, np.int32)
+    places[rows] = np.arange(len(rows))
+    return _open(folder, rows, fitted.spec, places, files.Share(cache_dir / f"{folder.name}.lock"))
 
 
 def features_name(data: str, digest: str) -> str:
@@ -102,23 +157,6 @@ def _remove_unused(folder: pathlib.Path, locks: Iterable[pathlib.Path]) -> None:
             files.remove_folder(folder)
 
 
-def read(source: Source, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """Reads rows in bulk: what `manifest.decode` gives for `positions`, int [b], in any order, repeats allowed.
-
-    Raises UserError: a shard is damaged.
-    """
-    positions, columns = np.asarray(positions, dtype=np.int64), {}
-    try:
-        examples = _examples(source, positions)
-        for j, column in enumerate(source.columns):
-            columns[column.name] = _stack(examples, f"c{j}", column, len(positions))
-    except Exception as error:  # array_record and protobuf have no common one
-        raise _damaged(source.folder) from error
-    if not np.array_equal(columns.get("row"), positions):
-        raise _damaged(source.folder)
-    return columns
-
-
 def _waiting(bar: progress.Silent) -> Callable[[], None]:
     """Makes what a process shows as long as another one writes."""
     said: list[str] = []
@@ -132,108 +170,105 @@ def _waiting(bar: progress.Silent) -> Callable[[], None]:
     return show
 
 
-def _write(manifest: manifest_lib.Manifest, folder: pathlib.Path, bar: progress.Silent, resume: bool) -> None:
-    """Writes the rows block by block into a folder that appears when it is complete.
-
-    With `resume` it goes on after the whole shards of a writer that was killed or stopped.
-    """
-    rows, block = manifest.table.height, _block(modality.shape for modality in manifest.schema.modalities)
-    first = manifest_lib.decode(manifest, np.arange(min(block, rows)))
-    columns = tuple(Column(name, value.shape[1:], value.dtype.name) for name, value in first.items())
-    shard_rows = _shard_rows(rows, first)
-    del first
-    with _content_if_there(), files.whole_folder(folder, private=True, resume=resume) as temporary:
-        writer = _Writer(temporary / _NAME / _VERSION, columns, shard_rows, rows)
-        for start in range(writer.rows, rows, block):
-            stop = min(start + block, rows)
-            raw = manifest_lib.decode(manifest, np.arange(start, stop))
-            _check_files(manifest, start, stop)
-            _add(writer, columns, raw, stop - start)
-            bar.count(stop, rows)
-        writer.close()
-        described = [dataclasses.asdict(column) for column in columns]
-        files.write_text(temporary / "columns.json", json.dumps(described, indent=1))
-
-
-def _check_files(manifest: manifest_lib.Manifest, start: int, stop: int) -> None:
-    """Refuses files that have changed since their digests were taken, under which their rows would be found again."""
-    for column in (modality.columns[0] for modality in manifest.schema.modalities if modality.stored == "file"):
-        for cell in manifest.table[column][start:stop].drop_nulls().unique().to_list():
+def _read_unchanged(manifest: manifest_lib.Manifest, name: str, read: Reader, rows: np.ndarray) -> np.ndarray:
+    """Reads rows; refuses files that have changed since their digests were taken, under which they would be found."""
+    values = read(rows)
+    paths = [each.columns[0] for each in manifest.schema.modalities if each.name == name and each.stored == "file"]
+    for column in paths:
+        for cell in manifest.table[column].gather(rows).unique().to_list():
             known = manifest.files.get(cell)
             if known and data_files.load(manifest.root, cell, data_files.record) != known:
                 raise UserError(f"a file of column {column!r} has changed meanwhile: give the same command again")
+    return values
+
+
+def _write(folder: pathlib.Path, rows: np.ndarray, spec: InputSpec, read: Reader, part: _Part, resume: bool) -> None:
+    """Writes rows block by block into a folder that appears when it is complete.
+
+    With `resume` it keeps the whole blocks of a writer that was killed or stopped.
+    """
+    with _content_if_there(), files.whole_folder(folder, private=True, resume=resume) as temporary:
+        writer = _Writer(temporary, rows, spec, read)
+        with (
+            concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool,
+            # Closing it is what leaves out the blocks that are not begun when one has failed.
+            contextlib.closing(pool.map(writer.write, range(len(writer.blocks)))) as written,
+        ):
+            for count in written:
+                part.count(count)
+        writer.close()
 
 
 class _Writer:
-    """Writes array_record shards of so many rows each, as TFDS reads them, after the whole ones that are there.
+    """Writes the rows of one modality, and array_record shards of one record a block as TFDS reads them.
 
-    The same rows are the same bytes in every process, which TFDS's own writer does not promise. `rows` are written.
+    The same rows are the same bytes in every process, which TFDS's own writer does not promise.
     """
 
-    def __init__(self, place: pathlib.Path, columns: tuple[Column, ...], shard_rows: int, rows: int):
+    def __init__(self, folder: pathlib.Path, rows: np.ndarray, spec: InputSpec, read: Reader):
         import tensorflow_datasets as tfds
 
+        self.blocks, size = blocks(rows, spec), math.prod(spec.shape) * spec.dtype.itemsize
+        self._starts = np.cumsum([0, *map(len, self.blocks)]) * size  # of the blocks among the values, in bytes
+        self._bytes = [0] * len(self.blocks)  # of the records
+        self._values, self._place, self._spec, self._read = folder / _VALUES, folder / _NAME / _VERSION, spec, read
+        self._place.mkdir(parents=True, exist_ok=True)
+        files.write_at(self._values, 0, b"")  # a modality may have no rows
         version = tfds.core.Version(_VERSION)
-        identity = tfds.core.DatasetIdentity(name=_NAME, version=version, data_dir=str(place), module_name=__name__)
-        self._features = tfds.features.FeaturesDict({f"c{j}": _feature(column) for j, column in enumerate(columns)})
+        identity = tfds.core.DatasetIdentity(_NAME, version, data_dir=str(self._place), module_name=__name__)
+        self._features = tfds.features.FeaturesDict(
+            {name: tfds.features.Tensor(shape=(None,), dtype=np.int64) for name in ("row", "crc32")}
+        )
         self._info = tfds.core.DatasetInfo(builder=identity, features=self._features)
         self._serializer = tfds.core.ExampleSerializer(self._features.get_serialized_info())
-        self._place, self._shard_rows, self._shard = place, shard_rows, None
-        place.mkdir(parents=True, exist_ok=True)
-        self._lengths, self._num_bytes = _whole_shards(place, shard_rows, rows)
+        for file in sorted(self._place.glob("*.array_record-*"))[len(self.blocks) :]:  # of a writer with more blocks
+            file.unlink()
 
-    @property
-    def rows(self) -> int:
-        return sum(self._lengths)
+    def write(self, number: int) -> int:
+        """Writes a block, unless it is there whole, and returns how many rows it has."""
+        self._bytes[number] = len(self._kept(number) or self._made(number))
+        return len(self.blocks[number])
 
-    def add(self, example: dict[str, Any]) -> None:
+    def _kept(self, number: int) -> bytes:
+        """Returns the record of a block of which all rows are there; nothing where it was cut or is another one's."""
+        stored, shape = _records(self._shard(number)), (len(self.blocks[number]), *self._spec.shape)
+        if len(stored) != 1 or self._values.stat().st_size < self._starts[number + 1]:
+            return b""
+        values = np.fromfile(self._values, self._spec.dtype, math.prod(shape), offset=self._starts[number])
+        return stored[0] if stored[0] == self._record(number, values.reshape(shape)) else b""
+
+    def _made(self, number: int) -> bytes:
         from array_record.python import array_record_module
 
-        record = self._serializer.get_tf_example(self._features.encode_example(example))
-        record = record.SerializeToString(deterministic=True)
-        if self._shard is None:
-            file = _shard_file(self._place, len(self._lengths))
-            self._shard = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
-            self._lengths.append(0)
-        self._shard.write(record)
-        self._lengths[-1] += 1
-        self._num_bytes += len(record)
-        if self._lengths[-1] == self._shard_rows:
-            self._close_shard()
+        rows = self.blocks[number]
+        values = np.ascontiguousarray(self._read(rows))
+        if (values.shape, values.dtype) != ((len(rows), *self._spec.shape), self._spec.dtype):
+            raise TypeError("rows are not of the shape and type that were fitted")
+        files.write_at(self._values, self._starts[number], values.tobytes())
+        record = self._record(number, values)
+        with contextlib.closing(
+            array_record_module.ArrayRecordWriter(str(self._shard(number)), "group_size:1")
+        ) as shard:
+            shard.write(record)
+        return record
 
-    def _close_shard(self) -> None:
-        if self._shard is not None:
-            self._shard.close()
-            self._shard = None
+    def _record(self, number: int, values: np.ndarray) -> bytes:
+        example = {"row": self.blocks[number], "crc32": np.array([zlib.crc32(value) for value in values], np.int64)}
+        found = self._serializer.get_tf_example(self._features.encode_example(example))
+        return found.SerializeToString(deterministic=True)
+
+    def _shard(self, number: int) -> pathlib.Path:
+        return self._place / f"{_NAME}-{_SPLIT}.array_record-{number:05}"
 
     def close(self) -> None:
         """Writes what TFDS must know of the shards."""
         import tensorflow_datasets as tfds
 
-        self._close_shard()
         self._info.set_file_format("array_record")
         template = tfds.core.ShardedFileTemplate(self._place, _SHARD, _NAME, _SPLIT, "array_record")
-        split = tfds.core.SplitInfo(_SPLIT, self._lengths, self._num_bytes, template)
+        split = tfds.core.SplitInfo(_SPLIT, [1] * len(self.blocks), sum(self._bytes), template)
         self._info.set_splits(tfds.core.SplitDict([split]))
         self._info.write_to_directory(self._place)
-
-
-def _shard_file(place: pathlib.Path, number: int) -> pathlib.Path:
-    return place / f"{_NAME}-{_SPLIT}.array_record-{number:05}"
-
-
-def _whole_shards(place: pathlib.Path, shard_rows: int, rows: int) -> tuple[list[int], int]:
-    """Finds the first shards that hold all their rows, and removes the others; returns their lengths and bytes."""
-    lengths, num_bytes = [], 0
-    for number in range(-(-rows // shard_rows)):
-        records = _records(_shard_file(place, number))
-        if len(records) != min(shard_rows, rows - sum(lengths)):
-            break
-        lengths.append(len(records))
-        num_bytes += sum(map(len, records))
-    for file in sorted(place.glob("*.array_record-*"))[len(lengths) :]:
-        file.unlink()
-    return lengths, num_bytes
 
 
 def _records(file: pathlib.Path) -> list[bytes]:
@@ -247,13 +282,22 @@ def _records(file: pathlib.Path) -> list[bytes]:
         return []
 
 
-def _add(writer: _Writer, columns: tuple[Column, ...], raw: dict[str, np.ndarray], rows: int) -> None:
-    """Adds rows to the shards. A row that TFDS cannot encode is in the text of its error, which is kept back."""
-    for i in range(rows):
-        try:
-            writer.add({f"c{j}": raw[column.name][i] for j, column in enumerate(columns)})
-        except (AttributeError, TypeError, ValueError):
-            raise TypeError("a row is not of the shapes and types of the first ones") from None
+def _open(folder: pathlib.Path, rows: np.ndarray, spec: InputSpec, places: np.ndarray, share: files.Share) -> Column:
+    """Opens a complete folder and checks that it holds the rows, int [k]."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder / _NAME / _VERSION)
+        records = list(builder.as_data_source(_SPLIT))
+        found, sums = (np.concatenate([record[key] for record in records]) for key in ("row", "crc32"))
+        size = len(rows) * math.prod(spec.shape) * spec.dtype.itemsize
+        if np.array_equal(found, rows) and (folder / _VALUES).stat().st_size == size:
+            return Column(folder, spec, places, sums.astype(np.uint32), share)
+    except PermissionError as error:
+        raise UserError(f"cannot read the prepared data in {folder}: choose a cache folder of your own") from error
+    except Exception as error:  # the readers of TFDS, protobuf and array_record have no common one
+        raise _damaged(folder) from error
+    raise _damaged(folder)
 
 
 @contextlib.contextmanager
@@ -264,73 +308,6 @@ def _content_if_there() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-
-
-def _shard_rows(rows: int, sample: dict[str, np.ndarray]) -> int:
-    """Returns how many rows make a shard of about `_SHARD_BYTES`, judged by the first rows."""
-    size = 0
-    for value in sample.values():
-        size += sum(len(cell.encode()) for cell in value.flat) if value.dtype == object else value.nbytes
-    total = size * rows // len(sample["row"])
-    return -(-rows // (1 + total // _SHARD_BYTES))
-
-
-def _block(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Returns how many rows to hold at a time, given the shapes of their pixels; () stands for none."""
-    pixels = sum(math.prod(shape) for shape in shapes if shape)
-    return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, pixels)))
-
-
-def _feature(column: Column) -> Any:
-    """Describes numbers as one string of bytes, many times faster than a list of floats, and strings as they are."""
-    import tensorflow_datasets as tfds
-
-    if column.dtype == "object":
-        return tfds.features.Tensor(shape=column.shape, dtype=np.str_)
-    return tfds.features.Tensor(shape=column.shape, dtype=np.dtype(column.dtype), encoding="bytes")
-
-
-def _open(folder: pathlib.Path, rows: int, share: files.Share) -> Source:
-    """Opens a complete folder and checks that it holds all rows."""
-    import tensorflow_datasets as tfds
-
-    try:
-        described = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
-        columns = tuple(Column(c["name"], tuple(c["shape"]), c["dtype"]) for c in described)
-        builder = tfds.builder_from_directory(folder / _NAME / _VERSION)
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES  # `read` parses whole blocks, 4 times faster than TFDS row by row
-        source = Source(folder, columns, builder.as_data_source(_SPLIT, deserialize_method=raw), share)
-        if len(source) != rows:
-            raise _damaged(folder)
-        return source
-    except PermissionError as error:
-        raise UserError(f"cannot read the prepared data in {folder}: choose a cache folder of your own") from error
-    except UserError:
-        raise
-    except Exception as error:  # the readers of TFDS, protobuf and array_record have no common one
-        raise _damaged(folder) from error
-
-
-def _examples(source: Source, positions: np.ndarray) -> list[Any]:
-    """Parses the feature maps of the rows, [b]."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    examples: list[Any] = []
-    block = _block(column.shape for column in source.columns if column.dtype == "uint8")
-    for start in range(0, len(positions), block):
-        records: Sequence[bytes] = source.records.__getitems__(positions[start : start + block].tolist())
-        examples += [tf_example_pb2.Example.FromString(record).features.feature for record in records]
-    return examples
-
-
-def _stack(examples: list[Any], key: str, column: Column, rows: int) -> np.ndarray:
-    """Stacks one column of parsed rows, [b, ...]; strings come back as str, numbers as a writable array."""
-    if column.dtype != "object":
-        joined = bytearray().join(example[key].bytes_list.value[0] for example in examples)
-        return np.frombuffer(joined, dtype=column.dtype).reshape(rows, *column.shape)
-    cells = np.empty((rows, *column.shape), dtype=object)
-    cells.flat = [cell.decode() for example in examples for cell in example[key].bytes_list.value]
-    return cells
 
 
 @contextlib.contextmanager

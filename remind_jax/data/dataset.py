@@ -1,7 +1,6 @@
 """From a config to everything training needs of the data: manifest, splits, groups, preprocessing, stores."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import polars as pl
 from remind_jax.data import builder, check, missingness, pipeline, sources, splits
 from remind_jax.data.groups import Groups, count_combinations, group_name
 from remind_jax.data.kinds.kind import FitOptions
-from remind_jax.data.manifest import Manifest, decode
+from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
@@ -127,17 +126,18 @@ def load_dataset(config: Any, bar: progress.Silent | None = None, manifest: Mani
 def prepare(fitted: FittedData, data: Any, bar: progress.Silent | None = None) -> Dataset:
     """Prepares the rows of every split for reading, by `cache` and `memory_gib` of the section `data` of a config.
 
-    The bar shows how many rows are written to shards, or that another process is waited for.
+    The bar shows how many inputs are written to the cache, or that another process is waited for.
     """
+    manifest, preprocessor, readers = fitted.manifest, fitted.preprocessor, {}
     if data.cache == UNPREPARED:
-        take = functools.partial(decode, fitted.manifest)
+        readers = preprocessor.readers(manifest)
     else:
-        take = functools.partial(builder.read, builder.prepare(fitted.manifest, cache_folder(data.cache), bar=bar))
+        prepared = builder.prepare(manifest, preprocessor, cache_folder(data.cache), bar=bar)
+        readers = {name: column.read for name, column in prepared.items()}
     stores = {}
     for i, name in enumerate(splits.SPLITS):
-        rows = np.flatnonzero(fitted.split == i)
-        known = fitted.manifest.presence[rows], fitted.preprocessor, fitted.groups
-        stores[name] = pipeline.make_store(take, rows, *known, memory_gib=data.memory_gib)
+        known = manifest, np.flatnonzero(fitted.split == i), readers, preprocessor.inputs, fitted.groups
+        stores[name] = pipeline.make_store(*known, memory_gib=data.memory_gib)
     return Dataset(**vars(fitted), stores=stores)
 
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import numpy as np
 import polars as pl
@@ -102,19 +102,23 @@ def _cell_bytes(cells: pl.Series) -> bytes:
     return np.ascontiguousarray(values).tobytes()
 
 
-def decode(manifest: Manifest, rows: np.ndarray, *, labels: bool = True) -> dict[str, np.ndarray]:
+def decode(
+    manifest: Manifest, rows: np.ndarray, *, labels: bool = True, modalities: Container[str] | None = None
+) -> dict[str, np.ndarray]:
     """Decodes some rows, int [n] from 0; files are read here. Rows to predict have no labels.
 
     Returns:
-      for each modality what `Kind.decode` of its kind gives, under its name or `name/part`; `present` bool [n, m],
-      `label` int32 [n] if asked for, and then `weight` float32 [n] of a manifest that has weights; `row` int32 [n].
+      for each modality, or those of the names given, what `Kind.decode` of its kind gives, under its name or
+      `name/part`; `present` bool [n, m], `label` int32 [n] if asked for, and then `weight` float32 [n] of a manifest
+      that has weights; `row` int32 [n].
 
     Raises:
       UserError: a file that the rows name cannot be read or decoded (E007), or a label is none of the classes (E005).
     """
     chosen, raw = manifest.rows(rows), {}
     for modality in manifest.schema.modalities:
-        raw |= KINDS[modality.kind].decode(modality, chosen)
+        if modalities is None or modality.name in modalities:
+            raw |= KINDS[modality.kind].decode(modality, chosen)
     places = chosen.places
     raw |= {"label": manifest.labels[places]} if labels else {}
     raw |= {"weight": manifest.weights[places]} if labels and manifest.weights is not None else {}

@@ -5,18 +5,17 @@ and `row` int32 [b], and `weight` float32 [b]: what a sample counts in training,
 batch of an evaluation and 1 for the others.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from remind_jax.data import samplers
 from remind_jax.data.groups import Groups
 from remind_jax.data.manifest import Manifest, decode
-from remind_jax.data.preprocess import Preprocessor
-from remind_jax.data.schema import RESERVED
+from remind_jax.data.preprocess import Preprocessor, Reader, blocks
+from remind_jax.data.schema import RESERVED, InputSpec
 from remind_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -25,9 +24,6 @@ Batch = dict[str, np.ndarray]
 Choose = Callable[[np.ndarray], tuple[Mapping[str, np.ndarray], Batch]]
 _ALL: Mapping[str, np.ndarray] = {}
 
-_BLOCK = 2048  # rows read and encoded at a time while a store is filled
-_PROBE = 256  # rows encoded to learn what a row costs in memory
-_BLOCK_BYTES = 64 * 2**20  # of inputs; images and volumes make blocks and probe shorter
 _AHEAD = 2  # batches prepared ahead, per thread
 
 
@@ -37,57 +33,17 @@ def all_inputs(positions: np.ndarray) -> tuple[Mapping[str, np.ndarray], Batch]:
     return _ALL, {}
 
 
-class Store(Protocol):
-    """The encoded rows of one split; both forms give the same batches.
+class Read(NamedTuple):
+    """One modality of a split that is read, or decoded and encoded, anew each time."""
 
-    Attributes:
-      presence: modalities of each row, bool [n, m].
-      encoded: modalities of which batches have what an encoder has found in place of the input.
-    """
+    read: Reader
+    rows: np.ndarray  # of the manifest, int [n]
 
-    presence: np.ndarray
-    encoded: frozenset[str] = frozenset()
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        ...
-
-    def take(self, positions: np.ndarray, inputs: Mapping[str, np.ndarray] = _ALL) -> Batch:
-        """The rows at `positions` (int [b], places in the split), in this order, repeats allowed; no `weight`.
-
-        Of a modality in `inputs` it gives the inputs of those samples only, places in the batch of any shape.
-        """
-        ...
-
-
-class StreamStore(Store):
-    """Reads and encodes the rows anew each time; for splits that do not fit into memory, and for rows to predict."""
-
-    def __init__(
-        self,
-        rows: np.ndarray,
-        presence: np.ndarray,
-        read: Callable[[np.ndarray], Batch],
-        preprocessor: Preprocessor,
-        groups: Groups,
-    ):
-        """Takes the numbers of the rows, int [n], their modalities, bool [n, m], and what decodes some of them."""
-        self._rows, self.presence, self._read = np.asarray(rows, np.int64), presence, read
-        self._preprocessor, self._groups = preprocessor, groups
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def take(self, positions: np.ndarray, inputs: Mapping[str, np.ndarray] = _ALL) -> Batch:
-        batch = self._preprocessor.encode(self._read(self._rows[positions]))
-        batch |= {name: batch[name][places] for name, places in inputs.items()}
-        return {**batch, "group": self._groups.index(batch["present"])}
-
-
-def new_store(manifest: Manifest, preprocessor: Preprocessor, groups: Groups) -> StreamStore:
-    """Makes a store of a manifest's rows that prepares nothing; batches have no labels."""
-    read = functools.partial(decode, manifest, labels=False)
-    return StreamStore(np.arange(manifest.table.height), manifest.presence, read, preprocessor, groups)
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the modality of rows, zeros where it is missing."""
+        rows = self.rows[positions]
+        values = self.read(rows.reshape(-1))
+        return values.reshape(*rows.shape, *values.shape[1:])
 
 
 class Kept(NamedTuple):
@@ -109,69 +65,75 @@ def places(present: np.ndarray) -> np.ndarray:
     return np.where(present, np.cumsum(present) - 1, max(1, present.sum()))
 
 
-class MemoryStore(Store):
-    """Holds encoded rows, of each modality those that have it; a batch costs one `numpy.take` per array."""
+class Store:
+    """The encoded rows of one split; wherever modalities lie, batches are the same.
 
-    def __init__(self, columns: Batch, kept: Mapping[str, Kept], encoded: Iterable[str] = ()):
-        """Takes all other arrays of a batch for all rows, and modalities by their name in batches."""
-        self._columns, self._kept = columns, kept
+    Attributes:
+      columns: all arrays of a batch that are no modality, for all rows; the modalities are not in them.
+      presence: modalities of each row, bool [n, m].
+      encoded: modalities of which batches have what an encoder has found in place of the input.
+    """
+
+    def __init__(self, columns: Batch, modalities: Mapping[str, Kept | Read], encoded: Iterable[str] = ()):
+        """Takes the columns, and the modalities by their name in batches."""
+        self.columns, self._modalities = columns, modalities
         self.presence, self.encoded = columns["present"], frozenset(encoded)
 
     def __len__(self) -> int:
-        return len(self._columns["row"])
+        return len(self.columns["row"])
 
     def take(self, positions: np.ndarray, inputs: Mapping[str, np.ndarray] = _ALL) -> Batch:
-        batch = {name: column.take(positions, axis=0) for name, column in self._columns.items()}
+        """The rows at `positions` (int [b], places in the split), in this order, repeats allowed; `weight` if stored.
+
+        Of a modality in `inputs` it gives the inputs of those samples only, places in the batch of any shape.
+        """
+        batch = {name: column.take(positions, axis=0) for name, column in self.columns.items()}
         at = {name: positions[chosen] for name, chosen in inputs.items()}
-        return batch | {name: kept.take(at.get(name, positions)) for name, kept in self._kept.items()}
+        return batch | {name: one.take(at.get(name, positions)) for name, one in self._modalities.items()}
 
 
 def make_store(
-    read: Callable[[np.ndarray], Batch],
+    manifest: Manifest,
     rows: np.ndarray,
-    presence: np.ndarray,
-    preprocessor: Preprocessor,
+    readers: Mapping[str, Reader],
+    inputs: Mapping[str, InputSpec],
     groups: Groups,
     *,
     memory_gib: float,
+    labels: bool = True,
 ) -> Store:
-    """Makes the store of a split: in memory when what its encoded rows have takes at most `memory_gib`, else streaming.
+    """Makes the store of some rows, int [n]: in memory when what they have takes at most `memory_gib`, else it streams.
 
-    `read` gives what `manifest.decode` gives for some rows; `rows`, int [n], are the split's row numbers in the
-    manifest, and `presence`, bool [n, m], their modalities. A combination that `groups` does not know gets the index
-    `len(groups)`; with 0 GiB the store always streams. Raises UserError: a modality has the name of one of the batch's
-    own columns, or the prepared data are damaged.
+    `readers` and `inputs` are of all modalities by name, in declared order. A combination that `groups` does not know
+    gets the index `len(groups)`; with 0 GiB the store always streams. Rows to predict have no labels. Raises UserError:
+    a modality has the name of one of the batch's own columns, or the rows cannot be read.
     """
-    clashes = sorted(set(preprocessor.inputs) & set(RESERVED))
+    clashes = sorted(set(inputs) & set(RESERVED))
     if clashes:
         raise UserError(f"modality names {', '.join(RESERVED)} are taken, rename in schema.yaml: {', '.join(clashes)}")
-    stream = StreamStore(rows, presence, read, preprocessor, groups)
-    block = _rows_at_a_time(preprocessor)
-    probe = stream.take(np.arange(min(_PROBE, block, len(stream))))
-    every, modalities = np.arange(len(stream)), tuple(preprocessor.inputs)
-    at = {name: places(presence[:, j]) for j, name in enumerate(modalities)}
-    rows_of = {name: max(1, presence[:, j].sum()) for j, name in enumerate(modalities)}
-    shapes = {name: (rows_of.get(name, len(stream)), *array.shape[1:]) for name, array in probe.items()}
-    if sum(math.prod(shape) * probe[name].itemsize for name, shape in shapes.items()) > memory_gib * 2**30:
-        return stream
-    # Nobody fills the row of a modality that is nowhere.
-    arrays = {name: np.zeros(shape, probe[name].dtype) for name, shape in shapes.items()}
-    for start in range(0, len(stream), block):
-        positions = every[start : start + block]
-        for name, values in stream.take(positions).items():
-            where = at.get(name, every)[positions]
-            here = where < len(arrays[name])
-            arrays[name][where[here]] = values[here]
-    return MemoryStore(
-        {name: array for name, array in arrays.items() if name not in at},
-        {name: Kept(arrays[name], at[name]) for name in modalities},
-    )
+    columns = decode(manifest, rows, labels=labels, modalities=())
+    columns["group"] = groups.index(columns["present"])
+    streamed = {name: Read(readers[name], rows) for name in inputs}
+    present = dict(zip(inputs, columns["present"].T, strict=True))
+    sizes = [max(1, present[name].sum()) * math.prod(spec.shape) * spec.dtype.itemsize for name, spec in inputs.items()]
+    if sum(sizes) + sum(column.nbytes for column in columns.values()) > memory_gib * 2**30:
+        return Store(columns, streamed)
+    return Store(columns, {name: _loaded(streamed[name], present[name], spec) for name, spec in inputs.items()})
 
 
-def _rows_at_a_time(preprocessor: Preprocessor) -> int:
-    """Returns how many rows a block may hold, by number and by bytes of their inputs."""
-    size = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in preprocessor.inputs.values())
-    return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, size)))
+def _loaded(modality: Read, present: np.ndarray, spec: InputSpec) -> Kept:
+    """Reads a modality into memory, of the rows that have it, bool [n]."""
+    kept, at = places(present), np.flatnonzero(present)
+    values = np.zeros((max(1, len(at)), *spec.shape), spec.dtype)  # nobody fills the row of one that is nowhere
+    for block in blocks(at, spec):
+        values[kept[block]] = modality.take(block)
+    return Kept(values, kept)
+
+
+def new_store(manifest: Manifest, preprocessor: Preprocessor, groups: Groups) -> Store:
+    """Makes a store of a manifest's rows that prepares nothing; batches have no labels."""
+    rows, readers = np.arange(manifest.table.height), preprocessor.readers(manifest)
+    return make_store(manifest, rows, readers, preprocessor.inputs, groups, memory_gib=0.0, labels=False)
 
 
 def train_batches(

@@ -1,15 +1,29 @@
 """From raw columns to model inputs: the kinds of all modalities, fitted on given rows only."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.kinds.kind import FitOptions, FittedKind
-from remind_jax.data.manifest import Manifest
+from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.schema import InputSpec
+
+# (rows of a manifest, int [n], in any order) -> what a model receives of a modality, zeros where it is missing
+Reader = Callable[[np.ndarray], np.ndarray]
+
+_BLOCK = 4096  # rows read and encoded at a time
+_BLOCK_BYTES = 32 * 2**20  # of inputs; images and volumes make blocks shorter
+
+
+def blocks(rows: np.ndarray, spec: InputSpec) -> list[np.ndarray]:
+    """Cuts rows into stretches of as many as are decoded and held at a time; there is at least one."""
+    size = max(1, min(_BLOCK, _BLOCK_BYTES // max(1, math.prod(spec.shape) * spec.dtype.itemsize)))
+    return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +59,28 @@ class Preprocessor:
           per modality [n, *spec.shape], all zeros in rows that lack it, and `present`, `label`, `row`, `weight` as they
           came.
         """
-        batch: dict[str, np.ndarray] = {}
-        for j, (name, fitted) in enumerate(self.fitted.items()):
-            here = np.asarray(raw["present"][:, j], bool)
-            own = {key: column[here] for key, column in raw.items() if key == name or key.startswith(f"{name}/")}
-            values = fitted.encode(own, name)
-            batch[name] = np.zeros((len(here), *values.shape[1:]), values.dtype)
-            batch[name][here] = values
+        present = np.asarray(raw["present"], bool)
+        batch = {name: self._encoded(name, raw, present[:, j]) for j, name in enumerate(self.fitted)}
         return batch | {key: raw[key] for key in ("present", "label", "row", "weight") if key in raw}
+
+    def readers(self, manifest: Manifest) -> dict[str, Reader]:
+        """Makes what decodes and encodes each modality of a manifest's rows when they are asked for.
+
+        What it makes raises UserError: a file that the rows name cannot be read or decoded (E007).
+        """
+        return {name: functools.partial(self._read, manifest, name) for name in self.fitted}
+
+    def _read(self, manifest: Manifest, name: str, rows: np.ndarray) -> np.ndarray:
+        raw = decode(manifest, rows, labels=False, modalities=(name,))
+        return self._encoded(name, raw, raw["present"][:, list(self.fitted).index(name)])
+
+    def _encoded(self, name: str, raw: Mapping[str, np.ndarray], here: np.ndarray) -> np.ndarray:
+        """Encodes one modality, of which the rows `here`, bool [n], have something."""
+        own = {key: column[here] for key, column in raw.items() if key == name or key.startswith(f"{name}/")}
+        values = self.fitted[name].encode(own, name)
+        found = np.zeros((len(here), *values.shape[1:]), values.dtype)
+        found[here] = values
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fitted kinds for JSON, in declared order."""

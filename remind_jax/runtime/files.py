@@ -219,6 +219,13 @@ def reserve(file: pathlib.Path) -> None:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
+def write_at(file: pathlib.Path, start: int, content: bytes) -> None:
+    """Writes bytes into a file from byte `start` on, beside what else is in it; makes it where there is none."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as opened:
+        opened.seek(start)
+        opened.write(content)
+
+
 def open_unnamed() -> tuple[IO[bytes], pathlib.Path]:
     """Opens a file without a name in the folder of `TMPDIR`, which is gone with the process; returns the folder, too.
 

@@ -101,7 +101,7 @@ def stores_of(
         arrays = jax.device_put(arrays) if kind == "device" else arrays
         keep = _OnDevice if kind == "device" else pipeline.Kept
         kept = {one.key: keep(arrays[name], pipeline.places(one.present)) for name, one in layout.items()}
-        stores[split] = pipeline.MemoryStore(_columns(data, split), kept, encoded=trunks)
+        stores[split] = pipeline.Store(data.stores[split].columns, kept, encoded=trunks)
     yield {**data.stores, **stores}
     # Reached when the stage has ended. Trained encoders never come again as they were at its start.
     if kind == "disk" and stage.start > 0:
@@ -155,15 +155,6 @@ def _kind(config: Any, needed: int, say: Say) -> str:
         return "disk"
     say(f"no space in {cache} for {needed / 2**30:.1f} GiB of features: encoders run at every step")
     return "off"
-
-
-def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
-    """Returns the columns of a batch that are no modalities, for all rows."""
-    rows = data.rows(split)
-    presence = data.manifest.presence[rows]
-    columns = {"present": presence, "group": data.groups.index(presence), "label": data.manifest.labels[rows]}
-    columns |= {} if data.manifest.weights is None else {"weight": data.manifest.weights[rows]}
-    return columns | {"row": rows.astype(np.int32)}
 
 
 def _encoded(

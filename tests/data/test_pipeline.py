@@ -1,6 +1,4 @@
 import dataclasses
-import functools
-import pathlib
 import sys
 import threading
 
@@ -8,11 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from remind_jax.data import builder, pipeline, samplers
+from remind_jax.data import builder, pipeline, preprocess, samplers
 from remind_jax.data import manifest as manifest_lib
 from remind_jax.data.groups import Groups
 from remind_jax.data.kinds.kind import FitOptions
-from remind_jax.data.kinds.pixels import FittedPixels
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
@@ -56,20 +53,16 @@ class Parts:
     """The arguments of `make_store`, and what they are made from."""
 
     manifest: manifest_lib.Manifest
-    source: builder.Source
+    columns: dict[str, builder.Column]
     rows: np.ndarray
     preprocessor: Preprocessor
     groups: Groups
 
-    def store(self, memory_gib: float) -> pipeline.Store:
-        return pipeline.make_store(
-            functools.partial(builder.read, self.source),
-            self.rows,
-            self.manifest.presence[self.rows],
-            self.preprocessor,
-            self.groups,
-            memory_gib=memory_gib,
-        )
+    def store(self, memory_gib: float, unprepared: bool = False) -> pipeline.Store:
+        prepared = {name: column.read for name, column in self.columns.items()}
+        readers = self.preprocessor.readers(self.manifest) if unprepared else prepared
+        inputs = self.preprocessor.inputs
+        return pipeline.make_store(self.manifest, self.rows, readers, inputs, self.groups, memory_gib=memory_gib)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +72,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     # Fitted on part of the rows, so that the store meets combinations that the groups have not seen.
     groups = Groups.fit(manifest.presence[rows[:12]], MODALITIES)
     preprocessor = Preprocessor.fit(manifest, rows[:12], FitOptions(8, 40))
-    return Parts(manifest, builder.prepare(manifest, tmp_path_factory.mktemp("cache")), rows, preprocessor, groups)
+    columns = builder.prepare(manifest, preprocessor, tmp_path_factory.mktemp("cache"))
+    return Parts(manifest, columns, rows, preprocessor, groups)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +84,12 @@ def memory(parts: Parts) -> pipeline.Store:
 @pytest.fixture(scope="module")
 def stream(parts: Parts) -> pipeline.Store:
     return parts.store(memory_gib=0.0)
+
+
+def streams(store: pipeline.Store) -> bool:
+    """Whether rows are read when a batch asks for them."""
+    (kind,) = {type(modality) for modality in store._modalities.values()}
+    return kind is pipeline.Read
 
 
 def assert_same(got: pipeline.Batch, expected: pipeline.Batch) -> None:
@@ -126,9 +126,10 @@ def test_combinations_not_seen_in_training_share_the_last_index(parts: Parts, me
     assert group.max() == len(parts.groups)
 
 
-def test_memory_and_stream_give_the_same_batches(memory: pipeline.Store, stream: pipeline.Store) -> None:
-    assert isinstance(memory, pipeline.MemoryStore)
-    assert isinstance(stream, pipeline.StreamStore)
+@pytest.mark.parametrize("unprepared", [False, True])
+def test_memory_and_stream_give_the_same_batches(parts: Parts, memory: pipeline.Store, unprepared: bool) -> None:
+    stream = parts.store(0.0, unprepared)
+    assert (streams(memory), streams(stream)) == (False, True)
     assert len(memory) == len(stream)
     for positions in (np.arange(41), np.array([5]), np.array([7, 7, 40, 0]), np.zeros(0, np.int64)):
         assert_same(stream.take(positions), memory.take(positions))
@@ -144,30 +145,28 @@ def test_the_memory_limit_decides(parts: Parts, memory: pipeline.Store) -> None:
     rows = dict(zip(MODALITIES, present.sum(axis=0), strict=True))  # a row that has no input takes no room for it
     assert 0 < rows["emb"] < 41
     size = sum(array[: rows.get(name, 41)].nbytes for name, array in batch.items())
-    assert isinstance(parts.store(size / 2**30), pipeline.MemoryStore)
-    assert isinstance(parts.store((size - 1) / 2**30), pipeline.StreamStore)
+    assert not streams(parts.store(size / 2**30))
+    assert streams(parts.store((size - 1) / 2**30))
 
 
-def test_filling_a_store_block_by_block(parts: Parts, memory: pipeline.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_BLOCK", 7)
-    monkeypatch.setattr(pipeline, "_PROBE", 5)
-    assert_same(parts.store(1.0).take(np.arange(41)), memory.take(np.arange(41)))
+@pytest.mark.parametrize("unprepared", [False, True])
+def test_filling_a_store_block_by_block(
+    parts: Parts, memory: pipeline.Store, monkeypatch: pytest.MonkeyPatch, unprepared: bool
+) -> None:
+    monkeypatch.setattr(preprocess, "_BLOCK", 7)
+    assert_same(parts.store(1.0, unprepared).take(np.arange(41)), memory.take(np.arange(41)))
 
 
-def test_blocks_are_bound_by_bytes(parts: Parts, memory: pipeline.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = sum(4 * int(np.prod(spec.shape)) for spec in parts.preprocessor.inputs.values())
-    taken = []
-    take = pipeline.StreamStore.take
-    monkeypatch.setattr(pipeline, "_BLOCK_BYTES", 3 * size + 1)
-    monkeypatch.setattr(pipeline.StreamStore, "take", lambda self, rows: taken.append(len(rows)) or take(self, rows))
-    assert_same(parts.store(1.0).take(np.arange(41)), memory.take(np.arange(41)))
-    assert max(taken) == 3
-
-
-def test_bytes_of_pixels_count_once(parts: Parts) -> None:
-    pixels = Preprocessor({"flow": FittedPixels((16, 224, 224, 3)), "fundus": FittedPixels((224, 224, 3))})
-    assert pipeline._rows_at_a_time(pixels) == 64 * 2**20 // (17 * 224 * 224 * 3)
-    assert pipeline._rows_at_a_time(parts.preprocessor) == pipeline._BLOCK
+def test_only_inputs_that_are_asked_for_are_decoded(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = parts.store(0.0, unprepared=True), []
+    decode = preprocess.decode
+    monkeypatch.setattr(
+        preprocess,
+        "decode",
+        lambda manifest, rows, **kw: asked.append((*kw["modalities"], len(rows))) or decode(manifest, rows, **kw),
+    )
+    store.take(np.arange(8), {"labs": np.array([[2, 0], [1, 3]]), "emb": np.array([[1], [3]])})
+    assert sorted(asked) == [("emb", 2), ("icd", 8), ("labs", 4), ("note", 8)]
 
 
 def test_a_batch_may_be_changed(memory: pipeline.Store) -> None:
@@ -183,21 +182,12 @@ def test_an_empty_split_has_no_batches(parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("name", ["group", "weight"])
-def test_a_modality_must_not_take_the_name_of_a_column_of_the_batch(
-    tmp_path: pathlib.Path, parts: Parts, name: str
-) -> None:
+def test_a_modality_must_not_take_the_name_of_a_column_of_the_batch(parts: Parts, name: str) -> None:
     manifest = make_manifest((name, "labs", "icd", "emb"))
     preprocessor = Preprocessor.fit(manifest, parts.rows, FitOptions(8, 40))
-    source = builder.prepare(manifest, tmp_path)
+    readers = preprocessor.readers(manifest)
     with pytest.raises(UserError, match=f"rename in schema.yaml: {name}"):
-        pipeline.make_store(
-            functools.partial(builder.read, source),
-            parts.rows,
-            manifest.presence[parts.rows],
-            preprocessor,
-            parts.groups,
-            memory_gib=1.0,
-        )
+        pipeline.make_store(manifest, parts.rows, readers, preprocessor.inputs, parts.groups, memory_gib=1.0)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import shutil
 
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 import yaml
 
 from remind_jax import check_data
-from remind_jax.data import builder, check, files
-from remind_jax.data.kinds import images
+from remind_jax.data import builder, check, files, preprocess
+from remind_jax.data.kinds import KINDS, images
 from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.kinds.pixels import shrink
 from remind_jax.data.manifest import Manifest, decode
@@ -35,6 +34,10 @@ def first(folder, column):
     cells = pl.read_csv(folder / "manifest.csv", infer_schema=False)[column]
     row = int(np.flatnonzero(cells.is_not_null())[0])
     return row, folder / cells[row]
+
+
+def prepare(manifest, cache):
+    return builder.prepare(manifest, Preprocessor.fit(manifest, np.arange(12), FitOptions(8, 20)), cache)
 
 
 def damage(path):
@@ -140,10 +143,10 @@ def test_a_body_that_is_cut_is_found_when_it_is_decoded(tmp_path):
     with pytest.raises(UserError, match=rf"E007 column 'fundus' \(fundus\): row {row + 1} names.*cut short"):
         decode(quick, np.arange(24))
     with pytest.raises(UserError, match="E007"):
-        builder.prepare(quick, tmp_path / "cache")
+        prepare(quick, tmp_path / "cache")
     lenient = read(folder, bad_files="missing")
     assert not lenient.presence[row, 0]
-    assert len(builder.prepare(lenient, tmp_path / "cache")) == 24
+    assert not prepare(lenient, tmp_path / "cache")["fundus"].read(np.array([row])).any()
 
 
 def test_missing_is_no_way_out_of_a_wrong_folder(tmp_path):
@@ -196,12 +199,13 @@ def test_w103_copied_images(tmp_path):
 
 def test_images_come_back_from_the_shards_and_the_preprocessor_as_decoded(tmp_path):
     manifest = read(write_image_manifest(tmp_path))
-    source = builder.prepare(manifest, tmp_path / "cache")
+    columns = prepare(manifest, tmp_path / "cache")
     rows = np.array([7, 2, 2, 19, 0])
-    raw, expected = builder.read(source, rows), decode(manifest, rows)
+    raw = expected = decode(manifest, rows)
     for name in ("fundus", "mammo", "flow"):
-        assert raw[name].dtype == np.uint8
-        np.testing.assert_array_equal(raw[name], expected[name])
+        read_back = columns[name].read(rows)
+        assert read_back.dtype == np.uint8
+        np.testing.assert_array_equal(read_back, expected[name])
     preprocessor = Preprocessor.fit(manifest, np.arange(12), FitOptions(8, 20))
     preprocessor = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
     kinds = {name: (spec.kind, spec.shape) for name, spec in preprocessor.inputs.items()}
@@ -248,8 +252,8 @@ def test_pixels_in_cells_decode_and_are_prepared(tmp_path):
     raw = decode(manifest, np.arange(30))["flow"]
     assert raw.dtype == np.uint8
     np.testing.assert_array_equal(raw, expected)
-    source = builder.prepare(manifest, tmp_path)
-    np.testing.assert_array_equal(builder.read(source, np.array([9, 4]))["flow"], expected[[9, 4]])
+    columns = prepare(manifest, tmp_path)
+    np.testing.assert_array_equal(columns["flow"].read(np.array([9, 4])), expected[[9, 4]])
 
 
 def test_pixels_in_cells_are_part_of_the_digest():
@@ -299,18 +303,27 @@ def test_files_of_a_manifest_in_memory_are_checked(tmp_path):
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def test_blocks_shrink_with_the_size_of_the_pixels(monkeypatch):
-    assert builder._block([()]) == builder._block([(8, 8, 3), ()]) == 1024
-    assert builder._block([(224, 224, 3)] * 4) == 64 * 2**20 // (4 * 224 * 224 * 3)
-    assert builder._block([(100, 1000, 1000, 3)]) == 1
+def test_blocks_shrink_with_the_size_of_the_pixels():
+    rows = np.arange(9000)
+
+    def sizes(kind, shape):
+        cut = preprocess.blocks(rows, KINDS[kind].spec(shape))
+        np.testing.assert_array_equal(np.concatenate(cut), rows)
+        return len(cut[0])
+
+    assert sizes("image", (8, 8, 3)) == sizes("text", (16,)) == 4096
+    assert sizes("volume", (4, 224, 224, 3)) == 32 * 2**20 // (4 * 224 * 224 * 3)
+    assert sizes("text", (2**14,)) == 512  # whose ids have 4 bytes
+    assert sizes("volume", (100, 1000, 1000, 3)) == 1
 
 
 def test_blocks_of_any_size_give_the_same_shards(tmp_path, monkeypatch):
     manifest = read(write_image_manifest(tmp_path))
     expected = decode(manifest, np.arange(24))
-    monkeypatch.setattr(builder, "_BLOCK_BYTES", 5 * sum(math.prod(m.shape) for m in manifest.schema.modalities[:3]))
-    source = builder.prepare(manifest, tmp_path / "cache")
-    np.testing.assert_array_equal(builder.read(source, np.arange(24))["flow"], expected["flow"])
+    monkeypatch.setattr(preprocess, "_BLOCK_BYTES", 5 * 3 * 10 * 10)
+    columns = prepare(manifest, tmp_path / "cache")
+    assert len(list(columns["flow"].folder.rglob("*.array_record*"))) > 1
+    np.testing.assert_array_equal(columns["flow"].read(np.arange(24)), expected["flow"])
 
 
 def test_scanning_does_not_depend_on_the_order_in_which_threads_end(tmp_path, monkeypatch):
