@@ -48,6 +48,7 @@ def _code(command: Callable[[list[str]], None], usage: str | None) -> int:
             signals.end_with(exit_code(error))  # the line is not to be cut by a second signal
         if (code := explain(error)) is None:
             raise
+        sys.unraisablehook = lambda *_: None  # what fails in the background for the same reason has nothing to add
     signals.end_with(code)
     try:
         sys.stdout.flush()

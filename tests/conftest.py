@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import sys
 
 # JAX reads these when it starts. With too few threads in XLA's pool, steps on several fake devices that are not waited
 # for can block one another for good; NPROC sets the size of that pool.
@@ -33,10 +34,11 @@ hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True)
-def _own_signals():
-    """A command that ends in this process leaves handlers behind that would end it."""
-    before = {number: signal.getsignal(number) for number in signals.CODES}
+def _own_handlers():
+    """A command that ends in this process leaves handlers behind that would end it or keep it silent."""
+    before, unraisable = {number: signal.getsignal(number) for number in signals.CODES}, sys.unraisablehook
     yield
+    sys.unraisablehook = unraisable
     for number, handler in before.items():
         signal.signal(number, handler)
 

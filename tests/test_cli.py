@@ -292,6 +292,30 @@ def test_a_signal_ends_any_command_in_one_line(number):
         assert process.stderr.read() == ""
 
 
+_LATE = """
+from remind_jax import cli
+from remind_jax.errors import UserError
+class Writer:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+def command(arguments):
+    global writer
+    writer = Writer()
+    {end}
+cli.run(command, "")
+"""
+
+
+@pytest.mark.parametrize(("end", "shown"), [("raise UserError('no room')", False), ("pass", True)])
+def test_what_fails_behind_an_error_that_was_told_adds_nothing(end, shown):
+    """As writes of a checkpoint do that come to their end after a full disk has ended the run."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _LATE.replace("{end}", end)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert ("Event loop is closed" in done.stderr) == shown
+    assert shown or done.stderr == "error: no room\n"
+
+
 # A broken pipe that is not standard output is a defect as well.
 @pytest.mark.parametrize("defect", [ZeroDivisionError, BrokenPipeError])
 def test_defects_of_the_program_keep_their_traceback(monkeypatch, defect):
