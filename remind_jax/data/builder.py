@@ -31,7 +31,7 @@ _NAME, _SPLIT = "modality", "blocks"  # TFDS reserves the split name "all"
 _SHARD = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # names of files, as TFDS writes them down
 _VERSION = "2.0.0"  # of what the files hold; raise it whenever `decode`, encoding or the records change
 _VALUES = "values"  # the file of the rows
-_WRITERS = 2  # blocks at a time: kinds use all cores to decode one, as the other is encoded, summed and written
+Check = Callable[[np.ndarray], None]  # raises UserError when what rows were read from is not what it was
 
 
 class Column:
@@ -129,8 +129,8 @@ def _prepare(
                 if lock.held:
                     files.remove_unfinished(folder)
                 if not folder.exists():
-                    read = functools.partial(_read_unchanged, manifest, name, preprocessor.readers(manifest)[name])
-                    _write(folder, rows, fitted.spec, read, part, resume=lock.held)
+                    check = functools.partial(_check_files, manifest, name)
+                    _write(folder, rows, fitted.spec, preprocessor.readers(manifest)[name], check, part, lock.held)
     places = np.full(manifest.table.height, -1, np.int32)
     places[rows] = np.arange(len(rows))
     return _open(folder, rows, fitted.spec, places, files.Share(cache_dir / f"{folder.name}.lock"))
@@ -170,32 +170,36 @@ def _waiting(bar: progress.Silent) -> Callable[[], None]:
     return show
 
 
-def _read_unchanged(manifest: manifest_lib.Manifest, name: str, read: Reader, rows: np.ndarray) -> np.ndarray:
-    """Reads rows; refuses files that have changed since their digests were taken, under which they would be found."""
-    values = read(rows)
+def _check_files(manifest: manifest_lib.Manifest, name: str, rows: np.ndarray) -> None:
+    """Refuses files that have changed since their digests were taken, under which their rows would be found again."""
     paths = [each.columns[0] for each in manifest.schema.modalities if each.name == name and each.stored == "file"]
     for column in paths:
         for cell in manifest.table[column].gather(rows).unique().to_list():
             known = manifest.files.get(cell)
             if known and data_files.load(manifest.root, cell, data_files.record) != known:
                 raise UserError(f"a file of column {column!r} has changed meanwhile: give the same command again")
-    return values
 
 
-def _write(folder: pathlib.Path, rows: np.ndarray, spec: InputSpec, read: Reader, part: _Part, resume: bool) -> None:
+def _write(
+    folder: pathlib.Path, rows: np.ndarray, spec: InputSpec, read: Reader, check: Check, part: _Part, resume: bool
+) -> None:
     """Writes rows block by block into a folder that appears when it is complete.
 
-    With `resume` it keeps the whole blocks of a writer that was killed or stopped.
+    Kinds decode and encode a block on all cores; what has been read is checked, summed and written meanwhile. The
+    main thread reads, so that a signal need not wait for a block. With `resume` it keeps the whole blocks of a writer
+    that was killed or stopped.
     """
     with _content_if_there(), files.whole_folder(folder, private=True, resume=resume) as temporary:
-        writer = _Writer(temporary, rows, spec, read)
-        with (
-            concurrent.futures.ThreadPoolExecutor(_WRITERS) as pool,
-            # Closing it is what leaves out the blocks that are not begun when one has failed.
-            contextlib.closing(pool.map(writer.write, range(len(writer.blocks)))) as written,
-        ):
-            for count in written:
-                part.count(count)
+        writer = _Writer(temporary, rows, spec, check)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            written = pool.submit(int)
+            for number, block in enumerate(writer.blocks):
+                if not writer.keeps(number):
+                    values = read(block)
+                    written.result()
+                    written = pool.submit(writer.write, number, values)
+                part.count(len(block))
+            written.result()
         writer.close()
 
 
@@ -205,13 +209,13 @@ class _Writer:
     The same rows are the same bytes in every process, which TFDS's own writer does not promise.
     """
 
-    def __init__(self, folder: pathlib.Path, rows: np.ndarray, spec: InputSpec, read: Reader):
+    def __init__(self, folder: pathlib.Path, rows: np.ndarray, spec: InputSpec, check: Check):
         import tensorflow_datasets as tfds
 
         self.blocks, size = blocks(rows, spec), math.prod(spec.shape) * spec.dtype.itemsize
         self._starts = np.cumsum([0, *map(len, self.blocks)]) * size  # of the blocks among the values, in bytes
         self._bytes = [0] * len(self.blocks)  # of the records
-        self._values, self._place, self._spec, self._read = folder / _VALUES, folder / _NAME / _VERSION, spec, read
+        self._values, self._place, self._spec, self._check = folder / _VALUES, folder / _NAME / _VERSION, spec, check
         self._place.mkdir(parents=True, exist_ok=True)
         files.write_at(self._values, 0, b"")  # a modality may have no rows
         version = tfds.core.Version(_VERSION)
@@ -224,33 +228,28 @@ class _Writer:
         for file in sorted(self._place.glob("*.array_record-*"))[len(self.blocks) :]:  # of a writer with more blocks
             file.unlink()
 
-    def write(self, number: int) -> int:
-        """Writes a block, unless it is there whole, and returns how many rows it has."""
-        self._bytes[number] = len(self._kept(number) or self._made(number))
-        return len(self.blocks[number])
-
-    def _kept(self, number: int) -> bytes:
-        """Returns the record of a block of which all rows are there; nothing where it was cut or is another one's."""
+    def keeps(self, number: int) -> bool:
+        """Tells whether all rows of a block are there, and not cut or another one's."""
         stored, shape = _records(self._shard(number)), (len(self.blocks[number]), *self._spec.shape)
         if len(stored) != 1 or self._values.stat().st_size < self._starts[number + 1]:
-            return b""
+            return False
         values = np.fromfile(self._values, self._spec.dtype, math.prod(shape), offset=self._starts[number])
-        return stored[0] if stored[0] == self._record(number, values.reshape(shape)) else b""
+        self._bytes[number] = len(stored[0])
+        return stored[0] == self._record(number, values.reshape(shape))
 
-    def _made(self, number: int) -> bytes:
+    def write(self, number: int, values: np.ndarray) -> None:
+        """Writes a block, and then its record, which says that it is there."""
         from array_record.python import array_record_module
 
         rows = self.blocks[number]
-        values = np.ascontiguousarray(self._read(rows))
         if (values.shape, values.dtype) != ((len(rows), *self._spec.shape), self._spec.dtype):
             raise TypeError("rows are not of the shape and type that were fitted")
+        self._check(rows)
         files.write_at(self._values, self._starts[number], values.tobytes())
-        record = self._record(number, values)
-        with contextlib.closing(
-            array_record_module.ArrayRecordWriter(str(self._shard(number)), "group_size:1")
-        ) as shard:
+        record, file = self._record(number, np.ascontiguousarray(values)), str(self._shard(number))
+        with contextlib.closing(array_record_module.ArrayRecordWriter(file, "group_size:1")) as shard:
             shard.write(record)
-        return record
+        self._bytes[number] = len(record)
 
     def _record(self, number: int, values: np.ndarray) -> bytes:
         example = {"row": self.blocks[number], "crc32": np.array([zlib.crc32(value) for value in values], np.int64)}

@@ -337,7 +337,7 @@ def _watch(folder: pathlib.Path, at: _Point, send: Any) -> None:
     _around(shutil, "rmtree", None, removed)
     for function in ("rename", "replace"):
         _around(os, function, renames("in the rename", is_checkpoint), renames("renamed", is_checkpoint))
-    _around(builder._Writer, "_made", lambda *a: at("shards"))
+    _around(builder._Part, "count", lambda *a: at("shards"))
     _around(os, "rename", renames("shards written", is_shards), renames("shards renamed", is_shards))
     _around(files, "write_text", None, lambda file, text: at("config written") if file.name == "config.json" else None)
     _around(runs, "_gate_summary", lambda *a: at("held-out rows read"))

@@ -27,7 +27,8 @@ What a run may rely on:
   once, and what was there before stands. A second signal does not cut a save, but for a second Ctrl-C, after which the
   save before stands. What is ignored (nohup) stays ignored; SIGSTOP and SIGCONT change nothing. Handlers hold from the
   moment the command has been read; before, some tenths of a second, the system's do.
-- A preparation of data that was killed goes on after its whole shards, and ends with the same bytes.
+- A preparation of data that was killed keeps its whole blocks, and ends with the same bytes. A row that the disk has
+  damaged is found by its check sum when a process first reads it.
 - A uid without an entry in passwd and without HOME has its caches in a folder of its own below TMPDIR, mode 0700.
 - Every file is written next to its place, synced and renamed; lines are appended whole, and what a crash has cut of one
   is removed. A full disk is one line and exit code 2; with room again the same command goes on. No symbolic link below
