@@ -5,8 +5,8 @@
     --config=NAME, --config.KEY=VALUE, --quick    as in remind train
 
 For the data sets of the paper no data are read either. Operations are those of products and
-convolutions, 2 a multiply-add (`remind_jax/ops/flops.py`); those "present" are the mean over samples
-where encoders run on those that have their modality (encode).
+convolutions, 2 a multiply-add (`remind_jax/ops/flops.py`); those "present" are the mean over
+samples where encoders run on those that have their modality (encode).
 """
 
 from typing import Any
