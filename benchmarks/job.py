@@ -177,6 +177,7 @@ def _check_stage(errors: _Errors, stage: Any, trainer: Any, data: Any, job: Any,
 
     late, tuning = stage.name == "specialize", data.stores["tuning"]
     job.network.load_state_dict(torch_job.weights_of(params))
+    job.dro = torch_job.GroupWeights(job.data.counts, job.settings)
     ours = trainer.predict(params, tuning, stage.eval_gate)
     theirs = torch_job.predict(job.network, job.data, job.rows["tuning"], {}, gated=late)
     errors.add(f"logits: {stage.name}", *(np.log(p[:, 1] / p[:, 0]) for p in (ours.probabilities, theirs)))
