@@ -141,15 +141,16 @@ def check_parity(folder: pathlib.Path) -> dict[str, float]:
       RuntimeError: names what differs by more than `TOLERANCE`.
     """
     from benchmarks import torch_job
-    from remind_jax import cli
+    from configs import manifest
+    from remind_jax.config import set_values
     from remind_jax.data import dataset
     from remind_jax.ops import routing
     from remind_jax.training import run as runs
     from remind_jax.training import run_folder
 
-    keys = ("model.encoder_dropout=0.0", "fusion.dropout=0.0", "optim.warmup=0.0", "dro.every=1", "data.cache=none")
-    given = [f"--config.{key}" for key in (*keys, f"data.root={folder}")]
-    config = cli.parse_config([f"--config={CONFIG}", *given])[0]
+    config, silent = manifest.get_config(), {"model.encoder_dropout": 0.0, "fusion.dropout": 0.0}
+    quick = {"optim.warmup": 0.0, "dro.every": 1}  # so that the first step moves weights and λ
+    set_values(config, silent | quick | {"data.cache": "none", "data.root": str(folder)})
     data = dataset.load_dataset(config)
     trainer = runs.make_trainer(config, data, run_folder.InMemory(config.to_dict()))
     settings = torch_job.Settings(encoder_dropout=0.0, dropout=0.0, warmup=0.0, every=1)
@@ -174,9 +175,10 @@ def _check_stage(errors: _Errors, stage: Any, trainer: Any, data: Any, job: Any,
     import optax
 
     from benchmarks import torch_job
+    from benchmarks.torch_remind import weights_of
 
     late, tuning = stage.name == "specialize", data.stores["tuning"]
-    job.network.load_state_dict(torch_job.weights_of(params))
+    job.network.load_state_dict(weights_of(params))
     job.dro = torch_job.GroupWeights(job.data.counts, job.settings)
     ours = trainer.predict(params, tuning, stage.eval_gate)
     theirs = torch_job.predict(job.network, job.data, job.rows["tuning"], {}, gated=late)
@@ -191,9 +193,9 @@ def _check_stage(errors: _Errors, stage: Any, trainer: Any, data: Any, job: Any,
     for name, value in figures.items():
         errors.add(f"figures: {stage.name}, {name}", metrics[name], value)
     errors.add(f"λ: {stage.name}", metrics["lambda"], job.dro.log_weights.exp())
-    moments = torch_job.weights_of({**params, **optax.tree.get(state.opt_state, "mu")})
-    after, own = torch_job.weights_of({**state.frozen, **state.params}), dict(job.network.named_parameters())
-    before = torch_job.weights_of(params)
+    moments = weights_of({**params, **optax.tree.get(state.opt_state, "mu")})
+    after, own = weights_of({**state.frozen, **state.params}), dict(job.network.named_parameters())
+    before = weights_of(params)
     for name, parameter in own.items():
         gradient = optimizer.state[parameter]["exp_avg"] if parameter in optimizer.state else None
         if gradient is None:

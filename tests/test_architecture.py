@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "configs/": (set(), {"config", "methods"}),
     "benchmarks/input_path.py": ({"numpy"}, {"data"}),  # the one case about the data stack
     # A whole run, by the package and by a user of PyTorch.
-    "benchmarks/job.py": ({"numpy", "optax"}, {"cli", "data", "ops", "training"}),
+    "benchmarks/job.py": ({"configs", "numpy", "optax"}, {"config", "data", "ops", "training"}),
     "benchmarks/torch_job.py": ({"numpy", "polars", "torch", "yaml"}, {"data", "evaluation"}),
     "benchmarks/": (
         BARE | {"torch", "tests"},
