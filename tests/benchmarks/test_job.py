@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +19,13 @@ from remind_jax.training import optimizer
 torch = pytest.importorskip("torch", reason="the torch references need torch: pip install -e .[torch]")
 
 from benchmarks import job, torch_job  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion() -> Iterator[None]:
+    """As in a run: optax raises floats to integer powers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture(scope="module")
