@@ -11,7 +11,9 @@ turns, each timed from the start of its process to its end: wall time, and proce
 
 Before anything is timed, encoded rows, predictions, gradients and steps of both stages in PyTorch are compared with
 those of the package; what differs by more than a thousandth of the largest number ends the benchmark. Options:
---patients=N (1700), --epochs=N (20) for a smoke test.
+--cores=N (1; 0 pins nothing) cores that all processes are pinned to, --patients=N (1700) and --epochs=N (20) for a
+smoke test. With more cores than one, PyTorch's threads wait for each other by spinning: on a busy machine that took
+four times its processor time.
 """
 
 import argparse
@@ -224,7 +226,10 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> list[dict[str,
             samples[name].append(run.timed(call))
             told[name] = _told(place)
             print(json.dumps({"variant": name} | samples[name][-1] | told[name]), file=sys.stderr, flush=True)
-    shared = run.environment(0) | {"load_before": round(busy, 2), "load_after": round(os.getloadavg()[0], 2)}
+    shared = run.environment(options.cores) | {
+        "load_before": round(busy, 2),
+        "load_after": round(os.getloadavg()[0], 2),
+    }
     records = []
     for name, found in samples.items():
         references = {"torch": samples["torch"]} if samples.get("torch") else {}
@@ -298,6 +303,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS), type=lambda text: text.split(","))
+    parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--patients", type=int, default=1_700)
     parser.add_argument("--epochs", type=float, default=_EPOCHS)
     parser.add_argument("--out", type=pathlib.Path)
@@ -305,6 +311,7 @@ def main(arguments: Sequence[str]) -> None:
     if unknown := [name for name in options.variants if name not in VARIANTS]:
         parser.error(f"variant {unknown[0]!r} is unknown; known: {', '.join(VARIANTS)}")
     os.environ["JAX_PLATFORMS"] = "cpu"
+    run.pin(options.cores)
     with tempfile.TemporaryDirectory() as folder:
         run.write(measure(options, pathlib.Path(folder)), options.out)
 
