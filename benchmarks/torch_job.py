@@ -17,7 +17,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -391,7 +390,7 @@ class Run:
         state = {"network": self.network.state_dict(), "averaged": averaged.state_dict(), "best": self.best}
         state |= {"optimizer": optimizer.state_dict(), "dro": self.dro.state()}
         torch.save(state, folder / "unfinished")
-        os.replace(folder / "unfinished", folder / f"{done:06d}.pt")
+        (folder / "unfinished").rename(folder / f"{done:06d}.pt")
         for old in sorted(folder.glob("*.pt"))[: -self.settings.keep]:
             old.unlink()
 
