@@ -137,6 +137,10 @@ class Network(nn.Module):
             nn.init.normal_(weight, std=size**-0.5)
         nn.init.zeros_(self.experts.b_in), nn.init.zeros_(self.experts.b_out)
         self.head = nn.Linear(d, classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear) and layer.bias is not None:
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, batch: Mapping[str, Any], *, gated: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns logits [b, c] and the share of open gates of a batch; stored features stand for inputs they were of.
