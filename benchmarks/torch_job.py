@@ -5,8 +5,9 @@
 The method is REMIND as configs/manifest.py sets it: T5-like encoders of notes and codes from random weights, linear
 ones of tables, soft experts behind residual routers and an uncertainty gate, group DRO, two stages with averaged
 weights, an evaluation an epoch, a checkpoint at each, and at the end figures with intervals of the held-out rows. What
-a sample lacks is not encoded, and stage 2 reads features of the frozen encoders that were computed once. The tokenizer and the figures are the package's own functions, which are numpy, scikit-learn and
-`tokenizers`; JAX is not imported. `--stops` ends the stages after so many steps, whatever the tuning loss says.
+a sample lacks is not encoded, and stage 2 reads features of the frozen encoders that were computed once. The
+tokenizer and the figures are the package's own functions, which are numpy, scikit-learn and `tokenizers`; JAX
+is not imported. `--stops` ends the stages after so many steps, whatever the tuning loss says.
 """
 
 import argparse
