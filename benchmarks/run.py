@@ -91,7 +91,7 @@ def pin(cores: int) -> None:
     os.sched_setaffinity(0, allowed[-cores:])
 
 
-def _timed(call: Callable[[], Any]) -> dict[str, float]:
+def timed(call: Callable[[], Any]) -> dict[str, float]:
     """Wall time, time of all threads on processors, the part of it in the kernel, and page faults of one call."""
     before, spent, start = resource.getrusage(resource.RUSAGE_SELF), _processor_time(), time.perf_counter()
     call()
@@ -124,8 +124,8 @@ def interleave(variants: dict[str, Callable[[], Any]], rounds: int, calls: int) 
     for i in range(rounds):
         shift = i % len(names)
         for name in names[shift:] + names[:shift]:
-            timed = [_timed(variants[name]) for _ in range(calls)]
-            samples[name].append({key: min(one[key] for one in timed) for key in timed[0]})
+            found = [timed(variants[name]) for _ in range(calls)]
+            samples[name].append({key: min(one[key] for one in found) for key in found[0]})
     return samples
 
 
@@ -273,7 +273,8 @@ def _chosen(entries: list, names: list[str], field: str) -> list:
     return [entry for entry in entries if not names or getattr(entry, field) in names]
 
 
-def _write(records: Iterable[dict[str, Any]], out: pathlib.Path | None) -> None:
+def write(records: Iterable[dict[str, Any]], out: pathlib.Path | None) -> None:
+    """Writes records a line each, to a file or to the standard output. Raises UserError: the file cannot be written."""
     lines = "".join(json.dumps(record) + "\n" for record in records)
     if out is None:
         print(lines, end="")
@@ -354,7 +355,7 @@ def main(arguments: Sequence[str]) -> None:
         file.write_text(readme(file.read_text(encoding="utf-8"), HERE / "results"), encoding="utf-8")
         return
     records = run(options)
-    _write(records, options.out)
+    write(records, options.out)
     for record in records:
         ratios = ", ".join(f"{_ratio(record, name)} of {name}" for name in record["ratios"])
         times = f"{record['median_ms']:.2f} ms ({record['cpu_ms']:.2f} CPU)"

@@ -2,25 +2,28 @@
 
 Two forms of the experts: `loop`, one module an expert as in the paper's listing (7.2.10), and `vectorised`, one batched
 product over stacked weights. Both take their weights from a JAX network and are compared with it before they are timed.
-Importing this module needs torch.
+Importing this module needs torch, and does not import JAX.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from remind_jax.ops.soft_moe import EPSILON, Routing
+if TYPE_CHECKING:
+    from remind_jax.ops.soft_moe import Routing
 
+EPSILON = 1e-6  # of remind_jax.ops.soft_moe, whose import is that of JAX
 FORMS = ("loop", "vectorised")
 _NOT_DECAYED = re.compile(r"(bias|scale)$")
 
 
-def _unit_length(x: torch.Tensor, dim: int) -> torch.Tensor:
+def unit_length(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Scales to (almost) unit length along an axis."""
     return x * torch.rsqrt(x.square().sum(dim, keepdim=True) + EPSILON)
 
 
@@ -47,7 +50,7 @@ class _Loop(nn.Module):
         }
 
 
-class _Vectorised(nn.Module):
+class Vectorised(nn.Module):
     """Experts as stacked weights and two batched products."""
 
     def __init__(self, e: int, d: int, f: int):
@@ -72,10 +75,26 @@ class _Vectorised(nn.Module):
         }
 
 
+def attend(x: torch.Tensor, query_key_value: nn.Linear, output: nn.Linear, heads: int) -> torch.Tensor:
+    """Applies self-attention, [b, n, d] to [b, n, d]."""
+    b, n, d = x.shape
+    projected = query_key_value(x).view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(*projected.unbind(0))
+    return output(mixed.transpose(1, 2).reshape(b, n, d))
+
+
+def mix(x: torch.Tensor, logits: torch.Tensor, experts: nn.Module, dispatch_over: str = "tokens") -> torch.Tensor:
+    """Mixes tokens [b, n, d] through the experts by their affinities to slots [b, n, e, s]."""
+    dispatch = torch.softmax(logits, dim={"tokens": 1, "experts": 2}[dispatch_over])
+    combine = torch.softmax(logits.flatten(2), dim=-1).view_as(logits)
+    slots = torch.einsum("bmd,bmnp->bnpd", x, dispatch)
+    return torch.einsum("bnpd,bmnp->bmd", experts(slots), combine)
+
+
 class Network(nn.Module):
     """Patch encoders, learned vectors for missing modalities, one fusion block with a shared router, mean, head."""
 
-    def __init__(self, params: Mapping[str, np.ndarray], form: str, heads: int, routing: Routing):
+    def __init__(self, params: Mapping[str, np.ndarray], form: str, heads: int, routing: "Routing"):
         """Takes over the weights of a JAX network without group routers.
 
         Args:
@@ -102,7 +121,7 @@ class Network(nn.Module):
         self.attention_norm, self.moe_norm = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
         self.query_key_value, self.output = dense("block_0/query_key_value"), dense("block_0/output")
         self.router, self.router_scale = free("block_0/router"), free("block_0/router_scale")
-        self.experts = {"loop": _Loop, "vectorised": _Vectorised}[form](e, d, f)
+        self.experts = {"loop": _Loop, "vectorised": Vectorised}[form](e, d, f)
         self.head = dense("head")
         self.load(params)
 
@@ -156,22 +175,16 @@ class Network(nn.Module):
         return self.head(x.mean(dim=1))
 
     def _attend(self, x: torch.Tensor) -> torch.Tensor:
-        b, n, d = x.shape
-        projected = self.query_key_value(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(*projected.unbind(0))
-        return self.output(mixed.transpose(1, 2).reshape(b, n, d))
+        return attend(x, self.query_key_value, self.output, self.heads)
 
     def _mix(self, x: torch.Tensor) -> torch.Tensor:
-        unit = _unit_length(x, -1)
+        unit = unit_length(x, -1)
         if self.routing.normalize:
-            logits = torch.einsum("bmd,dnp->bmnp", unit, self.router_scale * _unit_length(self.router, 0))
+            logits = torch.einsum("bmd,dnp->bmnp", unit, self.router_scale * unit_length(self.router, 0))
         else:
             logits = torch.einsum("bmd,dnp->bmnp", x, self.router)
-        dispatch = torch.softmax(logits, dim={"tokens": 1, "experts": 2}[self.routing.dispatch_over])
-        combine = torch.softmax(logits.flatten(2), dim=-1).view_as(logits)
         inputs = unit if self.routing.expert_input == "normalized" else x
-        slots = torch.einsum("bmd,bmnp->bnpd", inputs, dispatch)
-        return torch.einsum("bnpd,bmnp->bmd", self.experts(slots), combine)
+        return mix(inputs, logits, self.experts, self.routing.dispatch_over)
 
     def optimizer(self, lr: float, weight_decay: float) -> torch.optim.Optimizer:
         """Fused AdamW that leaves biases and scales undecayed, as `training.optimizer` does."""

@@ -27,6 +27,9 @@ MAY_IMPORT = {
     "configs/": (set(), {"config", "methods"}),
     "benchmarks/input_path.py": ({"numpy"}, {"data"}),  # the one case about the data stack
     "benchmarks/presence.py": (BARE, {"data", "inference", "models", "ops", "config", "runtime", "training"}),
+    # A whole run, by the package and by a user of PyTorch.
+    "benchmarks/job.py": ({"configs", "numpy", "optax"}, {"config", "data", "ops", "training"}),
+    "benchmarks/torch_job.py": ({"numpy", "polars", "torch", "yaml"}, {"data", "evaluation"}),
     "benchmarks/": (
         BARE | {"torch", "tests"},
         {"ops", "models", "objectives", "config", "errors", "runtime", "training"},

@@ -234,7 +234,7 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> No
 def test_a_file_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "results").write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot write"):
-        run._write([{"case": "block"}], tmp_path / "results" / "out.jsonl")
+        run.write([{"case": "block"}], tmp_path / "results" / "out.jsonl")
 
 
 def test_the_command_pins_itself_and_ends_with_2_on_a_mistake(tmp_path: pathlib.Path) -> None:
