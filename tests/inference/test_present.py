@@ -7,11 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remind_jax import cli
 from remind_jax.data import pipeline, samplers
 from remind_jax.data.kinds import KINDS
+from remind_jax.data.missingness import combination_mask, parse_combinations
+from remind_jax.data.outline import OUTLINES
+from remind_jax.data.sources.image_twins import FPRM_PUBLISHED
 from remind_jax.inference import present
 from remind_jax.models.model import SOURCE
 from remind_jax.models.network import make_network
+from remind_jax.models.spec import model_spec
+from tests import tiny_runs
 from tests.models.specs import model_of
 
 NAMES = ("labs", "note", "scan")
@@ -201,3 +207,22 @@ def test_a_network_without_trunks_is_not_even_traced():
     tables = dict.fromkeys("ab", INPUTS["labs"])
     rows = present.PresentRows("auto", types.SimpleNamespace(), tables)
     assert rows.operations[0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+def test_batches_of_fprm_at_the_papers_size_have_less_than_a_third_of_the_work():
+    config, _ = cli.parse_config([f"--config={tiny_runs.ROOT / 'configs' / 'fprm.py'}:size=paper"])
+    outline, size, steps = OUTLINES["fprm"](config.data), config.train.batch_size, range(2_000)
+    network = make_network(model_spec(config), outline.inputs, outline.groups, outline.classes)
+    combinations = parse_combinations(FPRM_PUBLISHED, tuple(outline.inputs))
+    store = _store(combination_mask(outline.samples, *combinations, np.random.default_rng(0)))
+    rows, order = present.PresentRows("auto", network, outline.inputs), samplers.shuffled(0, outline.samples)
+    choose = rows.of_training(store, order, steps, size, present.Blocks(), slice(None))
+    encoders, total = rows.operations
+    work = []
+    for step in steps[1_000:]:  # those that capacities were not made from
+        places = choose(order(step, size))[0]
+        of_encoders = [len(places[name][0]) if name in places else size for name in outline.inputs] @ encoders
+        work.append(1 - (encoders.sum() - of_encoders / size) / total)
+    # By the samples that have each modality, without capacities, it would be 0.234.
+    assert 0.24 < np.mean(work) < 0.33
