@@ -41,7 +41,8 @@ WINGS = {
     "models": {"ops", "runtime"},
     "data": {"runtime"},
     "evaluation": {"runtime", "data"},
-    "inference": {"ops", "objectives", "models", "runtime", "data", "evaluation"},
+    "tasks": {"ops", "data", "evaluation"},
+    "inference": {"ops", "objectives", "models", "runtime", "data", "evaluation", "tasks"},
 }
 WINGS["inference"].add("methods")
 WINGS["training"] = {*WINGS, "methods"}
@@ -295,6 +296,9 @@ VIOLATIONS = [
     (arrows, "remind_jax/models/fusion/a.py", "from ...data import groups"),
     (arrows, "remind_jax/models/a.py", "from remind_jax import evaluation"),
     (arrows, "remind_jax/objectives/a.py", "import sklearn.metrics"),
+    (arrows, "remind_jax/objectives/a.py", "from remind_jax import tasks"),
+    (arrows, "remind_jax/models/a.py", "from remind_jax.tasks import survival"),
+    (arrows, "benchmarks/run.py", "from remind_jax.tasks.task import Task"),
     (arrows, "remind_jax/objectives/a.py", "from remind_jax.models import model"),
     (arrows, "remind_jax/config/table.py", "from remind_jax.data import samplers"),
     (arrows, "remind_jax/methods.py", "from remind_jax.studies import baselines"),
@@ -357,6 +361,9 @@ VIOLATIONS = [
     (floors, "remind_jax/runtime/a.py", "from remind_jax.data import groups"),
     (floors, "remind_jax/data/a.py", "from ..models import model"),
     (floors, "remind_jax/evaluation/a.py", "from remind_jax import predict"),
+    (floors, "remind_jax/evaluation/a.py", "from remind_jax import tasks"),
+    (floors, "remind_jax/data/a.py", "from remind_jax.tasks import survival"),
+    (floors, "remind_jax/tasks/a.py", "from remind_jax.inference import predictor"),
     (no_hidden_imports, "remind_jax/data/a.py", "def f():\n  from remind_jax.data import groups"),
     (no_hidden_imports, "remind_jax/data/a.py", "if TYPE_CHECKING:\n  from remind_jax.data import groups"),
     (

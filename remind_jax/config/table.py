@@ -267,6 +267,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
     },
+    "task": {  # of labels other than classes
+        "predicts": Key("mean", "of a number; the others have bounds, too", ("mean", "gaussian", "quantiles")),
+        "level": Key(0.9, "share of values that the bounds of a number promise to hold", SHARE),
+        "bins": Key(10, "steps of survival, between quantiles of the event times of training", AT_LEAST_ONE),
+    },
     "objective": {
         "kind": Key("group_dro", "how groups are weighted", ("erm", "reweigh", "group_dro")),
         "loss": Key("cross_entropy", "of a sample", ("cross_entropy", "focal")),
