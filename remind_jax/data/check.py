@@ -125,9 +125,11 @@ def _identity(manifest: Manifest) -> Iterator[Finding]:
 def _labels(manifest: Manifest, split: np.ndarray | None) -> Iterator[Finding]:
     schema = manifest.schema
     if not schema.has_classes:
+        if any(note.fatal and note.code == "E005" for note in manifest.notes):
+            return  # cells that are no numbers, which are empty now
         found = list(targets.problems(schema, manifest.table))
         yield from found
-        if not found and not any(note.fatal for note in manifest.notes):
+        if not found:
             train = manifest.labels if split is None else manifest.labels[split == splits.TRAIN]
             yield from targets.problems_of_train(schema, train, "in the table" if split is None else "in train")
         return

@@ -34,6 +34,8 @@ def folder_of(path, task, **changes):
         name: [None if hole else int(yes) for hole, yes in zip(holes[j], rng.uniform(size=N) < 0.4, strict=True)]
         for j, name in enumerate(FORMS["multilabel"]["columns"])
     }
+    for i in np.flatnonzero(holes.all(axis=0)):
+        cells["stroke"][i] = 0
     cells["sepsis"][:4] = cells["aki"][:4] = [1, 0, 1, 0]
     cells["los"] = np.round(rng.gamma(2, 3, N), 2).tolist()
     cells |= {"days": np.round(rng.exponential(200, N) + 0.1, 1).tolist(), "dead": rng.integers(0, 2, N).tolist()}
@@ -73,6 +75,7 @@ def test_forms_of_label_become_fields_of_the_schema(tmp_path, task):
 
 def test_data_of_classes_have_the_record_that_they_had(tmp_path):
     folder = write_manifest(tmp_path, n=12)
+    write_label(folder, SCHEMA["label"])
     schema = read_schema(folder / "schema.yaml", 1, 1)
     assert set(schema.to_dict()) == {"name", "sample_id", "patient_id", "label", "classes", "modalities", "split"}
     plain = read_manifest(folder).digest
