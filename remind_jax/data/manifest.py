@@ -66,6 +66,11 @@ class Manifest:
             raise UserError(f"E005 {where} without a label out of the declared classes {classes}")
         return labels
 
+    @property
+    def labels_of_batches(self) -> np.ndarray:
+        """Returns the labels as batches have them: numbers in float32."""
+        return self.labels.astype(np.float32) if self.labels.dtype == np.float64 else self.labels
+
     @functools.cached_property
     def strata(self) -> np.ndarray:
         """Returns the samples between which splits are even, see `targets.strata`, int32 [n]."""
@@ -120,8 +125,8 @@ def decode(manifest: Manifest, rows: np.ndarray, *, labels: bool = True) -> dict
 
     Returns:
       for each modality what `Kind.decode` of its kind gives, under its name or `name/part`; `present` bool [n, m],
-      `label` of `Manifest.labels` if asked for, and then `weight` float32 [n] of a manifest that has weights; `row`
-      int32 [n].
+      `label` of `Manifest.labels_of_batches` if asked for, and then `weight` float32 [n] of a manifest that has
+      weights; `row` int32 [n].
 
     Raises:
       UserError: a file that the rows name cannot be read or decoded (E007), or a label is none of the classes (E005).
@@ -130,6 +135,6 @@ def decode(manifest: Manifest, rows: np.ndarray, *, labels: bool = True) -> dict
     for modality in manifest.schema.modalities:
         raw |= KINDS[modality.kind].decode(modality, chosen)
     places = chosen.places
-    raw |= {"label": manifest.labels[places]} if labels else {}
+    raw |= {"label": manifest.labels_of_batches[places]} if labels else {}
     raw |= {"weight": manifest.weights[places]} if labels and manifest.weights is not None else {}
     return raw | {"present": manifest.presence[places], "row": places.astype(np.int32)}

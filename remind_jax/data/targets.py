@@ -40,6 +40,11 @@ def parse(entry: object) -> dict[str, Any]:
     return {"task": task, "classes": ()} | _FORMS[task](entry)
 
 
+def of_entry(entry: object) -> Schema:
+    """Returns a schema of an entry `label` alone; raises UserError as `parse`."""
+    return Schema("", "", "", modalities=(), **parse(entry))
+
+
 def _classes(entry: object) -> dict[str, Any]:
     label = mapping(entry, "label", ("column", "classes", "ordered", "task"), ("ordered", "task"))
     classes, ordered = label["classes"], label.get("ordered", False)

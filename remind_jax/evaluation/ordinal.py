@@ -11,7 +11,7 @@ import numpy as np
 
 from remind_jax.evaluation import intervals, metrics
 
-TITLES = {"mae": "MAE", "qwk": "Weighted kappa"}
+TITLES = {"qwk": "Weighted kappa", "mae": "MAE"}
 _WHY = {"mae": "no samples", "qwk": "labels and predictions are all of one class"}
 
 

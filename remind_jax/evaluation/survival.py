@@ -19,11 +19,12 @@ import numpy as np
 
 from remind_jax.evaluation import intervals
 
-TITLES = {"c_index": "Harrell's C", "c_uno": "Uno's C", "ibs": "Integrated Brier"}
+TITLES = {"c_uno": "Uno's C", "c_index": "Harrell's C", "ibs": "Integrated Brier"}
 HORIZON = {"auroc": "AUROC", "brier": "Brier"}
 """Figures at a horizon, with their titles."""
 TIED = 1e-8
 BIN, MOST_BINS = 30, 10  # samples in a bin of a calibration curve, and bins
+POINTS = 200  # of a curve that is drawn
 _PAIRS = "no sample has an event before the time of another"
 _WHY = {"c_index": _PAIRS, "c_uno": _PAIRS, "ibs": "fewer than two times of predictions are below the last time seen"}
 _WHY_HORIZON = {
@@ -163,16 +164,18 @@ class Evaluation:
     def curves(self, parts: int = 3) -> list[dict[str, Any]]:
         """Returns Kaplan-Meier curves of parts of equal size by predicted risk, the lowest first.
 
-        Each has `n`, `events`, `times` from 0 at which it falls, and `survival` from 1.
+        Each has `n`, `events`, `survival` from 1, and its `times`: 0, at most `POINTS` at which it falls, and the last
+        time seen.
         """
         curves = []
         for inside in np.array_split(np.argsort(self.risk, kind="stable"), min(parts, len(self.risk))):
             part = self.known.take(inside)
             falls = kaplan_meier(part)
-            use = np.isin(falls.times, part.time[part.event])
-            times, survival = [0.0, *falls.times[use].tolist()], [1.0, *falls.values[use].tolist()]
-            events = int(part.event.sum())
-            curves.append({"n": len(inside), "events": events, "times": times, "survival": survival})
+            use = np.flatnonzero(np.isin(falls.times, part.time[part.event]))
+            use = use[np.unique(np.linspace(0, len(use) - 1, min(len(use), POINTS)).round().astype(int))]
+            at = np.concatenate([[0.0], falls.times[use], falls.times[-1:]])
+            curve = {"times": at.tolist(), "survival": falls.at(at).tolist()}
+            curves.append({"n": len(inside), "events": int(part.event.sum()), **curve})
         return curves
 
     def _weights(self, times: np.ndarray) -> np.ndarray:

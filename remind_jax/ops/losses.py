@@ -76,7 +76,7 @@ def gaussian(outputs: jax.Array, values: jax.Array, floor: float = 1e-2) -> jax.
 
 def pinball(quantiles: jax.Array, values: jax.Array, levels: jax.Array) -> jax.Array:
     """Returns the mean over levels [q] of the pinball loss of quantiles, [b, q] and [b] -> [b], in float32."""
-    above = values[:, None] - quantiles.astype(jnp.float32)
+    above, levels = values[:, None] - quantiles.astype(jnp.float32), levels[None].astype(jnp.float32)
     return jnp.mean(jnp.maximum(levels * above, (levels - 1) * above), axis=1)
 
 
@@ -86,7 +86,7 @@ def hazards(logits: jax.Array, last: jax.Array, event: jax.Array) -> jax.Array:
     Hazard h_s, the sigmoid of logit s, is the chance of an event in step s for who has had none before. With T the last
     step seen, a sample counts −log h_T Π_{s<T} (1 − h_s) if it has the event in T, and −log Π_{s≤T} (1 − h_s) if not.
     """
-    logits, steps = logits.astype(jnp.float32), jnp.arange(logits.shape[1])
-    survived = steps < (last + ~event)[:, None]
+    logits, steps = logits.astype(jnp.float32), jnp.arange(logits.shape[1])[None]
+    survived = steps < jnp.where(event, last, last + 1)[:, None]
     at = event[:, None] & (steps == last[:, None])
     return jnp.sum(jnp.where(survived, jax.nn.softplus(logits), jnp.where(at, jax.nn.softplus(-logits), 0.0)), axis=1)

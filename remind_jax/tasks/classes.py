@@ -10,8 +10,9 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import intervals, metrics
+from remind_jax.evaluation.judge import Judge, figures_of_classes, of_classes
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Figures, Headline, Task, mean_of
+from remind_jax.tasks.task import LOWEST, Task
 
 
 def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
@@ -25,12 +26,20 @@ def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
     return weights / xp.sum(weights, axis=-1, keepdims=True)
 
 
+def tuning_figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+    """Returns the figures that weights can be chosen by: loss, accuracy, macro-F1 and AUROC."""
+    values, _ = metrics.compute(labels, probabilities)
+    chosen = probabilities[np.arange(len(labels)), labels]
+    values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
+    return {"loss": float(-np.mean(np.log(np.maximum(chosen, LOWEST)))), **values}
+
+
 @dataclasses.dataclass(frozen=True)
 class Classes(Task):
     """Classes without order. The baseline is the share of each among the train rows."""
 
     name: ClassVar[str] = "classes"
-    headline: ClassVar[Headline] = Headline("accuracy", "Accuracy")
+    titles: ClassVar[Mapping[str, str]] = {name: metrics.METRICS[name].title for name in intervals.NAMES}
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "accuracy": True, "macro_f1": True, "auroc": True}
     classes: tuple[str, ...]
     focal_gamma: float | None = None  # None for cross entropy
@@ -40,16 +49,16 @@ class Classes(Task):
     @classmethod
     def fit(cls, schema: Schema, config: Any, labels: np.ndarray) -> Self:
         shares = np.bincount(labels, minlength=len(schema.classes)) / len(labels)
-        return cls.of_shares(schema, config, shares)
+        return cls.of_shares(schema.classes, config, shares)
 
     @classmethod
-    def of_shares(cls, schema: Schema, config: Any, shares: np.ndarray) -> Self:
+    def of_shares(cls, classes: tuple[str, ...], config: Any, shares: np.ndarray) -> Self:
         """Makes the task from the share of each class among the train rows, float64 [c]."""
         objective, focal = config.objective, {}
         if objective.loss == "focal":
             alpha = tuple((1.0 - shares).tolist()) if objective.focal_alpha == "inverse_class" else None
             focal = {"focal_gamma": objective.focal_gamma, "focal_alpha": alpha, "focal_detach": objective.focal_detach}
-        return cls(tuple(shares.tolist()), schema.classes, **focal)
+        return cls(tuple(shares.tolist()), classes, **focal)
 
     @property
     def outputs(self) -> int:
@@ -61,9 +70,11 @@ class Classes(Task):
         alpha = None if self.focal_alpha is None else jnp.asarray(self.focal_alpha, jnp.float32)
         return losses.focal_loss(logits, labels, gamma=self.focal_gamma, alpha=alpha, detach=self.focal_detach)
 
-    def predictions(self, logits: Any) -> Any:
-        xp = logits.__array_namespace__()
-        return probabilities_of(logits, xp.zeros_like(logits), xp.ones_like(logits[0]))
+    def scores(self, logits: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        return probabilities_of(logits, 0.0, np.ones(1, np.float32) if scale is None else scale)
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return predictions.argmax(axis=1)
@@ -73,24 +84,10 @@ class Classes(Task):
         return {"prediction": named, **{f"p_{name}": predictions[:, k] for k, name in enumerate(self.classes)}}
 
     def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
-        values, _ = metrics.compute(labels, predictions)
-        chosen = predictions[np.arange(len(labels)), labels]
-        values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
-        return {"loss": mean_of(-np.log(np.maximum(chosen, LOWEST))), **values}
+        return tuning_figures(labels, predictions)
 
-    def evaluation(
-        self,
-        labels: np.ndarray,
-        predictions: np.ndarray,
-        patients: np.ndarray,
-        *,
-        seed: int,
-        resamples: int = intervals.RESAMPLES,
-    ) -> Figures:
-        def figures(rows: np.ndarray) -> dict[str, Any]:
-            some = labels[rows], predictions[rows]
-            values, notes = metrics.compute(*some)
-            bounds, bound_notes = intervals.intervals(*some, patients[rows], seed=seed, resamples=resamples)
-            return {**values, **bounds, "notes": notes | bound_notes}
+    evaluation = staticmethod(figures_of_classes)
 
-        return figures
+    @property
+    def judge(self) -> Judge:
+        return of_classes()

@@ -13,8 +13,9 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import intervals, multilabel
+from remind_jax.evaluation.judge import Figures
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Figures, Headline, Task, mean_of, softplus
+from remind_jax.tasks.task import LOWEST, Task, mean_of, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Multilabel(Task):
     """Several labels. The baseline is the share of cases of each among the train rows in which it is known."""
 
     name: ClassVar[str] = "multilabel"
-    headline: ClassVar[Headline] = Headline("auroc_macro", "AUROC, macro")
+    tunes: ClassVar[bool] = True
+    titles: ClassVar[Mapping[str, str]] = multilabel.TITLES
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "auroc_macro": True, "auprc_macro": True, "f1_macro": True}
     labels: tuple[str, ...]
     thresholds: tuple[float, ...]  # from which on a label is predicted
@@ -39,7 +41,8 @@ class Multilabel(Task):
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         return losses.binary_cross_entropy(logits, labels)
 
-    def predictions(self, logits: Any) -> Any:
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        del scale
         return logits.__array_namespace__().exp(-softplus(-logits))
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
@@ -62,6 +65,10 @@ class Multilabel(Task):
     def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
         thresholds = multilabel.f1_thresholds(labels, predictions)
         return dataclasses.replace(self, thresholds=tuple(thresholds.tolist()))
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"thresholds": dict(zip(self.labels, self.thresholds, strict=True))}
 
     def evaluation(
         self,

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from remind_jax.data.schema import Schema
 from remind_jax.evaluation import intervals, ordinal
+from remind_jax.evaluation.judge import Figures, Judge, of_classes
 from remind_jax.ops import losses
 from remind_jax.tasks.classes import Classes
-from remind_jax.tasks.task import Figures, Headline, softplus
+from remind_jax.tasks.task import softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,15 @@ class Ordinal(Classes):
     """Classes in their order."""
 
     name: ClassVar[str] = "ordinal"
-    headline: ClassVar[Headline] = Headline("qwk", "Weighted kappa")
+    titles: ClassVar[Mapping[str, str]] = {**ordinal.TITLES, **Classes.titles}
     select: ClassVar[Mapping[str, bool]] = {**Classes.select, "mae": False, "qwk": True}
 
     @classmethod
-    def of_shares(cls, schema: Schema, config: Any, shares: np.ndarray) -> Self:
-        return cls(tuple(shares.tolist()), schema.classes)
+    def of_shares(cls, classes: tuple[str, ...], config: Any, shares: np.ndarray) -> Self:
+        return cls(tuple(shares.tolist()), classes)
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        return self.predictions(logits.astype(jnp.float32))
 
     @property
     def outputs(self) -> int:
@@ -41,7 +45,8 @@ class Ordinal(Classes):
         last = len(self.classes) - 1
         return losses.hazards(logits, labels, labels < last)
 
-    def predictions(self, logits: Any) -> Any:
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        del scale
         xp = logits.__array_namespace__()
         passed = xp.cumsum(-softplus(logits), axis=-1)
         before = xp.concat([xp.zeros_like(passed[:, :1]), passed[:, :-1]], axis=-1)
@@ -51,6 +56,11 @@ class Ordinal(Classes):
         found = ordinal.weighted(labels, predictions.argmax(1), len(self.classes), np.ones((1, len(labels))))
         more = {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in found.items()}
         return {**super().tuning(labels, predictions), **more}
+
+    @property
+    def judge(self) -> Judge:
+        titles = {**ordinal.TITLES, **of_classes().titles}
+        return Judge(self.name, titles, tuple(self.titles), "qwk", self.more, self.evaluation)
 
     def evaluation(
         self,

@@ -15,8 +15,9 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import intervals, regression
+from remind_jax.evaluation.judge import Figures
 from remind_jax.ops import losses
-from remind_jax.tasks.task import Figures, Headline, Task, mean_of, softplus
+from remind_jax.tasks.task import Task, mean_of, softplus
 
 OUTPUTS = {"mean": 1, "gaussian": 2, "quantiles": 3}
 """Outputs of the head by `task.predicts`."""
@@ -32,7 +33,8 @@ class Regression(Task):
     """
 
     name: ClassVar[str] = "regression"
-    headline: ClassVar[Headline] = Headline("mae", "MAE", more=False)
+    titles: ClassVar[Mapping[str, str]] = regression.TITLES
+    more: ClassVar[bool] = False
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "mae": False, "rmse": False, "r2": True, "spearman": True}
     predicts: str  # a key of `OUTPUTS`
     level: float  # the share that intervals promise
@@ -61,7 +63,8 @@ class Regression(Task):
             return losses.gaussian(logits, values, _FLOOR)
         return jnp.square(logits[:, 0].astype(jnp.float32) - values)
 
-    def predictions(self, logits: Any) -> Any:
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        del scale
         xp, middle = logits.__array_namespace__(), logits[:, :1]
         if self.predicts == "quantiles":
             found = self._quantiles(logits)
@@ -71,6 +74,9 @@ class Regression(Task):
         else:
             found = middle
         return _inverse(xp.clip(found, -_FARTHEST, _FARTHEST) * self.scale + self.mean, self.transform)
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        return logits[:, :1].astype(jnp.float32)  # in standard deviations, whatever the unit
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return predictions[:, 0]

@@ -14,8 +14,9 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import intervals, survival
+from remind_jax.evaluation.judge import Figures
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Figures, Headline, Task, mean_of, softplus
+from remind_jax.tasks.task import LOWEST, Task, mean_of, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Survival(Task):
     """Time to an event. The baseline is the Kaplan-Meier estimate over the train rows."""
 
     name: ClassVar[str] = "survival"
-    headline: ClassVar[Headline] = Headline("c_uno", "Uno's C")
+    titles: ClassVar[Mapping[str, str]] = survival.TITLES
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "c_index": True, "c_uno": True, "ibs": False}
     ends: tuple[float, ...]  # of the steps, ascending
     horizons: tuple[float, ...]
@@ -47,7 +48,8 @@ class Survival(Task):
         step = jnp.searchsorted(ends, time, side="left")
         return losses.hazards(logits, step, event & (step < len(self.ends)))
 
-    def predictions(self, logits: Any) -> Any:
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        del scale
         xp = logits.__array_namespace__()
         return xp.exp(xp.cumsum(-softplus(logits), axis=-1))
 
@@ -80,6 +82,11 @@ class Survival(Task):
     ) -> Figures:
         whole = self._evaluation(labels, predictions)
         return lambda rows: whole.figures(rows, patients, seed=seed, resamples=resamples)
+
+    def drawn(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
+        whole, every = self._evaluation(labels, predictions), np.ones(len(labels), bool)
+        calibration = {f"{t:g}": whole.calibration(j, every) for j, t in enumerate(self.horizons)}
+        return {"by_risk": whole.curves(), "calibration": calibration} if len(labels) else {}
 
     def curves(self, predictions: np.ndarray) -> survival.Predicted:
         """Returns predictions [n, k] as curves over time."""

@@ -5,26 +5,17 @@ survival float [n, 2]. Predictions are float [n, p].
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import intervals
+from remind_jax.evaluation.judge import Figures, Judge
 
-Figures = Callable[[np.ndarray], dict[str, Any]]
-"""Figures of some samples, bool [n] -> M of report.json: figures, their intervals, and `notes`."""
 LOWEST = 1e-12  # of a probability whose logarithm is taken
-
-
-class Headline(NamedTuple):
-    """The figure that stands first, its title, and whether more of it is better."""
-
-    name: str
-    title: str
-    more: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +24,17 @@ class Task:
 
     Attributes:
       name: key of `TASKS`.
-      headline: the figure that stands first.
+      titles: titles of the figures with an interval, that which leads first.
+      more: whether more of that is better.
+      tunes: whether `tuned` chooses anything.
       select: figures of `tuning` by which weights can be chosen, and whether more of each is better.
       baseline: prediction for a sample without any modality, [p].
     """
 
     name: ClassVar[str]
-    headline: ClassVar[Headline]
+    titles: ClassVar[Mapping[str, str]]
+    more: ClassVar[bool] = True
+    tunes: ClassVar[bool] = False
     select: ClassVar[Mapping[str, bool]]
     baseline: tuple[float, ...]
 
@@ -57,9 +52,16 @@ class Task:
         """Returns the loss of single samples, [b, o] and labels [b, ...] -> [b], in float32."""
         raise NotImplementedError
 
-    def predictions(self, logits: Any) -> Any:
-        """Makes predictions of logits, a numpy or JAX array, [b, o] -> [b, p] of their type."""
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        """Makes predictions of logits, a numpy or JAX array, [b, o] -> [b, p] of their type.
+
+        `scale` [c] divides probabilities of classes before they are made to sum to one.
+        """
         raise NotImplementedError
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """Returns what Fair Mixup holds even between combinations, predictions of one size in float32, [b, p]."""
+        return self.predictions(logits.astype("float32"))
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         """Returns the one answer for each sample, [n, p] -> [n] or, of several labels, [n, l]."""
@@ -78,6 +80,11 @@ class Task:
         del labels, predictions
         return self
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Says for the report what `tuned` has chosen."""
+        return {}
+
     def evaluation(
         self,
         labels: np.ndarray,
@@ -89,6 +96,17 @@ class Task:
     ) -> Figures:
         """Makes the figures of samples that are evaluated together, of patients [n]."""
         raise NotImplementedError
+
+    def drawn(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
+        """Returns what else a page draws of samples, see `report.build_report`; empty for nothing."""
+        del labels, predictions
+        return {}
+
+    @property
+    def judge(self) -> Judge:
+        """What a report needs to know of the task."""
+        first, bounded = next(iter(self.titles)), tuple(self.titles)
+        return Judge(self.name, self.titles, bounded, first, self.more, self.evaluation, self.drawn)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the task for JSON; `tasks.from_dict` inverts it."""

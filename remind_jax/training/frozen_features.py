@@ -183,7 +183,11 @@ def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
     """Returns the columns of a batch that are no modalities, for all rows."""
     rows = data.rows(split)
     presence = data.manifest.presence[rows]
-    columns = {"present": presence, "group": data.groups.index(presence), "label": data.manifest.labels[rows]}
+    columns = {
+        "present": presence,
+        "group": data.groups.index(presence),
+        "label": data.manifest.labels_of_batches[rows],
+    }
     columns |= {} if data.manifest.weights is None else {"weight": data.manifest.weights[rows]}
     return columns | {"row": rows.astype(np.int32)}
 

@@ -6,7 +6,6 @@ import re
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 
 from remind_jax import check_data
 from remind_jax.data import check, splits, targets
@@ -15,39 +14,9 @@ from remind_jax.data.reading import load_manifest, read_manifest, read_new, read
 from remind_jax.data.schema import schema_from_dict
 from remind_jax.errors import UserError
 from tests.data.manifest_files import SCHEMA, write_manifest
+from tests.data.target_files import FORMS, N, folder_of, write_label
 
-N = 60
-FORMS = {
-    "ordinal": {"column": "died", "classes": ["0", "1"], "ordered": True},
-    "multilabel": {"task": "multilabel", "columns": ["sepsis", "aki", "stroke"]},
-    "regression": {"task": "regression", "column": "los", "transform": "log1p"},
-    "survival": {"task": "survival", "time": "days", "event": "dead", "horizons": [30, 365]},
-}
 others = pytest.mark.parametrize("task", ["multilabel", "regression", "survival"])
-
-
-def folder_of(path, task, **changes):
-    """A manifest folder whose label is of a task; `changes` are columns of its table."""
-    folder, rng = write_manifest(path, n=N), np.random.default_rng(1)
-    holes = rng.uniform(size=(3, N)) < 0.2
-    cells = {
-        name: [None if hole else int(yes) for hole, yes in zip(holes[j], rng.uniform(size=N) < 0.4, strict=True)]
-        for j, name in enumerate(FORMS["multilabel"]["columns"])
-    }
-    for i in np.flatnonzero(holes.all(axis=0)):
-        cells["stroke"][i] = 0
-    cells["sepsis"][:4] = cells["aki"][:4] = [1, 0, 1, 0]
-    cells["los"] = np.round(rng.gamma(2, 3, N), 2).tolist()
-    cells |= {"days": np.round(rng.exponential(200, N) + 0.1, 1).tolist(), "dead": rng.integers(0, 2, N).tolist()}
-    table = pl.read_csv(folder / "manifest.csv", infer_schema=False)
-    columns = {name: pl.Series(name, values, strict=False) for name, values in (cells | changes).items()}
-    table.with_columns(**columns).write_csv(folder / "manifest.csv")
-    write_label(folder, FORMS[task])
-    return folder
-
-
-def write_label(folder, label):
-    (folder / "schema.yaml").write_text(yaml.safe_dump(SCHEMA | {"label": label}), encoding="utf-8")
 
 
 def refusal(folder):
@@ -127,7 +96,9 @@ def test_labels_become_arrays(tmp_path):
     np.testing.assert_array_equal(manifest.labels, manifest.table["los"].to_numpy())
     manifest = read_manifest(folder_of(tmp_path / "c", "survival"))
     np.testing.assert_array_equal(manifest.labels, manifest.table.select("days", "dead").to_numpy())
-    np.testing.assert_array_equal(decode(manifest, np.array([5, 2]))["label"], manifest.labels[[5, 2]])
+    np.testing.assert_array_equal(
+        decode(manifest, np.array([5, 2]))["label"], manifest.labels[[5, 2]].astype(np.float32)
+    )
 
 
 def test_parquet_and_words_for_missing_give_the_same_labels(tmp_path):

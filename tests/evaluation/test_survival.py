@@ -242,7 +242,9 @@ def test_curves_by_risk_fall_in_order():
     assert at_6[0] > at_6[1] > at_6[2]
     for curve in curves:
         assert (curve["times"][0], curve["survival"][0]) == (0.0, 1.0)
-        assert (np.diff(curve["survival"]) < 0).all()
+        assert (np.diff(curve["survival"])[:-1] < 0).all()
+        assert curve["times"][-1] in known.time
+        assert len(curve["times"]) == len(curve["survival"]) <= 202
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,11 @@ def test_figures_have_the_headline_and_its_interval(task, options):
     found, labels, logits = made(task, **options)
     figures = found.evaluation(labels, found.predictions(logits), np.arange(len(labels)), seed=0, resamples=40)
     whole = figures(np.ones(len(labels), bool))
-    low, high = whole[f"{found.headline.name}_ci"]
-    assert low <= whole[found.headline.name] <= high
+    low, high = whole[f"{found.judge.headline}_ci"]
+    assert low <= whole[found.judge.headline] <= high
     assert figures(np.arange(len(labels)) < 20)["notes"]
     empty = figures(np.zeros(len(labels), bool))
-    assert empty[found.headline.name] is None
+    assert empty[found.judge.headline] is None
     json.dumps([whole, empty], allow_nan=False)
 
 
@@ -99,7 +99,7 @@ def test_what_learns_gets_better(task, options):
         moved -= 0.2 * jnp.clip(slope(moved), -1, 1)
     before, after = (found.tuning(labels, found.predictions(np.array(x))) for x in (logits, moved))
     assert after["loss"] < before["loss"]
-    name, _, more = found.headline
+    name, more = found.judge.headline, found.more
     assert (after[name] > before[name]) == more
 
 
