@@ -229,7 +229,10 @@ def is_plain(plain: int) -> jax.Array:
 
 
 def mixup_penalty(
-    weight: float, num_groups: int, scores: Callable[[jax.Array], jax.Array], beta: float = 1.0
+    weight: float,
+    num_groups: int,
+    scores: Callable[[jax.Array], jax.Array] = fair_mixup.class_probabilities,
+    beta: float = 1.0,
 ) -> Penalty:
     """Makes Fair Mixup's penalty, which counts `weight` in the loss, for g groups, on `scores` of logits.
 
@@ -244,10 +247,10 @@ def mixup_penalty(
         keys = None if of.keys is None else of.keys[0::2]
         t = fair_mixup.path_position(of.key, beta)
 
-        def of_tokens(tokens: jax.Array) -> jax.Array:
-            return scores(of.network.fuse(of.weights, tokens, observed, groups, gate="never", keys=keys).logits)
+        def logits(tokens: jax.Array) -> jax.Array:
+            return of.network.fuse(of.weights, tokens, observed, groups, gate="never", keys=keys).logits
 
-        slopes = fair_mixup.path_slopes(of_tokens, first, second, t)
+        slopes = fair_mixup.path_slopes(logits, first, second, t, scores)
         own, pairs = fair_mixup.slope_sums(slopes, jnp.prod(of.batch["weight"].reshape(-1, 2), axis=1))
         everywhere, pairs = of.total(jax.lax.stop_gradient(own)), of.total(pairs)
         term = jnp.sum(own * fair_mixup.slope_penalty_factors(everywhere, pairs))
