@@ -57,7 +57,7 @@ def test_the_columns_of_a_label_are_no_inputs(tmp_path, task):
         ({"task": "survival", "time": "days", "event": "deaths"}, "label=deaths is no column"),
         ({"task": "survival", "time": "days"}, "label lacks the key 'event'"),
         ({"task": "survival", "time": "days", "event": "patient"}, "'patient' cannot be label, split or id at once"),
-        ({"task": "regression", "column": "note"}, "not a number, as a label of task regression must be"),
+        ({"task": "regression", "column": "scan"}, "not a number, as a label of task regression must be"),
         ({"task": "multilabel", "columns": ["sepsis", "los"]}, "neither 0 nor 1"),
         ({"column": "died", "order": True}, "unknown key 'order'; keys are column, classes, ordered"),
     ],
