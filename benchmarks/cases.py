@@ -433,6 +433,22 @@ def _input(kind: str, memory_gib: float) -> Variant:
     return Variant(call, _facts(0, 0, 0) | {"samples": call()})
 
 
+def _present_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """Steps with encoders that run on all samples, or those that have their modality, a measure for each data set."""
+    del options
+    sets = ("FPRM", "EMBED", "MIMIC", "24 modalities at 20 %")
+    return [Entry(name, how, functools.partial(_present, size, name, how)) for name in sets for how in ENCODES]
+
+
+ENCODES = ("dense", "present")
+
+
+def _present(size: Size, name: str, encode: str) -> Variant:
+    from benchmarks import presence  # needs the data stack, which the other cases do without
+
+    return Variant(*presence.step(size, name, "auto" if encode == "present" else encode))
+
+
 CASES = {
     "block": Case(_block_entries, ("torch loop", "shared router"), ("fprm", "tiny", "small", "e8", "e32", "e128")),
     "step": Case(_step_entries, ("torch loop", "torch compile", "soft_moe"), ("fprm", "tiny", "e8", "e32", "e128")),
@@ -441,6 +457,7 @@ CASES = {
     "table17": Case(_table17_entries, ("soft_moe",), ("reduced", "tiny", "full")),
     "stage2": Case(_stage2_entries, ("frozen on the fly",), ("vits", "reduced", "tiny")),
     "encoders": Case(_encoder_entries, ("torch eager",), ("full", "tiny")),
+    "present": Case(_present_entries, ("dense",), ("twins", "tiny")),
     "input": Case(_input_entries, ("memory",), ("tiny",)),
     "startup": Case(_startup_entries, ("jax", "cold"), ("tiny",)),
 }

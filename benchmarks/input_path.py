@@ -65,7 +65,7 @@ def _folder() -> pathlib.Path:
 
 
 @functools.cache
-def _prepared(kind: str) -> tuple[builder.Source, np.ndarray, Preprocessor, Groups]:
+def _prepared(kind: str) -> tuple[builder.Source, np.ndarray, np.ndarray, Preprocessor, Groups]:
     folder = _folder() / kind
     folder.mkdir()
     _write(folder, kind)
@@ -73,14 +73,14 @@ def _prepared(kind: str) -> tuple[builder.Source, np.ndarray, Preprocessor, Grou
     rows = np.arange(SAMPLES)
     preprocessor = Preprocessor.fit(manifest, rows, FitOptions(512, 4_000))
     groups = Groups.fit(manifest.presence, ["m"], tail_below=0.15, tail=())
-    return builder.prepare(manifest, _folder() / "cache"), rows, preprocessor, groups
+    return builder.prepare(manifest, _folder() / "cache"), rows, manifest.presence, preprocessor, groups
 
 
 def reader(kind: str, memory_gib: float, threads: int) -> Callable[[], int]:
     """Reads `STEPS` batches of `BATCH` samples of a kind and counts the samples."""
-    source, rows, preprocessor, groups = _prepared(kind)
+    source, rows, presence, preprocessor, groups = _prepared(kind)
     store = pipeline.make_store(
-        functools.partial(builder.read, source), rows, preprocessor, groups, memory_gib=memory_gib
+        functools.partial(builder.read, source), rows, presence, preprocessor, groups, memory_gib=memory_gib
     )
     order = samplers.shuffled(0, SAMPLES)
 

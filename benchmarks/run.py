@@ -3,10 +3,10 @@
     python -m benchmarks.run --case=NAME [--size=NAME] [--rounds=N] [--out=FILE.jsonl]
     python -m benchmarks.run --readme        rebuilds the tables of benchmarks/README.md from benchmarks/results
 
-Cases: block, step, experts, groups, stage2, encoders, input, startup, table17 (benchmarks/README.md).
+Cases: block, step, experts, groups, stage2, encoders, input, present, startup, table17 (benchmarks/README.md).
 Options: --device=cpu|gpu|tpu (cpu), --cores=N (1; 0 pins nothing) cores that a run on CPU is pinned to, --calls=N timed
-calls a round (3), --variants=A,B to time those only, --torch=auto|no|compile (auto: where torch is installed), --apart
-builds, times and drops one variant after the other, for networks that do not fit in memory together.
+calls a round (3), --variants=A,B and --measure=NAME to time those only, --torch=auto|no|compile (auto: where torch is
+installed), --apart builds, times and drops one variant after the other, for networks that do not fit in memory at once.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 from remind_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).resolve().parent
-CASES = ("block", "step", "experts", "groups", "stage2", "encoders", "input", "startup", "table17")
+CASES = ("block", "step", "experts", "groups", "stage2", "encoders", "input", "present", "startup", "table17")
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 # Operations a second in dense bfloat16 products, by the beginning of what a device calls itself (NVIDIA's data sheets).
 PEAKS = {"NVIDIA A100": 312e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
@@ -54,6 +54,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=PLATFORMS, default="cpu")
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--variants", default="")
+    parser.add_argument("--measure", default="")
     parser.add_argument("--torch", choices=("auto", "no", "compile"), default="auto")
     parser.add_argument("--apart", action="store_true")
     parser.add_argument("--out", type=pathlib.Path)
@@ -216,7 +217,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
         torch.set_num_threads(cores)
     entries = case.entries(setups.SIZES[name], frozenset(extras | {options.torch}))
-    entries = _chosen(entries, [part for part in options.variants.split(",") if part])
+    entries = _chosen(entries, [options.measure] if options.measure else [], "measure")
+    entries = _chosen(entries, [part for part in options.variants.split(",") if part], "name")
     busy = os.getloadavg()[0]
     samples, facts = _measure(entries, options)
     shared = environment(cores) | {"load_before": round(busy, 2), "load_after": round(os.getloadavg()[0], 2)}
@@ -263,11 +265,12 @@ def _measure(entries: list, options: argparse.Namespace) -> tuple[dict[str, list
     return samples, facts
 
 
-def _chosen(entries: list, names: list[str]) -> list:
-    known = list(dict.fromkeys(entry.name for entry in entries))
+def _chosen(entries: list, names: list[str], field: str) -> list:
+    known = list(dict.fromkeys(getattr(entry, field) for entry in entries))
     if unknown := [name for name in names if name not in known]:
-        raise UserError(f"variant {unknown[0]!r} is unknown; known: {', '.join(known)}")
-    return [entry for entry in entries if not names or entry.name in names]
+        what = "variant" if field == "name" else field
+        raise UserError(f"{what} {unknown[0]!r} is unknown; known: {', '.join(known)}")
+    return [entry for entry in entries if not names or getattr(entry, field) in names]
 
 
 def _write(records: Iterable[dict[str, Any]], out: pathlib.Path | None) -> None:

@@ -62,6 +62,8 @@ SIZES = {
     "small": Size(b=4, m=4, t=16, d=64, h=8, e=8, f=128, g=6, patch=64),
     # FPRM (7.4.1): embeddings of 512 numbers as 16 tokens.
     "fprm": Size(b=32, m=4, t=16, d=128, h=8, e=32, f=512, g=5, patch=32),
+    # The small configs of the paper's data sets.
+    "twins": Size(b=64, m=4, t=4, d=64, h=8, e=8, f=128, g=6, patch=32),
     # Fusion of the paper's width with 38, 151 and 608 million parameters.
     "e8": Size(b=8, m=3, t=16, d=768, h=8, e=8, f=3072, g=7, patch=48),
     "e32": Size(b=8, m=3, t=16, d=768, h=8, e=32, f=3072, g=7, patch=48),

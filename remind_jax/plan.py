@@ -5,7 +5,8 @@
     --config=NAME, --config.KEY=VALUE, --quick    as in remind train
 
 For the data sets of the paper no data are read either. Operations are those of products and
-convolutions, 2 a multiply-add (`remind_jax/ops/flops.py`).
+convolutions, 2 a multiply-add (`remind_jax/ops/flops.py`); those "present" are the mean over samples
+where encoders run on those that have their modality (encode).
 """
 
 from typing import Any
@@ -22,20 +23,24 @@ def _reading_order(part: str) -> tuple[int, str]:
     return next((i for i, start in enumerate(starts) if part.startswith(start)), len(starts)), part
 
 
+def _giga(*operations: int) -> tuple[str, ...]:
+    return tuple(f"{x / 1e9:.3f}" for x in operations)
+
+
 def describe(config: Any, plan: Plan) -> str:
     """The plan as text."""
-    rows = [("part", "parameters", "GFLOP a sample")]
+    rows = [("part", "parameters", "GFLOP a sample", "present")]
     rows += [
-        (part or "other", f"{plan.parameters[part]:,}", f"{plan.sample_flops[part] / 1e9:.3f}")
+        (part or "other", f"{plan.parameters[part]:,}", *_giga(plan.sample_flops[part], plan.present_flops[part]))
         for part in sorted({**plan.parameters, **plan.sample_flops}, key=_reading_order)
     ]
-    million, giga = sum(plan.parameters.values()) / 1e6, sum(plan.sample_flops.values()) / 1e9
-    rows.append(("all", f"{million:.1f} M", f"{giga:.3f}"))
+    million = plan.parameters.total() / 1e6
+    rows.append(("all", f"{million:.1f} M", *_giga(plan.sample_flops.total(), plan.present_flops.total())))
     published = PAPER.get(config.data.source, {}) if config.size == "paper" else {}
     for method, (parameters, operations) in published.items():
-        rows.append((f"paper, Table 17, {method}", f"{parameters:.0f} M", f"{operations}"))
+        rows.append((f"paper, Table 17, {method}", f"{parameters:.0f} M", f"{operations}", ""))
     width = max(len(row[0]) for row in rows)
-    lines = [f"{name:<{width}}  {parameters:>13}  {operations:>14}" for name, parameters, operations in rows]
+    lines = [f"{name:<{width}}  {first:>13}  {second:>14}  {third:>9}".rstrip() for name, first, second, third in rows]
     lines.append(f"\ntokens in the fusion: {plan.tokens}; batch of {config.train.batch_size}; float32")
     for stage in plan.stages:
         lines.append(

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "remind_jax/methods.py": (set(), {"config", "errors"}),
     "configs/": (set(), {"config", "methods"}),
     "benchmarks/input_path.py": ({"numpy"}, {"data"}),  # the one case about the data stack
+    "benchmarks/presence.py": (BARE, {"data", "inference", "models", "ops", "config", "runtime", "training"}),
     "benchmarks/": (
         BARE | {"torch", "tests"},
         {"ops", "models", "objectives", "config", "errors", "runtime", "training"},
@@ -48,7 +49,7 @@ WINGS["inference"].add("methods")
 WINGS["training"] = {*WINGS, "methods"}
 WINGS["studies"] = {*WINGS, "methods", "cli"}
 WINGS["analysis"] = {*WINGS, "methods", "cli"}
-MOST_LINES, MOST_OF_A_COMMAND, MOST_OF_ALL, MOST_AT_THE_TOP = 450, 80, 33_500, 18
+MOST_LINES, MOST_OF_A_COMMAND, MOST_OF_ALL, MOST_AT_THE_TOP = 450, 80, 34_000, 18
 NO_COMMANDS = {"__init__", "api", "cli", "errors", "estimators", "methods"}  # modules at the top level that are none
 
 # Imported where they are used, because each takes a good part of a second or more.

@@ -116,6 +116,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "programs": Key(
             "auto", "two: gradient and update; auto: two for large ones on CPU (same numbers)", ("auto", "one", "two")
         ),
+        "encode": Key(
+            "auto",
+            "encoders run on all samples (dense) or those that have their modality; auto: so where it saves 5 % of a "
+            "forward pass, tables apart",
+            ("auto", "present", "dense"),
+        ),
         "compilation_cache": Key("", "folder of yours that keeps compiled programs for later runs; sweeps have one"),
         "profile": Key("", "FIRST:STOP, steps traced to profile/ in the workdir (docs/performance.md)", SPAN),
         "devices": Key(0, "how many devices to use, of all processes together; 0 is all", NOT_NEGATIVE),

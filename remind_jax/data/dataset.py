@@ -142,7 +142,8 @@ def prepare(fitted: FittedData, data: Any, bar: progress.Silent | None = None) -
     stores = {}
     for i, name in enumerate(splits.SPLITS):
         rows = np.flatnonzero(fitted.split == i)
-        stores[name] = pipeline.make_store(take, rows, fitted.preprocessor, fitted.groups, memory_gib=data.memory_gib)
+        known = fitted.manifest.presence[rows], fitted.preprocessor, fitted.groups
+        stores[name] = pipeline.make_store(take, rows, *known, memory_gib=data.memory_gib)
     return Dataset(**vars(fitted), stores=stores)
 
 

@@ -28,6 +28,7 @@ from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.finished import REPORT
 from remind_jax.evaluation.report import Report
 from remind_jax.inference import model_files, new_rows
+from remind_jax.inference.present import PresentRows
 from remind_jax.models.model import Params, is_statistic
 from remind_jax.models.network import Network, ensemble_of, make_network
 from remind_jax.models.spec import model_spec
@@ -76,6 +77,7 @@ class Predictor:
       label_type: type of the labels that it was trained on: `text`, `integer`, `number` or `boolean`.
       chosen: origin of the weights, see `model_files`.
       single: network that the weights belong to; of an ensemble one of its networks.
+      rows: choice of the inputs of batches.
       forward: jitted function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
       report: report of the held-out rows; empty while there is none.
       path: folder of the run that it was opened from.
@@ -92,6 +94,7 @@ class Predictor:
     params: Params
     gate: str
     single: Network
+    rows: PresentRows
     forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
     prior_power: float = 0.0
     label_type: str = "text"
@@ -106,7 +109,8 @@ class Predictor:
         """Makes a predictor with the network that its config describes; `parts` are the other fields."""
         single = make_network(model_spec(config), preprocessor.inputs, len(groups), task.outputs)
         fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "task": task}
-        return cls(**fitted, **parts, single=single, forward=_compiled(ensemble_of(single, config.ensemble)))
+        made = {"single": single, "rows": PresentRows(config.encode, single, preprocessor.inputs)}
+        return cls(**fitted, **parts, **made, forward=_compiled(ensemble_of(single, config.ensemble)))
 
     @classmethod
     def of_data(cls, config: Any, data: Dataset, params: Params, gate: str) -> "Predictor":
@@ -128,7 +132,7 @@ class Predictor:
     def with_groups(self, groups: Groups, train_patients: np.ndarray, params: Params) -> "Predictor":
         """Returns the model with tables for other combinations, the known ones first."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("single", "forward"):
+        for name in ("single", "rows", "forward"):
             del parts[name]
         return self.assemble(**parts | {"groups": groups, "train_patients": train_patients, "params": params})
 
@@ -185,9 +189,10 @@ class Predictor:
         """
         params, size, found = jax.device_put(self.params), self.config.eval.batch_size, None
         process, processes = jax.process_index(), jax.process_count()
-        count = -(-len(store) // size)
+        count, choose = -(-len(store) // size), self._chooser(store, size)
         # With more processes than batches, the last ones read a batch only for its shapes.
-        batches = pipeline.eval_batches(store, size, first=min(process, count - 1), every=processes)
+        options = {"first": min(process, count - 1), "every": processes, "choose": choose}
+        batches = pipeline.eval_batches(store, size, **options)
         for i, batch in zip(range(process, max(count, process + 1), processes), batches, strict=True):
             logits, _, open_rate = self.forward(params, batch, self.gate)
             values = self.probabilities(np.asarray(logits), batch["group"]), batch["label"], np.asarray(open_rate)
@@ -198,6 +203,10 @@ class Predictor:
                 x[rows] = value[: len(x[rows])]  # without the padding of the last batch
         probabilities, labels, open_rate = devices.merged(found)
         return Predicted(probabilities, labels, float(np.mean(open_rate)))
+
+    def _chooser(self, store: pipeline.Store, size: int) -> pipeline.Choose:
+        """Chooses the inputs of batches; of all samples where one of them may look at those that pad a batch."""
+        return pipeline.all_inputs if self.looks_at_batches else self.rows.of_evaluation(store, size)
 
     def predict_parts(self, store: pipeline.Store, positions: np.ndarray, presence: np.ndarray) -> np.ndarray:
         """Predicts samples with some of their modalities hidden, float64 [k, c].
@@ -279,7 +288,9 @@ class Predictor:
         size = size or self.config.eval.batch_size
         if not self.looks_at_batches:
             size = min(size, 1 << (len(store) - 1).bit_length())
-        for batch in pipeline.eval_batches(store, size, threads=THREADS):
+        # A single batch is over before another program would be compiled.
+        choose = self._chooser(store, size) if len(store) > size else pipeline.all_inputs
+        for batch in pipeline.eval_batches(store, size, threads=THREADS, choose=choose):
             logits, features, _ = self.forward(params, batch, self.gate)
             found, real = self.probabilities(np.asarray(logits), batch["group"]), batch["weight"] > 0
             found[~batch["present"].any(axis=1)] = self.task.baseline

@@ -21,6 +21,12 @@ Batch = Mapping[str, jax.Array]
 
 STORED = "features/"
 """Before the name of a modality: what its frozen trunk has found, in a batch in place of its input."""
+SOURCE = "source/"
+"""Before the name of a modality whose input a batch has of some samples only: which they are, int [blocks, k].
+
+The b samples of a batch are cut into blocks of b / blocks in turn, so that each device has whole blocks. The input is
+[blocks, k, ...], and all samples that have the modality are among the k different ones of their block.
+"""
 
 
 class Output(NamedTuple):
@@ -70,6 +76,25 @@ def is_gate_threshold(path: str) -> bool:
 def is_group_router(path: str) -> bool:
     """Returns whether a path names residual routers of combinations, as a table or as the pairs that compose them."""
     return path.rpartition("/")[2] in ("group_router", "group_router_in", "group_router_out")
+
+
+def _chosen(x: jax.Array, source: jax.Array | None) -> jax.Array:
+    """Takes the samples [b, ...] that an encoder runs on, [blocks * k, ...]; all without a choice, see `SOURCE`."""
+    if source is None:
+        return x
+    blocks = x.reshape(source.shape[0], -1, *x.shape[1:])
+    # Block by block, so that nothing crosses devices.
+    return jax.vmap(lambda block, own: block[own])(blocks, source).reshape(-1, *x.shape[1:])
+
+
+def _spread(tokens: jax.Array, source: jax.Array | None, count: int) -> jax.Array:
+    """Puts tokens of chosen samples [blocks * k, t, d] in their places among all [b, t, d], zeros in the others."""
+    if source is None:
+        return tokens
+    blocks, k = source.shape
+    zeros = jnp.zeros((count // blocks, *tokens.shape[1:]), tokens.dtype)
+    put = jax.vmap(lambda own, x: zeros.at[own].set(x, unique_indices=True, mode="promise_in_bounds"))
+    return put(source, tokens.reshape(blocks, k, *tokens.shape[1:])).reshape(count, *tokens.shape[1:])
 
 
 class _Encoders(nnx.Module):
@@ -163,20 +188,23 @@ class Model(nnx.Module):
         """Returns tokens of all modalities [b, n, d], learned ones for missing modalities, and observed bool [b, n]."""
         encoded = []
         for i, name in enumerate(self.modalities):
-            encoder = getattr(self.encoders, name)
-            modality_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+            encoder, stored = getattr(self.encoders, name), STORED + name in batch
+            source = None if stored else batch.get(SOURCE + name)
+            modality_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(_chosen(keys, source), i)
             norms = {}
             if statistics and isinstance(encoder, registry.BATCH_NORMALISED):
-                norms = {"present": batch["present"][:, i], "axis_name": axis_name}
+                norms = {"present": _chosen(batch["present"][:, i], source), "axis_name": axis_name}
             with jax.named_scope(f"encoders/{name}"):
-                if STORED + name in batch:
+                if stored:
                     encoded.append(encoder.project(batch[STORED + name].astype(self.dtype), modality_keys))
-                elif resting and name in self.trunks:
-                    encoded.append(encoder.project(encoder.features(batch[name], None), modality_keys))
+                    continue
+                x = batch[name] if source is None else batch[name].reshape(-1, *batch[name].shape[2:])
+                if resting and name in self.trunks:
+                    found = encoder.project(encoder.features(x, None), modality_keys)
                 else:
-                    is_number = jnp.issubdtype(batch[name].dtype, jnp.floating)
-                    x = batch[name].astype(self.dtype) if is_number else batch[name]
-                    encoded.append(encoder(x, modality_keys, **norms))
+                    x = x.astype(self.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+                    found = encoder(x, modality_keys, **norms)
+                encoded.append(_spread(found, source, batch["group"].shape[0]))
         owner = self.owner
         shape = (batch["group"].shape[0], len(encoded), self.spec.width)  # which may be a symbol, having no len
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
@@ -224,8 +252,8 @@ class Model(nnx.Module):
         """Runs the network on a batch.
 
         Args:
-          batch: the input of every modality under its name, or stored features under `STORED` and its name; `present`
-            bool [b, m] and `group` int [b].
+          batch: the input of every modality under its name, of some samples with `SOURCE`, or stored features under
+            `STORED` and its name; `present` bool [b, m] and `group` int [b].
           gate: whether group routers act: `gated`, `always` or `never`.
           keys: random keys [b] that turn dropout on.
           statistics: whether batch norms of encoders use the statistics of this batch and update the running ones.

@@ -13,8 +13,8 @@ import numpy as np
 from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data.outline import OUTLINES, Outline
-from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
+from remind_jax.inference.present import PresentRows, abstract_batch
 from remind_jax.methods import PLAIN
 from remind_jax.models.model import is_statistic
 from remind_jax.models.network import ensemble_of, make_network
@@ -63,6 +63,8 @@ class Plan:
     Attributes:
       parameters: number of parameters by part, 0 where there are none.
       sample_flops: operations of a forward pass of one sample by part, likewise.
+      present_flops: the same in the mean over samples, of which an encoder that may runs on those that have its
+        modality; capacities of batches lie above it.
       stages: of training.
       tokens: n, tokens of all modalities in the fusion.
       row_bytes: size of one sample as the model reads it.
@@ -71,6 +73,7 @@ class Plan:
 
     parameters: Counter[str]
     sample_flops: Counter[str]
+    present_flops: Counter[str]
     stages: tuple[StageCost, ...]
     tokens: int
     row_bytes: int
@@ -95,15 +98,18 @@ def make_plan(config: Any) -> Plan:
     def forward(params, batch):
         return network.apply(params, batch, gate=stages[-1].eval_gate)
 
-    counted = flops.count(forward, params, _batch(outline.inputs, 1))
+    counted = flops.count(forward, params, abstract_batch(outline.inputs, 1))
+    spared = PresentRows(config.encode, single, outline.inputs).operations[0] > 0
+    rates = {f"encoders/{name}": outline.present[i] for i, name in enumerate(outline.inputs) if spared[i]}
+    present = Counter({part: round(rates.get(part, 1.0) * work) for part, work in counted.items()})
     parameters: Counter[str] = Counter()
     for path, shape in params.items():
         if not is_statistic(path):
             parameters[_part(path)] += math.prod(shape.shape)
-    tokens = jax.eval_shape(network.encode, params, _batch(outline.inputs, 1)).shape[-2]
+    tokens = jax.eval_shape(network.encode, params, abstract_batch(outline.inputs, 1)).shape[-2]
     costs = tuple(_stage_cost(config, stage, network, outline, params) for stage in stages)
     row = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in outline.inputs.values())
-    return Plan(parameters, counted, costs, tokens, row, outline.samples)
+    return Plan(parameters, counted, present, costs, tokens, row, outline.samples)
 
 
 def _outline(config: Any) -> Outline:
@@ -112,14 +118,9 @@ def _outline(config: Any) -> Outline:
         return outline(config.data)
     fitted = datasets.fit(config)
     require_classes(fitted.manifest.schema, "remind plan")
-    classes = len(fitted.manifest.schema.classes)
-    return Outline(fitted.preprocessor.inputs, len(fitted.groups), classes, fitted.manifest.table.height)
-
-
-def _batch(inputs: Mapping[str, InputSpec], size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    batch = {name: jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype) for name, spec in inputs.items()}
-    batch |= {name: jax.ShapeDtypeStruct((size,), np.int32) for name in ("group", "label")}
-    return batch | {"present": jax.ShapeDtypeStruct((size, len(inputs)), np.bool_)}
+    manifest, inputs = fitted.manifest, fitted.preprocessor.inputs
+    sizes = len(fitted.groups), len(manifest.schema.classes), manifest.table.height
+    return Outline(inputs, *sizes, manifest.presence.mean(axis=0))
 
 
 def _part(path: str) -> str:
@@ -134,7 +135,7 @@ def _part(path: str) -> str:
 
 def _stage_cost(config: Any, stage: Stage, network: Any, outline: Outline, params: Mapping[str, Any]) -> StageCost:
     size = config.train.batch_size
-    batch = _batch(outline.inputs, size // max(config.devices, 1))
+    batch = abstract_batch(outline.inputs, size // max(config.devices, 1))
     trained = {path: x for path, x in params.items() if not stage.is_frozen(path)}
     frozen = {path: x for path, x in params.items() if path not in trained}
     loss = Classes.of_shares((), config, np.full(outline.classes, 1.0 / outline.classes)).loss

@@ -40,39 +40,16 @@ Say = Callable[[str], None]
 Pieces = Iterator[tuple[str, np.ndarray]]
 
 
-class _Kept(NamedTuple):
-    """One modality of a split: the rows that have it [k, ...], and each sample's index among them [n], k for none."""
+class _OnDevice(pipeline.Kept):
+    """What is kept of a modality in device memory."""
 
-    values: Any
-    index: np.ndarray
-
-    def take(self, positions: np.ndarray) -> Any:
-        """Returns the rows of samples [b, ...], zeros where the modality is missing."""
-        where = self.index[positions]
-        if isinstance(self.values, jax.Array):
-            return _gather(self.values, where)
-        rows = np.asarray(self.values).take(np.minimum(where, len(self.values) - 1), axis=0)
-        rows[where == len(self.values)] = 0
-        return rows
+    def take(self, positions: np.ndarray) -> jax.Array:
+        return _gather(self.values, self.places[positions])
 
 
 @jax.jit
 def _gather(values: jax.Array, where: jax.Array) -> jax.Array:
     return values.at[where].get(mode="fill", fill_value=0)
-
-
-class FeatureStore:
-    """A split whose frozen encoders have run: batches hold features, under `STORED`, in place of their inputs."""
-
-    def __init__(self, columns: pipeline.Batch, kept: Mapping[str, _Kept]):
-        self._columns, self._kept = columns, kept
-
-    def __len__(self) -> int:
-        return len(self._columns["row"])
-
-    def take(self, positions: np.ndarray) -> pipeline.Batch:
-        batch = {name: column.take(positions, axis=0) for name, column in self._columns.items()}
-        return batch | {name: kept.take(positions) for name, kept in self._kept.items()}
 
 
 class _Layout(NamedTuple):
@@ -122,8 +99,9 @@ def stores_of(
 
         arrays = _from_disk(folder / split, layout, encode, bar.say) if kind == "disk" else _in_memory(layout, encode())
         arrays = jax.device_put(arrays) if kind == "device" else arrays
-        kept = {one.key: _Kept(arrays[name], _index(one.present)) for name, one in layout.items()}
-        stores[split] = FeatureStore(_columns(data, split), kept)
+        keep = _OnDevice if kind == "device" else pipeline.Kept
+        kept = {one.key: keep(arrays[name], pipeline.places(one.present)) for name, one in layout.items()}
+        stores[split] = pipeline.MemoryStore(_columns(data, split), kept, encoded=trunks)
     yield {**data.stores, **stores}
     # Reached when the stage has ended. Trained encoders never come again as they were at its start.
     if kind == "disk" and stage.start > 0:
@@ -190,11 +168,6 @@ def _columns(data: datasets.Dataset, split: str) -> pipeline.Batch:
     }
     columns |= {} if data.manifest.weights is None else {"weight": data.manifest.weights[rows]}
     return columns | {"row": rows.astype(np.int32)}
-
-
-def _index(present: np.ndarray) -> np.ndarray:
-    """Returns the index of each sample's row among those kept, int [n]; their number for a sample without one."""
-    return np.where(present, np.cumsum(present) - 1, max(1, present.sum()))
 
 
 def _encoded(

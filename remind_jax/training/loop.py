@@ -1,6 +1,7 @@
 """The loop over stages and steps: trains, evaluates, records, saves, resumes, and keeps the best weights."""
 
 import contextlib
+import copy
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import optax
 from remind_jax.data import pipeline
 from remind_jax.data.samplers import Sampler
 from remind_jax.errors import NotFiniteError, UserError
+from remind_jax.inference import present
 from remind_jax.inference.predictor import Predicted, Predictor
 from remind_jax.models.model import Params
 from remind_jax.runtime import devices, processes, profiling, progress
@@ -174,7 +176,7 @@ class Trainer:
         placed, pending, first, nothing = program.place(at.state), None, step, contextlib.nullcontext()
         tracer = profiling.Tracer(self.config.profile, (self.folder.path or pathlib.Path()) / "profile")
         opened = self.stores(stage, at.state.weights(), bar)
-        with opened as stores, tracer, contextlib.closing(self._batches(stores["train"], step, stage.stop)) as batches:
+        with opened as stores, tracer, contextlib.closing(self._batches(stores["train"], step, stage)) as batches:
             for batch in batches:
                 compiling = bar.slow(f"Compiling the step of stage {stage.name}") if step == first else nothing
                 with compiling:
@@ -229,16 +231,28 @@ class Trainer:
             decay=optim.decay,
         )
 
-    def _batches(self, store: pipeline.Store, step: int, stop: int) -> Iterator[pipeline.Batch]:
-        """Yields training batches, read ahead as far as their order is known."""
+    def _batches(self, store: pipeline.Store, step: int, stage: Stage) -> Iterator[pipeline.Batch]:
+        """Yields training batches of a stage, read ahead as far as their order is known."""
         size, threads = self.config.train.batch_size, self.config.train.threads
-        own = devices.own_rows(size)
-        while step < stop:
-            end = min(stop, self.sampler.known_until(step))
-            batches = pipeline.train_batches(store, self.sampler.order, size, step, end, threads=threads, rows=own)
+        own, choose = devices.own_rows(size), self._chooser(store, stage)
+        while step < stage.stop:
+            end = min(stage.stop, self.sampler.known_until(step))
+            options = {"threads": threads, "rows": own, "choose": choose}
+            batches = pipeline.train_batches(store, self.sampler.order, size, step, end, **options)
             with contextlib.closing(batches):
                 yield from batches
             step = end
+
+    def _chooser(self, store: pipeline.Store, stage: Stage) -> pipeline.Choose:
+        """Chooses the inputs of a stage's batches by the order that its sampler gives before it has observed any."""
+        size, parts = self.config.train.batch_size, self.config.train.accumulate
+        # What samples predict unhidden is asked of the whole batch, which is not dealt out to parts.
+        if parts > 1 and self.objective.distills:
+            return pipeline.all_inputs
+        forecast = copy.deepcopy(self.sampler)  # which a record may be restored into in place
+        forecast.restore(self._unobserved)
+        steps, blocks = range(stage.start, stage.stop), present.Blocks(len(self.devices), parts)
+        return self.model.rows.of_training(store, forecast.order, steps, size, blocks, devices.own_rows(size))
 
     def _evaluates(self, stage: Stage, step: int) -> bool:
         """Tells whether weights are judged after so many steps."""

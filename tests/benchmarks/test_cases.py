@@ -51,6 +51,7 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
         pytest.param("stage2", ["frozen on the fly", "cached", "encoders alone"], 1, marks=pytest.mark.slow),
         ("encoders", ["jax"], 1),
         pytest.param("input", ["memory", "shards"], 6, marks=pytest.mark.slow),
+        pytest.param("present", ["dense", "present"], 4, marks=pytest.mark.slow),
     ],
 )
 def test_every_case_runs_and_writes_its_records(
@@ -62,7 +63,8 @@ def test_every_case_runs_and_writes_its_records(
     reference = variants[0]
     for record in found:
         stepped = case not in ("block", "encoders") and record["variant"] != "encoders alone"
-        more = {"samples"} if case == "input" else XLA_KEYS | ({"programs"} if stepped else set())
+        more = {"input": {"samples"}, "present": {"batches", "capacities"}}.get(case)
+        more = XLA_KEYS | ({"programs"} if stepped else set()) if more is None else more
         assert record.keys() == KEYS | more
         assert record["median_ms"] > 0
         assert record["parameters"] > 0 or record["samples"] == 640

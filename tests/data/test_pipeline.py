@@ -65,6 +65,7 @@ class Parts:
         return pipeline.make_store(
             functools.partial(builder.read, self.source),
             self.rows,
+            self.manifest.presence[self.rows],
             self.preprocessor,
             self.groups,
             memory_gib=memory_gib,
@@ -131,10 +132,18 @@ def test_memory_and_stream_give_the_same_batches(memory: pipeline.Store, stream:
     assert len(memory) == len(stream)
     for positions in (np.arange(41), np.array([5]), np.array([7, 7, 40, 0]), np.zeros(0, np.int64)):
         assert_same(stream.take(positions), memory.take(positions))
+    some = {"labs": np.array([[2, 0], [1, 3]]), "emb": np.array([[1], [3]])}
+    batch, positions = stream.take(np.array([7, 7, 40, 0]), some), np.array([7, 7, 40, 0])
+    assert_same(batch, memory.take(positions, some))
+    whole = memory.take(positions)
+    assert_same(batch, whole | {name: whole[name][places] for name, places in some.items()})
 
 
 def test_the_memory_limit_decides(parts: Parts, memory: pipeline.Store) -> None:
-    size = sum(array.nbytes for array in memory.take(np.arange(41)).values())
+    batch, present = memory.take(np.arange(41)), parts.manifest.presence[parts.rows]
+    rows = dict(zip(MODALITIES, present.sum(axis=0), strict=True))  # a row that has no input takes no room for it
+    assert 0 < rows["emb"] < 41
+    size = sum(array[: rows.get(name, 41)].nbytes for name, array in batch.items())
     assert isinstance(parts.store(size / 2**30), pipeline.MemoryStore)
     assert isinstance(parts.store((size - 1) / 2**30), pipeline.StreamStore)
 
@@ -182,7 +191,12 @@ def test_a_modality_must_not_take_the_name_of_a_column_of_the_batch(
     source = builder.prepare(manifest, tmp_path)
     with pytest.raises(UserError, match=f"rename in schema.yaml: {name}"):
         pipeline.make_store(
-            functools.partial(builder.read, source), parts.rows, preprocessor, parts.groups, memory_gib=1.0
+            functools.partial(builder.read, source),
+            parts.rows,
+            manifest.presence[parts.rows],
+            preprocessor,
+            parts.groups,
+            memory_gib=1.0,
         )
 
 

@@ -3,12 +3,13 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax.models.model import Output, is_statistic
+from remind_jax.models.model import SOURCE, Output, is_statistic
 from remind_jax.models.network import load_pretrained, make_network
 from remind_jax.models.spec import ModelSpec
 from remind_jax.ops import imputation, routing, soft_moe
@@ -469,3 +470,70 @@ def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less():
     assert kept[1] < 0.6 * kept[0]
     for path, slope in slopes[0].items():
         np.testing.assert_allclose(slopes[1][path], slope, rtol=1e-4, atol=1e-5)
+
+
+# ---- Samples that have their modality --------------------------------------------------------------------------------
+
+SPREAD = {**WITH_TEXT, "scan": Input("image", (16, 16, 3)), "labs": Input("patch", (5,))}
+
+
+def _of_present(batch: dict[str, np.ndarray], blocks: int, capacities: dict[str, int]) -> dict[str, np.ndarray]:
+    """The batch with the inputs of fewer samples, as `SOURCE` has it, sample by sample."""
+    found, size = dict(batch), len(batch["group"])
+    for i, name in enumerate(SPREAD):
+        if name not in capacities:
+            continue
+        each, source = size // blocks, []
+        for block in range(blocks):
+            here = [j for j in range(each) if batch["present"][block * each + j, i]]
+            others = [j for j in range(each) if j not in here]
+            source.append((here + others)[: capacities[name]])
+            assert len(here) <= capacities[name]
+        found[name] = np.stack([batch[name][block * each + np.array(own)] for block, own in enumerate(source)])
+        found[SOURCE + name] = np.array(source, np.int32)
+    return found
+
+
+@functools.cache
+def _spread_setup() -> tuple[Any, dict[str, jax.Array], dict[str, np.ndarray]]:
+    spec = dataclasses.replace(SPEC, image_encoder="resnet_small", encoder_dropout=0.3)
+    network = make_network(spec, SPREAD, G, C)
+    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    # Positive variances, and scales that let the signal through.
+    params = {path: jnp.abs(x) + 0.5 if path.endswith("running_variance") else x for path, x in params.items()}
+    rng, size = np.random.default_rng(3), 8
+    batch: dict[str, np.ndarray] = {"group": rng.integers(0, G + 1, size).astype(np.int32)}
+    batch["present"] = np.array([[1, 1, 0, 1], [1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 1, 0]] * 2, bool)
+    for i, (name, one) in enumerate(SPREAD.items()):
+        x = rng.integers(1, 20, (size, *one.shape)) if one.encoder != "patch" else rng.normal(size=(size, *one.shape))
+        kind = {"text": np.int32, "image": np.uint8, "patch": np.float32}[one.encoder]
+        batch[name] = (x * batch["present"][:, i].reshape(-1, *[1] * len(one.shape))).astype(kind)
+    return network, params, batch
+
+
+@pytest.mark.parametrize(("blocks", "options"), [(1, {}), (2, {"resting": True}), (2, {"statistics": True})], ids=str)
+def test_encoders_that_run_on_present_samples_give_the_numbers_of_all(blocks: int, options: dict[str, bool]) -> None:
+    """Logits, features, statistics and gradients, with dropout, and room for absent samples in some blocks."""
+    network, params, batch = _spread_setup()
+    keys = jax.random.split(jax.random.key(5), 8)
+    capacities = {"labs": 3, "views": 1, "notes": 2, "scan": 3}
+    few = _of_present(batch, blocks, {name: k * 2 // blocks for name, k in capacities.items()})
+    assert few["scan"].size < batch["scan"].size
+
+    @jax.jit
+    def both(params: dict[str, jax.Array], batch: dict[str, np.ndarray]):
+        def loss(params: dict[str, jax.Array]) -> tuple[jax.Array, Output]:
+            output = network.apply(params, batch, gate="gated", keys=keys, **options)
+            return jnp.sum(jnp.sin(3.0 * output.logits)), output
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (value, output), gradient = both(params, few)
+    (expected, dense), slopes = both(params, batch)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    chex.assert_trees_all_close(output, dense, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(gradient, slopes, rtol=1e-4, atol=1e-5)
+    assert all(
+        np.abs(slopes[f"encoders/{name}"]).max() > 1e-3 for name in ("scan/adapter/project/kernel", "notes/query")
+    )
+    assert bool(output.statistics) == ("statistics" in options)

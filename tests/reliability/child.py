@@ -148,6 +148,7 @@ def run(
       attempts: a file that is told what tried to reach the network, which is then cut off; empty leaves it be.
     """
     beside = pathlib.Path(folder)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the rows run under nohup
     os.environ |= {"NPROC": "32", "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "

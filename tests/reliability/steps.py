@@ -32,7 +32,7 @@ class _Store:
     def __len__(self) -> int:
         return ROWS
 
-    def take(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, positions: np.ndarray, inputs: Any = None) -> dict[str, np.ndarray]:
         return {"row": np.asarray(positions)}
 
 

@@ -37,6 +37,11 @@ def test_embed_at_the_papers_size_costs_what_the_paper_says(embed: cost.Plan) ->
     assert 950e6 < embed.parameters.total() < 953e6
     assert embed.sample_flops.total() / 1e9 == pytest.approx(146.9, rel=0.01)
     assert embed.sample_flops["encoders/2d_cc"] / 1e9 == pytest.approx(140.5 / 4, rel=0.003)
+    # 0.6, 0.3 and 37.1 % of the exams have the C-View of CC.
+    part = embed.present_flops["encoders/c_view_cc"] / embed.sample_flops["encoders/c_view_cc"]
+    assert part == pytest.approx(0.38, rel=1e-3)
+    assert embed.present_flops["block_0/experts"] == embed.sample_flops["block_0/experts"]
+    assert "present" in plan.describe(config("embed.py:size=paper"), embed).splitlines()[0]
 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)

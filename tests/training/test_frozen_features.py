@@ -197,10 +197,10 @@ def test_what_a_killed_process_leaves_is_not_taken_for_features(folder, data, ne
         def __len__(self):
             return len(data.stores["train"])
 
-        def take(self, positions):
+        def take(self, positions, inputs):
             if positions[0]:
                 raise Killed
-            return data.stores["train"].take(positions)
+            return data.stores["train"].take(positions, inputs)
 
     broken = dataclasses.replace(data, stores=data.stores | {"train": Dying()})
     with pytest.raises(Killed), _stores(config, broken, network):

@@ -227,6 +227,20 @@ def test_kept_features_of_frozen_encoders_serve_all_processes(tmp_path):
     _assert_same_records(tmp_path / "one", tmp_path / "two", 1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_processes_that_read_present_inputs_only_give_the_numbers_of_one_that_encodes_all(kind, tmp_path):
+    write_manifest(tmp_path / "data", n=90)
+    changes = {"train__batch_size": 16, "train__feature_cache": "off", "devices": 0, "eval__bootstrap": 20}
+    changes |= {"data__hide": "note", "data__max_tokens": 8, "data__vocabulary": 64, "parallel": kind}
+    for name, processes, encode in (("one", 1, "dense"), ("two", 2, "present")):
+        flags = tiny_runs.own_arguments(tmp_path / "data", tmp_path / f"cache-{name}", encode=encode, **changes)
+        flags.append(f"--workdir={tmp_path / name}")
+        codes = _end(_start(tmp_path, processes, 4 // processes, "-m", "remind_jax.main", *flags))
+        assert codes == [0] * processes, _output(tmp_path) + _output(tmp_path, processes - 1)
+    _assert_same_records(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
 def _wait_for(condition, started: list[subprocess.Popen]) -> None:
     deadline = time.monotonic() + _LIMIT
     while not condition():

@@ -37,16 +37,16 @@ class InTurn(samplers.Sampler):
 
     def __init__(self, n: int):
         super().__init__(lambda step, size: (step * size + np.arange(size)) % n)
-        self.seen = 0
+        self.seen = [0]
 
     def observe(self, step, metrics):
-        self.seen += 1
+        self.seen[0] += 1
 
     def record(self):
-        return {"seen": self.seen}
+        return {"seen": self.seen[0]}
 
     def restore(self, record):
-        self.seen = record["seen"]
+        self.seen[0] = record["seen"]
 
 
 def _allow(monkeypatch, section: str, name: str, choice: str) -> None:
@@ -71,7 +71,10 @@ def test_a_method_made_of_an_objective_and_a_sampler_from_outside_trains_and_rep
 
     losses = {}
     for kind in ("worst_group", "erm"):
-        config = tiny_runs.config(tmp_path, "toy", objective__kind=kind, train__log_every=1, train__epochs=1.0)
+        keys = {"objective__kind": kind, "train__log_every": 1, "train__epochs": 1.0}
+        # The order of each of two stages is told from the sampler's first record, which leaves the sampler as it is.
+        keys |= {"train__baselines_two_stage": True, "train__joint_epochs": 0.5}
+        config = tiny_runs.config(tmp_path, "toy", **keys)
         report = train_and_evaluate(config, tmp_path / kind, verbose=False)
         assert report["method"] == "toy"
         assert 0 < report["overall"]["accuracy"] <= 1
