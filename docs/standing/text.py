@@ -35,6 +35,8 @@ sentence outside the sections *Reading* is written by hand.
 - Worst combination: lowest accuracy of a combination with at least 10 held-out samples. Weighted accuracy: accuracy of
   the combinations weighted by their train frequency, which differs from accuracy where the held-out samples are spread
   otherwise than the training samples.
+- Initial weights and dropout masks are drawn in another way since the version that each section names, so that a run of
+  today differs from the stored one as two seeds do.
 - Differences are paired, on the same held-out samples of the same seeds, in points, with the 95 % interval of a
   bootstrap over patients and seeds, p by Holm over the methods, and the seeds with a gain. Better and worse: the
   interval leaves out 0 and p is below 0.05. Level: everything else, which is no proof of being equal.
