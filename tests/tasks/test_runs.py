@@ -30,7 +30,10 @@ COLUMNS = {
     "regression": ["value", "lower", "upper"],
     "survival": ["risk", "s_30", "s_365"],
 }
-MORE = {"regression": {"task__predicts": "quantiles"}, "survival": {"task__bins": 3, "train__epochs": 16.0, "optim__lr": 0.01}}
+MORE = {
+    "regression": {"task__predicts": "quantiles"},
+    "survival": {"task__bins": 3, "train__epochs": 16.0, "optim__lr": 0.01},
+}
 
 
 def with_signal(path, task):
