@@ -225,7 +225,7 @@ def test_commands_that_know_only_classes_say_so(runs, tmp_path):
     with pytest.raises(UserError, match="comparing runs is for classes only"):
         compare.main([str(folder), str(runs("survival")[1]), f"--out={tmp_path / 'compared'}"])
     with pytest.raises(UserError, match="adapting is for classes only"):
-        adapt.main([f"--workdir={folder}", f"--data={data}", f"--out={tmp_path / 'adapted'}"])
+        adapt.main([f"--workdir={folder}", f"--data={data}", "--unfreeze=head", f"--out={tmp_path / 'adapted'}"])
     other = with_signal(tmp_path / "other", "survival")
     with pytest.raises(UserError, match="a label of task survival; the run is of task regression"):
         rj.load(folder).predict(other)
