@@ -11,7 +11,7 @@ import polars as pl
 
 from remind_jax import cli, methods
 from remind_jax.config import set_values
-from remind_jax.data import dataset, reading
+from remind_jax.data import dataset, reading, targets
 from remind_jax.data.cells import as_string
 from remind_jax.data.findings import Finding
 from remind_jax.data.importers import plan
@@ -97,7 +97,10 @@ def fit(
     Args:
       data: a pandas or polars frame, one row a sample, in which an empty cell is missing; or a manifest's folder, or a
         `Manifest`, which say all that `label` to `modalities` say of a frame.
-      label: the column of classes, or `{"column": …, "classes": […]}` to set their order; rows without it are left out.
+      label: the column of classes, or `{"column": …, "classes": […]}` to set their order, with `"ordered": True` where
+        they have one; or the entry `label` of schema.yaml of another task, such as `{"task": "regression", "column":
+        …}`, `{"task": "multilabel", "columns": […]}` or `{"task": "survival", "time": …, "event": …, "horizons": […]}`.
+        Rows without it are left out.
       patient: the column of patients, whom no split cuts; without it each row is taken for a patient, which is told.
       sample: the column of unique ids; without it rows are counted from 1.
       split: a column of train, tuning and held_out, where the data bring one.
@@ -192,12 +195,14 @@ def read_frame(
     The config then tells that rows came from memory: paths of new ones, too, start from its `data.root`.
     """
     frame = reading.as_polars(data)
-    column, classes = _label(label)
+    column, classes, entry = _label(label)
     given = {"patient": patient, "sample": sample, "split": split}
-    roles = {role: "" if name is None else str(name) for role, name in given.items()} | {"label": column}
+    roles = {role: "" if name is None else str(name) for role, name in given.items()} | {"label": entry or column}
     told = {"modalities": _entries(modalities), "rest": modalities is None, "classes": classes or ()}
     found = importer.from_table(frame, name="table", **told, **roles)
     found.schema["name"] = "frame"
+    if entry is None and isinstance(label, Mapping) and (label.get("ordered") or label.get("task") == "ordinal"):
+        found.schema["label"]["ordered"] = True
     if verbose:
         for line in plan.plan_lines(found) if modalities is None else plan.notes(found):
             print(line)
@@ -227,19 +232,25 @@ def _entry(name: str, given: Declared | Sequence[str]) -> dict[str, Any] | list[
     return [str(column) for column in given]
 
 
-def _label(label: str | Mapping[str, Any] | None) -> tuple[str, list[str] | None]:
-    """Returns the column of the label and its classes in order, None where the data tell them."""
+def _label(label: str | Mapping[str, Any] | None) -> tuple[str, list[str] | None, dict[str, Any] | None]:
+    """Returns the column of the label; its classes in order, None where the data tell them; the entry of another task.
+
+    Raises UserError: it is no label.
+    """
     if label is None:
         raise UserError("a frame needs label=COLUMN, the column of classes")
     if not isinstance(label, Mapping):
-        return str(label), None
-    if unknown := sorted(set(label) - {"column", "classes"}):
-        raise UserError(f"label has the unknown key {unknown[0]!r}; keys are column, classes")
+        return str(label), None, None
+    if label.get("task", "classes") not in ("classes", "ordinal"):
+        entry = {key: list(value) if isinstance(value, tuple) else value for key, value in label.items()}
+        return targets.of_entry(entry).label, None, entry
+    if unknown := sorted(set(label) - {"column", "classes", "ordered", "task"}):
+        raise UserError(f"label has the unknown key {unknown[0]!r}; keys are column, classes, ordered, or a task's own")
     classes = label.get("classes")
     if isinstance(classes, str) or not isinstance(classes, Iterable | None):
         raise UserError("label['classes'] must be a list")
     names = None if classes is None else [as_string(pl.Series([name])).item() for name in classes]
-    return str(label.get("column", "")), names
+    return str(label.get("column", "")), names, None
 
 
 def _type_of(labels: pl.Series) -> str:

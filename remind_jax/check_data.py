@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _print(findings: Sequence[check.Finding], summary: dict[str, Any]) -> None:
     print(f"{summary['name']}: {summary['samples']} samples of {summary['patients']} patients")
-    for title in ("classes", "modalities", "combinations", "splits"):
+    for title in ("classes", "label", "modalities", "combinations", "splits"):
         if title in summary:
             print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in summary[title].items()))
     for finding in findings:

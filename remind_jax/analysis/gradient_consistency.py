@@ -39,7 +39,6 @@ from remind_jax.objectives import logit_adjust
 from remind_jax.ops import ntk
 from remind_jax.runtime import progress
 from remind_jax.training import optimizer as states
-from remind_jax.training.objective import make_loss
 
 NAME = "gradient_consistency"
 COLUMNS = (
@@ -64,7 +63,7 @@ def make_outputs(run: Run, output: str) -> Callable[..., Any]:
     gate, objective, offset = run.model.gate, run.config.objective, None
     scalar = ntk.OUTPUTS.get(output)
     if output == "loss":
-        scalar = make_loss(run.config, run.data.class_fractions)
+        scalar = run.model.task.loss
         offset = logit_adjust.train_offset(objective.prior, objective.prior_mode, run.data.label_counts)
 
     def outputs(params, batch, fixed):

@@ -14,6 +14,7 @@ from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
 from remind_jax.models.network import initial_params
 from remind_jax.runtime import files, progress
+from remind_jax.tasks import require_classes
 from remind_jax.training.checkpoint import Checkpoints
 from remind_jax.training.run_folder import refuse_changed
 from remind_jax.training.stages import Stage, plan_stages
@@ -72,6 +73,7 @@ def open_run(path: pathlib.Path) -> Run:
     config = model.config
     if model_files.ADAPTED in config:
         raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
+    require_classes(model.schema, "an analysis")
     with progress.make(0, "preparing") as bar:
         fitted = datasets.fit(config)
         refuse_changed(path, model, fitted)

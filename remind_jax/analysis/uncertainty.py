@@ -28,9 +28,9 @@ from remind_jax.analysis.command import COLOURS, GRID, INK, LINES, QUIET, SIDES,
 from remind_jax.analysis.opening import Run
 from remind_jax.evaluation import figures
 from remind_jax.inference import gate
-from remind_jax.inference.predictor import probabilities_of
 from remind_jax.models.model import Params
 from remind_jax.ops import routing
+from remind_jax.tasks.classes import probabilities_of
 
 NAME = "uncertainty"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

@@ -273,6 +273,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
     },
+    "task": {  # of labels other than classes
+        "predicts": Key("mean", "of a number; the others have bounds, too", ("mean", "gaussian", "quantiles")),
+        "level": Key(0.9, "share of values that the bounds of a number promise to hold", SHARE),
+        "bins": Key(10, "steps of survival, between quantiles of the event times of training", AT_LEAST_ONE),
+    },
     "objective": {
         "kind": Key("group_dro", "how groups are weighted", ("erm", "reweigh", "group_dro")),
         "loss": Key("cross_entropy", "of a sample", ("cross_entropy", "focal")),
@@ -336,7 +341,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "evaluate_every": Key(1.0, "epochs between evaluations on the tuning rows", POSITIVE),
         "patience": Key(0, "evaluations of stage 2 without improvement before it ends; 0 never", NOT_NEGATIVE),
         "select": Key(
-            "loss", "tuning metric that picks the weights", ("loss", "accuracy", "macro_f1", "auroc", "last")
+            "loss",
+            "tuning metric that picks the weights; one of the task's",
+            (
+                *("loss", "accuracy", "macro_f1", "auroc", "last"),  # of classes, as the next line of ordered ones
+                *("mae", "qwk"),
+                *("auroc_macro", "auprc_macro", "f1_macro"),  # of several labels
+                *("rmse", "r2", "spearman"),  # of numbers, next to mae
+                *("c_index", "c_uno", "ibs"),  # of survival
+            ),
         ),
         "keep_better_stage": Key(False, "stage 2 starts from the best weights of stage 1 and must beat them to count"),
         "log_every": Key(10, "steps between two records of metrics.jsonl", AT_LEAST_ONE),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from remind_jax.data import groups, leaks, numerals, splits
+from remind_jax.data import groups, leaks, numerals, splits, targets
 from remind_jax.data.findings import Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.manifest import Manifest
@@ -124,6 +124,15 @@ def _identity(manifest: Manifest) -> Iterator[Finding]:
 
 def _labels(manifest: Manifest, split: np.ndarray | None) -> Iterator[Finding]:
     schema = manifest.schema
+    if not schema.has_classes:
+        if any(note.fatal and note.code == "E005" for note in manifest.notes):
+            return  # cells that are no numbers, which are empty now
+        found = list(targets.problems(schema, manifest.table))
+        yield from found
+        if not found:
+            train = manifest.labels if split is None else manifest.labels[split == splits.TRAIN]
+            yield from targets.problems_of_train(schema, train, "in the table" if split is None else "in train")
+        return
     label = manifest.table[schema.label]
     where, empty = f"column {schema.label!r}:", label.is_null()
     if empty.any():
@@ -228,7 +237,7 @@ def _informative(manifest: Manifest, split: np.ndarray | None) -> Iterator[Findi
     rows = np.flatnonzero(use)
     rows = rows[:: -(-len(rows) // AUDIT_ROWS) or 1]
     patients = manifest.table[manifest.schema.patient_id].to_numpy()[rows]
-    auroc = groups.mask_auroc(manifest.presence[rows], manifest.labels[rows], patients)
+    auroc = groups.mask_auroc(manifest.presence[rows], manifest.strata[rows], patients)
     if auroc is not None and auroc > INFORMATIVE_AUROC:
         text = (
             f"which modalities are present predicts the label (cross-validated AUROC {auroc:.2f}); missingness is "
@@ -241,7 +250,7 @@ def _leaks(manifest: Manifest) -> Iterator[Finding]:
     """Finds columns of tables, and modalities or pairs of them that are there, that tell the label (W112)."""
     schema = manifest.schema
     tabular = {m.name: list(m.all_columns) if m.kind == "tabular" else [] for m in schema.modalities}
-    for text in leaks.lines(manifest.table, tabular, manifest.presence, manifest.labels, schema.label):
+    for text in leaks.lines(manifest.table, tabular, manifest.presence, manifest.strata, schema.label):
         yield Finding("W112", text, False)
 
 

@@ -54,15 +54,21 @@ class Dataset(FittedData):
     @property
     def class_fractions(self) -> np.ndarray:
         """Returns the share of each class among the train rows, float64 [c]."""
-        labels = self.manifest.labels[self.rows("train")]
+        labels = self.train_labels
         return np.bincount(labels, minlength=len(self.classes)) / len(labels)
 
     @property
+    def train_labels(self) -> np.ndarray:
+        """Returns the labels of the train rows, see `Manifest.labels`."""
+        return self.manifest.labels[self.rows("train")]
+
+    @property
     def label_counts(self) -> np.ndarray:
-        """Counts train rows by group and class, int64 [g, c]."""
-        rows = self.rows("train")
-        counts = np.zeros((len(self.groups), len(self.classes)), np.int64)
-        np.add.at(counts, (self.groups.index(self.manifest.presence[rows]), self.manifest.labels[rows]), 1)
+        """Counts train rows by group and class, int64 [g, c]; of tasks without classes all are of one, [g, 1]."""
+        rows, classes = self.rows("train"), self.manifest.schema.has_classes
+        labels = self.train_labels if classes else np.zeros(len(rows), np.int32)
+        counts = np.zeros((len(self.groups), len(self.classes) if classes else 1), np.int64)
+        np.add.at(counts, (self.groups.index(self.manifest.presence[rows]), labels), 1)
         return counts
 
     @property
@@ -167,12 +173,12 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     schema, presence = dataset.manifest.schema, dataset.manifest.presence
     patients = dataset.manifest.table[schema.patient_id]
     rows = {name: dataset.rows(name) for name in splits.SPLITS}
-    shares = zip(schema.classes, dataset.class_fractions.tolist(), strict=True)
+    shares = zip(schema.classes, dataset.class_fractions.tolist(), strict=True) if schema.has_classes else ()
     present = zip(schema.modalities, presence.mean(axis=0).tolist(), strict=True)
     return {
-        "label": schema.label,
+        "label": ", ".join(schema.label_columns),
         "splits": {name: {"n": len(at), "patients": patients.gather(at).n_unique()} for name, at in rows.items()},
-        "classes": [{"name": name, "train_fraction": share} for name, share in shares],
+        **({"classes": [{"name": name, "train_fraction": share} for name, share in shares]} if shares else {}),
         "modalities": [{"name": each.name, "kind": each.kind, "present_fraction": share} for each, share in present],
         "combinations": cohort(dataset.manifest),
     }
@@ -181,12 +187,16 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def predictions_table(
     manifest: Manifest, groups: Groups, probabilities: np.ndarray, rows: np.ndarray | slice = slice(None)
 ) -> pl.DataFrame:
-    """Returns predictions [n, c] of some rows, or of all, with ids, labels and combinations, one row a sample."""
-    table, schema = manifest.table[rows], manifest.schema
+    """Returns predictions [n, p] of some rows, or of all, with ids, labels and combinations, one row a sample.
+
+    Labels of several columns stand in `label_0`, `label_1`, …, all others in `label`.
+    """
+    table, schema, labels = manifest.table[rows], manifest.schema, manifest.labels[rows]
+    several = {f"label_{j}": pl.Series(column) for j, column in enumerate(labels.T)} if labels.ndim > 1 else {}
     columns = {
         "sample_id": table[schema.sample_id],
         "patient_id": table[schema.patient_id],
-        "label": pl.Series(manifest.labels[rows]),
+        **(several or {"label": pl.Series(labels)}),
         "group": [group_name(mask, groups.modalities) for mask in manifest.presence[rows]],
     }
     return pl.DataFrame(columns | {f"p_{k}": column for k, column in enumerate(probabilities.T)})

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from remind_jax.data import check, groups, splits
+from remind_jax.data import check, groups, splits, targets
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
 
@@ -42,18 +42,22 @@ def summarise(manifest: Manifest, split: np.ndarray | None) -> dict[str, Any]:
       split: int8 [n], positions in `splits.SPLITS`, or None when the data cannot be split.
 
     Returns:
-      JSON-able: name, samples, patients, classes and combinations with their counts (most frequent first), and, with
-      a split, samples of train, tuning and held_out.
+      JSON-able: name, samples, patients, classes (of other tasks `label`, see `targets.counts`) and combinations with
+      their counts (most frequent first), and, with a split, samples of train, tuning and held_out.
     """
     schema = manifest.schema
     names = [modality.name for modality in schema.modalities]
-    labels = manifest.table[schema.label]
+    if schema.has_classes:
+        labels = manifest.table[schema.label]
+        label = {"classes": {name: int((labels == name).sum()) for name in schema.classes}}
+    else:
+        label = {"label": targets.counts(schema, manifest.table)}
     masks, counts, _ = groups.count_combinations(manifest.presence)
     summary = {
         "name": schema.name,
         "samples": manifest.table.height,
         "patients": manifest.table[schema.patient_id].drop_nulls().n_unique(),
-        "classes": {name: int((labels == name).sum()) for name in schema.classes},
+        **label,
         "modalities": dict(zip(names, manifest.presence.sum(axis=0).tolist(), strict=True)),
         "combinations": {groups.group_name(m, names): int(c) for m, c in zip(masks, counts, strict=True)},
     }

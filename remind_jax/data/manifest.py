@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Mapping
 import numpy as np
 import polars as pl
 
-from remind_jax.data import files
+from remind_jax.data import files, targets
 from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import FileRecord, Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
@@ -29,7 +29,7 @@ class Manifest:
 
     Numeric columns are Float64, text, codes, categories and paths String, embeddings held in cells
     `Array(Float32, (t, d))`, images and volumes held in cells `Array(UInt8, modality.shape)`, the label a String out of
-    `schema.classes`.
+    `schema.classes`, or as `targets.typed` says of other tasks.
     """
 
     schema: Schema
@@ -50,13 +50,31 @@ class Manifest:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """Returns each label's position in `schema.classes`, int32 [n]; raises UserError (E005) for any other label."""
+        """Returns each label's position in `schema.classes`, int32 [n], or of other tasks what `targets.arrays` says.
+
+        Raises UserError (E005): a label is none.
+        """
+        if not self.schema.has_classes:
+            wrong = [f"{each.code} {each.message}" for each in targets.problems(self.schema, self.table)]
+            if wrong:
+                raise UserError("; ".join(wrong))
+            return targets.arrays(self.schema, self.table)
         position = {name: i for i, name in enumerate(self.schema.classes)}
         labels = np.array([position.get(name, -1) for name in self.table[self.schema.label].to_list()], np.int32)
         if (labels < 0).any():
             where, classes = f"column {self.schema.label!r}: {in_rows(labels < 0)}", listed(self.schema.classes)
             raise UserError(f"E005 {where} without a label out of the declared classes {classes}")
         return labels
+
+    @property
+    def labels_of_batches(self) -> np.ndarray:
+        """Returns the labels as batches have them: numbers in float32."""
+        return self.labels.astype(np.float32) if self.labels.dtype == np.float64 else self.labels
+
+    @functools.cached_property
+    def strata(self) -> np.ndarray:
+        """Returns the samples between which splits are even, see `targets.strata`, int32 [n]."""
+        return targets.strata(self.schema, self.labels)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -109,8 +127,8 @@ def decode(
 
     Returns:
       for each modality, or those of the names given, what `Kind.decode` of its kind gives, under its name or
-      `name/part`; `present` bool [n, m], `label` int32 [n] if asked for, and then `weight` float32 [n] of a manifest
-      that has weights; `row` int32 [n].
+      `name/part`; `present` bool [n, m], `label` of `Manifest.labels_of_batches` if asked for, and then `weight`
+      float32 [n] of a manifest that has weights; `row` int32 [n].
 
     Raises:
       UserError: a file that the rows name cannot be read or decoded (E007), or a label is none of the classes (E005).
@@ -120,6 +138,6 @@ def decode(
         if modalities is None or modality.name in modalities:
             raw |= KINDS[modality.kind].decode(modality, chosen)
     places = chosen.places
-    raw |= {"label": manifest.labels[places]} if labels else {}
+    raw |= {"label": manifest.labels_of_batches[places]} if labels else {}
     raw |= {"weight": manifest.weights[places]} if labels and manifest.weights is not None else {}
     return raw | {"present": manifest.presence[places], "row": places.astype(np.int32)}

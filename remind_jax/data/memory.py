@@ -39,7 +39,8 @@ class Memory:
       key: of the hashes, hex.
       classes, modalities: names in order.
       samples, patients: hashes of ids, uint64 [n] and uint32 [n].
-      labels, sides: positions in `classes`, int32 [n], and in `splits.SPLITS`, int8 [n].
+      labels: positions in `classes`, int32 [n], or hashes of labels of tasks that have none, uint32 [n].
+      sides: positions in `splits.SPLITS`, int8 [n].
       cells: hashes of the cells, and of the contents of files, of each modality, uint32 [n, m].
     """
 
@@ -68,7 +69,7 @@ class Memory:
             modalities=tuple(each.name for each in schema.modalities),
             samples=np.array([digest(name.encode(), 8) for name in samples], np.uint64),
             patients=np.array([digest(name.encode(), 4) for name in patients], np.uint32),
-            labels=manifest.labels,
+            labels=manifest.labels if schema.has_classes else _hashes(manifest.labels, digest),
             sides=fitted.whole_split,
             cells=_cells(manifest, digest),
         )
@@ -101,7 +102,7 @@ class Memory:
         told = list(_changed_names(self.classes, now.classes, "classes"))
         told += _changed_names(self.modalities, now.modalities, "modalities")
         both, then, since = np.intersect1d(self.samples, now.samples, return_indices=True)
-        labels = (np.array(each.classes)[each.labels[at]] for each, at in ((self, then), (now, since)))
+        labels = self._answers(then), now._answers(since)
         counts = {
             "rows added": len(now.samples) - len(both),
             "rows removed": len(self.samples) - len(both),
@@ -115,6 +116,11 @@ class Memory:
         told += [f"{what} {count}" for what, count in counts.items() if count]
         in_order = np.array_equal(np.argsort(then), np.argsort(since))
         return told if in_order else [*told, "rows in another order"]
+
+    def _answers(self, rows: np.ndarray) -> np.ndarray:
+        """Returns what stands for the labels of some rows, whatever the order of the classes, str [n]."""
+        of_classes = self.labels.dtype == np.int32
+        return (np.array(self.classes)[self.labels[rows]] if of_classes else self.labels[rows]).astype(str)
 
 
 def digests(fitted: FittedData) -> dict[str, str]:
@@ -200,6 +206,11 @@ def _hasher(key: str) -> Callable[[bytes, int], int]:
         return int.from_bytes(hashlib.blake2b(content, digest_size=size, key=key.encode()).digest(), "little")
 
     return digest
+
+
+def _hashes(labels: np.ndarray, digest: Callable[[bytes, int], int]) -> np.ndarray:
+    """Hashes the labels of each row, [n] or [n, l], uint32 [n]."""
+    return np.array([digest(row.tobytes(), 4) for row in labels.reshape(len(labels), -1)], np.uint32)
 
 
 def _cells(manifest: Manifest, digest: Callable[[bytes, int], int]) -> np.ndarray:

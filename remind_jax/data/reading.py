@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import yaml
 
-from remind_jax.data import check, tables
+from remind_jax.data import check, tables, targets
 from remind_jax.data.blocks import Columns
 from remind_jax.data.cells import as_string, trim
 from remind_jax.data.findings import Finding
@@ -57,23 +57,16 @@ def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
     top = mapping(content, "the file", keys, ("split",))
     if top["version"] != 1 or isinstance(top["version"], bool):
         raise UserError(f"version must be 1, not {shown(top['version'])}")
-    label = mapping(top["label"], "label", ("column", "classes"))
-    classes = label["classes"]
-    if not isinstance(classes, list) or not all(type(name) in (str, int) for name in classes):
-        raise UserError("label.classes must be a list of strings; put yes, no, on, off and decimals in quotes")
-    classes = tuple(str(name).strip() for name in classes)
-    if len(classes) < 2 or len(set(classes)) != len(classes) or not all(c and c.isprintable() for c in classes):
-        raise UserError("label.classes needs at least two different names, each one line")
+    label = targets.parse(top["label"])
     if not isinstance(entries := top["modalities"], dict) or not entries:
         raise UserError("modalities must be a mapping from names to descriptions")
     schema = Schema(
         name=string(top["name"], "name"),
         sample_id=string(top["sample_id"], "sample_id"),
         patient_id=string(top["patient_id"], "patient_id"),
-        label=string(label["column"], "label.column"),
-        classes=classes,
         modalities=tuple(parse_modality(name, entry, image_size, frames) for name, entry in entries.items()),
         split=None if top.get("split") is None else string(top["split"], "split"),
+        **label,
     )
     owners: dict[str, str] = {}
     for owner, column in schema.columns():
@@ -182,7 +175,7 @@ def without_files(content: Mapping[str, Any], table: pl.DataFrame | Columns) -> 
     """
     schema = _parse_schema(dict(content), 1, 1)
     check.refuse(check.absent_columns(schema, table.columns))
-    series, notes, modalities = _roles(schema, table), [], []
+    (series, notes), modalities = _roles(schema, table), []
     for modality in schema.modalities:
         kind, present = KINDS[modality.kind], np.zeros(table.height, bool)
         alone = [(c, (c,), ()) for c in modality.columns] + [(c, (), (c,)) for c in modality.categorical]
@@ -197,13 +190,14 @@ def without_files(content: Mapping[str, Any], table: pl.DataFrame | Columns) -> 
     return Manifest(schema, pl.DataFrame(series), pathlib.Path(), schema.name, tuple(notes))
 
 
-def _roles(schema: Schema, table: pl.DataFrame | Columns) -> dict[str, pl.Series]:
-    """Returns ids, labels and splits as strings, by column."""
-    names = (schema.sample_id, schema.patient_id, schema.label, *([schema.split] if schema.split else []))
+def _roles(schema: Schema, table: pl.DataFrame | Columns) -> tuple[dict[str, pl.Series], list[Finding]]:
+    """Returns ids and splits as strings and labels as `targets.typed` says, by column, and what is wrong with these."""
+    names = (schema.sample_id, schema.patient_id, *([schema.split] if schema.split else []))
     series = {name: trim(as_string(table[name])) for name in names}
     if schema.split is not None:
         series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
-    return series
+    labels, notes = targets.typed(schema, table)
+    return series | labels, notes
 
 
 def _typed(
@@ -218,8 +212,8 @@ def _typed(
 ) -> Manifest:
     """Brings the columns that a schema names into the types that `Manifest` promises; findings join the notes."""
     check.refuse(check.absent_columns(schema, table.columns))
-    notes = list(notes)
-    series = {name: table[name] for _, name in schema.columns()} | _roles(schema, table)
+    roles, of_labels = _roles(schema, table)
+    notes, series = [*notes, *of_labels], {name: table[name] for _, name in schema.columns()} | roles
     modalities, records = [], {}
     for modality in schema.modalities:
         kind = KINDS[modality.kind]
@@ -269,7 +263,7 @@ def read_new(
     else:
         table = as_polars(data)
     schema, table, notes = _completed(schema, table)
-    if schema.label in table.columns:
+    if schema.has_classes and schema.label in table.columns:
         table = table.with_columns(as_classes(table[schema.label], schema.classes))
     manifest = _typed(schema, table, root, bad_files == "missing", bad_files, window, notes, count)
     findings = check.find_problems_of_new(manifest)
@@ -344,7 +338,7 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
     schema = dataclasses.replace(schema, modalities=tuple(modalities), split=None)
     if len(lacking) == len(modalities):
         return schema, table, []  # as wrong a table as can be, which the checks say better
-    added = {schema.label: empty, **{c: empty for each in lacking for c in each.all_columns}}
+    added = {**dict.fromkeys(schema.label_columns, empty), **{c: empty for each in lacking for c in each.all_columns}}
     added |= {schema.sample_id: pl.int_range(1, pl.len() + 1)} if absent([schema.sample_id]) else {}
     table = table.with_columns(**{name: value for name, value in added.items() if name not in table.columns})
     if schema.patient_id not in table.columns:

@@ -62,18 +62,38 @@ class Schema:
     name: str
     sample_id: str
     patient_id: str
-    label: str
-    classes: tuple[str, ...]
+    label: str  # the column of the label, the first of several; of survival that of the time
+    classes: tuple[str, ...]  # in order; of several labels their columns, else empty
     modalities: tuple[Modality, ...]
     split: str | None = None
+    task: str = "classes"  # classes, ordinal, multilabel, regression or survival
+    more_labels: tuple[str, ...] = ()  # the other columns of several labels; of survival that of the event
+    transform: str = "none"  # what is made of values before they are learned, one of `targets.TRANSFORMS`
+    horizons: tuple[float, ...] = ()  # times at which survival is judged, ascending
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Lists the columns of the label."""
+        return (self.label, *self.more_labels)
+
+    @property
+    def has_classes(self) -> bool:
+        """Tells whether a sample has one class of several, ordered or not."""
+        return self.task in ("classes", "ordinal")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields for JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Returns the fields for JSON; those of other tasks only where they are not as for classes.
+
+        So the digests of data of classes are those that they had when there was no other task.
+        """
+        fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain = {"task": "classes", "more_labels": [], "transform": "none", "horizons": []}
+        return {key: value for key, value in fields.items() if plain.get(key, ...) != value}
 
     def columns(self) -> Iterator[tuple[str, str]]:
         """Yields what names a column, and the column, for every column the schema names."""
-        yield from (("sample_id", self.sample_id), ("patient_id", self.patient_id), ("label", self.label))
+        yield from (("sample_id", self.sample_id), ("patient_id", self.patient_id))
+        yield from (("label", column) for column in self.label_columns)
         if self.split is not None:
             yield "split", self.split
         for modality in self.modalities:
@@ -87,7 +107,8 @@ def schema_from_dict(content: Mapping[str, Any]) -> Schema:
         raise ValueError(why)
     parts = ("columns", "categorical", "shape")
     modalities = tuple(Modality(**each | {key: tuple(each[key]) for key in parts}) for each in content["modalities"])
-    return Schema(**{**content, "classes": tuple(content["classes"]), "modalities": modalities})
+    lists = {key: tuple(content.get(key, ())) for key in ("classes", "more_labels", "horizons")}
+    return Schema(**{**content, **lists, "modalities": modalities})
 
 
 def shown(value: object) -> str:

@@ -45,9 +45,9 @@ def make_splits(
 
     A split column is honoured; if it names no tuning rows, tuning is carved by patient out of train (W105) in the
     proportion that `fractions` gives. Without the column, patients are split by `fractions`, as `rule` says: shares of
-    rows, stratified by the patient's majority label and rarest combination; or by `hash`, where seed and patient id
-    alone say where a patient goes, so that the shares, of patients, are met by chance only, and no other patient moves
-    anybody. Another seed gives another split. A last share of 0 holds nobody out.
+    rows, stratified by the patient's majority label (see `Manifest.strata`) and rarest combination; or by `hash`, where
+    seed and patient id alone say where a patient goes, so that the shares, of patients, are met by chance only, and no
+    other patient moves anybody. Another seed gives another split. A last share of 0 holds nobody out.
 
     Raises UserError: a patient is in two splits (E003), a class is absent from train or a label is not one of the
     classes (E005), or a patient id or the split column is incomplete (E001).
@@ -57,7 +57,7 @@ def make_splits(
     column = manifest.table[manifest.schema.patient_id]
     if column.has_nulls():
         raise UserError(f"E001 column {column.name!r} has empty cells; every row needs a patient id")
-    patients, labels = column.to_numpy(), manifest.labels
+    patients, labels = column.to_numpy(), manifest.strata
     splits = given_splits(manifest)
     assign = _by_hash if rule == "hash" else _assign
     if splits is None:
@@ -73,8 +73,8 @@ def make_splits(
             f"E001 no patient is held out of {len(set(patients.tolist()))}: add patients or raise the last share of "
             f"data.fractions, {tuple(fractions)}"
         )
-    seen = set(labels[splits == TRAIN].tolist())
-    if absent := [name for i, name in enumerate(manifest.schema.classes) if i not in seen]:
+    seen, schema = set(labels[splits == TRAIN].tolist()), manifest.schema
+    if absent := [name for i, name in enumerate(schema.classes) if schema.has_classes and i not in seen]:
         instead = ", or take another seed or data.split=stratified" if rule == "hash" else ""
         raise UserError(f"E005 no row of train has the class {', '.join(absent)}: add rows or drop the class{instead}")
     return splits

@@ -102,6 +102,35 @@ def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
     return _svg(draw, "share correct", [], xlabel="confidence in the answer given")
 
 
+def of_survival(curves: Mapping[str, Any]) -> dict[str, str | None]:
+    """Draws `curves` of a report of survival: by predicted risk, and predicted against observed risks; {} for none."""
+    if not curves:
+        return {}
+
+    def by_risk(axes: "Axes") -> list[tuple[float, str, str]]:
+        labels = []
+        for name, curve, colour in zip(("low", "middle", "high"), curves["by_risk"], COLOURS, strict=False):
+            axes.step(curve["times"], curve["survival"], where="post", color=colour, linewidth=1.6)
+            labels.append((curve["survival"][-1], name, colour))
+        axes.set_ylim(-0.03, 1.03)
+        return labels
+
+    def risks(axes: "Axes") -> list[tuple[float, str, str]]:
+        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, dashes=(3, 3))
+        for (horizon, bins), colour in zip(curves["calibration"].items(), COLOURS, strict=False):
+            known = [b for b in bins if b["observed"] is not None]
+            x, y = ([b[key] for b in known] for key in ("predicted", "observed"))
+            axes.plot(x, y, color=colour, linewidth=1.4, marker="o", markersize=4, label=f"by {horizon}")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05))
+        axes.legend(loc="upper left", frameon=False, fontsize=FONT - 1, labelcolor=INK)
+        return []
+
+    drawn = {"by_risk": _svg(by_risk, "without the event", [], xlabel="time")}
+    if any(curves["calibration"].values()):
+        drawn["risks"] = _svg(risks, "observed risk", [], xlabel="predicted risk")
+    return drawn
+
+
 def legend_name(name: str) -> str:
     """Writes a name for a legend, in one line; matplotlib leaves out what begins with an underscore."""
     name = texts.one_line(name)

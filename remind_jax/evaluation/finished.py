@@ -62,6 +62,33 @@ SHAPE = {
 """The shape of a report, see `report.build_report`."""
 
 
+_OF_TASK = {
+    "notes": {...: str},
+    **{key: {...: {...: object}} for key in ("labels?", "horizons?")},
+    ...: (*_FIGURE, [Number(float, -1e300, 1e300)] * 2),
+}
+_POSITIVE = Number(float, 0, 1e300)
+_TASK = {"name": str, "headline": str, "more": bool, "titles": {...: str}}
+
+
+def shape_of(task: bool) -> dict[str, Any]:
+    """Returns the shape of a report, that of a `task` other than classes or of these."""
+    if not task:
+        return SHAPE
+    of_group = {key: one for key, one in _GROUP.items() if key not in _M} | _OF_TASK
+    return SHAPE | {
+        "task": _TASK,
+        "curves?": {
+            "by_risk": [{**dict.fromkeys(("n", "events"), COUNT), "times": [_POSITIVE], "survival": [SHARE]}],
+            "calibration": {...: [{"n": COUNT, "predicted": SHARE, "observed": (SHARE, None)}]},
+        },
+        **dict.fromkeys(("overall", "head_mean", "tail_mean"), _OF_TASK),
+        **{key: {"n": COUNT, **_OF_TASK} for key in ("head_pooled", "tail_pooled")},
+        "groups": [of_group],
+        "worst_group": {"group": (str, None), "n": COUNT, **_OF_TASK},
+    }
+
+
 def is_there(folder: pathlib.Path) -> bool:
     """Tells whether a folder holds a report that was written to its end; a power cut may leave an empty or cut one."""
     try:
@@ -87,9 +114,10 @@ def read_report(folder: pathlib.Path, more: dict[str, Any] | None = None) -> dic
 
     Raises UserError: it is damaged, or was written by another version.
     """
-    report = records.read(folder / REPORT, SHAPE | (more or {}), _REMEDY)
+    task = "task" in records.read(folder / REPORT, {}, _REMEDY)
+    report = records.read(folder / REPORT, shape_of(task) | (more or {}), _REMEDY)
     names = set(report["modalities"])
-    if len(report["label_counts"]) != len(report["classes"]) or any(
+    if (report["label_counts"] and len(report["label_counts"]) != len(report["classes"])) or any(
         row["modalities"] != [name for name in report["modalities"] if name in row["modalities"]]
         or not names.issuperset(row["modalities"])
         for row in report["groups"]
@@ -98,6 +126,12 @@ def read_report(folder: pathlib.Path, more: dict[str, Any] | None = None) -> dic
     if len({row["group"] for row in report["groups"]}) < len(report["groups"]):
         raise UserError(f"{folder / REPORT} is damaged (a combination stands there twice): {_REMEDY}")
     return report
+
+
+def require_classes(folder: pathlib.Path, report: dict[str, Any], what: str) -> None:
+    """Refuses the report of a run of another task than classes for what works on nothing else (UserError)."""
+    if "task" in report:
+        raise UserError(f"{what} is for classes only so far, and {folder} is of task {report['task']['name']}")
 
 
 def read_predictions(folder: pathlib.Path, classes: int) -> pl.DataFrame:

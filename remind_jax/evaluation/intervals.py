@@ -5,7 +5,8 @@ resample is a row of integer weights, and every metric of all resamples is compu
 no Python loop runs over resamples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,38 +20,84 @@ CHUNK = 1 << 21  # weights held at a time
 NAMES = ("accuracy", "macro_f1", "auroc", "auprc")
 
 
+Weighted = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""Figures of a sample under rows of weights [r, n], which count each sample so often: by name [r], NaN if undefined."""
+
+
 def intervals(
     labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, *, seed: int, resamples: int = RESAMPLES
 ) -> tuple[dict[str, list[float] | None], dict[str, str]]:
     """Computes 95 % intervals of accuracy, macro-F1, AUROC and AUPRC.
 
-    At least 30 samples of at least 10 patients have percentile intervals of the patient bootstrap. With fewer, accuracy
-    has the exact (Clopper-Pearson) interval over samples and the other metrics have None. A bootstrap interval of no
-    width (every sample right, say) would be false certainty, so accuracy has the exact interval then, too.
+    Labels are class indices, int [n], with probabilities [n, c] and patients [n] of any dtype that can be sorted. The
+    answer is that of `resampled`, with accuracy as a share of the samples.
+    """
 
-    Labels are class indices, int [n], with probabilities [n, c] and patients [n] of any dtype that can be sorted.
-    Returns `(values, notes)`: `accuracy_ci`, … as `[low, high]` or None, and the reason of each None or substitute.
+    def of(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return weighted_metrics(labels, probabilities, weights)
+
+    shares = {"accuracy": probabilities.argmax(1) == labels}
+    return resampled(of, NAMES, patients, seed=seed, resamples=resamples, shares=shares, lacks="a class")
+
+
+def resampled(
+    of: Weighted,
+    names: Sequence[str],
+    patients: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    shares: Mapping[str, np.ndarray] = {},
+    lacks: str = "variety",
+    width: int = 1,
+) -> tuple[dict[str, list[float] | None], dict[str, str]]:
+    """Computes 95 % intervals of figures by drawing patients [n], of any dtype that can be sorted, with replacement.
+
+    At least 30 samples of at least 10 patients have percentile intervals. With fewer, figures in `shares`, which are
+    shares of true values in bool [n], have the exact (Clopper-Pearson) interval over samples and the others have None.
+    A bootstrap interval of no width (every sample right, say) would be false certainty, so shares have the exact
+    interval then, too. `lacks` names what resamples without a figure lack; `width` is how many times the
+    weights of a sample are held at once.
+
+    Returns `(values, notes)`: `NAME_ci` as `[low, high]` or None, and the reason of each None or substitute.
     """
     owners, owner = np.unique(patients, return_inverse=True)
-    n = len(labels)
+    n = len(owner)
     if n == 0:
-        return {f"{k}_ci": None for k in NAMES}, {f"{k}_ci": "no samples" for k in NAMES}
-    correct = probabilities.argmax(1) == labels
+        return {f"{k}_ci": None for k in names}, {f"{k}_ci": "no samples" for k in names}
     if n < MIN_SAMPLES or len(owners) < MIN_PATIENTS:
         why = f"{n} samples of {len(owners)} patients are too few for a bootstrap"
-        notes = {f"{k}_ci": why for k in NAMES[1:]} | {"accuracy_ci": _exact_note(n, len(owners))}
-        return {f"{k}_ci": None for k in NAMES} | {"accuracy_ci": exact_interval(correct)}, notes
-    weights = patient_weights(owner, len(owners), seed, resamples=resamples)
-    parts = [weighted_metrics(labels, probabilities, rows) for rows in weights]
+        notes = {f"{k}_ci": _exact_note(n, len(owners)) if k in shares else why for k in names}
+        return {f"{k}_ci": exact_interval(shares[k]) if k in shares else None for k in names}, notes
+    weights = patient_weights(owner, len(owners), seed, resamples=resamples, chunk=CHUNK // width)
+    parts = [of(rows) for rows in weights]
     values, notes = {}, {}
-    for name in NAMES:
-        value, note = _percentile(np.concatenate([p[name] for p in parts]))
-        if name == "accuracy" and value is None:
-            value, note = exact_interval(correct), _exact_note(n, len(owners))
+    for name in names:
+        value, note = _percentile(np.concatenate([p[name] for p in parts]), lacks)
+        if name in shares and value is None:
+            value, note = exact_interval(shares[name]), _exact_note(n, len(owners))
         values[f"{name}_ci"] = value
         if note:
             notes[f"{name}_ci"] = note
     return values, notes
+
+
+def measured(
+    of: Weighted, why: Mapping[str, str], patients: np.ndarray, **options: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Computes the figures that are the keys of `why`, and their intervals; `options` are those of `resampled`.
+
+    Returns `(values, notes)`: `NAME`, None where undefined, and `NAME_ci`; the note of an undefined figure is its
+    reason in `why`.
+    """
+    if not len(patients):
+        names = [*why, *(f"{name}_ci" for name in why)]
+        return dict.fromkeys(names), dict.fromkeys(names, "no samples")
+    found = of(np.ones((1, len(patients))))
+    values = {name: float(found[name][0]) if np.isfinite(found[name][0]) else None for name in why}
+    notes = {name: why[name] for name, value in values.items() if value is None}
+    bounds, bound_notes = resampled(of, list(why), patients, **options)
+    return values | bounds, notes | bound_notes
 
 
 def exact_interval(correct: np.ndarray) -> list[float]:
@@ -98,13 +145,13 @@ def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.
             "macro_f1": f1.sum(1) / (actual + claimed > 0).sum(1),
         }
     use = defined_classes(labels, classes)
-    ranked = np.array([_weighted_ranking(true[:, k], probabilities[:, k], weights) for k in use])
+    ranked = np.array([weighted_ranking(true[:, k], probabilities[:, k], weights) for k in use])
     nothing = np.full(len(weights), np.nan)
     auroc, auprc = ranked.mean(0) if use else (nothing, nothing)
     return values | {"auroc": auroc, "auprc": auprc}
 
 
-def _weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns AUROC (ties count half) and average precision of one score [n] under weights [r, n]."""
     order = np.argsort(-score, kind="stable")
     ordered, cases = score[order], np.flatnonzero(positive[order])
@@ -125,17 +172,17 @@ def _weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarr
     return auroc, np.where(control_total[:, -1] > 0, auprc, np.nan)
 
 
-def _percentile(values: np.ndarray) -> tuple[list[float] | None, str | None]:
+def _percentile(values: np.ndarray, lacks: str) -> tuple[list[float] | None, str | None]:
     """Returns the percentile interval of the finite resamples [r], or None, and a note, the reason of None."""
     finite = values[np.isfinite(values)]
     if len(finite) == 0:
         return None, "the figure itself is undefined"
     if len(finite) < len(values) / 2:
-        return None, f"undefined in {len(values) - len(finite)} of {len(values)} resamples: a class is too rare"
+        return None, f"undefined in {len(values) - len(finite)} of {len(values)} resamples: {lacks} is too rare"
     low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if np.ptp(finite) < 1e-12:
         return None, "every resample gives the same value; an interval of no width would be false certainty"
-    note = f"{len(values) - len(finite)} of {len(values)} resamples lack a class and are left out"
+    note = f"{len(values) - len(finite)} of {len(values)} resamples lack {lacks} and are left out"
     return [float(low), float(high)], note if len(finite) < len(values) else None
 
 

@@ -30,6 +30,23 @@ IN_A_CELL, ROWS_OF_A_CELL, NAMES_IN_A_CELL = ("accuracy", "macro_f1", "auroc"), 
 SAMPLES = {"held_out": "held-out samples", "tuning": "tuning samples, none were held out", "new rows": "samples"}
 """Words for `split` of a report."""
 SMOKE = "This is a smoke run (--quick): it shows that everything works, and its figures mean nothing."
+PARTS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier"}
+"""Figures of a label or a horizon."""
+EXPLAINED = {
+    "qwk": "Quadratic weighted kappa: 1 where every class is right, 0 where chance does as well; far misses cost most.",
+    "mae": "Mean absolute error, in the unit of what is predicted; of ordered classes in classes.",
+    "rmse": "Root of the mean squared error, in the unit of what is predicted; large misses count most.",
+    "r2": "Share of the variance that is predicted; 0 is what the mean of these samples gives, below is worse.",
+    "spearman": "Correlation of the ranks of predictions and values.",
+    "coverage": "Share of values inside their predicted intervals.",
+    "auroc_macro": "Mean over labels of the chance that a case has a higher probability than others; 0.5 is chance.",
+    "auprc_macro": "Mean over labels of the average precision, to be read next to how frequent a label is.",
+    "f1_macro": "Mean over labels of F1 at the threshold of each.",
+    "c_uno": "Share of pairs of patients whose order of events is predicted, weighted so that censoring has no say.",
+    "c_index": "Share of pairs of patients whose order of events is predicted, among those whose order is known.",
+    "ibs": "Mean over time of the squared distance between predicted survival and what was; 0 is best.",
+}
+"""What figures of other tasks than classes mean."""
 HEADLINES = (
     ("overall", "All held-out samples"),
     ("head_pooled", "Common combinations (head)"),
@@ -60,11 +77,30 @@ def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
 def cell(report: Mapping[str, Any]) -> str:
     """Returns the figures of each combination and of all samples as a table for a notebook's cell."""
     names, abbreviated = _names(report, NAMES_IN_A_CELL)
-    shown = {name: metrics.METRICS[name].title for name in IN_A_CELL}
+    shown = {name: titles(report)[name] for name in leading(report)}
     variables = {"report": report, "names": names, "abbreviated": abbreviated, "titles": shown}
     rows = report["groups"][:ROWS_OF_A_CELL]
     variables |= {"rows": rows, "more": len(report["groups"]) - len(rows), "headlines": HEADLINES[:3]}
     return templates().get_template(CELL).render(variables | {"samples": SAMPLES[report["split"]]})
+
+
+def titles(report: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the titles of a report's figures by name."""
+    return report["task"]["titles"] if "task" in report else {name: m.title for name, m in metrics.METRICS.items()}
+
+
+def parts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tables of figures by label or by horizon: `by`, `titles` and `rows` by name; empty without any."""
+    for key, by, name in (("labels", "label", "{}"), ("horizons", "horizon", "by {}")):
+        if rows := report["overall"].get(key):
+            there = {figure: title for figure, title in PARTS.items() if figure in next(iter(rows.values()))}
+            return {"by": by, "titles": there, "rows": {name.format(row): found for row, found in rows.items()}}
+    return {}
+
+
+def leading(report: Mapping[str, Any]) -> list[str]:
+    """Returns the three figures that stand where there is no room for all."""
+    return list(titles(report))[: len(IN_A_CELL)] if "task" in report else list(IN_A_CELL)
 
 
 def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -93,6 +129,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "lambdas": figures.lambdas(history, tail, lambda name: texts.one_line(labels.get(name, name[:LABEL_WIDTH]))),
         "gate": figures.gate(history),
         "reliability": figures.reliability(report["calibration"]),
+        **figures.of_survival(report.get("curves", {})),
     }
     most = max((row["n_train"] for row in report["groups"]), default=0)
     return {
@@ -108,7 +145,11 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "bars_shown": BARS,
         # Square roots keep a group of 3 visible next to one of 3,000.
         "bar": lambda n: round(100 * math.sqrt(n / most), 2) if most else 0,
-        "titles": {name: metric.title for name, metric in metrics.METRICS.items()},
+        "titles": titles(report),
+        **({"task": report["task"]["name"]} if "task" in report else {}),
+        "parts": parts(report),
+        "explained": {title: EXPLAINED[name] for name, title in titles(report).items() if name in EXPLAINED},
+        "lead": leading(report)[0],
         "weights": weights_text(report["weights"]) if "weights" in report else "",
         "headlines": [(label, report[key]) for key, label in HEADLINES],
         "majority": _majority(report),
@@ -147,6 +188,8 @@ def is_smoke_run(data: str) -> bool:
 def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns reasons in the report not to trust the model, each as a short lead and a sentence."""
     checks = (_baseline, _unseen, _few_patients, _wide, _gap, _calibration, _rare_classes)
+    if "accuracy" not in report["overall"]:
+        checks = (_unseen, _few_patients)
     found = [caution for check in checks if (caution := check(report))]
     if is_synthetic(report["data"]):
         text = "No real patient is in these data. The figures show that the program works, not that the model does."

@@ -8,7 +8,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from remind_jax.data import splits
 from remind_jax.data.dataset import Dataset
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation import intervals, metrics, page
+from remind_jax.evaluation.judge import Judge, of_classes
 from remind_jax.evaluation.names import short_names
 from remind_jax.evaluation.samples import Samples
 from remind_jax.runtime import files, texts
@@ -68,11 +69,6 @@ class Report(Mapping[str, Any]):
         write_html(file, self._values, self._history)
 
 
-def metric_names() -> list[str]:
-    """Returns the names of the metrics of M, see `build_report`, and of their intervals."""
-    return [*metrics.METRICS, *(f"{name}_ci" for name in intervals.NAMES)]
-
-
 def report_of(
     config: Mapping[str, Any],
     data: Dataset,
@@ -81,23 +77,25 @@ def report_of(
     parameters: int,
     count: Callable[[int, int], None] | None = None,
     split: str = "held_out",
+    judge: Judge | None = None,
     **extra: Any,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Builds the report of a split's rows, by default the held-out ones, from their probabilities [n, c], in order.
 
-    `parameters` and `count` are as for `build_report`; `extra` are further top-level keys, which may replace those that
-    this function adds, and None leaves a key out. Returns the report of `build_report` with `split_digest`,
-    `majority_accuracy`, `findings` and `card`; and the table of predictions that it was made from.
+    `parameters`, `count` and `judge` are as for `build_report`; `extra` are further top-level keys, which may replace
+    those that this function adds, and None leaves a key out. Returns the report of `build_report` with `split_digest`,
+    `majority_accuracy` of classes, `findings` and `card`; and the table of predictions that it was made from.
     """
     table = datasets.predictions_table(data.manifest, data.groups, probabilities, data.rows(split))
+    most = data.class_fractions.argmax() if data.manifest.schema.has_classes else None
     facts = {
         "split_digest": splits.split_digest(data.whole_split),
-        "majority_accuracy": float(np.mean(table["label"].to_numpy() == data.class_fractions.argmax())),
+        "majority_accuracy": None if most is None else float(np.mean(table["label"].to_numpy() == most)),
         "findings": [{"code": finding.code, "message": finding.message} for finding in data.findings],
         "card": datasets.describe(data),
     }
     title = data.manifest.title
-    options = {"parameters": parameters, "classes": data.classes, "count": count, "split": split}
+    options = {"parameters": parameters, "classes": data.classes, "count": count, "split": split, "judge": judge}
     facts = {key: value for key, value in (facts | extra).items() if value is not None}
     return build_report(config, title, table, data.groups, **options, **facts), table
 
@@ -112,12 +110,13 @@ def build_report(
     classes: Sequence[str],
     count: Callable[[int, int], None] | None = None,
     split: str = "held_out",
+    judge: Judge | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
     """Reports held-out predictions, overall and for each modality combination.
 
-    A set of metrics (M below) is `accuracy, macro_f1, auroc, auprc, ece, brier`, `accuracy_ci, macro_f1_ci, auroc_ci,
-    auprc_ci` as `[low, high]`, and `notes`, the reason for each metric that is null or qualified.
+    A set of metrics (M below) of classes is `accuracy, macro_f1, auroc, auprc, ece, brier`, `accuracy_ci, macro_f1_ci,
+    auroc_ci, auprc_ci` as `[low, high]`, and `notes`, the reason for each metric that is null or qualified.
 
     Args:
       config: the run's config as a dictionary; its method, its seed, which seeds the bootstrap too, its digest and
@@ -125,32 +124,38 @@ def build_report(
       title: title of the data set; the title of a twin says that it is synthetic.
       predictions: one row a held-out sample, with columns `sample_id`, `patient_id`, `label` (class index),
         `group` (modality names joined with `+` in declared order) and `p_0` … `p_{c-1}` (probabilities); others,
-        such as one bool column a modality, are not read.
+        such as one bool column a modality, are not read. Of other tasks as `datasets.predictions_table` makes it.
       groups: the combinations seen in training.
       parameters: number of trained scalars.
       classes: names of the classes.
       split: what these samples are: `held_out`, `tuning` where nothing was held out, or `new rows`.
+      judge: what the task of the predictions measures, by default that of classes; its M has figures, intervals and
+        `notes` in the same form.
       count: called with the number of sets of samples that have their metrics, and the number of all.
       **extra: further top-level keys, merged as they are. `page.context` lists those that the HTML page reads.
 
     Returns:
-      A JSON-clean dictionary: `data, method, seed, config_digest, split, parameters, n, n_patients, modalities,
-      classes, label_counts` (held-out samples of each class), `overall` M, `groups` (each combination of training, most
-      frequent first, then those only seen held out, which have `unseen: true`: `group, modalities, train_fraction,
-      tail, n, n_patients, n_train`, M), `head_mean`, `tail_mean` (unweighted means over groups; no intervals),
-      `head_pooled`, `tail_pooled` (M of all their samples together), `worst_group` (lowest accuracy among the groups
-      with at least 10 held-out samples: `group, n`, M) and `calibration` (the reliability curve).
+      A JSON-clean dictionary, with `task` (`name`, `headline`, `more`, `titles`) unless that is classes, and `curves`
+      of survival (`by_risk` and, by horizon, `calibration`, see `survival.Evaluation`): `data, method, seed,
+      config_digest, split, parameters, n, n_patients, modalities, classes, label_counts` (held-out samples of each
+      class), `overall` M, `groups` (each combination of training, most frequent first, then those only seen held out,
+      which have `unseen: true`: `group, modalities, train_fraction, tail, n, n_patients, n_train`, M), `head_mean`,
+      `tail_mean` (unweighted means over groups; no intervals), `head_pooled`, `tail_pooled` (M of all their samples
+      together), `worst_group` (lowest accuracy among the groups with at least 10 held-out samples: `group, n`, M) and
+      `calibration` (the reliability curve).
 
     Raises:
       ValueError: `extra` names a key of the contract, or the predictions are not as described.
     """
-    sample = _Sample(predictions, config["seed"], config["eval"]["bootstrap"])
+    judge = judge or of_classes()
+    sample = _Sample(predictions, config["seed"], config["eval"]["bootstrap"], judge)
     if count:
         done, total = itertools.count(1), len({*groups.names, *sample.group}) + 3  # and all, head, tail
         sample.on_metrics = lambda: count(next(done), total)
     rows = _group_rows(sample, groups)
     tail_names = {row["group"] for row in rows if row["tail"]}
     in_tail = np.array([name in tail_names for name in sample.group], bool)
+    one_of_several, columns = judge.task in ("classes", "ordinal"), sample.probabilities.shape[1]
     report = {
         "data": title,
         "method": config["method"],
@@ -162,16 +167,20 @@ def build_report(
         "n_patients": len(np.unique(sample.patients)),
         "modalities": list(groups.modalities),
         "classes": list(classes),
-        "label_counts": np.bincount(sample.labels, minlength=sample.probabilities.shape[1]).tolist(),
+        "label_counts": np.bincount(sample.labels, minlength=columns).tolist() if one_of_several else [],
         "overall": sample.metrics(np.ones(len(in_tail), bool)),
         "groups": rows,
-        "head_mean": _mean([row for row in rows if not row["tail"]]),
-        "tail_mean": _mean([row for row in rows if row["tail"]]),
+        "head_mean": _mean([row for row in rows if not row["tail"]], judge),
+        "tail_mean": _mean([row for row in rows if row["tail"]], judge),
         "head_pooled": {"n": int((~in_tail).sum()), **sample.metrics(~in_tail)},
         "tail_pooled": {"n": int(in_tail.sum()), **sample.metrics(in_tail)},
-        "worst_group": _worst(rows),
-        "calibration": metrics.reliability_curve(sample.labels, sample.probabilities),
+        "worst_group": _worst(rows, judge),
+        "calibration": metrics.reliability_curve(sample.labels, sample.probabilities) if one_of_several else [],
     }
+    if judge.task != "classes":
+        about = {"headline": judge.headline, "more": judge.more, "titles": dict(judge.titles)}
+        report["task"] = {"name": judge.task, **about}
+        report |= {"curves": curves} if (curves := judge.drawn(sample.labels, sample.probabilities)) else {}
     if clash := sorted(report.keys() & extra.keys()):
         raise ValueError(f"extra may not replace {', '.join(clash)}")
     return report | extra
@@ -187,22 +196,19 @@ def pooled_metrics(
 class _Sample:
     """Held-out predictions with their patients [n], which computes metrics with intervals of selected rows."""
 
-    def __init__(self, predictions: pl.DataFrame, seed: int, resamples: int) -> None:
+    def __init__(self, predictions: pl.DataFrame, seed: int, resamples: int, judge: Judge | None = None) -> None:
         samples = Samples.of(predictions)
         self.labels, self.probabilities, self.group = samples.labels, samples.probabilities, samples.groups
         self.patients = predictions["patient_id"].to_numpy()
-        self._seed, self._resamples = seed, resamples
+        options = {"seed": seed, "resamples": resamples}
+        self._figures = (judge or of_classes()).evaluation(self.labels, self.probabilities, self.patients, **options)
         self.on_metrics: Callable[[], None] = lambda: None  # called after each set of metrics
 
     def metrics(self, rows: np.ndarray) -> dict[str, Any]:
         """Returns M of the samples that `rows`, bool [n], selects."""
-        labels, probabilities = self.labels[rows], self.probabilities[rows]
-        values, notes = metrics.compute(labels, probabilities)
-        bounds, bound_notes = intervals.intervals(
-            labels, probabilities, self.patients[rows], seed=self._seed, resamples=self._resamples
-        )
+        found = self._figures(rows)
         self.on_metrics()
-        return {**values, **bounds, "notes": notes | bound_notes}
+        return found
 
 
 def _group_rows(sample: _Sample, groups: Groups) -> list[dict[str, Any]]:
@@ -232,14 +238,14 @@ def _group_rows(sample: _Sample, groups: Groups) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _mean(rows: Sequence[dict[str, Any]], judge: Judge) -> dict[str, Any]:
     """Returns the unweighted mean of each metric over the groups that have it."""
     if not rows:
-        return dict.fromkeys(metric_names()) | {"notes": dict.fromkeys(metric_names(), "no such group")}
-    values: dict[str, Any] = dict.fromkeys(metric_names())
-    bounds = [f"{name}_ci" for name in intervals.NAMES]
+        return dict.fromkeys(judge.names) | {"notes": dict.fromkeys(judge.names, "no such group")}
+    values: dict[str, Any] = dict.fromkeys(judge.names)
+    bounds = [f"{name}_ci" for name in judge.bounded]
     notes = dict.fromkeys(bounds, "a mean over groups has no interval here; the pooled figures have")
-    for name in metrics.METRICS:
+    for name in judge.titles:
         known = [row[name] for row in rows if row[name] is not None]
         values[name] = float(np.mean(known)) if known else None
         if len(known) < len(rows):
@@ -247,14 +253,15 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return values | {"notes": notes}
 
 
-def _worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the group of lowest accuracy with enough samples; of equal ones the group with more samples."""
-    ranked = [row for row in rows if row["n"] >= MIN_WORST]
+def _worst(rows: Sequence[dict[str, Any]], judge: Judge) -> dict[str, Any]:
+    """Returns the group of worst headline with enough samples; of equal ones the group with more samples."""
+    ranked = [row for row in rows if row["n"] >= MIN_WORST and row[judge.headline] is not None]
     if not ranked:
         reason = f"no group has {MIN_WORST} held-out samples"
-        return {"group": None, "n": 0, **dict.fromkeys(metric_names()), "notes": dict.fromkeys(metric_names(), reason)}
-    worst = min(ranked, key=lambda row: (row["accuracy"], -row["n"]))
-    return {name: worst[name] for name in ("group", "n", *metric_names(), "notes")}
+        return {"group": None, "n": 0, **dict.fromkeys(judge.names), "notes": dict.fromkeys(judge.names, reason)}
+    sign = 1 if judge.more else -1
+    worst = min(ranked, key=lambda row: (sign * row[judge.headline], -row["n"]))
+    return {name: worst[name] for name in ("group", "n", *judge.names, "notes")}
 
 
 def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
@@ -287,30 +294,32 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
         if not console.is_terminal or console.width > TABLE_WIDTH:
             console = rich.console.Console(file=file, width=TABLE_WIDTH, highlight=False)
         console.on_broken_pipe = _reraise
-    rows = report["groups"]
+    rows, titles = report["groups"], page.titles(report)
+    shown = {name: titles[name] for name in page.leading(report)}
+    lead = next(iter(shown.values()))
     listed = rows if len(rows) <= TABLE_ROWS else rows[: TABLE_ROWS - 1]
     names, abbreviated = short_names((row["modalities"] for row in listed), report["modalities"], NAME_WIDTH)
     legend = [f"{short} = {name}" for name, short in abbreviated.items()]
     table = rich.table.Table(
         title=_plain(f"{report['method']} on {report['data']}: {report['n']} {page.SAMPLES[report['split']]}"),
-        caption=_plain("; ".join(["accuracy with 95 % interval", "tail = rare in training", *legend])),
+        caption=_plain("; ".join([f"{_heading(lead)} with 95 % interval", "tail = rare in training", *legend])),
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
     )
     table.add_column("combination", overflow="fold", min_width=12)
-    for heading in ("train", "n train", "n", "", "accuracy", "macro-F1", "AUROC"):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=heading != "accuracy")
+    for heading in ("train", "n train", "n", "", *map(_heading, shown.values())):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=heading != _heading(lead))
     for row, name in zip(listed, names, strict=True):
-        table.add_row(*_cells(row, name))
+        table.add_row(*_cells(row, name), *_metric_cells(row, shown))
     if rest := rows[len(listed) :]:
         share, n_train, n = (sum(row[key] for row in rest) for key in ("train_fraction", "n_train", "n"))
         table.add_row(f"{len(rest)} more in report.json", f"{share:.1%}", str(n_train), str(n))
     table.add_section()
-    table.add_row("all samples", "", "", str(report["n"]), "", *_metric_cells(report["overall"]))
+    table.add_row("all samples", "", "", str(report["n"]), "", *_metric_cells(report["overall"], shown))
     for side in ("head", "tail"):
         pooled = report[f"{side}_pooled"]
-        table.add_row(f"{side}, pooled", "", "", str(pooled["n"]), "", *_metric_cells(pooled))
-        table.add_row(f"{side}, mean of groups", "", "", "", "", *_metric_cells(report[f"{side}_mean"]))
+        table.add_row(f"{side}, pooled", "", "", str(pooled["n"]), "", *_metric_cells(pooled, shown))
+        table.add_row(f"{side}, mean of groups", "", "", "", "", *_metric_cells(report[f"{side}_mean"], shown))
     console.print(table)
 
 
@@ -323,7 +332,7 @@ def _cells(row: dict[str, Any], name: str) -> list[str]:
     """Returns one group's row of the terminal table."""
     mark = "unseen" if row.get("unseen") else "tail" if row["tail"] else ""
     share = f"{row['train_fraction']:.1%}"
-    return [_plain(name), share, str(row["n_train"]), str(row["n"]), mark, *_metric_cells(row)]
+    return [_plain(name), share, str(row["n_train"]), str(row["n"]), mark]
 
 
 def _plain(text: str) -> str:
@@ -332,10 +341,16 @@ def _plain(text: str) -> str:
     return rich.markup.escape(texts.visible(text))
 
 
-def _metric_cells(values: dict[str, Any]) -> list[str]:
-    """Returns accuracy with its interval, macro-F1 and AUROC, '-' for null, in ASCII, which every terminal shows."""
-    accuracy, bounds = values["accuracy"], values["accuracy_ci"]
-    first = "-" if accuracy is None else f"{accuracy:.3f}"
+def _heading(title: str) -> str:
+    """Returns a title as the heading of a column of the terminal, in ASCII; words begin small, names do not."""
+    small = title[0].lower() + title[1:] if title[1:2].islower() and "'" not in title else title
+    return small.replace("²", "2")
+
+
+def _metric_cells(values: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Returns figures, the first with its interval, '-' for null, in ASCII, which every terminal shows."""
+    first, *rest = names
+    shown, bounds = "-" if values[first] is None else f"{values[first]:.3f}", values[f"{first}_ci"]
     if bounds is not None:
-        first += f" ({bounds[0]:.2f}-{bounds[1]:.2f})"
-    return [first, *("-" if values[k] is None else f"{values[k]:.3f}" for k in ("macro_f1", "auroc"))]
+        shown += f" ({bounds[0]:.2f}-{bounds[1]:.2f})"
+    return [shown, *("-" if values[k] is None else f"{values[k]:.3f}" for k in rest)]

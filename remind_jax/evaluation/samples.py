@@ -12,7 +12,10 @@ from remind_jax.evaluation import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Held-out samples: class indices int64 [n], probabilities float64 [n, c], and names of combinations, str [n]."""
+    """Held-out samples: labels, predictions float64 [n, p], such as probabilities, and names of combinations, str [n].
+
+    Labels are int64 where the table has integers, else float64: [n], or [n, l] of several columns.
+    """
 
     labels: np.ndarray
     probabilities: np.ndarray
@@ -20,11 +23,12 @@ class Samples:
 
     @classmethod
     def of(cls, table: pl.DataFrame) -> Self:
-        """Reads the columns `label`, `group` and `p_0` … `p_{c-1}` of a table with one row a sample."""
-        classes = sum(name.startswith("p_") and name[2:].isdigit() for name in table.columns)
+        """Reads the columns `label`, or `label_0` …, `group` and `p_0` … of a table with one row a sample."""
+        labels = table["label"] if "label" in table.columns else _numbered(table, "label_")
+        labels = labels.to_numpy()
         return cls(
-            table["label"].to_numpy().astype(np.int64),
-            table.select([f"p_{k}" for k in range(classes)]).to_numpy().astype(np.float64),
+            labels.astype(np.int64 if labels.dtype.kind in "iu" else np.float64),
+            _numbered(table, "p_").to_numpy().astype(np.float64),
             np.array(table["group"].to_list(), dtype=object),
         )
 
@@ -32,3 +36,9 @@ class Samples:
         """Returns `n` and the named metrics of the samples that `rows`, bool [n], selects; None where undefined."""
         values, _ = metrics.compute(self.labels[rows], self.probabilities[rows])
         return {"n": int(rows.sum()), **{name: values[name] for name in names}}
+
+
+def _numbered(table: pl.DataFrame, start: str) -> pl.DataFrame:
+    """Returns the columns whose names are `start` and a number, in the order of these."""
+    count = sum(name.startswith(start) and name[len(start) :].isdigit() for name in table.columns)
+    return table.select([f"{start}{k}" for k in range(count)])

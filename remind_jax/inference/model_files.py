@@ -2,7 +2,7 @@
 
     model.safetensors   the weights by path
     model.json          {"format": 1, "made_by": "remind_jax 0.1.0", "sha256": of model.safetensors, "config": …,
-                         "title": of the data, "schema": …, "groups": …, "kinds": fitted preprocessing,
+                         "title": of the data, "schema": …, "task": …, "groups": …, "kinds": fitted preprocessing,
                          "label_counts": …, "train_patients": …, "gate": …, "prior_power": …, "label_type": …,
                          "chosen": …}
 
@@ -21,14 +21,17 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
+from remind_jax import tasks
 from remind_jax.config import complete, validate
 from remind_jax.data.groups import Groups
 from remind_jax.data.preprocess import Preprocessor
-from remind_jax.data.schema import schema_from_dict, shown
+from remind_jax.data.schema import Schema, schema_from_dict, shown
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
 from remind_jax.runtime import files, records
 from remind_jax.runtime.records import COUNT, Number
+from remind_jax.tasks.classes import Classes
+from remind_jax.tasks.task import Task
 
 FORMAT = 1
 _REMEDY = "train the run again"
@@ -36,6 +39,7 @@ SHAPE = {
     "sha256": str,
     "config": {"data?": {"source?": str}},
     "title": str,
+    "task?": {"task": tuple(tasks.TASKS), "baseline": [float], ...: object},
     "schema": {**dict.fromkeys(("name", "sample_id", "patient_id", "label"), str), "classes": [str]},
     "groups": {"modalities": [str], "masks": [[(0, 1)]], "train_counts": [COUNT], "tail": [bool]},
     "kinds": {"modalities": [{"name": str, "kind": str}]},
@@ -61,6 +65,7 @@ def contents(model: Any) -> dict[str, bytes]:
         "config": model.config.to_dict(),
         "title": model.title,
         "schema": model.schema.to_dict(),
+        "task": model.task.to_dict(),
         "groups": model.groups.to_dict(),
         "kinds": model.preprocessor.to_dict(),
         "label_counts": model.label_counts.tolist(),
@@ -90,10 +95,12 @@ def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
     if hashlib.sha256(weights).hexdigest() != facts.get("sha256"):
         raise UserError(f"{folder / WEIGHTS} has changed since it was written: train the run again")
     try:
+        schema, config = schema_from_dict(facts["schema"]), checked_config(facts["config"])
         return {
-            "config": checked_config(facts["config"]),
+            "config": config,
             "title": facts["title"],
-            "schema": schema_from_dict(facts["schema"]),
+            "schema": schema,
+            "task": _task(facts, schema, config),
             "groups": Groups.from_dict(facts["groups"]),
             "preprocessor": Preprocessor.from_dict(facts["kinds"]),
             "label_counts": np.array(facts["label_counts"], np.int64),
@@ -108,6 +115,17 @@ def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{folder / FACTS}: {error}") from error
     except Exception as error:  # changed JSON can raise any error in the readers of its parts
         raise UserError(f"{folder / FACTS} is damaged ({type(error).__name__}): train the run again") from None
+
+
+def _task(facts: Mapping[str, Any], schema: Schema, config: Any) -> Task:
+    """Returns what a model predicts; one that was written before there were tasks predicts classes."""
+    if "task" not in facts:
+        counts = np.array(facts["label_counts"], np.int64).sum(axis=0)
+        return Classes.of_shares(schema.classes, config, counts / counts.sum())
+    task = tasks.from_dict(facts["task"])
+    if task.name != schema.task:
+        raise ValueError("its task is not that of its label")
+    return task
 
 
 def _facts(content: bytes, file: pathlib.Path) -> dict[str, Any]:

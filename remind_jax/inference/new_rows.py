@@ -60,7 +60,9 @@ def in_order(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Path
 
 
 def check_classes(manifest: Manifest, schema: Schema, where: pathlib.Path | str) -> None:
-    """Refuses data whose classes, in order, differ from the model's (UserError)."""
+    """Refuses data whose task, or classes in order, differ from the model's (UserError)."""
+    if (here := manifest.schema.task) != schema.task:
+        raise UserError(f"{where} has a label of task {here}; the run is of task {schema.task}")
     here, there = manifest.schema.classes, schema.classes
     if here != there:
         raise UserError(f"{where} has the classes {', '.join(here)}; the run has {', '.join(there)}, in this order")

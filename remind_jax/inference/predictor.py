@@ -16,14 +16,14 @@ import jax
 import numpy as np
 import polars as pl
 
-from remind_jax.data import pipeline, reading
+from remind_jax import tasks
+from remind_jax.data import pipeline, reading, targets
 from remind_jax.data.dataset import Dataset, predictions_table
 from remind_jax.data.groups import Groups, group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import Schema
 from remind_jax.errors import UserError
-from remind_jax.evaluation import metrics
 from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.finished import REPORT
 from remind_jax.evaluation.report import Report
@@ -35,6 +35,9 @@ from remind_jax.models.network import Network, ensemble_of, make_network
 from remind_jax.models.spec import model_spec
 from remind_jax.objectives import logit_adjust
 from remind_jax.runtime import devices
+from remind_jax.tasks.classes import probabilities_of, tuning_figures
+from remind_jax.tasks.survival import Survival
+from remind_jax.tasks.task import Task
 
 PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
 """Powers of the class prior that `choose_prior_power` tries."""
@@ -45,22 +48,14 @@ LABEL_TYPES = {"text": str, "integer": int, "number": float, "boolean": "true"._
 
 
 class Predicted(NamedTuple):
-    """Probabilities [n, c] and labels [n] of all rows of a store in order, and the share of open gates."""
+    """Predictions [n, p] and labels [n, ...] of all rows of a store in order, and the share of open gates.
+
+    Predictions of tasks without classes are those of `Task.predictions`.
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
     open_rate: float
-
-
-def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
-    """Turns logits [b, c], a numpy or JAX array, into probabilities of their type; it is the only function that does.
-
-    `offset` [b, c] is added to the logits; `scale` [c] divides the probabilities before they are made to sum to one.
-    """
-    xp = logits.__array_namespace__()
-    shifted = logits + offset
-    weights = xp.exp(shifted - xp.max(shifted, axis=-1, keepdims=True)) / scale[None]
-    return weights / xp.sum(weights, axis=-1, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -71,9 +66,11 @@ class Predictor:
       config: config of its training.
       title: title of its data in reports.
       schema: schema of its data.
+      task: what it predicts.
       groups: the g combinations that have rows in its tables.
       preprocessor: preprocessing fitted on train rows.
-      label_counts: train rows by combination and class, int [g', c]; combinations that an adaptation added have none.
+      label_counts: train rows by combination and class, int [g', c], or [g', 1] without classes; combinations that an
+        adaptation added have none.
       train_patients: patients with train rows of each combination, int [g].
       params: weights by path.
       gate: whether group routers act: `gated`, `always` or `never`.
@@ -90,6 +87,7 @@ class Predictor:
     config: Any
     title: str
     schema: Schema
+    task: Task
     groups: Groups
     preprocessor: Preprocessor
     label_counts: np.ndarray
@@ -107,12 +105,12 @@ class Predictor:
 
     @classmethod
     def assemble(
-        cls, *, config: Any, preprocessor: Preprocessor, groups: Groups, schema: Schema, **parts: Any
+        cls, *, config: Any, preprocessor: Preprocessor, groups: Groups, task: Task, **parts: Any
     ) -> "Predictor":
         """Makes a predictor with the network that its config describes; `parts` are the other fields."""
-        inputs, classes = preprocessor.inputs, len(schema.classes)
-        single = make_network(model_spec(config), inputs, len(groups), classes)
-        fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "schema": schema}
+        inputs = preprocessor.inputs
+        single = make_network(model_spec(config), inputs, len(groups), task.outputs)
+        fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "task": task}
         made = {"single": single, "rows": PresentRows(config.encode, single, inputs)}
         forward = _compiled(config, ensemble_of(single, config.ensemble), spare_rows.count(single.shapes, len(groups)))
         return cls(**fitted, **parts, **made, forward=forward)
@@ -124,6 +122,7 @@ class Predictor:
             config=config,
             title=data.manifest.title,
             schema=data.manifest.schema,
+            task=tasks.fit(data.manifest.schema, config, data.train_labels),
             groups=data.groups,
             preprocessor=data.preprocessor,
             label_counts=data.label_counts,
@@ -170,7 +169,7 @@ class Predictor:
         """The term that is added to logits, by combination and class, float32 [g + 1, c]; unknown combinations last."""
         prior = self.config.objective
         found = logit_adjust.predict_offset(prior.prior, prior.prior_mode, self.label_counts)
-        shape = (len(self.groups) + 1, len(self.classes))
+        shape = (len(self.groups) + 1, self.task.outputs)
         return np.zeros(shape, np.float32) if found is None else np.asarray(self.padded(found), np.float32)
 
     @functools.cached_property
@@ -183,8 +182,8 @@ class Predictor:
         return np.concatenate([offset, np.repeat(offset[-1:], len(self.groups) + 1 - len(offset), axis=0)])
 
     def probabilities(self, logits: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """Returns probabilities [k, c] for logits [k, c] of rows whose combinations are int [k]."""
-        return probabilities_of(logits, self.offset[group], self.scale).astype(logits.dtype)
+        """Returns predictions [k, p] for logits [k, o] of rows whose combinations are int [k]."""
+        return self.task.predictions(logits + self.offset[group], self.scale).astype(logits.dtype)
 
     def predict_store(self, store: pipeline.Store) -> Predicted:
         """Predicts all labelled rows of a store.
@@ -224,7 +223,7 @@ class Predictor:
         if self.looks_at_batches:
             raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to compare")
         params, size = jax.device_put(self.params), self.config.eval.batch_size
-        found = np.tile(self.class_fractions, (len(positions), 1))
+        found = np.tile(self.task.baseline, (len(positions), 1))
         some = np.flatnonzero(presence.any(axis=1))
         for start in range(0, len(some), size):
             part = some[start : start + size]
@@ -268,7 +267,12 @@ class Predictor:
         return manifest
 
     def predict_proba(self, data: Any) -> np.ndarray:
-        """Returns probabilities of the classes, float [n, c], adjusted as in the report; `data` as for `read`."""
+        """Returns probabilities of the classes, float [n, c], adjusted as in the report; `data` as for `read`.
+
+        Of several labels they are [n, l]. Raises UserError: the model predicts no classes.
+        """
+        if not self.schema.classes:
+            raise UserError(f"a model of task {self.task.name} has no probabilities: use predict or table")
         return np.concatenate([probabilities for probabilities, _ in self.batches(self._rows(data))])
 
     def embed(self, data: Any) -> np.ndarray:
@@ -276,11 +280,11 @@ class Predictor:
         return np.concatenate([features for _, features in self.batches(self._rows(data))])
 
     def batches(self, manifest: Manifest, size: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields probabilities [k, c] and features [k, d] of rows from `read` in turn, holding a few batches at a time.
+        """Yields predictions [k, p] and features [k, d] of rows from `read` in turn, holding a few batches at a time.
 
-        Rows without any modality have the class shares of training. `size` is the number of rows at a time; 0 is
-        `eval.batch_size`. Few rows are padded to a power of two only, so that there are few programs and none does the
-        work of many rows for them.
+        Rows without any modality have the baseline of training, such as the class shares. `size` is the number of rows
+        at a time; 0 is `eval.batch_size`. Few rows are padded to a power of two only, so that there are few programs
+        and none does the work of many rows for them.
         """
         params = jax.device_put(self.params)
         store = pipeline.new_store(manifest, self.preprocessor, self.groups)
@@ -292,12 +296,30 @@ class Predictor:
         for batch in pipeline.eval_batches(store, size, threads=THREADS, choose=choose):
             logits, features, _ = self.forward(params, batch, self.gate)
             found, real = self.probabilities(np.asarray(logits), batch["group"]), batch["weight"] > 0
-            found[~batch["present"].any(axis=1)] = self.class_fractions
+            found[~batch["present"].any(axis=1)] = self.task.baseline
             yield found[real], np.asarray(features)[real]
 
     def predict(self, data: Any) -> np.ndarray:
-        """Returns the most probable class of each row, [n], in the type of the labels that the model was trained on."""
-        return self.labels[self.predict_proba(data).argmax(axis=1)]
+        """Returns the answer for each row, [n]: the most probable class, in the type of the labels of training.
+
+        Of several labels it is 0 or 1 for each, [n, l]; of values the value; of survival the risk, higher is earlier.
+        """
+        found = np.concatenate([predictions for predictions, _ in self.batches(self._rows(data))])
+        answers = self.task.answers(found)
+        return self.labels[answers] if self.schema.has_classes else answers
+
+    def predict_survival(self, data: Any, times: Sequence[float]) -> np.ndarray:
+        """Returns the chance to be without the event at each of some times, float [n, times]; `data` as for `read`.
+
+        Raises UserError: the model is of another task, or a time is negative or not finite.
+        """
+        if not isinstance(self.task, Survival):
+            raise UserError(f"a model of task {self.task.name} predicts no survival: use predict or table")
+        at = np.asarray(times, np.float64)
+        if at.ndim != 1 or not (np.isfinite(at) & (at >= 0)).all():
+            raise UserError("times must be a list of numbers of at least 0")
+        found = np.concatenate([predictions for predictions, _ in self.batches(self._rows(data))])
+        return self.task.curves(found).at(at)
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
@@ -310,14 +332,15 @@ class Predictor:
         Raises UserError: no row has a label, or a label is none of the classes.
         """
         manifest = self._rows(data)
-        labelled = manifest.table[manifest.schema.label].is_not_null()
+        labelled = targets.labelled(manifest.schema, manifest.table)
         if not labelled.any():
             raise UserError(f"no row has a label in column {manifest.schema.label!r}: there is nothing to evaluate")
         manifest = Manifest(manifest.schema, manifest.table.filter(labelled), manifest.root, manifest.title)
         _ = manifest.labels  # refuses wrong ones before anything slow
-        table = predictions_table(manifest, self.groups, self.predict_proba(manifest))
+        found = np.concatenate([predictions for predictions, _ in self.batches(manifest)])
+        table = predictions_table(manifest, self.groups, found)
         title = manifest.title or manifest.schema.name
-        facts = {"parameters": self.parameters, "classes": self.classes}
+        facts = {"parameters": self.parameters, "classes": self.classes, "judge": self.task.judge}
         return Report(reports.build_report(self.config.to_dict(), title, table, self.groups, **facts, split="new rows"))
 
     def save(self, folder: str | pathlib.Path) -> None:
@@ -361,7 +384,7 @@ class Predictor:
         return found.assign(**{name: data[name].array}) if name in data.columns else found
 
     def tabulate(self, manifest: Manifest, probabilities: np.ndarray) -> pl.DataFrame:
-        """Returns one row for each sample of a manifest from `read`, with its probabilities [n, c] and warnings."""
+        """Returns one row for each sample of a manifest from `read`, with its predictions [n, p] and warnings."""
         index = self.groups.index(manifest.presence)
         samples, patients = (np.append(counts, 0)[index] for counts in (self.groups.train_counts, self.train_patients))
         told = np.where(samples == 0, "never seen in training", "")
@@ -374,8 +397,7 @@ class Predictor:
                 "combination": self.combinations(manifest),
                 "n_train": samples,
                 "n_train_patients": patients,
-                "prediction": [self.classes[k] for k in probabilities.argmax(axis=1)],
-                **{f"p_{name}": probabilities[:, k] for k, name in enumerate(self.classes)},
+                **self.task.columns(probabilities),
                 "warning": told,
             }
         )
@@ -399,11 +421,8 @@ def _compiled(config: Any, network: Network, spare: int) -> Callable[..., tuple[
 
 
 def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:
-    """Returns the metrics that weights can be chosen by: loss, accuracy, macro-F1 and AUROC."""
-    values, _ = metrics.compute(predicted.labels, predicted.probabilities)
-    chosen = predicted.probabilities[np.arange(len(predicted.labels)), predicted.labels]
-    values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
-    return {"loss": float(-np.mean(np.log(np.maximum(chosen, 1e-12)))), **values}
+    """Returns the figures of classes that weights can be chosen by, see `tasks.classes.tuning_figures`."""
+    return tuning_figures(predicted.labels, predicted.probabilities)
 
 
 def choose_prior_power(

@@ -14,10 +14,11 @@ import safetensors.numpy
 from remind_jax.data import inputs as arrays
 from remind_jax.errors import UserError
 from remind_jax.inference import card, encoder, loader
-from remind_jax.inference.predictor import Predictor, probabilities_of
+from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
 from remind_jax.ops import hiding
 from remind_jax.runtime import files, progress
+from remind_jax.tasks import require_classes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _COPIED = {"load.py": loader, "encode.py": encoder, "inputs.py": arrays}
@@ -38,7 +39,7 @@ def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[s
     def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         group = hiding.group_of(batch["present"], masks)
         output = model.network.apply(params, {**batch, "group": group}, gate=model.gate)
-        probabilities = probabilities_of(output.logits.astype(jnp.float32), offset[group], scale)
+        probabilities = model.task.predictions(output.logits.astype(jnp.float32) + offset[group], scale)
         some = jnp.any(batch["present"], axis=1, keepdims=True)
         probabilities = jnp.where(some, probabilities, shares)
         return {"probabilities": probabilities, "features": output.features, "seen": group < groups}
@@ -56,8 +57,9 @@ def inputs(model: Predictor, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def lower(model: Predictor) -> jax.export.Exported:
     """Compiles the program for every platform, for any number of rows or, if it needs one, for `eval.batch_size` rows.
 
-    Raises UserError: predictions of a row depend on other rows of its batch.
+    Raises UserError: predictions of a row depend on other rows of its batch, or are not of classes.
     """
+    require_classes(model.schema, "export")
     if model.looks_at_batches:
         raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to export")
     params = {path: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for path, x in model.params.items()}

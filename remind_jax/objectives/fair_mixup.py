@@ -31,22 +31,32 @@ def path_position(key: jax.Array, beta: float) -> jax.Array:
     return jax.random.uniform(key) if beta == 1 else jax.random.beta(key, beta, beta)
 
 
-def path_slopes(
-    logits: Callable[[jax.Array], jax.Array], first: jax.Array, second: jax.Array, t: jax.Array
-) -> jax.Array:
-    """Computes the slope of the class probabilities on the straight path from `second` (t = 0) to `first` (t = 1).
+def class_probabilities(logits: jax.Array) -> jax.Array:
+    """Returns softmax in float32, [b, c] -> [b, c]."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
-    It is d/dt softmax(logits(t first + (1 - t) second)), [b, c] in float32, which sums to zero over classes; `logits`
-    maps tokens [b, n, d] -> [b, c], first and second are tokens [b, n, d] of partners. As one forward-mode derivative,
-    its gradient costs about two steps and needs no backward pass through a backward pass.
+
+def path_slopes(
+    logits: Callable[[jax.Array], jax.Array],
+    first: jax.Array,
+    second: jax.Array,
+    t: jax.Array,
+    scores: Callable[[jax.Array], jax.Array] = class_probabilities,
+) -> jax.Array:
+    """Computes the slope of the predictions on the straight path from `second` (t = 0) to `first` (t = 1).
+
+    It is d/dt scores(logits(t first + (1 - t) second)), [b, c] in float32, which sums to zero over classes where the
+    scores are their probabilities; `logits` maps tokens [b, n, d] -> [b, c], first and second are tokens [b, n, d] of
+    partners. As one forward-mode derivative, its gradient costs about two steps and needs no backward pass through a
+    backward pass.
     """
 
-    def probabilities(tokens: jax.Array) -> jax.Array:
-        return jax.nn.softmax(logits(tokens).astype(jnp.float32), axis=-1)
+    def predictions(tokens: jax.Array) -> jax.Array:
+        return scores(logits(tokens))
 
     middle = t.astype(first.dtype) * first + (1 - t).astype(first.dtype) * second
     with tracing_for_gpu(False):
-        return jax.jvp(probabilities, (middle,), (first - second,))[1]
+        return jax.jvp(predictions, (middle,), (first - second,))[1]
 
 
 def slope_sums(slopes: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -52,3 +52,41 @@ def divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     target = jax.nn.log_softmax(target_logits.astype(jnp.float32))
     return jnp.sum(jnp.exp(target) * (target - log_p), axis=-1)
+
+
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the mean cross entropy of a sample's known labels in nats, twice [b, l] -> [b], in float32.
+
+    Labels are 1, 0 or negative where they are unknown, which count in nothing; a sample without a known one has 0.
+    """
+    logits, known = logits.astype(jnp.float32), labels >= 0
+    each = jax.nn.softplus(jnp.where(labels == 1, -logits, logits))
+    return jnp.sum(jnp.where(known, each, 0.0), axis=1) / jnp.maximum(jnp.sum(known, axis=1, dtype=jnp.float32), 1.0)
+
+
+def gaussian(outputs: jax.Array, values: jax.Array, floor: float = 1e-2) -> jax.Array:
+    """Returns the negative log likelihood of values under normal distributions, [b, 2] and [b] -> [b], in float32.
+
+    The outputs are a mean and what softplus makes a standard deviation of, at least `floor`; the constant ½ log 2π is
+    left out.
+    """
+    mean, deviation = outputs[:, 0].astype(jnp.float32), jax.nn.softplus(outputs[:, 1].astype(jnp.float32)) + floor
+    return jnp.square((values - mean) / deviation) / 2 + jnp.log(deviation)
+
+
+def pinball(quantiles: jax.Array, values: jax.Array, levels: jax.Array) -> jax.Array:
+    """Returns the mean over levels [q] of the pinball loss of quantiles, [b, q] and [b] -> [b], in float32."""
+    above, levels = values[:, None] - quantiles.astype(jnp.float32), levels[None].astype(jnp.float32)
+    return jnp.mean(jnp.maximum(levels * above, (levels - 1) * above), axis=1)
+
+
+def hazards(logits: jax.Array, last: jax.Array, event: jax.Array) -> jax.Array:
+    """Returns the negative log likelihood of discrete hazards, [b, k], int [b] and bool [b] -> [b], in float32.
+
+    Hazard h_s, the sigmoid of logit s, is the chance of an event in step s for who has had none before. With T the last
+    step seen, a sample counts −log h_T Π_{s<T} (1 − h_s) if it has the event in T, and −log Π_{s≤T} (1 − h_s) if not.
+    """
+    logits, steps = logits.astype(jnp.float32), jnp.arange(logits.shape[1])[None]
+    survived = steps < jnp.where(event, last, last + 1)[:, None]
+    at = event[:, None] & (steps == last[:, None])
+    return jnp.sum(jnp.where(survived, jax.nn.softplus(logits), jnp.where(at, jax.nn.softplus(-logits), 0.0)), axis=1)

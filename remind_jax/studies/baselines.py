@@ -24,6 +24,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictor import Predicted, tuning_metrics
 from remind_jax.runtime import progress
+from remind_jax.tasks import require_classes
 from remind_jax.training import run_folder
 from remind_jax.training.run_folder import RunFolder
 
@@ -225,6 +226,7 @@ def _run(config: Any, folder: RunFolder, verbose: bool, on_changed: str) -> dict
         split = datasets.fit(config)
         if folder.admit(split, stamp, on_changed, bar.say):
             return None
+        require_classes(split.manifest.schema, config.method)
         data = datasets.prepare(split, config.data, bar)
         bar.say(f"Fitting {config.method} on {data.manifest.title}: {len(data.stores['train'])} samples")
         fitted = _fit(config, data)

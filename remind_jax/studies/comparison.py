@@ -42,6 +42,7 @@ class Outcome:
 def outcome(method: str, seed: int, folder: pathlib.Path) -> Outcome:
     """Reads the outcome of a finished run. Raises UserError: a file of it is damaged, or they are of two runs."""
     report = finished.read_report(folder)
+    finished.require_classes(folder, report, "comparing runs")
     table = finished.read_predictions(folder, len(report["classes"]))
     there = dict(table["group"].value_counts().iter_rows())
     if {row["group"]: row["n"] for row in report["groups"] if row["n"]} != there or table.height != report["n"]:

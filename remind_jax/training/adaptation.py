@@ -26,6 +26,7 @@ from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
 from remind_jax.models.model import Params
 from remind_jax.runtime import claims, files, progress, records
 from remind_jax.runtime.devices import choose_devices, host_copy
+from remind_jax.tasks import require_classes
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
@@ -85,6 +86,7 @@ def prepare(
     The run's groups are extended by the combinations of the train rows that it does not know, the most frequent first,
     as tail; `whole_split` int8 [n] has positions in `splits.SPLITS`. Raises UserError: the run knows all of them.
     """
+    require_classes(run.schema, "adapting")
     known, presence = run.groups, manifest.presence
     train = presence[whole_split == splits.TRAIN]
     masks, counts, _ = count_combinations(train[known.index(train) == len(known)])
@@ -167,7 +169,7 @@ class Adapter:
         trainer = Trainer(
             config=config,
             model=_of_cut(self.model, trained),
-            objective=make_objective(config, data.label_counts, run.label_counts),
+            objective=make_objective(config, data.label_counts, run.label_counts, run.task),
             transforms=make_transforms(config, data.groups.masks),
             sampler=Sampler(shuffled(config.seed, len(data.stores["train"]))),
             stages=[stage],

@@ -20,7 +20,8 @@ from remind_jax.models.model import is_statistic
 from remind_jax.models.network import ensemble_of, make_network
 from remind_jax.models.spec import model_spec
 from remind_jax.ops import flops
-from remind_jax.training.objective import make_loss
+from remind_jax.tasks import require_classes
+from remind_jax.tasks.classes import Classes
 from remind_jax.training.stages import Stage, plan_stages
 
 GIB = 2**30
@@ -116,6 +117,7 @@ def _outline(config: Any) -> Outline:
     if outline is not None and not config.data.root:
         return outline(config.data)
     fitted = datasets.fit(config)
+    require_classes(fitted.manifest.schema, "remind plan")
     manifest, inputs = fitted.manifest, fitted.preprocessor.inputs
     sizes = len(fitted.groups), len(manifest.schema.classes), manifest.table.height
     return Outline(inputs, *sizes, manifest.presence.mean(axis=0))
@@ -136,7 +138,7 @@ def _stage_cost(config: Any, stage: Stage, network: Any, outline: Outline, param
     batch = abstract_batch(outline.inputs, size // max(config.devices, 1))
     trained = {path: x for path, x in params.items() if not stage.is_frozen(path)}
     frozen = {path: x for path, x in params.items() if path not in trained}
-    loss = make_loss(config, np.full(outline.classes, 1.0 / outline.classes))
+    loss = Classes.of_shares((), config, np.full(outline.classes, 1.0 / outline.classes)).loss
 
     def mean_loss(trained, frozen, batch):
         output = network.apply({**trained, **frozen}, batch, gate=stage.train_gate, statistics=stage.statistics)

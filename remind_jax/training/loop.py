@@ -15,7 +15,7 @@ from remind_jax.data import pipeline
 from remind_jax.data.samplers import Sampler
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference import present
-from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
+from remind_jax.inference.predictor import Predicted, Predictor
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders.registry import has_trunk
 from remind_jax.models.model import Params
@@ -338,7 +338,7 @@ class Trainer:
             at.best, cursor.chosen = weights, {"stage": stage.name, "step": step}
             return
         predicted = self.predict(weights, store, stage.eval_gate)
-        values = tuning_metrics(predicted)
+        values = self.model.task.tuning(predicted.labels, predicted.probabilities)
         record = {f"eval/{name}": value for name, value in values.items()}
         self.folder.log({"step": step, "stage": stage.name, **record, "gate/eval_open_rate": predicted.open_rate})
         bar.note(step, stage.name, values)

@@ -4,7 +4,6 @@ The loss of a step is a sum over groups of (sum of losses) times a factor, and p
 devices before anything is divided, so that any number of devices gives the same step.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,12 +17,14 @@ from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
 from remind_jax.ops import losses, sparse_moe
+from remind_jax.tasks.classes import Classes
+from remind_jax.tasks.task import Task
 from remind_jax.training.stages import Stage
 
 NETWORKS = "networks"  # axis of an ensemble
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
-"""Loss of single samples: (logits [b, c], labels [b]) -> [b]."""
+"""Loss of single samples: (logits [b, o], labels [b, ...]) -> [b]."""
 Factors = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """What the sum of each group counts in the loss: (state of λ, sums of losses [g], samples [g]) -> [g]."""
 
@@ -90,15 +91,17 @@ class Objective(NamedTuple):
         return losses.group_sums(each, batch["group"], batch["weight"], len(self.counts))
 
 
-def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarray | None = None) -> Objective:
+def make_objective(
+    config: Any, label_counts: np.ndarray, prior_counts: np.ndarray | None = None, task: Task | None = None
+) -> Objective:
     """Makes the objective of a run with `label_counts`, the training samples by combination and class, [g, c].
 
     The class priors are taken from `prior_counts` [g', c], g' <= g, by default the same; combinations that it lacks
-    have the prior of all.
+    have the prior of all. The task is by default that of classes.
     """
     objective, counts = config.objective, label_counts.sum(axis=1)
     prior_counts = label_counts if prior_counts is None else prior_counts
-    loss = make_loss(config, prior_counts.sum(axis=0) / prior_counts.sum())
+    task = task or Classes.of_shares((), config, prior_counts.sum(axis=0) / prior_counts.sum())
     offset = loss_offset(objective, prior_counts, len(label_counts))
     dro = make_dro(config, counts)
     static, robust = OBJECTIVES[objective.kind](config, jnp.asarray(counts, jnp.float32), dro)
@@ -107,23 +110,14 @@ def make_objective(config: Any, label_counts: np.ndarray, prior_counts: np.ndarr
         robust = robust and _but_plain(robust, config.ensemble_plain)
     penalties: dict[str, Penalty] = {}
     if objective.mixup_weight:
-        penalties["mixup"] = mixup_penalty(objective.mixup_weight, len(counts))
+        penalties["mixup"] = mixup_penalty(objective.mixup_weight, len(counts), task.scores)
     if FUSIONS[config.fusion.kind].penalised:
         weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
         penalties["routing"] = routing_penalty(*weights)
     distill = objective.distill_weight
     return Objective(
-        counts, sample_losses(loss, offset, distill), static, dro, robust, penalties, distills=bool(distill)
+        counts, sample_losses(task.loss, offset, distill), static, dro, robust, penalties, distills=bool(distill)
     )
-
-
-def make_loss(config: Any, class_fractions: np.ndarray) -> Loss:
-    """Returns the loss of single samples that a config names; `class_fractions` [c] are those of training."""
-    objective = config.objective
-    if objective.loss == "cross_entropy":
-        return losses.cross_entropy
-    alpha = jnp.asarray(1.0 - class_fractions, jnp.float32) if objective.focal_alpha == "inverse_class" else None
-    return functools.partial(losses.focal_loss, gamma=objective.focal_gamma, alpha=alpha, detach=objective.focal_detach)
 
 
 def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0) -> Callable[[Pass], jax.Array]:
@@ -242,8 +236,13 @@ def is_plain(plain: int) -> jax.Array:
     return jax.lax.axis_index(NETWORKS) < plain
 
 
-def mixup_penalty(weight: float, num_groups: int, beta: float = 1.0) -> Penalty:
-    """Makes Fair Mixup's penalty, which counts `weight` in the loss, for g groups.
+def mixup_penalty(
+    weight: float,
+    num_groups: int,
+    scores: Callable[[jax.Array], jax.Array] = fair_mixup.class_probabilities,
+    beta: float = 1.0,
+) -> Penalty:
+    """Makes Fair Mixup's penalty, which counts `weight` in the loss, for g groups, on `scores` of logits.
 
     A mixed sample belongs to no combination: the router that all combinations share takes it. It has what either of its
     two samples has. Positions on the path between two groups are drawn from Beta(beta, beta).
@@ -259,7 +258,7 @@ def mixup_penalty(weight: float, num_groups: int, beta: float = 1.0) -> Penalty:
         def logits(tokens: jax.Array) -> jax.Array:
             return of.network.fuse(of.weights, tokens, observed, groups, gate="never", keys=keys).logits
 
-        slopes = fair_mixup.path_slopes(logits, first, second, t)
+        slopes = fair_mixup.path_slopes(logits, first, second, t, scores)
         own, pairs = fair_mixup.slope_sums(slopes, jnp.prod(of.batch["weight"].reshape(-1, 2), axis=1))
         everywhere, pairs = of.total(jax.lax.stop_gradient(own)), of.total(pairs)
         term = jnp.sum(own * fair_mixup.slope_penalty_factors(everywhere, pairs))

@@ -9,6 +9,7 @@ import numpy as np
 from remind_jax.data.findings import listed
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.runtime import progress, records
+from remind_jax.tasks import SELECT
 from remind_jax.training.run_folder import RunFolder
 
 MAX_REJECTED = 5  # rejected steps in a row that end a run
@@ -63,7 +64,7 @@ class Cursor:
         value = values[select]
         if value is None:
             raise UserError(f"{select} cannot be computed on the tuning rows: choose another train.select")
-        gain = -value if select == "loss" else value
+        gain = value if SELECT[select] else -value
         if self.best is not None and gain <= self.best:
             self.waited += 1
             return False

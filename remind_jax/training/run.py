@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from remind_jax import tasks
 from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data import memory, pipeline, samplers
@@ -166,6 +167,7 @@ def _trained(trainer: Trainer, bar: progress.Silent, breakable: bool) -> tuple[P
 
 def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals: Signals | None = None) -> Trainer:
     """Puts together what a config says of a run. Raises UserError: it does not fit the data or the devices."""
+    tasks.check(data.manifest.schema.task, config)
     _check_tuning(config, data)
     num_train = len(data.stores["train"])
     stages = plan_stages(config, num_train, data.inputs)
@@ -176,7 +178,7 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
     return Trainer(
         config=config,
         model=model,
-        objective=make_objective(config, data.label_counts),
+        objective=make_objective(config, data.label_counts, task=model.task),
         transforms=transforms,
         sampler=_sampler(config, data),
         stages=stages,
@@ -276,7 +278,7 @@ def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progr
     if not folder.writes:
         return model
     facts |= {"weights": chosen} | _gate_summary(trainer, at, predicted.open_rate)
-    options = {"parameters": model.parameters, "count": bar.count, "split": split}
+    options = {"parameters": model.parameters, "count": bar.count, "split": split, "judge": model.task.judge}
     report, table = reports.report_of(config.to_dict(), data, predicted.probabilities, **options, **facts)
     model = dataclasses.replace(model, report=reports.Report(report, folder.history()), path=folder.path)
     if folder.path is not None and writes:
@@ -292,7 +294,7 @@ def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
         return {"stage": chosen["stage"], "step": chosen["step"], "value": chosen.get(select)}
 
     def gain(one: Mapping[str, Any]) -> float:
-        return -one["value"] if select == "loss" else one["value"]
+        return one["value"] if tasks.SELECT[select] else -one["value"]
 
     found, earlier = facts(cursor.chosen), [facts(chosen) for chosen in cursor.passed if chosen]
     known = [one for one in earlier if None not in (one["value"], found["value"])]
@@ -302,7 +304,14 @@ def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
 
 
 def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict[str, Any]]:
-    """Sets the power of the class prior that the tuning rows choose; returns the model and what the report says."""
+    """Sets what the tuning rows choose, thresholds or the power of the class prior.
+
+    Returns the model and what the report says.
+    """
+    if model.task.tunes and len(data.stores["tuning"]):
+        predicted = model.predict_store(data.stores["tuning"])
+        task = model.task.tuned(predicted.labels, predicted.probabilities)
+        return dataclasses.replace(model, task=task), {"chosen_on_tuning": task.told}
     figure = model.config.eval.adjust_prior
     if figure == "none":
         return model, {}

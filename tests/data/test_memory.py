@@ -17,7 +17,8 @@ from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import Modality, Schema
 from tests import tiny_runs
 from tests.data.changes import CHANGES
-from tests.data.manifest_files import write_manifest
+from tests.data.manifest_files import edit_table, write_manifest
+from tests.data.target_files import folder_of
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 
@@ -44,6 +45,20 @@ def test_every_change_is_told(name, folder):
     assert "rows" in told or "rows added" not in said
     # Without the rows it is told that there is a change.
     assert memory.changed(known, None, after)
+
+
+@pytest.mark.parametrize(("task", "column"), [("multilabel", "aki"), ("regression", "los"), ("survival", "dead")])
+def test_changed_labels_of_other_tasks_are_counted_and_kept_as_hashes(tmp_path, task, column):
+    folder = folder_of(tmp_path, task)
+    before = _fitted(folder)
+    known, kept = memory.digests(before), Memory.of(before)
+    assert kept.labels.dtype == np.uint32
+    assert memory.changed(known, kept, _fitted(folder)) == []
+    cells = pl.read_csv(folder / "manifest.csv", infer_schema=False)[column].to_list()
+    changed = [None if cell is None else "1" if cell in ("0", "") else "0" for cell in cells[:6]]
+    edit_table(folder, **{column: [*changed, *cells[6:]]})
+    different = sum(old is not None for old in cells[:6])
+    assert f"labels changed {different}" in memory.changed(known, kept, _fitted(folder))
 
 
 def test_the_file_is_its_owner_s_and_holds_no_text(folder, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from absl.testing import parameterized
 
 from remind_jax.ops import losses
+from tests.reference import tasks as reference
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 3)) * 2.0
 LABELS = np.array([0, 1, 2, 2, 1, 0])
@@ -134,3 +135,51 @@ def test_divergence_by_hand() -> None:
     rows = jnp.stack([other, target]).repeat(3, axis=1)
     sums = [[np.log(2 / np.sqrt(3))] * 3, [0.0] * 3]
     np.testing.assert_allclose(losses.divergence(rows, jnp.broadcast_to(target, rows.shape)), sums, atol=1e-6)
+
+
+def test_hazards_by_hand():
+    even = jnp.zeros((5, 3))  # every hazard is one half
+    step, event = jnp.array([0, 2, 0, 2, 3]), jnp.array([True, True, False, False, False])
+    # the event in step T has chance ½^(T+1), and so has no event up to T; after the last step all three were survived
+    np.testing.assert_allclose(losses.hazards(even, step, event), np.log(2) * np.array([1, 3, 1, 3, 3]), rtol=1e-6)
+
+
+def test_hazards_equal_the_formula():
+    rng = np.random.default_rng(0)
+    logits, step, event = rng.normal(size=(60, 4)) * 3, rng.integers(0, 5, 60), rng.uniform(size=60) < 0.5
+    event &= step < 4
+    slow = [reference.hazards(*each) for each in zip(logits, step, event, strict=True)]
+    np.testing.assert_allclose(losses.hazards(jnp.array(logits), jnp.array(step), jnp.array(event)), slow, rtol=2e-5)
+
+
+def test_hazards_of_extreme_logits_are_finite():
+    far = jnp.array([[90.0, -90.0], [-90.0, 90.0]])
+    args = jnp.array([1, 0]), jnp.array([True, False])
+    np.testing.assert_allclose(losses.hazards(far, *args), [180.0, 0.0], atol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda x: losses.hazards(x, *args).sum())(far)).all()
+
+
+def test_binary_cross_entropy_leaves_out_what_is_unknown():
+    logits, labels = jnp.array([[0.0, 5.0, -2.0], [1.0, 1.0, 1.0]]), jnp.array([[1, -1, 0], [-1, -1, -1]], jnp.int8)
+    slow = [reference.multilabel(x, y) for x, y in zip(logits.tolist(), labels.tolist(), strict=True)]
+    np.testing.assert_allclose(losses.binary_cross_entropy(logits, labels), slow, rtol=1e-6)
+    assert slow[1] == 0
+    slopes = jax.grad(lambda x: losses.binary_cross_entropy(x, labels).sum())(logits)
+    np.testing.assert_array_equal(slopes == 0, labels == -1)
+
+
+def test_gaussian_and_pinball_equal_their_formulas():
+    rng = np.random.default_rng(1)
+    outputs, values, levels = rng.normal(size=(40, 3)), rng.normal(size=40), np.array([0.5, 0.05, 0.95])
+    slow = [reference.gaussian(x[:2], y, 0.01) for x, y in zip(outputs, values, strict=True)]
+    found = losses.gaussian(jnp.array(outputs[:, :2]), jnp.array(values), 0.01)
+    np.testing.assert_allclose(found, slow, rtol=1e-4, atol=1e-5)
+    slow = [reference.pinball(x, y, levels) for x, y in zip(outputs, values, strict=True)]
+    found = losses.pinball(jnp.array(outputs), jnp.array(values), jnp.array(levels))
+    np.testing.assert_allclose(found, slow, rtol=1e-5, atol=1e-6)
+
+
+def test_pinball_is_least_at_the_quantile():
+    values, at = jnp.arange(101.0), jnp.linspace(0, 100, 101)
+    loss = jax.vmap(lambda q: losses.pinball(jnp.full((101, 1), q), values, jnp.array([0.9])).mean())(at)
+    assert at[loss.argmin()] == 90

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from remind_jax.data import leaks, numerals
+from remind_jax.data import leaks, numerals, targets
 from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import listed
 from remind_jax.data.importers.modalities import columns_of, path_columns
@@ -20,12 +20,10 @@ _COLUMNS, _CLASSES, _MODALITIES = 5, 10, 20  # that are listed at most; the othe
 def plan_lines(found: Imported) -> list[str]:
     """Returns at most about forty lines: ids, label, split, each modality with its columns, and what is left out."""
     table, schema = found.table, found.schema
-    sample, patient, label = schema["sample_id"], schema["patient_id"], schema["label"]["column"]
-    counts = dict(table[label].value_counts().iter_rows())
-    classes = [f"{name} ({counts.get(name, 0):,})" for name in schema["label"]["classes"]]
+    sample, patient = schema["sample_id"], schema["patient_id"]
     lines = [
         f"samples: {table.height:,} by {sample}, of {table[patient].n_unique():,} patients by {patient}",
-        f"label: {label}, {len(classes)} classes: {listed(classes, _CLASSES)}",
+        f"label: {_label(table, schema['label'])}",
         f"split: {_split(table, schema.get('split'))}",
         "modalities:",
     ]
@@ -43,6 +41,16 @@ def plan_lines(found: Imported) -> list[str]:
     return lines + [f"note: {note}" for note in notes(found, presence)]
 
 
+def _label(table: pl.DataFrame | Columns, entry: Mapping[str, Any]) -> str:
+    """Says what is predicted."""
+    about = targets.of_entry(entry)
+    if not about.has_classes:
+        return f"{about.task} of {listed(about.label_columns, _CLASSES)}"
+    counts = dict(table[about.label].value_counts().iter_rows())
+    classes = [f"{name} ({counts.get(name, 0):,})" for name in about.classes]
+    return f"{about.label}, {len(classes)} classes: {listed(classes, _CLASSES)}"
+
+
 def notes(found: Imported, present: np.ndarray | None = None) -> list[str]:
     """Returns what was left out or changed, and what should be looked at; `present` [n, m] is that of modalities."""
     table, schema = found.table, found.schema
@@ -53,10 +61,14 @@ def notes(found: Imported, present: np.ndarray | None = None) -> list[str]:
 
 def _leaks(table: pl.DataFrame | Columns, schema: Mapping[str, Any], present: np.ndarray) -> list[str]:
     """Warns of columns that tell the label nearly by themselves, and of names that speak of what comes after."""
-    entries, label = schema["modalities"], schema["label"]["column"]
+    entries, about = schema["modalities"], targets.of_entry(schema["label"])
     tabular = {n: columns_of(e) if e["kind"] == "tabular" else [] for n, e in entries.items()}
-    positions = table[label].cast(pl.Categorical).to_physical().to_numpy()
-    said = leaks.lines(table, tabular, present, positions, label)
+    cells = pl.DataFrame([table[c] for c in about.label_columns])
+    if about.has_classes:
+        positions = cells[about.label].cast(pl.Categorical).to_physical().to_numpy()
+    else:
+        positions = targets.strata(about, targets.arrays(about, cells))
+    said = leaks.lines(table, tabular, present, positions, about.label)
     if after := leaks.named_after(c for entry in entries.values() for c in columns_of(entry)):
         said.append(f"{listed(after)}: known when the prediction is made? the names speak of what comes after")
     return said

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from remind_jax.data import labels
+from remind_jax.data import labels, targets
 from remind_jax.data.blocks import Columns
 from remind_jax.data.cells import as_string, emptied, means_missing
 from remind_jax.data.findings import listed
@@ -82,7 +82,7 @@ def write(found: Imported, out: pathlib.Path) -> None:
 
 def schema_of(
     name: str,
-    label: str,
+    label: str | Mapping[str, Any],
     classes: Iterable[str],
     modalities: Mapping[str, Any],
     split: str | None,
@@ -90,14 +90,16 @@ def schema_of(
 ) -> dict[str, Any]:
     """Returns the content of schema.yaml; `ids` are the columns of samples and patients.
 
+    `label` is the column of classes, or the entry of another task, for which `classes` are not used.
+
     Raises UserError: there are no modalities, or not two classes.
     """
     if not modalities:
         raise UserError("no column can be taken for a modality: say which columns are one, and of what kind")
-    if len(classes := list(classes)) < 2:
+    if isinstance(label, str) and len(classes := list(classes)) < 2:
         raise UserError(f"column {label!r} has one class in the rows that have a modality; two are needed")
     schema = {"version": 1, "name": name, "sample_id": ids[0], "patient_id": ids[-1]}
-    schema["label"] = {"column": label, "classes": classes}
+    schema["label"] = {"column": label, "classes": classes} if isinstance(label, str) else dict(label)
     return schema | ({"split": split} if split else {}) | {"modalities": dict(modalities)}
 
 
@@ -136,7 +138,7 @@ def from_table(
     table: pl.DataFrame | Columns,
     *,
     name: str,
-    label: str,
+    label: str | Mapping[str, Any],
     sample: str = "",
     patient: str = "",
     split: str = "",
@@ -156,26 +158,28 @@ def from_table(
     modality, named as the table; each column of texts, codes or paths becomes one of its own; without `rest` they are
     left out. A sample that a joined table has no row for lacks its modalities.
 
-    `name` is that of the data set and of the table's own modality. `label` names the column of classes, whose empty
-    rows are left out; `sample` that of unique ids, empty counts rows; `patient` that of patients, empty takes every row
-    for a patient and says so; `split` that of splits, empty leaves splitting to each run. `joined` are further tables
-    by name, with at most one row an id; `kinds` kinds of columns, of `column_kinds`, where the guess is wrong; `prefix`
-    leads from the manifest's folder to the one that paths in cells start from. `classes` are as for `labels.read`,
-    `match` one of `keys.MATCHES`, `odd` one of `numerals.ODD`; `missing` are words and numbers that stand for empty
-    cells, in inputs and label. Columns keep their names, but those of a joined table
-    get its name in front where another table has them, too.
+    `name` is that of the data set and of the table's own modality. `label` names the column of classes, or is the entry
+    `label` of schema.yaml of another task; rows without one are left out; `sample` that of unique ids, empty counts
+    rows; `patient` that of patients, empty takes every row for a patient and says so; `split` that of splits, empty
+    leaves splitting to each run. `joined` are further tables by name, with at most one row an id; `kinds` kinds of
+    columns, of `column_kinds`, where the guess is wrong; `prefix` leads from the manifest's folder to the one that
+    paths in cells start from. `classes` are as for `labels.read`, `match` one of `keys.MATCHES`, `odd` one of
+    `numerals.ODD`; `missing` are words and numbers that stand for empty cells, in inputs and label. Columns keep their
+    names, but those of a joined table get its name in front where another table has them, too.
 
     Raises UserError: a column is not there, ids are empty or not unique, a joined table matches no row, the label is no
     class, or modalities are not as `declared` needs them.
     """
-    table = Columns.of(table)
+    table, entry = Columns.of(table), label
+    label, *others = [label] if isinstance(label, str) else targets.of_entry(label).label_columns
     _check_columns(table, label, sample, patient, split)
+    _check_more(table, others, (label, sample, patient, split))
     for key, wanted in (modalities or {}).items():
-        if roles := sorted(_named({key: wanted}) & {label, sample, patient, split} - {""}):
+        if roles := sorted(_named({key: wanted}) & {label, *others, sample, patient, split} - {""}):
             raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
     kinds = dict(kinds or {})
-    labelled = labels.read(_without(table[label], missing), classes)
-    keep = np.flatnonzero(labelled.cells.is_not_null())
+    labelled = _labelled(table, entry, missing, classes)
+    keep = np.flatnonzero(labelled.there)
     notes = [f"{n:,} rows without a label are left out"] if (n := table.height - len(keep)) else []
     if not patient:
         notes.append(
@@ -184,7 +188,7 @@ def from_table(
     if not sample:
         notes.append("no column of samples: rows are counted, so predictions join by their order alone")
     found = parts.read(
-        table,
+        table.drop(others),
         (label, sample, patient, split),
         name,
         {part: Columns.of(other) for part, other in (joined or {}).items()},
@@ -192,7 +196,7 @@ def from_table(
         match,
         {*kinds, *_named(modalities or {})},
     )
-    columns = {**found.ids, label: labelled.cells.gather(keep)}
+    columns = {**found.ids, **{name: cells.gather(keep) for name, cells in labelled.cells.items()}}
     if split:
         columns[split] = as_string(table[split].gather(keep)).str.strip_chars().str.to_lowercase().replace(SPLITS)
     inputs, owners = found.side_by_side(columns)
@@ -209,9 +213,41 @@ def from_table(
         raise UserError("no row has a modality: all cells of its columns are empty")
     there = set(out[label].unique())
     names = [c for c in labelled.classes if classes or c in there]
-    schema = schema_of(name, label, names, entries, split, list(found.ids))
+    schema = schema_of(name, entry, names, entries, split, list(found.ids))
     notes += [*labelled.notes, *found.notes, *words, *told, *empty, *_said(found.left_out | unfit)]
     return Imported(out.whole(), schema, notes, why_lines(decisions))
+
+
+class _Labelled(NamedTuple):
+    """The label of each row: its columns, which rows have one, [n], classes in order, and what was read how."""
+
+    cells: dict[str, pl.Series]
+    there: pl.Series
+    classes: list[str]
+    notes: list[str]
+
+
+def _labelled(
+    table: Columns, label: str | Mapping[str, Any], missing: Sequence[str], classes: Sequence[str]
+) -> _Labelled:
+    """Reads the label of a table; arguments are as for `from_table`."""
+    if isinstance(label, str):
+        found = labels.read(_without(table[label], missing), classes)
+        return _Labelled({label: found.cells}, found.cells.is_not_null(), found.classes, found.notes)
+    schema = targets.of_entry(label)
+    cells, notes = targets.typed(schema, pl.DataFrame([_without(table[c], missing) for c in schema.label_columns]))
+    if wrong := [each.message for each in notes if each.fatal]:
+        raise UserError(wrong[0])
+    return _Labelled(cells, targets.labelled(schema, pl.DataFrame(cells)), [], [each.message for each in notes])
+
+
+def _check_more(table: Columns, others: Sequence[str], roles: Sequence[str]) -> None:
+    """Refuses further columns of a label that are not there, or are something else, too (UserError)."""
+    for column in others:
+        if column not in table.columns:
+            raise UserError(f"label={column} is no column{did_you_mean(column, table.columns)}")
+        if column in roles:
+            raise UserError(f"column {column!r} cannot be label, split or id at once")
 
 
 def _check_columns(table: Columns, label: str, sample: str, patient: str, split: str) -> None:

@@ -1,0 +1,64 @@
+"""What a model is asked for: one file a task, and the table of them."""
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from remind_jax.data.schema import Schema
+from remind_jax.errors import UserError
+from remind_jax.tasks.classes import Classes
+from remind_jax.tasks.multilabel import Multilabel
+from remind_jax.tasks.ordinal import Ordinal
+from remind_jax.tasks.regression import Regression
+from remind_jax.tasks.survival import Survival
+from remind_jax.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classes, Ordinal, Multilabel, Regression, Survival)}
+"""Every task by its name in schema.yaml."""
+
+
+SELECT = {name: more for task in TASKS.values() for name, more in task.select.items()}
+"""Figures by which weights can be chosen, and whether more of each is better."""
+_FOR_CLASSES = {
+    "objective.loss": "cross_entropy",
+    "objective.prior": "none",
+    "objective.distill_weight": 0.0,
+    "eval.adjust_prior": "none",
+    "ensemble": 1,
+    "model.members": 1,
+}
+"""Keys that look at classes, and the value at which they do not."""
+
+
+def check(task: str, config: Any) -> None:
+    """Refuses settings of a config that a task has no use for (UserError)."""
+    if (select := config.train.select) not in (*TASKS[task].select, "last"):
+        names = ", ".join((*TASKS[task].select, "last"))
+        raise UserError(f"train.select={select} is no figure of task {task}: choose one of {names}")
+    for path, plain in _FOR_CLASSES.items() if task != "classes" else ():
+        value = operator.attrgetter(path)(config)
+        if value != plain:
+            raise UserError(f"{path}={value} is for classes only, and the label is of task {task}: set {path}={plain}")
+
+
+def require_classes(schema: Schema, what: str) -> None:
+    """Refuses labels of other tasks than classes for what works on nothing else (UserError)."""
+    if schema.task != "classes":
+        raise UserError(f"{what} is for classes only so far, and the label is of task {schema.task}")
+
+
+def fit(schema: Schema, config: Any, labels: np.ndarray) -> Task:
+    """Makes the task of a schema and a config from the labels of the train rows, as `Manifest.labels` gives them."""
+    return TASKS[schema.task].fit(schema, config, labels)
+
+
+def from_dict(content: Mapping[str, Any]) -> Task:
+    """Inverts `Task.to_dict`. Raises ValueError or TypeError: the content is none that it gave."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    made = TASKS[fields.pop("task")](**fields)
+    if any(each.name not in fields for each in dataclasses.fields(made)):
+        raise ValueError("a field is missing")
+    return made

@@ -1,0 +1,93 @@
+"""One class of several: softmax cross entropy or focal loss, probabilities of the classes."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remind_jax.data.schema import Schema
+from remind_jax.evaluation import intervals, metrics
+from remind_jax.evaluation.judge import Judge, figures_of_classes, of_classes
+from remind_jax.ops import losses
+from remind_jax.tasks.task import LOWEST, Task
+
+
+def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
+    """Turns logits [b, c], a numpy or JAX array, into probabilities of their type; it is the only function that does.
+
+    `offset` [b, c] is added to the logits; `scale` [c] divides the probabilities before they are made to sum to one.
+    """
+    xp = logits.__array_namespace__()
+    shifted = logits + offset
+    weights = xp.exp(shifted - xp.max(shifted, axis=-1, keepdims=True)) / scale[None]
+    return weights / xp.sum(weights, axis=-1, keepdims=True)
+
+
+def tuning_figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+    """Returns the figures that weights can be chosen by: loss, accuracy, macro-F1 and AUROC."""
+    values, _ = metrics.compute(labels, probabilities)
+    chosen = probabilities[np.arange(len(labels)), labels]
+    values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
+    return {"loss": float(-np.mean(np.log(np.maximum(chosen, LOWEST)))), **values}
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes(Task):
+    """Classes without order. The baseline is the share of each among the train rows."""
+
+    name: ClassVar[str] = "classes"
+    titles: ClassVar[Mapping[str, str]] = {name: metrics.METRICS[name].title for name in intervals.NAMES}
+    select: ClassVar[Mapping[str, bool]] = {"loss": False, "accuracy": True, "macro_f1": True, "auroc": True}
+    classes: tuple[str, ...]
+    focal_gamma: float | None = None  # None for cross entropy
+    focal_alpha: tuple[float, ...] | None = None  # factors of the classes
+    focal_detach: bool = False
+
+    @classmethod
+    def fit(cls, schema: Schema, config: Any, labels: np.ndarray) -> Self:
+        shares = np.bincount(labels, minlength=len(schema.classes)) / len(labels)
+        return cls.of_shares(schema.classes, config, shares)
+
+    @classmethod
+    def of_shares(cls, classes: tuple[str, ...], config: Any, shares: np.ndarray) -> Self:
+        """Makes the task from the share of each class among the train rows, float64 [c]."""
+        objective, focal = config.objective, {}
+        if objective.loss == "focal":
+            alpha = tuple((1.0 - shares).tolist()) if objective.focal_alpha == "inverse_class" else None
+            focal = {"focal_gamma": objective.focal_gamma, "focal_alpha": alpha, "focal_detach": objective.focal_detach}
+        return cls(tuple(shares.tolist()), classes, **focal)
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        if self.focal_gamma is None:
+            return losses.cross_entropy(logits, labels)
+        alpha = None if self.focal_alpha is None else jnp.asarray(self.focal_alpha, jnp.float32)
+        return losses.focal_loss(logits, labels, gamma=self.focal_gamma, alpha=alpha, detach=self.focal_detach)
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        return probabilities_of(logits, 0.0, np.ones(1, np.float32) if scale is None else scale)
+
+    def answers(self, predictions: np.ndarray) -> np.ndarray:
+        return predictions.argmax(axis=1)
+
+    def columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        named = np.array(self.classes, object)[self.answers(predictions)]
+        return {"prediction": named, **{f"p_{name}": predictions[:, k] for k, name in enumerate(self.classes)}}
+
+    def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
+        return tuning_figures(labels, predictions)
+
+    evaluation = staticmethod(figures_of_classes)
+
+    @property
+    def judge(self) -> Judge:
+        return of_classes()

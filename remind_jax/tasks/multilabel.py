@@ -1,0 +1,87 @@
+"""Several labels that are each yes, no or unknown: a sigmoid for each, cross entropy over what is known.
+
+The loss of a sample is the mean over its known labels, so that losses of combinations can be compared though one has
+fewer known labels than another.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import numpy as np
+
+from remind_jax.data.schema import Schema
+from remind_jax.evaluation import intervals, multilabel
+from remind_jax.evaluation.judge import Figures
+from remind_jax.ops import losses
+from remind_jax.tasks.task import LOWEST, Task, mean_of, softplus
+
+
+@dataclasses.dataclass(frozen=True)
+class Multilabel(Task):
+    """Several labels. The baseline is the share of cases of each among the train rows in which it is known."""
+
+    name: ClassVar[str] = "multilabel"
+    tunes: ClassVar[bool] = True
+    titles: ClassVar[Mapping[str, str]] = multilabel.TITLES
+    select: ClassVar[Mapping[str, bool]] = {"loss": False, "auroc_macro": True, "auprc_macro": True, "f1_macro": True}
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...]  # from which on a label is predicted
+
+    @classmethod
+    def fit(cls, schema: Schema, config: Any, labels: np.ndarray) -> Self:
+        shares = (labels == 1).sum(axis=0) / (labels >= 0).sum(axis=0)
+        return cls(tuple(shares.tolist()), schema.classes, (multilabel.THRESHOLD,) * len(schema.classes))
+
+    @property
+    def outputs(self) -> int:
+        return len(self.labels)
+
+    def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return losses.binary_cross_entropy(logits, labels)
+
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        del scale
+        return logits.__array_namespace__().exp(-softplus(-logits))
+
+    def answers(self, predictions: np.ndarray) -> np.ndarray:
+        return (predictions >= np.array(self.thresholds)).astype(np.int64)
+
+    def columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        return {f"p_{name}": predictions[:, j] for j, name in enumerate(self.labels)}
+
+    def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
+        known = labels >= 0
+        right = np.where(labels == 1, predictions, 1 - predictions)
+        each = np.where(known, -np.log(np.maximum(right, LOWEST)), 0.0).sum(1) / np.maximum(known.sum(1), 1)
+        found = multilabel.weighted(labels, predictions, self.answers(predictions) == 1, np.ones((1, len(labels))))
+        values = {name: float(found[name][0]) for name in self.select if name != "loss"}
+        return {
+            "loss": mean_of(each),
+            **{name: value if np.isfinite(value) else None for name, value in values.items()},
+        }
+
+    def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
+        thresholds = multilabel.f1_thresholds(labels, predictions)
+        return dataclasses.replace(self, thresholds=tuple(thresholds.tolist()))
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"thresholds": dict(zip(self.labels, self.thresholds, strict=True))}
+
+    def evaluation(
+        self,
+        labels: np.ndarray,
+        predictions: np.ndarray,
+        patients: np.ndarray,
+        *,
+        seed: int,
+        resamples: int = intervals.RESAMPLES,
+    ) -> Figures:
+        options = {"seed": seed, "resamples": resamples, "thresholds": np.array(self.thresholds)}
+
+        def figures(rows: np.ndarray) -> dict[str, Any]:
+            return multilabel.compute(labels[rows], predictions[rows], self.labels, patients[rows], **options)
+
+        return figures

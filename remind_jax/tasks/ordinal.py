@@ -1,0 +1,78 @@
+"""Ordered classes: the chance to stop at each of them for who has come so far, and with it that of every class.
+
+Output k is the logit of P(y = k | y ≥ k), so that P(y > k) = Π_{j≤k} (1 − P(y = j | y ≥ j)) falls with k whatever the
+outputs are, and the loss is the likelihood of the class. Each cumulative chance has weights of its own. That is the
+conditional form of CORN (Shi et al. 2021), whose authors measured it above CORAL (Cao et al. 2020), which keeps the
+order by one weight vector for all classes; with all terms in one likelihood, as Jenkinson et al. (2021) derive it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remind_jax.evaluation import intervals, ordinal
+from remind_jax.evaluation.judge import Figures, Judge, of_classes
+from remind_jax.ops import losses
+from remind_jax.tasks.classes import Classes
+from remind_jax.tasks.task import softplus
+
+
+@dataclasses.dataclass(frozen=True)
+class Ordinal(Classes):
+    """Classes in their order."""
+
+    name: ClassVar[str] = "ordinal"
+    titles: ClassVar[Mapping[str, str]] = {**ordinal.TITLES, **Classes.titles}
+    select: ClassVar[Mapping[str, bool]] = {**Classes.select, "mae": False, "qwk": True}
+
+    @classmethod
+    def of_shares(cls, classes: tuple[str, ...], config: Any, shares: np.ndarray) -> Self:
+        return cls(tuple(shares.tolist()), classes)
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        return self.predictions(logits.astype(jnp.float32))
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes) - 1
+
+    def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        # Who stops at no output has come past all of them, to the last class.
+        last = len(self.classes) - 1
+        return losses.hazards(logits, labels, labels < last)
+
+    def predictions(self, logits: Any, scale: Any = None) -> Any:
+        del scale
+        xp = logits.__array_namespace__()
+        passed = xp.cumsum(-softplus(logits), axis=-1)
+        before = xp.concat([xp.zeros_like(passed[:, :1]), passed[:, :-1]], axis=-1)
+        return xp.concat([xp.exp(before - softplus(-logits)), xp.exp(passed[:, -1:])], axis=-1)
+
+    def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
+        found = ordinal.weighted(labels, predictions.argmax(1), len(self.classes), np.ones((1, len(labels))))
+        more = {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in found.items()}
+        return {**super().tuning(labels, predictions), **more}
+
+    @property
+    def judge(self) -> Judge:
+        titles = {**ordinal.TITLES, **of_classes().titles}
+        return Judge(self.name, titles, tuple(self.titles), "qwk", self.more, self.evaluation)
+
+    def evaluation(
+        self,
+        labels: np.ndarray,
+        predictions: np.ndarray,
+        patients: np.ndarray,
+        *,
+        seed: int,
+        resamples: int = intervals.RESAMPLES,
+    ) -> Figures:
+        def figures(rows: np.ndarray) -> dict[str, Any]:
+            some = labels[rows], predictions[rows], patients[rows]
+            return ordinal.compute(*some, seed=seed, resamples=resamples)
+
+        return figures

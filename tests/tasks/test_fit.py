@@ -1,0 +1,77 @@
+"""`fit` on a frame with a label of every task: the same numbers as from the folder, and errors in one line."""
+
+import polars as pl
+import pytest
+
+import remind_jax as rj
+from remind_jax.data import targets
+from remind_jax.data.importers import plan
+from remind_jax.data.importers import table as importer
+from remind_jax.data.importers.modalities import columns_of
+from remind_jax.errors import UserError
+from tests import tiny_runs
+from tests.data.target_files import FORMS, folder_of
+
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
+KEYS = {key: value for key, value in tiny_runs.TINY.items() if not key.startswith("data.")}
+KEYS |= {"train.epochs": 1.0, "train.joint_epochs": 0.5, "eval.bootstrap": 20}
+ROLES = {"sample": "stay", "patient": "patient"}
+MODALITIES = {"note": rj.Text("note"), "icd": rj.Codes("icd"), "labs": rj.Table(["sodium", "wbc"], ["sex"])}
+
+
+@pytest.mark.parametrize("task", FORMS)
+def test_a_frame_gives_the_figures_that_its_folder_gives(tmp_path, task):
+    frame = pl.read_csv(folder_of(tmp_path, task) / "manifest.csv", schema_overrides={"died": pl.String})
+    model = rj.fit(frame, FORMS[task], modalities=MODALITIES, progress=False, **ROLES, **KEYS)
+    assert model.task.name == model.report["task"]["name"] == task
+    entries = {name: each.to_entry() for name, each in MODALITIES.items()}
+    label = "died" if task == "ordinal" else FORMS[task]
+    found = importer.from_table(frame, name="data", label=label, modalities=entries, rest=False, **ROLES)
+    found.schema["label"] |= {"ordered": True} if task == "ordinal" else {}
+    importer.write(found, tmp_path / "folder")
+    of_folder = rj.fit(tmp_path / "folder", progress=False, **KEYS)
+    assert of_folder.report["overall"] == model.report["overall"]
+    assert of_folder.task == model.task
+    assert of_folder.table(frame).equals(model.table(frame))
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression", "survival"])
+def test_the_columns_of_a_label_are_no_inputs(tmp_path, task):
+    frame = pl.read_csv(folder_of(tmp_path, task) / "manifest.csv").drop("scan", "died")
+    found = importer.from_table(frame, name="icu", label=FORMS[task], **ROLES)
+    lines = plan.plan_lines(found)
+    used = {column for entry in found.schema["modalities"].values() for column in columns_of(entry)}
+    columns = set(targets.of_entry(FORMS[task]).label_columns)
+    assert not used & columns
+    assert columns < set(found.table.columns)
+    assert any(line.startswith(f"label: {task} of ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ({"task": "regression", "column": "lost"}, r"label=lost is no column \(did you mean 'los'\?\)"),
+        ({"task": "survival", "time": "days", "event": "deaths"}, "label=deaths is no column"),
+        ({"task": "survival", "time": "days"}, "label lacks the key 'event'"),
+        ({"task": "survival", "time": "days", "event": "patient"}, "'patient' cannot be label, split or id at once"),
+        ({"task": "regression", "column": "scan"}, "not a number, as a label of task regression must be"),
+        ({"task": "multilabel", "columns": ["sepsis", "los"]}, "neither 0 nor 1"),
+        ({"column": "died", "order": True}, "unknown key 'order'; keys are column, classes, ordered"),
+    ],
+)
+def test_wrong_labels_are_refused_in_one_line(tmp_path, label, says):
+    frame = pl.read_csv(folder_of(tmp_path, "regression") / "manifest.csv", infer_schema=False)
+    with pytest.raises(UserError, match=says) as error:
+        rj.fit(frame, label, modalities=MODALITIES, progress=False, **ROLES, **KEYS)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_without_a_label_are_left_out(tmp_path):
+    frame = pl.read_csv(folder_of(tmp_path, "regression") / "manifest.csv")
+    frame = frame.with_columns(los=pl.when(pl.int_range(pl.len()) < 8).then(None).otherwise(pl.col("los")))
+    model = rj.fit(frame, FORMS["regression"], modalities=MODALITIES, progress=False, **ROLES, **KEYS)
+    assert sum(part["n"] for part in model.report["card"]["splits"].values()) <= frame.height - 8
+    assert any("8 rows without a label" in finding["message"] for finding in model.report["findings"])

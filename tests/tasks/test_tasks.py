@@ -1,0 +1,253 @@
+"""Every task: its loss against a slow reference, predictions that agree with the loss, figures, and its record."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remind_jax import tasks
+from remind_jax.config import base
+from remind_jax.data.schema import Schema
+from remind_jax.evaluation import metrics
+from remind_jax.tasks import regression
+from tests.reference import tasks as reference
+
+OUTCOMES = np.array([[0.5, 1], [1.0, 1], [2.0, 0], [3.0, 1], [4.0, 1], [9.0, 0]] * 8)
+
+
+def schema(task, **fields):
+    return Schema("toy", "id", "patient", "y", fields.pop("classes", ()), (), task=task, **fields)
+
+
+def made(task, labels=None, **options):
+    """A task fitted on some labels, next to labels and logits of 48 samples."""
+    rng, config = np.random.default_rng(7), base("synthetic")
+    for key, value in options.items():
+        config.task[key] = value
+    if task in ("classes", "ordinal"):
+        about, labels = schema(task, classes=("a", "b", "c")), np.tile([0, 1, 2, 2], 12)
+    elif task == "multilabel":
+        about = schema(task, classes=("y", "z"), more_labels=("z",))
+        labels = np.tile(np.array([[1, 0], [0, 1], [1, -1], [0, 0]], np.int8), (12, 1))
+    elif task == "regression":
+        about = schema(task, transform="log1p" if labels is None else "none")
+        labels = np.tile([0.0, 1.0, 4.0, 30.0], 12) if labels is None else labels
+    else:
+        about, labels = schema(task, more_labels=("died",), horizons=(2.0, 6.0)), OUTCOMES
+    found = tasks.fit(about, config, labels)
+    return found, labels, rng.normal(size=(len(labels), found.outputs)).astype(np.float32)
+
+
+ALL = [
+    ("classes", {}),
+    ("ordinal", {}),
+    ("multilabel", {}),
+    *(("regression", {"predicts": each}) for each in regression.OUTPUTS),
+    ("survival", {"bins": 3}),
+]
+every = pytest.mark.parametrize(("task", "options"), ALL)
+
+
+def test_the_table_has_every_task():
+    assert {name for name, _ in ALL} == set(tasks.TASKS)
+    assert all(name == task.name for name, task in tasks.TASKS.items())
+
+
+@every
+def test_the_tuning_loss_of_predictions_is_the_loss_of_the_logits(task, options):
+    found, labels, logits = made(task, **options)
+    losses = jax.jit(found.loss)(jnp.array(logits), jnp.array(labels))
+    assert losses.shape == (len(labels),)
+    assert losses.dtype == jnp.float32
+    told = found.tuning(labels, found.predictions(logits.astype(np.float64)))
+    assert told["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert set(told) == set(found.select)
+    assert found.select["loss"] is False
+
+
+@every
+def test_predictions_are_the_same_under_jax_and_numpy(task, options):
+    found, _, logits = made(task, **options)
+    one, other = found.predictions(logits), jax.jit(found.predictions)(jnp.array(logits))
+    assert one.dtype == other.dtype == np.float32
+    np.testing.assert_allclose(one, other, rtol=2e-5)
+    assert one.shape == (len(logits), len(found.baseline))
+
+
+@every
+def test_figures_have_the_headline_and_its_interval(task, options):
+    found, labels, logits = made(task, **options)
+    figures = found.evaluation(labels, found.predictions(logits), np.arange(len(labels)), seed=0, resamples=40)
+    whole = figures(np.ones(len(labels), bool))
+    low, high = whole[f"{found.judge.headline}_ci"]
+    assert low <= whole[found.judge.headline] <= high
+    assert figures(np.arange(len(labels)) < 20)["notes"]
+    empty = figures(np.zeros(len(labels), bool))
+    assert empty[found.judge.headline] is None
+    json.dumps([whole, empty], allow_nan=False)
+
+
+@every
+def test_what_learns_gets_better(task, options):
+    """Logits that gradient descent moves towards the labels improve loss and headline."""
+    found, labels, logits = made(task, **options)
+    slope = jax.jit(jax.grad(lambda x: found.loss(x, jnp.array(labels)).sum()))
+    moved = jnp.array(logits)
+    for _ in range(200):
+        moved -= 0.2 * jnp.clip(slope(moved), -1, 1)
+    before, after = (found.tuning(labels, found.predictions(np.array(x))) for x in (logits, moved))
+    assert after["loss"] < before["loss"]
+    name, more = found.judge.headline, found.more
+    assert (after[name] > before[name]) == more
+
+
+@every
+def test_a_task_is_written_and_read(task, options):
+    found, _, _ = made(task, **options)
+    again = tasks.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert again == found
+    assert type(again) is tasks.TASKS[task]
+
+
+@pytest.mark.parametrize("change", [{"task": "none"}, {"more": 1}])
+def test_another_record_is_refused(change):
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        tasks.from_dict({**made("survival")[0].to_dict(), **change})
+
+
+@every
+def test_columns_hold_the_answers(task, options):
+    found, labels, logits = made(task, **options)
+    predictions = found.predictions(logits)
+    columns, answers = found.columns(predictions), found.answers(predictions)
+    assert all(len(column) == len(labels) for column in columns.values())
+    expected = {
+        "classes": {"prediction", "p_a", "p_b", "p_c"},
+        "ordinal": {"prediction", "p_a", "p_b", "p_c"},
+        "multilabel": {"p_y", "p_z"},
+        "regression": {"value"} | ({"lower", "upper"} if found.outputs > 1 else set()),
+        "survival": {"risk", "s_2", "s_6"},
+    }
+    assert set(columns) == expected[task]
+    if task in ("regression", "survival"):
+        np.testing.assert_array_equal(columns["value" if task == "regression" else "risk"], answers)
+
+
+def test_classes_are_softmax_and_cross_entropy():
+    found, labels, logits = made("classes")
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(found.predictions(logits), chances, rtol=1e-5)
+    np.testing.assert_allclose(found.loss(logits, labels), -np.log(chances[np.arange(48), labels]), rtol=1e-5)
+    assert found.baseline == (0.25, 0.25, 0.5)
+    assert found.outputs == 3
+    assert metrics.compute(labels, chances)[0]["accuracy"] == (found.answers(chances) == labels).mean()
+
+
+def test_focal_loss_knows_the_shares_of_train_rows():
+    config = base("synthetic")
+    config.objective.loss, config.objective.focal_alpha = "focal", "inverse_class"
+    found = tasks.fit(schema("classes", classes=("a", "b")), config, np.array([0, 0, 0, 1]))
+    even = jnp.zeros((2, 2))
+    # −α (1 − ½)² log ½, with α of ¼ for the frequent class and ¾ for the rare one
+    np.testing.assert_allclose(found.loss(even, jnp.array([0, 1])), np.log(2) / 4 * np.array([0.25, 0.75]), rtol=1e-6)
+    assert tasks.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_ordinal_by_hand_and_by_reference():
+    found, labels, logits = made("ordinal")
+    assert found.outputs == 2
+    np.testing.assert_allclose(found.predictions(np.zeros((1, 2)))[0], [1 / 2, 1 / 4, 1 / 4])
+    slow = np.array([reference.ordinal(x) for x in logits.tolist()])
+    np.testing.assert_allclose(found.predictions(logits), slow, rtol=1e-5)
+    np.testing.assert_allclose(slow.sum(1), 1.0)
+    np.testing.assert_allclose(found.loss(logits, labels), -np.log(slow[np.arange(48), labels]), rtol=1e-5)
+
+
+def test_ordinal_chances_of_more_fall_whatever_the_outputs():
+    found, _, _ = made("ordinal")
+    chances = found.predictions(np.array([[-9.0, 9.0], [9.0, -9.0], [300.0, -300.0]]))
+    more = 1 - np.cumsum(chances, axis=1)
+    assert (np.diff(more, axis=1) <= 1e-12).all()
+    assert np.isfinite(chances).all()
+
+
+def test_multilabel_baseline_and_answers():
+    found, labels, _ = made("multilabel")
+    np.testing.assert_allclose(found.baseline, [0.5, 1 / 3])  # of 48 known, and of 36
+    predictions = np.tile([[0.6, 0.4], [0.4, 0.6], [0.7, 0.1], [0.45, 0.2]], (12, 1))
+    np.testing.assert_array_equal(found.answers(predictions)[:3], [[1, 0], [0, 1], [1, 0]])
+    tuned = found.tuned(labels, predictions)
+    assert tuned.thresholds == (0.525, 0.5)
+    assert tuned.tuning(labels, predictions)["f1_macro"] == 1.0
+
+
+def test_regression_learns_standardised_values_and_answers_in_the_unit():
+    found, labels, _ = made("regression", np.array([10.0, 30.0]))
+    assert (found.mean, found.scale, found.baseline) == (20.0, 10.0, (20.0,))
+    np.testing.assert_allclose(found.loss(jnp.array([[-1.0], [0.0]]), jnp.array(labels)), [0.0, 1.0])
+    np.testing.assert_allclose(found.predictions(np.array([[-1.0], [0.5]])), [[10.0], [25.0]])
+
+
+def test_log1p_is_learned_and_taken_back():
+    found, labels, _ = made("regression", predicts="quantiles", level=0.8)
+    logs = np.log1p(labels)
+    assert found.mean == pytest.approx(logs.mean())
+    exact = ((logs - logs.mean()) / logs.std())[:, None]
+    predictions = found.predictions(np.concatenate([exact, np.full((48, 2), -30.0)], axis=1))
+    np.testing.assert_allclose(predictions, np.tile(labels[:, None], 3), rtol=1e-6, atol=1e-9)
+    assert found.baseline[0] == pytest.approx(np.expm1(logs.mean()))
+
+
+@pytest.mark.parametrize("predicts", ["gaussian", "quantiles"])
+def test_bounds_hold_the_value_and_never_cross(predicts):
+    found, _, _ = made("regression", predicts=predicts)
+    wild = np.random.default_rng(0).normal(size=(200, found.outputs)) * 50
+    value, lower, upper = found.predictions(wild).T
+    assert ((lower <= value) & (value <= upper)).all()
+    assert np.isfinite([value, lower, upper]).all()
+
+
+def test_a_normal_distribution_covers_what_it_promises():
+    found, _, _ = made("regression", np.random.default_rng(1).normal(size=4000), predicts="gaussian", level=0.8)
+    raw = np.log(np.expm1(1 - 0.01))  # softplus and the floor make one of it
+    bounds = found.predictions(np.tile([0.0, raw], (4000, 1)))
+    values = np.random.default_rng(2).normal(size=4000) * found.scale + found.mean
+    figures = found.evaluation(values, bounds, np.arange(4000), seed=0, resamples=2)
+    assert figures(np.ones(4000, bool))["coverage"] == pytest.approx(0.8, abs=0.02)
+
+
+def test_survival_steps_end_at_quantiles_of_events_and_at_horizons():
+    found, _, _ = made("survival", bins=2)
+    # event times .5, 1, 3, 4, eight of each: the second and the last; horizons 2 and 6
+    assert found.ends == (1.0, 2.0, 4.0, 6.0)
+    assert found.outputs == 4
+    # of 48: after 16 events 2/3 are left, of the 24 then at risk at 3 lose 8, of 16 at 4 lose 8
+    np.testing.assert_allclose(found.baseline, [2 / 3, 2 / 3, 2 / 9, 2 / 9])
+    assert made("survival", bins=50)[0].ends == (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+
+
+def test_survival_equals_the_formula():
+    found, labels, logits = made("survival", bins=2)
+    step = np.array([0, 0, 1, 2, 2, 4] * 8)  # a time at the end of a step belongs to it
+    slow = [reference.hazards(x, s, e == 1) for x, s, e in zip(logits.tolist(), step, labels[:, 1], strict=True)]
+    np.testing.assert_allclose(found.loss(jnp.array(logits), jnp.array(labels)), slow, rtol=1e-5)
+    curves = [reference.survival(x) for x in logits.tolist()]
+    np.testing.assert_allclose(found.predictions(logits), curves, rtol=1e-5)
+
+
+def test_an_event_after_the_last_step_counts_as_survival_of_all():
+    found, _, logits = made("survival", bins=2)
+    late = jnp.array([[7.0, 1.0], [7.0, 0.0]])
+    one, other = found.loss(jnp.array(logits[:1].repeat(2, axis=0)), late)
+    assert one == other == pytest.approx(reference.hazards(logits[0].tolist(), 3, False), rel=1e-5)
+
+
+def test_risk_is_higher_for_earlier_events_and_survival_stands_at_horizons():
+    found, _, _ = made("survival", bins=2)
+    predictions = found.predictions(np.array([[-2.0, -2, -2, -2], [2.0, -2, -2, -2]]))
+    columns = found.columns(predictions)
+    assert columns["risk"][1] > columns["risk"][0]
+    np.testing.assert_allclose(columns["s_2"], predictions[:, 1])
+    np.testing.assert_allclose(columns["s_6"], predictions[:, 3])
