@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from remind_jax.data.schema import Schema
-from remind_jax.evaluation import intervals, multilabel
-from remind_jax.evaluation.judge import Figures
+from remind_jax.evaluation import multilabel
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Task, mean_of, softplus
+from remind_jax.tasks.task import LOWEST, Task, defined, mean_of, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +55,7 @@ class Multilabel(Task):
         right = np.where(labels == 1, predictions, 1 - predictions)
         each = np.where(known, -np.log(np.maximum(right, LOWEST)), 0.0).sum(1) / np.maximum(known.sum(1), 1)
         found = multilabel.weighted(labels, predictions, self.answers(predictions) == 1, np.ones((1, len(labels))))
-        values = {name: float(found[name][0]) for name in self.select if name != "loss"}
-        return {
-            "loss": mean_of(each),
-            **{name: value if np.isfinite(value) else None for name, value in values.items()},
-        }
+        return {"loss": mean_of(each), **defined(found, self.select)}
 
     def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
         thresholds = multilabel.f1_thresholds(labels, predictions)
@@ -70,18 +65,8 @@ class Multilabel(Task):
     def told(self) -> dict[str, Any]:
         return {"thresholds": dict(zip(self.labels, self.thresholds, strict=True))}
 
-    def evaluation(
-        self,
-        labels: np.ndarray,
-        predictions: np.ndarray,
-        patients: np.ndarray,
-        *,
-        seed: int,
-        resamples: int = intervals.RESAMPLES,
-    ) -> Figures:
-        options = {"seed": seed, "resamples": resamples, "thresholds": np.array(self.thresholds)}
-
-        def figures(rows: np.ndarray) -> dict[str, Any]:
-            return multilabel.compute(labels[rows], predictions[rows], self.labels, patients[rows], **options)
-
-        return figures
+    def figures(
+        self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any
+    ) -> dict[str, Any]:
+        options |= {"thresholds": np.array(self.thresholds)}
+        return multilabel.compute(labels, predictions, self.labels, patients, **options)

@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from remind_jax.evaluation import intervals, ordinal
-from remind_jax.evaluation.judge import Figures, Judge, of_classes
+from remind_jax.evaluation import ordinal
+from remind_jax.evaluation.judge import Judge, of_classes
 from remind_jax.ops import losses
 from remind_jax.tasks.classes import Classes
-from remind_jax.tasks.task import softplus
+from remind_jax.tasks.task import Task, defined, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Ordinal(Classes):
     def of_shares(cls, classes: tuple[str, ...], config: Any, shares: np.ndarray) -> Self:
         return cls(tuple(shares.tolist()), classes)
 
-    def scores(self, logits: jax.Array) -> jax.Array:
-        return self.predictions(logits.astype(jnp.float32))
+    scores = Task.scores
 
     @property
     def outputs(self) -> int:
@@ -54,25 +52,16 @@ class Ordinal(Classes):
 
     def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
         found = ordinal.weighted(labels, predictions.argmax(1), len(self.classes), np.ones((1, len(labels))))
-        more = {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in found.items()}
-        return {**super().tuning(labels, predictions), **more}
+        return {**super().tuning(labels, predictions), **defined(found, found)}
 
     @property
     def judge(self) -> Judge:
         titles = {**ordinal.TITLES, **of_classes().titles}
         return Judge(self.name, titles, tuple(self.titles), "qwk", self.more, self.evaluation)
 
-    def evaluation(
-        self,
-        labels: np.ndarray,
-        predictions: np.ndarray,
-        patients: np.ndarray,
-        *,
-        seed: int,
-        resamples: int = intervals.RESAMPLES,
-    ) -> Figures:
-        def figures(rows: np.ndarray) -> dict[str, Any]:
-            some = labels[rows], predictions[rows], patients[rows]
-            return ordinal.compute(*some, seed=seed, resamples=resamples)
+    def figures(
+        self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any
+    ) -> dict[str, Any]:
+        return ordinal.compute(labels, predictions, patients, **options)
 
-        return figures
+    evaluation = Task.evaluation

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.data.schema import Schema
-from remind_jax.evaluation import intervals, regression
-from remind_jax.evaluation.judge import Figures
+from remind_jax.evaluation import regression
 from remind_jax.ops import losses
-from remind_jax.tasks.task import Task, mean_of, softplus
+from remind_jax.tasks.task import Task, defined, mean_of, softplus
 
 OUTPUTS = {"mean": 1, "gaussian": 2, "quantiles": 3}
 """Outputs of the head by `task.predicts`."""
@@ -86,23 +85,12 @@ class Regression(Task):
 
     def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
         found = regression.weighted(labels, predictions, np.ones((1, len(labels))))
-        values = {name: float(found[name][0]) for name in self.select if name != "loss"}
-        values = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        return {"loss": mean_of(self._losses(labels, predictions)), **values}
+        return {"loss": mean_of(self._losses(labels, predictions)), **defined(found, self.select)}
 
-    def evaluation(
-        self,
-        labels: np.ndarray,
-        predictions: np.ndarray,
-        patients: np.ndarray,
-        *,
-        seed: int,
-        resamples: int = intervals.RESAMPLES,
-    ) -> Figures:
-        def figures(rows: np.ndarray) -> dict[str, Any]:
-            return regression.compute(labels[rows], predictions[rows], patients[rows], seed=seed, resamples=resamples)
-
-        return figures
+    def figures(
+        self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any
+    ) -> dict[str, Any]:
+        return regression.compute(labels, predictions, patients, **options)
 
     def _losses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
         """Returns the losses of predictions, [n] and [n, p] -> [n]: what `loss` says of the logits behind them."""

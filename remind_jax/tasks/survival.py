@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.data.schema import Schema
-from remind_jax.evaluation import intervals, survival
+from remind_jax.evaluation import survival
 from remind_jax.evaluation.judge import Figures
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Task, mean_of, softplus
+from remind_jax.tasks.task import LOWEST, Task, defined, mean_of, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +65,11 @@ class Survival(Task):
         if not len(labels):
             return {"loss": 0.0, **dict.fromkeys(("c_index", "c_uno", "ibs"))}
         found = self._evaluation(labels, predictions).weighted(np.arange(len(labels)), np.ones((1, len(labels))))
-        values = {name: float(found[name][0]) for name in self.select if name != "loss"}
-        return {
-            "loss": mean_of(each),
-            **{name: value if np.isfinite(value) else None for name, value in values.items()},
-        }
+        return {"loss": mean_of(each), **defined(found, self.select)}
 
-    def evaluation(
-        self,
-        labels: np.ndarray,
-        predictions: np.ndarray,
-        patients: np.ndarray,
-        *,
-        seed: int,
-        resamples: int = intervals.RESAMPLES,
-    ) -> Figures:
+    def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
         whole = self._evaluation(labels, predictions)
-        return lambda rows: whole.figures(rows, patients, seed=seed, resamples=resamples)
+        return lambda rows: whole.figures(rows, patients, **options)
 
     def drawn(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
         whole, every = self._evaluation(labels, predictions), np.ones(len(labels), bool)

@@ -5,14 +5,13 @@ survival float [n, 2]. Predictions are float [n, p].
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 
 from remind_jax.data.schema import Schema
-from remind_jax.evaluation import intervals
 from remind_jax.evaluation.judge import Figures, Judge
 
 LOWEST = 1e-12  # of a probability whose logarithm is taken
@@ -85,17 +84,15 @@ class Task:
         """Says for the report what `tuned` has chosen."""
         return {}
 
-    def evaluation(
-        self,
-        labels: np.ndarray,
-        predictions: np.ndarray,
-        patients: np.ndarray,
-        *,
-        seed: int,
-        resamples: int = intervals.RESAMPLES,
-    ) -> Figures:
-        """Makes the figures of samples that are evaluated together, of patients [n]."""
+    def figures(
+        self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any
+    ) -> dict[str, Any]:
+        """Returns M of report.json of samples of patients [n]; `options`: `seed` and `resamples` of the intervals."""
         raise NotImplementedError
+
+    def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
+        """Makes the figures of samples that are evaluated together; `options` as for `figures`."""
+        return lambda rows: self.figures(labels[rows], predictions[rows], patients[rows], **options)
 
     def drawn(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
         """Returns what else a page draws of samples, see `report.build_report`; empty for nothing."""
@@ -116,6 +113,12 @@ class Task:
 def mean_of(losses: np.ndarray) -> float:
     """Returns the mean of losses [n], 0 of none."""
     return float(np.mean(losses)) if len(losses) else 0.0
+
+
+def defined(found: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, float | None]:
+    """Returns figures under one weighting, [1] each, of some names but `loss`; None of what is not finite."""
+    values = {name: float(found[name][0]) for name in names if name != "loss"}
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def softplus(x: Any) -> Any:
