@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import startup
+from benchmarks import limits, startup
 from benchmarks.setups import (
     CLASSES,
     LEARNING_RATE,
@@ -396,6 +396,41 @@ def _torch_vit(name: str, compile_it: bool = False) -> Variant:
     return Variant(reference.forward(run, pixels), _encoder_facts(name, "torch"))
 
 
+def _limit_entries(size: Size, options: frozenset[str]) -> list[Entry]:
+    """Parts of a step and the whole one beside the rates of a large product and of a copy."""
+    del options
+    parts: dict[str, Callable[[], limits.Part]] = {
+        limits.PRODUCT: limits.product,
+        limits.COPY: limits.copy,
+        "experts, forward": functools.partial(limits.experts, size, backward=False),
+        "experts, forward+backward": functools.partial(limits.experts, size, backward=True),
+        "queries, keys, values, forward+backward": functools.partial(limits.linear, size),
+        "update": functools.partial(_update, size),
+        "train step": functools.partial(_whole, size),
+    }
+    return [Entry("share", name, functools.partial(_limited, part)) for name, part in parts.items()]
+
+
+def _limited(part: Callable[[], limits.Part]) -> Variant:
+    call, phases = part()
+    operations = sum(phase.get(limits.PRODUCT, 0.0) for phase in phases)
+    return Variant(call, _facts(int(operations), 0, 1) | {"phases": phases})
+
+
+def _update(size: Size) -> limits.Part:
+    setup = set_up(size, routed=False, gate="never")
+    step, start = train_step(setup.network, size, "never", robust=False)
+    return limits.update(step, start(setup.params), setup.batch)
+
+
+def _whole(size: Size) -> limits.Part:
+    setup, variant = set_up(size, routed=False, gate="never"), _step(size, **_PLAIN)
+    _, start = train_step(setup.network, size, "never", robust=False)
+    weights = TRAIN_FACTOR * 4.0 * sum(x.size for x in setup.params.values())
+    gradient = {limits.PRODUCT: float(variant.facts["analytic_flops"]), limits.COPY: weights}
+    return variant.call, [gradient, limits.update_phase(start(setup.params))]
+
+
 def _startup_entries(size: Size, options: frozenset[str]) -> list[Entry]:
     """Processes from start to end: imports, a run on NHANES up to the end of its first step, and 21 predictions."""
     del size, options
@@ -459,5 +494,6 @@ CASES = {
     "encoders": Case(_encoder_entries, ("torch eager",), ("full", "tiny")),
     "present": Case(_present_entries, ("dense",), ("twins", "tiny")),
     "input": Case(_input_entries, ("memory",), ("tiny",)),
+    "limits": Case(_limit_entries, (), ("fprm", "tiny", "e8", "e32")),
     "startup": Case(_startup_entries, ("jax", "cold"), ("tiny",)),
 }

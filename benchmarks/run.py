@@ -3,7 +3,7 @@
     python -m benchmarks.run --case=NAME [--size=NAME] [--rounds=N] [--out=FILE.jsonl]
     python -m benchmarks.run --readme        rebuilds the tables of benchmarks/README.md from benchmarks/results
 
-Cases: block, step, experts, groups, stage2, encoders, input, present, startup, table17 (benchmarks/README.md).
+Cases: block, step, experts, groups, stage2, encoders, input, limits, present, startup, table17 (benchmarks/README.md).
 Options: --device=cpu|gpu|tpu (cpu), --cores=N (1; 0 pins nothing) cores that a run on CPU is pinned to, --calls=N timed
 calls a round (3), --variants=A,B and --measure=NAME to time those only, --torch=auto|no|compile (auto: where torch is
 installed), --apart builds, times and drops one variant after the other, for networks that do not fit in memory at once.
@@ -21,14 +21,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from remind_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).resolve().parent
-CASES = ("block", "step", "experts", "groups", "stage2", "encoders", "input", "present", "startup", "table17")
+CASES = ("block", "step", "experts", "groups", "stage2", "encoders", "input", "limits", "present", "startup", "table17")
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 # Operations a second in dense bfloat16 products, by the beginning of what a device calls itself (NVIDIA's data sheets).
 PEAKS = {"NVIDIA A100": 312e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
@@ -146,6 +146,26 @@ def ratio(samples: Sequence[dict[str, float]], reference: Sequence[dict[str, flo
     return statistics.median(a[key] / b[key] for a, b in zip(samples, reference, strict=True))
 
 
+def limit_share(
+    name: str,
+    samples: Mapping[str, Sequence[dict[str, float]]],
+    phases: Mapping[str, Sequence[Mapping[str, float]]],
+) -> float | None:
+    """Share of what the machine can do: the least processor time of a variant over its own, median over rounds.
+
+    `phases` says what each variant does one after the other, in amounts by the variant whose rate limits them; a limit
+    is one phase of its own amount. None where nothing is known of a variant or a limit of it was not timed.
+    """
+    if not phases.get(name) or not {limit for phase in phases[name] for limit in phase} <= set(samples):
+        return None
+
+    def least(phase: Mapping[str, float], i: int) -> float:
+        return max(n / phases[limit][0][limit] * samples[limit][i]["cpu_ms"] for limit, n in phase.items())
+
+    own = [sample["cpu_ms"] for sample in samples[name]]
+    return statistics.median(sum(least(phase, i) for phase in phases[name]) / ms for i, ms in enumerate(own))
+
+
 def peak_use(operations: int, ms: float, device: str) -> float | None:
     """Share of the device's peak that the counted operations are (MFU); None for devices without a known peak."""
     peak = next((peak for name, peak in PEAKS.items() if device.startswith(name)), None)
@@ -225,6 +245,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     records = []
     for entry in entries:
+        beside = [(f"{entry.measure}: {one.name}", one.name) for one in entries if one.measure == entry.measure]
+        phases = {name: facts[key].get("phases", []) for key, name in beside}
+        share = limit_share(entry.name, {name: samples[key] for key, name in beside}, phases)
         key = f"{entry.measure}: {entry.name}"
         against = {r: samples.get(f"{entry.measure}: {r}") for r in case.references}
         against = {r: reference for r, reference in against.items() if reference}
@@ -239,6 +262,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "calls": options.calls,
                 "apart": options.apart,
                 **times,
+                "limit_share": share,
                 "mfu": peak_use(facts[key]["analytic_flops"], times["median_ms"], shared["device"]),
                 "ratios": {r: ratio(samples[key], other) for r, other in against.items()},
                 "cpu_ratios": {r: ratio(samples[key], other, "cpu_ms") for r, other in against.items()},
@@ -305,6 +329,8 @@ def _table(file: pathlib.Path) -> str:
     references = list(dict.fromkeys(r for record in records for r in record["ratios"]))
     heads = ["measure", "variant", "ms [quartiles]", "CPU ms", *(f"/ {r} (CPU)" for r in references)]
     rate = "MFU" if first.get("mfu") is not None else "GFLOP/CPU s"
+    shared = any(record.get("limit_share") for record in records)
+    heads += ["share of the limit"] if shared else []
     heads += ["GFLOP", "XLA GFLOP", rate, "parameters", "temporary MiB", "page faults", "ms in kernel"]
     rows = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
     for record in records:
@@ -317,6 +343,7 @@ def _table(file: pathlib.Path) -> str:
                 f"{record['median_ms']:,.2f} [{record['q25_ms']:,.2f}, {record['q75_ms']:,.2f}]",
                 f"{record['cpu_ms']:,.2f}",
                 *(_ratio(record, r) for r in references),
+                *([f"{record['limit_share'] or 0.0:.2f}"] if shared else []),
                 f"{giga:,.3f}",
                 f"{xla / 1e9:,.3f}" if xla else "",
                 f"{record['mfu']:.1%}" if rate == "MFU" else f"{1e3 * giga / record['cpu_ms']:,.0f}",

@@ -20,7 +20,7 @@ KEYS = {
     *("case", "size", "measure", "variant", "library", "platform", "device", "cores", "versions", "commit"),
     *("rounds", "calls", "apart", "median_ms", "q25_ms", "q75_ms", "iqr_ms", "cpu_ms", "system_ms", "page_faults"),
     *("ratios", "cpu_ratios", "analytic_flops", "parameters", "device_peak_bytes", "glibc_tunables", "xla_flags"),
-    *("load_before", "load_after", "mfu"),
+    *("load_before", "load_after", "mfu", "limit_share"),
 }
 XLA_KEYS = {"xla_flops", "argument_bytes", "output_bytes", "alias_bytes", "temp_bytes"}
 TINY = setups.SIZES["tiny"]
@@ -52,6 +52,7 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
         ("encoders", ["jax"], 1),
         pytest.param("input", ["memory", "shards"], 6, marks=pytest.mark.slow),
         pytest.param("present", ["dense", "present"], 4, marks=pytest.mark.slow),
+        ("limits", ["large product", "copy", "experts, forward+backward", "update", "train step"], 1),
     ],
 )
 def test_every_case_runs_and_writes_its_records(
