@@ -79,6 +79,7 @@ def fit(
     sample: str | None = None,
     split: str | None = None,
     modalities: Modalities | None = None,
+    attributes: Mapping[str, Any] | None = None,
     method: str = "remind",
     size: str = "small",
     seed: int = 0,
@@ -107,6 +108,8 @@ def fit(
       modalities: what columns are, by name of the modality: `Table`, `Text`, `Codes`, `Image`, `Volume`, `Embedding`,
         or a list of columns (shell patterns are allowed), whose kind is guessed. Other columns are then not used. None
         guesses all modalities as `remind import` does, and prints them.
+      attributes: columns by whose values the report gives figures, such as `{"sex": "sex", "age": {"column": "age",
+        "bins": [40, 65]}}`. They are inputs only where `modalities` names them, too.
       method: a key of `remind_jax.methods.METHODS`.
       size: `small` trains in minutes on a CPU, `paper` has the published hyper-parameters; `quick` is a smoke run,
         whose figures mean nothing.
@@ -130,7 +133,7 @@ def fit(
         config.data.root = str(data)
         manifest = dataset.read(config)
     else:
-        columns = {"patient": patient, "sample": sample, "split": split, "verbose": verbose}
+        columns = {"patient": patient, "sample": sample, "split": split, "attributes": attributes, "verbose": verbose}
         manifest = data if isinstance(data, Manifest) else read_frame(data, label, modalities, config, **columns)
         config.data.digest = manifest.digest
     if on_changed_data not in (known := ("refuse", "restart")):
@@ -188,6 +191,7 @@ def read_frame(
     patient: str | None = None,
     sample: str | None = None,
     split: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
     verbose: bool = True,
 ) -> Manifest:
     """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors.
@@ -198,7 +202,12 @@ def read_frame(
     column, classes, entry = _label(label)
     given = {"patient": patient, "sample": sample, "split": split}
     roles = {role: "" if name is None else str(name) for role, name in given.items()} | {"label": entry or column}
-    told = {"modalities": _entries(modalities), "rest": modalities is None, "classes": classes or ()}
+    told = {
+        "modalities": _entries(modalities),
+        "rest": modalities is None,
+        "classes": classes or (),
+        "attributes": attributes,
+    }
     found = importer.from_table(frame, name="table", **told, **roles)
     found.schema["name"] = "frame"
     if entry is None and isinstance(label, Mapping) and (label.get("ordered") or label.get("task") == "ordinal"):

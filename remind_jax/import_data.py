@@ -17,6 +17,7 @@
                                                         others are sorted by what they hold
       --kind=COLUMN=KIND,…                              number, category, text, codes, embedding,
                                                         image, volume, skip
+      --attributes=sex,age:40:65                        no inputs; figures by them, and by ranges
       --match=exact     how ids match: exact | number (00017 and 17 are one)
     table, monai:
       --classes=A,B,C   of the label, in order; by default those in the data
@@ -50,8 +51,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--from", dest="form", default="table")
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
-    texts = "name label sample patient split join kind labels modality classes missing"
-    for name in texts.split():
+    for name in "name label sample patient split join kind labels modality classes missing attributes".split():
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--match", choices=keys.MATCHES, default="exact")
     parser.add_argument("--odd-numbers", choices=numerals.ODD, default="missing")

@@ -1,9 +1,10 @@
-"""Everything that can be wrong with a manifest, under the codes E001 to E009 (refuse) and W101 to W107 (warn).
+"""Everything that can be wrong with a manifest, under the codes E001 to E010 (refuse) and W101 to W107 (warn).
 
 I001 carries counts of what a source read and left out, W107 names options that let the outcome leak into the input,
 W108 a modality that no row to predict has, W109 encoders that begin with random weights at the paper's size, W110
 pictures without contrast, W111 volumes whose slices are at uneven distances, or at others than those of the rest, W112
-columns that tell the label nearly by themselves, and W113 numbers that may stand for missing.
+columns that tell the label nearly by themselves, W113 numbers that may stand for missing, W114 cells of an attribute
+that are no numbers, and W115 attributes that are inputs.
 Messages name row, column and remedy. Rows count from 1, the first below the header. No message holds a cell's text, a
 sample id or a patient id in clear; W113 alone names numbers.
 """
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from remind_jax.data import groups, leaks, numerals, splits, targets
+from remind_jax.data import attributes, groups, leaks, numerals, splits, targets
 from remind_jax.data.findings import Finding, in_rows, listed
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.manifest import Manifest
@@ -76,6 +77,7 @@ def find_faults(manifest: Manifest, split: np.ndarray | None = None) -> list[Fin
     split = given if split is None else split
     findings += [*_identity(manifest), *_labels(manifest, split), *_split_column(manifest, given, needs_held_out)]
     findings += [*_patients_cut(manifest, split), *_no_modality(manifest)]
+    findings += attributes.problems(manifest.schema, manifest.table)
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
     return findings
@@ -87,6 +89,7 @@ def find_problems_of_new(manifest: Manifest) -> list[Finding]:
         return [_NO_ROWS]
     remedy = "they get the class shares of training" if manifest.presence.any() else ""
     findings = [*manifest.notes, *_identity(manifest), *_no_modality(manifest, remedy)]
+    findings += attributes.problems(manifest.schema, manifest.table)
     for modality in manifest.schema.modalities:
         findings += KINDS[modality.kind].problems(modality, manifest.table)
     return sorted(findings, key=lambda finding: not finding.fatal)

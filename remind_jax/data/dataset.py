@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from remind_jax.data import builder, check, missingness, pipeline, sources, splits
+from remind_jax.data import attributes, builder, check, missingness, pipeline, sources, splits
 from remind_jax.data.groups import Groups, count_combinations, group_name
 from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.manifest import Manifest
@@ -189,7 +189,8 @@ def predictions_table(
 ) -> pl.DataFrame:
     """Returns predictions [n, p] of some rows, or of all, with ids, labels and combinations, one row a sample.
 
-    Labels of several columns stand in `label_0`, `label_1`, …, all others in `label`.
+    Labels of several columns stand in `label_0`, `label_1`, …, all others in `label`; attributes in columns that begin
+    with `attributes.PREFIX`.
     """
     table, schema, labels = manifest.table[rows], manifest.schema, manifest.labels[rows]
     several = {f"label_{j}": pl.Series(column) for j, column in enumerate(labels.T)} if labels.ndim > 1 else {}
@@ -199,4 +200,5 @@ def predictions_table(
         **(several or {"label": pl.Series(labels)}),
         "group": [group_name(mask, groups.modalities) for mask in manifest.presence[rows]],
     }
+    columns |= attributes.columns(schema, table)
     return pl.DataFrame(columns | {f"p_{k}": column for k, column in enumerate(probabilities.T)})

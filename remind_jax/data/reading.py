@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import yaml
 
-from remind_jax.data import check, tables, targets
+from remind_jax.data import attributes, check, tables, targets
 from remind_jax.data.blocks import Columns
 from remind_jax.data.cells import as_string, trim
 from remind_jax.data.findings import Finding
@@ -53,8 +53,8 @@ def read_schema(path: pathlib.Path, image_size: int, frames: int) -> Schema:
 
 
 def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
-    keys = ("version", "name", "sample_id", "patient_id", "label", "split", "modalities")
-    top = mapping(content, "the file", keys, ("split",))
+    keys = ("version", "name", "sample_id", "patient_id", "label", "split", "modalities", "attributes")
+    top = mapping(content, "the file", keys, ("split", "attributes"))
     if top["version"] != 1 or isinstance(top["version"], bool):
         raise UserError(f"version must be 1, not {shown(top['version'])}")
     label = targets.parse(top["label"])
@@ -66,13 +66,15 @@ def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
         patient_id=string(top["patient_id"], "patient_id"),
         modalities=tuple(parse_modality(name, entry, image_size, frames) for name, entry in entries.items()),
         split=None if top.get("split") is None else string(top["split"], "split"),
+        attributes=attributes.parse(top.get("attributes")),
         **label,
     )
     owners: dict[str, str] = {}
     for owner, column in schema.columns():
-        if column in owners and (owner, owners[column]) != ("patient_id", "sample_id"):
+        shared = owner.startswith("attribute ") and owners.get(column, "").startswith("modality ")
+        if column in owners and (owner, owners[column]) != ("patient_id", "sample_id") and not shared:
             raise UserError(f"column {column!r} is used twice, by {owners[column]} and {owner}")
-        owners[column] = owner
+        owners.setdefault(column, owner)
     return schema
 
 
@@ -186,7 +188,8 @@ def without_files(content: Mapping[str, Any], table: pl.DataFrame | Columns) -> 
             present |= cells[name].is_not_null().to_numpy()
         series[name] = pl.Series(name, ["there"]).gather(pl.Series(np.where(present, 0, -1)).replace(-1, None))
         modalities.append(Modality(modality.name, "codes", (name,)))
-    schema = dataclasses.replace(schema, modalities=tuple(modalities))
+    there = tuple(each for each in schema.attributes if each.column in series)
+    schema = dataclasses.replace(schema, modalities=tuple(modalities), attributes=there)
     return Manifest(schema, pl.DataFrame(series), pathlib.Path(), schema.name, tuple(notes))
 
 
@@ -194,6 +197,8 @@ def _roles(schema: Schema, table: pl.DataFrame | Columns) -> tuple[dict[str, pl.
     """Returns ids and splits as strings and labels as `targets.typed` says, by column, and what is wrong with these."""
     names = (schema.sample_id, schema.patient_id, *([schema.split] if schema.split else []))
     series = {name: trim(as_string(table[name])) for name in names}
+    inputs = {column for modality in schema.modalities for column in modality.all_columns}
+    series |= {a.column: trim(as_string(table[a.column])) for a in schema.attributes if a.column not in inputs}
     if schema.split is not None:
         series[schema.split] = series[schema.split].replace(SPLIT_ALIASES)
     labels, notes = targets.typed(schema, table)
@@ -335,7 +340,8 @@ def _completed(schema: Schema, table: pl.DataFrame) -> tuple[Schema, pl.DataFram
     # A schema of a run tells how its own data were stored; new ones may hold files in place of values.
     modalities = [KINDS[each.kind].as_new(each) for each in schema.modalities]
     lacking = [each for each in modalities if absent(each.all_columns)]
-    schema = dataclasses.replace(schema, modalities=tuple(modalities), split=None)
+    there = tuple(each for each in schema.attributes if each.column in table.columns)
+    schema = dataclasses.replace(schema, modalities=tuple(modalities), split=None, attributes=there)
     if len(lacking) == len(modalities):
         return schema, table, []  # as wrong a table as can be, which the checks say better
     added = {**dict.fromkeys(schema.label_columns, empty), **{c: empty for each in lacking for c in each.all_columns}}

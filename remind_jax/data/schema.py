@@ -56,6 +56,15 @@ class InputSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Attribute:
+    """A column by whose values figures are given; `bins` are the ascending edges between ranges of numbers."""
+
+    name: str
+    column: str
+    bins: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Schema:
     """What the columns of a manifest mean."""
 
@@ -70,6 +79,7 @@ class Schema:
     more_labels: tuple[str, ...] = ()  # the other columns of several labels; of survival that of the event
     transform: str = "none"  # what is made of values before they are learned, one of `targets.TRANSFORMS`
     horizons: tuple[float, ...] = ()  # times at which survival is judged, ascending
+    attributes: tuple[Attribute, ...] = ()
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -82,12 +92,12 @@ class Schema:
         return self.task in ("classes", "ordinal")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields for JSON; those of other tasks only where they are not as for classes.
+        """Returns the fields for JSON; those of other tasks, and attributes, only where there are any.
 
-        So the digests of data of classes are those that they had when there was no other task.
+        So the digests of data of classes are those that they had when there was nothing else.
         """
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
-        plain = {"task": "classes", "more_labels": [], "transform": "none", "horizons": []}
+        plain = {"task": "classes", "more_labels": [], "transform": "none", "horizons": [], "attributes": []}
         return {key: value for key, value in fields.items() if plain.get(key, ...) != value}
 
     def columns(self) -> Iterator[tuple[str, str]]:
@@ -99,6 +109,8 @@ class Schema:
         for modality in self.modalities:
             for column in modality.all_columns:
                 yield f"modality {modality.name}", column
+        for attribute in self.attributes:
+            yield f"attribute {attribute.name}", attribute.column
 
 
 def schema_from_dict(content: Mapping[str, Any]) -> Schema:
@@ -107,8 +119,9 @@ def schema_from_dict(content: Mapping[str, Any]) -> Schema:
         raise ValueError(why)
     parts = ("columns", "categorical", "shape")
     modalities = tuple(Modality(**each | {key: tuple(each[key]) for key in parts}) for each in content["modalities"])
+    attributes = [Attribute(**each | {"bins": tuple(each["bins"])}) for each in content.get("attributes", ())]
     lists = {key: tuple(content.get(key, ())) for key in ("classes", "more_labels", "horizons")}
-    return Schema(**{**content, **lists, "modalities": modalities})
+    return Schema(**{**content, **lists, "modalities": modalities, "attributes": tuple(attributes)})
 
 
 def shown(value: object) -> str:

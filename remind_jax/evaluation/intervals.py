@@ -73,7 +73,7 @@ def resampled(
     parts = [of(rows) for rows in weights]
     values, notes = {}, {}
     for name in names:
-        value, note = _percentile(np.concatenate([p[name] for p in parts]), lacks)
+        value, note = percentile(np.concatenate([p[name] for p in parts]), lacks)
         if name in shares and value is None:
             value, note = exact_interval(shares[name]), _exact_note(n, len(owners))
         values[f"{name}_ci"] = value
@@ -172,7 +172,24 @@ def weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarra
     return auroc, np.where(control_total[:, -1] > 0, auprc, np.nan)
 
 
-def _percentile(values: np.ndarray, lacks: str) -> tuple[list[float] | None, str | None]:
+def p_value(drawn: np.ndarray) -> float:
+    """Computes a two-sided p of a difference from its replicates [r]: twice the smaller tail, at least 2 / (r + 1)."""
+    below, above = (1 + int((drawn <= 0).sum())), (1 + int((drawn >= 0).sum()))
+    return min(1.0, 2 * min(below, above) / (len(drawn) + 1))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Corrects p by Holm: the k-th smallest of m times m - k + 1, never falling, at most 1; None is no comparison."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = largest
+    return corrected
+
+
+def percentile(values: np.ndarray, lacks: str) -> tuple[list[float] | None, str | None]:
     """Returns the percentile interval of the finite resamples [r], or None, and a note, the reason of None."""
     finite = values[np.isfinite(values)]
     if len(finite) == 0:

@@ -21,6 +21,7 @@ class Judge(NamedTuple):
       headline: that by which combinations are worst, and which stands first.
       more: whether more of it is better.
       evaluation: (labels, predictions, patients, seed=, resamples=) -> figures of samples evaluated together.
+      weighted: (labels, predictions) -> figures in `bounded` under weights of samples.
       drawn: (labels, predictions) -> what else the page draws, `curves` of the report; empty for nothing.
     """
 
@@ -30,6 +31,7 @@ class Judge(NamedTuple):
     headline: str
     more: bool
     evaluation: Callable[..., Figures]
+    weighted: Callable[[np.ndarray, np.ndarray], intervals.Weighted]
     drawn: Callable[[np.ndarray, np.ndarray], dict[str, Any]] = lambda labels, predictions: {}
 
     @property
@@ -57,7 +59,12 @@ def figures_of_classes(
     return figures
 
 
+def weighted_of_classes(labels: np.ndarray, probabilities: np.ndarray) -> intervals.Weighted:
+    """Makes the figures with intervals of classes under weights of the samples."""
+    return lambda weights: intervals.weighted_metrics(labels, probabilities, weights)
+
+
 def of_classes() -> Judge:
     """Returns what a report needs to know of classes, with the metrics that are there by now."""
     titles = {name: metric.title for name, metric in metrics.METRICS.items()}
-    return Judge("classes", titles, intervals.NAMES, headline="accuracy", more=True, evaluation=figures_of_classes)
+    return Judge("classes", titles, intervals.NAMES, "accuracy", True, figures_of_classes, weighted_of_classes)

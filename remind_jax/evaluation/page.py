@@ -20,6 +20,7 @@ MIN_PATIENTS = 10  # with fewer held-out patients, a group's metrics are called 
 WIDE = 0.20  # a wider interval of accuracy is pointed out
 GAP = 0.05  # a larger difference in accuracy of head and tail is pointed out
 MISCALIBRATED = 0.10
+SURE = 0.05  # p of a gap between values of an attribute that is pointed out
 RARE_CLASS = 20
 NAME_WIDTH, LABEL_WIDTH = 44, 23  # characters of a combination in tables and next to lines
 BARS = 25  # group bars shown before the others are folded away
@@ -65,7 +66,7 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
     made = jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]), **options)
     made.finalize = lambda value: type(value)(texts.visible(value)) if isinstance(value, str) else value
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
-    made.filters.update(airy=_airy, breakable=_breakable, heading=_heading)
+    made.filters.update(airy=_airy, breakable=_breakable, heading=_heading, value=value_text)
     return made
 
 
@@ -148,6 +149,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "titles": titles(report),
         **({"task": report["task"]["name"]} if "task" in report else {}),
         "parts": parts(report),
+        "attributes": _attributes(report),
         "explained": {title: EXPLAINED[name] for name, title in titles(report).items() if name in EXPLAINED},
         "lead": leading(report)[0],
         "weights": weights_text(report["weights"]) if "weights" in report else "",
@@ -156,6 +158,43 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "cautions": cautions(report),
         "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
     }
+
+
+def _attributes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of attributes with the gap in the leading figure, and the share of each modality."""
+    lead = leading(report)[0]
+
+    def of(key: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [one for one in report.get(key, ()) if all(one[k] == row[k] for k in ("attribute", "value"))]
+
+    return [
+        {
+            **row,
+            "gap": next((one for one in of("attribute_gaps", row) if one["figure"] == lead), None),
+            "presence": {one["modality"]: one for one in of("attribute_presence", row)},
+        }
+        for row in report.get("attributes", ())
+    ]
+
+
+def _served_worse(report: dict[str, Any]) -> tuple[str, str] | None:
+    """Points at gaps in the leading figure that chance does not explain."""
+    more = report["task"]["more"] if "task" in report else True
+    lead, worse = leading(report)[0], []
+    for row in _attributes(report):
+        gap = row["gap"]
+        if gap and gap["p_holm"] is not None and gap["p_holm"] < SURE and (gap["difference"] < 0) == more:
+            worse.append(
+                f"{row['attribute']} {value_text(row['value'])} ({gap['difference']:+.3f} against {gap['against']})"
+            )
+    if not worse:
+        return None
+    return "Served worse", f"{titles(report)[lead]} by attribute, beyond chance (p < {SURE}, Holm): {', '.join(worse)}."
+
+
+def value_text(value: str | None) -> str:
+    """Names a value of an attribute."""
+    return "not recorded" if value is None else value
 
 
 def weights_text(weights: Mapping[str, Any]) -> str:
@@ -201,8 +240,7 @@ def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
         found.insert(0, ("Smoke run", SMOKE))
     if report.get("weights", {}).get("passed_over"):
         found.append(("Better weights were passed over.", weights_text(report["weights"])))
-    if caution := _gate(report):
-        found.append(caution)
+    found += [caution for caution in (_served_worse(report), _gate(report)) if caution]
     for finding in _coded(report):
         if not finding["code"].startswith(("I", *_SAID)):  # counts of rows read are no warning
             lead = _LEADS.get(finding["code"]) or f"Data check {finding['code']}".strip()

@@ -18,7 +18,7 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
 from remind_jax.data.dataset import Dataset
 from remind_jax.data.groups import Groups
-from remind_jax.evaluation import intervals, metrics, page
+from remind_jax.evaluation import fairness, intervals, metrics, page
 from remind_jax.evaluation.judge import Judge, of_classes
 from remind_jax.evaluation.names import short_names
 from remind_jax.evaluation.samples import Samples
@@ -124,7 +124,8 @@ def build_report(
       title: title of the data set; the title of a twin says that it is synthetic.
       predictions: one row a held-out sample, with columns `sample_id`, `patient_id`, `label` (class index),
         `group` (modality names joined with `+` in declared order) and `p_0` … `p_{c-1}` (probabilities); others,
-        such as one bool column a modality, are not read. Of other tasks as `datasets.predictions_table` makes it.
+        such as one bool column a modality, are not read, but attributes (`attribute_NAME`) are. Of other tasks as
+        `datasets.predictions_table` makes it.
       groups: the combinations seen in training.
       parameters: number of trained scalars.
       classes: names of the classes.
@@ -142,7 +143,8 @@ def build_report(
       which have `unseen: true`: `group, modalities, train_fraction, tail, n, n_patients, n_train`, M), `head_mean`,
       `tail_mean` (unweighted means over groups; no intervals), `head_pooled`, `tail_pooled` (M of all their samples
       together), `worst_group` (lowest accuracy among the groups with at least 10 held-out samples: `group, n`, M) and
-      `calibration` (the reliability curve).
+      `calibration` (the reliability curve). Where the predictions have attributes, `attributes`, `attribute_gaps`
+      and `attribute_presence` as `evaluation.fairness` returns them.
 
     Raises:
       ValueError: `extra` names a key of the contract, or the predictions are not as described.
@@ -181,6 +183,7 @@ def build_report(
         about = {"headline": judge.headline, "more": judge.more, "titles": dict(judge.titles)}
         report["task"] = {"name": judge.task, **about}
         report |= {"curves": curves} if (curves := judge.drawn(sample.labels, sample.probabilities)) else {}
+    report |= sample.by_attribute(fairness.columns_of(predictions), groups, judge)
     if clash := sorted(report.keys() & extra.keys()):
         raise ValueError(f"extra may not replace {', '.join(clash)}")
     return report | extra
@@ -201,6 +204,7 @@ class _Sample:
         self.labels, self.probabilities, self.group = samples.labels, samples.probabilities, samples.groups
         self.patients = predictions["patient_id"].to_numpy()
         options = {"seed": seed, "resamples": resamples}
+        self._options = options
         self._figures = (judge or of_classes()).evaluation(self.labels, self.probabilities, self.patients, **options)
         self.on_metrics: Callable[[], None] = lambda: None  # called after each set of metrics
 
@@ -209,6 +213,18 @@ class _Sample:
         found = self._figures(rows)
         self.on_metrics()
         return found
+
+    def by_attribute(self, columns: fairness.Columns, groups: Groups, judge: Judge) -> dict[str, Any]:
+        """Returns what a report says of attributes; nothing without any."""
+        if not columns or not len(self.labels):
+            return {}
+        there = np.array([[name in group.split("+") for name in groups.modalities] for group in self.group])
+        weighted = judge.weighted(self.labels, self.probabilities)
+        return {
+            "attributes": fairness.figures(columns, self._figures, self.group, self.patients),
+            "attribute_gaps": fairness.gaps(columns, weighted, judge.bounded, self.patients, **self._options),
+            "attribute_presence": fairness.presence(columns, there, groups.modalities, self.patients, **self._options),
+        }
 
 
 def _group_rows(sample: _Sample, groups: Groups) -> list[dict[str, Any]]:

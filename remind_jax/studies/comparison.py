@@ -20,6 +20,7 @@ import polars as pl
 
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished, intervals
+from remind_jax.evaluation.intervals import holm, p_value
 from remind_jax.evaluation.samples import Samples
 
 FIGURES = ("accuracy", "macro_f1", "auroc")
@@ -89,17 +90,6 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     if not known:
         return None
     return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Corrects p by Holm: the k-th smallest of m times m - k + 1, never falling, at most 1; None is no comparison."""
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        corrected[i] = largest
-    return corrected
 
 
 def t_test(differences: Sequence[float]) -> float | None:
@@ -276,9 +266,3 @@ def _difference(
     sd = statistics.stdev(each) if len(each) > 1 else None
     wins = sum(value > 0 for value in each)
     return Difference(statistics.fmean(each), low, high, p, None, sd, t_test(each), wins, len(each))
-
-
-def p_value(drawn: np.ndarray) -> float:
-    """Computes a two-sided p of a difference from its replicates [r]: twice the smaller tail, at least 2 / (r + 1)."""
-    below, above = (1 + int((drawn <= 0).sum())), (1 + int((drawn >= 0).sum()))
-    return min(1.0, 2 * min(below, above) / (len(drawn) + 1))

@@ -10,7 +10,7 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import intervals, metrics
-from remind_jax.evaluation.judge import Judge, figures_of_classes, of_classes
+from remind_jax.evaluation.judge import Judge, figures_of_classes, of_classes, weighted_of_classes
 from remind_jax.ops import losses
 from remind_jax.tasks.task import LOWEST, Task
 
@@ -87,6 +87,7 @@ class Classes(Task):
         return tuning_figures(labels, predictions)
 
     evaluation = staticmethod(figures_of_classes)
+    weighted = staticmethod(weighted_of_classes)
 
     @property
     def judge(self) -> Judge:

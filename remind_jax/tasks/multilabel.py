@@ -13,6 +13,7 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import multilabel
+from remind_jax.evaluation.intervals import Weighted
 from remind_jax.ops import losses
 from remind_jax.tasks.task import LOWEST, Task, defined, mean_of, softplus
 
@@ -64,6 +65,10 @@ class Multilabel(Task):
     @property
     def told(self) -> dict[str, Any]:
         return {"thresholds": dict(zip(self.labels, self.thresholds, strict=True))}
+
+    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
+        called = self.answers(predictions) == 1
+        return lambda weights: multilabel.weighted(labels, predictions, called, weights)
 
     def figures(
         self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from remind_jax.evaluation import ordinal
-from remind_jax.evaluation.judge import Judge, of_classes
+from remind_jax.evaluation.intervals import Weighted
+from remind_jax.evaluation.judge import Judge, of_classes, weighted_of_classes
 from remind_jax.ops import losses
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task, defined, softplus
@@ -57,7 +58,11 @@ class Ordinal(Classes):
     @property
     def judge(self) -> Judge:
         titles = {**ordinal.TITLES, **of_classes().titles}
-        return Judge(self.name, titles, tuple(self.titles), "qwk", self.more, self.evaluation)
+        return Judge(self.name, titles, tuple(self.titles), "qwk", self.more, self.evaluation, self.weighted)
+
+    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
+        classes, predicted = weighted_of_classes(labels, predictions), predictions.argmax(1)
+        return lambda w: {**classes(w), **ordinal.weighted(labels, predicted, len(self.classes), w)}
 
     def figures(
         self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any

@@ -15,6 +15,7 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import regression
+from remind_jax.evaluation.intervals import Weighted
 from remind_jax.ops import losses
 from remind_jax.tasks.task import Task, defined, mean_of, softplus
 
@@ -86,6 +87,9 @@ class Regression(Task):
     def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
         found = regression.weighted(labels, predictions, np.ones((1, len(labels))))
         return {"loss": mean_of(self._losses(labels, predictions)), **defined(found, self.select)}
+
+    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
+        return lambda weights: regression.weighted(labels, predictions, weights)
 
     def figures(
         self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any

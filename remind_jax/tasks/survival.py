@@ -14,6 +14,7 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import survival
+from remind_jax.evaluation.intervals import Weighted
 from remind_jax.evaluation.judge import Figures
 from remind_jax.ops import losses
 from remind_jax.tasks.task import LOWEST, Task, defined, mean_of, softplus
@@ -66,6 +67,10 @@ class Survival(Task):
             return {"loss": 0.0, **dict.fromkeys(("c_index", "c_uno", "ibs"))}
         found = self._evaluation(labels, predictions).weighted(np.arange(len(labels)), np.ones((1, len(labels))))
         return {"loss": mean_of(each), **defined(found, self.select)}
+
+    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
+        whole, every = self._evaluation(labels, predictions), np.arange(len(labels))
+        return lambda weights: whole.weighted(every, weights)
 
     def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
         whole = self._evaluation(labels, predictions)

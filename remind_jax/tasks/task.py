@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from remind_jax.data.schema import Schema
+from remind_jax.evaluation.intervals import Weighted
 from remind_jax.evaluation.judge import Figures, Judge
 
 LOWEST = 1e-12  # of a probability whose logarithm is taken
@@ -90,6 +91,10 @@ class Task:
         """Returns M of report.json of samples of patients [n]; `options`: `seed` and `resamples` of the intervals."""
         raise NotImplementedError
 
+    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
+        """Makes the figures in `titles` of samples under weights of them."""
+        raise NotImplementedError
+
     def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
         """Makes the figures of samples that are evaluated together; `options` as for `figures`."""
         return lambda rows: self.figures(labels[rows], predictions[rows], patients[rows], **options)
@@ -103,7 +108,7 @@ class Task:
     def judge(self) -> Judge:
         """What a report needs to know of the task."""
         first, bounded = next(iter(self.titles)), tuple(self.titles)
-        return Judge(self.name, self.titles, bounded, first, self.more, self.evaluation, self.drawn)
+        return Judge(self.name, self.titles, bounded, first, self.more, self.evaluation, self.weighted, self.drawn)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the task for JSON; `tasks.from_dict` inverts it."""

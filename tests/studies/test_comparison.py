@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remind_jax.evaluation.intervals import holm, p_value
 from remind_jax.studies import comparison
-from remind_jax.studies.comparison import Replicates, holm, p_value, paired_differences, spread, t_test
+from remind_jax.studies.comparison import Replicates, paired_differences, spread, t_test
 from tests.studies import sweep_runs
 
 # ---- Means and tests -------------------------------------------------------------------------------------------------

@@ -40,10 +40,25 @@ def _rules(options: argparse.Namespace) -> dict[str, Any]:
     return {"classes": classes, "match": options.match, "odd": options.odd_numbers, "missing": missing}
 
 
+def attributes_of(text: str) -> dict[str, Any]:
+    """Reads `sex,age:40:65`, columns and the edges of ranges of their numbers. Raises UserError for anything else."""
+    found: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        column, *edges = item.split(":")
+        try:
+            found[column] = {"column": column, "bins": [float(edge) for edge in edges]} if edges else column
+        except ValueError:
+            raise UserError(
+                f"--attributes: {item!r} must be COLUMN, or COLUMN:NUMBER:… with the edges of ranges"
+            ) from None
+    return found
+
+
 def _table(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     joined = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
     columns = {key: getattr(options, key) for key in ("label", "sample", "patient", "split")}
     told = {"kinds": pairs(options.kind, "--kind"), "modalities": _modalities(options), **_rules(options)}
+    told |= {"attributes": attributes_of(options.attributes) or None}
     return table.read(options.source, joined, name=name, **columns, **told, prefix=prefix)
 
 

@@ -36,6 +36,7 @@ def plan_lines(found: Imported) -> list[str]:
     if rest := [entry["kind"] for entry in list(entries.values())[_MODALITIES:]]:
         kinds = [f"{rest.count(kind)} {kind}" for kind in dict.fromkeys(rest)]
         lines.append(f"  and {len(rest)} more: {', '.join(kinds)}")
+    lines += [f"figures by: {', '.join(schema['attributes'])}"] if "attributes" in schema else []
     if found.columns:
         lines += ["columns:", *(f"  {line}" for line in found.columns)]
     return lines + [f"note: {note}" for note in notes(found, presence)]

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from remind_jax.data import attributes as figures_by
 from remind_jax.data import labels, targets
 from remind_jax.data.blocks import Columns
 from remind_jax.data.cells import as_string, emptied, means_missing
@@ -151,6 +152,7 @@ def from_table(
     match: str = "exact",
     odd: str = "missing",
     missing: Sequence[str] = (),
+    attributes: Mapping[str, Any] | None = None,
 ) -> Imported:
     """Makes a manifest of a table, one row a sample, and tables joined to it by the sample's or the patient's id.
 
@@ -164,7 +166,8 @@ def from_table(
     leaves splitting to each run. `joined` are further tables by name, with at most one row an id; `kinds` kinds of
     columns, of `column_kinds`, where the guess is wrong; `prefix` leads from the manifest's folder to the one that
     paths in cells start from. `classes` are as for `labels.read`, `match` one of `keys.MATCHES`, `odd` one of
-    `numerals.ODD`; `missing` are words and numbers that stand for empty cells, in inputs and label. Columns keep their
+    `numerals.ODD`; `missing` are words and numbers that stand for empty cells, in inputs and label. `attributes` is
+    that entry of schema.yaml, whose columns are inputs only where `modalities` names them, too. Columns keep their
     names, but those of a joined table get its name in front where another table has them, too.
 
     Raises UserError: a column is not there, ids are empty or not unique, a joined table matches no row, the label is no
@@ -177,7 +180,9 @@ def from_table(
     for key, wanted in (modalities or {}).items():
         if roles := sorted(_named({key: wanted}) & {label, *others, sample, patient, split} - {""}):
             raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
-    kinds = dict(kinds or {})
+    kinds, apart = dict(kinds or {}), [each.column for each in figures_by.parse(attributes)]
+    _check_more(table, apart, (label, *others, sample, patient, split), "attribute")
+    apart = [column for column in apart if column not in _named(modalities or {})]
     labelled = _labelled(table, entry, missing, classes)
     keep = np.flatnonzero(labelled.there)
     notes = [f"{n:,} rows without a label are left out"] if (n := table.height - len(keep)) else []
@@ -188,7 +193,7 @@ def from_table(
     if not sample:
         notes.append("no column of samples: rows are counted, so predictions join by their order alone")
     found = parts.read(
-        table.drop(others),
+        table.drop([*others, *apart]),
         (label, sample, patient, split),
         name,
         {part: Columns.of(other) for part, other in (joined or {}).items()},
@@ -197,6 +202,7 @@ def from_table(
         {*kinds, *_named(modalities or {})},
     )
     columns = {**found.ids, **{name: cells.gather(keep) for name, cells in labelled.cells.items()}}
+    columns |= {name: emptied(_without(table[name].gather(keep), missing))[0] for name in apart}
     if split:
         columns[split] = as_string(table[split].gather(keep)).str.strip_chars().str.to_lowercase().replace(SPLITS)
     inputs, owners = found.side_by_side(columns)
@@ -214,6 +220,7 @@ def from_table(
     there = set(out[label].unique())
     names = [c for c in labelled.classes if classes or c in there]
     schema = schema_of(name, entry, names, entries, split, list(found.ids))
+    schema |= {"attributes": dict(attributes)} if attributes else {}
     notes += [*labelled.notes, *found.notes, *words, *told, *empty, *_said(found.left_out | unfit)]
     return Imported(out.whole(), schema, notes, why_lines(decisions))
 
@@ -241,13 +248,13 @@ def _labelled(
     return _Labelled(cells, targets.labelled(schema, pl.DataFrame(cells)), [], [each.message for each in notes])
 
 
-def _check_more(table: Columns, others: Sequence[str], roles: Sequence[str]) -> None:
-    """Refuses further columns of a label that are not there, or are something else, too (UserError)."""
+def _check_more(table: Columns, others: Sequence[str], roles: Sequence[str], what: str = "label") -> None:
+    """Refuses further columns of a label, or `what` they are, that are not there or something else, too (UserError)."""
     for column in others:
         if column not in table.columns:
-            raise UserError(f"label={column} is no column{did_you_mean(column, table.columns)}")
+            raise UserError(f"{what}={column} is no column{did_you_mean(column, table.columns)}")
         if column in roles:
-            raise UserError(f"column {column!r} cannot be label, split or id at once")
+            raise UserError(f"column {column!r} cannot be {what}, split or id at once")
 
 
 def _check_columns(table: Columns, label: str, sample: str, patient: str, split: str) -> None:
