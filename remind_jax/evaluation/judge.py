@@ -22,6 +22,7 @@ class Judge(NamedTuple):
       more: whether more of it is better.
       evaluation: (labels, predictions, patients, seed=, resamples=) -> figures of samples evaluated together.
       drawn: (labels, predictions) -> what else the page draws, `curves` of the report; empty for nothing.
+      fitted: the task for JSON, from which comparisons make it again; empty for classes.
     """
 
     task: str
@@ -31,6 +32,7 @@ class Judge(NamedTuple):
     more: bool
     evaluation: Callable[..., Figures]
     drawn: Callable[[np.ndarray, np.ndarray], dict[str, Any]] = lambda labels, predictions: {}
+    fitted: Mapping[str, Any] = {}
 
     @property
     def names(self) -> list[str]:
