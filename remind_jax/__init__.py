@@ -13,7 +13,8 @@ from typing import Any
 
 _MENU = {
     **dict.fromkeys(("fit", "read_folder", "Table", "Text", "Codes", "Image", "Volume", "Embedding"), "api"),
-    **{"MultimodalClassifier": "estimators", "Predictor": "inference.predictor", "Report": "evaluation.report"},
+    **dict.fromkeys(("MultimodalClassifier", "MultimodalRegressor", "MultimodalSurvival"), "estimators"),
+    **{"Predictor": "inference.predictor", "Report": "evaluation.report"},
     "UserError": "errors",
 }
 __all__ = ["load", *_MENU]

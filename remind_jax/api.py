@@ -11,7 +11,7 @@ import polars as pl
 
 from remind_jax import cli, methods
 from remind_jax.config import set_values
-from remind_jax.data import dataset, reading, targets
+from remind_jax.data import dataset, labels, reading, targets
 from remind_jax.data.cells import as_string
 from remind_jax.data.findings import Finding
 from remind_jax.data.importers import plan
@@ -101,7 +101,8 @@ def fit(
       label: the column of classes, or `{"column": …, "classes": […]}` to set their order, with `"ordered": True` where
         they have one; or the entry `label` of schema.yaml of another task, such as `{"task": "regression", "column":
         …}`, `{"task": "multilabel", "columns": […]}` or `{"task": "survival", "time": …, "event": …, "horizons": […]}`.
-        Rows without it are left out.
+        Rows without it are left out. A column of more than 20 different numbers, not all of them whole, is taken for
+        that of a regression, which is told.
       patient: the column of patients, whom no split cuts; without it each row is taken for a patient, which is told.
       sample: the column of unique ids; without it rows are counted from 1.
       split: a column of train, tuning and held_out, where the data bring one.
@@ -200,6 +201,8 @@ def read_frame(
     """
     frame = reading.as_polars(data)
     column, classes, entry = _label(label)
+    many = _is_many_numbers(frame, column) if column == label else 0
+    entry = {"task": "regression", "column": column} if many else entry
     given = {"patient": patient, "sample": sample, "split": split}
     roles = {role: "" if name is None else str(name) for role, name in given.items()} | {"label": entry or column}
     told = {
@@ -212,6 +215,9 @@ def read_frame(
     found.schema["name"] = "frame"
     if entry is None and isinstance(label, Mapping) and (label.get("ordered") or label.get("task") == "ordinal"):
         found.schema["label"]["ordered"] = True
+    if many:
+        told = f"label {column!r} has {many} different numbers: taken for a value (task regression)"
+        found.notes.append(f"{told}; label={{'column': …, 'classes': […]}} makes them classes")
     if verbose:
         for line in plan.plan_lines(found) if modalities is None else plan.notes(found):
             print(line)
@@ -221,6 +227,14 @@ def read_frame(
     manifest = dataclasses.replace(manifest, notes=notes, label_type=_type_of(reading.values_of(data, column)))
     config.data.digest = manifest.digest
     return manifest
+
+
+def _is_many_numbers(frame: pl.DataFrame, column: str) -> int:
+    """Returns how many different numbers a label has that can only be a value: many, not all of them whole; else 0."""
+    if column not in frame.columns or not frame[column].dtype.is_float():
+        return 0
+    known = frame[column].fill_nan(None).drop_nulls().unique()
+    return len(known) if len(known) > labels.MOST_NUMBERS and (known != known.round()).any() else 0
 
 
 def _entries(modalities: Modalities | None) -> dict[str, Any] | None:

@@ -10,8 +10,9 @@
     --show            print what would be done, and write nothing
     table (.csv, .tsv, also as .gz, .parquet, .xlsx, .xpt):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
-      --join=labs.csv,notes.csv                         tables with at most one row a sample or
-                                                        patient
+      --task=classes    or ordinal, multilabel (--label=A,B,C), regression (--transform=log1p),
+                        survival (--label=TIME,EVENT --horizons=30,365)
+      --join=labs.csv,notes.csv   tables with at most one row a sample or patient
       --modality=aps=aps_*,labs=lab_*+glucose           modalities of the columns that patterns
                                                         match; the first takes a column, the
                                                         others are sorted by what they hold
@@ -23,10 +24,8 @@
       --classes=A,B,C   of the label, in order; by default those in the data
       --missing=-999,?  words and numbers that stand for empty cells, next to NA, None, null, …
       --odd-numbers=missing   for >200 or 5-10 among numbers: missing | limit (200, 7.5) | refuse
-    monai (a datalist, .json):
-      --label=label, --patient=KEY
-    meds (a folder):
-      --labels=PATH     file or folder of the labels
+    monai (a datalist, .json): --label=label, --patient=KEY
+    meds (a folder): --labels=PATH, file or folder of the labels
       --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; by default one modality
                                                         of all
       --columns=64      most columns of a modality's table
@@ -38,7 +37,7 @@ Columns keep their names, so that predictions join the raw table. DIR/schema.yam
 import pathlib
 
 from remind_jax import cli
-from remind_jax.data import importers, numerals
+from remind_jax.data import importers, numerals, targets
 from remind_jax.data.importers import keys, table
 from remind_jax.data.importers.plan import plan_lines
 from remind_jax.errors import UserError, did_you_mean
@@ -51,7 +50,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--from", dest="form", default="table")
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
-    for name in "name label sample patient split join kind labels modality classes missing attributes".split():
+    parser.add_argument("--task", choices=targets.TASKS, default="classes")
+    texts = "name label sample patient split join kind labels modality classes missing transform horizons attributes"
+    for name in texts.split():
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--match", choices=keys.MATCHES, default="exact")
     parser.add_argument("--odd-numbers", choices=numerals.ODD, default="missing")

@@ -4,10 +4,11 @@
     remind train --config=NAME[:method=NAME,size=SIZE] [--config.KEY=VALUE …] [--workdir=DIR]
 
     --config=NAME         nhanes, heart, phenomenon, mimic, embed, fprm, and manifest for your own
-                          data; or a file of your own, such as mine/ours.py
+                          data; of other labels nhanes_grades (ordered), nhanes_conditions (several),
+                          nhanes_hba1c (a number), gbsg2 (survival); or a file, such as mine/ours.py
       method=remind       remind, remind_plus, soft_moe, group_dro, reweigh, fair_batch, fair_mixup,
                           logit_adjust, fuse_moe, flex_moe, remind_no_dro, remind_no_specialization;
-                          logistic_regression and gradient_boosting, which have no network
+                          without a network logistic_regression, gradient_boosting, ridge, cox
       size=small          small | paper | quick
     --config.KEY=VALUE    any key, such as --config.optim.lr=1e-3; remind_jax/config/table.py and
                           the documentation explain all

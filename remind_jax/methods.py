@@ -89,7 +89,8 @@ QUICK = {
     "eval.bootstrap": 50,
 }
 # Models without a network, of remind_jax.studies.baselines; of a config they use data, seed, selection and evaluation.
-PLAIN = {"logistic_regression": SOFT_MOE, "gradient_boosting": SOFT_MOE}
+PLAIN = dict.fromkeys(("logistic_regression", "gradient_boosting", "ridge", "cox"), SOFT_MOE)
+OF_OTHER_TASKS = ("ridge", "cox")  # than classes: of values, and of survival
 
 
 def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, decay: float):
@@ -198,15 +199,16 @@ TABLES: dict[str, tuple[Variant, ...]] = {
 def choose(names: str, table: str) -> list[Variant]:
     """Returns the variants that a command line names, separated by commas.
 
-    `all` is every variant of the table or, without a table, every method and plain model. `table` is a key of `TABLES`,
-    or empty; its variants come before methods of the same name. Raises UserError: a name or the table is unknown.
+    `all` is every variant of the table or, without a table, every method and plain model of classes. `table` is a key
+    of `TABLES`, or empty; its variants come before methods of the same name. Raises UserError: a name or the table is
+    unknown.
     """
     if table and table not in TABLES:
         raise UserError(f"table={table} is not a sweep; known: {', '.join(TABLES)}")
     whole = [Variant(name, name) for name in (*METHODS, *PLAIN)]
     known = {variant.name: variant for variant in (*whole, *TABLES.get(table, ()))}
     if names == "all":
-        return list(TABLES[table]) if table else list(known.values())
+        return list(TABLES[table]) if table else [known[name] for name in known if name not in OF_OTHER_TASKS]
     chosen = list(dict.fromkeys(filter(None, names.split(","))))
     for name in chosen:
         if name not in known:

@@ -1,4 +1,4 @@
-"""`MultimodalClassifier` keeps scikit-learn's rules, and works where its estimators do."""
+"""The estimators keep scikit-learn's rules, and work where its own do."""
 
 import copy
 
@@ -11,6 +11,8 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sksurv.metrics import concordance_index_censored
+from sksurv.util import Surv
 
 import remind_jax as rj
 from remind_jax import api, estimators
@@ -40,7 +42,11 @@ def small(**options) -> rj.MultimodalClassifier:
     return rj.MultimodalClassifier(**{"method": "soft_moe", "keys": QUICK, **options})
 
 
-@parametrize_with_checks([small(keys=SMALL)], expected_failed_checks=lambda estimator: SKIPPED)
+def regressor(**options) -> rj.MultimodalRegressor:
+    return rj.MultimodalRegressor(**{"method": "soft_moe", "keys": SMALL, **options})
+
+
+@parametrize_with_checks([small(keys=SMALL), regressor()], expected_failed_checks=lambda estimator: SKIPPED)
 def test_the_rules_of_scikit_learn(estimator, check):
     check(estimator)
 
@@ -253,3 +259,45 @@ def test_new_rows_have_their_files_where_those_of_training_were(tmp_path, monkey
     probabilities = found.predict_proba(X)
     assert probabilities.shape == (60, 2)
     np.testing.assert_array_equal(copy.deepcopy(found).predict_proba(X), probabilities)
+
+
+# ---- Values and survival ---------------------------------------------------------------------------------------------
+
+
+def test_values_are_predicted_from_frames_with_missing_modalities(patients, tmp_path):
+    X, y, groups = patients
+    values = 5 + 3 * X["b"].to_numpy() + np.random.default_rng(1).normal(0, 0.3, len(y))
+    found = regressor(modalities={"a": ["a*"], "b": ["b"]}).fit(X, values, groups=groups)
+    assert found.score(X, values) > 0.5
+    assert found.model_.task.name == "regression"
+    empty = pl.DataFrame({"a1": [None, 0.1], "a2": [None, 0.2], "b": [None, 0.3]}, schema=X.schema)
+    with pytest.warns(UserWarning, match="1 rows have no modality at all: theirs are those of all training rows"):
+        predicted = found.predict(empty)
+    assert predicted[0] == pytest.approx(found.model_.task.baseline[0])
+    np.testing.assert_array_equal(copy.deepcopy(found).predict(X), found.predict(X))
+    found.save(tmp_path / "model")
+    np.testing.assert_allclose(rj.load(tmp_path / "model").predict(X), found.predict(X), rtol=1e-6)
+
+
+def test_survival_has_labels_of_scikit_survival_and_ranks_risks(patients):
+    X, y, groups = patients
+    rng = np.random.default_rng(1)
+    times, censored = rng.exponential(np.exp(-1.5 * X["b"].to_numpy())) + 0.01, rng.exponential(2.0, len(y)) + 0.01
+    labels = Surv.from_arrays(times <= censored, np.minimum(times, censored))
+    made = rj.MultimodalSurvival(modalities={"a": ["a*"], "b": ["b"]}, method="soft_moe", keys=SMALL, tuning=0.2)
+    found = made.fit(X, labels, groups=groups)
+    risk = found.predict(X)
+    expected = concordance_index_censored(labels["event"], labels["time"], risk)[0]
+    assert found.score(X, labels) == pytest.approx(expected)
+    assert expected > 0.6
+    curves = found.predict_survival(X, [0.0, 0.5, 1.0])
+    assert curves.shape == (160, 3)
+    assert (np.diff(curves, axis=1) <= 0).all()
+    assert (curves[:, 0] == 1).all()
+    assert clone(found).get_params() == made.get_params()
+
+
+@pytest.mark.parametrize("labels", [np.ones(160), np.ones((160, 2)), np.zeros(160, [("a", float), ("b", float)])])
+def test_other_labels_of_survival_are_refused(patients, labels):
+    with pytest.raises(ValueError, match=r"two fields, event \(bool\) and time"):
+        rj.MultimodalSurvival(keys=SMALL).fit(patients[0], labels)

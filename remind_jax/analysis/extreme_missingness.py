@@ -13,7 +13,7 @@ on. Writes extreme_missingness.csv (figures of every run), .md (the paper's layo
 under DIR.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,15 +24,14 @@ from remind_jax.analysis.command import Row
 from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.evaluation.samples import Samples
 from remind_jax.studies import entries
 from remind_jax.studies.comparison import Outcome
-from remind_jax.studies.results import TITLES as FIGURES
-from remind_jax.studies.tables import size_text, spread_text
+from remind_jax.studies.tables import CLASSES, size_text, spread_text
+from remind_jax.tasks.task import Task
 
 NAME = "extreme_missingness"
 SAMPLES = ("overall", "available", "absent")
-COLUMNS = ("modality", "rate", "method", "seed", "samples", "n", *FIGURES)
+COLUMNS = ("modality", "rate", "method", "seed", "samples", "n")
 OWN = dict.fromkeys(("data.hide", "data.complete_only"), "--modalities and --rate")
 
 
@@ -101,45 +100,53 @@ def collect(removal: Removal) -> tuple[list[Row], dict[str, list[Outcome]]]:
 
 def figures_of(run: Outcome, modality: str) -> list[Row]:
     """Computes figures of held-out samples: all, those that kept the modality, and those that lost it."""
-    samples = Samples.of(run.predictions)
-    has = np.array([modality in group.split("+") for group in samples.groups], bool)
+    has = np.array([modality in group.split("+") for group in run.samples.groups], bool)
     return [
-        {"method": run.method, "seed": run.seed, "samples": name, **samples.metrics(chosen, FIGURES)}
+        {"method": run.method, "seed": run.seed, "samples": name, **run.figures(chosen)}
         for name, chosen in zip(SAMPLES, (np.ones_like(has), has, ~has), strict=True)
     ]
 
 
-def gain(rows: Sequence[Row], modality: str, method: str, baseline: str, samples: str, figure: str) -> float | None:
-    """Computes the mean difference to the baseline over the seeds that both have, in points."""
+def gain(
+    rows: Sequence[Row], modality: str, method: str, baseline: str, samples: str, figure: str, factor: float = 100
+) -> float | None:
+    """Computes the mean difference to the baseline over the seeds that both have, in points or times a factor."""
     key = (modality, samples)
     by_seed: dict[str, dict[int, float]] = {method: {}, baseline: {}}
     for row in rows:
         known = (row["modality"], row["samples"]) == key and row[figure] is not None
         if known and row["method"] in by_seed:
-            by_seed[row["method"]][row["seed"]] = 100 * row[figure]
+            by_seed[row["method"]][row["seed"]] = factor * row[figure]
     both = by_seed[method].keys() & by_seed[baseline].keys()
     return float(np.mean([by_seed[method][s] - by_seed[baseline][s] for s in both])) if both else None
 
 
-def markdown(rows: Sequence[Row], rate: float, data: str) -> str:
+def markdown(rows: Sequence[Row], rate: float, data: str, task: Task = CLASSES) -> str:
     """Writes the paper's table, one for each figure, with differences to soft_moe or else the first method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     baseline = "soft_moe" if "soft_moe" in methods else methods[0]
     parts = [f"# Extreme missingness: {data}", ""]
     parts += [f"Each modality in turn taken from {rate:.0%} of the samples, in training and held-out alike.", ""]
-    for figure, title in FIGURES.items():
+    for figure, title in task.compared.items():
         lines = []
         for modality in dict.fromkeys(row["modality"] for row in rows):
             cells = [modality, *(_sizes(rows, modality, samples) for samples in SAMPLES[1:])]
             for method in methods:
                 for samples in SAMPLES:
-                    more = gain(rows, modality, method, baseline, samples, figure) if method != baseline else None
-                    text = spread_text(cell(rows, figure, modality=modality, method=method, samples=samples))
-                    cells.append(text if more is None else f"{text} ({round(more, 1) + 0.0:+.1f})")
+                    key, digits = (modality, method, baseline, samples, figure, task.factor), task.digits
+                    more = gain(rows, *key) if method != baseline else None
+                    found = cell(rows, figure, task, modality=modality, method=method, samples=samples)
+                    text = spread_text(found, digits=digits)
+                    cells.append(text if more is None else f"{text} ({round(more, digits) + 0.0:+.{digits}f})")
             lines.append(cells)
         names = [f"{method}, {samples}" for method in methods for samples in SAMPLES]
-        parts += [f"## {title} (percent)", "", *sweeps.table(["modality", "n available", "n absent", *names], lines)]
-    parts.append(f"Mean ± standard deviation over seeds; in brackets the mean difference to {baseline}, in points.")
+        parts += [
+            f"## {title} ({task.unit.removeprefix('in ')})",
+            "",
+            *sweeps.table(["modality", "n available", "n absent", *names], lines),
+        ]
+    points = ", in points" if task.factor == 100 else ""
+    parts.append(f"Mean ± standard deviation over seeds; in brackets the mean difference to {baseline}{points}.")
     parts.append("The tables of each modality's folder have differences with intervals (patient bootstrap).")
     return "\n".join(parts) + "\n"
 
@@ -150,9 +157,9 @@ def _sizes(rows: Sequence[Row], modality: str, samples: str) -> str:
     return size_text(tuple(by_seed.values()))
 
 
-def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") -> "command.Figure":
+def draw(rows: Sequence[Row], rate: float, data: str, task: Task = CLASSES) -> "command.Figure":
     """Draws a panel a modality: overall, available and absent from top to bottom, a mark a method."""
-
+    figure = next(iter(task.compared))
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     columns = min(4, len(modalities))
@@ -161,7 +168,7 @@ def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") 
     picture = command.new_figure(max(4.4, 1.6 + 2.1 * columns), height)
     axes = picture.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axis, modality in zip(axes.flat, modalities, strict=False):
-        draw_panel(axis, rows, modality, methods, figure)
+        draw_panel(axis, rows, modality, methods, figure, task)
     for i, axis in enumerate(axes.flat):
         if i >= len(modalities):
             axis.set_axis_off()
@@ -171,12 +178,14 @@ def draw(rows: Sequence[Row], rate: float, data: str, figure: str = "accuracy") 
     picture.suptitle(f"Each modality in turn taken from {rate:.0%} of samples\n", fontsize=10.5)
     seeds = len({row["seed"] for row in rows})
     bars = f"Large marks: mean of {seeds} seeds, small ones: seeds." if seeds > 1 else "One seed."
-    note = f"{FIGURES[figure]} of held-out samples, percent.\n{bars}\n{data}"
+    note = f"{sweeps.axis_title(figure, task)}, of held-out samples.\n{bars}\n{data}"
     picture.supxlabel(note, fontsize=8, color=command.QUIET)
     return picture
 
 
-def draw_panel(axis: "command.Axes", rows: Sequence[Row], modality: str, methods: Sequence[str], figure: str) -> None:
+def draw_panel(
+    axis: "command.Axes", rows: Sequence[Row], modality: str, methods: Sequence[str], figure: str, task: Task
+) -> None:
     """Draws one modality."""
     for i, method in enumerate(methods):
         colour, shape = look(i)
@@ -184,7 +193,7 @@ def draw_panel(axis: "command.Axes", rows: Sequence[Row], modality: str, methods
             y = place(i, j, len(methods))
             key = (modality, method, samples)
             single = [row[figure] for row in rows if (row["modality"], row["method"], row["samples"]) == key]
-            values = [100 * value for value in single if value is not None]
+            values = [task.factor * value for value in single if value is not None]
             if not values:
                 continue
             axis.scatter(values, [y] * len(values), s=9, color=colour, marker=shape, alpha=0.45, linewidths=0)
@@ -211,16 +220,16 @@ def main(arguments: list[str]) -> None:
     rows, runs = collect(removal)
     if not rows:
         raise UserError(f"no run finished: {'; '.join(failed)}")
-    data, rate = _title(runs), removal.rate
-    text = markdown(rows, rate, data)
-    sweeps.write(removal.sweeps.workdir / NAME, COLUMNS, rows, text, lambda: draw(rows, rate, data))
+    first = next(run for found in runs.values() for run in found)
+    about = removal.rate, _title(first), first.task
+    text, columns = markdown(rows, *about), (*COLUMNS, *first.task.compared)
+    sweeps.write(removal.sweeps.workdir / NAME, columns, rows, text, lambda: draw(rows, *about))
     if failed:
         raise UserError("; ".join(failed))
 
 
-def _title(runs: Mapping[str, Sequence[Outcome]]) -> str:
+def _title(first: Outcome) -> str:
     """Names the data without what was taken away."""
-    first = next(run for found in runs.values() for run in found)
     return first.report["data"].partition(", samples with all modalities")[0] + ", samples with all modalities"
 
 

@@ -4,8 +4,8 @@
 
     --also=RUN2,…       further runs to draw next to it; runs that differ in their seed alone share
                         a column
-    --output=margin     whose gradients: margin (true-class logit less the largest other) | loss |
-                        logit
+    --output=auto       whose gradients: margin (true-class logit less the largest other; auto of
+                        classes) | loss (auto of other tasks, which have no other) | logit
     --score=abs         score of the curves: abs (|cos|) | signed (Eq. 13, signs by uᵀΘ1 ≥ 0)
     --n=32              samples of a combination
     --n_whole=128       samples of the whole data set
@@ -55,6 +55,14 @@ def settings_text(options: Options, gate: str, method: str) -> str:
     return " ".join(f"{key}={value}" for key, value in parts.items())
 
 
+def output_of(run: Run, output: str) -> str:
+    """Returns whose gradients are taken, of `auto` too. Raises UserError: the task has no such output."""
+    known = run.task.gradients
+    if output not in ("auto", *known):
+        raise UserError(f"--output={output}: a task {run.task.name} has none; take {' or '.join(known)}")
+    return known[0] if output == "auto" else output
+
+
 def make_outputs(run: Run, output: str) -> Callable[..., Any]:
     """Returns the function (params, batch, fixed) -> [n] whose gradients are taken, in evaluation mode.
 
@@ -80,6 +88,7 @@ def consistency_rows(run: Run, options: Options) -> Iterator[list[Row]]:
     """
     if run.model.gate == "gated" and run.config.fusion.gate_granularity == "batch":
         raise UserError("fusion.gate_granularity=batch makes outputs depend on the batch: samples have no gradients")
+    options.output = output_of(run, options.output)
     outputs, samples = make_outputs(run, options.output), draw_samples(run, options)
     for step, weights in run.trajectory():
         fixed, part = states.partition(weights, lambda path: re.search(options.params, path) and not is_statistic(path))
@@ -239,7 +248,7 @@ def label_ends(axis: "command.Axes", ends: Sequence[tuple[float, str, str, int]]
 def parse(arguments: Sequence[str]) -> tuple[list[pathlib.Path], Options]:
     """Reads the command line: the runs' folders and the options; refuses what it cannot read (UserError)."""
     strings, integers = {"params": "^block_"}, {"n": (32, 2), "n_whole": (128, 2), "draws": (3, 1), "seed": (0, 0)}
-    choices = {"output": tuple(OUTPUT_NAMES), "score": ("abs", "signed"), "whole": ("natural", "balanced")}
+    choices = {"output": ("auto", *OUTPUT_NAMES), "score": ("abs", "signed"), "whole": ("natural", "balanced")}
     choices |= {"split": ("train", "tuning", "held_out"), "method": ("auto", *ntk.METHODS)}
     paths, options = command.read_options(arguments, strings=strings, integers=integers, choices=choices)
     try:

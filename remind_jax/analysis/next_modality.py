@@ -77,7 +77,8 @@ class Fusion:
 
     def __init__(self, run: Run):
         """Makes the programs of a run of a single network."""
-        self.run, self.model, self.size = run, run.model, run.config.eval.batch_size
+        self.run, self.model, self.size, self._of = run, run.model, run.config.eval.batch_size, run.task.entropy
+        self._of(np.array([run.task.baseline]))  # refuses a task that has none before anything slow
         params = jax.device_put(run.model.params)
         self._params = params
 
@@ -120,14 +121,9 @@ class Fusion:
             observed = presence[filled][:, self.owner]
             given = np.where(observed[:, :, None], tokens[filled], self.imputed[group[filled]])
             logits = self._logits(self._params, given, observed, group[filled], self.run.model.gate)
-            found[part] = entropy_of(self.model.probabilities(np.asarray(logits, np.float64)[: len(part)], group[part]))
-        found[~presence.any(axis=1)] = entropy_of(self.model.class_fractions[None])[0]
+            found[part] = self._of(self.model.probabilities(np.asarray(logits, np.float64)[: len(part)], group[part]))
+        found[~presence.any(axis=1)] = self._of(np.array([self.model.task.baseline]))[0]
         return found
-
-
-def entropy_of(probabilities: np.ndarray) -> np.ndarray:
-    """Returns the entropy in nats, [k, c] -> [k]."""
-    return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-300)), axis=1)
 
 
 def nearest(samples: np.ndarray, donors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
 from remind_jax.models.network import initial_params
 from remind_jax.runtime import files, progress
-from remind_jax.tasks import require_classes
+from remind_jax.tasks.task import Task
 from remind_jax.training.checkpoint import Checkpoints
 from remind_jax.training.run_folder import refuse_changed
 from remind_jax.training.stages import Stage, plan_stages
@@ -33,6 +33,11 @@ class Run:
     def config(self) -> ml_collections.ConfigDict:
         """The run's config."""
         return self.model.config
+
+    @property
+    def task(self) -> Task:
+        """What the run predicts."""
+        return self.model.task
 
     def trajectory(self) -> Iterator[tuple[int, Params]]:
         """Yields steps and parameters for evaluation: the initial ones, then those of each checkpoint that was kept.
@@ -64,6 +69,13 @@ def check_comparable(runs: Sequence[Run]) -> None:
         raise UserError("the runs are of different modalities: their combinations cannot stand side by side")
 
 
+def same_task(runs: Sequence[Run]) -> Task:
+    """Returns what runs predict, that of the first. Raises UserError: they are of different tasks."""
+    if len(asked := list(dict.fromkeys(run.task.name for run in runs))) > 1:
+        raise UserError(f"the runs are of different tasks: {', '.join(asked)}")
+    return runs[0].task
+
+
 def open_run(path: pathlib.Path) -> Run:
     """Opens a finished run and prepares its data anew.
 
@@ -73,7 +85,6 @@ def open_run(path: pathlib.Path) -> Run:
     config = model.config
     if model_files.ADAPTED in config:
         raise UserError(f"{path} holds an adapted run: analyses take the run that it was made from")
-    require_classes(model.schema, "an analysis")
     with progress.make(0, "preparing") as bar:
         fitted = datasets.fit(config)
         refuse_changed(path, model, fitted)

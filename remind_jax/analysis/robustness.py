@@ -21,16 +21,18 @@ from remind_jax import cli
 from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import Options, Row
 from remind_jax.analysis.opening import Run
-from remind_jax.evaluation import metrics
 from remind_jax.evaluation.figures import name_end, spread_apart
+from remind_jax.evaluation.report import plain_title
 from remind_jax.runtime import progress
+from remind_jax.studies.tables import CLASSES
+from remind_jax.tasks.task import Task
 
 NAME = "robustness"
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
+MOST = 3  # figures that are drawn
 RATES = tuple(i / 10 for i in range(11))
 TOGETHER = "all together"
 SPLIT = "held_out"
-COLUMNS = ("run", "method", "seed", "hidden", "rate", "draw", "n", "n_lost", "unseen", *METRICS)
+COLUMNS = ("run", "method", "seed", "hidden", "rate", "draw", "n", "n_lost", "unseen")
 
 
 def lose_one(presence: np.ndarray, modality: int, rate: float, order: np.ndarray) -> np.ndarray:
@@ -70,8 +72,9 @@ def curves(run: Run, options: Options) -> Iterator[Row]:
         lost = (left != presence).any(axis=1)
         unseen = float(np.mean(~run.model.seen(left)))
         found = {"hidden": name, "rate": rate, "draw": draw, "n_lost": int(lost.sum()), "unseen": unseen}
-        values, _ = metrics.compute(labels, probabilities)
-        return common | found | {name: values[name] for name in METRICS}
+        values = run.task.weighed(labels, probabilities)(positions, np.ones((1, len(labels))))
+        values = {name: float(values[name][0]) for name in run.task.compared}
+        return common | found | {name: value if np.isfinite(value) else None for name, value in values.items()}
 
     for j, name in enumerate(data.groups.modalities):
         without = presence.copy()
@@ -111,31 +114,31 @@ LOOKS = (
 NAME_SIZE = 7.5
 
 
-def draw(panels: dict[str, list[Row]], title: str) -> "command.Figure":
-    """Draws a column for each run and a line of axes for each metric; curves are named at their ends."""
+def draw(panels: dict[str, list[Row]], title: str, task: Task = CLASSES) -> "command.Figure":
+    """Draws a column for each run and a line of axes for each figure; curves are named at their ends."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["hidden"] for rows in panels.values() for row in rows))
-    longest = max(len(name) for name in names)
-    width, height = 0.9 + len(panels) * (2.6 + 0.07 * longest), 1.5 + 2.15 * len(METRICS)
+    longest, figures = max(len(name) for name in names), dict(list(task.compared.items())[:MOST])
+    width, height = 0.9 + len(panels) * (2.6 + 0.07 * longest), 1.5 + 2.15 * len(figures)
     figure = Figure(figsize=(width, height))
-    axes = figure.subplots(len(METRICS), len(panels), squeeze=False, sharex=True, sharey="row")
+    axes = figure.subplots(len(figures), len(panels), squeeze=False, sharex=True, sharey="row")
     room = (0.07 * longest + 0.25) / 2.6
     figure.subplots_adjust(
         left=0.7 / width, right=1 - (0.07 * longest + 0.3) / width, bottom=0.9 / height, top=1 - 0.82 / height,
         wspace=room + 0.12, hspace=0.14,
     )  # fmt: skip
     for column, (label, rows) in enumerate(panels.items()):
-        for axis, key in zip(axes[:, column], METRICS, strict=True):
+        for axis, key in zip(axes[:, column], figures, strict=True):
             draw_panel(axis, rows, names, key)
         axes[0, column].set_title(label, fontsize=10, fontweight="bold")
         axes[-1, column].set_xlabel("share of the samples that lose it")
-    for axis, text in zip(axes[:, 0], METRICS.values(), strict=True):
-        axis.set_ylabel(text)
+    for axis, text in zip(axes[:, 0], figures.values(), strict=True):
+        axis.set_ylabel(plain_title(text))
     figure.align_ylabels(axes[:, 0])
     figure.canvas.draw()
     for column, rows in enumerate(panels.values()):
-        for axis, key in zip(axes[:, column], METRICS, strict=True):
+        for axis, key in zip(axes[:, column], figures, strict=True):
             name_ends(axis, rows, names, key)
     figure.suptitle(title, fontsize=10.5, y=1 - 0.12 / height, va="top")
     note = "Held-out samples. Bands: ± 1 standard\ndeviation over random choices and seeds."
@@ -191,13 +194,14 @@ def name_ends(axis: "command.Axes", rows: Sequence[Row], names: Sequence[str], k
         name_end(axis, name, height, (1.07, at), curve_style(names, name)["color"], **words)
 
 
-def summary(panels: dict[str, list[Row]]) -> str:
-    """Returns the accuracy at rates 0, 0.5 and 1 as text."""
-    lines = [f"{'accuracy at a rate of':<44} {'0':>6} {'0.5':>6} {'1':>6}"]
+def summary(panels: dict[str, list[Row]], task: Task = CLASSES) -> str:
+    """Returns the leading figure at rates 0, 0.5 and 1 as text."""
+    lead, title = next(iter(task.compared.items()))
+    lines = [f"{f'{plain_title(title)} at a rate of':<44} {'0':>6} {'0.5':>6} {'1':>6}"]
     for label, rows in panels.items():
         for name in dict.fromkeys(row["hidden"] for row in rows):
-            found = mean_curve(rows, name, "accuracy")
-            cells = " ".join(f"{100 * found[0][i]:6.1f}" for i in (0, 5, 10))
+            found = mean_curve(rows, name, lead)
+            cells = " ".join(f"{task.shown(None if found is None else found[0][i]):>6}" for i in (0, 5, 10))
             lines.append(f"{f'{label}, {name}':<44} {cells}")
     return "\n".join(lines)
 
@@ -211,12 +215,13 @@ def main(arguments: list[str]) -> None:
         total = (len(run.data.groups.modalities) + 1) * options.draws * len(RATES)
         found = curves(run, options)
         rows.append(list(progress.over(found, "points of curves", total)))
-    folder = opening.output_folder(paths[0])
+    folder, task = opening.output_folder(paths[0]), opening.same_task(runs)
     panels = command.panels(runs, rows)
-    command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for found in rows for row in found])
+    columns = (*COLUMNS, *task.compared)
+    command.write_csv(folder / f"{NAME}.csv", columns, [row for found in rows for row in found])
     data = ", ".join(dict.fromkeys(run.data.manifest.title for run in runs))
-    command.write_figure(folder / NAME, lambda: draw(panels, f"Robustness to missing modalities\n{data}"))
-    print(summary(panels))
+    command.write_figure(folder / NAME, lambda: draw(panels, f"Robustness to missing modalities\n{data}", task))
+    print(summary(panels, task))
     print(f"Written: {folder / NAME}.csv, .png, .svg")
 
 

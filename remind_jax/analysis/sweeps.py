@@ -11,7 +11,9 @@ from remind_jax.errors import UserError
 from remind_jax.runtime import files
 from remind_jax.studies import entries, runner
 from remind_jax.studies.comparison import Spread, spread
-from remind_jax.studies.tables import line
+from remind_jax.studies.results import scaled
+from remind_jax.studies.tables import CLASSES, line
+from remind_jax.tasks.task import Task
 
 # Okabe and Ito's colours, each with a shape of its own.
 LOOKS = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#000000", "P"))
@@ -61,10 +63,15 @@ def read_sweeps(workdir: str, arguments: Sequence[str], own: Mapping[str, str]) 
     return Sweeps(arguments, entries.read_setup(values, rest), pathlib.Path(workdir))
 
 
-def cell(rows: Sequence[Row], figure: str, **key: Any) -> Spread | None:
-    """Averages a figure in percent over the rows with these values, one a seed; None without any."""
+def cell(rows: Sequence[Row], figure: str, task: Task = CLASSES, **key: Any) -> Spread | None:
+    """Averages a figure, in the unit of the task's tables, over the rows with these values; None without any."""
     values = [row[figure] for row in rows if all(row[name] == value for name, value in key.items())]
-    return spread(None if value is None else 100 * value for value in values)
+    return spread(scaled(value, task) for value in values)
+
+
+def axis_title(figure: str, task: Task) -> str:
+    """Names a figure and what it is in."""
+    return task.compared[figure] + (", percent" if task.factor == 100 else "")
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

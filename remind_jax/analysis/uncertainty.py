@@ -8,9 +8,9 @@
 
 Writes under RUN/analysis: uncertainty.csv (quantiles of every metric over tokens and over samples,
 for each combination), uncertainty_thresholds.csv (how often the gate is open at a threshold, and
-the accuracy if it were), .png and .svg. The metrics are those of the shared router, which the gate
-looks at; a sample's value is the mean over its tokens and slots, as for
-fusion.gate_granularity=sample. How to read the result: docs/analyses.md.
+the accuracy if it were, of other tasks than classes the loss), .png and .svg. The metrics are those
+of the shared router, which the gate looks at; a sample's value is the mean over its tokens and
+slots, as for fusion.gate_granularity=sample. How to read the result: docs/analyses.md.
 """
 
 import functools
@@ -30,7 +30,6 @@ from remind_jax.evaluation import figures
 from remind_jax.inference import gate
 from remind_jax.models.model import Params
 from remind_jax.ops import routing
-from remind_jax.tasks.classes import probabilities_of
 
 NAME = "uncertainty"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -40,30 +39,30 @@ COLUMNS = (
     "settings",
 )
 PARTS = ("all", "head", "tail")
-THRESHOLD_COLUMNS = (
-    *("run", "method", "seed", "metric", "opens", "at", "threshold", "configured"),
-    *(f"open_{part}" for part in PARTS),
-    *(f"accuracy_{part}" for part in PARTS),
-    *(f"n_{part}" for part in PARTS),
-    "settings",
-)
+
+
+def threshold_columns(marked: str) -> tuple[str, ...]:
+    """Returns the columns of the table of thresholds, of a task whose samples are judged by their `marked`."""
+    of_parts = (f"{name}_{part}" for name in ("open", marked, "n") for part in PARTS)
+    return "run", "method", "seed", "metric", "opens", "at", "threshold", "configured", *of_parts, "settings"
 
 
 class Measured(NamedTuple):
     """Uncertainty of a run's router of e experts.
 
     `tokens` has each metric of every token [n, t], without the joint one, which only samples have, and `samples` each
-    metric of every sample [n]. `right` says whether predictions are right with the gate never and always open, bool [n]
-    each; None for a run without a gate or with several blocks. `groups` are rows of `command.combinations`, head first,
-    and `index`, int [n], is the row of each sample.
+    metric of every sample [n]. `marks` are those of the task (`marked`: whether predictions are right, or losses) with
+    the gate never and always open, [n] each; None for a run without a gate or with several blocks. `groups` are rows of
+    `command.combinations`, head first, and `index`, int [n], is the row of each sample.
     """
 
     tokens: dict[str, np.ndarray]
     samples: dict[str, np.ndarray]
-    right: tuple[np.ndarray, np.ndarray] | None
+    marks: tuple[np.ndarray, np.ndarray] | None
     groups: list[Row]
     index: np.ndarray
     experts: int
+    marked: str = "accuracy"
 
     @property
     def parts(self) -> dict[str, np.ndarray]:
@@ -106,13 +105,13 @@ def measure(run: Run, options: Options) -> Measured:
     def function(params: Params, batch: Any) -> Any:
         shared = model.network.route(params, batch, gate=model.gate).blocks[options.block].shared
         logits = [model.network.apply(params, batch, gate=gate).logits.astype(jnp.float32) for gate in gates]
-        answers = [jnp.argmax(probabilities_of(x, offset[batch["group"]], scale), axis=-1) for x in logits]
-        return measures(shared), [answer == batch["label"] for answer in answers]
+        marks = [run.task.marks(x + offset[batch["group"]], batch["label"], scale) for x in logits]
+        return measures(shared), marks
 
-    (tokens, samples), right = command.over_rows(run, options.split, function)
+    (tokens, samples), marks = command.over_rows(run, options.split, function)
     groups, index = command.combinations(run, options.split)
     tokens, samples = ({x: table[x] for x in routing.UNCERTAINTY_METRICS if x in table} for table in (tokens, samples))
-    return Measured(tokens, samples, tuple(right) or None, groups, index, run.config.fusion.experts)
+    return Measured(tokens, samples, tuple(marks) or None, groups, index, run.config.fusion.experts, run.task.marked)
 
 
 def quantile_rows(found: Measured) -> list[Row]:
@@ -140,16 +139,16 @@ def thresholds(metric: str, values: np.ndarray, experts: int, points: int) -> li
 
 
 def threshold_row(found: Measured, metric: str, threshold: float) -> Row:
-    """Returns how often the gate opens at a threshold, and the share of right answers if it decides by sample."""
+    """Returns how often the gate opens at a threshold, and the mean of marks if it decides by sample."""
     opened = is_open(metric, found.samples[metric], threshold)
     row: Row = {"metric": metric, "threshold": threshold}
     row["opens"] = "from" if routing.UNCERTAINTY_METRICS[metric][1] > 0 else "up to"
-    right = None if found.right is None else np.where(opened, found.right[1], found.right[0])
+    marks = None if found.marks is None else np.where(opened, found.marks[1], found.marks[0])
     for name, inside in found.parts.items():
         some = inside.any()
         row[f"n_{name}"] = int(inside.sum())
         row[f"open_{name}"] = float(opened[inside].mean()) if some else None
-        row[f"accuracy_{name}"] = float(right[inside].mean()) if some and right is not None else None
+        row[f"{found.marked}_{name}"] = float(marks[inside].mean()) if some and marks is not None else None
     return row
 
 
@@ -170,15 +169,16 @@ def summary(found: Measured, rows: Sequence[Row], configured: tuple[str, float])
         sides = [np.median(values[found.parts[p]]) if found.parts[p].any() else np.nan for p in ("head", "tail")]
         cells = " ".join(f"{'-' if np.isnan(x) else f'{x:.4f}':>11}" for x in sides)
         lines.append(f"{metric:<16} {cells} {values.min():8.4f} {values.max():8.4f}")
-    if found.right is None:
+    if found.marks is None:
         return "\n".join([*lines, "No gate of one block to open: accuracies are left out."])
-    lines.append(f"\n{'gate':<34} {'open':>6} " + " ".join(f"{'acc. ' + part:>10}" for part in PARTS))
+    called = {"accuracy": "acc."}.get(found.marked, found.marked)
+    lines.append(f"\n{'gate':<34} {'open':>6} " + " ".join(f"{called + ' ' + part:>10}" for part in PARTS))
     own = next(row for row in rows if row["configured"])
     never, always = (threshold_row(found, "entropy", x) for x in (math.inf, -math.inf))
     named = {"always shut": never, "always open": always, f"{configured[0]} at {configured[1]:g} (the run's)": own}
     for name, row in named.items():
-        accuracies = [row[f"accuracy_{part}"] for part in PARTS]
-        cells = " ".join(f"{'-' if x is None else f'{x:.3f}':>10}" for x in accuracies)
+        marks = [row[f"{found.marked}_{part}"] for part in PARTS]
+        cells = " ".join(f"{'-' if x is None else f'{x:.3f}':>10}" for x in marks)
         lines.append(f"{name:<34} {row['open_all']:6.2f} {cells}")
     return "\n".join(lines)
 
@@ -191,7 +191,7 @@ LEAST_SPAN = 0.1  # smallest range of accuracies, so that single samples make no
 
 def draw(found: Measured, configured: tuple[str, float], title: str) -> "command.Figure":
     """Draws for each metric its histogram, the share of open gates, and the accuracy, over one axis of values."""
-    labels = ["share of\nsamples", "gate open", "accuracy\nat threshold"][: 2 if found.right is None else 3]
+    labels = ["share of\nsamples", "gate open", f"{found.marked}\nat threshold"][: 2 if found.marks is None else 3]
     metrics = list(found.samples)
     bands = -(-len(metrics) // WIDE)
     figure = command.new_figure(10.4, 0.9 + bands * (0.35 + 1.3 * len(labels)))
@@ -227,15 +227,15 @@ def draw_metric(axes: Sequence["command.Axes"], found: Measured, metric: str, co
         axes[0].stairs(share, edges, lw=1.2, **look)
         axes[1].plot(fine, [row[f"open_{name}"] for row in lines], lw=1.5, **look)
         for axis in axes[2:]:
-            axis.plot(fine, [row[f"accuracy_{name}"] for row in lines], lw=1.5, **look)
+            axis.plot(fine, [row[f"{found.marked}_{name}"] for row in lines], lw=1.5, **look)
     for axis in axes[2:]:
-        axis.plot(fine, [row["accuracy_all"] for row in lines], color=INK, lw=0.9, linestyle=":")
+        axis.plot(fine, [row[f"{found.marked}_all"] for row in lines], color=INK, lw=0.9, linestyle=":")
         low_y, high_y = axis.get_ylim()
         more = max(0.0, LEAST_SPAN - (high_y - low_y)) / 2
         axis.set_ylim(low_y - more, high_y + more)
     for axis in axes:
         finish(axis, (low - room, high + room), configured[1] if metric == configured[0] else None)
-    return {part: lines[-1][f"accuracy_{part}"] for part in PARTS}
+    return {part: lines[-1][f"{found.marked}_{part}"] for part in PARTS}
 
 
 def name_sides(axis: "command.Axes", ends: dict[str, float | None] | None) -> None:
@@ -284,7 +284,9 @@ def main(arguments: list[str]) -> None:
     configured = (run.config.fusion.gate_metric, threshold)
     rows = threshold_rows(found, options.points, configured)
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [common | row for row in quantile_rows(found)])
-    command.write_csv(folder / f"{NAME}_thresholds.csv", THRESHOLD_COLUMNS, [common | row for row in rows])
+    command.write_csv(
+        folder / f"{NAME}_thresholds.csv", threshold_columns(found.marked), [common | row for row in rows]
+    )
     title = f"Uncertainty of the shared router: {run.config.method}, {options.split.replace('_', '-')} samples"
     command.write_figure(folder / NAME, lambda: draw(found, configured, title))
     print(summary(found, rows, configured))

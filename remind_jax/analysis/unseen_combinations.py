@@ -22,20 +22,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli, methods
+from remind_jax import cli, methods, tasks
 from remind_jax.analysis import command, sweeps
 from remind_jax.analysis.command import QUIET, Row
 from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
-from remind_jax.evaluation.samples import Samples
+from remind_jax.evaluation import report as reports
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.runtime import progress
 from remind_jax.studies import entries
+from remind_jax.studies.comparison import Outcome
 from remind_jax.studies.entries import Entry
-from remind_jax.studies.results import TITLES as FIGURES
-from remind_jax.studies.tables import size_text, spread_text
+from remind_jax.studies.tables import CLASSES, size_text, spread_text
+from remind_jax.tasks.task import Task
 from remind_jax.training import adaptation
 from remind_jax.training.adaptation import FACTS
 from remind_jax.training.unfreezing import Choice
@@ -56,7 +57,7 @@ STRATEGIES = {
 }
 WITH = "trained with them"
 SAMPLES = {"new": "left out", "known": "kept"}
-COLUMNS = ("method", "seed", "unfrozen", "trained_parameters", "chosen_step", "samples", "n", *FIGURES)
+COLUMNS = ("method", "seed", "unfrozen", "trained_parameters", "chosen_step", "samples", "n")
 OWN = {"data.leave_out": "--leave_out or --tail"}
 
 
@@ -152,8 +153,10 @@ def _adapt_run(taking: Taking, folder: pathlib.Path, bar: progress.Silent, done:
             adapter = adaptation.Adapter(run, adaptation.prepare(run, manifest, whole_split, choice.rows, findings))
         report = adaptation.adapt(adapter, choice, out, progress.Silent())
         figures = report[ADAPTED]["after"]
-        shown = [f"{SAMPLES[key]} {100 * figures[key]['accuracy']:.1f}" for key in SAMPLES]
-        bar.say(f"{folder.name:<26} {title:<20} accuracy {'  '.join(shown)}")
+        task = tasks.of_report(report)
+        lead, named = next(iter(task.compared.items()))
+        shown = [f"{SAMPLES[key]} {task.shown(figures[key][lead])}" for key in SAMPLES]
+        bar.say(f"{folder.name:<26} {title:<20} {reports.plain_title(named)} {'  '.join(shown)}")
 
 
 def adapted_folder(folder: pathlib.Path, strategy: Choice) -> pathlib.Path:
@@ -176,30 +179,31 @@ def collect(taking: Taking) -> list[Row]:
             out = adapted_folder(entry.folder, strategy)
             if not finished.is_there(out):
                 continue
-            facts = finished.read_report(out, FACTS)[ADAPTED]
+            report = finished.read_report(out, FACTS)
+            facts, names = report[ADAPTED], tasks.of_report(report).compared
             same = {"method": entry.method, "seed": entry.seed, "unfrozen": strategy.unfreeze}
             same |= {key: facts[key] for key in ("trained_parameters", "chosen_step")}
             for key, samples in SAMPLES.items():
                 found = facts["after"][key]
-                rows.append(same | {"samples": samples} | {name: found[name] for name in ("n", *FIGURES)})
-    names = {frozenset(name.split("+")) for name in taking.leave_out}
+                rows.append(same | {"samples": samples} | {name: found.get(name) for name in ("n", *names)})
+    left_out = {frozenset(name.split("+")) for name in taking.leave_out}
     for entry in taking.plan("with"):
         if entry.finished:
             run = entry.outcome()
             same = {"method": run.method, "seed": run.seed, "unfrozen": WITH}
             same |= {"trained_parameters": run.report["parameters"], "chosen_step": None}
-            rows += [same | row for row in figures_of(Samples.of(run.predictions), names)]
+            rows += [same | row for row in figures_of(run, left_out)]
     return rows
 
 
-def figures_of(samples: Samples, names: set[frozenset[str]]) -> list[Row]:
+def figures_of(run: Outcome, names: set[frozenset[str]]) -> list[Row]:
     """Computes figures of the combinations in `names`, sets of modalities, and of the others."""
-    left_out = np.array([frozenset(group.split("+")) in names for group in samples.groups], bool)
+    left_out = np.array([frozenset(group.split("+")) in names for group in run.samples.groups], bool)
     parts = zip(SAMPLES.values(), (left_out, ~left_out), strict=True)
-    return [{"samples": name, **samples.metrics(chosen, FIGURES)} for name, chosen in parts]
+    return [{"samples": name, **run.figures(chosen)} for name, chosen in parts]
 
 
-def markdown(rows: Sequence[Row], leave_out: Sequence[str], data: str) -> str:
+def markdown(rows: Sequence[Row], leave_out: Sequence[str], data: str, task: Task = CLASSES) -> str:
     """Writes a table a figure: what is unfrozen by method and samples."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     sizes = {s: size_text([row["n"] for row in rows if row["samples"] == s]) for s in SAMPLES.values()}
@@ -209,12 +213,13 @@ def markdown(rows: Sequence[Row], leave_out: Sequence[str], data: str) -> str:
     pairs = [(method, samples) for samples in SAMPLES.values() for method in methods]
     columns = ["unfrozen", *(f"{m}, trained" for m in methods), *(f"{m}, {samples}" for m, samples in pairs)]
     unfrozen = {strategy.unfreeze: title for strategy, title in STRATEGIES.items()} | {WITH: WITH}
-    for figure, title in FIGURES.items():
+    for figure, title in task.compared.items():
         lines = []
         for key, name in unfrozen.items():
-            found = [cell(rows, figure, method=m, unfrozen=key, samples=samples) for m, samples in pairs]
-            lines.append([name, *(_parameters(rows, m, key) for m in methods), *map(spread_text, found)])
-        parts += [f"## {title} (percent)", "", *sweeps.table(columns, lines)]
+            found = [cell(rows, figure, task, method=m, unfrozen=key, samples=samples) for m, samples in pairs]
+            found = [spread_text(value, digits=task.digits) for value in found]
+            lines.append([name, *(_parameters(rows, m, key) for m in methods), *found])
+        parts += [f"## {title} ({task.unit.removeprefix('in ')})", "", *sweeps.table(columns, lines)]
     parts.append(f"Mean ± sample standard deviation over seeds {seeds}; trained: number of parameters.")
     parts.append("Soft MoE has no routers of combinations: its router is the shared one.")
     return "\n".join(parts) + "\n"
@@ -225,16 +230,16 @@ def _parameters(rows: Sequence[Row], method: str, unfrozen: str) -> str:
     return size_text([r["trained_parameters"] for r in rows if (r["method"], r["unfrozen"]) == (method, unfrozen)])
 
 
-def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, figure: str = "accuracy") -> "command.Figure":
+def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, task: Task = CLASSES) -> "command.Figure":
     """Draws the combinations left out and, right of them, the others; what is unfrozen by method."""
-
+    figure = next(iter(task.compared))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     picture = command.new_figure(9.4, 4.6)
     for axis, samples in zip(picture.subplots(1, 2, sharey=True), SAMPLES.values(), strict=True):
-        draw_panel(axis, rows, methods, samples, figure)
+        draw_panel(axis, rows, methods, samples, figure, task)
         n = next((row["n"] for row in rows if row["samples"] == samples), 0)
         axis.set_title(f"Combinations {samples} ({n:,} held-out rows a seed)", fontsize=9.5, fontweight="bold")
-    picture.axes[0].set_ylabel(f"{FIGURES[figure]}, percent")
+    picture.axes[0].set_ylabel(sweeps.axis_title(figure, task))
     command.name_marks(picture, methods, map(look, range(len(methods))))
     picture.suptitle("What must be trained to take in unseen combinations\n", fontsize=10.5)
     seeds = len({row["seed"] for row in rows})
@@ -244,19 +249,21 @@ def draw(rows: Sequence[Row], leave_out: Sequence[str], data: str, figure: str =
     return picture
 
 
-def draw_panel(axis: "command.Axes", rows: Sequence[Row], methods: Sequence[str], samples: str, figure: str) -> None:
+def draw_panel(
+    axis: "command.Axes", rows: Sequence[Row], methods: Sequence[str], samples: str, figure: str, task: Task = CLASSES
+) -> None:
     """Draws one set of held-out rows."""
     for i, method in enumerate(methods):
         colour, shape = look(i)
         shift = 0.12 * (i - (len(methods) - 1) / 2)  # so that bars do not hide one another
         key = {"method": method, "samples": samples}
-        found = [(x, cell(rows, figure, unfrozen=s.unfreeze, **key)) for x, s in enumerate(STRATEGIES)]
+        found = [(x, cell(rows, figure, task, unfrozen=s.unfreeze, **key)) for x, s in enumerate(STRATEGIES)]
         found = [(x + shift, value) for x, value in found if value]
         if found:
             places, means, deviations = zip(*((x, v.mean, v.sd or 0.0) for x, v in found), strict=True)
             style = {"color": colour, "marker": shape, "markersize": 5.5, "linewidth": 1.2, "elinewidth": 1}
             axis.errorbar(places, means, deviations, capsize=2, **style)
-        upper = cell(rows, figure, unfrozen=WITH, **key)
+        upper = cell(rows, figure, task, unfrozen=WITH, **key)
         if upper:
             axis.axhline(upper.mean, color=colour, linestyle=":", linewidth=1.3)
             axis.plot([len(STRATEGIES) - 0.35], [upper.mean], marker=shape, markersize=5, color=colour)
@@ -275,21 +282,18 @@ def main(arguments: list[str]) -> None:
     rows = collect(taking)
     if not rows:
         raise UserError(f"no run finished: {'; '.join(failed)}")
-    data, left_out = _title(taking), taking.leave_out
-    text = markdown(rows, left_out, data)
-    sweeps.write(taking.sweeps.workdir / NAME, COLUMNS, rows, text, lambda: draw(rows, left_out, data))
+    report = _report(taking)
+    title, task = report["data"].removesuffix(" kept from training"), tasks.of_report(report)
+    about = taking.leave_out, title.removesuffix(f", {', '.join(taking.leave_out)}"), task
+    text, columns = markdown(rows, *about), (*COLUMNS, *task.compared)
+    sweeps.write(taking.sweeps.workdir / NAME, columns, rows, text, lambda: draw(rows, *about))
     if failed:
         raise UserError("; ".join(failed))
 
 
-def _title(taking: Taking) -> str:
-    """Names the data without what was left out."""
-    for part in ("with", "without"):
-        for entry in taking.plan(part):
-            if entry.finished:
-                title = entry.report()["data"]
-                return title.removesuffix(" kept from training").removesuffix(f", {', '.join(taking.leave_out)}")
-    return ""
+def _report(taking: Taking) -> dict[str, Any]:
+    """Returns the report of the first finished run, with the combinations if there is one."""
+    return next(entry.report() for part in ("with", "without") for entry in taking.plan(part) if entry.finished)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@
 Writes what_if.csv (one row a sample, no patient ids) and, with Shapley values, what_if.png and .svg
 under RUN/analysis: the mean absolute value of each modality in each combination. The values explain
 the probability of the class that the run predicts from all modalities of the sample; they add up to
-it less the share of that class in training.
+it less the share of that class in training. Of other tasks they explain the expected number of
+labels, the value, or the risk.
 """
 
 import math
@@ -27,12 +28,15 @@ from remind_jax.analysis.opening import Run
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
+from remind_jax.studies.tables import CLASSES
+from remind_jax.tasks.task import Task
 
 NAME = "what_if"
 MOST = 10  # most modalities of a sample: 2^10 predictions
 MOST_ROWS = 20  # most combinations drawn
 _AT_ONCE = 2**16  # number of predictions held at a time
 SPLIT = "held_out"
+CALLED = {"prediction": ("predicted", "predicted_after")}  # columns of a task by other names, before and after
 
 
 def subset_masks(count: int) -> np.ndarray:
@@ -67,11 +71,11 @@ class Shares(NamedTuple):
     seen: np.ndarray
 
 
-def shapley_shares(run: Run, positions: np.ndarray, presence: np.ndarray, classes: np.ndarray) -> Shares:
-    """Computes Shapley values of one class's probability, by all subsets of a sample's modalities.
+def shapley_shares(run: Run, positions: np.ndarray, presence: np.ndarray, whole: np.ndarray) -> Shares:
+    """Computes Shapley values of one number of each prediction, by all subsets of a sample's modalities.
 
-    Held-out samples at int positions [k] have modalities bool [k, m] and classes int [k]. Raises UserError: a sample
-    has more than `MOST` modalities.
+    Held-out samples at int positions [k] have modalities bool [k, m] and are predicted as `whole` [k, p], of which
+    `Task.explained` says what is explained. Raises UserError: a sample has more than `MOST` modalities.
     """
     store = run.data.stores[SPLIT]
     most = int(presence.sum(axis=1).max(initial=0))
@@ -87,9 +91,9 @@ def shapley_shares(run: Run, positions: np.ndarray, presence: np.ndarray, classe
         some = max(1, _AT_ONCE // len(parts))
         for block in (here[start : start + some] for start in range(0, len(here), some)):
             left = np.tile(parts, (len(block), 1))
-            probabilities = run.model.predict_parts(store, np.repeat(positions[block], len(parts)), left)
-            answer = np.repeat(classes[block], len(parts))
-            values = probabilities[np.arange(len(answer)), answer].reshape(len(block), len(parts))
+            predictions = run.model.predict_parts(store, np.repeat(positions[block], len(parts)), left)
+            explained = run.task.explained(predictions, np.repeat(whole[block], len(parts), axis=0))
+            values = explained.reshape(len(block), len(parts))
             found.values[np.ix_(block, members)] = shapley(values)
             found.empty[block] = values[:, 0]
     return found
@@ -102,33 +106,37 @@ def left_after(options: Options, modalities: tuple[str, ...]) -> np.ndarray | No
     return command.modalities_of(options.keep, modalities, "keep") if options.keep else None
 
 
+def label_columns(run: Run, labels: np.ndarray) -> dict[str, Any]:
+    """Returns the labels of samples by column: classes by name in `label`, others as they are."""
+    schema = run.data.manifest.schema
+    if schema.has_classes:
+        return {"label": [schema.classes[i] for i in labels]}
+    columns = labels.T if labels.ndim > 1 else [labels]
+    return {f"label_{name}": column for name, column in zip(schema.label_columns, columns, strict=True)}
+
+
 def table(run: Run, options: Options) -> tuple[list[Row], list[str]]:
     """Returns one row for each sample, and the names of the columns."""
-    data, store = run.data, run.data.stores[SPLIT]
-    modalities, classes = data.groups.modalities, data.classes
+    data, store, task = run.data, run.data.stores[SPLIT], run.task
+    modalities = data.groups.modalities
     stays = left_after(options, modalities)
     positions = command.positions_of(options.samples, len(store))
     rows_of_split = data.rows(SPLIT)[positions]
     presence, labels = data.manifest.presence[rows_of_split], data.manifest.labels[rows_of_split]
     before = run.model.predict_parts(store, positions, presence)
-    predicted = before.argmax(axis=1)
-    columns = {
-        "sample": positions,
-        **group_columns(run, presence),
-        "label": [classes[i] for i in labels],
-        "predicted": [classes[i] for i in predicted],
-        **{f"p_{name}": before[:, k] for k, name in enumerate(classes)},
-    }
+    columns = {"sample": positions, **group_columns(run, presence), **label_columns(run, labels)}
+    columns |= {CALLED.get(name, (name,))[0]: column for name, column in task.columns(before).items()}
     if stays is not None:
         after = run.model.predict_parts(store, positions, presence & stays)
         columns |= {
             "group_after": [group_columns(run, (mask & stays)[None])["group"][0] for mask in presence],
             "seen_after": run.model.seen(presence & stays),
-            "predicted_after": [classes[i] for i in after.argmax(axis=1)],
-            **{f"after_{name}": after[:, k] for k, name in enumerate(classes)},
+            "explained_falls": task.explained(before, before) - task.explained(after, before),
         }
+        for name, column in task.columns(after).items():
+            columns[CALLED.get(name, ("", f"after_{name.removeprefix('p_')}"))[1]] = column
     if options.shapley == "exact":
-        shares = shapley_shares(run, positions, presence, predicted)
+        shares = shapley_shares(run, positions, presence, before)
         columns |= {f"shapley_{name}": shares.values[:, j] for j, name in enumerate(modalities)}
         columns |= {"value_empty": shares.empty, "seen_subsets": shares.seen}
     names = list(columns)
@@ -142,17 +150,19 @@ def group_columns(run: Run, presence: np.ndarray) -> dict[str, list[Any]]:
     return {"group": [group_name(mask, groups.modalities) for mask in presence], "tail": [bool(x) for x in tail]}
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """Returns the changes as text."""
-    lines = [f"{len(rows)} samples, {100 * np.mean([r['predicted'] == r['label'] for r in rows]):.1f} % correct"]
-    if "predicted_after" in rows[0]:
-        changed = np.mean([r["predicted_after"] != r["predicted"] for r in rows])
-        right = np.mean([r["predicted_after"] == r["label"] for r in rows])
-        drop = np.mean([r[f"p_{r['predicted']}"] - r[f"after_{r['predicted']}"] for r in rows])
-        unseen = np.mean([not r["seen_after"] for r in rows])
-        lines.append(f"after: {100 * right:.1f} % correct, {100 * changed:.1f} % predict another class,")
-        lines.append(f"  probability of the class predicted before falls by {drop:.3f} on average,")
-        lines.append(f"  {100 * unseen:.1f} % are left with a combination that training never had")
+def summary(rows: Sequence[Row], explains: str = CLASSES.explains) -> str:
+    """Returns the changes as text; `explains` is that of the task."""
+    classes, lines = "predicted" in rows[0], [f"{len(rows)} samples"]
+    if classes:
+        lines[0] += f", {100 * np.mean([r['predicted'] == r['label'] for r in rows]):.1f} % correct"
+    if "seen_after" in rows[0]:
+        if classes:
+            changed = np.mean([r["predicted_after"] != r["predicted"] for r in rows])
+            right = np.mean([r["predicted_after"] == r["label"] for r in rows])
+            lines.append(f"after: {100 * right:.1f} % correct, {100 * changed:.1f} % predict another class,")
+        drop, unseen = (np.mean([r[key] for r in rows]) for key in ("explained_falls", "seen_after"))
+        lines.append(f"  {explains} falls by {drop:.3f} on average,")
+        lines.append(f"  {100 - 100 * unseen:.1f} % are left with a combination that training never had")
     if "value_empty" in rows[0]:
         seen = np.mean([r["seen_subsets"] for r in rows])
         lines.append(f"Shapley values average over subsets of which training had {100 * seen:.0f} %")
@@ -181,7 +191,7 @@ def _column_means(values: np.ndarray) -> np.ndarray:
     return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
 
 
-def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "command.Figure":
+def draw(rows: Sequence[Row], modalities: Sequence[str], title: str, task: Task = CLASSES) -> "command.Figure":
     """Draws a heatmap of combinations by modalities, with a hatched cell where the combination lacks the modality."""
     from matplotlib.patches import Rectangle
 
@@ -195,7 +205,7 @@ def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "command
     for (i, j), value in np.ndenumerate(grid):
         if np.isfinite(value):
             ink = {"color": "white" if value > 0.55 * top else "black", "fontsize": 8}
-            axis.text(j, i, f"{100 * value:.1f}", ha="center", va="center", **ink)
+            axis.text(j, i, f"{task.factor * value:.{min(2, task.digits)}f}", ha="center", va="center", **ink)
         else:
             lacking = {"facecolor": "white", "hatch": "////", "edgecolor": "#bbbbbb", "lw": 0}
             axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **lacking))
@@ -207,8 +217,9 @@ def draw(rows: Sequence[Row], modalities: Sequence[str], title: str) -> "command
     axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axis, pad=0.02, shrink=0.7)
     bar.outline.set_visible(False)
-    bar.ax.yaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}")
-    figure.suptitle(f"{title}\nMean |Shapley value| of the predicted class's probability, points", fontsize=10)
+    bar.ax.yaxis.set_major_formatter(lambda x, _: f"{task.factor * x:.3g}")
+    points = ", points" if task.factor == 100 else ""
+    figure.suptitle(f"{title}\nMean |Shapley value| of the {task.explains}{points}", fontsize=10)
     note = "Hatched: the combination lacks the modality."
     if more > 0:
         note += f" {more} rarer combinations are in the table only."
@@ -246,9 +257,9 @@ def main(arguments: list[str]) -> None:
     written = f"{folder / NAME}.csv"
     if options.shapley == "exact":
         title = f"{run.config.method} on {run.data.manifest.title}"
-        command.write_figure(folder / NAME, lambda: draw(rows, run.data.groups.modalities, title))
+        command.write_figure(folder / NAME, lambda: draw(rows, run.data.groups.modalities, title, run.task))
         written += ", .png, .svg"
-    print(summary(rows))
+    print(summary(rows, run.task.explains))
     print(f"Written: {written}")
 
 

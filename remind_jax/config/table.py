@@ -84,7 +84,15 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "seed": Key(0, "of the twin and of bernoulli; the run's own seed splits the data", NOT_NEGATIVE),
         "stays": Key(6_000, "of the twin", AT_LEAST_ONE),
     },
-    "nhanes": {"views": Key(7, "how many views: 5, 7 or 10")},
+    "gbsg2": {},
+    "nhanes": {
+        "views": Key(7, "how many views: 5, 7 or 10"),
+        "label": Key(
+            "health",
+            "self-rated health as classes or ordered grades, diagnoses (multilabel), glycated haemoglobin (regression)",
+            ("health", "grades", "conditions", "glycohemoglobin"),
+        ),
+    },
     "synthetic": {
         "combinations": Key(EMBED, "combinations and frequencies"),
         "train": Key(12_000, "training samples", AT_LEAST_ONE),

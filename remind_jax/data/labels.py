@@ -109,7 +109,7 @@ def _refuse_what_is_no_class(name: str, text: pl.Series) -> None:
     forms = text.drop_nulls().unique().to_list()
     values = {_number(form) for form in forms} - {None}
     if len(values) > MOST_NUMBERS and len(values) > len(forms) // 2:
-        hint = "make a column of a few classes of it, such as longer than a week, or list its values as classes"
+        hint = "take it as a value (task regression), or make a column of a few classes of it"
         raise UserError(f"label {name!r}: {len(values):,} different values: this is a number, not a class; {hint}")
     scripts = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]{15,}"
     long = [form for form in forms if len(form.split()) > _WORDS or len(form) > _SIGNS]

@@ -92,6 +92,7 @@ _FORMS: Mapping[str, Callable[[object], dict[str, Any]]] = {
     "regression": _regression,
     "survival": _survival,
 }
+TASKS = tuple(_FORMS)
 
 
 def typed(schema: Schema, table: pl.DataFrame | Columns) -> tuple[dict[str, pl.Series], list[Finding]]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from remind_jax.data.attributes import PREFIX
 from remind_jax.evaluation import intervals
-from remind_jax.evaluation.judge import Figures
+from remind_jax.evaluation.judge import Figures, Weighed
 
 Columns = Mapping[str, pl.Series]
 """Values of each sample by attribute, as `data.attributes.values` gives them."""
@@ -41,7 +41,7 @@ def figures(columns: Columns, of: Figures, groups: np.ndarray, patients: np.ndar
 
 
 def gaps(
-    columns: Columns, of: intervals.Weighted, names: Sequence[str], patients: np.ndarray, *, seed: int, resamples: int
+    columns: Columns, of: Weighed, names: Sequence[str], patients: np.ndarray, *, seed: int, resamples: int
 ) -> list[dict[str, Any]]:
     """Returns differences of the named figures to the most frequent value of each attribute.
 
@@ -104,7 +104,7 @@ def _values(columns: Columns) -> list[tuple[str, str | None, np.ndarray]]:
 
 
 def _difference(
-    of: intervals.Weighted,
+    of: Weighed,
     names: Sequence[str],
     rows: np.ndarray,
     base: np.ndarray,
@@ -115,7 +115,7 @@ def _difference(
     """Returns `figure, difference, ci, p`, and a `note` where something is None, of rows against others, bool [n]."""
 
     def apart(weights: np.ndarray) -> dict[str, np.ndarray]:
-        one, other = of(weights * rows), of(weights * base)
+        one, other = (of(np.flatnonzero(side), weights[:, side]) for side in (rows, base))
         return {name: one[name] - other[name] for name in names}
 
     with np.errstate(invalid="ignore", divide="ignore"):

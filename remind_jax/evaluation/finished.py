@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 from typing import Any
 
 import polars as pl
@@ -62,30 +63,31 @@ SHAPE = {
 """The shape of a report, see `report.build_report`."""
 
 
-_OF_TASK = {
+FIGURES = {
     "notes": {...: str},
     **{key: {...: {...: object}} for key in ("labels?", "horizons?")},
     ...: (*_FIGURE, [Number(float, -1e300, 1e300)] * 2),
 }
+"""The shape of a set of figures of any task."""
 _POSITIVE = Number(float, 0, 1e300)
-_TASK = {"name": str, "headline": str, "more": bool, "titles": {...: str}}
+_TASK = {"name": str, "headline": str, "more": bool, "titles": {...: str}, "fitted": {"task": str, ...: object}}
 
 
 def shape_of(task: bool) -> dict[str, Any]:
     """Returns the shape of a report, that of a `task` other than classes or of these."""
     if not task:
         return SHAPE
-    of_group = {key: one for key, one in _GROUP.items() if key not in _M} | _OF_TASK
+    of_group = {key: one for key, one in _GROUP.items() if key not in _M} | FIGURES
     return SHAPE | {
         "task": _TASK,
         "curves?": {
             "by_risk": [{**dict.fromkeys(("n", "events"), COUNT), "times": [_POSITIVE], "survival": [SHARE]}],
             "calibration": {...: [{"n": COUNT, "predicted": SHARE, "observed": (SHARE, None)}]},
         },
-        **dict.fromkeys(("overall", "head_mean", "tail_mean"), _OF_TASK),
-        **{key: {"n": COUNT, **_OF_TASK} for key in ("head_pooled", "tail_pooled")},
+        **dict.fromkeys(("overall", "head_mean", "tail_mean"), FIGURES),
+        **{key: {"n": COUNT, **FIGURES} for key in ("head_pooled", "tail_pooled")},
         "groups": [of_group],
-        "worst_group": {"group": (str, None), "n": COUNT, **_OF_TASK},
+        "worst_group": {"group": (str, None), "n": COUNT, **FIGURES},
     }
 
 
@@ -128,14 +130,11 @@ def read_report(folder: pathlib.Path, more: dict[str, Any] | None = None) -> dic
     return report
 
 
-def require_classes(folder: pathlib.Path, report: dict[str, Any], what: str) -> None:
-    """Refuses the report of a run of another task than classes for what works on nothing else (UserError)."""
-    if "task" in report:
-        raise UserError(f"{what} is for classes only so far, and {folder} is of task {report['task']['name']}")
+def read_predictions(folder: pathlib.Path, count: int, task: bool = False) -> pl.DataFrame:
+    """Reads the predictions of a finished run, `count` a sample: of so many classes, or of a `task` other than these.
 
-
-def read_predictions(folder: pathlib.Path, classes: int) -> pl.DataFrame:
-    """Reads the predictions of a finished run, of so many classes. Raises UserError: they are damaged or not there."""
+    Raises UserError: they are damaged or not there.
+    """
     file = folder / PREDICTIONS
     if not file.exists():
         raise UserError(f"{folder} holds no finished run: {file.name} is missing")
@@ -143,18 +142,22 @@ def read_predictions(folder: pathlib.Path, classes: int) -> pl.DataFrame:
         table = read_parquet(file, below=folder)
     except ValueError as error:
         raise UserError(f"{file} cannot be read ({error}): {_REMEDY}") from None
-    shares = [f"p_{k}" for k in range(classes)]
+    names = [f"p_{k}" for k in range(count)]
+    labels = [name for name in table.columns if re.fullmatch("label_[0-9]+", name)] if task else []
+    labels = [f"label_{j}" for j in range(len(labels))] or ["label"]
     there = sum(name.startswith("p_") and name[2:].isdigit() for name in table.columns)
-    if there != classes or not {"sample_id", "patient_id", "label", "group", *shares} <= set(table.columns):
+    if there != count or not {"sample_id", "patient_id", *labels, "group", *names} <= set(table.columns):
         raise UserError(f"{folder} holds a damaged run: {file.name} lacks columns")
-    known = table.select("sample_id", "patient_id", "label", "group", *shares)
+    known = table.select("sample_id", "patient_id", "group", *labels, *names)
     sound = all(known[name].dtype == pl.String or known[name].dtype.is_integer() for name in known.columns[:2])
-    sound &= known["label"].dtype.is_integer() and known["group"].dtype == pl.String
-    sound &= all(known[name].dtype.is_float() for name in shares) and not any(map(bool, known.null_count().row(0)))
-    if not sound or not known["label"].is_between(0, classes - 1).all() or not _are_shares(known.select(shares)):
+    sound &= known["group"].dtype == pl.String and not any(map(bool, known.null_count().row(0)))
+    sound &= all(known[name].dtype.is_float() and known[name].is_finite().all() for name in names)
+    if task:
+        sound &= all(known[name].dtype.is_numeric() for name in labels)
+        sound &= all(known[name].is_finite().all() for name in labels if known[name].dtype.is_float())
+    else:
+        sound &= known["label"].dtype.is_integer() and known["label"].is_between(0, count - 1).all()
+        sound &= all(known[name].is_between(0.0, 1.0).all() for name in names)
+    if not sound:
         raise UserError(f"{folder} holds a damaged run: {file.name} holds no labels, combinations or probabilities")
     return table
-
-
-def _are_shares(table: pl.DataFrame) -> bool:
-    return all(column.is_between(0.0, 1.0).all() and not column.is_nan().any() for column in table.iter_columns())

@@ -9,6 +9,8 @@ from remind_jax.evaluation import intervals, metrics
 
 Figures = Callable[[np.ndarray], dict[str, Any]]
 """Figures of some samples, bool [n] -> M of report.json: figures, their intervals, and `notes`."""
+Weighed = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
+"""Figures of samples at places int [k] under rows of weights [r, k]: by name [r], NaN where undefined."""
 
 
 class Judge(NamedTuple):
@@ -21,8 +23,9 @@ class Judge(NamedTuple):
       headline: that by which combinations are worst, and which stands first.
       more: whether more of it is better.
       evaluation: (labels, predictions, patients, seed=, resamples=) -> figures of samples evaluated together.
-      weighted: (labels, predictions) -> figures in `bounded` under weights of samples.
+      weighed: (labels, predictions) -> figures of some samples in many weightings.
       drawn: (labels, predictions) -> what else the page draws, `curves` of the report; empty for nothing.
+      fitted: the task for JSON, from which comparisons make it again; empty for classes.
     """
 
     task: str
@@ -31,8 +34,9 @@ class Judge(NamedTuple):
     headline: str
     more: bool
     evaluation: Callable[..., Figures]
-    weighted: Callable[[np.ndarray, np.ndarray], intervals.Weighted]
+    weighed: Callable[[np.ndarray, np.ndarray], Weighed]
     drawn: Callable[[np.ndarray, np.ndarray], dict[str, Any]] = lambda labels, predictions: {}
+    fitted: Mapping[str, Any] = {}
 
     @property
     def names(self) -> list[str]:
@@ -59,12 +63,12 @@ def figures_of_classes(
     return figures
 
 
-def weighted_of_classes(labels: np.ndarray, probabilities: np.ndarray) -> intervals.Weighted:
-    """Makes the figures with intervals of classes under weights of the samples."""
-    return lambda weights: intervals.weighted_metrics(labels, probabilities, weights)
+def weighed_of_classes(labels: np.ndarray, probabilities: np.ndarray) -> Weighed:
+    """Makes the figures with intervals of classes of some samples in many weightings."""
+    return lambda at, weights: intervals.weighted_metrics(labels[at], probabilities[at], weights)
 
 
 def of_classes() -> Judge:
     """Returns what a report needs to know of classes, with the metrics that are there by now."""
     titles = {name: metric.title for name, metric in metrics.METRICS.items()}
-    return Judge("classes", titles, intervals.NAMES, "accuracy", True, figures_of_classes, weighted_of_classes)
+    return Judge("classes", titles, intervals.NAMES, "accuracy", True, figures_of_classes, weighed_of_classes)

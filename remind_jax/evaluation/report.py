@@ -136,8 +136,8 @@ def build_report(
       **extra: further top-level keys, merged as they are. `page.context` lists those that the HTML page reads.
 
     Returns:
-      A JSON-clean dictionary, with `task` (`name`, `headline`, `more`, `titles`) unless that is classes, and `curves`
-      of survival (`by_risk` and, by horizon, `calibration`, see `survival.Evaluation`): `data, method, seed,
+      A JSON-clean dictionary, with `task` (`name`, `headline`, `more`, `titles`, `fitted`) unless that is classes, and
+      `curves` of survival (`by_risk` and, by horizon, `calibration`, see `survival.Evaluation`): `data, method, seed,
       config_digest, split, parameters, n, n_patients, modalities, classes, label_counts` (held-out samples of each
       class), `overall` M, `groups` (each combination of training, most frequent first, then those only seen held out,
       which have `unseen: true`: `group, modalities, train_fraction, tail, n, n_patients, n_train`, M), `head_mean`,
@@ -181,6 +181,7 @@ def build_report(
     }
     if judge.task != "classes":
         about = {"headline": judge.headline, "more": judge.more, "titles": dict(judge.titles)}
+        about |= {"fitted": dict(judge.fitted)} if judge.fitted else {}
         report["task"] = {"name": judge.task, **about}
         report |= {"curves": curves} if (curves := judge.drawn(sample.labels, sample.probabilities)) else {}
     report |= sample.by_attribute(fairness.columns_of(predictions), groups, judge)
@@ -190,10 +191,14 @@ def build_report(
 
 
 def pooled_metrics(
-    predictions: pl.DataFrame, rows: np.ndarray, seed: int, resamples: int = intervals.RESAMPLES
+    predictions: pl.DataFrame,
+    rows: np.ndarray,
+    seed: int,
+    resamples: int = intervals.RESAMPLES,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Returns `n` and M (see `build_report`) of all held-out samples that `rows`, bool [n], selects."""
-    return {"n": int(rows.sum()), **_Sample(predictions, seed, resamples).metrics(rows)}
+    return {"n": int(rows.sum()), **_Sample(predictions, seed, resamples, judge).metrics(rows)}
 
 
 class _Sample:
@@ -219,10 +224,10 @@ class _Sample:
         if not columns or not len(self.labels):
             return {}
         there = np.array([[name in group.split("+") for name in groups.modalities] for group in self.group])
-        weighted = judge.weighted(self.labels, self.probabilities)
+        weighed = judge.weighed(self.labels, self.probabilities)
         return {
             "attributes": fairness.figures(columns, self._figures, self.group, self.patients),
-            "attribute_gaps": fairness.gaps(columns, weighted, judge.bounded, self.patients, **self._options),
+            "attribute_gaps": fairness.gaps(columns, weighed, judge.bounded, self.patients, **self._options),
             "attribute_presence": fairness.presence(columns, there, groups.modalities, self.patients, **self._options),
         }
 
@@ -318,13 +323,13 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
     legend = [f"{short} = {name}" for name, short in abbreviated.items()]
     table = rich.table.Table(
         title=_plain(f"{report['method']} on {report['data']}: {report['n']} {page.SAMPLES[report['split']]}"),
-        caption=_plain("; ".join([f"{_heading(lead)} with 95 % interval", "tail = rare in training", *legend])),
+        caption=_plain("; ".join([f"{plain_title(lead)} with 95 % interval", "tail = rare in training", *legend])),
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
     )
     table.add_column("combination", overflow="fold", min_width=12)
-    for heading in ("train", "n train", "n", "", *map(_heading, shown.values())):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=heading != _heading(lead))
+    for heading in ("train", "n train", "n", "", *map(plain_title, shown.values())):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=heading != plain_title(lead))
     for row, name in zip(listed, names, strict=True):
         table.add_row(*_cells(row, name), *_metric_cells(row, shown))
     if rest := rows[len(listed) :]:
@@ -357,7 +362,7 @@ def _plain(text: str) -> str:
     return rich.markup.escape(texts.visible(text))
 
 
-def _heading(title: str) -> str:
+def plain_title(title: str) -> str:
     """Returns a title as the heading of a column of the terminal, in ASCII; words begin small, names do not."""
     small = title[0].lower() + title[1:] if title[1:2].islower() and "'" not in title else title
     return small.replace("²", "2")

@@ -1,13 +1,10 @@
 """Held-out predictions as arrays, read from a table such as predictions.parquet."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import polars as pl
-
-from remind_jax.evaluation import metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +28,6 @@ class Samples:
             _numbered(table, "p_").to_numpy().astype(np.float64),
             np.array(table["group"].to_list(), dtype=object),
         )
-
-    def metrics(self, rows: np.ndarray, names: Iterable[str]) -> dict[str, Any]:
-        """Returns `n` and the named metrics of the samples that `rows`, bool [n], selects; None where undefined."""
-        values, _ = metrics.compute(self.labels[rows], self.probabilities[rows])
-        return {"n": int(rows.sum()), **{name: values[name] for name in names}}
 
 
 def _numbered(table: pl.DataFrame, start: str) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 Sections follow Mitchell et al. 2019, "Model cards for model reporting" (arXiv 1810.03993).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from remind_jax.evaluation import page
@@ -17,6 +17,7 @@ CREDENTIALED = (
 DUTIES = {
     "nhanes": "NHANES is in the public domain (US CDC/NCHS); its terms forbid attempts to identify a person.",
     "uci_heart": "UCI heart disease is CC BY 4.0: name Janosi, Steinbrunn, Pfisterer and Detrano (1989).",
+    "gbsg2": "GBSG2 came with lifelines, which is under the MIT licence: name Schumacher et al. (1994).",
     "synthetic": "The data are made by the program; they bring no duties.",
     "mimic_iv": CREDENTIALED,
     "embed": CREDENTIALED,
@@ -25,7 +26,6 @@ DUTIES = {
     "made from them may be passed on.",
 }
 """Duties, by data.source, of those who pass on a model made from the data."""
-METRICS = (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("auroc", "AUROC"), ("auprc", "AUPRC"))
 
 
 def render(model: Predictor) -> str:
@@ -44,8 +44,8 @@ def _model(model: Predictor) -> Iterator[str]:
     environment = records.read(model.path / "environment.json", files.ENVIRONMENT, "start the run again")
     packages = environment.get("packages", {})
     yield f"# {config.method} on {texts.markdown(report['data'])}\n"
-    classes = texts.markdown(", ".join(model.classes))
-    yield f"Predicts {texts.code(model.schema.label)} ({classes}) from any combination of: " + ", ".join(
+    what = texts.markdown(", ".join(model.classes) or model.task.name)
+    yield f"Predicts {texts.code(model.schema.label)} ({what}) from any combination of: " + ", ".join(
         f"{texts.markdown(name)} ({spec.kind})" for name, spec in model.preprocessor.inputs.items()
     )
     yield (
@@ -75,11 +75,11 @@ def _use(model: Predictor) -> Iterator[str]:
 def _data(model: Predictor) -> Iterator[str]:
     card, report = model.report.get("card", {}), model.report
     yield "## Data\n"
-    if {"splits", "classes", "modalities"} <= card.keys():
+    if {"splits", "modalities"} <= card.keys():
         rows = [(name, f"{s['n']:,}", f"{s['patients']:,}") for name, s in card["splits"].items()]
         yield from _table(("split, by patient", "samples", "patients"), rows)
-        rows = [(c["name"], f"{100 * c['train_fraction']:.1f} %") for c in card["classes"]]
-        yield from _table(("class", "of training samples"), rows)
+        if rows := [(c["name"], f"{100 * c['train_fraction']:.1f} %") for c in card.get("classes", ())]:
+            yield from _table(("class", "of training samples"), rows)
         rows = [(m["name"], m["kind"], f"{100 * m['present_fraction']:.1f} %") for m in card["modalities"]]
         yield from _table(("modality", "kind", "present in"), rows)
     else:
@@ -90,23 +90,23 @@ def _metrics(model: Predictor) -> Iterator[str]:
     report = model.report
     yield f"## Figures on {report['n']:,} held-out samples of {report['n_patients']:,} patients\n"
     yield "95 % intervals: bootstrap over patients, exact binomial for small groups. A dash cannot be computed.\n"
-    heading = ("samples", "trained on", "n", *(title for _, title in METRICS), "ECE")
-    rows = [("all", f"{int(model.groups.train_counts.sum()):,}", report["n"], *_cells(report["overall"]))]
+    titles = page.titles(report)
+    heading = ("samples", "trained on", "n", *titles.values())
+    rows = [("all", f"{int(model.groups.train_counts.sum()):,}", report["n"], *_cells(report["overall"], titles))]
     for key, title in (("head_pooled", "common combinations"), ("tail_pooled", "rare combinations")):
-        rows.append((title, "", report[key]["n"], *_cells(report[key])))
+        rows.append((title, "", report[key]["n"], *_cells(report[key], titles)))
     for row in report["groups"]:
         mark = ", unseen" if row.get("unseen") else ", rare" if row["tail"] else ""
-        rows.append((row["group"] + mark, f"{row['n_train']:,}", row["n"], *_cells(row)))
+        rows.append((row["group"] + mark, f"{row['n_train']:,}", row["n"], *_cells(row, titles)))
     yield from _table(heading, rows)
 
 
-def _cells(values: dict[str, Any]) -> list[str]:
+def _cells(values: dict[str, Any], names: Iterable[str]) -> list[str]:
     def cell(name: str) -> str:
-        value, bounds = values[name], values[f"{name}_ci"]
+        value, bounds = values[name], values.get(f"{name}_ci")
         return "-" if value is None else f"{value:.3f}" + (f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else "")
 
-    ece = values["ece"]
-    return [*(cell(name) for name, _ in METRICS), "-" if ece is None else f"{ece:.3f}"]
+    return [cell(name) for name in names]
 
 
 def _limits(model: Predictor) -> Iterator[str]:

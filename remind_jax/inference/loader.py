@@ -30,7 +30,7 @@ def read_weights(file):
 
 
 def load(folder="."):
-    """Returns a function from a batch to `probabilities`, `features` and `seen`."""
+    """Returns a function from a batch to `probabilities` (values, survival: see schema.json), `features` and `seen`."""
     folder = pathlib.Path(folder)
     exported = jax.export.deserialize(bytearray((folder / "model.jax").read_bytes()))
     weights = jax.device_put(read_weights(folder / "weights.safetensors"))
@@ -57,12 +57,13 @@ def check(folder):
     import encode
 
     batch, wrong = encode.check(folder)
-    found, expected = load(folder)(batch)["probabilities"][0], encode.worked(folder)["probabilities"]
+    name = json.loads((folder / "schema.json").read_text(encoding="utf-8"))["outputs"][0]["name"]
+    found, expected = load(folder)(batch)[name][0], encode.worked(folder)[name]
     # Accelerators may round products to few digits.
-    return wrong if np.allclose(found, expected, atol=0.01) else [*wrong, f"probabilities {found}, were {expected}"]
+    return wrong if np.allclose(found, expected, rtol=0.01, atol=0.01) else [*wrong, f"{name} {found}, were {expected}"]
 
 
 if __name__ == "__main__":
     differs = check(pathlib.Path(__file__).resolve().parent)
-    print(f"differs: {', '.join(differs)}" if differs else "ok: inputs and probabilities of example.json")
+    print(f"differs: {', '.join(differs)}" if differs else "ok: inputs and predictions of example.json")
     sys.exit(bool(differs))

@@ -109,7 +109,7 @@ class Predictor:
     ) -> "Predictor":
         """Makes a predictor with the network that its config describes; `parts` are the other fields."""
         inputs = preprocessor.inputs
-        single = make_network(model_spec(config), inputs, len(groups), task.outputs)
+        single = make_network(model_spec(config), inputs, len(groups), task.outputs, task.mean_logits)
         fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "task": task}
         made = {"single": single, "rows": PresentRows(config.encode, single, inputs)}
         forward = _compiled(config, ensemble_of(single, config.ensemble), spare_rows.count(single.shapes, len(groups)))
@@ -258,12 +258,12 @@ class Predictor:
         known = self.schema, self.preprocessor
         return new_rows.read(data, *known, **sizes, bad_files=bad_files, count=count, root=root)
 
-    def _rows(self, data: Any) -> Manifest:
+    def _rows(self, data: Any, level: int = 3) -> Manifest:
         """Reads rows for a caller in Python, whom warnings tell of rows and modalities of which nothing is there."""
         manifest = self.read(data)
         for note in manifest.notes if not isinstance(data, Manifest) else ():
             if note.code in ("W108", "E004"):
-                warnings.warn(note.message, stacklevel=3)
+                warnings.warn(note.message, stacklevel=level)
         return manifest
 
     def predict_proba(self, data: Any) -> np.ndarray:
@@ -273,7 +273,11 @@ class Predictor:
         """
         if not self.schema.classes:
             raise UserError(f"a model of task {self.task.name} has no probabilities: use predict or table")
-        return np.concatenate([probabilities for probabilities, _ in self.batches(self._rows(data))])
+        return self.predictions(data)
+
+    def predictions(self, data: Any) -> np.ndarray:
+        """Returns predictions as the task makes them, float [n, p]; `task.names` tells what they are of."""
+        return np.concatenate([predictions for predictions, _ in self.batches(self._rows(data, level=4))])
 
     def embed(self, data: Any) -> np.ndarray:
         """Returns the pooled tokens before the head, float32 [n, d]; for an ensemble the mean over its networks."""
@@ -304,8 +308,7 @@ class Predictor:
 
         Of several labels it is 0 or 1 for each, [n, l]; of values the value; of survival the risk, higher is earlier.
         """
-        found = np.concatenate([predictions for predictions, _ in self.batches(self._rows(data))])
-        answers = self.task.answers(found)
+        answers = self.task.answers(self.predictions(data))
         return self.labels[answers] if self.schema.has_classes else answers
 
     def predict_survival(self, data: Any, times: Sequence[float]) -> np.ndarray:
@@ -318,8 +321,7 @@ class Predictor:
         at = np.asarray(times, np.float64)
         if at.ndim != 1 or not (np.isfinite(at) & (at >= 0)).all():
             raise UserError("times must be a list of numbers of at least 0")
-        found = np.concatenate([predictions for predictions, _ in self.batches(self._rows(data))])
-        return self.task.curves(found).at(at)
+        return self.task.curves(self.predictions(data)).at(at)
 
     @functools.cached_property
     def labels(self) -> np.ndarray:

@@ -18,7 +18,6 @@ from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
 from remind_jax.ops import hiding
 from remind_jax.runtime import files, progress
-from remind_jax.tasks import require_classes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _COPIED = {"load.py": loader, "encode.py": encoder, "inputs.py": arrays}
@@ -29,20 +28,20 @@ def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[s
     """Returns a model as a pure function (weights, batch) -> outputs.
 
     A batch holds the encoded input of every modality under its name, zeros where it is missing, and `present`, bool
-    [b, m]. The outputs are `probabilities` [b, c], `features` [b, d], and `seen` [b], whether training had the
-    combination.
+    [b, m]. The outputs are predictions [b, p] under the name `Task.made`, such as `probabilities`, `features` [b, d],
+    and `seen` [b], whether training had the combination.
     """
     groups, masks = len(model.groups), jnp.asarray(model.groups.masks)
     offset, scale = jnp.asarray(model.offset), jnp.asarray(model.scale)
-    shares = jnp.asarray(model.class_fractions[None], jnp.float32)  # of a row without any modality
+    baseline = jnp.asarray([model.task.baseline], jnp.float32)  # of a row without any modality
 
     def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         group = hiding.group_of(batch["present"], masks)
         output = model.network.apply(params, {**batch, "group": group}, gate=model.gate)
-        probabilities = model.task.predictions(output.logits.astype(jnp.float32) + offset[group], scale)
+        predictions = model.task.predictions(output.logits.astype(jnp.float32) + offset[group], scale)
         some = jnp.any(batch["present"], axis=1, keepdims=True)
-        probabilities = jnp.where(some, probabilities, shares)
-        return {"probabilities": probabilities, "features": output.features, "seen": group < groups}
+        predictions = jnp.where(some, predictions, baseline)
+        return {model.task.made: predictions, "features": output.features, "seen": group < groups}
 
     return predict
 
@@ -57,9 +56,8 @@ def inputs(model: Predictor, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def lower(model: Predictor) -> jax.export.Exported:
     """Compiles the program for every platform, for any number of rows or, if it needs one, for `eval.batch_size` rows.
 
-    Raises UserError: predictions of a row depend on other rows of its batch, or are not of classes.
+    Raises UserError: predictions of a row depend on other rows of its batch.
     """
-    require_classes(model.schema, "export")
     if model.looks_at_batches:
         raise UserError("fusion.gate_granularity=batch makes predictions depend on the batch: nothing to export")
     params = {path: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for path, x in model.params.items()}
@@ -79,9 +77,10 @@ def describe(model: Predictor) -> dict[str, Any]:
         "data": model.title,
         "columns": model.schema.to_dict(),
         "classes": list(model.classes),
+        "task": {**model.task.to_dict(), "predictions": model.task.names},
         "inputs": [{"name": name, "shape": list(x.shape), "dtype": x.dtype.name} for name, x in shapes.items()],
         "outputs": [
-            {"name": "probabilities", "shape": ["b", len(model.classes)], "dtype": "float32"},
+            {"name": model.task.made, "shape": ["b", len(model.task.names)], "dtype": "float32"},
             {"name": "features", "shape": ["b", width], "dtype": "float32"},
             {"name": "seen", "shape": ["b"], "dtype": "bool"},
         ],
@@ -131,5 +130,5 @@ def _example(model: Predictor) -> dict[str, Any]:
         return {}
     fitted = encoder.fitted_of(model.preprocessor.to_dict())
     batch = encoder.encoded([encoder.row_of(cells)], describe(model), fitted)
-    found = jax.jit(program(model))(model.params, batch)["probabilities"]
-    return {"row": cells, "inputs": encoder.shown(batch), "probabilities": np.asarray(found, np.float64)[0].tolist()}
+    found = jax.jit(program(model))(model.params, batch)[model.task.made]
+    return {"row": cells, "inputs": encoder.shown(batch), model.task.made: np.asarray(found, np.float64)[0].tolist()}

@@ -1,6 +1,6 @@
 """The whole network as a module: encoders, tokens for missing modalities, fusion, pooling, head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -31,11 +31,15 @@ The b samples of a batch are cut into blocks of b / blocks in turn, so that each
 """
 
 
+Mean = Callable[[jax.Array, int], jax.Array]
+"""Logits with an axis of k predictors, and that axis -> logits whose predictions are the means of theirs."""
+
+
 class Output(NamedTuple):
     """The output of the network.
 
     Attributes:
-      logits: [b, c]; of several members, the logarithm of their mean probabilities.
+      logits: [b, c]; of several members those of their mean predictions, see `Mean`.
       features: pooled tokens [b, d], mean of the members.
       open_rate: share of tokens whose routing gate was open [b].
       statistics: new running statistics of batch norms by path, if asked for.
@@ -158,8 +162,15 @@ class Model(nnx.Module):
     """Encoders of all modalities, fusion blocks and a linear head."""
 
     def __init__(
-        self, spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int, rngs: nnx.Rngs
+        self,
+        spec: ModelSpec,
+        inputs: Mapping[str, ModalityInput],
+        num_groups: int,
+        num_classes: int,
+        rngs: nnx.Rngs,
+        mean: Mean = losses.mean_prediction,
     ):
+        self.mean = mean
         self.spec, self.modalities = spec, tuple(inputs)
         self.trunks = tuple(name for name, modality in inputs.items() if registry.has_trunk(modality.encoder))
         self.encoders = _Encoders(spec, inputs, rngs)
@@ -338,7 +349,7 @@ class Model(nnx.Module):
         features = rearrange(features, "(b k) d -> b k d", k=self.spec.members)
         members = self.members.logits(features) + self._wide_logits(tokens, observed)[:, None]
         return Output(
-            losses.mean_prediction(members, axis=1),
+            self.mean(members, 1),
             jnp.mean(features, axis=1),
             jnp.mean(open_rate.reshape(-1, self.spec.members), axis=1),
             tokens=tokens,

@@ -17,7 +17,7 @@ from remind_jax.errors import UserError, did_you_mean
 from remind_jax.models import initial, pretrained
 from remind_jax.models.encoders import registry
 from remind_jax.models.fusion import FUSIONS
-from remind_jax.models.model import Batch, Model, Output, Params, Routes, is_statistic
+from remind_jax.models.model import Batch, Mean, Model, Output, Params, Routes, is_statistic
 from remind_jax.models.spec import ModalityInput, ModelSpec, model_spec
 from remind_jax.ops import losses
 
@@ -35,6 +35,7 @@ class Network(NamedTuple):
         predictor: sparse fusion, several members, an ensemble.
       features: (parameters, modality, its input) -> outputs of its encoder's trunk, no dropout; None of an ensemble.
       shapes: shape and type of each parameter by path.
+      mean: makes the logits of several networks one, see `Mean`.
     """
 
     init: Callable[..., Params]
@@ -44,6 +45,7 @@ class Network(NamedTuple):
     route: Callable[..., Routes] | None = None
     features: Callable[[Params, str, jax.Array], jax.Array] | None = None
     shapes: Mapping[str, jax.ShapeDtypeStruct] = types.MappingProxyType({})
+    mean: Mean = losses.mean_prediction
 
 
 def check_fusion(kind: str) -> None:
@@ -52,15 +54,22 @@ def check_fusion(kind: str) -> None:
         raise UserError(f"fusion.kind={kind!r} is unknown{did_you_mean(kind, FUSIONS)}; known: {', '.join(FUSIONS)}")
 
 
-def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_groups: int, num_classes: int) -> Network:
+def make_network(
+    spec: ModelSpec,
+    inputs: Mapping[str, ModalityInput],
+    num_groups: int,
+    num_classes: int,
+    mean: Mean = losses.mean_prediction,
+) -> Network:
     """Turns a specification into pure functions over a dictionary of parameters.
 
-    `inputs` describes each modality, in declared order; `num_groups` counts the combinations of training.
+    `inputs` describes each modality, in declared order; `num_groups` counts the combinations of training; `num_classes`
+    are the outputs of the head, of which `mean` makes those of several members or networks.
     """
     check_fusion(spec.fusion.kind)
 
     def build(key: jax.Array) -> Model:
-        return Model(spec, inputs, num_groups, num_classes, nnx.Rngs(params=key))
+        return Model(spec, inputs, num_groups, num_classes, nnx.Rngs(params=key), mean)
 
     abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
     graph, _ = nnx.split(abstract)
@@ -88,11 +97,12 @@ def make_network(spec: ModelSpec, inputs: Mapping[str, ModalityInput], num_group
         route=(lambda params, batch, *, gate: merged(params).route(batch, gate=gate)) if soft else None,
         features=lambda params, modality, x: getattr(merged(params).encoders, modality).features(x, None),
         shapes={path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in by_path(abstract).items()},
+        mean=mean,
     )
 
 
 def ensemble_of(network: Network, count: int) -> Network:
-    """Makes one network of `count`, the first with the weights that it would have alone; probabilities are averaged."""
+    """Makes one network of `count`, the first with the weights that it would have alone, and predictions averaged."""
     if count == 1:
         return network
 
@@ -104,7 +114,7 @@ def ensemble_of(network: Network, count: int) -> Network:
         def call(params: Params, *arguments: Any, **options: Any) -> Output:
             each = jax.vmap(lambda one: function(one, *arguments, **options))(params)
             means = {"features": jnp.mean(each.features, axis=0), "open_rate": jnp.mean(each.open_rate, axis=0)}
-            logits = losses.mean_prediction(each.logits, axis=0)
+            logits = network.mean(each.logits, 0)
             kept = {"statistics": each.statistics, "gate_values": each.gate_values}
             return Output(logits, **means, observed=each.observed[0], **kept)
 
@@ -114,7 +124,7 @@ def ensemble_of(network: Network, count: int) -> Network:
         return jax.vmap(network.encode, in_axes=(0, None))(params, batch)
 
     shapes = {path: jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for path, x in network.shapes.items()}
-    return Network(init, averaged(network.apply), encode, averaged(network.fuse), shapes=shapes)
+    return Network(init, averaged(network.apply), encode, averaged(network.fuse), shapes=shapes, mean=network.mean)
 
 
 def load_pretrained(

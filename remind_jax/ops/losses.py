@@ -47,6 +47,23 @@ def mean_prediction(logits: jax.Array, axis: int) -> jax.Array:
     return jax.nn.logsumexp(log_p, axis=axis) - jnp.log(jnp.float32(logits.shape[axis]))
 
 
+def mean_hazards(logits: jax.Array, axis: int) -> jax.Array:
+    """Returns the hazards, as logits, of k predictors' mean chances of an event in each step, as `mean_prediction`."""
+    logits = logits.astype(jnp.float32)
+    passed = jnp.cumsum(-jax.nn.softplus(logits), axis=-1)
+    before = jnp.concatenate([jnp.zeros_like(passed[..., :1]), passed[..., :-1]], axis=-1)
+    each = jnp.concatenate([before - jax.nn.softplus(-logits), passed[..., -1:]], axis=-1)  # of the steps, and of none
+    log_p = jax.nn.logsumexp(each, axis=axis)
+    return log_p[..., :-1] - jax.lax.cumlogsumexp(log_p, axis=log_p.ndim - 1, reverse=True)[..., 1:]
+
+
+def mean_odds(logits: jax.Array, axis: int) -> jax.Array:
+    """Returns the log odds of k predictors' mean probabilities of labels, as `mean_prediction`."""
+    logits = logits.astype(jnp.float32)
+    yes, no = (jax.nn.logsumexp(-jax.nn.softplus(x), axis=axis) for x in (-logits, logits))
+    return yes - no
+
+
 def divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
     """Returns the Kullback-Leibler divergence from target to prediction in nats, twice [..., c] -> [...], float32."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Logistic regression and gradient boosting on the inputs that the network gets, as rows of every results table.
+"""Linear models and gradient boosting on the inputs that the network gets, as rows of every results table.
 
     remind train --config=nhanes:method=logistic_regression
 
@@ -9,22 +9,25 @@ bags of tokens; embeddings averaged over their tokens; images and volumes shrunk
 on the train rows.
 """
 
+import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
-from remind_jax.config import validate
+from remind_jax import tasks
+from remind_jax.config import keys, validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data import memory
 from remind_jax.data.dataset import Dataset
 from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
-from remind_jax.inference.predictor import Predicted, tuning_metrics
 from remind_jax.runtime import progress
-from remind_jax.tasks import require_classes
+from remind_jax.tasks.task import Task
 from remind_jax.training import run_folder
 from remind_jax.training.run_folder import RunFolder
 
@@ -35,6 +38,8 @@ STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the log
 DEPTHS = (1, 2, 4)  # of the trees
 TREES = 200  # at most
 LEARNING_RATE = 0.1
+RIDGES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # alpha of the ridge regression
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the Cox model, on the mean likelihood
 MANY_ROWS = 20_000  # train rows from which on threads save boosting more time than they cost
 TOKENS = 256  # tokens of a text or code modality that boosting sees, the most frequent in training
 _BLOCK = 1024  # rows read at a time
@@ -49,7 +54,7 @@ class Features(NamedTuple):
       dense: numbers, float32 [n, p]; NaN where a number or its modality is missing.
       bags: counts of the tokens of each text or code modality, sparse [n, v] each.
       present: bool [n, m].
-      labels: int [n].
+      labels: as `Manifest.labels_of_batches` has them, [n, ...].
     """
 
     dense: np.ndarray
@@ -59,7 +64,7 @@ class Features(NamedTuple):
 
 
 class PlainModel(NamedTuple):
-    """A fitted model: probabilities of features [n, c], number of fitted scalars, and what was chosen."""
+    """A fitted model: predictions of features [n, p], number of fitted scalars, and what was chosen."""
 
     predict: Callable[[Features], np.ndarray]
     parameters: int
@@ -87,7 +92,7 @@ def features(data: Dataset, split: str) -> Features:
         np.concatenate(dense),
         tuple(sparse.vstack(parts, format="csr") for parts in zip(*bags, strict=True)),
         np.concatenate(present).astype(bool),
-        np.concatenate(labels).astype(np.int64),
+        np.concatenate(labels),
     )
 
 
@@ -102,71 +107,212 @@ def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def fit_logistic_regression(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> PlainModel:
-    """Fits L2 logistic regression: numbers standardised, bags as TF-IDF, zeros where missing, C by the tuning rows."""
+def _linear_design(train: Features) -> Callable[[Features], "csr_matrix"]:
+    """Makes what linear models see: numbers standardised, presence, bags as TF-IDF, zeros where missing, [n, p]."""
+    from scipy import sparse
     from sklearn.feature_extraction.text import TfidfTransformer
-    from sklearn.linear_model import LogisticRegression
 
-    del seed  # the fit is deterministic
     mean, std = _moments(train.dense)
     weights = [TfidfTransformer(sublinear_tf=True).fit(bag) for bag in train.bags]
 
     def design(rows: Features) -> "csr_matrix":
-        from scipy import sparse
-
         scaled = np.nan_to_num((rows.dense - mean) / std)
         blocks = [weight.transform(bag) for weight, bag in zip(weights, rows.bags, strict=True)]
         return sparse.hstack([sparse.csr_matrix(scaled), sparse.csr_matrix(rows.present), *blocks], format="csr")
 
+    return design
+
+
+def _most_frequent(train: Features) -> Callable[[Features], list[np.ndarray]]:
+    """Makes counts of the tokens of each bag that are the most frequent in training, [n, at most `TOKENS`] each."""
+    kept = [np.argsort(-np.asarray((bag > 0).sum(axis=0)).ravel(), kind="stable")[:TOKENS] for bag in train.bags]
+    return lambda rows: [bag[:, columns].toarray() for bag, columns in zip(rows.bags, kept, strict=True)]
+
+
+def _strongest(strengths: Sequence[float], fit: Callable[[float], Any], score: Callable[[Any], float]) -> tuple:
+    """Fits a model at each strength; returns strength and model of the highest score, of equal ones the first."""
+    candidates = [(strength, fit(strength)) for strength in strengths]
+    return max(candidates, key=lambda found: score(found[1]))
+
+
+def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
+    """Fits L2 logistic regression, of several labels one each, on `_linear_design`; C by the tuning rows."""
+    from sklearn.linear_model import LogisticRegression
+
+    del seed  # the fit is deterministic
+    design = _linear_design(train)
     x, tuning_x = design(train), design(tuning)
-    candidates = []
-    for c in STRENGTHS:
-        model = LogisticRegression(C=c, max_iter=5_000)
-        model.fit(x, train.labels)
-        candidates.append((score(_probabilities(model, tuning_x, classes)), c, model))
-    _, c, model = max(candidates, key=lambda entry: entry[0])  # of equals the most regularised
-    parameters = model.coef_.size + model.intercept_.size
-    return PlainModel(lambda rows: _probabilities(model, design(rows), classes), parameters, {"C": c})
+    fit = lambda c: _Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), x, train.labels, task)  # noqa: E731
+    c, found = _strongest(STRENGTHS, fit, lambda found: score(found.predict(tuning_x)))
+    parameters = sum(model.coef_.size + model.intercept_.size for model in found.models)
+    return PlainModel(lambda rows: found.predict(design(rows)), parameters, {"C": c})
 
 
-def fit_gradient_boosting(train: Features, classes: int, seed: int, score: Score, tuning: Features) -> PlainModel:
+def fit_ridge(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
+    """Fits ridge regression of standardised values on `_linear_design`; its strength by the tuning rows."""
+    from sklearn.linear_model import Ridge
+
+    del seed
+    design = _linear_design(train)
+    x, tuning_x, y = design(train), design(tuning), task.standard(train.labels.astype(np.float64))
+    predict = lambda model, rows: task.predictions(model.predict(rows)[:, None])  # noqa: E731
+    fit = lambda strength: Ridge(strength).fit(x, y)  # noqa: E731
+    strength, model = _strongest(RIDGES, fit, lambda model: score(predict(model, tuning_x)))
+    return PlainModel(lambda rows: predict(model, design(rows)), model.coef_.size + 1, {"alpha": strength})
+
+
+def fit_cox(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
+    """Fits a proportional hazards model by lifelines, with an L2 penalty chosen by the tuning rows.
+
+    It sees numbers standardised, presence, and the logarithms of counts of the most frequent tokens; columns that do
+    not vary in training are left out. Raises UserError: lifelines is not installed, or no fit converges.
+    """
+    try:
+        import lifelines
+    except ImportError:
+        raise UserError("method=cox needs lifelines: pip install lifelines") from None
+    del seed
+    (mean, std), counts = _moments(train.dense), _most_frequent(train)
+
+    def table(rows: Features) -> np.ndarray:
+        numbers = np.nan_to_num((rows.dense - mean) / std)
+        return np.concatenate([numbers, rows.present, *map(np.log1p, counts(rows))], axis=1).astype(np.float64)
+
+    x = table(train)
+    varies = x.std(axis=0) > 1e-6
+    names = [f"x{j}" for j in np.flatnonzero(varies)]
+    frame = pl.DataFrame(x[:, varies], schema=names).to_pandas()
+    frame = frame.assign(time=train.labels[:, 0], event=train.labels[:, 1])
+
+    def fit(penalty: float) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return lifelines.CoxPHFitter(penalizer=penalty).fit(frame, "time", "event")
+            except lifelines.exceptions.ConvergenceError:
+                return None
+
+    def predict(model: Any, rows: Features) -> np.ndarray:
+        found = model.predict_survival_function(
+            pl.DataFrame(table(rows)[:, varies], schema=names).to_pandas(), times=task.ends
+        )
+        return np.clip(found.to_numpy().T, 0.0, 1.0)
+
+    candidates = [(penalty, model) for penalty in PENALTIES if (model := fit(penalty)) is not None]
+    if not candidates:
+        raise UserError("no Cox model converges on the train rows: take method=gradient_boosting")
+    penalty, model = max(candidates, key=lambda found: score(predict(found[1], tuning)))
+    return PlainModel(lambda rows: predict(model, rows), len(model.params_), {"penalty": penalty})
+
+
+def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
     """Fits histogram gradient boosting: NaN where missing, depth and number of trees by the tuning rows."""
     import threadpoolctl
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn import ensemble
 
-    kept = [np.argsort(-np.asarray((bag > 0).sum(axis=0)).ravel(), kind="stable")[:TOKENS] for bag in train.bags]
+    counts = _most_frequent(train)
 
     def design(rows: Features) -> np.ndarray:
-        bags = [bag[:, columns].toarray() for bag, columns in zip(rows.bags, kept, strict=True)]
-        return np.concatenate([rows.dense, rows.present.astype(np.float32), *bags], axis=1)
+        return np.concatenate([rows.dense, rows.present.astype(np.float32), *counts(rows)], axis=1)
 
     x, tuning_x = design(train), design(tuning)
     best: tuple[float, int, int, Any] | None = None
     threads = None if len(x) >= MANY_ROWS else 1
     for depth in DEPTHS:
-        model = HistGradientBoostingClassifier(
-            max_depth=depth, max_iter=TREES, learning_rate=LEARNING_RATE, early_stopping=False, random_state=seed
-        )
+        options = {"max_depth": depth, "max_iter": TREES, "learning_rate": LEARNING_RATE}
+
+        def make(kind: str, options: dict[str, Any] = options) -> Any:
+            model = getattr(ensemble, f"HistGradientBoosting{kind}")
+            return model(**options, early_stopping=False, random_state=seed)
+
         with threadpoolctl.threadpool_limits(threads):
-            model.fit(x, train.labels)
-        for trees, found in enumerate(model.staged_predict_proba(tuning_x), start=1):
-            value = score(_all_classes(found, model.classes_, classes))
+            found = BOOSTED[task.name](make, x, train.labels, task)
+        for trees, predictions in enumerate(found.staged(tuning_x), start=1):
+            value = score(predictions)
             if best is None or value > best[0]:
-                best = value, depth, trees, model
+                best = value, depth, trees, found
     assert best is not None
-    _, depth, trees, model = best
-    parameters = sum(tree.get_n_leaf_nodes() for stage in itertools.islice(model._predictors, trees) for tree in stage)
+    _, depth, trees, found = best
+    stages = [stage for model in found.models for stage in itertools.islice(model._predictors, trees)]
+    parameters = sum(tree.get_n_leaf_nodes() for stage in stages for tree in stage)
 
     def predict(rows: Features) -> np.ndarray:
-        staged = model.staged_predict_proba(design(rows))
-        return _all_classes(next(itertools.islice(staged, trees - 1, None)), model.classes_, classes)
+        return next(itertools.islice(found.staged(design(rows)), trees - 1, None))
 
     return PlainModel(predict, parameters, {"depth": depth, "trees": trees})
 
 
-MODELS: dict[str, Callable[[Features, int, int, Score, Features], PlainModel]] = {
+class _Classifiers:
+    """Classifiers of one label of several classes, or of each of several labels on the rows in which it is known."""
+
+    def __init__(self, make: Callable[[], Any], x: Any, labels: np.ndarray, task: Task):
+        self._one, self._count = labels.ndim == 1, len(task.names)
+        columns = [labels] if self._one else labels.T
+        self.models = [make().fit(x[known], y[known]) for y in columns for known in [np.flatnonzero(y >= 0)]]
+
+    def predict(self, x: Any) -> np.ndarray:
+        return self._joined([model.predict_proba(x) for model in self.models])
+
+    def staged(self, x: Any) -> Iterator[np.ndarray]:
+        return map(self._joined, zip(*(model.staged_predict_proba(x) for model in self.models), strict=True))
+
+    def _joined(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        if self._one:
+            return _all_classes(found[0], self.models[0].classes_, self._count)
+        return np.stack([chances[:, 1] for chances in found], axis=1)
+
+
+class _Value:
+    """A regressor of standardised values."""
+
+    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
+        self._task, self.models = task, [make("Regressor").fit(x, task.standard(labels.astype(np.float64)))]
+
+    def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
+        return (self._task.predictions(found[:, None]) for found in self.models[0].staged_predict(x))
+
+
+class _Hazards:
+    """A classifier of the hazard in each step, of a row a sample and step that it has come to."""
+
+    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
+        self._steps = task.outputs
+        step, event = task.steps(labels)
+        owner = np.repeat(np.arange(len(x)), np.minimum(step + 1, self._steps))
+        at = np.concatenate([np.arange(min(last + 1, self._steps)) for last in step])
+        self.models = [make("Classifier").fit(self._rows(x[owner], at), event[owner] & (at == step[owner]))]
+
+    def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
+        rows = self._rows(np.repeat(x, self._steps, axis=0), np.tile(np.arange(self._steps), len(x)))
+        for found in self.models[0].staged_predict_proba(rows):
+            yield np.cumprod(1 - found[:, 1].reshape(len(x), self._steps), axis=1)
+
+    def _rows(self, x: np.ndarray, step: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, step[:, None].astype(x.dtype)], axis=1)
+
+
+def _boosted_classifiers(make: Callable[[str], Any], *rest: Any) -> _Classifiers:
+    return _Classifiers(functools.partial(make, "Classifier"), *rest)
+
+
+BOOSTED: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("classes", "ordinal", "multilabel"), _boosted_classifiers),
+    "regression": _Value,
+    "survival": _Hazards,
+}
+"""How boosting learns each task: (make, inputs, labels, task) -> `models`, and `staged` predictions by trees."""
+TASKS_OF = {
+    "logistic_regression": ("classes", "ordinal", "multilabel"),
+    "ridge": ("regression",),
+    "cox": ("survival",),
+    "gradient_boosting": tuple(BOOSTED),
+}
+"""The tasks of each model."""
+MODELS: dict[str, Callable[[Features, Any, int, Score, Features], PlainModel]] = {
     "logistic_regression": fit_logistic_regression,
     "gradient_boosting": fit_gradient_boosting,
+    "ridge": fit_ridge,
+    "cox": fit_cox,
 }
 
 
@@ -180,10 +326,6 @@ def _moments(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(std > 1e-6, std, 1.0)
 
 
-def _probabilities(model: Any, x: Any, classes: int) -> np.ndarray:
-    return _all_classes(model.predict_proba(x), model.classes_, classes)
-
-
 def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
     """Gives probabilities a column for every class, 0 for those that training has not seen, [n, c]."""
     probabilities = np.zeros((len(found), classes))
@@ -194,6 +336,8 @@ def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarra
 def plain_config(config: Any) -> dict[str, Any]:
     """Returns the settings that decide a plain model's run, as they are written to config.json."""
     sections = {name: config[name].to_dict() for name in _SECTIONS}
+    changed = {key: value for key, value in config.task.items() if value != keys()[f"task.{key}"].default}
+    sections |= {"task": changed} if changed else {}
     return {"method": config.method, "seed": config.seed, "train": {"select": config.train.select}, **sections}
 
 
@@ -226,44 +370,59 @@ def _run(config: Any, folder: RunFolder, verbose: bool, on_changed: str) -> dict
         split = datasets.fit(config)
         if folder.admit(split, stamp, on_changed, bar.say):
             return None
-        require_classes(split.manifest.schema, config.method)
+        _check(config, split.manifest.schema.task)
         data = datasets.prepare(split, config.data, bar)
         bar.say(f"Fitting {config.method} on {data.manifest.title}: {len(data.stores['train'])} samples")
-        fitted = _fit(config, data)
+        fitted, task = _fit(config, data)
         folder.remember(data, "fit", stamp)
     with progress.make(0, "evaluating", verbose) as bar:
-        return _report(config, data, fitted, folder, bar.count)
+        return _report(config, data, fitted, task, folder, bar.count)
 
 
-def _fit(config: Any, data: Dataset) -> PlainModel:
+def _check(config: Any, task: str) -> None:
+    """Refuses models and selection rules of other tasks (UserError)."""
+    if task not in TASKS_OF[config.method]:
+        fits = ", ".join(name for name, known in TASKS_OF.items() if task in known)
+        raise UserError(f"method={config.method} does not learn labels of task {task}: take one of {fits}")
+    tasks.check_select(task, config.train.select)
+
+
+def _fit(config: Any, data: Dataset) -> tuple[PlainModel, Task]:
+    """Fits a model; returns it, and the task with what tuning rows have chosen of it."""
     train, tuning, model = features(data, "train"), features(data, "tuning"), config.method
     if not len(tuning.labels):
         raise UserError(f"{model} is chosen by tuning rows, and there are none: give data.fractions a second share")
-    if len(np.unique(train.labels)) < 2:
+    if data.manifest.schema.has_classes and len(np.unique(train.labels)) < 2:
         raise UserError(f"{model} needs two classes among the train rows")
-    return MODELS[model](train, len(data.classes), config.seed, _score(config.train.select, tuning.labels), tuning)
+    plain = config.copy_and_resolve_references()
+    plain.task.predicts = "mean"  # a model of a value has no bounds
+    task = tasks.fit(data.manifest.schema, plain, data.train_labels)
+    fitted = MODELS[model](train, task, config.seed, _score(config.train.select, task, tuning.labels), tuning)
+    return fitted, task.tuned(tuning.labels, fitted.predict(tuning))
 
 
-def _score(select: str, labels: np.ndarray) -> Score:
+def _score(select: str, task: Task, labels: np.ndarray) -> Score:
     """Makes what a choice by the tuning rows goes by, greater being better; `last` goes by the loss."""
     name = "loss" if select == "last" else select
 
-    def score(probabilities: np.ndarray) -> float:
-        value = tuning_metrics(Predicted(probabilities, labels, 0.0))[name]
+    def score(predictions: np.ndarray) -> float:
+        if name == "loss":  # the others may take long, and boosting asks for every tree
+            return -float(np.mean(task.losses(labels, predictions)))
+        value = task.tuning(labels, predictions)[name]
         if value is None:
             raise UserError(f"{name} cannot be computed on the tuning rows: choose another train.select")
-        return -value if name == "loss" else value
+        return value if task.select[name] else -value
 
     return score
 
 
 def _report(
-    config: Any, data: Dataset, fitted: PlainModel, folder: RunFolder, count: Callable[[int, int], None]
+    config: Any, data: Dataset, fitted: PlainModel, task: Task, folder: RunFolder, count: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Reads the held-out rows, once, and writes predictions and report as a run of the network does."""
-    probabilities, facts = fitted.predict(features(data, "held_out")), {"chosen": fitted.chosen}
-    report, table = reports.report_of(
-        plain_config(config), data, probabilities, parameters=fitted.parameters, count=count, **facts
-    )
+    facts = {"chosen": fitted.chosen} | ({"chosen_on_tuning": task.told} if task.tunes else {})
+    facts |= {"parameters": fitted.parameters, "count": count, "judge": task.judge}
+    predictions = fitted.predict(features(data, "held_out"))
+    report, table = reports.report_of(plain_config(config), data, predictions, **facts)
     folder.finish(report, table)
     return report

@@ -10,6 +10,7 @@ two-sided, of the same replicates, and corrected over the methods by Holm.
 """
 
 import dataclasses
+import functools
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from remind_jax import tasks
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished, intervals
 from remind_jax.evaluation.intervals import holm, p_value
+from remind_jax.evaluation.judge import Weighed
 from remind_jax.evaluation.samples import Samples
+from remind_jax.tasks.task import Task
 
-FIGURES = ("accuracy", "macro_f1", "auroc")
 WHOLES = ("all", "head", "tail")
 RESAMPLES = 2_000
 LEVEL = 0.95
@@ -39,16 +42,46 @@ class Outcome:
     report: Mapping[str, Any]
     predictions: pl.DataFrame
 
+    @functools.cached_property
+    def task(self) -> Task:
+        """What the run predicts."""
+        return tasks.of_report(self.report)
+
+    @functools.cached_property
+    def samples(self) -> Samples:
+        """Its predictions as arrays."""
+        return Samples.of(self.predictions)
+
+    def figures(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns `n` and the figures that are compared of some rows, bool [n]; None where undefined."""
+        at = np.flatnonzero(rows)
+        found = self.weighed(at, np.ones((1, len(at)))) if len(at) else {key: [np.nan] for key in self.task.compared}
+        values = {name: float(found[name][0]) for name in self.task.compared}
+        return {"n": len(at), **{name: value if np.isfinite(value) else None for name, value in values.items()}}
+
+    @functools.cached_property
+    def weighed(self) -> Weighed:
+        """Makes the figures of some of its samples in many weightings."""
+        return self.task.weighed(self.samples.labels, self.samples.probabilities)
+
 
 def outcome(method: str, seed: int, folder: pathlib.Path) -> Outcome:
     """Reads the outcome of a finished run. Raises UserError: a file of it is damaged, or they are of two runs."""
     report = finished.read_report(folder)
-    finished.require_classes(folder, report, "comparing runs")
-    table = finished.read_predictions(folder, len(report["classes"]))
+    try:
+        task = tasks.of_report(report)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} holds a damaged run: its report tells no task ({type(error).__name__})") from None
+    table = finished.read_predictions(folder, len(task.names), task.name != "classes")
     there = dict(table["group"].value_counts().iter_rows())
     if {row["group"]: row["n"] for row in report["groups"] if row["n"]} != there or table.height != report["n"]:
         raise UserError(f"{folder} holds a damaged run: report and predictions are of other rows")
-    return Outcome(method, seed, report, table)
+    found = Outcome(method, seed, report, table)
+    try:
+        _ = found.weighed
+    except (IndexError, ValueError):
+        raise UserError(f"{folder} holds a damaged run: its predictions are none of task {task.name}") from None
+    return found
 
 
 class Spread(NamedTuple):
@@ -130,7 +163,6 @@ class Replicates:
     def _compute(self, run: Outcome) -> dict[str, dict[str, np.ndarray]]:
         table = run.predictions
         owner = np.array([self._place[patient] for patient in table["patient_id"].cast(pl.String).to_list()], np.int64)
-        samples = Samples.of(table)
         found: dict[str, list[dict[str, np.ndarray]]] = {}
         chosen = {name: rows for name, rows in parts(run).items() if name in self._chosen}
         # The weights depend on the number of patients and the seed of the draws alone, so that all runs share them.
@@ -139,12 +171,9 @@ class Replicates:
         )
         for weights in draws:
             for name, rows in chosen.items():
-                values = intervals.weighted_metrics(
-                    samples.labels[rows], samples.probabilities[rows], weights[:, owner[rows]]
-                )
-                found.setdefault(name, []).append(values)
+                found.setdefault(name, []).append(run.weighed(rows, weights[:, owner[rows]]))
         return {
-            name: {figure: np.concatenate([values[figure] for values in parts_]) for figure in FIGURES}
+            name: {figure: np.concatenate([values[figure] for values in parts_]) for figure in run.task.compared}
             for name, parts_ in found.items()
         }
 
@@ -233,7 +262,7 @@ def paired_differences(
     }
     found: dict[tuple[str, str, str], Difference] = {}
     for part in chosen:
-        for figure in FIGURES:
+        for figure in runs[0].task.compared:
             row: dict[str, Difference] = {}
             for method, paired in pairs.items():
                 if difference := _difference(replicates, paired, part, figure):
@@ -264,5 +293,6 @@ def _difference(
         low, high = (float(q) for q in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
         p = p_value(drawn)
     sd = statistics.stdev(each) if len(each) > 1 else None
-    wins = sum(value > 0 for value in each)
+    more = pairs[0][0].task.select[figure]
+    wins = sum(value > 0 if more else value < 0 for value in each)
     return Difference(statistics.fmean(each), low, high, p, None, sd, t_test(each), wins, len(each))

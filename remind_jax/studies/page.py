@@ -1,16 +1,18 @@
 """The HTML page of a sweep: tables in the paper's layout and plots. Nothing is loaded from elsewhere."""
 
+import functools
 import io
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from remind_jax.evaluation import figures, page
+from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.names import short_names
 from remind_jax.runtime import files, progress, texts
 from remind_jax.studies import tables
 from remind_jax.studies.comparison import Outcome
-from remind_jax.studies.results import TITLES, Results, collect
+from remind_jax.studies.results import Results, collect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +23,6 @@ MOST_ROWS = 15  # combinations in the plot, the most frequent ones
 MOST_CURVES = len(figures.COLOURS)  # calibration curves in one plot
 MOST_PRINTED = 12  # combinations printed; table.md has them all
 MARKERS = "osD^vP"  # colours are used again with the next marker
-# Differences that are drawn: samples and figure.
-DRAWN = (("all", "accuracy"), ("tail", "accuracy"), ("all", "auroc"), ("tail", "auroc"))
 
 
 def tabulate(
@@ -72,24 +72,27 @@ def context(results: Results) -> dict[str, Any]:
     curves = {method: tables.calibration(results, method) for method in results.methods}
     drawn_curves = dict(list(curves.items())[:MOST_CURVES])
     drawings = {"combinations": accuracy_by_combination(results), "calibration": figures.reliabilities(drawn_curves)}
-    drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in DRAWN]
+    shown = [(part, figure) for figure in list(results.task.compared)[:3:2] for part in ("all", "tail")]
+    drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in shown]
     drawings |= {name: differences(results, baseline, part, figure) for name, baseline, part, figure in drawn}
     return {
         "results": results,
         "synthetic": page.is_synthetic(results.data),
         "notes": tables.notes(results),
         "difference_note": tables.difference_note,
-        "titles": TITLES,
+        "titles": results.task.compared,
+        "task": results.task,
         "names": dict(zip((row.label for row in results.combinations), names, strict=True)),
         "abbreviated": abbreviated,
         "columns": {baseline: tables.difference_columns(results, baseline) for baseline in results.differences},
         "part_titles": tables.PART_TITLES,
         "drawn": drawn,
-        "calibration": {method: tables.calibration_row(results, method) for method in results.methods},
+        "calibration": {m: tables.calibration_row(results, m) for m, curve in curves.items() if curve},
         "curves_left_out": len(curves) - len(drawn_curves),
         "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
-        "best": tables.best,
+        "best": functools.partial(tables.best, task=results.task),
         "spread_text": tables.spread_text,
+        "signed": tables.signed,
         "published_text": tables.published_text,
         "size_text": tables.size_text,
         "p_text": tables.p_text,
@@ -99,9 +102,10 @@ def context(results: Results) -> dict[str, Any]:
 
 
 def accuracy_by_combination(results: Results) -> str | None:
-    """Draws the mean accuracy of each combination and of all samples by method, with the spread over seeds."""
+    """Draws the mean of the leading figure of each combination and of all samples by method, with its spread."""
+    lead, title = next(iter(results.task.compared.items()))
     rows = [*results.combinations[:MOST_ROWS], *(row for row in results.rows if row.label == "all samples")]
-    rows = [row for row in rows if any(row.cells["accuracy"].values())]
+    rows = [row for row in rows if any(row.cells[lead].values())]
     if not rows:
         return None
     declared = max((row.modalities or () for row in rows), key=len)
@@ -114,7 +118,7 @@ def accuracy_by_combination(results: Results) -> str | None:
         from matplotlib.transforms import blended_transform_factory
 
         for i, method in enumerate(results.methods):
-            points = [(y, row.cells["accuracy"][method]) for y, row in enumerate(rows)]
+            points = [(y, row.cells[lead][method]) for y, row in enumerate(rows)]
             points = [(y + step * (i - (len(results.methods) - 1) / 2), value) for y, value in points if value]
             axes.errorbar(
                 [value.mean for _, value in points],
@@ -130,7 +134,8 @@ def accuracy_by_combination(results: Results) -> str | None:
 
     lines = -(-len(results.methods) // 2)
     height = 0.25 + len(rows) * max(0.28, 0.085 * len(results.methods))
-    return _svg(draw, marks, "accuracy in percent", "combinations", height, above=0.08 + 0.19 * lines)
+    xlabel = reports.plain_title(title) + (" in percent" if results.task.factor == 100 else "")
+    return _svg(draw, marks, xlabel, "combinations", height, above=0.08 + 0.19 * lines)
 
 
 def differences(results: Results, baseline: str, part: str, figure: str) -> str | None:
@@ -139,16 +144,22 @@ def differences(results: Results, baseline: str, part: str, figure: str) -> str 
     there = [(method, value) for method, value in there if value]
     if not there:
         return None
+    factor = results.task.factor
 
     def draw(axes: "Axes") -> None:
         axes.axvline(0.0, color=figures.QUIET, linewidth=1, dashes=(3, 3))
         for y, (_, value) in enumerate(there):
-            ends = [100 * x for x in (value.low, value.high)] if value.low is not None else [100 * value.mean] * 2
+            ends = (value.low, value.high) if value.low is not None else (value.mean, value.mean)
+            ends = [factor * x for x in ends]
             axes.plot(ends, [y, y], color=figures.COLOURS[0], linewidth=1.6)
-            axes.plot([100 * value.mean], [y], color=figures.COLOURS[0], marker="o", markersize=5)
+            axes.plot([factor * value.mean], [y], color=figures.COLOURS[0], marker="o", markersize=5)
 
     return _svg(
-        draw, [method for method, _ in there], "points", f"{baseline} {part} {figure}", 0.25 + 0.28 * len(there)
+        draw,
+        [method for method, _ in there],
+        "points" if factor == 100 else "difference",
+        f"{baseline} {part} {figure}",
+        0.25 + 0.28 * len(there),
     )
 
 

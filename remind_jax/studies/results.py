@@ -8,22 +8,29 @@ from typing import Any
 
 import polars as pl
 
+from remind_jax import tasks
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
+from remind_jax.evaluation import report as reports
 from remind_jax.runtime import records
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Difference, Outcome, Spread, spread
 from remind_jax.studies.published import Figure, Published, published
+from remind_jax.tasks.classes import Classes
+from remind_jax.tasks.task import Task
 
-TITLES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "auroc": "AUROC"}
-# The summary's figures of a run.
-SUMMARY = {
-    "overall": "accuracy of the combinations weighted by their train frequency",
-    "worst": "lowest accuracy of a combination with at least 10 held-out samples",
-    "tail": "mean accuracy of the tail combinations",
-    "tail_f1": "mean macro-F1 of the tail combinations",
-    "auroc": "AUROC of all held-out samples",
-    "tail_auroc": "AUROC of the tail's samples together",
+TITLES = Classes((), ()).compared
+"""Titles of the figures of classes that are compared."""
+# The summary's figures of a run, next to that over combinations by frequency: section of the report, figure (the first
+# of those compared where it is empty), and words about it.
+_SUMMARY = {
+    "worst": ("worst_group", "", "{1} {0} of a combination with at least 10 held-out samples"),
+    "tail": ("tail_mean", "", "mean {0} of the tail combinations"),
+    "tail_f1": ("tail_mean", "macro_f1", "mean {0} of the tail combinations"),
+    "auroc": ("overall", "auroc", "{0} of all held-out samples"),
+    "tail_auroc": ("tail_pooled", "auroc", "{0} of the tail's samples together"),
+    "all": ("overall", "", "{0} of all held-out samples"),
+    "tail_all": ("tail_pooled", "", "{0} of the tail's samples together"),
 }
 # Rows under the combinations: label, section of the report.
 WHOLES = (
@@ -48,7 +55,7 @@ class Row:
       n_train: mean number of training samples; None for rows over several combinations.
       train_fraction: mean share of the training samples.
       tail: whether most seeds count it to the tail; None for rows over several.
-      cells: figure -> method -> spread over seeds, in percent.
+      cells: figure -> method -> spread over seeds, in percent or the unit of the task's tables.
       published: figure -> method -> the paper's figure.
     """
 
@@ -86,6 +93,11 @@ class Results:
     failures: tuple[str, ...] = ()
 
     @property
+    def task(self) -> Task:
+        """What the runs predict, that of the first of them."""
+        return self.runs[0].task
+
+    @property
     def combinations(self) -> tuple[Row, ...]:
         """The rows of single combinations."""
         return tuple(row for row in self.rows if row.modalities is not None)
@@ -106,6 +118,8 @@ def read_outcomes(folders: Sequence[pathlib.Path]) -> list[Outcome]:
     titles = list(dict.fromkeys(outcome.report["data"] for outcome in outcomes))
     if len(titles) > 1:
         raise UserError(f"the runs are of other data: {'; '.join(titles)}")
+    if len(asked := list(dict.fromkeys(outcome.task.name for outcome in outcomes))) > 1:
+        raise UserError(f"the runs are of other tasks: {', '.join(asked)}")
     seen: set[tuple[str, int]] = set()
     for outcome in outcomes:
         if (outcome.method, outcome.seed) in seen:
@@ -188,7 +202,7 @@ def _combination_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Pu
                 sum(row["n_train"] for row in by_seed.values()) / len(by_seed),
                 sum(shares) / len({run.seed for run in runs}),
                 2 * sum(row["tail"] for row in by_seed.values()) >= len(by_seed),
-                _cells([(run.method, row) for run, row in entries], methods),
+                _cells([(run.method, row) for run, row in entries], methods, runs[0].task),
                 _published(paper, methods, modalities),
             )
         )
@@ -198,7 +212,7 @@ def _combination_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Pu
 def _whole_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Published | None) -> list[Row]:
     rows = []
     for label, section in WHOLES:
-        cells = _cells([(run.method, run.report[section]) for run in runs], methods)
+        cells = _cells([(run.method, run.report[section]) for run in runs], methods, runs[0].task)
         by_seed = {run.seed: run.report for run in runs}
         n = tuple(
             _size(report, section) for report in by_seed.values() if not section.endswith(("mean", "worst_group"))
@@ -212,16 +226,16 @@ def _size(report: Mapping[str, Any], section: str) -> int:
     return report["n"] if section == "overall" else report[section]["n"]
 
 
-def percent(value: float | None) -> float | None:
-    """Returns a fraction in percent; None stays."""
-    return None if value is None else 100.0 * value
+def scaled(value: float | None, task: Task) -> float | None:
+    """Returns a figure in the unit of tables, those of classes in percent; None stays."""
+    return None if value is None else task.factor * value
 
 
-def _cells(figures: Sequence[tuple[str, Mapping[str, Any]]], methods: Sequence[str]) -> Cells:
+def _cells(figures: Sequence[tuple[str, Mapping[str, Any]]], methods: Sequence[str], task: Task) -> Cells:
     """Spreads the figures of runs, given with their methods, over seeds."""
     return {
-        figure: {m: spread(percent(found[figure]) for method, found in figures if method == m) for m in methods}
-        for figure in TITLES
+        figure: {m: spread(scaled(found[figure], task) for method, found in figures if method == m) for m in methods}
+        for figure in task.compared
     }
 
 
@@ -238,15 +252,28 @@ def _published(
 
 
 def run_figures(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """Computes the summary's figures of one run in percent, from its report; None where the report has none."""
-    groups = [row for row in report["groups"] if row["accuracy"] is not None and row["train_fraction"] > 0]
+    """Computes the summary's figures of one run as tables show them; None where its report has none."""
+    task = tasks.of_report(report)
+    lead = next(iter(task.compared))
+    groups = [row for row in report["groups"] if row[lead] is not None and row["train_fraction"] > 0]
     covered = sum(row["train_fraction"] for row in groups)
-    values = {
-        "overall": sum(row["train_fraction"] * row["accuracy"] for row in groups) / covered if covered else None,
-        "worst": report["worst_group"]["accuracy"],
-        "tail": report["tail_mean"]["accuracy"],
-        "tail_f1": report["tail_mean"]["macro_f1"],
-        "auroc": report["overall"]["auroc"],
-        "tail_auroc": report["tail_pooled"]["auroc"],
-    }
-    return {name: percent(value) for name, value in values.items()}
+    values = {"overall": sum(row["train_fraction"] * row[lead] for row in groups) / covered if covered else None}
+    for name, (section, figure, _) in _summarised(task).items():
+        values[name] = report[section][figure or lead]
+    return {name: scaled(value, task) for name, value in values.items()}
+
+
+def summary(task: Task) -> dict[str, str]:
+    """Tells what the figures of `run_figures` are, by name."""
+    titles = {name: reports.plain_title(title) for name, title in task.compared.items()}
+    lead, far = next(iter(titles.values())), "lowest" if task.more else "highest"
+    found = {"overall": f"{lead} of the combinations weighted by their train frequency"}
+    for name, (_, figure, says) in _summarised(task).items():
+        found[name] = says.format(titles.get(figure, lead), far)
+    return found
+
+
+def _summarised(task: Task) -> dict[str, tuple[str, str, str]]:
+    """Returns the entries of `_SUMMARY` whose figures a task has; `all` and `tail_all` only where AUROC is not told."""
+    left_out = ("all", "tail_all") if "auroc" in task.compared else ()
+    return {k: v for k, v in _SUMMARY.items() if (not v[1] or v[1] in task.compared) and k not in left_out}

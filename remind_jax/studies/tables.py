@@ -13,31 +13,34 @@ from typing import Any
 import numpy as np
 
 from remind_jax.evaluation import metrics
-from remind_jax.evaluation.samples import Samples
 from remind_jax.runtime import texts
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Difference, Spread, spread
 from remind_jax.studies.published import Figure
-from remind_jax.studies.results import SUMMARY, TITLES, WHOLES, Results, Row, percent, run_figures
+from remind_jax.studies.results import WHOLES, Results, Row, run_figures, scaled, summary
+from remind_jax.tasks.classes import Classes
+from remind_jax.tasks.task import Task
 
+CLASSES = Classes((), ())
 PART_TITLES = {"all": "all samples", "head": "head, pooled", "tail": "tail, pooled"}
 
 
 def runs_csv(results: Results) -> str:
-    """Writes one row a run: the summary's figures, then those of all samples, in percent."""
-    overall = ("accuracy", "macro_f1", "auprc", "ece")
+    """Writes one row a run: the summary's figures, then those of all samples, in percent or the task's units."""
+    known, names = results.runs[0].report["overall"], (*results.task.titles, "ece")
+    overall = [name for name in names if name in known and name not in summary(results.task)]
     rows = [
         {"method": run.method, "seed": run.seed}
         | run_figures(run.report)
-        | {name: percent(run.report["overall"][name]) for name in overall}
+        | {name: scaled(run.report["overall"][name], results.task) for name in overall}
         | {"n": run.report["n"], "parameters": run.report["parameters"]}
         for run in results.runs
     ]
-    return _csv(["method", "seed", *SUMMARY, *overall, "n", "parameters"], rows)
+    return _csv(["method", "seed", *summary(results.task), *overall, "n", "parameters"], rows)
 
 
 def groups_csv(results: Results) -> str:
-    """Writes one row a combination (or whole), figure and method: mean, sd and published figure in percent."""
+    """Writes one row a combination (or whole), figure and method: mean, sd and published figure."""
     rows = []
     for row in results.rows:
         for figure, cells in row.cells.items():
@@ -67,7 +70,7 @@ def differences_csv(results: Results) -> str:
     rows = []
     for baseline, found in results.differences.items():
         for (part, figure, method), value in found.items():
-            points = {name: percent(getattr(value, name)) for name in ("mean", "low", "high", "sd")}
+            points = {name: scaled(getattr(value, name), results.task) for name in ("mean", "low", "high", "sd")}
             rest = {name: getattr(value, name) for name in ("p", "p_holm", "p_seeds", "wins", "n")}
             rows.append({"samples": part, "figure": figure, "method": method, "baseline": baseline} | points | rest)
     names = ["samples", "figure", "method", "baseline", *Difference._fields]
@@ -75,19 +78,24 @@ def differences_csv(results: Results) -> str:
 
 
 def calibration(results: Results, method: str) -> list[dict[str, Any]]:
-    """Returns the reliability curve (see `metrics`) of a method over the held-out samples of all its seeds."""
-    samples = [Samples.of(run.predictions) for run in results.runs if run.method == method]
+    """Returns the reliability curve (see `metrics`) of a method over the held-out samples of all its seeds.
+
+    It is empty for tasks without classes.
+    """
+    samples = [run.samples for run in results.runs if run.method == method and run.report["calibration"]]
+    if not samples:
+        return []
     labels, probabilities = [one.labels for one in samples], [one.probabilities for one in samples]
     return metrics.reliability_curve(np.concatenate(labels), np.concatenate(probabilities))
 
 
 def calibration_row(results: Results, method: str) -> dict[str, Spread | None]:
     """Computes the spread over seeds, in percent, of a method's `confidence` (mean), `accuracy` and `ece`."""
-    reports = [run.report for run in results.runs if run.method == method]
+    reports = [run.report for run in results.runs if run.method == method and run.report["label_counts"]]
     curves = [report["calibration"] for report in reports]
     sure = [sum(b["n"] * b["confidence"] for b in c) / sum(b["n"] for b in c) if c else None for c in curves]
     found = {"confidence": sure, **{name: [r["overall"][name] for r in reports] for name in ("accuracy", "ece")}}
-    return {name: spread(percent(value) for value in values) for name, values in found.items()}
+    return {name: spread(value and 100 * value for value in values) for name, values in found.items()}
 
 
 def calibration_csv(results: Results) -> str:
@@ -110,13 +118,14 @@ def notes(results: Results) -> list[str]:
     if others:
         seeds = ", ".join(map(str, results.seeds))
         said = [
-            f"Mean ± sample standard deviation over seeds {seeds}, in percent; a seed sets split, initial weights and "
-            "order. Bold: highest mean of a row. n: held-out samples of a seed."
+            f"Mean ± sample standard deviation over seeds {seeds}, {results.task.unit}; a seed sets split, initial "
+            "weights and order. Bold: best mean of a row. n: held-out samples of a seed."
         ]
     else:
         said = [
-            f"In percent, of one seed ({first}), so that nothing is known of the chance in split, initial weights and "
-            "order: run more seeds before you believe a difference. Bold: highest of a row. n: held-out samples."
+            f"Figures {results.task.unit}, of one seed ({first}), so that nothing is known of the chance in split, "
+            "initial weights and order: run more seeds before you believe a difference. Bold: best of a row. n: "
+            "held-out samples."
         ]
     if results.published:
         name = results.published.dataset
@@ -142,9 +151,10 @@ def difference_note(results: Results, baseline: str) -> str:
     drawn = (
         "patients (jointly for all methods and seeds) and seeds" if several else "patients (jointly for all methods)"
     )
+    points = ", in points" if results.task.factor == 100 else ""
     ending = "; seeds with a gain." if several else ". The chance of training is not in the interval."
     return (
-        f"Difference to {baseline} on the same held-out samples, in points, with the 95 % interval of a bootstrap that "
+        f"Difference to {baseline} on the same held-out samples{points}, with the 95 % interval of a bootstrap that "
         f"draws {drawn}; p of the same bootstrap, two-sided, Holm-corrected over methods{ending}"
     )
 
@@ -161,17 +171,20 @@ def size_text(n: Sequence[int]) -> str:
     return f"{min(n):,}" if min(n) == max(n) else f"{min(n):,}–{max(n):,}"
 
 
-def best(row: Row, figure: str) -> set[str]:
-    """Returns the methods with the highest mean of a row, to the digit printed; none of a single method."""
-    means = {m: round(value.mean, 1) for m, value in row.cells[figure].items() if value}
+def best(row: Row, figure: str, task: Task = CLASSES) -> set[str]:
+    """Returns the methods with the best mean of a row, to the digit printed; none of a single method."""
+    sign = 1 if task.select[figure] else -1
+    means = {m: sign * round(value.mean, task.digits) for m, value in row.cells[figure].items() if value}
     return {m for m, mean in means.items() if mean == max(means.values())} if len(means) > 1 else set()
 
 
-def spread_text(value: Spread | None, plus_minus: str = " ± ") -> str:
-    """Writes mean ± sd with one digit; `-` for None."""
+def spread_text(value: Spread | None, plus_minus: str = " ± ", digits: int = 1) -> str:
+    """Writes mean ± sd with some digits; `-` for None."""
     if value is None:
         return "-"
-    return f"{value.mean:.1f}" if value.sd is None else f"{value.mean:.1f}{plus_minus}{value.sd:.1f}"
+    return (
+        f"{value.mean:.{digits}f}" if value.sd is None else f"{value.mean:.{digits}f}{plus_minus}{value.sd:.{digits}f}"
+    )
 
 
 def published_text(value: Figure | None, plus_minus: str = " ± ") -> str:
@@ -184,12 +197,17 @@ def p_text(p: float | None) -> str:
     return "-" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
 
 
-def difference_text(value: Difference | None) -> str:
-    """Writes a difference in points with interval, corrected p and, of several seeds, wins; `-` for None."""
+def signed(value: float, task: Task) -> str:
+    """Writes a difference in the unit of tables."""
+    return f"{task.factor * value:+.{task.digits}f}"
+
+
+def difference_text(value: Difference | None, task: Task = CLASSES) -> str:
+    """Writes a difference with interval, corrected p and, of several seeds, wins; `-` for None."""
     if value is None:
         return "-"
-    interval = "" if value.low is None else f"{100 * value.low:+.1f} to {100 * value.high:+.1f}; "
-    return f"{100 * value.mean:+.1f} ({interval}p {p_text(value.p_holm)}{wins_text(value)})"
+    interval = "" if value.low is None else f"{signed(value.low, task)} to {signed(value.high, task)}; "
+    return f"{signed(value.mean, task)} ({interval}p {p_text(value.p_holm)}{wins_text(value)})"
 
 
 def wins_text(value: Difference) -> str:
@@ -201,8 +219,8 @@ def markdown(results: Results, most_rows: int = 0) -> str:
     """Writes all tables as Markdown, with at most `most_rows` combinations each; 0 is all."""
     said = (f"- {texts.markdown(note)}" for note in notes(results))
     lines = [f"# {texts.markdown(results.data)}", "", *said, "", "## Summary", ""]
-    lines += summary(results)
-    for figure, title in TITLES.items():
+    lines += summary_table(results)
+    for figure, title in results.task.compared.items():
         lines += ["", f"## {title} by combination", "", *_figure_table(results, figure, most_rows)]
     for baseline, found in results.differences.items():
         if found:
@@ -213,14 +231,15 @@ def markdown(results: Results, most_rows: int = 0) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(results: Results) -> list[str]:
+def summary_table(results: Results) -> list[str]:
     """Writes the lines of the table with a method a row."""
-    lines = head(["method", "runs", *SUMMARY], numeric_from=1)
+    told, digits = summary(results.task), results.task.digits
+    lines = head(["method", "runs", *told], numeric_from=1)
     for method in results.methods:
         runs = [run_figures(run.report) for run in results.runs if run.method == method]
-        cells = [spread_text(spread(run[name] for run in runs)) for name in SUMMARY]
+        cells = [spread_text(spread(run[name] for run in runs), digits=digits) for name in told]
         lines.append(line([texts.markdown(method), str(len(runs)), *cells]))
-    return [*lines, "", *(f"- {name}: {meaning}, in percent" for name, meaning in SUMMARY.items())]
+    return [*lines, "", *(f"- {name}: {meaning}, {results.task.unit}" for name, meaning in told.items())]
 
 
 def _figure_table(results: Results, figure: str, most_rows: int) -> list[str]:
@@ -235,9 +254,9 @@ def _figure_table(results: Results, figure: str, most_rows: int) -> list[str]:
 
 def _cells(results: Results, row: Row, figure: str, bold: str) -> list[str]:
     """Writes a cell for each method, with the paper's figure behind ours; `bold` is the form of the best ones."""
-    top, cells = best(row, figure), []
+    top, cells = best(row, figure, results.task), []
     for method in results.methods:
-        text = spread_text(row.cells[figure][method])
+        text = spread_text(row.cells[figure][method], digits=results.task.digits)
         text = bold.format(text) if method in top else text
         cells.append(" ".join(filter(None, [text, published_text(row.published.get(figure, {}).get(method))])))
     return cells
@@ -245,17 +264,19 @@ def _cells(results: Results, row: Row, figure: str, bold: str) -> list[str]:
 
 def difference_columns(results: Results, baseline: str) -> list[tuple[str, str]]:
     """Lists the samples and figures that a table of differences to this baseline has columns for."""
-    columns = [(part, figure) for part in comparison.WHOLES for figure in TITLES]
+    columns = [(part, figure) for part in comparison.WHOLES for figure in results.task.compared]
     return [key for key in columns if any((*key, m) in results.differences[baseline] for m in results.methods)]
 
 
 def _difference_rows(results: Results, baseline: str) -> list[list[str]]:
     """Returns the cells of a table of differences, its heading first."""
     columns = difference_columns(results, baseline)
-    rows = [["method", *(f"{PART_TITLES[part]}: {TITLES[figure]}" for part, figure in columns)]]
+    titles = results.task.compared
+    rows = [["method", *(f"{PART_TITLES[part]}: {titles[figure]}" for part, figure in columns)]]
     for method in results.methods:
         if method != baseline:
-            cells = [difference_text(results.differences[baseline].get((*key, method))) for key in columns]
+            found = results.differences[baseline]
+            cells = [difference_text(found.get((*key, method)), results.task) for key in columns]
             rows.append([method, *cells])
     return rows
 
@@ -279,7 +300,7 @@ def line(cells: Sequence[str]) -> str:
 def latex(results: Results) -> str:
     """Writes a table environment a figure and a baseline of differences; needs booktabs and graphicx."""
     parts = ["% \\usepackage{booktabs,graphicx}"]
-    for figure, title in TITLES.items():
+    for figure, title in results.task.compared.items():
         caption = f"{title} on {results.data}. {' '.join(notes(results))}"
         parts.append(
             _latex_table(caption, f"tab:{figure}", "llr" + "r" * len(results.methods), _latex_rows(results, figure))

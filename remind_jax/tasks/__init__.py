@@ -27,32 +27,33 @@ _FOR_CLASSES = {
     "objective.prior": "none",
     "objective.distill_weight": 0.0,
     "eval.adjust_prior": "none",
-    "ensemble": 1,
-    "model.members": 1,
 }
 """Keys that look at classes, and the value at which they do not."""
 
 
 def check(task: str, config: Any) -> None:
     """Refuses settings of a config that a task has no use for (UserError)."""
-    if (select := config.train.select) not in (*TASKS[task].select, "last"):
-        names = ", ".join((*TASKS[task].select, "last"))
-        raise UserError(f"train.select={select} is no figure of task {task}: choose one of {names}")
+    check_select(task, config.train.select)
     for path, plain in _FOR_CLASSES.items() if task != "classes" else ():
         value = operator.attrgetter(path)(config)
         if value != plain:
             raise UserError(f"{path}={value} is for classes only, and the label is of task {task}: set {path}={plain}")
 
 
-def require_classes(schema: Schema, what: str) -> None:
-    """Refuses labels of other tasks than classes for what works on nothing else (UserError)."""
-    if schema.task != "classes":
-        raise UserError(f"{what} is for classes only so far, and the label is of task {schema.task}")
-
-
 def fit(schema: Schema, config: Any, labels: np.ndarray) -> Task:
     """Makes the task of a schema and a config from the labels of the train rows, as `Manifest.labels` gives them."""
     return TASKS[schema.task].fit(schema, config, labels)
+
+
+def check_select(task: str, select: str) -> None:
+    """Refuses a rule of selection that is none of a task (UserError)."""
+    if select not in (names := (*TASKS[task].select, "last")):
+        raise UserError(f"train.select={select} is no figure of task {task}: choose one of {', '.join(names)}")
+
+
+def of_report(report: Mapping[str, Any]) -> Task:
+    """Returns the task of a report. Raises KeyError, ValueError or TypeError: it is damaged."""
+    return from_dict(report["task"]["fitted"]) if "task" in report else Classes((), tuple(report["classes"]))
 
 
 def from_dict(content: Mapping[str, Any]) -> Task:

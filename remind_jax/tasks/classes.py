@@ -10,9 +10,9 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import intervals, metrics
-from remind_jax.evaluation.judge import Judge, figures_of_classes, of_classes, weighted_of_classes
+from remind_jax.evaluation.judge import Judge, Weighed, figures_of_classes, of_classes, weighed_of_classes
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Task
+from remind_jax.tasks.task import LOWEST, Task, entropy_of
 
 
 def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
@@ -41,6 +41,12 @@ class Classes(Task):
     name: ClassVar[str] = "classes"
     titles: ClassVar[Mapping[str, str]] = {name: metrics.METRICS[name].title for name in intervals.NAMES}
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "accuracy": True, "macro_f1": True, "auroc": True}
+    factor: ClassVar[float] = 100.0
+    digits: ClassVar[int] = 1
+    unit: ClassVar[str] = "in percent"
+    explains: ClassVar[str] = "predicted class's probability"
+    gradients: ClassVar[tuple[str, ...]] = ("margin", "loss", "logit")
+    marked: ClassVar[str] = "accuracy"
     classes: tuple[str, ...]
     focal_gamma: float | None = None  # None for cross entropy
     focal_alpha: tuple[float, ...] | None = None  # factors of the classes
@@ -64,6 +70,10 @@ class Classes(Task):
     def outputs(self) -> int:
         return len(self.classes)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.classes
+
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         if self.focal_gamma is None:
             return losses.cross_entropy(logits, labels)
@@ -72,6 +82,9 @@ class Classes(Task):
 
     def scores(self, logits: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+    def mean_logits(self, logits: jax.Array, axis: int) -> jax.Array:
+        return losses.mean_prediction(logits, axis)
 
     def predictions(self, logits: Any, scale: Any = None) -> Any:
         return probabilities_of(logits, 0.0, np.ones(1, np.float32) if scale is None else scale)
@@ -86,8 +99,22 @@ class Classes(Task):
     def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
         return tuning_figures(labels, predictions)
 
+    def losses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        return -np.log(np.maximum(predictions[np.arange(len(labels)), labels], LOWEST))
+
+    def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
+        return weighed_of_classes(labels, predictions)
+
+    def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return predictions[np.arange(len(whole)), whole.argmax(axis=1)]
+
+    def entropy(self, predictions: np.ndarray) -> np.ndarray:
+        return entropy_of(predictions)
+
+    def marks(self, logits: jax.Array, labels: jax.Array, scale: jax.Array) -> jax.Array:
+        return jnp.argmax(self.predictions(logits, scale), axis=-1) == labels
+
     evaluation = staticmethod(figures_of_classes)
-    weighted = staticmethod(weighted_of_classes)
 
     @property
     def judge(self) -> Judge:

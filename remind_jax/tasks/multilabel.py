@@ -13,9 +13,9 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import multilabel
-from remind_jax.evaluation.intervals import Weighted
+from remind_jax.evaluation.judge import Weighed
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Task, defined, mean_of, softplus
+from remind_jax.tasks.task import LOWEST, Task, entropy_of, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Multilabel(Task):
 
     name: ClassVar[str] = "multilabel"
     tunes: ClassVar[bool] = True
+    explains: ClassVar[str] = "expected number of labels"
     titles: ClassVar[Mapping[str, str]] = multilabel.TITLES
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "auroc_macro": True, "auprc_macro": True, "f1_macro": True}
     labels: tuple[str, ...]
@@ -38,8 +39,15 @@ class Multilabel(Task):
     def outputs(self) -> int:
         return len(self.labels)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.labels
+
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         return losses.binary_cross_entropy(logits, labels)
+
+    def mean_logits(self, logits: jax.Array, axis: int) -> jax.Array:
+        return losses.mean_odds(logits, axis)
 
     def predictions(self, logits: Any, scale: Any = None) -> Any:
         del scale
@@ -51,12 +59,21 @@ class Multilabel(Task):
     def columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
         return {f"p_{name}": predictions[:, j] for j, name in enumerate(self.labels)}
 
-    def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
+    def losses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
         known = labels >= 0
         right = np.where(labels == 1, predictions, 1 - predictions)
-        each = np.where(known, -np.log(np.maximum(right, LOWEST)), 0.0).sum(1) / np.maximum(known.sum(1), 1)
-        found = multilabel.weighted(labels, predictions, self.answers(predictions) == 1, np.ones((1, len(labels))))
-        return {"loss": mean_of(each), **defined(found, self.select)}
+        return np.where(known, -np.log(np.maximum(right, LOWEST)), 0.0).sum(1) / np.maximum(known.sum(1), 1)
+
+    def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
+        called = self.answers(predictions) == 1
+        return lambda at, weights: multilabel.weighted(labels[at], predictions[at], called[at], weights)
+
+    def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        del whole
+        return predictions.sum(axis=1)
+
+    def entropy(self, predictions: np.ndarray) -> np.ndarray:
+        return sum(entropy_of(np.stack([p, 1 - p], axis=1)) for p in predictions.T)
 
     def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
         thresholds = multilabel.f1_thresholds(labels, predictions)
@@ -65,10 +82,6 @@ class Multilabel(Task):
     @property
     def told(self) -> dict[str, Any]:
         return {"thresholds": dict(zip(self.labels, self.thresholds, strict=True))}
-
-    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
-        called = self.answers(predictions) == 1
-        return lambda weights: multilabel.weighted(labels, predictions, called, weights)
 
     def figures(
         self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any

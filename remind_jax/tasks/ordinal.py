@@ -14,11 +14,10 @@ import jax
 import numpy as np
 
 from remind_jax.evaluation import ordinal
-from remind_jax.evaluation.intervals import Weighted
-from remind_jax.evaluation.judge import Judge, of_classes, weighted_of_classes
+from remind_jax.evaluation.judge import Judge, Weighed, of_classes
 from remind_jax.ops import losses
 from remind_jax.tasks.classes import Classes
-from remind_jax.tasks.task import Task, defined, softplus
+from remind_jax.tasks.task import Task, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Ordinal(Classes):
     def of_shares(cls, classes: tuple[str, ...], config: Any, shares: np.ndarray) -> Self:
         return cls(tuple(shares.tolist()), classes)
 
+    factor, digits, unit, gradients = Task.factor, Task.digits, Task.unit, Task.gradients
     scores = Task.scores
 
     @property
@@ -44,6 +44,9 @@ class Ordinal(Classes):
         last = len(self.classes) - 1
         return losses.hazards(logits, labels, labels < last)
 
+    def mean_logits(self, logits: jax.Array, axis: int) -> jax.Array:
+        return losses.mean_hazards(logits, axis)
+
     def predictions(self, logits: Any, scale: Any = None) -> Any:
         del scale
         xp = logits.__array_namespace__()
@@ -51,18 +54,30 @@ class Ordinal(Classes):
         before = xp.concat([xp.zeros_like(passed[:, :1]), passed[:, :-1]], axis=-1)
         return xp.concat([xp.exp(before - softplus(-logits)), xp.exp(passed[:, -1:])], axis=-1)
 
-    def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
-        found = ordinal.weighted(labels, predictions.argmax(1), len(self.classes), np.ones((1, len(labels))))
-        return {**super().tuning(labels, predictions), **defined(found, found)}
+    def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
+        of_classes, answers = super().weighed(labels, predictions), predictions.argmax(1)
+
+        def figures(at: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+            ordered = ordinal.weighted(labels[at], answers[at], predictions.shape[1], weights)
+            return {**of_classes(at, weights), **ordered}
+
+        return figures
+
+    tuning = Task.tuning
 
     @property
     def judge(self) -> Judge:
         titles = {**ordinal.TITLES, **of_classes().titles}
-        return Judge(self.name, titles, tuple(self.titles), "qwk", self.more, self.evaluation, self.weighted)
-
-    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
-        classes, predicted = weighted_of_classes(labels, predictions), predictions.argmax(1)
-        return lambda w: {**classes(w), **ordinal.weighted(labels, predicted, len(self.classes), w)}
+        return Judge(
+            self.name,
+            titles,
+            tuple(self.titles),
+            "qwk",
+            self.more,
+            self.evaluation,
+            self.weighed,
+            fitted=self.to_dict(),
+        )
 
     def figures(
         self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any

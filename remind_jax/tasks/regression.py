@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.data.schema import Schema
+from remind_jax.errors import UserError
 from remind_jax.evaluation import regression
-from remind_jax.evaluation.intervals import Weighted
+from remind_jax.evaluation.judge import Weighed
 from remind_jax.ops import losses
-from remind_jax.tasks.task import Task, defined, mean_of, softplus
+from remind_jax.tasks.task import Task, softplus
 
 OUTPUTS = {"mean": 1, "gaussian": 2, "quantiles": 3}
 """Outputs of the head by `task.predicts`."""
@@ -35,6 +36,8 @@ class Regression(Task):
     name: ClassVar[str] = "regression"
     titles: ClassVar[Mapping[str, str]] = regression.TITLES
     more: ClassVar[bool] = False
+    made: ClassVar[str] = "values"
+    explains: ClassVar[str] = "predicted value"
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "mae": False, "rmse": False, "r2": True, "spearman": True}
     predicts: str  # a key of `OUTPUTS`
     level: float  # the share that intervals promise
@@ -55,13 +58,33 @@ class Regression(Task):
     def outputs(self) -> int:
         return OUTPUTS[self.predicts]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("value", "lower", "upper")[: len(self.baseline)]
+
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        values = (_transformed(labels, self.transform) - self.mean) / self.scale
+        values = self.standard(labels)
         if self.predicts == "quantiles":
             return losses.pinball(self._quantiles(logits), values, jnp.array([0.5, *_sides(self.level)]))
         if self.predicts == "gaussian":
             return losses.gaussian(logits, values, _FLOOR)
         return jnp.square(logits[:, 0].astype(jnp.float32) - values)
+
+    def standard(self, values: Any) -> Any:
+        """Returns what is learned of values: transformed, in standard deviations from the mean."""
+        return (_transformed(values, self.transform) - self.mean) / self.scale
+
+    def mean_logits(self, logits: jax.Array, axis: int) -> jax.Array:
+        """Averages values and bounds; of normal distributions takes the mean and variance of their mixture."""
+        logits = logits.astype(jnp.float32)
+        middle, widths = jnp.mean(logits[..., :1], axis=axis), softplus(logits[..., 1:])
+        if self.predicts == "gaussian":
+            spread = jnp.var(logits[..., :1], axis=axis)
+            widths = jnp.sqrt(jnp.mean(jnp.square(widths + _FLOOR), axis=axis) + spread) - _FLOOR
+        else:
+            widths = jnp.mean(widths, axis=axis)
+        widths = jnp.maximum(widths, 1e-6)
+        return jnp.concatenate([middle, widths + jnp.log(-jnp.expm1(-widths))], axis=-1)  # softplus, inverted
 
     def predictions(self, logits: Any, scale: Any = None) -> Any:
         del scale
@@ -82,23 +105,29 @@ class Regression(Task):
         return predictions[:, 0]
 
     def columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(("value", "lower", "upper"), predictions.T, strict=False))
+        return dict(zip(self.names, predictions.T, strict=True))
 
-    def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
-        found = regression.weighted(labels, predictions, np.ones((1, len(labels))))
-        return {"loss": mean_of(self._losses(labels, predictions)), **defined(found, self.select)}
-
-    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
-        return lambda weights: regression.weighted(labels, predictions, weights)
+    def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
+        return lambda at, weights: regression.weighted(labels[at], predictions[at], weights)
 
     def figures(
         self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any
     ) -> dict[str, Any]:
         return regression.compute(labels, predictions, patients, **options)
 
-    def _losses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-        """Returns the losses of predictions, [n] and [n, p] -> [n]: what `loss` says of the logits behind them."""
-        value, *bounds = ((_transformed(x, self.transform) - self.mean) / self.scale for x in (labels, *predictions.T))
+    def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        del whole
+        return predictions[:, 0]
+
+    def entropy(self, predictions: np.ndarray) -> np.ndarray:
+        """Returns the logarithm of the width of intervals before the transform, which is the entropy but for a term."""
+        if len(self.baseline) == 1:
+            raise UserError("task.predicts=mean says nothing of how sure it is: train with gaussian or quantiles")
+        lower, upper = map(self.standard, predictions[:, 1:].T)
+        return np.log(np.maximum(upper - lower, 1e-12))
+
+    def losses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        value, *bounds = map(self.standard, (labels, *predictions.T))
         if self.predicts == "quantiles":
             levels = np.array([0.5, *_sides(self.level)])
             above = value[:, None] - np.stack(bounds, axis=1)

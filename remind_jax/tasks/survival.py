@@ -1,23 +1,25 @@
 """Time to an event, right-censored: hazards in steps between quantiles of the event times of train rows.
 
+Outputs are added to the hazards of the Kaplan-Meier estimate, so that what is learned is how samples differ from it.
 Survival at the end of step T is Π_{s≤T} (1 − h_s); horizons are ends of steps, too. The last step ends with the last
 event or horizon, so a time after it tells only that all steps were survived.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import survival
-from remind_jax.evaluation.intervals import Weighted
-from remind_jax.evaluation.judge import Figures
+from remind_jax.evaluation.judge import Figures, Weighed
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Task, defined, mean_of, softplus
+from remind_jax.tasks.task import LOWEST, Task, entropy_of, softplus
+
+_LEAST = 1e-4  # of a hazard that a network begins with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Survival(Task):
 
     name: ClassVar[str] = "survival"
     titles: ClassVar[Mapping[str, str]] = survival.TITLES
+    made: ClassVar[str] = "survival"
+    explains: ClassVar[str] = "risk"
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "c_index": True, "c_uno": True, "ibs": False}
     ends: tuple[float, ...]  # of the steps, ascending
     horizons: tuple[float, ...]
@@ -43,16 +47,41 @@ class Survival(Task):
     def outputs(self) -> int:
         return len(self.ends)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{end:g}" for end in self.ends)
+
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        ends = jnp.asarray(self.ends, jnp.float32)
-        time, event = labels[:, 0].astype(jnp.float32), labels[:, 1] > 0
-        step = jnp.searchsorted(ends, time, side="left")
-        return losses.hazards(logits, step, event & (step < len(self.ends)))
+        return losses.hazards(self._started(logits.astype(np.float32)), *self.steps(labels))
+
+    @functools.cached_property
+    def start(self) -> np.ndarray:
+        """The hazards of the baseline as logits, float32 [k], to which outputs are added: a network begins there."""
+        curve = np.array([1.0, *self.baseline])
+        hazard = np.clip(1 - curve[1:] / np.maximum(curve[:-1], LOWEST), _LEAST, 1 - _LEAST)
+        return np.log(hazard / (1 - hazard)).astype(np.float32)
+
+    def steps(self, labels: Any) -> tuple[Any, Any]:
+        """Returns in which step each time is, int [n], after the last one more, and who has an event in it, bool [n].
+
+        Labels [n, 2] are a numpy or JAX array; times are compared in float32, as batches have them.
+        """
+        xp = labels.__array_namespace__()
+        step = xp.searchsorted(xp.asarray(self.ends, dtype=xp.float32), labels[:, 0].astype(xp.float32), side="left")
+        return step, (labels[:, 1] > 0) & (step < len(self.ends))
+
+    def _started(self, logits: Any, sign: int = 1) -> Any:
+        """Adds the start to logits [..., k], or takes it away, in their type."""
+        xp = logits.__array_namespace__()
+        return logits + xp.broadcast_to(xp.asarray(sign * self.start, dtype=logits.dtype), logits.shape)
+
+    def mean_logits(self, logits: jax.Array, axis: int) -> jax.Array:
+        return self._started(losses.mean_hazards(self._started(logits.astype(np.float32)), axis), -1)
 
     def predictions(self, logits: Any, scale: Any = None) -> Any:
         del scale
         xp = logits.__array_namespace__()
-        return xp.exp(xp.cumsum(-softplus(logits), axis=-1))
+        return xp.exp(xp.cumsum(-softplus(self._started(logits)), axis=-1))
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return self.curves(predictions).risk()
@@ -61,16 +90,8 @@ class Survival(Task):
         at = self.curves(predictions).at(np.array(self.horizons))
         return {"risk": self.answers(predictions), **{f"s_{t:g}": at[:, j] for j, t in enumerate(self.horizons)}}
 
-    def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
-        each = self._losses(labels, predictions)
-        if not len(labels):
-            return {"loss": 0.0, **dict.fromkeys(("c_index", "c_uno", "ibs"))}
-        found = self._evaluation(labels, predictions).weighted(np.arange(len(labels)), np.ones((1, len(labels))))
-        return {"loss": mean_of(each), **defined(found, self.select)}
-
-    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
-        whole, every = self._evaluation(labels, predictions), np.arange(len(labels))
-        return lambda weights: whole.weighted(every, weights)
+    def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
+        return self._evaluation(labels, predictions).weighted
 
     def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
         whole = self._evaluation(labels, predictions)
@@ -88,12 +109,18 @@ class Survival(Task):
     def _evaluation(self, labels: np.ndarray, predictions: np.ndarray) -> survival.Evaluation:
         return survival.Evaluation(_outcomes(labels), self.curves(predictions), self.horizons)
 
-    def _losses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-        """Returns the losses of predicted survival, [n, 2] and [n, k] -> [n]: what `loss` says of the logits."""
+    def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        del whole
+        return self.answers(predictions)
+
+    def entropy(self, predictions: np.ndarray) -> np.ndarray:
+        """Returns the entropy of the step in which the event is, or of none of them."""
+        return entropy_of(-np.diff(predictions, axis=1, prepend=1.0, append=0.0))
+
+    def losses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
         curve = np.pad(np.asarray(predictions, np.float64), ((0, 0), (1, 0)), constant_values=1.0)
-        time = labels[:, 0].astype(np.float32)  # as the loss sees it
-        step, rows = np.searchsorted(np.array(self.ends, np.float32), time, side="left"), np.arange(len(labels))
-        event, last = (labels[:, 1] > 0) & (step < len(self.ends)), np.minimum(step + 1, len(self.ends))
+        (step, event), rows = self.steps(labels), np.arange(len(labels))
+        last = np.minimum(step + 1, len(self.ends))
         chance = np.where(event, curve[rows, np.minimum(step, last)] - curve[rows, last], curve[rows, last])
         return -np.log(np.maximum(chance, LOWEST))
 

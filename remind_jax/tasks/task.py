@@ -5,15 +5,14 @@ survival float [n, 2]. Predictions are float [n, p].
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 
 from remind_jax.data.schema import Schema
-from remind_jax.evaluation.intervals import Weighted
-from remind_jax.evaluation.judge import Figures, Judge
+from remind_jax.evaluation.judge import Figures, Judge, Weighed
 
 LOWEST = 1e-12  # of a probability whose logarithm is taken
 
@@ -28,6 +27,11 @@ class Task:
       more: whether more of that is better.
       tunes: whether `tuned` chooses anything.
       select: figures of `tuning` by which weights can be chosen, and whether more of each is better.
+      made: what predictions are called in an exported program.
+      factor, digits, unit: factor and digits of figures in tables of several runs, and what they are then in.
+      explains: what of predictions is shared out among modalities, see `explained`.
+      gradients: outputs whose gradients are compared, keys of `ops.ntk.OUTPUTS` or `loss`; the first by default.
+      marked: what `marks` measures.
       baseline: prediction for a sample without any modality, [p].
     """
 
@@ -36,6 +40,13 @@ class Task:
     more: ClassVar[bool] = True
     tunes: ClassVar[bool] = False
     select: ClassVar[Mapping[str, bool]]
+    made: ClassVar[str] = "probabilities"
+    factor: ClassVar[float] = 1.0
+    digits: ClassVar[int] = 3
+    unit: ClassVar[str] = "each in its own unit"
+    explains: ClassVar[str]
+    gradients: ClassVar[tuple[str, ...]] = ("loss",)
+    marked: ClassVar[str] = "loss"
     baseline: tuple[float, ...]
 
     @classmethod
@@ -48,8 +59,17 @@ class Task:
         """Number of outputs of the head."""
         raise NotImplementedError
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each of the predictions of a sample is of, [p]: a class, a label, a bound or a time."""
+        raise NotImplementedError
+
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Returns the loss of single samples, [b, o] and labels [b, ...] -> [b], in float32."""
+        raise NotImplementedError
+
+    def mean_logits(self, logits: jax.Array, axis: int) -> jax.Array:
+        """Makes logits whose predictions are the means of those of k predictors, [..., k, ..., o] -> without `axis`."""
         raise NotImplementedError
 
     def predictions(self, logits: Any, scale: Any = None) -> Any:
@@ -73,7 +93,45 @@ class Task:
 
     def tuning(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float | None]:
         """Returns figures of tuning samples without intervals: `loss`, and those that are cheap; None if undefined."""
+        if not len(labels):
+            return {"loss": 0.0, **dict.fromkeys(name for name in self.select if name != "loss")}
+        found = self.weighed(labels, predictions)(np.arange(len(labels)), np.ones((1, len(labels))))
+        values = {name: float(found[name][0]) for name in self.select if name != "loss"}
+        values = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        return {"loss": float(np.mean(self.losses(labels, predictions))), **values}
+
+    def losses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        """Returns the losses of predictions, [n, ...] and [n, p] -> [n]: what `loss` says of the logits behind them."""
         raise NotImplementedError
+
+    def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
+        """Makes the figures that are cheap, those of `compared` among them, of some samples in many weightings."""
+        raise NotImplementedError
+
+    def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        """Returns the one number of each prediction that is explained, [n, p] -> [n].
+
+        `whole` [n, p] are those from all modalities of the samples.
+        """
+        raise NotImplementedError
+
+    def entropy(self, predictions: np.ndarray) -> np.ndarray:
+        """Returns how unsure predictions are, in nats, [n, p] -> [n]. Raises UserError: they do not say."""
+        raise NotImplementedError
+
+    def marks(self, logits: jax.Array, labels: jax.Array, scale: jax.Array) -> jax.Array:
+        """Returns what single samples add to a mean that judges a gate, [b, o] and labels -> [b]; here their losses."""
+        del scale
+        return self.loss(logits, labels)
+
+    @property
+    def compared(self) -> dict[str, str]:
+        """Titles of the figures by which runs are compared, that which leads first."""
+        return {name: title for name, title in self.titles.items() if name in self.select}
+
+    def shown(self, value: float | None) -> str:
+        """Writes a figure as tables of runs do."""
+        return "-" if value is None else f"{self.factor * value:.{self.digits}f}"
 
     def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
         """Returns the task with what is chosen on tuning samples."""
@@ -91,10 +149,6 @@ class Task:
         """Returns M of report.json of samples of patients [n]; `options`: `seed` and `resamples` of the intervals."""
         raise NotImplementedError
 
-    def weighted(self, labels: np.ndarray, predictions: np.ndarray) -> Weighted:
-        """Makes the figures in `titles` of samples under weights of them."""
-        raise NotImplementedError
-
     def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
         """Makes the figures of samples that are evaluated together; `options` as for `figures`."""
         return lambda rows: self.figures(labels[rows], predictions[rows], patients[rows], **options)
@@ -108,22 +162,20 @@ class Task:
     def judge(self) -> Judge:
         """What a report needs to know of the task."""
         first, bounded = next(iter(self.titles)), tuple(self.titles)
-        return Judge(self.name, self.titles, bounded, first, self.more, self.evaluation, self.weighted, self.drawn)
+        return Judge(
+            self.name, self.titles, bounded, first, self.more, self.evaluation, self.weighed, self.drawn, self.to_dict()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the task for JSON; `tasks.from_dict` inverts it."""
-        return {"task": self.name, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self).items()
+        return {"task": self.name, **{key: list(value) if isinstance(value, tuple) else value for key, value in fields}}
 
 
-def mean_of(losses: np.ndarray) -> float:
-    """Returns the mean of losses [n], 0 of none."""
-    return float(np.mean(losses)) if len(losses) else 0.0
-
-
-def defined(found: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, float | None]:
-    """Returns figures under one weighting, [1] each, of some names but `loss`; None of what is not finite."""
-    values = {name: float(found[name][0]) for name in names if name != "loss"}
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+def entropy_of(chances: np.ndarray) -> np.ndarray:
+    """Returns the entropy in nats, [k, c] -> [k]."""
+    chances = np.asarray(chances, np.float64)
+    return -np.sum(chances * np.log(np.maximum(chances, 1e-300)), axis=1)
 
 
 def softplus(x: Any) -> Any:

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import polars as pl
 
+from remind_jax import tasks
 from remind_jax.data import check, pipeline, splits
 from remind_jax.data import dataset as datasets
 from remind_jax.data.groups import Groups, count_combinations
@@ -19,14 +20,14 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
 from remind_jax.data.samplers import Sampler, shuffled
 from remind_jax.errors import UserError
+from remind_jax.evaluation import finished
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_files, model_folder, new_rows
 from remind_jax.inference.model_files import ADAPTED
-from remind_jax.inference.predictor import Predicted, Predictor, tuning_metrics
+from remind_jax.inference.predictor import Predicted, Predictor
 from remind_jax.models.model import Params
 from remind_jax.runtime import claims, files, progress, records
 from remind_jax.runtime.devices import choose_devices, host_copy
-from remind_jax.tasks import require_classes
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import make_objective
 from remind_jax.training.recorder import Cursor
@@ -86,7 +87,6 @@ def prepare(
     The run's groups are extended by the combinations of the train rows that it does not know, the most frequent first,
     as tail; `whole_split` int8 [n] has positions in `splits.SPLITS`. Raises UserError: the run knows all of them.
     """
-    require_classes(run.schema, "adapting")
     known, presence = run.groups, manifest.presence
     train = presence[whole_split == splits.TRAIN]
     masks, counts, _ = count_combinations(train[known.index(train) == len(known)])
@@ -181,7 +181,8 @@ class Adapter:
         )
         at = Position(Cursor(), trainer.begin(stage, start), start)
         if config.train.select == "loss":
-            loss = tuning_metrics(trainer.predict(start, data.stores["tuning"], run.gate))["loss"]
+            found = trainer.predict(start, data.stores["tuning"], run.gate)
+            loss = run.task.tuning(found.labels, found.probabilities)["loss"]
             at.cursor.best, at.cursor.chosen = -loss, {"stage": stage.name, "step": 0, "loss": loss}
             folder.log({"step": 0, "stage": stage.name, "eval/loss": loss})
         trainer.run_stage(stage, at, None, bar)
@@ -262,7 +263,9 @@ def _report(
     facts = _facts(adapter, choice, params, found, before, table)
     if run.config.fusion.group_routers:
         facts |= {"gate_open_rate": after.open_rate}
-    extra = {"majority_accuracy": float(np.mean(after.labels == run.class_fractions.argmax())), ADAPTED: facts}
+    extra: dict[str, Any] = {ADAPTED: facts}
+    if run.schema.has_classes:
+        extra["majority_accuracy"] = float(np.mean(after.labels == run.class_fractions.argmax()))
     if "prior_adjustment" in run.report:
         extra["prior_adjustment"] = run.report["prior_adjustment"]
     report, table = reports.report_of(
@@ -271,6 +274,7 @@ def _report(
         after.probabilities,
         parameters=adapter.model.parameters,
         count=bar.count,
+        judge=run.task.judge,
         card=None,  # which would describe the data of training
         **extra,
     )
@@ -291,7 +295,9 @@ def _facts(
     samples = {"new": (index >= len(run.groups)) & (index < len(data.groups)), "known": index < len(run.groups)}
     seed, resamples, tuning = run.config.seed, run.config.eval.bootstrap, len(data.stores["tuning"])
     figures = {
-        when: {name: reports.pooled_metrics(table, rows, seed, resamples) for name, rows in samples.items()}
+        when: {
+            name: reports.pooled_metrics(table, rows, seed, resamples, run.task.judge) for name, rows in samples.items()
+        }
         for when, table in (("before", before), ("after", after))
     }
     trained = found["trained"].items()
@@ -312,12 +318,11 @@ def _facts(
     }
 
 
-_FIGURES = {"n": records.COUNT, **dict.fromkeys(("accuracy", "macro_f1", "auroc"), (records.SHARE, None))}
 FACTS = {
     ADAPTED: {
         **dict.fromkeys(("steps", "trained_parameters", "chosen_step"), records.COUNT),
         "lr": float,
-        "after": dict.fromkeys(("new", "known"), _FIGURES),
+        "after": {key: {"n": records.COUNT, **finished.FIGURES} for key in ("new", "known")},
     }
 }
 """The shape of what a report says of an adaptation, as far as it is read again."""
@@ -325,7 +330,7 @@ FACTS = {
 
 def summary(report: Mapping[str, Any]) -> list[str]:
     """Tells in lines what an adaptation did."""
-    facts = report[ADAPTED]
+    facts, task = report[ADAPTED], tasks.of_report(report)
     share = 100 * facts["trained_parameters"] / report["parameters"]
     by = {
         "tuning loss": f"lowest loss of {facts['n_tuning']} tuning rows, at step {facts['chosen_step']}",
@@ -337,14 +342,10 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         f"({share:.2g} %), {facts['n_train']} train rows",
         f"Weights: {by.get(facts['chosen_by'], facts['chosen_by'])}",
     ]
-    heading = f"{'held-out rows':<22}{'n':>7}{'accuracy':>18}{'macro-F1':>18}{'AUROC':>18}"
-    lines += ["", heading]
+    leading = list(task.compared.items())[:3]
+    lines += ["", f"{'held-out rows':<22}{'n':>7}" + "".join(f"{title:>18}" for _, title in leading)]
     for name, title in (("new", "new combinations"), ("known", "known combinations")):
         before, after = facts["before"][name], facts["after"][name]
-        cells = [f"{_percent(before[key])} -> {_percent(after[key])}" for key in ("accuracy", "macro_f1", "auroc")]
+        cells = [f"{task.shown(before[key])} -> {task.shown(after[key])}" for key, _ in leading]
         lines.append(f"{title:<22}{after['n']:>7}" + "".join(f"{cell:>18}" for cell in cells))
     return lines
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -3,15 +3,17 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remind_jax import tasks
 from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
+from remind_jax.data import splits
 from remind_jax.data.outline import OUTLINES, Outline
 from remind_jax.errors import UserError
 from remind_jax.inference.present import PresentRows, abstract_batch
@@ -20,8 +22,8 @@ from remind_jax.models.model import is_statistic
 from remind_jax.models.network import ensemble_of, make_network
 from remind_jax.models.spec import model_spec
 from remind_jax.ops import flops
-from remind_jax.tasks import require_classes
 from remind_jax.tasks.classes import Classes
+from remind_jax.tasks.task import Task
 from remind_jax.training.stages import Stage, plan_stages
 
 GIB = 2**30
@@ -89,8 +91,8 @@ def make_plan(config: Any) -> Plan:
     validate(config)
     if config.method in PLAIN:
         raise UserError(f"method={config.method} has no network: there is nothing to plan")
-    outline = _outline(config)
-    single = make_network(model_spec(config), outline.inputs, outline.groups, outline.classes)
+    outline, task, labels = _outline(config)
+    single = make_network(model_spec(config), outline.inputs, outline.groups, task.outputs, task.mean_logits)
     network = ensemble_of(single, config.ensemble)
     params = network.shapes
     stages = plan_stages(config, outline.samples, outline.inputs)
@@ -107,20 +109,25 @@ def make_plan(config: Any) -> Plan:
         if not is_statistic(path):
             parameters[_part(path)] += math.prod(shape.shape)
     tokens = jax.eval_shape(network.encode, params, abstract_batch(outline.inputs, 1)).shape[-2]
-    costs = tuple(_stage_cost(config, stage, network, outline, params) for stage in stages)
+    loss = task.loss, labels
+    costs = tuple(_stage_cost(config, stage, network, outline, params, loss) for stage in stages)
     row = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in outline.inputs.values())
     return Plan(parameters, counted, present, costs, tokens, row, outline.samples)
 
 
-def _outline(config: Any) -> Outline:
+def _outline(config: Any) -> tuple[Outline, Task, np.ndarray]:
+    """Returns the data set of a config, its task, and an array of labels of the kind that its batches have."""
     outline = OUTLINES.get(config.data.source)
     if outline is not None and not config.data.root:
-        return outline(config.data)
+        found = outline(config.data)
+        names, shares = tuple(map(str, range(found.classes))), np.full(found.classes, 1.0 / found.classes)
+        return found, Classes.of_shares(names, config, shares), np.zeros(1, np.int32)
     fitted = datasets.fit(config)
-    require_classes(fitted.manifest.schema, "remind plan")
     manifest, inputs = fitted.manifest, fitted.preprocessor.inputs
+    tasks.check(manifest.schema.task, config)
+    task = tasks.fit(manifest.schema, config, manifest.labels[fitted.split == splits.TRAIN])
     sizes = len(fitted.groups), len(manifest.schema.classes), manifest.table.height
-    return Outline(inputs, *sizes, manifest.presence.mean(axis=0))
+    return Outline(inputs, *sizes, manifest.presence.mean(axis=0)), task, manifest.labels_of_batches
 
 
 def _part(path: str) -> str:
@@ -133,16 +140,24 @@ def _part(path: str) -> str:
     return f"{section}/{part}"
 
 
-def _stage_cost(config: Any, stage: Stage, network: Any, outline: Outline, params: Mapping[str, Any]) -> StageCost:
-    size = config.train.batch_size
-    batch = abstract_batch(outline.inputs, size // max(config.devices, 1))
+def _stage_cost(
+    config: Any,
+    stage: Stage,
+    network: Any,
+    outline: Outline,
+    params: Mapping[str, Any],
+    loss: tuple[Callable[..., jax.Array], np.ndarray],
+) -> StageCost:
+    """Works out a stage; `loss` is that of single samples, and an array of labels that tells what theirs are."""
+    size, (loss_of, labels) = config.train.batch_size // max(config.devices, 1), loss
+    label = jax.ShapeDtypeStruct((size, *labels.shape[1:]), labels.dtype)
+    batch = abstract_batch(outline.inputs, size) | {"label": label}
     trained = {path: x for path, x in params.items() if not stage.is_frozen(path)}
     frozen = {path: x for path, x in params.items() if path not in trained}
-    loss = Classes.of_shares((), config, np.full(outline.classes, 1.0 / outline.classes)).loss
 
     def mean_loss(trained, frozen, batch):
         output = network.apply({**trained, **frozen}, batch, gate=stage.train_gate, statistics=stage.statistics)
-        return jnp.mean(loss(output.logits, batch["label"]))
+        return jnp.mean(loss_of(output.logits, batch["label"]))
 
     counts = [sum(math.prod(x.shape) for x in part.values()) for part in (trained, frozen)]
     copies = 4 + (config.optim.ema > 0)  # weights, gradient, two moments, average

@@ -47,7 +47,7 @@ def _group(name: str, n_train: int, n: int, accuracy: float | None) -> dict:
 
 
 def test_rows_are_ranked_and_have_exact_intervals() -> None:
-    report = {"groups": [_group("a", 5, 3, 2 / 3), _group("a+b", 90, 40, 0.75), _group("b", 5, 0, None)]}
+    report = {"groups": [_group("a", 5, 3, 2 / 3), _group("a+b", 90, 40, 0.75), _group("b", 5, 0, None)], "classes": []}
     rows = availability.accuracy_rows(report)
     assert [(row["rank"], row["group"], row["modalities"]) for row in rows] == [(1, "a+b", 2), (2, "a", 1), (3, "b", 1)]
     # Clopper and Pearson: quantiles of beta distributions.
@@ -71,7 +71,7 @@ def _run(presence: np.ndarray, labels: np.ndarray, split: np.ndarray) -> types.S
     patients = [f"p{i}" for i in range(len(labels))]
     schema = types.SimpleNamespace(patient_id="patient")
     table = pl.DataFrame({"patient": patients})
-    manifest = types.SimpleNamespace(presence=presence, labels=labels, schema=schema, table=table)
+    manifest = types.SimpleNamespace(presence=presence, strata=labels, schema=schema, table=table)
     groups = types.SimpleNamespace(modalities=("a", "b", "c"))
     data = types.SimpleNamespace(manifest=manifest, split=split, groups=groups)
     return types.SimpleNamespace(path=pathlib.Path("run"), config=types.SimpleNamespace(seed=0), data=data)
@@ -98,7 +98,7 @@ def test_tables_and_pictures_of_two_runs(folder: pathlib.Path, capsys) -> None:
     run = folder / "first"
     availability.main([f"--workdir={run}", f"--also={folder / 'second'}"])
     rows = _table(run / "analysis" / "availability.csv")
-    assert tuple(rows[0]) == availability.COLUMNS
+    assert tuple(rows[0]) == (*availability.COLUMNS, "accuracy", "accuracy_low", "accuracy_high")
     report = {row["group"]: row for row in json.loads((run / "report.json").read_text())["groups"]}
     mine = [row for row in rows if row["run"] == str(run)]
     assert {row["group"] for row in mine} == set(report)

@@ -11,6 +11,7 @@ from remind_jax.analysis import extreme_missingness as extreme
 from remind_jax.analysis.sweeps import cell
 from remind_jax.errors import UserError
 from remind_jax.studies.comparison import Outcome
+from remind_jax.studies.tables import CLASSES
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -101,7 +102,7 @@ def test_figures_of_a_run_by_hand():
             "p_1": [0.1, 0.4, 0.8, 0.7],
         }
     )
-    rows = extreme.figures_of(Outcome("m", 3, {}, table), "a")
+    rows = extreme.figures_of(Outcome("m", 3, {"classes": ["no", "yes"]}, table), "a")
     assert [(row["samples"], row["n"], row["accuracy"]) for row in rows] == [
         ("overall", 4, 0.5), ("available", 2, 0.5), ("absent", 2, 0.5),
     ]  # fmt: skip
@@ -110,7 +111,7 @@ def test_figures_of_a_run_by_hand():
 
 def _row(method, seed, value, samples="overall"):
     return {"modality": "a", "method": method, "seed": seed, "samples": samples, "n": 5} | dict.fromkeys(
-        extreme.FIGURES, value
+        CLASSES.compared, value
     )
 
 

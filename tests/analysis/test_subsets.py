@@ -12,6 +12,7 @@ import pytest
 from remind_jax import main as train_main
 from remind_jax.analysis import command, next_modality, opening, robustness, what_if
 from remind_jax.errors import UserError
+from remind_jax.tasks.task import entropy_of
 from tests import tiny_runs
 from tests.reference import shapley as reference
 
@@ -229,7 +230,7 @@ def test_robustness_of_two_runs(folder, run):
     path = folder / "remind"
     robustness.main([f"--workdir={path}", f"--also={folder / 'soft_moe'}", "--draws=2"])
     rows = _table(path, "robustness.csv")
-    assert tuple(rows[0]) == robustness.COLUMNS
+    assert tuple(rows[0]) == (*robustness.COLUMNS, *run.task.compared)
     names = (*run.data.groups.modalities, "all together")
     assert len(rows) == 2 * len(names) * 11 * 2
     for method in ("remind", "soft_moe"):
@@ -270,7 +271,7 @@ def test_tokens_give_what_whole_networks_give(run, predict, fusion):
     assert not np.all(run.model.seen(left))
     assert not left.any(axis=1).all()
     for mask in (presence[at], left):
-        expected = next_modality.entropy_of(predict(store, at, mask))
+        expected = entropy_of(predict(store, at, mask))
         np.testing.assert_allclose(fusion.entropy(samples.tokens, mask), expected, atol=1e-5)
     np.testing.assert_array_equal(fusion.owner, [0, 0, 1, 1, 2, 2, 3, 3] if len(fusion.owner) == 8 else np.arange(4))
 
@@ -309,7 +310,7 @@ def test_expected_entropy_is_that_of_lent_inputs(run, predict, fusion):
                 return batch
 
         with_it = np.tile(mask | np.eye(4, dtype=bool)[0], (len(lent), 1))
-        each = next_modality.entropy_of(predict(Mixed(), np.arange(len(lent)), with_it))
+        each = entropy_of(predict(Mixed(), np.arange(len(lent)), with_it))
         assert found.expected[i] == pytest.approx(each.mean(), abs=1e-5)
         assert found.donors[i] == len(lent)
         assert found.distance[i] == pytest.approx(np.sort(gaps)[:4].mean(), rel=1e-3, abs=1e-5)

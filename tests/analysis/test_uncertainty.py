@@ -111,7 +111,7 @@ def test_answers_are_mixed_sample_by_sample() -> None:
     assert (row["accuracy_all"], row["accuracy_head"], row["accuracy_tail"]) == (1.0, 1.0, 1.0)
     row = uncertainty.threshold_row(found, "entropy", 0.0)
     assert (row["accuracy_all"], row["accuracy_head"], row["accuracy_tail"]) == (0.5, 0.0, 1.0)
-    shut = uncertainty.threshold_row(found._replace(right=None), "entropy", 2.0)
+    shut = uncertainty.threshold_row(found._replace(marks=None), "entropy", 2.0)
     assert (shut["open_all"], shut["accuracy_all"]) == (0.0, None)
 
 
@@ -132,7 +132,7 @@ def test_a_threshold_gives_the_accuracy_of_the_network_gated_at_it(measured) -> 
     assert 0.2 < row["open_all"] < 0.8
     np.testing.assert_array_equal(uncertainty.is_open("margin", values, threshold), open_rate == 1.0)
     assert row["accuracy_all"] == pytest.approx(float(gated.mean()))
-    never, always = found.right
+    never, always = found.marks
     assert (never != always).any()  # or every threshold would do
 
 
@@ -156,7 +156,7 @@ def test_tables_and_pictures_of_a_run(folder: pathlib.Path, capsys) -> None:
         assert at == sorted(at)
         assert at[0] - 1e-6 <= float(row["mean"]) <= at[-1] + 1e-6
     lines = _table(run / "analysis" / "uncertainty_thresholds.csv")
-    assert tuple(lines[0]) == uncertainty.THRESHOLD_COLUMNS
+    assert tuple(lines[0]) == uncertainty.threshold_columns("accuracy")
     (own,) = [row for row in lines if row["configured"] == "true"]
     predictions = pl.read_parquet(run / "predictions.parquet")
     assert own["metric"] == "joint_entropy"

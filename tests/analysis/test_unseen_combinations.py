@@ -12,7 +12,8 @@ from remind_jax.analysis.sweeps import cell
 from remind_jax.data import dataset
 from remind_jax.data.groups import group_name
 from remind_jax.errors import UserError
-from remind_jax.evaluation.samples import Samples
+from remind_jax.studies.comparison import Outcome
+from remind_jax.studies.tables import CLASSES
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -140,16 +141,20 @@ def test_figures_of_a_run_by_hand():
             "p_1": [0.1, 0.4, 0.8, 0.7],
         }
     )
-    rows = unseen.figures_of(Samples.of(table), {frozenset("ba")})
+
+    def run_of(some):
+        return Outcome("m", 3, {"classes": ["no", "yes"]}, some)
+
+    rows = unseen.figures_of(run_of(table), {frozenset("ba")})
     assert [(row["samples"], row["n"], row["accuracy"]) for row in rows] == [("left out", 2, 0.5), ("kept", 2, 0.5)]
-    rows = unseen.figures_of(Samples.of(table[1:]), {frozenset("ba")})
+    rows = unseen.figures_of(run_of(table[1:]), {frozenset("ba")})
     assert [(row["n"], row["accuracy"]) for row in rows] == [(1, 0.0), (2, 0.5)]
 
 
 def test_table_has_means_over_seeds_and_sizes():
     def row(seed, value, samples="left out", unfrozen="head"):
         same = {"method": "remind", "seed": seed, "unfrozen": unfrozen, "trained_parameters": 1_234, "chosen_step": 3}
-        return same | {"samples": samples, "n": 5} | dict.fromkeys(unseen.FIGURES, value)
+        return same | {"samples": samples, "n": 5} | dict.fromkeys(CLASSES.compared, value)
 
     rows = [row(0, 0.6), row(1, 0.8), row(0, 0.5, "kept"), row(0, 0.9, unfrozen=unseen.WITH)]
     assert cell(rows, "auroc", method="remind", unfrozen="head", samples="left out").mean == pytest.approx(70.0)

@@ -131,7 +131,7 @@ def test_the_page_shows_who_is_served_worse(report) -> None:
 def test_gaps_hold_for_every_figure_with_an_interval() -> None:
     frame, judge = predictions(), of_classes()
     columns = fairness.columns_of(frame)
-    of = judge.weighted(frame["label"].to_numpy(), frame.select("p_0", "p_1").to_numpy())
+    of = judge.weighed(frame["label"].to_numpy(), frame.select("p_0", "p_1").to_numpy())
     found = fairness.gaps(columns, of, judge.bounded, frame["patient_id"].to_numpy(), seed=0, resamples=50)
     assert {gap["figure"] for gap in found} == set(judge.bounded)
     alike = {"all": pl.Series(["x"] * frame.height)}

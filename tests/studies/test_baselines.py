@@ -1,6 +1,8 @@
 """Logistic regression and boosting as runs: what they see, that they learn, and that their folders are like others."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import polars as pl
@@ -11,12 +13,19 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data.kinds.text import EOS, PAD
 from remind_jax.errors import UserError
 from remind_jax.inference import model_folder
-from remind_jax.studies import baselines
+from remind_jax.studies import baselines, comparison
+from remind_jax.tasks.classes import Classes
 from remind_jax.training import cost
 from tests import tiny_runs
 from tests.data.manifest_files import write_image_manifest, write_manifest
+from tests.data.target_files import FORMS, folder_of, with_signal
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+CLASSIFIERS = ("logistic_regression", "gradient_boosting")
+
+
+def task_of(classes):
+    return Classes((1 / classes,) * classes, tuple(map(str, range(classes))))
 
 
 def _config(folder, root, **changes):
@@ -95,11 +104,11 @@ def _fit(name: str, rule, classes: int = 2):
     def score(probabilities):
         return float(np.mean(probabilities.argmax(1) == tuning.labels))
 
-    fitted = baselines.MODELS[name](train, classes, 0, score, tuning)
+    fitted = baselines.MODELS[name](train, task_of(classes), 0, score, tuning)
     return fitted, fitted.predict(test), test.labels
 
 
-@pytest.mark.parametrize("name", baselines.MODELS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_models_learn_what_they_can_and_tell_probabilities(name):
     fitted, probabilities, labels = _fit(name, lambda dense, bag: dense[:, 0] + 2 * bag[:, 1] > 1)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-6)
@@ -125,17 +134,17 @@ def test_models_learn_from_every_encoding_of_numbers(hospital, monkeypatch, numb
     config.data.numbers = numbers
     data = datasets.load_dataset(config)
     train, tuning = (baselines.features(data, split) for split in ("train", "tuning"))
-    score, labs = baselines._score("auroc", tuning.labels), data.inputs["labs"].shape[0]
-    for model in baselines.MODELS.values():
+    score, labs = baselines._score("auroc", task_of(2), tuning.labels), data.inputs["labs"].shape[0]
+    for model in map(baselines.MODELS.get, CLASSIFIERS):
         found = []
         # The features of the table alone, and none of them.
         for factor in (1, 0):
             one, two = (part._replace(dense=factor * part.dense[:, :labs], bags=()) for part in (train, tuning))
-            found.append(score(model(one, 2, 0, score, two).predict(two)))
+            found.append(score(model(one, task_of(2), 0, score, two).predict(two)))
         assert found[0] > found[1] + 0.1
 
 
-@pytest.mark.parametrize("name", baselines.MODELS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_class_that_training_lacks_has_probability_zero(name):
     _, probabilities, _ = _fit(name, lambda dense, bag: np.where(dense[:, 0] > 0, 2, 0), classes=4)
     assert probabilities.shape == (300, 4)
@@ -147,7 +156,11 @@ def test_tuning_rows_choose(monkeypatch):
     train, tuning = (_made(n, seed, lambda dense, bag: dense[:, 0] > 0) for seed, n in enumerate((200, 80)))
     for sign, expected in ((-1, baselines.STRENGTHS[0]), (1, baselines.STRENGTHS[-1])):
         fitted = baselines.MODELS["logistic_regression"](
-            train, 2, 0, lambda probabilities, sign=sign: sign * float(probabilities.max(axis=1).mean()), tuning
+            train,
+            task_of(2),
+            0,
+            lambda probabilities, sign=sign: sign * float(probabilities.max(axis=1).mean()),
+            tuning,
         )
         assert fitted.chosen == {"C": expected}
 
@@ -155,7 +168,7 @@ def test_tuning_rows_choose(monkeypatch):
 # ---- Runs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", baselines.MODELS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys, name):
     config, data = hospital[0].copy_and_resolve_references(), hospital[1]
     config.method = name
@@ -181,6 +194,68 @@ def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys
     before = (tmp_path / "run" / "report.json").stat().st_mtime_ns
     assert baselines.fit_and_evaluate(config, tmp_path / "run", verbose=False) == report
     assert (tmp_path / "run" / "report.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [(task, name) for name, known in baselines.TASKS_OF.items() for task in known if task in FORMS]
+)
+def test_models_of_every_task_learn_and_report(tmp_path, task, name, monkeypatch):
+    monkeypatch.setattr(baselines, "TREES", 20)
+    root = with_signal(tmp_path / "data", task)
+    config = _config(tmp_path, root, train__select="loss", data__fractions="(0.5, 0.2, 0.3)")
+    config.method = name
+    report = baselines.fit_and_evaluate(config, tmp_path / "run", verbose=False)
+    assert report["task"]["name"] == task
+    least = {"ordinal": ("auroc", 0.6), "multilabel": ("auroc_macro", 0.6), "regression": ("spearman", 0.15)}
+    figure, more = least.get(task, ("c_index", 0.57))
+    assert report["overall"][figure] > more, report["overall"]
+    run = comparison.outcome(name, 0, tmp_path / "run")
+    assert run.figures(np.ones(report["n"], bool))[figure] == pytest.approx(report["overall"][figure])
+    if task == "multilabel":
+        assert report["chosen_on_tuning"]["thresholds"].keys() == set(report["classes"])
+    if task == "survival":
+        curve = run.samples.probabilities
+        assert (np.diff(curve, axis=1) <= 1e-9).all()
+
+
+def test_person_periods_end_where_the_event_is_or_the_time_is_censored():
+    made = []
+
+    class Spy:
+        def fit(self, x, y):
+            made.append((x, y))
+            return self
+
+    task = types.SimpleNamespace(outputs=3, steps=lambda labels: (labels[:, 0].astype(int), labels[:, 1] > 0))
+    x, labels = np.array([[5.0], [6.0], [7.0]]), np.array([[1, 1], [1, 0], [3, 0]])
+    baselines._Hazards(lambda kind: Spy(), x, labels, task)
+    rows, events = made[0]
+    # two steps of the first, in the second of which it has its event; two of the second; all three of the last
+    assert rows.tolist() == [[5, 0], [5, 1], [6, 0], [6, 1], [7, 0], [7, 1], [7, 2]]
+    assert events.tolist() == [False, True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "says"),
+    [
+        ("survival", "ridge", "does not learn labels of task survival: take one of cox, gradient_boosting"),
+        ("regression", "logistic_regression", "take one of ridge, gradient_boosting"),
+        ("regression", "ridge", "train.select=auroc is no figure of task regression"),
+    ],
+)
+def test_a_model_of_another_task_is_refused(tmp_path, task, name, says):
+    config = _config(tmp_path, folder_of(tmp_path / "data", task))
+    config.method = name
+    with pytest.raises(UserError, match=says):
+        baselines.fit_and_evaluate(config, tmp_path / "run", verbose=False)
+
+
+def test_without_lifelines_one_line_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lifelines", None)
+    config = _config(tmp_path, folder_of(tmp_path / "data", "survival"), train__select="loss")
+    config.method = "cox"
+    with pytest.raises(UserError, match="pip install lifelines"):
+        baselines.fit_and_evaluate(config, tmp_path / "run", verbose=False)
 
 
 def test_settings_of_the_network_do_not_belong_to_a_plain_run(hospital):

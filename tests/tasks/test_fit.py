@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 import remind_jax as rj
+from remind_jax import api
 from remind_jax.data import targets
 from remind_jax.data.importers import plan
 from remind_jax.data.importers import table as importer
@@ -75,3 +76,21 @@ def test_rows_without_a_label_are_left_out(tmp_path):
     model = rj.fit(frame, FORMS["regression"], modalities=MODALITIES, progress=False, **ROLES, **KEYS)
     assert sum(part["n"] for part in model.report["card"]["splits"].values()) <= frame.height - 8
     assert any("8 rows without a label" in finding["message"] for finding in model.report["findings"])
+
+
+def test_many_numbers_are_taken_for_a_value_and_that_is_told(tmp_path, capsys):
+    frame = pl.read_csv(folder_of(tmp_path, "regression") / "manifest.csv")
+    model = rj.fit(frame, "los", modalities=MODALITIES, **ROLES, **KEYS)
+    assert (model.task.name, model.schema.label) == ("regression", "los")
+    told = "label 'los' has 57 different numbers: taken for a value (task regression)"
+    assert told in capsys.readouterr().out
+    assert any(told in finding["message"] for finding in model.report["findings"])
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.0, 1.0] * 30, [float(i % 25) for i in range(60)], [0.5, 1.5] * 30, [str(i / 7) for i in range(60)]]
+)
+def test_a_label_that_may_be_something_else_is_not_guessed(tmp_path, labels):
+    frame = pl.read_csv(folder_of(tmp_path, "regression") / "manifest.csv").with_columns(los=pl.Series(labels))
+    assert api._is_many_numbers(frame, "los") == 0
+    assert api._is_many_numbers(frame, "no_column") == 0

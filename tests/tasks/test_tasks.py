@@ -10,6 +10,7 @@ import pytest
 from remind_jax import tasks
 from remind_jax.config import base
 from remind_jax.data.schema import Schema
+from remind_jax.errors import UserError
 from remind_jax.evaluation import metrics
 from remind_jax.tasks import regression
 from tests.reference import tasks as reference
@@ -77,6 +78,28 @@ def test_predictions_are_the_same_under_jax_and_numpy(task, options):
 
 
 @every
+def test_several_predictors_predict_the_mean_of_their_predictions(task, options):
+    found, _, _ = made(task, **options)
+    logits = np.random.default_rng(3).normal(size=(3, 48, found.outputs)).astype(np.float32) * 3
+    mean = np.asarray(jax.jit(found.mean_logits, static_argnums=1)(jnp.array(logits), 0))
+    np.testing.assert_allclose(found.mean_logits(jnp.array(logits.swapaxes(0, 1)), 1), mean, rtol=1e-5, atol=1e-5)
+    if task != "regression":
+        each = np.stack([found.predictions(one) for one in logits])
+        np.testing.assert_allclose(found.predictions(mean), each.mean(axis=0), rtol=2e-5, atol=1e-6)
+        return
+    linear, _, _ = made(task, np.linspace(-3, 9, 48), **options)  # without a transform
+    (value, *bounds), each = linear.predictions(mean).T, np.stack([linear.predictions(one) for one in logits])
+    np.testing.assert_allclose(value, each[..., 0].mean(axis=0), rtol=1e-4, atol=1e-4)
+    if options["predicts"] == "quantiles":
+        np.testing.assert_allclose(bounds, each[..., 1:].mean(axis=0).T, rtol=1e-4, atol=1e-4)
+    if options["predicts"] == "gaussian":  # the variance of a mixture: the mean variance, and that of the means
+        reach = 2 * linear._reach()
+        deviations = (each[..., 2] - each[..., 1]) / reach
+        expected = np.sqrt((deviations**2).mean(axis=0) + each[..., 0].var(axis=0))
+        np.testing.assert_allclose((bounds[1] - bounds[0]) / reach, expected, rtol=1e-3)
+
+
+@every
 def test_figures_have_the_headline_and_its_interval(task, options):
     found, labels, logits = made(task, **options)
     figures = found.evaluation(labels, found.predictions(logits), np.arange(len(labels)), seed=0, resamples=40)
@@ -101,6 +124,41 @@ def test_what_learns_gets_better(task, options):
     assert after["loss"] < before["loss"]
     name, more = found.judge.headline, found.more
     assert (after[name] > before[name]) == more
+
+
+@every
+def test_figures_in_many_weightings_are_those_of_samples_repeated(task, options):
+    found, labels, logits = made(task, **options)
+    predictions, at = found.predictions(logits), np.arange(40)
+    weights = np.random.default_rng(0).integers(0, 3, (2, 40)).astype(float)
+    many = found.weighed(labels, predictions)(at, weights)
+    assert set(found.compared) <= set(many)
+    for r, times in enumerate(weights.astype(int)):
+        rows = np.repeat(at, times)
+        one = found.weighed(labels, predictions)(rows, np.ones((1, len(rows))))
+        for name in found.compared:
+            assert many[name][r] == pytest.approx(one[name][0]), name
+    told = found.tuning(labels[at], predictions[at])
+    assert told["loss"] == pytest.approx(
+        float(found.loss(jnp.array(logits[at]), jnp.array(labels[at])).mean()), rel=1e-5
+    )
+
+
+@every
+def test_what_is_explained_is_one_number_and_entropy_knows_the_unsure(task, options):
+    found, _, logits = made(task, **options)
+    predictions = found.predictions(logits)
+    explained = found.explained(predictions, predictions)
+    expected = {"classes": predictions.max(1), "ordinal": predictions.max(1), "multilabel": predictions.sum(1)}
+    np.testing.assert_allclose(explained, expected.get(task, found.answers(predictions)))
+    if options.get("predicts") == "mean":
+        with pytest.raises(UserError, match="says nothing of how sure it is"):
+            found.entropy(predictions)
+        return
+    sharp = logits * 1 if task == "regression" else logits * 50
+    if task == "regression":
+        sharp[:, 1:] -= 5
+    assert (found.entropy(found.predictions(sharp)) < found.entropy(predictions)).mean() > 0.9
 
 
 @every
@@ -231,17 +289,24 @@ def test_survival_steps_end_at_quantiles_of_events_and_at_horizons():
 def test_survival_equals_the_formula():
     found, labels, logits = made("survival", bins=2)
     step = np.array([0, 0, 1, 2, 2, 4] * 8)  # a time at the end of a step belongs to it
-    slow = [reference.hazards(x, s, e == 1) for x, s, e in zip(logits.tolist(), step, labels[:, 1], strict=True)]
+    whole = logits + found.start
+    slow = [reference.hazards(x, s, e == 1) for x, s, e in zip(whole.tolist(), step, labels[:, 1], strict=True)]
     np.testing.assert_allclose(found.loss(jnp.array(logits), jnp.array(labels)), slow, rtol=1e-5)
-    curves = [reference.survival(x) for x in logits.tolist()]
+    curves = [reference.survival(x) for x in whole.tolist()]
     np.testing.assert_allclose(found.predictions(logits), curves, rtol=1e-5)
+
+
+def test_outputs_of_zero_are_the_kaplan_meier_estimate():
+    found, _, _ = made("survival", bins=2)
+    np.testing.assert_allclose(found.predictions(np.zeros((1, 4)))[0], found.baseline, rtol=3e-4)
 
 
 def test_an_event_after_the_last_step_counts_as_survival_of_all():
     found, _, logits = made("survival", bins=2)
     late = jnp.array([[7.0, 1.0], [7.0, 0.0]])
     one, other = found.loss(jnp.array(logits[:1].repeat(2, axis=0)), late)
-    assert one == other == pytest.approx(reference.hazards(logits[0].tolist(), 3, False), rel=1e-5)
+    whole = (logits[0] + found.start).tolist()
+    assert one == other == pytest.approx(reference.hazards(whole, 3, False), rel=1e-5)
 
 
 def test_risk_is_higher_for_earlier_events_and_survival_stands_at_horizons():

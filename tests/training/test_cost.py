@@ -83,8 +83,8 @@ def test_kept_bytes_by_hand() -> None:
 def test_a_plan_counts_the_arrays_that_a_network_has(tmp_path: pathlib.Path) -> None:
     chosen = config("fprm.py", f"--config.data.cache={tmp_path}")
     made = cost.make_plan(chosen)
-    outline = cost._outline(chosen)
-    network = make_network(model_spec(chosen), outline.inputs, outline.groups, outline.classes)
+    outline, task, _ = cost._outline(chosen)
+    network = make_network(model_spec(chosen), outline.inputs, outline.groups, task.outputs)
     params = network.shapes
     trained = {path: x for path, x in params.items() if "running_" not in path}
     assert made.parameters.total() == sum(math.prod(x.shape) for x in trained.values())

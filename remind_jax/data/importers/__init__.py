@@ -54,12 +54,34 @@ def attributes_of(text: str) -> dict[str, Any]:
     return found
 
 
+def _label(options: argparse.Namespace) -> str | dict[str, Any]:
+    """Returns the column of classes, or the entry `label` of another task. Raises UserError: it is none."""
+    columns = [name.strip() for name in options.label.split(",") if name.strip()]
+    if options.task in ("classes", "ordinal") or not columns:
+        return options.label
+    if options.task == "survival" and len(columns) != 2:
+        raise UserError("--task=survival needs two columns, of the time and of the event: --label=TIME,EVENT")
+    entry: dict[str, Any] = {"multilabel": {"columns": columns}, "regression": {"column": options.label}}.get(
+        options.task, dict(zip(("time", "event"), columns, strict=False))
+    )
+    entry |= {"transform": options.transform} if options.transform else {}
+    if options.horizons:
+        try:
+            entry["horizons"] = [float(number) for number in options.horizons.split(",")]
+        except ValueError:
+            raise UserError(f"--horizons={options.horizons} must be times such as 30,365") from None
+    return {"task": options.task, **entry}
+
+
 def _table(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     joined = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
-    columns = {key: getattr(options, key) for key in ("label", "sample", "patient", "split")}
+    columns = {key: getattr(options, key) for key in ("sample", "patient", "split")}
     told = {"kinds": pairs(options.kind, "--kind"), "modalities": _modalities(options), **_rules(options)}
     told |= {"attributes": attributes_of(options.attributes) or None}
-    return table.read(options.source, joined, name=name, **columns, **told, prefix=prefix)
+    found = table.read(options.source, joined, name=name, label=_label(options), **columns, **told, prefix=prefix)
+    if options.task == "ordinal":
+        found.schema["label"]["ordered"] = True
+    return found
 
 
 def _monai(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:

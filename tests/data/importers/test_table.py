@@ -354,3 +354,49 @@ def test_units_are_numbers_where_other_cells_are_refused(tmp_path):
     _imported(*(f"--{key}={value}" for key, value in options.items()))
     assert _schema(tmp_path / "out")["modalities"]["a"] == {"kind": "tabular", "columns": ["spo2"]}
     assert pl.read_csv(tmp_path / "out" / "manifest.csv")["spo2"].to_list() == [80 + i % 20 for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "entry"),
+    [
+        ("regression", ["--label=los", "--transform=log1p"], {"column": "los", "transform": "log1p"}),
+        ("multilabel", ["--label=sepsis,aki"], {"columns": ["sepsis", "aki"]}),
+        (
+            "survival",
+            ["--label=days,dead", "--horizons=30,60.5"],
+            {"time": "days", "event": "dead", "horizons": [30, 60.5]},
+        ),
+        (
+            "ordinal",
+            ["--label=grade", "--classes=low,high"],
+            {"column": "grade", "classes": ["low", "high"], "ordered": True},
+        ),
+    ],
+)
+def test_labels_of_every_task(tmp_path, task, arguments, entry):
+    n = 40
+    frame = pl.DataFrame({"age": [50.0 + i % 17 for i in range(n)], "los": [i / 7 for i in range(n)]})
+    frame = frame.with_columns(sepsis=pl.int_range(n) % 2, aki=pl.int_range(n) % 3 % 2, days=pl.int_range(n) + 1.0)
+    frame = frame.with_columns(dead=pl.col("sepsis"), grade=pl.Series(["hi", "lo"] * (n // 2)))
+    used = {name for value in entry.values() for name in (value if isinstance(value, list) else [value])}
+    frame = frame.select("age", *(name for name in frame.columns if name in used))
+    frame.write_csv(tmp_path / "ward.csv")
+    _imported(f"--source={tmp_path / 'ward.csv'}", f"--out={tmp_path / 'out'}", f"--task={task}", *arguments)
+    schema = yaml.safe_load((tmp_path / "out" / "schema.yaml").read_text())
+    assert schema["label"] == entry | ({} if task == "ordinal" else {"task": task})
+    assert check_data.main([str(tmp_path / "out")]) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--task=survival", "--label=days"], "needs two columns, of the time and of the event"),
+        (["--task=survival", "--label=days,dead", "--horizons=soon"], "--horizons=soon must be times such as"),
+        (["--task=multilabel", "--label=dead"], "needs at least two different columns"),
+        (["--task=regression", "--label=day"], "did you mean 'days'"),
+    ],
+)
+def test_labels_that_a_task_cannot_have_are_refused(tmp_path, arguments, says):
+    pl.DataFrame({"age": [1.5, 2.5], "days": [1.0, 2.5], "dead": [0, 1]}).write_csv(tmp_path / "ward.csv")
+    with pytest.raises(UserError, match=says):
+        _imported(f"--source={tmp_path / 'ward.csv'}", f"--out={tmp_path / 'out'}", *arguments)

