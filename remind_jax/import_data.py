@@ -26,8 +26,7 @@
       --odd-numbers=missing   for >200 or 5-10 among numbers: missing | limit (200, 7.5) | refuse
     monai (a datalist, .json): --label=label, --patient=KEY
     meds (a folder): --labels=PATH, file or folder of the labels
-      --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; by default one modality
-                                                        of all
+      --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; else all are one
       --columns=64      most columns of a modality's table
     flex_moe (the folder of ADNI that Flex-MoE reads)
 

@@ -401,3 +401,34 @@ def test_the_menu_is_complete():
     assert set(rj.__all__) <= set(dir(rj))
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = rj.nothing_here
+
+
+def test_a_model_gives_sets_that_it_keeps_and_figures_by_attribute(tmp_path) -> None:
+    attributes = {"sex": "sex", "potassium": {"column": "k", "bins": [4]}}
+    model = train_hospital(attributes=attributes, tuning=0.3)
+    report = model.report
+    assert {row["value"] for row in report["attributes"] if row["attribute"] == "potassium"} <= {
+        "below 4",
+        "4 or more",
+        None,
+    }
+    assert sum(row["n"] for row in report["attributes"] if row["attribute"] == "sex") == report["n"]
+    assert [one["code"] for one in report["findings"]].count("W115") == 2
+    assert report["sets"]["level"] == 0.9
+    assert sum(row["n"] for row in report["sets"]["groups"]) == report["n"]
+    model.save(tmp_path / "model")
+    loaded, rows = rj.load(tmp_path / "model"), hospital(seed=1).drop("died")
+    table = loaded.table(rows)
+    assert table.equals(model.table(rows))
+    assert all(name in inside.split("|") for name, inside in zip(table["prediction"], table["set"], strict=True))
+    assert len(set(table["set"])) > 1
+    fresh = loaded.evaluate(hospital(seed=2))["sets"]
+    assert fresh["overall"]["n"] == ROWS
+    assert fresh["overall"]["ci"][0] < 0.9
+
+
+def test_without_a_share_to_hold_there_are_no_sets() -> None:
+    model = train_hospital(**{"eval.coverage": 0.0})
+    assert model.sets is None
+    assert "sets" not in model.report
+    assert "set" not in model.table(hospital()).columns

@@ -102,6 +102,19 @@ def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
     return _svg(draw, "share correct", [], xlabel="confidence in the answer given")
 
 
+def deferral(curve: Sequence[dict[str, Any]]) -> str | None:
+    """Draws accuracy over the share of samples that are answered, those that the model is surest of first."""
+    if not curve:
+        return None
+
+    def draw(axes: "Axes") -> list[tuple[float, str, str]]:
+        axes.plot([p["share"] for p in curve], [p["accuracy"] for p in curve], color=COLOURS[0], linewidth=1.6)
+        axes.set(xlim=(1.02, 0.0), ylim=(-0.05, 1.05))
+        return []
+
+    return _svg(draw, "share correct", [], xlabel="share of samples that are answered")
+
+
 def of_survival(curves: Mapping[str, Any]) -> dict[str, str | None]:
     """Draws `curves` of a report of survival: by predicted risk, and predicted against observed risks; {} for none."""
     if not curves:

@@ -130,6 +130,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "lambdas": figures.lambdas(history, tail, lambda name: texts.one_line(labels.get(name, name[:LABEL_WIDTH]))),
         "gate": figures.gate(history),
         "reliability": figures.reliability(report["calibration"]),
+        "deferral": figures.deferral(report.get("deferral", ())),
         **figures.of_survival(report.get("curves", {})),
     }
     most = max((row["n_train"] for row in report["groups"]), default=0)

@@ -18,7 +18,7 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
 from remind_jax.data.dataset import Dataset
 from remind_jax.data.groups import Groups
-from remind_jax.evaluation import fairness, intervals, metrics, page
+from remind_jax.evaluation import conformal, fairness, intervals, metrics, page
 from remind_jax.evaluation.judge import Judge, of_classes
 from remind_jax.evaluation.names import short_names
 from remind_jax.evaluation.samples import Samples
@@ -143,8 +143,8 @@ def build_report(
       which have `unseen: true`: `group, modalities, train_fraction, tail, n, n_patients, n_train`, M), `head_mean`,
       `tail_mean` (unweighted means over groups; no intervals), `head_pooled`, `tail_pooled` (M of all their samples
       together), `worst_group` (lowest accuracy among the groups with at least 10 held-out samples: `group, n`, M) and
-      `calibration` (the reliability curve). Where the predictions have attributes, `attributes`, `attribute_gaps`
-      and `attribute_presence` as `evaluation.fairness` returns them.
+      `calibration` (the reliability curve) and, of classes, `deferral` (`conformal.deferral`). Where the predictions
+      have attributes, `attributes`, `attribute_gaps` and `attribute_presence` as `evaluation.fairness` returns them.
 
     Raises:
       ValueError: `extra` names a key of the contract, or the predictions are not as described.
@@ -179,6 +179,8 @@ def build_report(
         "worst_group": _worst(rows, judge),
         "calibration": metrics.reliability_curve(sample.labels, sample.probabilities) if one_of_several else [],
     }
+    if one_of_several:
+        report["deferral"] = conformal.deferral(sample.labels, sample.probabilities)
     if judge.task != "classes":
         about = {"headline": judge.headline, "more": judge.more, "titles": dict(judge.titles)}
         about |= {"fitted": dict(judge.fitted)} if judge.fitted else {}

@@ -4,7 +4,7 @@
     model.json          {"format": 1, "made_by": "remind_jax 0.1.0", "sha256": of model.safetensors, "config": …,
                          "title": of the data, "schema": …, "task": …, "groups": …, "kinds": fitted preprocessing,
                          "label_counts": …, "train_patients": …, "gate": …, "prior_power": …, "label_type": …,
-                         "chosen": …}
+                         "sets": thresholds where there are any, "chosen": …}
 
 `chosen` says which weights these are: their stage and step, the tuning metric that chose them and its value, and better
 weights that an earlier stage had, if any (`evaluation.page.weights_text`). A model works without checkpoints.
@@ -28,6 +28,7 @@ from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import Schema, schema_from_dict, shown
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
+from remind_jax.evaluation.conformal import Sets
 from remind_jax.runtime import files, records
 from remind_jax.runtime.records import COUNT, Number
 from remind_jax.tasks.classes import Classes
@@ -47,6 +48,7 @@ SHAPE = {
     "train_patients": [COUNT],
     "gate": ("gated", "always", "never"),
     "prior_power": Number(float, -10, 10),
+    "sets?": {"level": float, "n": COUNT, "whole": float, "groups": [{"group": str, "threshold": float, "n": COUNT}]},
     "label_type?": ("text", "integer", "number", "boolean"),
     "chosen": finished.WEIGHTS,
 }
@@ -74,7 +76,7 @@ def contents(model: Any) -> dict[str, bytes]:
         "prior_power": model.prior_power,
         "label_type": model.label_type,
         "chosen": dict(model.chosen),
-    }
+    } | ({"sets": model.sets.to_dict()} if model.sets else {})
     return {WEIGHTS: weights, FACTS: (json.dumps(facts, ensure_ascii=False, allow_nan=False) + "\n").encode()}
 
 
@@ -108,6 +110,7 @@ def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
             "params": safetensors.numpy.load(weights),
             "gate": facts["gate"],
             "prior_power": facts["prior_power"],
+            "sets": Sets.from_dict(facts["sets"]) if "sets" in facts else None,
             "label_type": facts.get("label_type", "text"),
             "chosen": facts["chosen"],
         }

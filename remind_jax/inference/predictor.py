@@ -24,9 +24,11 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import Schema
 from remind_jax.errors import UserError
+from remind_jax.evaluation import conformal
 from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.finished import REPORT
 from remind_jax.evaluation.report import Report
+from remind_jax.evaluation.samples import Samples
 from remind_jax.inference import model_files, new_rows
 from remind_jax.inference.present import PresentRows
 from remind_jax.models import spare_rows
@@ -74,6 +76,7 @@ class Predictor:
       train_patients: patients with train rows of each combination, int [g].
       params: weights by path.
       gate: whether group routers act: `gated`, `always` or `never`.
+      sets: thresholds of sets of answers; None gives none.
       prior_power: probabilities are divided by the class prior to this power; 0 leaves them as they are.
       label_type: type of the labels that it was trained on: `text`, `integer`, `number` or `boolean`.
       chosen: origin of the weights, see `model_files`.
@@ -98,6 +101,7 @@ class Predictor:
     rows: PresentRows
     forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
     prior_power: float = 0.0
+    sets: conformal.Sets | None = None
     label_type: str = "text"
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     report: Report = dataclasses.field(default_factory=lambda: Report({}))
@@ -343,7 +347,16 @@ class Predictor:
         table = predictions_table(manifest, self.groups, found)
         title = manifest.title or manifest.schema.name
         facts = {"parameters": self.parameters, "classes": self.classes, "judge": self.task.judge}
-        return Report(reports.build_report(self.config.to_dict(), title, table, self.groups, **facts, split="new rows"))
+        facts |= self.judged_sets(table) | {"split": "new rows"}
+        return Report(reports.build_report(self.config.to_dict(), title, table, self.groups, **facts))
+
+    def judged_sets(self, table: pl.DataFrame) -> dict[str, Any]:
+        """Returns for a report how often sets held the truth in a table of predictions; empty without sets."""
+        if self.sets is None or not table.height:
+            return {}
+        samples = Samples.of(table)
+        found = self.task.sets(samples.probabilities, self.sets.of(samples.groups))
+        return {"sets": conformal.coverage(self.sets, found.hold(samples.labels), found.sizes, samples.groups)}
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the model and its report as a folder for `remind_jax.load`; an older model there is replaced.
@@ -389,6 +402,9 @@ class Predictor:
         """Returns one row for each sample of a manifest from `read`, with its predictions [n, p] and warnings."""
         index = self.groups.index(manifest.presence)
         samples, patients = (np.append(counts, 0)[index] for counts in (self.groups.train_counts, self.train_patients))
+        names, sets = self.combinations(manifest), {}
+        if self.sets is not None:
+            sets = self.task.sets(probabilities, self.sets.of(names)).columns
         told = np.where(samples == 0, "never seen in training", "")
         few = (samples > 0) & (patients < FEW_PATIENTS)
         told = np.where(few, f"under {FEW_PATIENTS} training patients", told)
@@ -396,10 +412,11 @@ class Predictor:
         return pl.DataFrame(
             {
                 manifest.schema.sample_id: manifest.table[manifest.schema.sample_id],
-                "combination": self.combinations(manifest),
+                "combination": names,
                 "n_train": samples,
                 "n_train_patients": patients,
                 **self.task.columns(probabilities),
+                **sets,
                 "warning": told,
             }
         )

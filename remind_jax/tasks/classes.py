@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.data.schema import Schema
-from remind_jax.evaluation import intervals, metrics
+from remind_jax.evaluation import conformal, intervals, metrics
 from remind_jax.evaluation.judge import Judge, Weighed, figures_of_classes, of_classes, weighed_of_classes
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Task, entropy_of
+from remind_jax.tasks.task import LOWEST, AnswerSets, Task, entropy_of
 
 
 def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
@@ -107,6 +107,17 @@ class Classes(Task):
 
     def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return predictions[np.arange(len(whole)), whole.argmax(axis=1)]
+
+    def misses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        return conformal.scores_of_classes(np.asarray(predictions, np.float64))[np.arange(len(labels)), labels]
+
+    def sets(self, predictions: np.ndarray, thresholds: np.ndarray) -> AnswerSets:
+        inside = conformal.scores_of_classes(np.asarray(predictions, np.float64)) <= thresholds[:, None]
+        rows = np.arange(len(inside))
+        inside[rows, self.answers(predictions)] = True  # no set is empty
+        named = ["|".join(name for name, there in zip(self.classes, row, strict=True) if there) for row in inside]
+        columns = {"set": np.array(named, object)}
+        return AnswerSets(columns, inside.sum(axis=1), lambda labels: inside[rows, labels])
 
     def entropy(self, predictions: np.ndarray) -> np.ndarray:
         return entropy_of(predictions)

@@ -18,7 +18,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import regression
 from remind_jax.evaluation.judge import Weighed
 from remind_jax.ops import losses
-from remind_jax.tasks.task import Task, softplus
+from remind_jax.tasks.task import AnswerSets, Task, softplus
 
 OUTPUTS = {"mean": 1, "gaussian": 2, "quantiles": 3}
 """Outputs of the head by `task.predicts`."""
@@ -118,6 +118,17 @@ class Regression(Task):
     def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
         del whole
         return predictions[:, 0]
+
+    def misses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        low, high = predictions.T[-2:] if predictions.shape[1] > 1 else (predictions[:, 0], predictions[:, 0])
+        return np.maximum(low - labels, labels - high).astype(np.float64)
+
+    def sets(self, predictions: np.ndarray, thresholds: np.ndarray) -> AnswerSets:
+        low, high = predictions.T[-2:] if predictions.shape[1] > 1 else (predictions[:, 0], predictions[:, 0])
+        low, high = low - thresholds, np.maximum(high + thresholds, low - thresholds)
+        low = np.maximum(low, 0.0) if self.transform == "log1p" else low
+        inside = lambda labels: (low <= labels) & (labels <= high)  # noqa: E731
+        return AnswerSets({"lower": low, "upper": high}, high - low, inside)
 
     def entropy(self, predictions: np.ndarray) -> np.ndarray:
         """Returns the logarithm of the width of intervals before the transform, which is the entropy but for a term."""

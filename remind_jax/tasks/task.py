@@ -5,8 +5,8 @@ survival float [n, 2]. Predictions are float [n, p].
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -15,6 +15,20 @@ from remind_jax.data.schema import Schema
 from remind_jax.evaluation.judge import Figures, Judge, Weighed
 
 LOWEST = 1e-12  # of a probability whose logarithm is taken
+
+
+class AnswerSets(NamedTuple):
+    """Sets of answers of n samples.
+
+    Attributes:
+      columns: what `remind predict` writes of them, [n] each.
+      sizes: number of answers, or width, [n].
+      hold: (labels) -> which sets hold the truth, bool [n].
+    """
+
+    columns: dict[str, np.ndarray]
+    sizes: np.ndarray
+    hold: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +127,15 @@ class Task:
 
         `whole` [n, p] are those from all modalities of the samples.
         """
+        raise NotImplementedError
+
+    def misses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray | None:
+        """Returns how odd the truth is for predictions, float64 [n], see `evaluation.conformal`; None without sets."""
+        del labels, predictions
+        return None
+
+    def sets(self, predictions: np.ndarray, thresholds: np.ndarray) -> AnswerSets:
+        """Makes sets of the answers that are no odder than thresholds [n]."""
         raise NotImplementedError
 
     def entropy(self, predictions: np.ndarray) -> np.ndarray:

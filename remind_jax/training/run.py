@@ -14,11 +14,13 @@ from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data import memory, pipeline, samplers
 from remind_jax.data.findings import Finding
+from remind_jax.data.groups import group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
 from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
+from remind_jax.evaluation.conformal import Sets
 from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.predictor import Predictor, choose_prior_power
 from remind_jax.models import spare_rows
@@ -271,6 +273,7 @@ def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progr
     chosen = _chosen(at.cursor, config.train.select)
     bar.say(page.weights_text(chosen))
     model, facts = _adjusted(dataclasses.replace(trainer.model, params=at.best, chosen=chosen), data)
+    model = _with_sets(model, data)
     split = next((name for name in ("held_out", "tuning") if len(data.stores[name])), None)
     if split is None:
         return model
@@ -280,6 +283,7 @@ def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progr
     facts |= {"weights": chosen} | _gate_summary(trainer, at, predicted.open_rate)
     options = {"parameters": model.parameters, "count": bar.count, "split": split, "judge": model.task.judge}
     report, table = reports.report_of(config.to_dict(), data, predicted.probabilities, **options, **facts)
+    report |= model.judged_sets(table) if split == "held_out" else {}  # sets hold the rows that they are made by
     model = dataclasses.replace(model, report=reports.Report(report, folder.history()), path=folder.path)
     if folder.path is not None and writes:
         model_files.write(model, folder.path / model_folder.FOLDER)
@@ -317,6 +321,20 @@ def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict
         return model, {}
     power = choose_prior_power(model.predict_store(data.stores["tuning"]), model.class_fractions, figure)
     return dataclasses.replace(model, prior_power=power), {"prior_adjustment": {"figure": figure, "power": power}}
+
+
+def _with_sets(model: Predictor, data: datasets.Dataset) -> Predictor:
+    """Adds sets of answers that hold the truth in the share `eval.coverage`, by the tuning rows if there are enough."""
+    if not model.config.eval.coverage or not len(data.stores["tuning"]):
+        return model
+    predicted = model.predict_store(data.stores["tuning"])
+    misses = model.task.misses(predicted.labels, predicted.probabilities)
+    names = [group_name(mask, data.groups.modalities) for mask in data.manifest.presence[data.rows("tuning")]]
+    return (
+        model
+        if misses is None
+        else dataclasses.replace(model, sets=Sets.fit(misses, names, model.config.eval.coverage))
+    )
 
 
 def _gate_summary(trainer: Trainer, at: Position, open_rate: float) -> dict[str, Any]:
