@@ -64,7 +64,7 @@ def runs(tmp_path_factory):
         if task not in made:
             path = tmp_path_factory.mktemp(task)
             folder = with_signal(path / "data", task)
-            keys = {"train__epochs": 8.0, "train__joint_epochs": 4.0, **MORE.get(task, {})}
+            keys = {"train__epochs": 8.0, "train__joint_epochs": 4.0, "eval__bootstrap": 20, **MORE.get(task, {})}
             arguments = tiny_runs.own_arguments(folder, path / "cache", **keys)
             main.main([*arguments, f"--workdir={path / 'run'}"])
             made[task] = folder, path / "run"
