@@ -1,5 +1,6 @@
 """What every test runs under: four CPU devices, no silent promotion of ranks or dtypes."""
 
+import ctypes
 import gc
 import os
 import pathlib
@@ -29,6 +30,8 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from remind_jax.runtime import signals  # noqa: E402
 
+MUCH_MEMORY = 2.5e9
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -42,6 +45,18 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_memory():
+    """After a file a process with much memory lets go of its programs, which are found again where they are kept."""
+    yield
+    memory = pathlib.Path("/proc/self/statm")  # of Linux: pages in all, pages in use
+    if memory.exists() and int(memory.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > MUCH_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is free, as runs ask it to
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +89,12 @@ def quick_compilation():
     """Types are promoted as usual: optax's Adam raises a float to an integer power, which the strict mode refuses."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Runs draw no page: for tests that look at their numbers alone."""
+    monkeypatch.setattr("remind_jax.evaluation.report.write_html", lambda *rest: None)
 
 
 @pytest.fixture

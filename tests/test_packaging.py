@@ -233,6 +233,7 @@ print(rj.__file__)
 """
 
 
+@pytest.mark.slow
 def test_a_wheel_fits_a_frame_in_ten_lines(remind, wheel, tmp_path):
     assert len(TEN_LINES.replace("\n\n", "\n").splitlines()) <= 10
     out = remind(script=TEN_LINES)

@@ -330,7 +330,7 @@ def pixel_network(image_encoder: str) -> Built:
 @pytest.mark.parametrize("image_encoder", ["vit_small", "resnet_small"])
 def test_pixels_become_tokens_and_missing_ones_are_not_looked_at(image_encoder: str) -> None:
     one, batch = pixel_network(image_encoder), pixel_batch()
-    tokens = one.network.encode(one.params, batch)
+    tokens = jax.eval_shape(one.network.encode, one.params, batch)
     # A ViT gives its class token and a token a patch of 8 x 8; the others give the spec's number.
     assert tokens.shape == (B, (1 + 4 if image_encoder == "vit_small" else T) + T + T, D)
     first = one.forward(one.params, batch, gate="always").logits

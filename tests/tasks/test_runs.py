@@ -167,7 +167,7 @@ def test_a_saved_model_predicts_the_same(runs, task, tmp_path):
     assert again.table(data).equals(model.table(data))
 
 
-@pytest.mark.parametrize("task", ["regression", "survival"])
+@pytest.mark.parametrize("task", ["regression", pytest.param("survival", marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(runs, task, tmp_path, monkeypatch):
     data, folder = runs(task)
     manifest = reading.read_manifest(data, image_size=32, frames=8)

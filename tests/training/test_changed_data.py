@@ -32,7 +32,7 @@ LEFT_OUT = {"data__leave_out": "('note+icd',)"}
 RNG = np.random.default_rng(0)
 
 
-def _arguments(folder: pathlib.Path, run: str = "run", method: str = "remind", **changes) -> list[str]:
+def _arguments(folder: pathlib.Path, run: str | pathlib.Path = "run", method: str = "remind", **changes) -> list[str]:
     made = tiny_runs.own_arguments(folder / "data", folder / "cache", method, **CHANGES | changes)
     return [*made, f"--workdir={folder / run}"]
 
@@ -52,12 +52,12 @@ def _stop(arguments: list[str], monkeypatch, step: int = 4) -> None:
             main.main(arguments)
 
 
-def _copied(source: pathlib.Path, folder: pathlib.Path, run: str = "run") -> pathlib.Path:
-    """A copy of data, cache and a run on them, which says that it was always there."""
+def _copied(source: pathlib.Path, folder: pathlib.Path, run: str = "run", data: pathlib.Path | None = None):
+    """A copy of data, cache and a run on them, which says that it was always there, or on those of another folder."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
     file = folder / run / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    config["data"] |= {"root": str(folder / "data"), "cache": str(folder / "cache")}
+    config["data"] |= {name: str((data or folder) / place) for name, place in (("root", "data"), ("cache", "cache"))}
     file.write_text(json.dumps(config), encoding="utf-8")
     return folder
 
@@ -166,9 +166,8 @@ def test_a_restart_is_the_run_of_the_new_data_alone(stopped):
 @pytest.mark.parametrize("at", ["report.json", "model", "checkpoints", DATA, "metrics.jsonl"])
 def test_a_restart_that_is_killed_leaves_no_mixture(finished, alone, at, tmp_path, monkeypatch):
     """Wherever it is broken off, the folder is still that of the old data, or empty."""
-    shutil.rmtree(_copied(finished, tmp_path, "remind") / "data")
-    shutil.copytree(alone / "data", tmp_path / "data")
-    arguments = _arguments(tmp_path, "remind", **LEFT_OUT)
+    _copied(finished, tmp_path, "remind", data=alone)
+    arguments = _arguments(alone, tmp_path / "remind", **LEFT_OUT)
 
     class Killed(BaseException):
         pass
