@@ -1,5 +1,7 @@
 """What every test runs under: four CPU devices, no silent promotion of ranks or dtypes."""
 
+import ctypes
+import gc
 import os
 import pathlib
 import signal
@@ -9,11 +11,14 @@ import sys
 # for can block one another for good; NPROC sets the size of that pool.
 os.environ["NPROC"] = "32"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Plain models are small here too: threads would wait for one another longer than they compute.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Four devices, and programs that compile fast rather than run fast: here they run a few steps each.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 _FLAGS = (
     "--xla_force_host_platform_device_count=4",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 _GIVEN = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join([*_GIVEN, *(flag for flag in _FLAGS if flag not in _GIVEN)])
@@ -21,9 +26,11 @@ os.environ["XLA_FLAGS"] = " ".join([*_GIVEN, *(flag for flag in _FLAGS if flag n
 import hypothesis  # noqa: E402, after the environment is set
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from remind_jax.runtime import signals  # noqa: E402
-from tests import tiny_runs  # noqa: E402
+
+MUCH_MEMORY = 2.5e9
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -31,6 +38,25 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # The same cases in every run, and none refused for being slow on a busy machine.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("house")
+
+
+def pytest_collection_finish() -> None:
+    """What modules hold stays to the end: the collector of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_memory():
+    """After a file a process with much memory lets go of its programs, which are found again where they are kept."""
+    yield
+    memory = pathlib.Path("/proc/self/statm")  # of Linux: pages in all, pages in use
+    if memory.exists() and int(memory.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > MUCH_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is free, as runs ask it to
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +69,32 @@ def _own_handlers():
         signal.signal(number, handler)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation(tmp_path_factory):
-    """As `tiny_runs.quick_programs`, with a folder that all tests of this session share."""
+@pytest.fixture(scope="session", autouse=True)
+def _kept_programs(tmp_path_factory):
+    """Whatever was compiled in this run of pytest, by any of its processes, is found again and not compiled twice.
+
+    `JAX_COMPILATION_CACHE_DIR` names a folder that several runs share.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with tiny_runs.quick_programs(shared / "compiled"):
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Types are promoted as usual: optax's Adam raises a float to an integer power, which the strict mode refuses."""
+    with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Runs draw no page: for tests that look at their numbers alone."""
+    monkeypatch.setattr("remind_jax.evaluation.report.write_html", lambda *rest: None)
 
 
 @pytest.fixture

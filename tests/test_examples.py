@@ -11,7 +11,6 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "examples"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-QUICK = "own_frame"  # the others take a minute each
 
 
 def read(file: pathlib.Path) -> nbformat.NotebookNode:
@@ -27,9 +26,8 @@ def test_outputs_are_stored_and_name_no_machine(file):
     assert not re.search(r"(/home/|/root/|/tmp/|/work/|Traceback)", file.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "file", [pytest.param(f, id=f.stem, marks=[] if f.stem == QUICK else pytest.mark.slow) for f in NOTEBOOKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_it_runs(file, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.pathsep.join((str(pathlib.Path(sys.executable).parent), os.environ["PATH"])))
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))

@@ -16,10 +16,14 @@ from remind_jax.errors import UserError
 SMALL = "24 modalities"
 
 
-def test_the_stored_results_hold_for_the_steps_of_today() -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow if x == "fprm" else ()) for x in gpu_programs.CASES]
+)
+def test_the_stored_results_hold_for_the_steps_of_today(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, given = gpu_programs.stored()["versions"]["jax"], gpu_programs.versions()["jax"]
     if wanted != given:
         pytest.skip(f"the results hold for jax {wanted}, which .ci/run checks; here is {given}")
+    monkeypatch.setattr(gpu_programs, "CASES", {name: gpu_programs.CASES[name]})
     assert gpu_programs.changed() == [], "renew them: python -m benchmarks.gpu_programs"
 
 

@@ -10,7 +10,7 @@ from tests.golden import runs
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
-    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.usefixtures("quick_compilation", "no_page"),
 ]
 TOLERANCE = 1e-4
 

@@ -23,7 +23,8 @@ def patch_encoder(shape: tuple[int, ...], hidden: int = 0, dropout: float = 0.0)
 
 
 def embed(encoder: Pure, x: np.ndarray | jax.Array, keys: jax.Array | None = None, **changed: jax.Array) -> np.ndarray:
-    return np.asarray(encoder.module({**encoder.params, **changed})(jnp.asarray(x, jnp.float32), keys))
+    call = jax.jit(lambda params, x, keys: encoder.module(params)(x, keys))
+    return np.asarray(call({**encoder.params, **changed}, jnp.asarray(x, jnp.float32), keys))
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((7,), 3), ((6,), 2), ((2,), 1), ((4, 5), 5)])

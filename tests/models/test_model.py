@@ -230,7 +230,7 @@ def test_composed_routers_go_by_what_is_present_and_serve_unseen_combinations() 
 
 def test_composed_routers_take_no_more_parameters_for_more_combinations() -> None:
     def size(spec: ModelSpec, groups: int) -> int:
-        shapes = jax.eval_shape(make_network(spec, TABULAR, groups, C).init, jax.random.key(0))
+        shapes = make_network(spec, TABULAR, groups, C).shapes
         return sum(x.size for x in shapes.values())
 
     table = dataclasses.replace(COMPOSED, fusion=FUSION)
@@ -278,7 +278,7 @@ def test_observed_pooling_is_the_mean_where_nothing_is_missing() -> None:
 
 def test_only_what_a_method_uses_is_declared() -> None:
     plain = make_network(model_of(width=D, fusion=fusion_of(heads=2)), TABULAR, G, C)
-    shapes = jax.eval_shape(plain.init, jax.random.key(0))
+    shapes = plain.shapes
     assert not [path for path in shapes if "group_router" in path]
     assert [path for path in shapes if path.startswith("imputation/")] == ["imputation/group"]
     # Weakly typed parameters would make the second step compile again.
@@ -330,7 +330,7 @@ def pixel_network(image_encoder: str) -> Built:
 @pytest.mark.parametrize("image_encoder", ["vit_small", "resnet_small"])
 def test_pixels_become_tokens_and_missing_ones_are_not_looked_at(image_encoder: str) -> None:
     one, batch = pixel_network(image_encoder), pixel_batch()
-    tokens = one.network.encode(one.params, batch)
+    tokens = jax.eval_shape(one.network.encode, one.params, batch)
     # A ViT gives its class token and a token a patch of 8 x 8; the others give the spec's number.
     assert tokens.shape == (B, (1 + 4 if image_encoder == "vit_small" else T) + T + T, D)
     first = one.forward(one.params, batch, gate="always").logits
@@ -496,7 +496,7 @@ def _of_present(batch: dict[str, np.ndarray], blocks: int, capacities: dict[str,
 def _spread_setup() -> tuple[Any, dict[str, jax.Array], dict[str, np.ndarray]]:
     spec = dataclasses.replace(SPEC, image_encoder="resnet_small", encoder_dropout=0.3)
     network = make_network(spec, SPREAD, G, C)
-    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    params = random_params(network.shapes)
     # Positive variances, and scales that let the signal through.
     params = {path: jnp.abs(x) + 0.5 if path.endswith("running_variance") else x for path, x in params.items()}
     rng, size = np.random.default_rng(3), 8

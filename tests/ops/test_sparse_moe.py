@@ -31,7 +31,7 @@ def test_scores_equal_the_reference(kind: str) -> None:
 
 def test_a_token_on_a_routers_place_has_a_finite_gradient() -> None:
     router = jnp.asarray(normal(D, E))
-    gradient = jax.grad(lambda w: jnp.sum(sparse_moe.expert_scores(w[:, 0][None], w, "laplace")))(router)
+    gradient = jax.jit(jax.grad(lambda w: jnp.sum(sparse_moe.expert_scores(w[:, 0][None], w, "laplace"))))(router)
     chex.assert_tree_all_finite(gradient)
 
 
@@ -55,10 +55,11 @@ class Variants(chex.TestCase):
 def test_gradients_reach_tokens_scores_and_the_chosen_experts_only() -> None:
     x, clean = jnp.asarray(normal(3, D)), jnp.asarray(normal(3, E, seed=5))
 
+    @jax.jit
     def total(x, clean, weights):
         return jnp.sum(jnp.sin(sparse_moe.apply_top_experts(x, sparse_moe.top_experts(clean, K), weights)))
 
-    by_x, by_clean, by_weights = jax.grad(total, argnums=(0, 1, 2))(x, clean, experts())
+    by_x, by_clean, by_weights = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(x, clean, experts())
     used = np.zeros(E, bool)
     used[np.asarray(sparse_moe.top_experts(clean, K).experts).ravel()] = True
     assert 0 < used.sum() < E
@@ -106,7 +107,8 @@ def test_gradients_are_finite_where_few_experts_may_be_chosen(hidden: int) -> No
         )
         return jnp.sum(jnp.sin(choice.load)) + jnp.sum(jnp.sin(choice.weights)), choice.load
 
-    gradients, load = jax.grad(total, argnums=(0, 1), has_aux=True)(jnp.asarray(normal(R, E)), jnp.ones((R, E)))
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+    gradients, load = gradient(jnp.asarray(normal(R, E)), jnp.ones((R, E)))
     chex.assert_tree_all_finite(gradients)
     assert not np.asarray(load)[:, closed].any()
     certain = E - hidden == k
@@ -134,7 +136,7 @@ def test_gradients_of_single_samples_sum_to_that_of_all() -> None:
 
         return jax.grad(total)(experts())
 
-    single, whole = jax.vmap(gradient)(x, clean), gradient(x.reshape(12, D), clean.reshape(12, E))
+    single, whole = jax.jit(jax.vmap(gradient))(x, clean), jax.jit(gradient)(x.reshape(12, D), clean.reshape(12, E))
     summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), single)
     chex.assert_trees_all_close(summed, whole, rtol=1e-7, atol=1e-5)
 

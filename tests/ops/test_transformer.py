@@ -105,10 +105,10 @@ def test_attention_for_a_gpu_equals_that_for_other_devices(n: int, length: int, 
         found = transformer.attention(*arrays, heads=h, scale=0.3, length=length).astype(jnp.float32)
         return jnp.sum((found * jnp.asarray(weights, jnp.float32))[:, : length or n])
 
-    expected = jax.value_and_grad(total, argnums=(0, 1, 2))(*arrays)
+    expected = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*arrays)
     assert not plain_cudnn
     with transformer.tracing_for_gpu(True):
-        found = jax.value_and_grad(total, argnums=(0, 1, 2))(*arrays)
+        found = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*arrays)
     assert plain_cudnn == [(b, n + n % 2, h, k)]  # tokens are even
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x.astype(float), y.astype(float), atol=0.06), found, expected)
     # What is compared is not what all lengths give.

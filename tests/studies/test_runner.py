@@ -195,10 +195,8 @@ def test_a_config_that_went_through_json_is_the_same(tmp_path, monkeypatch):
 # ---- Several processes -----------------------------------------------------------------------------------------------
 
 
-def _start(arguments: list[str], folder) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(tiny_runs.ROOT)}
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def _start(arguments: list[str]) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(tiny_runs.ROOT)}
     command = [sys.executable, "-m", "remind_jax.sweep", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -212,7 +210,7 @@ def _figures(folder) -> dict[str, dict]:
 def test_a_killed_sweep_of_several_processes_goes_on(done, tmp_path):
     folder, arguments, _ = done
     other = [argument.replace(str(folder), str(tmp_path / "out")) for argument in arguments]
-    process = _start([*other, "--jobs=2"], tmp_path)
+    process = _start([*other, "--jobs=2"])
     deadline = time.monotonic() + 240
     while not list((tmp_path / "out").glob("*/report.json")):
         assert process.poll() is None, process.communicate()
@@ -223,7 +221,7 @@ def test_a_killed_sweep_of_several_processes_goes_on(done, tmp_path):
     assert process.returncode != 0
     assert not (tmp_path / "out" / "table.md").exists()
     finished = len(list((tmp_path / "out").glob("*/report.json")))
-    process = _start([*other, "--jobs=2"], tmp_path)
+    process = _start([*other, "--jobs=2"])
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     assert out.count("(finished before)") == finished < 6
@@ -237,6 +235,7 @@ def test_a_killed_sweep_of_several_processes_goes_on(done, tmp_path):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_runs_of_a_sweep_share_programs_and_are_those_of_runs_alone(tmp_path, jobs, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     chosen, kept = ("--methods=remind", "--seeds=0,1"), jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     try:

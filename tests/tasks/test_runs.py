@@ -60,7 +60,7 @@ def runs(tmp_path_factory):
         if task not in made:
             path = tmp_path_factory.mktemp(task)
             folder = with_signal(path / "data", task)
-            keys = {"train__epochs": 8.0, "train__joint_epochs": 4.0, **MORE.get(task, {})}
+            keys = {"train__epochs": 8.0, "train__joint_epochs": 4.0, "eval__bootstrap": 20, **MORE.get(task, {})}
             arguments = tiny_runs.own_arguments(folder, path / "cache", **keys)
             main.main([*arguments, f"--workdir={path / 'run'}"])
             made[task] = folder, path / "run"
@@ -163,7 +163,7 @@ def test_a_saved_model_predicts_the_same(runs, task, tmp_path):
     assert again.table(data).equals(model.table(data))
 
 
-@pytest.mark.parametrize("task", ["regression", "survival"])
+@pytest.mark.parametrize("task", ["regression", pytest.param("survival", marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(runs, task, tmp_path, monkeypatch):
     data, folder = runs(task)
     manifest = reading.read_manifest(data, image_size=32, frames=8)

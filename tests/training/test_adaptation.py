@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -285,7 +286,8 @@ def test_shares_of_experts_are_nested_and_the_most_used(adapters):
     assert [len(rows) for rows in chosen] == [1, 2, 3, 4]
     assert all(small < large for small, large in itertools.pairwise(chosen))
     store, size = adapter.data.stores["train"], 64
-    output = adapter.model.network.route(adapter.model.params, store.take(np.arange(len(store))), gate="never")
+    route = jax.jit(adapter.model.network.route, static_argnames="gate")
+    output = route(adapter.model.params, store.take(np.arange(len(store))), gate="never")
     logits = np.asarray(output.blocks[0].shared)[..., 0]
     weights = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
     expected = np.argsort(-weights.mean(axis=(0, 1)))

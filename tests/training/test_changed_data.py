@@ -28,10 +28,11 @@ pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
 ]
 CHANGES = {"data__max_tokens": 8, "data__vocabulary": 64, "eval__bootstrap": 20, "train__evaluate_every": 0.5}
+LEFT_OUT = {"data__leave_out": "('note+icd',)"}
 RNG = np.random.default_rng(0)
 
 
-def _arguments(folder: pathlib.Path, run: str = "run", method: str = "remind", **changes) -> list[str]:
+def _arguments(folder: pathlib.Path, run: str | pathlib.Path = "run", method: str = "remind", **changes) -> list[str]:
     made = tiny_runs.own_arguments(folder / "data", folder / "cache", method, **CHANGES | changes)
     return [*made, f"--workdir={folder / run}"]
 
@@ -51,12 +52,29 @@ def _stop(arguments: list[str], monkeypatch, step: int = 4) -> None:
             main.main(arguments)
 
 
+def _copied(source: pathlib.Path, folder: pathlib.Path, run: str = "run", data: pathlib.Path | None = None):
+    """A copy of data, cache and a run on them, which says that it was always there, or on those of another folder."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    file = folder / run / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["data"] |= {name: str((data or folder) / place) for name, place in (("root", "data"), ("cache", "cache"))}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory, quick_compilation):
+    folder = tmp_path_factory.mktemp("stopped")
+    write_manifest(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        _stop(_arguments(folder), patch)
+    return folder
+
+
 @pytest.fixture
-def stopped(tmp_path, monkeypatch):
+def stopped(stopped_once, tmp_path):
     """The folder of data, a run on them that was stopped, and its cache."""
-    write_manifest(tmp_path / "data")
-    _stop(_arguments(tmp_path), monkeypatch)
-    return tmp_path
+    return _copied(stopped_once, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +83,17 @@ def finished(tmp_path_factory, quick_compilation):
     folder = tmp_path_factory.mktemp("finished")
     write_manifest(folder / "data")
     for method in ("remind", "logistic_regression"):
-        main.main(_arguments(folder, method, method, data__leave_out="('note+icd',)"))
+        main.main(_arguments(folder, method, method, **LEFT_OUT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(finished, tmp_path_factory):
+    """Those data with another label, and a run that has seen no others."""
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copytree(finished / "data", folder / "data")
+    change_a_label(folder / "data", RNG)
+    main.main(_arguments(folder, "alone", **LEFT_OUT))
     return folder
 
 
@@ -136,15 +164,10 @@ def test_a_restart_is_the_run_of_the_new_data_alone(stopped):
 
 
 @pytest.mark.parametrize("at", ["report.json", "model", "checkpoints", DATA, "metrics.jsonl"])
-def test_a_restart_that_is_killed_leaves_no_mixture(finished, at, tmp_path, monkeypatch):
+def test_a_restart_that_is_killed_leaves_no_mixture(finished, alone, at, tmp_path, monkeypatch):
     """Wherever it is broken off, the folder is still that of the old data, or empty."""
-    shutil.copytree(finished / "data", tmp_path / "data")
-    shutil.copytree(finished / "remind", tmp_path / "remind")
-    change_a_label(tmp_path / "data", RNG)
-    arguments = _arguments(tmp_path, "remind", data__leave_out="('note+icd',)")
-    config = json.loads((tmp_path / "remind" / "config.json").read_text())
-    config["data"] |= {"root": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
-    (tmp_path / "remind" / "config.json").write_text(json.dumps(config))
+    _copied(finished, tmp_path, "remind", data=alone)
+    arguments = _arguments(alone, tmp_path / "remind", **LEFT_OUT)
 
     class Killed(BaseException):
         pass
@@ -167,13 +190,12 @@ def test_a_restart_that_is_killed_leaves_no_mixture(finished, at, tmp_path, monk
         main.main(arguments)
     assert (tmp_path / "remind" / "report.json").exists() is (at == "report.json")
     main.main([*arguments, "--on-changed-data=restart"])
-    main.main(_arguments(tmp_path, "alone", data__leave_out="('note+icd',)"))
-    assert _same(tmp_path / "remind", tmp_path / "alone")
+    assert _same(tmp_path / "remind", alone / "alone")
 
 
 @pytest.mark.parametrize("method", ["remind", "logistic_regression"])
 def test_a_finished_run_on_other_data_is_not_shown_as_theirs(finished, method, tmp_path, capsys, monkeypatch):
-    arguments = _arguments(finished, method, method, data__leave_out="('note+icd',)")
+    arguments = _arguments(finished, method, method, **LEFT_OUT)
     main.main(arguments)
     with monkeypatch.context() as patch:
         # As long as the files look as they did, no row is read.
@@ -195,13 +217,8 @@ def test_a_finished_run_on_other_data_is_not_shown_as_theirs(finished, method, t
 
 
 def test_a_finished_run_whose_data_are_gone_is_shown(finished, tmp_path, capsys):
-    shutil.copytree(finished / "data", tmp_path / "data")
-    shutil.copytree(finished / "remind", tmp_path / "remind")
-    config = json.loads((tmp_path / "remind" / "config.json").read_text())
-    config["data"] |= {"root": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
-    (tmp_path / "remind" / "config.json").write_text(json.dumps(config))
-    shutil.rmtree(tmp_path / "data")
-    main.main(_arguments(tmp_path, "remind", data__leave_out="('note+icd',)"))
+    shutil.rmtree(_copied(finished, tmp_path, "remind") / "data")
+    main.main(_arguments(tmp_path, "remind", **LEFT_OUT))
     assert "is a finished run" in capsys.readouterr().out
 
 

@@ -78,7 +78,7 @@ RUNS = {
 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("quick_compilation", "no_page")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_has_the_numbers_of_one_by_path(name, tmp_path, monkeypatch) -> None:
     """Weights, moments and averages, by path in both; only the order of sums differs, in the norm that clips."""

@@ -11,7 +11,7 @@ from tests.training.runs import assert_same_arrays, checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
-    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.usefixtures("quick_compilation", "no_page"),
 ]
 SHORT = {"train__epochs": 0.6, "train__joint_epochs": 0.3, "eval__bootstrap": 20, "optim__weight_decay": 0.3}
 RUNS = {

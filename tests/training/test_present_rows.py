@@ -19,7 +19,7 @@ from tests.data.manifest_files import write_manifest
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
-    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.usefixtures("quick_compilation", "no_page"),
 ]
 # A fraction of the smallest text encoder.
 TEXT = {"layers": 2, "width": 16, "heads": 2, "head_width": 8, "hidden": 24}

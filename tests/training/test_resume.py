@@ -11,11 +11,14 @@ import time
 import polars as pl
 import pytest
 
-from remind_jax import main
+from remind_jax import cli, main
 from remind_jax.errors import UserError
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [
+    pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 # Two stages of 60 steps, evaluated and saved every sixth step, recorded every seventh: steps whose record is still open
 # at a checkpoint are part of what must survive. Dropout is on.
@@ -23,19 +26,14 @@ CHANGES = {"train__epochs": 10.0, "train__joint_epochs": 5.0, "train__evaluate_e
 EVERY = 6
 
 
-def _command(folder: pathlib.Path, run: str, **changes) -> list[str]:
-    arguments = tiny_runs.arguments(folder / "cache", **CHANGES | changes)
-    return [sys.executable, "-m", "remind_jax.main", *arguments, f"--workdir={folder / run}"]
+def _arguments(folder: pathlib.Path, run: str, **changes) -> list[str]:
+    return [*tiny_runs.arguments(folder / "cache", **CHANGES | changes), f"--workdir={folder / run}"]
 
 
-def _start(folder: pathlib.Path, run: str, **changes) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(tiny_runs.ROOT)}
-    # Compiled once for all runs of this file, and with little optimisation.
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen(
-        _command(folder, run, **changes), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def _start(folder: pathlib.Path, run: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "remind_jax.main", *_arguments(folder, run)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(tiny_runs.ROOT)}, **pipes)
 
 
 def _finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -74,13 +72,10 @@ class _Files:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, quick_compilation):
     """A run left alone, and one that was killed in each stage."""
-    folder = tmp_path_factory.mktemp("runs")
-    alone = _start(folder, "alone")
-    code, _, err = _finish(alone)
-    assert code == 0, err
-    killed_at = []
+    folder, killed_at = tmp_path_factory.mktemp("runs"), []
+    main.main(_arguments(folder, "alone"))
     for step in (2 * EVERY, 60 + 2 * EVERY):
         killed_at.append(_kill_when(_start(folder, "killed"), folder / "killed", step))
         assert not (folder / "killed" / "report.json").exists()
@@ -134,22 +129,25 @@ def _snapshot(folder: pathlib.Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_a_finished_run_shows_its_report_and_trains_nothing(runs):
+def test_a_finished_run_shows_its_report_and_trains_nothing(runs, capsys):
     folder = runs[0]
     before = _snapshot(folder / "alone")
-    code, out, err = _finish(_start(folder, "alone"))
-    assert code == 0, err
+    main.main(_arguments(folder, "alone"))
+    out = capsys.readouterr().out
     assert "finished" in out
     assert "all samples" in out
     assert "tuning loss" not in out
     assert _snapshot(folder / "alone") == before
 
 
-def test_a_changed_config_is_refused_in_one_line(runs):
+def test_a_changed_config_is_refused_in_one_line(runs, monkeypatch, capsys):
     folder = runs[0]
     before = _snapshot(folder / "alone")
-    code, out, err = _finish(_start(folder, "alone", optim__lr=0.5))
-    assert code == 2
+    monkeypatch.setattr("sys.argv", ["train", *_arguments(folder, "alone", optim__lr=0.5)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main.main, None)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "optim.lr" in err
@@ -159,6 +157,5 @@ def test_a_changed_config_is_refused_in_one_line(runs):
 
 
 def test_every_changed_key_is_named(runs):
-    arguments = _command(runs[0], "killed", seed=5, fusion__dropout=0.2)[3:]
     with pytest.raises(UserError, match=r"fusion\.dropout \(0\.1 there, 0\.2 now\), seed \(0 there, 5 now\)"):
-        main.main(arguments)
+        main.main(_arguments(runs[0], "killed", seed=5, fusion__dropout=0.2))

@@ -22,8 +22,6 @@ from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
 
 ROOT = tiny_runs.ROOT
-# Programs that compile fast rather than run fast, as in conftest.py, and results that the next process finds on disk.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _LIMIT = 240  # seconds
 
 
@@ -31,12 +29,13 @@ def _environment(folder: pathlib.Path, devices: int, **changes: str) -> dict[str
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "SLURM_"))}
     return clean | {
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled{devices}"),
         "NPROC": "32",
         "PYTHONPATH": str(ROOT),
         "PYTHON": sys.executable,
         "REMIND_HEARTBEAT_SECONDS": "10",
-        "XLA_FLAGS": f"{_FLAGS} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         **changes,
     }
 

@@ -6,13 +6,14 @@ import pytest
 from remind_jax.data import dataset as datasets
 from remind_jax.models import spare_rows
 from remind_jax.training.loop import Trainer
-from remind_jax.training.run import train_and_evaluate
+from remind_jax.training.run import make_trainer, train_and_evaluate
+from remind_jax.training.run_folder import InMemory
 from tests import tiny_runs
 from tests.training.runs import assert_same_arrays, checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
-    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.usefixtures("quick_compilation", "no_page"),
 ]
 SHORT = {"train__epochs": 0.6, "train__joint_epochs": 0.3, "eval__bootstrap": 20, "optim__weight_decay": 0.3}
 RUNS = {
@@ -46,14 +47,14 @@ def test_a_run_has_the_numbers_of_one_without_spare_rows(name, tmp_path, monkeyp
     [{"optim__group_rows": "batch"}, {"train__hide_samples": 0.5}, {"objective__kind": "reweigh"}],
     ids=["rows of a batch", "hidden modalities", "weights of combinations"],
 )
-def test_steps_that_depend_on_all_combinations_have_no_spare_rows(changes, tmp_path, monkeypatch) -> None:
-    seen = []
-    program = Trainer.program
-    monkeypatch.setattr(Trainer, "program", lambda self, stage: seen.append(self.spare) or program(self, stage))
-    config = tiny_runs.config(tmp_path, "remind", **SHORT | changes)
-    assert len(datasets.fit(config).groups) == 4
-    train_and_evaluate(config, tmp_path / "run", verbose=False)
-    assert set(seen) == {0}
+def test_steps_that_depend_on_all_combinations_have_no_spare_rows(changes, tmp_path) -> None:
+    found = []
+    for more in ({}, changes):
+        config = tiny_runs.config(tmp_path, "remind", **SHORT | more)
+        data = datasets.load_dataset(config)
+        assert len(data.groups) == 4
+        found.append(make_trainer(config, data, InMemory(config.to_dict())).spare)
+    assert found == [4, 0]
 
 
 def test_large_tables_have_no_spare_rows() -> None:

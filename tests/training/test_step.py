@@ -20,7 +20,7 @@ from remind_jax.objectives import fair_mixup, logit_adjust
 from remind_jax.ops import draws
 from remind_jax.training import optimizer as states
 from remind_jax.training.stages import plan_stages
-from tests.models.pure import linear_network, random_params
+from tests.models.pure import jitted, linear_network, random_params
 from tests.training import steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -99,7 +99,7 @@ def test_group_weights_act_in_the_stages_asked_for(stages, robust):
 
 def _paths(**changes) -> list[str]:
     spec = model_spec(_config(model__width=8, fusion__heads=2, fusion__experts=2, **changes))
-    return sorted(jax.eval_shape(make_network(spec, INPUTS, 3, 3).init, jax.random.key(0)))
+    return sorted(make_network(spec, INPUTS, 3, 3).shapes)
 
 
 @pytest.mark.parametrize("freeze", ["encoders", "encoders+projections", "nothing"])
@@ -386,7 +386,7 @@ def test_fusing_the_tokens_of_the_network_is_the_network(mask_missing):
     config = _config("remind", model__width=8, model__pooling="observed", fusion__heads=2, fusion__experts=2)
     config.fusion.mask_missing = mask_missing
     inputs = {name: INPUTS[name] for name in ("labs", "scan")}
-    network = make_network(model_spec(config), inputs, 3, 3)
+    network = jitted(make_network(model_spec(config), inputs, 3, 3))
     params, batch = network.init(0), _batch(1)
     params["block_0/group_router"] = jax.random.normal(jax.random.key(1), params["block_0/group_router"].shape)
     keys = jax.random.split(jax.random.key(2), 6)
