@@ -29,6 +29,8 @@ UNIT = r"^([<>≤≥~=\s]*[+−-]?[0-9][0-9.,'\s]*?)\s*([%‰]|°[CFcf]?|\s[A-Za
 PLURAL, NO_UNITS = r"^([a-z]{2,})s$", ("st", "nd", "rd", "th")  # days are day; 1st is a word
 PAD, EOS, UNK = 0, 1, 2  # as in T5
 SPECIAL = ("<pad>", "</s>", "<unk>")
+EVENT_IDS = 2
+"""Ids that no code has: 0 pads, 1 is a code that was not fitted."""
 NUMBER_SHARE = 0.5
 """Share of a column's variance that its number keeps next to intervals or waves."""
 MAX_TEXT = 2**26  # bytes
@@ -123,6 +125,30 @@ def codes(fitted: Any, cells: Sequence[str]) -> np.ndarray:
     position = {code: i for i, code in enumerate(fitted.codes, start=len(SPECIAL))}
     split = (cell.split()[: fitted.length - 1] for cell in cells)
     return padded([[*(position.get(code, UNK) for code in cell), EOS] for cell in split], fitted.length)
+
+
+def events(fitted: Any, cells: Sequence[Sequence[Sequence[Any]]]) -> np.ndarray:
+    """Returns the newest events of each cell in the order of time, zeros behind them, int32 [n, t, 3].
+
+    A cell is hours, none above 0, codes, and values, None where there is none, of equal length and in any order.
+    Of each event there are the id of its code, the bits of its standardised value, NaN where it has none, and those of
+    its time, both float32. `fitted` has the fields of `FittedEvents`; a code that it lacks has id 1 and no value.
+    """
+    place = {code: i for i, code in enumerate(fitted.codes, start=EVENT_IDS)}
+    mean, std = np.array([0.0] * EVENT_IDS + list(fitted.mean)), np.array([0.0] * EVENT_IDS + list(fitted.std))
+    found = np.zeros((len(cells), fitted.length, 3), np.int32)
+    for row, (hours, codes, values) in zip(found, cells, strict=True):
+        ids = np.array([place.get(code, EVENT_IDS - 1) for code in codes], np.int32)
+        numbers, times = np.array(values, np.float64), np.array(hours, np.float64)
+        order = np.lexsort((numbers, ids, times))[-fitted.length :]
+        ids, numbers, times = ids[order], numbers[order], times[order]
+        spread = std[ids]
+        scaled = np.where(spread > 0, (numbers - mean[ids]) / np.where(spread > 0, spread, 1.0), 0.0 * numbers)
+        scaled[ids < EVENT_IDS] = np.nan
+        row[: len(ids), 0] = ids
+        row[: len(ids), 1] = scaled.astype(np.float32).view(np.int32)
+        row[: len(ids), 2] = (times / fitted.span).astype(np.float32).view(np.int32)
+    return found
 
 
 def read_text(path: pathlib.Path) -> str:

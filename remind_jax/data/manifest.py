@@ -114,6 +114,10 @@ def _cell_bytes(cells: pl.Series) -> bytes:
     if cells.dtype == pl.String:
         lengths = cells.str.len_bytes().fill_null(0).to_numpy().astype("<u8").tobytes()
         return lengths + "".join(cells.drop_nulls().to_list()).encode()
+    if isinstance(getattr(cells.dtype, "inner", None), pl.Struct):
+        lengths, events = cells.drop_nulls().list.len(), cells.drop_nulls().explode().struct.unnest()
+        parts = (cells.is_null().to_numpy().tobytes() + _cell_bytes(cells) for cells in events.iter_columns())
+        return _cell_bytes(lengths) + b"".join(parts)
     values = cells.drop_nulls().to_numpy()
     if values.dtype != np.uint8:  # pixels
         values = values.astype("<f8" if cells.dtype.is_numeric() else "<f4")
