@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "configs/": (set(), {"config", "methods"}),
     "benchmarks/input_path.py": ({"numpy"}, {"data"}),  # the one case about the data stack
     "benchmarks/presence.py": (BARE, {"data", "inference", "models", "ops", "config", "runtime", "training"}),
+    "benchmarks/event_encoders.py": (BARE | {"configs", "polars"}, {"data", "evaluation", "models", "ops", "training"}),
     # A whole run, by the package and by a user of PyTorch.
     "benchmarks/job.py": ({"configs", "numpy", "optax"}, {"config", "data", "ops", "training"}),
     "benchmarks/torch_job.py": ({"numpy", "polars", "torch", "yaml"}, {"data", "evaluation"}),

@@ -67,6 +67,11 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "exams": Key(3_000, "of the twin", AT_LEAST_ONE),
         "seed": _TWIN_SEED,
     },
+    "events": {
+        "stays": Key(3_000, "of the made-up data", AT_LEAST_ONE),
+        "max_events": Key(256, "most events of a stay, the newest", AT_LEAST_ONE),
+        "seed": Key(0, "of the made-up data; the run's own seed splits them", NOT_NEGATIVE),
+    },
     "fprm": {"samples": Key(3_394, "of the twin", AT_LEAST_ONE), "seed": _TWIN_SEED},
     "manifest": {"digest": Key("", "of rows from memory (fit): a run folder serves these rows only")},
     "mimic_iv": {
@@ -192,6 +197,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "text_size": Key("small", "of the text encoder; base is T5-base", ("small", "base")),
         "text_gated": Key(True, "gated GELU (T5 v1.1) or ReLU (v1.0)"),
         "remat": Key(False, "compute text and ViT layers again in the backward pass: less memory, more work"),
+        "event_layers": Key(1, "of attention between events, before that of the questions; 0: none", NOT_NEGATIVE),
         "image_encoder": Key(
             "vit_small", "vit_base is ViT-B/16", ("vit_small", "vit_tiny", "vit_base", "resnet_small", "resnet50")
         ),

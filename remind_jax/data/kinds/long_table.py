@@ -62,7 +62,7 @@ def gather(
     text = (
         f"{name}: {seen['row'].n_unique():,} of {samples.height:,} samples have events, {events.height:,} in the table"
     )
-    return _cells(seen, samples.height, most), [*findings, Finding("I001", f"{text}; left out: {left}", False)]
+    return cells(seen, samples.height, most), [*findings, Finding("I001", f"{text}; left out: {left}", False)]
 
 
 def _check_columns(name: str, table: pl.DataFrame, columns: tuple[str | None, ...], where: str) -> None:
@@ -145,8 +145,8 @@ def _at(places: pl.Series, table: pl.DataFrame) -> str:
     return in_rows(mask)
 
 
-def _cells(seen: pl.DataFrame, rows: int, most: int) -> pl.Series:
-    """Puts the newest events of each row into its cell."""
+def cells(seen: pl.DataFrame, rows: int, most: int) -> pl.Series:
+    """Puts the newest `most` events of each row, of a frame with `row` and `FIELDS`, into its cell, [rows]."""
     every = pl.DataFrame({"row": pl.int_range(rows, dtype=pl.UInt32, eager=True)})
     seen = (
         seen.sort("row", *FIELDS).group_by("row", maintain_order=True).agg(pl.struct(*FIELDS).tail(most).alias("cell"))

@@ -7,7 +7,16 @@ from typing import Any
 
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
-from remind_jax.data.sources import embed, image_twins, mimic_iv, mimic_iv_twin, nhanes, synthetic, uci_heart
+from remind_jax.data.sources import (
+    embed,
+    events_twin,
+    image_twins,
+    mimic_iv,
+    mimic_iv_twin,
+    nhanes,
+    synthetic,
+    uci_heart,
+)
 from remind_jax.errors import UserError
 
 
@@ -81,6 +90,10 @@ def _fprm(data: Any, seed: int) -> Manifest:
     return image_twins.load_fprm_twin(n=data.samples, seed=data.seed, image_size=data.image_size, frames=data.frames)
 
 
+def _events(data: Any, seed: int) -> Manifest:
+    return events_twin.load(n=data.stays, seed=data.seed, most=data.max_events)
+
+
 def _manifest(data: Any, seed: int) -> Manifest:
     if data.digest:
         raise UserError(
@@ -97,6 +110,7 @@ def _manifest(data: Any, seed: int) -> Manifest:
 
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
     "embed": _embed,
+    "events": _events,
     "fprm": _fprm,
     "manifest": _manifest,
     "mimic_iv": _mimic_iv,

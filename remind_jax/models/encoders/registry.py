@@ -63,7 +63,7 @@ def _text(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Modul
 
 
 def _events(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
-    return EventEncoder(modality.vocabulary, tokens=spec.tokens, **_options(spec, rngs))
+    return EventEncoder(modality.vocabulary, layers=spec.event_layers, tokens=spec.tokens, **_options(spec, rngs))
 
 
 def _image(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
