@@ -80,7 +80,12 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "hours": Key(0, "of the input window; 0 is the label's: 48, 24, 24", NOT_NEGATIVE),
         "notes": Key("earlier", "earlier: signed within the window; paper: also later ones (leaks)", _LEAKS),
         "note_characters": Key(8_000, "most of the notes of a stay, newest first", AT_LEAST_ONE),
-        "labs": Key("text", 'text: "name value unit; …"; numeric: mean, min, max, last of items', ("text", "numeric")),
+        "labs": Key(
+            "text",
+            'text: "name value unit; …"; numeric: mean, min, max, last of items; last: that alone; events: all values',
+            ("text", "numeric", "last", "events"),
+        ),
+        "max_events": Key(512, "labs=events: most of a stay, the newest", AT_LEAST_ONE),
         "codes": Key("earlier", "earlier: of admissions before; paper: of this admission's discharge (leaks)", _LEAKS),
         "icd": Key("codes", "codes: their own vocabulary; text: for a text encoder such as T5", ("codes", "text")),
         "icd_versions": Key((9,), "(9,), (10,) or (9, 10)"),

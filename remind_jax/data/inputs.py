@@ -151,6 +151,32 @@ def events(fitted: Any, cells: Sequence[Sequence[Sequence[Any]]]) -> np.ndarray:
     return found
 
 
+def event_parts(cell: Sequence[Any]) -> tuple[list[float], list[str], list[float | None]]:
+    """Returns hours, codes and values of events, [hours, code, value] each or mappings of these.
+
+    Raises Unusable: a time is none or after the prediction, or a value is none that can be computed with.
+    """
+    parts = [[e["hours"], e["code"], e["value"]] if isinstance(e, dict) else e for e in cell]
+    hours, codes, values = (list(part) for part in zip(*parts, strict=True))
+    if not all(float(hour) <= 0 for hour in hours) or any(code is None for code in codes):
+        raise Unusable("an event has no code, or no time up to the prediction")
+    numbers = np.array(values, np.float64)
+    if (np.abs(numbers[[value is not None for value in values]]) <= np.finfo(np.float32).max).all():
+        return [float(hour) for hour in hours], [str(code) for code in codes], values
+    raise Unusable("a value is NaN, infinite or beyond float32")
+
+
+def in_channels(values: np.ndarray, channels: int) -> np.ndarray:
+    """Returns uint8 [h, w] or [h, w, c] with 1 or 3 channels; one is made by the integer weights that Pillow uses."""
+    values = values if values.ndim == 3 else values[..., None]
+    if values.shape[2] == channels:
+        return values
+    if channels == 3:
+        return np.repeat(values, 3, axis=2)
+    wide = values.astype(np.uint32)
+    return ((wide @ np.array([19595, 38470, 7471], np.uint32) + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
 def read_text(path: pathlib.Path) -> str:
     """Reads a UTF-8 text file; raises ValueError when it is none, is blank or longer than `MAX_TEXT`."""
     if path.stat().st_size > MAX_TEXT:

@@ -56,6 +56,7 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
             notes=data.notes,
             note_characters=data.note_characters,
             labs=data.labs,
+            max_events=data.max_events,
             codes=data.codes,
             icd=data.icd,
             icd_versions=data.icd_versions,
