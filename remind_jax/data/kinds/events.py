@@ -22,6 +22,7 @@ MOST = 256
 """Most events of a sample, unless the entry says otherwise."""
 _ROLES = ("table", "key", "time", "code", "until")  # which an entry has all, unless it names a column of cells
 _PLAIN = 64  # most frequent codes that plain models see
+_ROOM = 32  # the length is a multiple of it, so that few rows have more events than any that was fitted on
 _SPAN = 0.9  # share of the events that lie within one unit of time
 
 
@@ -152,8 +153,8 @@ class Events(Kind):
         found = [moments(np.array(values.get(code, ()))) for code in codes]
         mean, std = tuple(centre for _, centre, _ in found), tuple(spread for *_, spread in found)
         span = float(np.quantile(-events["hours"].to_numpy(), _SPAN)) if events.height else 0.0
-        length = min(modality.options.get("most", MOST), cells.list.len().max() or 1)
-        return FittedEvents(length, tuple(codes), mean, std, span or 1.0)
+        longest = -(-(cells.list.len().max() or 1) // _ROOM) * _ROOM
+        return FittedEvents(min(modality.options.get("most", MOST), longest), tuple(codes), mean, std, span or 1.0)
 
     def guess(self, column: pl.Series) -> Guess | None:
         return Guess(BY_TYPE, "events") if _holds_events(column.dtype) else None

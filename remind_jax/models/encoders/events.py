@@ -97,5 +97,7 @@ class _Layer(nnx.Module):
 
 def _features(time: jax.Array) -> jax.Array:
     """Returns the time, its logarithm, sines and cosines of it, [b, n] of at most 0 -> [b, n, features]."""
-    waves = time[..., None] * (0.5 * np.pi * 2.0 ** np.arange(_WAVES, dtype=np.float32))
-    return jnp.concatenate([time[..., None], jnp.log1p(-16 * time)[..., None], jnp.sin(waves), jnp.cos(waves)], axis=-1)
+    waves = time[..., None] * (0.5 * np.pi * 2.0 ** np.arange(_WAVES, dtype=np.float32))[None, None]
+    return jnp.concatenate(
+        [time[..., None], jnp.log1p(16 * jnp.maximum(-time, 0.0))[..., None], jnp.sin(waves), jnp.cos(waves)], axis=-1
+    )
