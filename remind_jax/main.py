@@ -3,8 +3,8 @@
     remind train --config=nhanes --quick
     remind train --config=NAME[:method=NAME,size=SIZE] [--config.KEY=VALUE …] [--workdir=DIR]
 
-    --config=NAME         nhanes, heart, phenomenon, mimic, embed, fprm, and manifest for your own
-                          data; or a file of your own, such as mine/ours.py
+    --config=NAME         nhanes, heart, phenomenon, events, mimic, embed, fprm, and manifest for
+                          your own data; or a file of yours, such as mine/ours.py
       method=remind       remind, remind_plus, soft_moe, group_dro, reweigh, fair_batch, fair_mixup,
                           logit_adjust, fuse_moe, flex_moe, remind_no_dro, remind_no_specialization;
                           logistic_regression and gradient_boosting, which have no network

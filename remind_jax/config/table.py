@@ -202,7 +202,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "text_size": Key("small", "of the text encoder; base is T5-base", ("small", "base")),
         "text_gated": Key(True, "gated GELU (T5 v1.1) or ReLU (v1.0)"),
         "remat": Key(False, "compute text and ViT layers again in the backward pass: less memory, more work"),
-        "event_layers": Key(1, "of attention between events, before that of the questions; 0: none", NOT_NEGATIVE),
+        "event_layers": Key(
+            0, "of attention between events; their work grows with the square of the number", NOT_NEGATIVE
+        ),
         "image_encoder": Key(
             "vit_small", "vit_base is ViT-B/16", ("vit_small", "vit_tiny", "vit_base", "resnet_small", "resnet50")
         ),

@@ -151,6 +151,31 @@ def events(fitted: Any, cells: Sequence[Sequence[Sequence[Any]]]) -> np.ndarray:
     return found
 
 
+def series(fitted: Any, cells: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the means of the stretches of each series, then the shares that were measured, float32 [n, steps * 2 k].
+
+    A cell is [t, k] of any t, NaN in gaps; stretch by stretch there are the k means, 0 where nothing was measured, and
+    the k shares. `fitted` has the fields of `FittedSeries`. Raises Unusable: a cell has other channels.
+    """
+    mean, std, steps = np.array(fitted.mean), np.array(fitted.std), fitted.steps
+    found = np.zeros((len(cells), steps, 2 * len(mean)), np.float32)
+    for row, cell in zip(found, cells, strict=True):
+        if cell.shape[1] != len(mean):
+            raise Unusable(f"it has {cell.shape[1]} channels, in training {len(mean)}")
+        here, place = ~np.isnan(cell), np.arange(len(cell)) * steps // len(cell)
+        scaled = np.where(here & (std > 0), (cell - mean) / np.where(std > 0, std, 1.0), 0.0)
+        sums, counts, lengths = (
+            np.zeros((steps, len(mean))),
+            np.zeros((steps, len(mean))),
+            np.bincount(place, minlength=steps),
+        )
+        np.add.at(sums, place, scaled)
+        np.add.at(counts, place, here)
+        row[:, : len(mean)] = sums / np.maximum(counts, 1)
+        row[:, len(mean) :] = counts / np.maximum(lengths, 1)[:, None]
+    return found.reshape(len(cells), -1)
+
+
 def event_parts(cell: Sequence[Any]) -> tuple[list[float], list[str], list[float | None]]:
     """Returns hours, codes and values of events, [hours, code, value] each or mappings of these.
 
@@ -218,6 +243,26 @@ def _mapped(path: pathlib.Path) -> np.ndarray:
 def is_tokens(array: np.ndarray) -> bool:
     """Tells whether an array is [t, d] of real numbers."""
     return bool(array.ndim == 2 and array.size and array.dtype.kind in "fiub")
+
+
+def tokens(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Returns an array as float32 [t, d] of a shape; raises Unusable: it is another, or not of finite numbers."""
+    if not is_tokens(array):
+        raise Unusable("it is not [t, d] of real numbers")
+    if not np.isfinite(array := as_float(array)).all():
+        raise Unusable("it holds NaN or infinite values")
+    if list(array.shape) != list(shape):
+        raise Unusable(f"it is {list(array.shape)}, the program takes {list(shape)}")
+    return array
+
+
+def sound_series(array: np.ndarray) -> np.ndarray:
+    """Returns an array as float32 [t, k]; raises Unusable: it is none, has infinite values, or nothing but gaps."""
+    if not is_tokens(array):
+        raise Unusable("it is not [t, k] of real numbers; reshape it")
+    if np.isinf(array := as_float(array)).any() or np.isnan(array).all():
+        raise Unusable("it has infinite values, or nothing but gaps; fix or empty it")
+    return array
 
 
 def as_float(array: np.ndarray) -> np.ndarray:

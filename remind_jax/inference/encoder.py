@@ -8,9 +8,9 @@
 A row is a mapping from columns to values. None, NaN, blanks and words such as NA, None and null are missing cells; a
 modality without its columns is missing in all rows. A text, a list of codes or a category is a string or a number. An
 embedding is an array or nested lists [t, d], an image [h, w] or [h, w, c], a volume has frames in front; each may be
-the path of an .npy file. Events are a list of [hours, code, value or None], hours from the prediction, none above 0.
-Pixels must have the height and width of the program: nothing is resized here, and PNG, JPEG and DICOM are not decoded.
-A pretrained tokenizer needs `pip install tokenizers`.
+the path of an .npy file. Events are [[hours, code, value or None], …], none above 0; a series is [t, k] of any t, NaN
+or None in gaps. Pixels must have the height and width of the program: nothing is resized here, and PNG, JPEG and DICOM
+are not decoded. A pretrained tokenizer needs `pip install tokenizers`.
 
 `python encode.py` and `python load.py` check the folder by the made-up row of example.json; exit code 1 if it differs.
 """
@@ -258,14 +258,7 @@ def _from_text(fitted, modality, columns):
 
 def _from_tokens(fitted, modality, columns):
     def read(cell, path):
-        array = inputs.map_array(path) if path else np.asarray(cell)
-        if not inputs.is_tokens(array):
-            raise inputs.Unusable("it is not [t, d] of real numbers")
-        if not np.isfinite(array := inputs.as_float(array)).all():
-            raise inputs.Unusable("it holds NaN or infinite values")
-        if list(array.shape) != list(modality.shape):
-            raise inputs.Unusable(f"it is {list(array.shape)}, the program takes {list(modality.shape)}")
-        return array
+        return inputs.tokens(inputs.map_array(path) if path else np.asarray(cell), modality.shape)
 
     found, here = _from_cells(modality, columns, read)
     return np.array(found, np.float32).reshape(-1, *modality.shape), here
@@ -295,6 +288,14 @@ def _from_events(fitted, modality, columns):
     return inputs.events(fitted, found), here
 
 
+def _from_series(fitted, modality, columns):
+    def read(cell, path):
+        return inputs.series(fitted, [inputs.sound_series(inputs.map_array(path) if path else np.array(cell, float))])
+
+    found, here = _from_cells(modality, columns, read)
+    return np.array(found, np.float32).reshape(-1, *modality.shape), here
+
+
 def _from_cells(modality, columns, read):
     """Reads the arrays or texts of a column: `read` takes a cell and, if it is a string, its path."""
     cells, found = columns[modality.columns[0]], []
@@ -319,6 +320,7 @@ KINDS = {
     "image": _from_pixels,
     "volume": _from_pixels,
     "events": _from_events,
+    "series": _from_series,
 }
 
 

@@ -91,7 +91,20 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, run, tmp_path):
     again, first = rj.load(tmp_path / "run").params, rj.load(run).params
     assert again.keys() == first.keys()
     assert all(np.array_equal(again[path], x) for path, x in first.items())
-    assert any(path.startswith("encoders/vitals/layer_1") for path in first)
+    assert any(path.startswith("encoders/vitals/question") for path in first)
+
+
+def test_events_that_have_changed_are_told(tmp_path):
+    arguments = tiny_runs.own_arguments(tmp_path / "data", tmp_path / "cache", eval__bootstrap=20)
+    samples, events = tables()
+    write_folder(tmp_path / "data", samples, events)
+    (tmp_path / "run").mkdir()
+    with contextlib.redirect_stdout(io.StringIO()):
+        main.main([*arguments, f"--workdir={tmp_path / 'run'}"])
+    (tmp_path / "run" / "report.json").unlink()
+    write_folder(tmp_path / "data", samples, events.with_columns(value=pl.col("value") + (pl.int_range(pl.len()) == 2)))
+    with pytest.raises(UserError, match="cells changed in vitals 1;"):
+        main.main([*arguments, f"--workdir={tmp_path / 'run'}"])
 
 
 PREDICTS = """
