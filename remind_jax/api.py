@@ -68,6 +68,20 @@ def Embedding(column: str) -> Declared:
     return Declared("embedding", {"column": column})
 
 
+def Events(
+    table: str, *, key: str, time: str, code: str, until: str, value: str = "", most: int = 256, odd: str = "refuse"
+) -> Declared:
+    """Declares events of a long table, which `tables={table: frame}` holds: one row an event, several a sample.
+
+    `key`, a column of both tables, says whose an event is; `time`, `code` and `value` are columns of the long one, the
+    last for events with numbers. `until` is a column of the samples, the time of the prediction: what is later is left
+    out. Times are dates, texts such as 2150-01-31 12:00:00, or hours. The newest `most` events of a sample are used;
+    `odd` is what values become that are no numbers: refuse, missing, or limit (200 of >200).
+    """
+    entry = {"table": table, "key": key, "time": time, "code": code, "value": value, "until": until, "most": most}
+    return Declared("events", {name: given for name, given in (entry | {"odd": odd}).items() if given})
+
+
 Modalities = Mapping[str, Declared | Sequence[str]]
 
 
@@ -88,6 +102,7 @@ def fit(
     workdir: str | pathlib.Path | None = None,
     progress: bool | None = None,
     on_changed_data: str = "refuse",
+    tables: Mapping[str, Any] | None = None,
     **keys: Any,
 ) -> Predictor:
     """Trains a model on rows with missing modalities and reports on patients held out.
@@ -107,8 +122,9 @@ def fit(
       sample: the column of unique ids; without it rows are counted from 1.
       split: a column of train, tuning and held_out, where the data bring one.
       modalities: what columns are, by name of the modality: `Table`, `Text`, `Codes`, `Image`, `Volume`, `Embedding`,
-        or a list of columns (shell patterns are allowed), whose kind is guessed. Other columns are then not used. None
-        guesses all modalities as `remind import` does, and prints them.
+        `Events`, or a list of columns (shell patterns are allowed), whose kind is guessed. Other columns are then not
+        used. None guesses all modalities as `remind import` does, and prints them.
+      tables: frames of events, by the name that an `Events` among the modalities has for its table.
       attributes: columns by whose values the report gives figures, such as `{"sex": "sex", "age": {"column": "age",
         "bins": [40, 65]}}`. They are inputs only where `modalities` names them, too.
       method: a key of `remind_jax.methods.METHODS`.
@@ -135,6 +151,7 @@ def fit(
         manifest = dataset.read(config)
     else:
         columns = {"patient": patient, "sample": sample, "split": split, "attributes": attributes, "verbose": verbose}
+        columns |= {"tables": tables}
         manifest = data if isinstance(data, Manifest) else read_frame(data, label, modalities, config, **columns)
         config.data.digest = manifest.digest
     if on_changed_data not in (known := ("refuse", "restart")):
@@ -194,6 +211,7 @@ def read_frame(
     split: str | None = None,
     attributes: Mapping[str, Any] | None = None,
     verbose: bool = True,
+    tables: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Makes a manifest of a frame as `remind import` would; arguments as for `fit`, which raises the same errors.
 
@@ -205,13 +223,9 @@ def read_frame(
     entry = {"task": "regression", "column": column} if many else entry
     given = {"patient": patient, "sample": sample, "split": split}
     roles = {role: "" if name is None else str(name) for role, name in given.items()} | {"label": entry or column}
-    told = {
-        "modalities": _entries(modalities),
-        "rest": modalities is None,
-        "classes": classes or (),
-        "attributes": attributes,
-    }
-    found = importer.from_table(frame, name="table", **told, **roles)
+    told = {"modalities": _entries(modalities), "rest": modalities is None, "classes": classes or ()}
+    long = {key: reading.as_polars(each) for key, each in (tables or {}).items()}
+    found = importer.from_table(frame, name="table", **told, **roles, long=long, attributes=attributes)
     found.schema["name"] = "frame"
     if entry is None and isinstance(label, Mapping) and (label.get("ordered") or label.get("task") == "ordinal"):
         found.schema["label"]["ordered"] = True
@@ -250,7 +264,7 @@ def _entry(name: str, given: Declared | Sequence[str]) -> dict[str, Any] | list[
     if isinstance(given, Declared):
         return given.to_entry()
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        kinds = "Table, Text, Codes, Image, Volume, Embedding"
+        kinds = "Table, Text, Codes, Image, Volume, Embedding, Events"
         raise UserError(f"modality {name!r} must be a list of columns or one of {kinds}, such as rj.Text('note')")
     return [str(column) for column in given]
 

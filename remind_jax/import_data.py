@@ -6,18 +6,17 @@
     --from=table      form of the data: table, monai, meds or flex_moe
     --source=PATH     what is read
     --out=DIR         the manifest's folder; files that cells name must lie below it
-    --name=NAME       of the data set; by default the folder's
-    --show            print what would be done, and write nothing
+    --name=NAME       of the data set, else the folder's; --show prints, and writes nothing
     table (.csv, .tsv, also as .gz, .parquet, .xlsx, .xpt):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
       --task=classes    or ordinal, multilabel (--label=A,B,C), regression (--transform=log1p),
                         survival (--label=TIME,EVENT --horizons=30,365)
       --join=labs.csv,notes.csv   tables with at most one row a sample or patient
-      --modality=aps=aps_*,labs=lab_*+glucose           modalities of the columns that patterns
-                                                        match; the first takes a column, the
-                                                        others are sorted by what they hold
-      --kind=COLUMN=KIND,…                              number, category, text, codes, embedding,
-                                                        image, volume, skip
+      --events=table=vitals.csv,key=stay,time=when,code=item,value=value,until=end
+                        events of a long table up to a time of the samples; also several times
+      --modality=aps=aps_*,labs=lab_*+glucose           columns that patterns match, the first
+                                                        takes one; others go by what they hold
+      --kind=COLUMN=KIND,…    number, category, text, codes, embedding, image, volume, skip
       --attributes=sex,age:40:65                        no inputs; figures by them, and by ranges
       --match=exact     how ids match: exact | number (00017 and 17 are one)
     table, monai:
@@ -27,10 +26,11 @@
     monai (a datalist, .json): --label=label, --patient=KEY
     meds (a folder): --labels=PATH, file or folder of the labels
       --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; else all are one
+      --kind=labs=events                                keep all values and times of a modality
       --columns=64      most columns of a modality's table
     flex_moe (the folder of ADNI that Flex-MoE reads)
 
-Columns keep their names, so that predictions join the raw table. DIR/schema.yaml can be edited.
+Columns keep their names, so that predictions join the raw table; DIR/schema.yaml can be edited.
 """
 
 import pathlib
@@ -47,12 +47,13 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     parser = cli.Parser("remind import --from=FORM --source=PATH --out=DIR …; see --help")
     parser.add_argument("--from", dest="form", default="table")
-    parser.add_argument("--source", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path)
+    for name in ("source", "out"):
+        parser.add_argument(f"--{name}", type=pathlib.Path)
     parser.add_argument("--task", choices=targets.TASKS, default="classes")
     texts = "name label sample patient split join kind labels modality classes missing transform horizons attributes"
     for name in texts.split():
         parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--events", action="append", default=[])
     parser.add_argument("--match", choices=keys.MATCHES, default="exact")
     parser.add_argument("--odd-numbers", choices=numerals.ODD, default="missing")
     parser.add_argument("--show", action="store_true")
@@ -72,8 +73,11 @@ def main(arguments: list[str]) -> None:
         table.write(found, options.out)
     print("\n".join(plan_lines(found)))
     print("To change it: --modality, --kind, or schema.yaml by hand")
-    next_step = f"Written: {options.out}; next: remind check {options.out}"
-    print("Nothing is written, as --show says" if options.show else next_step)
+    print(
+        "Nothing is written, as --show says"
+        if options.show
+        else f"Written: {options.out}; next: remind check {options.out}"
+    )
 
 
 if __name__ == "__main__":

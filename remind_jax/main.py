@@ -3,9 +3,10 @@
     remind train --config=nhanes --quick
     remind train --config=NAME[:method=NAME,size=SIZE] [--config.KEY=VALUE …] [--workdir=DIR]
 
-    --config=NAME         nhanes, heart, phenomenon, mimic, embed, fprm, and manifest for your own
-                          data; of other labels nhanes_grades (ordered), nhanes_conditions (several),
-                          nhanes_hba1c (a number), gbsg2 (survival); or a file, such as mine/ours.py
+    --config=NAME         nhanes, heart, phenomenon, events, mimic, embed, fprm, and manifest for
+                          your own data; of other labels nhanes_grades (ordered),
+                          nhanes_conditions (several), nhanes_hba1c (a number), gbsg2 (survival);
+                          or a file of yours, such as mine/ours.py
       method=remind       remind, remind_plus, soft_moe, group_dro, reweigh, fair_batch, fair_mixup,
                           logit_adjust, fuse_moe, flex_moe, remind_no_dro, remind_no_specialization;
                           without a network logistic_regression, gradient_boosting, ridge, cox

@@ -67,6 +67,11 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "exams": Key(3_000, "of the twin", AT_LEAST_ONE),
         "seed": _TWIN_SEED,
     },
+    "events": {
+        "stays": Key(3_000, "of the made-up data", AT_LEAST_ONE),
+        "max_events": Key(256, "most events of a stay, the newest", AT_LEAST_ONE),
+        "seed": Key(0, "of the made-up data; the run's own seed splits them", NOT_NEGATIVE),
+    },
     "fprm": {"samples": Key(3_394, "of the twin", AT_LEAST_ONE), "seed": _TWIN_SEED},
     "manifest": {"digest": Key("", "of rows from memory (fit): a run folder serves these rows only")},
     "mimic_iv": {
@@ -75,7 +80,12 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "hours": Key(0, "of the input window; 0 is the label's: 48, 24, 24", NOT_NEGATIVE),
         "notes": Key("earlier", "earlier: signed within the window; paper: also later ones (leaks)", _LEAKS),
         "note_characters": Key(8_000, "most of the notes of a stay, newest first", AT_LEAST_ONE),
-        "labs": Key("text", 'text: "name value unit; …"; numeric: mean, min, max, last of items', ("text", "numeric")),
+        "labs": Key(
+            "text",
+            'text: "name value unit; …"; numeric: mean, min, max, last of items; last: that alone; events: all values',
+            ("text", "numeric", "last", "events"),
+        ),
+        "max_events": Key(512, "labs=events: most of a stay, the newest", AT_LEAST_ONE),
         "codes": Key("earlier", "earlier: of admissions before; paper: of this admission's discharge (leaks)", _LEAKS),
         "icd": Key("codes", "codes: their own vocabulary; text: for a text encoder such as T5", ("codes", "text")),
         "icd_versions": Key((9,), "(9,), (10,) or (9, 10)"),
@@ -200,6 +210,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "text_size": Key("small", "of the text encoder; base is T5-base", ("small", "base")),
         "text_gated": Key(True, "gated GELU (T5 v1.1) or ReLU (v1.0)"),
         "remat": Key(False, "compute text and ViT layers again in the backward pass: less memory, more work"),
+        "event_layers": Key(
+            0, "of attention between events; their work grows with the square of the number", NOT_NEGATIVE
+        ),
         "image_encoder": Key(
             "vit_small", "vit_base is ViT-B/16", ("vit_small", "vit_tiny", "vit_base", "resnet_small", "resnet50")
         ),

@@ -29,6 +29,8 @@ UNIT = r"^([<>≤≥~=\s]*[+−-]?[0-9][0-9.,'\s]*?)\s*([%‰]|°[CFcf]?|\s[A-Za
 PLURAL, NO_UNITS = r"^([a-z]{2,})s$", ("st", "nd", "rd", "th")  # days are day; 1st is a word
 PAD, EOS, UNK = 0, 1, 2  # as in T5
 SPECIAL = ("<pad>", "</s>", "<unk>")
+EVENT_IDS = 2
+"""Ids that no code has: 0 pads, 1 is a code that was not fitted."""
 NUMBER_SHARE = 0.5
 """Share of a column's variance that its number keeps next to intervals or waves."""
 MAX_TEXT = 2**26  # bytes
@@ -125,6 +127,81 @@ def codes(fitted: Any, cells: Sequence[str]) -> np.ndarray:
     return padded([[*(position.get(code, UNK) for code in cell), EOS] for cell in split], fitted.length)
 
 
+def events(fitted: Any, cells: Sequence[Sequence[Sequence[Any]]]) -> np.ndarray:
+    """Returns the newest events of each cell in the order of time, zeros behind them, int32 [n, t, 3].
+
+    A cell is hours, none above 0, codes, and values, None where there is none, of equal length and in any order.
+    Of each event there are the id of its code, the bits of its standardised value, NaN where it has none, and those of
+    its time, both float32. `fitted` has the fields of `FittedEvents`; a code that it lacks has id 1 and no value.
+    """
+    place = {code: i for i, code in enumerate(fitted.codes, start=EVENT_IDS)}
+    mean, std = np.array([0.0] * EVENT_IDS + list(fitted.mean)), np.array([0.0] * EVENT_IDS + list(fitted.std))
+    found = np.zeros((len(cells), fitted.length, 3), np.int32)
+    for row, (hours, codes, values) in zip(found, cells, strict=True):
+        ids = np.array([place.get(code, EVENT_IDS - 1) for code in codes], np.int32)
+        numbers, times = np.array(values, np.float64), np.array(hours, np.float64)
+        order = np.lexsort((numbers, ids, times))[-fitted.length :]
+        ids, numbers, times = ids[order], numbers[order], times[order]
+        spread = std[ids]
+        scaled = np.where(spread > 0, (numbers - mean[ids]) / np.where(spread > 0, spread, 1.0), 0.0 * numbers)
+        scaled[ids < EVENT_IDS] = np.nan
+        row[: len(ids), 0] = ids
+        row[: len(ids), 1] = scaled.astype(np.float32).view(np.int32)
+        row[: len(ids), 2] = (times / fitted.span).astype(np.float32).view(np.int32)
+    return found
+
+
+def series(fitted: Any, cells: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the means of the stretches of each series, then the shares that were measured, float32 [n, steps * 2 k].
+
+    A cell is [t, k] of any t, NaN in gaps; stretch by stretch there are the k means, 0 where nothing was measured, and
+    the k shares. `fitted` has the fields of `FittedSeries`. Raises Unusable: a cell has other channels.
+    """
+    mean, std, steps = np.array(fitted.mean), np.array(fitted.std), fitted.steps
+    found = np.zeros((len(cells), steps, 2 * len(mean)), np.float32)
+    for row, cell in zip(found, cells, strict=True):
+        if cell.shape[1] != len(mean):
+            raise Unusable(f"it has {cell.shape[1]} channels, in training {len(mean)}")
+        here, place = ~np.isnan(cell), np.arange(len(cell)) * steps // len(cell)
+        scaled = np.where(here & (std > 0), (cell - mean) / np.where(std > 0, std, 1.0), 0.0)
+        sums, counts, lengths = (
+            np.zeros((steps, len(mean))),
+            np.zeros((steps, len(mean))),
+            np.bincount(place, minlength=steps),
+        )
+        np.add.at(sums, place, scaled)
+        np.add.at(counts, place, here)
+        row[:, : len(mean)] = sums / np.maximum(counts, 1)
+        row[:, len(mean) :] = counts / np.maximum(lengths, 1)[:, None]
+    return found.reshape(len(cells), -1)
+
+
+def event_parts(cell: Sequence[Any]) -> tuple[list[float], list[str], list[float | None]]:
+    """Returns hours, codes and values of events, [hours, code, value] each or mappings of these.
+
+    Raises Unusable: a time is none or after the prediction, or a value is none that can be computed with.
+    """
+    parts = [[e["hours"], e["code"], e["value"]] if isinstance(e, dict) else e for e in cell]
+    hours, codes, values = (list(part) for part in zip(*parts, strict=True))
+    if not all(float(hour) <= 0 for hour in hours) or any(code is None for code in codes):
+        raise Unusable("an event has no code, or no time up to the prediction")
+    numbers = np.array(values, np.float64)
+    if (np.abs(numbers[[value is not None for value in values]]) <= np.finfo(np.float32).max).all():
+        return [float(hour) for hour in hours], [str(code) for code in codes], values
+    raise Unusable("a value is NaN, infinite or beyond float32")
+
+
+def in_channels(values: np.ndarray, channels: int) -> np.ndarray:
+    """Returns uint8 [h, w] or [h, w, c] with 1 or 3 channels; one is made by the integer weights that Pillow uses."""
+    values = values if values.ndim == 3 else values[..., None]
+    if values.shape[2] == channels:
+        return values
+    if channels == 3:
+        return np.repeat(values, 3, axis=2)
+    wide = values.astype(np.uint32)
+    return ((wide @ np.array([19595, 38470, 7471], np.uint32) + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
 def read_text(path: pathlib.Path) -> str:
     """Reads a UTF-8 text file; raises ValueError when it is none, is blank or longer than `MAX_TEXT`."""
     if path.stat().st_size > MAX_TEXT:
@@ -166,6 +243,26 @@ def _mapped(path: pathlib.Path) -> np.ndarray:
 def is_tokens(array: np.ndarray) -> bool:
     """Tells whether an array is [t, d] of real numbers."""
     return bool(array.ndim == 2 and array.size and array.dtype.kind in "fiub")
+
+
+def tokens(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Returns an array as float32 [t, d] of a shape; raises Unusable: it is another, or not of finite numbers."""
+    if not is_tokens(array):
+        raise Unusable("it is not [t, d] of real numbers")
+    if not np.isfinite(array := as_float(array)).all():
+        raise Unusable("it holds NaN or infinite values")
+    if list(array.shape) != list(shape):
+        raise Unusable(f"it is {list(array.shape)}, the program takes {list(shape)}")
+    return array
+
+
+def sound_series(array: np.ndarray) -> np.ndarray:
+    """Returns an array as float32 [t, k]; raises Unusable: it is none, has infinite values, or nothing but gaps."""
+    if not is_tokens(array):
+        raise Unusable("it is not [t, k] of real numbers; reshape it")
+    if np.isinf(array := as_float(array)).any() or np.isnan(array).all():
+        raise Unusable("it has infinite values, or nothing but gaps; fix or empty it")
+    return array
 
 
 def as_float(array: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ class Manifest:
         for _, column in self.schema.columns():
             cells = self.table[column]
             sha.update(np.packbits(cells.is_null().to_numpy()).tobytes())
-            sha.update(_cell_bytes(cells))
+            sha.update(cell_bytes(cells))
             if column in paths:
                 sha.update("".join(self.file_digest(cell) for cell in cells.drop_nulls().to_list()).encode())
         sha.update(b"" if self.weights is None else self.weights.tobytes())
@@ -109,11 +109,16 @@ def presence_of(table: pl.DataFrame | Columns, modalities: Iterable[Iterable[str
     return present
 
 
-def _cell_bytes(cells: pl.Series) -> bytes:
+def cell_bytes(cells: pl.Series) -> bytes:
     """Returns the values of a column as bytes that do not depend on how the library lays them out."""
     if cells.dtype == pl.String:
         lengths = cells.str.len_bytes().fill_null(0).to_numpy().astype("<u8").tobytes()
         return lengths + "".join(cells.drop_nulls().to_list()).encode()
+    if isinstance(cells.dtype, pl.List):
+        return cell_bytes(cells.drop_nulls().list.len()) + cell_bytes(cells.drop_nulls().explode())
+    if isinstance(cells.dtype, pl.Struct):
+        fields = cells.struct.unnest().iter_columns()
+        return b"".join(field.is_null().to_numpy().tobytes() + cell_bytes(field) for field in fields)
     values = cells.drop_nulls().to_numpy()
     if values.dtype != np.uint8:  # pixels
         values = values.astype("<f8" if cells.dtype.is_numeric() else "<f4")

@@ -19,7 +19,7 @@ import polars as pl
 
 from remind_jax.data import splits
 from remind_jax.data.dataset import FittedData
-from remind_jax.data.manifest import Manifest
+from remind_jax.data.manifest import Manifest, cell_bytes
 from remind_jax.runtime import files
 
 _ROOTS = ("root", "notes_root")  # keys of section `data` that name folders
@@ -234,6 +234,8 @@ def _words(cells: pl.Series, digest: Callable[[bytes, int], int], of_file: Calla
     if cells.dtype == pl.String:
         values = (cell + (of_file(cell) if of_file else "") for cell in cells.drop_nulls().to_list())
         words[there] = [digest(value.encode(), 8) for value in values]
+    elif isinstance(cells.dtype, pl.List):
+        words[there] = [digest(cell_bytes(value), 8) for value in cells.drop_nulls()]
     elif there.any():
         words[there] = [digest(value.tobytes(), 8) for value in cells.drop_nulls().to_numpy()]
     return words

@@ -144,8 +144,8 @@ def load_manifest(
     if window not in images.WINDOWS:
         raise UserError(f"data.window must be one of {', '.join(images.WINDOWS)}, not {window!r}")
     schema = read_schema(root / "schema.yaml", image_size, frames)
-    table = tables.read_table(table_of(root), _MAX_ROWS)
-    return _typed(schema, table, root, thorough, bad_files, window, count=count)
+    table, notes = gathered(schema.modalities, tables.read_table(table_of(root), _MAX_ROWS), root, {}, True)
+    return _typed(schema, table, root, thorough, bad_files, window, notes, count)
 
 
 def of_frame(
@@ -166,6 +166,25 @@ def of_frame(
     manifest = _typed(schema, table, pathlib.Path(root), bad_files == "missing", bad_files, window)
     check.refuse(manifest.notes)
     return manifest
+
+
+def gathered(
+    modalities: Sequence[Modality], table: pl.DataFrame, root: pathlib.Path, given: Mapping[str, Any], required: bool
+) -> tuple[pl.DataFrame, list[Finding]]:
+    """Adds the columns of modalities that have tables of their own, see `Kind.gathered`, and says what was found.
+
+    `given` are frames by the name of a modality or a table. Raises UserError: a table cannot be used, or is unknown.
+    """
+    notes: list[Finding] = []
+    names = {name for each in modalities for name in (each.name, each.options.get("table")) if name}
+    if unknown := [name for name in given if not any(name in (known, pathlib.Path(known).stem) for known in names)]:
+        raise UserError(f"tables={{{unknown[0]!r}: …}} is no table of these data{did_you_mean(unknown[0], names)}")
+    given = {name: as_polars(frame) for name, frame in given.items()}
+    for modality in modalities:
+        cells, found = KINDS[modality.kind].gathered(modality, table, root, given, required)
+        table = table if cells is None else table.with_columns(cells.alias(modality.columns[0]))
+        notes += found
+    return table, notes
 
 
 def without_files(content: Mapping[str, Any], table: pl.DataFrame | Columns) -> Manifest:
@@ -246,12 +265,14 @@ def read_new(
     window: str = "stored",
     count: Callable[[int, int], None] | None = None,
     root: str | pathlib.Path = "",
+    given: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Reads rows to predict: label, split, patient and sample ids, and all columns of a modality, may be absent.
 
     `data` is a manifest's folder, in which schema.yaml may be absent; a file of `tables.FORMATS`, whose paths start
     from its folder; or a polars or pandas frame, whose paths start from `root` or the current folder. `schema` says
-    what columns mean where the data have no schema.yaml; the other arguments are as for `load_manifest`.
+    what columns mean where the data have no schema.yaml; `given` are frames of events by the name of their modality or
+    table; the other arguments are as for `load_manifest`.
 
     Returns a manifest without splits. Labels may be null; rows without sample ids are counted from 1; each row without
     patient ids is a patient. Raises UserError: the rows cannot be used, in one line with the codes of `check`.
@@ -267,10 +288,11 @@ def read_new(
         table = tables.read_table(table_of(path) if path.is_dir() else path, _MAX_ROWS)
     else:
         table = as_polars(data)
+    table, told = gathered(schema.modalities, table, root, given or {}, False)
     schema, table, notes = _completed(schema, table)
     if schema.has_classes and schema.label in table.columns:
         table = table.with_columns(as_classes(table[schema.label], schema.classes))
-    manifest = _typed(schema, table, root, bad_files == "missing", bad_files, window, notes, count)
+    manifest = _typed(schema, table, root, bad_files == "missing", bad_files, window, [*told, *notes], count)
     findings = check.find_problems_of_new(manifest)
     check.refuse(findings)
     return dataclasses.replace(manifest, notes=tuple(findings))

@@ -8,8 +8,9 @@
 A row is a mapping from columns to values. None, NaN, blanks and words such as NA, None and null are missing cells; a
 modality without its columns is missing in all rows. A text, a list of codes or a category is a string or a number. An
 embedding is an array or nested lists [t, d], an image [h, w] or [h, w, c], a volume has frames in front; each may be
-the path of an .npy file. Pixels must have the height and width of the program: nothing is resized here, and PNG, JPEG
-and DICOM are not decoded. A pretrained tokenizer needs `pip install tokenizers`.
+the path of an .npy file. Events are [[hours, code, value or None], …], none above 0; a series is [t, k] of any t, NaN
+or None in gaps. Pixels must have the height and width of the program: nothing is resized here, and PNG, JPEG and DICOM
+are not decoded. A pretrained tokenizer needs `pip install tokenizers`.
 
 `python encode.py` and `python load.py` check the folder by the made-up row of example.json; exit code 1 if it differs.
 """
@@ -257,14 +258,7 @@ def _from_text(fitted, modality, columns):
 
 def _from_tokens(fitted, modality, columns):
     def read(cell, path):
-        array = inputs.map_array(path) if path else np.asarray(cell)
-        if not inputs.is_tokens(array):
-            raise inputs.Unusable("it is not [t, d] of real numbers")
-        if not np.isfinite(array := inputs.as_float(array)).all():
-            raise inputs.Unusable("it holds NaN or infinite values")
-        if list(array.shape) != list(modality.shape):
-            raise inputs.Unusable(f"it is {list(array.shape)}, the program takes {list(modality.shape)}")
-        return array
+        return inputs.tokens(inputs.map_array(path) if path else np.asarray(cell), modality.shape)
 
     found, here = _from_cells(modality, columns, read)
     return np.array(found, np.float32).reshape(-1, *modality.shape), here
@@ -273,12 +267,6 @@ def _from_tokens(fitted, modality, columns):
 def _from_pixels(fitted, modality, columns):
     *length, height, width, channels = modality.shape
 
-    def picture(values):
-        values = values if values.ndim == 3 else values[..., None]
-        if values.shape[2] == channels:
-            return values
-        return np.repeat(values, 3, axis=2) if channels == 3 else _luma(values)
-
     def read(cell, path):
         volume = bool(length)
         array = inputs.map_pixels(path, volume) if path else inputs.checked_pixels(np.asarray(cell), volume)
@@ -286,16 +274,26 @@ def _from_pixels(fitted, modality, columns):
             size = " x ".join(map(str, array.shape[volume : 2 + volume]))
             raise inputs.Unusable(f"it has {size} pixels, the program takes {height} x {width}: resize it first")
         count, frame = inputs.stretched(array if volume else array[None], fitted.window)
-        return inputs.sample(count, lambda i: picture(frame(i)), length[0]) if volume else picture(frame(0))
+        if not volume:
+            return inputs.in_channels(frame(0), channels)
+        return inputs.sample(count, lambda i: inputs.in_channels(frame(i), channels), length[0])
 
     found, here = _from_cells(modality, columns, read)
     return np.array(found, np.uint8).reshape(-1, *modality.shape), here
 
 
-def _luma(colours):
-    """Returns uint8 [h, w, 3] as [h, w, 1], by the integer weights of ITU-R 601 that Pillow uses."""
-    wide = colours.astype(np.uint32)
-    return ((wide @ np.array([19595, 38470, 7471], np.uint32) + 0x8000) >> 16).astype(np.uint8)[..., None]
+def _from_events(fitted, modality, columns):
+    cells = {column: [cell or None for cell in columns[column]] for column in modality.columns}
+    found, here = _from_cells(modality, cells, lambda cell, path: inputs.event_parts(cell))
+    return inputs.events(fitted, found), here
+
+
+def _from_series(fitted, modality, columns):
+    def read(cell, path):
+        return inputs.series(fitted, [inputs.sound_series(inputs.map_array(path) if path else np.array(cell, float))])
+
+    found, here = _from_cells(modality, columns, read)
+    return np.array(found, np.float32).reshape(-1, *modality.shape), here
 
 
 def _from_cells(modality, columns, read):
@@ -321,6 +319,8 @@ KINDS = {
     "embedding": _from_tokens,
     "image": _from_pixels,
     "volume": _from_pixels,
+    "events": _from_events,
+    "series": _from_series,
 }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from remind_jax.data import reading
@@ -23,20 +23,22 @@ def read(
     window: str = "stored",
     count: Callable[[int, int], None] | None = None,
     root: str = "",
+    given: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Reads rows for a model, and returns them with modalities, and columns of tables, in the model's order.
 
     `data` is a manifest's folder, a CSV or parquet file, a polars or pandas frame, or a `Manifest`; files and frames
     have the columns of the model's own data, of which `schema` is the schema. Pictures and volumes are resized to
     `image_size` and `frames`; `bad_files` and `window` are the keys of section `data`; `count` is called with the
-    number of files of a column that were read, and the number of all; paths in a frame start from `root`.
+    number of files of a column that were read, and the number of all; paths in a frame start from `root`; `given` are
+    frames of events by the name of their modality or table.
 
     Raises UserError: the rows cannot be used, or are not of the model's modalities and classes.
     """
     where = data if isinstance(data, str | pathlib.Path) else "the data"
     if not isinstance(data, Manifest):
         options = {"image_size": image_size, "frames": frames, "bad_files": bad_files, "window": window}
-        data = reading.read_new(data, schema, **options, count=count, root=root)
+        data = reading.read_new(data, schema, **options, count=count, root=root, given=given)
     check_classes(data, schema, where)
     return in_order(data, preprocessor, where)
 

@@ -44,6 +44,8 @@ from remind_jax.tasks.task import Task
 PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
 """Powers of the class prior that `choose_prior_power` tries."""
 FEW_PATIENTS = 10  # a combination with fewer training patients has a warning
+Tables = Mapping[str, Any] | None
+"""Frames of events, next to the rows that are predicted, by the name of their modality or table."""
 THREADS = 2  # number of threads that read and encode rows ahead
 LABEL_TYPES = {"text": str, "integer": int, "number": float, "boolean": "true".__eq__}
 """What turns the name of a class into the label that the user's data have, by the type of these labels."""
@@ -250,7 +252,9 @@ class Predictor:
         """Returns whether training had each combination, bool [k, m] -> bool [k]."""
         return self.groups.index(presence) < len(self.groups)
 
-    def read(self, data: Any, bad_files: str = "", count: Callable[[int, int], None] | None = None) -> Manifest:
+    def read(
+        self, data: Any, bad_files: str = "", count: Callable[[int, int], None] | None = None, tables: Tables = None
+    ) -> Manifest:
         """Reads rows in the model's order of modalities, see `new_rows.read`; "" takes `bad_files` of the config.
 
         Paths in a frame start where those of the frame did that `fit` was given, else from the current folder.
@@ -260,32 +264,32 @@ class Predictor:
         sizes = {"image_size": options.image_size, "frames": options.frames, "window": options.window}
         bad_files = bad_files or options.bad_files
         known = self.schema, self.preprocessor
-        return new_rows.read(data, *known, **sizes, bad_files=bad_files, count=count, root=root)
+        return new_rows.read(data, *known, **sizes, bad_files=bad_files, count=count, root=root, given=tables)
 
-    def _rows(self, data: Any, level: int = 3) -> Manifest:
+    def _rows(self, data: Any, tables: Tables, level: int = 3) -> Manifest:
         """Reads rows for a caller in Python, whom warnings tell of rows and modalities of which nothing is there."""
-        manifest = self.read(data)
+        manifest = self.read(data, tables=tables)
         for note in manifest.notes if not isinstance(data, Manifest) else ():
             if note.code in ("W108", "E004"):
                 warnings.warn(note.message, stacklevel=level)
         return manifest
 
-    def predict_proba(self, data: Any) -> np.ndarray:
-        """Returns probabilities of the classes, float [n, c], adjusted as in the report; `data` as for `read`.
+    def predict_proba(self, data: Any, tables: Tables = None) -> np.ndarray:
+        """Returns probabilities of the classes, float [n, c], adjusted as in the report; arguments as for `read`.
 
         Of several labels they are [n, l]. Raises UserError: the model predicts no classes.
         """
         if not self.schema.classes:
             raise UserError(f"a model of task {self.task.name} has no probabilities: use predict or table")
-        return self.predictions(data)
+        return self.predictions(data, tables)
 
-    def predictions(self, data: Any) -> np.ndarray:
+    def predictions(self, data: Any, tables: Tables = None) -> np.ndarray:
         """Returns predictions as the task makes them, float [n, p]; `task.names` tells what they are of."""
-        return np.concatenate([predictions for predictions, _ in self.batches(self._rows(data, level=4))])
+        return np.concatenate([predictions for predictions, _ in self.batches(self._rows(data, tables, level=4))])
 
-    def embed(self, data: Any) -> np.ndarray:
+    def embed(self, data: Any, tables: Tables = None) -> np.ndarray:
         """Returns the pooled tokens before the head, float32 [n, d]; for an ensemble the mean over its networks."""
-        return np.concatenate([features for _, features in self.batches(self._rows(data))])
+        return np.concatenate([features for _, features in self.batches(self._rows(data, tables))])
 
     def batches(self, manifest: Manifest, size: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields predictions [k, p] and features [k, d] of rows from `read` in turn, holding a few batches at a time.
@@ -307,15 +311,15 @@ class Predictor:
             found[~batch["present"].any(axis=1)] = self.task.baseline
             yield found[real], np.asarray(features)[real]
 
-    def predict(self, data: Any) -> np.ndarray:
+    def predict(self, data: Any, tables: Tables = None) -> np.ndarray:
         """Returns the answer for each row, [n]: the most probable class, in the type of the labels of training.
 
         Of several labels it is 0 or 1 for each, [n, l]; of values the value; of survival the risk, higher is earlier.
         """
-        answers = self.task.answers(self.predictions(data))
+        answers = self.task.answers(self.predictions(data, tables))
         return self.labels[answers] if self.schema.has_classes else answers
 
-    def predict_survival(self, data: Any, times: Sequence[float]) -> np.ndarray:
+    def predict_survival(self, data: Any, times: Sequence[float], tables: Tables = None) -> np.ndarray:
         """Returns the chance to be without the event at each of some times, float [n, times]; `data` as for `read`.
 
         Raises UserError: the model is of another task, or a time is negative or not finite.
@@ -325,19 +329,19 @@ class Predictor:
         at = np.asarray(times, np.float64)
         if at.ndim != 1 or not (np.isfinite(at) & (at >= 0)).all():
             raise UserError("times must be a list of numbers of at least 0")
-        return self.task.curves(self.predictions(data)).at(at)
+        return self.task.curves(self.predictions(data, tables)).at(at)
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """The classes in the order of probabilities, [c], in the type of the labels that the model was trained on."""
         return np.array([LABEL_TYPES[self.label_type](name) for name in self.classes])
 
-    def evaluate(self, data: Any) -> Report:
+    def evaluate(self, data: Any, tables: Tables = None) -> Report:
         """Returns the report of `evaluation.report.build_report` on the rows that have a label.
 
         Raises UserError: no row has a label, or a label is none of the classes.
         """
-        manifest = self._rows(data)
+        manifest = self._rows(data, tables)
         labelled = targets.labelled(manifest.schema, manifest.table)
         if not labelled.any():
             raise UserError(f"no row has a label in column {manifest.schema.label!r}: there is nothing to evaluate")
@@ -381,13 +385,13 @@ class Predictor:
         """Returns the name of each row's combination."""
         return [group_name(mask, self.groups.modalities) for mask in manifest.presence]
 
-    def table(self, data: Any) -> Any:
+    def table(self, data: Any, tables: Tables = None) -> Any:
         """Returns what `remind predict` writes of rows: ids, combination, prediction, probabilities and warnings.
 
         `data` is as for `read`. Ids of a frame keep their type, so that predictions join it. A pandas frame gives a
         pandas frame with its own index, everything else a polars one.
         """
-        manifest, name = self._rows(data), self.schema.sample_id
+        manifest, name = self._rows(data, tables), self.schema.sample_id
         probabilities = np.concatenate([probabilities for probabilities, _ in self.batches(manifest)])
         table = self.tabulate(manifest, probabilities)
         if isinstance(data, pl.DataFrame | pl.LazyFrame):

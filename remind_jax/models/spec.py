@@ -65,6 +65,7 @@ class ModelSpec:
     encoder_dropout: float
     text_size: str
     text_gated: bool
+    event_layers: int
     image_encoder: str
     volume_encoder: str
     remat: bool

@@ -6,8 +6,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import polars as pl
+
 from remind_jax.data import check, examine, reading
 from remind_jax.data.importers import flex_moe, meds, modalities, monai, table
+from remind_jax.data.tables import read_table
 from remind_jax.errors import UserError
 
 
@@ -73,11 +76,26 @@ def _label(options: argparse.Namespace) -> str | dict[str, Any]:
     return {"task": options.task, **entry}
 
 
+def _events(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
+    """Returns the entries of long tables by modality, which is called as the file, and the tables by name."""
+    entries, long = {}, {}
+    for text in options.events:
+        entry = pairs(text, "--events")
+        path = pathlib.Path(entry.get("table", ""))
+        numbers = {"most": int(entry["most"])} if entry.get("most", "").isdigit() else {}
+        entries[modalities.name_of(path.name.partition(".")[0])] = (
+            entry | {"kind": "events", "table": path.name} | numbers
+        )
+        long[path.name] = read_table(path)
+    return entries, long
+
+
 def _table(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     joined = [pathlib.Path(path) for path in filter(None, options.join.split(","))]
     columns = {key: getattr(options, key) for key in ("sample", "patient", "split")}
-    told = {"kinds": pairs(options.kind, "--kind"), "modalities": _modalities(options), **_rules(options)}
-    told |= {"attributes": attributes_of(options.attributes) or None}
+    entries, long = _events(options)
+    told = {"kinds": pairs(options.kind, "--kind"), "modalities": _modalities(options) | entries, **_rules(options)}
+    told |= {"attributes": attributes_of(options.attributes) or None, "long": long}
     found = table.read(options.source, joined, name=name, label=_label(options), **columns, **told, prefix=prefix)
     if options.task == "ordinal":
         found.schema["label"]["ordered"] = True
@@ -91,8 +109,9 @@ def _monai(options: argparse.Namespace, name: str, prefix: str) -> table.Importe
 
 def _meds(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:
     del prefix  # its cells name no files
-    parts = _modalities(options)
-    return meds.read(options.source, options.labels, name=name, modalities=parts, columns=options.columns)
+    parts, kinds = _modalities(options), pairs(options.kind, "--kind")
+    told = {"modalities": parts, "columns": options.columns, "kinds": kinds}
+    return meds.read(options.source, options.labels, name=name, **told)
 
 
 def _flex_moe(options: argparse.Namespace, name: str, prefix: str) -> table.Imported:

@@ -12,10 +12,12 @@ from remind_jax.data.files import read_parquet
 from remind_jax.data.findings import in_rows, listed
 from remind_jax.data.importers.modalities import columns_of
 from remind_jax.data.importers.table import SPLITS, Imported, schema_of, without_empty
+from remind_jax.data.kinds import long_table
+from remind_jax.data.kinds.events import MOST
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import table_of
 from remind_jax.data.tables import read_table
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, did_you_mean
 
 _EARLIEST, _LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # microseconds of the years 1 to 9999
 VALUES = ("boolean_value", "integer_value", "categorical_value", "float_value")
@@ -23,9 +25,7 @@ VALUES = ("boolean_value", "integer_value", "categorical_value", "float_value")
 _COLUMNS = ("subject_id", "time", "code", "numeric_value", "text_value")
 
 
-def read(
-    folder: pathlib.Path, labels: str, *, name: str, modalities: Mapping[str, Sequence[str]], columns: int
-) -> Imported:
+def read(folder: pathlib.Path, labels: str, *, name: str, **options: Any) -> Imported:
     """Reads a folder with `data` and, where there are splits, `metadata/subject_splits.parquet`.
 
     The labels are a parquet file or a folder of them. Other arguments are as for `from_meds`.
@@ -48,7 +48,7 @@ def read(
         joined = pl.concat(label_tables, how="diagonal_relaxed")
         subjects = joined.select(_id()) if "subject_id" in joined.columns else None
         events = pl.concat([_events(file, folder, subjects) for file in files]).lazy()
-        return from_meds(events, joined, name=name, splits=split_table, modalities=modalities, columns=columns)
+        return from_meds(events, joined, name=name, splits=split_table, **options)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{folder} is not as MEDS says ({type(error).__name__})") from None
 
@@ -61,13 +61,15 @@ def from_meds(
     splits: pl.DataFrame | None = None,
     modalities: Mapping[str, Sequence[str]] | None = None,
     columns: int = 64,
+    kinds: Mapping[str, str] | None = None,
 ) -> Imported:
     """Makes a manifest of events and labels of the Medical Event Data Standard 0.3 and 0.4.
 
     A sample is a label: subject and prediction time. It has the events at or before that time and those without a time.
     The codes that begin with one of a modality's prefixes become up to three modalities: `<name>_values` (the last
     number of each of the most frequent codes, at most `columns`), `<name>_codes` (codes without a number, newest first,
-    each once) and `<name>_text` (texts, newest first).
+    each once) and `<name>_text` (texts, newest first). Where `kinds` says `events` of one, its newest events with their
+    values are `<name>_events`, and codes are those without a time.
 
     `events` have `subject_id`, `time`, `code` and, where there are any, `numeric_value` and `text_value`; `labels` have
     `subject_id`, `prediction_time`, and values in one of `VALUES`; `splits` `subject_id` and `split`. Other columns are
@@ -104,9 +106,17 @@ def from_meds(
     )
     seen = seen.sort("time", nulls_last=False, maintain_order=True).collect()
     schema: dict[str, Any] = {}
-    for part, prefixes in (modalities or {"events": ("",)}).items():
+    parts = modalities or {"events": ("",)}
+    if wrong := [name for name, kind in (kinds or {}).items() if name not in parts or kind != "events"]:
+        hint = did_you_mean(wrong[0], parts)
+        raise UserError(f"--kind={wrong[0]}=… is none that MEDS events have{hint}: give --kind=MODALITY=events")
+    for part, prefixes in parts.items():
         inside = seen.filter(pl.any_horizontal(pl.col("code").str.starts_with(prefix) for prefix in prefixes))
-        for wide, entries in (_values(part, inside, columns), _words(part, inside)):
+        made = (_values(part, inside, columns), _words(part, inside))
+        if part in (kinds or {}):
+            words = inside.filter(pl.col("time").is_null() | pl.col("text_value").is_not_null())
+            made = (_sets(part, inside.drop_nulls(["time", "code"]), table.height), _words(part, words))
+        for wide, entries in made:
             table = table.with_row_index("row").join(wide, on="row", how="left", maintain_order="left").drop("row")
             schema |= entries
     used = [c for entry in schema.values() for c in columns_of(entry)]
@@ -208,6 +218,18 @@ def _values(part: str, events: pl.DataFrame, columns: int) -> tuple[pl.DataFrame
     wide = last.pivot("code", index="row", values="numeric_value").select("row", *codes)
     names = {code: f"{part}:{code}" for code in codes}
     return wide.rename(names), {f"{part}_values": {"kind": "tabular", "columns": list(names.values())}}
+
+
+def _sets(part: str, events: pl.DataFrame, rows: int) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Returns a row a sample with its events, and the modality."""
+    hours = (pl.col("time") - pl.col("prediction_time").cast(pl.Datetime("us"))).dt.total_microseconds() / 3.6e9
+    value = pl.when(pl.col("numeric_value").is_finite()).then(pl.col("numeric_value").cast(pl.Float64))
+    cells, column = (
+        long_table.cells(events.select("row", "code", hours=hours, value=value), rows, MOST),
+        f"{part}_events",
+    )
+    wide = pl.DataFrame({"row": pl.int_range(rows, dtype=pl.UInt32, eager=True), column: cells})
+    return wide, {column: {"kind": "events", "column": column}} if cells.count() else {}
 
 
 def _words(part: str, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import polars as pl
 import yaml
 
 from remind_jax.data import attributes as figures_by
-from remind_jax.data import labels, targets
+from remind_jax.data import check, labels, reading, targets
 from remind_jax.data.blocks import Columns
 from remind_jax.data.cells import as_string, emptied, means_missing
 from remind_jax.data.findings import listed
@@ -34,6 +34,7 @@ from remind_jax.data.importers.modalities import (
 )
 from remind_jax.data.kinds import KINDS, codes
 from remind_jax.data.manifest import presence_of
+from remind_jax.data.reading import parse_modality
 from remind_jax.data.tables import format_of, read_columns
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import files
@@ -153,6 +154,7 @@ def from_table(
     odd: str = "missing",
     missing: Sequence[str] = (),
     attributes: Mapping[str, Any] | None = None,
+    long: Mapping[str, pl.DataFrame] | None = None,
 ) -> Imported:
     """Makes a manifest of a table, one row a sample, and tables joined to it by the sample's or the patient's id.
 
@@ -167,8 +169,9 @@ def from_table(
     columns, of `column_kinds`, where the guess is wrong; `prefix` leads from the manifest's folder to the one that
     paths in cells start from. `classes` are as for `labels.read`, `match` one of `keys.MATCHES`, `odd` one of
     `numerals.ODD`; `missing` are words and numbers that stand for empty cells, in inputs and label. `attributes` is
-    that entry of schema.yaml, whose columns are inputs only where `modalities` names them, too. Columns keep their
-    names, but those of a joined table get its name in front where another table has them, too.
+    that entry of schema.yaml, whose columns are inputs only where `modalities` names them, too; `long` are tables of
+    events by name. Columns keep their names, but those of a joined table get its name in front where another table has
+    them, too.
 
     Raises UserError: a column is not there, ids are empty or not unique, a joined table matches no row, the label is no
     class, or modalities are not as `declared` needs them.
@@ -182,10 +185,11 @@ def from_table(
             raise UserError(f"modality {key!r}: column {roles[0]!r} is label, split or id, and no input")
     kinds, apart = dict(kinds or {}), [each.column for each in figures_by.parse(attributes)]
     _check_more(table, apart, (label, *others, sample, patient, split), "attribute")
-    apart = [column for column in apart if column not in _named(modalities or {})]
+    table, modalities, events = _with_events(table, modalities or {}, long or {}, {label, sample, patient, split})
+    apart = [column for column in apart if column not in _named(modalities)]
     labelled = _labelled(table, entry, missing, classes)
     keep = np.flatnonzero(labelled.there)
-    notes = [f"{n:,} rows without a label are left out"] if (n := table.height - len(keep)) else []
+    notes = [*events, *([f"{n:,} rows without a label are left out"] if (n := table.height - len(keep)) else [])]
     if not patient:
         notes.append(
             "no column of patients: each row counts as one, and one person's rows may be in train and held out"
@@ -223,6 +227,30 @@ def from_table(
     schema |= {"attributes": dict(attributes)} if attributes else {}
     notes += [*labelled.notes, *found.notes, *words, *told, *empty, *_said(found.left_out | unfit)]
     return Imported(out.whole(), schema, notes, why_lines(decisions))
+
+
+def _with_events(
+    table: Columns,
+    given: Mapping[str, Sequence[str] | Mapping[str, Any]],
+    long: Mapping[str, pl.DataFrame],
+    roles: Container[str],
+) -> tuple[Columns, Mapping[str, Any], list[str]]:
+    """Adds the cells of modalities that have long tables, without the times of prediction, which are no input.
+
+    Returns the table, the modalities with the columns of these cells, and what is to be said.
+    """
+    entries = {
+        name: {**entry, "column": free_name(name, table.columns)}
+        for name, entry in given.items()
+        if isinstance(entry, Mapping) and "until" in entry
+    }
+    modalities = [parse_modality(name, entry, 1, 1) for name, entry in entries.items()]
+    named = dict.fromkeys(c for e in entries.values() for c in (e["key"], e["until"]) if c in table.columns)
+    samples, found = reading.gathered(modalities, pl.DataFrame([table[c] for c in named]), pathlib.Path(), long, True)
+    check.refuse(found)
+    table = table.drop({entry["until"] for entry in entries.values() if entry["until"] not in roles})
+    table = table.replaced({e["column"]: table.keep(samples[e["column"]]) for e in entries.values()})
+    return table, {**given, **entries}, [each.message for each in found]
 
 
 class _Labelled(NamedTuple):

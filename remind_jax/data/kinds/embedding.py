@@ -116,7 +116,8 @@ class Embedding(Kind):
         return FittedEmbedding(first[modality.name].shape[1:])
 
     def guess(self, column: pl.Series) -> Guess | None:
-        return Guess(BY_TYPE, "embedding") if column.dtype.is_nested() else None
+        nested = column.dtype.is_nested() and not isinstance(getattr(column.dtype, "inner", None), pl.Struct)
+        return Guess(BY_TYPE, "embedding") if nested else None
 
 
 EMBEDDING = Embedding()

@@ -160,6 +160,23 @@ class Kind(abc.ABC):
         """Returns the modality as rows to predict may bring it: paths, wherever the run's own values were."""
         return dataclasses.replace(modality, stored=self.stored) if self.paths else modality
 
+    def gathered(
+        self,
+        modality: Modality,
+        table: pl.DataFrame,
+        root: pathlib.Path,
+        tables: Mapping[str, pl.DataFrame],
+        required: bool,
+    ) -> tuple[pl.Series | None, list[Finding]]:
+        """Makes the modality's column, [n], of a table of its own, for a kind that has one, and says what it found.
+
+        `table` has the samples, n rows; `tables` those that are given by name, else a file below `root` is read. None
+        leaves the column as it is; so it does without any such table, which may be `required`.
+
+        Raises UserError: the table cannot be used.
+        """
+        return None, []
+
     def typed(self, modality: Modality, columns: Mapping[str, pl.Series]) -> Typed:
         """Brings the modality's columns, as a file or a frame holds them, into the types that `Manifest` promises.
 

@@ -62,7 +62,7 @@ class FittedTable(FittedKind):
         """
         _check_numbers(numbers, bins)
         columns = [column[~np.isnan(column)] for column in numeric.T.astype(np.float64)]
-        median, mean, std = zip(*map(_moments, columns), strict=True) if columns else ((), (), ())
+        median, mean, std = zip(*map(moments, columns), strict=True) if columns else ((), (), ())
         # What counts as constant has rounding noise at most, and no order worth keeping.
         varied = [seen if spread else seen[:0] for seen, spread in zip(columns, std, strict=True)]
         strings = categorical.T if categorical is not None else np.empty((0, len(numeric)), object)
@@ -272,7 +272,7 @@ def _check_numbers(numbers: str, bins: int) -> None:
         raise UserError(f"bins must be at least 1: {bins}")
 
 
-def _moments(seen: np.ndarray) -> tuple[float, float, float]:
+def moments(seen: np.ndarray) -> tuple[float, float, float]:
     """Returns median, mean and standard deviation of a column's present values; 0 for what is not there or constant."""
     if not len(seen):
         return 0.0, 0.0, 0.0

@@ -7,7 +7,17 @@ from typing import Any
 
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
-from remind_jax.data.sources import embed, gbsg2, image_twins, mimic_iv, mimic_iv_twin, nhanes, synthetic, uci_heart
+from remind_jax.data.sources import (
+    embed,
+    events_twin,
+    gbsg2,
+    image_twins,
+    mimic_iv,
+    mimic_iv_twin,
+    nhanes,
+    synthetic,
+    uci_heart,
+)
 from remind_jax.errors import UserError
 
 
@@ -51,6 +61,7 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
             notes=data.notes,
             note_characters=data.note_characters,
             labs=data.labs,
+            max_events=data.max_events,
             codes=data.codes,
             icd=data.icd,
             icd_versions=data.icd_versions,
@@ -85,6 +96,10 @@ def _fprm(data: Any, seed: int) -> Manifest:
     return image_twins.load_fprm_twin(n=data.samples, seed=data.seed, image_size=data.image_size, frames=data.frames)
 
 
+def _events(data: Any, seed: int) -> Manifest:
+    return events_twin.load(n=data.stays, seed=data.seed, most=data.max_events)
+
+
 def _manifest(data: Any, seed: int) -> Manifest:
     if data.digest:
         raise UserError(
@@ -101,6 +116,7 @@ def _manifest(data: Any, seed: int) -> Manifest:
 
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
     "embed": _embed,
+    "events": _events,
     "fprm": _fprm,
     "gbsg2": _gbsg2,
     "manifest": _manifest,

@@ -44,6 +44,7 @@ LABELS = {
     "one_year": Label("died_within_a_year", 24, 0),
 }
 LEAKY, COUNTS = "W107", "I001"
+_LABS = {"text": "text", "numeric": "tabular", "last": "tabular", "events": "events"}  # kinds by `data.labs`
 
 _TABLES = {
     "hosp/patients": {"subject_id": "id", "dod": "date"},
@@ -69,6 +70,7 @@ def load(
     notes: str = "earlier",
     note_characters: int = 8_000,
     labs: str = "text",
+    max_events: int = 512,
     codes: str = "earlier",
     icd: str = "codes",
     icd_versions: Sequence[int] = (9,),
@@ -88,7 +90,7 @@ def load(
     Raises UserError: an option is unknown, a table is missing or damaged, or no stay is left.
     """
     _one_of("missing", missing, ("natural", "bernoulli"))
-    _one_of("labs", labs, ("text", "numeric"))
+    _one_of("labs", labs, tuple(_LABS))
     _one_of("icd", icd, ICD)
     _check_numbers(icd_versions, note_characters, drop)
     window, leaks = _window(label, hours), _leaks(notes, codes)
@@ -97,7 +99,7 @@ def load(
     _refuse_double(admissions, "hadm_id", "hosp/admissions")
     cohort, findings = _cohort(root, admissions, label, window)
     note_column, told = _notes(root, notes_root, cohort, admissions, note_characters, notes == "paper")
-    lab_columns, measured = _labs(root, cohort, labs)
+    lab_columns, measured = _labs(root, cohort, labs, max_events)
     identity = cohort.select(
         pl.col("stay_id", "subject_id").cast(pl.String),
         pl.col("died").cast(pl.Int8).cast(pl.String).alias(LABELS[label].column),
@@ -108,8 +110,12 @@ def load(
     if missing == "bernoulli":
         table = _mask(table, columns, drop, seed)
     table, dropped = _with_some_modality(table, columns)
-    kinds = ("text", "tabular" if labs == "numeric" else "text", icd)
-    modalities = tuple(Modality(name, kind, columns[name]) for name, kind in zip(MODALITIES, kinds, strict=True))
+    kinds = ("text", _LABS[labs], icd)
+    options = {"labs": mimic_iv_labs.ROLES | {"most": max_events}} if labs == "events" else {}
+    modalities = tuple(
+        Modality(name, kind, columns[name], options=options.get(name, {}))
+        for name, kind in zip(MODALITIES, kinds, strict=True)
+    )
     schema = Schema("mimic_iv", "stay_id", "subject_id", LABELS[label].column, ("0", "1"), modalities)
     found = (*leaks, *findings, *told, *measured, *dropped)
     title = f"MIMIC-IV{_version(root)}"
@@ -265,12 +271,19 @@ def _notes(
     return cells, [Finding(COUNTS, text, False)]
 
 
-def _labs(root: pathlib.Path, cohort: pl.DataFrame, form: str) -> tuple[list[pl.Series], list[Finding]]:
+def _labs(root: pathlib.Path, cohort: pl.DataFrame, form: str, most: int) -> tuple[list[pl.Series], list[Finding]]:
     """The columns of labs and vital signs, and how many were used and left out."""
     measured = mimic_iv_labs.read(root, cohort.select("stay_id", "subject_id", "intime", "end"))
     stay_ids = cohort["stay_id"].to_list()
     if form == "numeric":
         columns = mimic_iv_labs.as_numbers(measured.table, stay_ids).get_columns()
+    elif form == "last":
+        numbers = mimic_iv_labs.as_numbers(measured.table, stay_ids)
+        columns = [column for column in numbers.iter_columns() if column.name.endswith("_last")]
+    elif form == "events":
+        columns = [mimic_iv_labs.as_events(measured.events, cohort, most).alias("labs")]
+        over = measured.kept - int(columns[0].list.len().sum())
+        measured.dropped[f"beyond the newest {most} of a stay"] = over
     else:
         columns = [mimic_iv_labs.as_text(measured.table, stay_ids)]
     dropped = ", ".join(f"{n} {reason}" for reason, n in measured.dropped.items() if n)

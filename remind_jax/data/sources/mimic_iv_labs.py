@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from remind_jax.data.kinds import long_table
 from remind_jax.data.sources import mimic_iv_tables as tables
 
 STATISTICS = ("mean", "min", "max", "last")
@@ -75,6 +76,11 @@ ITEMS = (
     Item("INR", "", (51237,), 0.3, 40, ("ratio",)),
     Item("PTT", "s", (51275,), 8, 300, ("sec", "seconds")),
 )
+ROLES = {
+    **{"table": "labs.csv", "key": "stay_id", "time": "charttime", "code": "item", "value": "value"},
+    "until": "end",
+}
+"""What rows to predict bring as events: names of a table and of its columns, in the words and units of `ITEMS`."""
 _KINDS = {"itemid": "id", "charttime": "time", "valuenum": "number", "valueuom": "text"}
 # First what ties a row to a stay.
 TABLES = {"hosp/labevents": {"subject_id": "id", **_KINDS}, "icu/chartevents": {"stay_id": "id", **_KINDS}}
@@ -85,15 +91,18 @@ _SOUND, _EMPTY, _UNIT, _RANGE = range(4)
 
 
 class Measurements(NamedTuple):
-    """The values of some stays, aggregated.
+    """The values of some stays, each by itself and aggregated.
 
     Attributes:
+      events: a row for each value in the window: `stay_id`, `item` (position in `ITEMS`), `charttime`, `value`, in that
+        order.
       table: a row for each item of each stay, in that order: `stay_id`, `item` (position in `ITEMS`), and
         `STATISTICS` of the values in the window, Float64.
       dropped: how many measurements of these stays were left out, by reason.
       kept: how many were used.
     """
 
+    events: pl.DataFrame
     table: pl.DataFrame
     dropped: dict[str, int]
     kept: int
@@ -118,7 +127,7 @@ def read(root: pathlib.Path, stays: pl.DataFrame) -> Measurements:
     counts = np.bincount(rows["fault"].to_numpy(), minlength=4)
     rows = rows.filter(pl.col("fault") == _SOUND).sort("stay_id", "item", "charttime", "value")
     dropped = {"without a number": counts[_EMPTY], "in another unit": counts[_UNIT], "implausible": counts[_RANGE]}
-    return Measurements(_aggregate(rows), {reason: int(n) for reason, n in dropped.items()}, rows.height)
+    return Measurements(rows, _aggregate(rows), {reason: int(n) for reason, n in dropped.items()}, rows.height)
 
 
 def _judge() -> tuple[pl.Expr, ...]:
@@ -185,6 +194,19 @@ def as_text(measured: pl.DataFrame, stay_ids: Sequence[int]) -> pl.Series:
         phrases.setdefault(stay, []).append(f"{name} {round(last, 2):g} {unit}".rstrip())
     cells = ["; ".join(phrases[stay]) if stay in phrases else None for stay in stay_ids]
     return pl.Series("labs", cells, dtype=pl.String)
+
+
+def as_events(events: pl.DataFrame, stays: pl.DataFrame, most: int) -> pl.Series:
+    """The newest `most` values of each stay as cells of events, at hours from the end of the window.
+
+    Args:
+      events: those of `Measurements`.
+      stays: `stay_id` and `end`, one row a stay; distinct.
+    """
+    rows = events.join(stays.select("stay_id", "end").with_row_index("row"), on="stay_id")
+    hours = (pl.col("charttime") - pl.col("end")).dt.total_seconds() / 3600
+    code = pl.col("item").replace_strict(list(range(len(ITEMS))), [item.name for item in ITEMS])
+    return long_table.cells(rows.select("row", "value", hours=hours, code=code), stays.height, most)
 
 
 def as_numbers(measured: pl.DataFrame, stay_ids: Sequence[int]) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from remind_jax.models.encoders import resnet, t5, video_resnet, vit
+from remind_jax.models.encoders.events import EventEncoder
 from remind_jax.models.encoders.patch import PatchEncoder
 from remind_jax.models.pretrained import Tensor
 from remind_jax.models.spec import ModalityInput, ModelSpec
@@ -61,6 +62,10 @@ def _text(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Modul
     return t5.T5Encoder(modality.vocabulary, **sizes, **_options(spec, rngs), remat=spec.remat)
 
 
+def _events(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
+    return EventEncoder(modality.vocabulary, layers=spec.event_layers, tokens=spec.tokens, **_options(spec, rngs))
+
+
 def _image(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
     make, size = IMAGE[spec.image_encoder]
     own = {"remat": spec.remat} if make is vit.VitEncoder else {"tokens": spec.tokens}
@@ -95,6 +100,7 @@ ENCODERS: dict[str, Family] = {
     "text": Family(_text, True, _published_text),
     "codes": Family(_text, True),  # ids are those of a fitted list, which no published file knows
     "image": Family(_image, True, _published_image),
+    "events": Family(_events, True),
     "volume": Family(_volume, True, _published_volume),
 }
 """The families by name; the kind of a modality names one. To add one, write its encoder and name it here."""

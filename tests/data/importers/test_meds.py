@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from remind_jax import cli, import_data, predict
+from remind_jax.data import check, reading
 from remind_jax.data.importers import meds
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import Schema
@@ -86,6 +87,37 @@ def test_meds_samples_have_what_came_before_their_time(cohort, capsys):
     assert table["rest_codes"].to_list() == ["DX//E11_9 DX//I10"] * 2 + [None]
     assert table["rest_text"].to_list() == [None, None, "sleeps well"]
     assert "1 rows without any modality" in capsys.readouterr().out
+
+
+def test_events_may_keep_their_times_and_values(cohort, capsys):
+    out = cohort / "out"
+    options = (f"--source={cohort}", f"--labels={cohort / 'labels.parquet'}", f"--out={out}")
+    _imported("--from=meds", *options, "--modality=labs=LAB//,rest=DX//+NOTE+GENDER", "--kind=labs=events,rest=events")
+    assert {name: entry["kind"] for name, entry in _schema(out)["modalities"].items()} == {
+        "labs_events": "events",
+        "rest_events": "events",
+        "rest_codes": "codes",
+        "rest_text": "text",
+    }
+    manifest = reading.read_manifest(out)
+
+    def cells(name):
+        found = manifest.table[name].to_list()
+        return [None if cell is None else [tuple(event.values()) for event in cell] for cell in found]
+
+    assert cells("labs_events") == [
+        [(-24.0, "LAB//NA", 140.0), (0.0, "LAB//NA", 150.0)],
+        [(-120.0, "LAB//NA", 140.0), (-96.0, "LAB//NA", 150.0), (-72.0, "LAB//NA", 999.0)],
+        [(-24.0, "LAB//K", 4.0)],
+    ]
+    assert cells("rest_events")[0] == [(-24.0, "DX//I10", None), (0.0, "DX//E11 9", None)]
+    assert manifest.table["rest_codes"].to_list() == ["GENDER//F", "GENDER//F", None]
+    assert manifest.table["rest_text"].to_list() == [None, None, "sleeps well"]
+    assert "labs_events  events; in all samples" in capsys.readouterr().out
+    assert not [each for each in check.find_problems(manifest) if each.fatal and each.code == "E008"]
+    for kind in ("labz=events", "labs=text"):
+        with pytest.raises(UserError, match="is none that MEDS events have"):
+            _imported("--from=meds", *options, "--modality=labs=LAB//", f"--kind={kind}")
 
 
 def test_what_is_no_meds_is_refused(cohort):

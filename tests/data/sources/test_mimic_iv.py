@@ -253,6 +253,32 @@ def test_lab_numbers_by_hand(folder):
     assert manifest.presence[:, 1].all()
 
 
+def test_lab_events_by_hand(folder):
+    """Ann's first day and a half: hours count from the end of the window, 48 hours after admission to the unit."""
+    manifest = mimic_iv.load(folder, labs="events")
+    labs = manifest.schema.modalities[1]
+    assert (labs.kind, labs.columns, labs.options["until"], labs.options["most"]) == ("events", ("labs",), "end", 512)
+    found = {stay: [tuple(e.values()) for e in cell] for stay, cell in cells(manifest, "labs").items()}
+    numbers = mimic_iv.load(folder, labs="numeric")
+    for stay, events in found.items():
+        assert all(-48 <= hours <= 0 for hours, _, _ in events)
+        assert events == sorted(events)
+        for name in ("heart rate", "sodium", "temperature", "pH", "platelets"):
+            own = [value for _, code, value in events if code == name]
+            column = name.replace(" ", "_")
+            assert cells(numbers, f"{column}_last")[stay] == (max(own[-1:], default=None) if own else None), name
+            assert cells(numbers, f"{column}_min")[stay] == min(own, default=None)
+    assert sum(map(len, found.values())) == 10
+    last = mimic_iv.load(folder, labs="last")
+    assert {c.rsplit("_", 1)[1] for c in last.schema.modalities[1].columns} == {"last"}
+    assert cells(last, "sodium_last") == cells(numbers, "sodium_last")
+    few = mimic_iv.load(folder, labs="events", max_events=1)
+    assert {stay: [tuple(e.values()) for e in cell] for stay, cell in cells(few, "labs").items()} == {
+        stay: events[-1:] for stay, events in found.items()
+    }
+    assert any("7 beyond the newest 1 of a stay are left out" in text for text in messages(few, "I001"))
+
+
 def test_what_is_left_out_is_counted(folder):
     """Ann: potassium without a number; creatinine in umol/L; glucose 999999 and a heart rate of 0."""
     text = "10 labs and vital signs are used, 1 without a number, 1 in another unit, 2 implausible are left out"
