@@ -26,8 +26,7 @@
     monai (a datalist, .json): --label=label, --patient=KEY
     meds (a folder): --labels=PATH, file or folder of the labels
       --modality=labs=LAB//+VITAL//,drugs=MEDICATION//  prefixes of codes; else all are one
-      --kind=labs=events                                keep all values and times of a modality
-      --columns=64      most columns of a modality's table
+      --columns=64, --kind=labs=events      most columns of its table; or all values and times
     flex_moe (the folder of ADNI that Flex-MoE reads)
 
 Columns keep their names, so that predictions join the raw table; DIR/schema.yaml can be edited.
@@ -73,11 +72,8 @@ def main(arguments: list[str]) -> None:
         table.write(found, options.out)
     print("\n".join(plan_lines(found)))
     print("To change it: --modality, --kind, or schema.yaml by hand")
-    print(
-        "Nothing is written, as --show says"
-        if options.show
-        else f"Written: {options.out}; next: remind check {options.out}"
-    )
+    next_step = f"Written: {options.out}; next: remind check {options.out}"
+    print("Nothing is written, as --show says" if options.show else next_step)
 
 
 if __name__ == "__main__":
