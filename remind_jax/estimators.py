@@ -65,7 +65,7 @@ class _Multimodal(BaseEstimator):
         check_is_fitted(self)
         self.model_.save(folder)
 
-    def _train(self, rows: "_Rows", label: Callable[..., str | dict[str, Any]], **columns: np.ndarray) -> Dataset:
+    def _train(self, rows: "_Rows", label: Callable[..., str | dict[str, Any]], /, **columns: np.ndarray) -> Dataset:
         """Trains on rows and the columns of their label, [n] each, of whose names `label` makes an entry for `fit`."""
         config = api.make_config(self.method, self.size, self.seed, 0.0, self.tuning, self.keys or {})
         manifest = self._manifest(rows, label, columns, config)
