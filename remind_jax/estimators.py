@@ -39,6 +39,8 @@ _NO_PATIENTS = "neither groups nor patient is given: rows are taken for patients
 class _Multimodal(BaseEstimator):
     """What the estimators share: settings, rows in, a trained model, files."""
 
+    _least = 0  # rows with fewer of which none choose weights
+
     def __init__(
         self,
         modalities: api.Modalities | None = None,
@@ -65,9 +67,10 @@ class _Multimodal(BaseEstimator):
         check_is_fitted(self)
         self.model_.save(folder)
 
-    def _train(self, rows: "_Rows", label: Callable[..., str | dict[str, Any]], **columns: np.ndarray) -> Dataset:
+    def _train(self, rows: "_Rows", label: Callable[..., str | dict[str, Any]], /, **columns: np.ndarray) -> Dataset:
         """Trains on rows and the columns of their label, [n] each, of whose names `label` makes an entry for `fit`."""
-        config = api.make_config(self.method, self.size, self.seed, 0.0, self.tuning, self.keys or {})
+        tuning = self.tuning if len(rows.y) >= self._least else 0.0
+        config = api.make_config(self.method, self.size, self.seed, 0.0, tuning, self.keys or {})
         manifest = self._manifest(rows, label, columns, config)
         for note in manifest.notes:
             if note.code == "I001":
@@ -251,13 +254,17 @@ class MultimodalClassifier(ClassifierMixin, _Multimodal):
 class MultimodalRegressor(RegressorMixin, _Multimodal):
     """Predicts a number from modalities that are partly missing; arguments are as for `MultimodalClassifier`.
 
-    The key `task.predicts` asks for bounds, which `model_.table` has; `{"task": …}` of `fit` has transforms.
+    The key `task.predicts` asks for bounds, which `model_.table` has. Of fewer than 30 rows none choose the weights.
     """
+
+    _least = 30
 
     def fit(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> Self:
         """Trains on rows and numbers [n]; see `MultimodalClassifier.fit`."""
         rows = self._checked(X, y, groups, sample_weight)
         values = check_array(rows.y, ensure_2d=False, dtype=np.float64, input_name="y")
+        if len(values) < 2:
+            raise ValueError("y has 1 sample; a regressor needs at least 2")
         self._train(rows, lambda name: {"task": "regression", "column": name}, label=values)
         return self
 
@@ -271,6 +278,8 @@ class MultimodalSurvival(_Multimodal):
 
     Labels are those of scikit-survival: an array [n] with two fields, whether the event was seen (bool) and the time.
     """
+
+    _least = 30
 
     def fit(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> Self:
         """Trains on rows and labels; see `MultimodalClassifier.fit`."""

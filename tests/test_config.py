@@ -53,7 +53,7 @@ def test_defaults_are_valid(source):
 
 
 def test_keys_of_a_source_are_beside_those_of_all():
-    assert defaults("nhanes")["data"] == {**defaults()["data"], "source": "nhanes", "views": 7}
+    assert defaults("nhanes")["data"] == {**defaults()["data"], "source": "nhanes", "views": 7, "label": "health"}
     assert set(keys("mimic_iv")) - set(keys()) == {f"data.{name}" for name in OF_SOURCES["mimic_iv"]}
 
 

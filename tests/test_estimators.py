@@ -43,7 +43,8 @@ def small(**options) -> rj.MultimodalClassifier:
 
 
 def regressor(**options) -> rj.MultimodalRegressor:
-    return rj.MultimodalRegressor(**{"method": "soft_moe", "keys": SMALL, **options})
+    keys = {**SMALL, "train": {"batch_size": 16, "epochs": 40.0, "joint_epochs": 10.0}}
+    return rj.MultimodalRegressor(**{"method": "soft_moe", "keys": keys, **options})
 
 
 @parametrize_with_checks([small(keys=SMALL), regressor()], expected_failed_checks=lambda estimator: SKIPPED)

@@ -25,7 +25,7 @@ from remind_jax.analysis.sweeps import Sweeps, cell, look
 from remind_jax.data import dataset
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.studies import entries
-from remind_jax.studies.comparison import Outcome
+from remind_jax.studies.comparison import Outcome, outcome_of
 from remind_jax.studies.tables import CLASSES, size_text, spread_text
 from remind_jax.tasks.task import Task
 
@@ -92,7 +92,7 @@ def collect(removal: Removal) -> tuple[list[Row], dict[str, list[Outcome]]]:
     rows, found = [], {}
     for modality in removal.modalities:
         planned = removal.sweeps.plan(modality, removal.changes(modality))
-        found[modality] = [entry.outcome() for entry in planned if entry.finished]
+        found[modality] = [outcome_of(entry) for entry in planned if entry.finished]
         for run in found[modality]:
             rows += [{"modality": modality, "rate": removal.rate, **row} for row in figures_of(run, modality)]
     return rows, found

@@ -33,7 +33,7 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.runtime import progress
 from remind_jax.studies import entries
-from remind_jax.studies.comparison import Outcome
+from remind_jax.studies.comparison import Outcome, outcome_of
 from remind_jax.studies.entries import Entry
 from remind_jax.studies.tables import CLASSES, size_text, spread_text
 from remind_jax.tasks.task import Task
@@ -189,7 +189,7 @@ def collect(taking: Taking) -> list[Row]:
     left_out = {frozenset(name.split("+")) for name in taking.leave_out}
     for entry in taking.plan("with"):
         if entry.finished:
-            run = entry.outcome()
+            run = outcome_of(entry)
             same = {"method": run.method, "seed": run.seed, "unfrozen": WITH}
             same |= {"trained_parameters": run.report["parameters"], "chosen_step": None}
             rows += [same | row for row in figures_of(run, left_out)]

@@ -37,12 +37,9 @@ from remind_jax.models.network import Network, ensemble_of, make_network
 from remind_jax.models.spec import model_spec
 from remind_jax.objectives import logit_adjust
 from remind_jax.runtime import devices
-from remind_jax.tasks.classes import probabilities_of, tuning_figures
 from remind_jax.tasks.survival import Survival
 from remind_jax.tasks.task import Task
 
-PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
-"""Powers of the class prior that `choose_prior_power` tries."""
 FEW_PATIENTS = 10  # a combination with fewer training patients has a warning
 Tables = Mapping[str, Any] | None
 """Frames of events, next to the rows that are predicted, by the name of their modality or table."""
@@ -441,26 +438,3 @@ def _compiled(config: Any, network: Network, spare: int) -> Callable[..., tuple[
         return one(params, batch, np.bool_(gate == "gated")) if switched else each(params, batch, gate)
 
     return call
-
-
-def tuning_metrics(predicted: Predicted) -> dict[str, float | None]:
-    """Returns the figures of classes that weights can be chosen by, see `tasks.classes.tuning_figures`."""
-    return tuning_figures(predicted.labels, predicted.probabilities)
-
-
-def choose_prior_power(
-    predicted: Predicted, prior: np.ndarray, metric: str, powers: Sequence[float] = PRIOR_POWERS
-) -> float:
-    """Returns the power of the class prior that gives the best metric; of equal ones the power nearest to zero.
-
-    `predicted` are the tuning rows, without such an adjustment; `prior` [c] is the share of each class among the train
-    rows; the metric is `accuracy` or `macro_f1`.
-    """
-    logits = np.log(np.maximum(np.asarray(predicted.probabilities, np.float64), 1e-300))
-
-    def value(power: float) -> tuple[float, float]:
-        adjusted = probabilities_of(logits, np.zeros_like(logits), np.maximum(prior, 1e-12) ** power)
-        found = tuning_metrics(predicted._replace(probabilities=adjusted))[metric]
-        return (-np.inf if found is None else found, -abs(power))
-
-    return max(powers, key=value)

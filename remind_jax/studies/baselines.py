@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import ml_collections
 import numpy as np
 import polars as pl
 
@@ -24,7 +25,7 @@ from remind_jax.config import keys, validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data import memory
 from remind_jax.data.dataset import Dataset
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, needs
 from remind_jax.evaluation import report as reports
 from remind_jax.runtime import progress
 from remind_jax.tasks.task import Task
@@ -170,7 +171,7 @@ def fit_cox(train: Features, task: Task, seed: int, score: Score, tuning: Featur
     try:
         import lifelines
     except ImportError:
-        raise UserError("method=cox needs lifelines: pip install lifelines") from None
+        raise UserError(f"method=cox: {needs('lifelines', 'survival')}") from None
     del seed
     (mean, std), counts = _moments(train.dense), _most_frequent(train)
 
@@ -394,7 +395,7 @@ def _fit(config: Any, data: Dataset) -> tuple[PlainModel, Task]:
         raise UserError(f"{model} is chosen by tuning rows, and there are none: give data.fractions a second share")
     if data.manifest.schema.has_classes and len(np.unique(train.labels)) < 2:
         raise UserError(f"{model} needs two classes among the train rows")
-    plain = config.copy_and_resolve_references()
+    plain = ml_collections.ConfigDict(config.to_dict())
     plain.task.predicts = "mean"  # a model of a value has no bounds
     task = tasks.fit(data.manifest.schema, plain, data.train_labels)
     fitted = MODELS[model](train, task, config.seed, _score(config.train.select, task, tuning.labels), tuning)

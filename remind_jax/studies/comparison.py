@@ -25,10 +25,10 @@ from remind_jax.evaluation import finished, intervals
 from remind_jax.evaluation.intervals import holm, p_value
 from remind_jax.evaluation.judge import Weighed
 from remind_jax.evaluation.samples import Samples
+from remind_jax.studies.entries import RESAMPLES, Entry
 from remind_jax.tasks.task import Task
 
 WHOLES = ("all", "head", "tail")
-RESAMPLES = 2_000
 LEVEL = 0.95
 _ROUNDING = 1e-12  # differences of fractions that are closer are the same
 
@@ -82,6 +82,11 @@ def outcome(method: str, seed: int, folder: pathlib.Path) -> Outcome:
     except (IndexError, ValueError):
         raise UserError(f"{folder} holds a damaged run: its predictions are none of task {task.name}") from None
     return found
+
+
+def outcome_of(entry: Entry) -> Outcome:
+    """Reads the outcome of a finished run of a sweep; errors are those of `outcome`."""
+    return outcome(entry.method, entry.seed, entry.folder)
 
 
 class Spread(NamedTuple):

@@ -9,8 +9,8 @@ from remind_jax import cli, methods
 from remind_jax.config import set_value
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
-from remind_jax.studies.comparison import RESAMPLES, Outcome, outcome
 
+RESAMPLES = 2_000  # bootstrap replicates of differences
 _STRINGS = {"methods": "all", "seeds": "0,1,42", "baseline": "", "table": ""}
 OPTIONS = (*(f"--{name}" for name in _STRINGS), "--share", "--jobs", "--resamples", "--on-changed-data")
 """Those of `add_options`."""
@@ -44,10 +44,6 @@ class Entry(NamedTuple):
     def report(self) -> dict[str, Any]:
         """Reads the report of a finished run."""
         return finished.read_report(self.folder)
-
-    def outcome(self) -> Outcome:
-        """Reads what a finished run has left for comparisons."""
-        return outcome(self.method, self.seed, self.folder)
 
 
 class Options(NamedTuple):

@@ -18,6 +18,7 @@ from remind_jax.errors import UserError
 from remind_jax.runtime import claims, devices, files, jobs, processes, progress, records, signals, texts
 from remind_jax.studies import page
 from remind_jax.studies.baselines import fit_and_evaluate, plain_config
+from remind_jax.studies.comparison import outcome_of
 from remind_jax.studies.entries import Entry, Options
 from remind_jax.studies.record import Record
 from remind_jax.studies.results import run_figures
@@ -89,7 +90,7 @@ class _Sweep:
         failed = dict.fromkeys(_on_other_data(self.entries), _MOVED) | failed
         failures = [f"{name}: {reason}" for name, reason in failed.items()]
         # A run that failed may have a report all the same: that of other settings.
-        outcomes = [entry.outcome() for entry in self.entries if entry.finished and entry.name not in failed]
+        outcomes = [outcome_of(entry) for entry in self.entries if entry.finished and entry.name not in failed]
         if not outcomes:
             raise UserError(f"no run finished; the first failure was {failures[0]}")
         start, drawn = time.monotonic(), {"resamples": self.options.resamples, "failures": failures}

@@ -1,7 +1,7 @@
 """One class of several: softmax cross entropy or focal loss, probabilities of the classes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -13,6 +13,9 @@ from remind_jax.evaluation import conformal, intervals, metrics
 from remind_jax.evaluation.judge import Judge, Weighed, figures_of_classes, of_classes, weighed_of_classes
 from remind_jax.ops import losses
 from remind_jax.tasks.task import LOWEST, AnswerSets, Task, entropy_of
+
+PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
+"""Powers of the class prior that `choose_prior_power` tries."""
 
 
 def probabilities_of(logits: Any, offset: Any, scale: Any) -> Any:
@@ -32,6 +35,28 @@ def tuning_figures(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, f
     chosen = probabilities[np.arange(len(labels)), labels]
     values = {name: values[name] for name in ("accuracy", "macro_f1", "auroc")}
     return {"loss": float(-np.mean(np.log(np.maximum(chosen, LOWEST)))), **values}
+
+
+def choose_prior_power(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    prior: np.ndarray,
+    metric: str,
+    powers: Sequence[float] = PRIOR_POWERS,
+) -> float:
+    """Returns the power of the class prior that gives the best metric; of equal ones the power nearest to zero.
+
+    Labels [n] and probabilities [n, c] are of tuning rows, without such an adjustment; `prior` [c] is the share of each
+    class among the train rows; the metric is `accuracy` or `macro_f1`.
+    """
+    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-300))
+
+    def value(power: float) -> tuple[float, float]:
+        adjusted = probabilities_of(logits, np.zeros_like(logits), np.maximum(prior, 1e-12) ** power)
+        found = tuning_figures(labels, adjusted)[metric]
+        return (-np.inf if found is None else found, -abs(power))
+
+    return max(powers, key=value)
 
 
 @dataclasses.dataclass(frozen=True)

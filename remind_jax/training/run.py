@@ -22,13 +22,14 @@ from remind_jax.evaluation import page
 from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.conformal import Sets
 from remind_jax.inference import gate, model_files, model_folder
-from remind_jax.inference.predictor import Predictor, choose_prior_power
+from remind_jax.inference.predictor import Predictor
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import Params
 from remind_jax.models.network import Network, check_fusion, initial_params
 from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
+from remind_jax.tasks.classes import choose_prior_power
 from remind_jax.training import frozen_features, run_folder
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import ROOMY, make_objective
@@ -319,7 +320,8 @@ def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict
     figure = model.config.eval.adjust_prior
     if figure == "none":
         return model, {}
-    power = choose_prior_power(model.predict_store(data.stores["tuning"]), model.class_fractions, figure)
+    predicted = model.predict_store(data.stores["tuning"])
+    power = choose_prior_power(predicted.labels, predicted.probabilities, model.class_fractions, figure)
     return dataclasses.replace(model, prior_power=power), {"prior_adjustment": {"figure": figure, "power": power}}
 
 

@@ -15,9 +15,10 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference import gate
-from remind_jax.inference.predictor import Predicted, Predictor, choose_prior_power, probabilities_of, tuning_metrics
+from remind_jax.inference.predictor import Predicted, Predictor
 from remind_jax.runtime import progress
 from remind_jax.runtime.devices import host_copy
+from remind_jax.tasks.classes import choose_prior_power, probabilities_of, tuning_figures
 from remind_jax.training import optimizer as states
 from remind_jax.training.checkpoint import Checkpoints
 from remind_jax.training.objective import loss_offset
@@ -161,7 +162,7 @@ def test_a_stage_compiles_its_step_once(remind):
 def test_chosen_weights_are_those_of_the_best_evaluation_of_the_last_stage(remind):
     losses = [record["eval/loss"] for record in remind.of("eval/loss", "specialize")]
     tuning = remind.data.stores["tuning"]
-    chosen = tuning_metrics(remind.trainer.predict(remind.weights, tuning, "gated"))
+    chosen = tuning_figures(*remind.trainer.predict(remind.weights, tuning, "gated")[1::-1])
     assert chosen["loss"] == pytest.approx(min(losses), abs=1e-6)
 
 
@@ -182,7 +183,7 @@ def test_selection_goes_by_the_metric_asked_for(cache, data, tmp_path, select):
     name = "accuracy" if select == "last" else select
     values = [record[f"eval/{name}"] for record in run.of("eval/loss")]
     assert len(values) == 6
-    chosen = tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "never"))
+    chosen = tuning_figures(*run.trainer.predict(run.weights, data.stores["tuning"], "never")[1::-1])
     expected = values[-1] if select == "last" else max(values)
     assert chosen[name] == pytest.approx(expected, abs=1e-6)
 
@@ -213,10 +214,10 @@ def test_the_power_of_the_prior_is_the_best_of_the_figure_and_the_least_of_equal
     # Rare class 1 never wins as it is; divided by (0.9 / 0.1)^power it wins in rows of odds 1/3 from a half on.
     p = np.array([[0.75, 0.25]] * 3 + [[0.95, 0.05]] * 7)
     predicted = Predicted(p, np.array([1, 1, 1] + [0] * 7), 0.0)
-    assert choose_prior_power(predicted, np.array([0.9, 0.1]), "macro_f1") == 0.6
-    assert choose_prior_power(predicted, np.array([0.5, 0.5]), "macro_f1") == 0.0
+    assert choose_prior_power(predicted.labels, predicted.probabilities, np.array([0.9, 0.1]), "macro_f1") == 0.6
+    assert choose_prior_power(predicted.labels, predicted.probabilities, np.array([0.5, 0.5]), "macro_f1") == 0.0
     settled = Predicted(np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([0, 1]), 0.0)
-    assert choose_prior_power(settled, np.array([0.6, 0.4]), "accuracy") == 0.0
+    assert choose_prior_power(settled.labels, settled.probabilities, np.array([0.6, 0.4]), "accuracy") == 0.0
 
 
 # ---- Ensembles and stages that compete -------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def test_an_ensemble_averages_the_probabilities_of_its_networks(cache, data, tmp
     np.testing.assert_allclose(together.probabilities, np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
     assert np.abs(each[0] - each[1]).max() > 1e-2
     best = min(record["eval/loss"] for record in run.of("eval/loss"))
-    assert tuning_metrics(together)["loss"] == pytest.approx(best, abs=1e-6)
+    assert tuning_figures(*together[1::-1])["loss"] == pytest.approx(best, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -328,7 +329,7 @@ def test_a_second_stage_can_be_made_to_earn_its_place(cache, data, tmp_path, kee
         run = _Run(tiny_runs.config(cache, "remind", **changes), data, tmp_path)
     joint, late = ([r["eval/loss"] for r in run.of("eval/loss", stage)] for stage in ("joint", "specialize"))
     assert min(joint) < min(late)
-    chosen = tuning_metrics(run.trainer.predict(run.weights, data.stores["tuning"], "gated"))
+    chosen = tuning_figures(*run.trainer.predict(run.weights, data.stores["tuning"], "gated")[1::-1])
     assert chosen["loss"] == pytest.approx(min(joint) if keeps else min(late), abs=1e-6)
 
 
@@ -468,13 +469,13 @@ def test_predictions_are_adjusted_after_the_fact(cache, data, tmp_path):
 
 def test_tuning_metrics_by_hand():
     predicted = Predicted(np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]]), np.array([0, 1, 1]), 0.0)
-    values = tuning_metrics(predicted)
+    values = tuning_figures(*predicted[1::-1])
     assert values["loss"] == pytest.approx(-np.log([0.9, 0.6, 0.2]).mean())
     assert values["accuracy"] == pytest.approx(2 / 3)
     assert values["auroc"] == pytest.approx(1.0)
     sure = Predicted(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]), 0.0)
-    assert np.isfinite(tuning_metrics(sure)["loss"])
-    assert tuning_metrics(sure)["auroc"] is None
+    assert np.isfinite(tuning_figures(*sure[1::-1])["loss"])
+    assert tuning_figures(*sure[1::-1])["auroc"] is None
 
 
 # ---- What is not finite ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import polars as pl
 
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import Modality, Schema
-from remind_jax.errors import UserError
+from remind_jax.errors import UserError, needs
 
 TITLE = "GBSG2"
 HORIZONS = (365.0, 1095.0, 1825.0)
@@ -32,7 +32,7 @@ def load() -> Manifest:
     """
     spec = importlib.util.find_spec("lifelines")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("the GBSG2 data are not installed: pip install lifelines")
+        raise UserError(f"GBSG2 comes with lifelines: {needs('lifelines', 'survival')}")
     path = pathlib.Path(spec.submodule_search_locations[0], "datasets/gbsg2.csv")
     if not path.is_file():
         raise UserError("the installed lifelines lacks the table of GBSG2: pip install lifelines==0.30.3")

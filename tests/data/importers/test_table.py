@@ -356,6 +356,9 @@ def test_units_are_numbers_where_other_cells_are_refused(tmp_path):
     assert pl.read_csv(tmp_path / "out" / "manifest.csv")["spo2"].to_list() == [80 + i % 20 for i in range(40)]
 
 
+LOW_HIGH = ["low", "high"]
+
+
 @pytest.mark.parametrize(
     ("task", "arguments", "entry"),
     [
@@ -377,7 +380,7 @@ def test_labels_of_every_task(tmp_path, task, arguments, entry):
     n = 40
     frame = pl.DataFrame({"age": [50.0 + i % 17 for i in range(n)], "los": [i / 7 for i in range(n)]})
     frame = frame.with_columns(sepsis=pl.int_range(n) % 2, aki=pl.int_range(n) % 3 % 2, days=pl.int_range(n) + 1.0)
-    frame = frame.with_columns(dead=pl.col("sepsis"), grade=pl.Series(["hi", "lo"] * (n // 2)))
+    frame = frame.with_columns(dead=pl.col("sepsis"), grade=pl.Series(LOW_HIGH * (n // 2)))
     used = {name for value in entry.values() for name in (value if isinstance(value, list) else [value])}
     frame = frame.select("age", *(name for name in frame.columns if name in used))
     frame.write_csv(tmp_path / "ward.csv")
