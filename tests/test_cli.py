@@ -61,7 +61,7 @@ def test_training_loads_xla_after_that():
         ([f"--config={ROOT}/configs/mine.py"], ("mine.py", "There are", "manifest.py", "mimic.py")),
         ([f"--config={ROOT}/nowhere/zzz.py"], ("zzz.py", "does not exist", "of the package are embed, ", "nhanes")),
         (["--config=nowhere/nhanes.py"], ("nowhere/nhanes.py", "does not exist")),
-        (["--config=mimc"], ("no config mimc", "did you mean 'mimic'", "embed, fprm")),
+        (["--config=mimc"], ("no config mimc", "did you mean 'mimic'", "embed, events, fprm")),
         (["--config=mimc.py"], ("mimc.py", "does not exist", "of the package are embed, ")),
         (["--config=nhanes:size=paper", "--quick"], ("--quick is a size of its own",)),
         (["--config=nhanes", "--quick=1"], ("--quick",)),

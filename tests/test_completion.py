@@ -24,7 +24,7 @@ from tests import tiny_runs
         ("train --config", ["--config.", "--config="]),
         ("check DIR --j", ["--json"]),
         ("analyse unseen_combinations --le", ["--leave_out="]),
-        ("train --config=nh", ["--config=nhanes"]),
+        ("train --config=ph", ["--config=phenomenon"]),
         ("train --config=nhanes:", ["--config=nhanes:method=", "--config=nhanes:size="]),
         ("train --config=nhanes:method=soft", ["--config=nhanes:method=soft_moe"]),
         ("train --config=nhanes:method=remind,s", ["--config=nhanes:method=remind,size="]),
@@ -73,7 +73,7 @@ def _shell(name: str, script: str, path: str, cwd: pathlib.Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-LINES = ["remind tr", "remind train --config=nh", "remind train --config=nhanes:method=soft", "remind analyse wh"]
+LINES = ["remind tr", "remind train --config=ph", "remind train --config=nhanes:method=soft", "remind analyse wh"]
 
 # As bash calls it: with the line up to the cursor, and for the word that it has cut at = and :.
 _BASH = """
@@ -91,12 +91,12 @@ def test_bash_offers_them(path, tmp_path):
     found = _shell(
         "bash", _BASH.format('" "'.join([*LINES, "remind trian --w", "remind train --workdir=/"])), path, tmp_path
     )
-    assert found == ["train", "nhanes", "soft_moe", "what_if", "", ""]
+    assert found == ["train", "phenomenon", "soft_moe", "what_if", "", ""]
 
 
 def test_fish_offers_them(path, tmp_path):
     script = "remind completion fish | source; " + "".join(f"complete -C '{line}';" for line in LINES)
-    expected = ["train", "--config=nhanes", "--config=nhanes:method=soft_moe", "what_if"]
+    expected = ["train", "--config=phenomenon", "--config=nhanes:method=soft_moe", "what_if"]
     assert _shell("fish", script, path, tmp_path / "bin") == expected
 
 
@@ -109,5 +109,5 @@ def test_zsh_offers_them(path, tmp_path):
         for line in "$@"; do words=(${=line}); CURRENT=$#words; _remind; done
     """
     script = script.replace('"$@"; do words', " ".join(f"'{line}'" for line in LINES) + "; do words")
-    expected = ["train", "--config=nhanes", "--config=nhanes:method=soft_moe", "what_if"]
+    expected = ["train", "--config=phenomenon", "--config=nhanes:method=soft_moe", "what_if"]
     assert _shell("zsh", script, path, tmp_path) == expected

@@ -106,12 +106,12 @@ def test_page_is_whole_and_loads_nothing():
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
     assert 'name="viewport" content="width=device-width' in text
     assert "prefers-color-scheme: dark" in text
-    assert text.count("<svg") == 5
+    assert text.count("<svg") == 6
 
 
 def test_page_without_card_and_history():
     text, parser = parsed(make())
-    assert text.count("<svg") == 1  # calibration needs neither
+    assert text.count("<svg") == 2  # calibration and deferral need neither
     assert "Accuracy" in "".join(parser.text)
 
 
