@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import polars as pl
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import precision_recall_curve
 from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -28,7 +28,7 @@ from remind_jax.data.cells import emptied
 from remind_jax.data.dataset import Dataset
 from remind_jax.data.importers.modalities import free_name
 from remind_jax.data.manifest import Manifest
-from remind_jax.evaluation import survival
+from remind_jax.evaluation import binary, survival
 from remind_jax.inference import model_files
 from remind_jax.inference.predictor import Predictor
 
@@ -340,10 +340,8 @@ def choose_threshold(wanted: float | str, model: Predictor, data: Dataset) -> fl
         raise ValueError(f"threshold={wanted!r} needs tuning rows of both classes: raise tuning, or set a number")
     scores = found.probabilities[:, 1].astype(np.float64)
     if wanted == "youden":
-        false, true, thresholds = roc_curve(found.labels, scores, drop_intermediate=False)
-        values = true - false
-    else:
-        precision, recall, thresholds = precision_recall_curve(found.labels, scores)
-        values = (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
+        return binary.youden(found.labels, scores)
+    precision, recall, thresholds = precision_recall_curve(found.labels, scores)
+    values = (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
     best = thresholds[(values >= values.max() - 1e-12) & np.isfinite(thresholds)]
     return float(best[np.argmin(np.abs(best - 0.5))])

@@ -115,6 +115,58 @@ def deferral(curve: Sequence[dict[str, Any]]) -> str | None:
     return _svg(draw, "share correct", [], xlabel="share of samples that are answered")
 
 
+def of_binary(found: Mapping[str, Any]) -> dict[str, str | None]:
+    """Draws `binary` of a report: ROC and precision-recall curves, net benefit, and calibration; {} for none."""
+    if not found or not found["roc"]:
+        return {}
+
+    def line(points: Sequence[Sequence[float]], k: int = 1, **style: Any) -> Callable[["Axes"], Any]:
+        return lambda axes: axes.plot([p[0] for p in points], [p[k] for p in points], linewidth=1.6, **style)
+
+    def roc(axes: "Axes") -> list[tuple[float, str, str]]:
+        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, dashes=(3, 3))
+        line(found["roc"], color=COLOURS[0])(axes)
+        axes.plot(1 - found["specificity"], found["sensitivity"], "o", color=COLOURS[0], markersize=6)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05))
+        return []
+
+    def precision(axes: "Axes") -> list[tuple[float, str, str]]:
+        axes.axhline(found["prevalence"], color=QUIET, linewidth=1, dashes=(3, 3))
+        line(found["pr"], color=COLOURS[0])(axes)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.05))
+        return [(found["prevalence"], "prevalence", QUIET)]
+
+    def benefit(axes: "Axes") -> list[tuple[float, str, str]]:
+        points = found["net_benefit"]
+        line(points, color=COLOURS[0])(axes)
+        line(points, 2, color=COLOURS[1])(axes)
+        axes.axhline(0.0, color=QUIET, linewidth=1, dashes=(3, 3))
+        axes.axvline(found["threshold"], color=QUIET, linewidth=1, dashes=(1, 2))
+        axes.set_ylim(-0.25 * max(found["prevalence"], 0.02), 1.1 * max(found["prevalence"], 0.02))
+        low = axes.get_ylim()[0]
+        ends = ((points[-1][1], "model", COLOURS[0]), (points[-1][2], "all", COLOURS[1]), (0.0, "none", QUIET))
+        return [(max(y, low), name, colour) for y, name, colour in ends]
+
+    def risks(axes: "Axes") -> list[tuple[float, str, str]]:
+        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, dashes=(3, 3))
+        x, y = ([b[key] for b in found["calibration"]] for key in ("predicted", "observed"))
+        reach = [[max(b["observed"] - b["ci"][0], 0.0) for b in found["calibration"]]]
+        reach.append([max(b["ci"][1] - b["observed"], 0.0) for b in found["calibration"]])
+        axes.errorbar(x, y, yerr=reach, color=COLOURS[0], linewidth=1.2, marker="o", markersize=4)
+        most = min(1.0, 1.1 * max(max(x, default=1.0), max((b["ci"][1] for b in found["calibration"]), default=1.0)))
+        axes.set(xlim=(-0.02 * most, most), ylim=(-0.04 * most, 1.02 * most))
+        return []
+
+    return {
+        "roc": _svg(roc, "sensitivity", [], xlabel="1 - specificity"),
+        "pr": _svg(precision, "PPV", [], xlabel="sensitivity"),
+        "net_benefit": _svg(benefit, "net benefit", [], xlabel="threshold"),
+        "observed": _svg(risks, "share with the outcome", [], xlabel="predicted risk")
+        if found["calibration"]
+        else None,
+    }
+
+
 def of_survival(curves: Mapping[str, Any]) -> dict[str, str | None]:
     """Draws `curves` of a report of survival: by predicted risk, and predicted against observed risks; {} for none."""
     if not curves:

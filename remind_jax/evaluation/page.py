@@ -131,6 +131,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "gate": figures.gate(history),
         "reliability": figures.reliability(report["calibration"]),
         "deferral": figures.deferral(report.get("deferral", ())),
+        **figures.of_binary(report.get("binary", {})),
         **figures.of_survival(report.get("curves", {})),
     }
     most = max((row["n_train"] for row in report["groups"]), default=0)

@@ -4,7 +4,7 @@
     model.json          {"format": 1, "made_by": "remind_jax 0.1.0", "sha256": of model.safetensors, "config": …,
                          "title": of the data, "schema": …, "task": …, "groups": …, "kinds": fitted preprocessing,
                          "label_counts": …, "train_patients": …, "gate": …, "prior_power": …, "label_type": …,
-                         "sets": thresholds where there are any, "chosen": …}
+                         "sets" and "threshold" where there are any, "chosen": …}
 
 `chosen` says which weights these are: their stage and step, the tuning metric that chose them and its value, and better
 weights that an earlier stage had, if any (`evaluation.page.weights_text`). A model works without checkpoints.
@@ -49,6 +49,7 @@ SHAPE = {
     "gate": ("gated", "always", "never"),
     "prior_power": Number(float, -10, 10),
     "sets?": {"level": float, "n": COUNT, "whole": float, "groups": [{"group": str, "threshold": float, "n": COUNT}]},
+    "threshold?": Number(float, 0, 1),
     "label_type?": ("text", "integer", "number", "boolean"),
     "chosen": finished.WEIGHTS,
 }
@@ -77,6 +78,7 @@ def contents(model: Any) -> dict[str, bytes]:
         "label_type": model.label_type,
         "chosen": dict(model.chosen),
     } | ({"sets": model.sets.to_dict()} if model.sets else {})
+    facts |= {} if model.threshold is None else {"threshold": model.threshold}
     return {WEIGHTS: weights, FACTS: (json.dumps(facts, ensure_ascii=False, allow_nan=False) + "\n").encode()}
 
 
@@ -111,6 +113,7 @@ def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
             "gate": facts["gate"],
             "prior_power": facts["prior_power"],
             "sets": Sets.from_dict(facts["sets"]) if "sets" in facts else None,
+            "threshold": facts.get("threshold"),
             "label_type": facts.get("label_type", "text"),
             "chosen": facts["chosen"],
         }

@@ -24,7 +24,7 @@ from remind_jax.data.manifest import Manifest
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.data.schema import Schema
 from remind_jax.errors import UserError
-from remind_jax.evaluation import conformal
+from remind_jax.evaluation import binary, conformal
 from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.finished import REPORT
 from remind_jax.evaluation.report import Report
@@ -49,10 +49,7 @@ LABEL_TYPES = {"text": str, "integer": int, "number": float, "boolean": "true"._
 
 
 class Predicted(NamedTuple):
-    """Predictions [n, p] and labels [n, ...] of all rows of a store in order, and the share of open gates.
-
-    Predictions of tasks without classes are those of `Task.predictions`.
-    """
+    """Predictions [n, p] of the task and labels [n, ...] of all rows of a store in order; the share of open gates."""
 
     probabilities: np.ndarray
     labels: np.ndarray
@@ -76,6 +73,7 @@ class Predictor:
       params: weights by path.
       gate: whether group routers act: `gated`, `always` or `never`.
       sets: thresholds of sets of answers; None gives none.
+      threshold: risk from which on an outcome is called, chosen on tuning rows; None where it was not.
       prior_power: probabilities are divided by the class prior to this power; 0 leaves them as they are.
       label_type: type of the labels that it was trained on: `text`, `integer`, `number` or `boolean`.
       chosen: origin of the weights, see `model_files`.
@@ -101,6 +99,7 @@ class Predictor:
     forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
     prior_power: float = 0.0
     sets: conformal.Sets | None = None
+    threshold: float | None = None
     label_type: str = "text"
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     report: Report = dataclasses.field(default_factory=lambda: Report({}))
@@ -151,6 +150,11 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in the order of probabilities."""
         return self.schema.classes
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether it predicts an outcome that is there or not, the second of two classes."""
+        return self.task.name == "classes" and len(self.classes) == 2
 
     @property
     def class_fractions(self) -> np.ndarray:
@@ -348,16 +352,22 @@ class Predictor:
         table = predictions_table(manifest, self.groups, found)
         title = manifest.title or manifest.schema.name
         facts = {"parameters": self.parameters, "classes": self.classes, "judge": self.task.judge}
-        facts |= self.judged_sets(table) | {"split": "new rows"}
+        facts |= self.judged(table) | {"split": "new rows"}
         return Report(reports.build_report(self.config.to_dict(), title, table, self.groups, **facts))
 
-    def judged_sets(self, table: pl.DataFrame) -> dict[str, Any]:
-        """Returns for a report how often sets held the truth in a table of predictions; empty without sets."""
-        if self.sets is None or not table.height:
-            return {}
-        samples = Samples.of(table)
-        found = self.task.sets(samples.probabilities, self.sets.of(samples.groups))
-        return {"sets": conformal.coverage(self.sets, found.hold(samples.labels), found.sizes, samples.groups)}
+    def judged(self, table: pl.DataFrame, decided: bool = False) -> dict[str, Any]:
+        """Returns `sets`, but of rows that `decided` them, and `binary` of a report of a table of predictions."""
+        found, samples = {}, Samples.of(table)
+        if self.sets is not None and len(samples.labels) and not decided:
+            sets = self.task.sets(samples.probabilities, self.sets.of(samples.groups))
+            found["sets"] = conformal.coverage(self.sets, sets.hold(samples.labels), sets.sizes, samples.groups)
+        if self.is_binary:
+            some = samples.labels, samples.probabilities[:, 1], table["patient_id"].to_numpy()
+            options = {"seed": self.config.seed, "resamples": self.config.eval.bootstrap}
+            at = 0.5 if self.threshold is None else self.threshold
+            told = binary.compute(*some, at, **options)
+            found["binary"] = told | {"chosen": self.threshold is not None, "outcome": self.classes[1]}
+        return found
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the model and its report as a folder for `remind_jax.load`; an older model there is replaced.
@@ -403,9 +413,8 @@ class Predictor:
         """Returns one row for each sample of a manifest from `read`, with its predictions [n, p] and warnings."""
         index = self.groups.index(manifest.presence)
         samples, patients = (np.append(counts, 0)[index] for counts in (self.groups.train_counts, self.train_patients))
-        names, sets = self.combinations(manifest), {}
-        if self.sets is not None:
-            sets = self.task.sets(probabilities, self.sets.of(names)).columns
+        names = self.combinations(manifest)
+        sets = self.task.sets(probabilities, self.sets.of(names)).columns if self.sets else {}
         told = np.where(samples == 0, "never seen in training", "")
         few = (samples > 0) & (patients < FEW_PATIENTS)
         told = np.where(few, f"under {FEW_PATIENTS} training patients", told)

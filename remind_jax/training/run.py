@@ -18,7 +18,7 @@ from remind_jax.data.groups import group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.evaluation import page
+from remind_jax.evaluation import binary, page
 from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.conformal import Sets
 from remind_jax.inference import gate, model_files, model_folder
@@ -274,7 +274,7 @@ def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progr
     chosen = _chosen(at.cursor, config.train.select)
     bar.say(page.weights_text(chosen))
     model, facts = _adjusted(dataclasses.replace(trainer.model, params=at.best, chosen=chosen), data)
-    model = _with_sets(model, data)
+    model = _decided(model, data)
     split = next((name for name in ("held_out", "tuning") if len(data.stores[name])), None)
     if split is None:
         return model
@@ -284,7 +284,7 @@ def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progr
     facts |= {"weights": chosen} | _gate_summary(trainer, at, predicted.open_rate)
     options = {"parameters": model.parameters, "count": bar.count, "split": split, "judge": model.task.judge}
     report, table = reports.report_of(config.to_dict(), data, predicted.probabilities, **options, **facts)
-    report |= model.judged_sets(table) if split == "held_out" else {}  # sets hold the rows that they are made by
+    report |= model.judged(table, decided=split == "tuning")
     model = dataclasses.replace(model, report=reports.Report(report, folder.history()), path=folder.path)
     if folder.path is not None and writes:
         model_files.write(model, folder.path / model_folder.FOLDER)
@@ -325,18 +325,16 @@ def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict
     return dataclasses.replace(model, prior_power=power), {"prior_adjustment": {"figure": figure, "power": power}}
 
 
-def _with_sets(model: Predictor, data: datasets.Dataset) -> Predictor:
-    """Adds sets of answers that hold the truth in the share `eval.coverage`, by the tuning rows if there are enough."""
-    if not model.config.eval.coverage or not len(data.stores["tuning"]):
+def _decided(model: Predictor, data: datasets.Dataset) -> Predictor:
+    """Adds what tuning rows decide: sets of answers that hold the truth, and the threshold of an outcome."""
+    if not len(data.stores["tuning"]):
         return model
-    predicted = model.predict_store(data.stores["tuning"])
-    misses = model.task.misses(predicted.labels, predicted.probabilities)
+    predicted, task, level = model.predict_store(data.stores["tuning"]), model.task, model.config.eval.coverage
     names = [group_name(mask, data.groups.modalities) for mask in data.manifest.presence[data.rows("tuning")]]
-    return (
-        model
-        if misses is None
-        else dataclasses.replace(model, sets=Sets.fit(misses, names, model.config.eval.coverage))
-    )
+    misses = task.misses(predicted.labels, predicted.probabilities) if level else None
+    sets = None if misses is None else Sets.fit(misses, names, level)
+    threshold = binary.youden(predicted.labels, predicted.probabilities[:, 1]) if model.is_binary else None
+    return dataclasses.replace(model, sets=sets, threshold=threshold)
 
 
 def _gate_summary(trainer: Trainer, at: Position, open_rate: float) -> dict[str, Any]:
