@@ -10,8 +10,8 @@
     adapt         adapts a finished run to combinations of modalities that it never saw
     compare       sets finished runs side by side
     export        makes a folder of a finished run that jax and numpy can use alone
-    analyse NAME  of runs: availability, extreme_missingness, gradient_consistency, robustness,
-                  next_modality, specialization, uncertainty, unseen_combinations, what_if
+    analyse NAME  of runs: attribute_gaps, availability, extreme_missingness, gradient_consistency,
+          robustness, next_modality, specialization, uncertainty, unseen_combinations, what_if
     import        makes a manifest folder out of data in another form
     check         validates a manifest folder
     plan          tells what a run would cost

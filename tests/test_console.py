@@ -75,7 +75,7 @@ def test_commands_are_modules(arguments, module, rest):
         (["trian"], ("'trian' (did you mean 'train'?)", "known: train, check, ")),
         (["chekc"], ("did you mean 'check'?",)),
         (["analyse", "what-iff"], ("did you mean 'analyse what_if'?",)),
-        (["analyse"], ("name an analysis: analyse availability", "analyse what_if")),
+        (["analyse"], ("name an analysis: analyse attribute_gaps", "analyse what_if")),
         (["--verison"], ("'--verison' (did you mean '--version'?)",)),
         (["plan", "--confg=nhanes"], ("unknown option --confg (did you mean '--config'?)",)),
         (["plan", "--config=nhanse"], ("there is no config nhanse (did you mean 'nhanes'?)",)),

@@ -5,7 +5,7 @@ its p is corrected by Holm over all differences in the same figure.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,6 +14,9 @@ from remind_jax.data.attributes import PREFIX
 from remind_jax.evaluation import intervals
 from remind_jax.evaluation.judge import Figures, Weighed
 
+FEW = f"a side has fewer than {intervals.MIN_SAMPLES} samples or {intervals.MIN_PATIENTS} patients"
+Value = tuple[str, str | None, np.ndarray]
+"""An attribute, one of its values, and the samples that have it, bool [n]."""
 Columns = Mapping[str, pl.Series]
 """Values of each sample by attribute, as `data.attributes.values` gives them."""
 
@@ -24,7 +27,7 @@ def columns_of(predictions: pl.DataFrame) -> Columns:
 
 
 def figures(columns: Columns, of: Figures, groups: np.ndarray, patients: np.ndarray) -> list[dict[str, Any]]:
-    """Returns a row for each value, in the order of `_values`: `attribute, value, n, n_patients, by_group`, and M.
+    """Returns a row for each value, in the order of `values_of`: `attribute, value, n, n_patients, by_group`, and M.
 
     `by_group` has `group, n, n_patients` and M of each combination [n] that the value's samples have.
     """
@@ -33,7 +36,7 @@ def figures(columns: Columns, of: Figures, groups: np.ndarray, patients: np.ndar
         return {"n": int(rows.sum()), "n_patients": len(np.unique(patients[rows])), **of(rows)}
 
     found = []
-    for attribute, value, rows in _values(columns):
+    for attribute, value, rows in values_of(columns):
         names = sorted(set(groups[rows]), key=lambda name: (-int((groups[rows] == name).sum()), name))
         by_group = [{"group": name, **row(rows & (groups == name))} for name in names]
         found.append({"attribute": attribute, "value": value, **row(rows), "by_group": by_group})
@@ -50,8 +53,8 @@ def gaps(
     """
     found = []
     for attribute, column in columns.items():
-        every = _values({attribute: column})
-        most = max(every, key=lambda one: (one[1] is not None, int(one[2].sum())))
+        every = values_of({attribute: column})
+        most = most_frequent(every)
         for _, value, rows in (one for one in every if one is not most):
             told = {"attribute": attribute, "value": value, "against": most[1]}
             found += [told | one for one in _difference(of, names, rows, most[2], patients, seed, resamples)]
@@ -70,7 +73,7 @@ def presence(
     `present` is bool [n, m]; intervals are those of `intervals.resampled` for shares.
     """
     found = []
-    for attribute, value, rows in _values(columns):
+    for attribute, value, rows in values_of(columns):
         some = dict(zip(modalities, present[rows].T, strict=True))
         stacked = np.stack(list(some.values()), axis=1).astype(float)
 
@@ -85,7 +88,7 @@ def presence(
     return found
 
 
-def _values(columns: Columns) -> list[tuple[str, str | None, np.ndarray]]:
+def values_of(columns: Columns) -> list[Value]:
     """Lists attribute, value and its samples, bool [n]: ranges in order, others the most frequent first.
 
     What is not recorded comes last.
@@ -103,6 +106,44 @@ def _values(columns: Columns) -> list[tuple[str, str | None, np.ndarray]]:
     return found
 
 
+def most_frequent(values: Sequence[Value]) -> Value:
+    """Returns the value that most samples have, of those that are recorded."""
+    return max(values, key=lambda one: (one[1] is not None, int(one[2].sum())))
+
+
+class Drawn(NamedTuple):
+    """A figure, None if undefined, with its 95 % interval and p over draws of patients, or why there are none."""
+
+    value: float | None
+    ci: list[float] | None
+    p: float | None
+    note: str
+
+
+def drawn_together(of: intervals.Weighted, patients: np.ndarray, *, seed: int, resamples: int) -> dict[str, Drawn]:
+    """Computes figures that are differences, and draws patients [n] `resamples` times, 0 for no intervals."""
+    owners, owner = np.unique(patients, return_inverse=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        whole = of(np.ones((1, len(patients))))
+        parts = [of(some) for some in intervals.patient_weights(owner, len(owners), seed, resamples=resamples)]
+    found = {}
+    for name, value in whole.items():
+        ci, note, p = None, FEW, None
+        if not np.isfinite(value[0]):
+            note = "the figure is undefined on a side"
+        elif parts:
+            drawn = np.concatenate([part[name] for part in parts])
+            ci, note = intervals.percentile(drawn, "what the figure needs on a side")
+            p = intervals.p_value(drawn[np.isfinite(drawn)]) if ci else None
+        found[name] = Drawn(float(value[0]) if np.isfinite(value[0]) else None, ci, p, note or "")
+    return found
+
+
+def enough(patients: np.ndarray) -> bool:
+    """Tells whether samples of patients [k] are enough for a bootstrap."""
+    return len(patients) >= intervals.MIN_SAMPLES and len(np.unique(patients)) >= intervals.MIN_PATIENTS
+
+
 def _difference(
     of: Weighed,
     names: Sequence[str],
@@ -112,34 +153,15 @@ def _difference(
     seed: int,
     resamples: int,
 ) -> list[dict[str, Any]]:
-    """Returns `figure, difference, ci, p`, and a `note` where something is None, of rows against others, bool [n]."""
+    """Returns `figure, difference, ci, p`, and a `note` where something is None, of rows less others, bool [n]."""
 
     def apart(weights: np.ndarray) -> dict[str, np.ndarray]:
         one, other = (of(np.flatnonzero(side), weights[:, side]) for side in (rows, base))
         return {name: one[name] - other[name] for name in names}
 
-    with np.errstate(invalid="ignore", divide="ignore"):
-        whole = apart(np.ones((1, len(rows))))
-        few = any(
-            side.sum() < intervals.MIN_SAMPLES or len(np.unique(patients[side])) < intervals.MIN_PATIENTS
-            for side in (rows, base)
-        )
-        drawn = {name: np.empty(0) for name in names}
-        if not few:
-            owners, owner = np.unique(patients, return_inverse=True)
-            weights = intervals.patient_weights(owner, len(owners), seed, resamples=resamples)
-            parts = [apart(some) for some in weights]
-            drawn = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    found = []
-    for name in names:
-        value = float(whole[name][0]) if np.isfinite(whole[name][0]) else None
-        one: dict[str, Any] = {"figure": name, "difference": value, "ci": None, "p": None}
-        if few:
-            note = f"a side has fewer than {intervals.MIN_SAMPLES} samples or {intervals.MIN_PATIENTS} patients"
-        elif value is None:
-            note = "the figure is undefined on a side"
-        else:
-            one["ci"], note = intervals.percentile(drawn[name], "what the figure needs on a side")
-            one["p"] = intervals.p_value(drawn[name][np.isfinite(drawn[name])]) if one["ci"] else None
-        found.append(one | ({"note": note} if note else {}))
-    return found
+    few = not all(enough(patients[side]) for side in (rows, base))
+    found = drawn_together(apart, patients, seed=seed, resamples=0 if few else resamples)
+    return [
+        {"figure": name, "difference": one.value, "ci": one.ci, "p": one.p} | ({"note": one.note} if one.note else {})
+        for name, one in found.items()
+    ]
