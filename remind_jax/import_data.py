@@ -6,7 +6,7 @@
     --from=table      form of the data: table, monai, meds or flex_moe
     --source=PATH     what is read
     --out=DIR         the manifest's folder; files that cells name must lie below it
-    --name=NAME       of the data set; by default the folder's; --show prints only, and writes nothing
+    --name=NAME       of the data set, by default the folder's; --show writes nothing
     table (.csv, .tsv, also as .gz, .parquet, .xlsx, .xpt):
       --label, --sample, --patient, --split=COLUMN      only --label must be given
       --join=labs.csv,notes.csv                         tables with at most one row an id
