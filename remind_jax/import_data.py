@@ -16,7 +16,7 @@
       --modality=aps=aps_*,labs=lab_*+glucose           columns that patterns match, the first
                                                         takes one; others go by what they hold
       --kind=COLUMN=KIND,…                              number, category, text, codes, embedding,
-                                                        image, volume, skip
+                                                        image, volume, series, skip
       --match=exact     how ids match: exact | number (00017 and 17 are one)
     table, monai:
       --classes=A,B,C   of the label, in order; by default those in the data
