@@ -12,7 +12,8 @@ import pathlib
 from typing import Any
 
 _MENU = {
-    **dict.fromkeys(("fit", "read_folder", "Table", "Text", "Codes", "Image", "Volume", "Embedding", "Events"), "api"),
+    **dict.fromkeys(("fit", "read_folder", "Table", "Text", "Codes", "Image", "Volume", "Embedding"), "api"),
+    **dict.fromkeys(("Series", "Events"), "api"),
     **dict.fromkeys(("MultimodalClassifier", "MultimodalRegressor", "MultimodalSurvival"), "estimators"),
     **{"Predictor": "inference.predictor", "Report": "evaluation.report"},
     "UserError": "errors",

@@ -68,6 +68,11 @@ def Embedding(column: str) -> Declared:
     return Declared("embedding", {"column": column})
 
 
+def Series(column: str, *, steps: int = 64) -> Declared:
+    """Declares regular channels with gaps: lists [t, k] in cells, or relative paths of npy files, as `steps` means."""
+    return Declared("series", {"column": column, "steps": steps})
+
+
 def Events(
     table: str, *, key: str, time: str, code: str, until: str, value: str = "", most: int = 256, odd: str = "refuse"
 ) -> Declared:
@@ -122,8 +127,8 @@ def fit(
       sample: the column of unique ids; without it rows are counted from 1.
       split: a column of train, tuning and held_out, where the data bring one.
       modalities: what columns are, by name of the modality: `Table`, `Text`, `Codes`, `Image`, `Volume`, `Embedding`,
-        `Events`, or a list of columns (shell patterns are allowed), whose kind is guessed. Other columns are then not
-        used. None guesses all modalities as `remind import` does, and prints them.
+        `Series`, `Events`, or a list of columns (shell patterns are allowed), whose kind is guessed. Other columns are
+        then not used. None guesses all modalities as `remind import` does, and prints them.
       tables: frames of events, by the name that an `Events` among the modalities has for its table.
       attributes: columns by whose values the report gives figures, such as `{"sex": "sex", "age": {"column": "age",
         "bins": [40, 65]}}`. They are inputs only where `modalities` names them, too.
@@ -264,7 +269,7 @@ def _entry(name: str, given: Declared | Sequence[str]) -> dict[str, Any] | list[
     if isinstance(given, Declared):
         return given.to_entry()
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        kinds = "Table, Text, Codes, Image, Volume, Embedding, Events"
+        kinds = "Table, Text, Codes, Image, Volume, Embedding, Series, Events"
         raise UserError(f"modality {name!r} must be a list of columns or one of {kinds}, such as rj.Text('note')")
     return [str(column) for column in given]
 

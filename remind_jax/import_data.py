@@ -16,7 +16,7 @@
                         events of a long table up to a time of the samples; also several times
       --modality=aps=aps_*,labs=lab_*+glucose           columns that patterns match, the first
                                                         takes one; others go by what they hold
-      --kind=COLUMN=KIND,…    number, category, text, codes, embedding, image, volume, skip
+      --kind=COLUMN=KIND,…  number, category, text, codes, embedding, image, volume, series, skip
       --attributes=sex,age:40:65                        no inputs; figures by them, and by ranges
       --match=exact     how ids match: exact | number (00017 and 17 are one)
     table, monai:

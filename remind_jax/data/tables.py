@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -44,20 +44,24 @@ def format_of(path: pathlib.Path) -> str:
 
 
 def read_table(
-    path: pathlib.Path, most_rows: int | None = None, say: Callable[[str], None] = lambda _: None
+    path: pathlib.Path,
+    most_rows: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    columns: Container[str] | None = None,
 ) -> pl.DataFrame:
     """Reads a file by its ending: text has strings only; other formats keep their types.
 
     Encoding and separator of text are found as `delimited` does. Of a workbook the first sheet is read. `say` is told
     of other encodings than UTF-8, unusual separators and further sheets. A parquet file that claims more than
-    `most_rows`, and a packed one that unpacks to more than `MOST_UNPACKED`, are not read.
+    `most_rows`, and a packed one that unpacks to more than `MOST_UNPACKED`, are not read. Of parquet other columns than
+    `columns` are left out.
 
     Raises UserError: the file is of another format or cannot be read, its header is none, or a package for it is not
     installed; says so without what the file holds.
     """
     with _readable(path) as form:
         if form == ".parquet":
-            table = read_parquet(path, most_rows)
+            table = read_parquet(path, most_rows, columns=columns)
         elif form == ".xlsx":
             table = _read_workbook(path, say)
         elif form == ".xpt":

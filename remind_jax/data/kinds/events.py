@@ -182,7 +182,7 @@ def _read(modality: Modality, root: pathlib.Path, required: bool) -> pl.DataFram
     except (ValueError, OSError):
         raise UserError(f"E006 modalities.{modality.name}.table must be a file below the folder of the data") from None
     if path.is_file():
-        return read_table(path)
+        return read_table(path, columns=set(modality.options.values()))
     if required:
         raise UserError(f"E007 modalities.{modality.name}.table: {source} is not there; add the file, or give tables=")
     return None

@@ -1,12 +1,12 @@
 """Made-up stays whose outcome hides in the course of their vital signs; the best answer is known.
 
 Everything here is synthetic; no figure measured on it says anything about medicine. A stay has two days of `vitals`,
-events at irregular times, an `admission` table, and an `ecg` of three regular channels with gaps; each may be missing,
-at random. The logit of the outcome sums what is seen of three parts that are independent of each other:
+events at irregular times, and an `admission` table; each may be missing, at random. The logit of the outcome sums what
+is seen of three parts that are independent of each other:
 
   * the slope of the heart rate. It begins anywhere and ends at its own level, so the last value tells nothing of it;
   * whether a drug came within two hours of a fall in pressure, or at another time: two events that mean nothing alone;
-  * age, of the table, and the amplitude of the ecg's second channel.
+  * age, of the table.
 """
 
 from collections.abc import Sequence

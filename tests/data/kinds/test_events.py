@@ -168,6 +168,14 @@ def test_types_of_keys_and_times_are_of_no_account(tmp_path, form):
         np.testing.assert_allclose([e[0] for e in one or ()], [e[0] for e in other or ()], atol=1e-7)
 
 
+def test_a_table_in_parquet_is_read_alike_whatever_else_it_has(tmp_path):
+    samples, events = tables()
+    expected = read(tmp_path)
+    events.with_columns(other=pl.lit([["x"]])).select(pl.all().reverse()).write_parquet(tmp_path / "data" / "v.parquet")
+    found = read(tmp_path, samples, events, table="v.parquet")
+    assert found.table.equals(expected.table)
+
+
 def test_several_samples_of_a_patient_each_have_what_came_before_their_own_time(tmp_path):
     samples, _ = tables(4)
     hours = [2.0, 5.0, 9.0, 9.0]
