@@ -52,7 +52,6 @@ def records(tmp_path: pathlib.Path, *arguments: str) -> list[dict[str, Any]]:
         ("encoders", ["jax"], 1),
         pytest.param("input", ["memory", "shards"], 6, marks=pytest.mark.slow),
         pytest.param("present", ["dense", "present"], 4, marks=pytest.mark.slow),
-        ("limits", ["large product", "copy", "experts, forward+backward", "update", "train step"], 1),
     ],
 )
 def test_every_case_runs_and_writes_its_records(
@@ -203,6 +202,27 @@ def test_the_share_of_a_known_peak() -> None:
     assert run.peak_use(756 * 10**9, 1.0, "NVIDIA H100 PCIe") == 1.0
     assert run.peak_use(989 * 10**9, 1.0, "NVIDIA H100 80GB HBM3") == 1.0
     assert run.peak_use(10**9, 1.0, "AMD EPYC, 1 of 2 cores") is None
+
+
+def test_a_share_of_the_limit_is_the_least_time_of_all_phases_over_the_measured_one() -> None:
+    ms = {"product": [10.0, 20.0], "copy": [5.0, 5.0], "part": [60.0, 100.0]}
+    samples = {name: [{"cpu_ms": x} for x in own] for name, own in ms.items()}
+    phases = {"product": [{"product": 100.0}], "copy": [{"copy": 50.0}]}
+    # First the product decides, 20 and 40 ms, then a copy of twice the limit's, 10 ms: 30 of 60 ms and 50 of 100.
+    phases["part"] = [{"product": 200.0, "copy": 50.0}, {"copy": 100.0}]
+    assert run.limit_share("part", samples, phases) == 0.5
+    assert run.limit_share("product", samples, phases) == 1.0
+    assert run.limit_share("part", {"part": samples["part"], "copy": samples["copy"]}, phases) is None
+    assert run.limit_share("part", samples, phases | {"part": []}) is None
+
+
+def test_every_part_of_a_step_has_a_share_of_the_limits_beside_it(tmp_path: pathlib.Path) -> None:
+    found = {record["variant"]: record["limit_share"] for record in records(tmp_path, "--case=limits")}
+    assert found.pop("large product") == found.pop("copy") == 1.0
+    assert len(found) == 5
+    assert all(share > 0 for share in found.values())
+    file = tmp_path / "results" / "out.jsonl"
+    assert "| share of the limit |" in run.readme(f"{run.START}{run.END}", file.parent.parent)
 
 
 def test_variants_take_turns_in_rotated_order() -> None:
