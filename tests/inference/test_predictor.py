@@ -226,7 +226,7 @@ def test_the_table_counts_training_patients_and_warns_of_unseen_combinations(pre
     table = predictor.table(folder / "held_out.csv")
     assert table.columns == [
         *("id", "combination", "n_train", "n_train_patients"),
-        *("prediction", "p_no", "p_yes", "warning"),
+        *("prediction", "p_no", "p_yes", "set", "warning"),
     ]
     seen = table.filter(pl.col("combination") == "labs+icd")
     assert seen["n_train"].unique().to_list() == [30]

@@ -119,7 +119,10 @@ def test_predict_gives_what_the_report_was_made_of(runs, task, tmp_path):
     assert [name for name in out.columns if name in COLUMNS[task]] == COLUMNS[task]
     model, table = rj.load(folder), pl.read_parquet(folder / "predictions.parquet")
     known = out.join(table.select(pl.col("sample_id").alias("stay")), on="stay", how="inner", maintain_order="right")
-    columns = model.task.columns(Samples.of(table).probabilities)
+    samples = Samples.of(table)
+    columns = model.task.columns(samples.probabilities)
+    if model.sets is not None:  # of values, bounds that hold the promised share take the place of the model's
+        columns |= model.task.sets(samples.probabilities, model.sets.of(samples.groups)).columns
     for name in set(COLUMNS[task]) - {"prediction"}:
         np.testing.assert_allclose(known[name].to_numpy(), columns[name], rtol=1e-4, atol=1e-5)
 
