@@ -22,6 +22,7 @@ NAME_WIDTH, LABEL_WIDTH = 44, 20  # characters of a combination in tables and ne
 MOST_ROWS = 15  # combinations in the plot, the most frequent ones
 MOST_CURVES = len(figures.COLOURS)  # calibration curves in one plot
 MOST_PRINTED = 12  # combinations printed; table.md has them all
+SUMMARY = ("all samples", "head, pooled", "tail, pooled", "worst combination")  # rows that a page begins with
 MARKERS = "osD^vP"  # colours are used again with the next marker
 
 
@@ -75,8 +76,12 @@ def context(results: Results) -> dict[str, Any]:
     shown = [(part, figure) for figure in list(results.task.compared)[:3:2] for part in ("all", "tail")]
     drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in shown]
     drawings |= {name: differences(results, baseline, part, figure) for name, baseline, part, figure in drawn}
+    wholes = [row for row in results.rows if row.modalities is None]
+    told = [row for row in wholes if row.label in SUMMARY]
     return {
         "results": results,
+        "ordered": [*wholes, *results.combinations],
+        "summary": [(figure, row) for figure in list(results.task.compared)[:3:2] for row in told],
         "synthetic": page.is_synthetic(results.data),
         "notes": tables.notes(results),
         "difference_note": tables.difference_note,

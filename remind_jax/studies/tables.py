@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from remind_jax.evaluation import metrics
+from remind_jax.evaluation.intervals import MIN_SAMPLES
 from remind_jax.runtime import texts
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Difference, Spread, spread
@@ -119,13 +120,13 @@ def notes(results: Results) -> list[str]:
         seeds = ", ".join(map(str, results.seeds))
         said = [
             f"Mean ± sample standard deviation over seeds {seeds}, {results.task.unit}; a seed sets split, initial "
-            "weights and order. Bold: best mean of a row. n: held-out samples of a seed."
+            "weights and order. Bold: best mean of a row, of 30 samples or more. n: held-out samples of a seed."
         ]
     else:
         said = [
             f"Figures {results.task.unit}, of one seed ({first}), so that nothing is known of the chance in split, "
-            "initial weights and order: run more seeds before you believe a difference. Bold: best of a row. n: "
-            "held-out samples."
+            "initial weights and order: run more seeds before you believe a difference. Bold: best of a row, of 30 "
+            "samples or more. n: held-out samples."
         ]
     if results.published:
         name = results.published.dataset
@@ -172,10 +173,16 @@ def size_text(n: Sequence[int]) -> str:
 
 
 def best(row: Row, figure: str, task: Task = CLASSES) -> set[str]:
-    """Returns the methods with the best mean of a row, to the digit printed; none of a single method."""
+    """Returns the methods with the best mean of a row, to the digit printed.
+
+    There is none of a single method, where all are alike, and of a combination of few samples.
+    """
+    if row.modalities is not None and min(row.n, default=0) < MIN_SAMPLES:
+        return set()
     sign = 1 if task.select[figure] else -1
     means = {m: sign * round(value.mean, task.digits) for m, value in row.cells[figure].items() if value}
-    return {m for m, mean in means.items() if mean == max(means.values())} if len(means) > 1 else set()
+    found = {m for m, mean in means.items() if mean == max(means.values())}
+    return found if len(found) < len(means) else set()
 
 
 def spread_text(value: Spread | None, plus_minus: str = " ± ", digits: int = 1) -> str:

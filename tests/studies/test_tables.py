@@ -114,10 +114,13 @@ def test_markdown_has_the_paper_s_layout(found):
 
 
 def test_best_is_bold_to_the_digit_printed(found):
-    row = found.rows[0]
+    row = dataclasses.replace(found.rows[0], n=(30, 30, 30))
     cells = {"soft_moe": Spread(80.04, 1, 3), "remind": Spread(79.96, 1, 3), "new_method": Spread(79.9, 1, 3)}
     tie = dataclasses.replace(row, cells={"accuracy": cells})
     assert tables.best(tie, "accuracy") == {"soft_moe", "remind"}
+    assert tables.best(dataclasses.replace(tie, n=(30, 29, 30)), "accuracy") == set()  # too few to rank
+    alike = {"a": Spread(80.04, 1, 3), "b": Spread(80.0, 1, 3)}
+    assert tables.best(dataclasses.replace(row, cells={"accuracy": alike}), "accuracy") == set()
     assert tables.best(dataclasses.replace(row, cells={"accuracy": {"a": Spread(1, 1, 1)}}), "accuracy") == set()
 
 
