@@ -133,7 +133,7 @@ def drawn_together(of: intervals.Weighted, patients: np.ndarray, *, seed: int, r
             note = "the figure is undefined on a side"
         elif parts:
             drawn = np.concatenate([part[name] for part in parts])
-            ci, note = intervals.percentile(drawn, "what the figure needs on a side")
+            ci, note = intervals.percentile(drawn, "what the figure needs on a side", len(owners))
             p = intervals.p_value(drawn[np.isfinite(drawn)]) if ci else None
         found[name] = Drawn(float(value[0]) if np.isfinite(value[0]) else None, ci, p, note or "")
     return found

@@ -2,7 +2,8 @@
 
 A patient's samples are not independent (two eyes, several stays), so whole patients are drawn with replacement. A
 resample is a row of integer weights, and every metric of all resamples is computed at once from sorted cumulative sums;
-no Python loop runs over resamples.
+no Python loop runs over resamples. Percentiles are further out the fewer patients there are (Hesterberg 2015, section
+3.4): plain ones were measured to hold the truth in 89 to 93 % of samples of 12 patients (tests/evaluation).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +74,7 @@ def resampled(
     parts = [of(rows) for rows in weights]
     values, notes = {}, {}
     for name in names:
-        value, note = percentile(np.concatenate([p[name] for p in parts]), lacks)
+        value, note = percentile(np.concatenate([p[name] for p in parts]), lacks, len(owners))
         if name in shares and value is None:
             value, note = exact_interval(shares[name]), _exact_note(n, len(owners))
         values[f"{name}_ci"] = value
@@ -189,14 +190,24 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def percentile(values: np.ndarray, lacks: str) -> tuple[list[float] | None, str | None]:
-    """Returns the percentile interval of the finite resamples [r], or None, and a note, the reason of None."""
+def tail(patients: int) -> float:
+    """Returns the share of resamples on each side of an interval of so many patients, at least 2.
+
+    A normal figure's resamples spread too little by √((n - 1) / n), and its interval should be Student's.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr((patients / (patients - 1)) ** 0.5 * stdtrit(patients - 1, (1 - LEVEL) / 2)))
+
+
+def percentile(values: np.ndarray, lacks: str, patients: int) -> tuple[list[float] | None, str | None]:
+    """Returns the percentile interval of the finite resamples [r] of patients, or None, and the reason of None."""
     finite = values[np.isfinite(values)]
     if len(finite) == 0:
         return None, "the figure itself is undefined"
     if len(finite) < len(values) / 2:
         return None, f"undefined in {len(values) - len(finite)} of {len(values)} resamples: {lacks} is too rare"
-    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(finite, [tail(patients), 1 - tail(patients)])
     if np.ptp(finite) < 1e-12:
         return None, "every resample gives the same value; an interval of no width would be false certainty"
     note = f"{len(values) - len(finite)} of {len(values)} resamples lack {lacks} and are left out"

@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from remind_jax.evaluation.intervals import exact_interval, intervals, patient_weights, weighted_metrics
+from remind_jax.evaluation.intervals import (
+    exact_interval,
+    intervals,
+    patient_weights,
+    resampled,
+    tail,
+    weighted_metrics,
+    weighted_ranking,
+)
 from remind_jax.evaluation.metrics import compute
 
 
@@ -71,6 +80,39 @@ def test_weights_do_not_depend_on_the_chunk():
     assert not np.array_equal(whole, other)
 
 
+def test_percentiles_are_further_out_with_fewer_patients():
+    # Student's 2.5 % quantiles with 11 and 99 degrees of freedom are -2.20099 and -1.98422.
+    assert tail(12) == pytest.approx(norm.cdf(-2.20099 * (12 / 11) ** 0.5), abs=1e-6)
+    assert tail(100) == pytest.approx(norm.cdf(-1.98422 * (100 / 99) ** 0.5), abs=1e-6)
+    assert 0.0249 < tail(10_000) < 0.025
+
+
+def holds(figure, patients, each, seed):
+    """Whether an interval holds the truth of made-up samples, `each` of a patient, who are alike within a patient."""
+    rng, owner = np.random.default_rng(seed), np.repeat(np.arange(patients), each)
+    own, noise = 0.7 * rng.normal(size=patients)[owner], rng.normal(size=len(owner))
+    if figure == "auroc":
+        positive = rng.random(len(owner)) < 0.5
+        score, truth = 1.2 * positive + own + noise, norm.cdf(1.2 / (2 * (1 + 0.49)) ** 0.5)
+        of = lambda weights: {"x": weighted_ranking(positive, score, weights)[0]}  # noqa: E731
+    else:
+        right, truth = own + noise < 0.6, norm.cdf(0.6 / (1 + 0.49) ** 0.5)
+        of = lambda weights: {"x": weights @ right / weights.sum(1)}  # noqa: E731
+    bounds, _ = resampled(of, ["x"], owner, seed=seed, resamples=400)
+    return bounds["x_ci"] is not None and bounds["x_ci"][0] <= truth <= bounds["x_ci"][1]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize(
+    ("figure", "patients", "each", "least"),
+    [("auroc", 12, 3, 0.935), ("auroc", 40, 1, 0.935), ("accuracy", 40, 1, 0.935), ("accuracy", 12, 3, 0.91)],
+)
+@pytest.mark.slow  # a thousand bootstraps each
+def test_intervals_hold_the_truth_in_95_of_100_samples(figure, patients, each, least):
+    share = np.mean([holds(figure, patients, each, seed) for seed in range(1_000)])
+    assert least <= share <= 0.975
+
+
 def test_interval_matches_a_plain_loop_bootstrap():
     labels, p = sample(90, 2, 6)
     owner = np.repeat(np.arange(45), 2)
@@ -79,7 +121,7 @@ def test_interval_matches_a_plain_loop_bootstrap():
     for w in np.concatenate(list(patient_weights(owner, 45, 9, resamples=300))).astype(int):
         rows = np.repeat(np.arange(90), w)
         slow.append(roc_auc_score(labels[rows], p[rows, 1]))
-    np.testing.assert_allclose(got["auroc_ci"], np.quantile(slow, [0.025, 0.975]), atol=1e-12)
+    np.testing.assert_allclose(got["auroc_ci"], np.quantile(slow, [tail(45), 1 - tail(45)]), atol=1e-12)
     assert notes == {}
     assert intervals(labels, p, owner, seed=9, resamples=300)[0] == got
     assert intervals(labels, p, owner, seed=10, resamples=300)[0] != got
