@@ -24,8 +24,8 @@ pytestmark = [
 ]
 
 SMALL = {
-    "model": {"width": 8, "encoder_hidden": 0, "encoder_dropout": 0.0},
-    "fusion": {"experts": 2, "hidden": 8, "heads": 2, "dropout": 0.0},
+    "model.width": 8,
+    "fusion": {"experts": 2, "hidden": 8, "heads": 2},
     "train": {"batch_size": 16, "epochs": 10.0, "joint_epochs": 5.0},
     "optim.lr": 1e-2,
     "eval": {"bootstrap": 20, "batch_size": 64},
