@@ -14,7 +14,9 @@ from polars.testing import assert_frame_equal
 
 import remind_jax as rj
 from remind_jax import api
+from remind_jax.data import pipeline
 from remind_jax.data.importers import table as importer
+from remind_jax.inference import program
 from remind_jax.runtime import progress
 from tests.data.manifest_files import write_scans
 
@@ -432,3 +434,18 @@ def test_without_a_share_to_hold_there_are_no_sets() -> None:
     assert model.sets is None
     assert "sets" not in model.report
     assert "set" not in model.table(hospital()).columns
+
+
+def test_recalibrated_probabilities_are_those_of_the_saved_and_of_the_exported_model(tmp_path) -> None:
+    plain, keys = train_hospital(), {"eval.recalibrate": "temperature"}
+    model, rows = train_hospital(**keys, workdir=tmp_path / "run"), hospital(seed=1).drop("died")
+    temperature = model.task.temperature
+    assert temperature != 1.0
+    assert model.report["chosen_on_tuning"] == {"temperature": temperature}
+    raised = plain.predict_proba(rows) ** (1 / temperature)
+    np.testing.assert_allclose(model.predict_proba(rows), raised / raised.sum(axis=1, keepdims=True), rtol=1e-4)
+    np.testing.assert_array_equal(rj.load(tmp_path / "run").predict_proba(rows), model.predict_proba(rows))
+    batch = pipeline.new_store(model.read(rows), model.preprocessor, model.groups).take(np.arange(rows.height))
+    inputs = {name: batch[name] for name in (*model.groups.modalities, "present")}
+    exported = program.program(model)(model.params, inputs)
+    np.testing.assert_allclose(exported["probabilities"], model.predict_proba(rows), atol=1e-5)

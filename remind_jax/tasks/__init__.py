@@ -27,6 +27,7 @@ _FOR_CLASSES = {
     "objective.prior": "none",
     "objective.distill_weight": 0.0,
     "eval.adjust_prior": "none",
+    "eval.recalibrate": "none",
 }
 """Keys that look at classes, and the value at which they do not."""
 
@@ -60,6 +61,7 @@ def from_dict(content: Mapping[str, Any]) -> Task:
     """Inverts `Task.to_dict`. Raises ValueError or TypeError: the content is none that it gave."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     made = TASKS[fields.pop("task")](**fields)
-    if any(each.name not in fields for each in dataclasses.fields(made)):
+    late = {"temperature"}  # which older models lack
+    if any(each.name not in fields for each in dataclasses.fields(made) if each.name not in late):
         raise ValueError("a field is missing")
     return made

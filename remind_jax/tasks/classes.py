@@ -59,6 +59,23 @@ def choose_prior_power(
     return max(powers, key=value)
 
 
+def best_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Returns the temperature with the least loss on tuning rows, between 1/20 and 20 (Guo et al. 2017).
+
+    Labels are int [n], probabilities [n, c]; the logarithms of these, divided by it, are the new logits.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-300))
+    rows, one = np.arange(len(labels)), np.ones(1)
+
+    def loss(log_temperature: float) -> float:
+        found = probabilities_of(logits / np.exp(log_temperature), 0.0, one)
+        return float(-np.mean(np.log(np.maximum(found[rows, labels], LOWEST))))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded").x))
+
+
 @dataclasses.dataclass(frozen=True)
 class Classes(Task):
     """Classes without order. The baseline is the share of each among the train rows."""
@@ -76,6 +93,7 @@ class Classes(Task):
     focal_gamma: float | None = None  # None for cross entropy
     focal_alpha: tuple[float, ...] | None = None  # factors of the classes
     focal_detach: bool = False
+    temperature: float = 1.0  # logits are divided by it
 
     @classmethod
     def fit(cls, schema: Schema, config: Any, labels: np.ndarray) -> Self:
@@ -112,7 +130,17 @@ class Classes(Task):
         return losses.mean_prediction(logits, axis)
 
     def predictions(self, logits: Any, scale: Any = None) -> Any:
-        return probabilities_of(logits, 0.0, np.ones(1, np.float32) if scale is None else scale)
+        scale = np.ones(1, np.float32) if scale is None else scale
+        if self.temperature == 1.0:
+            return probabilities_of(logits, 0.0, scale)
+        return probabilities_of(logits / self.temperature, 0.0, scale ** (1 / self.temperature))
+
+    def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
+        return dataclasses.replace(self, temperature=self.temperature * best_temperature(labels, predictions))
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"temperature": self.temperature} if self.temperature != 1.0 else {}
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return predictions.argmax(axis=1)

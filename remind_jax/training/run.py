@@ -317,12 +317,19 @@ def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict
         predicted = model.predict_store(data.stores["tuning"])
         task = model.task.tuned(predicted.labels, predicted.probabilities)
         return dataclasses.replace(model, task=task), {"chosen_on_tuning": task.told}
-    figure = model.config.eval.adjust_prior
-    if figure == "none":
-        return model, {}
-    predicted = model.predict_store(data.stores["tuning"])
-    power = choose_prior_power(predicted.labels, predicted.probabilities, model.class_fractions, figure)
-    return dataclasses.replace(model, prior_power=power), {"prior_adjustment": {"figure": figure, "power": power}}
+    figure, facts = model.config.eval.adjust_prior, {}
+    if figure != "none":
+        predicted = model.predict_store(data.stores["tuning"])
+        power = choose_prior_power(predicted.labels, predicted.probabilities, model.class_fractions, figure)
+        model, facts = (
+            dataclasses.replace(model, prior_power=power),
+            {"prior_adjustment": {"figure": figure, "power": power}},
+        )
+    if model.config.eval.recalibrate != "none" and len(data.stores["tuning"]):
+        predicted = model.predict_store(data.stores["tuning"])
+        model = dataclasses.replace(model, task=model.task.tuned(predicted.labels, predicted.probabilities))
+        facts |= {"chosen_on_tuning": model.task.told}
+    return model, facts
 
 
 def _decided(model: Predictor, data: datasets.Dataset) -> Predictor:

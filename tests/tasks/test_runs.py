@@ -205,6 +205,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(runs, task, tmp_path,
         ),
         ({"objective__loss": "focal"}, "objective.loss=focal is for classes only"),
         ({"eval__adjust_prior": "accuracy"}, "eval.adjust_prior=accuracy is for classes only"),
+        ({"eval__recalibrate": "temperature"}, "eval.recalibrate=temperature is for classes only"),
         (
             {"ensemble": 2, "train__hide_samples": 0.3, "objective__distill_weight": 1.0},
             "distill_weight=1.0 is for classes",

@@ -316,3 +316,27 @@ def test_risk_is_higher_for_earlier_events_and_survival_stands_at_horizons():
     assert columns["risk"][1] > columns["risk"][0]
     np.testing.assert_allclose(columns["s_2"], predictions[:, 1])
     np.testing.assert_allclose(columns["s_6"], predictions[:, 3])
+
+
+def test_a_temperature_undoes_logits_that_are_too_large_and_leaves_the_order() -> None:
+    rng = np.random.default_rng(3)
+    logits = 2 * rng.normal(size=(4_000, 3))
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (rng.random((4_000, 1)) > chances.cumsum(axis=1)).sum(axis=1)
+    plain = tasks.fit(schema("classes", classes=("a", "b", "c")), base("synthetic"), labels)
+    told = plain.predictions((3 * logits).astype(np.float32))
+    tuned = plain.tuned(labels, told)
+    assert tuned.temperature == pytest.approx(3.0, rel=0.1)
+    assert tuned.told == {"temperature": tuned.temperature}
+    found = tuned.predictions((3 * logits).astype(np.float32), np.array([1.0, 1.0, 1.0], np.float32))
+    np.testing.assert_allclose(found, chances, atol=0.02)
+    assert tuned.tuning(labels, found)["loss"] < plain.tuning(labels, told)["loss"]
+    np.testing.assert_array_equal(found.argmax(axis=1), told.argmax(axis=1))
+    # Dividing by a prior comes before: p^(1/T) of what was divided.
+    scale = np.array([0.5, 0.3, 0.2], np.float32)
+    divided = plain.predictions(logits.astype(np.float32), scale) ** (1 / tuned.temperature)
+    expected = divided / divided.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(tuned.predictions(logits.astype(np.float32), scale), expected, rtol=1e-4)
+    assert tasks.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
+    older = {key: value for key, value in plain.to_dict().items() if key != "temperature"}
+    assert tasks.from_dict(older) == plain
