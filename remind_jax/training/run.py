@@ -321,10 +321,8 @@ def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict
     if figure != "none":
         predicted = model.predict_store(data.stores["tuning"])
         power = choose_prior_power(predicted.labels, predicted.probabilities, model.class_fractions, figure)
-        model, facts = (
-            dataclasses.replace(model, prior_power=power),
-            {"prior_adjustment": {"figure": figure, "power": power}},
-        )
+        model = dataclasses.replace(model, prior_power=power)
+        facts = {"prior_adjustment": {"figure": figure, "power": power}}
     if model.config.eval.recalibrate != "none" and len(data.stores["tuning"]):
         predicted = model.predict_store(data.stores["tuning"])
         model = dataclasses.replace(model, task=model.task.tuned(predicted.labels, predicted.probabilities))
