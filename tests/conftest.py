@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import sys
+from importlib import metadata
 
 # JAX reads these when it starts. With too few threads in XLA's pool, steps on several fake devices that are not waited
 # for can block one another for good; NPROC sets the size of that pool.
@@ -15,11 +16,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Four devices, and programs that compile fast rather than run fast: here they run a few steps each.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-_FLAGS = (
-    "--xla_force_host_platform_device_count=4",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+_FLAGS = ["--xla_force_host_platform_device_count=4", "--xla_cpu_parallel_codegen_split_count=1"]
+if metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag, and end
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 _GIVEN = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join([*_GIVEN, *(flag for flag in _FLAGS if flag not in _GIVEN)])
 

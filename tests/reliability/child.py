@@ -151,8 +151,7 @@ def run(
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the rows run under nohup
     os.environ |= {"NPROC": "32", "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
     os.environ["XLA_FLAGS"] = (
-        f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false "
-        "--xla_cpu_parallel_codegen_split_count=1"
+        f"--xla_force_host_platform_device_count={devices} --xla_cpu_parallel_codegen_split_count=1"
     )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_disable_most_optimizations", True)
