@@ -1,6 +1,6 @@
 """Events as a set: each by itself through a small network, and attention of learned questions over all of them.
 
-After SeFT (Horn et al. 2020, arXiv 1909.12064), whose questions have no layers between events either. docs/encoders.md
+After SeFT (Horn et al. 2020, arXiv 1909.12064), whose questions have no layers between events either. docs/events.md
 says what else was measured. The work grows with the number of events, whose order is of no account.
 """
 
