@@ -1,6 +1,6 @@
 """What reads made-up events best: sets of events with and without attention between them, or mTAND.
 
-    python -m benchmarks.event_encoders --stays=10000 --seeds=0,1 --out=FILE.jsonl
+    python -m benchmarks.event_encoders --stays=10000 --epochs=20 --seeds=0,1 --encoders=layers=0,mtand --out=FILE.jsonl
 
 The data are `remind_jax.data.sources.events_twin`, the method `soft_moe`. One line a run: AUROC on the held-out stays,
 all and those with vital signs, that of the rule by which the outcomes were drawn, seconds, and number of weights.
