@@ -121,6 +121,7 @@ def fit(config: Any, manifest: Manifest | None = None) -> FittedData:
     data = config.data
     options = FitOptions(data.max_tokens, data.vocabulary, data.tokenizer, data.numbers, data.bins)
     preprocessor = Preprocessor.fit(manifest, train, options)
+    findings += preprocessor.losses(manifest)
     return FittedData(manifest, split, whole_split, groups, preprocessor, findings)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from remind_jax.data.findings import Finding
 from remind_jax.data.kinds import KINDS
 from remind_jax.data.kinds.kind import FitOptions, FittedKind
 from remind_jax.data.manifest import Manifest, decode
@@ -51,6 +52,11 @@ class Preprocessor:
     def inputs(self) -> dict[str, InputSpec]:
         """Describes what the model receives, in declared order."""
         return {name: fitted.spec for name, fitted in self.fitted.items()}
+
+    def losses(self, manifest: Manifest) -> list[Finding]:
+        """Tells which rows of a manifest, whose modalities are in order, lose something when they are encoded."""
+        pairs = zip(self.fitted.values(), manifest.schema.modalities, strict=True)
+        return [finding for fitted, modality in pairs for finding in fitted.losses(modality, manifest.table)]
 
     def encode(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Encodes a batch made by `manifest.decode`.

@@ -58,7 +58,8 @@ def in_order(manifest: Manifest, preprocessor: Preprocessor, where: pathlib.Path
         if there[name].kind != each.spec.kind:
             raise UserError(f"{where}: {name!r} is of kind {there[name].kind}, in the run {each.spec.kind}")
         modalities.append(each.adopt(there[name], str(where)))
-    return dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=tuple(modalities)))
+    manifest = dataclasses.replace(manifest, schema=dataclasses.replace(manifest.schema, modalities=tuple(modalities)))
+    return dataclasses.replace(manifest, notes=(*manifest.notes, *preprocessor.losses(manifest)))
 
 
 def check_classes(manifest: Manifest, schema: Schema, where: pathlib.Path | str) -> None:

@@ -45,6 +45,14 @@ class FittedEvents(FittedKind):
         fields = long_table.FIELDS
         return inputs.events(self, [[cell.struct.field(part).to_list() for part in fields] for cell in raw[name]])
 
+    def losses(self, modality: Modality, table: pl.DataFrame) -> list[Finding]:
+        counts = table[modality.columns[0]].list.len().fill_null(0).cast(pl.Int64)
+        if not (longer := counts > self.length).any():
+            return []
+        lost = int((counts - self.length).filter(longer).sum())
+        text = f"{in_rows(longer)} with more than {self.length} events, the most that the model takes"
+        return [Finding("I001", f"{modality.name}: {text}; their {lost:,} oldest are left out", False)]
+
     def plain(self, values: np.ndarray) -> np.ndarray:
         """Returns the last value of each of the most frequent codes, NaN where there is none, and how often it is."""
         codes = range(EVENT_IDS, EVENT_IDS + min(_PLAIN, len(self.codes)))

@@ -82,6 +82,11 @@ class FittedKind(abc.ABC):
         Raises UserError: the rows have another shape than those that the kind was fitted on.
         """
 
+    def losses(self, modality: Modality, table: pl.DataFrame) -> list[Finding]:
+        """Tells which rows of a table lose something when they are encoded."""
+        del modality, table
+        return []
+
     @abc.abstractmethod
     def plain(self, values: np.ndarray) -> Any:
         """Returns what logistic regression and boosting see of encoded rows, zeros in rows that lack the modality.

@@ -311,8 +311,14 @@ def test_events_are_ids_values_by_code_and_times_in_order():
 
 def test_the_newest_are_kept_of_more_events_than_a_training_row_has():
     long = [(-float(i), "a", float(i)) for i in range(40)]
-    fitted, batch = encoded(_in_memory(long[:2], long[:30], long, None), np.arange(2))
+    manifest = _in_memory(long[:2], long[:30], long, None)
+    fitted, batch = encoded(manifest, np.arange(2))
     assert fitted.length == 32
+    (told,) = Preprocessor({"vitals": fitted}).losses(manifest)
+    assert told.message == (
+        "vitals: 1 cell (row 3) with more than 32 events, the most that the model takes; their 8 oldest are left out"
+    )
+    assert not Preprocessor({"vitals": fitted}).losses(_in_memory(long[:2], long[:32], None, None))
     np.testing.assert_allclose(parts(batch["vitals"])[2][2] * fitted.span, np.arange(-31, 1), rtol=1e-6)
 
 
