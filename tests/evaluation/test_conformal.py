@@ -124,6 +124,7 @@ def test_deferral_is_the_accuracy_of_the_surest() -> None:
 
 
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.slow  # trains on NHANES
 def test_on_nhanes_sets_hold_the_truth_in_nine_of_ten_samples_of_every_combination(tmp_path) -> None:
     import remind_jax as rj
