@@ -50,7 +50,8 @@ def group_routers(
     `effective_routers`. Routers are built once a group or once a sample, whichever are fewer, so that groups outside
     the batch cost nothing.
     """
-    if len(residual) >= len(groups):
+    rows = groups.shape[0]  # no integer in a program for any number of rows
+    if not isinstance(rows, int) or len(residual) >= rows:
         return effective_routers(shared, residual.at[groups].get(mode="fill", fill_value=0), scale, **options)
     table = jnp.concatenate([residual, jnp.zeros_like(residual[:1])])
     return effective_routers(shared, table, scale, **options)[groups]

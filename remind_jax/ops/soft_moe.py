@@ -90,7 +90,8 @@ def _product(x: jax.Array, weights: jax.Array) -> jax.Array:
     Few rows an expert are stored with i first on CPU: the product of their gradient then reads the weights in the
     order they are stored in, and XLA packs the small operand instead of the large one (benchmarks/README.md).
     """
-    if _FEW * x.shape[1] > x.shape[2]:
+    rows = x.shape[1]  # no integer in a program for any number of rows
+    if not isinstance(rows, int) or _FEW * rows > x.shape[2]:
         return jnp.einsum("eqi,eio->eqo", x, weights)
     # The barrier keeps XLA from folding the transpose back into the product.
     x = jax.lax.platform_dependent(jnp.swapaxes(x, 1, 2), cpu=jax.lax.optimization_barrier, default=lambda x: x)

@@ -94,7 +94,8 @@ def test_a_small_road_can_be_measured(tmp_path, capsys):
     assert [record["part"] for record in records] == ["prepare", "shards", "memory", "train"]
     assert all(record["train_rows"] == 1400 for record in records[:3])
     assert len({record["combinations"] for record in records}) == 1
-    assert "prepare 1 shards | 2," in data_scale.table(records)
+    assert records[0]["shards"] == 6  # one block of rows a modality
+    assert "prepare 6 shards | 2," in data_scale.table(records)
     capsys.readouterr()
 
 

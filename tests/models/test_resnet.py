@@ -222,7 +222,7 @@ def test_fresh_weights_learn_under_statistics_that_nobody_measured() -> None:
         return jax.value_and_grad(value)(params)
 
     params, losses = trained(params), []
-    for _ in range(20):
+    for _ in range(40):
         value, gradient = loss(params)
         losses.append(float(value))
         params = {path: x - 0.02 * gradient[path] for path, x in params.items()}
@@ -238,12 +238,16 @@ def test_fresh_weights_learn_under_statistics_that_nobody_measured() -> None:
 def test_fresh_published_sizes_keep_the_scale_of_their_input(make, size: str, shape: tuple[int, ...]) -> None:
     x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, *shape)), jnp.uint8)
 
+    options = {"size": size, "tokens": 16, "width": 32, "dropout": 0.0}
+    encoder = Pure(lambda: make(shape, **options, rngs=nnx.Rngs(params=0)))
+    params = initial.draw(lambda key: make(shape, **options, rngs=nnx.Rngs(params=key)), 0)
+
     @jax.jit
-    def run(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        module = make(shape, size=size, tokens=16, width=32, dropout=0.0, rngs=nnx.Rngs(params=0))
+    def run(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        module = encoder.module(params)
         return module.encode(pixels.normalize(x, module.colours)), module(x, None)
 
-    features, tokens = run(x)
+    features, tokens = run(params, x)
     assert tokens.shape == (2, 16, 32)
     for values in (features, tokens):
         assert 0.1 < float(jnp.sqrt(jnp.mean(jnp.square(values)))) < 10.0

@@ -183,3 +183,20 @@ def test_pinball_is_least_at_the_quantile():
     values, at = jnp.arange(101.0), jnp.linspace(0, 100, 101)
     loss = jax.vmap(lambda q: losses.pinball(jnp.full((101, 1), q), values, jnp.array([0.9])).mean())(at)
     assert at[loss.argmin()] == 90
+
+
+def test_mean_hazards_are_those_of_the_mean_chances_of_an_event_in_each_step() -> None:
+    logits = np.random.default_rng(5).normal(size=(3, 4, 5)).astype(np.float32)
+    hazards = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    chances = np.zeros((3, 4, 6))
+    for k, b in np.ndindex(3, 4):
+        left = 1.0
+        for step in range(5):
+            chances[k, b, step] = left * hazards[k, b, step]
+            left *= 1 - hazards[k, b, step]
+        chances[k, b, 5] = left
+    mean, expected = chances.mean(axis=0), np.empty((4, 5))
+    for b, step in np.ndindex(4, 5):
+        expected[b, step] = mean[b, step] / mean[b, step:].sum()
+    found = np.asarray(losses.mean_hazards(jnp.asarray(logits), 0), np.float64)
+    np.testing.assert_allclose(1 / (1 + np.exp(-found)), expected, atol=1e-6)

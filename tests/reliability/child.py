@@ -426,23 +426,23 @@ def _break(what: str) -> None:
     elif what == "crash":  # in the first evaluation, with a patient's row at hand
         loop.Trainer._evaluate = lambda self, *rest: 1 / 0
     elif what == "talkative":
-        loaded = runs.datasets.load_dataset
+        loaded = runs.datasets.prepare
 
         def telling(*rest: Any) -> Any:
             data = loaded(*rest)
             print(data.manifest.table.row(0))
             return data
 
-        runs.datasets.load_dataset = telling
+        runs.datasets.prepare = telling
     elif what == "network":
-        loaded = runs.datasets.load_dataset
+        loaded = runs.datasets.prepare
 
         def calling(*rest: Any) -> Any:
             with contextlib.suppress(OSError):
                 socket.create_connection(("192.0.2.1", 80), timeout=1)
             return loaded(*rest)
 
-        runs.datasets.load_dataset = calling
+        runs.datasets.prepare = calling
     elif what == "in place":  # files are written where they are, and lines as far as there is room
 
         @contextlib.contextmanager

@@ -23,7 +23,7 @@ from tests.reliability.runs import STEPS, Place, end
 
 # Files and folders of a run by name, and the how manieth time that a process comes to write it.
 OF_A_RUN = (
-    *(("config.json", 1), ("environment.json", 1), ("*-1.0.0", 1), ("metrics.jsonl", 1)),
+    *(("config.json", 1), ("environment.json", 1), ("*-2.0.0", 1), ("metrics.jsonl", 1)),
     *(("checkpoint", 1), ("metrics.jsonl", 3), ("checkpoint", 2), ("train", 1), ("tuning", 1), ("model", 1)),
     *(("predictions.parquet", 1), ("report.html", 1), ("report.json", 1)),
 )
