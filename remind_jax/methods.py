@@ -135,6 +135,22 @@ def apply_method(config: Any, method: str, group_imputation: str = "group"):
         set_value(config, key, group_imputation if value == "<group>" else value)
 
 
+def apply_to_tables(config: Any, chosen: dict[str, str], classes: bool = True):
+    """Sets what data sets of few people in tables share, and the method and size of `parse_arg`.
+
+    They have too many combinations, or too few people, for experts and a vector of each combination of its own. With
+    `classes` False the paper's size is without what looks at classes.
+    """
+    config.size = chosen["size"]
+    if config.size == "paper":
+        paper_hyper_parameters(config, experts=32, width=128, lr=5e-5, decay=5e-6)
+        config.train.epochs = 50.0
+        if not classes:
+            config.objective.loss, config.train.select = "cross_entropy", "loss"
+    config.fusion.share_experts = True
+    apply_method(config, chosen["method"], group_imputation="modality+group")
+
+
 class Variant(NamedTuple):
     """A named entry of a sweep.
 

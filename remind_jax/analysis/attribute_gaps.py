@@ -25,7 +25,9 @@ from remind_jax.analysis.opening import Run
 from remind_jax.data import attributes
 from remind_jax.errors import UserError
 from remind_jax.evaluation import fairness, intervals
+from remind_jax.evaluation.page import value_text
 from remind_jax.runtime import progress
+from remind_jax.studies.tables import signed
 from remind_jax.tasks.task import Task
 
 NAME = "attribute_gaps"
@@ -86,7 +88,7 @@ def gaps(run: Run, sides: Sides, draws: int, seed: int) -> list[Row]:
         parts = {name: (x[0], x[1:].mean(axis=0)) for name, x in each.items()}
         return {f"{n} {part}": x for n, (a, b) in parts.items() for part, x in zip(PARTS, (a, b, a - b), strict=True)}
 
-    few = any(not fairness.enough(patients[side]) for side in (split, ~split))
+    few = any(not intervals.enough(patients[side]) for side in (split, ~split))
     found = fairness.drawn_together(apart, patients, seed=seed, resamples=0 if few else run.config.eval.bootstrap)
     rows = []
     for name in names:
@@ -114,7 +116,7 @@ def summary(rows: Sequence[Row], task: Task) -> str:
     lead, title = next(iter(task.compared.items()))
     lines = [f"{title:<40} {'gap':>8} {'left':>8} {'explained (95 %)':>22} {'p':>6}"]
     for row in (row for row in rows if row["figure"] == lead):
-        name = f"{row['attribute']}: {_shown(row['value'])} less {_shown(row['against'])}"[:40]
+        name = f"{row['attribute']}: {value_text(row['value'])} less {value_text(row['against'])}"[:40]
         gap, left, told = (_cell(task, row[part]) for part in PARTS)
         if row["explained_low"] is not None:
             told += f" ({_cell(task, row['explained_low'])} to {_cell(task, row['explained_high'])})"
@@ -123,12 +125,8 @@ def summary(rows: Sequence[Row], task: Task) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: str | None) -> str:
-    return "not recorded" if value is None else value
-
-
 def _cell(task: Task, value: float | None) -> str:
-    return "-" if value is None else f"{task.factor * value:+.{task.digits}f}"
+    return "-" if value is None else signed(value, task)
 
 
 def draw(rows: Sequence[Row], task: Task, title: str) -> "command.Figure":
@@ -143,7 +141,7 @@ def draw(rows: Sequence[Row], task: Task, title: str) -> "command.Figure":
                 axis.hlines(y + shift, row[f"{part}_low"], row[f"{part}_high"], color=colour, lw=1.1, alpha=0.6)
             axis.plot(row[part], y + shift, mark, color=colour, ms=5)
     axis.axvline(0.0, color=QUIET, lw=0.8)
-    names = [f"{row['attribute']}: {_shown(row['value'])}\nless {_shown(row['against'])}" for row in some]
+    names = [f"{row['attribute']}: {value_text(row['value'])}\nless {value_text(row['against'])}" for row in some]
     axis.set_yticks(range(len(some)), names)
     axis.set(ylim=(len(some) - 0.5, -0.5), xlabel=f"difference in {name}")
     axis.tick_params(axis="y", length=0, labelsize=8)

@@ -139,11 +139,6 @@ def drawn_together(of: intervals.Weighted, patients: np.ndarray, *, seed: int, r
     return found
 
 
-def enough(patients: np.ndarray) -> bool:
-    """Tells whether samples of patients [k] are enough for a bootstrap."""
-    return len(patients) >= intervals.MIN_SAMPLES and len(np.unique(patients)) >= intervals.MIN_PATIENTS
-
-
 def _difference(
     of: Weighed,
     names: Sequence[str],
@@ -159,7 +154,7 @@ def _difference(
         one, other = (of(np.flatnonzero(side), weights[:, side]) for side in (rows, base))
         return {name: one[name] - other[name] for name in names}
 
-    few = not all(enough(patients[side]) for side in (rows, base))
+    few = not all(intervals.enough(patients[side]) for side in (rows, base))
     found = drawn_together(apart, patients, seed=seed, resamples=0 if few else resamples)
     return [
         {"figure": name, "difference": one.value, "ci": one.ci, "p": one.p} | ({"note": one.note} if one.note else {})

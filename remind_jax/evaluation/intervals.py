@@ -66,7 +66,7 @@ def resampled(
     n = len(owner)
     if n == 0:
         return {f"{k}_ci": None for k in names}, {f"{k}_ci": "no samples" for k in names}
-    if n < MIN_SAMPLES or len(owners) < MIN_PATIENTS:
+    if not enough(patients):
         why = f"{n} samples of {len(owners)} patients are too few for a bootstrap"
         notes = {f"{k}_ci": _exact_note(n, len(owners)) if k in shares else why for k in names}
         return {f"{k}_ci": exact_interval(shares[k]) if k in shares else None for k in names}, notes
@@ -99,6 +99,11 @@ def measured(
     notes = {name: why[name] for name, value in values.items() if value is None}
     bounds, bound_notes = resampled(of, list(why), patients, **options)
     return values | bounds, notes | bound_notes
+
+
+def enough(patients: np.ndarray) -> bool:
+    """Tells whether samples of patients [n] are enough for a bootstrap."""
+    return len(patients) >= MIN_SAMPLES and len(np.unique(patients)) >= MIN_PATIENTS
 
 
 def exact_interval(correct: np.ndarray) -> list[float]:

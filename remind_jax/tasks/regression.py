@@ -120,11 +120,11 @@ class Regression(Task):
         return predictions[:, 0]
 
     def misses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-        low, high = predictions.T[-2:] if predictions.shape[1] > 1 else (predictions[:, 0], predictions[:, 0])
+        low, high = _bounds(predictions)
         return np.maximum(low - labels, labels - high).astype(np.float64)
 
     def sets(self, predictions: np.ndarray, thresholds: np.ndarray) -> AnswerSets:
-        low, high = predictions.T[-2:] if predictions.shape[1] > 1 else (predictions[:, 0], predictions[:, 0])
+        low, high = _bounds(predictions)
         low, high = low - thresholds, np.maximum(high + thresholds, low - thresholds)
         low = np.maximum(low, 0.0) if self.transform == "log1p" else low
         inside = lambda labels: (low <= labels) & (labels <= high)  # noqa: E731
@@ -157,6 +157,11 @@ class Regression(Task):
     def _reach(self) -> float:
         """Returns how many standard deviations an interval of a normal distribution reaches to either side."""
         return statistics.NormalDist().inv_cdf(_sides(self.level)[1])
+
+
+def _bounds(predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns lower and upper bound of each prediction [n, p]; without bounds both are its value."""
+    return (predictions[:, -2], predictions[:, -1]) if predictions.shape[1] > 1 else (predictions[:, 0],) * 2
 
 
 def _sides(level: float) -> tuple[float, float]:
