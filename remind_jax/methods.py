@@ -4,6 +4,7 @@ A config file ends in `apply_method(config, …)`, which applies the argument st
 `configs/nhanes.py:method=soft_moe,size=small`.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 from remind_jax.config import set_value, value_of
@@ -64,7 +65,11 @@ METHODS = {
         "train.joint_epochs": 0.0,
         "train.freeze": "nothing",
     },
+    # Caruana et al. 2004: networks and plain models of several folds, weighed by their predictions of unseen rows. Keys
+    # of its networks are those of their own methods (`in_stack`).
+    "remind_stack": REMIND | {"data.folds": 5, "data.numbers": "piecewise", "task.predicts": "mean"},
 }
+STACK = "remind_stack"
 SIZES = ("small", "paper", "quick")
 # The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and
 # resamples as take all the paths of a real run. Keys that a data set does not have are left out.
@@ -89,7 +94,7 @@ QUICK = {
     "eval.bootstrap": 50,
 }
 # Models without a network, of remind_jax.studies.baselines; of a config they use data, seed, selection and evaluation.
-PLAIN = dict.fromkeys(("logistic_regression", "gradient_boosting", "ridge", "cox"), SOFT_MOE)
+PLAIN = dict.fromkeys(("logistic_regression", "gradient_boosting", "extra_trees", "ridge", "cox"), SOFT_MOE)
 OF_OTHER_TASKS = ("ridge", "cox")  # than classes: of values, and of survival
 
 
@@ -149,6 +154,22 @@ def apply_to_tables(config: Any, chosen: dict[str, str], classes: bool = True):
             config.objective.loss, config.train.select = "cross_entropy", "loss"
     config.fusion.share_experts = True
     apply_method(config, chosen["method"], group_imputation="modality+group")
+
+
+def in_stack(config: Any, method: str, fold: int) -> Any:
+    """Returns the config of a candidate network of a stack, which tunes by one fold.
+
+    Data and encodings are those of the stack's config; predictions are left as they are, since the stack adjusts its
+    own. Of `remind_plus` there are two networks, one of each kind.
+    """
+    found = copy.deepcopy(config)
+    found.method, found.data.fold = method, fold
+    keys = METHODS[method] | ({"ensemble": 2, "ensemble_plain": 1} if method == "remind_plus" else {})
+    for key, value in keys.items():
+        if key != "data.numbers":
+            set_value(found, key, config.model.imputation if value == "<group>" else value)
+    found.eval.update(adjust_prior="none", recalibrate="none", coverage=0.0)
+    return found
 
 
 class Variant(NamedTuple):

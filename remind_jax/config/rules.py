@@ -113,6 +113,22 @@ RULES = (
         "optim.group_rows=batch belongs to fusion.kind=soft_moe, not {c.fusion.kind}",
     ),
     Rule(
+        lambda c: c.method == "remind_stack" and (c.data.folds < 2 or c.data.fold >= 0),
+        "method=remind_stack needs data.folds of at least 2, and no data.fold: found {c.data.folds} and {c.data.fold}",
+    ),
+    Rule(
+        lambda c: c.method == "remind_stack" and c.task.predicts != "mean",
+        "method=remind_stack averages values without bounds: set task.predicts=mean instead of {c.task.predicts}",
+    ),
+    Rule(
+        lambda c: c.method == "remind_stack" and c.fusion.gate_granularity == "batch",
+        "method=remind_stack predicts rows one by one: set fusion.gate_granularity=sample or token",
+    ),
+    Rule(
+        lambda c: c.data.folds == 1 or c.data.folds < 0 or (c.data.fold >= 0 and c.data.fold >= c.data.folds),
+        "data.folds={c.data.folds} must be 0 or at least 2, and data.fold={c.data.fold} below it",
+    ),
+    Rule(
         lambda c: c.data.cache == "none" and c.train.feature_cache == "disk",
         "train.feature_cache=disk writes below data.cache, which is none: name a folder",
     ),

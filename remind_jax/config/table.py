@@ -39,6 +39,7 @@ def _are_trackers(text: str) -> bool:
 AT_LEAST_ONE = Limit(lambda x: x >= 1, "at least 1")
 POSITIVE = Limit(lambda x: 0 < x < math.inf, "above 0 and finite")
 NOT_NEGATIVE = Limit(lambda x: 0 <= x < math.inf, "at least 0 and finite")
+LAST_FOLD = Limit(lambda x: x >= -1, "at least -1")
 FINITE = Limit(math.isfinite, "finite")
 SHARE = Limit(lambda x: 0 < x < 1, "above 0 and below 1")
 BELOW_ONE = Limit(lambda x: 0 <= x < 1, "at least 0 and below 1")
@@ -150,6 +151,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "ensemble_plain": Key(
             0, "how many of them train without routers, imputation and weights of groups", NOT_NEGATIVE
         ),
+        "stack": Key(
+            "soft_moe,flex_moe,remind,remind_plus,logistic_regression,ridge,cox,gradient_boosting,extra_trees",
+            "method=remind_stack: its candidates; plain models of other tasks are passed over",
+        ),
         "sampler": Key(
             "shuffled",
             "order of the training samples",
@@ -194,6 +199,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "hide": Key("", "a modality taken away from a share of the samples, in every split (paper, Table 5)"),
         "hide_rate": Key(0.8, "that share, of the samples that have it and something else"),
         "leave_out": Key((), 'combinations held out only, such as ("labs", "labs+icd")'),
+        "folds": Key(0, "deal train and tuning rows to so many folds, by patient (method=remind_stack); 0 deals none"),
+        "fold": Key(-1, "the fold that this run tunes by, counted from 0; -1 trains on all of them", LAST_FOLD),
         "memory_gib": Key(4.0, "encoded inputs up to this size are held in memory, others read from shards", POSITIVE),
     },
     "groups": {

@@ -62,6 +62,11 @@ class Dataset(FittedData):
         """Returns the labels of the train rows, see `Manifest.labels`."""
         return self.manifest.labels[self.rows("train")]
 
+    def labels_to_fit(self, config: Any) -> np.ndarray:
+        """Returns the labels that a task is fitted on: of the train rows, with folds of the tuning rows, too."""
+        some = np.isin(self.split, _fitted_on(config))
+        return self.manifest.labels[some]
+
     @property
     def label_counts(self) -> np.ndarray:
         """Counts train rows by group and class, int64 [g, c]; of tasks without classes all are of one, [g, 1]."""
@@ -109,12 +114,14 @@ def fit(config: Any, manifest: Manifest | None = None) -> FittedData:
         raise
     if config.data.hide:  # after the split, so that it is the same whatever is hidden
         manifest = missingness.hide(manifest, config.data.hide, config.data.hide_rate, whole_split, config.seed)
+    if config.data.folds:
+        whole_split = splits.deal(manifest, whole_split, config.seed, config.data.folds, config.data.fold)
     split = whole_split
     if config.data.leave_out:
         manifest, split = missingness.leave_out(manifest, config.data.leave_out, whole_split)
     findings = check.find_problems(manifest, split)
     check.refuse(findings)
-    train = np.flatnonzero(split == splits.TRAIN)
+    train = np.flatnonzero(np.isin(split, _fitted_on(config)))
     names = [modality.name for modality in manifest.schema.modalities]
     tail_rule = {"tail_below": config.groups.tail_below, "tail": config.groups.tail}
     groups = Groups.fit(manifest.presence[train], names, **tail_rule)
@@ -123,6 +130,11 @@ def fit(config: Any, manifest: Manifest | None = None) -> FittedData:
     preprocessor = Preprocessor.fit(manifest, train, options)
     findings += preprocessor.losses(manifest)
     return FittedData(manifest, split, whole_split, groups, preprocessor, findings)
+
+
+def _fitted_on(config: Any) -> tuple[int, ...]:
+    """Returns the splits whose rows are fitted on; all folds have one fit, so that their networks can be averaged."""
+    return (splits.TRAIN, splits.TUNING) if config.data.folds else (splits.TRAIN,)
 
 
 def load_dataset(config: Any, bar: progress.Silent | None = None, manifest: Manifest | None = None) -> Dataset:

@@ -80,6 +80,25 @@ def make_splits(
     return splits
 
 
+def deal(manifest: Manifest, sides: np.ndarray, seed: int, folds: int, fold: int) -> np.ndarray:
+    """Deals train and tuning rows to folds of nearly equal size, stratified as `make_splits` does; no patient is cut.
+
+    `sides` is what `make_splits` returned. Of the result, int8 [n], the rows of `fold` are tuning rows, those of the
+    others are train rows, and held-out rows are unused; a fold of -1 makes all of them train rows and leaves held-out
+    ones as they are. Raises UserError: there are fewer patients than folds.
+    """
+    dealt, rows = sides.copy(), np.flatnonzero((sides == TRAIN) | (sides == TUNING))
+    patients = manifest.table[manifest.schema.patient_id].to_numpy()[rows]
+    if len(set(patients.tolist())) < folds:
+        raise UserError(f"data.folds={folds} needs as many patients to train on: set fewer")
+    dealt[rows] = TRAIN
+    if fold >= 0:
+        side = _assign(patients, manifest.strata[rows], manifest.presence[rows], seed, (1 / folds,) * folds, False)
+        dealt[sides == HELD_OUT] = UNUSED
+        dealt[rows[side == fold]] = TUNING
+    return dealt
+
+
 def _check_given(manifest: Manifest, patients: np.ndarray, splits: np.ndarray, held_out: bool) -> None:
     column = manifest.schema.split
     if (splits < 0).any():
@@ -95,26 +114,33 @@ def _check_given(manifest: Manifest, patients: np.ndarray, splits: np.ndarray, h
 
 
 def _assign(
-    patients: np.ndarray, labels: np.ndarray, presence: np.ndarray, seed: int, fractions: Sequence[float]
+    patients: np.ndarray,
+    labels: np.ndarray,
+    presence: np.ndarray,
+    seed: int,
+    fractions: Sequence[float],
+    whole_train: bool = True,
 ) -> np.ndarray:
     """Assigns patients to splits so that the data, each class and each stratum stay as near to `fractions` as they can.
 
     Patients come stratum by stratum, in an order that a hash of seed and patient id fixes. Each goes to the split that
-    lacks most rows, summed over the data, the patient's class and the patient's stratum so far.
+    lacks most rows, summed over the data, the patient's class and the patient's stratum so far. With `whole_train` the
+    first split has every class.
     """
     names, majority, rarest, sizes, holds = _describe(patients, labels, presence)
     keys = [_key(seed, name) for name in names]
     order = sorted(range(len(names)), key=lambda i: (majority[i], rarest[i], keys[i]))
-    forced = _first_of_each_class(order, keys, holds, int(labels.max(initial=0)) + 1)
-    lacking: dict[object, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+    forced = _first_of_each_class(order, keys, holds, int(labels.max(initial=0)) + 1) if whole_train else set()
+    sides = range(len(fractions))
+    lacking: dict[object, list[float]] = collections.defaultdict(lambda: [0.0 for _ in sides])
     side = np.zeros(len(names), np.int8)
     # Forced patients come first, so that the others make up for them.
     for i in sorted(forced) + [i for i in order if i not in forced]:
         books = (lacking["all"], lacking[majority[i]], lacking[majority[i], rarest[i]])
         for book in books:
-            for s in range(3):
+            for s in sides:
                 book[s] += fractions[s] * sizes[i]
-        choices = [TRAIN] if i in forced else [s for s in range(3) if fractions[s] > 0]
+        choices = [TRAIN] if i in forced else [s for s in sides if fractions[s] > 0]
         side[i] = max(choices, key=lambda s: sum(book[s] for book in books))
         for book in books:
             book[side[i]] -= sizes[i]

@@ -78,15 +78,18 @@ def report_of(
     count: Callable[[int, int], None] | None = None,
     split: str = "held_out",
     judge: Judge | None = None,
+    rows: np.ndarray | None = None,
     **extra: Any,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Builds the report of a split's rows, by default the held-out ones, from their probabilities [n, c], in order.
 
-    `parameters`, `count` and `judge` are as for `build_report`; `extra` are further top-level keys, which may replace
-    those that this function adds, and None leaves a key out. Returns the report of `build_report` with `split_digest`,
-    `majority_accuracy` of classes, `findings` and `card`; and the table of predictions that it was made from.
+    `rows`, int [n], are others of the manifest. `parameters`, `count` and `judge` are as for `build_report`; `extra`
+    are further top-level keys, which may replace those that this function adds, and None leaves a key out. Returns the
+    report of `build_report` with `split_digest`, `majority_accuracy` of classes, `findings` and `card`; and the table
+    of predictions that it was made from.
     """
-    table = datasets.predictions_table(data.manifest, data.groups, probabilities, data.rows(split))
+    rows = data.rows(split) if rows is None else rows
+    table = datasets.predictions_table(data.manifest, data.groups, probabilities, rows)
     most = data.class_fractions.argmax() if data.manifest.schema.has_classes else None
     facts = {
         "split_digest": splits.split_digest(data.whole_split),

@@ -4,7 +4,7 @@
     model.json          {"format": 1, "made_by": "remind_jax 0.1.0", "sha256": of model.safetensors, "config": …,
                          "title": of the data, "schema": …, "task": …, "groups": …, "kinds": fitted preprocessing,
                          "label_counts": …, "train_patients": …, "gate": …, "prior_power": …, "label_type": …,
-                         "sets" and "threshold" where there are any, "chosen": …}
+                         "sets" and "threshold" where there are any, "chosen": …, "members" of a stack}
 
 `chosen` says which weights these are: their stage and step, the tuning metric that chose them and its value, and better
 weights that an earlier stage had, if any (`evaluation.page.weights_text`). A model works without checkpoints.
@@ -29,8 +29,10 @@ from remind_jax.data.schema import Schema, schema_from_dict, shown
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
 from remind_jax.evaluation.conformal import Sets
+from remind_jax.inference import plain
+from remind_jax.inference.stack import Member
 from remind_jax.runtime import files, records
-from remind_jax.runtime.records import COUNT, Number
+from remind_jax.runtime.records import COUNT, SHARE, Number
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 
@@ -52,6 +54,7 @@ SHAPE = {
     "threshold?": Number(float, 0, 1),
     "label_type?": ("text", "integer", "number", "boolean"),
     "chosen": finished.WEIGHTS,
+    "members?": [{"name": str, "weight": SHARE, "gate": ("gated", "always", "never"), "config": ({...: object}, None)}],
 }
 FACTS, WEIGHTS = "model.json", "model.safetensors"
 ADAPTED = "adapted"
@@ -78,6 +81,7 @@ def contents(model: Any) -> dict[str, bytes]:
         "label_type": model.label_type,
         "chosen": dict(model.chosen),
     } | ({"sets": model.sets.to_dict()} if model.sets else {})
+    facts |= {"members": [member.to_dict() for member in model.members]} if model.members else {}
     facts |= {} if model.threshold is None else {"threshold": model.threshold}
     return {WEIGHTS: weights, FACTS: (json.dumps(facts, ensure_ascii=False, allow_nan=False) + "\n").encode()}
 
@@ -116,6 +120,7 @@ def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
             "threshold": facts.get("threshold"),
             "label_type": facts.get("label_type", "text"),
             "chosen": facts["chosen"],
+            "members": tuple(_member(member) for member in facts.get("members", ())),
         }
     except UserError as error:
         raise UserError(f"{folder / FACTS}: {error}") from error
@@ -132,6 +137,14 @@ def _task(facts: Mapping[str, Any], schema: Schema, config: Any) -> Task:
     if task.name != schema.task:
         raise ValueError("its task is not that of its label")
     return task
+
+
+def _member(content: Mapping[str, Any]) -> Member:
+    """Returns a member of a stack. Raises ValueError: it is no network and no plain model of this version."""
+    config = content["config"]
+    if (config is None) != (content["name"] in plain.FORMS):
+        raise ValueError(f"member {content['name']}")
+    return Member(**{**content, "config": config and checked_config(config)})
 
 
 def _facts(content: bytes, file: pathlib.Path) -> dict[str, Any]:

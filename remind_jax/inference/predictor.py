@@ -29,7 +29,7 @@ from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.finished import REPORT
 from remind_jax.evaluation.report import Report
 from remind_jax.evaluation.samples import Samples
-from remind_jax.inference import model_files, new_rows
+from remind_jax.inference import forward, model_files, new_rows, stack
 from remind_jax.inference.present import PresentRows
 from remind_jax.models import spare_rows
 from remind_jax.models.model import Params, is_statistic
@@ -77,9 +77,10 @@ class Predictor:
       prior_power: probabilities are divided by the class prior to this power; 0 leaves them as they are.
       label_type: type of the labels that it was trained on: `text`, `integer`, `number` or `boolean`.
       chosen: origin of the weights, see `model_files`.
-      single: network that the weights belong to; of an ensemble one of its networks.
+      single: network that the weights belong to; of an ensemble one of its networks, of a stack all of it.
       rows: choice of the inputs of batches.
       forward: compiled function (params, batch, gate) -> logits [b, c], features [b, d], share of open gates [b].
+      members: of a stack; empty for one network or an ensemble.
       report: report of the held-out rows; empty while there is none.
       path: folder of the run that it was opened from.
     """
@@ -102,6 +103,7 @@ class Predictor:
     threshold: float | None = None
     label_type: str = "text"
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    members: tuple[stack.Member, ...] = ()
     report: Report = dataclasses.field(default_factory=lambda: Report({}))
     path: pathlib.Path | None = None
 
@@ -110,12 +112,15 @@ class Predictor:
         cls, *, config: Any, preprocessor: Preprocessor, groups: Groups, task: Task, **parts: Any
     ) -> "Predictor":
         """Makes a predictor with the network that its config describes; `parts` are the other fields."""
-        inputs = preprocessor.inputs
-        single = make_network(model_spec(config), inputs, len(groups), task.outputs, task.mean_logits)
         fitted = {"config": config, "preprocessor": preprocessor, "groups": groups, "task": task}
-        made = {"single": single, "rows": PresentRows(config.encode, single, inputs)}
-        forward = _compiled(config, ensemble_of(single, config.ensemble), spare_rows.count(single.shapes, len(groups)))
-        return cls(**fitted, **parts, **made, forward=forward)
+        if members := parts.get("members"):
+            single, spare = stack.network_of(members, parts["params"], preprocessor, len(groups), task), 0
+        else:
+            single = make_network(model_spec(config), preprocessor.inputs, len(groups), task.outputs, task.mean_logits)
+            spare = spare_rows.count(single.shapes, len(groups))
+        rows = PresentRows("dense" if members else config.encode, single, preprocessor.inputs)
+        call = forward.compiled(config, ensemble_of(single, config.ensemble), spare)
+        return cls(**fitted, **parts, single=single, rows=rows, forward=call)
 
     @classmethod
     def of_data(cls, config: Any, data: Dataset, params: Params, gate: str) -> "Predictor":
@@ -124,7 +129,7 @@ class Predictor:
             config=config,
             title=data.manifest.title,
             schema=data.manifest.schema,
-            task=tasks.fit(data.manifest.schema, config, data.train_labels),
+            task=tasks.fit(data.manifest.schema, config, data.labels_to_fit(config)),
             groups=data.groups,
             preprocessor=data.preprocessor,
             label_counts=data.label_counts,
@@ -430,20 +435,3 @@ class Predictor:
                 "warning": told,
             }
         )
-
-
-def _compiled(config: Any, network: Network, spare: int) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    def forward(params: Params, batch: pipeline.Batch, gate: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        output = network.apply(params, batch, gate=gate)
-        return output.logits.astype("float32"), output.features, output.open_rate
-
-    one, each, axis = jax.jit(forward), jax.jit(forward, static_argnums=2), int(config.ensemble > 1)
-
-    def call(params: Params, batch: pipeline.Batch, gate: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-        # A run judges weights before and after its group routers act, by one program.
-        switched = config.fusion.group_routers and gate != "always"
-        if not any(isinstance(x, jax.core.Tracer) for x in params.values()):
-            params = spare_rows.add(params, spare, axis, unseen=True)
-        return one(params, batch, np.bool_(gate == "gated")) if switched else each(params, batch, gate)
-
-    return call

@@ -3,335 +3,31 @@
     remind train --config=nhanes:method=logistic_regression
 
 Same splits, same preprocessing, same selection rule (`train.select` on the tuning rows), same report as a run of
-remind_jax.main. What a model sees of a sample: the presence of every modality, and what `plain` of its fitted kind
-gives: tabular features as encoded (logistic regression: means for what is missing; boosting: NaN); texts and codes as
-bags of tokens; embeddings averaged over their tokens; images and volumes shrunk to a few blocks. Everything is fitted
-on the train rows.
+remind_jax.main; `training.plain_models` says what a model sees of a sample. Everything is fitted on the train rows.
 """
 
-import functools
-import itertools
 import pathlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 import numpy as np
-import polars as pl
 
 from remind_jax import tasks
 from remind_jax.config import keys, validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data import memory
 from remind_jax.data.dataset import Dataset
-from remind_jax.errors import UserError, needs
+from remind_jax.errors import UserError
 from remind_jax.evaluation import report as reports
 from remind_jax.runtime import progress
 from remind_jax.tasks.task import Task
 from remind_jax.training import run_folder
+from remind_jax.training.plain_models import MODELS, TASKS_OF, PlainModel, features, score_of
 from remind_jax.training.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
-DEPTHS = (1, 2, 4)  # of the trees
-TREES = 200  # at most
-LEARNING_RATE = 0.1
-RIDGES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # alpha of the ridge regression
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the Cox model, on the mean likelihood
-MANY_ROWS = 20_000  # train rows from which on threads save boosting more time than they cost
-TOKENS = 256  # tokens of a text or code modality that boosting sees, the most frequent in training
-_BLOCK = 1024  # rows read at a time
 # The keys that decide a plain model; the others are the network's.
 _SECTIONS = ("data", "groups", "eval")
-
-
-class Features(NamedTuple):
-    """What plain models see of the rows of a split.
-
-    Attributes:
-      dense: numbers, float32 [n, p]; NaN where a number or its modality is missing.
-      bags: counts of the tokens of each text or code modality, sparse [n, v] each.
-      present: bool [n, m].
-      labels: as `Manifest.labels_of_batches` has them, [n, ...].
-    """
-
-    dense: np.ndarray
-    bags: tuple["csr_matrix", ...]
-    present: np.ndarray
-    labels: np.ndarray
-
-
-class PlainModel(NamedTuple):
-    """A fitted model: predictions of features [n, p], number of fitted scalars, and what was chosen."""
-
-    predict: Callable[[Features], np.ndarray]
-    parameters: int
-    chosen: dict[str, Any]
-
-
-Score = Callable[[np.ndarray], float]
-
-
-def features(data: Dataset, split: str) -> Features:
-    """Reads a split's encoded rows and turns them into numbers and bags."""
-    from scipy import sparse
-
-    store = data.stores[split]
-    blocks = [np.arange(i, min(i + _BLOCK, len(store))) for i in range(0, len(store), _BLOCK)] or [np.arange(0)]
-    dense, bags, present, labels = [], [], [], []
-    for rows in blocks:
-        batch = store.take(rows)
-        seen = [fitted.plain(batch[name]) for name, fitted in data.preprocessor.fitted.items()]
-        dense.append(_dense(seen, batch["present"]))
-        bags.append([values for values in seen if sparse.issparse(values)])
-        present.append(batch["present"])
-        labels.append(batch["label"])
-    return Features(
-        np.concatenate(dense),
-        tuple(sparse.vstack(parts, format="csr") for parts in zip(*bags, strict=True)),
-        np.concatenate(present).astype(bool),
-        np.concatenate(labels),
-    )
-
-
-def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
-    """Joins the numbers among what is seen of each modality, NaN where it is missing, float32 [n, p]."""
-    from scipy import sparse
-
-    columns = [np.zeros((len(present), 0), np.float32)]
-    for j, values in enumerate(seen):
-        if not sparse.issparse(values):
-            columns.append(np.where(present[:, j : j + 1], values, np.nan).astype(np.float32))
-    return np.concatenate(columns, axis=1)
-
-
-def _linear_design(train: Features) -> Callable[[Features], "csr_matrix"]:
-    """Makes what linear models see: numbers standardised, presence, bags as TF-IDF, zeros where missing, [n, p]."""
-    from scipy import sparse
-    from sklearn.feature_extraction.text import TfidfTransformer
-
-    mean, std = _moments(train.dense)
-    weights = [TfidfTransformer(sublinear_tf=True).fit(bag) for bag in train.bags]
-
-    def design(rows: Features) -> "csr_matrix":
-        scaled = np.nan_to_num((rows.dense - mean) / std)
-        blocks = [weight.transform(bag) for weight, bag in zip(weights, rows.bags, strict=True)]
-        return sparse.hstack([sparse.csr_matrix(scaled), sparse.csr_matrix(rows.present), *blocks], format="csr")
-
-    return design
-
-
-def _most_frequent(train: Features) -> Callable[[Features], list[np.ndarray]]:
-    """Makes counts of the tokens of each bag that are the most frequent in training, [n, at most `TOKENS`] each."""
-    kept = [np.argsort(-np.asarray((bag > 0).sum(axis=0)).ravel(), kind="stable")[:TOKENS] for bag in train.bags]
-    return lambda rows: [bag[:, columns].toarray() for bag, columns in zip(rows.bags, kept, strict=True)]
-
-
-def _strongest(strengths: Sequence[float], fit: Callable[[float], Any], score: Callable[[Any], float]) -> tuple:
-    """Fits a model at each strength; returns strength and model of the highest score, of equal ones the first."""
-    candidates = [(strength, fit(strength)) for strength in strengths]
-    return max(candidates, key=lambda found: score(found[1]))
-
-
-def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
-    """Fits L2 logistic regression, of several labels one each, on `_linear_design`; C by the tuning rows."""
-    from sklearn.linear_model import LogisticRegression
-
-    del seed  # the fit is deterministic
-    design = _linear_design(train)
-    x, tuning_x = design(train), design(tuning)
-    fit = lambda c: _Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), x, train.labels, task)  # noqa: E731
-    c, found = _strongest(STRENGTHS, fit, lambda found: score(found.predict(tuning_x)))
-    parameters = sum(model.coef_.size + model.intercept_.size for model in found.models)
-    return PlainModel(lambda rows: found.predict(design(rows)), parameters, {"C": c})
-
-
-def fit_ridge(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
-    """Fits ridge regression of standardised values on `_linear_design`; its strength by the tuning rows."""
-    from sklearn.linear_model import Ridge
-
-    del seed
-    design = _linear_design(train)
-    x, tuning_x, y = design(train), design(tuning), task.standard(train.labels.astype(np.float64))
-    predict = lambda model, rows: task.predictions(model.predict(rows)[:, None])  # noqa: E731
-    fit = lambda strength: Ridge(strength).fit(x, y)  # noqa: E731
-    strength, model = _strongest(RIDGES, fit, lambda model: score(predict(model, tuning_x)))
-    return PlainModel(lambda rows: predict(model, design(rows)), model.coef_.size + 1, {"alpha": strength})
-
-
-def fit_cox(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
-    """Fits a proportional hazards model by lifelines, with an L2 penalty chosen by the tuning rows.
-
-    It sees numbers standardised, presence, and the logarithms of counts of the most frequent tokens; columns that do
-    not vary in training are left out. Raises UserError: lifelines is not installed, or no fit converges.
-    """
-    try:
-        import lifelines
-    except ImportError:
-        raise UserError(f"method=cox: {needs('lifelines', 'survival')}") from None
-    del seed
-    (mean, std), counts = _moments(train.dense), _most_frequent(train)
-
-    def table(rows: Features) -> np.ndarray:
-        numbers = np.nan_to_num((rows.dense - mean) / std)
-        return np.concatenate([numbers, rows.present, *map(np.log1p, counts(rows))], axis=1).astype(np.float64)
-
-    x = table(train)
-    varies = x.std(axis=0) > 1e-6
-    names = [f"x{j}" for j in np.flatnonzero(varies)]
-    frame = pl.DataFrame(x[:, varies], schema=names).to_pandas()
-    frame = frame.assign(time=train.labels[:, 0], event=train.labels[:, 1])
-
-    def fit(penalty: float) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return lifelines.CoxPHFitter(penalizer=penalty).fit(frame, "time", "event")
-            except lifelines.exceptions.ConvergenceError:
-                return None
-
-    def predict(model: Any, rows: Features) -> np.ndarray:
-        found = model.predict_survival_function(
-            pl.DataFrame(table(rows)[:, varies], schema=names).to_pandas(), times=task.ends
-        )
-        return np.clip(found.to_numpy().T, 0.0, 1.0)
-
-    candidates = [(penalty, model) for penalty in PENALTIES if (model := fit(penalty)) is not None]
-    if not candidates:
-        raise UserError("no Cox model converges on the train rows: take method=gradient_boosting")
-    penalty, model = max(candidates, key=lambda found: score(predict(found[1], tuning)))
-    return PlainModel(lambda rows: predict(model, rows), len(model.params_), {"penalty": penalty})
-
-
-def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
-    """Fits histogram gradient boosting: NaN where missing, depth and number of trees by the tuning rows."""
-    import threadpoolctl
-    from sklearn import ensemble
-
-    counts = _most_frequent(train)
-
-    def design(rows: Features) -> np.ndarray:
-        return np.concatenate([rows.dense, rows.present.astype(np.float32), *counts(rows)], axis=1)
-
-    x, tuning_x = design(train), design(tuning)
-    best: tuple[float, int, int, Any] | None = None
-    threads = None if len(x) >= MANY_ROWS else 1
-    for depth in DEPTHS:
-        options = {"max_depth": depth, "max_iter": TREES, "learning_rate": LEARNING_RATE}
-
-        def make(kind: str, options: dict[str, Any] = options) -> Any:
-            model = getattr(ensemble, f"HistGradientBoosting{kind}")
-            return model(**options, early_stopping=False, random_state=seed)
-
-        with threadpoolctl.threadpool_limits(threads):
-            found = BOOSTED[task.name](make, x, train.labels, task)
-        for trees, predictions in enumerate(found.staged(tuning_x), start=1):
-            value = score(predictions)
-            if best is None or value > best[0]:
-                best = value, depth, trees, found
-    assert best is not None
-    _, depth, trees, found = best
-    stages = [stage for model in found.models for stage in itertools.islice(model._predictors, trees)]
-    parameters = sum(tree.get_n_leaf_nodes() for stage in stages for tree in stage)
-
-    def predict(rows: Features) -> np.ndarray:
-        return next(itertools.islice(found.staged(design(rows)), trees - 1, None))
-
-    return PlainModel(predict, parameters, {"depth": depth, "trees": trees})
-
-
-class _Classifiers:
-    """Classifiers of one label of several classes, or of each of several labels on the rows in which it is known."""
-
-    def __init__(self, make: Callable[[], Any], x: Any, labels: np.ndarray, task: Task):
-        self._one, self._count = labels.ndim == 1, len(task.names)
-        columns = [labels] if self._one else labels.T
-        self.models = [make().fit(x[known], y[known]) for y in columns for known in [np.flatnonzero(y >= 0)]]
-
-    def predict(self, x: Any) -> np.ndarray:
-        return self._joined([model.predict_proba(x) for model in self.models])
-
-    def staged(self, x: Any) -> Iterator[np.ndarray]:
-        return map(self._joined, zip(*(model.staged_predict_proba(x) for model in self.models), strict=True))
-
-    def _joined(self, found: Sequence[np.ndarray]) -> np.ndarray:
-        if self._one:
-            return _all_classes(found[0], self.models[0].classes_, self._count)
-        return np.stack([chances[:, 1] for chances in found], axis=1)
-
-
-class _Value:
-    """A regressor of standardised values."""
-
-    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
-        self._task, self.models = task, [make("Regressor").fit(x, task.standard(labels.astype(np.float64)))]
-
-    def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
-        return (self._task.predictions(found[:, None]) for found in self.models[0].staged_predict(x))
-
-
-class _Hazards:
-    """A classifier of the hazard in each step, of a row a sample and step that it has come to."""
-
-    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
-        self._steps = task.outputs
-        step, event = task.steps(labels)
-        owner = np.repeat(np.arange(len(x)), np.minimum(step + 1, self._steps))
-        at = np.concatenate([np.arange(min(last + 1, self._steps)) for last in step])
-        self.models = [make("Classifier").fit(self._rows(x[owner], at), event[owner] & (at == step[owner]))]
-
-    def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
-        rows = self._rows(np.repeat(x, self._steps, axis=0), np.tile(np.arange(self._steps), len(x)))
-        for found in self.models[0].staged_predict_proba(rows):
-            yield np.cumprod(1 - found[:, 1].reshape(len(x), self._steps), axis=1)
-
-    def _rows(self, x: np.ndarray, step: np.ndarray) -> np.ndarray:
-        return np.concatenate([x, step[:, None].astype(x.dtype)], axis=1)
-
-
-def _boosted_classifiers(make: Callable[[str], Any], *rest: Any) -> _Classifiers:
-    return _Classifiers(functools.partial(make, "Classifier"), *rest)
-
-
-BOOSTED: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("classes", "ordinal", "multilabel"), _boosted_classifiers),
-    "regression": _Value,
-    "survival": _Hazards,
-}
-"""How boosting learns each task: (make, inputs, labels, task) -> `models`, and `staged` predictions by trees."""
-TASKS_OF = {
-    "logistic_regression": ("classes", "ordinal", "multilabel"),
-    "ridge": ("regression",),
-    "cox": ("survival",),
-    "gradient_boosting": tuple(BOOSTED),
-}
-"""The tasks of each model."""
-MODELS: dict[str, Callable[[Features, Any, int, Score, Features], PlainModel]] = {
-    "logistic_regression": fit_logistic_regression,
-    "gradient_boosting": fit_gradient_boosting,
-    "ridge": fit_ridge,
-    "cox": fit_cox,
-}
-
-
-def _moments(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Computes mean and deviation of each column over what is there, [p] each; 0 and 1 where that says nothing."""
-    there = ~np.isnan(dense)
-    count = np.maximum(there.sum(axis=0), 1)
-    mean = np.where(there, dense, 0.0).sum(axis=0, dtype=np.float64) / count
-    variance = (np.where(there, dense - mean, 0.0) ** 2).sum(axis=0) / count
-    std = np.sqrt(variance)
-    return mean, np.where(std > 1e-6, std, 1.0)
-
-
-def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
-    """Gives probabilities a column for every class, 0 for those that training has not seen, [n, c]."""
-    probabilities = np.zeros((len(found), classes))
-    probabilities[:, seen] = found
-    return probabilities
 
 
 def plain_config(config: Any) -> dict[str, Any]:
@@ -398,23 +94,8 @@ def _fit(config: Any, data: Dataset) -> tuple[PlainModel, Task]:
     plain = ml_collections.ConfigDict(config.to_dict())
     plain.task.predicts = "mean"  # a model of a value has no bounds
     task = tasks.fit(data.manifest.schema, plain, data.train_labels)
-    fitted = MODELS[model](train, task, config.seed, _score(config.train.select, task, tuning.labels), tuning)
+    fitted = MODELS[model](train, task, config.seed, score_of(config.train.select, task, tuning.labels), tuning)
     return fitted, task.tuned(tuning.labels, fitted.predict(tuning))
-
-
-def _score(select: str, task: Task, labels: np.ndarray) -> Score:
-    """Makes what a choice by the tuning rows goes by, greater being better; `last` goes by the loss."""
-    name = "loss" if select == "last" else select
-
-    def score(predictions: np.ndarray) -> float:
-        if name == "loss":  # the others may take long, and boosting asks for every tree
-            return -float(np.mean(task.losses(labels, predictions)))
-        value = task.tuning(labels, predictions)[name]
-        if value is None:
-            raise UserError(f"{name} cannot be computed on the tuning rows: choose another train.select")
-        return value if task.select[name] else -value
-
-    return score
 
 
 def _report(

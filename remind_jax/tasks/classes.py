@@ -12,7 +12,7 @@ from remind_jax.data.schema import Schema
 from remind_jax.evaluation import conformal, intervals, metrics
 from remind_jax.evaluation.judge import Judge, Weighed, figures_of_classes, of_classes, weighed_of_classes
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, AnswerSets, Task, entropy_of
+from remind_jax.tasks.task import LOWEST, AnswerSets, Task, entropy_of, log_of
 
 PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
 """Powers of the class prior that `choose_prior_power` tries."""
@@ -134,6 +134,9 @@ class Classes(Task):
         if self.temperature == 1.0:
             return probabilities_of(logits, 0.0, scale)
         return probabilities_of(logits / self.temperature, 0.0, scale ** (1 / self.temperature))
+
+    def logits(self, predictions: jax.Array) -> jax.Array:
+        return log_of(predictions)
 
     def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
         return dataclasses.replace(self, temperature=self.temperature * best_temperature(labels, predictions))

@@ -15,7 +15,7 @@ from remind_jax.data.schema import Schema
 from remind_jax.evaluation import multilabel
 from remind_jax.evaluation.judge import Weighed
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Task, entropy_of, softplus
+from remind_jax.tasks.task import LOWEST, Task, entropy_of, log_of, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,9 @@ class Multilabel(Task):
     def predictions(self, logits: Any, scale: Any = None) -> Any:
         del scale
         return logits.__array_namespace__().exp(-softplus(-logits))
+
+    def logits(self, predictions: jax.Array) -> jax.Array:
+        return log_of(predictions) - log_of(1 - predictions)
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return (predictions >= np.array(self.thresholds)).astype(np.int64)

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.evaluation import ordinal
 from remind_jax.evaluation.judge import Judge, Weighed, of_classes
 from remind_jax.ops import losses
 from remind_jax.tasks.classes import Classes
-from remind_jax.tasks.task import Task, softplus
+from remind_jax.tasks.task import Task, log_of, softplus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Ordinal(Classes):
         passed = xp.cumsum(-softplus(logits), axis=-1)
         before = xp.concat([xp.zeros_like(passed[:, :1]), passed[:, :-1]], axis=-1)
         return xp.concat([xp.exp(before - softplus(-logits)), xp.exp(passed[:, -1:])], axis=-1)
+
+    def logits(self, predictions: jax.Array) -> jax.Array:
+        later = jnp.cumsum(predictions[:, :0:-1], axis=1)[:, ::-1]  # chances of all classes after each
+        return log_of(predictions[:, :-1]) - log_of(later)
 
     def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
         of_classes, answers = super().weighed(labels, predictions), predictions.argmax(1)

@@ -98,6 +98,9 @@ class Regression(Task):
             found = middle
         return _inverse(xp.clip(found, -_FARTHEST, _FARTHEST) * self.scale + self.mean, self.transform)
 
+    def logits(self, predictions: jax.Array) -> jax.Array:
+        return self.standard(predictions)
+
     def scores(self, logits: jax.Array) -> jax.Array:
         return logits[:, :1].astype(jnp.float32)  # in standard deviations, whatever the unit
 

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import survival
 from remind_jax.evaluation.judge import Figures, Weighed
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, Task, entropy_of, softplus
+from remind_jax.tasks.task import LOWEST, Task, entropy_of, log_of, softplus
 
 _LEAST = 1e-4  # of a hazard that a network begins with
 
@@ -82,6 +83,10 @@ class Survival(Task):
         del scale
         xp = logits.__array_namespace__()
         return xp.exp(xp.cumsum(-softplus(self._started(logits)), axis=-1))
+
+    def logits(self, predictions: jax.Array) -> jax.Array:
+        before = jnp.concatenate([jnp.ones_like(predictions[:, :1]), predictions[:, :-1]], axis=1)
+        return self._started(log_of(before - predictions) - log_of(predictions), -1)
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return self.curves(predictions).risk()

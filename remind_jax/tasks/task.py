@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.data.schema import Schema
@@ -91,6 +92,10 @@ class Task:
 
         `scale` [c] divides probabilities of classes before they are made to sum to one.
         """
+        raise NotImplementedError
+
+    def logits(self, predictions: jax.Array) -> jax.Array:
+        """Inverts `predictions`, where they have no bounds, [b, p] -> [b, o] in float32."""
         raise NotImplementedError
 
     def scores(self, logits: jax.Array) -> jax.Array:
@@ -199,6 +204,11 @@ def entropy_of(chances: np.ndarray) -> np.ndarray:
     """Returns the entropy in nats, [k, c] -> [k]."""
     chances = np.asarray(chances, np.float64)
     return -np.sum(chances * np.log(np.maximum(chances, 1e-300)), axis=1)
+
+
+def log_of(chances: jax.Array) -> jax.Array:
+    """Returns logarithms of chances, finite ones of 0."""
+    return jnp.log(jnp.maximum(chances, LOWEST))
 
 
 def softplus(x: Any) -> Any:

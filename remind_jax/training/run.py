@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from remind_jax import tasks
 from remind_jax.config import validate
@@ -22,7 +23,8 @@ from remind_jax.evaluation import binary, page
 from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.conformal import Sets
 from remind_jax.inference import gate, model_files, model_folder
-from remind_jax.inference.predictor import Predictor
+from remind_jax.inference.predictor import Predicted, Predictor
+from remind_jax.methods import STACK
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import Params
@@ -30,7 +32,7 @@ from remind_jax.models.network import Network, check_fusion, initial_params
 from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.tasks.classes import choose_prior_power
-from remind_jax.training import frozen_features, run_folder
+from remind_jax.training import frozen_features, run_folder, stack
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import ROOMY, make_objective
 from remind_jax.training.recorder import Cursor
@@ -39,6 +41,8 @@ from remind_jax.training.stages import Stage, plan_stages
 from remind_jax.training.transforms import make_transforms
 
 RANDOM = "W109"
+Tuning = Callable[[Predictor], Predicted]
+"""Predictions of tuning rows by a model."""
 
 
 class Fit(NamedTuple):
@@ -124,7 +128,7 @@ def _run(
     folder: RunFolder,
     verbose: bool,
     signals: Signals,
-    manifest: Manifest | None = None,
+    manifest: Manifest | datasets.FittedData | None = None,
     breakable: bool = False,
     on_changed: str = "refuse",
 ) -> Fit | None:
@@ -135,7 +139,8 @@ def _run(
     devices.choose_devices(config.devices, config.train.batch_size)  # refuses before the data are prepared
     with progress.make(0, "preparing", verbose) as bar:
         bar.say(f"Preparing data ({config.data.source})")
-        fitted = datasets.fit(config, manifest)
+        is_fitted = isinstance(manifest, datasets.FittedData)
+        fitted = manifest if is_fitted else datasets.fit(config, manifest)
         if processes.run_on_first(lambda: folder.admit(fitted, stamp, on_changed, bar.say)):
             return None
         data = datasets.prepare(fitted, config.data, bar)
@@ -145,6 +150,8 @@ def _run(
         for finding in random:
             bar.say(finding.message)
     data = dataclasses.replace(data, findings=[*data.findings, *random])
+    if config.method == STACK:
+        return _stacked(config, data, folder, verbose, signals, stamp)
     trainer = make_trainer(config, data, folder, signals)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
@@ -155,6 +162,32 @@ def _run(
         at, whole = _trained(trainer, bar, breakable)
     with progress.make(0, "evaluating", verbose) as bar:
         return Fit(_reported(trainer, data, at, bar, writes=whole), data)
+
+
+def _stacked(
+    config: Any, data: datasets.Dataset, folder: RunFolder, verbose: bool, signals: Signals, stamp: str
+) -> Fit:
+    """Trains the members of a stack, each as a run of its own below the folder, and weighs them.
+
+    Raises UserError: there are several processes, or a candidate cannot be used.
+    """
+    if jax.process_count() > 1:
+        raise UserError("method=remind_stack trains in one process: start one")
+    folder.remember(data, stack.STAGE, stamp)
+
+    def train(own: Any, fitted: datasets.FittedData, path: pathlib.Path | None) -> Predictor:
+        with _opened(own, path) as opened:
+            found = _run(own, opened, False, signals, fitted)
+            return model_folder.open_model(path) if found is None else found.model
+
+    members = None if folder.path is None else folder.path / stack.MEMBERS
+    with progress.make(0, "stacking", verbose) as bar:
+        found = stack.build(config, data, members, train, bar)
+        bar.say(found.told)
+    tuning = lambda model: Predicted(model.probabilities(found.logits, found.groups), found.labels, 0.0)  # noqa: E731
+    with progress.make(0, "evaluating", verbose) as bar:
+        model = _finished(found.model, data, folder, bar, tuning, stack=found.facts)
+        return Fit(model, data)
 
 
 def _trained(trainer: Trainer, bar: progress.Silent, breakable: bool) -> tuple[Position, bool]:
@@ -272,24 +305,53 @@ def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progr
     """
     config, folder = trainer.config, trainer.folder
     chosen = _chosen(at.cursor, config.train.select)
-    bar.say(page.weights_text(chosen))
-    model, facts = _adjusted(dataclasses.replace(trainer.model, params=at.best, chosen=chosen), data)
-    model = _decided(model, data)
-    split = next((name for name in ("held_out", "tuning") if len(data.stores[name])), None)
-    if split is None:
+    model, store = dataclasses.replace(trainer.model, params=at.best, chosen=chosen), data.stores["tuning"]
+    tuning = (lambda model: model.predict_store(store)) if len(store) else None
+    gates = functools.partial(_gate_summary, trainer, at)
+    return _finished(model, data, folder, bar, tuning, writes=writes, gates=gates)
+
+
+def _finished(
+    model: Predictor,
+    data: datasets.Dataset,
+    folder: RunFolder,
+    bar: progress.Silent,
+    tuning: Tuning | None,
+    writes: bool = True,
+    gates: Callable[[float], dict[str, Any]] = lambda open_rate: {},
+    **more: Any,
+) -> Predictor:
+    """Adds to a trained model what tuning rows decide and its report, see `_reported`.
+
+    `tuning` predicts the tuning rows, None where there are none; `gates` tells a report of open gates; `more` are
+    further entries of it.
+    """
+    bar.say(page.weights_text(model.chosen))
+    model, facts = _adjusted(model, tuning)
+    model = _decided(model, data, tuning)
+    predicted = model.predict_store(data.stores["held_out"]) if len(data.stores["held_out"]) else None
+    split = "tuning" if predicted is None else "held_out"
+    if predicted is None and tuning is None:
         return model
-    predicted = model.predict_store(data.stores[split])
+    predicted = tuning(model) if predicted is None else predicted
     if not folder.writes:
         return model
-    facts |= {"weights": chosen} | _gate_summary(trainer, at, predicted.open_rate)
+    facts |= {"weights": dict(model.chosen)} | gates(predicted.open_rate) | more
     options = {"parameters": model.parameters, "count": bar.count, "split": split, "judge": model.task.judge}
-    report, table = reports.report_of(config.to_dict(), data, predicted.probabilities, **options, **facts)
+    if split == "tuning":
+        options["rows"] = _tuning_rows(model.config, data)
+    report, table = reports.report_of(model.config.to_dict(), data, predicted.probabilities, **options, **facts)
     report |= model.judged(table, decided=split == "tuning")
     model = dataclasses.replace(model, report=reports.Report(report, folder.history()), path=folder.path)
     if folder.path is not None and writes:
         model_files.write(model, folder.path / model_folder.FOLDER)
         folder.finish(report, table)
     return model
+
+
+def _tuning_rows(config: Any, data: datasets.Dataset) -> np.ndarray:
+    """Returns the manifest rows that decide: tuning rows, of a stack all rows of its folds, int64."""
+    return data.rows("train" if config.method == STACK else "tuning")
 
 
 def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
@@ -308,34 +370,37 @@ def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
     return found | {"selected_by": select, "earlier": earlier, "passed_over": passed_over}
 
 
-def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict[str, Any]]:
+def _adjusted(model: Predictor, tuning: Tuning | None) -> tuple[Predictor, dict[str, Any]]:
     """Sets what the tuning rows choose, thresholds or the power of the class prior.
 
     Returns the model and what the report says.
     """
-    if model.task.tunes and len(data.stores["tuning"]):
-        predicted = model.predict_store(data.stores["tuning"])
+    if tuning is None:
+        return model, {}
+    if model.task.tunes:
+        predicted = tuning(model)
         task = model.task.tuned(predicted.labels, predicted.probabilities)
         return dataclasses.replace(model, task=task), {"chosen_on_tuning": task.told}
     figure, facts = model.config.eval.adjust_prior, {}
     if figure != "none":
-        predicted = model.predict_store(data.stores["tuning"])
+        predicted = tuning(model)
         power = choose_prior_power(predicted.labels, predicted.probabilities, model.class_fractions, figure)
         model = dataclasses.replace(model, prior_power=power)
         facts = {"prior_adjustment": {"figure": figure, "power": power}}
-    if model.config.eval.recalibrate != "none" and len(data.stores["tuning"]):
-        predicted = model.predict_store(data.stores["tuning"])
+    if model.config.eval.recalibrate != "none":
+        predicted = tuning(model)
         model = dataclasses.replace(model, task=model.task.tuned(predicted.labels, predicted.probabilities))
         facts |= {"chosen_on_tuning": model.task.told}
     return model, facts
 
 
-def _decided(model: Predictor, data: datasets.Dataset) -> Predictor:
+def _decided(model: Predictor, data: datasets.Dataset, tuning: Tuning | None) -> Predictor:
     """Adds what tuning rows decide: sets of answers that hold the truth, and the threshold of an outcome."""
-    if not len(data.stores["tuning"]):
+    if tuning is None:
         return model
-    predicted, task, level = model.predict_store(data.stores["tuning"]), model.task, model.config.eval.coverage
-    names = [group_name(mask, data.groups.modalities) for mask in data.manifest.presence[data.rows("tuning")]]
+    predicted, task, level = tuning(model), model.task, model.config.eval.coverage
+    rows = _tuning_rows(model.config, data)
+    names = [group_name(mask, data.groups.modalities) for mask in data.manifest.presence[rows]]
     misses = task.misses(predicted.labels, predicted.probabilities) if level else None
     sets = None if misses is None else Sets.fit(misses, names, level)
     threshold = binary.youden(predicted.labels, predicted.probabilities[:, 1]) if model.is_binary else None

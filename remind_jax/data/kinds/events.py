@@ -55,15 +55,14 @@ class FittedEvents(FittedKind):
 
     def plain(self, values: np.ndarray) -> np.ndarray:
         """Returns the last value of each of the most frequent codes, NaN where there is none, and how often it is."""
-        codes = range(EVENT_IDS, EVENT_IDS + min(_PLAIN, len(self.codes)))
-        ids, numbers = values[..., 0], values.view(np.float32)[..., 1]
-        last = np.full((len(values), len(codes)), np.nan, np.float32)
-        for j, code in enumerate(codes):
-            there = (ids == code) & ~np.isnan(numbers)
-            place = there.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
-            last[:, j] = np.where(there.any(axis=1), numbers[np.arange(len(values)), place], np.nan)
-        counts = np.stack([(ids == code).sum(axis=1) for code in codes] or [np.zeros(len(values))], axis=1)
-        return np.concatenate([last, counts.astype(np.float32)], axis=1)
+        xp, codes = values.__array_namespace__(), np.arange(min(_PLAIN, len(self.codes)), dtype=np.int32) + EVENT_IDS
+        is_code, numbers = values[..., :1] == xp.asarray(codes), values.view(np.float32)[..., 1]
+        there = is_code & ~xp.isnan(numbers)[..., None]
+        place = there.shape[1] - 1 - xp.argmax(there[:, ::-1], axis=1)
+        last = xp.take_along_axis(numbers, place, axis=1)
+        missing = xp.asarray(np.float32(np.nan))
+        counts = xp.sum(is_code, axis=1).astype(np.float32)
+        return xp.concat([xp.where(xp.any(there, axis=1), last, missing), counts], axis=1)
 
     def example(self, modality: Modality) -> dict[str, Any]:
         known = list(zip(self.codes, self.mean, strict=True))[:3] or [("?", None)]

@@ -91,7 +91,8 @@ class FittedKind(abc.ABC):
     def plain(self, values: np.ndarray) -> Any:
         """Returns what logistic regression and boosting see of encoded rows, zeros in rows that lack the modality.
 
-        These are numbers, float [n, p], NaN where one is missing; or counts of ids, a sparse matrix [n, v].
+        These are numbers, float [n, p], NaN where one is missing; or counts of ids, a sparse matrix [n, v]. Of a JAX
+        array they are one, too.
         """
 
     def example(self, modality: Modality) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -160,13 +161,11 @@ IMAGE, VOLUME = Image(), Volume()
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
     """Averages blocks of 8-bit pixels, [n, (frames,) height, width, channels] -> [n, p] in 0 to 1."""
-    values = pixels.astype(np.float32) / 255.0
+    xp, values = pixels.__array_namespace__(), pixels.astype(np.float32) / np.float32(255.0)
     limits = (FRAMES, BLOCKS, BLOCKS)[5 - values.ndim :]  # an image has no frames
     for axis, most in enumerate(limits, start=1):
         length = values.shape[axis]
         if length > most:
-            starts = np.arange(most) * length // most
-            sizes = np.diff([*starts, length]).astype(np.float32)
-            sums = np.add.reduceat(values, starts, axis=axis)
-            values = sums / sizes.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-    return values.reshape(len(values), -1)
+            starts = (np.arange(1, most) * length // most).tolist()
+            values = xp.stack([xp.mean(part, axis=axis) for part in xp.split(values, starts, axis=axis)], axis=axis)
+    return values.reshape(values.shape[0], math.prod(values.shape[1:]))

@@ -47,10 +47,11 @@ class FittedSeries(FittedKind):
 
     def plain(self, values: np.ndarray) -> np.ndarray:
         """Returns the mean of each channel over all stretches that have some, NaN without, and how many these are."""
-        means, shares = np.split(values.reshape(len(values), self.steps, -1), 2, axis=2)
-        counts = (shares > 0).sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            return np.concatenate([means.sum(axis=1) / np.where(counts, counts, np.nan), counts], axis=1)
+        xp, width = values.__array_namespace__(), len(self.mean)
+        found = values.reshape(values.shape[0], self.steps, 2 * width)
+        counts = xp.sum(found[..., width:] > 0, axis=1).astype(np.float32)
+        means = xp.sum(found[..., :width], axis=1) / xp.maximum(counts, np.float32(1))
+        return xp.concat([xp.where(counts > 0, means, xp.asarray(np.float32(np.nan))), counts], axis=1)
 
     def example(self, modality: Modality) -> dict[str, Any]:
         return {modality.columns[0]: {"ramp": [self.steps, len(self.mean)], "dtype": "float32"}}

@@ -121,10 +121,11 @@ class FittedTable(FittedKind):
 
     def plain(self, values: np.ndarray) -> np.ndarray:
         """Returns the features with NaN for empty cells instead of what was filled in; the indicators stay."""
-        values, start = values.copy(), len(self.columns)
+        xp, told = values.__array_namespace__(), np.full(len(self.features), -1)  # the indicator of each feature
         for place, column in enumerate(self.numeric_holes):
-            values[np.ix_(values[:, start + place] > 0, self.features_of(column))] = np.nan
-        return values
+            told[self.features_of(column)] = len(self.columns) + place
+        empty = (values[:, told] > 0) & xp.asarray(told >= 0)
+        return xp.where(empty, xp.asarray(values.dtype.type(np.nan)), values)
 
     def adopt(self, modality: Modality, where: str) -> Modality:
         here, there = (modality.columns, modality.categorical), (self.columns, self.categorical)

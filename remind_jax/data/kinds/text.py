@@ -144,10 +144,14 @@ def check_lengths(options: FitOptions) -> None:
 
 
 def bag(ids: np.ndarray, vocabulary: int) -> Any:
-    """Counts ids in each row, [n, t] -> sparse float32 [n, vocabulary]; padding and end do not count."""
+    """Counts ids in each row, [n, t] -> float32 [n, vocabulary], sparse but of JAX; padding and end do not count."""
     from scipy import sparse
 
-    rows, places = np.nonzero((ids != PAD) & (ids != EOS))
+    counted = (ids != PAD) & (ids != EOS)
+    if not isinstance(ids, np.ndarray):
+        xp, rows = ids.__array_namespace__(), ids.shape[0]
+        return xp.zeros((rows, vocabulary)).at[xp.arange(rows)[:, None], ids].add(counted.astype(np.float32))
+    rows, places = np.nonzero(counted)
     counts = np.ones(len(rows), np.float32), (rows, ids[rows, places])
     return sparse.coo_matrix(counts, shape=(len(ids), vocabulary)).tocsr()
 
