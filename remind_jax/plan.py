@@ -12,7 +12,8 @@ samples where encoders run on those that have their modality (encode).
 from typing import Any
 
 from remind_jax import cli
-from remind_jax.training.cost import GIB, Plan, make_plan
+from remind_jax.methods import STACK, in_stack
+from remind_jax.training.cost import GIB, Plan, StackPlan, make_plan, plan_stack
 
 # Table 17 of the paper, measured on EMBED: parameters in millions, GFLOP per sample.
 PAPER = {"embed": {"soft_moe": (958.0, 146.7), "remind": (960.0, 146.9)}}
@@ -53,12 +54,26 @@ def describe(config: Any, plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def describe_stack(config: Any, plan: StackPlan) -> str:
+    """The plan of a stack as text, next to one run of `remind`."""
+    folds, one = config.data.folds, max(plan.one.train_flops, 1)
+    lines = [f"{folds} folds, before any stage ends early; times: operations of one run of remind\n"]
+    lines.append(f"{'candidate':<24} {'networks':>8} {'parameters':>12} {'TFLOP':>10} {'times':>6}")
+    for name, each in plan.networks.items():
+        networks, work = folds * in_stack(config, name, -1).ensemble, folds * each.train_flops
+        parameters = folds * each.parameters.total()
+        lines.append(f"{name:<24} {networks:>8} {parameters:>12,} {work / 1e12:>10.3f} {work / one:>6.1f}")
+    work = folds * sum(each.train_flops for each in plan.networks.values())
+    lines.append(f"{'all':<24} {'':>8} {'':>12} {work / 1e12:>10.3f} {work / one:>6.1f}")
+    return "\n".join([*lines, f"and {folds} fits of each of: {', '.join(plan.plain) or 'no plain model'}"])
+
+
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, _ = cli.parse_config(arguments)
-    plan = make_plan(config)
-    print(f"{config.method} on {config.data.source}, size={config.size}\n")
-    print(describe(config, plan))
+    is_stack = config.method == STACK
+    text = describe_stack(config, plan_stack(config)) if is_stack else describe(config, make_plan(config))
+    print(f"{config.method} on {config.data.source}, size={config.size}\n\n{text}")
 
 
 if __name__ == "__main__":

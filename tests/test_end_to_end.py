@@ -14,7 +14,7 @@ from remind_jax import main
 from remind_jax.data.reading import read_manifest
 from remind_jax.data.splits import make_splits
 from remind_jax.evaluation import page
-from remind_jax.methods import METHODS
+from remind_jax.methods import METHODS, STACK
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA, write_manifest
 
@@ -237,7 +237,11 @@ QUICK = ("group_dro", "flex_moe")
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS if name != "remind"],
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in METHODS
+        if name not in ("remind", STACK)
+    ],
 )
 def test_every_method_runs(cache, tmp_path, method):
     changes = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20, "data__tuning": 24}

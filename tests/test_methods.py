@@ -11,7 +11,7 @@ from remind_jax.config.table import OF_SOURCES
 from remind_jax.errors import UserError
 from remind_jax.methods import METHODS, OF_OTHER_TASKS, PLAIN, QUICK, SIZES, TABLES, Variant, choose
 from remind_jax.models.spec import model_spec
-from remind_jax.studies import baselines
+from remind_jax.training import plain_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -28,6 +28,7 @@ DESIGN = {
     "remind": (True, "group", "group_dro", "shuffled"),
     "remind_no_dro": (True, "group", "erm", "shuffled"),
     "remind_no_specialization": (False, "group", "group_dro", "shuffled"),
+    "remind_stack": (True, "group", "group_dro", "shuffled"),  # and those of its candidates
     "remind_plus": (True, "modality+group", "group_dro", "shuffled"),
 }
 
@@ -198,7 +199,7 @@ def _apply(variant: Variant, size: str = "paper"):
 
 def test_all_is_every_method_and_plain_model_of_classes():
     names = [variant.name for variant in choose("all", "")]
-    classes = [name for name, known in baselines.TASKS_OF.items() if "classes" in known]
+    classes = [name for name, known in plain_models.TASKS_OF.items() if "classes" in known]
     assert names == [*METHODS, *classes]
     assert set(PLAIN) == {*classes, *OF_OTHER_TASKS}
     assert [variant.name for variant in choose("cox,soft_moe", "")] == ["cox", "soft_moe"]
@@ -206,7 +207,7 @@ def test_all_is_every_method_and_plain_model_of_classes():
 
 
 def test_plain_models_are_those_that_exist():
-    assert set(PLAIN) == set(baselines.MODELS)
+    assert set(PLAIN) == set(plain_models.MODELS)
     assert not set(PLAIN) & set(METHODS)
 
 

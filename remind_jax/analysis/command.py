@@ -15,6 +15,7 @@ from remind_jax.analysis.opening import Run
 from remind_jax.data import pipeline
 from remind_jax.data.groups import count_combinations, group_name
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.inference import model_folder
 from remind_jax.models.model import Params
 from remind_jax.runtime import files, progress, texts
 
@@ -65,6 +66,7 @@ def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.nda
 
 def check_routed(path: pathlib.Path, config: Any, block: int) -> None:
     """Refuses runs of sparse fusion, of several members or networks, or without this block (UserError)."""
+    model_folder.refuse_stack(path, config)
     if config.ensemble > 1 or config.model.members > 1:
         key = "ensemble" if config.ensemble > 1 else "model.members"
         raise UserError(f"{path} is a run of several predictors ({key}), which route apart: analyse a run of one")

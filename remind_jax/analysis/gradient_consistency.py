@@ -263,7 +263,7 @@ def main(arguments: list[str]) -> None:
     paths, options = parse(arguments)
     # All configs are read before the slow part starts, so that a mistake costs nothing.
     for path in paths:
-        model_folder.read_config(path)
+        model_folder.refuse_stack(path, model_folder.read_config(path))
     folder = opening.output_folder(paths[0])
     runs, rows = [], []
     with progress.make(len(paths), "runs") as bar:

@@ -35,6 +35,7 @@ from remind_jax.analysis.what_if import group_columns
 from remind_jax.data.groups import count_combinations
 from remind_jax.data.pipeline import Store
 from remind_jax.errors import UserError
+from remind_jax.inference import model_folder
 from remind_jax.runtime import progress
 
 NAME = "next_modality"
@@ -305,6 +306,7 @@ def draw(checks: Checks, rows: Sequence[Row], title: str) -> "command.Figure":
 
 def refuse_ensemble(path: pathlib.Path, config: Any) -> None:
     """Refuses a run of several networks, which have different tokens (UserError)."""
+    model_folder.refuse_stack(path, config)
     if config.ensemble > 1:
         raise UserError(f"{path} is an ensemble, which has the tokens of several networks: name a run of one")
 

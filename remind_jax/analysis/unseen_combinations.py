@@ -96,8 +96,9 @@ def parse(arguments: Sequence[str]) -> Taking:
     taking = Taking(sweeps.read_sweeps(values.workdir, rest, OWN), asked, values.steps, values.lr)
     planned = taking.plan("with")
     for entry in planned:
-        if entry.config.method in methods.PLAIN or entry.config.ensemble > 1:
-            kind = "no network" if entry.config.method in methods.PLAIN else "an ensemble"
+        is_one = entry.config.method not in (*methods.PLAIN, methods.STACK)
+        if not is_one or entry.config.ensemble > 1:
+            kind = "an ensemble" if is_one else "no network of its own"
             raise UserError(f"{entry.method} is {kind}, which cannot be adapted: leave it out of --methods")
         if rank := entry.config.fusion.router_rank:
             raise UserError(f"fusion.router_rank={rank} leaves new combinations no router to train: set it to 0")

@@ -11,7 +11,7 @@ from remind_jax.evaluation import finished
 from remind_jax.evaluation.report import Report
 from remind_jax.inference.model_files import FACTS, WEIGHTS, checked_config, parts
 from remind_jax.inference.predictor import Predictor
-from remind_jax.methods import PLAIN
+from remind_jax.methods import PLAIN, STACK
 from remind_jax.runtime import records
 
 FOLDER = "model"
@@ -59,6 +59,12 @@ def open_model(path: pathlib.Path) -> Predictor:
         return dataclasses.replace(read(path), report=report)
     read_config(path)  # its messages say best what a folder lacks
     return dataclasses.replace(read(path / FOLDER, path), report=Report(finished.read_report(path)), path=path)
+
+
+def refuse_stack(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a stack where a single network is needed (UserError), and names those that it has."""
+    if config.method == STACK:
+        raise UserError(f"{path} is a stack: name the run of one of its networks, such as {path / 'members/remind-0'}")
 
 
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:

@@ -89,4 +89,4 @@ def network_of(
 
 
 def _refuse(*arguments: Any, **options: Any) -> Any:
-    raise UserError("a stack has the tokens of several networks: name the folder of one, such as RUN/members/remind-0")
+    raise UserError("a stack has the tokens of several networks: take one of them, whose runs are below members/")

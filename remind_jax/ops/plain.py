@@ -8,19 +8,19 @@ Arrays = dict[str, jax.Array]
 
 def tf_idf(counts: jax.Array, idf: jax.Array) -> jax.Array:
     """Returns 1 + log of counts times `idf` [v], each row of length one or zero, [b, v] -> [b, v]."""
-    weights = jnp.where(counts > 0, 1.0 + jnp.log(jnp.maximum(counts, 1.0)), 0.0) * idf
+    weights = jnp.where(counts > 0, 1.0 + jnp.log(jnp.maximum(counts, 1.0)), 0.0) * idf[None]
     length = jnp.sqrt(jnp.sum(jnp.square(weights), axis=1, keepdims=True))
     return weights / jnp.where(length > 0, length, 1.0)
 
 
 def standardised(dense: jax.Array, arrays: Arrays) -> jax.Array:
     """Returns numbers [b, p] in deviations from their means, 0 where one is NaN."""
-    return jnp.nan_to_num((dense - arrays["mean"]) / arrays["std"])
+    return jnp.nan_to_num((dense - arrays["mean"][None]) / arrays["std"][None])
 
 
 def linear(x: jax.Array, arrays: Arrays) -> jax.Array:
     """Returns scores [b, o] of rows [b, p]."""
-    return jnp.matmul(x, arrays["coef"], precision=jax.lax.Precision.HIGHEST) + arrays["intercept"]
+    return jnp.matmul(x, arrays["coef"], precision=jax.lax.Precision.HIGHEST) + arrays["intercept"][None]
 
 
 def trees(x: jax.Array, arrays: Arrays) -> jax.Array:
@@ -42,7 +42,7 @@ def trees(x: jax.Array, arrays: Arrays) -> jax.Array:
     _, leaf = jax.lax.while_loop(
         lambda at: jnp.any(at[0] != at[1]), lambda at: (at[1], step(at[1])), (start - 1, start)
     )
-    return jnp.sum(arrays["value"][tree, leaf], axis=1) + arrays["start"]
+    return jnp.sum(arrays["value"][tree, leaf], axis=1) + arrays["start"][None]
 
 
 def hazards(x: jax.Array, arrays: Arrays) -> jax.Array:
@@ -51,4 +51,4 @@ def hazards(x: jax.Array, arrays: Arrays) -> jax.Array:
     `hazard` [k] is cumulated, that of a row whose `coef` [p] sum to `centre`.
     """
     risk = jnp.exp(jnp.matmul(x, arrays["coef"], precision=jax.lax.Precision.HIGHEST) - arrays["centre"])
-    return jnp.exp(-risk[:, None] * arrays["hazard"])
+    return jnp.exp(-risk[:, None] * arrays["hazard"][None])

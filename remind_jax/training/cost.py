@@ -3,8 +3,8 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,14 @@ from remind_jax.data import splits
 from remind_jax.data.outline import OUTLINES, Outline
 from remind_jax.errors import UserError
 from remind_jax.inference.present import PresentRows, abstract_batch
-from remind_jax.methods import PLAIN
+from remind_jax.methods import METHODS, PLAIN, in_stack
 from remind_jax.models.model import is_statistic
 from remind_jax.models.network import ensemble_of, make_network
 from remind_jax.models.spec import model_spec
 from remind_jax.ops import flops
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
+from remind_jax.training import stack
 from remind_jax.training.stages import Stage, plan_stages
 
 GIB = 2**30
@@ -49,6 +50,7 @@ class StageCost:
       state_bytes: weights, gradient, optimizer moments and averaged weights of one device.
       activation_bytes: what the forward pass of a device's share of a batch keeps, before XLA saves on it.
       step_flops: of one train step over the whole batch.
+      steps: of the stage, unless it ends early.
     """
 
     name: str
@@ -56,6 +58,7 @@ class StageCost:
     state_bytes: int
     activation_bytes: int
     step_flops: int
+    steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,31 @@ class Plan:
     tokens: int
     row_bytes: int
     samples: int
+
+    @property
+    def train_flops(self) -> int:
+        """Operations of all train steps."""
+        return sum(stage.steps * stage.step_flops for stage in self.stages)
+
+
+class StackPlan(NamedTuple):
+    """Costs of a stack: plans of a fold's networks by method, names of its plain models, and the plan of one `remind`.
+
+    The steps are those over all samples, of which a fold trains on less.
+    """
+
+    networks: Mapping[str, Plan]
+    plain: Sequence[str]
+    one: Plan
+
+
+def plan_stack(config: Any) -> StackPlan:
+    """Works out what the candidates of a stack cost. Raises UserError as `make_plan` does, or for a candidate."""
+    validate(config)
+    names = stack.candidates(config, _outline(config)[1].name)
+    networks = {name: make_plan(in_stack(config, name, -1)) for name in names if name in METHODS}
+    plain = [name for name in names if name in PLAIN]
+    return StackPlan(networks, plain, networks.get("remind") or make_plan(in_stack(config, "remind", -1)))
 
 
 def make_plan(config: Any) -> Plan:
@@ -167,6 +195,7 @@ def _stage_cost(
         state_bytes=4 * (copies * counts[0] + counts[1]),
         activation_bytes=_kept_bytes(mean_loss, trained, frozen, batch),
         step_flops=flops.count(jax.grad(mean_loss), trained, frozen, batch).total() * max(config.devices, 1),
+        steps=stage.stop - stage.start,
     )
 
 

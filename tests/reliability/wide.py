@@ -7,15 +7,16 @@ import tempfile
 import time
 from typing import Any
 
-from remind_jax.methods import METHODS, OF_OTHER_TASKS, PLAIN
+from remind_jax.methods import METHODS, OF_OTHER_TASKS, PLAIN, STACK
 from tests.reliability import Tally, row
 from tests.reliability.runs import STEPS, Place, end, forget
 
 # ---- SIGKILL, over methods and options ------------------------------------------------------------------------------
 
-# What the tiny run of `runs` has not: every method, then options of training, each with what it needs.
+# What the tiny run of `runs` has not: every method, then options of training, each with what it needs. The networks of
+# a stack are such runs.
 _METHODS: dict[str, dict[str, Any]] = {
-    name: {"method": name} for name in (*METHODS, *PLAIN) if name not in ("remind", *OF_OTHER_TASKS)
+    name: {"method": name} for name in (*METHODS, *PLAIN) if name not in ("remind", STACK, *OF_OTHER_TASKS)
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
     "expert devices": {"on": 4, "devices": 4, "expert_devices": 2},

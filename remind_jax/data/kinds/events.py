@@ -56,7 +56,7 @@ class FittedEvents(FittedKind):
     def plain(self, values: np.ndarray) -> np.ndarray:
         """Returns the last value of each of the most frequent codes, NaN where there is none, and how often it is."""
         xp, codes = values.__array_namespace__(), np.arange(min(_PLAIN, len(self.codes)), dtype=np.int32) + EVENT_IDS
-        is_code, numbers = values[..., :1] == xp.asarray(codes), values.view(np.float32)[..., 1]
+        is_code, numbers = values[..., :1] == xp.asarray(codes)[None, None], values.view(np.float32)[..., 1]
         there = is_code & ~xp.isnan(numbers)[..., None]
         place = there.shape[1] - 1 - xp.argmax(there[:, ::-1], axis=1)
         last = xp.take_along_axis(numbers, place, axis=1)

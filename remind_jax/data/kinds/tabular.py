@@ -124,7 +124,7 @@ class FittedTable(FittedKind):
         xp, told = values.__array_namespace__(), np.full(len(self.features), -1)  # the indicator of each feature
         for place, column in enumerate(self.numeric_holes):
             told[self.features_of(column)] = len(self.columns) + place
-        empty = (values[:, told] > 0) & xp.asarray(told >= 0)
+        empty = (values[:, told] > 0) & xp.asarray(told >= 0)[None]
         return xp.where(empty, xp.asarray(values.dtype.type(np.nan)), values)
 
     def adopt(self, modality: Modality, where: str) -> Modality:

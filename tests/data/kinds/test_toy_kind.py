@@ -26,7 +26,7 @@ from remind_jax.data.schema import InputSpec, Modality
 from remind_jax.errors import UserError
 from remind_jax.models.encoders import registry
 from remind_jax.ops.transformer import on_rows
-from remind_jax.studies import baselines
+from remind_jax.training import plain_models
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA
 
@@ -151,7 +151,7 @@ def test_a_run_trains_reports_and_predicts(data, tmp_path):
 def test_plain_models_see_it(data, tmp_path):
     config = cli.parse_config(tiny_runs.own_arguments(data, tmp_path / "cache"))[0]
     loaded = dataset.load_dataset(config)
-    found = baselines.features(loaded, "train")
+    found = plain_models.features(loaded, "train")
     genes = loaded.manifest.table["gene"][loaded.rows("train")].to_list()
     for seen, gene in zip(found.dense[:, -4:], genes, strict=True):
         expected = [np.nan] * 4 if gene is None else [gene[:8].count(letter) / 8 for letter in LETTERS]
