@@ -79,7 +79,8 @@ FORMS: dict[str, Callable[[Seen, Arrays, Task], jax.Array]] = {
 
 def predict(name: str, arrays: Mapping[str, Any], rows: Seen, task: Task) -> jax.Array:
     """Returns the predictions [b, p] of the model that has a name and arrays."""
-    single = {key: jnp.asarray(x, jnp.float32) if np.dtype(x.dtype).kind == "f" else x for key, x in arrays.items()}
+    types = {"f": jnp.float32, "i": jnp.int32, "b": jnp.bool_}
+    single = {key: jnp.asarray(x, types[np.dtype(x.dtype).kind]) for key, x in arrays.items()}
     return FORMS[name](rows, single, task)
 
 
