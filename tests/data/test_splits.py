@@ -188,3 +188,37 @@ def test_a_class_that_chance_keeps_from_train_is_refused_with_what_else_helps():
     with pytest.raises(UserError, match=r"E005 no row of train has the class 1: .* or data\.split=stratified$"):
         splits.make_splits(make(60, y=labels), 0, rule="hash")
     splits.make_splits(make(60, y=labels), 0)
+
+
+# ---- Folds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folds", [2, 5])
+def test_each_row_is_tuned_by_once_and_no_patient_is_cut(folds):
+    manifest = make(rows_a_patient=3)
+    sides = splits.make_splits(manifest, seed=1)
+    patients, used = manifest.table["patient"].to_numpy(), sides != splits.HELD_OUT
+    times = np.zeros(len(sides), int)
+    for fold in range(folds):
+        dealt = splits.deal(manifest, sides, 1, folds, fold)
+        assert splits.cut_patients(patients[used], dealt[used]) == []
+        assert (dealt[~used] == splits.UNUSED).all()
+        assert (dealt[used] != splits.UNUSED).all()
+        tuned = dealt == splits.TUNING
+        assert tuned.sum() / used.sum() == pytest.approx(1 / folds, abs=0.02)
+        positive = manifest.labels == 1
+        assert positive[tuned].mean() == pytest.approx(positive[used].mean(), abs=0.04)
+        times += tuned
+    np.testing.assert_array_equal(times, used.astype(int))
+    whole = splits.deal(manifest, sides, 1, folds, -1)
+    np.testing.assert_array_equal(whole, np.where(used, splits.TRAIN, splits.HELD_OUT))
+
+
+def test_folds_follow_the_seed_and_need_as_many_patients():
+    manifest = make()
+    sides = splits.make_splits(manifest, seed=1)
+    one = splits.deal(manifest, sides, 1, 5, 0)
+    np.testing.assert_array_equal(one, splits.deal(manifest, sides, 1, 5, 0))
+    assert (one != splits.deal(manifest, sides, 2, 5, 0)).any()
+    with pytest.raises(UserError, match="needs as many patients"):
+        splits.deal(make(8, rows_a_patient=4), np.zeros(8, np.int8), 0, 5, 0)
