@@ -163,7 +163,7 @@ def in_stack(config: Any, method: str, fold: int) -> Any:
     own. Of `remind_plus` there are two networks, one of each kind.
     """
     found = copy.deepcopy(config)
-    found.method, found.data.fold = method, fold
+    found.method, found.data.fold, found.stack = method, fold, ""
     keys = METHODS[method] | ({"ensemble": 2, "ensemble_plain": 1} if method == "remind_plus" else {})
     for key, value in keys.items():
         if key != "data.numbers":

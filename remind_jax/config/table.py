@@ -152,7 +152,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             0, "how many of them train without routers, imputation and weights of groups", NOT_NEGATIVE
         ),
         "stack": Key(
-            "soft_moe,flex_moe,remind,remind_plus,logistic_regression,ridge,cox,gradient_boosting,extra_trees",
+            "flex_moe,remind_plus,logistic_regression,ridge,cox,gradient_boosting,extra_trees",
             "method=remind_stack: its candidates; plain models of other tasks are passed over",
         ),
         "sampler": Key(

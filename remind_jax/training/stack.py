@@ -29,7 +29,7 @@ from remind_jax.training import plain_models
 from remind_jax.training.plain_models import Features
 
 MEMBERS, STAGE = "members", "stack"
-FEW = 1_000
+FEW = 300
 """Number of rows with which weights are half way between the selected and equal ones."""
 _MOST = 2**34  # bytes of the arrays of a plain model
 Train = Callable[[Any, datasets.FittedData, pathlib.Path | None], Predictor]

@@ -290,7 +290,7 @@ def test_default_candidates_are_there_for_every_task(tmp_path):
     config = cli.parse_config(tiny_runs.arguments(tmp_path, "remind_stack"))[0]
     for task in ("classes", *FORMS):
         names = stack.candidates(config, task)
-        assert len([name for name in names if name in METHODS]) == 4
+        assert len([name for name in names if name in METHODS]) == 2
         assert len([name for name in names if name not in METHODS]) == 3
 
 
