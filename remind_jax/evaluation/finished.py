@@ -9,7 +9,7 @@ import polars as pl
 
 from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError
-from remind_jax.evaluation import intervals, metrics, page
+from remind_jax.evaluation import binary, intervals, metrics, page
 from remind_jax.runtime import records
 from remind_jax.runtime.records import COUNT, SHARE, Number
 
@@ -40,6 +40,33 @@ _GROUP = {
     "unseen?": bool,
     **_M,
 }
+_BOUNDS = ([Number(float, -1e300, 1e300)] * 2, None)
+_CELLS = dict.fromkeys(("tp", "fp", "fn", "tn"), COUNT)
+_SHARES = dict.fromkeys(binary.FIGURES, (SHARE, None))
+_POINTS = [[Number(float, -1e300, 1e300)] * 2]
+_BINARY = {
+    **{"threshold": _FIGURE, "prevalence": (SHARE, None), "counts": _CELLS},
+    **_SHARES,
+    **{f"{name}_ci": _BOUNDS for name in binary.FIGURES},
+    "at": [{"threshold": _FIGURE, **_CELLS, **_SHARES}],
+    **dict.fromkeys(("roc", "pr"), _POINTS),
+    "net_benefit": [[Number(float, -1e300, 1e300)] * 3],
+    "calibration": [{"n": COUNT, **dict.fromkeys(("predicted", "observed"), SHARE), "ci": _BOUNDS}],
+}
+_COVERED = {"n": COUNT, "coverage": (SHARE, None), "ci": _BOUNDS, "size": _FIGURE}
+_SETS = {
+    **{"level": SHARE, "n_calibration": COUNT, "overall": _COVERED},
+    "groups": [{"group": str, "n_calibration": COUNT, **_COVERED}],
+}
+_VALUE = {"attribute": str, "value": (str, None)}
+_COUNTED = dict.fromkeys(("n", "n_patients"), COUNT)
+
+
+def _attributes(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the shape of the figures by attribute, each a set of `figures`."""
+    return [_VALUE | _COUNTED | {"by_group": [{"group": str} | _COUNTED | figures]} | figures]
+
+
 SHAPE = {
     **dict.fromkeys(("data", "method", "config_digest"), str),
     "seed": int,
@@ -59,6 +86,16 @@ SHAPE = {
     "weights?": WEIGHTS,
     "split_digest?": str,
     "majority_accuracy?": _FIGURE,
+    "binary?": _BINARY,
+    "sets?": _SETS,
+    "deferral?": [{"share": SHARE, "n": COUNT, "accuracy": SHARE}],
+    "attributes?": _attributes(_M),
+    "attribute_gaps?": [
+        _VALUE
+        | {"against": (str, None), "figure": str, "difference": _FIGURE, "ci": _BOUNDS, "note?": str}
+        | dict.fromkeys(("p", "p_holm"), (SHARE, None))
+    ],
+    "attribute_presence?": [_VALUE | {"modality": str, "share": SHARE, "ci": _BOUNDS}],
 }
 """The shape of a report, see `report.build_report`."""
 
@@ -87,6 +124,7 @@ def shape_of(task: bool) -> dict[str, Any]:
         **dict.fromkeys(("overall", "head_mean", "tail_mean"), FIGURES),
         **{key: {"n": COUNT, **FIGURES} for key in ("head_pooled", "tail_pooled")},
         "groups": [of_group],
+        "attributes?": _attributes(FIGURES),
         "worst_group": {"group": (str, None), "n": COUNT, **FIGURES},
     }
 
