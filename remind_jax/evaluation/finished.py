@@ -95,6 +95,10 @@ SHAPE = {
         | {"against": (str, None), "figure": str, "difference": _FIGURE, "ci": _BOUNDS, "note?": str}
         | dict.fromkeys(("p", "p_holm"), (SHARE, None))
     ],
+    "stack?": {
+        **{"folds": COUNT, "rows": COUNT, "loss": _FIGURE},
+        "members": [{"name": str, "weight": SHARE, "selected": SHARE, "loss": _FIGURE}],
+    },
     "attribute_presence?": [_VALUE | {"modality": str, "share": SHARE, "ci": _BOUNDS}],
 }
 """The shape of a report, see `report.build_report`."""

@@ -32,6 +32,7 @@ MEMBERS, STAGE = "members", "stack"
 FEW = 300
 """Number of rows with which weights are half way between the selected and equal ones."""
 _MOST = 2**34  # bytes of the arrays of a plain model
+_BLOCK = 2048  # rows whose counts of tokens are held at a time
 Train = Callable[[Any, datasets.FittedData, pathlib.Path | None], Predictor]
 """Trains the network of a config on a fold, in a folder or in memory, or opens it where it is finished."""
 
@@ -219,6 +220,10 @@ def _plain(
 
 def predict_plain(name: str, arrays: dict[str, np.ndarray], rows: Features, task: Task) -> np.ndarray:
     """Returns the predictions [n, p] of a plain model of features, by its arrays and without scikit-learn."""
-    bags = tuple(jnp.asarray(bag.toarray(), jnp.float32) for bag in rows.bags)
-    seen = plain.Seen(jnp.asarray(rows.dense), bags, jnp.asarray(rows.present))
-    return np.asarray(jax.jit(lambda arrays, seen: plain.predict(name, arrays, seen, task))(arrays, seen))
+    call, found = jax.jit(lambda arrays, seen: plain.predict(name, arrays, seen, task)), []
+    for start in range(0, max(1, len(rows.dense)), _BLOCK):
+        part = rows.take(np.arange(start, min(start + _BLOCK, len(rows.dense))))
+        bags = tuple(jnp.asarray(bag.toarray(), jnp.float32) for bag in part.bags)
+        seen = plain.Seen(jnp.asarray(part.dense), bags, jnp.asarray(part.present))
+        found.append(np.asarray(call(arrays, seen)))
+    return np.concatenate(found)
