@@ -18,9 +18,8 @@ from remind_jax.data.groups import group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.evaluation import binary, page
+from remind_jax.evaluation import binary, conformal, page
 from remind_jax.evaluation import report as reports
-from remind_jax.evaluation.conformal import Sets
 from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.predictor import Predictor
 from remind_jax.models import spare_rows
@@ -313,20 +312,20 @@ def _adjusted(model: Predictor, data: datasets.Dataset) -> tuple[Predictor, dict
 
     Returns the model and what the report says.
     """
-    if model.task.tunes and len(data.stores["tuning"]):
-        predicted = model.predict_store(data.stores["tuning"])
-        task = model.task.tuned(predicted.labels, predicted.probabilities)
-        return dataclasses.replace(model, task=task), {"chosen_on_tuning": task.told}
-    figure, facts = model.config.eval.adjust_prior, {}
+    figure, facts, how = model.config.eval.adjust_prior, {}, model.config.eval.recalibrate
     if figure != "none":
         predicted = model.predict_store(data.stores["tuning"])
         power = choose_prior_power(predicted.labels, predicted.probabilities, model.class_fractions, figure)
         model = dataclasses.replace(model, prior_power=power)
         facts = {"prior_adjustment": {"figure": figure, "power": power}}
-    if model.config.eval.recalibrate != "none" and len(data.stores["tuning"]):
+    if how != "none" and len(data.stores["tuning"]):
         predicted = model.predict_store(data.stores["tuning"])
-        model = dataclasses.replace(model, task=model.task.tuned(predicted.labels, predicted.probabilities))
-        facts |= {"chosen_on_tuning": model.task.told}
+        task = model.task.recalibrated(how, predicted.labels, predicted.probabilities)
+        model, facts = dataclasses.replace(model, task=task), facts | {"chosen_on_tuning": task.told}
+    if model.task.tunes and len(data.stores["tuning"]):
+        predicted = model.predict_store(data.stores["tuning"])
+        task = model.task.tuned(predicted.labels, predicted.probabilities)
+        model, facts = dataclasses.replace(model, task=task), facts | {"chosen_on_tuning": task.told}
     return model, facts
 
 
@@ -337,7 +336,7 @@ def _decided(model: Predictor, data: datasets.Dataset) -> Predictor:
     predicted, task, level = model.predict_store(data.stores["tuning"]), model.task, model.config.eval.coverage
     names = [group_name(mask, data.groups.modalities) for mask in data.manifest.presence[data.rows("tuning")]]
     misses = task.misses(predicted.labels, predicted.probabilities) if level else None
-    sets = None if misses is None else Sets.fit(misses, names, level)
+    sets = () if misses is None else conformal.fit_each(misses, names, level)
     threshold = binary.youden(predicted.labels, predicted.probabilities[:, 1]) if model.is_binary else None
     return dataclasses.replace(model, sets=sets, threshold=threshold)
 
