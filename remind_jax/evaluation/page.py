@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +67,13 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
     made = jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]), **options)
     made.finalize = lambda value: type(value)(texts.visible(value)) if isinstance(value, str) else value
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
-    made.filters.update(airy=_airy, breakable=_breakable, heading=_heading, value=value_text)
+    made.filters.update(words=words, airy=_airy, breakable=_breakable, heading=_heading, value=value_text)
     return made
 
 
-def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
-    """Returns the page as one string; the same input gives the same page."""
-    return templates().get_template(TEMPLATE).render(context(report, history))
+def render(report: Mapping[str, Any], history: Sequence[dict[str, Any]], made: Mapping[str, str] = {}) -> str:
+    """Returns the page as one string; the same input gives the same page. `made` says how it was made, by title."""
+    return templates().get_template(TEMPLATE).render(context(report, history) | {"made": made})
 
 
 def cell(report: Mapping[str, Any]) -> str:
@@ -152,14 +153,25 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         **({"task": report["task"]["name"]} if "task" in report else {}),
         "parts": parts(report),
         "attributes": _attributes(report),
+        "sets": _sets(report),
         "explained": {title: EXPLAINED[name] for name, title in titles(report).items() if name in EXPLAINED},
         "lead": leading(report)[0],
         "weights": weights_text(report["weights"]) if "weights" in report else "",
         "headlines": [(label, report[key]) for key, label in HEADLINES],
         "majority": _majority(report),
         "cautions": cautions(report),
+        "gate": _gate_text(report.get("gate") or {}),
         "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
     }
+
+
+def _sets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of the table of sets: all samples and each combination, or all samples of each label."""
+    sets = report.get("sets") or {}
+    if "labels" in sets:
+        return [{"name": k, "n_calibration": x["n_calibration"], **x["overall"]} for k, x in sets["labels"].items()]
+    whole = [{"name": "All", "n_calibration": sets["n_calibration"], **sets["overall"]}] if sets else []
+    return [*whole, *({"name": row["group"], **row} for row in sets.get("groups", ()))]
 
 
 def _attributes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -362,13 +374,28 @@ def _gate(report: dict[str, Any]) -> tuple[str, str] | None:
     return f"Gate {gate['stuck']} throughout", f"The combination's own router was used {effect}. {gate['why']}"
 
 
+def _gate_text(gate: Mapping[str, Any]) -> str:
+    """Says in words how often the gate let the combination's own router act on the reported rows."""
+    rate, rule = gate.get("open_rate"), gate.get("rule", "gated")
+    if rate is None or rule != "gated":
+        return {"always": "No gate: it was always open.", "never": "It was always closed."}.get(rule, "")
+    if gate.get("stuck"):
+        return f"It was {'always open' if gate['stuck'] == 'open' else 'never open'}, in training and in held-out rows."
+    return f"It was open for {_percent(rate)} of the held-out rows."
+
+
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def words(name: str) -> str:
+    """Shows a name of classes, labels or modalities: underscores between letters are spaces; files keep the name."""
+    return re.sub(r"(?<=[^\W_])_+(?=[^\W_])", " ", name)
+
+
 def _airy(name: str) -> str:
     """Returns a combination with spaces at which lines may break."""
-    return name.replace("+", " + ")
+    return words(name).replace("+", " + ")
 
 
 def _heading(name: str) -> str:

@@ -293,13 +293,20 @@ def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
     files.write_text(pathlib.Path(path), text + "\n")
 
 
-def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
+def write_html(
+    path: str | pathlib.Path,
+    report: Mapping[str, Any],
+    history: Sequence[dict[str, Any]],
+    made: Mapping[str, str] = {},
+) -> None:
     """Writes the self-contained HTML page of a report from `build_report` and the records of metrics.jsonl in order.
+
+    `made` has what the page says of its making, by title.
 
     Of these `step`, `stage`, `train/loss`, `eval/loss`, `eval/accuracy`, `eval/auroc`, `dro/lambda/<group>` and
     `gate/open_rate` are read.
     """
-    files.write_text(pathlib.Path(path), page.render(report, history))
+    files.write_text(pathlib.Path(path), page.render(report, history, made))
 
 
 def print_table(report: dict[str, Any], console: "rich.console.Console | None" = None) -> None:
