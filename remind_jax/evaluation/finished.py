@@ -40,6 +40,15 @@ _GROUP = {
     "unseen?": bool,
     **_M,
 }
+_VALUE = {"attribute": str, "value": (str, None)}
+_GAP = {
+    **_VALUE,
+    "against": (str, None),
+    "figure": str,
+    **dict.fromkeys(("difference", "p", "p_holm"), _FIGURE),
+    "ci": ([Number(float, -1e300, 1e300)] * 2, None),
+}
+_OF_VALUE = {**_VALUE, "n": COUNT, "n_patients": COUNT, "by_group": [object]}
 SHAPE = {
     **dict.fromkeys(("data", "method", "config_digest"), str),
     "seed": int,
@@ -55,6 +64,8 @@ SHAPE = {
     "calibration": [{"n": Number(int, 1), **dict.fromkeys(("low", "high", "confidence", "accuracy"), SHARE)}],
     "card?": _CARD,
     "findings?": [({"code": str, "message": str}, str)],
+    "attributes?": [_OF_VALUE | _M],
+    "attribute_gaps?": [_GAP],
     "gate?": {"stuck?": (str, None), "why?": str, "open_rate?": _FIGURE},
     "weights?": WEIGHTS,
     "split_digest?": str,
@@ -87,6 +98,7 @@ def shape_of(task: bool) -> dict[str, Any]:
         **dict.fromkeys(("overall", "head_mean", "tail_mean"), FIGURES),
         **{key: {"n": COUNT, **FIGURES} for key in ("head_pooled", "tail_pooled")},
         "groups": [of_group],
+        "attributes?": [_OF_VALUE | FIGURES],
         "worst_group": {"group": (str, None), "n": COUNT, **FIGURES},
     }
 

@@ -380,7 +380,7 @@ def _gate_text(gate: Mapping[str, Any]) -> str:
     if rate is None or rule != "gated":
         return {"always": "No gate: it was always open.", "never": "It was always closed."}.get(rule, "")
     if gate.get("stuck"):
-        return f"It was {'always open' if gate['stuck'] == 'open' else 'never open'}, in training and in held-out rows."
+        return f"Once group routers act it was {'always' if gate['stuck'] == 'open' else 'never'} open."
     return f"It was open for {_percent(rate)} of the held-out rows."
 
 

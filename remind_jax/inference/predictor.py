@@ -360,9 +360,8 @@ class Predictor:
         found, samples = {}, Samples.of(table)
         if self.sets and len(samples.labels) and not decided:
             sets = self.task.sets(samples.probabilities, conformal.thresholds(self.sets, samples.groups))
-            found["sets"] = conformal.coverage_of(
-                self.sets, self.task.names, sets.hold(samples.labels), sets.sizes, samples.groups
-            )
+            held = sets.hold(samples.labels), sets.sizes
+            found["sets"] = conformal.coverage_of(self.sets, self.task.names, *held, samples.groups)
         if self.is_binary:
             some = samples.labels, samples.probabilities[:, 1], table["patient_id"].to_numpy()
             options = {"seed": self.config.seed, "resamples": self.config.eval.bootstrap}
