@@ -9,7 +9,7 @@ Sources: Romano, Sesia and Candès 2020 (adaptive sets of classes), Romano, Patt
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -154,6 +154,14 @@ def coverage_of(
         if known.any():
             found[label] = coverage(one, right[known] == 1, size[known], names[known].tolist())
     return {"level": sets[0].level, "labels": found}
+
+
+def told(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line for `sets` of a report, of several labels one each: how often the sets held the truth."""
+    for name, one in found.get("labels", {"": found}).items():
+        of, (low, high) = one["overall"], one["overall"]["ci"]
+        share = f"{of['coverage']:.1%} (exact 95 % interval {low:.1%} to {high:.1%}) of {of['n']} held-out samples"
+        yield f"Sets made to hold the truth{name and f' of {name}'} in {found['level']:.0%} held it in {share}"
 
 
 def deferral(labels: np.ndarray, probabilities: np.ndarray, points: int = 20) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ _GAP = {
     "ci": ([Number(float, -1e300, 1e300)] * 2, None),
 }
 _OF_VALUE = {**_VALUE, "n": COUNT, "n_patients": COUNT, "by_group": [object]}
+_COVERED = {"n": COUNT, "coverage": SHARE, "ci": [SHARE, SHARE], "size": _FIGURE}
+_SETS = {"level": SHARE, "overall?": _COVERED, "labels?": {...: {"level": SHARE, "overall": _COVERED}}}
 SHAPE = {
     **dict.fromkeys(("data", "method", "config_digest"), str),
     "seed": int,
@@ -66,6 +68,7 @@ SHAPE = {
     "findings?": [({"code": str, "message": str}, str)],
     "attributes?": [_OF_VALUE | _M],
     "attribute_gaps?": [_GAP],
+    "sets?": _SETS,
     "gate?": {"stuck?": (str, None), "why?": str, "open_rate?": _FIGURE},
     "weights?": WEIGHTS,
     "split_digest?": str,

@@ -35,6 +35,13 @@ SMOKE = "This is a smoke run (--quick): it shows that everything works, and its 
 PARTS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier"}
 """Figures of a label or a horizon."""
 EXPLAINED = {
+    "accuracy": "Share of samples whose most probable class is the true one.",
+    "macro_f1": "F1 averaged over the classes that occur in the labels or the answers.",
+    "auroc": "Chance that a case has the higher probability of two; of several classes each against the rest.",
+    "auprc": "Average precision, to be read next to how frequent a class is; of several classes averaged like AUROC.",
+    "ece": "Expected calibration error: mean difference between confidence and accuracy over 15 bins; 0 is best.",
+    "brier": "Half the mean squared distance between probabilities and what was; 0 is best. It counts calibration and "
+    "discrimination.",
     "qwk": "Quadratic weighted kappa: 1 where every class is right, 0 where chance does as well; far misses cost most.",
     "mae": "Mean absolute error, in the unit of what is predicted; of ordered classes in classes.",
     "rmse": "Root of the mean squared error, in the unit of what is predicted; large misses count most.",
@@ -48,7 +55,7 @@ EXPLAINED = {
     "c_index": "Share of pairs of patients whose order of events is predicted, among those whose order is known.",
     "ibs": "Mean over time of the squared distance between predicted survival and what was; 0 is best.",
 }
-"""What figures of other tasks than classes mean."""
+"""What figures mean."""
 HEADLINES = (
     ("overall", "All held-out samples"),
     ("head_pooled", "Common combinations (head)"),
@@ -105,6 +112,11 @@ def leading(report: Mapping[str, Any]) -> list[str]:
     return list(titles(report))[: len(IN_A_CELL)] if "task" in report else list(IN_A_CELL)
 
 
+def _lead(report: Mapping[str, Any]) -> str:
+    """Returns the figure in which values of attributes are compared: of an outcome no share of the right answers."""
+    return "auroc" if "binary" in report else leading(report)[0]
+
+
 def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns the variables of the template.
 
@@ -155,7 +167,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "attributes": _attributes(report),
         "sets": _sets(report),
         "explained": {title: EXPLAINED[name] for name, title in titles(report).items() if name in EXPLAINED},
-        "lead": leading(report)[0],
+        "lead": _lead(report),
         "weights": weights_text(report["weights"]) if "weights" in report else "",
         "headlines": [(label, report[key]) for key, label in HEADLINES],
         "majority": _majority(report),
@@ -176,7 +188,7 @@ def _sets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _attributes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the rows of attributes with the gap in the leading figure, and the share of each modality."""
-    lead = leading(report)[0]
+    lead = _lead(report)
 
     def of(key: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [one for one in report.get(key, ()) if all(one[k] == row[k] for k in ("attribute", "value"))]
@@ -194,7 +206,7 @@ def _attributes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _served_worse(report: dict[str, Any]) -> tuple[str, str] | None:
     """Points at gaps in the leading figure that chance does not explain."""
     more = report["task"]["more"] if "task" in report else True
-    lead, worse = leading(report)[0], []
+    lead, worse = _lead(report), []
     for row in _attributes(report):
         gap = row["gap"]
         if gap and gap["p_holm"] is not None and gap["p_holm"] < SURE and (gap["difference"] < 0) == more:
