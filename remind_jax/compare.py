@@ -5,7 +5,7 @@
     RUN          folder of a finished or adapted run; runs that differ in their seed alone count as
                  one method
     --out=DIR    for index.html, table.md, table.tex, runs.csv, groups.csv, differences.csv and
-                 calibration.csv
+                 calibration.csv; attributes.csv, where runs have attributes
     --resamples  of the bootstrap, 2000 by default
     --baseline   what differences are to, as the table calls it; the method of the first run by
                  default

@@ -26,6 +26,7 @@ from remind_jax.data.importers import meds
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import BAD_FILES
 from remind_jax.errors import UserError
+from remind_jax.evaluation import conformal
 from remind_jax.inference import model_folder
 from remind_jax.inference.predictor import Predictor
 from remind_jax.runtime import devices, progress, texts
@@ -69,6 +70,8 @@ def main(arguments: list[str]) -> None:
     if tables.write_table(as_meds(found) if as_meds else table, out):
         print(f"warning: {texts.TOLD}", file=sys.stderr)
     _warn(predictor, manifest, table)
+    for line in conformal.told(predictor.report["sets"]) if "sets" in predictor.report else ():
+        print(texts.one_line(line))
     print(f"{table.height} rows, {table['combination'].n_unique()} combinations; written: {out}")
 
 

@@ -431,7 +431,7 @@ def test_a_model_gives_sets_that_it_keeps_and_figures_by_attribute(tmp_path) -> 
 
 def test_without_a_share_to_hold_there_are_no_sets() -> None:
     model = train_hospital(**{"eval.coverage": 0.0})
-    assert model.sets is None
+    assert model.sets == ()
     assert "sets" not in model.report
     assert "set" not in model.table(hospital()).columns
 

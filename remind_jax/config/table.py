@@ -406,7 +406,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "adjust_prior": Key(
             "none", "divide by the power of the class prior best in tuning by this", ("none", "accuracy", "macro_f1")
         ),
-        "recalibrate": Key("none", "probabilities by the temperature best in tuning", ("none", "temperature")),
+        "recalibrate": Key(
+            "none",
+            "probabilities by what fits tuning rows: a temperature, or curves that never fall",
+            ("none", "temperature", "isotonic"),
+        ),
         "coverage": Key(0.9, "share of sets of answers that should hold the truth; 0: no sets", BELOW_ONE),
         "bootstrap": Key(1_000, "resamples of patients for the intervals", AT_LEAST_ONE),
     },

@@ -9,7 +9,7 @@ Sources: Romano, Sesia and Candès 2020 (adaptive sets of classes), Romano, Patt
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,6 +18,8 @@ from remind_jax.evaluation.intervals import exact_interval
 
 LEAST = 50
 """Rows from which on a combination has a threshold of its own."""
+ROUNDING = 1e-5
+"""Of scores: a sample of the tuning rows has the score of a threshold, and must not fall out of its set by rounding."""
 
 
 class Sets(NamedTuple):
@@ -64,24 +66,49 @@ class Sets(NamedTuple):
         return cls(content["level"], content["n"], content["whole"], groups)
 
 
+def fit_each(scores: np.ndarray, groups: Sequence[str], level: float) -> tuple[Sets, ...]:
+    """Takes thresholds from scores [n], or of each of several labels [n, l], NaN where one is not known.
+
+    There are none, (), where one has too few rows.
+    """
+    found, names = [], np.asarray(groups, object)
+    for column in scores.reshape(len(scores), -1).T:
+        known = np.isfinite(column)
+        found.append(Sets.fit(column[known], names[known].tolist(), level))
+    return () if None in found else tuple(found)
+
+
+def thresholds(sets: Sequence[Sets], groups: Sequence[str]) -> np.ndarray:
+    """Returns the threshold of each sample, [n], of several labels [n, l]."""
+    found = np.stack([one.of(groups) for one in sets], axis=1)
+    return found[:, 0] if len(sets) == 1 else found
+
+
 def threshold(scores: np.ndarray, level: float) -> float:
     """Returns the k-th smallest of scores [n], k = ⌈(n + 1) level⌉; infinity where n is smaller."""
     k = math.ceil((len(scores) + 1) * level - 1e-9)
     return float(np.sort(scores)[k - 1]) if k <= len(scores) else math.inf
 
 
-def scores_of_classes(probabilities: np.ndarray) -> np.ndarray:
-    """Returns the probability of all classes that are more probable, and half of its own, [n, c] -> [n, c].
+def scores_of_classes(probabilities: Any) -> Any:
+    """Returns the probability of all classes that are more probable, and half of its own, [..., c] -> [..., c].
+
+    Probabilities are a numpy or JAX array.
 
     The published score takes a random share of its own, with which sets differ from call to call; all of it would give
     the last class the same score in every sample, and sets that hold too much.
     """
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    own = np.take_along_axis(probabilities, order, axis=1)
-    total = np.cumsum(own, axis=1) - own / 2
-    found = np.empty_like(total)
-    np.put_along_axis(found, order, total, axis=1)
-    return found
+    xp = probabilities.__array_namespace__()
+    order = xp.argsort(-probabilities, axis=-1, stable=True)
+    own = xp.take_along_axis(probabilities, order, axis=-1)
+    return xp.take_along_axis(xp.cumsum(own, axis=-1) - own / 2, xp.argsort(order, axis=-1), axis=-1)
+
+
+def inside(probabilities: Any, at: Any) -> Any:
+    """Returns which classes are in sets, [..., c] and thresholds [...] -> bool [..., c]; the likeliest always is."""
+    scores = scores_of_classes(probabilities)
+    least = scores.min(axis=-1, keepdims=True)  # the likeliest has it
+    return scores <= probabilities.__array_namespace__().maximum(at[..., None] + ROUNDING, least)
 
 
 def coverage(sets: Sets, held: np.ndarray, sizes: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
@@ -110,6 +137,31 @@ def coverage(sets: Sets, held: np.ndarray, sizes: np.ndarray, groups: Sequence[s
         for name in order
     ]
     return {"level": sets.level, "n_calibration": sets.n, "overall": of(np.ones(len(held), bool)), "groups": rows}
+
+
+def coverage_of(
+    sets: Sequence[Sets], labels: Sequence[str], held: np.ndarray, sizes: np.ndarray, groups: Sequence[str]
+) -> dict[str, Any]:
+    """Returns `coverage`; of several `labels`, `held` and `sizes` [n, l], `level` and that of each in `labels`.
+
+    `held` is NaN where a label is not known.
+    """
+    if held.ndim == 1:
+        return coverage(sets[0], held, sizes, groups)
+    names, found = np.asarray(groups, object), {}
+    for label, one, right, size in zip(labels, sets, held.T, sizes.T, strict=True):
+        known = np.isfinite(right)
+        if known.any():
+            found[label] = coverage(one, right[known] == 1, size[known], names[known].tolist())
+    return {"level": sets[0].level, "labels": found}
+
+
+def told(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line for `sets` of a report, of several labels one each: how often the sets held the truth."""
+    for name, one in found.get("labels", {"": found}).items():
+        of, (low, high) = one["overall"], one["overall"]["ci"]
+        share = f"{of['coverage']:.1%} (exact 95 % interval {low:.1%} to {high:.1%}) of {of['n']} held-out samples"
+        yield f"Sets made to hold the truth{name and f' of {name}'} in {found['level']:.0%} held it in {share}"
 
 
 def deferral(labels: np.ndarray, probabilities: np.ndarray, points: int = 20) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ _BINARY = {
     "net_benefit": [[Number(float, -1e300, 1e300)] * 3],
     "calibration": [{"n": COUNT, **dict.fromkeys(("predicted", "observed"), SHARE), "ci": _BOUNDS}],
 }
-_COVERED = {"n": COUNT, "coverage": (SHARE, None), "ci": _BOUNDS, "size": _FIGURE}
+_COVERED = {"n": COUNT, "coverage": SHARE, "ci": [SHARE, SHARE], "size": _FIGURE}
 _SETS = {
     **{"level": SHARE, "n_calibration": COUNT, "overall": _COVERED},
     "groups": [{"group": str, "n_calibration": COUNT, **_COVERED}],
@@ -87,7 +87,7 @@ SHAPE = {
     "split_digest?": str,
     "majority_accuracy?": _FIGURE,
     "binary?": _BINARY,
-    "sets?": _SETS,
+    "sets?": (_SETS, {"level": SHARE, "labels": {...: _SETS}}),
     "deferral?": [{"share": SHARE, "n": COUNT, "accuracy": SHARE}],
     "attributes?": _attributes(_M),
     "attribute_gaps?": [

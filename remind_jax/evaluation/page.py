@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,13 @@ SMOKE = "This is a smoke run (--quick): it shows that everything works, and its 
 PARTS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier"}
 """Figures of a label or a horizon."""
 EXPLAINED = {
+    "accuracy": "Share of samples whose most probable class is the true one.",
+    "macro_f1": "F1 averaged over the classes that occur in the labels or the answers.",
+    "auroc": "Chance that a case has the higher probability of two; of several classes each against the rest.",
+    "auprc": "Average precision, to be read next to how frequent a class is; of several classes averaged like AUROC.",
+    "ece": "Expected calibration error: mean difference between confidence and accuracy over 15 bins; 0 is best.",
+    "brier": "Half the mean squared distance between probabilities and what was; 0 is best. It counts calibration and "
+    "discrimination.",
     "qwk": "Quadratic weighted kappa: 1 where every class is right, 0 where chance does as well; far misses cost most.",
     "mae": "Mean absolute error, in the unit of what is predicted; of ordered classes in classes.",
     "rmse": "Root of the mean squared error, in the unit of what is predicted; large misses count most.",
@@ -47,7 +55,7 @@ EXPLAINED = {
     "c_index": "Share of pairs of patients whose order of events is predicted, among those whose order is known.",
     "ibs": "Mean over time of the squared distance between predicted survival and what was; 0 is best.",
 }
-"""What figures of other tasks than classes mean."""
+"""What figures mean."""
 HEADLINES = (
     ("overall", "All held-out samples"),
     ("head_pooled", "Common combinations (head)"),
@@ -66,13 +74,13 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
     made = jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]), **options)
     made.finalize = lambda value: type(value)(texts.visible(value)) if isinstance(value, str) else value
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
-    made.filters.update(airy=_airy, breakable=_breakable, heading=_heading, value=value_text)
+    made.filters.update(words=words, airy=_airy, breakable=_breakable, heading=_heading, value=value_text)
     return made
 
 
-def render(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
-    """Returns the page as one string; the same input gives the same page."""
-    return templates().get_template(TEMPLATE).render(context(report, history))
+def render(report: Mapping[str, Any], history: Sequence[dict[str, Any]], made: Mapping[str, str] = {}) -> str:
+    """Returns the page as one string; the same input gives the same page. `made` says how it was made, by title."""
+    return templates().get_template(TEMPLATE).render(context(report, history) | {"made": made})
 
 
 def cell(report: Mapping[str, Any]) -> str:
@@ -102,6 +110,11 @@ def parts(report: Mapping[str, Any]) -> dict[str, Any]:
 def leading(report: Mapping[str, Any]) -> list[str]:
     """Returns the three figures that stand where there is no room for all."""
     return list(titles(report))[: len(IN_A_CELL)] if "task" in report else list(IN_A_CELL)
+
+
+def _lead(report: Mapping[str, Any]) -> str:
+    """Returns the figure in which values of attributes are compared: of an outcome no share of the right answers."""
+    return "auroc" if "binary" in report else leading(report)[0]
 
 
 def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -152,19 +165,30 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         **({"task": report["task"]["name"]} if "task" in report else {}),
         "parts": parts(report),
         "attributes": _attributes(report),
+        "sets": _sets(report),
         "explained": {title: EXPLAINED[name] for name, title in titles(report).items() if name in EXPLAINED},
-        "lead": leading(report)[0],
+        "lead": _lead(report),
         "weights": weights_text(report["weights"]) if "weights" in report else "",
         "headlines": [(label, report[key]) for key, label in HEADLINES],
         "majority": _majority(report),
         "cautions": cautions(report),
+        "gate": _gate_text(report.get("gate") or {}),
         "figures": {name: markupsafe.Markup(svg) for name, svg in drawings.items() if svg},
     }
 
 
+def _sets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of the table of sets: all samples and each combination, or all samples of each label."""
+    sets = report.get("sets") or {}
+    if "labels" in sets:
+        return [{"name": k, "n_calibration": x["n_calibration"], **x["overall"]} for k, x in sets["labels"].items()]
+    whole = [{"name": "All", "n_calibration": sets["n_calibration"], **sets["overall"]}] if sets else []
+    return [*whole, *({"name": row["group"], **row} for row in sets.get("groups", ()))]
+
+
 def _attributes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the rows of attributes with the gap in the leading figure, and the share of each modality."""
-    lead = leading(report)[0]
+    lead = _lead(report)
 
     def of(key: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [one for one in report.get(key, ()) if all(one[k] == row[k] for k in ("attribute", "value"))]
@@ -182,7 +206,7 @@ def _attributes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _served_worse(report: dict[str, Any]) -> tuple[str, str] | None:
     """Points at gaps in the leading figure that chance does not explain."""
     more = report["task"]["more"] if "task" in report else True
-    lead, worse = leading(report)[0], []
+    lead, worse = _lead(report), []
     for row in _attributes(report):
         gap = row["gap"]
         if gap and gap["p_holm"] is not None and gap["p_holm"] < SURE and (gap["difference"] < 0) == more:
@@ -362,13 +386,28 @@ def _gate(report: dict[str, Any]) -> tuple[str, str] | None:
     return f"Gate {gate['stuck']} throughout", f"The combination's own router was used {effect}. {gate['why']}"
 
 
+def _gate_text(gate: Mapping[str, Any]) -> str:
+    """Says in words how often the gate let the combination's own router act on the reported rows."""
+    rate, rule = gate.get("open_rate"), gate.get("rule", "gated")
+    if rate is None or rule != "gated":
+        return {"always": "No gate: it was always open.", "never": "It was always closed."}.get(rule, "")
+    if gate.get("stuck"):
+        return f"Once group routers act it was {'always' if gate['stuck'] == 'open' else 'never'} open."
+    return f"It was open for {_percent(rate)} of the held-out rows."
+
+
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def words(name: str) -> str:
+    """Shows a name of classes, labels or modalities: underscores between letters are spaces; files keep the name."""
+    return re.sub(r"(?<=[^\W_])_+(?=[^\W_])", " ", name)
+
+
 def _airy(name: str) -> str:
     """Returns a combination with spaces at which lines may break."""
-    return name.replace("+", " + ")
+    return words(name).replace("+", " + ")
 
 
 def _heading(name: str) -> str:

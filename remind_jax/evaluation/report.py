@@ -157,10 +157,6 @@ def build_report(
     if count:
         done, total = itertools.count(1), len({*groups.names, *sample.group}) + 3  # and all, head, tail
         sample.on_metrics = lambda: count(next(done), total)
-    rows = _group_rows(sample, groups)
-    tail_names = {row["group"] for row in rows if row["tail"]}
-    in_tail = np.array([name in tail_names for name in sample.group], bool)
-    one_of_several, columns = judge.task in ("classes", "ordinal"), sample.probabilities.shape[1]
     report = {
         "data": title,
         "method": config["method"],
@@ -172,7 +168,22 @@ def build_report(
         "n_patients": len(np.unique(sample.patients)),
         "modalities": list(groups.modalities),
         "classes": list(classes),
-        "label_counts": np.bincount(sample.labels, minlength=columns).tolist() if one_of_several else [],
+        "label_counts": [],
+        **_by_combination(sample, groups, judge),
+        **_of_task(sample, judge),
+        **sample.by_attribute(fairness.columns_of(predictions), groups, judge),
+    }
+    if clash := sorted(report.keys() & extra.keys()):
+        raise ValueError(f"extra may not replace {', '.join(clash)}")
+    return report | extra
+
+
+def _by_combination(sample: "_Sample", groups: Groups, judge: Judge) -> dict[str, Any]:
+    """Returns the figures of all samples, of each combination, of common and of rare ones, and of the worst."""
+    rows = _group_rows(sample, groups)
+    tail_names = {row["group"] for row in rows if row["tail"]}
+    in_tail = np.array([name in tail_names for name in sample.group], bool)
+    return {
         "overall": sample.metrics(np.ones(len(in_tail), bool)),
         "groups": rows,
         "head_mean": _mean([row for row in rows if not row["tail"]], judge),
@@ -180,19 +191,23 @@ def build_report(
         "head_pooled": {"n": int((~in_tail).sum()), **sample.metrics(~in_tail)},
         "tail_pooled": {"n": int(in_tail.sum()), **sample.metrics(in_tail)},
         "worst_group": _worst(rows, judge),
-        "calibration": metrics.reliability_curve(sample.labels, sample.probabilities) if one_of_several else [],
     }
-    if one_of_several:
-        report["deferral"] = conformal.deferral(sample.labels, sample.probabilities)
+
+
+def _of_task(sample: "_Sample", judge: Judge) -> dict[str, Any]:
+    """Returns what a report has of classes, and what it has of other tasks."""
+    found: dict[str, Any] = {"calibration": []}
+    if judge.task in ("classes", "ordinal"):
+        counts = np.bincount(sample.labels, minlength=sample.probabilities.shape[1]).tolist()
+        found = {"label_counts": counts}
+        found["calibration"] = metrics.reliability_curve(sample.labels, sample.probabilities)
+        found["deferral"] = conformal.deferral(sample.labels, sample.probabilities)
     if judge.task != "classes":
         about = {"headline": judge.headline, "more": judge.more, "titles": dict(judge.titles)}
         about |= {"fitted": dict(judge.fitted)} if judge.fitted else {}
-        report["task"] = {"name": judge.task, **about}
-        report |= {"curves": curves} if (curves := judge.drawn(sample.labels, sample.probabilities)) else {}
-    report |= sample.by_attribute(fairness.columns_of(predictions), groups, judge)
-    if clash := sorted(report.keys() & extra.keys()):
-        raise ValueError(f"extra may not replace {', '.join(clash)}")
-    return report | extra
+        found["task"] = {"name": judge.task, **about}
+        found |= {"curves": curves} if (curves := judge.drawn(sample.labels, sample.probabilities)) else {}
+    return found
 
 
 def pooled_metrics(
@@ -296,13 +311,20 @@ def write_json(path: str | pathlib.Path, report: dict[str, Any]) -> None:
     files.write_text(pathlib.Path(path), text + "\n")
 
 
-def write_html(path: str | pathlib.Path, report: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
+def write_html(
+    path: str | pathlib.Path,
+    report: Mapping[str, Any],
+    history: Sequence[dict[str, Any]],
+    made: Mapping[str, str] = {},
+) -> None:
     """Writes the self-contained HTML page of a report from `build_report` and the records of metrics.jsonl in order.
+
+    `made` has what the page says of its making, by title.
 
     Of these `step`, `stage`, `train/loss`, `eval/loss`, `eval/accuracy`, `eval/auroc`, `dro/lambda/<group>` and
     `gate/open_rate` are read.
     """
-    files.write_text(pathlib.Path(path), page.render(report, history))
+    files.write_text(pathlib.Path(path), page.render(report, history, made))
 
 
 def print_table(report: dict[str, Any], console: "rich.console.Console | None" = None) -> None:

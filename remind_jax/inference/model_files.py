@@ -50,7 +50,7 @@ SHAPE = {
     "train_patients": [COUNT],
     "gate": ("gated", "always", "never"),
     "prior_power": Number(float, -10, 10),
-    "sets?": {"level": float, "n": COUNT, "whole": float, "groups": [{"group": str, "threshold": float, "n": COUNT}]},
+    "sets?": [{"level": float, "n": COUNT, "whole": float, "groups": [{"group": str, "threshold": float, "n": COUNT}]}],
     "threshold?": Number(float, 0, 1),
     "label_type?": ("text", "integer", "number", "boolean"),
     "chosen": finished.WEIGHTS,
@@ -80,7 +80,7 @@ def contents(model: Any) -> dict[str, bytes]:
         "prior_power": model.prior_power,
         "label_type": model.label_type,
         "chosen": dict(model.chosen),
-    } | ({"sets": model.sets.to_dict()} if model.sets else {})
+    } | ({"sets": [one.to_dict() for one in model.sets]} if model.sets else {})
     facts |= {"members": [member.to_dict() for member in model.members]} if model.members else {}
     facts |= {} if model.threshold is None else {"threshold": model.threshold}
     return {WEIGHTS: weights, FACTS: (json.dumps(facts, ensure_ascii=False, allow_nan=False) + "\n").encode()}
@@ -116,7 +116,7 @@ def parts(found: Mapping[str, bytes], folder: pathlib.Path) -> dict[str, Any]:
             "params": safetensors.numpy.load(weights),
             "gate": facts["gate"],
             "prior_power": facts["prior_power"],
-            "sets": Sets.from_dict(facts["sets"]) if "sets" in facts else None,
+            "sets": tuple(map(Sets.from_dict, facts.get("sets", ()))),
             "threshold": facts.get("threshold"),
             "label_type": facts.get("label_type", "text"),
             "chosen": facts["chosen"],

@@ -72,7 +72,7 @@ class Predictor:
       train_patients: patients with train rows of each combination, int [g].
       params: weights by path.
       gate: whether group routers act: `gated`, `always` or `never`.
-      sets: thresholds of sets of answers; None gives none.
+      sets: thresholds of sets of answers, of several labels one each; () gives none.
       threshold: risk from which on an outcome is called, chosen on tuning rows; None where it was not.
       prior_power: probabilities are divided by the class prior to this power; 0 leaves them as they are.
       label_type: type of the labels that it was trained on: `text`, `integer`, `number` or `boolean`.
@@ -99,7 +99,7 @@ class Predictor:
     rows: PresentRows
     forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
     prior_power: float = 0.0
-    sets: conformal.Sets | None = None
+    sets: tuple[conformal.Sets, ...] = ()
     threshold: float | None = None
     label_type: str = "text"
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -363,9 +363,10 @@ class Predictor:
     def judged(self, table: pl.DataFrame, decided: bool = False) -> dict[str, Any]:
         """Returns `sets`, but of rows that `decided` them, and `binary` of a report of a table of predictions."""
         found, samples = {}, Samples.of(table)
-        if self.sets is not None and len(samples.labels) and not decided:
-            sets = self.task.sets(samples.probabilities, self.sets.of(samples.groups))
-            found["sets"] = conformal.coverage(self.sets, sets.hold(samples.labels), sets.sizes, samples.groups)
+        if self.sets and len(samples.labels) and not decided:
+            sets = self.task.sets(samples.probabilities, conformal.thresholds(self.sets, samples.groups))
+            held = sets.hold(samples.labels), sets.sizes
+            found["sets"] = conformal.coverage_of(self.sets, self.task.names, *held, samples.groups)
         if self.is_binary:
             some = samples.labels, samples.probabilities[:, 1], table["patient_id"].to_numpy()
             options = {"seed": self.config.seed, "resamples": self.config.eval.bootstrap}
@@ -419,7 +420,7 @@ class Predictor:
         index = self.groups.index(manifest.presence)
         samples, patients = (np.append(counts, 0)[index] for counts in (self.groups.train_counts, self.train_patients))
         names = self.combinations(manifest)
-        sets = self.task.sets(probabilities, self.sets.of(names)).columns if self.sets else {}
+        sets = self.task.sets(probabilities, conformal.thresholds(self.sets, names)).columns if self.sets else {}
         told = np.where(samples == 0, "never seen in training", "")
         few = (samples > 0) & (patients < FEW_PATIENTS)
         told = np.where(few, f"under {FEW_PATIENTS} training patients", told)

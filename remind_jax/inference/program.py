@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from remind_jax.data import inputs as arrays
 from remind_jax.errors import UserError
+from remind_jax.evaluation import conformal
 from remind_jax.inference import card, encoder, loader
 from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
@@ -29,11 +30,12 @@ def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[s
 
     A batch holds the encoded input of every modality under its name, zeros where it is missing, and `present`, bool
     [b, m]. The outputs are predictions [b, p] under the name `Task.made`, such as `probabilities`, `features` [b, d],
-    and `seen` [b], whether training had the combination.
+    `seen` [b], whether training had the combination, and sets of answers as `Task.inside` makes them, if there are any.
     """
     groups, masks = len(model.groups), jnp.asarray(model.groups.masks)
     offset, scale = jnp.asarray(model.offset), jnp.asarray(model.scale)
     baseline = jnp.asarray([model.task.baseline], jnp.float32)  # of a row without any modality
+    sets, at = _thresholds(model) if model.sets else (None, None)
 
     def predict(params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         group = hiding.group_of(batch["present"], masks)
@@ -41,9 +43,22 @@ def program(model: Predictor) -> Callable[[Params, dict[str, jax.Array]], dict[s
         predictions = model.task.predictions(output.logits.astype(jnp.float32) + offset[group], scale)
         some = jnp.any(batch["present"], axis=1, keepdims=True)
         predictions = jnp.where(some, predictions, baseline)
-        return {model.task.made: predictions, "features": output.features, "seen": group < groups}
+        found = {model.task.made: predictions, "features": output.features, "seen": group < groups}
+        if model.sets:
+            found |= model.task.inside(predictions, at[hiding.group_of(batch["present"], sets)])
+        return found
 
     return predict
+
+
+def _thresholds(model: Predictor) -> tuple[jax.Array, jax.Array]:
+    """Returns the combinations that have thresholds of sets, bool [k, m], and these, [k + 1] or [k + 1, l].
+
+    The last ones are those of all other combinations.
+    """
+    known, names = list(dict.fromkeys(name for one in model.sets for name in one.groups)), model.groups.modalities
+    masks = np.array([[m in name.split("+") for m in names] for name in known], bool).reshape(-1, len(names))
+    return jnp.asarray(masks), jnp.asarray(conformal.thresholds(model.sets, [*known, ""]), jnp.float32)
 
 
 def inputs(model: Predictor, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -83,6 +98,7 @@ def describe(model: Predictor) -> dict[str, Any]:
             {"name": model.task.made, "shape": ["b", len(model.task.names)], "dtype": "float32"},
             {"name": "features", "shape": ["b", width], "dtype": "float32"},
             {"name": "seen", "shape": ["b"], "dtype": "bool"},
+            *_outputs_of_sets(model),
         ],
         "combinations": [
             {"name": name, "train_samples": int(n), "train_patients": int(patients), "tail": bool(tail)}
@@ -91,6 +107,16 @@ def describe(model: Predictor) -> dict[str, Any]:
             )
         ],
     }
+
+
+def _outputs_of_sets(model: Predictor) -> list[dict[str, Any]]:
+    """Describes the sets of answers, of which `level` should hold the truth; of several labels no and yes."""
+    if not model.sets:
+        return []
+    rows, at = jnp.zeros((1, len(model.task.names))), jnp.asarray(conformal.thresholds(model.sets, [""]))
+    found = model.task.inside(rows, at)
+    level = {"level": model.sets[0].level}
+    return [{"name": k, "shape": ["b", *x.shape[1:]], "dtype": x.dtype.name, **level} for k, x in found.items()]
 
 
 def write(model: Predictor, out: pathlib.Path) -> None:

@@ -1,7 +1,9 @@
-"""Names that others have given, made neutral for what shows them: terminals, Markdown, LaTeX, spreadsheets."""
+"""Names that others have given, made neutral for what shows them: terminals, Markdown, LaTeX, spreadsheets, pages."""
 
+import pathlib
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 # Control characters but for line breaks and tabs; marks that turn the direction of text; halves of characters.
@@ -69,3 +71,31 @@ class Visible:
 def raw(stream: TextIO) -> TextIO:
     """Returns what is behind a `Visible` stream, for those who write colours and bars of their own."""
     return stream.stream if isinstance(stream, Visible) else stream
+
+
+def command_line(program: str, arguments: Sequence[str]) -> str:
+    """Writes a command for a shell, without paths of the machine.
+
+    The workdir is DIR, a config file its folder and name, any other absolute path PATH.
+    """
+    shown = []
+    flag = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            name, equals, value = argument.partition("=")
+            flag = name.lstrip("-")
+            shown.append(f"{name}={_public(flag, value)}" if equals else name)
+        else:  # the value of the flag before it
+            shown.append(_public(flag, argument))
+    return f"{program} {shlex.join(shown)}".rstrip()
+
+
+def _public(flag: str, value: str) -> str:
+    if flag == "workdir":
+        return "DIR"
+    path, colon, rest = value.partition(":")
+    if not path.startswith(("/", "~")):
+        return value
+    if flag == "config":
+        return "/".join(pathlib.PurePath(path).parts[-2:]) + colon + rest
+    return "PATH"

@@ -53,7 +53,7 @@ def write(results: Results, folder: pathlib.Path) -> None:
         "table.md": tables.markdown(results),
         "table.tex": tables.latex(results),
         "index.html": render(results),
-    }
+    } | ({"attributes.csv": told} if (told := tables.attributes_csv(results)) else {})
     with files.whole_files(folder) as temporary:
         for name, text in contents.items():
             (temporary / name).write_bytes(text.encode("utf-8"))
@@ -76,11 +76,12 @@ def context(results: Results) -> dict[str, Any]:
     shown = [(part, figure) for figure in list(results.task.compared)[:3:2] for part in ("all", "tail")]
     drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in shown]
     drawings |= {name: differences(results, baseline, part, figure) for name, baseline, part, figure in drawn}
-    wholes = [row for row in results.rows if row.modalities is None]
-    told = [row for row in wholes if row.label in SUMMARY]
+    told = [row for row in results.wholes if row.label in SUMMARY]
     return {
         "results": results,
-        "ordered": [*wholes, *results.combinations],
+        "ordered": [*results.wholes, *results.combinations, *results.attributes],
+        "lead": next(iter(results.task.compared.values())),
+        "gaps": _gaps(results),
         "summary": [(figure, row) for figure in list(results.task.compared)[:3:2] for row in told],
         "synthetic": page.is_synthetic(results.data),
         "notes": tables.notes(results),
@@ -104,6 +105,13 @@ def context(results: Results) -> dict[str, Any]:
         "wins_text": tables.wins_text,
         "several": len(results.seeds) > 1,
     }
+
+
+def _gaps(results: Results) -> dict[str, dict[str, tuple[str, str]]]:
+    """Returns the gap of each value of an attribute but the most frequent ones, by method, see `tables.gap_texts`."""
+    labels, methods = [row.label for row in results.attributes], results.methods
+    every = {label: {method: tables.gap_texts(results, method, label) for method in methods} for label in labels}
+    return {label: gaps for label, gaps in every.items() if any(text != "-" for text, _ in gaps.values())}
 
 
 def accuracy_by_combination(results: Results) -> str | None:

@@ -16,13 +16,12 @@ import contextlib
 import json
 import pathlib
 import platform
-import shlex
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from remind_jax.runtime import files, records
+from remind_jax.runtime import files, records, texts
 from remind_jax.runtime.jobs import find_cpus
 
 _SECONDS = (records.Number(float, 0), None)
@@ -50,7 +49,7 @@ class Record:
         kept = {name: entry for name, entry in before.get("runs", {}).items() if entry["seconds"] is not None}
         self._machine = {"jobs": jobs, "processor": processor(), "cores": len(find_cpus())}
         self._value = {
-            "command": command_line(arguments),
+            "command": texts.command_line("python -m remind_jax.sweep", arguments),
             "data": before.get("data"),
             **settings,
             "failed": before.get("failed", []),
@@ -110,34 +109,6 @@ class Record:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     return records.read(path, _SHAPE, "remove it, or choose another workdir", default={})
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """Writes the command of a sweep for a shell, without paths of the machine.
-
-    The workdir is DIR, a config file its folder and name, any other absolute path PATH.
-    """
-    shown = []
-    flag = ""
-    for argument in arguments:
-        if argument.startswith("-"):
-            name, equals, value = argument.partition("=")
-            flag = name.lstrip("-")
-            shown.append(f"{name}={_public(flag, value)}" if equals else name)
-        else:  # the value of the flag before it
-            shown.append(_public(flag, argument))
-    return shlex.join(["python", "-m", "remind_jax.sweep", *shown])
-
-
-def _public(flag: str, value: str) -> str:
-    if flag == "workdir":
-        return "DIR"
-    path, colon, rest = value.partition(":")
-    if not path.startswith(("/", "~")):
-        return value
-    if flag == "config":
-        return "/".join(pathlib.PurePath(path).parts[-2:]) + colon + rest
-    return "PATH"
 
 
 def processor() -> str:

@@ -10,7 +10,7 @@ import polars as pl
 
 from remind_jax import tasks
 from remind_jax.errors import UserError
-from remind_jax.evaluation import finished
+from remind_jax.evaluation import finished, page
 from remind_jax.evaluation import report as reports
 from remind_jax.runtime import records
 from remind_jax.studies import comparison
@@ -49,7 +49,7 @@ class Row:
     """One row of the paper's table.
 
     Attributes:
-      label: a combination, or a name of `WHOLES`.
+      label: a combination, a name of `WHOLES`, or attribute and value.
       modalities: of the combination; None for rows over several.
       n: held-out samples of each seed that has the combination.
       n_train: mean number of training samples; None for rows over several combinations.
@@ -77,7 +77,7 @@ class Results:
       data: title of the data set.
       methods, seeds: of the sweep; methods without a finished run are left out.
       runs: the finished ones.
-      rows: combinations, most frequent in training first, then `WHOLES`.
+      rows: combinations, most frequent in training first, then `WHOLES`, then values of attributes, if any.
       differences: baseline -> those of `comparison.paired_differences`, as fractions.
       published: the paper's data set, where it is one.
       failures: runs that failed, each with its reason.
@@ -101,6 +101,16 @@ class Results:
     def combinations(self) -> tuple[Row, ...]:
         """The rows of single combinations."""
         return tuple(row for row in self.rows if row.modalities is not None)
+
+    @property
+    def wholes(self) -> tuple[Row, ...]:
+        """The rows of `WHOLES`."""
+        return tuple(row for row in self.rows if row.label in dict(WHOLES))
+
+    @property
+    def attributes(self) -> tuple[Row, ...]:
+        """The rows of values of attributes."""
+        return self.rows[len(self.combinations) + len(self.wholes) :]
 
 
 def read_outcomes(folders: Sequence[pathlib.Path]) -> list[Outcome]:
@@ -170,7 +180,7 @@ def collect(
     """
     there = tuple(method for method in methods if any(run.method == method for run in runs))
     paper = published(runs[0].report["data"])
-    rows = (*_combination_rows(runs, there, paper), *_whole_rows(runs, there, paper))
+    rows = (*_combination_rows(runs, there, paper), *_whole_rows(runs, there, paper), *_attribute_rows(runs, there))
     parts = (*comparison.WHOLES, *comparison.large_combinations(runs))
     replicates = comparison.Replicates(runs, chosen=parts, resamples=resamples)  # what costs, once for all baselines
     if len(there) > 1:  # else nothing is compared
@@ -220,6 +230,24 @@ def _whole_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Publishe
         beside = _published(paper, methods, None) if section == "overall" else {}
         rows.append(Row(label, None, n, None, None, None, cells, beside))
     return rows
+
+
+def _attribute_rows(runs: Sequence[Outcome], methods: Sequence[str]) -> list[Row]:
+    found: dict[str, list[tuple[Outcome, Mapping[str, Any]]]] = {}
+    for run in runs:
+        for row in run.report.get("attributes", ()):
+            found.setdefault(attribute_label(row), []).append((run, row))
+    rows = []
+    for label, entries in found.items():
+        n = tuple({run.seed: row["n"] for run, row in entries}.values())
+        cells = _cells([(run.method, row) for run, row in entries], methods, runs[0].task)
+        rows.append(Row(label, None, n, None, None, None, cells, {}))
+    return rows
+
+
+def attribute_label(row: Mapping[str, Any]) -> str:
+    """Names the attribute and the value of a row of a report, such as `sex: f`."""
+    return f"{row['attribute']}: {page.value_text(row['value'])}"
 
 
 def _size(report: Mapping[str, Any], section: str) -> int:

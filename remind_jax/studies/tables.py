@@ -18,7 +18,7 @@ from remind_jax.runtime import texts
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Difference, Spread, spread
 from remind_jax.studies.published import Figure
-from remind_jax.studies.results import WHOLES, Results, Row, run_figures, scaled, summary
+from remind_jax.studies.results import WHOLES, Results, Row, attribute_label, run_figures, scaled, summary
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 
@@ -76,6 +76,50 @@ def differences_csv(results: Results) -> str:
             rows.append({"samples": part, "figure": figure, "method": method, "baseline": baseline} | points | rest)
     names = ["samples", "figure", "method", "baseline", *Difference._fields]
     return _csv(names, rows)
+
+
+def attributes_csv(results: Results) -> str:
+    """Writes one row a run, value of an attribute and figure, with its gap to the most frequent value; "" for none.
+
+    Figures and gaps are as in `runs_csv`; their intervals and p are those of the run's report.
+    """
+    rows = []
+    for run in results.runs:
+        for row in run.report.get("attributes", ()):
+            for figure in results.task.compared:
+                gap, bounds = gap_of(run, attribute_label(row), figure), row.get(f"{figure}_ci") or (None, None)
+                told = {"estimate": row[figure], "low": bounds[0], "high": bounds[1], "gap": gap and gap["difference"]}
+                low, high = (gap and gap["ci"]) or (None, None)
+                told = {k: scaled(v, results.task) for k, v in (told | {"gap_low": low, "gap_high": high}).items()}
+                rows.append(
+                    {"method": run.method, "seed": run.seed}
+                    | {key: row[key] for key in ("attribute", "value", "n", "n_patients")}
+                    | {"figure": figure, **told}
+                    | {key: gap and gap[key] for key in ("against", "p", "p_holm")}
+                )
+    return _csv(list(rows[0]), rows) if rows else ""
+
+
+def gap_of(run: comparison.Outcome, label: str, figure: str) -> Mapping[str, Any] | None:
+    """Returns the difference of a value of an attribute to the most frequent one in a run; None for that one."""
+    gaps = run.report.get("attribute_gaps", ())
+    return next((one for one in gaps if one["figure"] == figure and attribute_label(one) == label), None)
+
+
+def gap_texts(results: Results, method: str, label: str) -> tuple[str, str]:
+    """Writes the gap of a value in the leading figure: mean and spread over seeds; how sure it is of chance.
+
+    Of one seed that is its interval and p, of several in how many of them p, corrected by Holm, is below .05.
+    """
+    lead = next(iter(results.task.compared))
+    found = [gap_of(run, label, lead) for run in results.runs if run.method == method]
+    found = [gap for gap in found if gap and gap["difference"] is not None]
+    text = spread_text(spread(scaled(g["difference"], results.task) for g in found), digits=results.task.digits)
+    known = [gap for gap in found if gap["p_holm"] is not None]
+    if len(results.seeds) > 1:
+        return text, f"p < .05 in {sum(gap['p_holm'] < 0.05 for gap in known)} of {len(known)}" if known else ""
+    told = [f"{' to '.join(signed(x, results.task) for x in g['ci'])}; p {p_text(g['p_holm'])}" for g in known]
+    return text, "".join(told)
 
 
 def calibration(results: Results, method: str) -> list[dict[str, Any]]:
@@ -175,9 +219,9 @@ def size_text(n: Sequence[int]) -> str:
 def best(row: Row, figure: str, task: Task = CLASSES) -> set[str]:
     """Returns the methods with the best mean of a row, to the digit printed.
 
-    There is none of a single method, where all are alike, and of a combination of few samples.
+    There is none of a single method, where all are alike, and of few samples.
     """
-    if row.modalities is not None and min(row.n, default=0) < MIN_SAMPLES:
+    if min(row.n, default=0 if row.modalities is not None else MIN_SAMPLES) < MIN_SAMPLES:
         return set()
     sign = 1 if task.select[figure] else -1
     means = {m: sign * round(value.mean, task.digits) for m, value in row.cells[figure].items() if value}

@@ -27,7 +27,6 @@ _FOR_CLASSES = {
     "objective.prior": "none",
     "objective.distill_weight": 0.0,
     "eval.adjust_prior": "none",
-    "eval.recalibrate": "none",
 }
 """Keys that look at classes, and the value at which they do not."""
 
@@ -38,7 +37,14 @@ def check(task: str, config: Any) -> None:
     for path, plain in _FOR_CLASSES.items() if task != "classes" else ():
         value = operator.attrgetter(path)(config)
         if value != plain:
-            raise UserError(f"{path}={value} is for classes only, and the label is of task {task}: set {path}={plain}")
+            raise _unfit(path, value, "classes", task, plain)
+    if (how := config.eval.recalibrate) not in TASKS[task].recalibrates:
+        able = " and ".join(name for name, each in TASKS.items() if how in each.recalibrates)
+        raise _unfit("eval.recalibrate", how, able, task, "none")
+
+
+def _unfit(path: str, value: Any, able: str, task: str, plain: Any) -> UserError:
+    return UserError(f"{path}={value} is for {able} only, and the label is of task {task}: set {path}={plain}")
 
 
 def fit(schema: Schema, config: Any, labels: np.ndarray) -> Task:
@@ -59,9 +65,13 @@ def of_report(report: Mapping[str, Any]) -> Task:
 
 def from_dict(content: Mapping[str, Any]) -> Task:
     """Inverts `Task.to_dict`. Raises ValueError or TypeError: the content is none that it gave."""
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    fields = {key: _tuples(value) for key, value in content.items()}
     made = TASKS[fields.pop("task")](**fields)
-    late = {"temperature"}  # which older models lack
+    late = {"temperature", "curves"}  # which older models lack
     if any(each.name not in fields for each in dataclasses.fields(made) if each.name not in late):
         raise ValueError("a field is missing")
     return made
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -12,7 +12,8 @@ from remind_jax.data.schema import Schema
 from remind_jax.evaluation import conformal, intervals, metrics
 from remind_jax.evaluation.judge import Judge, Weighed, figures_of_classes, of_classes, weighed_of_classes
 from remind_jax.ops import losses
-from remind_jax.tasks.task import LOWEST, AnswerSets, Task, entropy_of, log_of
+from remind_jax.tasks import isotonic
+from remind_jax.tasks.task import LOWEST, AnswerSets, Task, entropy_of, log_of, written
 
 PRIOR_POWERS = tuple(i / 10 for i in range(-5, 16))
 """Powers of the class prior that `choose_prior_power` tries."""
@@ -88,12 +89,14 @@ class Classes(Task):
     unit: ClassVar[str] = "in percent"
     explains: ClassVar[str] = "predicted class's probability"
     gradients: ClassVar[tuple[str, ...]] = ("margin", "loss", "logit")
+    recalibrates: ClassVar[tuple[str, ...]] = ("none", "temperature", "isotonic")
     marked: ClassVar[str] = "accuracy"
     classes: tuple[str, ...]
     focal_gamma: float | None = None  # None for cross entropy
     focal_alpha: tuple[float, ...] | None = None  # factors of the classes
     focal_detach: bool = False
     temperature: float = 1.0  # logits are divided by it
+    curves: tuple[isotonic.Curve, ...] = ()  # of each class against the rest, before they are made to sum to one
 
     @classmethod
     def fit(cls, schema: Schema, config: Any, labels: np.ndarray) -> Self:
@@ -131,19 +134,27 @@ class Classes(Task):
 
     def predictions(self, logits: Any, scale: Any = None) -> Any:
         scale = np.ones(1, np.float32) if scale is None else scale
-        if self.temperature == 1.0:
-            return probabilities_of(logits, 0.0, scale)
-        return probabilities_of(logits / self.temperature, 0.0, scale ** (1 / self.temperature))
+        if self.temperature != 1.0:
+            logits, scale = logits / self.temperature, scale ** (1 / self.temperature)
+        found = probabilities_of(logits, 0.0, scale)
+        if not self.curves:
+            return found
+        weights = isotonic.along(self.curves, found)
+        return weights / weights.sum(-1, keepdims=True)
 
     def logits(self, predictions: jax.Array) -> jax.Array:
         return log_of(predictions)
 
-    def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
-        return dataclasses.replace(self, temperature=self.temperature * best_temperature(labels, predictions))
+    def recalibrated(self, how: str, labels: np.ndarray, predictions: np.ndarray) -> Self:
+        if how == "temperature":
+            return dataclasses.replace(self, temperature=self.temperature * best_temperature(labels, predictions))
+        curves = (isotonic.fit(predictions[:, k], labels == k) for k in range(predictions.shape[1]))
+        return dataclasses.replace(self, curves=tuple(curves))
 
     @property
     def told(self) -> dict[str, Any]:
-        return {"temperature": self.temperature} if self.temperature != 1.0 else {}
+        found = {"temperature": self.temperature} if self.temperature != 1.0 else {}
+        return found | ({"isotonic": dict(zip(self.classes, self.curves, strict=True))} if self.curves else {})
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return predictions.argmax(axis=1)
@@ -167,13 +178,13 @@ class Classes(Task):
     def misses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
         return conformal.scores_of_classes(np.asarray(predictions, np.float64))[np.arange(len(labels)), labels]
 
+    def inside(self, predictions: Any, thresholds: Any) -> dict[str, Any]:
+        return {"set": conformal.inside(predictions, thresholds)}
+
     def sets(self, predictions: np.ndarray, thresholds: np.ndarray) -> AnswerSets:
-        inside = conformal.scores_of_classes(np.asarray(predictions, np.float64)) <= thresholds[:, None]
-        rows = np.arange(len(inside))
-        inside[rows, self.answers(predictions)] = True  # no set is empty
-        named = ["|".join(name for name, there in zip(self.classes, row, strict=True) if there) for row in inside]
-        columns = {"set": np.array(named, object)}
-        return AnswerSets(columns, inside.sum(axis=1), lambda labels: inside[rows, labels])
+        inside = self.inside(predictions, thresholds)["set"]
+        columns = {"set": written(inside, self.classes)}
+        return AnswerSets(columns, inside.sum(axis=1), lambda labels: inside[np.arange(len(inside)), labels])
 
     def entropy(self, predictions: np.ndarray) -> np.ndarray:
         return entropy_of(predictions)

@@ -34,6 +34,7 @@ class Ordinal(Classes):
         return cls(tuple(shares.tolist()), classes)
 
     factor, digits, unit, gradients = Task.factor, Task.digits, Task.unit, Task.gradients
+    recalibrates = Task.recalibrates
     scores = Task.scores
 
     @property

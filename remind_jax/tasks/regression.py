@@ -126,12 +126,14 @@ class Regression(Task):
         low, high = _bounds(predictions)
         return np.maximum(low - labels, labels - high).astype(np.float64)
 
+    def inside(self, predictions: Any, thresholds: Any) -> dict[str, Any]:
+        xp, (low, high) = predictions.__array_namespace__(), _bounds(predictions)
+        low, high = low - thresholds, xp.maximum(high + thresholds, low - thresholds)
+        return {"lower": xp.maximum(low, 0.0) if self.transform == "log1p" else low, "upper": high}
+
     def sets(self, predictions: np.ndarray, thresholds: np.ndarray) -> AnswerSets:
-        low, high = _bounds(predictions)
-        low, high = low - thresholds, np.maximum(high + thresholds, low - thresholds)
-        low = np.maximum(low, 0.0) if self.transform == "log1p" else low
-        inside = lambda labels: (low <= labels) & (labels <= high)  # noqa: E731
-        return AnswerSets({"lower": low, "upper": high}, high - low, inside)
+        low, high = (columns := self.inside(predictions, thresholds)).values()
+        return AnswerSets(columns, high - low, lambda labels: (low <= labels) & (labels <= high))
 
     def entropy(self, predictions: np.ndarray) -> np.ndarray:
         """Returns the logarithm of the width of intervals before the transform, which is the entropy but for a term."""
@@ -162,7 +164,7 @@ class Regression(Task):
         return statistics.NormalDist().inv_cdf(_sides(self.level)[1])
 
 
-def _bounds(predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(predictions: Any) -> tuple[Any, Any]:
     """Returns lower and upper bound of each prediction [n, p]; without bounds both are its value."""
     return (predictions[:, -2], predictions[:, -1]) if predictions.shape[1] > 1 else (predictions[:, 0],) * 2
 

@@ -5,7 +5,7 @@ survival float [n, 2]. Predictions are float [n, p].
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -23,8 +23,8 @@ class AnswerSets(NamedTuple):
 
     Attributes:
       columns: what `remind predict` writes of them, [n] each.
-      sizes: number of answers, or width, [n].
-      hold: (labels) -> which sets hold the truth, bool [n].
+      sizes: number of answers, or width, [n]; of several labels [n, l].
+      hold: (labels) -> which sets hold the truth, bool [n]; of several labels float [n, l], NaN where one is unknown.
     """
 
     columns: dict[str, np.ndarray]
@@ -41,6 +41,7 @@ class Task:
       titles: titles of the figures with an interval, that which leads first.
       more: whether more of that is better.
       tunes: whether `tuned` chooses anything.
+      recalibrates: choices of `eval.recalibrate`, see `recalibrated`.
       select: figures of `tuning` by which weights can be chosen, and whether more of each is better.
       made: what predictions are called in an exported program.
       factor, digits, unit: factor and digits of figures in tables of several runs, and what they are then in.
@@ -54,6 +55,7 @@ class Task:
     titles: ClassVar[Mapping[str, str]]
     more: ClassVar[bool] = True
     tunes: ClassVar[bool] = False
+    recalibrates: ClassVar[tuple[str, ...]] = ("none",)
     select: ClassVar[Mapping[str, bool]]
     made: ClassVar[str] = "probabilities"
     factor: ClassVar[float] = 1.0
@@ -135,12 +137,22 @@ class Task:
         raise NotImplementedError
 
     def misses(self, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray | None:
-        """Returns how odd the truth is for predictions, float64 [n], see `evaluation.conformal`; None without sets."""
+        """Returns how odd the truth is for predictions, float64 [n], see `evaluation.conformal`; None without sets.
+
+        Of several labels it is [n, l], NaN where one is not known.
+        """
         del labels, predictions
         return None
 
+    def inside(self, predictions: Any, thresholds: Any) -> dict[str, Any]:
+        """Returns sets of the answers that are no odder than thresholds [n], as exported programs have them.
+
+        Predictions and thresholds are numpy or JAX arrays, thresholds of several labels [n, l].
+        """
+        raise NotImplementedError
+
     def sets(self, predictions: np.ndarray, thresholds: np.ndarray) -> AnswerSets:
-        """Makes sets of the answers that are no odder than thresholds [n]."""
+        """Makes of `inside` what `remind predict` writes, and what a report counts."""
         raise NotImplementedError
 
     def entropy(self, predictions: np.ndarray) -> np.ndarray:
@@ -161,6 +173,10 @@ class Task:
         """Writes a figure as tables of runs do."""
         return "-" if value is None else f"{self.factor * value:.{self.digits}f}"
 
+    def recalibrated(self, how: str, labels: np.ndarray, predictions: np.ndarray) -> Self:
+        """Returns the task with predictions recalibrated on tuning samples, `how` being one of `recalibrates`."""
+        raise NotImplementedError
+
     def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
         """Returns the task with what is chosen on tuning samples."""
         del labels, predictions
@@ -168,7 +184,7 @@ class Task:
 
     @property
     def told(self) -> dict[str, Any]:
-        """Says for the report what `tuned` has chosen."""
+        """Says for the report what `recalibrated` and `tuned` have chosen."""
         return {}
 
     def figures(
@@ -198,6 +214,11 @@ class Task:
         """Returns the task for JSON; `tasks.from_dict` inverts it."""
         fields = dataclasses.asdict(self).items()
         return {"task": self.name, **{key: list(value) if isinstance(value, tuple) else value for key, value in fields}}
+
+
+def written(inside: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Writes sets, bool [n, c], as the names of their answers with strokes between, [n]."""
+    return np.array(["|".join(np.array([*names], object)[row]) for row in inside], object)
 
 
 def entropy_of(chances: np.ndarray) -> np.ndarray:

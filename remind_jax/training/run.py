@@ -19,9 +19,8 @@ from remind_jax.data.groups import group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.evaluation import binary, page
+from remind_jax.evaluation import binary, conformal, page
 from remind_jax.evaluation import report as reports
-from remind_jax.evaluation.conformal import Sets
 from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.predictor import Predicted, Predictor
 from remind_jax.methods import STACK
@@ -377,20 +376,20 @@ def _adjusted(model: Predictor, tuning: Tuning | None) -> tuple[Predictor, dict[
     """
     if tuning is None:
         return model, {}
-    if model.task.tunes:
-        predicted = tuning(model)
-        task = model.task.tuned(predicted.labels, predicted.probabilities)
-        return dataclasses.replace(model, task=task), {"chosen_on_tuning": task.told}
-    figure, facts = model.config.eval.adjust_prior, {}
+    figure, facts, how = model.config.eval.adjust_prior, {}, model.config.eval.recalibrate
     if figure != "none":
         predicted = tuning(model)
         power = choose_prior_power(predicted.labels, predicted.probabilities, model.class_fractions, figure)
         model = dataclasses.replace(model, prior_power=power)
         facts = {"prior_adjustment": {"figure": figure, "power": power}}
-    if model.config.eval.recalibrate != "none":
+    if how != "none":
         predicted = tuning(model)
-        model = dataclasses.replace(model, task=model.task.tuned(predicted.labels, predicted.probabilities))
-        facts |= {"chosen_on_tuning": model.task.told}
+        task = model.task.recalibrated(how, predicted.labels, predicted.probabilities)
+        model, facts = dataclasses.replace(model, task=task), facts | {"chosen_on_tuning": task.told}
+    if model.task.tunes:
+        predicted = tuning(model)
+        task = model.task.tuned(predicted.labels, predicted.probabilities)
+        model, facts = dataclasses.replace(model, task=task), facts | {"chosen_on_tuning": task.told}
     return model, facts
 
 
@@ -402,7 +401,7 @@ def _decided(model: Predictor, data: datasets.Dataset, tuning: Tuning | None) ->
     rows = _tuning_rows(model.config, data)
     names = [group_name(mask, data.groups.modalities) for mask in data.manifest.presence[rows]]
     misses = task.misses(predicted.labels, predicted.probabilities) if level else None
-    sets = None if misses is None else Sets.fit(misses, names, level)
+    sets = () if misses is None else conformal.fit_each(misses, names, level)
     threshold = binary.youden(predicted.labels, predicted.probabilities[:, 1]) if model.is_binary else None
     return dataclasses.replace(model, sets=sets, threshold=threshold)
 

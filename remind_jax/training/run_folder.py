@@ -4,6 +4,8 @@ import contextlib
 import json
 import pathlib
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +20,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import finished, page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference.predictor import Predictor
-from remind_jax.runtime import claims, files, records
+from remind_jax.runtime import claims, files, records, texts
 from remind_jax.training.trackers import Trackers
 from remind_jax.training.trackers.tracker import Run, numbers
 
@@ -48,6 +50,7 @@ class RunFolder:
         """
         self.path, self.writes = path, writes
         self.config = json.loads(json.dumps(config))
+        self._began = time.time()
         self._trackers = Trackers(track.split(",") if track else (), Run(path, self.config))
         if not writes:
             return
@@ -179,9 +182,21 @@ class RunFolder:
         """Writes predictions, page and, last, report.json: a run counts as finished once it is there."""
         with files.whole_file(self.path / "predictions.parquet", private=True) as temporary:
             predictions.write_parquet(temporary)
-        reports.write_html(self.path / "report.html", report, self.history())
+        reports.write_html(self.path / "report.html", report, self.history(), self._made())
         self._trackers.finish(_figures(report))
         reports.write_json(self.path / "report.json", report)
+
+    def _made(self) -> dict[str, str]:
+        """Says for the page, which alone may differ from run to run, how and when it was made."""
+        now, program = time.time(), pathlib.PurePath(sys.argv[0] if sys.argv else "")
+        command = {"remind": "remind", "__main__.py": "python -m remind_jax", "main.py": "python -m remind_jax.main"}
+        found = {
+            "Finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)),
+            "Took": _duration(now - self._began),
+        }
+        if program.name in command and (program.name == "remind" or program.parent.name == "remind_jax"):
+            found["Command"] = texts.command_line(command[program.name], sys.argv[1:])
+        return found
 
     def show(self, report: Mapping[str, Any], again: bool = False) -> None:
         """Prints a report, of a run that has just ended or (`again`) of one that had."""
@@ -262,6 +277,13 @@ class InMemory(RunFolder):
 
     def close(self) -> None:
         """Has nothing open."""
+
+
+def _duration(seconds: float) -> str:
+    """Writes seconds in the two largest units."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def remembered(path: pathlib.Path) -> dict[str, str]:

@@ -53,3 +53,22 @@ def test_formulas_have_a_sign_in_front_that_can_be_taken_away(text):
 @pytest.mark.parametrize("value", ["-5", "+1.5e3", "a=b", "", "'quoted'", 3, -1.5, None])
 def test_numbers_and_other_texts_stay(value):
     assert texts.cell(value) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--config=configs/nhanes.py", "--workdir=/home/me/x"], "--config=configs/nhanes.py --workdir=DIR"),
+        (["--workdir", "x", "--seeds", "0,1"], "--workdir DIR --seeds 0,1"),
+        (["--config=/a/b/configs/mimic.py:method=remind"], "--config=configs/mimic.py:method=remind"),
+        (["--config", "/a/b/configs/mimic.py"], "--config configs/mimic.py"),
+        (
+            ["--config.data.root=/data/mimic", "--config.data.cache=~/c"],
+            "--config.data.root=PATH --config.data.cache=PATH",
+        ),
+        (["--config.data.root=../shared/heart"], "--config.data.root=../shared/heart"),
+        (["--config.groups.tail=('a b',)"], """'--config.groups.tail=('"'"'a b'"'"',)'"""),
+    ],
+)
+def test_command_lines_have_no_paths_of_the_machine(arguments, shown):
+    assert texts.command_line("remind train", arguments) == f"remind train {shown}"

@@ -39,9 +39,9 @@ def predictions(seed: int, n: int, skill: float, method_seed: int, patients: int
     )
 
 
-def run(method: str, seed: int, frame: pl.DataFrame, data: str = "ward") -> Outcome:
+def run(method: str, seed: int, frame: pl.DataFrame, data: str = "ward", resamples: int = 20) -> Outcome:
     """A run with the report of these predictions."""
-    config = {"method": method, "seed": seed, "eval": {"bootstrap": 20}}
+    config = {"method": method, "seed": seed, "eval": {"bootstrap": resamples}}
     report = build_report(config, data, frame, groups(), parameters=7, classes=["no", "yes"])
     return Outcome(method, seed, report, frame)
 

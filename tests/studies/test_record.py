@@ -6,7 +6,7 @@ import time
 import pytest
 
 from remind_jax.errors import UserError
-from remind_jax.studies.record import Record, command_line, processor
+from remind_jax.studies.record import Record, processor
 
 SETTINGS = {"methods": ["a", "b"], "seeds": [0], "baselines": ["a"], "resamples": 5, "jobs": 1}
 RUNS = ("a seed 0", "b seed 0")
@@ -22,25 +22,6 @@ def clock(monkeypatch):
 
 def _load(path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
-        (["--config=configs/nhanes.py", "--workdir=/home/me/x"], "--config=configs/nhanes.py --workdir=DIR"),
-        (["--workdir", "x", "--seeds", "0,1"], "--workdir DIR --seeds 0,1"),
-        (["--config=/a/b/configs/mimic.py:method=remind"], "--config=configs/mimic.py:method=remind"),
-        (["--config", "/a/b/configs/mimic.py"], "--config configs/mimic.py"),
-        (
-            ["--config.data.root=/data/mimic", "--config.data.cache=~/c"],
-            "--config.data.root=PATH --config.data.cache=PATH",
-        ),
-        (["--config.data.root=../shared/heart"], "--config.data.root=../shared/heart"),
-        (["--config.groups.tail=('a b',)"], """'--config.groups.tail=('"'"'a b'"'"',)'"""),
-    ],
-)
-def test_command_lines_have_no_paths_of_the_machine(arguments, shown):
-    assert command_line(arguments) == f"python -m remind_jax.sweep {shown}"
 
 
 def test_seconds_add_up_over_calls_and_unknown_ones_are_null(tmp_path, clock):

@@ -4,6 +4,7 @@ import io
 import re
 
 import numpy as np
+import polars as pl
 import pytest
 
 from remind_jax.runtime import texts
@@ -249,3 +250,61 @@ def test_plots_show_every_method_and_combination(found):
     assert page.differences(found, "soft_moe", "tail", "auroc").count(">remind<") == 1
     assert ">remind<" not in page.differences(found, "remind", "tail", "auroc")
     assert page.differences(found, "soft_moe", "no such samples", "auroc") is None
+
+
+# ---- Attributes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[(0,), (0, 1)], ids=["one seed", "two seeds"])
+def by_sex(request):
+    """Results of runs with an attribute: of two methods one is mostly wrong in men."""
+    runs = []
+    for number, method in enumerate(("even", "uneven")):
+        for seed in request.param:
+            frame = sweep_runs.predictions(seed, 200, 0.9, number)
+            women = pl.Series(["f"] * 120 + ["m"] * 74 + [None] * 6)
+            wrong = (women == "m").fill_null(False) if number else pl.Series([False] * 200)
+            flipped = pl.when(wrong).then(pl.col("p_0")).otherwise(pl.col("p_1"))
+            frame = frame.with_columns(flipped.alias("p_1"), women.alias("attribute_sex"))
+            runs.append(sweep_runs.run(method, seed, frame.with_columns(p_0=1 - pl.col("p_1")), resamples=300))
+    return collecting.collect(runs, ["even", "uneven"], ["even"], resamples=20)
+
+
+def test_values_of_attributes_have_rows_of_their_own_in_all_tables_and_gaps(by_sex):
+    assert [row.label for row in by_sex.attributes] == ["sex: f", "sex: m", "sex: not recorded"]
+    assert [row.label for row in by_sex.wholes] == [label for label, _ in collecting.WHOLES]
+    men = by_sex.attributes[1]
+    assert men.n == (74,) * len(by_sex.seeds)
+    reports = [run.report["attributes"][1] for run in by_sex.runs if run.method == "uneven"]
+    expected = 100 * np.mean([row["accuracy"] for row in reports])
+    assert men.cells["accuracy"]["uneven"].mean == pytest.approx(expected)
+    assert expected < 25 < 75 < men.cells["accuracy"]["even"].mean
+    assert tables.best(men, "accuracy") == {"even"}
+    unknown = dataclasses.replace(men, n=(6,))
+    assert tables.best(unknown, "accuracy") == set()
+    rows = _markdown_table(tables.markdown(by_sex), "Accuracy by combination")
+    assert next(row for row in rows if row[0] == "sex: m")[2] == "74"
+    assert {"sex: f", "sex: m"} <= {row["samples"] for row in _rows(tables.groups_csv(by_sex))}
+    told = [r for r in _rows(tables.attributes_csv(by_sex)) if r["method"] == "uneven" and r["figure"] == "accuracy"]
+    first = {row["value"]: row for row in told if row["seed"] == "0"}
+    assert float(first["m"]["estimate"]) == pytest.approx(100 * reports[0]["accuracy"])
+    assert float(first["m"]["gap_low"]) < float(first["m"]["gap"]) < float(first["m"]["gap_high"]) < -40
+    assert (first["m"]["against"], first["f"]["gap"]) == ("f", "")
+    assert float(first["m"]["p_holm"]) < 0.02
+    assert first[""]["gap_low"] == ""  # six samples have no interval
+
+
+def test_the_page_shows_gaps_by_attribute_and_only_where_there_are_any(by_sex, found):
+    text, small = tables.gap_texts(by_sex, "uneven", "sex: m")
+    assert float(text.split()[0]) < -50
+    assert (
+        small == "p < .05 in 2 of 2"
+        if len(by_sex.seeds) > 1
+        else re.fullmatch(r"-\d+\.\d to -\d+\.\d; p <?0?\.\d+", small)
+    )
+    assert tables.gap_texts(by_sex, "uneven", "sex: f") == ("-", "")
+    html = page.render(by_sex)
+    assert "Gaps by attribute" in html
+    assert ">sex: m<" in html
+    assert "Gaps by attribute" not in page.render(found)
+    assert tables.attributes_csv(found) == ""

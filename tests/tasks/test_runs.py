@@ -26,6 +26,7 @@ from remind_jax.data import reading
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
 from remind_jax.evaluation import report as reports
+from remind_jax.evaluation.conformal import thresholds
 from remind_jax.evaluation.samples import Samples
 from remind_jax.runtime.texts import markdown
 from remind_jax.training import cost
@@ -121,8 +122,8 @@ def test_predict_gives_what_the_report_was_made_of(runs, task, tmp_path):
     known = out.join(table.select(pl.col("sample_id").alias("stay")), on="stay", how="inner", maintain_order="right")
     samples = Samples.of(table)
     columns = model.task.columns(samples.probabilities)
-    if model.sets is not None:  # of values, bounds that hold the promised share take the place of the model's
-        columns |= model.task.sets(samples.probabilities, model.sets.of(samples.groups)).columns
+    if task == "regression":  # of values, bounds that hold the promised share take the place of the model's
+        columns |= model.task.sets(samples.probabilities, thresholds(model.sets, samples.groups)).columns
     for name in set(COLUMNS[task]) - {"prediction"}:
         np.testing.assert_allclose(known[name].to_numpy(), columns[name], rtol=1e-4, atol=1e-5)
 
@@ -241,6 +242,15 @@ def test_an_exported_program_predicts_what_the_model_predicts(runs, task, tmp_pa
     assert found[name].shape == (SIGNALS, len(model.task.names))
     expected = np.concatenate([predictions for predictions, _ in model.batches(model.read(rows))])
     np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+    written = model.tabulate(manifest := model.read(rows), expected)
+    assert bool(model.sets) == any(each.get("level") == 0.9 for each in known["outputs"])
+    if task == "regression":
+        np.testing.assert_allclose(found["lower"], written["lower"].to_numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found["upper"], written["upper"].to_numpy(), rtol=1e-4, atol=1e-4)
+    elif model.sets:
+        at = thresholds(model.sets, model.combinations(manifest))
+        np.testing.assert_array_equal(found["set"], model.task.inside(expected, at)["set"])
+        assert 0 < found["set"].mean() < 1
     title = markdown(model.task.judge.titles[model.task.judge.headline])
     assert title in (out / "model_card.md").read_text(encoding="utf-8")
 

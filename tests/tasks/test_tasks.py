@@ -11,7 +11,7 @@ from remind_jax import tasks
 from remind_jax.config import base
 from remind_jax.data.schema import Schema
 from remind_jax.errors import UserError
-from remind_jax.evaluation import metrics
+from remind_jax.evaluation import conformal, metrics
 from remind_jax.tasks import regression
 from tests.reference import tasks as reference
 
@@ -325,7 +325,7 @@ def test_a_temperature_undoes_logits_that_are_too_large_and_leaves_the_order() -
     labels = (rng.random((4_000, 1)) > chances.cumsum(axis=1)).sum(axis=1)
     plain = tasks.fit(schema("classes", classes=("a", "b", "c")), base("synthetic"), labels)
     told = plain.predictions((3 * logits).astype(np.float32))
-    tuned = plain.tuned(labels, told)
+    tuned = plain.recalibrated("temperature", labels, told)
     assert tuned.temperature == pytest.approx(3.0, rel=0.1)
     assert tuned.told == {"temperature": tuned.temperature}
     found = tuned.predictions((3 * logits).astype(np.float32), np.array([1.0, 1.0, 1.0], np.float32))
@@ -340,3 +340,53 @@ def test_a_temperature_undoes_logits_that_are_too_large_and_leaves_the_order() -
     assert tasks.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
     older = {key: value for key, value in plain.to_dict().items() if key != "temperature"}
     assert tasks.from_dict(older) == plain
+
+
+@pytest.mark.parametrize("task", ["classes", "multilabel"])
+def test_isotonic_curves_lower_the_loss_of_what_is_too_sure_and_are_plain_numbers(task) -> None:
+    plain, _, _ = made(task)
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(4_000, plain.outputs)).astype(np.float32)
+    chances = plain.predictions(logits)
+    if task == "classes":
+        labels = (rng.random((4_000, 1)) > chances.cumsum(axis=1)).sum(axis=1)
+    else:
+        labels = np.where(rng.random(chances.shape) < 0.1, -1, rng.random(chances.shape) < chances).astype(np.int8)
+    told = plain.predictions(3 * logits)
+    tuned = plain.recalibrated("isotonic", labels, told)
+    found = tuned.predictions(3 * logits)
+    assert tuned.tuning(labels, found)["loss"] < plain.tuning(labels, told)["loss"] - 0.05
+    np.testing.assert_allclose(found, chances, atol=0.12)
+    assert task != "classes" or found.sum(axis=1) == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(tuned.predictions(jnp.asarray(3 * logits)), found, atol=1e-4)
+    assert tasks.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
+    assert list(tuned.told["isotonic"]) == list(plain.names)
+
+
+def test_a_label_that_no_tuning_sample_has_keeps_its_chances() -> None:
+    plain, labels, logits = made("multilabel")
+    unknown = np.where([False, True], -1, labels)
+    tuned = plain.recalibrated("isotonic", unknown, plain.predictions(logits))
+    np.testing.assert_allclose(tuned.predictions(logits)[:, 1], plain.predictions(logits)[:, 1], atol=1e-6)
+
+
+def test_sets_of_labels_hold_each_of_them_in_the_promised_share() -> None:
+    plain, _, _ = made("multilabel")
+    rng = np.random.default_rng(6)
+    told = rng.beta(1, 2, (4_000, 2))
+    labels = (rng.random(told.shape) < told**0.5).astype(np.int8)  # told too low
+    labels[::7, 1] = -1
+    names = ["labs"] * 4_000
+    sets = conformal.fit_each(plain.misses(labels[:2_000], told[:2_000]), names[:2_000], 0.9)
+    assert [one.n for one in sets] == [2_000, (labels[:2_000, 1] >= 0).sum()]
+    found = plain.sets(told[2_000:], conformal.thresholds(sets, names[2_000:]))
+    held = found.hold(labels[2_000:])
+    assert np.isnan(held[:, 1]).sum() == (labels[2_000:, 1] < 0).sum()
+    assert np.nanmean(held, axis=0) == pytest.approx(0.9, abs=0.02)
+    assert set(found.columns) == {"set_y", "set_z"}
+    assert set(found.columns["set_y"]) <= {"0", "1", "0|1"}
+    counted = conformal.coverage_of(sets, plain.names, held, found.sizes, names[2_000:])
+    assert counted["labels"]["z"]["overall"]["n"] == (labels[2_000:, 1] >= 0).sum()
+    assert counted["labels"]["z"]["overall"]["coverage"] == pytest.approx(np.nanmean(held[:, 1]))
+    short = np.where(np.arange(2_000)[:, None] < 5, labels[:2_000], [0, -1])
+    assert conformal.fit_each(plain.misses(short, told[:2_000]), names[:2_000], 0.9) == ()
