@@ -94,6 +94,11 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "drop": Key(0.266, "probability of a drop under bernoulli", BELOW_ONE),
         "seed": Key(0, "of the twin and of bernoulli; the run's own seed splits the data", NOT_NEGATIVE),
         "stays": Key(6_000, "of the twin", AT_LEAST_ONE),
+        "outcome": Key(
+            "died",
+            "of the twin: death as classes; one of tasks multilabel, regression, survival",
+            ("died", "conditions", "length_of_stay", "time_to_death"),
+        ),
     },
     "gbsg2": {},
     "nhanes": {

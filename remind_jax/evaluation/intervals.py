@@ -1,13 +1,18 @@
-"""95 % intervals: a bootstrap that resamples patients, and the exact binomial interval for small samples.
+"""95 % intervals: Student's around a figure, by a bootstrap of patients; the exact binomial one of few samples.
 
 A patient's samples are not independent (two eyes, several stays), so whole patients are drawn with replacement. A
 resample is a row of integer weights, and every metric of all resamples is computed at once from sorted cumulative sums;
-no Python loop runs over resamples. Percentiles are further out the fewer patients there are (Hesterberg 2015, section
-3.4): plain ones were measured to hold the truth in 89 to 93 % of samples of 12 patients (tests/evaluation).
+no Python loop runs over resamples.
+
+The spread of the resamples is taken to a scale on which the figure has no bounds. Percentiles of few patients hold the
+truth too seldom, above all where a few of them decide (a rare class, one large error), for their spread is then itself
+a guess. So the degrees of freedom are those of Satterthwaite: 2 (n - 1) / (κ - 1) of n patients with the kurtosis κ of
+their influences on the figure, which are its covariances with how often each is drawn. docs/intervals.md has how often
+these and other intervals held the truth (benchmarks/coverage.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +23,25 @@ LEVEL = 0.95
 MIN_SAMPLES = 30  # with fewer, percentile intervals are known to be too narrow
 MIN_PATIENTS = 10  # the bootstrap resamples patients, not samples
 CHUNK = 1 << 21  # weights held at a time
+BLOCKS = 20, 10  # of patients whose influence is told apart: at least, and resamples a block
 NAMES = ("accuracy", "macro_f1", "auroc", "auprc")
 
+
+class Scale(NamedTuple):
+    """A scale on which a figure has no bounds, the way back, and its slope."""
+
+    of: Callable[[float], float]
+    back: Callable[[float], float]
+    slope: Callable[[float], float]
+
+
+SHARE = Scale(lambda x: np.log(x / (1 - x)), lambda y: 1 / (1 + np.exp(-y)), lambda x: 1 / (x * (1 - x)))
+"""Of figures between 0 and 1: their logit."""
+ERROR = Scale(lambda x: -(x**-0.5), lambda y: y**-2 if y < 0 else np.inf, lambda x: x**-1.5 / 2)
+"""Of figures above 0: the inverse of their root, as their spread grows faster than they do."""
+CORRELATION = Scale(np.arctanh, np.tanh, lambda x: 1 / (1 - x * x))
+FIT = Scale(lambda x: -np.log(1 - x), lambda y: 1 - np.exp(-y), lambda x: 1 / (1 - x))
+"""Of R²: the logarithm of what is left unexplained."""
 
 Weighted = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Figures of a sample under rows of weights [r, n], which count each sample so often: by name [r], NaN if undefined."""
@@ -49,34 +71,41 @@ def resampled(
     seed: int,
     resamples: int = RESAMPLES,
     shares: Mapping[str, np.ndarray] = {},
+    scales: Mapping[str, Scale] = {},
+    whole: Mapping[str, np.ndarray] | None = None,
     lacks: str = "variety",
     width: int = 1,
 ) -> tuple[dict[str, list[float] | None], dict[str, str]]:
     """Computes 95 % intervals of figures by drawing patients [n], of any dtype that can be sorted, with replacement.
 
-    At least 30 samples of at least 10 patients have percentile intervals. With fewer, figures in `shares`, which are
-    shares of true values in bool [n], have the exact (Clopper-Pearson) interval over samples and the others have None.
-    A bootstrap interval of no width (every sample right, say) would be false certainty, so shares have the exact
-    interval then, too. `lacks` names what resamples without a figure lack; `width` is how many times the
-    weights of a sample are held at once.
+    At least 30 samples of at least 10 patients have Student's intervals on the figures' `scales`, by default `SHARE`.
+    With fewer, figures in `shares`, which are shares of true values in bool [n], have the exact (Clopper-Pearson)
+    interval of as many samples as there are patients, and the others have None. A bootstrap interval of no width (every
+    sample right, say) would be false certainty, so shares have the exact interval then, too. `whole` are the figures of
+    all samples [1] where they are known; `lacks` names what resamples without a figure lack; `width` is how many times
+    the weights of a sample are held at once.
 
     Returns `(values, notes)`: `NAME_ci` as `[low, high]` or None, and the reason of each None or substitute.
     """
-    owners, owner = np.unique(patients, return_inverse=True)
-    n = len(owner)
+    owners, first, owner = np.unique(patients, return_index=True, return_inverse=True)
+    n, people = len(owner), len(owners)
     if n == 0:
         return {f"{k}_ci": None for k in names}, {f"{k}_ci": "no samples" for k in names}
     if not enough(patients):
-        why = f"{n} samples of {len(owners)} patients are too few for a bootstrap"
-        notes = {f"{k}_ci": _exact_note(n, len(owners)) if k in shares else why for k in names}
-        return {f"{k}_ci": exact_interval(shares[k]) if k in shares else None for k in names}, notes
-    weights = patient_weights(owner, len(owners), seed, resamples=resamples, chunk=CHUNK // width)
-    parts = [of(rows) for rows in weights]
+        why = f"{n} samples of {people} patients are too few for a bootstrap"
+        notes = {f"{k}_ci": _exact_note(n, people) if k in shares else why for k in names}
+        return {f"{k}_ci": exact_interval(shares[k], people) if k in shares else None for k in names}, notes
+    parts, counts, starts = [], [], _blocks(people, resamples)
+    for rows in patient_weights(owner, people, seed, resamples=resamples, chunk=CHUNK // width):
+        parts.append(of(rows))
+        counts.append(np.add.reduceat(rows[:, first], starts, axis=1))
+    whole, drawn = whole or of(np.ones((1, n))), np.concatenate(counts)
     values, notes = {}, {}
     for name in names:
-        value, note = percentile(np.concatenate([p[name] for p in parts]), lacks, len(owners))
+        resample = np.concatenate([p[name] for p in parts])
+        value, note = student(whole[name][0], resample, drawn, people, scales.get(name, SHARE), lacks)
         if name in shares and value is None:
-            value, note = exact_interval(shares[name]), _exact_note(n, len(owners))
+            value, note = exact_interval(shares[name], people), _exact_note(n, people)
         values[f"{name}_ci"] = value
         if note:
             notes[f"{name}_ci"] = note
@@ -97,7 +126,7 @@ def measured(
     found = of(np.ones((1, len(patients))))
     values = {name: float(found[name][0]) if np.isfinite(found[name][0]) else None for name in why}
     notes = {name: why[name] for name, value in values.items() if value is None}
-    bounds, bound_notes = resampled(of, list(why), patients, **options)
+    bounds, bound_notes = resampled(of, list(why), patients, whole=found, **options)
     return values | bounds, notes | bound_notes
 
 
@@ -106,12 +135,55 @@ def enough(patients: np.ndarray) -> bool:
     return len(patients) >= MIN_SAMPLES and len(np.unique(patients)) >= MIN_PATIENTS
 
 
-def exact_interval(correct: np.ndarray) -> list[float]:
-    """Returns the Clopper-Pearson 95 % interval of the share of true values in `correct`, bool [n], n > 0."""
-    from scipy.stats import binomtest
+def exact_interval(correct: np.ndarray, patients: int | None = None) -> list[float]:
+    """Returns the Clopper-Pearson 95 % interval of the share of true values in `correct`, bool [n], n > 0.
 
-    interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(LEVEL, method="exact")
-    return [float(interval.low), float(interval.high)]
+    It is that of the same share of `patients`, by default of all n.
+    """
+    from scipy.special import betaincinv
+
+    n = patients or len(correct)
+    hits, side = float(correct.sum()) * n / len(correct), (1 - LEVEL) / 2
+    low = betaincinv(hits, n - hits + 1, side) if hits > 0 else 0.0
+    return [float(low), float(betaincinv(hits + 1, n - hits, 1 - side)) if hits < n else 1.0]
+
+
+def student(
+    whole: float, drawn: np.ndarray, counts: np.ndarray, patients: int, scale: Scale, lacks: str
+) -> tuple[list[float] | None, str | None]:
+    """Returns Student's interval of a figure from its resamples [r], or None, and the reason of None.
+
+    `counts` [r, blocks] tells how many patients of each block are in a resample.
+    """
+    from scipy.special import stdtrit
+
+    finite = np.isfinite(drawn)
+    if why := _unusable(drawn, lacks):
+        return None, why
+    known, counts = drawn[finite], counts[finite]
+    spread = known.std(ddof=1) * (patients / (patients - 1)) ** 0.5 * scale.slope(whole)
+    reach = stdtrit(_freedom(known, counts, patients), (1 + LEVEL) / 2) * spread
+    bounds = [float(scale.back(scale.of(whole) + sign * reach)) for sign in (-1, 1)]
+    if not np.isfinite(bounds).all():
+        return None, "resamples spread too widely for bounds"
+    return bounds, _left_out(drawn, lacks)
+
+
+def _blocks(patients: int, resamples: int) -> np.ndarray:
+    """Returns where blocks of patients begin: with too many for the resamples an influence would be mostly noise."""
+    least, each = BLOCKS
+    blocks = min(patients, max(least, resamples // each))
+    return np.arange(blocks) * patients // blocks
+
+
+def _freedom(drawn: np.ndarray, counts: np.ndarray, patients: int) -> float:
+    """Computes degrees of freedom of the spread of resamples [r]; `counts` are those of `student`.
+
+    The excess kurtosis of sums over blocks is that of patients, divided by the patients of a block.
+    """
+    influence = (counts - counts.mean(axis=0)).T @ (drawn - drawn.mean())
+    excess = len(influence) * (influence**4).sum() / (influence**2).sum() ** 2 - 3
+    return max(2.0, 2 * (patients - 1) / max(0.1, 2 + excess * patients / len(influence)))
 
 
 def patient_weights(
@@ -207,18 +279,30 @@ def tail(patients: int) -> float:
 
 def percentile(values: np.ndarray, lacks: str, patients: int) -> tuple[list[float] | None, str | None]:
     """Returns the percentile interval of the finite resamples [r] of patients, or None, and the reason of None."""
+    if why := _unusable(values, lacks):
+        return None, why
+    low, high = np.quantile(values[np.isfinite(values)], [tail(patients), 1 - tail(patients)])
+    return [float(low), float(high)], _left_out(values, lacks)
+
+
+def _unusable(values: np.ndarray, lacks: str) -> str | None:
+    """Tells why resamples [r] have no interval, if so."""
     finite = values[np.isfinite(values)]
     if len(finite) == 0:
-        return None, "the figure itself is undefined"
+        return "the figure itself is undefined"
     if len(finite) < len(values) / 2:
-        return None, f"undefined in {len(values) - len(finite)} of {len(values)} resamples: {lacks} is too rare"
-    low, high = np.quantile(finite, [tail(patients), 1 - tail(patients)])
+        return f"undefined in {len(values) - len(finite)} of {len(values)} resamples: {lacks} is too rare"
     if np.ptp(finite) < 1e-12:
-        return None, "every resample gives the same value; an interval of no width would be false certainty"
-    note = f"{len(values) - len(finite)} of {len(values)} resamples lack {lacks} and are left out"
-    return [float(low), float(high)], note if len(finite) < len(values) else None
+        return "every resample gives the same value; an interval of no width would be false certainty"
+    return None
+
+
+def _left_out(values: np.ndarray, lacks: str) -> str | None:
+    lost = len(values) - int(np.isfinite(values).sum())
+    return f"{lost} of {len(values)} resamples lack {lacks} and are left out" if lost else None
 
 
 def _exact_note(samples: int, patients: int) -> str:
-    note = f"exact binomial interval over {samples} samples"
-    return note if samples == patients else f"{note} of {patients} patients, as if independent: too narrow"
+    if samples == patients:
+        return f"exact binomial interval over {samples} samples"
+    return f"exact binomial interval over {patients} patients, each counted as one of the {samples} samples"

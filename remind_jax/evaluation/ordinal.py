@@ -12,6 +12,7 @@ import numpy as np
 from remind_jax.evaluation import intervals, metrics
 
 TITLES = {"qwk": "Weighted kappa", "mae": "MAE"}
+_SCALES = {"mae": intervals.ERROR, "qwk": intervals.CORRELATION}
 _WHY = {"mae": "no samples", "qwk": "labels and predictions are all of one class"}
 
 
@@ -32,7 +33,8 @@ def compute(
     bounds, bound_notes = intervals.intervals(labels, probabilities, patients, **options)
     predicted, classes = probabilities.argmax(1), probabilities.shape[1]
     of = lambda weights: weighted(labels, predicted, classes, weights)  # noqa: E731
-    more, more_notes = intervals.measured(of, _WHY, patients, **options, lacks="a second class")
+    options |= {"scales": _SCALES, "lacks": "a second class"}
+    more, more_notes = intervals.measured(of, _WHY, patients, **options)
     return {**values, **bounds, **more, "notes": {**notes, **bound_notes, **more_notes}}
 
 

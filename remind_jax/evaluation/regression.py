@@ -12,6 +12,11 @@ import numpy as np
 from remind_jax.evaluation import intervals
 
 TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": "Spearman", "coverage": "Coverage"}
+_SCALES = {
+    **dict.fromkeys(("mae", "rmse"), intervals.ERROR),
+    "r2": intervals.FIT,
+    "spearman": intervals.CORRELATION,
+}
 _WHY = {
     "mae": "no samples",
     "rmse": "no samples",
@@ -37,7 +42,8 @@ def compute(
     options = {"seed": seed, "resamples": resamples, "lacks": "a second value"}
     if predicted.shape[1] == 3:
         options["shares"] = {"coverage": _inside(values, predicted)}
-    found, notes = intervals.measured(lambda w: weighted(values, predicted, w), _WHY, patients, **options)
+    of = lambda w: weighted(values, predicted, w)  # noqa: E731
+    found, notes = intervals.measured(of, _WHY, patients, scales=_SCALES, **options)
     return found | {"notes": notes}
 
 

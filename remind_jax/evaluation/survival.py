@@ -119,7 +119,9 @@ class Evaluation:
         """
         at = np.flatnonzero(rows)
         why = {**_WHY, **{f"{name}@{j}": w for j in range(len(self.horizons)) for name, w in _WHY_HORIZON.items()}}
+        errors = [name for name in why if name.startswith(("ibs", "brier"))]
         options = {"seed": seed, "resamples": resamples, "lacks": "a pair to compare"}
+        options["scales"] = dict.fromkeys(errors, intervals.ERROR)
         values, notes = intervals.measured(lambda w: self.weighted(at, w), why, patients[at], **options)
         known, by_horizon = self.known.take(at), {}
         for j, horizon in enumerate(self.horizons):

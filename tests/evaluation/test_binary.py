@@ -46,7 +46,7 @@ def test_intervals_draw_patients_among_those_that_count(found) -> None:
         assert low < found[name] < high
     few = binary.compute(labels[:40], risk[:40], patients[:40], 0.2, seed=0, resamples=50)
     case = labels[:40] == 1
-    assert few["sensitivity_ci"] == exact_interval((risk[:40] >= 0.2)[case])
+    assert few["sensitivity_ci"] == exact_interval((risk[:40] >= 0.2)[case], len(set(patients[:40][case])))
     none = binary.compute(np.zeros(40, int), risk[:40], patients[:40], 0.2, seed=0, resamples=50)
     assert none["sensitivity"] is None
     assert none["sensitivity_ci"] is None

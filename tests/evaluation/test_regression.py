@@ -49,14 +49,16 @@ def test_weights_equal_repeated_samples():
 def test_intervals_are_those_of_a_plain_loop_over_patients():
     values, predicted = sample(90, 4)
     owner = np.repeat(np.arange(45), 2)
-    found = compute(values, predicted, owner, seed=5, resamples=200)
-    slow = []
-    for w in np.concatenate(list(intervals.patient_weights(owner, 45, 5, resamples=200))).astype(int):
+    found = compute(values, predicted, owner, seed=5, resamples=450)
+    slow, weights = [], np.concatenate(list(intervals.patient_weights(owner, 45, 5, resamples=450)))
+    for w in weights.astype(int):
         rows = np.repeat(np.arange(90), w)
         slow.append(spearmanr(values[rows], predicted[rows, 0]).statistic)
-    np.testing.assert_allclose(
-        found["spearman_ci"], np.quantile(slow, [intervals.tail(45), 1 - intervals.tail(45)]), atol=1e-12
-    )
+    whole, scale = spearmanr(values, predicted[:, 0]).statistic, intervals.CORRELATION
+    expected, _ = intervals.student(whole, np.array(slow), weights[:, ::2], 45, scale, "x")
+    np.testing.assert_allclose(found["spearman_ci"], expected, atol=1e-9)
+    middle = np.arctanh(found["spearman_ci"]).mean()
+    assert middle == pytest.approx(np.arctanh(whole))
     assert found["notes"] == {}
 
 

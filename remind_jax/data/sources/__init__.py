@@ -13,6 +13,7 @@ from remind_jax.data.sources import (
     gbsg2,
     image_twins,
     mimic_iv,
+    mimic_iv_outcomes,
     mimic_iv_twin,
     nhanes,
     synthetic,
@@ -53,6 +54,10 @@ def _synthetic(data: Any, seed: int) -> Manifest:
 
 def _mimic_iv(data: Any, seed: int) -> Manifest:
     if data.root:
+        if data.outcome != "died":
+            raise UserError(
+                f"data.outcome={data.outcome} is of the twin, which has no data.root; leave out one of them"
+            )
         return mimic_iv.load(
             data.root,
             notes_root=data.notes_root,
@@ -69,8 +74,11 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
             drop=data.drop,
             seed=data.seed,
         )
-    missing = data.missing or "published"
-    return mimic_iv_twin.load_twin(n=data.stays, seed=data.seed, missing=missing, drop=data.drop, icd=data.icd)
+    options = {"n": data.stays, "seed": data.seed, "drop": data.drop, "icd": data.icd}
+    options["missing"] = data.missing or "published"
+    if data.outcome != "died":
+        return mimic_iv_outcomes.load(data.outcome, **options)
+    return mimic_iv_twin.load_twin(**options)
 
 
 def _embed(data: Any, seed: int) -> Manifest:

@@ -9,10 +9,12 @@ How a stay is made: each modality has four latent factors (more is worse), partl
 notes, labs and ICD-9-style codes show the factors of their own modality through noise. Death in hospital depends on
 the factors of the modalities that are present: a sum of all of them that a bag of words can find, and products of
 factors of two modalities whose weights differ between combinations, drawn as in `synthetic` (a stay with one modality
-has weighted factors in place of products). Modalities are missing completely at random.
+has weighted factors in place of products). Modalities are missing completely at random. `mimic_iv_outcomes` gives the
+same stays other outcomes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -47,7 +49,7 @@ _INTERACTION = 1.6  # that of the cross-modal effects in every combination
 _SHIFT = 0.7  # share of the cross-modal weights that is a combination's own, 0 (one rule for all) to 1
 _PREVALENCE = 0.15  # expected share of deaths, the same in every combination
 _MEMORY = 0.5  # correlation of the factors of two stays of one patient
-_FACTORS = 4
+FACTORS = 4
 _STAYS_PER_PATIENT = 1.2
 
 # A paragraph a factor of the notes (circulation, breathing, mind, strength): levels from good to bad, phrases of each.
@@ -183,36 +185,49 @@ def load_twin(
     Returns a manifest with the modalities `notes`, `labs` (text) and `icd`, without a split column; "1" is death in
     hospital. Raises UserError: a parameter is out of range.
     """
-    if missing not in ("published", "bernoulli"):
-        raise UserError(f"missing must be 'published' or 'bernoulli', not {missing!r}")
     if icd not in ICD:
         raise UserError(f"data.icd is {icd!r}{did_you_mean(icd, ICD)}; known: {', '.join(ICD)}")
+    stays = draw(n, seed, missing, drop)
+    facts, fate, words, values, codes = (stream(seed, part) for part in (2, 4, 5, 6, 7))
+    died = fate.random(n) < logistic(scores(stays, seed, _PREVALENCE, logistic))
+    cells = {
+        "notes": _notes(stays.latents[:, 0], stays.patient, facts, words),
+        "labs": _lab_lines(stays.latents[:, 1], values),
+        "icd": _code_lists(stays.latents[:, 2], codes),
+    }
+    return _manifest(stays.patient, died, stays.present, cells, icd)
+
+
+class Stays(NamedTuple):
+    """What decides of n stays: patients int [n], factors of each modality [n, m, l], which of them are there [n, m]."""
+
+    patient: np.ndarray
+    latents: np.ndarray
+    present: np.ndarray
+
+
+def draw(n: int, seed: int, missing: str = "published", drop: float = 0.266) -> Stays:
+    """Draws what decides of `n` stays; arguments and errors are those of `load_twin`."""
+    if missing not in ("published", "bernoulli"):
+        raise UserError(f"missing must be 'published' or 'bernoulli', not {missing!r}")
     if n < 1:
         raise UserError(f"the twin needs n of at least 1, not {n}")
-    people, facts, gaps, fate, words, values, codes = (
-        # Part 0 of the seed draws the rules (`synthetic.make_world`).
-        np.random.default_rng(np.random.SeedSequence((seed, part)))
-        for part in range(1, 8)
-    )
+    people, gaps = stream(seed, 1), stream(seed, 3)
     patient = _patients(n, people)
     latents = _latents(patient, _MEMORY, people)
     if missing == "published":
-        present = combination_mask(n, *parse_combinations(PUBLISHED, MODALITIES), gaps)
-    else:
-        present = bernoulli_mask(n, len(MODALITIES), drop, gaps)
-    world = interaction_world(seed)
-    died = _outcome(latents, present, world, fate)
-    cells = {
-        "notes": _notes(latents[:, 0], patient, facts, words),
-        "labs": _lab_lines(latents[:, 1], values),
-        "icd": _code_lists(latents[:, 2], codes),
-    }
-    return _manifest(patient, died, present, cells, icd)
+        return Stays(patient, latents, combination_mask(n, *parse_combinations(PUBLISHED, MODALITIES), gaps))
+    return Stays(patient, latents, bernoulli_mask(n, len(MODALITIES), drop, gaps))
+
+
+def stream(seed: int, part: int) -> np.random.Generator:
+    """Makes the random numbers of a part of the data; part 0 draws the rules (`synthetic.make_world`)."""
+    return np.random.default_rng(np.random.SeedSequence((seed, part)))
 
 
 def interaction_world(seed: int) -> synthetic.World:
     """Draws the cross-modal rules of a seed, an own one for each of the seven combinations."""
-    return synthetic.interaction_world(MODALITIES, PUBLISHED, _FACTORS, seed, _SHIFT)
+    return synthetic.interaction_world(MODALITIES, PUBLISHED, FACTORS, seed, _SHIFT)
 
 
 def mortality_logits(
@@ -253,29 +268,38 @@ def _patients(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _latents(patient: np.ndarray, memory: float, rng: np.random.Generator) -> np.ndarray:
-    shape = (len(MODALITIES), _FACTORS)
+    shape = (len(MODALITIES), FACTORS)
     lasting = rng.normal(size=(patient.max() + 1, *shape))[patient]
     return np.sqrt(memory) * lasting + np.sqrt(1 - memory) * rng.normal(size=(len(patient), *shape))
 
 
-def _outcome(latents: np.ndarray, present: np.ndarray, world: synthetic.World, rng: np.random.Generator) -> np.ndarray:
-    uniform = rng.random(len(latents))
-    died = np.zeros(len(latents), dtype=bool)
+def scores(
+    stays: Stays, seed: int, share: float, chance: Callable[[np.ndarray], np.ndarray], strength: float = 1.0
+) -> np.ndarray:
+    """Returns each stay's score, [n]: its logits, times `strength`, and a constant of its combination.
+
+    The constant makes the mean of `chance`, a function of scores, `share` in every combination.
+    """
+    world, found = interaction_world(seed), np.zeros(len(stays.patient))
     for k, mask in enumerate(world.masks):
-        # The rule of this combination is applied to all stays, so that a rare one gets a steady intercept too.
-        logits = mortality_logits(latents, np.full(len(latents), k), world)
-        probability = 1 / (1 + np.exp(-logits - _intercept(logits)))
-        rows = (present == mask).all(axis=1)
-        died[rows] = uniform[rows] < probability[rows]
-    return died
+        # The rule of this combination is applied to all stays, so that a rare one gets a steady constant too.
+        every = strength * mortality_logits(stays.latents, np.full(len(found), k), world)
+        rows = (stays.present == mask).all(axis=1)
+        found[rows] = every[rows] + _intercept(every, share, chance)
+    return found
 
 
-def _intercept(logits: np.ndarray) -> float:
-    """Finds the constant that gives the logits the mean probability `_PREVALENCE`, by bisection."""
+def logistic(score: np.ndarray) -> np.ndarray:
+    """Returns the chance of an event with these logits."""
+    return 1 / (1 + np.exp(-score))
+
+
+def _intercept(scored: np.ndarray, share: float, chance: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Finds the constant that gives the scores the mean chance `share`, by bisection."""
     low, high = -50.0, 50.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.mean(1 / (1 + np.exp(-logits - middle))) < _PREVALENCE else (low, middle)
+        low, high = (middle, high) if np.mean(chance(scored + middle)) < share else (low, middle)
     return middle
 
 
@@ -288,16 +312,16 @@ def _notes(latents: np.ndarray, patient: np.ndarray, facts: np.random.Generator,
     level = np.where(careless, rng.integers(0, len(_LEVELS) + 1, level.shape), level)
     vitals = _vitals(latents, rng)
     # Every choice of the loop below is one uniform number drawn beforehand: single draws are slow.
-    choice = rng.random((n, 2 * _FACTORS + 6))
-    order = rng.permuted(np.tile(np.arange(_FACTORS + 3), (n, 1)), axis=1)
+    choice = rng.random((n, 2 * FACTORS + 6))
+    order = rng.permuted(np.tile(np.arange(FACTORS + 3), (n, 1)), axis=1)
     notes = []
     for i in range(n):
         draw = choice[i]
         said = [
             _sentence(_pick(_LINKS, draw[2 * f]), _pick(_FINDINGS[f][level[i, f]], draw[2 * f + 1]))
-            for f in range(_FACTORS)
+            for f in range(FACTORS)
         ]
-        rest = draw[2 * _FACTORS :]
+        rest = draw[2 * FACTORS :]
         fillers = [bank[int(u * 1.25 * len(bank))] if u < 0.8 else "" for bank, u in zip(_FILLERS, rest, strict=False)]
         parts = [*said, *fillers, vitals[i] if rest[2] < 0.6 else ""]
         opening = _pick(_OPENINGS, rest[3]).format(age=age[i], sex=sex[i], place=_pick(_PLACES, rest[4]))
@@ -350,7 +374,7 @@ def _lab_lines(latents: np.ndarray, rng: np.random.Generator) -> list[str]:
 def _code_lists(latents: np.ndarray, rng: np.random.Generator) -> list[str]:
     n = len(latents)
     codes, weight, slope = [], [], []
-    axes = np.eye(_FACTORS) * _CODE_SLOPE
+    axes = np.eye(FACTORS) * _CODE_SLOPE
     banks = [(ends[side].split(), 1.0, (1 - 2 * side) * axes[f]) for f, ends in enumerate(_CODES) for side in (0, 1)]
     banks += [(_COMMON_CODES.split(), 2.0, 0 * axes[0]), (list(_RARE_CODES), 0.4, 0 * axes[0])]
     for bank, mass, direction in banks:

@@ -90,7 +90,7 @@ def test_notes_read_like_notes(twin):
 
 
 def test_every_factor_has_its_phrases():
-    assert len(mimic_iv_twin._FINDINGS) == mimic_iv_twin._FACTORS
+    assert len(mimic_iv_twin._FINDINGS) == mimic_iv_twin.FACTORS
     for levels in mimic_iv_twin._FINDINGS:
         assert [len(phrases) for phrases in levels] == [3] * (len(mimic_iv_twin._LEVELS) + 1)
         assert len(set(itertools.chain(*levels))) == 12
