@@ -219,6 +219,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "encoder_dropout": Key(
             0.4, "rate on encoders' tokens and inside text encoders and hidden layers; paper, tabular: 0.25", BELOW_ONE
         ),
+        "text_encoder": Key(
+            "t5", "of texts and lists of codes; bag: the mean of learned vectors of their terms", ("t5", "bag")
+        ),
         "text_size": Key("small", "of the text encoder; base is T5-base", ("small", "base")),
         "text_gated": Key(True, "gated GELU (T5 v1.1) or ReLU (v1.0)"),
         "remat": Key(False, "compute text and ViT layers again in the backward pass: less memory, more work"),

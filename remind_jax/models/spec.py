@@ -63,6 +63,7 @@ class ModelSpec:
     tokens: int
     encoder_hidden: int
     encoder_dropout: float
+    text_encoder: str
     text_size: str
     text_gated: bool
     event_layers: int

@@ -404,6 +404,7 @@ def test_published_weights_replace_those_of_every_encoder_of_their_kind(tmp_path
     [
         ("text", (6,), {}),
         ("text", (6,), {"text_gated": False, "remat": True}),
+        ("text", (6,), {"text_encoder": "bag"}),
         ("patch", (5,), {"encoder_hidden": 4}),
         ("patch", (2, 4), {}),
         ("codes", (6,), {}),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from remind_jax.models.encoders import resnet, t5, video_resnet, vit
+from remind_jax.models.encoders.bag import BagEncoder
 from remind_jax.models.encoders.events import EventEncoder
 from remind_jax.models.encoders.patch import PatchEncoder
 from remind_jax.models.pretrained import Tensor
@@ -58,6 +59,8 @@ def _patch(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Modu
 
 
 def _text(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
+    if spec.text_encoder == "bag":
+        return BagEncoder(modality.vocabulary, tokens=spec.tokens, **_options(spec, rngs))
     sizes = {"size": spec.text_size, "gated": spec.text_gated, "tokens": spec.tokens}
     return t5.T5Encoder(modality.vocabulary, **sizes, **_options(spec, rngs), remat=spec.remat)
 

@@ -1,0 +1,68 @@
+"""The bag of terms, against scikit-learn's TF-IDF and by what must not matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from sklearn.feature_extraction.text import TfidfTransformer
+
+from remind_jax.data.inputs import EOS, PAD
+from remind_jax.data.kinds.text import bag
+from remind_jax.models.encoders.bag import WIDTH, BagEncoder, bag_weights
+
+V, N = 12, 9
+
+
+def _ids(seed: int, rows: int = 20) -> np.ndarray:
+    """Ids of texts of any length, some of them empty, with their ends."""
+    rng, ids = np.random.default_rng(seed), np.full((rows, N), PAD, np.int32)
+    for row, length in zip(ids, rng.integers(0, N, rows), strict=True):
+        row[: length + 1] = [*rng.integers(2, V, length), EOS]
+    return ids
+
+
+def _encoder() -> BagEncoder:
+    return BagEncoder(V, tokens=2, width=4, dropout=0.5, rngs=nnx.Rngs(params=0))
+
+
+def test_weights_of_terms_are_those_of_scikit_learns_tf_idf():
+    ids = _ids(0)
+    reference = TfidfTransformer(sublinear_tf=True).fit(bag(ids, V))
+    kept = jnp.array((ids != PAD) & (ids != EOS))
+    weights = bag_weights(jnp.array(ids), kept, jnp.log(jnp.array(reference.idf_, jnp.float32)))
+    found = np.zeros((len(ids), V))
+    np.add.at(found, (np.arange(len(ids))[:, None], ids), np.asarray(weights))
+    np.testing.assert_allclose(found, reference.transform(bag(ids, V)).toarray(), atol=1e-6)
+
+
+def test_the_order_of_terms_is_of_no_account_and_their_number_is():
+    ids = jnp.array([[4, 5, 4, EOS, PAD], [5, 4, 4, EOS, PAD], [5, 4, 5, EOS, PAD]])
+    one, other, third = np.asarray(_encoder()(ids, None))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    assert np.abs(one - third).max() > 1e-2
+
+
+def test_padding_does_not_count_and_an_empty_text_is_the_bias():
+    ids, encoder = _ids(1), _encoder()
+    encoder.adapter.bias[...] = jnp.arange(8.0)
+    tokens = np.asarray(encoder(jnp.array(ids), None))
+    longer = np.pad(ids, ((0, 0), (0, 7)), constant_values=PAD)
+    assert tokens.shape == (20, 2, 4)
+    np.testing.assert_allclose(tokens, np.asarray(encoder(jnp.array(longer), None)), atol=1e-6)
+    empty = np.asarray(encoder(jnp.array([[EOS, PAD]]), None))
+    np.testing.assert_array_equal(empty.reshape(-1), np.arange(8.0))
+
+
+def test_dropout_takes_terms_away_and_what_is_left_has_length_one():
+    ids, keys = jnp.array(_ids(2, 200)), jax.random.split(jax.random.key(0), 200)
+    encoder = _encoder()
+    features = encoder.features(ids, keys)
+    assert features.shape == (200, 1, WIDTH)
+    changed = np.abs(np.asarray(features - encoder.features(ids, None))).max(axis=(1, 2)) > 1e-6
+    assert 0.6 < changed.mean() < 1.0
+    # Of one term, however often it is there, nothing or all is left.
+    same = encoder.features(jnp.full((200, 3), 4), keys)
+    norms = np.linalg.norm(np.asarray(same)[:, 0], axis=-1)
+    whole = np.linalg.norm(np.asarray(encoder.features(jnp.full((1, 3), 4), None)))
+    assert 0 < (norms == 0).mean() < 0.4
+    np.testing.assert_allclose(norms[norms > 0], whole, rtol=1e-5)
