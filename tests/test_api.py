@@ -1,5 +1,6 @@
 """`remind_jax.fit`: frames and folders give the same model, which saves, loads and predicts on what hospitals have."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from remind_jax.data import pipeline
 from remind_jax.data.importers import table as importer
 from remind_jax.inference import program
 from remind_jax.runtime import progress
+from remind_jax.tasks import isotonic
 from tests.data.manifest_files import write_scans
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -444,8 +446,28 @@ def test_recalibrated_probabilities_are_those_of_the_saved_and_of_the_exported_m
     assert model.report["chosen_on_tuning"] == {"temperature": temperature}
     raised = plain.predict_proba(rows) ** (1 / temperature)
     np.testing.assert_allclose(model.predict_proba(rows), raised / raised.sum(axis=1, keepdims=True), rtol=1e-4)
-    np.testing.assert_array_equal(rj.load(tmp_path / "run").predict_proba(rows), model.predict_proba(rows))
+    _assert_saved_and_exported_alike(model, tmp_path / "run", rows)
+
+
+def test_isotonic_probabilities_and_their_sets_are_those_of_the_saved_and_of_the_exported_model(tmp_path) -> None:
+    plain, keys = train_hospital(tuning=0.3), {"eval.recalibrate": "isotonic", "tuning": 0.3}
+    model, rows = train_hospital(**keys, workdir=tmp_path / "run"), hospital(seed=1).drop("died")
+    expected = isotonic.along(model.task.curves, plain.predict_proba(rows))
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict_proba(rows), expected, rtol=1e-4)
+    assert np.abs(expected - plain.predict_proba(rows)).max() > 0.02
+    assert model.report["chosen_on_tuning"]["isotonic"].keys() == set(model.classes)
+    facts = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert len(facts["task"]["curves"]) == len(model.classes)
+    _assert_saved_and_exported_alike(model, tmp_path / "run", rows)
+
+
+def _assert_saved_and_exported_alike(model, run, rows) -> None:
+    """The model in a run's folder, and the program made of a model, predict what the model predicts, sets included."""
+    np.testing.assert_array_equal(rj.load(run).predict_proba(rows), model.predict_proba(rows))
     batch = pipeline.new_store(model.read(rows), model.preprocessor, model.groups).take(np.arange(rows.height))
     inputs = {name: batch[name] for name in (*model.groups.modalities, "present")}
     exported = program.program(model)(model.params, inputs)
     np.testing.assert_allclose(exported["probabilities"], model.predict_proba(rows), atol=1e-5)
+    named = ["|".join(np.array(model.classes)[inside]) for inside in np.asarray(exported["set"])]
+    assert named == model.table(rows)["set"].to_list()

@@ -111,6 +111,24 @@ def test_coverage_has_the_exact_interval_of_all_and_of_each_combination() -> Non
     assert [(row["group"], row["n"], row["n_calibration"]) for row in found["groups"]] == [("a", 7, 60), ("b", 3, 0)]
 
 
+def test_coverage_is_told_with_its_exact_interval_and_by_label() -> None:
+    sets = Sets(0.9, 60, 0.8, {"a": (0.7, 60)})
+    held = np.array([True] * 8 + [False] * 2)
+    found = conformal.coverage(sets, held, np.arange(10), ["a"] * 10)
+    share = "in 90% held it in 80.0% (exact 95 % interval 44.4% to 97.5%) of 10 held-out samples"
+    assert list(conformal.told(found)) == [f"Sets made to hold the truth {share}"]
+    assert list(conformal.told({"level": 0.9, "labels": {"aki": found}})) == [
+        f"Sets made to hold the truth of aki {share}"
+    ]
+
+
+def test_samples_of_the_tuning_rows_do_not_fall_out_of_their_sets_by_rounding() -> None:
+    told = np.random.default_rng(0).dirichlet(np.ones(3), 500).astype(np.float32)
+    own = scores_of_classes(told.astype(np.float64)).max(axis=1)
+    assert conformal.inside(told, own).all()
+    assert not conformal.inside(told, own - 1e-4).all()
+
+
 def test_deferral_is_the_accuracy_of_the_surest() -> None:
     labels, told, _ = simulated(400, 3)
     curve = conformal.deferral(labels, told)

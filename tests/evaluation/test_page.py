@@ -218,3 +218,63 @@ def test_counts_are_told_as_data_and_only_warnings_as_warnings():
     assert re.search(r"Here\s*Paper\s*text\W+labs\s*45\s*75\.0 %\s*40\.3 %", text)
     without = make(extra={"card": {**CARD, "combinations": [{"group": "text", "n": 1, "fraction": 1.0}]}})
     assert "next to the paper" not in "".join(parsed(without)[1].text)
+
+
+def test_every_cell_of_what_becomes_cards_on_a_phone_names_its_column():
+    text, _ = parsed(make(extra={"card": CARD}), HISTORY)
+    tables = re.findall(r"<table class=\"[^\"]*cards\">.*?</table>", text, re.DOTALL)
+    assert len(tables) == 2  # all figures, and those by combination
+    for table in tables:
+        cells = re.findall(r"<td[^>]*>", table)
+        assert len(cells) > 10
+        assert all(re.search(r"data-head=\"[^\"]+\"", cell) for cell in cells)
+    assert ".cards thead { display: none; }" in text
+
+
+def test_the_page_says_how_it_was_made_and_which_weights_were_chosen(tmp_path):
+    weights = {"stage": "joint", "step": 7, "value": 0.5, "selected_by": "loss", "passed_over": None}
+    report = make(extra={"weights": weights})
+    made = {"Finished": "2026-01-01 10:00 UTC", "Took": "3 s", "Command": "remind train --config=<x>"}
+    write_html(tmp_path / "a.html", report, HISTORY, made)
+    shown = Balance()
+    shown.feed((tmp_path / "a.html").read_text(encoding="utf-8"))
+    run = " ".join("".join(shown.text).split()).split("This run")[1]
+    for title, text in made.items():
+        assert f"{title}{text}" in run
+    assert "WeightsWeights of step 7, stage joint: chosen by tuning loss (0.5000)." in run
+
+
+@pytest.mark.parametrize(
+    ("gate", "says"),
+    [
+        ({"rule": "gated", "open_rate": 0.25, "stuck": None}, "It was open for 25.0\u00a0% of the held-out rows."),
+        (
+            {"rule": "gated", "open_rate": 1.0, "stuck": "open", "why": "W"},
+            "Once group routers act it was always open.",
+        ),
+        (
+            {"rule": "gated", "open_rate": 0.0, "stuck": "closed", "why": "W"},
+            "Once group routers act it was never open.",
+        ),
+        ({"rule": "never", "open_rate": 0.0, "stuck": None}, "It was always closed."),
+    ],
+)
+def test_the_gate_is_said_in_words(gate, says):
+    assert f"<dt>Gate</dt><dd>{says}</dd>" in page.render(make(extra={"gate": gate}), HISTORY)
+
+
+def test_names_are_words_on_the_page_and_stay_names_where_they_are_looked_up():
+    assert [page.words(name) for name in ("vital_signs", "_x", "a__b", "x_")] == ["vital signs", "_x", "a b", "x_"]
+    card = {**CARD, "modalities": [{"name": "vital_signs", "kind": "tabular", "present_fraction": 0.5}]}
+    text, _ = parsed(make(extra={"card": card, "classes": ["went_home", "died_here"]}))
+    assert "vital signs" in text
+    assert "went home" in text or "died here" in text
+    assert 'title="text+labs"' in text
+
+
+def test_sets_by_label_have_a_row_each_with_the_exact_interval():
+    one = {"n": 40, "coverage": 0.925, "ci": [0.796, 0.984], "size": 1.25}
+    of = {"level": 0.9, "n_calibration": 33, "overall": one, "groups": []}
+    report = make(extra={"sets": {"level": 0.9, "labels": {"kidney_injury": of}}})
+    shown = " ".join("".join(parsed(report)[1].text).split())
+    assert re.search(r"kidney injury\s*40\s*92\.5 %79\.6 to 98\.4\s*1\.25\s*33", shown)

@@ -112,11 +112,13 @@ def test_it_learns(runs, task):
 
 
 @every
-def test_predict_gives_what_the_report_was_made_of(runs, task, tmp_path):
+def test_predict_gives_what_the_report_was_made_of(runs, task, tmp_path, capsys):
     data, folder = runs(task)
     predict.main([f"--workdir={folder}", f"--data={data}", f"--out={tmp_path / 'out.parquet'}"])
     out = pl.read_parquet(tmp_path / "out.parquet")
     assert out.height == SIGNALS
+    told = [line for line in capsys.readouterr().out.splitlines() if "exact 95 % interval" in line]
+    assert len(told) == {"multilabel": 3, "survival": 0}.get(task, 1)
     assert [name for name in out.columns if name in COLUMNS[task]] == COLUMNS[task]
     model, table = rj.load(folder), pl.read_parquet(folder / "predictions.parquet")
     known = out.join(table.select(pl.col("sample_id").alias("stay")), on="stay", how="inner", maintain_order="right")
@@ -207,6 +209,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(runs, task, tmp_path,
         ({"objective__loss": "focal"}, "objective.loss=focal is for classes only"),
         ({"eval__adjust_prior": "accuracy"}, "eval.adjust_prior=accuracy is for classes only"),
         ({"eval__recalibrate": "temperature"}, "eval.recalibrate=temperature is for classes only"),
+        ({"eval__recalibrate": "isotonic"}, "eval.recalibrate=isotonic is for classes and multilabel only"),
         (
             {"ensemble": 2, "train__hide_samples": 0.3, "objective__distill_weight": 1.0},
             "distill_weight=1.0 is for classes",
