@@ -14,6 +14,7 @@ from remind_jax.config import base
 def get_config(arg: str = ""):
     config = base("gbsg2")
     config.data.update(hide="receptors", hide_rate=0.4)
-    config.train.update(batch_size=32, patience=5)
+    config.model.wide = True  # 299 events: what `fit` sets of itself (docs/own_data.md)
+    config.train.update(batch_size=16, select="last")
     methods.apply_to_tables(config, methods.parse_arg(arg), classes=False)
     return config

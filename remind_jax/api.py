@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from remind_jax import cli, methods
-from remind_jax.config import set_values
+from remind_jax import cli, methods, tasks
+from remind_jax.config import leaves, set_values
 from remind_jax.data import dataset, labels, reading, targets
 from remind_jax.data.cells import as_string
 from remind_jax.data.findings import Finding
@@ -159,9 +159,17 @@ def fit(
         columns |= {"tables": tables}
         manifest = data if isinstance(data, Manifest) else read_frame(data, label, modalities, config, **columns)
         config.data.digest = manifest.digest
+    suit(config, manifest, keys)
     if on_changed_data not in (known := ("refuse", "restart")):
         raise UserError(f"on_changed_data={on_changed_data!r} is unknown; known: {', '.join(known)}")
     return train(config, manifest, workdir, verbose, on_changed_data).model
+
+
+def suit(config: Any, manifest: Manifest, keys: Mapping[str, Any]) -> None:
+    """Sets what suits the task of the rows, but for the keys that are given."""
+    given = dict(leaves(keys))
+    suits = tasks.TASKS[manifest.schema.task].suits(config, manifest)
+    set_values(config, {key: value for key, value in suits.items() if key not in given})
 
 
 def train(

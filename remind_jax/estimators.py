@@ -78,6 +78,7 @@ class _Multimodal(BaseEstimator):
         if rows.weights is not None:
             kept = manifest.table[manifest.schema.sample_id].cast(pl.Int64).to_numpy() - 1
             manifest = dataclasses.replace(manifest, weights=rows.weights[kept].astype(np.float32))
+        api.suit(config, manifest, self.keys or {})
         self.model_, data = api.train(config, manifest, None, self.verbose)
         return data
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation.judge import Figures, Judge, Weighed
 
@@ -70,6 +71,12 @@ class Task:
     def fit(cls, schema: Schema, config: Any, labels: np.ndarray) -> Self:
         """Makes the task of a schema and a config from the labels of the train rows."""
         raise NotImplementedError
+
+    @classmethod
+    def suits(cls, config: Any, manifest: Manifest) -> dict[str, Any]:
+        """Returns keys of a config that suit the task and its rows; `fit` sets those that it is not given."""
+        del config, manifest
+        return {}
 
     @property
     def outputs(self) -> int:

@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 
 import remind_jax as rj
-from remind_jax import api
+from remind_jax import api, tasks
+from remind_jax.config import base, leaves, set_values, value_of
 from remind_jax.data import targets
 from remind_jax.data.importers import plan
 from remind_jax.data.importers import table as importer
@@ -76,6 +77,32 @@ def test_rows_without_a_label_are_left_out(tmp_path):
     model = rj.fit(frame, FORMS["regression"], modalities=MODALITIES, progress=False, **ROLES, **KEYS)
     assert sum(part["n"] for part in model.report["card"]["splits"].values()) <= frame.height - 8
     assert any("8 rows without a label" in finding["message"] for finding in model.report["findings"])
+
+
+@pytest.mark.parametrize("keys", [{}, {"train.batch_size": 7}, {"train": {"select": "c_index"}, "model.wide": False}])
+@pytest.mark.parametrize("task", ["survival", "regression"])
+def test_keys_that_suit_a_task_give_way_to_those_that_are_given(tmp_path, task, keys):
+    manifest = api.read_folder(folder_of(tmp_path, task))
+    config = api.make_config("soft_moe", "small", 0, 0.2, 0.1, keys)
+    plain = config.copy_and_resolve_references()
+    api.suit(config, manifest, keys)
+    suits = {"model.wide": True, "train.batch_size": 16, "train.select": "last"} if task == "survival" else {}
+    given = dict(leaves(keys))
+    for key, value in suits.items():
+        assert value_of(config, key) == given.get(key, value)
+        set_values(plain, {key: value_of(config, key)})
+    assert config.to_dict() == plain.to_dict()
+
+
+def test_many_events_keep_the_steps_and_the_choice_of_weights(tmp_path):
+    manifest = api.read_folder(folder_of(tmp_path, "survival", n=1_100, dead=[1] * 1_100))
+    assert tasks.TASKS["survival"].suits(base("manifest"), manifest) == {"model.wide": True}
+
+
+def test_several_networks_keep_their_batches(tmp_path):
+    config = api.make_config("remind_plus", "small", 0, 0.2, 0.1, {})
+    api.suit(config, api.read_folder(folder_of(tmp_path, "survival")), {})
+    assert (config.train.select, config.train.batch_size) == ("last", base("manifest").train.batch_size)
 
 
 def test_many_numbers_are_taken_for_a_value_and_that_is_told(tmp_path, capsys):

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 import remind_jax as rj
-from remind_jax import adapt, compare, export, main, predict
+from remind_jax import adapt, compare, export, main, predict, tasks
 from remind_jax.analysis import (
     availability,
     gradient_consistency,
@@ -28,18 +28,18 @@ from remind_jax.evaluation import finished
 from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.conformal import thresholds
 from remind_jax.evaluation.samples import Samples
+from remind_jax.methods import METHODS
 from remind_jax.runtime.texts import markdown
 from remind_jax.training import cost
 from remind_jax.training.adaptation import FACTS
 from remind_jax.training.run import fit
 from tests import tiny_runs
-from tests.data.target_files import FORMS, SIGNALS, folder_of, with_signal
+from tests.data.target_files import FORMS, SIGNALS, folder_of, with_signal, write_label
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]
-METHODS = ("soft_moe", "fuse_moe", "flex_moe", "fair_mixup", "reweigh", "group_dro", "fair_batch")  # and remind, above
 COLUMNS = {
     "ordinal": ["prediction", "p_0", "p_1"],
     "multilabel": ["p_sepsis", "p_aki", "p_stroke"],
@@ -311,16 +311,27 @@ def test_another_task_is_refused(runs, tmp_path):
 
 
 @pytest.mark.slow
-@every
-@pytest.mark.parametrize(
-    "method", ["soft_moe", "fuse_moe", "flex_moe", "fair_mixup", "reweigh", "group_dro", "fair_batch", "remind_plus"]
-)
-def test_the_presets_train_on_each_task(tmp_path, task, method):
-    folder = folder_of(tmp_path / "data", task)
+@pytest.mark.parametrize("task", ["classes", *FORMS])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "logit_adjust"])
+def test_the_methods_train_on_each_task(tmp_path, task, method):
+    folder = folder_of(tmp_path / "data", "ordinal" if task == "classes" else task)
+    if task == "classes":
+        write_label(folder, FORMS["ordinal"] | {"ordered": False})
     keys = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20}
     arguments = tiny_runs.own_arguments(folder, tmp_path / "cache", method, **keys)
     main.main([*arguments, f"--workdir={tmp_path / 'run'}"])
-    assert finished.read_report(tmp_path / "run")["task"]["name"] == task
+    report = finished.read_report(tmp_path / "run")
+    found = tasks.of_report(report)
+    assert (found.name, report["method"]) == (task, method)
+    assert report["overall"][found.judge.headline] is not None
+
+
+def test_logit_adjustment_is_for_classes(tmp_path):
+    folder = folder_of(tmp_path / "data", "survival")
+    with pytest.raises(
+        UserError, match=r"objective.prior=class is for classes only, and the label is of task survival"
+    ):
+        main.main([*tiny_runs.own_arguments(folder, tmp_path / "cache", "logit_adjust"), f"--workdir={tmp_path}"])
 
 
 @pytest.mark.parametrize(

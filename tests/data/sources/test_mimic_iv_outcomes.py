@@ -116,8 +116,15 @@ def test_a_bag_of_words_finds_the_main_effects(made):
 def test_a_small_run_beats_chance(tmp_path, outcome):
     keys = {
         **{"data.outcome": outcome, "data.cache": tmp_path / "cache", "data.max_tokens": 48, "data.stays": 1_500},
-        **{"model.width": 16, "fusion.heads": 2, "fusion.hidden": 32, "fusion.experts": 4, "train.epochs": 3.0},
-        **{"train.joint_epochs": 2.0, "eval.bootstrap": 20, "devices": 1, "compilation_cache": "off"},
+        **{"model.width": 16, "fusion.heads": 2, "fusion.hidden": 32, "fusion.experts": 4, "train.epochs": 8.0},
+        **{
+            "train.joint_epochs": 6.0,
+            "train.batch_size": 32,
+            "optim.ema": 0.9,
+            "eval.bootstrap": 20,
+            "devices": 1,
+            "compilation_cache": "off",
+        },
     }
     flags = [f"--config.{key}={value}" for key, value in keys.items()]
     main.main([f"--config={tiny_runs.ROOT}/configs/mimic.py", *flags, f"--workdir={tmp_path / 'run'}"])
