@@ -6,10 +6,17 @@
     --draws=5            independent draws of the samples that lose a modality; the band is their
                          spread
     --seed=0             seed of the draws, which are the same for all runs of one split
+    --protocols=mcar,mar,mnar,segments
+                         how gaps come about (none for no gaps)
+    --rates=0.1,0.3,0.5,0.7
+                         the shares that go under each protocol
 
 Each modality has a curve: a share of the samples that have it and another one lose it, from none to
 all of them. For the curve "all together" samples lose every modality at that rate, but never their
-last one. Writes robustness.csv, .png and .svg under RUN/analysis.
+last one. Under protocols whole modalities vanish, or parts within them: cells of tables, events,
+steps of series; what goes is drawn completely at random (mcar), by how high a modality that stays is
+(mar), by the hidden value itself (mnar), or as one stretch (segments). Writes robustness.csv, .png
+and .svg, and robustness_gaps.csv, .png and .svg, under RUN/analysis.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from remind_jax import cli
-from remind_jax.analysis import command, opening
+from remind_jax.analysis import command, gaps, opening
 from remind_jax.analysis.command import Options, Row
 from remind_jax.analysis.opening import Run
+from remind_jax.data import missingness
 from remind_jax.evaluation.figures import name_end, spread_apart
 from remind_jax.evaluation.report import plain_title
 from remind_jax.runtime import progress
@@ -208,13 +216,18 @@ def summary(panels: dict[str, list[Row]], task: Task = CLASSES) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    paths, options = command.read_options(arguments, integers={"draws": (5, 1), "seed": (0, 0)})
-    runs, rows = [], []
+    strings = {"protocols": ",".join(missingness.PROTOCOLS), "rates": "0.1,0.3,0.5,0.7"}
+    paths, options = command.read_options(arguments, integers={"draws": (5, 1), "seed": (0, 0)}, strings=strings)
+    protocols, rates = gaps.protocols_of(options.protocols), gaps.rates_of(options.rates)
+    runs, rows, gapped = [], [], []
     for run in opening.open_runs(paths):
         runs.append(run)
         total = (len(run.data.groups.modalities) + 1) * options.draws * len(RATES)
         found = curves(run, options)
         rows.append(list(progress.over(found, "points of curves", total)))
+        if protocols:
+            found, total = gaps.effects(run, protocols, rates, options), len(gaps.MODES) * len(protocols) * len(rates)
+            gapped.append([row for some in progress.over(found, "gaps", total) for row in some])
     folder, task = opening.output_folder(paths[0]), opening.same_task(runs)
     panels = command.panels(runs, rows)
     columns = (*COLUMNS, *task.compared)
@@ -223,6 +236,13 @@ def main(arguments: list[str]) -> None:
     command.write_figure(folder / NAME, lambda: draw(panels, f"Robustness to missing modalities\n{data}", task))
     print(summary(panels, task))
     print(f"Written: {folder / NAME}.csv, .png, .svg")
+    if gapped:
+        stem, found = folder / f"{NAME}_gaps", dict(zip(command.titles(runs), gapped, strict=True))
+        command.write_csv(stem.with_suffix(".csv"), gaps.COLUMNS, [row for some in gapped for row in some])
+        command.write_figure(stem, lambda: gaps.draw(found, f"Robustness to gaps, {data}", task))
+        for name, some in found.items():
+            print(f"\n{name}\n{gaps.summary(some, task)}")
+        print(f"Written: {stem}.csv, .png, .svg")
 
 
 if __name__ == "__main__":

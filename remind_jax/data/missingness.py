@@ -1,8 +1,8 @@
 """Missingness patterns: which modalities of a sample are present, boolean masks [n, m].
 
 The MIMIC-IV table of the paper (section 7.4.2) is very nearly what `bernoulli_mask` gives with drop probability 0.266.
-The last three functions work on a manifest: two take modalities away, as the paper's Table 5 does (section 7.5), one
-keeps combinations from training (section 5, Q4).
+`lost` draws what goes under a named protocol. The last three functions work on a manifest: two take modalities away, as
+the paper's Table 5 does (section 7.5), one keeps combinations from training (section 5, Q4).
 """
 
 import dataclasses
@@ -72,6 +72,57 @@ def parse_combinations(
     if not len(probabilities) or (probabilities < 0).any() or abs(probabilities.sum() - 1) > 0.02:
         raise UserError("the probabilities of the combinations must be 0 or more and sum to 1")
     return masks, probabilities / probabilities.sum()
+
+
+PROTOCOLS = ("mcar", "mar", "mnar", "segments")
+STEEPNESS = 4.0
+"""Logits between what goes least often and what goes most often under MAR and MNAR: odds 55 times as high."""
+
+
+def chances(rate: float, level: np.ndarray) -> np.ndarray:
+    """Returns chances to go, [u], of mean `rate`, whose logits rise by `STEEPNESS` from a level of 0 to one of 1."""
+    if not len(level) or not 0 < rate < 1:
+        return np.full(len(level), float(rate))
+    low, high = -40.0, 40.0
+    for _ in range(60):  # halvings of where the logits start
+        start = (low + high) / 2
+        found = 1 / (1 + np.exp(-start - STEEPNESS * level))
+        low, high = (start, high) if found.mean() < rate else (low, start)
+    return found
+
+
+def lost(
+    protocol: str,
+    rate: float,
+    owner: np.ndarray,
+    time: np.ndarray,
+    hidden: np.ndarray,
+    observed: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Draws which parts go, bool [u], a share `rate` of them in expectation.
+
+    Under `mcar` all alike, under `mar` more often where what stays, `observed` [u] in [0, 1], is high, under `mnar`
+    where their own value, `hidden` [u] in [0, 1], is. Under `segments` each owner, int [u], loses one stretch that is
+    contiguous by `time` [u], of a share `rate` of its parts, anywhere. For one seed, more go at a higher rate, and
+    these too, but for segments.
+    """
+    if protocol == "segments":
+        return _stretches(rate, owner, time, rng)
+    level = {"mcar": np.zeros(len(owner)), "mar": observed, "mnar": hidden}[protocol]
+    return rng.random(len(owner)) < chances(rate, level)
+
+
+def _stretches(rate: float, owner: np.ndarray, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    _, owner, counts = np.unique(owner, return_inverse=True, return_counts=True)
+    rounding, places = rng.random((2, len(counts)))
+    length = np.minimum(np.floor(rate * counts + rounding), counts)
+    start = np.floor(places * (counts - length + 1))
+    order, found = np.lexsort((time, owner)), np.empty(len(owner), bool)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begins = np.repeat(start, counts)
+    found[order] = (begins <= place) & (place < begins + np.repeat(length, counts))
+    return found
 
 
 def complete_samples(manifest: Manifest) -> Manifest:

@@ -91,6 +91,11 @@ class Store:
         at = {name: positions[chosen] for name, chosen in inputs.items()}
         return batch | {name: one.take(at.get(name, positions)) for name, one in self._modalities.items()}
 
+    def replaced(self, inputs: Mapping[str, np.ndarray]) -> "Store":
+        """Returns a store with other inputs of some modalities, [n, ...] each."""
+        kept = {name: Kept(values, np.arange(len(self))) for name, values in inputs.items()}
+        return Store(self.columns, {**self._modalities, **kept}, self.encoded)
+
 
 def make_store(
     manifest: Manifest,

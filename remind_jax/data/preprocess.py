@@ -10,7 +10,7 @@ import numpy as np
 
 from remind_jax.data.findings import Finding
 from remind_jax.data.kinds import KINDS
-from remind_jax.data.kinds.kind import FitOptions, FittedKind
+from remind_jax.data.kinds.kind import FitOptions, FittedKind, Parts
 from remind_jax.data.manifest import Manifest, decode
 from remind_jax.data.schema import InputSpec
 
@@ -82,11 +82,19 @@ class Preprocessor:
 
     def _encoded(self, name: str, raw: Mapping[str, np.ndarray], here: np.ndarray) -> np.ndarray:
         """Encodes one modality, of which the rows `here`, bool [n], have something."""
-        own = {key: column[here] for key, column in raw.items() if key == name or key.startswith(f"{name}/")}
-        values = self.fitted[name].encode(own, name)
-        found = np.zeros((len(here), *values.shape[1:]), values.dtype)
-        found[here] = values
-        return found
+        return _spread(self.fitted[name].encode(_own(name, raw, here), name), here)
+
+    def parts(self, raw: Mapping[str, np.ndarray], name: str) -> Parts:
+        """Returns the parts of one modality, of a kind that has them, of rows made by `manifest.decode`."""
+        here = np.asarray(raw["present"], bool)[:, list(self.fitted).index(name)]
+        found = self.fitted[name].parts(_own(name, raw, here), name)
+        return found._replace(row=np.flatnonzero(here)[found.row])
+
+    def encode_without(self, raw: Mapping[str, np.ndarray], name: str, lost: np.ndarray) -> np.ndarray:
+        """Encodes one modality of rows as `encode` does, without some of its `parts`, bool [u]."""
+        here = np.asarray(raw["present"], bool)[:, list(self.fitted).index(name)]
+        left = self.fitted[name].without(_own(name, raw, here), name, lost)
+        return _spread(self.fitted[name].encode(left, name), here)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fitted kinds for JSON, in declared order."""
@@ -102,3 +110,15 @@ class Preprocessor:
             name, kind = fields.pop("name"), fields.pop("kind")
             fitted[name] = KINDS[kind].fitted.from_dict(fields)
         return cls(fitted)
+
+
+def _own(name: str, raw: Mapping[str, np.ndarray], here: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the raw columns of one modality in the rows `here`, bool [n]."""
+    return {key: column[here] for key, column in raw.items() if key == name or key.startswith(f"{name}/")}
+
+
+def _spread(values: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """Puts values into the rows `here`, bool [n], zeros into the others."""
+    found = np.zeros((len(here), *values.shape[1:]), values.dtype)
+    found[here] = values
+    return found

@@ -215,3 +215,67 @@ def test_images_and_volumes_are_hidden_and_the_split_is_the_same_whatever_is():
         assert sorted(fitted.groups.train_counts, reverse=True)[0] == round(0.8 * (whole.split == 0).sum())
         assert name in fitted.manifest.title
         assert fitted.manifest.digest != whole.manifest.digest
+
+
+# ---- Named protocols ------------------------------------------------------------------------------------------------
+
+
+def _parts(seed=0, rows=4000, each=10):
+    """Parts of rows, in no order of time, with a value that is hidden and a covariate of the row, both uniform."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(rows), each)
+    time = np.argsort(rng.random((rows, each)), axis=1).ravel().astype(float)
+    return owner, time, rng.random(rows * each), np.repeat(rng.random(rows), each)
+
+
+@pytest.mark.parametrize("protocol", missingness.PROTOCOLS)
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.37, 0.9, 1.0])
+def test_the_rate_is_met_and_a_seed_decides(protocol, rate):
+    parts = _parts()
+    gone = missingness.lost(protocol, rate, *parts, np.random.default_rng(3))
+    assert gone.mean() == pytest.approx(rate, abs=0.01)
+    np.testing.assert_array_equal(gone, missingness.lost(protocol, rate, *parts, np.random.default_rng(3)))
+    if 0 < rate < 1:
+        assert (gone != missingness.lost(protocol, rate, *parts, np.random.default_rng(4))).any()
+    if protocol != "segments":
+        more = missingness.lost(protocol, min(1.0, rate + 0.2), *parts, np.random.default_rng(3))
+        assert not (gone & ~more).any()
+
+
+def test_what_goes_depends_on_what_the_protocol_names():
+    owner, time, hidden, observed = _parts()
+    hidden = (hidden + observed) / 2  # the hidden value and the observed one go together, as in patients
+    of = {p: missingness.lost(p, 0.4, owner, time, hidden, observed, np.random.default_rng(0)) for p in ("mcar", "mar")}
+    of["mnar"] = missingness.lost("mnar", 0.4, owner, time, hidden, observed, np.random.default_rng(0))
+    narrow = np.floor(20 * observed)  # given the observed, of one twentieth
+
+    def related(gone, given):
+        parts = [np.corrcoef(gone[given == g], (hidden - observed)[given == g])[0, 1] for g in np.unique(given)]
+        return np.mean(parts)
+
+    assert abs(np.corrcoef(of["mcar"], observed)[0, 1]) < 0.02 > abs(np.corrcoef(of["mcar"], hidden)[0, 1])
+    assert np.corrcoef(of["mar"], observed)[0, 1] > 0.4
+    assert np.corrcoef(of["mar"], hidden)[0, 1] > 0.2  # by way of the observed alone:
+    assert abs(related(of["mar"], narrow)) < 0.02
+    assert related(of["mnar"], narrow) > 0.2
+
+
+def test_chances_have_the_mean_and_the_odds_that_are_said():
+    level = np.linspace(0, 1, 101)
+    found = missingness.chances(0.3, level)
+    assert found.mean() == pytest.approx(0.3, abs=1e-9)
+    odds = found / (1 - found)
+    assert odds[-1] / odds[0] == pytest.approx(np.exp(missingness.STEEPNESS))
+    assert len(missingness.chances(0.3, np.zeros(0))) == 0
+
+
+def test_segments_are_contiguous_in_time_and_anywhere():
+    owner, time, hidden, observed = _parts()
+    gone = missingness.lost("segments", 0.35, owner, time, hidden, observed, np.random.default_rng(0))
+    begins = []
+    for row in range(500):
+        places = np.sort(time[(owner == row) & gone])
+        assert len(places) in (3, 4)
+        np.testing.assert_array_equal(np.diff(places), 1)
+        begins.append(places[0])
+    assert set(begins) == set(range(8))

@@ -391,6 +391,12 @@ def test_analyses_work_or_say_why_not(runs, task, name, capsys):
     if name == "robustness":
         whole = rows.filter((pl.col("rate") == 0) & (pl.col("hidden") == "all together"))[lead][0]
         assert whole == pytest.approx(model.report["overall"][lead], rel=1e-3, abs=1e-4)
+        gapped = pl.read_csv(folder / "analysis" / "robustness_gaps.csv", infer_schema_length=None)
+        assert set(gapped["figure"]) == {*model.task.compared, "loss"}
+        assert gapped.height == 2 * 4 * 4 * gapped["figure"].n_unique()
+        assert gapped["difference"].is_not_null().any()
+        apart = gapped.filter(pl.col("figure") == lead).select(pl.col("value") - pl.col("difference") - whole)
+        np.testing.assert_allclose(apart.to_series().drop_nulls(), 0.0, atol=1e-4 * max(1.0, abs(whole)))
     if name == "what_if":
         modalities = [f"shapley_{each}" for each in model.groups.modalities]
         total = rows.select(modalities).fill_null(0).sum_horizontal() + rows["value_empty"]

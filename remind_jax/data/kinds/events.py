@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -12,7 +12,7 @@ from remind_jax.data import inputs, numerals
 from remind_jax.data.findings import Finding, in_rows
 from remind_jax.data.inputs import EVENT_IDS, safe_path
 from remind_jax.data.kinds import long_table
-from remind_jax.data.kinds.kind import BY_TYPE, FitOptions, FittedKind, Guess, Kind, Rows
+from remind_jax.data.kinds.kind import BY_TYPE, FitOptions, FittedKind, Guess, Kind, Parts, Rows
 from remind_jax.data.kinds.tabular import moments
 from remind_jax.data.schema import InputSpec, Modality, shown, string
 from remind_jax.data.tables import read_table
@@ -30,6 +30,7 @@ _SPAN = 0.9  # share of the events that lie within one unit of time
 class FittedEvents(FittedKind):
     """A vocabulary of codes, mean and spread of each one's values, and a unit of time."""
 
+    has_parts: ClassVar[bool] = True
     length: int  # most events of a sample
     codes: tuple[str, ...]  # the most frequent ones of the fitting rows, ties in string order
     mean: tuple[float, ...]  # of each code's values over the fitting rows
@@ -44,6 +45,19 @@ class FittedEvents(FittedKind):
         """Returns the newest events of each cell, int32 [n, t, 3], see `inputs.events`."""
         fields = long_table.FIELDS
         return inputs.events(self, [[cell.struct.field(part).to_list() for part in fields] for cell in raw[name]])
+
+    def parts(self, raw: Mapping[str, np.ndarray], name: str) -> Parts:
+        """Returns the events; values of one code are comparable."""
+        events = pl.concat([cell.struct.unnest() for cell in raw[name]])
+        row = np.repeat(np.arange(len(raw[name])), [len(cell) for cell in raw[name]])
+        code = events["code"].rank("dense").to_numpy().astype(int)
+        return Parts(row, events["hours"].to_numpy(), code, events["value"].cast(pl.Float64).to_numpy())
+
+    def without(self, raw: Mapping[str, np.ndarray], name: str, lost: np.ndarray) -> dict[str, np.ndarray]:
+        left, ends = raw[name].copy(), np.cumsum([len(cell) for cell in raw[name]])
+        for i, own in enumerate(np.split(~lost, ends[:-1])):
+            left[i] = left[i].filter(pl.Series(own))
+        return {name: left}
 
     def losses(self, modality: Modality, table: pl.DataFrame) -> list[Finding]:
         counts = table[modality.columns[0]].list.len().fill_null(0).cast(pl.Int64)

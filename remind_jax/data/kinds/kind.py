@@ -49,6 +49,22 @@ class Guess(NamedTuple):
 BY_LENGTH, BY_COUNT, BY_FORM, BY_TYPE = range(4)
 
 
+class Parts(NamedTuple):
+    """What rows may lose one by one of a modality, in the order of rows: each measured cell, event or step, [u] each.
+
+    Attributes:
+      row: the row that has it, int.
+      time: its place in the row, by which stretches are contiguous: hours, a step, or the number of a column.
+      column: values of one number are comparable, int.
+      value: what is measured, float, NaN where nothing is.
+    """
+
+    row: np.ndarray
+    time: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
     """How kinds are fitted; each kind reads what concerns it."""
@@ -81,6 +97,16 @@ class FittedKind(abc.ABC):
 
         Raises UserError: the rows have another shape than those that the kind was fitted on.
         """
+
+    has_parts: ClassVar[bool] = False  # whether rows may lose something of it and keep the rest
+
+    def parts(self, raw: Mapping[str, np.ndarray], name: str) -> Parts:
+        """Returns the parts of rows that have the modality, as for `encode`."""
+        raise NotImplementedError(f"a modality like {name} has no parts")
+
+    def without(self, raw: Mapping[str, np.ndarray], name: str, lost: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns raw columns as for `encode` without some of their `parts`, bool [u]."""
+        raise NotImplementedError(f"a modality like {name} has no parts")
 
     def losses(self, modality: Modality, table: pl.DataFrame) -> list[Finding]:
         """Tells which rows of a table lose something when they are encoded."""

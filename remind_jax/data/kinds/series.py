@@ -7,7 +7,7 @@ measured, standardised by channel, and the share that was.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ from remind_jax.data import inputs
 from remind_jax.data.files import Fault, Look, load
 from remind_jax.data.findings import Finding, in_rows
 from remind_jax.data.kinds.embedding import Embedding
-from remind_jax.data.kinds.kind import FitOptions, FittedKind, Guess, Rows
+from remind_jax.data.kinds.kind import FitOptions, FittedKind, Guess, Parts, Rows
 from remind_jax.data.kinds.tabular import moments
 from remind_jax.data.schema import InputSpec, Modality, shown
 from remind_jax.errors import UserError
@@ -30,6 +30,7 @@ _CELLS = pl.List(pl.List(pl.Float64()))
 class FittedSeries(FittedKind):
     """Mean and spread of each channel."""
 
+    has_parts: ClassVar[bool] = True
     steps: int
     mean: tuple[float, ...]  # over what was measured in the fitting rows
     std: tuple[float, ...]  # 0 marks a constant channel, which becomes 0
@@ -52,6 +53,22 @@ class FittedSeries(FittedKind):
         counts = xp.sum(found[..., width:] > 0, axis=1).astype(np.float32)
         means = xp.sum(found[..., :width], axis=1) / xp.maximum(counts, np.float32(1))
         return xp.concat([xp.where(counts > 0, means, xp.asarray(np.float32(np.nan))), counts], axis=1)
+
+    def parts(self, raw: Mapping[str, np.ndarray], name: str) -> Parts:
+        """Returns the steps at which anything was measured; of each the mean of the standardised channels."""
+        spread = np.where(np.array(self.std) > 0, self.std, 1.0)
+        means = [np.nanmean((x[_steps(x)] - self.mean) / spread, axis=1) for x in raw[name]]
+        row = np.repeat(np.arange(len(means)), [len(each) for each in means])
+        steps = np.concatenate([_steps(x) for x in raw[name]])
+        return Parts(row, steps.astype(np.float64), np.zeros(len(row), int), np.concatenate(means))
+
+    def without(self, raw: Mapping[str, np.ndarray], name: str, lost: np.ndarray) -> dict[str, np.ndarray]:
+        left, start = raw[name].copy(), 0
+        for i, cell in enumerate(left):
+            steps, left[i] = _steps(cell), cell.copy()
+            left[i][steps[lost[start : start + len(steps)]]] = np.nan
+            start += len(steps)
+        return {name: left}
 
     def example(self, modality: Modality) -> dict[str, Any]:
         return {modality.columns[0]: {"ramp": [self.steps, len(self.mean)], "dtype": "float32"}}
@@ -140,3 +157,8 @@ SERIES = Series()
 def _array(cell: pl.Series) -> np.ndarray:
     """Returns a cell as float32 [t, k]."""
     return inputs.as_float(cell.explode().to_numpy().astype(np.float64)).reshape(cell.len(), -1)
+
+
+def _steps(cell: np.ndarray) -> np.ndarray:
+    """Returns the steps of a series at which any channel was measured, [t, k] -> int [u]."""
+    return np.flatnonzero(~np.isnan(cell).all(axis=1))

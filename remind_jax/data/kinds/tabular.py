@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ from remind_jax.data.kinds.kind import (
     FittedKind,
     Guess,
     Kind,
+    Parts,
     Rows,
     strings_of,
     tuples_of,
@@ -33,6 +34,7 @@ _ENCODINGS = {"quantiles": Quantile, "pieces": Pieces, "waves": Waves}
 class FittedTable(FittedKind):
     """Median imputation, encoded numbers, is-missing indicators and one-hot categories of one modality."""
 
+    has_parts: ClassVar[bool] = True
     columns: tuple[str, ...]  # the numeric and
     categorical: tuple[str, ...]  # the categorical columns in raw order
     median: tuple[float, ...]  # per numeric column, over the fitting rows
@@ -102,6 +104,28 @@ class FittedTable(FittedKind):
     @property
     def spec(self) -> InputSpec:
         return TABULAR.spec((len(self.features),))
+
+    def parts(self, raw: Mapping[str, np.ndarray], name: str) -> Parts:
+        """Returns the cells that are not empty; the value of a category is its place among those of its column."""
+        values = raw[f"{name}/numeric"].astype(np.float64)
+        for words in raw.get(f"{name}/categorical", np.empty((0, 0))).T:
+            places = np.where(words == "", np.nan, np.unique(words.astype(str), return_inverse=True)[1])
+            values = np.column_stack([values, places])
+        row, column = np.nonzero(~np.isnan(values))
+        return Parts(row, column.astype(np.float64), column, values[row, column])
+
+    def without(self, raw: Mapping[str, np.ndarray], name: str, lost: np.ndarray) -> dict[str, np.ndarray]:
+        left, cells, numbers = (
+            {key: column.copy() for key, column in raw.items()},
+            self.parts(raw, name),
+            len(self.median),
+        )
+        row, column = cells.row[lost], cells.column[lost]
+        number = column < numbers
+        left[f"{name}/numeric"][row[number], column[number]] = np.nan
+        if not number.all():
+            left[f"{name}/categorical"][row[~number], column[~number] - numbers] = ""
+        return left
 
     def features_of(self, column: int) -> list[int]:
         """Returns the positions of the features made from a column's numbers; its indicator is not among them."""
