@@ -14,9 +14,9 @@
 Each modality has a curve: a share of the samples that have it and another one lose it, from none to
 all of them. For the curve "all together" samples lose every modality at that rate, but never their
 last one. Under protocols whole modalities vanish, or parts within them: cells of tables, events,
-steps of series; what goes is drawn completely at random (mcar), by how high a modality that stays is
-(mar), by the hidden value itself (mnar), or as one stretch (segments). Writes robustness.csv, .png
-and .svg, and robustness_gaps.csv, .png and .svg, under RUN/analysis.
+steps of series; what goes is drawn completely at random (mcar), by how high a modality that stays
+is (mar), by the hidden value itself (mnar), or as one stretch (segments). Writes robustness.csv,
+.png and .svg, and robustness_gaps.csv, .png and .svg, under RUN/analysis.
 """
 
 from collections.abc import Iterator, Sequence

@@ -55,7 +55,11 @@ def c_of_ours(frame, time, event, test, method, seed, modalities, horizons):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
-    [*((name, method) for name in SETS for method in ("soft_moe", "remind")), ("rossi", "remind_plus")],
+    [
+        *((name, method) for name in SETS for method in ("soft_moe", "remind")),
+        ("rossi", "remind_plus"),
+        ("gbsg2", "remind_plus"),
+    ],
 )
 def test_harrells_c_is_within_a_hundredth_of_the_cox_models(name, method):
     load, time, event, modalities, horizons = SETS[name]
