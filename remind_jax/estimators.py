@@ -50,6 +50,7 @@ class _Multimodal(BaseEstimator):
         size: str = "small",
         seed: int = 0,
         tuning: float = 0.1,
+        tables: Mapping[str, Any] | None = None,
         keys: Mapping[str, Any] | None = None,
         verbose: bool = False,
     ):
@@ -59,6 +60,7 @@ class _Multimodal(BaseEstimator):
         self.size = size
         self.seed = seed
         self.tuning = tuning
+        self.tables = tables
         self.keys = keys
         self.verbose = verbose
 
@@ -90,6 +92,9 @@ class _Multimodal(BaseEstimator):
         """
         check_is_fitted(self)
         frame, model = self._rows(X, reset=False), self.model_
+        frame, notes = reading.gathered(model.schema.modalities, frame, pathlib.Path(), self.tables or {}, False)
+        for note in notes:
+            warnings.warn(note.message, stacklevel=3)
         known = {c for each in model.schema.modalities for c in each.all_columns} & set(frame.columns)
         cells = pl.DataFrame([emptied(column)[0] for column in frame.select(known).iter_columns()])
         empty = cells.select(pl.all_horizontal(pl.all().is_null())).to_series()
@@ -145,14 +150,14 @@ class _Multimodal(BaseEstimator):
         elif self.patient is None:
             warnings.warn(_NO_PATIENTS, stacklevel=4)
         known = patient if rows.groups is not None else self.patient or sample
-        return api.read_frame(
-            frame, label(*names), modalities, config, patient=known, sample=sample, verbose=self.verbose
-        )
+        ids = {"patient": known, "sample": sample}
+        return api.read_frame(frame, label(*names), modalities, config, **ids, verbose=self.verbose, tables=self.tables)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state with the model as the files that `save` writes."""
+        """Returns the state with the model as the files that `save` writes; once trained, without rows of patients."""
         state = dict(super().__getstate__())
         if "model_" in state:
+            state["tables"] = None
             state["model_"] = model_files.contents(state["model_"])
         return state
 
@@ -187,6 +192,8 @@ class MultimodalClassifier(ClassifierMixin, _Multimodal):
       tuning: share of the patients by which weights, and the threshold, are chosen.
       threshold: of two classes, the probability from which on `predict` names the second: a number, or what the tuning
         rows decide: `f1`, the highest F1, or `youden`, the highest sensitivity + specificity - 1.
+      tables: frames of events by the name of their table, for rows to train on and to predict alike; rows of X have the
+        ids. A trained estimator is pickled without them: `set_params(tables=…)` gives those of new rows.
       keys: of a config, by section or path, such as `{"optim.lr": 1e-3}`.
       verbose: whether to print progress.
 
@@ -207,11 +214,12 @@ class MultimodalClassifier(ClassifierMixin, _Multimodal):
         seed: int = 0,
         tuning: float = 0.1,
         threshold: float | str = 0.5,
+        tables: Mapping[str, Any] | None = None,
         keys: Mapping[str, Any] | None = None,
         verbose: bool = False,
     ):
         settings = {"method": method, "size": size, "seed": seed, "tuning": tuning, "keys": keys, "verbose": verbose}
-        super().__init__(modalities, patient=patient, **settings)
+        super().__init__(modalities, patient=patient, tables=tables, **settings)
         self.threshold = threshold
 
     def fit(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> Self:

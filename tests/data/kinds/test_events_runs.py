@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import pickle
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,8 @@ import warnings
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, cross_val_score
 
 import remind_jax as rj
 from remind_jax import export, import_data, main, predict
@@ -170,3 +173,30 @@ def test_the_time_of_the_prediction_is_no_input(tmp_path):
     assert found.schema["modalities"]["vitals"] == {**ENTRY, "most": 256, "odd": "refuse", "column": "vitals"}
     with pytest.raises(UserError, match="tables="):
         importer.from_table(samples, name="x", label="died", modalities=entries)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.filterwarnings("ignore:neither groups nor patient")
+def test_estimators_take_long_tables_whose_rows_follow_the_ids_of_x():
+    samples, events = tables()
+    X, y = samples.drop("died"), samples["died"].to_numpy()
+    options = {"modalities": FIT["modalities"], "method": "soft_moe", "keys": KEYS, "tuning": 0.2}
+    estimator = rj.MultimodalClassifier(tables={"vitals.csv": events}, patient="patient", **options)
+    assert clone(estimator).get_params()["tables"]["vitals.csv"].equals(events)
+    found = estimator.fit(X, y).predict_proba(X)
+    np.testing.assert_array_equal(found, estimator.model_.predict_proba(X, tables={"vitals.csv": events}))
+    # Somebody with events alone has a modality.
+    some = X.with_columns(sodium=pl.lit(None, pl.Float64))[[1]]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* no modality at all")
+        assert not np.allclose(estimator.predict_proba(some), estimator.model_.task.baseline)
+    # New rows have tables of their own, and a file of the estimator has nobody's.
+    late = events.with_columns(value=pl.col("value") + 2.0)
+    again = pickle.loads(pickle.dumps(estimator))
+    assert again.tables is None
+    again.set_params(tables={"vitals.csv": late})
+    moved = np.abs(again.predict_proba(X) - found).max(axis=1) > 0
+    assert not moved[::5].any()
+    assert moved.sum() > 40  # a few have events without values
+    scores = cross_val_score(estimator, X, y, groups=X["patient"].to_numpy(), cv=GroupKFold(2), scoring="roc_auc")
+    assert np.isfinite(scores).all()
