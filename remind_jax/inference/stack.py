@@ -14,7 +14,6 @@ from remind_jax.inference import plain
 from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network, ensemble_of, make_network
 from remind_jax.models.spec import model_spec
-from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 
 
@@ -45,8 +44,9 @@ def below(params: Mapping[str, Any], name: str) -> Params:
 
 
 def untuned(task: Task) -> Task:
-    """Returns the task whose predictions are those of single networks, without a temperature of the whole."""
-    return dataclasses.replace(task, temperature=1.0) if isinstance(task, Classes) else task
+    """Returns the task whose predictions are those of single networks, without what recalibrates the whole."""
+    uncalibrated = {"temperature": 1.0, "curves": ()}
+    return dataclasses.replace(task, **{key: x for key, x in uncalibrated.items() if key in vars(task)})
 
 
 def network_of(

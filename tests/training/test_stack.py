@@ -19,6 +19,7 @@ from remind_jax.data import reading, splits
 from remind_jax.errors import UserError
 from remind_jax.inference import loader, model_folder, plain
 from remind_jax.methods import METHODS
+from remind_jax.tasks import isotonic
 from remind_jax.training import cost, plain_models, run, stack
 from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
@@ -64,6 +65,18 @@ def trained(tmp_path_factory):
 
 def _predictions(run):
     return pl.read_parquet(run / "predictions.parquet").select(pl.col("^p_[0-9]+$")).to_numpy()
+
+
+def test_isotonic_curves_are_of_the_mean_and_not_of_each_member(tmp_path):
+    data, names = write_manifest(tmp_path / "data", n=120), ("remind", "logistic_regression")
+    for how in ("none", "isotonic"):
+        _train(_arguments(data, tmp_path / "cache", names, eval__recalibrate=how), tmp_path / how)
+    single, calibrated = (remind_jax.load(tmp_path / how) for how in ("none", "isotonic"))
+    before = single.predict_proba(data)
+    expected = isotonic.along(calibrated.task.curves, before)
+    expected /= expected.sum(axis=1, keepdims=True)
+    assert np.abs(expected - before).max() > 1e-3
+    np.testing.assert_allclose(calibrated.predict_proba(data), expected, atol=1e-5)
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------
