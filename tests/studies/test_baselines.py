@@ -8,38 +8,20 @@ import polars as pl
 import pytest
 
 from remind_jax import cli, main
-from remind_jax.data import dataset as datasets
 from remind_jax.errors import UserError
 from remind_jax.inference import model_folder
 from remind_jax.studies import baselines, comparison
-from remind_jax.tasks.classes import Classes
 from remind_jax.training import cost, plain_models
-from tests import tiny_runs
-from tests.data.manifest_files import write_manifest
+from tests import plain_runs, tiny_runs
 from tests.data.target_files import FORMS, folder_of, with_signal
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 CLASSIFIERS = ("logistic_regression", "gradient_boosting")
 
 
-def task_of(classes):
-    return Classes((1 / classes,) * classes, tuple(map(str, range(classes))))
-
-
-def _config(folder, root, **changes):
-    """configs/manifest.py on a folder of data."""
-    keys = {"data.root": root, "data.cache": folder / "cache", "data.max_tokens": 8, "data.vocabulary": 64}
-    keys |= {"eval.bootstrap": 20, "data.fractions": "(0.6, 0.2, 0.2)", "train.select": "auroc"}
-    keys |= {key.replace("__", "."): value for key, value in changes.items()}
-    flags = [f"--config.{key}={value}" for key, value in keys.items()]
-    return cli.parse_config([f"--config={tiny_runs.ROOT}/configs/manifest.py", *flags])[0]
-
-
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hospital")
-    config = _config(folder, write_manifest(folder / "data", n=240))
-    return config, datasets.load_dataset(config)
+    return plain_runs.hospital(tmp_path_factory.mktemp("hospital"))
 
 
 # ---- Runs ------------------------------------------------------------------------------------------------------------
@@ -79,7 +61,7 @@ def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys
 def test_models_of_every_task_learn_and_report(tmp_path, task, name, monkeypatch):
     monkeypatch.setattr(plain_models, "TREES", 20)
     root = with_signal(tmp_path / "data", task)
-    config = _config(tmp_path, root, train__select="loss", data__fractions="(0.5, 0.2, 0.3)")
+    config = plain_runs.config_of(tmp_path, root, train__select="loss", data__fractions="(0.5, 0.2, 0.3)")
     config.method = name
     report = baselines.fit_and_evaluate(config, tmp_path / "run", verbose=False)
     assert report["task"]["name"] == task
@@ -104,7 +86,7 @@ def test_models_of_every_task_learn_and_report(tmp_path, task, name, monkeypatch
     ],
 )
 def test_a_model_of_another_task_is_refused(tmp_path, task, name, says):
-    config = _config(tmp_path, folder_of(tmp_path / "data", task))
+    config = plain_runs.config_of(tmp_path, folder_of(tmp_path / "data", task))
     config.method = name
     with pytest.raises(UserError, match=says):
         baselines.fit_and_evaluate(config, tmp_path / "run", verbose=False)
@@ -112,7 +94,7 @@ def test_a_model_of_another_task_is_refused(tmp_path, task, name, says):
 
 def test_without_lifelines_one_line_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lifelines", None)
-    config = _config(tmp_path, folder_of(tmp_path / "data", "survival"), train__select="loss")
+    config = plain_runs.config_of(tmp_path, folder_of(tmp_path / "data", "survival"), train__select="loss")
     config.method = "cox"
     with pytest.raises(UserError, match="pip install lifelines"):
         baselines.fit_and_evaluate(config, tmp_path / "run", verbose=False)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax import cli
 from remind_jax.data import dataset as datasets
 from remind_jax.data.kinds.text import EOS, PAD
 from remind_jax.inference import plain
@@ -18,7 +17,7 @@ from remind_jax.tasks.ordinal import Ordinal
 from remind_jax.tasks.regression import Regression
 from remind_jax.tasks.survival import Survival
 from remind_jax.training import plain_models, stack, tree_arrays
-from tests import tiny_runs
+from tests import plain_runs, tiny_runs
 from tests.data.event_files import tables, write_folder
 from tests.data.manifest_files import write_image_manifest, write_manifest
 
@@ -30,20 +29,9 @@ def task_of(classes):
     return Classes((1 / classes,) * classes, tuple(map(str, range(classes))))
 
 
-def _config(folder, root, **changes):
-    """configs/manifest.py on a folder of data."""
-    keys = {"data.root": root, "data.cache": folder / "cache", "data.max_tokens": 8, "data.vocabulary": 64}
-    keys |= {"eval.bootstrap": 20, "data.fractions": "(0.6, 0.2, 0.2)", "train.select": "auroc"}
-    keys |= {key.replace("__", "."): value for key, value in changes.items()}
-    flags = [f"--config.{key}={value}" for key, value in keys.items()]
-    return cli.parse_config([f"--config={tiny_runs.ROOT}/configs/manifest.py", *flags])[0]
-
-
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hospital")
-    config = _config(folder, write_manifest(folder / "data", n=240))
-    return config, datasets.load_dataset(config)
+    return plain_runs.hospital(tmp_path_factory.mktemp("hospital"))
 
 
 # ---- Features --------------------------------------------------------------------------------------------------------
@@ -75,7 +63,7 @@ def test_features_are_the_encoded_rows(hospital):
 
 def test_images_and_volumes_become_numbers(tmp_path):
     root = write_image_manifest(tmp_path / "data", n=40)
-    data = datasets.load_dataset(_config(tmp_path, root, data__image_size=16, data__frames=5))
+    data = datasets.load_dataset(plain_runs.config_of(tmp_path, root, data__image_size=16, data__frames=5))
     found = plain_models.features(data, "train")
     # Colour and grey images, five grey frames in four blocks, and the table's features.
     width = 8 * 8 * 3 + 8 * 8 + 4 * 8 * 8 + data.inputs["labs"].shape[0]
@@ -271,7 +259,7 @@ def test_inputs_of_a_program_are_those_of_the_fit(tmp_path, kind):
     else:
         write_manifest(root, n=60)
     changes = {"data__numbers": "piecewise"} if kind == "pieces" else {"data__image_size": 16, "data__frames": 5}
-    data = datasets.load_dataset(_config(tmp_path, root, **changes))
+    data = datasets.load_dataset(plain_runs.config_of(tmp_path, root, **changes))
     expected, store = plain_models.features(data, "train"), data.stores["train"]
     found = plain.seen(data.preprocessor, store.take(np.arange(len(store))))
     np.testing.assert_allclose(found.dense, expected.dense, rtol=1e-6, atol=1e-7)
