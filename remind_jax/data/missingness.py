@@ -83,12 +83,11 @@ def chances(rate: float, level: np.ndarray) -> np.ndarray:
     """Returns chances to go, [u], of mean `rate`, whose logits rise by `STEEPNESS` from a level of 0 to one of 1."""
     if not len(level) or not 0 < rate < 1:
         return np.full(len(level), float(rate))
-    low, high = -40.0, 40.0
-    for _ in range(60):  # halvings of where the logits start
-        start = (low + high) / 2
-        found = 1 / (1 + np.exp(-start - STEEPNESS * level))
-        low, high = (start, high) if found.mean() < rate else (low, start)
-    return found
+    from scipy import optimize, special
+
+    slopes = STEEPNESS * level
+    start = optimize.brentq(lambda start: special.expit(start + slopes).mean() - rate, -40.0, 40.0)
+    return special.expit(start + slopes)
 
 
 def lost(
