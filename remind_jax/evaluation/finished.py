@@ -10,6 +10,7 @@ import polars as pl
 from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError
 from remind_jax.evaluation import binary, intervals, metrics, page
+from remind_jax.evaluation.judge import TUNED
 from remind_jax.runtime import records
 from remind_jax.runtime.records import COUNT, SHARE, Number
 
@@ -19,6 +20,8 @@ _FIGURE = (Number(float, -1e300, 1e300), None)
 _M = {
     **dict.fromkeys(metrics.METRICS, _FIGURE),
     **{f"{name}_ci": ([Number(float, -1e300, 1e300)] * 2, None) for name in intervals.NAMES},
+    f"{TUNED}?": _FIGURE,
+    f"{TUNED}_ci?": ([Number(float, -1e300, 1e300)] * 2, None),
     "notes": {...: str},
 }
 _CHOSEN = {"stage": str, "step": COUNT, "value": _FIGURE}
@@ -86,6 +89,7 @@ SHAPE = {
     "weights?": WEIGHTS,
     "split_digest?": str,
     "majority_accuracy?": _FIGURE,
+    "decision?": [Number(float, 0, 1)],
     "binary?": _BINARY,
     "sets?": (_SETS, {"level": SHARE, "labels": {...: _SETS}}),
     "deferral?": [{"share": SHARE, "n": COUNT, "accuracy": SHARE}],
@@ -161,7 +165,8 @@ def read_report(folder: pathlib.Path, more: dict[str, Any] | None = None) -> dic
     task = "task" in records.read(folder / REPORT, {}, _REMEDY)
     report = records.read(folder / REPORT, shape_of(task) | (more or {}), _REMEDY)
     names = set(report["modalities"])
-    if (report["label_counts"] and len(report["label_counts"]) != len(report["classes"])) or any(
+    sized = (report["label_counts"], report.get("decision"))
+    if any(each and len(each) != len(report["classes"]) for each in sized) or any(
         row["modalities"] != [name for name in report["modalities"] if name in row["modalities"]]
         or not names.issuperset(row["modalities"])
         for row in report["groups"]

@@ -48,19 +48,26 @@ Weighted = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 def intervals(
-    labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, *, seed: int, resamples: int = RESAMPLES
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    patients: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    decision: Sequence[float] = (),
 ) -> tuple[dict[str, list[float] | None], dict[str, str]]:
     """Computes 95 % intervals of accuracy, macro-F1, AUROC and AUPRC.
 
-    Labels are class indices, int [n], with probabilities [n, c] and patients [n] of any dtype that can be sorted. The
-    answer is that of `resampled`, with accuracy as a share of the samples.
+    Labels are class indices, int [n], with probabilities [n, c] and patients [n] of any dtype that can be sorted; for
+    `decision` see `weighted_metrics`. The answer is that of `resampled`, with accuracy as a share of the samples.
     """
 
     def of(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return weighted_metrics(labels, probabilities, weights)
+        return weighted_metrics(labels, probabilities, weights, decision)
 
     shares = {"accuracy": probabilities.argmax(1) == labels}
-    return resampled(of, NAMES, patients, seed=seed, resamples=resamples, shares=shares, lacks="a class")
+    names = (*NAMES, "macro_f1_tuned") if len(decision) else NAMES
+    return resampled(of, names, patients, seed=seed, resamples=resamples, shares=shares, lacks="a class")
 
 
 def resampled(
@@ -203,30 +210,38 @@ def patient_weights(
         yield counts.astype(np.float64)[:, owner]
 
 
-def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def weighted_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, decision: Sequence[float] = ()
+) -> dict[str, np.ndarray]:
     """Computes accuracy, macro-F1, AUROC and AUPRC under rows of sample weights [r, n] at once, float64 [r] each.
+
+    With factors of probabilities, `decision` [c], it also computes `macro_f1_tuned`, that of the answers by these.
 
     The values are those of `metrics.compute` on the samples repeated by weight, and NaN where undefined, with one
     exception: where a class of the sample is absent from a resample, AUROC and AUPRC are NaN rather than the mean over
     fewer classes, so that all resamples measure the same quantity.
     """
     classes = probabilities.shape[1]
-    predicted = probabilities.argmax(1)
     true = labels[:, None] == np.arange(classes)
-    called = predicted[:, None] == np.arange(classes)
-    indicators = np.concatenate([true & called, true, called], axis=1).astype(np.float64)
-    hit, actual, claimed = np.split(weights @ indicators, 3, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        f1 = np.where(actual + claimed > 0, 2 * hit / (actual + claimed), 0.0)
-        values = {
-            "accuracy": hit.sum(1) / weights.sum(1),
-            "macro_f1": f1.sum(1) / (actual + claimed > 0).sum(1),
-        }
+    accuracy, f1 = _weighted_answers(true, probabilities.argmax(1), weights)
+    values = {"accuracy": accuracy, "macro_f1": f1}
+    if len(decision):
+        values["macro_f1_tuned"] = _weighted_answers(true, (probabilities * decision).argmax(1), weights)[1]
     use = defined_classes(labels, classes)
     ranked = np.array([weighted_ranking(true[:, k], probabilities[:, k], weights) for k in use])
     nothing = np.full(len(weights), np.nan)
     auroc, auprc = ranked.mean(0) if use else (nothing, nothing)
     return values | {"auroc": auroc, "auprc": auprc}
+
+
+def _weighted_answers(true: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns accuracy and macro-F1 of answers, int [n], under weights [r, n]; `true` bool [n, c]."""
+    called = answers[:, None] == np.arange(true.shape[1])
+    indicators = np.concatenate([true & called, true, called], axis=1).astype(np.float64)
+    hit, actual, claimed = np.split(weights @ indicators, 3, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = np.where(actual + claimed > 0, 2 * hit / (actual + claimed), 0.0)
+        return hit.sum(1) / weights.sum(1), f1.sum(1) / (actual + claimed > 0).sum(1)
 
 
 def weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """What reports need to know of a task, and that of classes."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ Figures = Callable[[np.ndarray], dict[str, Any]]
 """Figures of some samples, bool [n] -> M of report.json: figures, their intervals, and `notes`."""
 Weighed = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 """Figures of samples at places int [k] under rows of weights [r, k]: by name [r], NaN where undefined."""
+TUNED = "macro_f1_tuned"
+TUNED_TITLE = {TUNED: "Macro-F1, tuned"}
 
 
 class Judge(NamedTuple):
@@ -26,6 +29,7 @@ class Judge(NamedTuple):
       weighed: (labels, predictions) -> figures of some samples in many weightings.
       drawn: (labels, predictions) -> what else the page draws, `curves` of the report; empty for nothing.
       fitted: the task for JSON, from which comparisons make it again; empty for classes.
+      decision: of classes, factors of probabilities by which answers are given that tuning rows chose; () for none.
     """
 
     task: str
@@ -37,6 +41,7 @@ class Judge(NamedTuple):
     weighed: Callable[[np.ndarray, np.ndarray], Weighed]
     drawn: Callable[[np.ndarray, np.ndarray], dict[str, Any]] = lambda labels, predictions: {}
     fitted: Mapping[str, Any] = {}
+    decision: Sequence[float] = ()
 
     @property
     def names(self) -> list[str]:
@@ -51,24 +56,40 @@ def figures_of_classes(
     *,
     seed: int,
     resamples: int = intervals.RESAMPLES,
+    decision: Sequence[float] = (),
 ) -> Figures:
     """Makes the figures of samples with one class of several; arguments are as for `intervals.intervals`."""
 
     def figures(rows: np.ndarray) -> dict[str, Any]:
         some = labels[rows], probabilities[rows]
         values, notes = metrics.compute(*some)
-        bounds, bound_notes = intervals.intervals(*some, patients[rows], seed=seed, resamples=resamples)
+        if decision and rows.any():
+            values[TUNED] = metrics.macro_f1(some[0], some[1] * decision)[0]
+        elif decision:
+            values[TUNED], notes[TUNED] = None, "no samples"
+        options = {"seed": seed, "resamples": resamples, "decision": decision}
+        bounds, bound_notes = intervals.intervals(*some, patients[rows], **options)
         return {**values, **bounds, "notes": notes | bound_notes}
 
     return figures
 
 
-def weighed_of_classes(labels: np.ndarray, probabilities: np.ndarray) -> Weighed:
+def weighed_of_classes(labels: np.ndarray, probabilities: np.ndarray, decision: Sequence[float] = ()) -> Weighed:
     """Makes the figures with intervals of classes of some samples in many weightings."""
-    return lambda at, weights: intervals.weighted_metrics(labels[at], probabilities[at], weights)
+    return lambda at, weights: intervals.weighted_metrics(labels[at], probabilities[at], weights, decision)
 
 
-def of_classes() -> Judge:
+def of_classes(decision: Sequence[float] = ()) -> Judge:
     """Returns what a report needs to know of classes, with the metrics that are there by now."""
-    titles = {name: metric.title for name, metric in metrics.METRICS.items()}
-    return Judge("classes", titles, intervals.NAMES, "accuracy", True, figures_of_classes, weighed_of_classes)
+    titles = titles_of_classes(bool(decision))
+    names = [name for name in titles if name in (*intervals.NAMES, TUNED)]
+    of = [functools.partial(each, decision=decision) for each in (figures_of_classes, weighed_of_classes)]
+    return Judge("classes", titles, names, "accuracy", True, *of, decision=decision)
+
+
+def titles_of_classes(tuned: bool) -> dict[str, str]:
+    """Returns titles of the figures of classes, with macro-F1 of answers by `decision` where they are `tuned`."""
+    found: dict[str, str] = {}
+    for name, metric in metrics.METRICS.items():
+        found |= {name: metric.title} | (TUNED_TITLE if tuned and name == "macro_f1" else {})
+    return found

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from remind_jax.data.dataset import SMOKE_RUN
-from remind_jax.evaluation import figures, metrics
+from remind_jax.evaluation import figures
+from remind_jax.evaluation.judge import TUNED, titles_of_classes
 from remind_jax.evaluation.names import short_names
 from remind_jax.runtime import texts
 
@@ -28,7 +29,7 @@ BARS = 25  # group bars shown before the others are folded away
 _SAID = ("W101", "W102")  # findings that `_unseen` and `_few_patients` replace
 _LEADS = {"W109": "Encoders are not pretrained"}  # findings that are not of the data
 TEMPLATE, CELL = "report.html.jinja", "cell.html.jinja"
-IN_A_CELL, ROWS_OF_A_CELL, NAMES_IN_A_CELL = ("accuracy", "macro_f1", "auroc"), 12, 32
+IN_A_CELL, ROWS_OF_A_CELL, NAMES_IN_A_CELL = ("accuracy", "macro_f1", TUNED, "auroc"), 12, 32
 SAMPLES = {"held_out": "held-out samples", "tuning": "tuning samples, none were held out", "new rows": "samples"}
 """Words for `split` of a report."""
 SMOKE = "This is a smoke run (--quick): it shows that everything works, and its figures mean nothing."
@@ -37,6 +38,8 @@ PARTS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier"}
 EXPLAINED = {
     "accuracy": "Share of samples whose most probable class is the true one.",
     "macro_f1": "F1 averaged over the classes that occur in the labels or the answers.",
+    TUNED: "Macro-F1 of answers for which probabilities are divided by a power of the classes' shares, which tuning "
+    "rows chose. eval.adjust_prior=macro_f1 makes all predictions that way.",
     "auroc": "Chance that a case has the higher probability of two; of several classes each against the rest.",
     "auprc": "Average precision, to be read next to how frequent a class is; of several classes averaged like AUROC.",
     "ece": "Expected calibration error: mean difference between confidence and accuracy over 15 bins; 0 is best.",
@@ -95,7 +98,7 @@ def cell(report: Mapping[str, Any]) -> str:
 
 def titles(report: Mapping[str, Any]) -> dict[str, str]:
     """Returns the titles of a report's figures by name."""
-    return report["task"]["titles"] if "task" in report else {name: m.title for name, m in metrics.METRICS.items()}
+    return report["task"]["titles"] if "task" in report else titles_of_classes("decision" in report)
 
 
 def parts(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,8 +111,9 @@ def parts(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def leading(report: Mapping[str, Any]) -> list[str]:
-    """Returns the three figures that stand where there is no room for all."""
-    return list(titles(report))[: len(IN_A_CELL)] if "task" in report else list(IN_A_CELL)
+    """Returns the figures that stand where there is no room for all, three, and the tuned one of classes."""
+    there = list(titles(report))
+    return there[:3] if "task" in report else [name for name in IN_A_CELL if name in there]
 
 
 def _lead(report: Mapping[str, Any]) -> str:

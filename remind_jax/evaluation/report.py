@@ -19,7 +19,7 @@ from remind_jax.data import splits
 from remind_jax.data.dataset import Dataset
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation import conformal, fairness, intervals, metrics, page
-from remind_jax.evaluation.judge import Judge, of_classes
+from remind_jax.evaluation.judge import TUNED, Judge, of_classes
 from remind_jax.evaluation.names import short_names
 from remind_jax.evaluation.samples import Samples
 from remind_jax.runtime import files, texts
@@ -119,7 +119,8 @@ def build_report(
     """Reports held-out predictions, overall and for each modality combination.
 
     A set of metrics (M below) of classes is `accuracy, macro_f1, auroc, auprc, ece, brier`, `accuracy_ci, macro_f1_ci,
-    auroc_ci, auprc_ci` as `[low, high]`, and `notes`, the reason for each metric that is null or qualified.
+    auroc_ci, auprc_ci` as `[low, high]`, and `notes`, the reason for each metric that is null or qualified. Where
+    tuning rows chose `decision`, factors of probabilities [c] for answers, it has `macro_f1_tuned` with its interval.
 
     Args:
       config: the run's config as a dictionary; its method, its seed, which seeds the bootstrap too, its digest and
@@ -202,6 +203,8 @@ def _of_task(sample: "_Sample", judge: Judge) -> dict[str, Any]:
         found = {"label_counts": counts}
         found["calibration"] = metrics.reliability_curve(sample.labels, sample.probabilities)
         found["deferral"] = conformal.deferral(sample.labels, sample.probabilities)
+    if judge.decision:
+        found["decision"] = list(judge.decision)
     if judge.task != "classes":
         about = {"headline": judge.headline, "more": judge.more, "titles": dict(judge.titles)}
         about |= {"fitted": dict(judge.fitted)} if judge.fitted else {}
@@ -343,7 +346,7 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
             console = rich.console.Console(file=file, width=TABLE_WIDTH, highlight=False)
         console.on_broken_pipe = _reraise
     rows, titles = report["groups"], page.titles(report)
-    shown = {name: titles[name] for name in page.leading(report)}
+    shown = {name: titles[name] for name in page.leading(report) if name != TUNED}
     lead = next(iter(shown.values()))
     listed = rows if len(rows) <= TABLE_ROWS else rows[: TABLE_ROWS - 1]
     names, abbreviated = short_names((row["modalities"] for row in listed), report["modalities"], NAME_WIDTH)
@@ -369,6 +372,9 @@ def print_table(report: dict[str, Any], console: "rich.console.Console | None" =
         table.add_row(f"{side}, pooled", "", "", str(pooled["n"]), "", *_metric_cells(pooled, shown))
         table.add_row(f"{side}, mean of groups", "", "", "", "", *_metric_cells(report[f"{side}_mean"], shown))
     console.print(table)
+    if TUNED in titles:
+        everyone, tail = (_metric_cells(report[part], [TUNED])[0] for part in ("overall", "tail_pooled"))
+        console.print(f"macro-F1 of answers that tuning rows chose for it: {everyone}, of the tail {tail}")
 
 
 def _reraise() -> None:

@@ -56,6 +56,18 @@ class Predicted(NamedTuple):
     open_rate: float
 
 
+class Outputs(NamedTuple):
+    """What a network says of all rows of a store in order, before anything is chosen on tuning rows.
+
+    Logits [n, o], indices of combinations, int [n], labels [n, ...], and the share of open gates.
+    """
+
+    logits: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray
+    open_rate: float
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Predictor:
     """A trained model.
@@ -198,7 +210,15 @@ class Predictor:
         return self.task.predictions(logits + self.offset[group], self.scale).astype(logits.dtype)
 
     def predict_store(self, store: pipeline.Store) -> Predicted:
-        """Predicts all labelled rows of a store.
+        """Predicts all labelled rows of a store."""
+        return self.predicted(self.outputs(store))
+
+    def predicted(self, outputs: Outputs) -> Predicted:
+        """Makes predictions of what the network has said of rows."""
+        return Predicted(self.probabilities(outputs.logits, outputs.groups), outputs.labels, outputs.open_rate)
+
+    def outputs(self, store: pipeline.Store) -> Outputs:
+        """Runs the network on all labelled rows of a store.
 
         Several processes take the batches in turn and exchange their results, so that each has all rows.
         """
@@ -210,14 +230,14 @@ class Predictor:
         batches = pipeline.eval_batches(store, size, **options)
         for i, batch in zip(range(process, max(count, process + 1), processes), batches, strict=True):
             logits, _, open_rate = self.forward(params, batch, self.gate)
-            values = self.probabilities(np.asarray(logits), batch["group"]), batch["label"], np.asarray(open_rate)
+            values = tuple(map(np.asarray, (logits, batch["group"], batch["label"], open_rate)))
             if found is None:
                 found = tuple(np.zeros((len(store), *x.shape[1:]), x.dtype) for x in values)
             rows = slice(i * size, (i + 1) * size)
             for x, value in zip(found, values, strict=True):
                 x[rows] = value[: len(x[rows])]  # without the padding of the last batch
-        probabilities, labels, open_rate = devices.merged(found)
-        return Predicted(probabilities, labels, float(np.mean(open_rate)))
+        *found, open_rate = devices.merged(found)
+        return Outputs(*found, float(np.mean(open_rate)))
 
     def _chooser(self, store: pipeline.Store, size: int) -> pipeline.Choose:
         """Chooses the inputs of batches; of all samples where one of them may look at those that pad a batch."""

@@ -213,8 +213,8 @@ def figure_of(report: Mapping[str, Any], part: str, figure: str) -> float | None
     """Returns a figure of a report for one of the sets of `parts`; None where the report has none."""
     if part in WHOLES:
         section = {"all": "overall", "head": "head_pooled", "tail": "tail_pooled"}[part]
-        return report[section][figure]
-    return next((row[figure] for row in report["groups"] if row["group"] == part), None)
+        return report[section].get(figure)
+    return next((row.get(figure) for row in report["groups"] if row["group"] == part), None)
 
 
 def same_samples(one: Outcome, other: Outcome) -> bool:
@@ -298,6 +298,6 @@ def _difference(
         low, high = (float(q) for q in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
         p = p_value(drawn)
     sd = statistics.stdev(each) if len(each) > 1 else None
-    more = pairs[0][0].task.select[figure]
+    more = pairs[0][0].task.select.get(figure, True)
     wins = sum(value > 0 if more else value < 0 for value in each)
     return Difference(statistics.fmean(each), low, high, p, None, sd, t_test(each), wins, len(each))

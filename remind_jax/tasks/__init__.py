@@ -60,14 +60,16 @@ def check_select(task: str, select: str) -> None:
 
 def of_report(report: Mapping[str, Any]) -> Task:
     """Returns the task of a report. Raises KeyError, ValueError or TypeError: it is damaged."""
-    return from_dict(report["task"]["fitted"]) if "task" in report else Classes((), tuple(report["classes"]))
+    if "task" in report:
+        return from_dict(report["task"]["fitted"])
+    return Classes((), tuple(report["classes"]), decision=tuple(report.get("decision", ())))
 
 
 def from_dict(content: Mapping[str, Any]) -> Task:
     """Inverts `Task.to_dict`. Raises ValueError or TypeError: the content is none that it gave."""
     fields = {key: _tuples(value) for key, value in content.items()}
     made = TASKS[fields.pop("task")](**fields)
-    late = {"temperature", "curves"}  # which older models lack
+    late = {"temperature", "curves", "decision"}  # which older models lack
     if any(each.name not in fields for each in dataclasses.fields(made) if each.name not in late):
         raise ValueError("a field is missing")
     return made

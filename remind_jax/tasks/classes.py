@@ -10,7 +10,8 @@ import numpy as np
 
 from remind_jax.data.schema import Schema
 from remind_jax.evaluation import conformal, intervals, metrics
-from remind_jax.evaluation.judge import Judge, Weighed, figures_of_classes, of_classes, weighed_of_classes
+from remind_jax.evaluation import judge as judges
+from remind_jax.evaluation.judge import Figures, Judge, Weighed
 from remind_jax.ops import losses
 from remind_jax.tasks import isotonic
 from remind_jax.tasks.task import LOWEST, AnswerSets, Task, entropy_of, log_of, written
@@ -50,14 +51,18 @@ def choose_prior_power(
     Labels [n] and probabilities [n, c] are of tuning rows, without such an adjustment; `prior` [c] is the share of each
     class among the train rows; the metric is `accuracy` or `macro_f1`.
     """
-    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-300))
+    found, of = np.asarray(probabilities, np.float64), metrics.METRICS[metric].of
 
     def value(power: float) -> tuple[float, float]:
-        adjusted = probabilities_of(logits, np.zeros_like(logits), np.maximum(prior, 1e-12) ** power)
-        found = tuning_figures(labels, adjusted)[metric]
-        return (-np.inf if found is None else found, -abs(power))
+        return of(labels, found * _factors(prior, power))[0], -abs(power)
 
     return max(powers, key=value)
+
+
+def _factors(prior: np.ndarray, power: float) -> np.ndarray:
+    """Returns factors of probabilities that divide them by a power of the class prior [c]; the largest is 1."""
+    found = np.maximum(prior, LOWEST) ** -power
+    return found / found.max()
 
 
 def best_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -84,6 +89,7 @@ class Classes(Task):
     name: ClassVar[str] = "classes"
     titles: ClassVar[Mapping[str, str]] = {name: metrics.METRICS[name].title for name in intervals.NAMES}
     select: ClassVar[Mapping[str, bool]] = {"loss": False, "accuracy": True, "macro_f1": True, "auroc": True}
+    tunes: ClassVar[bool] = True
     factor: ClassVar[float] = 100.0
     digits: ClassVar[int] = 1
     unit: ClassVar[str] = "in percent"
@@ -97,6 +103,7 @@ class Classes(Task):
     focal_detach: bool = False
     temperature: float = 1.0  # logits are divided by it
     curves: tuple[isotonic.Curve, ...] = ()  # of each class against the rest, before they are made to sum to one
+    decision: tuple[float, ...] = ()  # factors of probabilities by which one is largest where macro-F1 is to be high
 
     @classmethod
     def fit(cls, schema: Schema, config: Any, labels: np.ndarray) -> Self:
@@ -151,10 +158,22 @@ class Classes(Task):
         curves = (isotonic.fit(predictions[:, k], labels == k) for k in range(predictions.shape[1]))
         return dataclasses.replace(self, curves=tuple(curves))
 
+    def tuned(self, labels: np.ndarray, predictions: np.ndarray) -> Self:
+        if not len(labels):
+            return self
+        prior = np.array(self.baseline)
+        power = choose_prior_power(labels, predictions, prior, "macro_f1")
+        return dataclasses.replace(self, decision=tuple(_factors(prior, power).tolist()))
+
     @property
     def told(self) -> dict[str, Any]:
         found = {"temperature": self.temperature} if self.temperature != 1.0 else {}
-        return found | ({"isotonic": dict(zip(self.classes, self.curves, strict=True))} if self.curves else {})
+        found |= {"isotonic": dict(zip(self.classes, self.curves, strict=True))} if self.curves else {}
+        return found | ({"decision": dict(zip(self.classes, self.decision, strict=True))} if self.decision else {})
+
+    @property
+    def compared(self) -> dict[str, str]:
+        return super().compared | (judges.TUNED_TITLE if self.decision else {})
 
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return predictions.argmax(axis=1)
@@ -170,7 +189,7 @@ class Classes(Task):
         return -np.log(np.maximum(predictions[np.arange(len(labels)), labels], LOWEST))
 
     def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
-        return weighed_of_classes(labels, predictions)
+        return judges.weighed_of_classes(labels, predictions, self.decision)
 
     def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return predictions[np.arange(len(whole)), whole.argmax(axis=1)]
@@ -192,8 +211,9 @@ class Classes(Task):
     def marks(self, logits: jax.Array, labels: jax.Array, scale: jax.Array) -> jax.Array:
         return jnp.argmax(self.predictions(logits, scale), axis=-1) == labels
 
-    evaluation = staticmethod(figures_of_classes)
+    def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
+        return judges.figures_of_classes(labels, predictions, patients, decision=self.decision, **options)
 
     @property
     def judge(self) -> Judge:
-        return of_classes()
+        return judges.of_classes(self.decision)

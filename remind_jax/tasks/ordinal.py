@@ -35,7 +35,7 @@ class Ordinal(Classes):
 
     factor, digits, unit, gradients = Task.factor, Task.digits, Task.unit, Task.gradients
     recalibrates = Task.recalibrates
-    scores = Task.scores
+    scores, tunes, compared = Task.scores, Task.tunes, Task.compared
 
     @property
     def outputs(self) -> int:

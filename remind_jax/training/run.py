@@ -22,7 +22,7 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import binary, conformal, page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import gate, model_files, model_folder
-from remind_jax.inference.predictor import Predicted, Predictor
+from remind_jax.inference.predictor import Outputs, Predictor
 from remind_jax.methods import STACK
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders import registry
@@ -40,8 +40,6 @@ from remind_jax.training.stages import Stage, plan_stages
 from remind_jax.training.transforms import make_transforms
 
 RANDOM = "W109"
-Tuning = Callable[[Predictor], Predicted]
-"""Predictions of tuning rows by a model."""
 
 
 class Fit(NamedTuple):
@@ -183,7 +181,7 @@ def _stacked(
     with progress.make(0, "stacking", verbose) as bar:
         found = stack.build(config, data, members, train, bar)
         bar.say(found.told)
-    tuning = lambda model: Predicted(model.probabilities(found.logits, found.groups), found.labels, 0.0)  # noqa: E731
+    tuning = Outputs(found.logits, found.groups, found.labels, 0.0)
     with progress.make(0, "evaluating", verbose) as bar:
         model = _finished(found.model, data, folder, bar, tuning, stack=found.facts)
         return Fit(model, data)
@@ -305,7 +303,7 @@ def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progr
     config, folder = trainer.config, trainer.folder
     chosen = _chosen(at.cursor, config.train.select)
     model, store = dataclasses.replace(trainer.model, params=at.best, chosen=chosen), data.stores["tuning"]
-    tuning = (lambda model: model.predict_store(store)) if len(store) else None
+    tuning = model.outputs(store) if len(store) else None
     gates = functools.partial(_gate_summary, trainer, at)
     return _finished(model, data, folder, bar, tuning, writes=writes, gates=gates)
 
@@ -315,15 +313,15 @@ def _finished(
     data: datasets.Dataset,
     folder: RunFolder,
     bar: progress.Silent,
-    tuning: Tuning | None,
+    tuning: Outputs | None,
     writes: bool = True,
     gates: Callable[[float], dict[str, Any]] = lambda open_rate: {},
     **more: Any,
 ) -> Predictor:
     """Adds to a trained model what tuning rows decide and its report, see `_reported`.
 
-    `tuning` predicts the tuning rows, None where there are none; `gates` tells a report of open gates; `more` are
-    further entries of it.
+    `tuning` is what the network says of tuning rows, None where there are none; `gates` tells a report of open gates;
+    `more` are further entries of it.
     """
     bar.say(page.weights_text(model.chosen))
     model, facts = _adjusted(model, tuning)
@@ -332,7 +330,7 @@ def _finished(
     split = "tuning" if predicted is None else "held_out"
     if predicted is None and tuning is None:
         return model
-    predicted = tuning(model) if predicted is None else predicted
+    predicted = model.predicted(tuning) if predicted is None else predicted
     if not folder.writes:
         return model
     facts |= {"weights": dict(model.chosen)} | gates(predicted.open_rate) | more
@@ -369,7 +367,7 @@ def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
     return found | {"selected_by": select, "earlier": earlier, "passed_over": passed_over}
 
 
-def _adjusted(model: Predictor, tuning: Tuning | None) -> tuple[Predictor, dict[str, Any]]:
+def _adjusted(model: Predictor, tuning: Outputs | None) -> tuple[Predictor, dict[str, Any]]:
     """Sets what the tuning rows choose, thresholds or the power of the class prior.
 
     Returns the model and what the report says.
@@ -378,26 +376,26 @@ def _adjusted(model: Predictor, tuning: Tuning | None) -> tuple[Predictor, dict[
         return model, {}
     figure, facts, how = model.config.eval.adjust_prior, {}, model.config.eval.recalibrate
     if figure != "none":
-        predicted = tuning(model)
+        predicted = model.predicted(tuning)
         power = choose_prior_power(predicted.labels, predicted.probabilities, model.class_fractions, figure)
         model = dataclasses.replace(model, prior_power=power)
         facts = {"prior_adjustment": {"figure": figure, "power": power}}
     if how != "none":
-        predicted = tuning(model)
+        predicted = model.predicted(tuning)
         task = model.task.recalibrated(how, predicted.labels, predicted.probabilities)
         model, facts = dataclasses.replace(model, task=task), facts | {"chosen_on_tuning": task.told}
     if model.task.tunes:
-        predicted = tuning(model)
+        predicted = model.predicted(tuning)
         task = model.task.tuned(predicted.labels, predicted.probabilities)
         model, facts = dataclasses.replace(model, task=task), facts | {"chosen_on_tuning": task.told}
     return model, facts
 
 
-def _decided(model: Predictor, data: datasets.Dataset, tuning: Tuning | None) -> Predictor:
+def _decided(model: Predictor, data: datasets.Dataset, tuning: Outputs | None) -> Predictor:
     """Adds what tuning rows decide: sets of answers that hold the truth, and the threshold of an outcome."""
     if tuning is None:
         return model
-    predicted, task, level = tuning(model), model.task, model.config.eval.coverage
+    predicted, task, level = model.predicted(tuning), model.task, model.config.eval.coverage
     rows = _tuning_rows(model.config, data)
     names = [group_name(mask, data.groups.modalities) for mask in data.manifest.presence[rows]]
     misses = task.misses(predicted.labels, predicted.probabilities) if level else None

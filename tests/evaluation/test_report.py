@@ -5,10 +5,13 @@ import numpy as np
 import polars as pl
 import pytest
 import rich.console
+from sklearn.metrics import f1_score
 
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation.intervals import exact_interval
+from remind_jax.evaluation.judge import of_classes
 from remind_jax.evaluation.report import build_report, pooled_metrics, print_table, write_json
+from remind_jax.studies.comparison import Outcome
 
 MODALITIES = ("text", "labs", "icd")
 METRICS = {"accuracy", "macro_f1", "auroc", "auprc", "ece", "brier"} | {
@@ -242,3 +245,29 @@ def test_ascii_output_stream(report):
     print_table(report, rich.console.Console(file=stream, width=100))
     stream.flush()
     assert b"text+labs" in raw.getvalue()
+
+
+def test_answers_that_tuning_rows_chose_have_a_macro_f1_beside_that_of_the_most_probable_class():
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.1).astype(int)  # one case in ten, which no probability makes the likelier answer
+    p1 = np.clip(0.15 + 0.2 * labels + 0.1 * rng.normal(size=400), 0.01, 0.49)
+    rows = [(f"p{i}", "text", label, 0) for i, label in enumerate(labels)]
+    frame = predictions(rows).with_columns(p_1=pl.Series(p1), p_0=pl.Series(1 - p1))
+    decision = (0.3, 1.0)
+    found = report_of(frame, extra={"judge": of_classes(decision)})
+    expected = f1_score(labels, p1 > 0.3 * (1 - p1), average="macro")
+    assert found["overall"]["macro_f1_tuned"] == pytest.approx(expected)
+    assert found["overall"]["macro_f1_tuned"] > found["overall"]["macro_f1"] + 0.1
+    low, high = found["overall"]["macro_f1_tuned_ci"]
+    assert low < expected < high
+    assert found["decision"] == [0.3, 1.0]
+    plain = report_of(frame)["overall"]
+    assert {key: value for key, value in found["overall"].items() if "tuned" not in key} == plain
+    outcome = Outcome("remind", 0, found, frame)
+    assert outcome.figures(np.ones(400, bool))["macro_f1_tuned"] == pytest.approx(expected)
+    empty = next(row for row in found["groups"] if not row["n"])
+    assert empty["macro_f1_tuned"] is None
+    assert empty["notes"]["macro_f1_tuned"] == "no samples"
+    out = io.StringIO()
+    print_table(found, rich.console.Console(file=out, width=100))
+    assert f"chose for it: {expected:.3f}" in out.getvalue()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from remind_jax import tasks
 from remind_jax.config import base
@@ -340,6 +341,33 @@ def test_a_temperature_undoes_logits_that_are_too_large_and_leaves_the_order() -
     assert tasks.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
     older = {key: value for key, value in plain.to_dict().items() if key != "temperature"}
     assert tasks.from_dict(older) == plain
+
+
+def test_decisions_divide_by_the_power_of_the_prior_that_is_best_on_tuning_rows() -> None:
+    rng = np.random.default_rng(4)
+    labels = (rng.random(3_000) < 0.1).astype(int)
+    logit = -2.2 + 1.5 * labels + rng.normal(size=3_000)
+    chances = np.stack([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))], axis=1)
+    shares = np.bincount(labels) / 3_000
+    plain = tasks.fit(schema("classes", classes=("no", "yes")), base("synthetic"), labels)
+    tuned = plain.tuned(labels[:1_000], chances[:1_000])
+    # Every power, the slow way: answers by p / prior ** power, largest factor 1.
+    powers = [i / 10 for i in range(-5, 16)]
+    macro = [f1_score(labels[:1_000], (chances / shares**k)[:1_000].argmax(1), average="macro") for k in powers]
+    factors = shares ** -powers[int(np.argmax(macro))]
+    np.testing.assert_allclose(tuned.decision, factors / factors.max(), rtol=1e-9)
+    rest = labels[1_000:], chances[1_000:]
+    weighed = tuned.weighed(*rest)(np.arange(2_000), np.ones((1, 2_000)))
+    assert weighed["macro_f1_tuned"][0] == pytest.approx(
+        f1_score(rest[0], (rest[1] * tuned.decision).argmax(1), average="macro")
+    )
+    assert weighed["macro_f1_tuned"][0] > weighed["macro_f1"][0] + 0.05
+    assert tuned.told == {"decision": dict(zip(("no", "yes"), tuned.decision, strict=True))}
+    np.testing.assert_array_equal(tuned.answers(chances), plain.answers(chances))  # predictions stay as they are
+    assert tasks.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
+    assert tasks.of_report({"classes": ["no", "yes"], "decision": list(tuned.decision)}).decision == tuned.decision
+    assert "macro_f1_tuned" in tuned.compared
+    assert "macro_f1_tuned" not in plain.compared
 
 
 @pytest.mark.parametrize("task", ["classes", "multilabel"])
