@@ -443,7 +443,7 @@ def test_recalibrated_probabilities_are_those_of_the_saved_and_of_the_exported_m
     model, rows = train_hospital(**keys, workdir=tmp_path / "run"), hospital(seed=1).drop("died")
     temperature = model.task.temperature
     assert temperature != 1.0
-    assert model.report["chosen_on_tuning"] == {"temperature": temperature}
+    assert model.report["chosen_on_tuning"]["temperature"] == temperature
     raised = plain.predict_proba(rows) ** (1 / temperature)
     np.testing.assert_allclose(model.predict_proba(rows), raised / raised.sum(axis=1, keepdims=True), rtol=1e-4)
     _assert_saved_and_exported_alike(model, tmp_path / "run", rows)
