@@ -1,6 +1,52 @@
-"""Names of modality combinations that fit into tables and next to plots."""
+"""Names as pages show them: titles of classes and modalities, and combinations that fit into tables and plots."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+_BARE = re.compile(r"[-+]?\d+(\.\d+)?|yes|no|true|false", re.IGNORECASE)
+"""Classes that say nothing without their column."""
+
+
+def titled(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a report with classes, labels and modalities as pages show them; keys of combinations stay."""
+    card = dict(report.get("card", {}))
+    given = card.get("titles", {})
+    modality, name = of_modalities(report), _renaming(given.get("classes", {}))
+    column, shown = card.get("label"), {**report, "modalities": list(map(modality, report["modalities"]))}
+
+    def named_class(raw: str) -> str:
+        return f"{column} = {raw}" if column and name(raw) == raw and _BARE.fullmatch(raw) else name(raw)
+
+    if "classes" in report:
+        shown["classes"] = list(map(named_class, report["classes"]))
+    if "binary" in report:
+        shown["binary"] = {**report["binary"], "outcome": named_class(report["binary"]["outcome"])}
+    for key in ("overall", "sets"):
+        if labels := (report.get(key) or {}).get("labels"):
+            shown[key] = {**report[key], "labels": {name(label): row for label, row in labels.items()}}
+    shown["groups"] = [{**row, "modalities": list(map(modality, row["modalities"]))} for row in report["groups"]]
+    if "attribute_presence" in report:
+        rows = report["attribute_presence"]
+        shown["attribute_presence"] = [{**row, "modality": modality(row["modality"])} for row in rows]
+    for key, named in (("classes", named_class), ("modalities", modality)):
+        if key in card:
+            card[key] = [{**row, "name": named(row["name"])} for row in card[key]]
+    if "label" in card:
+        card["label"] = given.get("label") or ", ".join(map(name, column.split(", ")))
+    if "combinations" in card:
+        rows = card["combinations"]
+        card["combinations"] = [{**row, "group": "+".join(map(modality, row["group"].split("+")))} for row in rows]
+    return shown | ({"card": card} if card else {})
+
+
+def of_modalities(report: Mapping[str, Any]) -> Callable[[str], str]:
+    """Returns what gives a modality's title for its name."""
+    return _renaming(report.get("card", {}).get("titles", {}).get("modalities", {}))
+
+
+def _renaming(titles: Mapping[str, str]) -> Callable[[str], str]:
+    return lambda name: titles.get(name, name)
 
 
 def short_names(

@@ -10,7 +10,7 @@ import numpy as np
 
 from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures, metrics
-from remind_jax.evaluation.names import short_names
+from remind_jax.evaluation.names import short_names, titled
 from remind_jax.runtime import texts
 
 if TYPE_CHECKING:
@@ -56,8 +56,15 @@ EXPLAINED = {
     "ibs": "Mean over time of the squared distance between predicted survival and what was; 0 is best.",
 }
 """What figures mean."""
+SCALES = {
+    "auroc_macro": "mean of the labels; 0.5 is chance, 1 is perfect",
+    "c_uno": "0.5 is chance, 1 is perfect",
+    "qwk": "0 is chance, 1 is perfect",
+    "mae": "mean absolute error, in the unit of the label",
+}
+"""How to read the leading figure of a task."""
 HEADLINES = (
-    ("overall", "All held-out samples"),
+    ("overall", "All samples"),
     ("head_pooled", "Common combinations (head)"),
     ("tail_pooled", "Rare combinations (tail)"),
     ("head_mean", "Mean over head combinations"),
@@ -85,6 +92,7 @@ def render(report: Mapping[str, Any], history: Sequence[dict[str, Any]], made: M
 
 def cell(report: Mapping[str, Any]) -> str:
     """Returns the figures of each combination and of all samples as a table for a notebook's cell."""
+    report = titled(report)
     names, abbreviated = _names(report, NAMES_IN_A_CELL)
     shown = {name: titles(report)[name] for name in leading(report)}
     variables = {"report": report, "names": names, "abbreviated": abbreviated, "titles": shown}
@@ -134,6 +142,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
     """
     import markupsafe
 
+    report = titled(report)
     names, abbreviated = _names(report, NAME_WIDTH)
     labels, abbreviated_labels = _names(report, LABEL_WIDTH)
     tail = {row["group"] for row in report["groups"] if row["tail"]}
@@ -148,6 +157,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         **figures.of_survival(report.get("curves", {})),
     }
     most = max((row["n_train"] for row in report["groups"]), default=0)
+    without = [side for side in ("head", "tail") if not report[f"{side}_pooled"]["n"]]
     return {
         "report": report,
         "synthetic": is_synthetic(report["data"]),
@@ -169,7 +179,8 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "explained": {title: EXPLAINED[name] for name, title in titles(report).items() if name in EXPLAINED},
         "lead": _lead(report),
         "weights": weights_text(report["weights"]) if "weights" in report else "",
-        "headlines": [(label, report[key]) for key, label in HEADLINES],
+        "headlines": [(label, report[key]) for key, label in HEADLINES if key.partition("_")[0] not in without],
+        "scale": SCALES.get(_lead(report), "all samples"),
         "majority": _majority(report),
         "cautions": cautions(report),
         "gate": _gate_text(report.get("gate") or {}),
@@ -265,13 +276,18 @@ def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     if is_smoke_run(report["data"]):
         found.insert(0, ("Smoke run", SMOKE))
     if report.get("weights", {}).get("passed_over"):
-        found.append(("Better weights were passed over.", weights_text(report["weights"])))
+        found.append(("Better weights were passed over", weights_text(report["weights"])))
     found += [caution for caution in (_served_worse(report), _gate(report)) if caution]
     for finding in _coded(report):
         if not finding["code"].startswith(("I", *_SAID)):  # counts of rows read are no warning
             lead = _LEADS.get(finding["code"]) or f"Data check {finding['code']}".strip()
-            found.append((lead, finding["message"]))
+            found.append((lead, _sentence(finding["message"])))
     return found
+
+
+def _sentence(text: str) -> str:
+    """Begins a message with a capital, unless it begins with a name."""
+    return text if re.match(r"\S+:", text) else text[:1].upper() + text[1:]
 
 
 def _coded(report: dict[str, Any]) -> list[dict[str, str]]:
