@@ -257,7 +257,8 @@ def read_frame(
     options = {key: config.data[key] for key in ("image_size", "frames", "bad_files", "window")}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
     notes = (*(Finding("I001", note, False) for note in found.notes), *manifest.notes)
-    manifest = dataclasses.replace(manifest, notes=notes, label_type=_type_of(reading.values_of(data, column)))
+    told = {"title": "data frame", "notes": notes, "label_type": _type_of(reading.values_of(data, column))}
+    manifest = dataclasses.replace(manifest, **told)
     config.data.digest = manifest.digest
     return manifest
 

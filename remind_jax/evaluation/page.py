@@ -149,7 +149,9 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
     drawings = {
         "losses": figures.losses(history),
         "tuning": figures.tuning(history),
-        "lambdas": figures.lambdas(history, tail, lambda name: texts.one_line(labels.get(name, name[:LABEL_WIDTH]))),
+        "lambdas": figures.lambdas(
+            history, tail, lambda name: texts.one_line(words(labels.get(name, name[:LABEL_WIDTH])))
+        ),
         "gate": figures.gate(history),
         "reliability": figures.reliability(report["calibration"]),
         "deferral": figures.deferral(report.get("deferral", ())),

@@ -75,10 +75,11 @@ def context(results: Results) -> dict[str, Any]:
     shown = [(part, figure) for figure in list(results.task.compared)[:3:2] for part in ("all", "tail")]
     drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in shown]
     drawings |= {name: differences(results, baseline, part, figure) for name, baseline, part, figure in drawn}
-    told = [row for row in results.wholes if row.label in SUMMARY]
+    wholes = [row for row in results.wholes if any(any(cells.values()) for cells in row.cells.values())]
+    told = [row for row in wholes if row.label in SUMMARY]
     return {
         "results": results,
-        "ordered": [*results.wholes, *results.combinations, *results.attributes],
+        "ordered": [*wholes, *results.combinations, *results.attributes],
         "lead": next(iter(results.task.compared.values())),
         "gaps": _gaps(results),
         "summary": [(figure, row) for figure in list(results.task.compared)[:3:2] for row in told],
@@ -129,7 +130,7 @@ def accuracy_by_combination(results: Results) -> str | None:
         return None
     short, _ = _short_names(results, rows, LABEL_WIDTH)
     labels = [row.label if row.modalities is None else name for row, name in zip(rows, short, strict=True)]
-    marks = [f"{label} (tail)" if row.tail else label for row, label in zip(rows, labels, strict=True)]
+    marks = [page.words(label) + " (tail)" * bool(row.tail) for row, label in zip(rows, labels, strict=True)]
     step = 0.8 / max(1, len(results.methods))
 
     def draw(axes: "Axes") -> None:
