@@ -157,7 +157,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "deferral": figures.deferral(report.get("deferral", ())),
         **figures.of_binary(report.get("binary", {})),
         **figures.of_survival(report.get("curves", {})),
-        "values": figures.of_values(report.get("curves", {})),
+        "by_prediction": figures.of_values(report.get("curves", {})),
     }
     most = max((row["n_train"] for row in report["groups"]), default=0)
     without = [side for side in ("head", "tail") if not report[f"{side}_pooled"]["n"]]

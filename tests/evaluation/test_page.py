@@ -335,6 +335,14 @@ def test_what_nobody_has_is_left_out():
     assert "Mean over tail" in text
 
 
+def test_a_figure_stands_on_the_page_only_where_it_is_drawn():
+    title = "Predicted and observed"
+    assert title not in "".join(parsed(make())[1].text)
+    bins = [{"n": 20, "predicted": x, "observed": x + 1, "middle": [x - 1, x + 3]} for x in (1.0, 2.0)]
+    text, _ = parsed(make(extra={"curves": {"by_prediction": bins, "typical": "mean"}}))
+    assert re.search(rf"<figcaption><b>{title}</b>[^<]*</figcaption><svg", text)
+
+
 def test_findings_begin_with_a_capital_unless_with_a_name():
     findings = [{"code": "W104", "message": "which are"}, {"code": "W105", "message": "labs: 3 rows"}]
     found = dict(page.cautions(make(extra={"findings": findings})))
