@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import markupsafe
 
 _BARE = re.compile(r"[-+]?\d+(\.\d+)?|yes|no|true|false", re.IGNORECASE)
 """Classes that say nothing without their column."""
@@ -84,3 +87,26 @@ def _abbreviations(declared: Sequence[str]) -> dict[str, str]:
         lengths = (k for k in range(3, len(name) + 1) if not any(m.startswith(name[:k]) for m in others))
         short[name] = name[: next(lengths, len(name))]
     return {name: abbreviation for name, abbreviation in short.items() if abbreviation != name}
+
+
+def words(name: str) -> str:
+    """Shows a name of classes, labels or modalities: underscores between letters are spaces; files keep the name."""
+    return re.sub(r"(?<=[^\W_])_+(?=[^\W_])", " ", name)
+
+
+def airy(name: str) -> str:
+    """Returns a combination with spaces at which lines may break."""
+    return words(name).replace("+", " + ")
+
+
+def heading(name: str) -> str:
+    """Returns the name of a data set as a heading; upper case is kept."""
+    text = name.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def breakable(name: str) -> "markupsafe.Markup":
+    """Returns a method's name as HTML that may be broken after an underscore."""
+    import markupsafe
+
+    return markupsafe.escape(name).replace("_", markupsafe.Markup("_<wbr>"))

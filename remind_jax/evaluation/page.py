@@ -10,12 +10,11 @@ import numpy as np
 
 from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures, metrics
-from remind_jax.evaluation.names import short_names, titled
+from remind_jax.evaluation.names import airy, breakable, heading, short_names, titled, words
 from remind_jax.runtime import texts
 
 if TYPE_CHECKING:
     import jinja2
-    import markupsafe
 
 MIN_PATIENTS = 10  # with fewer held-out patients, a group's metrics are called unreliable (W102)
 WIDE = 0.20  # a wider interval of accuracy is pointed out
@@ -81,7 +80,13 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
     made = jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]), **options)
     made.finalize = lambda value: type(value)(texts.visible(value)) if isinstance(value, str) else value
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
-    made.filters.update(words=words, airy=_airy, breakable=_breakable, heading=_heading, value=value_text)
+    made.filters.update(
+        words=words,
+        airy=airy,
+        breakable=breakable,
+        heading=heading,
+        value=value_text,
+    )
     return made
 
 
@@ -323,7 +328,7 @@ def _names(report: dict[str, Any], width: int) -> tuple[dict[str, str], dict[str
 def _list_groups(report: dict[str, Any], rows: Sequence[dict[str, Any]], most: int = 5) -> str:
     names, _ = short_names((row["modalities"] for row in rows[:most]), report["modalities"], NAME_WIDTH)
     rest = len(rows) - len(names)
-    return ", ".join(map(_airy, names)) + (f" and {rest} more" if rest else "")
+    return ", ".join(map(airy, names)) + (f" and {rest} more" if rest else "")
 
 
 def _baseline(report: dict[str, Any]) -> tuple[str, str] | None:
@@ -417,29 +422,6 @@ def _gate_text(gate: Mapping[str, Any]) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def words(name: str) -> str:
-    """Shows a name of classes, labels or modalities: underscores between letters are spaces; files keep the name."""
-    return re.sub(r"(?<=[^\W_])_+(?=[^\W_])", " ", name)
-
-
-def _airy(name: str) -> str:
-    """Returns a combination with spaces at which lines may break."""
-    return words(name).replace("+", " + ")
-
-
-def _heading(name: str) -> str:
-    """Returns the name of a data set as a heading; upper case is kept."""
-    text = name.replace("_", " ")
-    return text[:1].upper() + text[1:]
-
-
-def _breakable(name: str) -> "markupsafe.Markup":
-    """Returns a method's name as HTML that may be broken after an underscore."""
-    import markupsafe
-
-    return markupsafe.escape(name).replace("_", markupsafe.Markup("_<wbr>"))
 
 
 def _percent(value: float | None) -> str:

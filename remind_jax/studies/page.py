@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from remind_jax.evaluation import figures, page
 from remind_jax.evaluation import report as reports
-from remind_jax.evaluation.names import of_modalities, short_names
+from remind_jax.evaluation.names import of_modalities, short_names, words
 from remind_jax.runtime import files, progress, texts
 from remind_jax.studies import tables
 from remind_jax.studies.comparison import Outcome
@@ -130,7 +130,7 @@ def accuracy_by_combination(results: Results) -> str | None:
         return None
     short, _ = _short_names(results, rows, LABEL_WIDTH)
     labels = [row.label if row.modalities is None else name for row, name in zip(rows, short, strict=True)]
-    marks = [page.words(label) + " (tail)" * bool(row.tail) for row, label in zip(rows, labels, strict=True)]
+    marks = [words(label) + " (tail)" * bool(row.tail) for row, label in zip(rows, labels, strict=True)]
     step = 0.8 / max(1, len(results.methods))
 
     def draw(axes: "Axes") -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation import page
+from remind_jax.evaluation.names import words
 from remind_jax.evaluation.report import build_report, write_html
 
 VOID = {"wbr", "meta", "br", "link", "img"}
@@ -265,7 +266,7 @@ def test_the_gate_is_said_in_words(gate, says):
 
 
 def test_names_are_words_on_the_page_and_stay_names_where_they_are_looked_up():
-    assert [page.words(name) for name in ("vital_signs", "_x", "a__b", "x_")] == ["vital signs", "_x", "a b", "x_"]
+    assert [words(name) for name in ("vital_signs", "_x", "a__b", "x_")] == ["vital signs", "_x", "a b", "x_"]
     card = {**CARD, "modalities": [{"name": "vital_signs", "kind": "tabular", "present_fraction": 0.5}]}
     text, _ = parsed(make(extra={"card": card, "classes": ["went_home", "died_here"]}))
     assert "vital signs" in text
