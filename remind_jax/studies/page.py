@@ -146,6 +146,9 @@ def accuracy_by_combination(results: Results) -> str | None:
                 **_mark(i),
                 label=figures.legend_name(method),
             )
+        if results.task.factor == 100:  # a deviation may reach beyond what a share can be
+            low, high = axes.get_xlim()
+            axes.set_xlim(max(low, -2), min(high, 102))
         look = {"frameon": False, "fontsize": figures.FONT - 1, "labelcolor": figures.INK}
         # From the left edge of the figure, so that long names have room.
         place = blended_transform_factory(axes.figure.transFigure, axes.transAxes)

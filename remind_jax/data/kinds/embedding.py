@@ -72,8 +72,8 @@ class Embedding(Kind):
             dtype, depth = dtype.inner, depth + 1
         values = _rectangular(column.drop_nulls(), dtype) if depth == 2 and dtype.is_numeric() else None
         if values is None:
-            text = f"{where}cells must be lists [t, d] of numbers, all of one shape and without nulls; reshape them, "
-                "or declare a series, which may have any t and gaps"
+            text = f"{where}cells must be lists [t, d] of numbers, all of one shape and without nulls; reshape them"
+            text += ", or declare a series, which may have any t and gaps"
             return pl.Series(column.name, [None] * column.len(), pl.String), [Finding("E008", text, True)]
         return cells.spread(pl.Series(column.name, values), column.is_not_null().to_numpy()), []
 
