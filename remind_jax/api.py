@@ -127,7 +127,7 @@ def fit(
         …}`, `{"task": "multilabel", "columns": […]}` or `{"task": "survival", "time": …, "event": …, "horizons": […]}`.
         `names` says how pages write classes or several labels, such as `{"0": "survived"}`, and `title` the label.
         Rows without it are left out. A column of more than 20 different numbers, not all of them whole, is taken for
-        that of a regression, which is told.
+        that of a regression, and ordered categories of pandas for ordered classes, which is told.
       patient: the column of patients, whom no split cuts; without it each row is taken for a patient, which is told.
       sample: the column of unique ids; without it rows are counted from 1.
       split: a column of train, tuning and held_out, where the data bring one.
@@ -237,6 +237,7 @@ def read_frame(
     The config then tells that rows came from memory: paths of new ones, too, start from its `data.root`.
     """
     frame = reading.as_polars(data)
+    label, plain = _with_order(data, label), label
     column, classes, entry = _label(label)
     many = _is_many_numbers(frame, column) if column == label else 0
     entry = {"task": "regression", "column": column} if many else entry
@@ -251,6 +252,8 @@ def read_frame(
     if many:
         told = f"label {column!r} has {many} different numbers: taken for a value (task regression)"
         found.notes.append(f"{told}; label={{'column': …, 'classes': […]}} makes them classes")
+    if label is not plain:
+        found.notes.append(f"label {column!r} has ordered categories: taken for ordered classes (task ordinal)")
     if verbose:
         for line in plan.plan_lines(found) if modalities is None else plan.notes(found):
             print(line)
@@ -261,6 +264,14 @@ def read_frame(
     manifest = dataclasses.replace(manifest, **told)
     config.data.digest = manifest.digest
     return manifest
+
+
+def _with_order(data: Any, label: str | Mapping[str, Any] | None) -> str | Mapping[str, Any] | None:
+    """Returns a label that pandas holds as ordered categories as the entry that says so, any other as it is."""
+    column = data[label] if hasattr(data, "iloc") and isinstance(label, str) and label in data else None
+    if not getattr(getattr(column, "dtype", None), "ordered", False):
+        return label
+    return {"column": label, "classes": column.cat.remove_unused_categories().cat.categories.tolist(), "ordered": True}
 
 
 def _is_many_numbers(frame: pl.DataFrame, column: str) -> int:

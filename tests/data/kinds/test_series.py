@@ -12,6 +12,7 @@ import yaml
 import remind_jax as rj
 from remind_jax import export
 from remind_jax.data import builder, check, reading
+from remind_jax.data.importers.columns import decide
 from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.kinds.series import FittedSeries
 from remind_jax.data.manifest import decode
@@ -154,6 +155,11 @@ def test_infinite_cells_are_found(tmp_path):
     series[1][0, 0] = np.inf
     with pytest.raises(UserError, match=r"1 cell \(row 2\) with infinite values, or with nothing but gaps"):
         check.refuse(check.find_problems(write(tmp_path / "data", series, "cell")))
+
+
+def test_lists_of_different_lengths_are_taken_for_series_and_others_for_tokens():
+    ragged = pl.Series([[[1.0, 2.0]] * 3, None, [[1.0, 2.0]] * 4])
+    assert (decide(ragged).word, decide(ragged[:2]).word) == ("series", "embedding")
 
 
 @pytest.mark.usefixtures("quick_compilation")
