@@ -1,4 +1,4 @@
-"""Names as pages show them: titles of classes and modalities, and combinations that fit into tables and plots."""
+"""Names as pages show them: of classes, modalities and combinations in tables and plots, and what figures mean."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,6 +7,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import markupsafe
 
+EXPLAINED = {
+    "accuracy": "Share of samples whose most probable class is the true one.",
+    "macro_f1": "F1 averaged over the classes that occur in the labels or the answers.",
+    "auroc": "Chance that a case has the higher probability of two; of several classes each against the rest.",
+    "auprc": "Average precision, to be read next to how frequent a class is; of several classes averaged like AUROC.",
+    "ece": "Expected calibration error: mean difference between confidence and accuracy over 15 bins; 0 is best.",
+    "brier": "Half the mean squared distance between probabilities and what was; 0 is best. It counts calibration and "
+    "discrimination.",
+    "qwk": "Quadratic weighted kappa: 1 where every class is right, 0 where chance does as well; far misses cost most.",
+    "mae": "Mean absolute error, in the unit of what is predicted; of ordered classes in classes.",
+    "rmse": "Root of the mean squared error, in the unit of what is predicted; large misses count most.",
+    "r2": "Share of the variance that is predicted; 0 is what the mean of these samples gives, below is worse.",
+    "spearman": "Correlation of the ranks of predictions and values.",
+    "coverage": "Share of values inside their predicted intervals.",
+    "auroc_macro": "Mean over labels of the chance that a case has a higher probability than others; 0.5 is chance.",
+    "auprc_macro": "Mean over labels of the average precision, to be read next to how frequent a label is.",
+    "f1_macro": "Mean over labels of F1 at the threshold of each.",
+    "c_uno": "Share of pairs of patients whose order of events is predicted, weighted so that censoring has no say.",
+    "c_index": "Share of pairs of patients whose order of events is predicted, among those whose order is known.",
+    "ibs": "Mean over time of the squared distance between predicted survival and what was; 0 is best.",
+}
+"""What figures mean."""
+SCALES = {
+    "auroc_macro": "mean of the labels; 0.5 is chance, 1 is perfect",
+    "c_uno": "0.5 is chance, 1 is perfect",
+    "qwk": "0 is chance, 1 is perfect",
+    "mae": "mean absolute error, in the unit of the label",
+}
+"""How to read the leading figure of a task."""
 _BARE = re.compile(r"[-+]?\d+(\.\d+)?|yes|no|true|false", re.IGNORECASE)
 """Classes that say nothing without their column."""
 

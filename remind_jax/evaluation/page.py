@@ -10,7 +10,7 @@ import numpy as np
 
 from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures, metrics
-from remind_jax.evaluation.names import airy, breakable, heading, short_names, titled, words
+from remind_jax.evaluation.names import EXPLAINED, SCALES, airy, breakable, heading, short_names, titled, words
 from remind_jax.runtime import texts
 
 if TYPE_CHECKING:
@@ -33,35 +33,6 @@ SAMPLES = {"held_out": "held-out samples", "tuning": "tuning samples, none were 
 SMOKE = "This is a smoke run (--quick): it shows that everything works, and its figures mean nothing."
 PARTS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier"}
 """Figures of a label or a horizon."""
-EXPLAINED = {
-    "accuracy": "Share of samples whose most probable class is the true one.",
-    "macro_f1": "F1 averaged over the classes that occur in the labels or the answers.",
-    "auroc": "Chance that a case has the higher probability of two; of several classes each against the rest.",
-    "auprc": "Average precision, to be read next to how frequent a class is; of several classes averaged like AUROC.",
-    "ece": "Expected calibration error: mean difference between confidence and accuracy over 15 bins; 0 is best.",
-    "brier": "Half the mean squared distance between probabilities and what was; 0 is best. It counts calibration and "
-    "discrimination.",
-    "qwk": "Quadratic weighted kappa: 1 where every class is right, 0 where chance does as well; far misses cost most.",
-    "mae": "Mean absolute error, in the unit of what is predicted; of ordered classes in classes.",
-    "rmse": "Root of the mean squared error, in the unit of what is predicted; large misses count most.",
-    "r2": "Share of the variance that is predicted; 0 is what the mean of these samples gives, below is worse.",
-    "spearman": "Correlation of the ranks of predictions and values.",
-    "coverage": "Share of values inside their predicted intervals.",
-    "auroc_macro": "Mean over labels of the chance that a case has a higher probability than others; 0.5 is chance.",
-    "auprc_macro": "Mean over labels of the average precision, to be read next to how frequent a label is.",
-    "f1_macro": "Mean over labels of F1 at the threshold of each.",
-    "c_uno": "Share of pairs of patients whose order of events is predicted, weighted so that censoring has no say.",
-    "c_index": "Share of pairs of patients whose order of events is predicted, among those whose order is known.",
-    "ibs": "Mean over time of the squared distance between predicted survival and what was; 0 is best.",
-}
-"""What figures mean."""
-SCALES = {
-    "auroc_macro": "mean of the labels; 0.5 is chance, 1 is perfect",
-    "c_uno": "0.5 is chance, 1 is perfect",
-    "qwk": "0 is chance, 1 is perfect",
-    "mae": "mean absolute error, in the unit of the label",
-}
-"""How to read the leading figure of a task."""
 HEADLINES = (
     ("overall", "All samples"),
     ("head_pooled", "Common combinations (head)"),
@@ -109,6 +80,12 @@ def cell(report: Mapping[str, Any]) -> str:
 def titles(report: Mapping[str, Any]) -> dict[str, str]:
     """Returns the titles of a report's figures by name."""
     return report["task"]["titles"] if "task" in report else {name: m.title for name, m in metrics.METRICS.items()}
+
+
+def _told(report: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the titles of the figures that some samples have, of all where there are none."""
+    rows, every = (report["overall"], *report["groups"]), titles(report)
+    return {name: title for name, title in every.items() if any(row.get(name) is not None for row in rows)} or every
 
 
 def parts(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +156,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "bars_shown": BARS,
         # Square roots keep a group of 3 visible next to one of 3,000.
         "bar": lambda n: round(100 * math.sqrt(n / most), 2) if most else 0,
-        "titles": titles(report),
+        "titles": _told(report),
         **({"task": report["task"]["name"]} if "task" in report else {}),
         "parts": parts(report),
         "attributes": _attributes(report),

@@ -344,6 +344,14 @@ def test_a_figure_stands_on_the_page_only_where_it_is_drawn():
     assert re.search(rf"<figcaption><b>{title}</b>[^<]*</figcaption><svg", text)
 
 
+def test_a_figure_that_nobody_has_has_no_column():
+    report = make()
+    assert ">ECE</th>" in page.render(report, [])
+    for row in (report["overall"], *report["groups"], *(report[key] for key, _ in page.HEADLINES)):
+        row["ece"] = None
+    assert ">ECE</th>" not in page.render(report, [])
+
+
 def test_findings_begin_with_a_capital_unless_with_a_name():
     findings = [{"code": "W104", "message": "which are"}, {"code": "W105", "message": "labs: 3 rows"}]
     found = dict(page.cautions(make(extra={"findings": findings})))
