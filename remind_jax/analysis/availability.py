@@ -271,7 +271,8 @@ def main(arguments: list[str]) -> None:
     rows = [command.identity(run) | row for run, one in zip(runs, found, strict=True) for row in one.rows]
     command.write_csv(folder / f"{NAME}.csv", (*COLUMNS, lead, f"{lead}_low", f"{lead}_high"), rows)
     command.write_csv(folder / f"{NAME}_audit.csv", AUDIT_COLUMNS, audited)
-    command.write_figure(folder / NAME, lambda: draw(found, audited, tuple(runs[0].titles.values()), task))
+    shown = command.titled(runs[0], audited, "presence_of")
+    command.write_figure(folder / NAME, lambda: draw(found, shown, tuple(runs[0].titles.values()), task))
     print(summary(found, audited, task))
     print(f"Written: {folder / NAME}.csv, _audit.csv, .png, .svg")
 

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import beta
 
 from remind_jax import main as train_main
-from remind_jax.analysis import availability, what_if
+from remind_jax.analysis import availability, command, what_if
 from remind_jax.errors import UserError
 from tests import tiny_runs
 
@@ -66,6 +66,9 @@ def test_figures_name_modalities_by_their_titles() -> None:
     samples = [{"shapley_labs": 0.25, "shapley_text": 0.5, "group": "text+labs", "tail": False}]
     axis = what_if.draw(samples, {"text": "text", "labs": "Laboratory"}, "remind on ward").axes[0]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["text", "Laboratory"]
+    run, rows = types.SimpleNamespace(titles={"labs": "Laboratory"}), [{"hidden": "labs"}, {"hidden": "all together"}]
+    assert [row["hidden"] for row in command.titled(run, rows, "hidden")] == ["Laboratory", "all together"]
+    assert rows[0]["hidden"] == "labs"
 
 
 def test_rank_correlation_leaves_out_what_has_no_figure() -> None:
