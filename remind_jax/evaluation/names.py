@@ -40,44 +40,58 @@ _BARE = re.compile(r"[-+]?\d+(\.\d+)?|yes|no|true|false", re.IGNORECASE)
 """Classes that say nothing without their column."""
 
 
+Rename = Callable[[str], str]
+
+
 def titled(report: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a report with classes, labels and modalities as pages show them; keys of combinations stay."""
-    card = dict(report.get("card", {}))
-    given = card.get("titles", {})
-    modality, name = of_modalities(report), _renaming(given.get("classes", {}))
-    column, shown = card.get("label"), {**report, "modalities": list(map(modality, report["modalities"]))}
-
-    def named_class(raw: str) -> str:
-        return f"{column} = {raw}" if column and name(raw) == raw and _BARE.fullmatch(raw) else name(raw)
-
-    if "classes" in report:
-        shown["classes"] = list(map(named_class, report["classes"]))
-    if "binary" in report:
-        shown["binary"] = {**report["binary"], "outcome": named_class(report["binary"]["outcome"])}
+    modality, label, class_of = of_modalities(report), _of_labels(report), _of_classes(report)
+    shown = {**report, "modalities": list(map(modality, report["modalities"]))}
+    shown["groups"] = [{**row, "modalities": list(map(modality, row["modalities"]))} for row in report["groups"]]
+    shown["classes"] = list(map(class_of, report.get("classes", ())))
     for key in ("overall", "sets"):
         if labels := (report.get(key) or {}).get("labels"):
-            shown[key] = {**report[key], "labels": {name(label): row for label, row in labels.items()}}
-    shown["groups"] = [{**row, "modalities": list(map(modality, row["modalities"]))} for row in report["groups"]]
+            shown[key] = {**report[key], "labels": {label(name): row for name, row in labels.items()}}
+    if "binary" in report:
+        shown["binary"] = {**report["binary"], "outcome": class_of(report["binary"]["outcome"])}
     if "attribute_presence" in report:
-        rows = report["attribute_presence"]
-        shown["attribute_presence"] = [{**row, "modality": modality(row["modality"])} for row in rows]
-    for key, named in (("classes", named_class), ("modalities", modality)):
-        if key in card:
-            card[key] = [{**row, "name": named(row["name"])} for row in card[key]]
+        shown["attribute_presence"] = _renamed(report["attribute_presence"], "modality", modality)
+    return shown | ({"card": _titled_card(report["card"], modality, label, class_of)} if "card" in report else {})
+
+
+def _titled_card(card: Mapping[str, Any], modality: Rename, label: Rename, class_of: Rename) -> dict[str, Any]:
+    """Returns a data card as `titled` does a report."""
+    shown = dict(card)
     if "label" in card:
-        card["label"] = given.get("label") or ", ".join(map(name, column.split(", ")))
-    if "combinations" in card:
-        rows = card["combinations"]
-        card["combinations"] = [{**row, "group": "+".join(map(modality, row["group"].split("+")))} for row in rows]
-    return shown | ({"card": card} if card else {})
+        shown["label"] = card.get("titles", {}).get("label") or ", ".join(map(label, card["label"].split(", ")))
+    columns = {"classes": ("name", class_of), "modalities": ("name", modality)}
+    columns["combinations"] = ("group", lambda group: "+".join(map(modality, group.split("+"))))
+    return shown | {key: _renamed(card[key], *how) for key, how in columns.items() if key in card}
 
 
-def of_modalities(report: Mapping[str, Any]) -> Callable[[str], str]:
+def _renamed(rows: Iterable[Mapping[str, Any]], key: str, rename: Rename) -> list[dict[str, Any]]:
+    return [{**row, key: rename(row[key])} for row in rows]
+
+
+def of_modalities(report: Mapping[str, Any]) -> Rename:
     """Returns what gives a modality's title for its name."""
-    return _renaming(report.get("card", {}).get("titles", {}).get("modalities", {}))
+    return _renaming(report, "modalities")
 
 
-def _renaming(titles: Mapping[str, str]) -> Callable[[str], str]:
+def _of_labels(report: Mapping[str, Any]) -> Rename:
+    return _renaming(report, "classes")
+
+
+def _of_classes(report: Mapping[str, Any]) -> Rename:
+    """Returns what names a class; one such as 0 or yes says of what, unless it has a title."""
+    label, column = _of_labels(report), report.get("card", {}).get("label")
+    return lambda name: (
+        f"{column} = {name}" if column and label(name) == name and _BARE.fullmatch(name) else label(name)
+    )
+
+
+def _renaming(report: Mapping[str, Any], kind: str) -> Rename:
+    titles = report.get("card", {}).get("titles", {}).get(kind, {})
     return lambda name: titles.get(name, name)
 
 
