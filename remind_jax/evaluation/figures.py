@@ -313,7 +313,7 @@ def _svg(
             axes.annotate(name, (step, 1), fontsize=FONT - 1, color=QUIET, **at)
         longest = max((len(text) for _, text, _ in labels), default=0)
         room = LEADER + (longest * FONT * 0.54 - 6) / 72 if labels else 0.0
-        figure.subplots_adjust(left=0.155, right=0.955 - room / WIDTH, bottom=0.5 / height, top=0.91)
+        figure.subplots_adjust(left=0.172, right=0.955 - room / WIDTH, bottom=0.5 / height, top=0.91)
         _label_ends(axes, labels)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
