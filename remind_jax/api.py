@@ -33,6 +33,10 @@ class Declared:
         """Returns the modality's entry in schema.yaml."""
         return {"kind": self.kind, **self.entry}
 
+    def titled(self, title: str) -> "Declared":
+        """Returns the modality with what pages and figures call it."""
+        return Declared(self.kind, {**self.entry, "title": title})
+
 
 def Table(columns: Sequence[str], categorical: Sequence[str] = (), *, missing: Sequence[str | float] = ()) -> Declared:
     """Declares numbers and categories that are one modality, missing where every cell is empty.
@@ -121,14 +125,16 @@ def fit(
       label: the column of classes, or `{"column": …, "classes": […]}` to set their order, with `"ordered": True` where
         they have one; or the entry `label` of schema.yaml of another task, such as `{"task": "regression", "column":
         …}`, `{"task": "multilabel", "columns": […]}` or `{"task": "survival", "time": …, "event": …, "horizons": […]}`.
+        `names` says how pages write classes or several labels, such as `{"0": "survived"}`, and `title` the label.
         Rows without it are left out. A column of more than 20 different numbers, not all of them whole, is taken for
-        that of a regression, which is told.
+        that of a regression, and ordered categories of pandas for ordered classes, which is told.
       patient: the column of patients, whom no split cuts; without it each row is taken for a patient, which is told.
       sample: the column of unique ids; without it rows are counted from 1.
       split: a column of train, tuning and held_out, where the data bring one.
       modalities: what columns are, by name of the modality: `Table`, `Text`, `Codes`, `Image`, `Volume`, `Embedding`,
-        `Series`, `Events`, or a list of columns (shell patterns are allowed), whose kind is guessed. Other columns are
-        then not used. None guesses all modalities as `remind import` does, and prints them.
+        `Series`, `Events`, each with `.titled("…")` where pages should name it otherwise; or a list of columns (shell
+        patterns are allowed), whose kind is guessed. Other columns are then not used. None guesses all modalities as
+        `remind import` does, and prints them.
       tables: frames of events, by the name that an `Events` among the modalities has for its table.
       attributes: columns by whose values the report gives figures, such as `{"sex": "sex", "age": {"column": "age",
         "bins": [40, 65]}}`. They are inputs only where `modalities` names them, too.
@@ -231,6 +237,7 @@ def read_frame(
     The config then tells that rows came from memory: paths of new ones, too, start from its `data.root`.
     """
     frame = reading.as_polars(data)
+    label, plain = _with_order(data, label), label
     column, classes, entry = _label(label)
     many = _is_many_numbers(frame, column) if column == label else 0
     entry = {"task": "regression", "column": column} if many else entry
@@ -240,20 +247,31 @@ def read_frame(
     long = {key: reading.as_polars(each) for key, each in (tables or {}).items()}
     found = importer.from_table(frame, name="table", **told, **roles, long=long, attributes=attributes)
     found.schema["name"] = "frame"
-    if entry is None and isinstance(label, Mapping) and (label.get("ordered") or label.get("task") == "ordinal"):
-        found.schema["label"]["ordered"] = True
+    if entry is None and isinstance(label, Mapping):
+        found.schema["label"] |= _more_of(label)
     if many:
         told = f"label {column!r} has {many} different numbers: taken for a value (task regression)"
         found.notes.append(f"{told}; label={{'column': …, 'classes': […]}} makes them classes")
+    if label is not plain:
+        found.notes.append(f"label {column!r} has ordered categories: taken for ordered classes (task ordinal)")
     if verbose:
         for line in plan.plan_lines(found) if modalities is None else plan.notes(found):
             print(line)
     options = {key: config.data[key] for key in ("image_size", "frames", "bad_files", "window")}
     manifest = reading.of_frame(found.schema, found.table, config.data.root, **options)
     notes = (*(Finding("I001", note, False) for note in found.notes), *manifest.notes)
-    manifest = dataclasses.replace(manifest, notes=notes, label_type=_type_of(reading.values_of(data, column)))
+    told = {"title": "data frame", "notes": notes, "label_type": _type_of(reading.values_of(data, column))}
+    manifest = dataclasses.replace(manifest, **told)
     config.data.digest = manifest.digest
     return manifest
+
+
+def _with_order(data: Any, label: str | Mapping[str, Any] | None) -> str | Mapping[str, Any] | None:
+    """Returns a label that pandas holds as ordered categories as the entry that says so, any other as it is."""
+    column = data[label] if hasattr(data, "iloc") and isinstance(label, str) and label in data else None
+    if not getattr(getattr(column, "dtype", None), "ordered", False):
+        return label
+    return {"column": label, "classes": column.cat.remove_unused_categories().cat.categories.tolist(), "ordered": True}
 
 
 def _is_many_numbers(frame: pl.DataFrame, column: str) -> int:
@@ -294,13 +312,25 @@ def _label(label: str | Mapping[str, Any] | None) -> tuple[str, list[str] | None
     if label.get("task", "classes") not in ("classes", "ordinal"):
         entry = {key: list(value) if isinstance(value, tuple) else value for key, value in label.items()}
         return targets.of_entry(entry).label, None, entry
-    if unknown := sorted(set(label) - {"column", "classes", "ordered", "task"}):
-        raise UserError(f"label has the unknown key {unknown[0]!r}; keys are column, classes, ordered, or a task's own")
+    if unknown := sorted(set(label) - set(known := ("column", "classes", "ordered", "task", "names", "title"))):
+        raise UserError(f"label has the unknown key {unknown[0]!r}; keys are {', '.join(known)}, or a task's own")
     classes = label.get("classes")
     if isinstance(classes, str) or not isinstance(classes, Iterable | None):
         raise UserError("label['classes'] must be a list")
-    names = None if classes is None else [as_string(pl.Series([name])).item() for name in classes]
-    return str(label.get("column", "")), names, None
+    return str(label.get("column", "")), None if classes is None else list(map(_class_name, classes)), None
+
+
+def _more_of(label: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an entry `label` of schema.yaml says next to column and classes, of a label with classes."""
+    more = {key: label[key] for key in ("names", "title") if key in label}
+    if isinstance(names := more.get("names"), Mapping):
+        more["names"] = {_class_name(name): text for name, text in names.items()}
+    return more | ({"ordered": True} if label.get("ordered") or label.get("task") == "ordinal" else {})
+
+
+def _class_name(value: Any) -> str:
+    """Writes a class as the manifest has it."""
+    return as_string(pl.Series([value])).item()
 
 
 def _type_of(labels: pl.Series) -> str:

@@ -24,7 +24,7 @@ from remind_jax.data import groups as combinations
 from remind_jax.data import splits
 from remind_jax.data.check import AUDIT_ROWS, INFORMATIVE_AUROC
 from remind_jax.evaluation import figures, intervals
-from remind_jax.evaluation.names import short_names
+from remind_jax.evaluation.names import of_modalities, short_names
 from remind_jax.evaluation.report import plain_title
 from remind_jax.studies.tables import CLASSES
 from remind_jax.tasks.task import Task
@@ -53,11 +53,11 @@ def accuracy_rows(report: Mapping[str, Any]) -> list[Row]:
     The report's own intervals are bootstraps where there are enough samples; exact ones are comparable throughout. Of
     other tasks rows have the leading figure with the interval of the report.
     """
-    rows, lead = [], leading(report)
+    rows, lead, title = [], leading(report), of_modalities(report)
     ordered = sorted(report["groups"], key=lambda row: -row["n_train"])
     for rank, group in enumerate(ordered, 1):
         row = {key: group[key] for key in ("group", "tail", "n_train", "train_fraction", "n", lead)}
-        row |= {"rank": rank, "modalities": len(group["modalities"]), "present": group["modalities"]}
+        row |= {"rank": rank, "modalities": len(group["modalities"]), "present": list(map(title, group["modalities"]))}
         row[f"{lead}_low"], row[f"{lead}_high"] = group.get(f"{lead}_ci") or (None, None)
         if lead == "accuracy" and group["n"]:
             right = np.arange(group["n"]) < round(group["accuracy"] * group["n"])
@@ -271,7 +271,8 @@ def main(arguments: list[str]) -> None:
     rows = [command.identity(run) | row for run, one in zip(runs, found, strict=True) for row in one.rows]
     command.write_csv(folder / f"{NAME}.csv", (*COLUMNS, lead, f"{lead}_low", f"{lead}_high"), rows)
     command.write_csv(folder / f"{NAME}_audit.csv", AUDIT_COLUMNS, audited)
-    command.write_figure(folder / NAME, lambda: draw(found, audited, runs[0].data.groups.modalities, task))
+    shown = command.titled(runs[0], audited, "presence_of")
+    command.write_figure(folder / NAME, lambda: draw(found, shown, tuple(runs[0].titles.values()), task))
     print(summary(found, audited, task))
     print(f"Written: {folder / NAME}.csv, _audit.csv, .png, .svg")
 

@@ -96,8 +96,8 @@ def over_rows(run: Run, split: str, function: Callable[[Params, pipeline.Batch],
 def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
     """Returns the combinations of a split, head first and the most frequent in training first.
 
-    They are rows `group, modalities, tail, n_train, n`; the second array is the row of every sample, int [n]. A
-    combination not seen in training counts to the tail.
+    They are rows `group, modalities` (their titles), `tail, n_train, n`; the second array is the row of every sample,
+    int [n]. A combination not seen in training counts to the tail.
     """
     groups = run.data.groups
     presence = run.data.manifest.presence[run.data.rows(split)]
@@ -106,7 +106,7 @@ def combinations(run: Run, split: str) -> tuple[list[Row], np.ndarray]:
     tail, n_train = np.append(groups.tail, True)[known], np.append(groups.train_counts, 0)[known]
     facts = []
     for i, mask in enumerate(masks):
-        names = [name for name, here in zip(groups.modalities, mask, strict=True) if here]
+        names = [run.titles[name] for name, here in zip(groups.modalities, mask, strict=True) if here]
         row = {"group": group_name(mask, groups.modalities), "modalities": names}
         facts.append(row | {"tail": bool(tail[i]), "n_train": int(n_train[i]), "n": int(counts[i])})
     order = sorted(range(len(facts)), key=lambda i: (facts[i]["tail"], -facts[i]["n_train"], i))
@@ -154,6 +154,11 @@ def panels(runs: Sequence[Run], rows: Sequence[Sequence[Row]]) -> dict[str, list
     for title, part in zip(panel_titles(runs), rows, strict=True):
         found.setdefault(title, []).extend(part)
     return found
+
+
+def titled(run: Run, rows: Iterable[Row], key: str) -> list[Row]:
+    """Returns rows in which a column of modalities has their titles, for figures."""
+    return [row | {key: run.titles.get(row[key], row[key])} for row in rows]
 
 
 def write_csv(file: pathlib.Path, columns: Sequence[str], rows: Sequence[Row]) -> None:

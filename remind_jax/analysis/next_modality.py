@@ -348,7 +348,7 @@ def main(arguments: list[str]) -> None:
     written = f"{folder / NAME}.csv, _validation.csv"
     if len(checks.sample):
         title = f"{run.config.method} on {run.data.manifest.title}"
-        command.write_figure(folder / NAME, lambda: draw(checks, checked, title))
+        command.write_figure(folder / NAME, lambda: draw(checks, command.titled(run, checked, "modality"), title))
         written += ", .png, .svg"
     print(f"Written: {written}")
 

@@ -39,6 +39,11 @@ class Run:
         """What the run predicts."""
         return self.model.task
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """What figures call each modality, in declared order."""
+        return {each.name: each.title or each.name for each in self.data.manifest.schema.modalities}
+
     def trajectory(self) -> Iterator[tuple[int, Params]]:
         """Yields steps and parameters for evaluation: the initial ones, then those of each checkpoint that was kept.
 

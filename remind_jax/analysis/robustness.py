@@ -230,10 +230,11 @@ def main(arguments: list[str]) -> None:
             gapped.append([row for some in progress.over(found, "gaps", total) for row in some])
     folder, task = opening.output_folder(paths[0]), opening.same_task(runs)
     panels = command.panels(runs, rows)
+    drawn = {label: command.titled(runs[0], some, "hidden") for label, some in panels.items()}
     columns = (*COLUMNS, *task.compared)
     command.write_csv(folder / f"{NAME}.csv", columns, [row for found in rows for row in found])
     data = ", ".join(dict.fromkeys(run.data.manifest.title for run in runs))
-    command.write_figure(folder / NAME, lambda: draw(panels, f"Robustness to missing modalities\n{data}", task))
+    command.write_figure(folder / NAME, lambda: draw(drawn, f"Robustness to missing modalities\n{data}", task))
     print(summary(panels, task))
     print(f"Written: {folder / NAME}.csv, .png, .svg")
     if gapped:

@@ -251,7 +251,7 @@ def main(arguments: list[str]) -> None:
     folder = opening.output_folder(paths[0])
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, [row for one in found for row in table(one)])
     command.write_csv(folder / f"{NAME}_summary.csv", SUMMARY_COLUMNS, [one.summary for one in found])
-    command.write_figure(folder / NAME, lambda: draw(found, runs[0].data.groups.modalities, options))
+    command.write_figure(folder / NAME, lambda: draw(found, tuple(runs[0].titles.values()), options))
     print(summary(found, options.least))
     print(f"Written: {folder / NAME}.csv, _summary.csv, .png, .svg")
 

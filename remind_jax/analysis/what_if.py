@@ -16,7 +16,7 @@ labels, the value, or the risk.
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,11 +191,14 @@ def _column_means(values: np.ndarray) -> np.ndarray:
     return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
 
 
-def draw(rows: Sequence[Row], modalities: Sequence[str], title: str, task: Task = CLASSES) -> "command.Figure":
-    """Draws a heatmap of combinations by modalities, with a hatched cell where the combination lacks the modality."""
+def draw(rows: Sequence[Row], modalities: Mapping[str, str], title: str, task: Task = CLASSES) -> "command.Figure":
+    """Draws a heatmap of combinations by modalities, with a hatched cell where the combination lacks the modality.
+
+    `modalities` are their titles by name.
+    """
     from matplotlib.patches import Rectangle
 
-    found = means(rows, modalities)
+    found = means(rows, list(modalities))
     shown, more = found[: MOST_ROWS + 1], len(found) - MOST_ROWS - 1
     grid = np.array([values for _, _, _, values in shown])
     figure = command.new_figure(2.6 + 0.82 * len(modalities), 1.75 + 0.3 * len(shown))
@@ -211,7 +214,7 @@ def draw(rows: Sequence[Row], modalities: Sequence[str], title: str, task: Task 
             axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **lacking))
     _name_rows(axis, shown)
     turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(modalities) > 4 else {}
-    axis.set_xticks(range(len(modalities)), modalities, **turned)
+    axis.set_xticks(range(len(modalities)), list(modalities.values()), **turned)
     axis.xaxis.set_ticks_position("bottom")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -257,7 +260,7 @@ def main(arguments: list[str]) -> None:
     written = f"{folder / NAME}.csv"
     if options.shapley == "exact":
         title = f"{run.config.method} on {run.data.manifest.title}"
-        command.write_figure(folder / NAME, lambda: draw(rows, run.data.groups.modalities, title, run.task))
+        command.write_figure(folder / NAME, lambda: draw(rows, run.titles, title, run.task))
         written += ", .png, .svg"
     print(summary(rows, run.task.explains))
     print(f"Written: {written}")

@@ -56,7 +56,7 @@ RULES = (
     Rule(
         lambda c: c.fusion.group_routers and c.train.joint_epochs >= c.train.epochs,
         "train.joint_epochs={c.train.joint_epochs} leaves nothing of train.epochs={c.train.epochs} for stage 2, in "
-        "which the group routers act: shorten stage 1",
+        "which the group routers act: set train.joint_epochs below it",
     ),
     Rule(
         lambda c: c.fusion.gate_threshold == "auto" and c.fusion.gate_granularity == "batch",

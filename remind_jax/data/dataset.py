@@ -194,6 +194,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         **({"classes": [{"name": name, "train_fraction": share} for name, share in shares]} if shares else {}),
         "modalities": [{"name": each.name, "kind": each.kind, "present_fraction": share} for each, share in present],
         "combinations": cohort(dataset.manifest),
+        **({"titles": schema.titles} if schema.titles else {}),
     }
 
 

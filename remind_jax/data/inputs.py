@@ -173,7 +173,7 @@ def series(fitted: Any, cells: Sequence[np.ndarray]) -> np.ndarray:
         np.add.at(counts, place, here)
         row[:, : len(mean)] = sums / np.maximum(counts, 1)
         row[:, len(mean) :] = counts / np.maximum(lengths, 1)[:, None]
-    return found.reshape(len(cells), -1)
+    return found.reshape(len(cells), steps * 2 * len(mean))
 
 
 def event_parts(cell: Sequence[Any]) -> tuple[list[float], list[str], list[float | None]]:

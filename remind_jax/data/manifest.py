@@ -78,8 +78,11 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Returns the sha256 (hex) of the schema, all cells in row order, the content of their files, and weights."""
-        sha = hashlib.sha256(json.dumps(self.schema.to_dict(), sort_keys=True).encode())
+        """Returns the sha256 (hex) of the schema, all cells in row order, the content of their files, and weights.
+
+        Titles are no part of the data.
+        """
+        sha = hashlib.sha256(json.dumps(self.schema.untitled().to_dict(), sort_keys=True).encode())
         paths = {m.columns[0] for m in self.schema.modalities if m.stored == "file"}
         for _, column in self.schema.columns():
             cells = self.table[column]

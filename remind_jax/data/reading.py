@@ -21,7 +21,7 @@ from remind_jax.data.kinds import KINDS, images
 from remind_jax.data.labels import as_classes
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.scan import scan_files
-from remind_jax.data.schema import RESERVED, Modality, Schema, mapping, shown, string
+from remind_jax.data.schema import RESERVED, Modality, Schema, mapping, shown, string, title_of
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime import records
 
@@ -75,6 +75,9 @@ def _parse_schema(content: object, image_size: int, frames: int) -> Schema:
         if column in owners and (owner, owners[column]) != ("patient_id", "sample_id") and not shared:
             raise UserError(f"column {column!r} is used twice, by {owners[column]} and {owner}")
         owners.setdefault(column, owner)
+    shown_as = [each.title or each.name for each in schema.modalities]
+    if twice := [name for name in shown_as if shown_as.count(name) > 1]:
+        raise UserError(f"two modalities have the title {twice[0]!r}: give each its own")
     return schema
 
 
@@ -90,8 +93,9 @@ def parse_modality(name: object, entry: object, image_size: int, frames: int) ->
         found = shown(entry["kind"])
         raise UserError(f"{where}: unknown kind {found}{did_you_mean(found, KINDS)}; kinds are {', '.join(KINDS)}")
     kind = KINDS[entry["kind"]]
-    mapping(entry, where, ("kind", *kind.keys), kind.optional)
-    return kind.parse(name, entry, image_size, frames)
+    mapping(entry, where, ("kind", *kind.keys, "title"), (*kind.optional, "title"))
+    modality = kind.parse(name, entry, image_size, frames)
+    return dataclasses.replace(modality, title=title_of(entry, where))
 
 
 def read_manifest(

@@ -35,6 +35,7 @@ class Modality:
     shape: tuple[int, ...] = ()
     # What else the kind's entry in schema.yaml says, as JSON has it.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    title: str = ""  # how pages and figures name it; empty: as `name`
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -80,6 +81,21 @@ class Schema:
     transform: str = "none"  # what is made of values before they are learned, one of `targets.TRANSFORMS`
     horizons: tuple[float, ...] = ()  # times at which survival is judged, ascending
     attributes: tuple[Attribute, ...] = ()
+    title: str = ""  # how pages name the label; empty: by its columns
+    names: tuple[tuple[str, str], ...] = ()  # classes, and how pages name them
+
+    @property
+    def titles(self) -> dict[str, Any]:
+        """Returns what pages write in place of names: of the `label`, and by name of `classes` and `modalities`."""
+        modalities = {each.name: each.title for each in self.modalities if each.title}
+        label = self.title or (f"time to {self.more_labels[0]}" if self.task == "survival" else "")
+        given = {"label": label, "classes": dict(self.names), "modalities": modalities}
+        return {key: value for key, value in given.items() if value}
+
+    def untitled(self) -> "Schema":
+        """Returns the schema without what pages alone read."""
+        modalities = tuple(dataclasses.replace(each, title="") for each in self.modalities)
+        return dataclasses.replace(self, modalities=modalities, title="", names=())
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -92,12 +108,16 @@ class Schema:
         return self.task in ("classes", "ordinal")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields for JSON; those of other tasks, and attributes, only where there are any.
+        """Returns the fields for JSON; those of other tasks, attributes and titles only where there are any.
 
         So the digests of data of classes are those that they had when there was nothing else.
         """
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        for modality in fields["modalities"]:
+            if not modality["title"]:
+                del modality["title"]
         plain = {"task": "classes", "more_labels": [], "transform": "none", "horizons": [], "attributes": []}
+        plain |= {"title": "", "names": []}
         return {key: value for key, value in fields.items() if plain.get(key, ...) != value}
 
     def columns(self) -> Iterator[tuple[str, str]]:
@@ -121,6 +141,7 @@ def schema_from_dict(content: Mapping[str, Any]) -> Schema:
     modalities = tuple(Modality(**each | {key: tuple(each[key]) for key in parts}) for each in content["modalities"])
     attributes = [Attribute(**each | {"bins": tuple(each["bins"])}) for each in content.get("attributes", ())]
     lists = {key: tuple(content.get(key, ())) for key in ("classes", "more_labels", "horizons")}
+    lists["names"] = tuple(map(tuple, content.get("names", ())))
     return Schema(**{**content, **lists, "modalities": modalities, "attributes": tuple(attributes)})
 
 
@@ -158,3 +179,8 @@ def strings(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise UserError(f"{where} must be a list of column names, not {shown(value)}")
     return tuple(string(name, where) for name in value)
+
+
+def title_of(entry: Mapping[str, Any], where: str) -> str:
+    """Returns the `title` of an entry, "" where it has none, or raises UserError."""
+    return string(entry["title"], f"{where}.title") if "title" in entry else ""

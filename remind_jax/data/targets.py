@@ -8,7 +8,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import polars as pl
 from remind_jax.data import cells, numerals
 from remind_jax.data.blocks import Columns
 from remind_jax.data.findings import Finding, in_rows, listed
-from remind_jax.data.schema import Schema, mapping, shown, string, strings
+from remind_jax.data.schema import Schema, mapping, shown, string, strings, title_of
 from remind_jax.errors import UserError, did_you_mean
 
 TRANSFORMS = ("none", "log1p")
@@ -46,7 +46,8 @@ def of_entry(entry: object) -> Schema:
 
 
 def _classes(entry: object) -> dict[str, Any]:
-    label = mapping(entry, "label", ("column", "classes", "ordered", "task"), ("ordered", "task"))
+    optional = ("ordered", "task", "names", "title")
+    label = mapping(entry, "label", ("column", "classes", *optional), optional)
     classes, ordered = label["classes"], label.get("ordered", False)
     if not isinstance(classes, list) or not all(type(name) in (str, int) for name in classes):
         raise UserError("label.classes must be a list of strings; put yes, no, on, off and decimals in quotes")
@@ -56,33 +57,47 @@ def _classes(entry: object) -> dict[str, Any]:
     if not isinstance(ordered, bool):
         raise UserError(f"label.ordered must be true or false, not {shown(ordered)}")
     task = {"task": "ordinal"} if ordered or label.get("task") == "ordinal" else {}
-    return {"label": string(label["column"], "label.column"), "classes": classes, **task}
+    return {"label": string(label["column"], "label.column"), "classes": classes, **task} | _shown(label, classes)
 
 
 def _multilabel(entry: object) -> dict[str, Any]:
-    label = mapping(entry, "label", ("task", "columns"))
+    label = mapping(entry, "label", ("task", "columns", "names", "title"), ("names", "title"))
     first, *others = strings(label["columns"], "label.columns") or (None,)
     if not others or len({first, *others}) <= len(others):
         raise UserError("label.columns needs at least two different columns; one is a label with classes")
-    return {"label": first, "more_labels": tuple(others), "classes": (first, *others)}
+    columns = (first, *others)
+    return {"label": first, "more_labels": columns[1:], "classes": columns} | _shown(label, columns)
 
 
 def _regression(entry: object) -> dict[str, Any]:
-    label = mapping(entry, "label", ("task", "column", "transform"), ("transform",))
+    label = mapping(entry, "label", ("task", "column", "transform", "title"), ("transform", "title"))
     if (transform := label.get("transform", "none")) not in TRANSFORMS:
         raise UserError(f"label.transform must be {' or '.join(TRANSFORMS)}, not {shown(transform)}")
-    return {"label": string(label["column"], "label.column"), "transform": transform}
+    return {"label": string(label["column"], "label.column"), "transform": transform} | _shown(label)
 
 
 def _survival(entry: object) -> dict[str, Any]:
-    label = mapping(entry, "label", ("task", "time", "event", "horizons"), ("horizons",))
+    label = mapping(entry, "label", ("task", "time", "event", "horizons", "title"), ("horizons", "title"))
     horizons = label.get("horizons", [])
     if not isinstance(horizons, list) or not all(type(x) in (int, float) and 0 < x < 1e30 for x in horizons):
         raise UserError("label.horizons must be a list of times above 0, such as [30, 365]")
     if sorted(set(horizons)) != horizons or len(horizons) > _MOST_HORIZONS:
         raise UserError(f"label.horizons must ascend, each once, at most {_MOST_HORIZONS}")
     time, event = (string(label[key], f"label.{key}") for key in ("time", "event"))
-    return {"label": time, "more_labels": (event,), "horizons": tuple(map(float, horizons))}
+    return {"label": time, "more_labels": (event,), "horizons": tuple(map(float, horizons))} | _shown(label)
+
+
+def _shown(label: Mapping[str, Any], classes: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns `title` and `names` of an entry `label`, which pages show; raises UserError as `parse`."""
+    if not isinstance(names := label.get("names", {}), dict):
+        raise UserError("label.names must be a mapping from classes to what pages write")
+    names = {str(name).strip(): string(text, "each of label.names") for name, text in names.items()}
+    if unknown := [name for name in names if name not in classes]:
+        known = f"{did_you_mean(unknown[0], classes)}; they are {listed(classes)}"
+        raise UserError(f"label.names: {shown(unknown[0])} is none of the classes{known}")
+    if len({names.get(name, name) for name in classes}) < len(classes):
+        raise UserError("label.names must differ from each other")
+    return {"title": title_of(label, "label"), "names": tuple(names.items())}
 
 
 _FORMS: Mapping[str, Callable[[object], dict[str, Any]]] = {

@@ -169,7 +169,7 @@ def of_binary(found: Mapping[str, Any]) -> dict[str, str | None]:
 
 def of_survival(curves: Mapping[str, Any]) -> dict[str, str | None]:
     """Draws `curves` of a report of survival: by predicted risk, and predicted against observed risks; {} for none."""
-    if not curves:
+    if "by_risk" not in curves:
         return {}
 
     def by_risk(axes: "Axes") -> list[tuple[float, str, str]]:
@@ -194,6 +194,24 @@ def of_survival(curves: Mapping[str, Any]) -> dict[str, str | None]:
     if any(curves["calibration"].values()):
         drawn["risks"] = _svg(risks, "observed risk", [], xlabel="predicted risk")
     return drawn
+
+
+def of_values(curves: Mapping[str, Any]) -> str | None:
+    """Draws `curves` of a report of numbers: what was observed over what was predicted; None without any."""
+    bins = curves.get("by_prediction")
+    if not bins:
+        return None
+
+    def draw(axes: "Axes") -> list[tuple[float, str, str]]:
+        x, y = ([b[key] for b in bins] for key in ("predicted", "observed"))
+        axes.plot((x[0], x[-1]), (x[0], x[-1]), color=QUIET, linewidth=1, dashes=(3, 3))
+        axes.vlines(x, *zip(*(b["middle"] for b in bins), strict=True), color=COLOURS[0], linewidth=1.2, alpha=0.6)
+        axes.plot(x, y, color=COLOURS[0], linewidth=1.2, marker="o", markersize=4)
+        beside = 0.04 * (x[-1] - x[0]) or 1.0
+        axes.set_xlim(x[0] - beside, x[-1] + beside)
+        return []
+
+    return _svg(draw, f"observed, {curves['typical']}", [], xlabel=f"predicted, {curves['typical']}")
 
 
 def legend_name(name: str) -> str:
@@ -295,7 +313,7 @@ def _svg(
             axes.annotate(name, (step, 1), fontsize=FONT - 1, color=QUIET, **at)
         longest = max((len(text) for _, text, _ in labels), default=0)
         room = LEADER + (longest * FONT * 0.54 - 6) / 72 if labels else 0.0
-        figure.subplots_adjust(left=0.155, right=0.955 - room / WIDTH, bottom=0.5 / height, top=0.91)
+        figure.subplots_adjust(left=0.172, right=0.955 - room / WIDTH, bottom=0.5 / height, top=0.91)
         _label_ends(axes, labels)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

@@ -16,12 +16,13 @@ from remind_jax.runtime.records import COUNT, SHARE, Number
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
 _REMEDY = "remove it, and run the same command again"
-_FIGURE = (Number(float, -1e300, 1e300), None)
+_NUMBER = Number(float, -1e300, 1e300)
+_FIGURE = (_NUMBER, None)
 _M = {
     **dict.fromkeys(metrics.METRICS, _FIGURE),
-    **{f"{name}_ci": ([Number(float, -1e300, 1e300)] * 2, None) for name in intervals.NAMES},
+    **{f"{name}_ci": ([_NUMBER] * 2, None) for name in intervals.NAMES},
     f"{TUNED}?": _FIGURE,
-    f"{TUNED}_ci?": ([Number(float, -1e300, 1e300)] * 2, None),
+    f"{TUNED}_ci?": ([_NUMBER] * 2, None),
     "notes": {...: str},
 }
 _CHOSEN = {"stage": str, "step": COUNT, "value": _FIGURE}
@@ -33,6 +34,7 @@ _CARD = {
     "classes?": [{"name": str, "train_fraction": SHARE}],
     "modalities?": [{"name": str, "kind": str, "present_fraction": SHARE}],
     "combinations?": [{"group": str, "n": COUNT, "fraction": SHARE, "published?": SHARE}],
+    "titles?": {"label?": str, "classes?": {...: str}, "modalities?": {...: str}},
 }
 _GROUP = {
     "group": str,
@@ -43,17 +45,17 @@ _GROUP = {
     "unseen?": bool,
     **_M,
 }
-_BOUNDS = ([Number(float, -1e300, 1e300)] * 2, None)
+_BOUNDS = ([_NUMBER] * 2, None)
 _CELLS = dict.fromkeys(("tp", "fp", "fn", "tn"), COUNT)
 _SHARES = dict.fromkeys(binary.FIGURES, (SHARE, None))
-_POINTS = [[Number(float, -1e300, 1e300)] * 2]
+_POINTS = [[_NUMBER] * 2]
 _BINARY = {
-    **{"threshold": _FIGURE, "prevalence": (SHARE, None), "counts": _CELLS},
+    **{"threshold": _FIGURE, "prevalence": (SHARE, None), "counts": _CELLS, "outcome?": str},
     **_SHARES,
     **{f"{name}_ci": _BOUNDS for name in binary.FIGURES},
     "at": [{"threshold": _FIGURE, **_CELLS, **_SHARES}],
     **dict.fromkeys(("roc", "pr"), _POINTS),
-    "net_benefit": [[Number(float, -1e300, 1e300)] * 3],
+    "net_benefit": [[_NUMBER] * 3],
     "calibration": [{"n": COUNT, **dict.fromkeys(("predicted", "observed"), SHARE), "ci": _BOUNDS}],
 }
 _COVERED = {"n": COUNT, "coverage": SHARE, "ci": [SHARE, SHARE], "size": _FIGURE}
@@ -111,10 +113,11 @@ SHAPE = {
 FIGURES = {
     "notes": {...: str},
     **{key: {...: {...: object}} for key in ("labels?", "horizons?")},
-    ...: (*_FIGURE, [Number(float, -1e300, 1e300)] * 2),
+    ...: (*_FIGURE, [_NUMBER] * 2),
 }
 """The shape of a set of figures of any task."""
 _POSITIVE = Number(float, 0, 1e300)
+_BIN = {"n": COUNT, **dict.fromkeys(("predicted", "observed"), _NUMBER), "middle": [_NUMBER] * 2}
 _TASK = {"name": str, "headline": str, "more": bool, "titles": {...: str}, "fitted": {"task": str, ...: object}}
 
 
@@ -125,10 +128,13 @@ def shape_of(task: bool) -> dict[str, Any]:
     of_group = {key: one for key, one in _GROUP.items() if key not in _M} | FIGURES
     return SHAPE | {
         "task": _TASK,
-        "curves?": {
-            "by_risk": [{**dict.fromkeys(("n", "events"), COUNT), "times": [_POSITIVE], "survival": [SHARE]}],
-            "calibration": {...: [{"n": COUNT, "predicted": SHARE, "observed": (SHARE, None)}]},
-        },
+        "curves?": (
+            {
+                "by_risk": [{**dict.fromkeys(("n", "events"), COUNT), "times": [_POSITIVE], "survival": [SHARE]}],
+                "calibration": {...: [{"n": COUNT, "predicted": SHARE, "observed": (SHARE, None)}]},
+            },
+            {"by_prediction": [_BIN], "typical": str},
+        ),
         **dict.fromkeys(("overall", "head_mean", "tail_mean"), FIGURES),
         **{key: {"n": COUNT, **FIGURES} for key in ("head_pooled", "tail_pooled")},
         "groups": [of_group],

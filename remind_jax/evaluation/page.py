@@ -11,12 +11,11 @@ import numpy as np
 from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures
 from remind_jax.evaluation.judge import TUNED, titles_of_classes
-from remind_jax.evaluation.names import short_names
+from remind_jax.evaluation.names import EXPLAINED, SCALES, airy, breakable, heading, short_names, titled, words
 from remind_jax.runtime import texts
 
 if TYPE_CHECKING:
     import jinja2
-    import markupsafe
 
 MIN_PATIENTS = 10  # with fewer held-out patients, a group's metrics are called unreliable (W102)
 WIDE = 0.20  # a wider interval of accuracy is pointed out
@@ -35,32 +34,8 @@ SAMPLES = {"held_out": "held-out samples", "tuning": "tuning samples, none were 
 SMOKE = "This is a smoke run (--quick): it shows that everything works, and its figures mean nothing."
 PARTS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier"}
 """Figures of a label or a horizon."""
-EXPLAINED = {
-    "accuracy": "Share of samples whose most probable class is the true one.",
-    "macro_f1": "F1 averaged over the classes that occur in the labels or the answers.",
-    TUNED: "Macro-F1 of answers for which probabilities are divided by a power of the classes' shares, which tuning "
-    "rows chose. eval.adjust_prior=macro_f1 makes all predictions that way.",
-    "auroc": "Chance that a case has the higher probability of two; of several classes each against the rest.",
-    "auprc": "Average precision, to be read next to how frequent a class is; of several classes averaged like AUROC.",
-    "ece": "Expected calibration error: mean difference between confidence and accuracy over 15 bins; 0 is best.",
-    "brier": "Half the mean squared distance between probabilities and what was; 0 is best. It counts calibration and "
-    "discrimination.",
-    "qwk": "Quadratic weighted kappa: 1 where every class is right, 0 where chance does as well; far misses cost most.",
-    "mae": "Mean absolute error, in the unit of what is predicted; of ordered classes in classes.",
-    "rmse": "Root of the mean squared error, in the unit of what is predicted; large misses count most.",
-    "r2": "Share of the variance that is predicted; 0 is what the mean of these samples gives, below is worse.",
-    "spearman": "Correlation of the ranks of predictions and values.",
-    "coverage": "Share of values inside their predicted intervals.",
-    "auroc_macro": "Mean over labels of the chance that a case has a higher probability than others; 0.5 is chance.",
-    "auprc_macro": "Mean over labels of the average precision, to be read next to how frequent a label is.",
-    "f1_macro": "Mean over labels of F1 at the threshold of each.",
-    "c_uno": "Share of pairs of patients whose order of events is predicted, weighted so that censoring has no say.",
-    "c_index": "Share of pairs of patients whose order of events is predicted, among those whose order is known.",
-    "ibs": "Mean over time of the squared distance between predicted survival and what was; 0 is best.",
-}
-"""What figures mean."""
 HEADLINES = (
-    ("overall", "All held-out samples"),
+    ("overall", "All samples"),
     ("head_pooled", "Common combinations (head)"),
     ("tail_pooled", "Rare combinations (tail)"),
     ("head_mean", "Mean over head combinations"),
@@ -77,7 +52,13 @@ def templates(*folders: pathlib.Path) -> "jinja2.Environment":
     made = jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, pathlib.Path(__file__).parent]), **options)
     made.finalize = lambda value: type(value)(texts.visible(value)) if isinstance(value, str) else value
     made.filters.update(pct=_percent, dec=_decimal, pct_ci=_percent_interval, dec_ci=_decimal_interval)
-    made.filters.update(words=words, airy=_airy, breakable=_breakable, heading=_heading, value=value_text)
+    made.filters.update(
+        words=words,
+        airy=airy,
+        breakable=breakable,
+        heading=heading,
+        value=value_text,
+    )
     return made
 
 
@@ -88,6 +69,7 @@ def render(report: Mapping[str, Any], history: Sequence[dict[str, Any]], made: M
 
 def cell(report: Mapping[str, Any]) -> str:
     """Returns the figures of each combination and of all samples as a table for a notebook's cell."""
+    report = titled(report)
     names, abbreviated = _names(report, NAMES_IN_A_CELL)
     shown = {name: titles(report)[name] for name in leading(report)}
     variables = {"report": report, "names": names, "abbreviated": abbreviated, "titles": shown}
@@ -99,6 +81,12 @@ def cell(report: Mapping[str, Any]) -> str:
 def titles(report: Mapping[str, Any]) -> dict[str, str]:
     """Returns the titles of a report's figures by name."""
     return report["task"]["titles"] if "task" in report else titles_of_classes("decision" in report)
+
+
+def _told(report: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the titles of the figures that some samples have, of all where there are none."""
+    rows, every = (report["overall"], *report["groups"]), titles(report)
+    return {name: title for name, title in every.items() if any(row.get(name) is not None for row in rows)} or every
 
 
 def parts(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,20 +126,25 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
     """
     import markupsafe
 
+    report = titled(report)
     names, abbreviated = _names(report, NAME_WIDTH)
     labels, abbreviated_labels = _names(report, LABEL_WIDTH)
     tail = {row["group"] for row in report["groups"] if row["tail"]}
     drawings = {
         "losses": figures.losses(history),
         "tuning": figures.tuning(history),
-        "lambdas": figures.lambdas(history, tail, lambda name: texts.one_line(labels.get(name, name[:LABEL_WIDTH]))),
+        "lambdas": figures.lambdas(
+            history, tail, lambda name: texts.one_line(words(labels.get(name, name[:LABEL_WIDTH])))
+        ),
         "gate": figures.gate(history),
         "reliability": figures.reliability(report["calibration"]),
         "deferral": figures.deferral(report.get("deferral", ())),
         **figures.of_binary(report.get("binary", {})),
         **figures.of_survival(report.get("curves", {})),
+        "by_prediction": figures.of_values(report.get("curves", {})),
     }
     most = max((row["n_train"] for row in report["groups"]), default=0)
+    without = [side for side in ("head", "tail") if not report[f"{side}_pooled"]["n"]]
     return {
         "report": report,
         "synthetic": is_synthetic(report["data"]),
@@ -165,7 +158,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "bars_shown": BARS,
         # Square roots keep a group of 3 visible next to one of 3,000.
         "bar": lambda n: round(100 * math.sqrt(n / most), 2) if most else 0,
-        "titles": titles(report),
+        "titles": _told(report),
         **({"task": report["task"]["name"]} if "task" in report else {}),
         "parts": parts(report),
         "attributes": _attributes(report),
@@ -173,7 +166,8 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "explained": {title: EXPLAINED[name] for name, title in titles(report).items() if name in EXPLAINED},
         "lead": _lead(report),
         "weights": weights_text(report["weights"]) if "weights" in report else "",
-        "headlines": [(label, report[key]) for key, label in HEADLINES],
+        "headlines": [(label, report[key]) for key, label in HEADLINES if key.partition("_")[0] not in without],
+        "scale": SCALES.get(_lead(report), "all samples"),
         "majority": _majority(report),
         "cautions": cautions(report),
         "gate": _gate_text(report.get("gate") or {}),
@@ -269,13 +263,18 @@ def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     if is_smoke_run(report["data"]):
         found.insert(0, ("Smoke run", SMOKE))
     if report.get("weights", {}).get("passed_over"):
-        found.append(("Better weights were passed over.", weights_text(report["weights"])))
+        found.append(("Better weights were passed over", weights_text(report["weights"])))
     found += [caution for caution in (_served_worse(report), _gate(report)) if caution]
     for finding in _coded(report):
         if not finding["code"].startswith(("I", *_SAID)):  # counts of rows read are no warning
             lead = _LEADS.get(finding["code"]) or f"Data check {finding['code']}".strip()
-            found.append((lead, finding["message"]))
+            found.append((lead, _sentence(finding["message"])))
     return found
+
+
+def _sentence(text: str) -> str:
+    """Begins a message with a capital, unless it begins with a name."""
+    return text if re.match(r"\S+:", text) else text[:1].upper() + text[1:]
 
 
 def _coded(report: dict[str, Any]) -> list[dict[str, str]]:
@@ -308,7 +307,7 @@ def _names(report: dict[str, Any], width: int) -> tuple[dict[str, str], dict[str
 def _list_groups(report: dict[str, Any], rows: Sequence[dict[str, Any]], most: int = 5) -> str:
     names, _ = short_names((row["modalities"] for row in rows[:most]), report["modalities"], NAME_WIDTH)
     rest = len(rows) - len(names)
-    return ", ".join(map(_airy, names)) + (f" and {rest} more" if rest else "")
+    return ", ".join(map(airy, names)) + (f" and {rest} more" if rest else "")
 
 
 def _baseline(report: dict[str, Any]) -> tuple[str, str] | None:
@@ -402,29 +401,6 @@ def _gate_text(gate: Mapping[str, Any]) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def words(name: str) -> str:
-    """Shows a name of classes, labels or modalities: underscores between letters are spaces; files keep the name."""
-    return re.sub(r"(?<=[^\W_])_+(?=[^\W_])", " ", name)
-
-
-def _airy(name: str) -> str:
-    """Returns a combination with spaces at which lines may break."""
-    return words(name).replace("+", " + ")
-
-
-def _heading(name: str) -> str:
-    """Returns the name of a data set as a heading; upper case is kept."""
-    text = name.replace("_", " ")
-    return text[:1].upper() + text[1:]
-
-
-def _breakable(name: str) -> "markupsafe.Markup":
-    """Returns a method's name as HTML that may be broken after an underscore."""
-    import markupsafe
-
-    return markupsafe.escape(name).replace("_", markupsafe.Markup("_<wbr>"))
 
 
 def _percent(value: float | None) -> str:

@@ -5,6 +5,7 @@ predictions worse than that; Spearman's correlation gives tied values their mean
 inside their predicted intervals, bounds included, and is next to the share that the intervals promise.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from remind_jax.evaluation import intervals
 
 TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": "Spearman", "coverage": "Coverage"}
+BIN, BINS = 20, 10  # least samples of a bin of the curve, and most bins
+MIDDLE = (0.1, 0.9)
 _SCALES = {
     **dict.fromkeys(("mae", "rmse"), intervals.ERROR),
     "r2": intervals.FIT,
@@ -45,6 +48,24 @@ def compute(
     of = lambda w: weighted(values, predicted, w)  # noqa: E731
     found, notes = intervals.measured(of, _WHY, patients, scales=_SCALES, **options)
     return found | {"notes": notes}
+
+
+def by_prediction(values: np.ndarray, predicted: np.ndarray, typical: Callable[..., Any]) -> list[dict[str, Any]]:
+    """Compares what is `typical`, a mean or a median, of predictions and values, in bins of equal size by prediction.
+
+    Each bin has `n`, at least `BIN` samples, `predicted`, `observed`, and `middle`, the quantiles `MIDDLE` of values.
+    """
+    order = np.argsort(predicted, kind="stable")
+    return [
+        {
+            "n": len(rows),
+            "predicted": float(typical(predicted[rows])),
+            "observed": float(typical(values[rows])),
+            "middle": np.quantile(values[rows], MIDDLE).tolist(),
+        }
+        for rows in np.array_split(order, max(1, min(BINS, len(order) // BIN)))
+        if len(rows) >= BIN
+    ]
 
 
 def weighted(values: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -141,7 +141,8 @@ def build_report(
 
     Returns:
       A JSON-clean dictionary, with `task` (`name`, `headline`, `more`, `titles`, `fitted`) unless that is classes, and
-      `curves` of survival (`by_risk` and, by horizon, `calibration`, see `survival.Evaluation`): `data, method, seed,
+      `curves` of survival (`by_risk` and, by horizon, `calibration`, see `survival.Evaluation`) and of numbers
+      (`by_prediction`, see `regression.by_prediction`, and what is `typical`, mean or median): `data, method, seed,
       config_digest, split, parameters, n, n_patients, modalities, classes, label_counts` (held-out samples of each
       class), `overall` M, `groups` (each combination of training, most frequent first, then those only seen held out,
       which have `unseen: true`: `group, modalities, train_fraction, tail, n, n_patients, n_train`, M), `head_mean`,

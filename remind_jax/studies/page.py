@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from remind_jax.evaluation import figures, page
 from remind_jax.evaluation import report as reports
-from remind_jax.evaluation.names import short_names
+from remind_jax.evaluation.names import of_modalities, short_names, words
 from remind_jax.runtime import files, progress, texts
 from remind_jax.studies import tables
 from remind_jax.studies.comparison import Outcome
-from remind_jax.studies.results import Results, collect
+from remind_jax.studies.results import Results, Row, collect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,18 +68,18 @@ def context(results: Results) -> dict[str, Any]:
     """Collects what the template shows."""
     import markupsafe
 
-    declared = max((row.modalities for row in results.combinations), key=len, default=())
-    names, abbreviated = short_names((row.modalities for row in results.combinations), declared, NAME_WIDTH)
+    names, abbreviated = _short_names(results, results.combinations, NAME_WIDTH)
     curves = {method: tables.calibration(results, method) for method in results.methods}
     drawn_curves = dict(list(curves.items())[:MOST_CURVES])
     drawings = {"combinations": accuracy_by_combination(results), "calibration": figures.reliabilities(drawn_curves)}
     shown = [(part, figure) for figure in list(results.task.compared)[:3:2] for part in ("all", "tail")]
     drawn = [(f"{b}_{part}_{figure}", b, part, figure) for b in results.differences for part, figure in shown]
     drawings |= {name: differences(results, baseline, part, figure) for name, baseline, part, figure in drawn}
-    told = [row for row in results.wholes if row.label in SUMMARY]
+    wholes = [row for row in results.wholes if any(any(cells.values()) for cells in row.cells.values())]
+    told = [row for row in wholes if row.label in SUMMARY]
     return {
         "results": results,
-        "ordered": [*results.wholes, *results.combinations, *results.attributes],
+        "ordered": [*wholes, *results.combinations, *results.attributes],
         "lead": next(iter(results.task.compared.values())),
         "gaps": _gaps(results),
         "summary": [(figure, row) for figure in list(results.task.compared)[:3:2] for row in told],
@@ -107,6 +107,13 @@ def context(results: Results) -> dict[str, Any]:
     }
 
 
+def _short_names(results: Results, rows: Sequence[Row], width: int) -> tuple[list[str], dict[str, str]]:
+    """Names the combinations of rows by the titles of their modalities, see `short_names`."""
+    title = of_modalities(results.runs[0].report)
+    titles = [tuple(map(title, row.modalities or ())) for row in rows]
+    return short_names(titles, max(titles, key=len, default=()), width)
+
+
 def _gaps(results: Results) -> dict[str, dict[str, tuple[str, str]]]:
     """Returns the gap of each value of an attribute but the most frequent ones, by method, see `tables.gap_texts`."""
     labels, methods = [row.label for row in results.attributes], results.methods
@@ -121,10 +128,9 @@ def accuracy_by_combination(results: Results) -> str | None:
     rows = [row for row in rows if any(row.cells[lead].values())]
     if not rows:
         return None
-    declared = max((row.modalities or () for row in rows), key=len)
-    short, _ = short_names((row.modalities or () for row in rows), declared, LABEL_WIDTH)
+    short, _ = _short_names(results, rows, LABEL_WIDTH)
     labels = [row.label if row.modalities is None else name for row, name in zip(rows, short, strict=True)]
-    marks = [f"{label} (tail)" if row.tail else label for row, label in zip(rows, labels, strict=True)]
+    marks = [words(label) + " (tail)" * bool(row.tail) for row, label in zip(rows, labels, strict=True)]
     step = 0.8 / max(1, len(results.methods))
 
     def draw(axes: "Axes") -> None:
@@ -140,6 +146,9 @@ def accuracy_by_combination(results: Results) -> str | None:
                 **_mark(i),
                 label=figures.legend_name(method),
             )
+        if results.task.factor == 100:  # a deviation may reach beyond what a share can be
+            low, high = axes.get_xlim()
+            axes.set_xlim(max(low, -2), min(high, 102))
         look = {"frameon": False, "fontsize": figures.FONT - 1, "labelcolor": figures.INK}
         # From the left edge of the figure, so that long names have room.
         place = blended_transform_factory(axes.figure.transFigure, axes.transAxes)

@@ -51,7 +51,7 @@ class Row:
     Attributes:
       label: a combination, a name of `WHOLES`, or attribute and value.
       modalities: of the combination; None for rows over several.
-      n: held-out samples of each seed that has the combination.
+      n: held-out samples of each seed that has the combination; of the worst combination, of each run.
       n_train: mean number of training samples; None for rows over several combinations.
       train_fraction: mean share of the training samples.
       tail: whether most seeds count it to the tail; None for rows over several.
@@ -223,10 +223,9 @@ def _whole_rows(runs: Sequence[Outcome], methods: Sequence[str], paper: Publishe
     rows = []
     for label, section in WHOLES:
         cells = _cells([(run.method, run.report[section]) for run in runs], methods, runs[0].task)
-        by_seed = {run.seed: run.report for run in runs}
-        n = tuple(
-            _size(report, section) for report in by_seed.values() if not section.endswith(("mean", "worst_group"))
-        )
+        # The worst combination is the method's, everything else the seed's.
+        of_n = runs if section == "worst_group" else {run.seed: run for run in runs}.values()
+        n = () if section.endswith("mean") else tuple(_size(run.report, section) for run in of_n)
         beside = _published(paper, methods, None) if section == "overall" else {}
         rows.append(Row(label, None, n, None, None, None, cells, beside))
     return rows

@@ -219,9 +219,10 @@ def size_text(n: Sequence[int]) -> str:
 def best(row: Row, figure: str, task: Task = CLASSES) -> set[str]:
     """Returns the methods with the best mean of a row, to the digit printed.
 
-    There is none of a single method, where all are alike, and of few samples.
+    There is none of a single method, where all are alike, and of few samples, or of means over combinations, in which
+    few count as much as many.
     """
-    if min(row.n, default=0 if row.modalities is not None else MIN_SAMPLES) < MIN_SAMPLES:
+    if min(row.n, default=0) < MIN_SAMPLES:
         return set()
     sign = 1 if task.select.get(figure, True) else -1
     means = {m: sign * round(value.mean, task.digits) for m, value in row.cells[figure].items() if value}

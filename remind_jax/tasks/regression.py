@@ -118,6 +118,12 @@ class Regression(Task):
     ) -> dict[str, Any]:
         return regression.compute(labels, predictions, patients, **options)
 
+    def drawn(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
+        # After a transform, or as a quantile, what is predicted is a median.
+        typical = "mean" if self.transform == "none" and self.predicts != "quantiles" else "median"
+        bins = regression.by_prediction(labels, predictions[:, 0].astype(np.float64), getattr(np, typical))
+        return {"by_prediction": bins, "typical": typical} if bins else {}
+
     def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
         del whole
         return predictions[:, 0]

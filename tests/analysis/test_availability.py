@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import beta
 
 from remind_jax import main as train_main
-from remind_jax.analysis import availability
+from remind_jax.analysis import availability, command, what_if
 from remind_jax.errors import UserError
 from tests import tiny_runs
 
@@ -55,6 +55,20 @@ def test_rows_are_ranked_and_have_exact_intervals() -> None:
         assert row["accuracy_low"] == pytest.approx(beta.ppf(0.025, k, row["n"] - k + 1), rel=1e-6)
         assert row["accuracy_high"] == pytest.approx(beta.ppf(0.975, k + 1, row["n"] - k), rel=1e-6)
     assert (rows[2]["accuracy_low"], rows[2]["accuracy_high"]) == (None, None)
+
+
+def test_figures_name_modalities_by_their_titles() -> None:
+    card = {"titles": {"modalities": {"labs": "Laboratory"}}}
+    report = {"groups": [_group("text+labs", 10, 4, 0.5)], "classes": [], "card": card}
+    (row,) = availability.accuracy_rows(report)
+    assert row["present"] == ["text", "Laboratory"]
+    assert row["group"] == "text+labs"
+    samples = [{"shapley_labs": 0.25, "shapley_text": 0.5, "group": "text+labs", "tail": False}]
+    axis = what_if.draw(samples, {"text": "text", "labs": "Laboratory"}, "remind on ward").axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["text", "Laboratory"]
+    run, rows = types.SimpleNamespace(titles={"labs": "Laboratory"}), [{"hidden": "labs"}, {"hidden": "all together"}]
+    assert [row["hidden"] for row in command.titled(run, rows, "hidden")] == ["Laboratory", "all together"]
+    assert rows[0]["hidden"] == "labs"
 
 
 def test_rank_correlation_leaves_out_what_has_no_figure() -> None:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from remind_jax import check_data
 from remind_jax.data import check, splits, targets
@@ -54,6 +55,33 @@ def test_data_of_classes_have_the_record_that_they_had(tmp_path):
     assert read_manifest(folder).digest == plain
 
 
+TITLES = {
+    "ordinal": ({"names": {0: "survived", "1": "dead"}}, {"classes": {"0": "survived", "1": "dead"}}),
+    "multilabel": ({"names": {"aki": "kidney injury"}}, {"classes": {"aki": "kidney injury"}}),
+    "regression": ({"title": "days in hospital"}, {"label": "days in hospital"}),
+    "survival": ({}, {"label": "time to dead"}),
+}
+
+
+@pytest.mark.parametrize("task", FORMS)
+def test_titles_are_read_and_are_no_part_of_the_data(tmp_path, task):
+    given, expected = TITLES[task]
+    folder = folder_of(tmp_path, task)
+    plain = read_manifest(folder).digest
+    write_label(folder, FORMS[task] | given)
+    content = yaml.safe_load((folder / "schema.yaml").read_text())
+    content["modalities"]["labs"]["title"] = "Laboratory"
+    (folder / "schema.yaml").write_text(yaml.safe_dump(content))
+    found = read_manifest(folder)
+    assert found.schema.titles == expected | {"modalities": {"labs": "Laboratory"}}
+    assert schema_from_dict(json.loads(json.dumps(found.schema.to_dict()))) == found.schema
+    assert found.digest == plain
+    content["modalities"]["note"]["title"] = "Laboratory"
+    (folder / "schema.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="two modalities have the title 'Laboratory'"):
+        read_schema(folder / "schema.yaml", 1, 1)
+
+
 @pytest.mark.parametrize(
     ("label", "says"),
     [
@@ -76,6 +104,13 @@ def test_data_of_classes_have_the_record_that_they_had(tmp_path):
         ({"task": "survival", "time": "days", "event": "dead", "horizons": [True]}, "times above 0"),
         ({"task": "survival", "time": "days", "event": "dead", "horizons": [365, 30]}, "must ascend"),
         ({"task": "survival", "time": "days", "event": "dead", "horizons": [30, 30]}, "must ascend"),
+        ({"column": "died", "classes": ["0", "1"], "names": ["no", "yes"]}, "label.names must be a mapping"),
+        ({"column": "died", "classes": ["0", "1"], "names": {"2": "yes"}}, "label.names: '2' is none of the classes"),
+        ({"column": "died", "classes": ["0", "1"], "names": {"1": "a\nb"}}, "each of label.names must be a string"),
+        ({"column": "died", "classes": ["0", "1"], "names": {"1": "0"}}, "label.names must differ"),
+        ({"task": "multilabel", "columns": ["aki", "dead"], "names": {"akj": "x"}}, r"did you mean 'aki'"),
+        ({"task": "regression", "column": "los", "names": {"0": "none"}}, "unknown key 'names' in label"),
+        ({"task": "regression", "column": "los", "title": 3}, "label.title must be a string"),
     ],
 )
 def test_other_forms_are_refused_in_one_line(tmp_path, label, says):

@@ -1,5 +1,7 @@
 """An outcome that is there or not: figures at a threshold beside scikit-learn's, net benefit by hand, the page."""
 
+import re
+
 import numpy as np
 import polars as pl
 import pytest
@@ -113,3 +115,13 @@ def test_the_page_of_an_outcome_leads_with_it_and_not_with_accuracy(found) -> No
     assert "At a threshold" in text
     assert "Decision curve" in text
     assert "<script" not in text
+    # The threshold moves without a script: a choice for each, and the matrix that it shows.
+    choice = re.compile(r'<label><input type="radio" name="threshold"( checked)?>([\d.]+)</label>')
+    chosen = [(at, bool(checked)) for checked, at in choice.findall(text)]
+    assert chosen == [(f"{row['threshold']:.3f}", row["threshold"] == 0.2) for row in found["at"]]
+    matrices = text.split('<div class="matrix')[1:]
+    assert [matrix.startswith(" chosen") for matrix in matrices] == [checked for _, checked in chosen]
+    for k, (matrix, row) in enumerate(zip(matrices, found["at"], strict=True), 1):
+        cells = re.findall(r'<td class="num">([\d,]+)<small>', matrix.partition("</table>")[0])
+        assert [int(cell.replace(",", "")) for cell in cells] == [row[name] for name in ("tp", "fn", "fp", "tn")]
+        assert f".at:has(label:nth-of-type({k}) :checked) .matrix:nth-of-type({k})" in text

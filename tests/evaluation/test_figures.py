@@ -78,3 +78,12 @@ def test_labels_do_not_overlap(crowd):
     heights = [float(m) for m in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>name g\d</text>', svg)]
     assert len(heights) == crowd
     assert np.diff(sorted(heights)).min() > figures.FONT
+
+
+def test_predicted_and_observed_values_are_drawn_where_there_are_any():
+    bins = [{"n": 20, "predicted": x, "observed": x + 1, "middle": [x - 1, x + 3]} for x in (1.0, 2.0, 4.0)]
+    drawn = figures.of_values({"by_prediction": bins, "typical": "median"})
+    assert "observed, median" in drawn
+    assert "predicted, median" in drawn
+    assert figures.of_values({}) is None
+    assert figures.of_survival({"by_prediction": bins, "typical": "median"}) == {}

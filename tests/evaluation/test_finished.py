@@ -54,6 +54,7 @@ def test_one_that_is_damaged_inside_is_there_and_refused(folder):
     ("change", "says"),
     [
         (lambda r: r.update(overall=None), "overall is no mapping"),
+        (lambda r: r.update(card={"titles": {"modalities": ["labs"]}}), "card.titles.modalities is no mapping"),
         (lambda r: r.pop("label_counts"), "lacks label_counts"),
         (lambda r: r["groups"][0].update(accuracy_ci=[1.0]), "accuracy_ci is no list of 2"),
         (lambda r: r.update(split="other"), "split is not"),

@@ -1,4 +1,5 @@
 import html.parser
+import json
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation import page
+from remind_jax.evaluation.names import words
 from remind_jax.evaluation.report import build_report, write_html
 
 VOID = {"wbr", "meta", "br", "link", "img"}
@@ -264,7 +266,7 @@ def test_the_gate_is_said_in_words(gate, says):
 
 
 def test_names_are_words_on_the_page_and_stay_names_where_they_are_looked_up():
-    assert [page.words(name) for name in ("vital_signs", "_x", "a__b", "x_")] == ["vital signs", "_x", "a b", "x_"]
+    assert [words(name) for name in ("vital_signs", "_x", "a__b", "x_")] == ["vital signs", "_x", "a b", "x_"]
     card = {**CARD, "modalities": [{"name": "vital_signs", "kind": "tabular", "present_fraction": 0.5}]}
     text, _ = parsed(make(extra={"card": card, "classes": ["went_home", "died_here"]}))
     assert "vital signs" in text
@@ -278,3 +280,79 @@ def test_sets_by_label_have_a_row_each_with_the_exact_interval():
     report = make(extra={"sets": {"level": 0.9, "labels": {"kidney_injury": of}}})
     shown = " ".join("".join(parsed(report)[1].text).split())
     assert re.search(r"kidney injury\s*40\s*92\.5 %79\.6 to 98\.4\s*1\.25\s*33", shown)
+
+
+TITLED = {
+    **{"label": "died", "splits": {}, "combinations": [{"group": "labs", "n": 3, "fraction": 0.1, "published": 0.2}]},
+    "classes": [{"name": "0", "train_fraction": 0.75}, {"name": "1", "train_fraction": 0.25}],
+    "modalities": [{"name": name, "kind": "tabular", "present_fraction": 0.95} for name in ("text", "labs")],
+}
+
+
+def test_titles_stand_on_the_page_and_names_in_the_report():
+    titles = {"label": "death", "classes": {"0": "survived"}, "modalities": {"labs": "Laboratory"}}
+    presence = [{"attribute": "sex", "value": "f", "modality": "labs", "share": 0.4321, "ci": None}]
+    extra = {"card": {**TITLED, "titles": titles}, "attribute_presence": presence, "attributes": []}
+    report = make(data="ward", skill=0.3, extra=extra)
+    before = json.dumps(report, sort_keys=True)
+    text, parser = parsed(report, HISTORY)
+    assert json.dumps(report, sort_keys=True) == before
+    seen = " ".join("".join(parser.text).split())
+    assert "predicts death on" in seen
+    assert "text + Laboratory" in seen
+    assert "text + labs" not in seen
+    assert re.search("Always answering “(survived|died = 1)” is right", seen)
+    assert {"survived", "died = 1"} <= {part.strip() for part in parser.text}  # a bare number says of what
+    assert "text+Laboratory" in text.partition("Weight of each combination")[2]  # in the drawing
+    assert re.search(r"Laboratory\s*3\s*10\.0", seen)  # next to the paper's
+    assert 'title="text+labs"' in text
+    assert "Laboratory" in page.cell(report)
+
+
+def test_titles_of_labels_stand_in_their_tables():
+    one = {"n": 40, "coverage": 0.925, "ci": [0.796, 0.984], "size": 1.25}
+    of = {"level": 0.9, "n_calibration": 33, "overall": one, "groups": []}
+    card = {**TITLED, "label": "aki, stroke", "titles": {"classes": {"aki": "kidney injury"}}}
+    report = make(extra={"sets": {"level": 0.9, "labels": {"aki": of}}, "card": card})
+    row = {"n": 60, "cases": 7, "notes": {}, "auroc": 0.8765}
+    report["overall"]["labels"] = {"aki": row, "stroke": row}
+    seen = " ".join("".join(parsed(report)[1].text).split())
+    assert "predicts kidney injury, stroke on" in seen
+    assert re.search(r"kidney injury\s*7 of 60\s*0\.876", seen)
+    assert re.search(r"kidney injury\s*40\s*92\.5", seen)
+
+
+def test_what_nobody_has_is_left_out():
+    report = make(n=60)  # of which none has a rare combination
+    tail = ("Tail accuracy", "Rare combinations (tail)", "Mean over tail")
+    text = "".join(parsed(report)[1].text)
+    assert not any(part in text for part in tail)
+    assert "Common combinations (head)" in text
+    assert "60 samples of 60 patients" not in text  # who have one each
+    report |= {"n_patients": 30, "tail_pooled": report["head_pooled"]}
+    text = "".join(parsed(report)[1].text)
+    assert "60 samples of 30 patients" in text
+    assert "Rare combinations (tail)" in text
+    assert "Mean over tail" in text
+
+
+def test_a_figure_stands_on_the_page_only_where_it_is_drawn():
+    title = "Predicted and observed"
+    assert title not in "".join(parsed(make())[1].text)
+    bins = [{"n": 20, "predicted": x, "observed": x + 1, "middle": [x - 1, x + 3]} for x in (1.0, 2.0)]
+    text, _ = parsed(make(extra={"curves": {"by_prediction": bins, "typical": "mean"}}))
+    assert re.search(rf"<figcaption><b>{title}</b>[^<]*</figcaption><svg", text)
+
+
+def test_a_figure_that_nobody_has_has_no_column():
+    report = make()
+    assert ">ECE</th>" in page.render(report, [])
+    for row in (report["overall"], *report["groups"], *(report[key] for key, _ in page.HEADLINES)):
+        row["ece"] = None
+    assert ">ECE</th>" not in page.render(report, [])
+
+
+def test_findings_begin_with_a_capital_unless_with_a_name():
+    findings = [{"code": "W104", "message": "which are"}, {"code": "W105", "message": "labs: 3 rows"}]
+    found = dict(page.cautions(make(extra={"findings": findings})))
+    assert (found["Data check W104"], found["Data check W105"]) == ("Which are", "labs: 3 rows")

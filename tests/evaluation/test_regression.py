@@ -4,7 +4,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from remind_jax.evaluation import intervals
-from remind_jax.evaluation.regression import TITLES, compute, weighted
+from remind_jax.evaluation.regression import TITLES, by_prediction, compute, weighted
 
 
 def sample(n, seed, decimals=1):
@@ -112,3 +112,14 @@ def test_no_samples():
 def test_bad_input_is_refused(values, predicted, message):
     with pytest.raises(ValueError, match=message):
         compute(values, predicted, np.arange(len(values)), seed=0)
+
+
+def test_bins_by_prediction_are_of_equal_size_and_say_what_was_observed():
+    values, predicted = np.arange(100.0), np.arange(100.0)[::-1] * 2  # the largest prediction is of the smallest value
+    bins = by_prediction(values, predicted, np.median)
+    assert [b["n"] for b in bins] == [20] * 5
+    first = bins[0]  # values 80 to 99
+    assert (first["predicted"], first["observed"]) == (19.0, 89.5)
+    np.testing.assert_allclose(first["middle"], [81.9, 97.1])
+    assert by_prediction(values, predicted, np.mean)[-1]["observed"] == 9.5
+    assert by_prediction(values[:19], predicted[:19], np.mean) == []

@@ -1,5 +1,6 @@
 """`fit` on a frame with a label of every task: the same numbers as from the folder, and errors in one line."""
 
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -121,3 +122,33 @@ def test_a_label_that_may_be_something_else_is_not_guessed(tmp_path, labels):
     frame = pl.read_csv(folder_of(tmp_path, "regression") / "manifest.csv").with_columns(los=pl.Series(labels))
     assert api._is_many_numbers(frame, "los") == 0
     assert api._is_many_numbers(frame, "no_column") == 0
+
+
+def test_ordered_categories_of_pandas_are_ordered_classes_and_that_is_told(tmp_path, capsys):
+    frame = pl.read_csv(folder_of(tmp_path, "ordinal") / "manifest.csv", schema_overrides={"died": pl.String})
+    names = {"0": "mild", "1": "agony"}  # not in the order of the alphabet
+    frame = frame.with_columns(died=pl.col("died").replace_strict(names)).to_pandas()
+    kinds = {"ordered": pd.CategoricalDtype(["mild", "agony", "none had"], ordered=True)}
+    kinds["unordered"] = pd.CategoricalDtype(["mild", "agony"])
+    found = {}
+    for name, dtype in kinds.items():
+        config = api.make_config("soft_moe", "small", 0, 0.2, 0.1, {})
+        given = frame.assign(died=frame["died"].astype(dtype))
+        found[name] = api.read_frame(given, "died", MODALITIES, config, **ROLES).schema
+        assert ("taken for ordered classes (task ordinal)" in capsys.readouterr().out) == (name == "ordered")
+    assert (found["ordered"].task, found["ordered"].classes) == ("ordinal", ("mild", "agony"))
+    assert found["unordered"].task == "classes"
+
+
+def test_titles_of_a_frame_stand_in_the_schema_and_change_no_number(tmp_path):
+    frame = pl.read_csv(folder_of(tmp_path, "ordinal") / "manifest.csv")  # died is a number
+    label = {"column": "died", "names": {0: "survived", 1: "dead"}, "title": "death"}
+    modalities = MODALITIES | {"labs": MODALITIES["labs"].titled("Laboratory")}
+    config = api.make_config("soft_moe", "small", 0, 0.2, 0.1, {})
+    titled = api.read_frame(frame, label, modalities, config, verbose=False, **ROLES)
+    titles = {"label": "death", "classes": {"0": "survived", "1": "dead"}, "modalities": {"labs": "Laboratory"}}
+    assert titled.schema.titles == titles
+    plain = api.read_frame(frame, "died", MODALITIES, config, verbose=False, **ROLES)
+    assert titled.digest == plain.digest
+    with pytest.raises(UserError, match=r"label\.names: '2' is none of the classes; they are 0, 1"):
+        api.read_frame(frame, label | {"names": {2: "gone"}}, modalities, config, verbose=False, **ROLES)

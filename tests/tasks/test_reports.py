@@ -111,3 +111,13 @@ def test_survival_has_curves_that_are_apart():
     assert [curve["n"] for curve in curves["by_risk"]] == [67, 67, 66]
     assert set(curves["calibration"]) == {"3", "6"}
     assert all(b["n"] >= 30 for bins in curves["calibration"].values() for b in bins)
+
+
+def test_numbers_have_bins_by_prediction_that_the_page_draws(tmp_path):
+    report = report_of("regression")
+    curves = report["curves"]
+    assert (curves["typical"], [b["n"] for b in curves["by_prediction"]]) == ("mean", [20] * 10)
+    predicted = [b["predicted"] for b in curves["by_prediction"]]
+    assert predicted == sorted(predicted)
+    write_html(tmp_path / "report.html", report, [])
+    assert "observed, mean" in (tmp_path / "report.html").read_text()

@@ -418,3 +418,18 @@ def test_sets_of_labels_hold_each_of_them_in_the_promised_share() -> None:
     assert counted["labels"]["z"]["overall"]["coverage"] == pytest.approx(np.nanmean(held[:, 1]))
     short = np.where(np.arange(2_000)[:, None] < 5, labels[:2_000], [0, -1])
     assert conformal.fit_each(plain.misses(short, told[:2_000]), names[:2_000], 0.9) == ()
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_distillation_is_for_classes_and_refused_elsewhere_in_one_line(task):
+    config = base("synthetic")
+    config.update(objective={"distill_weight": 0.5}, train={"select": "loss"})
+    if task == "classes":
+        assert tasks.check(task, config) is None
+        return
+    with pytest.raises(
+        UserError, match=f"distill_weight=0.5 is for classes only, and the label is of task {task}: set"
+    ):
+        tasks.check(task, config)
+    config.objective.distill_weight = 0.0
+    assert tasks.check(task, config) is None

@@ -56,6 +56,7 @@ class Embedding(Kind):
     paths = True
     forms = "npy without pickled objects, up to 100 million numbers"
     fitted = FittedEmbedding
+    ragged = False  # whether lists in cells are of different lengths
 
     def typed(self, modality: Modality, columns: Mapping[str, pl.Series]) -> Typed:
         if modality.stored == "":
@@ -73,6 +74,7 @@ class Embedding(Kind):
         values = _rectangular(column.drop_nulls(), dtype) if depth == 2 and dtype.is_numeric() else None
         if values is None:
             text = f"{where}cells must be lists [t, d] of numbers, all of one shape and without nulls; reshape them"
+            text += ", or declare a series, which may have any t and gaps"
             return pl.Series(column.name, [None] * column.len(), pl.String), [Finding("E008", text, True)]
         return cells.spread(pl.Series(column.name, values), column.is_not_null().to_numpy()), []
 
@@ -117,10 +119,15 @@ class Embedding(Kind):
 
     def guess(self, column: pl.Series) -> Guess | None:
         nested = column.dtype.is_nested() and not isinstance(getattr(column.dtype, "inner", None), pl.Struct)
-        return Guess(BY_TYPE, "embedding") if nested else None
+        return Guess(BY_TYPE, self.name) if nested and is_ragged(column) == self.ragged else None
 
 
 EMBEDDING = Embedding()
+
+
+def is_ragged(column: pl.Series) -> bool:
+    """Tells whether cells are lists of different lengths."""
+    return isinstance(column.dtype, pl.List) and column.list.len().n_unique() > 1
 
 
 def _rectangular(present: pl.Series, dtype: pl.DataType) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from remind_jax.data import inputs
 from remind_jax.data.files import Fault, Look, load
 from remind_jax.data.findings import Finding, in_rows
 from remind_jax.data.kinds.embedding import Embedding
-from remind_jax.data.kinds.kind import FitOptions, FittedKind, Guess, Parts, Rows
+from remind_jax.data.kinds.kind import FitOptions, FittedKind, Parts, Rows
 from remind_jax.data.kinds.tabular import moments
 from remind_jax.data.schema import InputSpec, Modality, shown
 from remind_jax.errors import UserError
@@ -89,6 +89,7 @@ class Series(Embedding):
     optional = ("stored", "steps")
     forms = "npy [t, k] without pickled objects, up to 100 million numbers"
     fitted = FittedSeries
+    ragged = True
 
     def parse(self, name: str, entry: Mapping[str, Any], image_size: int, frames: int) -> Modality:
         if type(steps := entry.get("steps", STEPS)) is not int or steps < 1:
@@ -146,9 +147,6 @@ class Series(Embedding):
         channels = np.concatenate(list(series)).astype(np.float64).T
         _, mean, std = zip(*(moments(channel[~np.isnan(channel)]) for channel in channels), strict=True)
         return FittedSeries(min(modality.options.get("steps", STEPS), max(map(len, series))), mean, std)
-
-    def guess(self, column: pl.Series) -> Guess | None:
-        return None  # lists of lists are taken for tokens
 
 
 SERIES = Series()

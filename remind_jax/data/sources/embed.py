@@ -20,7 +20,8 @@ from remind_jax.data.scan import scan_files
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError, did_you_mean
 
-MODALITIES = ("c_view_cc", "c_view_mlo", "2d_cc", "2d_mlo")
+TITLES = {"c_view_cc": "C-view CC", "c_view_mlo": "C-view MLO", "2d_cc": "2D CC", "2d_mlo": "2D MLO"}
+MODALITIES = tuple(TITLES)
 """In the order of the paper (M1 to M4); 2D is full-field digital mammography."""
 
 PUBLISHED = (
@@ -35,6 +36,7 @@ PUBLISHED = (
 
 CLASSES = ("A", "B", "C", "D")
 """BI-RADS density, from almost entirely fat to extremely dense; 1 to 4 in the tables."""
+LABEL = "breast density"
 
 UNITS = ("exam", "breast")
 KEYS = ("acc_anon", "study_date")
@@ -217,7 +219,8 @@ def _manifest(
         *MODALITIES,
     )
     shape = (image_size, image_size, 1)
-    views = (Modality(name, "image", (name,), stored="file", shape=shape) for name in MODALITIES)
+    look = {"stored": "file", "shape": shape}
+    views = (Modality(name, "image", (name,), **look, title=title) for name, title in TITLES.items())
     modalities = tuple(IMAGE.windowed(view, window) for view in views)
     records: dict[str, FileRecord] = {}
     for modality in modalities:
@@ -232,7 +235,8 @@ def _manifest(
     if not table.height:
         raise UserError(f"{root}: no exam has a usable file ({_listed(dropped)})")
     schema = Schema(
-        name="embed", sample_id="sample", patient_id="patient", label="density", classes=CLASSES, modalities=modalities
+        **{"name": "embed", "sample_id": "sample", "patient_id": "patient", "label": "density"},
+        **{"classes": CLASSES, "modalities": modalities, "title": LABEL},
     )
     kept = f"{table.height} {unit}s of {table['patient'].n_unique()} patients; left out: {_listed(dropped)}"
     notes.append(Finding(NOTE, kept, False))

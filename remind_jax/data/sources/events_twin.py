@@ -51,7 +51,9 @@ def load(*, n: int = 3_000, seed: int = 0, most: int = 256) -> Manifest:
         Modality("vitals", "events", ("vitals",), options={"most": most}),
         Modality("admission", "tabular", ("age",)),
     )
-    schema = Schema("events_twin", "stay_id", "patient_id", "died", ("0", "1"), modalities)
+    schema = Schema(
+        "events_twin", "stay_id", "patient_id", "died", ("0", "1"), modalities, names=(("0", "survived"), ("1", "died"))
+    )
     return Manifest(schema=schema, table=pl.DataFrame(columns), title=TITLE)
 
 

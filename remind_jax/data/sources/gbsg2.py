@@ -39,6 +39,7 @@ def load() -> Manifest:
     schema = Schema(
         **{"name": "gbsg2", "sample_id": "sample_id", "patient_id": "patient_id", "label": "time", "classes": ()},
         **{"modalities": tuple(VIEWS.values()), "task": "survival", "more_labels": ("cens",), "horizons": HORIZONS},
+        title="days to recurrence or death",
     )
     numbers = ["time", "cens", *(column for view in VIEWS.values() for column in view.columns)]
     row = pl.int_range(1, pl.len() + 1).cast(pl.String)

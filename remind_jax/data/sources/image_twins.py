@@ -61,6 +61,7 @@ class _Recipe:
 
     name: str  # of the schema
     title: str  # how reports name the data
+    label: str  # how they name the label
     published: tuple[tuple[str, float], ...]  # combinations of modalities with their frequencies
     classes: tuple[str, ...]  # in order of severity
     shares: tuple[float, ...]  # frequency of each class
@@ -79,6 +80,7 @@ class _View:
 _EMBED = _Recipe(
     name="embed_twin",
     title="twin of EMBED (synthetic)",
+    label=embed.LABEL,
     published=embed.PUBLISHED,
     classes=embed.CLASSES,
     shares=(0.10, 0.42, 0.41, 0.07),
@@ -88,6 +90,7 @@ _EMBED = _Recipe(
 _FPRM = _Recipe(
     name="fprm_twin",
     title="twin of FPRM (synthetic)",
+    label="grade of deterioration",
     published=FPRM_PUBLISHED,
     classes=("grade 0", "grade 1", "grade 2"),
     shares=(0.50, 0.30, 0.20),
@@ -106,10 +109,10 @@ def load_embed_twin(*, n: int = 3_000, seed: int, image_size: int = 32, missing:
     """
     shape = (image_size, image_size, 1)
     views = []
-    for name in embed.MODALITIES:
+    for name, title in embed.TITLES.items():
         how = {"oblique": name.endswith("mlo"), "synthetic": name.startswith("c_view")}
         draw = functools.partial(pictures.mammogram, size=image_size, **how)
-        views.append(_View(Modality(name, "image", (name,), shape=shape), draw))
+        views.append(_View(Modality(name, "image", (name,), shape=shape, title=title), draw))
     return _load(_EMBED, views, n, seed, image_size, missing)
 
 
@@ -170,7 +173,7 @@ def _load(recipe: _Recipe, views: Sequence[_View], n: int, seed: int, image_size
         rng = np.random.default_rng(np.random.SeedSequence((seed, 10 + j)))
         columns |= _cells(view, factors[:, j], body, present[:, j], rng)
     table, modalities = pl.DataFrame(columns), tuple(view.modality for view in views)
-    schema = Schema(recipe.name, "sample", "patient", "label", recipe.classes, modalities)
+    schema = Schema(recipe.name, "sample", "patient", "label", recipe.classes, modalities, title=recipe.label)
     return Manifest(schema=schema, table=table, title=recipe.title, published=dict(recipe.published))
 
 

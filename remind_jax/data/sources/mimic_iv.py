@@ -19,7 +19,7 @@ from remind_jax.data.missingness import bernoulli_mask
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.data.sources import mimic_iv_labs, mimic_iv_notes
 from remind_jax.data.sources import mimic_iv_tables as tables
-from remind_jax.data.sources.mimic_iv_twin import ICD, MODALITIES, PUBLISHED
+from remind_jax.data.sources.mimic_iv_twin import ICD, MODALITIES, PUBLISHED, SHOWN
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime.files import expanded
 
@@ -116,7 +116,8 @@ def load(
         Modality(name, kind, columns[name], options=options.get(name, {}))
         for name, kind in zip(MODALITIES, kinds, strict=True)
     )
-    schema = Schema("mimic_iv", "stay_id", "subject_id", LABELS[label].column, ("0", "1"), modalities)
+    names = {"classes": ("0", "1"), "names": SHOWN["names"]}
+    schema = Schema("mimic_iv", "stay_id", "subject_id", LABELS[label].column, **names, modalities=modalities)
     found = (*leaks, *findings, *told, *measured, *dropped)
     title = f"MIMIC-IV{_version(root)}"
     return Manifest(schema=schema, table=table, title=title, notes=found, published=dict(PUBLISHED))

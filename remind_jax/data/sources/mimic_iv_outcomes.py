@@ -35,7 +35,9 @@ def load(outcome: str, *, seed: int, **options: Any) -> Manifest:
     how = {key: options[key] for key in ("missing", "drop") if key in options}
     stays = mimic_iv_twin.draw(found.table.height, seed, **how)
     labels = OUTCOMES[outcome].draw(stays, seed, mimic_iv_twin.stream(seed, 9))
-    schema = dataclasses.replace(found.schema, name=f"mimic_iv_twin_{outcome}", **{"classes": (), **fields})
+    schema = dataclasses.replace(
+        found.schema, name=f"mimic_iv_twin_{outcome}", **{"title": "", "names": (), "classes": (), **fields}
+    )
     columns = dict(zip(schema.label_columns, map(pl.Series, labels), strict=True))
     table = found.table.drop("died").with_columns(**columns).fill_nan(None)
     title = f"{found.title}, {outcome.replace('_', ' ')}"

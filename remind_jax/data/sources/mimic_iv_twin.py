@@ -43,6 +43,7 @@ PUBLISHED = (
 """The combinations and their frequencies in the paper's section 7.4.2."""
 
 TITLE = "twin of MIMIC-IV (synthetic)"
+SHOWN = {"title": "death in hospital", "names": (("0", "survived"), ("1", "died"))}  # by pages
 
 _MAIN = 3.0  # standard deviation, in logits, of the main effects in a stay with all modalities
 _INTERACTION = 1.6  # that of the cross-modal effects in every combination
@@ -255,8 +256,10 @@ def _manifest(
         columns[name] = [cell if here else None for cell, here in zip(cells[name], present[:, j], strict=True)]
     table = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
     kinds = {"notes": "text", "labs": "text", "icd": icd}
-    modalities = tuple(Modality(name, kind, (name,)) for name, kind in kinds.items())
-    schema = Schema("mimic_iv_twin", "stay", "patient", "died", ("0", "1"), modalities)
+    modalities = tuple(
+        Modality(name, kind, (name,), title="ICD codes" * (name == "icd")) for name, kind in kinds.items()
+    )
+    schema = Schema("mimic_iv_twin", "stay", "patient", "died", ("0", "1"), modalities, **SHOWN)
     return Manifest(schema=schema, table=table, title=TITLE, published=dict(PUBLISHED))
 
 

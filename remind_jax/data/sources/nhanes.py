@@ -107,6 +107,11 @@ VIEWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+_TITLES = {
+    **{"bloodpressure": "blood pressure", "lab": "lab tests", "dxa": "DXA scan"},
+    **{"diet1": "diet, first day", "diet2": "diet, second day"},
+}
+
 VIEW_SETS: dict[int, tuple[str, ...]] = {
     5: ("body", "lab", "metals", "dxa", "diet2"),
     7: ("demographics", "lifestyle", "body", "lab", "metals", "dxa", "diet2"),
@@ -124,13 +129,13 @@ CONDITIONS = {
 """Diagnoses, by the columns of their answers; borderline diabetes is unknown."""
 _HBA1C = "Glycohemoglobin"
 LABELS: dict[str, dict[str, Any]] = {
-    "health": {"label": "health", "classes": CLASSES},
-    "grades": {"label": "health", "classes": CLASSES, "task": "ordinal"},
+    "health": {"label": "health", "classes": CLASSES, "title": "general health"},
+    "grades": {"label": "health", "classes": CLASSES, "task": "ordinal", "title": "general health"},
     "conditions": {
         **{"label": "diabetes", "more_labels": tuple(CONDITIONS)[1:], "classes": tuple(CONDITIONS)},
         "task": "multilabel",
     },
-    "glycohemoglobin": {"label": _HBA1C, "task": "regression", "transform": "log1p"},
+    "glycohemoglobin": {"label": _HBA1C, "task": "regression", "transform": "log1p", "title": "HbA1c (%)"},
 }
 """Fields of `Schema` by `data.label`: health as classes or as grades in order, diagnoses, HbA1c in percent."""
 
@@ -159,7 +164,7 @@ def load(views: int | Sequence[str] = 7, label: str = "health") -> Manifest:
         for name, (numeric, categorical) in VIEWS.items()
     }
     columns = {name: columns[name] for name in _view_names(views)}
-    modalities = tuple(Modality(name, "tabular", *each) for name, each in columns.items())
+    modalities = tuple(Modality(name, "tabular", *each, title=_TITLES.get(name, "")) for name, each in columns.items())
     ids = {"name": "nhanes", "sample_id": "sample_id", "patient_id": "patient_id"}
     schema = Schema(**ids, modalities=modalities, **fields)
     title = TITLE if label in ("health", "grades") else f"{TITLE}, {label}"

@@ -112,6 +112,7 @@ def load(root: str | pathlib.Path) -> Manifest:
         sample_id="sample_id",
         patient_id="patient_id",
         label="num",
+        title="heart disease",
         classes=CLASSES,
         modalities=tuple(Modality(name, "tabular", *columns) for name, columns in VIEWS.items()),
     )

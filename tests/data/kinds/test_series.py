@@ -1,18 +1,24 @@
-"""Series: means of stretches by a slow reference, gaps, and what is refused."""
+"""Series: means of stretches by a slow reference, gaps, what is refused, and the exported model."""
 
+import importlib
 import json
+import sys
 
 import numpy as np
 import polars as pl
 import pytest
 import yaml
 
+import remind_jax as rj
+from remind_jax import export
 from remind_jax.data import builder, check, reading
+from remind_jax.data.importers.columns import decide
 from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.kinds.series import FittedSeries
 from remind_jax.data.manifest import decode
 from remind_jax.data.preprocess import Preprocessor
 from remind_jax.errors import UserError
+from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA
 
 N, K = 12, 3
@@ -149,3 +155,45 @@ def test_infinite_cells_are_found(tmp_path):
     series[1][0, 0] = np.inf
     with pytest.raises(UserError, match=r"1 cell \(row 2\) with infinite values, or with nothing but gaps"):
         check.refuse(check.find_problems(write(tmp_path / "data", series, "cell")))
+
+
+def test_lists_of_different_lengths_are_taken_for_series_and_others_for_tokens():
+    ragged = pl.Series([[[1.0, 2.0]] * 3, None, [[1.0, 2.0]] * 4])
+    assert (decide(ragged).word, decide(ragged[:2]).word) == ("series", "embedding")
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_exported_model_predicts_alike_from_arrays_lists_and_paths(tmp_path, monkeypatch):
+    rng, keys = np.random.default_rng(2), {k: v for k, v in tiny_runs.TINY.items() if not k.startswith("data.")}
+    series = [None if i % 5 == 0 else rng.normal(i % 2, 1, (int(rng.integers(6, 30)), K)) for i in range(60)]
+    for x in filter(lambda x: x is not None, series):
+        x[rng.random(x.shape) < 0.2] = np.nan
+    lists = [None if x is None else [[None if v != v else v for v in row] for row in x.tolist()] for x in series]
+    frame = pl.DataFrame({"sodium": rng.normal(140, 4, 60), "died": [i % 2 for i in range(60)], "ecg": lists})
+    modalities = {"labs": ["sodium"], "ecg": rj.Series("ecg", steps=8)}
+    told = {"modalities": modalities, "workdir": tmp_path / "run", "progress": False}
+    model = rj.fit(frame, "died", **told, **keys, **{"eval.bootstrap": 20})
+    expected = model.predict_proba(frame)
+    assert np.abs(model.predict_proba(frame.with_columns(ecg=None)) - expected).max() > 1e-3
+    export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"])
+    monkeypatch.syspath_prepend(str(tmp_path / "out"))
+    for name in ("encode", "inputs", "load"):
+        sys.modules.pop(name, None)
+    load, encode = (importlib.import_module(name) for name in ("load", "encode"))
+    assert load.check(tmp_path / "out") == []
+    for i, x in enumerate(series):
+        if x is not None:
+            np.save(tmp_path / f"{i}.npy", x)
+    forms = {
+        "arrays": series,
+        "lists": lists,
+        "paths": [None if x is None else f"{i}.npy" for i, x in enumerate(series)],
+    }
+    predict = load.load(tmp_path / "out")
+    for name, cells in forms.items():
+        rows = [{"sodium": sodium, "ecg": cell} for sodium, cell in zip(frame["sodium"], cells, strict=True)]
+        found = predict(encode.encode(rows, root=tmp_path))["probabilities"]
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+    wrong = [{"sodium": 140.0, "ecg": np.zeros((4, K + 1))}]
+    with pytest.raises(ValueError, match="column 'ecg' \\(ecg\\): row 1 cannot be"):
+        encode.encode(wrong)
