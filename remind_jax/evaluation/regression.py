@@ -12,8 +12,9 @@ import numpy as np
 from remind_jax.evaluation import intervals
 
 TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": "Spearman", "coverage": "Coverage"}
-_SCALES = {
-    **dict.fromkeys(("mae", "rmse"), intervals.ERROR),
+_FORMS = {
+    "mae": intervals.ERROR,
+    "rmse": intervals.SQUARE,
     "r2": intervals.FIT,
     "spearman": intervals.CORRELATION,
 }
@@ -43,7 +44,7 @@ def compute(
     if predicted.shape[1] == 3:
         options["shares"] = {"coverage": _inside(values, predicted)}
     of = lambda w: weighted(values, predicted, w)  # noqa: E731
-    found, notes = intervals.measured(of, _WHY, patients, scales=_SCALES, **options)
+    found, notes = intervals.measured(of, _WHY, patients, forms=_FORMS, **options)
     return found | {"notes": notes}
 
 

@@ -121,13 +121,19 @@ class Evaluation:
         why = {**_WHY, **{f"{name}@{j}": w for j in range(len(self.horizons)) for name, w in _WHY_HORIZON.items()}}
         errors = [name for name in why if name.startswith(("ibs", "brier"))]
         options = {"seed": seed, "resamples": resamples, "lacks": "a pair to compare"}
-        options["scales"] = dict.fromkeys(errors, intervals.ERROR)
+        options["forms"] = dict.fromkeys(errors, intervals.ERROR)
+        options["rare"] = {f"auroc@{j}": self._rarer(at, patients[at], j) for j in range(len(self.horizons))}
         values, notes = intervals.measured(lambda w: self.weighted(at, w), why, patients[at], **options)
         known, by_horizon = self.known.take(at), {}
         for j, horizon in enumerate(self.horizons):
             events = int((known.event & (known.time <= horizon)).sum())
             by_horizon[f"{horizon:g}"] = {"events": events, **_of_horizon(values, j), "notes": _of_horizon(notes, j)}
         return {**_whole(values), "horizons": by_horizon, "notes": _whole(notes)}
+
+    def _rarer(self, at: np.ndarray, patients: np.ndarray, horizon: int) -> int:
+        """Returns how many patients of rows have an event by a horizon, or none if these are fewer."""
+        had, free = (each[at, 0] for each in self._status(np.array(self.horizons[horizon : horizon + 1])))
+        return intervals.rarer(had[had | free], patients[had | free])
 
     def weighted(self, at: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         """Computes all figures of rows at places int [k] under rows of weights [r, k] at once, [r] each."""

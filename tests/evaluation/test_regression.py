@@ -54,8 +54,8 @@ def test_intervals_are_those_of_a_plain_loop_over_patients():
     for w in weights.astype(int):
         rows = np.repeat(np.arange(90), w)
         slow.append(spearmanr(values[rows], predicted[rows, 0]).statistic)
-    whole, scale = spearmanr(values, predicted[:, 0]).statistic, intervals.CORRELATION
-    expected, _ = intervals.student(whole, np.array(slow), weights[:, ::2], 45, scale, "x")
+    whole, form = spearmanr(values, predicted[:, 0]).statistic, intervals.CORRELATION
+    expected, _ = intervals.interval(whole, np.array(slow), weights[:, ::2], 45, form, "x")
     np.testing.assert_allclose(found["spearman_ci"], expected, atol=1e-9)
     middle = np.arctanh(found["spearman_ci"]).mean()
     assert middle == pytest.approx(np.arctanh(whole))
