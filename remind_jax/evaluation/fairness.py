@@ -58,11 +58,7 @@ def gaps(
         for _, value, rows in (one for one in every if one is not most):
             told = {"attribute": attribute, "value": value, "against": most[1]}
             found += [told | one for one in _difference(of, names, rows, most[2], patients, seed, resamples)]
-    for name in names:
-        some = [one for one in found if one["figure"] == name]
-        for one, p in zip(some, intervals.holm([one["p"] for one in some]), strict=True):
-            one["p_holm"] = p
-    return found
+    return intervals.corrected(found)
 
 
 def presence(

@@ -24,7 +24,7 @@ LEVEL = 0.95
 MIN_SAMPLES = 30  # with fewer, percentile intervals are known to be too narrow
 MIN_PATIENTS = 10  # the bootstrap resamples patients, not samples
 CHUNK = 1 << 21  # weights held at a time
-BLOCKS = 20, 10  # of patients whose influence is told apart: at least, and resamples a block
+BLOCKS = 20, 2  # of patients whose influence is told apart: at least, and resamples a block
 RARE = 2  # patients with the rarer of two outcomes, whose spread tells nothing
 TAIL = 1.5  # few patients show too little of a tail: skewness of errors is taken so often
 NAMES = ("accuracy", "macro_f1", "auroc", "auprc")
@@ -259,15 +259,17 @@ def blocks(patients: int, resamples: int) -> np.ndarray:
 def spread_of(drawn: np.ndarray, counts: np.ndarray, patients: int) -> Spread:
     """Computes the spread of resamples [r]; `counts` are those of `interval`.
 
-    The excess kurtosis and squared skewness of sums over blocks are those of patients, divided by the patients of a
-    block.
+    Covariances of few resamples [r] are noisy: their squares are too large by blocks / r in the mean, and their fourth
+    powers as those of normal noise. The excess kurtosis and squared skewness of sums over blocks are those of patients,
+    divided by the patients of a block.
     """
     influence = (counts - counts.mean(axis=0)).T @ (drawn - drawn.mean())
-    size, squares = len(influence), (influence**2).sum()
-    excess = size * (influence**4).sum() / squares**2 - 3
-    freedom = max(2.0, 2 * (patients - 1) / max(0.1, 2 + excess * patients / size))
+    size, noise = len(influence), 1 / len(drawn)
+    squares = (influence**2).sum() / (1 + size * noise)
+    fourth = (influence**4).sum() / squares**2 - 6 * noise - 3 * size * noise**2
+    freedom = 2 * (patients - 1) / max(0.1, 2 + (size * fourth - 3) * patients / size)
     skew = (influence**3).sum() / squares**1.5 * (size * (size - 1)) ** 0.5 / (size - 2)
-    return Spread(drawn.std(ddof=1) * (patients / (patients - 1)) ** 0.5, freedom, skew, patients)
+    return Spread(drawn.std(ddof=1) * (patients / (patients - 1)) ** 0.5, max(2.0, freedom), skew, patients)
 
 
 def patient_weights(
@@ -377,6 +379,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[i] = largest
     return corrected
+
+
+def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds `p_holm` to rows: their `p`, corrected over all rows of the same `figure`."""
+    for name in {row["figure"] for row in rows}:
+        some = [row for row in rows if row["figure"] == name]
+        for row, p in zip(some, holm([row["p"] for row in some]), strict=True):
+            row["p_holm"] = p
+    return list(rows)
 
 
 def _unusable(values: np.ndarray, lacks: str) -> str | None:
