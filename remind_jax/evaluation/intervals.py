@@ -26,6 +26,8 @@ MIN_PATIENTS = 10  # the bootstrap resamples patients, not samples
 CHUNK = 1 << 21  # weights held at a time
 BLOCKS = 20, 2  # of patients whose influence is told apart: at least, and resamples a block
 RARE = 2  # patients with the rarer of two outcomes, whose spread tells nothing
+FEW = 5  # patients with the rarer outcome of a class among several, whose mean is then known to spread too little
+NARROW = "likely too narrow"
 TAIL = 1.5  # few patients show too little of a tail: skewness of errors is taken so often
 NAMES = ("accuracy", "macro_f1", "auroc", "auprc")
 
@@ -115,8 +117,8 @@ def intervals(
 
     shares = {"accuracy": probabilities.argmax(1) == labels}
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "lacks": "a class"}
-    if probabilities.shape[1] == 2:
-        options["rare"] = dict.fromkeys(("auroc", "auprc"), rarer(labels == 1, patients))
+    use, names = defined_classes(labels, probabilities.shape[1]), ("auroc", "auprc")
+    options |= of_rare([rarer(labels == k, patients) for k in use], names)
     return resampled(of, NAMES, patients, shares=shares, smooth=("macro_f1",), **options)
 
 
@@ -131,6 +133,7 @@ def resampled(
     forms: Mapping[str, Form] = {},
     smooth: Sequence[str] = (),
     rare: Mapping[str, int] = {},
+    narrow: Mapping[str, str] = {},
     whole: Mapping[str, np.ndarray] | None = None,
     lacks: str = "variety",
     width: int = 1,
@@ -145,7 +148,8 @@ def resampled(
     Figures in `smooth` are those that `of` changes where it is given a `Gamma`, too: what few samples have not shown is
     then drawn as well; the interval is around the figure with the mean of that, and holds the figure itself. `rare` has
     the number of patients with the rarer outcome for figures that compare two: with at most `RARE`, and where the
-    resamples are all alike, they have the exact interval of so many.
+    resamples are all alike, they have the exact interval of so many. `narrow` has reasons why intervals are likely too
+    narrow, for the notes.
 
     `whole` are the figures of all samples [1] where they are known; `lacks` names what resamples without a figure lack;
     `width` is how many times the weights of a sample are held at once.
@@ -180,6 +184,8 @@ def resampled(
             note = f"exact binomial interval over the {rare[name]} with the rarer outcome, counted in patients"
         elif value and name in smooth:
             value = [min(value[0], x), max(value[1], x)]
+        elif value and name in narrow:
+            note = f"{NARROW}: {narrow[name]}" + (f"; {note}" if note else "")
         values[f"{name}_ci"] = value
         if note:
             notes[f"{name}_ci"] = note
@@ -229,6 +235,15 @@ def exact_share(share: float, n: int) -> list[float]:
 def rarer(case: np.ndarray, patients: np.ndarray) -> int:
     """Returns how many patients [n] have the rarer of two outcomes, bool [n]."""
     return min(len(np.unique(patients[side])) for side in (case, ~case))
+
+
+def of_rare(counts: Sequence[int], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns options of `resampled` for means over classes, given `rarer` of each: of one `rare`, of more `narrow`."""
+    if len(counts) == 1:
+        return {"rare": dict.fromkeys(names, counts[0])}
+    if not counts or min(counts) >= FEW:
+        return {}
+    return {"narrow": dict.fromkeys(names, f"of one class {min(counts)} patients have the rarer outcome")}
 
 
 def interval(

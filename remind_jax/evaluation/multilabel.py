@@ -45,17 +45,21 @@ def compute(
     _check(labels, probabilities, names)
     called = probabilities >= thresholds
     options = {"seed": seed, "resamples": resamples, "lacks": "a case or a non-case"}
-    by_label = {}
+    by_label, counts = {}, []
     for j, name in enumerate(names):
         known = labels[:, j] != UNKNOWN
         parts = labels[known, j] == 1, probabilities[known, j], called[known, j]
-        rare = dict.fromkeys(("auroc", "auprc"), intervals.rarer(parts[0], patients[known]))
-        of, more = functools.partial(_label, *parts), {"smooth": ("f1",), "rare": rare, **options}
+        rarer = intervals.rarer(parts[0], patients[known])
+        counts += [rarer] if rarer else []
+        of, more = functools.partial(_label, *parts), {"smooth": ("f1",), **options}
+        more |= intervals.of_rare([rarer], ("auroc", "auprc"))
         found, notes = intervals.measured(of, _WHY_LABEL, patients[known], **more)
         by_label[name] = {"n": int(known.sum()), "cases": int(parts[0].sum()), **found, "notes": notes}
     of = functools.partial(weighted, labels, probabilities, called)
-    smooth = ("f1_macro", "f1_micro")
-    values, notes = intervals.measured(of, _WHY, patients, smooth=smooth, **options, width=len(names))
+    options |= {"smooth": ("f1_macro", "f1_micro"), "width": len(names)}
+    if len(counts) > 1:
+        options |= intervals.of_rare(counts, ("auroc_macro", "auprc_macro"))
+    values, notes = intervals.measured(of, _WHY, patients, **options)
     for figure in FIGURES:
         left = [name for name in names if by_label[name][figure] is None]
         if left and values[f"{figure}_macro"] is not None:

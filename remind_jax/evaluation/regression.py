@@ -18,6 +18,8 @@ _FORMS = {
     "r2": intervals.FIT,
     "spearman": intervals.CORRELATION,
 }
+SOLID = 100
+"""Patients from which on the interval of RMSE bears some errors that are much larger than the others."""
 _WHY = {
     "mae": "no samples",
     "rmse": "no samples",
@@ -43,6 +45,8 @@ def compute(
     options = {"seed": seed, "resamples": resamples, "lacks": "a second value"}
     if predicted.shape[1] == 3:
         options["shares"] = {"coverage": _inside(values, predicted)}
+    if (people := len(np.unique(patients))) < SOLID:
+        options["narrow"] = {"rmse": f"if some errors are much larger, {people} patients may not have shown one"}
     of = lambda w: weighted(values, predicted, w)  # noqa: E731
     found, notes = intervals.measured(of, _WHY, patients, forms=_FORMS, **options)
     return found | {"notes": notes}

@@ -169,7 +169,7 @@ def test_skewness_and_kurtosis_are_those_of_the_patients_for_any_number_of_draws
     skew = np.mean(apart**3) / np.mean(apart**2) ** 1.5 * (100 * 99) ** 0.5 / 98 / 10
     assert np.mean([one.skew for one in found]) == pytest.approx(skew, rel=0.1)
     freedom = 198 / (np.mean(apart**4) / np.mean(apart**2) ** 2 - 1)
-    assert np.median([one.freedom for one in found]) == pytest.approx(freedom, rel=0.1)
+    assert np.mean([1 / one.freedom for one in found]) == pytest.approx(1 / freedom, rel=0.1)
     assert np.mean([one.deviation for one in found]) == pytest.approx(values.std(ddof=1) / 10, rel=0.02)
 
 

@@ -59,7 +59,9 @@ def test_intervals_are_those_of_a_plain_loop_over_patients():
     np.testing.assert_allclose(found["spearman_ci"], expected, atol=1e-9)
     middle = np.arctanh(found["spearman_ci"]).mean()
     assert middle == pytest.approx(np.arctanh(whole))
-    assert found["notes"] == {}
+    assert list(found["notes"]) == ["rmse_ci"]  # 45 patients are few for it
+    assert found["notes"]["rmse_ci"].startswith("likely too narrow")
+    assert compute(*sample(100, 4), np.arange(100), seed=5, resamples=50)["notes"] == {}
 
 
 @pytest.mark.parametrize(
