@@ -21,7 +21,7 @@ from remind_jax.evaluation.metrics import defined_classes
 
 RESAMPLES = 1000
 LEVEL = 0.95
-MIN_SAMPLES = 30  # with fewer, percentile intervals are known to be too narrow
+MIN_SAMPLES = 30  # with fewer, the spread of resamples is itself no more than a guess
 MIN_PATIENTS = 10  # the bootstrap resamples patients, not samples
 CHUNK = 1 << 21  # weights held at a time
 BLOCKS = 20, 2  # of patients whose influence is told apart: at least, and resamples a block
