@@ -102,15 +102,6 @@ def gaps(run: Run, sides: Sides, draws: int, seed: int) -> list[Row]:
     return rows
 
 
-def corrected(rows: Sequence[Row]) -> list[Row]:
-    """Adds `p_holm`, p of what is explained corrected over the rows of a figure."""
-    for name in {row["figure"] for row in rows}:
-        some = [row for row in rows if row["figure"] == name]
-        for row, p in zip(some, intervals.holm([row["p"] for row in some]), strict=True):
-            row["p_holm"] = p
-    return list(rows)
-
-
 def summary(rows: Sequence[Row], task: Task) -> str:
     """Returns the summary for a terminal, of the figure that leads."""
     lead, title = next(iter(task.compared.items()))
@@ -159,7 +150,7 @@ def main(arguments: list[str]) -> None:
     (run,) = opening.open_runs([path])
     sides, folder = sides_of(run), opening.output_folder(path)
     found = [gaps(run, one, options.draws, options.seed) for one in progress.over(sides, "gaps", len(sides))]
-    rows = corrected([row for some in found for row in some])
+    rows = intervals.corrected([row for some in found for row in some])
     identified = [command.identity(run) | row for row in rows]
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, identified)
     title = f"{run.config.method} on {run.data.manifest.title}"

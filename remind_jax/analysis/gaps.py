@@ -34,7 +34,7 @@ ENDS = ("", "_low", "_high")
 COLUMNS = (
     *("run", "method", "seed", "gaps", "protocol", "rate", "realised", "n", "n_lost", "figure"),
     *(f"{part}{end}" for part in ("value", "difference") for end in ENDS),
-    "p",
+    *("p", "p_holm"),
 )
 
 

@@ -58,11 +58,7 @@ def gaps(
         for _, value, rows in (one for one in every if one is not most):
             told = {"attribute": attribute, "value": value, "against": most[1]}
             found += [told | one for one in _difference(of, names, rows, most[2], patients, seed, resamples)]
-    for name in names:
-        some = [one for one in found if one["figure"] == name]
-        for one, p in zip(some, intervals.holm([one["p"] for one in some]), strict=True):
-            one["p_holm"] = p
-    return found
+    return intervals.corrected(found)
 
 
 def presence(
@@ -122,20 +118,22 @@ class Drawn(NamedTuple):
 
 def drawn_together(of: intervals.Weighted, patients: np.ndarray, *, seed: int, resamples: int) -> dict[str, Drawn]:
     """Computes figures that are differences, and draws patients [n] `resamples` times, 0 for no intervals."""
-    owners, owner = np.unique(patients, return_inverse=True)
+    owners, first, owner = np.unique(patients, return_index=True, return_inverse=True)
+    starts, counts, parts = intervals.blocks(len(owners), resamples), [], []
     with np.errstate(invalid="ignore", divide="ignore"):
         whole = of(np.ones((1, len(patients))))
-        parts = [of(some) for some in intervals.patient_weights(owner, len(owners), seed, resamples=resamples)]
+        for some in intervals.patient_weights(owner, len(owners), seed, resamples=resamples):
+            parts.append(of(some))
+            counts.append(np.add.reduceat(some[:, first], starts, axis=1))
     found = {}
-    for name, value in whole.items():
-        ci, note, p = None, FEW, None
-        if not np.isfinite(value[0]):
+    for name, (value,) in whole.items():
+        ci, p, note = None, None, FEW
+        if not np.isfinite(value):
             note = "the figure is undefined on a side"
         elif parts:
-            drawn = np.concatenate([part[name] for part in parts])
-            ci, note = intervals.percentile(drawn, "what the figure needs on a side", len(owners))
-            p = intervals.p_value(drawn[np.isfinite(drawn)]) if ci else None
-        found[name] = Drawn(float(value[0]) if np.isfinite(value[0]) else None, ci, p, note or "")
+            drawn = np.concatenate([part[name] for part in parts]), np.concatenate(counts)
+            ci, p, note = intervals.difference(value, *drawn, len(owners), "what the figure needs on a side")
+        found[name] = Drawn(float(value) if np.isfinite(value) else None, ci, p, note or "")
     return found
 
 

@@ -1,14 +1,15 @@
-"""95 % intervals: Student's around a figure, by a bootstrap of patients; the exact binomial one of few samples.
+"""95 % intervals of figures and of differences, by a bootstrap of patients; the exact binomial one of few samples.
 
 A patient's samples are not independent (two eyes, several stays), so whole patients are drawn with replacement. A
 resample is a row of integer weights, and every metric of all resamples is computed at once from sorted cumulative sums;
 no Python loop runs over resamples.
 
-The spread of the resamples is taken to a scale on which the figure has no bounds. Percentiles of few patients hold the
-truth too seldom, above all where a few of them decide (a rare class, one large error), for their spread is then itself
-a guess. So the degrees of freedom are those of Satterthwaite: 2 (n - 1) / (κ - 1) of n patients with the kurtosis κ of
-their influences on the figure, which are its covariances with how often each is drawn. docs/intervals.md has how often
-these and other intervals held the truth (benchmarks/coverage.py).
+What the resamples tell is how far a figure spreads. Their percentiles hold the truth too seldom, above all where a few
+patients decide (a rare class, one large error), for the spread is then itself a guess. So an interval is Student's, on
+a scale on which the figure has no bounds, with the degrees of freedom of Satterthwaite: 2 (n - 1) / (κ - 1) of n
+patients with the kurtosis κ of their influences on the figure, which are its covariances with how often each is drawn.
+Shares, errors and F1 have forms of their own: `SHARE`, `ERROR` and `resampled`. docs/intervals.md has how often these
+and other intervals held the truth.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,29 +21,84 @@ from remind_jax.evaluation.metrics import defined_classes
 
 RESAMPLES = 1000
 LEVEL = 0.95
-MIN_SAMPLES = 30  # with fewer, percentile intervals are known to be too narrow
+MIN_SAMPLES = 30  # with fewer, the spread of resamples is itself no more than a guess
 MIN_PATIENTS = 10  # the bootstrap resamples patients, not samples
 CHUNK = 1 << 21  # weights held at a time
-BLOCKS = 20, 10  # of patients whose influence is told apart: at least, and resamples a block
+BLOCKS = 20, 2  # of patients whose influence is told apart: at least, and resamples a block
+RARE = 2  # patients with the rarer of two outcomes, whose spread tells nothing
+FEW = 5  # patients with the rarer outcome of a class among several, whose mean is then known to spread too little
+NARROW = "likely too narrow"
+TAIL = 1.5  # few patients show too little of a tail: skewness of errors is taken so often
 NAMES = ("accuracy", "macro_f1", "auroc", "auprc")
 
 
-class Scale(NamedTuple):
-    """A scale on which a figure has no bounds, the way back, and its slope."""
+class Spread(NamedTuple):
+    """How a figure spreads over draws of patients.
 
-    of: Callable[[float], float]
-    back: Callable[[float], float]
-    slope: Callable[[float], float]
+    Attributes:
+      deviation: its standard deviation.
+      freedom: degrees of freedom of this.
+      skew: skewness of the influences of patients, over the root of their number.
+      patients: their number.
+    """
+
+    deviation: float
+    freedom: float
+    skew: float
+    patients: int
+
+    def reach(self, freedom: float | None = None) -> float:
+        """Returns half the width of Student's interval."""
+        from scipy.special import stdtrit
+
+        return float(stdtrit(freedom or self.freedom, (1 + LEVEL) / 2)) * self.deviation
 
 
-SHARE = Scale(lambda x: np.log(x / (1 - x)), lambda y: 1 / (1 + np.exp(-y)), lambda x: 1 / (x * (1 - x)))
-"""Of figures between 0 and 1: their logit."""
-ERROR = Scale(lambda x: -(x**-0.5), lambda y: y**-2 if y < 0 else np.inf, lambda x: x**-1.5 / 2)
-"""Of figures above 0: the inverse of their root, as their spread grows faster than they do."""
-CORRELATION = Scale(np.arctanh, np.tanh, lambda x: 1 / (1 - x * x))
-FIT = Scale(lambda x: -np.log(1 - x), lambda y: 1 - np.exp(-y), lambda x: 1 / (1 - x))
-"""Of R²: the logarithm of what is left unexplained."""
+class Form(NamedTuple):
+    """Bounds of a figure's `power` from it and its spread."""
 
+    bounds: Callable[[float, Spread], tuple[float, float]]
+    power: int = 1
+
+
+def _scaled(of: Callable[[Any], Any], back: Callable[[Any], Any], slope: Callable[[float], float]) -> Form:
+    """Makes Student's interval on a scale, given with the way back and its slope."""
+
+    def bounds(x: float, spread: Spread) -> tuple[float, float]:
+        return back(of(x) - spread.reach() * slope(x)), back(of(x) + spread.reach() * slope(x))
+
+    return Form(bounds)
+
+
+def _score(x: float, spread: Spread) -> tuple[float, float]:
+    part = spread.reach(spread.patients - 1) ** 2 / (x * (1 - x))
+    half = (x * (1 - x) * part + part**2 / 4) ** 0.5
+    return (x + part / 2 - half) / (1 + part), (x + part / 2 + half) / (1 + part)
+
+
+def _skewed(x: float, spread: Spread) -> tuple[float, float]:
+    lean = max(TAIL * spread.skew, 1e-6)
+
+    def ends(t: float) -> float:
+        return x - spread.deviation * 3 / lean * (float(np.cbrt(1 + lean * (t - lean / 6))) - 1)
+
+    t = spread.reach() / spread.deviation
+    return max(0.0, ends(t)), ends(-t)
+
+
+RANK = _scaled(lambda x: np.log(x / (1 - x)), lambda y: 1 / (1 + np.exp(-y)), lambda x: 1 / (x * (1 - x)))
+"""Of figures between 0 and 1 that are no plain shares, such as AUROC: Student's on their logit."""
+SHARE = Form(_score)
+"""Of shares: Wilson's, of as many samples as would spread alike, with Student's quantile for n - 1."""
+ERROR = Form(_skewed)
+"""Of mean errors: Student's t freed of the skewness of the influences (Hall 1992), taken `TAIL` times."""
+SQUARE = Form(_skewed, 2)
+"""Of a root of a mean of squares: that of the mean."""
+CORRELATION = _scaled(np.arctanh, np.tanh, lambda x: 1 / (1 - x * x))
+FIT = _scaled(lambda x: -np.log(1 - x), lambda y: 1 - np.exp(-y), lambda x: 1 / (1 - x))
+"""Of R²: Student's on the logarithm of what is left unexplained."""
+Gamma = Callable[[float, tuple[int, ...]], np.ndarray]
+"""Draws numbers of a gamma distribution, given by its mean, in a shape; or gives the mean itself."""
 Weighted = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Figures of a sample under rows of weights [r, n], which count each sample so often: by name [r], NaN if undefined."""
 
@@ -62,12 +118,15 @@ def intervals(
     `decision` see `weighted_metrics`. The answer is that of `resampled`, with accuracy as a share of the samples.
     """
 
-    def of(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return weighted_metrics(labels, probabilities, weights, decision)
+    def of(weights: np.ndarray, gamma: Gamma | None = None) -> dict[str, np.ndarray]:
+        return weighted_metrics(labels, probabilities, weights, gamma, decision)
 
     shares = {"accuracy": probabilities.argmax(1) == labels}
-    names = (*NAMES, "macro_f1_tuned") if len(decision) else NAMES
-    return resampled(of, names, patients, seed=seed, resamples=resamples, shares=shares, lacks="a class")
+    options: dict[str, Any] = {"seed": seed, "resamples": resamples, "lacks": "a class"}
+    use, ranked = defined_classes(labels, probabilities.shape[1]), ("auroc", "auprc")
+    options |= of_rare([rarer(labels == k, patients) for k in use], ranked)
+    tuned = ("macro_f1_tuned",) if len(decision) else ()
+    return resampled(of, (*NAMES, *tuned), patients, shares=shares, smooth=("macro_f1", *tuned), **options)
 
 
 def resampled(
@@ -78,19 +137,29 @@ def resampled(
     seed: int,
     resamples: int = RESAMPLES,
     shares: Mapping[str, np.ndarray] = {},
-    scales: Mapping[str, Scale] = {},
+    forms: Mapping[str, Form] = {},
+    smooth: Sequence[str] = (),
+    rare: Mapping[str, int] = {},
+    narrow: Mapping[str, str] = {},
     whole: Mapping[str, np.ndarray] | None = None,
     lacks: str = "variety",
     width: int = 1,
 ) -> tuple[dict[str, list[float] | None], dict[str, str]]:
     """Computes 95 % intervals of figures by drawing patients [n], of any dtype that can be sorted, with replacement.
 
-    At least 30 samples of at least 10 patients have Student's intervals on the figures' `scales`, by default `SHARE`.
-    With fewer, figures in `shares`, which are shares of true values in bool [n], have the exact (Clopper-Pearson)
-    interval of as many samples as there are patients, and the others have None. A bootstrap interval of no width (every
-    sample right, say) would be false certainty, so shares have the exact interval then, too. `whole` are the figures of
-    all samples [1] where they are known; `lacks` names what resamples without a figure lack; `width` is how many times
-    the weights of a sample are held at once.
+    At least 30 samples of at least 10 patients have intervals of the figures' `forms`, by default `SHARE` of `shares`,
+    which are shares of true values in bool [n], and `RANK` of others. With fewer, shares have the exact
+    (Clopper-Pearson) interval of as many samples as there are patients, and the others have None. A bootstrap interval
+    of no width (every sample right, say) would be false certainty, so shares have the exact interval then, too.
+
+    Figures in `smooth` are those that `of` changes where it is given a `Gamma`, too: what few samples have not shown is
+    then drawn as well; the interval is around the figure with the mean of that, and holds the figure itself. `rare` has
+    the number of patients with the rarer outcome for figures that compare two: with at most `RARE`, and where the
+    resamples are all alike, they have the exact interval of so many. `narrow` has reasons why intervals are likely too
+    narrow, for the notes.
+
+    `whole` are the figures of all samples [1] where they are known; `lacks` names what resamples without a figure lack;
+    `width` is how many times the weights of a sample are held at once.
 
     Returns `(values, notes)`: `NAME_ci` as `[low, high]` or None, and the reason of each None or substitute.
     """
@@ -102,17 +171,28 @@ def resampled(
         why = f"{n} samples of {people} patients are too few for a bootstrap"
         notes = {f"{k}_ci": _exact_note(n, people) if k in shares else why for k in names}
         return {f"{k}_ci": exact_interval(shares[k], people) if k in shares else None for k in names}, notes
-    parts, counts, starts = [], [], _blocks(people, resamples)
+    parts, counts, starts = [], [], blocks(people, resamples)
+    added = (np.random.default_rng((seed, n)).standard_gamma,) if smooth else ()
     for rows in patient_weights(owner, people, seed, resamples=resamples, chunk=CHUNK // width):
-        parts.append(of(rows))
+        parts.append(of(rows, *added))
         counts.append(np.add.reduceat(rows[:, first], starts, axis=1))
-    whole, drawn = whole or of(np.ones((1, n))), np.concatenate(counts)
+    all_once, drawn = np.ones((1, n)), np.concatenate(counts)
+    whole = whole or of(all_once)
+    centres = of(all_once, lambda mean, shape: np.full(shape, mean)) if smooth else whole
     values, notes = {}, {}
     for name in names:
-        resample = np.concatenate([p[name] for p in parts])
-        value, note = student(whole[name][0], resample, drawn, people, scales.get(name, SHARE), lacks)
+        resample, x = np.concatenate([p[name] for p in parts]), float(whole[name][0])
+        form = SHARE if name in shares else forms.get(name, RANK)
+        value, note = interval(float(centres[name][0]), resample, drawn, people, form, lacks)
         if name in shares and value is None:
             value, note = exact_interval(shares[name], people), _exact_note(n, people)
+        elif 0 < rare.get(name, 0) <= (RARE if value else people):
+            value = exact_share(x, rare[name])
+            note = f"exact binomial interval over the {rare[name]} with the rarer outcome, counted in patients"
+        elif value and name in smooth:
+            value = [min(value[0], x), max(value[1], x)]
+        elif value and name in narrow:
+            note = f"{NARROW}: {narrow[name]}" + (f"; {note}" if note else "")
         values[f"{name}_ci"] = value
         if note:
             notes[f"{name}_ci"] = note
@@ -147,50 +227,71 @@ def exact_interval(correct: np.ndarray, patients: int | None = None) -> list[flo
 
     It is that of the same share of `patients`, by default of all n.
     """
+    return exact_share(float(correct.mean()), patients or len(correct))
+
+
+def exact_share(share: float, n: int) -> list[float]:
+    """Returns the Clopper-Pearson 95 % interval of a share of n samples."""
     from scipy.special import betaincinv
 
-    n = patients or len(correct)
-    hits, side = float(correct.sum()) * n / len(correct), (1 - LEVEL) / 2
+    hits, side = share * n, (1 - LEVEL) / 2
     low = betaincinv(hits, n - hits + 1, side) if hits > 0 else 0.0
     return [float(low), float(betaincinv(hits + 1, n - hits, 1 - side)) if hits < n else 1.0]
 
 
-def student(
-    whole: float, drawn: np.ndarray, counts: np.ndarray, patients: int, scale: Scale, lacks: str
+def rarer(case: np.ndarray, patients: np.ndarray) -> int:
+    """Returns how many patients [n] have the rarer of two outcomes, bool [n]."""
+    return min(len(np.unique(patients[side])) for side in (case, ~case))
+
+
+def of_rare(counts: Sequence[int], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns options of `resampled` for means over classes, given `rarer` of each: of one `rare`, of more `narrow`."""
+    if len(counts) == 1:
+        return {"rare": dict.fromkeys(names, counts[0])}
+    if not counts or min(counts) >= FEW:
+        return {}
+    return {"narrow": dict.fromkeys(names, f"of one class {min(counts)} patients have the rarer outcome")}
+
+
+def interval(
+    whole: float, drawn: np.ndarray, counts: np.ndarray, patients: int, form: Form, lacks: str
 ) -> tuple[list[float] | None, str | None]:
-    """Returns Student's interval of a figure from its resamples [r], or None, and the reason of None.
+    """Returns the interval of a figure from its resamples [r], or None, and the reason of None.
 
     `counts` [r, blocks] tells how many patients of each block are in a resample.
     """
-    from scipy.special import stdtrit
-
-    finite = np.isfinite(drawn)
     if why := _unusable(drawn, lacks):
         return None, why
-    known, counts = drawn[finite], counts[finite]
-    spread = known.std(ddof=1) * (patients / (patients - 1)) ** 0.5 * scale.slope(whole)
-    reach = stdtrit(_freedom(known, counts, patients), (1 + LEVEL) / 2) * spread
-    bounds = [float(scale.back(scale.of(whole) + sign * reach)) for sign in (-1, 1)]
+    finite = np.isfinite(drawn)
+    spread = spread_of(drawn[finite] ** form.power, counts[finite], patients)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        bounds = np.array(form.bounds(whole**form.power, spread)) ** (1 / form.power)
     if not np.isfinite(bounds).all():
         return None, "resamples spread too widely for bounds"
-    return bounds, _left_out(drawn, lacks)
+    return bounds.tolist(), _left_out(drawn, lacks)
 
 
-def _blocks(patients: int, resamples: int) -> np.ndarray:
+def blocks(patients: int, resamples: int) -> np.ndarray:
     """Returns where blocks of patients begin: with too many for the resamples an influence would be mostly noise."""
     least, each = BLOCKS
     blocks = min(patients, max(least, resamples // each))
     return np.arange(blocks) * patients // blocks
 
 
-def _freedom(drawn: np.ndarray, counts: np.ndarray, patients: int) -> float:
-    """Computes degrees of freedom of the spread of resamples [r]; `counts` are those of `student`.
+def spread_of(drawn: np.ndarray, counts: np.ndarray, patients: int) -> Spread:
+    """Computes the spread of resamples [r]; `counts` are those of `interval`.
 
-    The excess kurtosis of sums over blocks is that of patients, divided by the patients of a block.
+    Covariances of few resamples [r] are noisy: their squares are too large by blocks / r in the mean, and their fourth
+    powers as those of normal noise. The excess kurtosis and squared skewness of sums over blocks are those of patients,
+    divided by the patients of a block.
     """
     influence = (counts - counts.mean(axis=0)).T @ (drawn - drawn.mean())
-    excess = len(influence) * (influence**4).sum() / (influence**2).sum() ** 2 - 3
-    return max(2.0, 2 * (patients - 1) / max(0.1, 2 + excess * patients / len(influence)))
+    size, noise = len(influence), 1 / len(drawn)
+    squares = (influence**2).sum() / (1 + size * noise)
+    fourth = (influence**4).sum() / squares**2 - 6 * noise - 3 * size * noise**2
+    freedom = 2 * (patients - 1) / max(0.1, 2 + (size * fourth - 3) * patients / size)
+    skew = (influence**3).sum() / squares**1.5 * (size * (size - 1)) ** 0.5 / (size - 2)
+    return Spread(drawn.std(ddof=1) * (patients / (patients - 1)) ** 0.5, max(2.0, freedom), skew, patients)
 
 
 def patient_weights(
@@ -211,7 +312,11 @@ def patient_weights(
 
 
 def weighted_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, decision: Sequence[float] = ()
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    weights: np.ndarray,
+    gamma: Gamma | None = None,
+    decision: Sequence[float] = (),
 ) -> dict[str, np.ndarray]:
     """Computes accuracy, macro-F1, AUROC and AUPRC under rows of sample weights [r, n] at once, float64 [r] each.
 
@@ -219,14 +324,16 @@ def weighted_metrics(
 
     The values are those of `metrics.compute` on the samples repeated by weight, and NaN where undefined, with one
     exception: where a class of the sample is absent from a resample, AUROC and AUPRC are NaN rather than the mean over
-    fewer classes, so that all resamples measure the same quantity.
+    fewer classes, so that all resamples measure the same quantity. With `gamma` macro-F1 is that of `f1`, over the
+    classes among the labels and predictions of the sample.
     """
     classes = probabilities.shape[1]
     true = labels[:, None] == np.arange(classes)
-    accuracy, f1 = _weighted_answers(true, probabilities.argmax(1), weights)
-    values = {"accuracy": accuracy, "macro_f1": f1}
+    answers = {"macro_f1": probabilities.argmax(1)}
     if len(decision):
-        values["macro_f1_tuned"] = _weighted_answers(true, (probabilities * decision).argmax(1), weights)[1]
+        answers["macro_f1_tuned"] = (probabilities * decision).argmax(1)
+    values = {name: _macro_f1(true, answer, weights, gamma) for name, answer in answers.items()}
+    values["accuracy"] = weights @ (answers["macro_f1"] == labels) / weights.sum(1)
     use = defined_classes(labels, classes)
     ranked = np.array([weighted_ranking(true[:, k], probabilities[:, k], weights) for k in use])
     nothing = np.full(len(weights), np.nan)
@@ -234,14 +341,27 @@ def weighted_metrics(
     return values | {"auroc": auroc, "auprc": auprc}
 
 
-def _weighted_answers(true: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns accuracy and macro-F1 of answers, int [n], under weights [r, n]; `true` bool [n, c]."""
+def _macro_f1(true: np.ndarray, answers: np.ndarray, weights: np.ndarray, gamma: Gamma | None) -> np.ndarray:
+    """Returns macro-F1 of answers, int [n], under weights [r, n]; `true` bool [n, c]."""
     called = answers[:, None] == np.arange(true.shape[1])
     indicators = np.concatenate([true & called, true, called], axis=1).astype(np.float64)
     hit, actual, claimed = np.split(weights @ indicators, 3, axis=1)
+    there, seen = actual + claimed, (true | called).any(0)
+    if gamma:
+        return f1(hit[:, seen], there[:, seen], gamma).mean(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        f1 = np.where(actual + claimed > 0, 2 * hit / (actual + claimed), 0.0)
-        return hit.sum(1) / weights.sum(1), f1.sum(1) / (actual + claimed > 0).sum(1)
+        return np.where(there > 0, f1(hit, there), 0.0).sum(1) / (there > 0).sum(1)
+
+
+def f1(hits: np.ndarray, there: np.ndarray, gamma: Gamma | None = None) -> np.ndarray:
+    """Computes F1 from weights of any shape: of hits, and of cases and of predicted cases together.
+
+    With `gamma` half a hit, half a case missed and half a false one, in the mean, are added (Jeffreys' prior).
+    """
+    if gamma:
+        right, wrong = gamma(0.5, hits.shape), gamma(1.0, hits.shape)
+        hits, there = hits + right, there + 2 * right + wrong
+    return 2 * hits / there
 
 
 def weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -265,10 +385,22 @@ def weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarra
     return auroc, np.where(control_total[:, -1] > 0, auprc, np.nan)
 
 
-def p_value(drawn: np.ndarray) -> float:
-    """Computes a two-sided p of a difference from its replicates [r]: twice the smaller tail, at least 2 / (r + 1)."""
-    below, above = (1 + int((drawn <= 0).sum())), (1 + int((drawn >= 0).sum()))
-    return min(1.0, 2 * min(below, above) / (len(drawn) + 1))
+def difference(
+    value: float, drawn: np.ndarray, counts: np.ndarray, patients: int, lacks: str
+) -> tuple[list[float] | None, float | None, str | None]:
+    """Returns the interval and two-sided p of a difference from its resamples [r], or None, and the reason of None.
+
+    Other arguments are those of `interval`.
+    """
+    from scipy.special import stdtr
+
+    if why := _unusable(drawn, lacks):
+        return None, None, why
+    finite = np.isfinite(drawn)
+    spread = spread_of(drawn[finite], counts[finite], patients)
+    p = float(2 * stdtr(spread.freedom, -abs(value) / spread.deviation))
+    ends = [float(value - spread.reach()), float(value + spread.reach())]
+    return ends, p, _left_out(drawn, lacks)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -282,22 +414,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def tail(patients: int) -> float:
-    """Returns the share of resamples on each side of an interval of so many patients, at least 2.
-
-    A normal figure's resamples spread too little by √((n - 1) / n), and its interval should be Student's.
-    """
-    from scipy.special import ndtr, stdtrit
-
-    return float(ndtr((patients / (patients - 1)) ** 0.5 * stdtrit(patients - 1, (1 - LEVEL) / 2)))
-
-
-def percentile(values: np.ndarray, lacks: str, patients: int) -> tuple[list[float] | None, str | None]:
-    """Returns the percentile interval of the finite resamples [r] of patients, or None, and the reason of None."""
-    if why := _unusable(values, lacks):
-        return None, why
-    low, high = np.quantile(values[np.isfinite(values)], [tail(patients), 1 - tail(patients)])
-    return [float(low), float(high)], _left_out(values, lacks)
+def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds `p_holm` to rows: their `p`, corrected over all rows of the same `figure`."""
+    for name in {row["figure"] for row in rows}:
+        some = [row for row in rows if row["figure"] == name]
+        for row, p in zip(some, holm([row["p"] for row in some]), strict=True):
+            row["p_holm"] = p
+    return list(rows)
 
 
 def _unusable(values: np.ndarray, lacks: str) -> str | None:

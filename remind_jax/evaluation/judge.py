@@ -76,7 +76,7 @@ def figures_of_classes(
 
 def weighed_of_classes(labels: np.ndarray, probabilities: np.ndarray, decision: Sequence[float] = ()) -> Weighed:
     """Makes the figures with intervals of classes of some samples in many weightings."""
-    return lambda at, weights: intervals.weighted_metrics(labels[at], probabilities[at], weights, decision)
+    return lambda at, weights: intervals.weighted_metrics(labels[at], probabilities[at], weights, decision=decision)
 
 
 def of_classes(decision: Sequence[float] = ()) -> Judge:

@@ -6,6 +6,7 @@ together. AUROC and AUPRC need a case and a non-case, F1 a case or a predicted o
 probability is at least its threshold.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,14 +45,21 @@ def compute(
     _check(labels, probabilities, names)
     called = probabilities >= thresholds
     options = {"seed": seed, "resamples": resamples, "lacks": "a case or a non-case"}
-    by_label = {}
+    by_label, counts = {}, []
     for j, name in enumerate(names):
         known = labels[:, j] != UNKNOWN
         parts = labels[known, j] == 1, probabilities[known, j], called[known, j]
-        found, notes = intervals.measured(_of(_label, *parts), _WHY_LABEL, patients[known], **options)
+        rarer = intervals.rarer(parts[0], patients[known])
+        counts += [rarer] if rarer else []
+        of, more = functools.partial(_label, *parts), {"smooth": ("f1",), **options}
+        more |= intervals.of_rare([rarer], ("auroc", "auprc"))
+        found, notes = intervals.measured(of, _WHY_LABEL, patients[known], **more)
         by_label[name] = {"n": int(known.sum()), "cases": int(parts[0].sum()), **found, "notes": notes}
-    of = _of(weighted, labels, probabilities, called)
-    values, notes = intervals.measured(of, _WHY, patients, **options, width=len(names))
+    of = functools.partial(weighted, labels, probabilities, called)
+    options |= {"smooth": ("f1_macro", "f1_micro"), "width": len(names)}
+    if len(counts) > 1:
+        options |= intervals.of_rare(counts, ("auroc_macro", "auprc_macro"))
+    values, notes = intervals.measured(of, _WHY, patients, **options)
     for figure in FIGURES:
         left = [name for name in names if by_label[name][figure] is None]
         if left and values[f"{figure}_macro"] is not None:
@@ -62,18 +70,24 @@ def compute(
 
 
 def weighted(
-    labels: np.ndarray, probabilities: np.ndarray, called: np.ndarray, weights: np.ndarray
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    called: np.ndarray,
+    weights: np.ndarray,
+    gamma: intervals.Gamma | None = None,
 ) -> dict[str, np.ndarray]:
     """Computes the macro and micro means under rows of sample weights [r, n] at once, [r] each, NaN where undefined.
 
     `called`, bool [n, l], tells which labels are predicted. Where a label that has a case and a non-case in the sample
-    lacks one in a resample, macro AUROC and AUPRC are NaN rather than means over fewer labels.
+    lacks one in a resample, macro AUROC and AUPRC are NaN rather than means over fewer labels. With `gamma` F1 is that
+    of `intervals.f1`.
     """
     known = labels != UNKNOWN
-    each = [_label(labels[k, j] == 1, probabilities[k, j], called[k, j], weights[:, k]) for j, k in enumerate(known.T)]
+    parts = [(labels[k, j] == 1, probabilities[k, j], called[k, j], weights[:, k]) for j, k in enumerate(known.T)]
+    each = [_label(*part, gamma) for part in parts]
     use = [j for j, k in enumerate(known.T) if len(np.unique(labels[k, j])) == 2]
     cells = np.repeat(weights, labels.shape[1], axis=1)[:, known.ravel()]
-    pooled = _label(labels[known] == 1, probabilities[known], called[known], cells)
+    pooled = _label(labels[known] == 1, probabilities[known], called[known], cells, gamma)
     nothing = np.full(len(weights), np.nan)
     macro = {name: np.mean([each[j][name] for j in use], axis=0) if use else nothing for name in ("auroc", "auprc")}
     f1 = np.array([figures["f1"] for figures in each])
@@ -106,18 +120,21 @@ def f1_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return found
 
 
-def _label(case: np.ndarray, score: np.ndarray, called: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _label(
+    case: np.ndarray,
+    score: np.ndarray,
+    called: np.ndarray,
+    weights: np.ndarray,
+    gamma: intervals.Gamma | None = None,
+) -> dict[str, np.ndarray]:
     """Computes the figures of one label's known samples [n] under weights [r, n]."""
     both = case.any() and not case.all()
     nothing = np.full(len(weights), np.nan)
     auroc, auprc = intervals.weighted_ranking(case, score, weights) if both else (nothing, nothing)
     hits, there = weights @ (case & called), weights @ (case.astype(float) + called)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {"auroc": auroc, "auprc": auprc, "f1": 2 * hits / there}
-
-
-def _of(figures: Any, *parts: np.ndarray) -> intervals.Weighted:
-    return lambda weights: figures(*parts, weights)
+        f1 = intervals.f1(hits, there, gamma) if (case | called).any() else nothing
+    return {"auroc": auroc, "auprc": auprc, "f1": f1}
 
 
 def _few(names: Sequence[str], most: int = 5) -> str:

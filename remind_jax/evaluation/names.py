@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 EXPLAINED = {
     "accuracy": "Share of samples whose most probable class is the true one.",
     "macro_f1": "F1 averaged over the classes that occur in the labels or the answers.",
-    "macro_f1_tuned": "Macro-F1 of answers for which probabilities are divided by a power of the classes' shares, which "
-    "tuning rows chose. eval.adjust_prior=macro_f1 makes all predictions that way.",
+    "macro_f1_tuned": "Macro-F1 of answers for which probabilities are divided by a power of the classes' shares, "
+    "which tuning rows chose. eval.adjust_prior=macro_f1 makes all predictions that way.",
     "auroc": "Chance that a case has the higher probability of two; of several classes each against the rest.",
     "auprc": "Average precision, to be read next to how frequent a class is; of several classes averaged like AUROC.",
     "ece": "Expected calibration error: mean difference between confidence and accuracy over 15 bins; 0 is best.",

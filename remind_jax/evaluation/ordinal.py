@@ -12,7 +12,7 @@ import numpy as np
 from remind_jax.evaluation import intervals, metrics
 
 TITLES = {"qwk": "Weighted kappa", "mae": "MAE"}
-_SCALES = {"mae": intervals.ERROR, "qwk": intervals.CORRELATION}
+_FORMS = {"mae": intervals.ERROR, "qwk": intervals.CORRELATION}
 _WHY = {"mae": "no samples", "qwk": "labels and predictions are all of one class"}
 
 
@@ -33,7 +33,7 @@ def compute(
     bounds, bound_notes = intervals.intervals(labels, probabilities, patients, **options)
     predicted, classes = probabilities.argmax(1), probabilities.shape[1]
     of = lambda weights: weighted(labels, predicted, classes, weights)  # noqa: E731
-    options |= {"scales": _SCALES, "lacks": "a second class"}
+    options |= {"forms": _FORMS, "lacks": "a second class"}
     more, more_notes = intervals.measured(of, _WHY, patients, **options)
     return {**values, **bounds, **more, "notes": {**notes, **bound_notes, **more_notes}}
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures
+from remind_jax.evaluation.intervals import NARROW
 from remind_jax.evaluation.judge import TUNED, titles_of_classes
 from remind_jax.evaluation.names import EXPLAINED, SCALES, airy, breakable, heading, short_names, titled, words
 from remind_jax.runtime import texts
@@ -250,9 +251,9 @@ def is_smoke_run(data: str) -> bool:
 
 def cautions(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns reasons in the report not to trust the model, each as a short lead and a sentence."""
-    checks = (_baseline, _unseen, _few_patients, _wide, _gap, _calibration, _rare_classes)
+    checks = (_baseline, _unseen, _few_patients, _wide, _narrow, _gap, _calibration, _rare_classes)
     if "accuracy" not in report["overall"]:
-        checks = (_unseen, _few_patients)
+        checks = (_unseen, _few_patients, _narrow)
     found = [caution for check in checks if (caution := check(report))]
     if is_synthetic(report["data"]):
         text = "No real patient is in these data. The figures show that the program works, not that the model does."
@@ -351,6 +352,13 @@ def _wide(report: dict[str, Any]) -> tuple[str, str] | None:
     listed = f"{_count(len(rows), 'further combination')}: {_list_groups(report, rows)}"
     lead = f"Accuracy known to no better than {WIDE * 100:.0f} points"
     return lead, f"The 95 % interval is wider than that in {listed}."
+
+
+def _narrow(report: dict[str, Any]) -> tuple[str, str] | None:
+    sets = [report["overall"], *report["groups"]]
+    marked = sum(any(NARROW in note for note in row["notes"].values()) for row in sets)
+    text = f"In {marked} of {len(sets)} sets of samples; their cells say why."
+    return (f"Intervals that are {NARROW}", text) if marked else None
 
 
 def _gap(report: dict[str, Any]) -> tuple[str, str] | None:

@@ -15,11 +15,14 @@ from remind_jax.evaluation import intervals
 TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": "Spearman", "coverage": "Coverage"}
 BIN, BINS = 20, 10  # least samples of a bin of the curve, and most bins
 MIDDLE = (0.1, 0.9)
-_SCALES = {
-    **dict.fromkeys(("mae", "rmse"), intervals.ERROR),
+_FORMS = {
+    "mae": intervals.ERROR,
+    "rmse": intervals.SQUARE,
     "r2": intervals.FIT,
     "spearman": intervals.CORRELATION,
 }
+SOLID = 100
+"""Patients from which on the interval of RMSE bears some errors that are much larger than the others."""
 _WHY = {
     "mae": "no samples",
     "rmse": "no samples",
@@ -45,8 +48,10 @@ def compute(
     options = {"seed": seed, "resamples": resamples, "lacks": "a second value"}
     if predicted.shape[1] == 3:
         options["shares"] = {"coverage": _inside(values, predicted)}
+    if (people := len(np.unique(patients))) < SOLID:
+        options["narrow"] = {"rmse": f"if some errors are much larger, {people} patients may not have shown one"}
     of = lambda w: weighted(values, predicted, w)  # noqa: E731
-    found, notes = intervals.measured(of, _WHY, patients, scales=_SCALES, **options)
+    found, notes = intervals.measured(of, _WHY, patients, forms=_FORMS, **options)
     return found | {"notes": notes}
 
 

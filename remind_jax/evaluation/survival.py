@@ -12,7 +12,7 @@ samples that are evaluated together, also for figures of some of them.
   the integrated one is its mean over the times of the predictions that are below the last time seen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,12 +102,9 @@ class Evaluation:
         self._observed = kaplan_meier(known, censoring=True)
         until = max(self.horizons, default=np.inf) if until is None else until
         self._squared = np.where(known.time < until, self._weights(known.time) ** 2, 0.0)
-        grid = predicted.times[predicted.times < known.time.max(initial=0.0)]
-        self._brier = self._brier_of(self.at_horizons, np.array(self.horizons))
-        self._integrated = None
-        if len(grid) > 1:
-            each = self._brier_of(predicted.at(grid), grid)
-            self._integrated = np.trapezoid(each, grid, axis=1) / (grid[-1] - grid[0])
+        self._grid = predicted.times[predicted.times < known.time.max(initial=0.0)]
+        self._brier = self._brier_parts(self.at_horizons, np.array(self.horizons))
+        self._along = self._brier_parts(predicted.at(self._grid), self._grid)
 
     def figures(
         self, rows: np.ndarray, patients: np.ndarray, *, seed: int, resamples: int = intervals.RESAMPLES
@@ -121,7 +118,8 @@ class Evaluation:
         why = {**_WHY, **{f"{name}@{j}": w for j in range(len(self.horizons)) for name, w in _WHY_HORIZON.items()}}
         errors = [name for name in why if name.startswith(("ibs", "brier"))]
         options = {"seed": seed, "resamples": resamples, "lacks": "a pair to compare"}
-        options["scales"] = dict.fromkeys(errors, intervals.ERROR)
+        options["forms"] = dict.fromkeys(errors, intervals.ERROR)
+        options["rare"] = {f"auroc@{j}": self._rarer(at, patients[at], j) for j in range(len(self.horizons))}
         values, notes = intervals.measured(lambda w: self.weighted(at, w), why, patients[at], **options)
         known, by_horizon = self.known.take(at), {}
         for j, horizon in enumerate(self.horizons):
@@ -129,22 +127,29 @@ class Evaluation:
             by_horizon[f"{horizon:g}"] = {"events": events, **_of_horizon(values, j), "notes": _of_horizon(notes, j)}
         return {**_whole(values), "horizons": by_horizon, "notes": _whole(notes)}
 
+    def _rarer(self, at: np.ndarray, patients: np.ndarray, horizon: int) -> int:
+        """Returns how many patients of rows have an event by a horizon, or none if these are fewer."""
+        had, free = (each[at, 0] for each in self._status(np.array(self.horizons[horizon : horizon + 1])))
+        return intervals.rarer(had[had | free], patients[had | free])
+
     def weighted(self, at: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         """Computes all figures of rows at places int [k] under rows of weights [r, k] at once, [r] each."""
         nothing = np.full(len(weights), np.nan)
         own = np.stack([np.ones(len(at)), self._squared[at]])
         harrell, uno = concordance(self.known.take(at), self.risk[at], own, weights)
-        total = weights.sum(1)
         found = {"c_index": harrell, "c_uno": uno, "ibs": nothing}
-        if self._integrated is not None:
-            found["ibs"] = weights @ self._integrated[at] / total
-        had, free = (each[at] for each in self._status(np.array(self.horizons)))
+        inverse, horizons = self._inverse(at, weights), np.array(self.horizons)
+        if len(self._grid) > 1:
+            along = self._brier_in(self._along, self._grid, at, weights, inverse)
+            found["ibs"] = np.trapezoid(along, self._grid, axis=1) / (self._grid[-1] - self._grid[0])
+        brier = self._brier_in(self._brier, horizons, at, weights, inverse)
+        had, free = (each[at] for each in self._status(horizons))
         single = self._weights(self.known.time[at])
         for j in range(len(self.horizons)):
             cases, controls = weights * (had[:, j] * single), weights * free[:, j]
             found[f"auroc@{j}"] = weighted_auroc(1 - self.at_horizons[at, j], cases, controls)
             some = ((cases + controls).sum(1) > 0) & (self.horizons[j] < self.known.time.max(initial=0.0))
-            found[f"brier@{j}"] = np.where(some, weights @ self._brier[at, j] / total, np.nan)
+            found[f"brier@{j}"] = np.where(some, brier[:, j], np.nan)
         return found
 
     def calibration(self, horizon: int, rows: np.ndarray) -> list[dict[str, Any]]:
@@ -185,11 +190,44 @@ class Evaluation:
         observed = self._observed.at(times)
         return np.where(observed > 0, 1 / np.maximum(observed, 1e-300), 0.0)
 
-    def _brier_of(self, survival: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Returns each sample's part of the Brier score at times [j] from survival [n, j], [n, j]."""
+    def _brier_parts(self, survival: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what Brier scores at times [j] are sums of, of samples with and without the event, [n, j]."""
         had, free = self._status(times)
-        own, there = self._weights(self.known.time)[:, None], self._weights(times)
-        return survival**2 * had * own + (1 - survival) ** 2 * free * there
+        return survival**2 * had, (1 - survival) ** 2 * free
+
+    def _brier_in(
+        self,
+        parts: tuple[np.ndarray, np.ndarray],
+        times: np.ndarray,
+        at: np.ndarray,
+        weights: np.ndarray,
+        inverse: Callable[[np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        """Computes Brier scores at times [j] of rows at places int [k] under weights [r, k], [r, j]."""
+        had, free = (part[at] for part in parts)
+        sums = (weights * inverse(self.known.time[at])) @ had + (weights @ free) * inverse(times)
+        return sums / weights.sum(1, keepdims=True)
+
+    def _inverse(self, at: np.ndarray, weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns 1/G at times [j], as a function, [r, j]: of all samples under their weights, of some as it is.
+
+        With G held fixed, intervals of Brier scores of all samples hold the truth in 98 to 100 %: G is a guess from the
+        same people, and errs with them.
+        """
+        if len(at) < len(self.known.time):
+            return lambda times: self._weights(times)[None]
+        order = np.argsort(self.known.time, kind="stable")
+        times, first = np.unique(self.known.time[order], return_index=True)
+        leaving, events = (
+            np.add.reduceat(each[:, order], first, axis=1) for each in (weights, weights * self.known.event)
+        )
+        at_risk, gone = leaving[:, ::-1].cumsum(1)[:, ::-1] - events, leaving - events
+        with np.errstate(invalid="ignore", divide="ignore"):
+            observed = np.cumprod(np.where(gone > 0, 1 - gone / at_risk, 1.0), axis=1)
+        steps = np.pad(
+            np.where(observed > 0, 1 / np.maximum(observed, 1e-300), 0.0), ((0, 0), (1, 0)), constant_values=1
+        )
+        return lambda at_times: steps[:, np.searchsorted(times, at_times, side="right")]
 
     def _status(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tells who has had the event by each of times [j], and who is known to be free of it, bool [n, j] each."""

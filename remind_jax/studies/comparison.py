@@ -5,15 +5,16 @@ draws patients with replacement, jointly for all methods and all seeds in which 
 with replacement; its difference is the mean over the drawn seeds of (method - baseline). Patients and seeds are
 crossed, not nested: a patient held out under two seeds counts as one, because a chance composition of the patients
 moves both seeds alike. Such a bootstrap of both factors is known to err on the wide side (Owen 2007, "The pigeonhole
-bootstrap"). With one seed only patients are drawn, and the interval says nothing about the chance of training. p is
-two-sided, of the same replicates, and corrected over the methods by Holm.
+bootstrap"). With one seed only patients are drawn, and the interval says nothing about the chance of training. The
+interval and the two-sided p are Student's by the spread of the replicates (`intervals.difference`); p is corrected over
+the methods by Holm.
 """
 
 import dataclasses
 import functools
 import pathlib
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,14 +23,13 @@ import polars as pl
 from remind_jax import tasks
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished, intervals
-from remind_jax.evaluation.intervals import holm, p_value
+from remind_jax.evaluation.intervals import holm
 from remind_jax.evaluation.judge import Weighed
 from remind_jax.evaluation.samples import Samples
 from remind_jax.studies.entries import RESAMPLES, Entry
 from remind_jax.tasks.task import Task
 
 WHOLES = ("all", "head", "tail")
-LEVEL = 0.95
 _ROUNDING = 1e-12  # differences of fractions that are closer are the same
 
 
@@ -102,8 +102,8 @@ class Difference(NamedTuple):
 
     Attributes:
       mean: over the seeds that both have.
-      low, high: 95 % interval of the bootstrap over patients and seeds; None where most replicates have no figure.
-      p: two-sided, of the same replicates.
+      low, high: 95 % interval by the bootstrap over patients and seeds; None where most replicates have no figure.
+      p: two-sided, by the same bootstrap.
       p_holm: p corrected over the methods compared with this baseline in this figure and these samples.
       sd: of the difference over seeds; None for one seed.
       p_seeds: of a paired t-test over seeds, uncorrected.
@@ -158,6 +158,22 @@ class Replicates:
         self.resamples, self._chosen, self._seed = resamples, tuple(chosen), seed
         self._figures: dict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = {}
 
+    @property
+    def patients(self) -> int:
+        """Counts the patients that are drawn."""
+        return len(self._place)
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Returns how many patients of each block of them are in each replicate, [r, blocks]."""
+        starts = intervals.blocks(self.patients, self.resamples)
+        return np.concatenate([np.add.reduceat(weights, starts, axis=1) for weights in self._draws()])
+
+    def _draws(self) -> Iterator[np.ndarray]:
+        """Yields weights of the patients, by their number and the seed alone, so that all runs share them."""
+        people = self.patients
+        return intervals.patient_weights(np.arange(people), people, self._seed, resamples=self.resamples)
+
     def figures(self, method: str, seed: int) -> dict[str, dict[str, np.ndarray]]:
         """Returns samples -> figure -> its value in each replicate [r], NaN where undefined; samples as in `parts`."""
         key = (method, seed)
@@ -170,11 +186,7 @@ class Replicates:
         owner = np.array([self._place[patient] for patient in table["patient_id"].cast(pl.String).to_list()], np.int64)
         found: dict[str, list[dict[str, np.ndarray]]] = {}
         chosen = {name: rows for name, rows in parts(run).items() if name in self._chosen}
-        # The weights depend on the number of patients and the seed of the draws alone, so that all runs share them.
-        draws = intervals.patient_weights(
-            np.arange(len(self._place)), len(self._place), self._seed, resamples=self.resamples
-        )
-        for weights in draws:
+        for weights in self._draws():
             for name, rows in chosen.items():
                 found.setdefault(name, []).append(run.weighed(rows, weights[:, owner[rows]]))
         return {
@@ -189,14 +201,13 @@ class Replicates:
         return np.stack([(drawn == i).sum(axis=1) for i in range(count)], axis=1).astype(np.float64)
 
     def differences(self, method: str, baseline: str, seeds: Sequence[int], part: str, figure: str) -> np.ndarray:
-        """Averages (method - baseline) over the drawn seeds, in each replicate in which it is defined, at most [r]."""
+        """Averages (method - baseline) over the drawn seeds in each replicate, [r], NaN where undefined."""
         one, two = ([self.figures(name, seed)[part][figure] for seed in seeds] for name in (method, baseline))
         each = np.stack(one, axis=1) - np.stack(two, axis=1)
         drawn = self.seeds_drawn(each.shape[1])
         used = np.where(np.isnan(each), 0.0, drawn)
         with np.errstate(invalid="ignore"):
-            values = np.nansum(used * np.nan_to_num(each), axis=1) / used.sum(axis=1)
-        return values[np.isfinite(values)]
+            return np.nansum(used * np.nan_to_num(each), axis=1) / used.sum(axis=1)
 
 
 def parts(run: Outcome) -> dict[str, np.ndarray]:
@@ -293,11 +304,13 @@ def _difference(
     seeds = [one.seed for one, _ in known]
     method, baseline = pairs[0][0].method, pairs[0][1].method
     drawn = replicates.differences(method, baseline, seeds, part, figure)
-    low = high = p = None
-    if 2 * len(drawn) >= replicates.resamples:
-        low, high = (float(q) for q in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-        p = p_value(drawn)
+    mean = statistics.fmean(each)
+    if not drawn.any():  # none is NaN, and all are 0: two copies of a method
+        bounds, p = [0.0, 0.0], 1.0
+    else:
+        bounds, p, _ = intervals.difference(mean, drawn, replicates.counts, replicates.patients, "a figure")
+    low, high = bounds or (None, None)
     sd = statistics.stdev(each) if len(each) > 1 else None
     more = pairs[0][0].task.select.get(figure, True)
     wins = sum(value > 0 if more else value < 0 for value in each)
-    return Difference(statistics.fmean(each), low, high, p, None, sd, t_test(each), wins, len(each))
+    return Difference(mean, low, high, p, None, sd, t_test(each), wins, len(each))

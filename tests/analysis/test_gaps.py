@@ -11,6 +11,7 @@ from remind_jax import main
 from remind_jax.analysis import gaps, opening, robustness
 from remind_jax.data.missingness import PROTOCOLS
 from remind_jax.errors import UserError
+from remind_jax.evaluation import intervals
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -107,6 +108,9 @@ def test_the_table_says_what_gaps_cost(run, capsys):
     for name in run.task.compared:
         apart = rows.filter(pl.col("figure") == name).select(pl.col("value") - pl.col("difference")).to_series()
         np.testing.assert_allclose(apart, report[name], atol=1e-5)
+    for _, some in rows.group_by("figure"):
+        assert some["p_holm"].to_list() == pytest.approx(intervals.holm(some["p"].to_list()))
+    assert (rows["p_holm"] > rows["p"]).any()
     known = rows.drop_nulls("difference_low")
     assert known.height
     inside = known.filter(pl.col("difference").is_between("difference_low", "difference_high"))

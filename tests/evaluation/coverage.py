@@ -1,157 +1,170 @@
-"""How often 95 % intervals of few patients hold the truth, in made-up worlds; the table of docs/intervals.md.
+"""How often 95 % intervals hold the truth, in made-up worlds; the tables of docs/intervals.md.
 
-    python -m tests.evaluation.coverage [--draws=1000] [--figures=accuracy,auroc]
+    python -m tests.evaluation.coverage [--draws=400] [--worlds=numbers,survival]
 
-A world has 12 patients of 3 samples, 20 of 2 or 40 of 1, dependence 0, .3 or .7 between the samples of a patient, and
-one of three rates: of right answers (accuracy), of cases (AUROC, AUPRC, macro-F1, Brier), of censoring (C index); for
-numbers it is 1 with normal errors, else errors have long tails. The truth is that of 400,000 samples.
+A world is drawn at three rates (of right answers, cases, censoring, or how long the tails of errors are) and six
+numbers of patients. None of these was used to choose the forms of intervals. The truth is that of many patients.
 """
 
 import argparse
+import functools
+import warnings
+from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit, ndtr, ndtri, stdtrit
+import polars as pl
+from scipy.special import expit, logit, ndtr, ndtri
 
-from remind_jax.evaluation import intervals, regression, survival
+from remind_jax.evaluation import binary, fairness, intervals, multilabel, ordinal, regression, survival
+from remind_jax.evaluation.judge import weighed_of_classes
 
-SHAPES = ((12, 3), (20, 2), (40, 1))
-DEPENDENCE = (0.0, 0.3, 0.7)
-RATES = (0.5, 0.8, 0.9)
-SCALES = {
-    **dict.fromkeys(("mae", "rmse", "brier"), intervals.ERROR),
-    "r2": intervals.FIT,
-    "spearman": intervals.CORRELATION,
-}
-FORMS = ("percentiles", "further out", "BCa", "jackknife, n - 1", "Student, n - 1", "Student")
-"""The last is the package's; the one before has n - 1 degrees of freedom, the second is that of differences."""
+SHAPES = ((15, 2, 0.5), (30, 2, 0.3), (60, 1, 0.0), (100, 1, 0.0), (200, 1, 0.0), (400, 1, 0.0))
+"""Patients, samples of each, and the dependence between these."""
+RATES = (0.6, 0.85, 0.93)
+Found = dict[str, tuple[float | None, list[float] | None]]
+"""Figures and their intervals by name."""
 
 
-class Sample(NamedTuple):
-    """Patient of each sample int [n], its figure under weights, and where it is a share, what it is a share of."""
+class Draws:
+    """Draws numbers of samples whose patients have much in common, or nothing."""
 
-    owner: np.ndarray
-    of: Callable[[np.ndarray], np.ndarray]
-    share: np.ndarray | None = None
+    def __init__(self, patients: int, each: int, dependence: float, rng: np.random.Generator):
+        self.patients, self.dependence, self.rng = patients, dependence, rng
+        self.owner = np.repeat(np.arange(patients), each)
+        self.options = {"seed": int(rng.integers(1_000_000)), "resamples": 400}
+
+    def normal(self) -> np.ndarray:
+        own, other = self.rng.normal(size=self.patients)[self.owner], self.rng.normal(size=len(self.owner))
+        return np.sqrt(self.dependence) * own + np.sqrt(1 - self.dependence) * other
+
+    def classes(self, rate: float, skill: float = 1.2) -> tuple[np.ndarray, np.ndarray]:
+        """Draws which samples are cases, a share of 1 - rate, and risks."""
+        case = self.normal() > ndtri(rate)
+        return case.astype(int), expit(1.2 * (skill * case + self.normal()) - 0.72 + logit(1 - rate))
+
+    def bounded(self, found: dict, names: tuple[str, ...]) -> Found:
+        return {name: (found[name], found[f"{name}_ci"]) for name in names}
 
 
-def draw(figure, patients, each, dependence, rate, rng) -> Sample:
-    """Draws a sample of a world."""
-    owner = np.repeat(np.arange(patients), each)
-    n = len(owner)
-
-    def normal():
-        own, other = rng.normal(size=patients)[owner], rng.normal(size=n)
-        return np.sqrt(dependence) * own + np.sqrt(1 - dependence) * other
-
-    z, x = normal(), normal()
-    if figure == "accuracy":
-        right = z < ndtri(rate)
-        return Sample(owner, lambda w: w @ right / w.sum(1), right)
-    if figure in ("mae", "rmse"):
-        errors = np.sinh(0.8 * z) if rate != RATES[0] else z
-        return Sample(owner, lambda w: regression.weighted(errors, np.zeros((n, 1)), w)[figure])
-    if figure in ("r2", "spearman"):
-        slope = {0.5: 1.0, 0.8: 0.5, 0.9: 2.0}[rate]
-        return Sample(owner, lambda w: regression.weighted(slope * x + z, slope * x[:, None], w)[figure])
-    if figure == "c_index":
-        time, censoring = np.exp(-0.7 * x) * -np.log(ndtr(z)), rng.exponential({0.5: 1.0, 0.8: 3.0, 0.9: 0.3}[rate], n)
-        known = survival.Outcomes(np.minimum(time, censoring), time <= censoring)
-        return Sample(owner, lambda w: survival.concordance(known, x, np.ones((1, n)), w)[0])
-    case = x < ndtri(rate)
-    risk = expit(1.2 * (1.2 * case + z) - 0.72 + logit(rate))
-    if figure == "brier":
-        return Sample(owner, lambda w: w @ (risk - case) ** 2 / w.sum(1))
+def classes(draws: Draws, rate: float) -> Found:
+    labels, risk = draws.classes(rate)
     both = np.stack([1 - risk, risk], axis=1)
-    if figure == "macro_f1":
-        return Sample(owner, lambda w: intervals.weighted_metrics(case.astype(int), both, w)["macro_f1"])
-    at = ("auroc", "auprc").index(figure)
-    return Sample(owner, lambda w: intervals.weighted_ranking(case, risk, w)[at])
+    values = intervals.weighted_metrics(labels, both, np.ones((1, len(labels))))
+    bounds, _ = intervals.intervals(labels, both, draws.owner, **draws.options)
+    found = {name: (float(values[name][0]), bounds[f"{name}_ci"]) for name in intervals.NAMES}
+    threshold = 1 - rate
+    shares = binary.compute(labels, risk, draws.owner, threshold, **draws.options)
+    return found | draws.bounded(shares, tuple(binary.FIGURES))
 
 
-FIGURES = ("accuracy", "macro_f1", "auroc", "auprc", "brier", "mae", "rmse", "r2", "spearman", "c_index")
+def numbers(draws: Draws, rate: float) -> Found:
+    errors, x = draws.normal(), draws.normal()
+    if rate != RATES[0]:
+        errors = np.sinh(0.8 * errors) if rate == RATES[1] else errors * np.where(draws.rng.random(x.size) < 0.05, 4, 1)
+    predicted = np.stack([x, x - 1.64, x + 1.64], axis=1)
+    found = regression.compute(x + errors, predicted, draws.owner, **draws.options)
+    return draws.bounded(found, tuple(regression.TITLES))
 
 
-def truth(figure, dependence, rate) -> float:
-    """Computes the figure of many patients of one sample, in parts that fit in memory."""
-    rng, size, parts = np.random.default_rng(99), *((2_000, 100) if figure == "c_index" else (400_000, 1))
-    values = []
+def order(draws: Draws, rate: float) -> Found:
+    cuts, x = ndtri([0.2, 0.5, rate]), draws.normal()
+    labels = np.searchsorted(cuts, x)
+    away = (np.arange(4) - np.searchsorted(cuts, 0.8 * x + 0.6 * draws.normal())[:, None]) ** 2
+    p = np.exp(-away) / np.exp(-away).sum(axis=1, keepdims=True)
+    return draws.bounded(ordinal.compute(labels, p, draws.owner, **draws.options), tuple(ordinal.TITLES))
+
+
+def labels(draws: Draws, rate: float) -> Found:
+    drawn = [draws.classes(each) for each in (0.5, rate, rate)]
+    known, p = (np.stack(each, axis=1) for each in zip(*drawn, strict=True))
+    found = multilabel.compute(known, p, "abc", draws.owner, **draws.options, thresholds=np.array([0.5, 0.2, 0.2]))
+    return draws.bounded(found, tuple(multilabel.TITLES))
+
+
+def survived(draws: Draws, rate: float) -> Found:
+    x, quick = draws.normal(), {0.6: 0.5, 0.85: 0.15, 0.93: 2.0}[rate]
+    time = np.exp(-0.7 * x) * -np.log(ndtr(draws.normal()))
+    censored = draws.rng.exponential(1 / quick, x.size)
+    known, grid = survival.Outcomes(np.minimum(time, censored), time <= censored), np.linspace(0.1, 2.0, 20)
+    curve = np.exp(-grid * np.exp(0.7 * x)[:, None])
+    made = survival.Evaluation(known, survival.Predicted(grid, curve), (1.0,))
+    found = made.figures(np.ones(x.size, bool), draws.owner, **draws.options)
+    at = {f"{name} at 1": pair for name, pair in draws.bounded(found["horizons"]["1"], tuple(survival.HORIZON)).items()}
+    return draws.bounded(found, tuple(survival.TITLES)) | at
+
+
+def differences(draws: Draws, rate: float) -> Found:
+    """Two models on the same samples, and two groups of samples, the second twice as large, of one model."""
+    labels, risk = draws.classes(rate)
+    second = expit(logit(risk) + 0.8 * draws.normal())
+    one, two = (weighed_of_classes(labels, np.stack([1 - p, p], axis=1)) for p in (risk, second))
+    everyone = np.arange(len(labels))
+
+    def apart(weights: np.ndarray) -> dict[str, np.ndarray]:
+        values = one(everyone, weights), two(everyone, weights)
+        return {f"{name}, two models": values[1][name] - values[0][name] for name in ("accuracy", "auroc", "macro_f1")}
+
+    pairs = fairness.drawn_together(apart, draws.owner, **draws.options)
+    sex = {"sex": pl.Series(np.where(draws.owner % 3 == 0, "f", "m"))}
+    gaps = fairness.gaps(sex, one, ("accuracy", "auroc"), draws.owner, **draws.options)
+    return {name: (each.value, each.ci) for name, each in pairs.items()} | {
+        f"{gap['figure']}, two groups": (gap["difference"], gap["ci"]) for gap in gaps
+    }
+
+
+WORLDS: dict[str, Callable[[Draws, float], Found]] = {
+    "classes": classes,
+    "numbers": numbers,
+    "order": order,
+    "labels": labels,
+    "survival": survived,
+    "differences": differences,
+}
+
+
+@functools.cache
+def truths(world: str, rate: float) -> dict[str, float]:
+    """Computes the figures of many patients of one sample, in parts that fit in memory."""
+    rng, size, parts = np.random.default_rng(99), *((3_000, 40) if world == "survival" else (100_000, 4))
+    each = defaultdict(list)
     for _ in range(parts):
-        values.append(draw(figure, size, 1, dependence, rate, rng).of(np.ones((1, size)))[0])
-    return float(np.mean(values))
+        draws = Draws(size, 1, 0.0, rng)
+        draws.options["resamples"] = 2
+        for name, (value, _) in WORLDS[world](draws, rate).items():
+            each[name].append(value)
+    return {name: float(np.mean(values)) for name, values in each.items()}
 
 
-def package(figure, sample, seed, resamples):
-    """The package's interval of a sample, or None."""
-    found, _ = intervals.resampled(
-        lambda w: {"x": sample.of(w)},
-        ["x"],
-        sample.owner,
-        seed=seed,
-        resamples=resamples,
-        scales={"x": SCALES.get(figure, intervals.SHARE)},
-        shares={} if sample.share is None else {"x": sample.share},
-    )
-    return found["x_ci"]
-
-
-def others(figure, sample, seed, resamples):
-    """The intervals of the other `FORMS`, where the package's is one of a bootstrap."""
-    owner, patients, scale = sample.owner, sample.owner.max() + 1, SCALES.get(figure, intervals.SHARE)
-    parts = [sample.of(w) for w in intervals.patient_weights(owner, patients, seed, resamples=resamples)]
-    drawn, whole = np.concatenate(parts), sample.of(np.ones((1, len(owner))))[0]
-    drawn = drawn[np.isfinite(drawn)]
-    left = sample.of((owner != np.arange(patients)[:, None]).astype(float))
-    left = left[np.isfinite(left)]
-    influence = left.mean() - left
-    acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5 + 1e-300)
-    below = np.clip(((drawn < whole).mean() + (drawn <= whole).mean()) / 2, 1 / len(drawn), 1 - 1 / len(drawn))
-    z = ndtri(below) + ndtri([0.025, 0.975])
-    corrected = ndtr(ndtri(below) + z / (1 - acceleration * z))
-    error = np.sqrt((len(left) - 1) / len(left) * (influence**2).sum())
-    spread = drawn.std(ddof=1) * (patients / (patients - 1)) ** 0.5
-
-    def student(by):
-        reach = stdtrit(patients - 1, 0.975) * by * scale.slope(whole)
-        return [scale.back(scale.of(whole) + sign * reach) for sign in (-1, 1)]
-
-    yield np.quantile(drawn, [0.025, 0.975])
-    yield np.quantile(drawn, [intervals.tail(patients), 1 - intervals.tail(patients)])
-    yield np.quantile(drawn, corrected)
-    yield student(error)
-    yield student(spread)
-
-
-def coverage(figure, patients, each, dependence, rate, *, draws, resamples=400, every=True):
-    """Shares of intervals that hold the truth, by form; with `every` False of the package's alone."""
-    true, held = truth(figure, dependence, rate), []
+def coverage(world: str, shape: tuple[int, int, float], rate: float, draws: int) -> dict[str, tuple[float, float]]:
+    """Returns, by figure, the share of intervals that hold the truth, and the share of samples that have one."""
+    held, true = defaultdict(list), truths(world, rate)
     for seed in range(draws):
-        rng = np.random.default_rng((seed, patients, int(10 * dependence), int(10 * rate)))
-        sample = draw(figure, patients, each, dependence, rate, rng)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ours = package(figure, sample, seed, resamples)
-            if ours is None:
-                continue
-            drawn = 0 < sample.of(np.ones((1, len(sample.owner))))[0] != 1
-            rest = list(others(figure, sample, seed, resamples)) if every and drawn else [ours] * (len(FORMS) - 1)
-        held.append([low <= true <= high for low, high in (*rest, ours)])
-    return np.mean(held, axis=0)
+        rng = np.random.default_rng((seed, shape[0], int(100 * rate)))
+        for name, (_, bounds) in WORLDS[world](Draws(*shape, rng), rate).items():
+            held[name].append(np.nan if bounds is None else bounds[0] <= true[name] <= bounds[1])
+    found = {name: np.array(each, float) for name, each in held.items()}
+    return {
+        name: (np.nanmean(x) if np.isfinite(x).any() else np.nan, np.isfinite(x).mean()) for name, x in found.items()
+    }
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--draws", type=int, default=1_000)
-    parser.add_argument("--figures", default=",".join(FIGURES))
+    parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--worlds", default=",".join(WORLDS))
     options = parser.parse_args()
-    print("| figure | rate |", " | ".join(FORMS), "|\n|---|---|" + "---|" * len(FORMS))
-    for figure in options.figures.split(","):
+    print(
+        "| figure | rate |", " | ".join(str(patients) for patients, *_ in SHAPES), "|\n|---|---|" + "---|" * len(SHAPES)
+    )
+    for world in options.worlds.split(","):
         for rate in RATES:
-            worlds = [(*shape, d) for shape in SHAPES for d in DEPENDENCE if shape[1] > 1 or d == 0]
-            found = np.array([coverage(figure, *world, rate, draws=options.draws) for world in worlds])
-            cells = [f"{100 * x.min():.1f} to {100 * x.max():.1f}" for x in found.T]
-            print(f"| {figure} | {rate} |", " | ".join(cells), "|", flush=True)
+            columns = [coverage(world, shape, rate, options.draws) for shape in SHAPES]
+            for name in columns[-1]:
+                cells = [f"{100 * each[name][0]:.1f}" if each[name][1] >= 0.5 else "-" for each in columns]
+                print(f"| {name} | {rate} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     main()

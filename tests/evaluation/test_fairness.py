@@ -85,14 +85,13 @@ def test_a_difference_is_that_of_the_figures_with_the_interval_of_a_slow_bootstr
     right = (frame["p_1"].to_numpy() > 0.5) == frame["label"].to_numpy()
     sex, patient = np.array(frame["attribute_sex"].to_list(), object), frame["patient_id"].to_numpy()
     owners, owner = np.unique(patient, return_inverse=True)
-    drawn = []
-    for weights in np.concatenate(list(intervals.patient_weights(owner, len(owners), 3, resamples=200))):
+    counts, drawn = np.concatenate(list(intervals.patient_weights(np.arange(120), 120, 3, resamples=200))), []
+    for weights in counts[:, owner]:
         rows = np.repeat(np.arange(len(owner)), weights.astype(int))
         drawn.append(right[rows][sex[rows] == "m"].mean() - right[rows][sex[rows] == "f"].mean())
-    assert gap["ci"] == pytest.approx(
-        np.quantile(drawn, [intervals.tail(120), 1 - intervals.tail(120)]).tolist(), abs=1e-12
-    )
-    assert gap["p"] == intervals.p_value(np.array(drawn))
+    blocks = np.add.reduceat(counts, intervals.blocks(120, 200), axis=1)
+    ci, p, _ = intervals.difference(gap["difference"], np.array(drawn), blocks, len(owners), "x")
+    assert (gap["ci"], gap["p"]) == (pytest.approx(ci, abs=1e-12), pytest.approx(p))
 
 
 def test_p_is_corrected_over_all_gaps_of_a_figure(report) -> None:

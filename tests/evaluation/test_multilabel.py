@@ -84,6 +84,16 @@ def test_a_label_of_one_class_is_left_out_of_the_means_and_named():
     assert found["auroc_macro_ci"] is not None
 
 
+def test_a_label_with_few_cases_marks_the_macro_means_and_has_an_exact_interval_of_its_own():
+    labels, p = sample(80, 6, unknown=0.0)
+    labels[:, 1] = np.arange(80) < 2
+    found = compute(labels, p, NAMES, np.arange(80), seed=0, resamples=50)
+    assert found["notes"]["auroc_macro_ci"].startswith("likely too narrow: of one class 2 patients")
+    assert not any("narrow" in note for name, note in found["notes"].items() if "macro" not in name)
+    of_one = found["labels"]["aki"]
+    assert of_one["auroc_ci"] == intervals.exact_share(of_one["auroc"], 2)
+
+
 def test_nothing_known_is_none_with_a_reason():
     found = compute(np.full((40, 3), UNKNOWN), sample(40, 7)[1], NAMES, np.arange(40), seed=0, resamples=20)
     assert {found[name] for name in TITLES} == {None}

@@ -169,6 +169,7 @@ def test_a_good_model_on_many_patients_has_few_cautions(good):
         ({"skill": 0.5, "n": 400}, "Accuracy not clearly better than a constant answer"),
         ({"skill": 0.6, "confidence": 0.99, "n": 400}, "Do not read its probabilities as risks"),
         ({"n": 30}, "Few held-out cases of a class"),
+        ({"n": 60, "classes": 8}, "Intervals that are likely too narrow"),
         ({"n": 60}, "Accuracy known to no better than 20 points"),
         ({"extra": {"gate": {"stuck": "closed", "why": "W"}}}, "Gate closed throughout"),
         ({"extra": {"gate": {"stuck": "open", "why": "W"}}}, "Gate open throughout"),

@@ -54,12 +54,14 @@ def test_intervals_are_those_of_a_plain_loop_over_patients():
     for w in weights.astype(int):
         rows = np.repeat(np.arange(90), w)
         slow.append(spearmanr(values[rows], predicted[rows, 0]).statistic)
-    whole, scale = spearmanr(values, predicted[:, 0]).statistic, intervals.CORRELATION
-    expected, _ = intervals.student(whole, np.array(slow), weights[:, ::2], 45, scale, "x")
+    whole, form = spearmanr(values, predicted[:, 0]).statistic, intervals.CORRELATION
+    expected, _ = intervals.interval(whole, np.array(slow), weights[:, ::2], 45, form, "x")
     np.testing.assert_allclose(found["spearman_ci"], expected, atol=1e-9)
     middle = np.arctanh(found["spearman_ci"]).mean()
     assert middle == pytest.approx(np.arctanh(whole))
-    assert found["notes"] == {}
+    assert list(found["notes"]) == ["rmse_ci"]  # 45 patients are few for it
+    assert found["notes"]["rmse_ci"].startswith("likely too narrow")
+    assert compute(*sample(100, 4), np.arange(100), seed=5, resamples=50)["notes"] == {}
 
 
 @pytest.mark.parametrize(
