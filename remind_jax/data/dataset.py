@@ -134,7 +134,7 @@ def fit(config: Any, manifest: Manifest | None = None) -> FittedData:
 
 def _fitted_on(config: Any) -> tuple[int, ...]:
     """Returns the splits whose rows are fitted on; all folds have one fit, so that their networks can be averaged."""
-    return (splits.TRAIN, splits.TUNING) if config.data.folds else (splits.TRAIN,)
+    return (splits.TRAIN, splits.TUNING) if config.data.folds > 1 else (splits.TRAIN,)
 
 
 def load_dataset(config: Any, bar: progress.Silent | None = None, manifest: Manifest | None = None) -> Dataset:
