@@ -226,7 +226,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
             0.4, "rate on encoders' tokens and inside text encoders and hidden layers; paper, tabular: 0.25", BELOW_ONE
         ),
         "text_encoder": Key(
-            "t5", "of texts and lists of codes; bag: the mean of learned vectors of their terms", ("t5", "bag")
+            "t5",
+            "of texts and lists of codes; bag: the mean of learned vectors of their terms; auto: bag with fewer than "
+            "20,000 samples, where pretrained.text is empty",
+            ("t5", "bag", "auto"),
         ),
         "text_size": Key("small", "of the text encoder; base is T5-base", ("small", "base")),
         "text_gated": Key(True, "gated GELU (T5 v1.1) or ReLU (v1.0)"),

@@ -8,6 +8,7 @@ import contextlib
 import math
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from remind_jax.runtime import claims, files, progress
 from remind_jax.studies import spaces
 from remind_jax.studies.spaces import Range, Space
 
+_ENOUGH = 10  # trials that say which keys matter
 _NAME = "search"  # of the study in the journal
 _NUMBER, _VALUE, _SECONDS, _REASON = "number", "value", "seconds-", "reason-"  # attributes, the last two of the study
 
@@ -126,8 +128,10 @@ class _Study:
 
     def importance(self) -> dict[str, float]:
         """Returns the share of each key in the spread of the figure; empty where too little is known."""
+        if len(self.finished()) < _ENOUGH:
+            return {}
         try:
-            with _quiet(self._optuna):
+            with _quiet(self._optuna), warnings.catch_warnings(action="ignore"):  # of figures that are all alike
                 return dict(self._optuna.importance.get_param_importances(self._study))
         except (ValueError, RuntimeError, ZeroDivisionError):
             return {}

@@ -147,10 +147,11 @@ def _run(
         data = datasets.prepare(fitted, config.data, bar)
         for line in cohort_lines(data.manifest):
             bar.say(line)
-        found = [*random_encoders(config, data.inputs), *_searched(config)]
+        found = [*random_encoders(config, data.inputs), *_searched(config), *_of_texts(config, data)]
         for finding in found:
             bar.say(finding.message)
     data = dataclasses.replace(data, findings=[*data.findings, *found])
+    config = datasets.with_text_encoder(config, data.manifest.table.height)
     if config.method == STACK:
         return _stacked(config, data, folder, verbose, signals, stamp)
     trainer = make_trainer(config, data, folder, signals)
@@ -293,6 +294,17 @@ def _searched(config: Any) -> list[Finding]:
     """Tells that keys were chosen by a search."""
     told = f"keys were chosen among {config.chosen_among} trials by rows that are not held out"
     return [Finding("I001", told, False)] if config.chosen_among else []
+
+
+def _of_texts(config: Any, data: datasets.Dataset) -> list[Finding]:
+    """Tells which encoder of texts `auto` has chosen."""
+    count, names = data.manifest.table.height, [name for name, each in data.inputs.items() if each.encoder == "text"]
+    if config.model.text_encoder != "auto" or not names:
+        return []
+    found = datasets.with_text_encoder(config, count).model.text_encoder
+    why = f"with {count:,} samples" + (" and published weights" if config.pretrained.text else "")
+    told = f"model.text_encoder=auto is {found} {why}, of {', '.join(names)}: set it to t5 or bag to choose yourself"
+    return [Finding("I001", told, False)]
 
 
 def cohort_lines(manifest: Manifest) -> Iterator[str]:
