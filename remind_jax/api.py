@@ -99,7 +99,7 @@ def fit(
     split: str | None = None,
     modalities: Modalities | None = None,
     attributes: Mapping[str, Any] | None = None,
-    method: str = "remind",
+    method: str = methods.OWN,
     size: str = "small",
     seed: int = 0,
     held_out: float = 0.2,
