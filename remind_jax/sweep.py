@@ -54,6 +54,8 @@ def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path, argpar
         raise UserError("no workdir: give one as --workdir=DIR")
     if not values.search and (values.space or values.plan or values.trials != TRIALS):
         raise UserError("--trials, --space and --plan are of a search: give --search=tpe, too")
+    if values.search and values.table:
+        raise UserError(f"--table={values.table} sets keys that --search would change: name methods instead")
     return entries.read_setup(values, rest), pathlib.Path(values.workdir), values
 
 

@@ -201,6 +201,7 @@ def _run(*arguments):
         (["--trials=3"], "give --search=tpe, too"),
         (["--plan"], "give --search=tpe, too"),
         (["--search=tpe", "--trials=0"], "--trials=0 must be at least 1"),
+        (["--search=tpe", "--table=16"], "--table=16 sets keys that --search would change"),
         (["--search=tpe", "--jobs=2"], "start it 2 times with --share instead"),
         (["--search=tpe", "--methods=logistic_regression"], "none of the methods has keys to search"),
         (["--search=tpe", "--methods=remind", "--space=optim.rl=1|2"], "did you mean 'optim.lr'"),
