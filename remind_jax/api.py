@@ -103,7 +103,7 @@ def fit(
     split: str | None = None,
     modalities: Modalities | None = None,
     attributes: Mapping[str, Any] | None = None,
-    method: str = "remind",
+    method: str = methods.OWN,
     size: str = "small",
     seed: int = 0,
     held_out: float = 0.2,
@@ -112,6 +112,8 @@ def fit(
     progress: bool | None = None,
     on_changed_data: str = "refuse",
     tables: Mapping[str, Any] | None = None,
+    search: int = 0,
+    space: str = "",
     **keys: Any,
 ) -> Predictor:
     """Trains a model on rows with missing modalities and reports on patients held out.
@@ -148,6 +150,9 @@ def fit(
       progress: False prints nothing.
       on_changed_data: a `workdir` whose run was begun on other data is an error by default; with `restart` it begins
         anew, and what was made of the old data is removed.
+      search: number of trials that choose keys before the model is trained, by Optuna's TPE and rows that are not held
+        out (docs/search.md); the report says so. A `workdir` keeps them in its folder `search`.
+      space: what is searched, such as `"optim.lr=1e-4..1e-2:log,model.width=32|64"`, in place of what suits the method.
       **keys: any key of a config (docs/configuration.md): `optim={"lr": 1e-3}` or `**{"optim.lr": 1e-3}`. Paths in
         cells start from the current folder, or from `**{"data.root": "/scans"}`.
 
@@ -168,7 +173,38 @@ def fit(
     suit(config, manifest, keys)
     if on_changed_data not in (known := ("refuse", "restart")):
         raise UserError(f"on_changed_data={on_changed_data!r} is unknown; known: {', '.join(known)}")
+    if search or space:
+        config = _searched(config, manifest, workdir, verbose, on_changed_data, search, space, keys)
     return train(config, manifest, workdir, verbose, on_changed_data).model
+
+
+def _searched(
+    config: Any,
+    manifest: Manifest,
+    workdir: str | pathlib.Path | None,
+    verbose: bool,
+    on_changed_data: str,
+    trials: int,
+    space: str,
+    keys: Mapping[str, Any],
+) -> Any:
+    """Returns the config with the keys that a search has chosen, see `fit`."""
+    from remind_jax.studies import search  # which takes a moment
+
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
+        raise UserError(f"search={trials!r} must be a number of trials, such as 20")
+
+    def train_fold(config: Any, folder: pathlib.Path | None) -> search.Predictions:
+        model, data = run.fit(config, manifest, folder, verbose=False, breakable=False)
+        found = model.predict_store(data.stores["tuning"])
+        return search.Predictions(model.task, found.labels, found.probabilities)
+
+    folder = None if workdir is None else pathlib.Path(workdir) / "search"
+    asked = search.Asked(trials, space, dict(leaves(keys)))
+    found = search.find(config, manifest, asked, train_fold, folder, verbose, on_changed_data)
+    if found is None:
+        raise UserError(f"other processes have trials of {folder} under way: call again when they have ended")
+    return found[0]
 
 
 def suit(config: Any, manifest: Manifest, keys: Mapping[str, Any]) -> None:

@@ -70,6 +70,8 @@ METHODS = {
     "remind_stack": REMIND | {"data.folds": 5, "data.numbers": "piecewise", "task.predicts": "mean"},
 }
 STACK = "remind_stack"
+OWN = "remind"
+"""Method of own data where none is named, in `fit`, the estimators and configs/manifest.py (docs/own_data.md)."""
 SIZES = ("small", "paper", "quick")
 # The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and
 # resamples as take all the paths of a real run. Keys that a data set does not have are left out.
@@ -110,10 +112,10 @@ def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, 
     config.data.update(max_tokens=512, vocabulary=32_000, image_size=224)
 
 
-def parse_arg(arg: str) -> dict[str, str]:
-    """Reads `key=value,key=value` with the keys `method` and `size`."""
+def parse_arg(arg: str, method: str = "remind") -> dict[str, str]:
+    """Reads `key=value,key=value` with the keys `method`, which has a default, and `size`."""
     choices = {"method": (*METHODS, *PLAIN), "size": SIZES}
-    chosen = {"method": "remind", "size": "small"}
+    chosen = {"method": method, "size": "small"}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
         if key not in choices:

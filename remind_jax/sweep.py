@@ -15,6 +15,11 @@
                          same folder
     --on-changed-data=restart    runs whose data have changed begin anew; else they are refused
     --resamples=2000     bootstrap replicates of the differences
+    --search=tpe         search the keys of every network first (Optuna; extra search of remind-jax), by
+                         rows out of fold; then run each once with the keys that were best
+    --trials=20          of each search, the first with the config as it is
+    --space=optim.lr=1e-4..1e-2:log,model.width=32|64    what is searched (docs/search.md)
+    --plan               only say what the searches would cost
 
 Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails
 does not stop the others. Processes that share a sweep take runs in turn, and those of a process
@@ -24,6 +29,7 @@ Writes runs.csv, groups.csv, differences.csv, table.md, table.tex, index.html an
 command, the time that it took and the machine) under DIR, and a folder a run.
 """
 
+import argparse
 import pathlib
 from collections.abc import Sequence
 
@@ -31,24 +37,41 @@ from remind_jax import cli
 from remind_jax.errors import UserError
 from remind_jax.studies import entries
 
+TRIALS = 20
 
-def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path]:
-    """Reads what to run, and the folder of the sweep. Raises UserError for anything that cannot be read."""
+
+def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path, argparse.Namespace]:
+    """Reads what to run, the folder of the sweep, and all options. Raises UserError: something cannot be read."""
     parser = cli.Parser("remind sweep --config=NAME --workdir=DIR …; see --help")
     parser.add_argument("--workdir", default="")
+    parser.add_argument("--search", choices=("", "tpe"), default="")
+    parser.add_number("--trials", TRIALS, 1)
+    parser.add_argument("--space", default="")
+    parser.add_argument("--plan", action="store_true")
     entries.add_options(parser)
     values, rest = parser.parse_known_args(arguments)
     if not values.workdir:
         raise UserError("no workdir: give one as --workdir=DIR")
-    return entries.read_setup(values, rest), pathlib.Path(values.workdir)
+    if not values.search and (values.space or values.plan or values.trials != TRIALS):
+        raise UserError("--trials, --space and --plan are of a search: give --search=tpe, too")
+    if values.search and values.table:
+        raise UserError(f"--table={values.table} sets keys that --search would change: name methods instead")
+    return entries.read_setup(values, rest), pathlib.Path(values.workdir), values
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    setup, workdir = parse(arguments)
-    from remind_jax.studies import runner  # which takes seconds; a mistake is told at once
+    setup, workdir, values = parse(arguments)
+    planned = setup.plan(workdir)
+    from remind_jax.studies import runner, search  # which takes seconds; a mistake is told at once
 
-    runner.run(setup.plan(workdir), workdir, setup.options, arguments)
+    asked = search.Asked(values.trials, values.space, setup.given.changes)
+    if values.plan:
+        print(search.plan(planned, asked))
+    elif values.search:
+        search.run(planned, workdir, setup.options, asked, arguments)
+    else:
+        runner.run(planned, workdir, setup.options, arguments)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ EXTRAS = {
 }
 
 OPTIONAL = (
-    EXTRAS["images"] | EXTRAS["survival"] | EXTRAS["tables"] | EXTRAS["track"]
+    EXTRAS["images"] | EXTRAS["search"] | EXTRAS["survival"] | EXTRAS["tables"] | EXTRAS["track"]
 )  # `errors.needs` says how to install them
 
 

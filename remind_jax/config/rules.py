@@ -125,8 +125,8 @@ RULES = (
         "method=remind_stack predicts rows one by one: set fusion.gate_granularity=sample or token",
     ),
     Rule(
-        lambda c: c.data.folds == 1 or c.data.folds < 0 or (c.data.fold >= 0 and c.data.fold >= c.data.folds),
-        "data.folds={c.data.folds} must be 0 or at least 2, and data.fold={c.data.fold} below it",
+        lambda c: c.data.fold >= (c.data.folds if c.data.folds > 1 else 0),
+        "data.fold={c.data.fold} must be below data.folds={c.data.folds}, which deals from 2 on",
     ),
     Rule(
         lambda c: c.data.cache == "none" and c.train.feature_cache == "disk",

@@ -160,6 +160,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "flex_moe,remind_plus,logistic_regression,ridge,cox,gradient_boosting,extra_trees",
             "method=remind_stack: its candidates; plain models of other tasks are passed over",
         ),
+        "chosen_among": Key(0, "trials of the search that chose these keys, which the report tells", NOT_NEGATIVE),
         "sampler": Key(
             "shuffled",
             "order of the training samples",
@@ -204,7 +205,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "hide": Key("", "a modality taken away from a share of the samples, in every split (paper, Table 5)"),
         "hide_rate": Key(0.8, "that share, of the samples that have it and something else"),
         "leave_out": Key((), 'combinations held out only, such as ("labs", "labs+icd")'),
-        "folds": Key(0, "deal train and tuning rows to so many folds, by patient (method=remind_stack); 0 deals none"),
+        "folds": Key(
+            0,
+            "deal train and tuning rows to so many folds, by patient (remind_stack, searches); 0 deals none, 1 leaves "
+            "held-out rows unread",
+            NOT_NEGATIVE,
+        ),
         "fold": Key(-1, "the fold that this run tunes by, counted from 0; -1 trains on all of them", LAST_FOLD),
         "memory_gib": Key(4.0, "encoded inputs up to this size are held in memory, others read from shards", POSITIVE),
     },
@@ -220,7 +226,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
             0.4, "rate on encoders' tokens and inside text encoders and hidden layers; paper, tabular: 0.25", BELOW_ONE
         ),
         "text_encoder": Key(
-            "t5", "of texts and lists of codes; bag: the mean of learned vectors of their terms", ("t5", "bag")
+            "t5",
+            "of texts and lists of codes; bag: the mean of learned vectors of their terms; auto: bag with fewer than "
+            "20,000 samples, where pretrained.text is empty",
+            ("t5", "bag", "auto"),
         ),
         "text_size": Key("small", "of the text encoder; base is T5-base", ("small", "base")),
         "text_gated": Key(True, "gated GELU (T5 v1.1) or ReLU (v1.0)"),

@@ -1,5 +1,6 @@
 """From a config to everything training needs of the data: manifest, splits, groups, preprocessing, stores."""
 
+import copy
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from remind_jax.runtime import files, progress
 DEFAULT_CACHE = "~/.cache/remind_jax"
 UNPREPARED = "none"
 """Value of `data.cache` with which rows are decoded where they are needed, and nothing is written."""
+FEW_TEXTS = 20_000
+"""Number of samples below which a T5 from random weights is behind the mean of terms' vectors (docs/encoders.md)."""
 SMOKE_RUN = " (smoke run)"  # at the end of a data set's title
 
 
@@ -134,7 +137,16 @@ def fit(config: Any, manifest: Manifest | None = None) -> FittedData:
 
 def _fitted_on(config: Any) -> tuple[int, ...]:
     """Returns the splits whose rows are fitted on; all folds have one fit, so that their networks can be averaged."""
-    return (splits.TRAIN, splits.TUNING) if config.data.folds else (splits.TRAIN,)
+    return (splits.TRAIN, splits.TUNING) if config.data.folds > 1 else (splits.TRAIN,)
+
+
+def with_text_encoder(config: Any, samples: int) -> Any:
+    """Returns a config whose `model.text_encoder` is what `auto` stands for with so many samples."""
+    if config.model.text_encoder != "auto":
+        return config
+    found = copy.deepcopy(config)
+    found.model.text_encoder = "bag" if samples < FEW_TEXTS and not config.pretrained.text else "t5"
+    return found
 
 
 def load_dataset(config: Any, bar: progress.Silent | None = None, manifest: Manifest | None = None) -> Dataset:

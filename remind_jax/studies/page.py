@@ -1,5 +1,6 @@
 """The HTML page of a sweep: tables in the paper's layout and plots. Nothing is loaded from elsewhere."""
 
+import dataclasses
 import functools
 import io
 import pathlib
@@ -34,10 +35,12 @@ def tabulate(
     *,
     resamples: int,
     failures: Sequence[str] = (),
+    searches: Sequence[Any] = (),
 ) -> None:
     """Writes tables and page into a folder, arguments as for `results.collect`; UserError: it cannot be written."""
     with progress.make(len(outcomes), "bootstrap") as bar:
         found = collect(outcomes, methods, baselines, resamples=resamples, failures=failures, count=bar.count)
+    found = dataclasses.replace(found, searches=tuple(searches))
     write(found, folder)
     print(tables.markdown(found, MOST_PRINTED))
     print(f"Tables: {folder / 'index.html'}")
@@ -104,6 +107,7 @@ def context(results: Results) -> dict[str, Any]:
         "p_text": tables.p_text,
         "wins_text": tables.wins_text,
         "several": len(results.seeds) > 1,
+        "most_trials": tables.MOST_TRIALS,
     }
 
 

@@ -81,6 +81,7 @@ class Results:
       differences: baseline -> those of `comparison.paired_differences`, as fractions.
       published: the paper's data set, where it is one.
       failures: runs that failed, each with its reason.
+      searches: that chose keys of runs, `search.Found`.
     """
 
     data: str
@@ -91,6 +92,7 @@ class Results:
     differences: Mapping[str, Mapping[tuple[str, str, str], Difference]]
     published: Published | None
     failures: tuple[str, ...] = ()
+    searches: tuple[Any, ...] = ()
 
     @property
     def task(self) -> Task:

@@ -30,17 +30,24 @@ _MOVED = "its data have changed while the sweep ran: give the same command again
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
 
-def run(entries: Sequence[Entry], workdir: pathlib.Path, options: Options, command: Sequence[str] = ()) -> None:
+def run(
+    entries: Sequence[Entry],
+    workdir: pathlib.Path,
+    options: Options,
+    command: Sequence[str] = (),
+    searches: Sequence[Any] = (),
+) -> None:
     """Runs a sweep in a folder and writes its tables; finished runs are kept and stopped ones go on.
 
     A run that fails does not stop the others. With `options.share` other processes may run the same sweep: each takes
     what no other one runs, and the last one writes the tables. The record shows `command`, the arguments of the command
-    line. Raises UserError: runs failed, or another sweep works in the folder.
+    line; tables show the `searches` (`search.Found`) that chose keys of the entries. Raises UserError: runs failed, or
+    another sweep works in the folder.
     """
     for entry in entries:
         files.refuse_links(entry.folder)
     with jobs.hold(workdir, shared=options.share) as descriptor, signals.Signals():
-        sweep = _Sweep(entries, workdir, options, command)
+        sweep = _Sweep(entries, workdir, options, command, searches)
         if options.share:
             _run_shared(sweep)
             return
@@ -68,8 +75,16 @@ def run_config(config: Any, folder: pathlib.Path, verbose: bool = True, on_chang
 class _Sweep:
     """What all ways of running entries share: the record and the tables."""
 
-    def __init__(self, entries: Sequence[Entry], workdir: pathlib.Path, options: Options, command: Sequence[str]):
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        workdir: pathlib.Path,
+        options: Options,
+        command: Sequence[str],
+        searches: Sequence[Any],
+    ):
         self.entries, self.workdir, self.options, self._command = entries, workdir, options, command
+        self._searches = searches
         self._methods = list(dict.fromkeys(entry.method for entry in entries))
 
     def record(self) -> Record:
@@ -94,6 +109,7 @@ class _Sweep:
         if not outcomes:
             raise UserError(f"no run finished; the first failure was {failures[0]}")
         start, drawn = time.monotonic(), {"resamples": self.options.resamples, "failures": failures}
+        drawn |= {"searches": self._searches}
         page.tabulate(self.workdir, outcomes, self._methods, self.options.baselines, **drawn)
         record.close(
             data=outcomes[0].report["data"],

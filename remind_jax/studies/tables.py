@@ -22,6 +22,8 @@ from remind_jax.studies.results import WHOLES, Results, Row, attribute_label, ru
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 
+MOST_TRIALS = 12  # of a search
+
 CLASSES = Classes((), ())
 PART_TITLES = {"all": "all samples", "head": "head, pooled", "tail": "tail, pooled"}
 
@@ -280,6 +282,10 @@ def markdown(results: Results, most_rows: int = 0) -> str:
             lines += [texts.markdown(difference_note(results, baseline)), ""]
             names, *rows = _difference_rows(results, baseline)
             lines += [*head(map(texts.markdown, names), numeric_from=1), *map(line, _marked(rows))]
+    for found in results.searches:
+        names, *rows = found.table(MOST_TRIALS)
+        lines += ["", f"## Search of {texts.markdown(found.name)}", "", texts.markdown(found.told), ""]
+        lines += [*head(map(texts.markdown, names), numeric_from=1), *(line(map(texts.markdown, row)) for row in rows)]
     return "\n".join(lines) + "\n"
 
 

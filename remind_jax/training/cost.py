@@ -120,6 +120,7 @@ def make_plan(config: Any) -> Plan:
     if config.method in PLAIN:
         raise UserError(f"method={config.method} has no network: there is nothing to plan")
     outline, task, labels = _outline(config)
+    config = datasets.with_text_encoder(config, outline.samples)
     single = make_network(model_spec(config), outline.inputs, outline.groups, task.outputs, task.mean_logits)
     network = ensemble_of(single, config.ensemble)
     params = network.shapes

@@ -76,17 +76,19 @@ def fit(
     workdir: pathlib.Path | None = None,
     verbose: bool = True,
     on_changed_data: str = "refuse",
+    breakable: bool = True,
 ) -> Fit:
     """Trains a method on rows in memory; returns the model, with its report, and the data it was trained on.
 
     No signal handler is installed. Without a workdir nothing is written. A KeyboardInterrupt after the first evaluation
-    ends training with the best weights so far; a folder then stays unfinished, and the same call goes on. For a folder
-    that is finished the model is opened, and the data are None. Changed data are as for `train_and_evaluate`.
+    ends training that is `breakable` with the best weights so far; a folder then stays unfinished, and the same call
+    goes on. For a folder that is finished the model is opened, and the data are None. Changed data are as for
+    `train_and_evaluate`.
 
     Raises UserError: a setting, the data or the folder cannot be used.
     """
     with _opened(config, workdir) as folder:
-        found = _run(config, folder, verbose, Signals(), manifest, breakable=True, on_changed=on_changed_data)
+        found = _run(config, folder, verbose, Signals(), manifest, breakable, on_changed_data)
         return found or Fit(model_folder.open_model(workdir), None)
 
 
@@ -143,10 +145,11 @@ def _run(
         data = datasets.prepare(fitted, config.data, bar)
         for line in cohort_lines(data.manifest):
             bar.say(line)
-        random = random_encoders(config, data.inputs)
-        for finding in random:
+        found = [*random_encoders(config, data.inputs), *_searched(config), *_of_texts(config, data)]
+        for finding in found:
             bar.say(finding.message)
-    data = dataclasses.replace(data, findings=[*data.findings, *random])
+    data = dataclasses.replace(data, findings=[*data.findings, *found])
+    config = datasets.with_text_encoder(config, data.manifest.table.height)
     if config.method == STACK:
         return _stacked(config, data, folder, verbose, signals, stamp)
     trainer = make_trainer(config, data, folder, signals)
@@ -283,6 +286,23 @@ def random_encoders(config: Any, inputs: Mapping[str, InputSpec]) -> list[Findin
     each = "; ".join(f"{', '.join(names)} (set pretrained.{family})" for family, names in lacking.items())
     text = f"size=paper begins encoders with random weights where the paper begins with published ones: {each}"
     return [Finding(RANDOM, text, False)]
+
+
+def _searched(config: Any) -> list[Finding]:
+    """Tells that keys were chosen by a search."""
+    told = f"keys were chosen among {config.chosen_among} trials by rows that are not held out"
+    return [Finding("I001", told, False)] if config.chosen_among else []
+
+
+def _of_texts(config: Any, data: datasets.Dataset) -> list[Finding]:
+    """Tells which encoder of texts `auto` has chosen."""
+    count, names = data.manifest.table.height, [name for name, each in data.inputs.items() if each.encoder == "text"]
+    if config.model.text_encoder != "auto" or not names:
+        return []
+    found = datasets.with_text_encoder(config, count).model.text_encoder
+    why = f"with {count:,} samples" + (" and published weights" if config.pretrained.text else "")
+    told = f"model.text_encoder=auto is {found} {why}, of {', '.join(names)}: set it to t5 or bag to choose yourself"
+    return [Finding("I001", told, False)]
 
 
 def cohort_lines(manifest: Manifest) -> Iterator[str]:

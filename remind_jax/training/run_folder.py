@@ -33,7 +33,7 @@ _DIGESTS = "data/"  # before the names of the digests in the first record
 # What commands have made of the data. The report goes first and the records last: until then they are known.
 _OF_DATA = (
     *("report.json", "report.html", "predictions.parquet", "model", "checkpoints", "analysis", "adapted"),
-    *("members", "profile", "tensorboard", DATA),
+    *("members", "search", "profile", "tensorboard", DATA),
 )
 _PARTS = ("overall", "head_mean", "tail_mean", "head_pooled", "tail_pooled", "worst_group")  # of a report
 

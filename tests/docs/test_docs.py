@@ -131,7 +131,7 @@ def test_commands_are_understood(command, monkeypatch, tmp_path):
         if module in ("remind_jax.main", "remind_jax.plan"):
             cli.parse_config(arguments)
         elif module == "remind_jax.sweep":
-            setup, workdir = sweep.parse(arguments)
+            setup, workdir, _ = sweep.parse(arguments)
             assert setup.plan(workdir)
         else:
             assert importlib.import_module(module).parse(arguments)

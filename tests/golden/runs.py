@@ -60,6 +60,7 @@ _HOSPITAL = _SMALL | {
     "data.vocabulary": 64,
     "data.numbers": "piecewise",
     "data.bins": 4,
+    "model.text_encoder": "t5",
     "model.tokens": 2,
     "train.batch_size": 8,
 }

@@ -7,10 +7,14 @@ import pathlib
 import pytest
 
 import remind_jax
+from remind_jax import cli
+from remind_jax.data import dataset as datasets
 from remind_jax.data.outline import OUTLINES
 from remind_jax.evaluation import page
+from remind_jax.training import cost
 from remind_jax.training.run import random_encoders, train_and_evaluate
 from tests import tiny_runs
+from tests.data.manifest_files import write_manifest
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
@@ -85,3 +89,26 @@ def test_encoders_that_have_no_published_weights_are_not_named():
     assert "icd" not in random_encoders(config, inputs)[0].message
     labs = {"tabular": OUTLINES["fprm"](importlib.import_module("configs.fprm").get_config().data).inputs["tabular"]}
     assert random_encoders(config, labs) == []
+
+
+def test_texts_of_few_samples_are_bags_where_nobody_says_otherwise_and_the_report_tells(tmp_path):
+    root, changes = write_manifest(tmp_path / "data"), {"train__epochs": 1.0, "train__joint_epochs": 0.5}
+
+    def make(**more):
+        changes_ = changes | {"data__max_tokens": 6, "eval__bootstrap": 20} | more
+        return cli.parse_config(tiny_runs.own_arguments(root, tmp_path / "cache", **changes_))[0]
+
+    config = make()
+    report = train_and_evaluate(config, tmp_path / "run", verbose=False)
+    model = remind_jax.load(tmp_path / "run")
+    assert (config.model.text_encoder, model.config.model.text_encoder) == ("auto", "bag")
+    told = [finding["message"] for finding in report["findings"] if "text_encoder" in finding["message"]]
+    assert len(told) == 1
+    assert told[0].startswith("model.text_encoder=auto is bag with 60 samples, of note, icd")
+    plans = {name: cost.make_plan(make(model__text_encoder=name)).parameters for name in ("auto", "bag", "t5")}
+    assert plans["auto"] == plans["bag"] != plans["t5"]
+    assert datasets.with_text_encoder(config, datasets.FEW_TEXTS).model.text_encoder == "t5"
+    assert datasets.with_text_encoder(config, datasets.FEW_TEXTS - 1).model.text_encoder == "bag"
+    config.pretrained.text = "somewhere"
+    assert datasets.with_text_encoder(config, 60).model.text_encoder == "t5"
+    assert cli.parse_config([f"--config={tiny_runs.ROOT}/configs/manifest.py:size=paper"])[0].model.text_encoder == "t5"
