@@ -96,8 +96,16 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "stays": Key(6_000, "of the twin", AT_LEAST_ONE),
         "outcome": Key(
             "died",
-            "of the twin: death as classes; one of tasks multilabel, regression, survival",
-            ("died", "conditions", "length_of_stay", "time_to_death"),
+            "what is asked (docs/mimic.md); the twin has died, conditions, length_of_stay and time_to_death",
+            (
+                *("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
+                "time_to_death",
+            ),
+        ),
+        "cohort": Key(
+            "stays",
+            "single: stays that are alone in their admission and unit; admissions: rows are whole admissions",
+            ("stays", "single", "admissions"),
         ),
     },
     "gbsg2": {},

@@ -54,13 +54,11 @@ def _synthetic(data: Any, seed: int) -> Manifest:
 
 def _mimic_iv(data: Any, seed: int) -> Manifest:
     if data.root:
-        if data.outcome != "died":
-            raise UserError(
-                f"data.outcome={data.outcome} is of the twin, which has no data.root; leave out one of them"
-            )
         return mimic_iv.load(
             data.root,
             notes_root=data.notes_root,
+            outcome=data.outcome,
+            cohort=data.cohort,
             label=data.label,
             hours=data.hours,
             notes=data.notes,
@@ -76,8 +74,10 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
         )
     options = {"n": data.stays, "seed": data.seed, "drop": data.drop, "icd": data.icd}
     options["missing"] = data.missing or "published"
-    if data.outcome != "died":
+    if data.outcome in mimic_iv_outcomes.OUTCOMES:
         return mimic_iv_outcomes.load(data.outcome, **options)
+    if data.outcome != "died":
+        raise UserError(f"data.outcome={data.outcome} is not of the twin: name the folder of MIMIC-IV with data.root")
     return mimic_iv_twin.load_twin(**options)
 
 

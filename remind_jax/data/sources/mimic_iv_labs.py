@@ -108,17 +108,20 @@ class Measurements(NamedTuple):
     kept: int
 
 
-def read(root: pathlib.Path, stays: pl.DataFrame) -> Measurements:
+def read(root: pathlib.Path, stays: pl.DataFrame, by_admission: bool = False) -> Measurements:
     """Returns labs and vital signs that were taken within the window of each stay.
 
     Labs belong to a stay by patient and time: a quarter of them names no admission. `root` holds `hosp` and `icu`;
-    `stays` has `stay_id`, `subject_id`, `intime` and `end`, one row a stay. Raises UserError: a table cannot be used.
+    `stays` has `stay_id`, `subject_id`, `intime` and `end`, one row a stay. With `by_admission`, `stay_id` is that of
+    an admission, to which the vital signs of all its stays belong. Raises UserError: a table cannot be used.
     """
-    windows = stays.lazy()
+    windows = stays.lazy().with_columns(hadm_id="stay_id") if by_admission else stays.lazy()
     parts = []
     for name, kinds in TABLES.items():
-        table, key = tables.find(root, name, kinds), next(iter(kinds))
-        wanted = [i for item in ITEMS for i in item.ids if (i >= FIRST_CHART_ITEM) == (key == "stay_id")]
+        charted = "stay_id" in kinds
+        key = ("hadm_id" if by_admission else "stay_id") if charted else "subject_id"
+        table = tables.find(root, name, {key: "id", **_KINDS})
+        wanted = [i for item in ITEMS for i in item.ids if (i >= FIRST_CHART_ITEM) == charted]
         rows = table.scan().filter(pl.col("itemid").is_in(wanted)).join(windows, on=key)
         rows = rows.with_columns(table.typed("charttime"), table.typed("valuenum"))
         rows = rows.filter(pl.col("charttime").is_between(pl.col("intime"), pl.col("end")))

@@ -11,7 +11,7 @@ import pytest
 from remind_jax.data import check, splits
 from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.preprocess import Preprocessor
-from remind_jax.data.sources import mimic_iv, mimic_iv_labs, mimic_iv_tables
+from remind_jax.data.sources import mimic_iv, mimic_iv_cohort, mimic_iv_labs, mimic_iv_tables
 from remind_jax.errors import UserError
 from tests.data.sources import mimic_files
 from tests.data.sources.mimic_files import ANN, BEN, CAI, EVE, NOTES, STAY
@@ -80,8 +80,8 @@ def test_figures_of_the_demo(demo):
 
 
 def test_every_stay_of_the_demo_has_codes_and_86_of_140_have_icd_9(demo):
-    admissions = mimic_iv._read(demo, "hosp/admissions")
-    stays = mimic_iv._read(demo, "icu/icustays")
+    admissions = mimic_iv_cohort.read(demo, "hosp/admissions")
+    stays = mimic_iv_cohort.read(demo, "icu/icustays")
     stays = stays.join(admissions.select("hadm_id", "admittime"), on="hadm_id")
     for versions, expected in (((9,), 86), ((9, 10), 140)):
         assert mimic_iv._codes(demo, stays, admissions, "paper", versions).is_not_null().sum() == expected
@@ -93,7 +93,7 @@ def test_labs_of_the_demo(demo, hours, median):
     kinds = {"subject_id": "id", "itemid": "id", "charttime": "time"}
     labs = mimic_iv_tables.find(demo, "hosp/labevents", kinds).read()
     assert labs.height == 107_727
-    stays = mimic_iv._read(demo, "icu/icustays")
+    stays = mimic_iv_cohort.read(demo, "icu/icustays")
     inside = pl.col("charttime").is_between(pl.col("intime"), pl.col("intime") + pl.duration(hours=hours))
     distinct = stays.join(labs, on="subject_id").filter(inside).group_by("stay_id").agg(pl.col("itemid").n_unique())
     assert distinct.height == 139
