@@ -415,7 +415,7 @@ def test_order_of_rows_and_columns_and_packing_do_not_matter(tmp_path, with_note
 
 def test_columns_that_are_not_read_may_be_absent(tmp_path, folder):
     """Version 3 dropped some, and reduced copies have few."""
-    keep = {column for kinds in (mimic_iv._TABLES | mimic_iv_labs.TABLES).values() for column in kinds}
+    keep = {column for kinds in (mimic_iv_cohort.TABLES | mimic_iv_labs.TABLES).values() for column in kinds}
     columns = {name: [c for c in text.split() if c in keep] for name, text in mimic_files.COLUMNS.items()}
     rows = {
         name: [{c: v for c, v in row.items() if c in keep} for row in table]
