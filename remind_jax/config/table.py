@@ -61,6 +61,20 @@ EMBED = (
 _TWIN_SEED = Key(0, "of the twin; the run's own seed splits it", NOT_NEGATIVE)
 # Keys of section `data` that single data sets have, by `data.source`.
 OF_SOURCES: dict[str, dict[str, Key]] = {
+    "eicu": {
+        "outcome": Key(
+            "died",
+            "what is asked (docs/eicu.md)",
+            ("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
+        ),
+        "hours": Key(48, "of the input window", AT_LEAST_ONE),
+        "labs": Key(
+            "numeric",
+            "numeric: mean, min, max, last of items; last: that alone; events: all values, hourly means of vital signs",
+            ("numeric", "last", "events"),
+        ),
+        "max_events": Key(512, "labs=events: most of a stay, the newest", AT_LEAST_ONE),
+    },
     "embed": {
         "unit": Key("exam", "what a sample is", ("exam", "breast")),
         "key": Key("acc_anon", "what joins files and findings; study_date: and patient", ("acc_anon", "study_date")),

@@ -19,6 +19,7 @@ DUTIES = {
     "uci_heart": "UCI heart disease is CC BY 4.0: name Janosi, Steinbrunn, Pfisterer and Detrano (1989).",
     "gbsg2": "GBSG2 came with lifelines, which is under the MIT licence: name Schumacher et al. (1994).",
     "synthetic": "The data are made by the program; they bring no duties.",
+    "eicu": CREDENTIALED,
     "mimic_iv": CREDENTIALED,
     "embed": CREDENTIALED,
     "fprm": CREDENTIALED,

@@ -8,6 +8,7 @@ from typing import Any
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
 from remind_jax.data.sources import (
+    eicu,
     embed,
     events_twin,
     gbsg2,
@@ -81,6 +82,10 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
     return mimic_iv_twin.load_twin(**options)
 
 
+def _eicu(data: Any, seed: int) -> Manifest:
+    return eicu.load(data.root, outcome=data.outcome, hours=data.hours, labs=data.labs, max_events=data.max_events)
+
+
 def _embed(data: Any, seed: int) -> Manifest:
     if data.root:
         return embed.load(
@@ -123,6 +128,7 @@ def _manifest(data: Any, seed: int) -> Manifest:
 
 
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
+    "eicu": _eicu,
     "embed": _embed,
     "events": _events,
     "fprm": _fprm,

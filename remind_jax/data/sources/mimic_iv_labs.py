@@ -130,7 +130,7 @@ def read(root: pathlib.Path, stays: pl.DataFrame, by_admission: bool = False) ->
     counts = np.bincount(rows["fault"].to_numpy(), minlength=4)
     rows = rows.filter(pl.col("fault") == _SOUND).sort("stay_id", "item", "charttime", "value")
     dropped = {"without a number": counts[_EMPTY], "in another unit": counts[_UNIT], "implausible": counts[_RANGE]}
-    return Measurements(rows, _aggregate(rows), {reason: int(n) for reason, n in dropped.items()}, rows.height)
+    return Measurements(rows, aggregate(rows), {reason: int(n) for reason, n in dropped.items()}, rows.height)
 
 
 def _judge() -> tuple[pl.Expr, ...]:
@@ -164,10 +164,11 @@ def _judge() -> tuple[pl.Expr, ...]:
     return item.alias("item"), value.alias("value"), fault.cast(pl.UInt8).alias("fault")
 
 
-def _aggregate(rows: pl.DataFrame) -> pl.DataFrame:
-    """Statistics of each run of equal stay and item; `rows` are sorted by stay, item, time and value.
+def aggregate(rows: pl.DataFrame) -> pl.DataFrame:
+    """Returns statistics of each run of equal stay and item, a row each as in `Measurements.table`.
 
-    The sums run in row order, so that a mean has the same last bit on every machine, which a parallel one has not.
+    `rows` are sorted by stay, item, time and value. The sums run in row order, so that a mean has the same last bit on
+    every machine, which a parallel one has not.
     """
     stay, item, value = (rows[name].to_numpy() for name in ("stay_id", "item", "value"))
     change = np.ones(len(stay), bool)
