@@ -131,6 +131,9 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
             ("health", "grades", "conditions", "glycohemoglobin"),
         ),
     },
+    "support2": {
+        "label": Key("hospital_death", "hospital_death (classes) or survival", ("hospital_death", "survival"))
+    },
     "synthetic": {
         "combinations": Key(EMBED, "combinations and frequencies"),
         "train": Key(12_000, "training samples", AT_LEAST_ONE),

@@ -17,6 +17,7 @@ from remind_jax.data.sources import (
     mimic_iv_outcomes,
     mimic_iv_twin,
     nhanes,
+    support2,
     synthetic,
     uci_heart,
 )
@@ -33,6 +34,10 @@ def _gbsg2(data: Any, seed: int) -> Manifest:
 
 def _uci_heart(data: Any, seed: int) -> Manifest:
     return uci_heart.load(data.root)
+
+
+def _support2(data: Any, seed: int) -> Manifest:
+    return support2.load(data.root, data.label)
 
 
 def _synthetic(data: Any, seed: int) -> Manifest:
@@ -136,6 +141,7 @@ SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
     "manifest": _manifest,
     "mimic_iv": _mimic_iv,
     "nhanes": _nhanes,
+    "support2": _support2,
     "synthetic": _synthetic,
     "uci_heart": _uci_heart,
 }
