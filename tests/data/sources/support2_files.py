@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterable, Sequence
 
 _COLUMNS = (
-    "sno age death sex hospdead slos d.time dzgroup dzclass num.co edu income scoma charges totcst totmcst avtisst race "
-    "sps aps surv2m surv6m hday diabetes dementia ca prg2m prg6m dnr dnrday meanbp wblc hrt resp temp pafi alb bili crea "
-    "sod ph glucose bun urine adlp adls sfdm2 adlsc"
+    "sno age death sex hospdead slos d.time dzgroup dzclass num.co edu income scoma charges totcst totmcst avtisst "
+    "race sps aps surv2m surv6m hday diabetes dementia ca prg2m prg6m dnr dnrday meanbp wblc hrt resp temp pafi alb "
+    "bili crea sod ph glucose bun urine adlp adls sfdm2 adlsc"
 )
 COLUMNS = _COLUMNS.split()
 # What tells the outcome, comes after the third day or is an answer of the study's own model.

