@@ -63,7 +63,7 @@ def test_without_file_and_package_one_line_names_both_ways(tmp_path, monkeypatch
         support2.load()
     with pytest.raises(UserError, match=r"holds no support2\.csv"):
         support2.load(tmp_path)
-    with pytest.raises(UserError, match="data.label is 'death'"):
+    with pytest.raises(UserError, match=r"data\.label is 'death'"):
         support2.load(tmp_path, "death")
 
 
