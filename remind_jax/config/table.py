@@ -91,6 +91,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
     "manifest": {"digest": Key("", "of rows from memory (fit): a run folder serves these rows only")},
     "mimic_iv": {
         "notes_root": Key("", "folder of MIMIC-IV-Note; empty looks for note/ under data.root"),
+        "images_root": Key("", "folder of MIMIC-CXR-JPG: adds the modality film; empty: there is none"),
         "label": Key("ihm48", "ihm48 is death in hospital", ("ihm48", "died_within_48h", "one_year")),
         "hours": Key(0, "of the input window; 0 is the label's: 48, 24, 24", NOT_NEGATIVE),
         "notes": Key("earlier", "earlier: signed within the window; paper: also later ones (leaks)", _LEAKS),

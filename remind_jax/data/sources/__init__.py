@@ -77,6 +77,7 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
             missing=data.missing or "natural",
             drop=data.drop,
             seed=data.seed,
+            **{key: data[key] for key in ("images_root", "image_size", "window", "bad_files")},
         )
     options = {"n": data.stays, "seed": data.seed, "drop": data.drop, "icd": data.icd}
     options["missing"] = data.missing or "published"

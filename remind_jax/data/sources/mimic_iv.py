@@ -17,7 +17,7 @@ from remind_jax.data.findings import Finding
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import bernoulli_mask
 from remind_jax.data.schema import Modality, Schema
-from remind_jax.data.sources import mimic_iv_labs, mimic_iv_notes
+from remind_jax.data.sources import mimic_cxr, mimic_iv_labs, mimic_iv_notes
 from remind_jax.data.sources import mimic_iv_tables as tables
 from remind_jax.data.sources.mimic_iv_cohort import COUNTS, TABLES, Asked, read, refuse_double, select
 from remind_jax.data.sources.mimic_iv_twin import ICD, MODALITIES, PUBLISHED
@@ -46,12 +46,17 @@ def load(
     missing: str = "natural",
     drop: float = 0.266,
     seed: int = 0,
+    images_root: str | pathlib.Path = "",
+    image_size: int = 224,
+    window: str = "stored",
+    bad_files: str = "refuse",
 ) -> Manifest:
-    """Reads stays in intensive care that last at least as long as the input window, each with up to three modalities.
+    """Reads stays in intensive care that last at least as long as the input window, each with up to four modalities.
 
     `root` holds `hosp` and `icu` (versions 2.2 and 3.x; .csv.gz or .csv); `notes_root` is the folder of MIMIC-IV-Note,
-    by default `note` under `root`, and without it no stay has notes. The options, and which of them leak, are explained
-    in `config.table.OF_SOURCES`; `missing` is `natural` or `bernoulli`, whose draws `seed` makes.
+    by default `note` under `root`, and without it no stay has notes. `images_root` is that of MIMIC-CXR-JPG; without it
+    there are no films, to which the last three options belong. The options, and which of them leak, are explained in
+    `config.table.OF_SOURCES`; `missing` is `natural` or `bernoulli`, whose draws `seed` makes.
 
     Returns a manifest without a split column: `stay_id`, `subject_id`, the label, sorted by stay. Its notes count what
     was left out (I001) and name the options that leak (W107).
@@ -75,20 +80,23 @@ def load(
     parts = [*ids, *stays.select(schema.label_columns), note_column, *lab_columns]
     parts.append(_codes(root, stays, admissions, codes, icd_versions))
     columns = {"notes": ("notes",), "labs": tuple(column.name for column in lab_columns), "icd": ("icd",)}
+    options = {"labs": mimic_iv_labs.ROLES | {"most": max_events}} if labs == "events" else {}
+    kinds = zip(MODALITIES, ("text", _LABS[labs], icd), strict=True)
+    modalities = [Modality(name, kind, columns[name], options=options.get(name, {})) for name, kind in kinds]
+    images, records = expanded(images_root) if images_root else None, {}
+    if images:
+        modalities.append(mimic_cxr.modality(image_size, window))
+        scan, seen = mimic_cxr.read(images, stays, modalities[-1], bad_files)
+        columns[mimic_cxr.NAME], records, told = (mimic_cxr.NAME,), scan.records, [*told, *seen]
+        parts.append(scan.cells)
     table = pl.DataFrame(parts)
     if missing == "bernoulli":
         table = _mask(table, columns, drop, seed)
     table, dropped = _with_some_modality(table, columns)
-    kinds = ("text", _LABS[labs], icd)
-    options = {"labs": mimic_iv_labs.ROLES | {"most": max_events}} if labs == "events" else {}
-    modalities = tuple(
-        Modality(name, kind, columns[name], options=options.get(name, {}))
-        for name, kind in zip(MODALITIES, kinds, strict=True)
-    )
-    schema = dataclasses.replace(schema, modalities=modalities)
+    schema = dataclasses.replace(schema, modalities=tuple(modalities))
     found = (*leaks, *findings, *told, *measured, *dropped)
     title = f"MIMIC-IV{_version(root)}{'' if outcome == 'died' else f', {outcome}'.replace('_', ' ')}"
-    return Manifest(schema=schema, table=table, title=title, notes=found, published=dict(PUBLISHED))
+    return Manifest(schema, table, images, title, found, records, published={} if images else dict(PUBLISHED))
 
 
 # ---- options and folder ---------------------------------------------------------------------------------------------
@@ -246,5 +254,5 @@ def _with_some_modality(table: pl.DataFrame, columns: dict[str, tuple[str, ...]]
         return table, []
     if not here.any():
         raise UserError("no stay has any modality: are labevents and chartevents those of these patients?")
-    text = f"{int((~here).sum())} stays without notes, labs or codes are left out"
+    text = f"{int((~here).sum())} stays without any modality are left out"
     return table.filter(pl.Series(here)), [Finding(COUNTS, text, False)]
