@@ -90,7 +90,7 @@ def test_masks_take_films_too(folders):
 
 
 def test_what_is_not_there_is_named(folders, tmp_path):
-    root, images = folders
+    root, _ = folders
     with pytest.raises(UserError, match=r"folder of images .* does not exist"):
         mimic_iv.load(root, images_root=tmp_path / "absent")
     with pytest.raises(UserError, match=r"mimic-cxr-2\.0\.0-metadata\.csv\.gz is not in the folder.*MIMIC-CXR-JPG"):
