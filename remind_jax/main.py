@@ -3,8 +3,8 @@
     remind train --config=nhanes --quick
     remind train --config=NAME[:method=NAME,size=SIZE] [--config.KEY=VALUE …] [--workdir=DIR]
 
-    --config=NAME         nhanes, heart, phenomenon, events, mimic, embed, fprm, and manifest for
-                          your own data; of other labels nhanes_grades (ordered),
+    --config=NAME         nhanes, support2, heart, phenomenon, events, mimic, eicu, embed, fprm, and
+                          manifest for your own data; of other labels nhanes_grades (ordered),
                           nhanes_conditions (several), nhanes_hba1c (a number), gbsg2 (survival);
                           or a file of yours, such as mine/ours.py
       method=remind       remind, remind_plus, remind_stack, soft_moe, group_dro, reweigh,

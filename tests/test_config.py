@@ -13,7 +13,7 @@ from remind_jax.config.rules import RULES
 from remind_jax.config.table import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, OF_SOURCES, POSITIVE, SECTIONS
 from remind_jax.data import samplers, sources
 from remind_jax.data.kinds import numbers
-from remind_jax.data.sources import embed, mimic_iv, mimic_iv_outcomes, nhanes, synthetic
+from remind_jax.data.sources import embed, mimic_iv_cohort, mimic_iv_outcomes, nhanes, synthetic
 from remind_jax.errors import UserError
 from remind_jax.models.encoders import registry, t5
 from remind_jax.models.fusion import sparse_moe as sparse_fusion
@@ -102,8 +102,10 @@ def test_choices_are_those_that_the_code_knows(path, code):
 
 def test_choices_of_sources_are_those_that_they_know():
     own = {source: {name: key.allowed for name, key in OF_SOURCES[source].items()} for source in OF_SOURCES}
-    assert own["mimic_iv"]["label"] == tuple(mimic_iv.LABELS)
-    assert own["mimic_iv"]["outcome"] == ("died", *mimic_iv_outcomes.OUTCOMES)
+    assert own["mimic_iv"]["label"] == tuple(mimic_iv_cohort.LABELS)
+    assert own["mimic_iv"]["outcome"] == ("died", *mimic_iv_cohort.OUTCOMES)
+    assert own["mimic_iv"]["cohort"] == mimic_iv_cohort.COHORTS
+    assert set(mimic_iv_outcomes.OUTCOMES) <= set(mimic_iv_cohort.OUTCOMES)
     assert own["embed"] | {"unit": embed.UNITS, "key": embed.KEYS, "suffix": embed.SUFFIXES} == own["embed"]
     assert OF_SOURCES["nhanes"]["views"].default in nhanes.VIEW_SETS
     assert OF_SOURCES["synthetic"]["combinations"].default == synthetic.EMBED

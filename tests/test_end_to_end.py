@@ -17,6 +17,7 @@ from remind_jax.evaluation import page
 from remind_jax.methods import METHODS, STACK
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA, write_manifest
+from tests.data.sources import eicu_files, support2_files
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
@@ -115,6 +116,8 @@ OTHERS = sorted({path.stem for path in (tiny_runs.ROOT / "configs").glob("*.py")
 @pytest.mark.parametrize("name", ["manifest", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_smoke_run_goes_all_the_way_and_says_what_it_is(name, tmp_path, request):
     roots = {"manifest": lambda: _own_data(tmp_path / "data"), "heart": lambda: request.getfixturevalue("shared_data")}
+    roots["support2"] = lambda: support2_files.write(tmp_path / "data", support2_files.many(90))
+    roots["eicu"] = lambda: eicu_files.write(tmp_path / "data", eicu_files.many(80))
     root = roots[name]() if name in roots else ""
     flags = [f"--config.data.root={root / 'uci_heart' if name == 'heart' else root}", "--config.devices=1"]
     done = _Done([f"--config={name}", "--quick", f"--config.data.cache={tmp_path / 'cache'}", *flags], tmp_path / "run")

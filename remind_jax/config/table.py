@@ -61,6 +61,20 @@ EMBED = (
 _TWIN_SEED = Key(0, "of the twin; the run's own seed splits it", NOT_NEGATIVE)
 # Keys of section `data` that single data sets have, by `data.source`.
 OF_SOURCES: dict[str, dict[str, Key]] = {
+    "eicu": {
+        "outcome": Key(
+            "died",
+            "what is asked (docs/eicu.md)",
+            ("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
+        ),
+        "hours": Key(48, "of the input window", AT_LEAST_ONE),
+        "labs": Key(
+            "numeric",
+            "numeric: mean, min, max, last of items; last: that alone; events: all values, hourly means of vital signs",
+            ("numeric", "last", "events"),
+        ),
+        "max_events": Key(512, "labs=events: most of a stay, the newest", AT_LEAST_ONE),
+    },
     "embed": {
         "unit": Key("exam", "what a sample is", ("exam", "breast")),
         "key": Key("acc_anon", "what joins files and findings; study_date: and patient", ("acc_anon", "study_date")),
@@ -77,6 +91,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
     "manifest": {"digest": Key("", "of rows from memory (fit): a run folder serves these rows only")},
     "mimic_iv": {
         "notes_root": Key("", "folder of MIMIC-IV-Note; empty looks for note/ under data.root"),
+        "images_root": Key("", "folder of MIMIC-CXR-JPG: adds the modality film; empty: there is none"),
         "label": Key("ihm48", "ihm48 is death in hospital", ("ihm48", "died_within_48h", "one_year")),
         "hours": Key(0, "of the input window; 0 is the label's: 48, 24, 24", NOT_NEGATIVE),
         "notes": Key("earlier", "earlier: signed within the window; paper: also later ones (leaks)", _LEAKS),
@@ -96,8 +111,16 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "stays": Key(6_000, "of the twin", AT_LEAST_ONE),
         "outcome": Key(
             "died",
-            "of the twin: death as classes; one of tasks multilabel, regression, survival",
-            ("died", "conditions", "length_of_stay", "time_to_death"),
+            "what is asked (docs/mimic.md); the twin has died, conditions, length_of_stay and time_to_death",
+            (
+                *("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
+                "time_to_death",
+            ),
+        ),
+        "cohort": Key(
+            "stays",
+            "single: stays that are alone in their admission and unit; admissions: rows are whole admissions",
+            ("stays", "single", "admissions"),
         ),
     },
     "gbsg2": {},
@@ -108,6 +131,9 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
             "self-rated health as classes or ordered grades, diagnoses (multilabel), glycated haemoglobin (regression)",
             ("health", "grades", "conditions", "glycohemoglobin"),
         ),
+    },
+    "support2": {
+        "label": Key("hospital_death", "hospital_death (classes) or survival", ("hospital_death", "survival"))
     },
     "synthetic": {
         "combinations": Key(EMBED, "combinations and frequencies"),

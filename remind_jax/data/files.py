@@ -1,6 +1,7 @@
 """Files that a manifest names or is: where they may lie, and how tables are read."""
 
 import hashlib
+import importlib.util
 import pathlib
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
@@ -32,6 +33,13 @@ class Look(NamedTuple):
     shape: tuple[int, ...] = ()  # that all files of the column must have; () where each may have its own
     spacing: float | None = None  # distance of a volume's slices in mm, where the file says it
     remark: tuple[str, str] | None = None  # code and text of a warning, the text as that of a Fault
+
+
+def in_package(package: str, path: str) -> pathlib.Path | None:
+    """Returns a file of an installed package, which is not imported, by its path there; None where there is none."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    return next((found for folder in folders if (found := pathlib.Path(folder, path)).is_file()), None)
 
 
 def record(path: pathlib.Path) -> FileRecord:

@@ -17,8 +17,10 @@ CREDENTIALED = (
 DUTIES = {
     "nhanes": "NHANES is in the public domain (US CDC/NCHS); its terms forbid attempts to identify a person.",
     "uci_heart": "UCI heart disease is CC BY 4.0: name Janosi, Steinbrunn, Pfisterer and Detrano (1989).",
+    "support2": "SUPPORT2 is CC BY 4.0: name Knaus et al. (1995) and the UCI Machine Learning Repository.",
     "gbsg2": "GBSG2 came with lifelines, which is under the MIT licence: name Schumacher et al. (1994).",
     "synthetic": "The data are made by the program; they bring no duties.",
+    "eicu": CREDENTIALED,
     "mimic_iv": CREDENTIALED,
     "embed": CREDENTIALED,
     "fprm": CREDENTIALED,

@@ -8,6 +8,7 @@ from typing import Any
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.reading import read_manifest
 from remind_jax.data.sources import (
+    eicu,
     embed,
     events_twin,
     gbsg2,
@@ -16,6 +17,7 @@ from remind_jax.data.sources import (
     mimic_iv_outcomes,
     mimic_iv_twin,
     nhanes,
+    support2,
     synthetic,
     uci_heart,
 )
@@ -32,6 +34,10 @@ def _gbsg2(data: Any, seed: int) -> Manifest:
 
 def _uci_heart(data: Any, seed: int) -> Manifest:
     return uci_heart.load(data.root)
+
+
+def _support2(data: Any, seed: int) -> Manifest:
+    return support2.load(data.root, data.label)
 
 
 def _synthetic(data: Any, seed: int) -> Manifest:
@@ -54,13 +60,11 @@ def _synthetic(data: Any, seed: int) -> Manifest:
 
 def _mimic_iv(data: Any, seed: int) -> Manifest:
     if data.root:
-        if data.outcome != "died":
-            raise UserError(
-                f"data.outcome={data.outcome} is of the twin, which has no data.root; leave out one of them"
-            )
         return mimic_iv.load(
             data.root,
             notes_root=data.notes_root,
+            outcome=data.outcome,
+            cohort=data.cohort,
             label=data.label,
             hours=data.hours,
             notes=data.notes,
@@ -73,12 +77,19 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
             missing=data.missing or "natural",
             drop=data.drop,
             seed=data.seed,
+            **{key: data[key] for key in ("images_root", "image_size", "window", "bad_files")},
         )
     options = {"n": data.stays, "seed": data.seed, "drop": data.drop, "icd": data.icd}
     options["missing"] = data.missing or "published"
-    if data.outcome != "died":
+    if data.outcome in mimic_iv_outcomes.OUTCOMES:
         return mimic_iv_outcomes.load(data.outcome, **options)
+    if data.outcome != "died":
+        raise UserError(f"data.outcome={data.outcome} is not of the twin: name the folder of MIMIC-IV with data.root")
     return mimic_iv_twin.load_twin(**options)
+
+
+def _eicu(data: Any, seed: int) -> Manifest:
+    return eicu.load(data.root, outcome=data.outcome, hours=data.hours, labs=data.labs, max_events=data.max_events)
 
 
 def _embed(data: Any, seed: int) -> Manifest:
@@ -123,6 +134,7 @@ def _manifest(data: Any, seed: int) -> Manifest:
 
 
 SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
+    "eicu": _eicu,
     "embed": _embed,
     "events": _events,
     "fprm": _fprm,
@@ -130,6 +142,7 @@ SOURCES: dict[str, Callable[[Any, int], Manifest]] = {
     "manifest": _manifest,
     "mimic_iv": _mimic_iv,
     "nhanes": _nhanes,
+    "support2": _support2,
     "synthetic": _synthetic,
     "uci_heart": _uci_heart,
 }

@@ -4,11 +4,9 @@ The data of Schumacher et al. 1994 (Journal of Clinical Oncology 12, 2086) arriv
 which the table alone is read. Nothing is missing in it; `data.hide` takes a modality from some.
 """
 
-import importlib.util
-import pathlib
-
 import polars as pl
 
+from remind_jax.data.files import in_package
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError, needs
@@ -30,12 +28,9 @@ def load() -> Manifest:
 
     Raises UserError: lifelines is not installed or lacks the table.
     """
-    spec = importlib.util.find_spec("lifelines")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"GBSG2 comes with lifelines: {needs('lifelines', 'survival')}")
-    path = pathlib.Path(spec.submodule_search_locations[0], "datasets/gbsg2.csv")
-    if not path.is_file():
-        raise UserError("the installed lifelines lacks the table of GBSG2: pip install lifelines==0.30.3")
+    path = in_package("lifelines", "datasets/gbsg2.csv")
+    if path is None:
+        raise UserError(f"GBSG2 comes with lifelines 0.30.3: {needs('lifelines', 'survival')}")
     schema = Schema(
         **{"name": "gbsg2", "sample_id": "sample_id", "patient_id": "patient_id", "label": "time", "classes": ()},
         **{"modalities": tuple(VIEWS.values()), "task": "survival", "more_labels": ("cens",), "horizons": HORIZONS},

@@ -5,10 +5,10 @@ the stay, and the window ends before the outcome can begin; options under which 
 docs/mimic.md describes cohort, labels and leakage.
 """
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,54 +17,23 @@ from remind_jax.data.findings import Finding
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import bernoulli_mask
 from remind_jax.data.schema import Modality, Schema
-from remind_jax.data.sources import mimic_iv_labs, mimic_iv_notes
+from remind_jax.data.sources import mimic_cxr, mimic_iv_labs, mimic_iv_notes
 from remind_jax.data.sources import mimic_iv_tables as tables
-from remind_jax.data.sources.mimic_iv_twin import ICD, MODALITIES, PUBLISHED, SHOWN
+from remind_jax.data.sources.mimic_iv_cohort import COUNTS, TABLES, Asked, read, refuse_double, select
+from remind_jax.data.sources.mimic_iv_twin import ICD, MODALITIES, PUBLISHED
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.runtime.files import expanded
 
-
-class Label(NamedTuple):
-    """An outcome.
-
-    Attributes:
-      column: of the manifest.
-      hours: of the input window, by default.
-      most_hours: the longest window that ends before the outcome may be decided; 0 is no limit.
-    """
-
-    column: str
-    hours: int
-    most_hours: int
-
-
-LABELS = {
-    "ihm48": Label("died_in_hospital", 48, 48),
-    "died_within_48h": Label("died_within_48h", 24, 47),
-    "one_year": Label("died_within_a_year", 24, 0),
-}
-LEAKY, COUNTS = "W107", "I001"
+LEAKY = "W107"
 _LABS = {"text": "text", "numeric": "tabular", "last": "tabular", "events": "events"}  # kinds by `data.labs`
-
-_TABLES = {
-    "hosp/patients": {"subject_id": "id", "dod": "date"},
-    "hosp/admissions": {
-        "subject_id": "id",
-        "hadm_id": "id",
-        "admittime": "time",
-        "dischtime": "time",
-        "deathtime": "time",
-        "hospital_expire_flag": "id",
-    },
-    "hosp/diagnoses_icd": {"hadm_id": "id", "seq_num": "id", "icd_code": "text", "icd_version": "id"},
-    "icu/icustays": {"subject_id": "id", "hadm_id": "id", "stay_id": "id", "intime": "time", "outtime": "time"},
-}
 
 
 def load(
     root: str | pathlib.Path,
     *,
     notes_root: str | pathlib.Path = "",
+    outcome: str = "died",
+    cohort: str = "stays",
     label: str = "ihm48",
     hours: int = 0,
     notes: str = "earlier",
@@ -77,15 +46,20 @@ def load(
     missing: str = "natural",
     drop: float = 0.266,
     seed: int = 0,
+    images_root: str | pathlib.Path = "",
+    image_size: int = 224,
+    window: str = "stored",
+    bad_files: str = "refuse",
 ) -> Manifest:
-    """Reads stays in intensive care that last at least as long as the input window, each with up to three modalities.
+    """Reads stays in intensive care that last at least as long as the input window, each with up to four modalities.
 
     `root` holds `hosp` and `icu` (versions 2.2 and 3.x; .csv.gz or .csv); `notes_root` is the folder of MIMIC-IV-Note,
-    by default `note` under `root`, and without it no stay has notes. The options, and which of them leak, are explained
-    in `config.table.OF_SOURCES`; `missing` is `natural` or `bernoulli`, whose draws `seed` makes.
+    by default `note` under `root`, and without it no stay has notes. `images_root` is that of MIMIC-CXR-JPG; without it
+    there are no films, to which the last three options belong. The options, and which of them leak, are explained in
+    `config.table.OF_SOURCES`; `missing` is `natural` or `bernoulli`, whose draws `seed` makes.
 
-    Returns a manifest without a split column: `stay_id`, `subject_id`, the label ("0", "1"), sorted by stay. Its notes
-    count what was left out (I001) and name the options that leak (W107).
+    Returns a manifest without a split column: `stay_id`, `subject_id`, the label, sorted by stay. Its notes count what
+    was left out (I001) and name the options that leak (W107).
 
     Raises UserError: an option is unknown, a table is missing or damaged, or no stay is left.
     """
@@ -93,34 +67,36 @@ def load(
     _one_of("labs", labs, tuple(_LABS))
     _one_of("icd", icd, ICD)
     _check_numbers(icd_versions, note_characters, drop)
-    window, leaks = _window(label, hours), _leaks(notes, codes)
+    leaks, asked = _leaks(notes, codes), Asked(cohort, outcome, label, hours)
+    asked.check(codes)
     root = _folder(root)
-    admissions = _read(root, "hosp/admissions")
-    _refuse_double(admissions, "hadm_id", "hosp/admissions")
-    cohort, findings = _cohort(root, admissions, label, window)
-    note_column, told = _notes(root, notes_root, cohort, admissions, note_characters, notes == "paper")
-    lab_columns, measured = _labs(root, cohort, labs, max_events)
-    identity = cohort.select(
-        pl.col("stay_id", "subject_id").cast(pl.String),
-        pl.col("died").cast(pl.Int8).cast(pl.String).alias(LABELS[label].column),
-    )
-    parts = [*identity, note_column, *lab_columns, _codes(root, cohort, admissions, codes, icd_versions)]
+    admissions = read(root, "hosp/admissions")
+    refuse_double(admissions, "hadm_id", "hosp/admissions")
+    stays, findings = select(root, admissions, asked)
+    note_column, told = _notes(root, notes_root, stays, admissions, note_characters, notes == "paper")
+    lab_columns, measured = _labs(root, stays, labs, max_events, cohort == "admissions")
+    ids = stays.select(pl.col("stay_id", "subject_id").cast(pl.String))
+    schema = Schema("mimic_iv", "stay_id", "subject_id", modalities=(), **asked.fields)
+    parts = [*ids, *stays.select(schema.label_columns), note_column, *lab_columns]
+    parts.append(_codes(root, stays, admissions, codes, icd_versions))
     columns = {"notes": ("notes",), "labs": tuple(column.name for column in lab_columns), "icd": ("icd",)}
+    options = {"labs": mimic_iv_labs.ROLES | {"most": max_events}} if labs == "events" else {}
+    kinds = zip(MODALITIES, ("text", _LABS[labs], icd), strict=True)
+    modalities = [Modality(name, kind, columns[name], options=options.get(name, {})) for name, kind in kinds]
+    images, records = expanded(images_root) if images_root else None, {}
+    if images:
+        modalities.append(mimic_cxr.modality(image_size, window))
+        scan, seen = mimic_cxr.read(images, stays, modalities[-1], bad_files)
+        columns[mimic_cxr.NAME], records, told = (mimic_cxr.NAME,), scan.records, [*told, *seen]
+        parts.append(scan.cells)
     table = pl.DataFrame(parts)
     if missing == "bernoulli":
         table = _mask(table, columns, drop, seed)
     table, dropped = _with_some_modality(table, columns)
-    kinds = ("text", _LABS[labs], icd)
-    options = {"labs": mimic_iv_labs.ROLES | {"most": max_events}} if labs == "events" else {}
-    modalities = tuple(
-        Modality(name, kind, columns[name], options=options.get(name, {}))
-        for name, kind in zip(MODALITIES, kinds, strict=True)
-    )
-    names = {"classes": ("0", "1"), "names": SHOWN["names"]}
-    schema = Schema("mimic_iv", "stay_id", "subject_id", LABELS[label].column, **names, modalities=modalities)
+    schema = dataclasses.replace(schema, modalities=tuple(modalities))
     found = (*leaks, *findings, *told, *measured, *dropped)
-    title = f"MIMIC-IV{_version(root)}"
-    return Manifest(schema=schema, table=table, title=title, notes=found, published=dict(PUBLISHED))
+    title = f"MIMIC-IV{_version(root)}{'' if outcome == 'died' else f', {outcome}'.replace('_', ' ')}"
+    return Manifest(schema, table, images, title, found, records, published={} if images else dict(PUBLISHED))
 
 
 # ---- options and folder ---------------------------------------------------------------------------------------------
@@ -138,16 +114,6 @@ def _check_numbers(icd_versions: Sequence[int], note_characters: int, drop: floa
         raise UserError(f"data.note_characters must be at least 1, not {note_characters}")
     if not 0 <= drop < 1:
         raise UserError(f"data.drop, the drop probability, must be at least 0 and below 1, not {drop}")
-
-
-def _window(label: str, hours: int) -> int:
-    """Hours of the input window."""
-    _one_of("label", label, tuple(LABELS))
-    most = LABELS[label].most_hours
-    if hours < 0 or (most and hours > most):
-        limit = f"between 1 and {most}" if most else "at least 1"
-        raise UserError(f"data.hours of the label {label} must be {limit}, or 0 for its default; not {hours}")
-    return hours or LABELS[label].hours
 
 
 def _leaks(notes: str, codes: str) -> list[Finding]:
@@ -170,13 +136,9 @@ def _folder(root: str | pathlib.Path) -> pathlib.Path:
     if not (root / "hosp").is_dir() or not (root / "icu").is_dir():
         raise UserError(f"{str(root)!r} is not a MIMIC-IV folder: it needs the folders hosp and icu")
     # All of them now: what is missing must not be found after the minutes that the large tables take.
-    for name, kinds in (_TABLES | mimic_iv_labs.TABLES).items():
+    for name, kinds in (TABLES | mimic_iv_labs.TABLES).items():
         tables.find(root, name, kinds)
     return root
-
-
-def _read(root: pathlib.Path, name: str) -> pl.DataFrame:
-    return tables.find(root, name, _TABLES[name]).read()
 
 
 def _version(root: pathlib.Path) -> str:
@@ -191,60 +153,6 @@ def _version(root: pathlib.Path) -> str:
                 return f" {found[1]}{demo}"
     named = re.fullmatch(r"(?:mimic-?iv[a-z-]*)?v?(\d\.\d)", root.resolve().name, re.IGNORECASE)
     return f" {named[1]}{demo}" if named else demo
-
-
-# ---- cohort and labels ----------------------------------------------------------------------------------------------
-
-
-def _refuse_double(table: pl.DataFrame, column: str, name: str) -> None:
-    for what, rows in (("empty", table[column].is_null()), ("used by another row", table[column].is_duplicated())):
-        if rows.any():
-            raise UserError(f"{name}: column {column!r} has {int(rows.sum())} cells that are {what}; ids are unique")
-
-
-def _cohort(root: pathlib.Path, admissions: pl.DataFrame, label: str, hours: int) -> tuple[pl.DataFrame, list[Finding]]:
-    """The stays that last as long as the window, whose patient outlives it.
-
-    Returns `stay_id, subject_id, hadm_id, intime, end, admittime, died`, sorted by stay, and what was left out.
-    """
-    stays = _read(root, "icu/icustays")
-    _refuse_double(stays, "stay_id", "icu/icustays")
-    patients = _read(root, "hosp/patients")
-    _refuse_double(patients, "subject_id", "hosp/patients")
-    linked = stays.join(admissions, on=["subject_id", "hadm_id"]).join(patients, on="subject_id")
-    linked = linked.with_columns((pl.col("intime") + pl.duration(hours=hours)).alias("end"), _death().alias("death"))
-    long = linked.filter(pl.col("outtime") >= pl.col("end"))
-    alive = long.filter((pl.col("death") > pl.col("end")).fill_null(True))
-    if alive.is_empty():
-        raise UserError(
-            f"no stay is left for the label {label}: of {stays.height} stays {linked.height} have admission and "
-            f"patient, {long.height} of them last {hours} hours or longer, 0 of these patients outlive the window"
-        )
-    if not alive["hospital_expire_flag"].is_in([0, 1]).fill_null(False).all():
-        raise UserError("hosp/admissions: column 'hospital_expire_flag' has cells that are not 0 or 1")
-    cohort = alive.with_columns(_died(label).alias("died")).sort("stay_id")
-    lost = stays.height - linked.height
-    text = (
-        f"{stays.height} stays in intensive care, {linked.height - long.height} shorter than {hours} hours, "
-        f"{long.height - alive.height} of patients who die by then"
-        f"{f', {lost} without admission or patient in their tables' if lost else ''}: {cohort.height} stays of "
-        f"{cohort['subject_id'].n_unique()} patients, {int(cohort['died'].sum())} with {LABELS[label].column}"
-    )
-    columns = ("stay_id", "subject_id", "hadm_id", "intime", "end", "admittime", "died")
-    return cohort.select(columns), [Finding(COUNTS, text, False)]
-
-
-def _death() -> pl.Expr:
-    """When the patient died: to the minute in hospital; outside, the end of the day, the only time that is certain."""
-    day_end = pl.col("dod").cast(pl.Datetime("us")) + pl.duration(hours=24)
-    return pl.coalesce(pl.col("deathtime"), day_end)
-
-
-def _died(label: str) -> pl.Expr:
-    if label == "ihm48":
-        return pl.col("hospital_expire_flag") == 1
-    horizon = pl.duration(hours=48) if label == "died_within_48h" else pl.duration(days=365)
-    return (pl.col("death") <= pl.col("intime") + horizon).fill_null(False)
 
 
 # ---- modalities -----------------------------------------------------------------------------------------------------
@@ -272,9 +180,11 @@ def _notes(
     return cells, [Finding(COUNTS, text, False)]
 
 
-def _labs(root: pathlib.Path, cohort: pl.DataFrame, form: str, most: int) -> tuple[list[pl.Series], list[Finding]]:
+def _labs(
+    root: pathlib.Path, cohort: pl.DataFrame, form: str, most: int, by_admission: bool
+) -> tuple[list[pl.Series], list[Finding]]:
     """The columns of labs and vital signs, and how many were used and left out."""
-    measured = mimic_iv_labs.read(root, cohort.select("stay_id", "subject_id", "intime", "end"))
+    measured = mimic_iv_labs.read(root, cohort.select("stay_id", "subject_id", "intime", "end"), by_admission)
     stay_ids = cohort["stay_id"].to_list()
     if form == "numeric":
         columns = mimic_iv_labs.as_numbers(measured.table, stay_ids).get_columns()
@@ -296,7 +206,7 @@ def _codes(
     root: pathlib.Path, cohort: pl.DataFrame, admissions: pl.DataFrame, source: str, versions: Sequence[int]
 ) -> pl.Series:
     """Diagnoses of each stay of the cohort: newest admission first, in its order of importance, each code once."""
-    diagnoses = _read(root, "hosp/diagnoses_icd")
+    diagnoses = read(root, "hosp/diagnoses_icd")
     code = pl.col("icd_code").str.replace_all(r"\s+", "")
     written = pl.when(pl.col("icd_version") == 10).then(pl.lit("10-") + code).otherwise(code)
     diagnoses = diagnoses.select(
@@ -344,5 +254,5 @@ def _with_some_modality(table: pl.DataFrame, columns: dict[str, tuple[str, ...]]
         return table, []
     if not here.any():
         raise UserError("no stay has any modality: are labevents and chartevents those of these patients?")
-    text = f"{int((~here).sum())} stays without notes, labs or codes are left out"
+    text = f"{int((~here).sum())} stays without any modality are left out"
     return table.filter(pl.Series(here)), [Finding(COUNTS, text, False)]

