@@ -20,7 +20,7 @@ from remind_jax import errors
 from remind_jax.errors import UserError
 from remind_jax.runtime import claims, jobs, signals
 
-_POLL = 1.0  # seconds between two looks at signals
+_POLL = 0.2  # seconds between two looks at the jobs
 _PATIENCE = 20.0  # seconds jobs have to end when they are asked to, a little more than `jobs` gives them
 _GRACE = 10.0  # seconds; after five a worker knows that the Ray of its node is gone, and ends, and its job with it
 _LOST = {*signals.CODES.values(), claims.LOST}  # exit codes of jobs that did not end by themselves
@@ -144,7 +144,8 @@ class _Tasks:
         """Waits a while for events."""
         import ray
 
-        ready = ray.wait(list(self._running), timeout=_POLL)[0]
+        time.sleep(_POLL)  # and not in Ray, which would make an ordinary KeyboardInterrupt of any signal
+        ready = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)[0]
         return [self._settled(stream, _next(stream, self._running[stream])) for stream in ready]
 
     def run(self) -> Iterator[jobs.Event]:
