@@ -175,11 +175,11 @@ class _Tasks:
         if not event.ended:
             return event
         del self._running[stream]
-        self._lost[event.job] += event.code < 0 or event.code in _LOST
-        times, most = self._lost[event.job], self._given.retries
-        if not 0 < times <= most or event.code == 0:
+        was_lost, most = event.code < 0 or event.code in _LOST, self._given.retries
+        if not was_lost or self._lost[event.job] == most:
             return event
-        return event._replace(ended=False, error=f"{event.error} (run again, {times} of {most} times)")
+        self._lost[event.job] += 1
+        return event._replace(ended=False, error=f"{event.error} (run again, {self._lost[event.job]} of {most} times)")
 
 
 def _next(stream: Any, number: int) -> jobs.Event:

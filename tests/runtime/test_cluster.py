@@ -74,13 +74,17 @@ def test_jobs_get_their_share_and_one_that_fails_does_not_stop_the_others(nodes,
     assert (tmp_path / "whole.log").read_text().split()[3] == "0.45"
 
 
-def test_a_job_that_is_killed_is_run_again_as_often_as_was_said(nodes, tmp_path):
-    code = "print('x', file=open(here / 'tries', 'a'), flush=True)\nos.kill(os.getpid(), 9)"
-    events = _events([_work(tmp_path, "killed", code)], Given(nodes.address, retries=1))
-    assert [ended for _, ended, _ in events] == [False, False, False, True]
-    assert "SIGKILL" in events[1][2]
-    assert "run again, 1 of 1 times" in events[1][2]
-    assert "SIGKILL" in events[3][2]
+def test_a_job_that_is_killed_is_run_again_as_often_as_was_said_and_one_that_fails_is_not(nodes, tmp_path):
+    killed = "print('x', file=open(here / 'tries', 'a'), flush=True)\nos.kill(os.getpid(), 9)"
+    fails = "first = not (here / 'once').exists()\n(here / 'once').touch()\nos.kill(os.getpid(), 9) if first else sys.exit(3)"
+    work = [_work(tmp_path, "killed", killed), _work(tmp_path, "fails", fails, after=0)]
+    events = _events(work, Given(nodes.address, retries=1))
+    assert [event[:2] for event in events] == [(job, done) for job in (0, 1) for done in (False, False, False, True)]
+    for said in (events[1][2], events[3][2], events[5][2]):
+        assert "SIGKILL" in said
+    assert "(run again, 1 of 1 times)" in events[1][2]
+    assert "run again" not in events[3][2]
+    assert events[7][2] == "exit code 3"
     assert len((tmp_path / "tries").read_text().split()) == 2
 
 
