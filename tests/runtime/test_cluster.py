@@ -76,7 +76,7 @@ def test_jobs_get_their_share_and_one_that_fails_does_not_stop_the_others(nodes,
 
 def test_a_job_that_is_killed_is_run_again_as_often_as_was_said_and_one_that_fails_is_not(nodes, tmp_path):
     killed = "print('x', file=open(here / 'tries', 'a'), flush=True)\nos.kill(os.getpid(), 9)"
-    fails = "first = not (here / 'once').exists()\n(here / 'once').touch()\nos.kill(os.getpid(), 9) if first else sys.exit(3)"
+    fails = "once = here / 'once'\nif once.exists(): sys.exit(3)\nonce.touch()\nos.kill(os.getpid(), 9)"
     work = [_work(tmp_path, "killed", killed), _work(tmp_path, "fails", fails, after=0)]
     events = _events(work, Given(nodes.address, retries=1))
     assert [event[:2] for event in events] == [(job, done) for job in (0, 1) for done in (False, False, False, True)]
