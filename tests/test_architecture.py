@@ -58,7 +58,17 @@ MOST_LINES, MOST_OF_A_COMMAND, MOST_OF_ALL, MOST_AT_THE_TOP = 450, 80, 40_900, 1
 NO_COMMANDS = {"__init__", "api", "cli", "errors", "estimators", "methods"}  # modules at the top level that are none
 
 # Imported where they are used, because each takes a good part of a second or more.
-HEAVY = {"optuna", "tensorflow_datasets", "grain", "array_record", "sklearn", "matplotlib", "transformers", "orbax"}
+HEAVY = {
+    "optuna",
+    "tensorflow_datasets",
+    "grain",
+    "array_record",
+    "sklearn",
+    "matplotlib",
+    "transformers",
+    "orbax",
+    "ray",
+}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # What writes to a path, by the last part of its name, and by the whole of it.
 WRITERS = {"write_text", "write_bytes", "write_parquet", "write_csv", "write_json", "sink_parquet", "sink_csv", "touch"}
@@ -142,6 +152,7 @@ def one_owner(path: str, tree: ast.Module) -> list[str]:
         "remind_jax/studies/trials.py": ("optuna",),
         "remind_jax/training/trackers/": ("tensorboardX", "mlflow", "wandb"),
         "remind_jax/models/": ("flax.nnx",),
+        "remind_jax/runtime/cluster.py": ("ray",),
     }
     if path.startswith("tests/"):
         return []
@@ -331,6 +342,7 @@ VIOLATIONS = [
     (one_owner, "remind_jax/training/loop.py", "import jax\njax.profiler.start_trace('a')"),
     (one_owner, "remind_jax/studies/a.py", "def f():\n  import wandb"),
     (one_owner, "remind_jax/studies/a.py", "def f():\n  import optuna"),
+    (one_owner, "remind_jax/studies/a.py", "def f():\n  import ray"),
     (one_owner, "remind_jax/data/a.py", "import tempfile\ntempfile.mkstemp()"),
     (writes_whole, "remind_jax/a.py", "open('a', 'w')"),
     (writes_whole, "remind_jax/a.py", "open('a', mode='r+')"),

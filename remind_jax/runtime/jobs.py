@@ -6,15 +6,18 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from remind_jax.errors import UserError
-from remind_jax.runtime import files
+from remind_jax.runtime import claims, files
 
 ALONE = {"JAX_NUM_PROCESSES": "1"}
 """Set for a process that must not join the job of a cluster in whose environment it starts, see `processes`."""
+PARENT = "REMIND_PARENT"
+"""Number of the process that this one must not outlive, see `end_with_parent`."""
 _POLL = 0.2  # seconds between two looks at the processes
 _PATIENCE = 15.0  # seconds a process has to end when it is asked to
 _LAST_LINES = 4096  # bytes of a log that its last line is looked for in
@@ -36,11 +39,12 @@ class Job(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A job of that number began (`ended` False) or ended, with what went wrong, if anything."""
+    """A job of that number began (`ended` False) or ended, with what went wrong, if anything, and its exit code."""
 
     job: int
     ended: bool
     error: str = ""
+    code: int = 0
 
 
 def find_gpus() -> list[str]:
@@ -106,7 +110,7 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Slot], keep_open: Sequence[int]
             for job in ended:
                 process, slot = running.pop(job)
                 free.append(slot)
-                yield Event(job, True, _error(process.returncode, jobs[job].log))
+                yield Event(job, True, _error(process.returncode, jobs[job].log), process.returncode)
             if not ended and running:
                 time.sleep(_POLL)
     finally:
@@ -150,6 +154,19 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def end_with_parent() -> None:
+    """Lets this process end with the one that `PARENT` names, however that ends: another may take up its work."""
+    parent = os.environ.pop(PARENT, "")
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(_POLL)
+        os._exit(claims.LOST)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -9,10 +9,12 @@ from remind_jax import cli, methods
 from remind_jax.config import set_value
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
+from remind_jax.runtime import cluster
 
 RESAMPLES = 2_000  # bootstrap replicates of differences
-_STRINGS = {"methods": "all", "seeds": "0,1,42", "baseline": "", "table": ""}
-OPTIONS = (*(f"--{name}" for name in _STRINGS), "--share", "--jobs", "--resamples", "--on-changed-data")
+_STRINGS = {"methods": "all", "seeds": "0,1,42", "baseline": "", "table": "", "address": ""}
+_NUMBERS = {"jobs": (1, 1), "resamples": (RESAMPLES, 1), "cpus": (1.0, 0.01), "gpus": (-1.0, -1.0), "retries": (2, 0)}
+OPTIONS = (*(f"--{name}" for name in (*_STRINGS, *_NUMBERS)), "--share", "--engine", "--on-changed-data")
 """Those of `add_options`."""
 
 
@@ -55,6 +57,7 @@ class Options(NamedTuple):
       jobs: runs at a time, each in a process of its own where there are several.
       share: whether other processes run the same sweep in the same folder.
       on_changed_data: what becomes of runs whose data have changed since: `refuse` or `restart`.
+      ray: how runs are given to a cluster of Ray; None runs them here.
     """
 
     baselines: Sequence[str]
@@ -62,6 +65,7 @@ class Options(NamedTuple):
     jobs: int = 1
     share: bool = False
     on_changed_data: str = "refuse"
+    ray: cluster.Given | None = None
 
 
 class Setup(NamedTuple):
@@ -93,9 +97,10 @@ def add_options(parser: cli.Parser) -> None:
     """Adds the options that `read_setup` reads."""
     for name, default in _STRINGS.items():
         parser.add_argument(f"--{name}", default=default)
+    for name, (default, least) in _NUMBERS.items():
+        parser.add_number(f"--{name}", default, least)
     parser.add_argument("--share", action="store_true")
-    parser.add_number("--jobs", 1, 1)
-    parser.add_number("--resamples", RESAMPLES, 1)
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
     cli.add_on_changed_data(parser)
 
 
@@ -117,5 +122,21 @@ def read_setup(values: argparse.Namespace, rest: Sequence[str]) -> Setup:
             raise UserError(f"baseline={baseline} is not among the methods: {', '.join(names)}")
     if values.share and values.jobs > 1:
         raise UserError(f"--share with --jobs={values.jobs}: start the same command {values.jobs} times instead")
-    options = Options(baselines, values.resamples, values.jobs, values.share, values.on_changed_data)
+    options = Options(baselines, values.resamples, values.jobs, values.share, values.on_changed_data, _cluster(values))
     return Setup(given, variants, seeds, options)
+
+
+def _cluster(values: argparse.Namespace) -> cluster.Given | None:
+    """Reads how runs are given to a cluster, None where the engine is this machine."""
+    gpus = values.gpus if values.gpus >= 0 else None
+    given = cluster.Given(values.address, values.cpus, gpus, values.retries)
+    if values.engine == "local":
+        if given != cluster.Given():
+            raise UserError(
+                "--address, --cpus, --gpus and --retries are of --engine=ray; here --jobs shares the machine"
+            )
+        return None
+    if values.share or values.jobs > 1:
+        raise UserError("--engine=ray gives runs to a cluster by itself: leave out --share and --jobs")
+    cluster.check(given)
+    return given

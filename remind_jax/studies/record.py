@@ -8,8 +8,8 @@
 `running` is the wall time in which something was run, added up over all calls, and so are a run's own seconds; the part
 of a run that ended in a SIGKILL is missing. A run that was finished without a record has null. `tabulating` is that of
 the last call, null until it has written its tables. Jobs, processor and cores are those of the last call in which
-something was run, or of the process that wrote the tables of a shared sweep; `environment` is that of the first
-finished run. No path of the machine is in the file.
+something was run, or of the process that wrote the tables of a shared sweep; on a cluster those of the command, which
+runs nothing itself. `environment` is that of the first finished run. No path of the machine is in the file.
 """
 
 import contextlib

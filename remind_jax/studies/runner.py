@@ -16,7 +16,7 @@ from remind_jax.config import complete
 from remind_jax.data import memory
 from remind_jax.errors import UserError
 from remind_jax.runtime import claims, devices, files, jobs, processes, progress, records, signals, texts
-from remind_jax.studies import page
+from remind_jax.studies import engines, page
 from remind_jax.studies.baselines import fit_and_evaluate, plain_config
 from remind_jax.studies.comparison import outcome_of
 from remind_jax.studies.entries import Entry, Options
@@ -25,7 +25,6 @@ from remind_jax.studies.results import run_figures
 from remind_jax.training.run import train_and_evaluate
 from remind_jax.training.run_folder import DATA, changed_keys
 
-_CHILD = "from remind_jax.studies import runner; runner.child()"
 _MOVED = "its data have changed while the sweep ran: give the same command again"
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
@@ -51,9 +50,10 @@ def run(
         if options.share:
             _run_shared(sweep)
             return
-        record, shared = sweep.record(), _shared_programs(here=options.jobs == 1)
+        here = options.jobs == 1 and options.ray is None
+        record, shared = sweep.record(), _shared_programs(here)
         with progress.make(len(entries), "runs") as bar, shared:
-            if options.jobs == 1:
+            if here:
                 failed = _run_in_turn(entries, options, bar, record)
             else:
                 failed = _run_in_processes(entries, options, descriptor, bar, record)
@@ -194,13 +194,13 @@ def _run_in_processes(
         if entry not in open_entries:
             bar.say(_summary(entry, kept=True))
     done = len(entries) - len(open_entries)
-    slots = jobs.divide(min(options.jobs, max(1, len(open_entries))), jobs.find_gpus(), jobs.find_cpus())
     running: dict[str, contextlib.ExitStack] = {}
     with contextlib.ExitStack() as clocks:
-        for event in jobs.run_all([_job(entry, options) for entry in open_entries], slots, (descriptor,)):
+        for event in engines.events(open_entries, options, descriptor, bar):
             entry = open_entries[event.job]
+            if event.ended or event.error:
+                running.pop(entry.name, contextlib.ExitStack()).close()
             if event.ended:
-                running.pop(entry.name).close()
                 done += 1
                 if event.error:
                     failed[entry.name] = event.error
@@ -212,12 +212,6 @@ def _run_in_processes(
                 running[entry.name] = clock
             bar.advance(done, ", ".join(running))
     return failed
-
-
-def _job(entry: Entry, options: Options) -> jobs.Job:
-    """Makes a process of its own for a run, which reads its config from standard input."""
-    config = json.dumps(entry.config.to_dict())
-    return jobs.Job([sys.executable, "-c", _CHILD, str(entry.folder), options.on_changed_data], entry.log, config)
 
 
 def _on_other_data(entries: Sequence[Entry]) -> set[str]:
@@ -312,7 +306,8 @@ def _beside_claim(entry: Entry, kind: str) -> pathlib.Path:
 
 
 def child() -> None:
-    """Does the work of a process that `run` starts, see `_CHILD`."""
+    """Does the work of a process that `engines` starts."""
+    jobs.end_with_parent()
     cli.run(run_given, None)
 
 

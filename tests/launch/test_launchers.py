@@ -16,8 +16,9 @@ import yaml
 
 from launch import preflight
 from launch.k8s import render
+from remind_jax import sweep
 from remind_jax.errors import UserError
-from remind_jax.runtime import processes
+from remind_jax.runtime import cluster, processes
 from tests import tiny_runs
 
 ROOT = tiny_runs.ROOT
@@ -25,7 +26,10 @@ LAUNCH, HERE = ROOT / "launch", pathlib.Path(__file__).parent
 SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch")])
 SCHEMAS = yaml.safe_load((HERE / "schemas.yaml").read_text(encoding="utf-8"))
 TRAIN, SWEEP = LAUNCH / "slurm" / "train.sbatch", LAUNCH / "slurm" / "sweep.sbatch"
-SKY = yaml.safe_load((LAUNCH / "skypilot" / "train.yaml").read_text(encoding="utf-8"))
+SKY, SKY_SWEEP = (
+    yaml.safe_load((LAUNCH / "skypilot" / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("train", "sweep")
+)
+RAYJOB = yaml.safe_load((LAUNCH / "k8s" / "rayjob.yaml").read_text(encoding="utf-8"))
 # As sbatch leaves it for the script of a job.
 BATCH = {"SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "2"}
 RUN = ["--config=configs/nhanes.py", "--workdir=runs/a b"]
@@ -46,11 +50,13 @@ def _check(document: object, schema: str) -> None:
 # ---- As they stand ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "run of train.yaml"], ids=lambda x: getattr(x, "name", x))
+@pytest.mark.parametrize(
+    "script", [*SCRIPTS, SKY, SKY_SWEEP], ids=lambda x: x.get("name") if isinstance(x, dict) else x.name
+)
 def test_shell_is_clean(script, tmp_path):
-    if isinstance(script, str):
-        given = "".join(f"{name}=\n" for name in SKY["envs"])
-        (tmp_path / "run.sh").write_text(f"#!/usr/bin/env bash\n{given}{SKY['run']}", encoding="utf-8")
+    if isinstance(script, dict):
+        given = "".join(f"{name}=\n" for name in script["envs"])
+        (tmp_path / "run.sh").write_text(f"#!/usr/bin/env bash\n{given}{script['run']}", encoding="utf-8")
         script = tmp_path / "run.sh"
     else:
         assert os.access(script, os.X_OK)
@@ -68,7 +74,8 @@ def test_the_checker_of_shells_finds_something(tmp_path):
 def test_every_launcher_is_in_the_table():
     table = (LAUNCH / "README.md").read_text(encoding="utf-8")
     linked = {(LAUNCH / link).resolve() for link in re.findall(r"\]\(([^)]+)\)", table)}
-    assert set(SCRIPTS) | {LAUNCH / "k8s" / "render.py", LAUNCH / "skypilot" / "train.yaml"} <= linked
+    others = ("k8s/render.py", "k8s/rayjob.yaml", "skypilot/train.yaml", "skypilot/sweep.yaml")
+    assert set(SCRIPTS) | {LAUNCH / name for name in others} <= linked
 
 
 def test_exit_codes_are_those_of_the_table():
@@ -95,6 +102,7 @@ def test_manifests_keep_the_published_schema(arguments):
 
 def test_skypilot_keeps_the_published_schema():
     _check(SKY, "skypilot")
+    _check(SKY_SWEEP, "skypilot")
     with pytest.raises(jsonschema.ValidationError, match="nodes"):
         _check(SKY | {"nodes": 2}, "skypilot")
 
@@ -128,6 +136,22 @@ def test_pods_have_no_rights_and_no_way_out():
     assert container["args"] == ["-m", "remind_jax.main", *RUN]
 
 
+def test_a_sweep_of_kuberay_keeps_the_published_schema():
+    _check(RAYJOB, "rayjob")
+    with pytest.raises(jsonschema.ValidationError, match="entryPoint"):
+        _check(RAYJOB | {"spec": {"entryPoint": "x"}}, "rayjob")
+    groups = RAYJOB["spec"]["rayClusterSpec"]
+    for group in (groups["headGroupSpec"], *groups["workerGroupSpecs"]):
+        assert group["template"]["spec"]["securityContext"]["runAsNonRoot"]
+        assert group["template"]["spec"]["automountServiceAccountToken"] is False
+    assert groups["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    program, module, *given = shlex.split(RAYJOB["spec"]["entrypoint"])[1:]
+    assert (program, module) == ("-m", "remind_jax.sweep")
+    setup, folder = sweep.parse([argument.replace("/shared", "shared") for argument in given])
+    assert setup.options.ray == cluster.Given("auto")
+    assert str(folder) == "shared/runs/sweep"
+
+
 @pytest.mark.parametrize("arguments", [["--name=Mine"], ["--nodes=0"], ["--gpus=-1"], ["--unknown"]])
 def test_what_cannot_be_rendered_is_refused(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -138,13 +162,13 @@ def test_what_cannot_be_rendered_is_refused(arguments, capsys):
 def test_images_stand_on_a_base_by_digest_and_run_as_an_ordinary_user():
     text = (LAUNCH / "docker" / "Dockerfile").read_text(encoding="utf-8")
     stages = dict.fromkeys(re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE))
-    assert list(stages) == ["base", "cpu", "cuda"]
+    assert list(stages) == ["base", "cpu", "cuda", "ray"]
     for source in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
         assert source in stages or re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", source)
-    for stage in ("cpu", "cuda"):
-        body = re.search(rf"^FROM base AS {stage}\n(.*?)(?=^FROM|\Z)", text, re.MULTILINE | re.DOTALL)[1]
-        assert re.findall(r"^USER (\S+)", body, re.MULTILINE) == ["1000:1000"]
-        assert body.index("RUN pip") < body.index("USER")
+    for stage in ("cpu", "cuda", "ray"):
+        body = re.search(rf"^FROM \w+ AS {stage}\n(.*?)(?=^FROM|\Z)", text, re.MULTILINE | re.DOTALL)[1]
+        assert re.findall(r"^USER (\S+)", body, re.MULTILINE)[-1] == "1000:1000"
+        assert body.index("RUN pip") < body.index("USER 1000")
     copied = re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE)
     allowed = (LAUNCH / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").split("\n")
     assert {f"!{name}" for names in copied for name in names.split()} <= set(allowed)
@@ -205,6 +229,20 @@ def test_dry_run_of_skypilot(tmp_path):
     settings = dict(part.split("=", 1) for part in line[1:4])
     assert processes.detect(nodes | settings, 8) == processes.Place("JAX_*", "10.0.0.7:8476", 2, 1)
     assert line[4:] == ["python", "-m", "remind_jax.main", *given["ARGUMENTS"].split()]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_dry_run_of_a_sweep_of_skypilot(tmp_path, rank):
+    (tmp_path / "run.sh").write_text(SKY_SWEEP["run"], encoding="utf-8")
+    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": rank}
+    given = {"ARGUMENTS": "--config=nhanes --workdir=shared/a", "DRY_RUN": "1"}
+    start, run = map(shlex.split, _run("bash", tmp_path / "run.sh", **nodes, **given).stdout.splitlines())
+    if rank == "1":
+        assert (start, run) == (["ray", "start", "--address=10.0.0.7:6399", "--block"], ["wait"])
+        return
+    assert start[:4] == ["ray", "start", "--head", "--port=6399"]
+    assert run[:3] == ["python", "-m", "remind_jax.sweep"]
+    assert sweep.parse(run[3:])[0].options.ray == cluster.Given("10.0.0.7:6399")
 
 
 def test_dry_run_of_docker():

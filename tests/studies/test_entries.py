@@ -1,5 +1,7 @@
 """What a sweep runs: methods times seeds with their configs, and what is refused before anything is run."""
 
+import sys
+
 import pytest
 
 from remind_jax import cli, sweep
@@ -91,6 +93,13 @@ def test_baseline_is_soft_moe_or_the_first():
         (["--table=17"], ("table=17", "4, 16")),
         (["--jobs=0"], ("jobs",)),
         (["--share", "--jobs=2"], ("start the same command 2 times",)),
+        (["--engine=slurm"], ("--engine", "slurm", "local", "ray")),
+        (["--gpus=1"], ("--gpus", "--engine=ray", "--jobs")),
+        (["--engine=ray", "--share"], ("leave out --share",)),
+        (["--engine=ray", "--jobs=2"], ("leave out --share and --jobs",)),
+        (["--engine=ray", "--address=ray://head:10001"], ("address=ray://head:10001", "HOST:PORT")),
+        (["--engine=ray", "--gpus=1.5"], ("gpus=1.5", "whole")),
+        (["--engine=ray", "--cpus=0"], ("cpus", "at least")),
         (["--config.optim.lrr=1"], ("lrr",)),
         (["--wrokdir=x"], ("wrokdir",)),
         (["extra"], ("unexpected arguments", "extra")),
@@ -101,4 +110,11 @@ def test_mistakes_are_named_before_anything_is_run(tmp_path, more, parts):
     with pytest.raises(UserError) as error:
         sweep.main([MIMIC, f"--workdir={tmp_path / 'sweep'}", *more])
     assert all(part in str(error.value) for part in parts)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_without_ray_one_line_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not there
+    with pytest.raises(UserError, match=r"ray is not installed: pip install ray .*extra ray"):
+        sweep.main([MIMIC, f"--workdir={tmp_path / 'sweep'}", "--engine=ray"])
     assert not (tmp_path / "sweep").exists()
