@@ -70,6 +70,15 @@ METHODS = {
     "remind_stack": REMIND | {"data.folds": 5, "data.numbers": "piecewise", "task.predicts": "mean"},
 }
 STACK = "remind_stack"
+# Methods of other papers and the simple ones that they are compared with (docs/arena_methods.md). Most have no learned
+# vector of a missing modality, which they leave out.
+WITHOUT = SOFT_MOE | {"model.imputation": "zero"}
+ARENA = {
+    # The mean of what one network a modality says, each of which learns by itself.
+    "late_fusion": WITHOUT | {"fusion.kind": "late_fusion", "objective.expert_share": 1.0},
+    # Neverova et al. 2016: every modality of every training sample is hidden at random.
+    "modality_dropout": SOFT_MOE | {"train.hide_samples": 1.0},
+}
 SIZES = ("small", "paper", "quick")
 # The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and
 # resamples as take all the paths of a real run. Keys that a data set does not have are left out.
@@ -112,7 +121,7 @@ def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, 
 
 def parse_arg(arg: str) -> dict[str, str]:
     """Reads `key=value,key=value` with the keys `method` and `size`."""
-    choices = {"method": (*METHODS, *PLAIN), "size": SIZES}
+    choices = {"method": (*METHODS, *PLAIN, *ARENA), "size": SIZES}
     chosen = {"method": "remind", "size": "small"}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
@@ -136,7 +145,7 @@ def apply_method(config: Any, method: str, group_imputation: str = "group"):
         section, _, name = key.partition(".")
         if name in config[section]:
             set_value(config, key, value)
-    for key, value in (METHODS | PLAIN)[method].items():
+    for key, value in (METHODS | PLAIN | ARENA)[method].items():
         set_value(config, key, group_imputation if value == "<group>" else value)
 
 
@@ -236,16 +245,18 @@ TABLES: dict[str, tuple[Variant, ...]] = {
 def choose(names: str, table: str) -> list[Variant]:
     """Returns the variants that a command line names, separated by commas.
 
-    `all` is every variant of the table or, without a table, every method and plain model of classes. `table` is a key
-    of `TABLES`, or empty; its variants come before methods of the same name. Raises UserError: a name or the table is
-    unknown.
+    `all` is every variant of the table or, without a table, every method and plain model of classes; `arena` is every
+    method of `ARENA`. `table` is a key of `TABLES`, or empty; its variants come before methods of the same name. Raises
+    UserError: a name or the table is unknown.
     """
     if table and table not in TABLES:
         raise UserError(f"table={table} is not a sweep; known: {', '.join(TABLES)}")
-    whole = [Variant(name, name) for name in (*METHODS, *PLAIN)]
+    whole = [Variant(name, name) for name in (*METHODS, *PLAIN, *ARENA)]
     known = {variant.name: variant for variant in (*whole, *TABLES.get(table, ()))}
     if names == "all":
-        return list(TABLES[table]) if table else [known[name] for name in known if name not in OF_OTHER_TASKS]
+        left_out = (*OF_OTHER_TASKS, *ARENA)
+        return list(TABLES[table]) if table else [known[name] for name in known if name not in left_out]
+    names = ",".join(ARENA) if names == "arena" else names
     chosen = list(dict.fromkeys(filter(None, names.split(","))))
     for name in chosen:
         if name not in known:

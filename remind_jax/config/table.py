@@ -42,6 +42,7 @@ NOT_NEGATIVE = Limit(lambda x: 0 <= x < math.inf, "at least 0 and finite")
 LAST_FOLD = Limit(lambda x: x >= -1, "at least -1")
 FINITE = Limit(math.isfinite, "finite")
 SHARE = Limit(lambda x: 0 < x < 1, "above 0 and below 1")
+PART = Limit(lambda x: 0 <= x <= 1, "at least 0 and at most 1")
 BELOW_ONE = Limit(lambda x: 0 <= x < 1, "at least 0 and below 1")
 TRACK = Limit(_are_trackers, "empty, or some of tensorboard, mlflow and wandb, separated by commas")
 SPAN = Limit(_is_span, "FIRST:STOP with FIRST below STOP, for example 10:20")
@@ -324,6 +325,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "power", "by train samples, or their effective number (β = 0.999)", ("power", "effective_number")
         ),
         "mixup_weight": Key(0.0, "of Fair Mixup's penalty, next to any kind; needs sampler=group_pairs", NOT_NEGATIVE),
+        "expert_share": Key(
+            0.0, "of a loss what the mean loss of single modalities' predictors is (late_fusion)", PART
+        ),
         "distill_weight": Key(0.0, "of the distance from the unhidden prediction (train.hide_samples)", NOT_NEGATIVE),
         "prior": Key(
             "none", "logit adjustment by this prior, next to any kind", ("none", "class", "class_given_group")

@@ -9,11 +9,12 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from remind_jax.errors import UserError
 from remind_jax.models import initial
 from remind_jax.models.encoders import registry
 from remind_jax.models.encoders.patch import PatchEncoder, embed_rows
 from remind_jax.models.fusion import FUSIONS
-from remind_jax.models.fusion.soft_moe import Route, Tokens
+from remind_jax.models.fusion.soft_moe import Predictors, Route, Routed, Tokens
 from remind_jax.models.spec import ModalityInput, ModelSpec
 from remind_jax.ops import draws, imputation, losses
 from remind_jax.ops.transformer import dropout
@@ -48,6 +49,7 @@ class Output(NamedTuple):
       routing: sums over the batch for `sparse_moe.block_penalty`, of each sparse block.
       members: logits of each member [b, k, c], where there are several.
       gate_values: gate values of each block, see `Routed`; with several members, those of each sample in turn.
+      experts: predictors of parts of a sample, where the fusion has some.
     """
 
     logits: jax.Array
@@ -59,6 +61,7 @@ class Output(NamedTuple):
     routing: tuple[dict[str, jax.Array], ...] = ()
     members: jax.Array | None = None
     gate_values: tuple[jax.Array, ...] = ()
+    experts: Predictors | None = None
 
 
 class Routes(NamedTuple):
@@ -177,16 +180,20 @@ class Model(nnx.Module):
         self.imputation = _Imputation(spec.imputation, spec.width, len(inputs), num_groups, rngs)
         if spec.modality_embedding:
             self.modality_embedding = initial.param(rngs, initial.normal(0.02), len(inputs), spec.width)
-        for i in range(spec.fusion.blocks):
-            block = FUSIONS[spec.fusion.kind](spec.fusion, spec.width, num_groups, len(inputs), rngs)
-            setattr(self, f"block_{i}", block)
+        fusion, sizes = FUSIONS[spec.fusion.kind], (spec.width, num_groups, len(inputs))
+        self.blocks = 1 if fusion.whole else spec.fusion.blocks
+        outputs = {"num_outputs": num_classes} if fusion.predicts else {}
+        for i in range(self.blocks):
+            setattr(self, f"block_{i}", fusion(spec.fusion, *sizes, rngs, **outputs))
         if spec.pooling == "attention":
             self.pool_query = initial.param(rngs, initial.normal(spec.width**-0.5), spec.width)
         if spec.wide:
             self.wide = initial.param(rngs, initial.constant(0.0), len(self.owner), spec.width, num_classes)
+        if fusion.predicts and spec.members > 1:
+            raise UserError(f"model.members={spec.members}: fusion.kind={spec.fusion.kind} has heads of its own; set 1")
         if spec.members > 1:
             self.members = _Members(spec.members, len(inputs), spec.width, num_classes, rngs)
-        else:
+        elif not fusion.predicts:
             self.head = initial.linear(spec.width, num_classes, rngs)
 
     def tokens(
@@ -246,7 +253,7 @@ class Model(nnx.Module):
     @property
     def dtype(self) -> np.dtype:
         """Type of the weights, and so of all computation with them."""
-        return (self.head.kernel if self.spec.members == 1 else self.members.head)[...].dtype
+        return jax.tree.leaves(nnx.state(self.block_0))[0].dtype
 
     @property
     def owner(self) -> np.ndarray:
@@ -311,7 +318,7 @@ class Model(nnx.Module):
             x, groups, mask, keys = self.members.spread(x, owner, groups, mask, keys)
             present = jnp.repeat(observed, members, axis=0)
         passes, known = [], Tokens(owner, present, groups)
-        for i in range(self.spec.fusion.blocks):
+        for i in range(self.blocks):
             block = getattr(self, f"block_{i}")
             block_keys = None if keys is None else draws.fold_in(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
@@ -321,8 +328,8 @@ class Model(nnx.Module):
         sums = tuple(routed.sums for routed in passes if routed.sums is not None)
         values = tuple(routed.gate_values for routed in passes if routed.gate_values is not None)
         with jax.named_scope("head"):
-            output = self._predict(self._pool(x, present), open_rate, tokens, observed)
-        return output._replace(routing=sums, gate_values=values)
+            output = self._predict(passes[-1], present, open_rate, tokens, observed)
+        return output._replace(routing=sums, gate_values=values, experts=passes[-1].experts)
 
     def route(self, batch: Batch, *, gate: str) -> Routes:
         """Returns the router logits of a batch in evaluation; the model has one predictor, without members."""
@@ -341,10 +348,14 @@ class Model(nnx.Module):
             return jnp.zeros((1, 1), tokens.dtype)
         return jnp.einsum("bnd,ndc->bc", jnp.where(observed[:, :, None], tokens, 0.0), self.wide[...])
 
-    def _predict(self, features: jax.Array, open_rate: jax.Array, tokens: jax.Array, observed: jax.Array) -> Output:
-        """Applies the heads; `features` [b * k, d] and `open_rate` [b * k] hold all members of a sample in turn."""
+    def _predict(
+        self, fused: Routed, present: jax.Array, open_rate: jax.Array, tokens: jax.Array, observed: jax.Array
+    ) -> Output:
+        """Applies the heads; `fused`, `present` [b * k, n] and `open_rate` [b * k] are of all members in turn."""
+        features = self._pool(fused.tokens, present) if fused.features is None else fused.features
         if self.spec.members == 1:
-            logits = self.head(features) + self._wide_logits(tokens, observed)
+            logits = self.head(features) if fused.logits is None else fused.logits
+            logits = logits + self._wide_logits(tokens, observed)
             return Output(logits, features, open_rate, tokens=tokens, observed=observed)
         features = rearrange(features, "(b k) d -> b k d", k=self.spec.members)
         members = self.members.logits(features) + self._wide_logits(tokens, observed)[:, None]

@@ -116,16 +116,28 @@ def make_objective(
         penalties["routing"] = routing_penalty(*weights)
     distill = objective.distill_weight
     return Objective(
-        counts, sample_losses(task.loss, offset, distill), static, dro, robust, penalties, distills=bool(distill)
+        counts,
+        sample_losses(task.loss, offset, distill, objective.expert_share),
+        static,
+        dro,
+        robust,
+        penalties,
+        distills=bool(distill),
     )
 
 
-def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0) -> Callable[[Pass], jax.Array]:
+def sample_losses(
+    loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0, expert_share: float = 0.0
+) -> Callable[[Pass], jax.Array]:
     """Makes the losses of a pass, [b]; of several members they are the mean of theirs, so that each learns by itself.
 
     `offset` [g + 1, c] is added to the logits of a sample by group and class; `distill` weighs the distance from
-    `Pass.taught`.
+    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has.
     """
+
+    def of_several(logits: jax.Array, shift: Any, labels: jax.Array) -> jax.Array:
+        logits = logits if offset is None else logits + shift[:, None]
+        return jax.vmap(loss, (1, None), 1)(logits, labels)
 
     def found(of: Pass) -> jax.Array:
         output, labels = of.output, of.batch["label"]
@@ -133,8 +145,11 @@ def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float =
         if output.members is None:
             each = loss(output.logits + shift, labels)
         else:
-            members = output.members if offset is None else output.members + shift[:, None]
-            each = jnp.mean(jax.vmap(loss, (1, None), 1)(members, labels), axis=1)
+            each = jnp.mean(of_several(output.members, shift, labels), axis=1)
+        if expert_share and output.experts is not None:
+            experts, present = of_several(output.experts.logits, shift, labels), output.experts.present
+            own = jnp.sum(jnp.where(present, experts, 0.0), axis=1) / jnp.maximum(jnp.sum(present, axis=1), 1)
+            each = (1.0 - expert_share) * each + expert_share * own
         return each + distill * losses.divergence(output.logits, of.taught) if distill else each
 
     return found

@@ -33,6 +33,18 @@ class Tokens(NamedTuple):
         return self.observed[:, np.unique(self.owner, return_index=True)[1]]
 
 
+class Predictors(NamedTuple):
+    """What predictors of parts of a sample say, such as one of each modality.
+
+    Attributes:
+      logits: [b, k, c].
+      present: whether a sample has what the predictor reads, bool [b, k]; its loss counts there.
+    """
+
+    logits: jax.Array
+    present: jax.Array
+
+
 class Routed(NamedTuple):
     """The result of a fusion block.
 
@@ -42,12 +54,18 @@ class Routed(NamedTuple):
       sums: sums over the batch for `sparse_moe.block_penalty`; None where routing has no penalty.
       gate_values: the values that the gate compares with its threshold, [b, 1] or [b, n]; None unless the threshold is
         measured and group routers rest.
+      features: one vector a sample that the fusion has made by itself, [b, d]; None where tokens are to be pooled.
+      logits: predictions of heads of its own, [b, c]; None where the head of the network makes them.
+      experts: predictors of parts of the sample next to that, with losses of their own.
     """
 
     tokens: jax.Array
     open_rate: jax.Array
     sums: dict[str, jax.Array] | None = None
     gate_values: jax.Array | None = None
+    features: jax.Array | None = None
+    logits: jax.Array | None = None
+    experts: Predictors | None = None
 
 
 class Route(NamedTuple):
@@ -79,7 +97,7 @@ def has_measured_gate(spec: FusionSpec) -> bool:
 class FusionBlock(nnx.Module):
     """Attention over all tokens, and experts; a `penalised` block returns sums for `sparse_moe.block_penalty`."""
 
-    penalised = False
+    whole, penalised, predicts = False, False, False
 
     def __init__(self, spec: FusionSpec, width: int, rngs: nnx.Rngs):
         self.spec = spec
