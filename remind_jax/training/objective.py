@@ -4,6 +4,7 @@ The loss of a step is a sum over groups of (sum of losses) times a factor, and p
 devices before anything is divided, so that any number of devices gives the same step.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
-from remind_jax.ops import losses, sparse_moe
+from remind_jax.ops import losses
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 from remind_jax.training.stages import Stage
@@ -41,6 +42,7 @@ class Pass(NamedTuple):
       key: random key of the step.
       keys: random keys of the samples, [b]; None where nothing is drawn.
       total: sums arrays over all devices.
+      apart: whether only the losses of `Output.experts` count.
     """
 
     network: Network
@@ -51,6 +53,7 @@ class Pass(NamedTuple):
     key: jax.Array
     keys: jax.Array | None
     total: Callable[[Any], Any]
+    apart: bool = False
 
 
 Penalty = Callable[[Pass], tuple[jax.Array, jax.Array]]
@@ -111,13 +114,13 @@ def make_objective(
     penalties: dict[str, Penalty] = {}
     if objective.mixup_weight:
         penalties["mixup"] = mixup_penalty(objective.mixup_weight, len(counts), task.scores)
-    if FUSIONS[config.fusion.kind].penalised:
-        weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
-        penalties["routing"] = routing_penalty(*weights)
+    fusion = FUSIONS[config.fusion.kind]
+    if fusion.penalised:
+        penalties[fusion.penalised] = fusion_penalty(functools.partial(fusion.penalty, objective=objective))
     distill = objective.distill_weight
     return Objective(
         counts,
-        sample_losses(task.loss, offset, distill, objective.expert_share),
+        sample_losses(task.loss, offset, distill, objective.expert_share, objective.rank_weight),
         static,
         dro,
         robust,
@@ -127,12 +130,13 @@ def make_objective(
 
 
 def sample_losses(
-    loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0, expert_share: float = 0.0
+    loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0, expert_share: float = 0.0, rank: float = 0.0
 ) -> Callable[[Pass], jax.Array]:
     """Makes the losses of a pass, [b]; of several members they are the mean of theirs, so that each learns by itself.
 
     `offset` [g + 1, c] is added to the logits of a sample by group and class; `distill` weighs the distance from
-    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has.
+    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has, and
+    `rank` weighs how wrong the order of their weights is.
     """
 
     def of_several(logits: jax.Array, shift: Any, labels: jax.Array) -> jax.Array:
@@ -146,10 +150,13 @@ def sample_losses(
             each = loss(output.logits + shift, labels)
         else:
             each = jnp.mean(of_several(output.members, shift, labels), axis=1)
-        if expert_share and output.experts is not None:
+        share = 1.0 if of.apart else expert_share
+        if share and output.experts is not None:
             experts, present = of_several(output.experts.logits, shift, labels), output.experts.present
             own = jnp.sum(jnp.where(present, experts, 0.0), axis=1) / jnp.maximum(jnp.sum(present, axis=1), 1)
-            each = (1.0 - expert_share) * each + expert_share * own
+            each = (1.0 - share) * each + share * own
+            if rank and output.experts.weights is not None:
+                each = each + rank * losses.misranking(output.experts.weights, experts, present)
         return each + distill * losses.divergence(output.logits, of.taught) if distill else each
 
     return found
@@ -282,16 +289,15 @@ def mixup_penalty(
     return mixup
 
 
-def routing_penalty(balance: float, entropy: float, specialize: float) -> Penalty:
-    """Makes the penalty on the routing of a sparse fusion over a batch; the arguments weigh its three parts."""
+def fusion_penalty(of_block: Callable[[Mapping[str, jax.Array]], jax.Array]) -> Penalty:
+    """Makes the penalty of a fusion over a batch, a function of the sums of each of its blocks."""
 
     def value(sums: Any) -> jax.Array:
-        weights = {"balance": balance, "entropy": entropy, "specialize": specialize}
-        return sum(sparse_moe.block_penalty(block, **weights) for block in sums)
+        return sum(of_block(block) for block in sums)
 
-    def routing(of: Pass) -> tuple[jax.Array, jax.Array]:
+    def penalty(of: Pass) -> tuple[jax.Array, jax.Array]:
         sums = jax.lax.stop_gradient(jax.tree.map(of.total, of.output.routing))
-        penalty, slopes = jax.value_and_grad(value)(sums)
-        return penalty, optax.tree.vdot(slopes, of.output.routing)
+        found, slopes = jax.value_and_grad(value)(sums)
+        return found, optax.tree.vdot(slopes, of.output.routing)
 
-    return routing
+    return penalty

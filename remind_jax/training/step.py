@@ -142,7 +142,7 @@ def _make_value(
             weights = transforms.hold(weights)
         given = stage.network_options(axis_name)
         output = network.apply(weights, samples.seen, gate=_gate(state, stage, options), keys=samples.keys, **given)
-        of = Pass(network, weights, batch, output, samples.unhidden, _step_key(state), samples.keys, total)
+        of = Pass(network, weights, batch, output, samples.unhidden, _step_key(state), samples.keys, total, stage.apart)
         local, count = objective.sums(batch, objective.losses(of))
         count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
         if share is None:
