@@ -78,6 +78,17 @@ ARENA = {
     "late_fusion": WITHOUT | {"fusion.kind": "late_fusion", "objective.expert_share": 1.0},
     # Neverova et al. 2016: every modality of every training sample is hidden at random.
     "modality_dropout": SOFT_MOE | {"train.hide_samples": 1.0},
+    # Li et al. 2025: experts of single modalities, first alone, then mixed by a gate; fewer modalities must not be
+    # better than more.
+    "simmlm": WITHOUT
+    | {
+        "fusion.kind": "simmlm",
+        "objective.fewer_weight": 1.0,
+        "objective.ranking_weight": 0.1,
+        "train.freeze": "nothing",
+    },
+    # Nizam et al. 2026: modalities are knocked out the more often, the more they add to predictions of tuning rows.
+    "shapko": WITHOUT | {"sampler": "knockout"},
 }
 SIZES = ("small", "paper", "quick")
 # The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and

@@ -18,10 +18,13 @@ class Rule(NamedTuple):
 _OF_WHOLE_BATCHES = {
     "dro.weights": "current",
     "objective.mixup_weight": 0.0,
+    "objective.fewer_weight": 0.0,
+    "objective.ranking_weight": 0.0,
     "fusion.kind": "soft_moe",
     "train.batch_norm": "frozen",
     "fusion.gate_granularity": "sample",
 }
+_STAGED = ("simmlm",)  # fusions that are `staged`
 RULES = (
     # Sharing weights among devices is left to XLA, which needs one program and equal parts.
     Rule(
@@ -57,6 +60,24 @@ RULES = (
         lambda c: c.fusion.group_routers and c.train.joint_epochs >= c.train.epochs,
         "train.joint_epochs={c.train.joint_epochs} leaves nothing of train.epochs={c.train.epochs} for stage 2, in "
         "which the group routers act: shorten stage 1",
+    ),
+    Rule(
+        lambda c: c.fusion.kind in _STAGED and c.train.joint_epochs >= c.train.epochs,
+        "train.joint_epochs={c.train.joint_epochs} leaves nothing of train.epochs={c.train.epochs} for stage 2 of "
+        "fusion.kind={c.fusion.kind}: shorten stage 1",
+    ),
+    Rule(
+        lambda c: c.optim.group_rows == "batch" and (c.objective.fewer_weight or c.objective.ranking_weight),
+        "optim.group_rows=batch knows the combinations of the data only: set objective.fewer_weight=0 and "
+        "objective.ranking_weight=0",
+    ),
+    Rule(
+        lambda c: c.sampler == "knockout" and (c.train.hide_samples or c.optim.group_rows == "batch"),
+        "sampler=knockout takes modalities from samples itself: set train.hide_samples=0 and optim.group_rows=all",
+    ),
+    Rule(
+        lambda c: c.sampler_least > c.sampler_most,
+        "sampler_least={c.sampler_least} is above sampler_most={c.sampler_most}",
     ),
     Rule(
         lambda c: c.fusion.gate_threshold == "auto" and c.fusion.gate_granularity == "batch",

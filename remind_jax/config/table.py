@@ -164,12 +164,16 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "sampler": Key(
             "shuffled",
             "order of the training samples",
-            ("shuffled", "group_balanced", "most_modalities_first", "group_pairs", "fair_batch"),
+            ("shuffled", "group_balanced", "most_modalities_first", "group_pairs", "fair_batch", "knockout"),
         ),
         "sampler_epochs": Key(
             5, "most_modalities_first: epochs sorted by number of modalities before they are shuffled", NOT_NEGATIVE
         ),
         "sampler_alpha": Key(0.005, "fair_batch: share of a batch that moves between groups an epoch", POSITIVE),
+        "sampler_every": Key(1.0, "knockout: epochs between two looks at what modalities add", POSITIVE),
+        "sampler_power": Key(1.0, "knockout: how strongly rates follow it; 0: the same for all", NOT_NEGATIVE),
+        "sampler_least": Key(0.02, "knockout: lowest rate of a modality", BELOW_ONE),
+        "sampler_most": Key(0.5, "knockout: highest rate of a modality", BELOW_ONE),
         "sampler_floor": Key(True, "fair_batch: a combination whose share has fallen to nothing has a sample an epoch"),
     },
     "data": {
@@ -328,6 +332,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "expert_share": Key(
             0.0, "of a loss what the mean loss of single modalities' predictors is (late_fusion)", PART
         ),
+        "fewer_weight": Key(
+            0.0, "of the loss after losing some modalities at random, next to any kind (simmlm)", NOT_NEGATIVE
+        ),
+        "ranking_weight": Key(0.0, "of what that loss is below the loss with all of them (simmlm)", NOT_NEGATIVE),
         "distill_weight": Key(0.0, "of the distance from the unhidden prediction (train.hide_samples)", NOT_NEGATIVE),
         "prior": Key(
             "none", "logit adjustment by this prior, next to any kind", ("none", "class", "class_given_group")

@@ -25,6 +25,7 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_files, model_folder, new_rows
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.inference.predictor import Predicted, Predictor
+from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Params
 from remind_jax.runtime import claims, files, progress, records
 from remind_jax.runtime.devices import choose_devices, host_copy
@@ -165,13 +166,14 @@ class Adapter:
             return self.model.params, 0
         run, config, data = self.run, self.config(choice), self.data
         names = {path if rows is None else CUT + path for path, rows in trained.items()}
-        gates = (config.fusion.train_gate if config.fusion.group_routers else "never", run.gate)
+        gated = config.fusion.group_routers or FUSIONS[config.fusion.kind].staged
+        gates = (config.fusion.train_gate if gated else "never", run.gate)
         stage = Stage("adapt", 0, choice.steps, lambda path: path not in names, *gates, robust=False)
         start = cut(self.model.params, trained)
         trainer = Trainer(
             config=config,
             model=_of_cut(self.model, trained),
-            objective=make_objective(config, data.label_counts, run.label_counts, run.task),
+            objective=make_objective(config, data.label_counts, run.label_counts, run.task, data.groups.masks),
             transforms=make_transforms(config, data.groups.masks),
             sampler=Sampler(shuffled(config.seed, len(data.stores["train"]))),
             stages=[stage],

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -194,9 +195,12 @@ class Trainer:
                 step, pending = step + 1, metrics
                 bar.advance(step, recorder.text)
                 evaluates, stops = self._evaluates(stage, step), self._stops(checkpoints)
-                if evaluates or stops or step == self.sampler.known_until(step - 1):
+                moves = step == self.sampler.known_until(step - 1)
+                if evaluates or stops or moves:
                     self._take(recorder, step, program.read(pending), close=evaluates)
                     pending = None
+                if moves and len(stores["tuning"]):
+                    self._judge(stage, step, stores["tuning"], lambda at=placed: host_copy(program.fetch(at)).weights())
                 if not evaluates and not stops:
                     continue
                 at.state = host_copy(program.fetch(placed))
@@ -296,8 +300,9 @@ class Trainer:
             end = min(stage.stop, self.sampler.known_until(step))
             options = {"threads": threads, "rows": own, "choose": choose}
             batches = pipeline.train_batches(store, self.sampler.order, size, step, end, **options)
+            facts = {name: x[own] for name, x in self.sampler.facts(size).items()}
             with contextlib.closing(batches):
-                yield from batches
+                yield from ({**batch, **facts} for batch in batches)
             step = end
 
     def _chooser(self, store: pipeline.Store, stage: Stage) -> pipeline.Choose:
@@ -330,6 +335,25 @@ class Trainer:
         by_group = self.sampler.figures()
         self.sampler.observe(step, metrics)
         recorder.add(step, metrics, by_group, close)
+
+    def _judge(self, stage: Stage, step: int, store: pipeline.Store, weights: Callable[[], Params]) -> None:
+        """Lets the sampler look at the model, by the figure of its task that leads, and records what it finds."""
+
+        @functools.cache
+        def model() -> Predictor:
+            return dataclasses.replace(self.model, params=weights(), gate=stage.eval_gate)
+
+        def utility(present: np.ndarray) -> float:
+            positions, parts = np.arange(len(store)), np.tile(present, (len(store), 1))
+            found = model().predict_parts(store, positions, parts).astype(np.float32)
+            task = self.model.task
+            value = task.tuning(store.columns["label"], found)[next(iter(task.compared))] or 0.0
+            return value if task.more else -value
+
+        found = self.sampler.judge(step, lambda present: float(devices.broadcast(np.float64(utility(present)))))
+        for name, values in found.items():
+            named = dict(zip(self.model.groups.modalities, map(float, values), strict=True))
+            self.folder.log({"step": step, "stage": stage.name, **{f"{name}/{one}": x for one, x in named.items()}})
 
     def _evaluate(self, stage: Stage, store: pipeline.Store, at: Position, bar: progress.Silent) -> None:
         """Judges the weights of a position by the tuning rows."""

@@ -16,12 +16,13 @@ from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
-from remind_jax.ops import losses, sparse_moe
+from remind_jax.ops import draws, hiding, losses, sparse_moe
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 from remind_jax.training.stages import Stage
 
 NETWORKS = "networks"  # axis of an ensemble
+_FEWER = 5_000  # separates what samples lose, and their noise without it, from other random numbers
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 """Loss of single samples: (logits [b, o], labels [b, ...]) -> [b]."""
@@ -36,6 +37,8 @@ class Pass(NamedTuple):
       network: a single one.
       weights: its parameters by path.
       batch: the samples, with all their modalities.
+      seen: the samples as the network sees them, without what modality dropout has taken.
+      gate: whether group routers act, see `Model.__call__`.
       output: what the network gives for them.
       taught: logits that the samples should stay near, [b, c]; None without distillation.
       key: random key of the step.
@@ -46,6 +49,8 @@ class Pass(NamedTuple):
     network: Network
     weights: Params
     batch: Batch
+    seen: Batch
+    gate: str | jax.Array
     output: Output
     taught: jax.Array | None
     key: jax.Array
@@ -92,12 +97,17 @@ class Objective(NamedTuple):
 
 
 def make_objective(
-    config: Any, label_counts: np.ndarray, prior_counts: np.ndarray | None = None, task: Task | None = None
+    config: Any,
+    label_counts: np.ndarray,
+    prior_counts: np.ndarray | None = None,
+    task: Task | None = None,
+    masks: np.ndarray | None = None,
 ) -> Objective:
     """Makes the objective of a run with `label_counts`, the training samples by combination and class, [g, c].
 
     The class priors are taken from `prior_counts` [g', c], g' <= g, by default the same; combinations that it lacks
-    have the prior of all. The task is by default that of classes.
+    have the prior of all. The task is by default that of classes; `masks` bool [g, m], the combinations, are needed
+    where a penalty makes others of them.
     """
     objective, counts = config.objective, label_counts.sum(axis=1)
     prior_counts = label_counts if prior_counts is None else prior_counts
@@ -115,9 +125,12 @@ def make_objective(
         weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
         penalties["routing"] = routing_penalty(*weights)
     distill = objective.distill_weight
+    each = sample_losses(task.loss, offset, distill, objective.expert_share)
+    if objective.fewer_weight or objective.ranking_weight:
+        penalties["fewer"] = fewer_penalty(objective.fewer_weight, objective.ranking_weight, masks, each)
     return Objective(
         counts,
-        sample_losses(task.loss, offset, distill, objective.expert_share),
+        each,
         static,
         dro,
         robust,
@@ -132,7 +145,8 @@ def sample_losses(
     """Makes the losses of a pass, [b]; of several members they are the mean of theirs, so that each learns by itself.
 
     `offset` [g + 1, c] is added to the logits of a sample by group and class; `distill` weighs the distance from
-    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has.
+    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has, or all
+    of it where these are `alone`.
     """
 
     def of_several(logits: jax.Array, shift: Any, labels: jax.Array) -> jax.Array:
@@ -146,10 +160,11 @@ def sample_losses(
             each = loss(output.logits + shift, labels)
         else:
             each = jnp.mean(of_several(output.members, shift, labels), axis=1)
-        if expert_share and output.experts is not None:
+        if output.experts is not None and (expert_share or output.experts.alone is not False):
             experts, present = of_several(output.experts.logits, shift, labels), output.experts.present
             own = jnp.sum(jnp.where(present, experts, 0.0), axis=1) / jnp.maximum(jnp.sum(present, axis=1), 1)
-            each = (1.0 - expert_share) * each + expert_share * own
+            share = jnp.where(output.experts.alone, 1.0, expert_share)
+            each = (1.0 - share) * each + share * own
         return each + distill * losses.divergence(output.logits, of.taught) if distill else each
 
     return found
@@ -280,6 +295,33 @@ def mixup_penalty(
         return fair_mixup.slope_penalty(everywhere, pairs), weight * term
 
     return mixup
+
+
+def fewer_penalty(
+    weight: float, ranking: float, masks: np.ndarray | None, losses: Callable[[Pass], jax.Array]
+) -> Penalty:
+    """Makes SimMLM's terms for samples that have lost some of their modalities: `weight` times the loss that is left,
+    and `ranking` times what it is below that of all modalities, which fewer must not be.
+
+    The combinations are `masks` bool [g, m]. Samples that have one modality lose none; experts that learn alone have
+    no such terms.
+    """
+
+    def fewer(of: Pass) -> tuple[jax.Array, jax.Array]:
+        alone = False if of.output.experts is None else of.output.experts.alone
+        if alone is True:
+            return jnp.zeros(()), jnp.zeros(())
+        present = of.seen["present"]
+        left = hiding.proper_part(present, draws.fold_in(of.keys, _FEWER))
+        batch = {**of.seen, "present": left, "group": hiding.group_of(left, jnp.asarray(masks))}
+        output = of.network.apply(of.weights, batch, gate=of.gate, keys=draws.fold_in(of.keys, _FEWER + 1))
+        more, less = losses(of), losses(of._replace(output=output))
+        lost = of.batch["weight"] * jnp.any(left != present, axis=1) * (1.0 - alone)
+        each = weight * less + ranking * jnp.maximum(more - less, 0.0)
+        term = jnp.sum(lost * each) / jnp.maximum(of.total(jnp.sum(lost)), 1.0)
+        return of.total(jax.lax.stop_gradient(term)), term
+
+    return fewer
 
 
 def routing_penalty(balance: float, entropy: float, specialize: float) -> Penalty:

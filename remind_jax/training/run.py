@@ -35,6 +35,7 @@ from remind_jax.training import frozen_features, run_folder, stack
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import ROOMY, make_objective
 from remind_jax.training.recorder import Cursor
+from remind_jax.training.row_adamw import makes_combinations
 from remind_jax.training.run_folder import InMemory, RunFolder
 from remind_jax.training.stages import Stage, plan_stages
 from remind_jax.training.transforms import make_transforms
@@ -209,11 +210,11 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
     model = Predictor.of_data(config, data, {}, stages[-1].eval_gate)
     transforms = make_transforms(config, data.groups.masks)
     # What a step knows of all combinations leaves no room for others.
-    full = transforms.by_rows or config.train.hide_samples or config.objective.kind not in ROOMY
+    full = transforms.by_rows or makes_combinations(config) or config.objective.kind not in ROOMY
     return Trainer(
         config=config,
         model=model,
-        objective=make_objective(config, data.label_counts, task=model.task),
+        objective=make_objective(config, data.label_counts, task=model.task, masks=data.groups.masks),
         transforms=transforms,
         sampler=_sampler(config, data),
         stages=stages,
@@ -270,7 +271,7 @@ def _devices(config: Any) -> list[jax.Device]:
 def _sampler(config: Any, data: datasets.Dataset) -> samplers.Sampler:
     """Makes the sampler of the train rows."""
     presence = data.manifest.presence[data.rows("train")]
-    known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1))
+    known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1), presence.shape[1])
     return samplers.SAMPLERS[config.sampler](config, known)
 
 

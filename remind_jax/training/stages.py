@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from remind_jax.models.encoders.registry import has_trunk
+from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import is_group_router, is_statistic
 from remind_jax.models.spec import ModalityInput
 
@@ -38,11 +39,13 @@ class Stage(NamedTuple):
 
 
 def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]) -> list[Stage]:
-    """Plans the stages of a run; methods without group routers have one, unless `train.baselines_two_stage` holds."""
+    """Plans the stages of a run; methods without group routers have one, unless their fusion is `staged` or
+    `train.baselines_two_stage` holds.
+    """
     train, fusion = config.train, config.fusion
     per_epoch = num_train / train.batch_size
     stop = max(1, round(train.epochs * per_epoch))
-    routed = fusion.group_routers
+    routed = fusion.group_routers or FUSIONS[fusion.kind].staged
     joint = min(round(train.joint_epochs * per_epoch), stop) if routed or train.baselines_two_stage else stop
 
     def is_encoder(path: str) -> bool:

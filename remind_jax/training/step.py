@@ -141,8 +141,9 @@ def _make_value(
         if transforms.hold is not None:
             weights = transforms.hold(weights)
         given = stage.network_options(axis_name)
-        output = network.apply(weights, samples.seen, gate=_gate(state, stage, options), keys=samples.keys, **given)
-        of = Pass(network, weights, batch, output, samples.unhidden, _step_key(state), samples.keys, total)
+        seen, gate = samples.seen, _gate(state, stage, options)
+        output = network.apply(weights, seen, gate=gate, keys=samples.keys, **given)
+        of = Pass(network, weights, batch, seen, gate, output, samples.unhidden, _step_key(state), samples.keys, total)
         local, count = objective.sums(batch, objective.losses(of))
         count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
         if share is None:

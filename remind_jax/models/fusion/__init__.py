@@ -1,6 +1,7 @@
 """Fusions; to add one, write a subclass of `soft_moe.FusionBlock` or `late.WholeFusion`, and name it here."""
 
 from remind_jax.models.fusion.late import LateFusion, WholeFusion
+from remind_jax.models.fusion.simmlm import SimMLM
 from remind_jax.models.fusion.soft_moe import FusionBlock, SoftMoEBlock
 from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
 
@@ -9,6 +10,7 @@ FUSIONS: dict[str, type[FusionBlock | WholeFusion]] = {
     "fuse_moe": SparseMoEBlock,
     "flex_moe": SparseMoEBlock,
     "late_fusion": LateFusion,
+    "simmlm": SimMLM,
 }
 """Every fusion by the value of `fusion.kind`, made as (spec, width, groups g, modalities m, rngs); one that predicts
 takes `num_outputs`, too."""

@@ -17,10 +17,15 @@ class WholeFusion(nnx.Module):
     One that `predicts` is made with the number of outputs, has the heads of the network, and gives `Routed.logits`.
     """
 
-    whole, penalised, predicts = True, False, False
+    whole, penalised, predicts, staged = True, False, False, False
 
     def __init__(self, spec: FusionSpec):
         self.spec = spec
+
+
+def is_shut(gate: str | jax.Array) -> bool | jax.Array:
+    """Returns whether the gate of a call is `never`, or a bool () that is False: that of a fusion's first stage."""
+    return gate == "never" if isinstance(gate, str) else ~gate
 
 
 def of_modalities(x: jax.Array, owner: np.ndarray) -> jax.Array:

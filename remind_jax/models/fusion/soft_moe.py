@@ -39,10 +39,12 @@ class Predictors(NamedTuple):
     Attributes:
       logits: [b, k, c].
       present: whether a sample has what the predictor reads, bool [b, k]; its loss counts there.
+      alone: whether the loss is theirs alone, bool (); False leaves it to `objective.expert_share`.
     """
 
     logits: jax.Array
     present: jax.Array
+    alone: bool | jax.Array = False
 
 
 class Routed(NamedTuple):
@@ -95,9 +97,12 @@ def has_measured_gate(spec: FusionSpec) -> bool:
 
 
 class FusionBlock(nnx.Module):
-    """Attention over all tokens, and experts; a `penalised` block returns sums for `sparse_moe.block_penalty`."""
+    """Attention over all tokens, and experts; a `penalised` block returns sums for `sparse_moe.block_penalty`.
 
-    whole, penalised, predicts = False, False, False
+    One that is `staged` is told by the gate of a call which of two stages of training it is in.
+    """
+
+    whole, penalised, predicts, staged = False, False, False, False
 
     def __init__(self, spec: FusionSpec, width: int, rngs: nnx.Rngs):
         self.spec = spec
