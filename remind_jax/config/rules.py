@@ -24,7 +24,6 @@ _OF_WHOLE_BATCHES = {
     "train.batch_norm": "frozen",
     "fusion.gate_granularity": "sample",
 }
-_STAGED = ("simmlm",)  # fusions that are `staged`
 RULES = (
     # Sharing weights among devices is left to XLA, which needs one program and equal parts.
     Rule(
@@ -60,11 +59,6 @@ RULES = (
         lambda c: c.fusion.group_routers and c.train.joint_epochs >= c.train.epochs,
         "train.joint_epochs={c.train.joint_epochs} leaves nothing of train.epochs={c.train.epochs} for stage 2, in "
         "which the group routers act: shorten stage 1",
-    ),
-    Rule(
-        lambda c: c.fusion.kind in _STAGED and c.train.joint_epochs >= c.train.epochs,
-        "train.joint_epochs={c.train.joint_epochs} leaves nothing of train.epochs={c.train.epochs} for stage 2 of "
-        "fusion.kind={c.fusion.kind}: shorten stage 1",
     ),
     Rule(
         lambda c: c.optim.group_rows == "batch" and (c.objective.fewer_weight or c.objective.ranking_weight),

@@ -25,7 +25,6 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_files, model_folder, new_rows
 from remind_jax.inference.model_files import ADAPTED
 from remind_jax.inference.predictor import Predicted, Predictor
-from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Params
 from remind_jax.runtime import claims, files, progress, records
 from remind_jax.runtime.devices import choose_devices, host_copy
@@ -166,8 +165,7 @@ class Adapter:
             return self.model.params, 0
         run, config, data = self.run, self.config(choice), self.data
         names = {path if rows is None else CUT + path for path, rows in trained.items()}
-        gated = config.fusion.group_routers or FUSIONS[config.fusion.kind].staged
-        gates = (config.fusion.train_gate if gated else "never", run.gate)
+        gates = (config.fusion.train_gate if config.fusion.group_routers else "never", run.gate)
         stage = Stage("adapt", 0, choice.steps, lambda path: path not in names, *gates, robust=False)
         start = cut(self.model.params, trained)
         trainer = Trainer(

@@ -145,8 +145,7 @@ def sample_losses(
     """Makes the losses of a pass, [b]; of several members they are the mean of theirs, so that each learns by itself.
 
     `offset` [g + 1, c] is added to the logits of a sample by group and class; `distill` weighs the distance from
-    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has, or all
-    of it where these are `alone`.
+    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has.
     """
 
     def of_several(logits: jax.Array, shift: Any, labels: jax.Array) -> jax.Array:
@@ -160,11 +159,10 @@ def sample_losses(
             each = loss(output.logits + shift, labels)
         else:
             each = jnp.mean(of_several(output.members, shift, labels), axis=1)
-        if output.experts is not None and (expert_share or output.experts.alone is not False):
+        if expert_share and output.experts is not None:
             experts, present = of_several(output.experts.logits, shift, labels), output.experts.present
             own = jnp.sum(jnp.where(present, experts, 0.0), axis=1) / jnp.maximum(jnp.sum(present, axis=1), 1)
-            share = jnp.where(output.experts.alone, 1.0, expert_share)
-            each = (1.0 - share) * each + share * own
+            each = (1.0 - expert_share) * each + expert_share * own
         return each + distill * losses.divergence(output.logits, of.taught) if distill else each
 
     return found
@@ -303,20 +301,16 @@ def fewer_penalty(
     """Makes SimMLM's terms for samples that have lost some of their modalities: `weight` times the loss that is left,
     and `ranking` times what it is below that of all modalities, which fewer must not be.
 
-    The combinations are `masks` bool [g, m]. Samples that have one modality lose none; experts that learn alone have
-    no such terms.
+    The combinations are `masks` bool [g, m]. Samples that have one modality lose none.
     """
 
     def fewer(of: Pass) -> tuple[jax.Array, jax.Array]:
-        alone = False if of.output.experts is None else of.output.experts.alone
-        if alone is True:
-            return jnp.zeros(()), jnp.zeros(())
         present = of.seen["present"]
         left = hiding.proper_part(present, draws.fold_in(of.keys, _FEWER))
         batch = {**of.seen, "present": left, "group": hiding.group_of(left, jnp.asarray(masks))}
         output = of.network.apply(of.weights, batch, gate=of.gate, keys=draws.fold_in(of.keys, _FEWER + 1))
         more, less = losses(of), losses(of._replace(output=output))
-        lost = of.batch["weight"] * jnp.any(left != present, axis=1) * (1.0 - alone)
+        lost = of.batch["weight"] * jnp.any(left != present, axis=1)
         each = weight * less + ranking * jnp.maximum(more - less, 0.0)
         term = jnp.sum(lost * each) / jnp.maximum(of.total(jnp.sum(lost)), 1.0)
         return of.total(jax.lax.stop_gradient(term)), term

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from remind_jax.models.encoders.registry import has_trunk
-from remind_jax.models.fusion import FUSIONS
-from remind_jax.models.model import is_group_router, is_statistic
+from remind_jax.models.model import is_group_router, is_joint, is_statistic
 from remind_jax.models.spec import ModalityInput
 
 
@@ -19,6 +18,7 @@ class Stage(NamedTuple):
       train_gate, eval_gate: whether group routers act.
       robust: whether group weights act and move.
       statistics: whether batch norms use and update the statistics of the batch.
+      apart: whether the predictors of single modalities learn, each by itself, and nothing else.
       rests: whether the trunks of encoders are frozen and work without dropout, so that their features can be kept.
     """
 
@@ -31,6 +31,7 @@ class Stage(NamedTuple):
     robust: bool
     statistics: bool = False
     rests: bool = False
+    apart: bool = False
 
     def network_options(self, axis_name: str | None) -> dict[str, Any]:
         """Returns what a train step tells the network, the gate apart; `axis_name` is that of the devices."""
@@ -39,13 +40,11 @@ class Stage(NamedTuple):
 
 
 def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]) -> list[Stage]:
-    """Plans the stages of a run; methods without group routers have one, unless their fusion is `staged` or
-    `train.baselines_two_stage` holds.
-    """
+    """Plans the stages of a run; methods without group routers have one, unless `train.baselines_two_stage` holds."""
     train, fusion = config.train, config.fusion
     per_epoch = num_train / train.batch_size
     stop = max(1, round(train.epochs * per_epoch))
-    routed = fusion.group_routers or FUSIONS[fusion.kind].staged
+    routed = fusion.group_routers
     joint = min(round(train.joint_epochs * per_epoch), stop) if routed or train.baselines_two_stage else stop
 
     def is_encoder(path: str) -> bool:
@@ -57,17 +56,19 @@ def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]
         return train.freeze == "encoders+projections" or not projection
 
     late = config.dro.stages == "specialize" and joint < stop
+    apart = config.objective.pretrain and joint < stop
     trains_norms = config.train.batch_norm == "batch"
     stages = [
         Stage(
             name="joint",
             start=0,
             stop=joint,
-            is_frozen=lambda path: is_statistic(path) or is_group_router(path),
+            is_frozen=lambda path: is_statistic(path) or is_group_router(path) or (apart and is_joint(path)),
             train_gate="never",
             eval_gate="never",
             robust=not late,
             statistics=trains_norms,
+            apart=apart,
         ),
         Stage(
             name="specialize",

@@ -22,10 +22,10 @@ class Block(Pure):
         spec = fusion_of(kind="simmlm", hidden=F)
         super().__init__(lambda: SimMLM(spec, D, 4, M, nnx.Rngs(params=0), num_outputs=C))
 
-    @functools.partial(jax.jit, static_argnums=(0, 4))
-    def __call__(self, params, x, present, gate="gated", shut=None) -> Routed:
+    @functools.partial(jax.jit, static_argnums=0)
+    def __call__(self, params, x, present) -> Routed:
         known = Tokens(OWNER, present[:, OWNER], jnp.zeros(len(x), jnp.int32))
-        return self.module(params)(x, known, None, gate if shut is None else ~shut, None)
+        return self.module(params)(x, known, None, "never", None)
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +47,8 @@ def test_logits_are_those_of_a_loop_over_the_experts_present(block):
                 found.experts.logits[b, j], slow.expert(vectors[b, j], block.wide(), j), atol=2e-5
             )
     np.testing.assert_array_equal(found.experts.present, PRESENT)
-    assert not found.experts.alone
     # One modality: the gate has nothing to weigh.
     np.testing.assert_allclose(found.logits[2], found.experts.logits[2, 1], atol=1e-6)
-
-
-def test_in_stage_one_experts_count_the_same_and_learn_alone(block):
-    found = block(block.params, tokens(), PRESENT, "never")
-    assert found.experts.alone
-    for b in range(B):
-        np.testing.assert_allclose(found.logits[b], found.experts.logits[b][PRESENT[b]].mean(axis=0), atol=1e-6)
-    later = block(block.params, tokens(), PRESENT)
-    assert np.abs(later.logits - found.logits)[0].max() > 1e-3
-    for shut, expected in ((True, found), (False, later)):  # one program for both stages
-        told = block(block.params, tokens(), PRESENT, "gated", jnp.asarray(shut))
-        np.testing.assert_allclose(told.logits, expected.logits, atol=1e-6)
-        assert bool(told.experts.alone) is shut
 
 
 def test_what_is_absent_changes_nothing_and_samples_do_not_meet(block):

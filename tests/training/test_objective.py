@@ -1,4 +1,4 @@
-"""Terms of what a run minimises that look at samples with fewer modalities, and at experts next to the prediction."""
+"""Terms of what a run minimises that look at samples with fewer modalities."""
 
 import functools
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remind_jax.models.fusion.soft_moe import Predictors
 from remind_jax.models.model import Output
 from remind_jax.models.network import Network
 from remind_jax.training.objective import Pass, fewer_penalty, sample_losses
@@ -34,11 +33,8 @@ NETWORK = Network(lambda seed: {}, apply, lambda *_: None, lambda *_: None)
 WEIGHTS = {"w": np.array([1.0, -2.0, 0.5], np.float32)}
 
 
-def make_pass(weights, batch, keys, total=lambda x: x, alone=None) -> Pass:
+def make_pass(weights, batch, keys, total=lambda x: x) -> Pass:
     output = apply(weights, batch, gate="never")
-    if alone is not None:
-        experts = Predictors(batch["x"][:, :, None], batch["present"], alone)
-        output = output._replace(experts=experts)
     return Pass(NETWORK, weights, batch, batch, "never", output, None, keys[0], keys, total)
 
 
@@ -93,16 +89,3 @@ def test_shares_of_devices_add_up_to_the_terms_of_the_whole_batch():
     assert float(parts.sum()) == pytest.approx(float(whole), rel=1e-5)
     np.testing.assert_allclose(slopes.sum(axis=0), slope, rtol=1e-5)
     assert np.abs(np.asarray(slopes[0] - slopes[1])).max() > 1e-3
-
-
-@pytest.mark.parametrize("traced", [False, True])
-def test_experts_that_learn_alone_have_their_own_losses_only(traced):
-    batch, each = make_batch(), sample_losses(square, expert_share=0.25)
-    alone = (lambda x: jnp.asarray(x)) if traced else (lambda x: x)
-    own = np.where(PRESENT, (batch["x"] - batch["label"][:, None]) ** 2, 0.0).sum(axis=1) / PRESENT.sum(axis=1)
-    fused = np.asarray(square(apply(WEIGHTS, batch, gate="never").logits, batch["label"]))
-    np.testing.assert_allclose(each(make_pass(WEIGHTS, batch, KEYS, alone=alone(True))), own, rtol=1e-5)
-    mixed = each(make_pass(WEIGHTS, batch, KEYS, alone=alone(False)))
-    np.testing.assert_allclose(mixed, 0.75 * fused + 0.25 * own, rtol=1e-5)
-    assert float(fewer(make_pass(WEIGHTS, batch, KEYS, alone=alone(True)))[0]) == 0.0
-    assert float(fewer(make_pass(WEIGHTS, batch, KEYS, alone=alone(False)))[0]) > 0.0

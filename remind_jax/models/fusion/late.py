@@ -17,15 +17,10 @@ class WholeFusion(nnx.Module):
     One that `predicts` is made with the number of outputs, has the heads of the network, and gives `Routed.logits`.
     """
 
-    whole, penalised, predicts, staged = True, False, False, False
+    whole, penalised, predicts = True, "", False
 
     def __init__(self, spec: FusionSpec):
         self.spec = spec
-
-
-def is_shut(gate: str | jax.Array) -> bool | jax.Array:
-    """Returns whether the gate of a call is `never`, or a bool () that is False: that of a fusion's first stage."""
-    return gate == "never" if isinstance(gate, str) else ~gate
 
 
 def of_modalities(x: jax.Array, owner: np.ndarray) -> jax.Array:
@@ -40,21 +35,32 @@ def mean_present(x: jax.Array, present: jax.Array) -> jax.Array:
     return jnp.einsum("bm...,bm->b...", x, weights)
 
 
-class Experts(nnx.Module):
-    """One network with a hidden layer and a head for each modality, [b, m, d] -> logits [b, m, c]."""
+class Heads(nnx.Module):
+    """A linear map for each of k vectors, [b, k, d] -> [b, k, c]."""
 
-    def __init__(self, spec: FusionSpec, width: int, num_modalities: int, rngs: nnx.Rngs, num_outputs: int):
-        d, m, f, zero = width, num_modalities, spec.hidden, initial.constant(0.0)
+    def __init__(self, width: int, count: int, outputs: int, rngs: nnx.Rngs):
+        self.head = normal(rngs, width, count, width, outputs)
+        self.head_bias = initial.param(rngs, initial.constant(0.0), count, outputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies to each vector its own map."""
+        return jnp.einsum("bkd,kdc->bkc", x, self.head[...]) + self.head_bias[...][None]
+
+
+class Experts(Heads):
+    """A network with a hidden layer for each of k vectors, [b, k, d] -> [b, k, c]."""
+
+    def __init__(self, spec: FusionSpec, width: int, count: int, outputs: int, rngs: nnx.Rngs):
+        super().__init__(spec.hidden, count, outputs, rngs)
         self.dropout = spec.dropout
-        self.norm = initial.layer_norm(d, rngs)
-        self.hidden, self.hidden_bias = normal(rngs, d, m, d, f), initial.param(rngs, zero, m, f)
-        self.head, self.head_bias = normal(rngs, f, m, f, num_outputs), initial.param(rngs, zero, m, num_outputs)
+        self.norm = initial.layer_norm(width, rngs)
+        self.hidden = normal(rngs, width, count, width, spec.hidden)
+        self.hidden_bias = initial.param(rngs, initial.constant(0.0), count, spec.hidden)
 
-    def __call__(self, x: jax.Array, keys: jax.Array | None, salt: int = 0) -> jax.Array:
-        """Predicts from one vector a modality; `keys` [b] turn dropout on."""
-        hidden = jnp.einsum("bmd,mdf->bmf", self.norm(x), self.hidden[...]) + self.hidden_bias[...][None]
-        hidden = dropout(jax.nn.gelu(hidden), keys, self.dropout, salt=salt)
-        return jnp.einsum("bmf,mfc->bmc", hidden, self.head[...]) + self.head_bias[...][None]
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None, salt: int = 0) -> jax.Array:
+        """Applies to each vector its own network; `keys` [b] turn dropout on."""
+        hidden = jnp.einsum("bkd,kdf->bkf", self.norm(x), self.hidden[...]) + self.hidden_bias[...][None]
+        return super().__call__(dropout(jax.nn.gelu(hidden), keys, self.dropout, salt=salt))
 
 
 class LateFusion(WholeFusion):
@@ -66,7 +72,7 @@ class LateFusion(WholeFusion):
         self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs, num_outputs: int
     ):
         super().__init__(spec)
-        self.experts = Experts(spec, width, num_modalities, rngs, num_outputs)
+        self.experts = Experts(spec, width, num_modalities, num_outputs, rngs)
 
     def __call__(
         self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str | jax.Array, keys: jax.Array | None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from remind_jax.models import initial
-from remind_jax.models.fusion.late import Experts, WholeFusion, is_shut, of_modalities
+from remind_jax.models.fusion.late import Experts, WholeFusion, of_modalities
 from remind_jax.models.fusion.soft_moe import Predictors, Routed, Tokens
 from remind_jax.models.spec import FusionSpec
 from remind_jax.ops.transformer import on_rows, softmax
@@ -19,12 +19,9 @@ def gate_weights(scores: jax.Array, present: jax.Array) -> jax.Array:
 
 
 class SimMLM(WholeFusion):
-    """Logits of experts of single modalities, weighed by a gate that sees the modalities that are there.
+    """Logits of experts of single modalities, weighed by a gate that sees the modalities that are there."""
 
-    While the `gate` of a call is shut, in stage 1, experts learn by themselves and count the same.
-    """
-
-    predicts, staged = True, True
+    predicts = True
 
     def __init__(
         self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs, num_outputs: int
@@ -43,18 +40,17 @@ class SimMLM(WholeFusion):
     def __call__(
         self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str | jax.Array, keys: jax.Array | None
     ) -> Routed:
-        """Predicts from tokens [b, n, d]; random keys [b] turn dropout on, `mask` changes nothing."""
-        del mask
-        pooled, shut = of_modalities(x, tokens.owner), is_shut(gate)
+        """Predicts from tokens [b, n, d]; random keys [b] turn dropout on, `mask` and `gate` change nothing."""
+        del mask, gate
+        pooled = of_modalities(x, tokens.owner)
         with jax.named_scope("experts"):
             logits = self.experts(pooled, keys)
         with jax.named_scope("gate"):
-            scores = self._scores(pooled, tokens.present)
-            weights = gate_weights(jnp.where(shut, 0.0, scores), tokens.present)
+            weights = gate_weights(self._scores(pooled, tokens.present), tokens.present)
         return Routed(
             x,
             jnp.zeros(x.shape[0]),
             features=jnp.einsum("bmd,bm->bd", pooled, weights),
             logits=jnp.einsum("bmc,bm->bc", logits, weights),
-            experts=Predictors(logits, tokens.present, shut),
+            experts=Predictors(logits, tokens.present),
         )

@@ -39,12 +39,12 @@ class Predictors(NamedTuple):
     Attributes:
       logits: [b, k, c].
       present: whether a sample has what the predictor reads, bool [b, k]; its loss counts there.
-      alone: whether the loss is theirs alone, bool (); False leaves it to `objective.expert_share`.
+      weights: what each of c outputs weighs the k parts by, [b, k, c]; None where nothing is weighed.
     """
 
     logits: jax.Array
     present: jax.Array
-    alone: bool | jax.Array = False
+    weights: jax.Array | None = None
 
 
 class Routed(NamedTuple):
@@ -53,7 +53,7 @@ class Routed(NamedTuple):
     Attributes:
       tokens: [b, n, d].
       open_rate: share of a sample's tokens whose gate was open [b].
-      sums: sums over the batch for `sparse_moe.block_penalty`; None where routing has no penalty.
+      sums: sums over the batch for the penalty of the fusion; None where it has none.
       gate_values: the values that the gate compares with its threshold, [b, 1] or [b, n]; None unless the threshold is
         measured and group routers rest.
       features: one vector a sample that the fusion has made by itself, [b, d]; None where tokens are to be pooled.
@@ -97,12 +97,13 @@ def has_measured_gate(spec: FusionSpec) -> bool:
 
 
 class FusionBlock(nnx.Module):
-    """Attention over all tokens, and experts; a `penalised` block returns sums for `sparse_moe.block_penalty`.
+    """Attention over all tokens, and experts.
 
-    One that is `staged` is told by the gate of a call which of two stages of training it is in.
+    A fusion with a penalty has its name in `penalised`, and `penalty`, a function of `Routed.sums` over the batch and
+    section `objective` of a config.
     """
 
-    whole, penalised, predicts, staged = False, False, False, False
+    whole, penalised, predicts = False, "", False
 
     def __init__(self, spec: FusionSpec, width: int, rngs: nnx.Rngs):
         self.spec = spec
