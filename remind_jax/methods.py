@@ -78,13 +78,37 @@ ARENA = {
     "late_fusion": WITHOUT | {"fusion.kind": "late_fusion", "objective.expert_share": 1.0},
     # Neverova et al. 2016: every modality of every training sample is hidden at random.
     "modality_dropout": SOFT_MOE | {"train.hide_samples": 1.0},
+    # Hemker et al. 2024: latent vectors read the modalities in turn, three times, by the same weights.
+    "healnet": WITHOUT | {"fusion.kind": "healnet", "fusion.blocks": 3},
+    # Hayat et al. 2022: encoders of each modality by itself first, then an LSTM over the modalities, all together.
+    "medfuse": WITHOUT
+    | {
+        "fusion.kind": "medfuse",
+        "objective.pretrain": True,
+        "train.baselines_two_stage": True,
+        "train.freeze": "nothing",
+    },
+    # Wang et al. 2023, with their weights of the two penalties.
+    "shaspec": WITHOUT | {"fusion.kind": "shaspec", "objective.align_weight": 0.1, "objective.distinct_weight": 0.02},
+    # Yao et al. 2024: every part of the loss counts the same, those of the predictors of two modalities, of what they
+    # share and of all together, which sum to one here.
+    "drfuse": WITHOUT
+    | {
+        "fusion.kind": "drfuse",
+        "objective.expert_share": 0.75,
+        "objective.align_weight": 0.25,
+        "objective.distinct_weight": 0.25,
+        "objective.rank_weight": 0.25,
+    },
     # Li et al. 2025: experts of single modalities, first alone, then mixed by a gate; fewer modalities must not be
     # better than more.
     "simmlm": WITHOUT
     | {
         "fusion.kind": "simmlm",
+        "objective.pretrain": True,
         "objective.fewer_weight": 1.0,
-        "objective.ranking_weight": 0.1,
+        "objective.mofe_weight": 0.1,
+        "train.baselines_two_stage": True,
         "train.freeze": "nothing",
     },
     # Nizam et al. 2026: modalities are knocked out the more often, the more they add to predictions of tuning rows.

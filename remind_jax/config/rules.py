@@ -19,7 +19,7 @@ _OF_WHOLE_BATCHES = {
     "dro.weights": "current",
     "objective.mixup_weight": 0.0,
     "objective.fewer_weight": 0.0,
-    "objective.ranking_weight": 0.0,
+    "objective.mofe_weight": 0.0,
     "fusion.kind": "soft_moe",
     "train.batch_norm": "frozen",
     "fusion.gate_granularity": "sample",
@@ -61,9 +61,9 @@ RULES = (
         "which the group routers act: shorten stage 1",
     ),
     Rule(
-        lambda c: c.optim.group_rows == "batch" and (c.objective.fewer_weight or c.objective.ranking_weight),
+        lambda c: c.optim.group_rows == "batch" and (c.objective.fewer_weight or c.objective.mofe_weight),
         "optim.group_rows=batch knows the combinations of the data only: set objective.fewer_weight=0 and "
-        "objective.ranking_weight=0",
+        "objective.mofe_weight=0",
     ),
     Rule(
         lambda c: c.sampler == "knockout" and (c.train.hide_samples or c.optim.group_rows == "batch"),

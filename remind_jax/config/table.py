@@ -312,6 +312,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             ("softmax", "gaussian", "laplace"),
         ),
         "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
+        "latents": Key(8, "l, vectors that read the modalities (healnet)", AT_LEAST_ONE),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
     },
     "task": {  # of labels other than classes
@@ -332,10 +333,20 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "expert_share": Key(
             0.0, "of a loss what the mean loss of single modalities' predictors is (late_fusion)", PART
         ),
+        "align_weight": Key(0.1, "of what modalities share being apart (shaspec, drfuse)", NOT_NEGATIVE),
+        "distinct_weight": Key(
+            0.02,
+            "of what is a modality's own not telling it (shaspec), being like what it shares (drfuse)",
+            NOT_NEGATIVE,
+        ),
+        "rank_weight": Key(
+            0.0, "of outputs that weigh a worse predictor more (drfuse), next to expert_share", NOT_NEGATIVE
+        ),
+        "pretrain": Key(False, "stage 1 trains the predictors of single modalities, each by itself (medfuse)"),
         "fewer_weight": Key(
             0.0, "of the loss after losing some modalities at random, next to any kind (simmlm)", NOT_NEGATIVE
         ),
-        "ranking_weight": Key(0.0, "of what that loss is below the loss with all of them (simmlm)", NOT_NEGATIVE),
+        "mofe_weight": Key(0.0, "of what that loss is below the loss with all of them (simmlm)", NOT_NEGATIVE),
         "distill_weight": Key(0.0, "of the distance from the unhidden prediction (train.hide_samples)", NOT_NEGATIVE),
         "prior": Key(
             "none", "logit adjustment by this prior, next to any kind", ("none", "class", "class_given_group")

@@ -46,7 +46,7 @@ class Output(NamedTuple):
       statistics: new running statistics of batch norms by path, if asked for.
       tokens: tokens as the fusion received them [b, n, d].
       observed: False at the tokens of missing modalities [b, n].
-      routing: sums over the batch for `sparse_moe.block_penalty`, of each sparse block.
+      routing: sums over the batch for the penalty of the fusion, of each block.
       members: logits of each member [b, k, c], where there are several.
       gate_values: gate values of each block, see `Routed`; with several members, those of each sample in turn.
       experts: predictors of parts of a sample, where the fusion has some.
@@ -80,6 +80,11 @@ def is_statistic(path: str) -> bool:
 def is_gate_threshold(path: str) -> bool:
     """Returns whether a path names the measured threshold of a gate."""
     return path.endswith("/gate_threshold")
+
+
+def is_joint(path: str) -> bool:
+    """Returns whether a path is of what the predictors of single modalities do without."""
+    return path.startswith(("block_", "head/", "wide")) and "/experts/" not in path
 
 
 def is_group_router(path: str) -> bool:

@@ -23,7 +23,8 @@ class FusionSpec:
     """The fusion blocks of a network: section `fusion` of a config, whose keys remind_jax/config/table.py explains.
 
     Of `soft_moe` blocks all fields but those from top_k on are read; of `fuse_moe` and `flex_moe` blocks blocks, heads,
-    experts, hidden, dropout, mask_missing and those from top_k on.
+    experts, hidden, dropout, mask_missing and those from top_k to share_experts; of others some of blocks, heads,
+    hidden, dropout and latents.
     """
 
     blocks: int
@@ -53,6 +54,7 @@ class FusionSpec:
     routing: str
     scores: str
     share_experts: bool
+    latents: int
 
 
 @dataclasses.dataclass(frozen=True)

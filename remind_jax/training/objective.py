@@ -4,6 +4,7 @@ The loss of a step is a sum over groups of (sum of losses) times a factor, and p
 devices before anything is divided, so that any number of devices gives the same step.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
-from remind_jax.ops import draws, hiding, losses, sparse_moe
+from remind_jax.ops import draws, hiding, losses
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 from remind_jax.training.stages import Stage
@@ -44,6 +45,7 @@ class Pass(NamedTuple):
       key: random key of the step.
       keys: random keys of the samples, [b]; None where nothing is drawn.
       total: sums arrays over all devices.
+      apart: whether only the losses of `Output.experts` count.
     """
 
     network: Network
@@ -56,6 +58,7 @@ class Pass(NamedTuple):
     key: jax.Array
     keys: jax.Array | None
     total: Callable[[Any], Any]
+    apart: bool = False
 
 
 Penalty = Callable[[Pass], tuple[jax.Array, jax.Array]]
@@ -121,13 +124,13 @@ def make_objective(
     penalties: dict[str, Penalty] = {}
     if objective.mixup_weight:
         penalties["mixup"] = mixup_penalty(objective.mixup_weight, len(counts), task.scores)
-    if FUSIONS[config.fusion.kind].penalised:
-        weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
-        penalties["routing"] = routing_penalty(*weights)
+    fusion = FUSIONS[config.fusion.kind]
+    if fusion.penalised:
+        penalties[fusion.penalised] = fusion_penalty(functools.partial(fusion.penalty, objective=objective))
     distill = objective.distill_weight
-    each = sample_losses(task.loss, offset, distill, objective.expert_share)
-    if objective.fewer_weight or objective.ranking_weight:
-        penalties["fewer"] = fewer_penalty(objective.fewer_weight, objective.ranking_weight, masks, each)
+    each = sample_losses(task.loss, offset, distill, objective.expert_share, objective.rank_weight)
+    if objective.fewer_weight or objective.mofe_weight:
+        penalties["fewer"] = fewer_penalty(objective.fewer_weight, objective.mofe_weight, masks, each)
     return Objective(
         counts,
         each,
@@ -140,12 +143,13 @@ def make_objective(
 
 
 def sample_losses(
-    loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0, expert_share: float = 0.0
+    loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0, expert_share: float = 0.0, rank: float = 0.0
 ) -> Callable[[Pass], jax.Array]:
     """Makes the losses of a pass, [b]; of several members they are the mean of theirs, so that each learns by itself.
 
     `offset` [g + 1, c] is added to the logits of a sample by group and class; `distill` weighs the distance from
-    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has.
+    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has, and
+    `rank` weighs how wrong the order of their weights is.
     """
 
     def of_several(logits: jax.Array, shift: Any, labels: jax.Array) -> jax.Array:
@@ -159,10 +163,13 @@ def sample_losses(
             each = loss(output.logits + shift, labels)
         else:
             each = jnp.mean(of_several(output.members, shift, labels), axis=1)
-        if expert_share and output.experts is not None:
+        share = 1.0 if of.apart else expert_share
+        if share and output.experts is not None:
             experts, present = of_several(output.experts.logits, shift, labels), output.experts.present
             own = jnp.sum(jnp.where(present, experts, 0.0), axis=1) / jnp.maximum(jnp.sum(present, axis=1), 1)
-            each = (1.0 - expert_share) * each + expert_share * own
+            each = (1.0 - share) * each + share * own
+            if rank and output.experts.weights is not None:
+                each = each + rank * losses.misranking(output.experts.weights, experts, present)
         return each + distill * losses.divergence(output.logits, of.taught) if distill else each
 
     return found
@@ -301,16 +308,19 @@ def fewer_penalty(
     """Makes SimMLM's terms for samples that have lost some of their modalities: `weight` times the loss that is left,
     and `ranking` times what it is below that of all modalities, which fewer must not be.
 
-    The combinations are `masks` bool [g, m]. Samples that have one modality lose none.
+    The combinations are `masks` bool [g, m]. Samples that have one modality lose none. Predictors that learn by
+    themselves have no such terms.
     """
 
     def fewer(of: Pass) -> tuple[jax.Array, jax.Array]:
+        if of.apart:
+            return jnp.zeros(()), jnp.zeros(())
         present = of.seen["present"]
         left = hiding.proper_part(present, draws.fold_in(of.keys, _FEWER))
         batch = {**of.seen, "present": left, "group": hiding.group_of(left, jnp.asarray(masks))}
         output = of.network.apply(of.weights, batch, gate=of.gate, keys=draws.fold_in(of.keys, _FEWER + 1))
         more, less = losses(of), losses(of._replace(output=output))
-        lost = of.batch["weight"] * jnp.any(left != present, axis=1)
+        lost = of.batch["weight"] * jnp.any(left != present, axis=1).astype(jnp.float32)
         each = weight * less + ranking * jnp.maximum(more - less, 0.0)
         term = jnp.sum(lost * each) / jnp.maximum(of.total(jnp.sum(lost)), 1.0)
         return of.total(jax.lax.stop_gradient(term)), term
@@ -318,16 +328,15 @@ def fewer_penalty(
     return fewer
 
 
-def routing_penalty(balance: float, entropy: float, specialize: float) -> Penalty:
-    """Makes the penalty on the routing of a sparse fusion over a batch; the arguments weigh its three parts."""
+def fusion_penalty(of_block: Callable[[Mapping[str, jax.Array]], jax.Array]) -> Penalty:
+    """Makes the penalty of a fusion over a batch, a function of the sums of each of its blocks."""
 
     def value(sums: Any) -> jax.Array:
-        weights = {"balance": balance, "entropy": entropy, "specialize": specialize}
-        return sum(sparse_moe.block_penalty(block, **weights) for block in sums)
+        return sum(of_block(block) for block in sums)
 
-    def routing(of: Pass) -> tuple[jax.Array, jax.Array]:
+    def penalty(of: Pass) -> tuple[jax.Array, jax.Array]:
         sums = jax.lax.stop_gradient(jax.tree.map(of.total, of.output.routing))
-        penalty, slopes = jax.value_and_grad(value)(sums)
-        return penalty, optax.tree.vdot(slopes, of.output.routing)
+        found, slopes = jax.value_and_grad(value)(sums)
+        return found, optax.tree.vdot(slopes, of.output.routing)
 
-    return routing
+    return penalty

@@ -32,7 +32,7 @@ def only_of_batch(config: Any, num_groups: int) -> bool:
 
 def makes_combinations(config: Any) -> bool:
     """Tells whether samples of a step may lose modalities, and be of a combination that the data have not."""
-    fewer = config.objective.fewer_weight or config.objective.ranking_weight
+    fewer = config.objective.fewer_weight or config.objective.mofe_weight
     return bool(config.train.hide_samples or fewer or config.sampler == "knockout")
 
 

@@ -141,9 +141,10 @@ def _make_value(
         if transforms.hold is not None:
             weights = transforms.hold(weights)
         given = stage.network_options(axis_name)
-        seen, gate = samples.seen, _gate(state, stage, options)
+        seen, gate, key = samples.seen, _gate(state, stage, options), _step_key(state)
         output = network.apply(weights, seen, gate=gate, keys=samples.keys, **given)
-        of = Pass(network, weights, batch, seen, gate, output, samples.unhidden, _step_key(state), samples.keys, total)
+        drawn = (samples.unhidden, key, samples.keys)
+        of = Pass(network, weights, batch, seen, gate, output, *drawn, total, stage.apart)
         local, count = objective.sums(batch, objective.losses(of))
         count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
         if share is None:

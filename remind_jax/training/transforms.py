@@ -36,7 +36,7 @@ class Transforms(NamedTuple):
 def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
     """Makes the transforms of a run with the combinations `masks`, bool [g, m]."""
     train, objective = config.train, config.objective
-    noisy = config.fusion.kind != "soft_moe" or objective.fewer_weight or objective.ranking_weight
+    noisy = config.fusion.kind != "soft_moe" or objective.fewer_weight or objective.mofe_weight
     hides, knocks = train.hide_samples > 0, config.sampler == "knockout"
     hide = modality_dropout(train.hide_samples, train.hide_modalities, masks) if hides else None
     return Transforms(

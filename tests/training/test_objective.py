@@ -89,3 +89,8 @@ def test_shares_of_devices_add_up_to_the_terms_of_the_whole_batch():
     assert float(parts.sum()) == pytest.approx(float(whole), rel=1e-5)
     np.testing.assert_allclose(slopes.sum(axis=0), slope, rtol=1e-5)
     assert np.abs(np.asarray(slopes[0] - slopes[1])).max() > 1e-3
+
+
+def test_predictors_that_learn_by_themselves_have_no_terms_of_fewer_modalities():
+    told, term = fewer(make_pass(WEIGHTS, make_batch(), KEYS)._replace(apart=True))
+    assert (float(told), float(term)) == (0.0, 0.0)

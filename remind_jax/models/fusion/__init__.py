@@ -1,6 +1,10 @@
 """Fusions; to add one, write a subclass of `soft_moe.FusionBlock` or `late.WholeFusion`, and name it here."""
 
+from remind_jax.models.fusion.drfuse import DrFuse
+from remind_jax.models.fusion.healnet import HealNet
 from remind_jax.models.fusion.late import LateFusion, WholeFusion
+from remind_jax.models.fusion.medfuse import MedFuse
+from remind_jax.models.fusion.shaspec import ShaSpec
 from remind_jax.models.fusion.simmlm import SimMLM
 from remind_jax.models.fusion.soft_moe import FusionBlock, SoftMoEBlock
 from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
@@ -10,6 +14,10 @@ FUSIONS: dict[str, type[FusionBlock | WholeFusion]] = {
     "fuse_moe": SparseMoEBlock,
     "flex_moe": SparseMoEBlock,
     "late_fusion": LateFusion,
+    "healnet": HealNet,
+    "medfuse": MedFuse,
+    "shaspec": ShaSpec,
+    "drfuse": DrFuse,
     "simmlm": SimMLM,
 }
 """Every fusion by the value of `fusion.kind`, made as (spec, width, groups g, modalities m, rngs); one that predicts

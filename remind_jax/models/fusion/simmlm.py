@@ -27,7 +27,7 @@ class SimMLM(WholeFusion):
         self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs, num_outputs: int
     ):
         super().__init__(spec)
-        self.experts = Experts(spec, width, num_modalities, rngs, num_outputs)
+        self.experts = Experts(spec, width, num_modalities, num_outputs, rngs)
         self.gate_norm = initial.layer_norm(width, rngs)
         self.gate_in = initial.linear(num_modalities * width, spec.hidden, rngs)
         self.gate_out = initial.linear(spec.hidden, num_modalities, rngs)

@@ -6,7 +6,8 @@ would be 620 million parameters an expert; Flex-MoE drops the residual sum of it
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,13 @@ class SparseMoEBlock(FusionBlock):
     missing modalities apart, and teaches the router which expert belongs to a combination.
     """
 
-    penalised = True
+    penalised = "routing"
+
+    @staticmethod
+    def penalty(sums: Mapping[str, jax.Array], objective: Any) -> jax.Array:
+        """Returns the term that a block's routing adds to the loss."""
+        names = ("balance", "entropy", "specialize")
+        return sparse_moe.block_penalty(sums, **{name: objective[f"{name}_weight"] for name in names})
 
     def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
         _check(spec, num_groups, num_modalities)
