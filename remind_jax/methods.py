@@ -113,6 +113,8 @@ ARENA = {
     },
     # Nizam et al. 2026: modalities are knocked out the more often, the more they add to predictions of tuning rows.
     "shapko": WITHOUT | {"sampler": "knockout"},
+    # Zhang et al. 2022: what is missing comes from similar samples, of the batch or, in a trained model, of its bank.
+    "m3care": WITHOUT | {"fusion.kind": "m3care"},
 }
 SIZES = ("small", "paper", "quick")
 # The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and

@@ -70,16 +70,16 @@ RULES = (
         "sampler=knockout takes modalities from samples itself: set train.hide_samples=0 and optim.group_rows=all",
     ),
     Rule(
-        lambda c: c.sampler_least > c.sampler_most,
-        "sampler_least={c.sampler_least} is above sampler_most={c.sampler_most}",
-    ),
-    Rule(
         lambda c: c.fusion.gate_threshold == "auto" and c.fusion.gate_granularity == "batch",
         "fusion.gate_threshold=auto opens the gate for a share of samples: set fusion.gate_granularity=sample or token",
     ),
     Rule(
         lambda c: c.parallel == "pmap" and c.fusion.gate_granularity == "batch",
         "fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit",
+    ),
+    Rule(
+        lambda c: c.parallel == "pmap" and c.fusion.kind == "m3care",
+        "fusion.kind=m3care finds neighbours in the whole batch, which needs one program: set parallel=jit",
     ),
     # Fair Mixup compares the two groups of a pair, and a batch is made of whole pairs.
     Rule(

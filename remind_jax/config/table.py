@@ -312,6 +312,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             ("softmax", "gaussian", "laplace"),
         ),
         "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
+        "bank": Key(256, "train rows that a model keeps, encoded, to find neighbours among (m3care)", AT_LEAST_ONE),
         "latents": Key(8, "l, vectors that read the modalities (healnet)", AT_LEAST_ONE),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
     },
@@ -342,6 +343,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "rank_weight": Key(
             0.0, "of outputs that weigh a worse predictor more (drfuse), next to expert_share", NOT_NEGATIVE
         ),
+        "stability_weight": Key(0.1, "of lengths that the space of similarity changes (m3care)", NOT_NEGATIVE),
         "pretrain": Key(False, "stage 1 trains the predictors of single modalities, each by itself (medfuse)"),
         "fewer_weight": Key(
             0.0, "of the loss after losing some modalities at random, next to any kind (simmlm)", NOT_NEGATIVE

@@ -50,6 +50,7 @@ class Output(NamedTuple):
       members: logits of each member [b, k, c], where there are several.
       gate_values: gate values of each block, see `Routed`; with several members, those of each sample in turn.
       experts: predictors of parts of a sample, where the fusion has some.
+      vectors: one of each modality [b, m, d], where the fusion keeps train rows.
     """
 
     logits: jax.Array
@@ -62,6 +63,7 @@ class Output(NamedTuple):
     members: jax.Array | None = None
     gate_values: tuple[jax.Array, ...] = ()
     experts: Predictors | None = None
+    vectors: jax.Array | None = None
 
 
 class Routes(NamedTuple):
@@ -72,9 +74,14 @@ class Routes(NamedTuple):
     owner: jax.Array
 
 
+_MEASURED = ("/running_mean", "/running_variance", "/bank", "/bank_present", "/centres")
+
+
 def is_statistic(path: str) -> bool:
-    """Returns whether a path is measured and not trained: batch norm's statistics, or the threshold of a gate."""
-    return path.endswith(("/running_mean", "/running_variance")) or is_gate_threshold(path)
+    """Returns whether a path is measured and not trained: batch norm's statistics, the threshold of a gate, or what is
+    kept of train rows.
+    """
+    return path.endswith(_MEASURED) or is_gate_threshold(path)
 
 
 def is_gate_threshold(path: str) -> bool:
@@ -334,7 +341,7 @@ class Model(nnx.Module):
         values = tuple(routed.gate_values for routed in passes if routed.gate_values is not None)
         with jax.named_scope("head"):
             output = self._predict(passes[-1], present, open_rate, tokens, observed)
-        return output._replace(routing=sums, gate_values=values, experts=passes[-1].experts)
+        return output._replace(routing=sums, gate_values=values, experts=passes[-1].experts, vectors=passes[-1].vectors)
 
     def route(self, batch: Batch, *, gate: str) -> Routes:
         """Returns the router logits of a batch in evaluation; the model has one predictor, without members."""

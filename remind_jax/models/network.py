@@ -115,7 +115,7 @@ def ensemble_of(network: Network, count: int) -> Network:
             each = jax.vmap(lambda one: function(one, *arguments, **options))(params)
             means = {"features": jnp.mean(each.features, axis=0), "open_rate": jnp.mean(each.open_rate, axis=0)}
             logits = network.mean(each.logits, 0)
-            kept = {"statistics": each.statistics, "gate_values": each.gate_values}
+            kept = {"statistics": each.statistics, "gate_values": each.gate_values, "vectors": each.vectors}
             return Output(logits, **means, observed=each.observed[0], **kept)
 
         return call

@@ -24,7 +24,7 @@ class FusionSpec:
 
     Of `soft_moe` blocks all fields but those from top_k on are read; of `fuse_moe` and `flex_moe` blocks blocks, heads,
     experts, hidden, dropout, mask_missing and those from top_k to share_experts; of others some of blocks, heads,
-    hidden, dropout and latents.
+    hidden, dropout, latents and bank.
     """
 
     blocks: int
@@ -55,6 +55,7 @@ class FusionSpec:
     scores: str
     share_experts: bool
     latents: int
+    bank: int
 
 
 @dataclasses.dataclass(frozen=True)

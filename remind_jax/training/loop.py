@@ -65,6 +65,7 @@ class Trainer:
       devices: of all processes.
       signals: that ask training to stop.
       entering: (stage, its first weights, bar) -> these weights with what is measured before the stage.
+      judging: weights -> these weights with what they keep of train rows, by which they are judged and used.
       spare: rows that tables of combinations have besides in a step, see `spare_rows`.
     """
 
@@ -81,6 +82,7 @@ class Trainer:
     devices: list[jax.Device]
     signals: Signals = dataclasses.field(default_factory=Signals)
     entering: Entering = lambda stage, params, bar: params
+    judging: Callable[[Params], Params] = lambda params: params
     spare: int = 0
 
     def __post_init__(self) -> None:
@@ -341,7 +343,7 @@ class Trainer:
 
         @functools.cache
         def model() -> Predictor:
-            return dataclasses.replace(self.model, params=weights(), gate=stage.eval_gate)
+            return dataclasses.replace(self.model, params=self.judging(weights()), gate=stage.eval_gate)
 
         def utility(present: np.ndarray) -> float:
             positions, parts = np.arange(len(store)), np.tile(present, (len(store), 1))
@@ -351,13 +353,19 @@ class Trainer:
             return value if task.more else -value
 
         found = self.sampler.judge(step, lambda present: float(devices.broadcast(np.float64(utility(present)))))
-        for name, values in found.items():
-            named = dict(zip(self.model.groups.modalities, map(float, values), strict=True))
-            self.folder.log({"step": step, "stage": stage.name, **{f"{name}/{one}": x for one, x in named.items()}})
+        if found:
+            names = self.model.groups.modalities
+            each = {
+                f"{key}/{name}": float(x)
+                for key, values in found.items()
+                for name, x in zip(names, values, strict=True)
+            }
+            self.folder.log({"step": step, "stage": stage.name, **each})
 
     def _evaluate(self, stage: Stage, store: pipeline.Store, at: Position, bar: progress.Silent) -> None:
         """Judges the weights of a position by the tuning rows."""
-        step, weights, cursor, train = at.state.steps_done, at.state.weights(), at.cursor, self.config.train
+        step, cursor, train = at.state.steps_done, at.cursor, self.config.train
+        weights = self.judging(at.state.weights())
         if not len(store):
             at.best, cursor.chosen = weights, {"stage": stage.name, "step": step}
             return

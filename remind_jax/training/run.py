@@ -32,6 +32,7 @@ from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.tasks.classes import choose_prior_power
 from remind_jax.training import frozen_features, run_folder, stack
+from remind_jax.training.kept_rows import KeptRows
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import ROOMY, make_objective
 from remind_jax.training.recorder import Cursor
@@ -209,6 +210,7 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
     stages = plan_stages(config, num_train, data.inputs)
     model = Predictor.of_data(config, data, {}, stages[-1].eval_gate)
     transforms = make_transforms(config, data.groups.masks)
+    kept = KeptRows(config, model.network, data.stores["train"])
     # What a step knows of all combinations leaves no room for others.
     full = transforms.by_rows or makes_combinations(config) or config.objective.kind not in ROOMY
     return Trainer(
@@ -224,16 +226,26 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
         folder=folder,
         devices=_devices(config),
         signals=signals or Signals(),
-        entering=functools.partial(_with_gate, config, model.network, data.stores["tuning"]),
+        entering=functools.partial(_measured, config, model.network, data.stores["tuning"], kept),
+        judging=kept.rows,
         spare=0 if full or config.expert_devices > 1 else spare_rows.count(model.single.shapes, len(data.groups)),
     )
 
 
-def _with_gate(
-    config: Any, network: Network, tuning: pipeline.Store, stage: Stage, params: Params, bar: progress.Silent
+def _measured(
+    config: Any,
+    network: Network,
+    tuning: pipeline.Store,
+    kept: KeptRows,
+    stage: Stage,
+    params: Params,
+    bar: progress.Silent,
 ) -> Params:
-    """The first weights of a stage with the thresholds of their gates, which are measured before group routers act."""
-    if stage.name != "specialize" or not gate.is_measured(config):
+    """The first weights of a stage with what is measured before stage 2: centres of train rows, thresholds of gates."""
+    if stage.name != "specialize":
+        return params
+    params = kept.centres(params)
+    if not gate.is_measured(config):
         return params
     params = {**params, **devices.broadcast(gate.measure(config, network, params, tuning))}
     bar.say(gate.told(config, params))

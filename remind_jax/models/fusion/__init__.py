@@ -3,6 +3,7 @@
 from remind_jax.models.fusion.drfuse import DrFuse
 from remind_jax.models.fusion.healnet import HealNet
 from remind_jax.models.fusion.late import LateFusion, WholeFusion
+from remind_jax.models.fusion.m3care import M3Care
 from remind_jax.models.fusion.medfuse import MedFuse
 from remind_jax.models.fusion.shaspec import ShaSpec
 from remind_jax.models.fusion.simmlm import SimMLM
@@ -19,6 +20,7 @@ FUSIONS: dict[str, type[FusionBlock | WholeFusion]] = {
     "shaspec": ShaSpec,
     "drfuse": DrFuse,
     "simmlm": SimMLM,
+    "m3care": M3Care,
 }
 """Every fusion by the value of `fusion.kind`, made as (spec, width, groups g, modalities m, rngs); one that predicts
 takes `num_outputs`, too."""
