@@ -115,6 +115,14 @@ ARENA = {
     "shapko": WITHOUT | {"sampler": "knockout"},
     # Zhang et al. 2022: what is missing comes from similar samples, of the batch or, in a trained model, of its bank.
     "m3care": WITHOUT | {"fusion.kind": "m3care"},
+    # Ma et al. 2021: first without what is missing, then with mixtures of centres in its place, by meta-learning.
+    "smil": WITHOUT
+    | {
+        "fusion.kind": "smil",
+        "objective.meta_weight": 1.0,
+        "train.baselines_two_stage": True,
+        "train.freeze": "nothing",
+    },
 }
 SIZES = ("small", "paper", "quick")
 # The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and

@@ -20,6 +20,7 @@ _OF_WHOLE_BATCHES = {
     "objective.mixup_weight": 0.0,
     "objective.fewer_weight": 0.0,
     "objective.mofe_weight": 0.0,
+    "objective.meta_weight": 0.0,
     "fusion.kind": "soft_moe",
     "train.batch_norm": "frozen",
     "fusion.gate_granularity": "sample",
@@ -76,6 +77,11 @@ RULES = (
     Rule(
         lambda c: c.parallel == "pmap" and c.fusion.gate_granularity == "batch",
         "fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit",
+    ),
+    Rule(
+        lambda c: c.objective.meta_weight and (c.fusion.kind != "smil" or not c.train.baselines_two_stage),
+        "objective.meta_weight={c.objective.meta_weight} moves the main network of fusion.kind=smil in stage 2: set "
+        "both that and train.baselines_two_stage=true",
     ),
     Rule(
         lambda c: c.parallel == "pmap" and c.fusion.kind == "m3care",

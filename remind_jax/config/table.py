@@ -312,6 +312,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             ("softmax", "gaussian", "laplace"),
         ),
         "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
+        "centres": Key(10, "k, of the vectors of each modality, that missing ones are mixed of (smil)", AT_LEAST_ONE),
         "bank": Key(256, "train rows that a model keeps, encoded, to find neighbours among (m3care)", AT_LEAST_ONE),
         "latents": Key(8, "l, vectors that read the modalities (healnet)", AT_LEAST_ONE),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
@@ -331,9 +332,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "power", "by train samples, or their effective number (β = 0.999)", ("power", "effective_number")
         ),
         "mixup_weight": Key(0.0, "of Fair Mixup's penalty, next to any kind; needs sampler=group_pairs", NOT_NEGATIVE),
-        "expert_share": Key(
-            0.0, "of a loss what the mean loss of single modalities' predictors is (late_fusion)", PART
-        ),
+        "expert_share": Key(0.0, "of a loss what the mean loss of single modalities' predictors is", PART),
         "align_weight": Key(0.1, "of what modalities share being apart (shaspec, drfuse)", NOT_NEGATIVE),
         "distinct_weight": Key(
             0.02,
@@ -343,11 +342,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "rank_weight": Key(
             0.0, "of outputs that weigh a worse predictor more (drfuse), next to expert_share", NOT_NEGATIVE
         ),
+        "meta_weight": Key(0.0, "of the loss after a step of the inner loop, in stage 2 (smil)", NOT_NEGATIVE),
+        "meta_rate": Key(0.001, "learning rate of that step", NOT_NEGATIVE),
+        "meta_align": Key(0.01, "of completed vectors away from true ones, as a part of meta_weight", NOT_NEGATIVE),
         "stability_weight": Key(0.1, "of lengths that the space of similarity changes (m3care)", NOT_NEGATIVE),
         "pretrain": Key(False, "stage 1 trains the predictors of single modalities, each by itself (medfuse)"),
-        "fewer_weight": Key(
-            0.0, "of the loss after losing some modalities at random, next to any kind (simmlm)", NOT_NEGATIVE
-        ),
+        "fewer_weight": Key(0.0, "of the loss after losing modalities at random (simmlm)", NOT_NEGATIVE),
         "mofe_weight": Key(0.0, "of what that loss is below the loss with all of them (simmlm)", NOT_NEGATIVE),
         "distill_weight": Key(0.0, "of the distance from the unhidden prediction (train.hide_samples)", NOT_NEGATIVE),
         "prior": Key(

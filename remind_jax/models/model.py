@@ -50,7 +50,7 @@ class Output(NamedTuple):
       members: logits of each member [b, k, c], where there are several.
       gate_values: gate values of each block, see `Routed`; with several members, those of each sample in turn.
       experts: predictors of parts of a sample, where the fusion has some.
-      vectors: one of each modality [b, m, d], where the fusion keeps train rows.
+      vectors: what stands for each modality [b, m, d], where the fusion keeps train rows.
     """
 
     logits: jax.Array

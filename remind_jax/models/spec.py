@@ -24,7 +24,7 @@ class FusionSpec:
 
     Of `soft_moe` blocks all fields but those from top_k on are read; of `fuse_moe` and `flex_moe` blocks blocks, heads,
     experts, hidden, dropout, mask_missing and those from top_k to share_experts; of others some of blocks, heads,
-    hidden, dropout, latents and bank.
+    hidden, dropout, latents, bank and centres.
     """
 
     blocks: int
@@ -56,6 +56,7 @@ class FusionSpec:
     share_experts: bool
     latents: int
     bank: int
+    centres: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from remind_jax.models.fusion import FUSIONS
+from remind_jax.models.fusion import FUSIONS, smil
 from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
@@ -23,7 +23,7 @@ from remind_jax.tasks.task import Task
 from remind_jax.training.stages import Stage
 
 NETWORKS = "networks"  # axis of an ensemble
-_FEWER = 5_000  # separates what samples lose, and their noise without it, from other random numbers
+_FEWER, _META = 5_000, 6_000  # separate what samples lose, and their noise without it, from other random numbers
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 """Loss of single samples: (logits [b, o], labels [b, ...]) -> [b]."""
@@ -46,6 +46,7 @@ class Pass(NamedTuple):
       keys: random keys of the samples, [b]; None where nothing is drawn.
       total: sums arrays over all devices.
       apart: whether only the losses of `Output.experts` count.
+      late: whether the stage is the second.
     """
 
     network: Network
@@ -59,6 +60,7 @@ class Pass(NamedTuple):
     keys: jax.Array | None
     total: Callable[[Any], Any]
     apart: bool = False
+    late: bool = False
 
 
 Penalty = Callable[[Pass], tuple[jax.Array, jax.Array]]
@@ -131,6 +133,8 @@ def make_objective(
     each = sample_losses(task.loss, offset, distill, objective.expert_share, objective.rank_weight)
     if objective.fewer_weight or objective.mofe_weight:
         penalties["fewer"] = fewer_penalty(objective.fewer_weight, objective.mofe_weight, masks, each)
+    if objective.meta_weight:
+        penalties["meta"] = meta_penalty(objective.meta_weight, objective.meta_rate, objective.meta_align, each)
     return Objective(
         counts,
         each,
@@ -326,6 +330,45 @@ def fewer_penalty(
         return of.total(jax.lax.stop_gradient(term)), term
 
     return fewer
+
+
+def meta_penalty(
+    weight: float, rate: float, align: float, losses: Callable[[Pass], jax.Array], main: str = smil.MAIN
+) -> Penalty:
+    """Makes SMIL's outer loss: that of samples which have lost modalities, after a step of the inner loop.
+
+    The step moves the parameters whose paths begin with `main` against the loss of a random half of the samples, with
+    noise. The other half then counts, `weight` times its loss without noise, and `align` in that times the mean squared
+    distance of completed vectors from those of all that a sample has. Gradients pass through the step.
+    """
+
+    def meta(of: Pass) -> tuple[jax.Array, jax.Array]:
+        if not of.late:
+            return jnp.zeros(()), jnp.zeros(())
+        keys = draws.fold_in(of.keys, _META)
+        whole, first = of.output.observed, (draws.bits(keys, ()) & 1).astype(jnp.float32) * of.batch["weight"]
+        left = hiding.proper_part(of.seen["present"], draws.fold_in(keys, 1))[:, of.network.owner]
+
+        def run(moved: Params, observed: jax.Array, noise: jax.Array | None) -> Output:
+            weights, tokens = {**of.weights, **moved}, of.output.tokens
+            return of.network.fuse(weights, tokens, observed, of.seen["group"], gate="never", keys=noise)
+
+        def mean(each: jax.Array, counts: jax.Array) -> jax.Array:
+            return jnp.sum(counts * each) / jnp.maximum(of.total(jnp.sum(counts)), 1.0)
+
+        def inner(moved: Params) -> jax.Array:
+            return mean(losses(of._replace(output=run(moved, left, draws.fold_in(keys, 2)))), first)
+
+        start = {path: x for path, x in of.weights.items() if path.startswith(main)}
+        slopes = jax.tree.map(of.total, jax.grad(inner)(start))
+        after = jax.tree.map(lambda x, slope: x - rate * slope, start, slopes)
+        less, more = run(after, left, None), run(after, whole, None)
+        away = jnp.mean(jnp.square(less.vectors - more.vectors), axis=(1, 2))
+        each = losses(of._replace(output=less)) + align * away
+        term = weight * mean(each, of.batch["weight"] - first)
+        return of.total(jax.lax.stop_gradient(term)), term
+
+    return meta
 
 
 def fusion_penalty(of_block: Callable[[Mapping[str, jax.Array]], jax.Array]) -> Penalty:

@@ -144,7 +144,8 @@ def _make_value(
         seen, gate, key = samples.seen, _gate(state, stage, options), _step_key(state)
         output = network.apply(weights, seen, gate=gate, keys=samples.keys, **given)
         drawn = (samples.unhidden, key, samples.keys)
-        of = Pass(network, weights, batch, seen, gate, output, *drawn, total, stage.apart)
+        late = stage.name == "specialize"
+        of = Pass(network, weights, batch, seen, gate, output, *drawn, total, stage.apart, late)
         local, count = objective.sums(batch, objective.losses(of))
         count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
         if share is None:

@@ -7,6 +7,7 @@ from remind_jax.models.fusion.m3care import M3Care
 from remind_jax.models.fusion.medfuse import MedFuse
 from remind_jax.models.fusion.shaspec import ShaSpec
 from remind_jax.models.fusion.simmlm import SimMLM
+from remind_jax.models.fusion.smil import Smil
 from remind_jax.models.fusion.soft_moe import FusionBlock, SoftMoEBlock
 from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
 
@@ -21,6 +22,7 @@ FUSIONS: dict[str, type[FusionBlock | WholeFusion]] = {
     "drfuse": DrFuse,
     "simmlm": SimMLM,
     "m3care": M3Care,
+    "smil": Smil,
 }
 """Every fusion by the value of `fusion.kind`, made as (spec, width, groups g, modalities m, rngs); one that predicts
 takes `num_outputs`, too."""

@@ -59,7 +59,7 @@ class Routed(NamedTuple):
       features: one vector a sample that the fusion has made by itself, [b, d]; None where tokens are to be pooled.
       logits: predictions of heads of its own, [b, c]; None where the head of the network makes them.
       experts: predictors of parts of the sample next to that, with losses of their own.
-      vectors: one of each modality, [b, m, d], zeros where it is missing, where train rows are kept.
+      vectors: what stands for each modality, [b, m, d], where train rows are kept.
     """
 
     tokens: jax.Array
