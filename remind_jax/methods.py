@@ -115,6 +115,18 @@ ARENA = {
     "shapko": WITHOUT | {"sampler": "knockout"},
     # Zhang et al. 2022: what is missing comes from similar samples, of the batch or, in a trained model, of its bank.
     "m3care": WITHOUT | {"fusion.kind": "m3care"},
+    # What the programs released with FuseMoE and Flex-MoE do, where a key can say it (docs/arena_training.md).
+    "fuse_moe_released": METHODS["fuse_moe"]
+    | {
+        "fusion.routing": "joint",
+        "fusion.attention": "own",
+        "fusion.combine": "log",
+        "model.imputation": "zero",
+        "model.pooling": "modalities",
+        "objective.balance_weight": 0.0,
+        "objective.entropy_weight": 0.0,
+    },
+    "flex_moe_released": METHODS["flex_moe"] | {"fusion.attention_base": "itself", "model.pooling": "modalities"},
     # Ma et al. 2021: first without what is missing, then with mixtures of centres in its place, by meta-learning.
     "smil": WITHOUT
     | {

@@ -79,6 +79,10 @@ RULES = (
         "fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit",
     ),
     Rule(
+        lambda c: c.model.pooling == "modalities" and c.model.members > 1,
+        "model.pooling=modalities has one head for all: set model.members=1 instead of {c.model.members}",
+    ),
+    Rule(
         lambda c: c.objective.meta_weight and (c.fusion.kind != "smil" or not c.train.baselines_two_stage),
         "objective.meta_weight={c.objective.meta_weight} moves the main network of fusion.kind=smil in stage 2: set "
         "both that and train.baselines_two_stage=true",

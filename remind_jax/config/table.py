@@ -245,8 +245,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "modality_embedding": Key(False, "add a learned vector of its modality to every token"),
         "pooling": Key(
             "mean",
-            "of tokens before the head: mean over all, observed for those of present modalities, the first",
-            ("mean", "observed", "first", "attention"),
+            "of tokens before the head: over all, observed: of present modalities, modalities: of each, side by side",
+            ("mean", "observed", "first", "attention", "modalities"),
         ),
         "wide": Key(False, "add a linear map from the tokens of present modalities to the logits, zero at first"),
         "members": Key(
@@ -312,6 +312,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
             ("softmax", "gaussian", "laplace"),
         ),
         "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
+        "attention": Key("all", "what tokens read (fuse_moe, flex_moe); own: of their modality", ("all", "own")),
+        "attention_base": Key("input", "what attention is added to; itself: Flex-MoE as released", ("input", "itself")),
+        "combine": Key("sum", "of sparse experts; log: of probabilities, FuseMoE as released", ("sum", "log")),
         "centres": Key(10, "k, of the vectors of each modality, that missing ones are mixed of (smil)", AT_LEAST_ONE),
         "bank": Key(256, "train rows that a model keeps, encoded, to find neighbours among (m3care)", AT_LEAST_ONE),
         "latents": Key(8, "l, vectors that read the modalities (healnet)", AT_LEAST_ONE),
@@ -334,14 +337,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "mixup_weight": Key(0.0, "of Fair Mixup's penalty, next to any kind; needs sampler=group_pairs", NOT_NEGATIVE),
         "expert_share": Key(0.0, "of a loss what the mean loss of single modalities' predictors is", PART),
         "align_weight": Key(0.1, "of what modalities share being apart (shaspec, drfuse)", NOT_NEGATIVE),
-        "distinct_weight": Key(
-            0.02,
-            "of what is a modality's own not telling it (shaspec), being like what it shares (drfuse)",
-            NOT_NEGATIVE,
-        ),
-        "rank_weight": Key(
-            0.0, "of outputs that weigh a worse predictor more (drfuse), next to expert_share", NOT_NEGATIVE
-        ),
+        "distinct_weight": Key(0.02, "of what is a modality's own being like the rest (shaspec, drfuse)", NOT_NEGATIVE),
+        "rank_weight": Key(0.0, "of outputs that weigh a worse predictor more (drfuse)", NOT_NEGATIVE),
         "meta_weight": Key(0.0, "of the loss after a step of the inner loop, in stage 2 (smil)", NOT_NEGATIVE),
         "meta_rate": Key(0.001, "learning rate of that step", NOT_NEGATIVE),
         "meta_align": Key(0.01, "of completed vectors away from true ones, as a part of meta_weight", NOT_NEGATIVE),

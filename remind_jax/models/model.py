@@ -14,6 +14,7 @@ from remind_jax.models import initial
 from remind_jax.models.encoders import registry
 from remind_jax.models.encoders.patch import PatchEncoder, embed_rows
 from remind_jax.models.fusion import FUSIONS
+from remind_jax.models.fusion.late import of_modalities
 from remind_jax.models.fusion.soft_moe import Predictors, Route, Routed, Tokens
 from remind_jax.models.spec import ModalityInput, ModelSpec
 from remind_jax.ops import draws, imputation, losses
@@ -206,7 +207,8 @@ class Model(nnx.Module):
         if spec.members > 1:
             self.members = _Members(spec.members, len(inputs), spec.width, num_classes, rngs)
         elif not fusion.predicts:
-            self.head = initial.linear(spec.width, num_classes, rngs)
+            vectors = len(inputs) if spec.pooling == "modalities" and not fusion.whole else 1
+            self.head = initial.linear(vectors * spec.width, num_classes, rngs)
 
     def tokens(
         self,
@@ -273,7 +275,12 @@ class Model(nnx.Module):
         return np.repeat(np.arange(len(self.modalities)), [getattr(self.encoders, x).tokens for x in self.modalities])
 
     def _pool(self, x: jax.Array, observed: jax.Array) -> jax.Array:
-        """Pools tokens to one vector a sample, [b, n, d] -> [b, d]; `observed` [b, n] is False at imputed tokens."""
+        """Pools tokens to one vector a sample, [b, n, d] -> [b, d], or [b, m d] of all modalities side by side.
+
+        `observed` [b, n] is False at imputed tokens.
+        """
+        if self.spec.pooling == "modalities":
+            return rearrange(of_modalities(x, self.owner), "b m d -> b (m d)")
         if self.spec.pooling == "first":
             return x[:, 0]
         if self.spec.pooling == "attention":

@@ -64,13 +64,13 @@ def centres_of(vectors: np.ndarray, has: np.ndarray, count: int, seed: int) -> n
     """Finds centres of each modality by k-means, from vectors [n, m, d] of rows that have bool [n, m]; [m, count, d].
 
     They are of rows that have all modalities; where these are fewer than `count`, of those that have the one. Of fewer
-    rows than `count` each is a centre, and the first of them again.
+    different rows than `count` each is a centre, and the first of them again.
     """
     from sklearn.cluster import KMeans
 
     found, whole = np.zeros((vectors.shape[1], count, vectors.shape[2])), has.all(axis=1)
     for j in range(vectors.shape[1]):
-        rows = vectors[whole if whole.sum() >= count else has[:, j], j].astype(np.float64)
+        rows = np.unique(vectors[whole if whole.sum() >= count else has[:, j], j].astype(np.float64), axis=0)
         if len(rows) > count:
             found[j] = KMeans(count, n_init=1, random_state=seed).fit(rows).cluster_centers_
         elif len(rows):
