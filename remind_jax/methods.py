@@ -102,6 +102,41 @@ ARENA = {
         "objective.distinct_weight": 0.25,
         "objective.rank_weight": 0.25,
     },
+    # Li et al. 2025: experts of single modalities, first alone, then mixed by a gate; fewer modalities must not be
+    # better than more.
+    "simmlm": WITHOUT
+    | {
+        "fusion.kind": "simmlm",
+        "objective.pretrain": True,
+        "objective.fewer_weight": 1.0,
+        "objective.mofe_weight": 0.1,
+        "train.baselines_two_stage": True,
+        "train.freeze": "nothing",
+    },
+    # Nizam et al. 2026: modalities are knocked out the more often, the more they add to predictions of tuning rows.
+    "shapko": WITHOUT | {"sampler": "knockout"},
+    # Zhang et al. 2022: what is missing comes from similar samples, of the batch or, in a trained model, of its bank.
+    "m3care": WITHOUT | {"fusion.kind": "m3care"},
+    # What the programs released with FuseMoE and Flex-MoE do, where a key can say it (docs/arena_training.md).
+    "fuse_moe_released": METHODS["fuse_moe"]
+    | {
+        "fusion.routing": "joint",
+        "fusion.attention": "own",
+        "fusion.combine": "log",
+        "model.imputation": "zero",
+        "model.pooling": "modalities",
+        "objective.balance_weight": 0.0,
+        "objective.entropy_weight": 0.0,
+    },
+    "flex_moe_released": METHODS["flex_moe"] | {"fusion.attention_base": "itself", "model.pooling": "modalities"},
+    # Ma et al. 2021: first without what is missing, then with mixtures of centres in its place, by meta-learning.
+    "smil": WITHOUT
+    | {
+        "fusion.kind": "smil",
+        "objective.meta_weight": 1.0,
+        "train.baselines_two_stage": True,
+        "train.freeze": "nothing",
+    },
 }
 SIZES = ("small", "paper", "quick")
 # The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and

@@ -51,6 +51,7 @@ class Output(NamedTuple):
       members: logits of each member [b, k, c], where there are several.
       gate_values: gate values of each block, see `Routed`; with several members, those of each sample in turn.
       experts: predictors of parts of a sample, where the fusion has some.
+      vectors: what stands for each modality [b, m, d], where the fusion keeps train rows.
     """
 
     logits: jax.Array
@@ -63,6 +64,7 @@ class Output(NamedTuple):
     members: jax.Array | None = None
     gate_values: tuple[jax.Array, ...] = ()
     experts: Predictors | None = None
+    vectors: jax.Array | None = None
 
 
 class Routes(NamedTuple):
@@ -73,9 +75,14 @@ class Routes(NamedTuple):
     owner: jax.Array
 
 
+_MEASURED = ("/running_mean", "/running_variance", "/bank", "/bank_present", "/centres")
+
+
 def is_statistic(path: str) -> bool:
-    """Returns whether a path is measured and not trained: batch norm's statistics, or the threshold of a gate."""
-    return path.endswith(("/running_mean", "/running_variance")) or is_gate_threshold(path)
+    """Returns whether a path is measured and not trained: batch norm's statistics, the threshold of a gate, or what is
+    kept of train rows.
+    """
+    return path.endswith(_MEASURED) or is_gate_threshold(path)
 
 
 def is_gate_threshold(path: str) -> bool:
@@ -210,7 +217,8 @@ class Model(nnx.Module):
         if spec.members > 1:
             self.members = _Members(spec.members, len(inputs), spec.width, num_classes, rngs)
         elif not fusion.predicts:
-            self.head = initial.linear(spec.width, num_classes, rngs)
+            vectors = len(inputs) if spec.pooling == "modalities" and not fusion.whole else 1
+            self.head = initial.linear(vectors * spec.width, num_classes, rngs)
 
     def tokens(
         self,
@@ -283,7 +291,12 @@ class Model(nnx.Module):
         return np.repeat(np.arange(len(self.modalities)), [getattr(self.encoders, x).tokens for x in self.modalities])
 
     def _pool(self, x: jax.Array, observed: jax.Array) -> jax.Array:
-        """Pools tokens to one vector a sample, [b, n, d] -> [b, d]; `observed` [b, n] is False at imputed tokens."""
+        """Pools tokens to one vector a sample, [b, n, d] -> [b, d], or [b, m d] of all modalities side by side.
+
+        `observed` [b, n] is False at imputed tokens.
+        """
+        if self.spec.pooling == "modalities":
+            return rearrange(of_modalities(x, self.owner), "b m d -> b (m d)")
         if self.spec.pooling == "first":
             return x[:, 0]
         if self.spec.pooling == "attention":
@@ -353,7 +366,7 @@ class Model(nnx.Module):
         values = tuple(routed.gate_values for routed in passes if routed.gate_values is not None)
         with jax.named_scope("head"):
             output = self._predict(passes[-1], present, open_rate, tokens, observed)
-        return output._replace(routing=sums, gate_values=values, experts=passes[-1].experts)
+        return output._replace(routing=sums, gate_values=values, experts=passes[-1].experts, vectors=passes[-1].vectors)
 
     def route(self, batch: Batch, *, gate: str) -> Routes:
         """Returns the router logits of a batch in evaluation; the model has one predictor, without members."""

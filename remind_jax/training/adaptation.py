@@ -171,7 +171,7 @@ class Adapter:
         trainer = Trainer(
             config=config,
             model=_of_cut(self.model, trained),
-            objective=make_objective(config, data.label_counts, run.label_counts, run.task),
+            objective=make_objective(config, data.label_counts, run.label_counts, run.task, data.groups.masks),
             transforms=make_transforms(config, data.groups.masks),
             sampler=Sampler(shuffled(config.seed, len(data.stores["train"]))),
             stages=[stage],

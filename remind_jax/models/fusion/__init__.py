@@ -3,8 +3,11 @@
 from remind_jax.models.fusion.drfuse import DrFuse
 from remind_jax.models.fusion.healnet import HealNet
 from remind_jax.models.fusion.late import LateFusion, WholeFusion
+from remind_jax.models.fusion.m3care import M3Care
 from remind_jax.models.fusion.medfuse import MedFuse
 from remind_jax.models.fusion.shaspec import ShaSpec
+from remind_jax.models.fusion.simmlm import SimMLM
+from remind_jax.models.fusion.smil import Smil
 from remind_jax.models.fusion.soft_moe import FusionBlock, SoftMoEBlock
 from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
 
@@ -17,6 +20,9 @@ FUSIONS: dict[str, type[FusionBlock | WholeFusion]] = {
     "medfuse": MedFuse,
     "shaspec": ShaSpec,
     "drfuse": DrFuse,
+    "simmlm": SimMLM,
+    "m3care": M3Care,
+    "smil": Smil,
 }
 """Every fusion by the value of `fusion.kind`, made as (spec, width, groups g, modalities m, rngs); one that predicts
 takes `num_outputs`, too."""

@@ -17,7 +17,7 @@ class WholeFusion(nnx.Module):
     One that `predicts` is made with the number of outputs, has the heads of the network, and gives `Routed.logits`.
     """
 
-    whole, penalised, predicts = True, "", False
+    whole, penalised, predicts, keeps = True, "", False, ""
 
     def __init__(self, spec: FusionSpec):
         self.spec = spec

@@ -59,6 +59,7 @@ class Routed(NamedTuple):
       features: one vector a sample that the fusion has made by itself, [b, d]; None where tokens are to be pooled.
       logits: predictions of heads of its own, [b, c]; None where the head of the network makes them.
       experts: predictors of parts of the sample next to that, with losses of their own.
+      vectors: what stands for each modality, [b, m, d], where train rows are kept.
     """
 
     tokens: jax.Array
@@ -68,6 +69,7 @@ class Routed(NamedTuple):
     features: jax.Array | None = None
     logits: jax.Array | None = None
     experts: Predictors | None = None
+    vectors: jax.Array | None = None
 
 
 class Route(NamedTuple):
@@ -99,11 +101,12 @@ def has_measured_gate(spec: FusionSpec) -> bool:
 class FusionBlock(nnx.Module):
     """Attention over all tokens, and experts.
 
-    A fusion with a penalty has its name in `penalised`, and `penalty`, a function of `Routed.sums` over the batch and
-    section `objective` of a config.
+    One that `keeps` train rows gives `Routed.vectors`: "rows" for its bank, which weights get when they are judged, or
+    "centres" of them, which they get as stage 2 begins. A fusion with a penalty has its name in `penalised`, and
+    `penalty`, a function of `Routed.sums` over the batch and section `objective` of a config.
     """
 
-    whole, penalised, predicts = False, "", False
+    whole, penalised, predicts, keeps = False, "", False, ""
 
     def __init__(self, spec: FusionSpec, width: int, rngs: nnx.Rngs):
         self.spec = spec
