@@ -102,6 +102,9 @@ ARENA = {
         "objective.distinct_weight": 0.25,
         "objective.rank_weight": 0.25,
     },
+    # Lee et al. 2023: attention within modalities, which meet in a bottleneck that missing ones skip.
+    "umse": WITHOUT
+    | {"fusion.kind": "umse", "fusion.blocks": 2, "fusion.latents": 4, "model.modality_embedding": True},
     # Li et al. 2025: experts of single modalities, first alone, then mixed by a gate; fewer modalities must not be
     # better than more.
     "simmlm": WITHOUT

@@ -318,7 +318,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "combine": Key("sum", "of sparse experts; log: of probabilities, FuseMoE as released", ("sum", "log")),
         "centres": Key(10, "k, of the vectors of each modality, that missing ones are mixed of (smil)", AT_LEAST_ONE),
         "bank": Key(256, "train rows that a model keeps, encoded, to find neighbours among (m3care)", AT_LEAST_ONE),
-        "latents": Key(8, "l, vectors that read the modalities (healnet)", AT_LEAST_ONE),
+        "latents": Key(8, "l, vectors that read the modalities (healnet, umse)", AT_LEAST_ONE),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
     },
     "task": {  # of labels other than classes
