@@ -78,6 +78,8 @@ ARENA = {
     "late_fusion": WITHOUT | {"fusion.kind": "late_fusion", "objective.expert_share": 1.0},
     # Neverova et al. 2016: every modality of every training sample is hidden at random.
     "modality_dropout": SOFT_MOE | {"train.hide_samples": 1.0},
+    # The mean token of a modality for what is missing, and which modalities are there as an input.
+    "mean_imputation": SOFT_MOE | {"model.imputation": "mean", "model.mask_input": True},
     # Hemker et al. 2024: latent vectors read the modalities in turn, three times, by the same weights.
     "healnet": WITHOUT | {"fusion.kind": "healnet", "fusion.blocks": 3},
     # Hayat et al. 2022: encoders of each modality by itself first, then an LSTM over the modalities, all together.

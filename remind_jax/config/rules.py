@@ -51,6 +51,10 @@ RULES = (
         lambda c: c.precision != "float32" and c.train.batch_norm == "batch",
         "precision={c.precision} would round running statistics: set train.batch_norm=frozen",
     ),
+    Rule(
+        lambda c: c.model.imputation == "mean" and (c.precision != "float32" or c.train.accumulate > 1),
+        "model.imputation=mean keeps running means of whole batches: set precision=float32 and train.accumulate=1",
+    ),
     Rule(lambda c: c.seed >= 2**32, "seed={c.seed} must be below 2^32"),
     Rule(
         lambda c: c.model.width % c.fusion.heads,

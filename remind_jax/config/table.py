@@ -239,10 +239,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "volume_encoder": Key("r3d_small", "of flow and other volumes", ("r3d_small", "r3d_18")),
         "imputation": Key(
             "group",
-            "learned tokens of a missing modality; group: the paper's; bank: a vector per group and modality",
-            ("group", "modality", "modality+group", "bank", "zero"),
+            "tokens of a missing modality; group: the paper's; bank: one per group and modality; mean: a running mean",
+            ("group", "modality", "modality+group", "bank", "zero", "mean"),
         ),
         "modality_embedding": Key(False, "add a learned vector of its modality to every token"),
+        "mask_input": Key(False, "add a linear map of which modalities a sample has to every token"),
         "pooling": Key(
             "mean",
             "of tokens before the head: over all, observed: of present modalities, modalities: of each, side by side",

@@ -160,6 +160,8 @@ class _Imputation(nnx.Module):
         def normal(*rows: int) -> nnx.Param:
             return initial.param(rngs, initial.normal(0.02), *rows, width)
 
+        if kind == "mean":
+            self.running_mean = nnx.BatchStat(initial.by(initial.constant(0.0))(rngs.params(), (num_modalities, width)))
         if kind in ("modality", "modality+group"):
             self.modality = normal(num_modalities)
         if kind == "group":
@@ -171,7 +173,13 @@ class _Imputation(nnx.Module):
 
     def __call__(self, groups: jax.Array) -> jax.Array:
         tables = [getattr(self, name)[...] if hasattr(self, name) else None for name in ("modality", "group")]
+        if hasattr(self, "running_mean"):
+            tables[0] = self.running_mean[...]
         return imputation.imputed_tokens(groups, *tables)
+
+    def measure(self, x: jax.Array, present: jax.Array, axis_name: str | None) -> None:
+        """Moves the running means, see `imputation.running_means`."""
+        self.running_mean[...] = imputation.running_means(self.running_mean[...], x, present, axis_name)
 
 
 class Model(nnx.Module):
@@ -193,6 +201,8 @@ class Model(nnx.Module):
         self.imputation = _Imputation(spec.imputation, spec.width, len(inputs), num_groups, rngs)
         if spec.modality_embedding:
             self.modality_embedding = initial.param(rngs, initial.normal(0.02), len(inputs), spec.width)
+        if spec.mask_input:
+            self.mask_input = initial.param(rngs, initial.constant(0.0), len(inputs), spec.width)
         fusion, sizes = FUSIONS[spec.fusion.kind], (spec.width, num_groups, len(inputs))
         self.blocks = 1 if fusion.whole else spec.fusion.blocks
         outputs = {"num_outputs": num_classes} if fusion.predicts else {}
@@ -217,6 +227,7 @@ class Model(nnx.Module):
         statistics: bool = False,
         axis_name: str | None = None,
         resting: bool = False,
+        means: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns tokens of all modalities [b, n, d], learned ones for missing modalities, and observed bool [b, n]."""
         encoded, together = [], self._stacked(batch)
@@ -242,6 +253,9 @@ class Model(nnx.Module):
                     found = encoder(x, modality_keys, **norms)
                 encoded.append(_spread(found, source, batch["group"].shape[0]))
         owner = self.owner
+        if means:
+            pooled = of_modalities(jnp.concatenate(encoded, axis=1), owner)
+            self.imputation.measure(pooled, batch["present"], axis_name)
         shape = (batch["group"].shape[0], len(encoded), self.spec.width)  # which may be a symbol, having no len
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
         observed = batch["present"][:, owner]
@@ -250,6 +264,8 @@ class Model(nnx.Module):
         tokens = imputation.fill_missing(tokens, observed, imputed)
         if self.spec.modality_embedding:
             tokens = tokens + self.modality_embedding[owner][None]
+        if self.spec.mask_input:
+            tokens = tokens + (batch["present"].astype(tokens.dtype) @ self.mask_input[...])[:, None]
         return tokens, observed
 
     @jax.named_scope("encoders/stacked")
@@ -267,7 +283,7 @@ class Model(nnx.Module):
     @property
     def dtype(self) -> np.dtype:
         """Type of the weights, and so of all computation with them."""
-        return jax.tree.leaves(nnx.state(self.block_0))[0].dtype
+        return jax.tree.leaves(nnx.state(self.block_0, nnx.Param))[0].dtype
 
     @property
     def owner(self) -> np.ndarray:
@@ -301,6 +317,7 @@ class Model(nnx.Module):
         statistics: bool = False,
         axis_name: str | None = None,
         resting: bool = False,
+        means: bool = False,
     ) -> Output:
         """Runs the network on a batch.
 
@@ -311,10 +328,11 @@ class Model(nnx.Module):
             one program serves for both.
           keys: random keys [b] that turn dropout on.
           statistics: whether batch norms of encoders use the statistics of this batch and update the running ones.
+          means: whether the running means of modalities are updated.
           axis_name: axis of the devices that share the batch, when each runs a program of its own.
           resting: whether trunks of encoders run without dropout, as frozen ones do; stored features never have any.
         """
-        tokens = self.tokens(batch, keys, statistics, axis_name, resting)
+        tokens = self.tokens(batch, keys, statistics, axis_name, resting, means)
         return self.fuse(*tokens, batch["group"], gate=gate, keys=keys)
 
     def fuse(

@@ -86,7 +86,7 @@ def make_network(
     def apply(params: Params, batch: Batch, **options: Any) -> Output:
         model = merged(params)
         output = model(batch, **options)
-        if not options.get("statistics"):
+        if not options.get("statistics") and not options.get("means"):
             return output
         return output._replace(statistics={path: x for path, x in by_path(model).items() if is_statistic(path)})
 

@@ -79,6 +79,7 @@ class ModelSpec:
     remat: bool
     imputation: str
     modality_embedding: bool
+    mask_input: bool
     pooling: str
     wide: bool
     members: int

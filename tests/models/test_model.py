@@ -76,7 +76,7 @@ def option_table() -> list[dict[str, Any]]:
     for i in range(8):
         half = i // 4
         model = {
-            "imputation": imputation.KINDS[i % 5],
+            "imputation": imputation.KINDS[i % len(imputation.KINDS)],
             "pooling": POOLING[(i + 2 * half) % 4],
             "modality_embedding": bool(half),
             "encoder_hidden": 4 * (i % 2),
