@@ -92,6 +92,10 @@ RULES = (
         "both that and train.baselines_two_stage=true",
     ),
     Rule(
+        lambda c: c.fusion.kind == "m3care" and c.model.members > 1,
+        "fusion.kind=m3care would find a sample's other members next to it: set model.members=1",
+    ),
+    Rule(
         lambda c: c.parallel == "pmap" and c.fusion.kind == "m3care",
         "fusion.kind=m3care finds neighbours in the whole batch, which needs one program: set parallel=jit",
     ),

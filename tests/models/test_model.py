@@ -276,6 +276,19 @@ def test_observed_pooling_is_the_mean_where_nothing_is_missing() -> None:
     assert same.tolist() == batch["present"].all(axis=1).tolist() == [True, False, False, True]
 
 
+def test_the_modalities_side_by_side_have_the_same_tokens_and_a_wider_head() -> None:
+    apart = built(dataclasses.replace(SPEC, pooling="modalities"))
+    batch, whole = make_batch(), forward(make_batch()).features
+    params = {**built().params, "head/kernel": apart.params["head/kernel"]}
+    output = apart.forward(params, batch, gate="always")
+    modalities = apart.params["head/kernel"].shape[0] // D
+    assert modalities == len(TABULAR)
+    # Each modality has as many tokens here, so that the mean over all is that of their means.
+    np.testing.assert_allclose(output.features.reshape(B, modalities, D).mean(axis=1), whole, atol=1e-5)
+    expected = np.asarray(output.features) @ np.asarray(params["head/kernel"]) + np.asarray(params["head/bias"])
+    np.testing.assert_allclose(output.logits, expected, atol=1e-5)
+
+
 def test_only_what_a_method_uses_is_declared() -> None:
     plain = make_network(model_of(width=D, fusion=fusion_of(heads=2)), TABULAR, G, C)
     shapes = plain.shapes
