@@ -133,7 +133,9 @@ RETIRED = ("train.tensorboard",)
 # By section; "" is the top of a config.
 SECTIONS: dict[str, dict[str, Key]] = {
     "": {
-        "method": Key("remind", "a key of METHODS or PLAIN in remind_jax/methods.py; set by the argument string only"),
+        "method": Key(
+            "remind", "a key of METHODS, ARENA or PLAIN in remind_jax/methods.py; by the argument string only"
+        ),
         "size": Key("small", "small: a CPU run in minutes; paper: published hyper-parameters; quick: a smoke run"),
         "seed": Key(0, "of split, initial weights, order of samples, dropout and bootstrap", NOT_NEGATIVE),
         "parallel": Key("jit", "jit: one program over a mesh; pmap: one program a device", ("jit", "pmap")),
