@@ -41,7 +41,7 @@ class Fusion(Pure):
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, params, x, present, keys=None) -> Routed:
-        known = Tokens(OWNER, present[:, OWNER], jnp.zeros(len(x), int))
+        known = Tokens(OWNER, present[:, OWNER], jnp.zeros(x.shape[0], int))
         return self.module(params)(x, known, None, "never", keys)
 
 
@@ -108,6 +108,19 @@ def test_a_sample_without_any_modality_has_an_answer_and_slopes(kind: str) -> No
     value, slopes = jax.jit(jax.value_and_grad(total))(fusion.params)
     assert np.isfinite(value)
     assert all(np.isfinite(slope).all() for slope in jax.tree.leaves(slopes))
+
+
+@every
+def test_one_program_serves_any_number_of_samples(kind: str) -> None:
+    fusion = made(kind)
+    (count,) = jax.export.symbolic_shape("b")
+    shapes = [jax.ShapeDtypeStruct((count, len(OWNER), D), jnp.float32), jax.ShapeDtypeStruct((count, M), jnp.bool)]
+    answer = "logits" if FUSIONS[kind].predicts else "features"
+    program = jax.export.export(jax.jit(lambda x, present: getattr(fusion(fusion.params, x, present), answer)))(*shapes)
+    for n in (B, 2):
+        x, present = tokens()[:n], PRESENT[:n]
+        expected = getattr(fusion(fusion.params, x, present), answer)
+        np.testing.assert_allclose(program.call(x, present), expected, atol=1e-5)
 
 
 # ---- In a network ----------------------------------------------------------------------------------------------------
