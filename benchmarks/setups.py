@@ -22,7 +22,7 @@ from remind_jax.models.model import STORED
 from remind_jax.models.network import Network, make_network
 from remind_jax.models.spec import ModelSpec, model_spec
 from remind_jax.objectives import group_dro, reweigh
-from remind_jax.ops import flops, losses
+from remind_jax.ops import flops, losses, sparse_moe
 from remind_jax.runtime import devices
 from remind_jax.training import objective as objectives
 from remind_jax.training import optimizer as states
@@ -259,7 +259,7 @@ def make_objective(
     penalties = {"mixup": objectives.mixup_penalty(mixup, num_groups)} if mixup else {}
     if routing is not None:
         parts = {"balance": 0.01, "entropy": 0.0, "specialize": 0.0} | dict(routing)
-        penalties["routing"] = objectives.routing_penalty(**parts)
+        penalties["routing"] = objectives.fusion_penalty(functools.partial(sparse_moe.block_penalty, **parts))
     return objectives.Objective(
         counts,
         objectives.sample_losses(losses.cross_entropy),

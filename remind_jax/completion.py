@@ -54,8 +54,8 @@ def candidates(words: Sequence[str]) -> list[str]:
 def _values(word: str) -> list[str]:
     """Returns what may stand where an option such as `--config=nhanes:method=` ends, each with what is there."""
     option, head = word.partition("=")[0], word[: max(map(word.rfind, "=:,")) + 1]
-    names = (*methods.METHODS, *methods.PLAIN)
-    known = {"--methods": ("all", *names), "--table": methods.TABLES, "method": names, "size": methods.SIZES}
+    names = (*methods.METHODS, *methods.PLAIN, *methods.ARENA)
+    known = {"--methods": ("all", "arena", *names), "--table": methods.TABLES, "method": names, "size": methods.SIZES}
     known |= {"--engine": ("local", "ray")}
     known |= {"--config": cli.config_names() if head.endswith("=") else ("method=", "size=")}
     for path, key in keys().items():

@@ -72,6 +72,77 @@ METHODS = {
 STACK = "remind_stack"
 OWN = "remind"
 """Method of own data where none is named, in `fit`, the estimators and configs/manifest.py (docs/own_data.md)."""
+# Methods of other papers and the simple ones that they are compared with (docs/arena_methods.md). Most have no learned
+# vector of a missing modality, which they leave out.
+WITHOUT = SOFT_MOE | {"model.imputation": "zero"}
+ARENA = {
+    # The mean of what one network a modality says, each of which learns by itself.
+    "late_fusion": WITHOUT | {"fusion.kind": "late_fusion", "objective.expert_share": 1.0},
+    # Neverova et al. 2016: every modality of every training sample is hidden at random.
+    "modality_dropout": SOFT_MOE | {"train.hide_samples": 1.0},
+    # The mean token of a modality for what is missing, and which modalities are there as an input.
+    "mean_imputation": SOFT_MOE | {"model.imputation": "mean", "model.mask_input": True},
+    # Hemker et al. 2024: latent vectors read the modalities in turn, three times, by the same weights.
+    "healnet": WITHOUT | {"fusion.kind": "healnet", "fusion.blocks": 3},
+    # Hayat et al. 2022: encoders of each modality by itself first, then an LSTM over the modalities, all together.
+    "medfuse": WITHOUT
+    | {
+        "fusion.kind": "medfuse",
+        "objective.pretrain": True,
+        "train.baselines_two_stage": True,
+        "train.freeze": "nothing",
+    },
+    # Wang et al. 2023, with the released weights of the two penalties.
+    "shaspec": WITHOUT | {"fusion.kind": "shaspec", "objective.align_weight": 0.1, "objective.distinct_weight": 0.02},
+    # Yao et al. 2024: every part of the loss counts the same, those of the predictors of two modalities, of what they
+    # share and of all together, which sum to one here.
+    "drfuse": WITHOUT
+    | {
+        "fusion.kind": "drfuse",
+        "objective.expert_share": 0.75,
+        "objective.align_weight": 0.25,
+        "objective.distinct_weight": 0.25,
+        "objective.rank_weight": 0.25,
+    },
+    # Lee et al. 2023: attention within modalities, which meet in a bottleneck that missing ones skip.
+    "umse": WITHOUT
+    | {"fusion.kind": "umse", "fusion.blocks": 2, "fusion.latents": 4, "model.modality_embedding": True},
+    # Li et al. 2025: experts of single modalities, first alone, then mixed by a gate; fewer modalities must not be
+    # better than more.
+    "simmlm": WITHOUT
+    | {
+        "fusion.kind": "simmlm",
+        "objective.pretrain": True,
+        "objective.fewer_weight": 1.0,
+        "objective.mofe_weight": 0.1,
+        "train.baselines_two_stage": True,
+        "train.freeze": "nothing",
+    },
+    # Nizam et al. 2026: modalities are knocked out the more often, the more they add to predictions of tuning rows.
+    "shapko": WITHOUT | {"sampler": "knockout"},
+    # Zhang et al. 2022: what is missing comes from similar samples, of the batch or, in a trained model, of its bank.
+    "m3care": WITHOUT | {"fusion.kind": "m3care"},
+    # What the programs released with FuseMoE and Flex-MoE do, where a key can say it (docs/arena_training.md).
+    "fuse_moe_released": METHODS["fuse_moe"]
+    | {
+        "fusion.routing": "joint",
+        "fusion.attention": "own",
+        "fusion.combine": "log",
+        "model.imputation": "zero",
+        "model.pooling": "modalities",
+        "objective.balance_weight": 0.0,
+        "objective.entropy_weight": 0.0,
+    },
+    "flex_moe_released": METHODS["flex_moe"] | {"fusion.attention_base": "itself", "model.pooling": "modalities"},
+    # Ma et al. 2021: first without what is missing, then with mixtures of centres in its place, by meta-learning.
+    "smil": WITHOUT
+    | {
+        "fusion.kind": "smil",
+        "objective.meta_weight": 1.0,
+        "train.baselines_two_stage": True,
+        "train.freeze": "nothing",
+    },
+}
 SIZES = ("small", "paper", "quick")
 # The size of a smoke run, over what a config says: enough rows that every split has every class, as few steps and
 # resamples as take all the paths of a real run. Keys that a data set does not have are left out.
@@ -114,7 +185,7 @@ def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, 
 
 def parse_arg(arg: str, method: str = "remind") -> dict[str, str]:
     """Reads `key=value,key=value` with the keys `method`, which has a default, and `size`."""
-    choices = {"method": (*METHODS, *PLAIN), "size": SIZES}
+    choices = {"method": (*METHODS, *PLAIN, *ARENA), "size": SIZES}
     chosen = {"method": method, "size": "small"}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
@@ -138,7 +209,7 @@ def apply_method(config: Any, method: str, group_imputation: str = "group"):
         section, _, name = key.partition(".")
         if name in config[section]:
             set_value(config, key, value)
-    for key, value in (METHODS | PLAIN)[method].items():
+    for key, value in (METHODS | PLAIN | ARENA)[method].items():
         set_value(config, key, group_imputation if value == "<group>" else value)
 
 
@@ -238,16 +309,18 @@ TABLES: dict[str, tuple[Variant, ...]] = {
 def choose(names: str, table: str) -> list[Variant]:
     """Returns the variants that a command line names, separated by commas.
 
-    `all` is every variant of the table or, without a table, every method and plain model of classes. `table` is a key
-    of `TABLES`, or empty; its variants come before methods of the same name. Raises UserError: a name or the table is
-    unknown.
+    `all` is every variant of the table or, without a table, every method and plain model of classes; `arena` is every
+    method of `ARENA`. `table` is a key of `TABLES`, or empty; its variants come before methods of the same name. Raises
+    UserError: a name or the table is unknown.
     """
     if table and table not in TABLES:
         raise UserError(f"table={table} is not a sweep; known: {', '.join(TABLES)}")
-    whole = [Variant(name, name) for name in (*METHODS, *PLAIN)]
+    whole = [Variant(name, name) for name in (*METHODS, *PLAIN, *ARENA)]
     known = {variant.name: variant for variant in (*whole, *TABLES.get(table, ()))}
     if names == "all":
-        return list(TABLES[table]) if table else [known[name] for name in known if name not in OF_OTHER_TASKS]
+        left_out = (*OF_OTHER_TASKS, *ARENA)
+        return list(TABLES[table]) if table else [known[name] for name in known if name not in left_out]
+    names = ",".join(ARENA) if names == "arena" else names
     chosen = list(dict.fromkeys(filter(None, names.split(","))))
     for name in chosen:
         if name not in known:

@@ -4,7 +4,7 @@
 
     --config=NAME, --config.KEY=VALUE, --quick    as in remind train, of every run
     --methods=all        every method and plain model of remind_jax/methods.py, or the table's
-                         variants
+                         variants; arena: those of other papers (docs/arena_methods.md)
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
     --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else
                          the first method

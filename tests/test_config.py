@@ -225,6 +225,35 @@ def test_gate_over_a_batch_is_refused_where_devices_see_shares_of_it(config):
     validate(config)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("m3care", {"parallel": "pmap"}, "neighbours in the whole batch"),
+        ("m3care", {"model.members": 2}, "set model.members=1"),
+        ("fuse_moe", {"model.pooling": "modalities", "model.members": 2}, "one head for all"),
+        ("simmlm", {"objective.meta_weight": 1.0, "train.baselines_two_stage": True}, "fusion.kind=smil"),
+        ("smil", {"objective.meta_weight": 1.0}, "train.baselines_two_stage=true"),
+        ("smil", {"sampler": "knockout", "train.hide_samples": 0.5}, "train.hide_samples=0"),
+    ],
+)
+def test_parts_of_the_arena_that_do_not_go_together_are_refused(config, kind, changes, message):
+    config.fusion.kind, config.fusion.group_routers = kind, False
+    validate(config)
+    for key, value in changes.items():
+        set_value(config, key, value)
+    assert message in _message(config)
+
+
+@pytest.mark.parametrize("key", ["objective.fewer_weight", "objective.mofe_weight"])
+def test_samples_that_lose_modalities_need_whole_tables_and_whole_batches(config, key):
+    set_value(config, key, 0.5)
+    validate(config)
+    config.train.accumulate = 2
+    assert f"needs {key}=0.0" in _message(config)
+    config.train.accumulate, config.optim.group_rows = 1, "batch"
+    assert "knows the combinations of the data only" in _message(config)
+
+
 def test_the_gate_s_threshold_is_a_number_or_a_word(config):
     for value in ("auto", 0.1, 1):
         config.fusion.gate_threshold = value
@@ -400,3 +429,11 @@ def test_every_key_that_is_read_is_declared():
 )
 def test_an_undeclared_key_would_be_found(source, found):
     assert _undeclared(_chains(ast.parse(source))) == found
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "bfloat16"), ("train.accumulate", 2)])
+def test_running_means_are_of_whole_batches_in_float32(config, key, value):
+    config.fusion.group_routers, config.model.imputation = False, "mean"
+    validate(config)
+    set_value(config, key, value)
+    assert "model.imputation=mean keeps running means" in _message(config)

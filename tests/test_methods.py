@@ -9,7 +9,7 @@ from configs import embed
 from remind_jax.config import keys, validate, value_of
 from remind_jax.config.table import OF_SOURCES
 from remind_jax.errors import UserError
-from remind_jax.methods import METHODS, OF_OTHER_TASKS, PLAIN, QUICK, SIZES, TABLES, Variant, choose
+from remind_jax.methods import ARENA, METHODS, OF_OTHER_TASKS, PLAIN, QUICK, SIZES, TABLES, Variant, choose
 from remind_jax.models.spec import model_spec
 from remind_jax.training import plain_models
 
@@ -38,7 +38,7 @@ def _build(name: str, argument: str = ""):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("method", [*METHODS, *PLAIN])
+@pytest.mark.parametrize("method", [*METHODS, *PLAIN, *ARENA])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_builds_and_is_valid(name, method, size):
     config = _build(name, f"method={method},size={size}")
@@ -85,7 +85,8 @@ def test_methods_differ_in_method_keys_only(name):
     """Encoders, optimizer, epochs and data of all methods of a data set are the same: a fair comparison."""
     allowed = {key for preset in METHODS.values() for key in preset} | {"method"}
     one = _flat(_build(name, "method=remind"))
-    for method in (*METHODS, *PLAIN):
+    allowed |= {key for preset in ARENA.values() for key in preset}
+    for method in (*METHODS, *PLAIN, *ARENA):
         other = _flat(_build(name, f"method={method}"))
         assert {key for key in one if one[key] != other[key]} <= allowed
 
@@ -204,6 +205,12 @@ def test_all_is_every_method_and_plain_model_of_classes():
     assert set(PLAIN) == {*classes, *OF_OTHER_TASKS}
     assert [variant.name for variant in choose("cox,soft_moe", "")] == ["cox", "soft_moe"]
     assert all(variant == Variant(variant.name, variant.name) for variant in choose("all", ""))
+
+
+def test_the_arena_is_asked_for_by_name():
+    assert [variant.name for variant in choose("arena", "")] == list(ARENA)
+    assert [variant.name for variant in choose("late_fusion,soft_moe", "")] == ["late_fusion", "soft_moe"]
+    assert not set(ARENA) & {*METHODS, *PLAIN}
 
 
 def test_plain_models_are_those_that_exist():

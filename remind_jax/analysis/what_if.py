@@ -14,7 +14,6 @@ it less the share of that class in training. Of other tasks they explain the exp
 labels, the value, or the risk.
 """
 
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from remind_jax.analysis import command, opening
 from remind_jax.analysis.command import Options, Row
 from remind_jax.analysis.opening import Run
 from remind_jax.data.groups import count_combinations, group_name
+from remind_jax.data.subsets import shapley, subset_masks
 from remind_jax.errors import UserError
 from remind_jax.runtime import progress
 from remind_jax.studies.tables import CLASSES
@@ -37,27 +37,6 @@ MOST_ROWS = 20  # most combinations drawn
 _AT_ONCE = 2**16  # number of predictions held at a time
 SPLIT = "held_out"
 CALLED = {"prediction": ("predicted", "predicted_after")}  # columns of a task by other names, before and after
-
-
-def subset_masks(count: int) -> np.ndarray:
-    """Returns all subsets of `count` members, bool [2^count, count]; row s holds member i where bit i of s is set."""
-    return (np.arange(2**count)[:, None] >> np.arange(count)[None, :] & 1).astype(bool)
-
-
-def shapley(values: np.ndarray) -> np.ndarray:
-    """Computes exact Shapley values [k, p] from the values of all subsets of p members, [k, 2^p], see `subset_masks`.
-
-    They are each member's mean gain over the members before it, over all orders of the members; they sum to the value
-    of all members less that of none.
-    """
-    p = int(math.log2(values.shape[1]))
-    sizes = subset_masks(p).sum(axis=1)
-    weights = np.array([1.0 / (p * math.comb(p - 1, size)) for size in range(p)])
-    found = np.zeros((len(values), p))
-    for i in range(p):
-        without = np.flatnonzero(np.arange(2**p) >> i & 1 == 0)
-        found[:, i] = (values[:, without | 1 << i] - values[:, without]) @ weights[sizes[without]]
-    return found
 
 
 class Shares(NamedTuple):

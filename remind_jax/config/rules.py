@@ -18,6 +18,9 @@ class Rule(NamedTuple):
 _OF_WHOLE_BATCHES = {
     "dro.weights": "current",
     "objective.mixup_weight": 0.0,
+    "objective.fewer_weight": 0.0,
+    "objective.mofe_weight": 0.0,
+    "objective.meta_weight": 0.0,
     "fusion.kind": "soft_moe",
     "train.batch_norm": "frozen",
     "fusion.gate_granularity": "sample",
@@ -48,6 +51,10 @@ RULES = (
         lambda c: c.precision != "float32" and c.train.batch_norm == "batch",
         "precision={c.precision} would round running statistics: set train.batch_norm=frozen",
     ),
+    Rule(
+        lambda c: c.model.imputation == "mean" and (c.precision != "float32" or c.train.accumulate > 1),
+        "model.imputation=mean keeps running means of whole batches: set precision=float32 and train.accumulate=1",
+    ),
     Rule(lambda c: c.seed >= 2**32, "seed={c.seed} must be below 2^32"),
     Rule(
         lambda c: c.model.width % c.fusion.heads,
@@ -59,12 +66,38 @@ RULES = (
         "which the group routers act: set train.joint_epochs below it",
     ),
     Rule(
+        lambda c: c.optim.group_rows == "batch" and (c.objective.fewer_weight or c.objective.mofe_weight),
+        "optim.group_rows=batch knows the combinations of the data only: set objective.fewer_weight=0 and "
+        "objective.mofe_weight=0",
+    ),
+    Rule(
+        lambda c: c.sampler == "knockout" and (c.train.hide_samples or c.optim.group_rows == "batch"),
+        "sampler=knockout takes modalities from samples itself: set train.hide_samples=0 and optim.group_rows=all",
+    ),
+    Rule(
         lambda c: c.fusion.gate_threshold == "auto" and c.fusion.gate_granularity == "batch",
         "fusion.gate_threshold=auto opens the gate for a share of samples: set fusion.gate_granularity=sample or token",
     ),
     Rule(
         lambda c: c.parallel == "pmap" and c.fusion.gate_granularity == "batch",
         "fusion.gate_granularity=batch needs the whole batch in one program: set parallel=jit",
+    ),
+    Rule(
+        lambda c: c.model.pooling == "modalities" and c.model.members > 1,
+        "model.pooling=modalities has one head for all: set model.members=1 instead of {c.model.members}",
+    ),
+    Rule(
+        lambda c: c.objective.meta_weight and (c.fusion.kind != "smil" or not c.train.baselines_two_stage),
+        "objective.meta_weight={c.objective.meta_weight} moves the main network of fusion.kind=smil in stage 2: set "
+        "both that and train.baselines_two_stage=true",
+    ),
+    Rule(
+        lambda c: c.fusion.kind == "m3care" and c.model.members > 1,
+        "fusion.kind=m3care would find a sample's other members next to it: set model.members=1",
+    ),
+    Rule(
+        lambda c: c.parallel == "pmap" and c.fusion.kind == "m3care",
+        "fusion.kind=m3care finds neighbours in the whole batch, which needs one program: set parallel=jit",
     ),
     # Fair Mixup compares the two groups of a pair, and a batch is made of whole pairs.
     Rule(

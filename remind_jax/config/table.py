@@ -42,6 +42,7 @@ NOT_NEGATIVE = Limit(lambda x: 0 <= x < math.inf, "at least 0 and finite")
 LAST_FOLD = Limit(lambda x: x >= -1, "at least -1")
 FINITE = Limit(math.isfinite, "finite")
 SHARE = Limit(lambda x: 0 < x < 1, "above 0 and below 1")
+PART = Limit(lambda x: 0 <= x <= 1, "at least 0 and at most 1")
 BELOW_ONE = Limit(lambda x: 0 <= x < 1, "at least 0 and below 1")
 TRACK = Limit(_are_trackers, "empty, or some of tensorboard, mlflow and wandb, separated by commas")
 SPAN = Limit(_is_span, "FIRST:STOP with FIRST below STOP, for example 10:20")
@@ -158,7 +159,9 @@ RETIRED = ("train.tensorboard",)
 # By section; "" is the top of a config.
 SECTIONS: dict[str, dict[str, Key]] = {
     "": {
-        "method": Key("remind", "a key of METHODS or PLAIN in remind_jax/methods.py; set by the argument string only"),
+        "method": Key(
+            "remind", "a key of METHODS, ARENA or PLAIN in remind_jax/methods.py; by the argument string only"
+        ),
         "size": Key("small", "small: a CPU run in minutes; paper: published hyper-parameters; quick: a smoke run"),
         "seed": Key(0, "of split, initial weights, order of samples, dropout and bootstrap", NOT_NEGATIVE),
         "parallel": Key("jit", "jit: one program over a mesh; pmap: one program a device", ("jit", "pmap")),
@@ -190,12 +193,16 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "sampler": Key(
             "shuffled",
             "order of the training samples",
-            ("shuffled", "group_balanced", "most_modalities_first", "group_pairs", "fair_batch"),
+            ("shuffled", "group_balanced", "most_modalities_first", "group_pairs", "fair_batch", "knockout"),
         ),
         "sampler_epochs": Key(
             5, "most_modalities_first: epochs sorted by number of modalities before they are shuffled", NOT_NEGATIVE
         ),
         "sampler_alpha": Key(0.005, "fair_batch: share of a batch that moves between groups an epoch", POSITIVE),
+        "sampler_every": Key(1.0, "knockout: epochs between two looks at what modalities add", POSITIVE),
+        "sampler_power": Key(1.0, "knockout: how strongly rates follow it; 0: the same for all", NOT_NEGATIVE),
+        "sampler_least": Key(0.02, "knockout: lowest rate of a modality", BELOW_ONE),
+        "sampler_most": Key(0.5, "knockout: highest rate of a modality", BELOW_ONE),
         "sampler_floor": Key(True, "fair_batch: a combination whose share has fallen to nothing has a sample an epoch"),
     },
     "data": {
@@ -269,14 +276,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "volume_encoder": Key("r3d_small", "of flow and other volumes", ("r3d_small", "r3d_18")),
         "imputation": Key(
             "group",
-            "learned tokens of a missing modality; group: the paper's; bank: a vector per group and modality",
-            ("group", "modality", "modality+group", "bank", "zero"),
+            "tokens of a missing modality; group: the paper's; bank: one per group and modality; mean: a running mean",
+            ("group", "modality", "modality+group", "bank", "zero", "mean"),
         ),
         "modality_embedding": Key(False, "add a learned vector of its modality to every token"),
+        "mask_input": Key(False, "add a linear map of which modalities a sample has to every token"),
         "pooling": Key(
             "mean",
-            "of tokens before the head: mean over all, observed for those of present modalities, the first",
-            ("mean", "observed", "first", "attention"),
+            "of tokens before the head: over all, observed: of present modalities, modalities: of each, side by side",
+            ("mean", "observed", "first", "attention", "modalities"),
         ),
         "wide": Key(False, "add a linear map from the tokens of present modalities to the logits, zero at first"),
         "members": Key(
@@ -342,6 +350,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
             ("softmax", "gaussian", "laplace"),
         ),
         "share_experts": Key(False, "flex_moe: combinations share experts in turn where there are more than experts"),
+        "attention": Key("all", "what tokens read (fuse_moe, flex_moe); own: of their modality", ("all", "own")),
+        "attention_base": Key("input", "what attention is added to; itself: Flex-MoE as released", ("input", "itself")),
+        "combine": Key("sum", "of sparse experts; log: of probabilities, FuseMoE as released", ("sum", "log")),
+        "centres": Key(10, "k, of the vectors of each modality, that missing ones are mixed of (smil)", AT_LEAST_ONE),
+        "bank": Key(256, "train rows that a model keeps, encoded, to find neighbours among (m3care)", AT_LEAST_ONE),
+        "latents": Key(8, "l, vectors that read the modalities (healnet, umse)", AT_LEAST_ONE),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
     },
     "task": {  # of labels other than classes
@@ -359,6 +373,17 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "power", "by train samples, or their effective number (β = 0.999)", ("power", "effective_number")
         ),
         "mixup_weight": Key(0.0, "of Fair Mixup's penalty, next to any kind; needs sampler=group_pairs", NOT_NEGATIVE),
+        "expert_share": Key(0.0, "of a loss what the mean loss of single modalities' predictors is", PART),
+        "align_weight": Key(0.1, "of what modalities share being apart (shaspec, drfuse)", NOT_NEGATIVE),
+        "distinct_weight": Key(0.02, "of what is a modality's own being like the rest (shaspec, drfuse)", NOT_NEGATIVE),
+        "rank_weight": Key(0.0, "of outputs that weigh a worse predictor more (drfuse)", NOT_NEGATIVE),
+        "meta_weight": Key(0.0, "of the loss after a step of the inner loop, in stage 2 (smil)", NOT_NEGATIVE),
+        "meta_rate": Key(0.001, "learning rate of that step", NOT_NEGATIVE),
+        "meta_align": Key(0.01, "of completed vectors away from true ones, as a part of meta_weight", NOT_NEGATIVE),
+        "stability_weight": Key(0.1, "of lengths that the space of similarity changes (m3care)", NOT_NEGATIVE),
+        "pretrain": Key(False, "stage 1 trains the predictors of single modalities, each by itself (medfuse)"),
+        "fewer_weight": Key(0.0, "of the loss after losing modalities at random (simmlm)", NOT_NEGATIVE),
+        "mofe_weight": Key(0.0, "of what that loss is below the loss with all of them (simmlm)", NOT_NEGATIVE),
         "distill_weight": Key(0.0, "of the distance from the unhidden prediction (train.hide_samples)", NOT_NEGATIVE),
         "prior": Key(
             "none", "logit adjustment by this prior, next to any kind", ("none", "class", "class_given_group")

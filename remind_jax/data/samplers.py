@@ -16,11 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from remind_jax.data.subsets import shapley, subset_masks
 from remind_jax.errors import UserError
 
 Order = Callable[[int, int], np.ndarray]  # (step, batch_size) -> int64 [b], positions in the training rows
 
-_SHUFFLE, _BALANCE, _TIES, _PAIR, _FAIR, _SPREAD = 1, 2, 3, 4, 5, 6  # keep the samplers' streams apart
+_SHUFFLE, _BALANCE, _TIES, _PAIR, _FAIR, _SPREAD, _KNOCK = range(1, 8)  # keep the samplers' streams apart
+KNOCKOUT = "knockout/rates"
+"""Of a batch: with what probability each modality of a sample is knocked out, float32 [b, m]."""
+EXACT, ORDERS = 8, 32  # most modalities of which all subsets are asked for; orders that are drawn of more
 
 
 def shuffled(seed: int, n: int) -> Order:
@@ -226,6 +230,20 @@ class Sampler:
         in the step, [g]; and `train/rejected`, 1 for a step that was not taken.
         """
 
+    def judge(self, step: int, utility: Callable[[np.ndarray], float]) -> dict[str, np.ndarray]:
+        """Looks at the model where `known_until` says so, after `step` steps, and returns what it finds to record, one
+        number for each modality, [m], by name.
+
+        `utility` tells how good predictions of tuning rows are by some modalities, bool [m]; more is better.
+        """
+        del step, utility
+        return {}
+
+    def facts(self, size: int) -> dict[str, np.ndarray]:
+        """Returns what else a batch of the next steps has by name, [b, ...] each."""
+        del size
+        return {}
+
     def figures(self) -> dict[str, np.ndarray]:
         """Returns numbers to record by their name, one for each combination, [g]."""
         return {}
@@ -294,16 +312,80 @@ class FairBatch(Sampler):
         self._set_shares(np.array(record["shares"], np.float64))
 
 
+def knockout_rates(values: np.ndarray, power: float, least: float, most: float) -> np.ndarray:
+    """Returns with what probability each modality is knocked out, from Shapley values [m]; float64 [m].
+
+    All stay together with probability 1/2 where values are the same. A modality with m w times the mean value, w being
+    the values above the lowest as shares of their sum, has (m w)^power times that rate, within `least` and `most`.
+    """
+    m, above = len(values), values - values.min()
+    shares = above / above.sum() if above.sum() > 0 else np.full(m, 1.0 / m)
+    return np.clip((1.0 - 0.5 ** (1.0 / m)) * (m * shares) ** power, least, most)
+
+
+class Knockout(Sampler):
+    """Takes modalities from samples at rates that follow what each adds to the model (Nizam et al. 2026, ShapKO).
+
+    Rates lie in batches under `KNOCKOUT`, and steps knock out by them. Every `every` steps the model is asked how well
+    it predicts tuning rows by each subset of modalities, and the rates of those that add most become the highest.
+    """
+
+    def __init__(self, order: Order, modalities: int, every: int, **options: float):
+        """Begins with the same rate of m modalities; `options` are those of `knockout_rates`."""
+        super().__init__(order)
+        self._every, self._options = every, options
+        self.rates = knockout_rates(np.zeros(modalities), **options)  # float64 [m]
+
+    def known_until(self, step: int) -> int:
+        return (step // self._every + 1) * self._every
+
+    def judge(self, step: int, utility: Callable[[np.ndarray], float]) -> dict[str, np.ndarray]:
+        if step % self._every:
+            return {}
+        values = self._values(step, utility)
+        self.rates = knockout_rates(values, **self._options)
+        return {"knockout/value": values, "knockout/rate": self.rates}
+
+    def _values(self, step: int, utility: Callable[[np.ndarray], float]) -> np.ndarray:
+        """Computes the Shapley value of each modality, or their mean over `ORDERS` orders where there are many."""
+        m = len(self.rates)
+        if m <= EXACT:
+            return shapley(np.array([[utility(mask) for mask in subset_masks(m)]]))[0]
+        orders = [_permutation(step, i, _KNOCK, m) for i in range(ORDERS)]
+        prefixes = [np.argsort(order)[None] < np.arange(m + 1)[:, None] for order in orders]
+        gains = [np.diff([utility(mask) for mask in masks]) for masks in prefixes]
+        return np.mean([gain[np.argsort(order)] for gain, order in zip(gains, orders, strict=True)], axis=0)
+
+    def facts(self, size: int) -> dict[str, np.ndarray]:
+        return {KNOCKOUT: np.tile(np.float32(self.rates), (size, 1))}
+
+    def record(self) -> dict[str, Any]:
+        return {"rates": self.rates.tolist()}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        self.rates = np.array(record["rates"], np.float64)
+
+
 class Rows(NamedTuple):
-    """What samplers know of the training rows, int [n] each: combination, and number of modalities."""
+    """What samplers know of the training rows, int [n] each: combination, and number of modalities; and how many
+    modalities the data have.
+    """
 
     groups: np.ndarray
     observed: np.ndarray
+    modalities: int
 
 
 def _fair_batch(config: Any, rows: Rows) -> Sampler:
     options = {"alpha": config.sampler_alpha, "floor": config.sampler_floor}
     return FairBatch(config.seed, rows.groups, config.train.batch_size, **options)
+
+
+def _knockout(config: Any, rows: Rows) -> Sampler:
+    n = len(rows.groups)
+    every = max(1, round(config.sampler_every * n / config.train.batch_size))
+    options = {"power": config.sampler_power, "least": config.sampler_least, "most": config.sampler_most}
+    return Knockout(shuffled(config.seed, n), rows.modalities, every, **options)
 
 
 SAMPLERS: dict[str, Callable[[Any, Rows], Sampler]] = {
@@ -314,6 +396,7 @@ SAMPLERS: dict[str, Callable[[Any, Rows], Sampler]] = {
     ),
     "group_pairs": lambda config, rows: Sampler(group_pairs(config.seed, rows.groups)),
     "fair_batch": _fair_batch,
+    "knockout": _knockout,
 }
 """Values of the key `sampler`: (config, rows) -> the sampler of a run."""
 

@@ -32,7 +32,7 @@ from remind_jax.evaluation.samples import Samples
 from remind_jax.inference import forward, model_files, new_rows, stack
 from remind_jax.inference.present import PresentRows
 from remind_jax.models import spare_rows
-from remind_jax.models.model import Params, is_statistic
+from remind_jax.models.model import STORED, Params, is_statistic
 from remind_jax.models.network import Network, ensemble_of, make_network
 from remind_jax.models.spec import model_spec
 from remind_jax.objectives import logit_adjust
@@ -268,10 +268,10 @@ class Predictor:
     def hidden(self, store: pipeline.Store, positions: np.ndarray, presence: np.ndarray) -> pipeline.Batch:
         """Returns a batch of rows with only the modalities of `presence` [k, m]; inputs of the others are zeros."""
         different, back = np.unique(positions, return_inverse=True)
-        batch = {name: array.take(back, axis=0) for name, array in store.take(different).items()}
+        batch = {name: np.asarray(array).take(back, axis=0) for name, array in store.take(different).items()}
         left = presence & batch["present"]
         for j, name in enumerate(self.groups.modalities):
-            batch[name][~left[:, j]] = 0
+            batch[STORED + name if STORED + name in batch else name][~left[:, j]] = 0
         return batch | {"present": left, "group": self.groups.index(left)}
 
     def seen(self, presence: np.ndarray) -> np.ndarray:

@@ -9,11 +9,13 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from remind_jax.errors import UserError
 from remind_jax.models import initial
 from remind_jax.models.encoders import registry
 from remind_jax.models.encoders.patch import PatchEncoder, embed_rows
 from remind_jax.models.fusion import FUSIONS
-from remind_jax.models.fusion.soft_moe import Route, Tokens
+from remind_jax.models.fusion.late import of_modalities
+from remind_jax.models.fusion.soft_moe import Predictors, Route, Routed, Tokens
 from remind_jax.models.spec import ModalityInput, ModelSpec
 from remind_jax.ops import draws, imputation, losses
 from remind_jax.ops.transformer import dropout
@@ -45,9 +47,11 @@ class Output(NamedTuple):
       statistics: new running statistics of batch norms by path, if asked for.
       tokens: tokens as the fusion received them [b, n, d].
       observed: False at the tokens of missing modalities [b, n].
-      routing: sums over the batch for `sparse_moe.block_penalty`, of each sparse block.
+      routing: sums over the batch for the penalty of the fusion, of each block.
       members: logits of each member [b, k, c], where there are several.
       gate_values: gate values of each block, see `Routed`; with several members, those of each sample in turn.
+      experts: predictors of parts of a sample, where the fusion has some.
+      vectors: what stands for each modality [b, m, d], where the fusion keeps train rows.
     """
 
     logits: jax.Array
@@ -59,6 +63,8 @@ class Output(NamedTuple):
     routing: tuple[dict[str, jax.Array], ...] = ()
     members: jax.Array | None = None
     gate_values: tuple[jax.Array, ...] = ()
+    experts: Predictors | None = None
+    vectors: jax.Array | None = None
 
 
 class Routes(NamedTuple):
@@ -69,14 +75,24 @@ class Routes(NamedTuple):
     owner: jax.Array
 
 
+_MEASURED = ("/running_mean", "/running_variance", "/bank", "/bank_present", "/centres")
+
+
 def is_statistic(path: str) -> bool:
-    """Returns whether a path is measured and not trained: batch norm's statistics, or the threshold of a gate."""
-    return path.endswith(("/running_mean", "/running_variance")) or is_gate_threshold(path)
+    """Returns whether a path is measured and not trained: batch norm's statistics, the threshold of a gate, or what is
+    kept of train rows.
+    """
+    return path.endswith(_MEASURED) or is_gate_threshold(path)
 
 
 def is_gate_threshold(path: str) -> bool:
     """Returns whether a path names the measured threshold of a gate."""
     return path.endswith("/gate_threshold")
+
+
+def is_joint(path: str) -> bool:
+    """Returns whether a path is of what the predictors of single modalities do without."""
+    return path.startswith(("block_", "head/", "wide")) and "/experts/" not in path
 
 
 def is_group_router(path: str) -> bool:
@@ -144,6 +160,8 @@ class _Imputation(nnx.Module):
         def normal(*rows: int) -> nnx.Param:
             return initial.param(rngs, initial.normal(0.02), *rows, width)
 
+        if kind == "mean":
+            self.running_mean = nnx.BatchStat(initial.by(initial.constant(0.0))(rngs.params(), (num_modalities, width)))
         if kind in ("modality", "modality+group"):
             self.modality = normal(num_modalities)
         if kind == "group":
@@ -155,7 +173,13 @@ class _Imputation(nnx.Module):
 
     def __call__(self, groups: jax.Array) -> jax.Array:
         tables = [getattr(self, name)[...] if hasattr(self, name) else None for name in ("modality", "group")]
+        if hasattr(self, "running_mean"):
+            tables[0] = self.running_mean[...]
         return imputation.imputed_tokens(groups, *tables)
+
+    def measure(self, x: jax.Array, present: jax.Array, axis_name: str | None) -> None:
+        """Moves the running means, see `imputation.running_means`."""
+        self.running_mean[...] = imputation.running_means(self.running_mean[...], x, present, axis_name)
 
 
 class Model(nnx.Module):
@@ -177,17 +201,24 @@ class Model(nnx.Module):
         self.imputation = _Imputation(spec.imputation, spec.width, len(inputs), num_groups, rngs)
         if spec.modality_embedding:
             self.modality_embedding = initial.param(rngs, initial.normal(0.02), len(inputs), spec.width)
-        for i in range(spec.fusion.blocks):
-            block = FUSIONS[spec.fusion.kind](spec.fusion, spec.width, num_groups, len(inputs), rngs)
-            setattr(self, f"block_{i}", block)
+        if spec.mask_input:
+            self.mask_input = initial.param(rngs, initial.constant(0.0), len(inputs), spec.width)
+        fusion, sizes = FUSIONS[spec.fusion.kind], (spec.width, num_groups, len(inputs))
+        self.blocks = 1 if fusion.whole else spec.fusion.blocks
+        outputs = {"num_outputs": num_classes} if fusion.predicts else {}
+        for i in range(self.blocks):
+            setattr(self, f"block_{i}", fusion(spec.fusion, *sizes, rngs, **outputs))
         if spec.pooling == "attention":
             self.pool_query = initial.param(rngs, initial.normal(spec.width**-0.5), spec.width)
         if spec.wide:
             self.wide = initial.param(rngs, initial.constant(0.0), len(self.owner), spec.width, num_classes)
+        if fusion.predicts and spec.members > 1:
+            raise UserError(f"model.members={spec.members}: fusion.kind={spec.fusion.kind} has heads of its own; set 1")
         if spec.members > 1:
             self.members = _Members(spec.members, len(inputs), spec.width, num_classes, rngs)
-        else:
-            self.head = initial.linear(spec.width, num_classes, rngs)
+        elif not fusion.predicts:
+            vectors = len(inputs) if spec.pooling == "modalities" and not fusion.whole else 1
+            self.head = initial.linear(vectors * spec.width, num_classes, rngs)
 
     def tokens(
         self,
@@ -196,6 +227,7 @@ class Model(nnx.Module):
         statistics: bool = False,
         axis_name: str | None = None,
         resting: bool = False,
+        means: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns tokens of all modalities [b, n, d], learned ones for missing modalities, and observed bool [b, n]."""
         encoded, together = [], self._stacked(batch)
@@ -221,6 +253,9 @@ class Model(nnx.Module):
                     found = encoder(x, modality_keys, **norms)
                 encoded.append(_spread(found, source, batch["group"].shape[0]))
         owner = self.owner
+        if means:
+            pooled = of_modalities(jnp.concatenate(encoded, axis=1), owner)
+            self.imputation.measure(pooled, batch["present"], axis_name)
         shape = (batch["group"].shape[0], len(encoded), self.spec.width)  # which may be a symbol, having no len
         imputed = jnp.broadcast_to(self.imputation(batch["group"]), shape)[:, owner]
         observed = batch["present"][:, owner]
@@ -229,6 +264,8 @@ class Model(nnx.Module):
         tokens = imputation.fill_missing(tokens, observed, imputed)
         if self.spec.modality_embedding:
             tokens = tokens + self.modality_embedding[owner][None]
+        if self.spec.mask_input:
+            tokens = tokens + (batch["present"].astype(tokens.dtype) @ self.mask_input[...])[:, None]
         return tokens, observed
 
     @jax.named_scope("encoders/stacked")
@@ -246,7 +283,7 @@ class Model(nnx.Module):
     @property
     def dtype(self) -> np.dtype:
         """Type of the weights, and so of all computation with them."""
-        return (self.head.kernel if self.spec.members == 1 else self.members.head)[...].dtype
+        return jax.tree.leaves(nnx.state(self.block_0, nnx.Param))[0].dtype
 
     @property
     def owner(self) -> np.ndarray:
@@ -254,7 +291,12 @@ class Model(nnx.Module):
         return np.repeat(np.arange(len(self.modalities)), [getattr(self.encoders, x).tokens for x in self.modalities])
 
     def _pool(self, x: jax.Array, observed: jax.Array) -> jax.Array:
-        """Pools tokens to one vector a sample, [b, n, d] -> [b, d]; `observed` [b, n] is False at imputed tokens."""
+        """Pools tokens to one vector a sample, [b, n, d] -> [b, d], or [b, m d] of all modalities side by side.
+
+        `observed` [b, n] is False at imputed tokens.
+        """
+        if self.spec.pooling == "modalities":
+            return rearrange(of_modalities(x, self.owner), "b m d -> b (m d)")
         if self.spec.pooling == "first":
             return x[:, 0]
         if self.spec.pooling == "attention":
@@ -275,6 +317,7 @@ class Model(nnx.Module):
         statistics: bool = False,
         axis_name: str | None = None,
         resting: bool = False,
+        means: bool = False,
     ) -> Output:
         """Runs the network on a batch.
 
@@ -285,10 +328,11 @@ class Model(nnx.Module):
             one program serves for both.
           keys: random keys [b] that turn dropout on.
           statistics: whether batch norms of encoders use the statistics of this batch and update the running ones.
+          means: whether the running means of modalities are updated.
           axis_name: axis of the devices that share the batch, when each runs a program of its own.
           resting: whether trunks of encoders run without dropout, as frozen ones do; stored features never have any.
         """
-        tokens = self.tokens(batch, keys, statistics, axis_name, resting)
+        tokens = self.tokens(batch, keys, statistics, axis_name, resting, means)
         return self.fuse(*tokens, batch["group"], gate=gate, keys=keys)
 
     def fuse(
@@ -311,7 +355,7 @@ class Model(nnx.Module):
             x, groups, mask, keys = self.members.spread(x, owner, groups, mask, keys)
             present = jnp.repeat(observed, members, axis=0)
         passes, known = [], Tokens(owner, present, groups)
-        for i in range(self.spec.fusion.blocks):
+        for i in range(self.blocks):
             block = getattr(self, f"block_{i}")
             block_keys = None if keys is None else draws.fold_in(keys, 1_000 + i)
             with jax.named_scope(f"block_{i}"):
@@ -321,8 +365,8 @@ class Model(nnx.Module):
         sums = tuple(routed.sums for routed in passes if routed.sums is not None)
         values = tuple(routed.gate_values for routed in passes if routed.gate_values is not None)
         with jax.named_scope("head"):
-            output = self._predict(self._pool(x, present), open_rate, tokens, observed)
-        return output._replace(routing=sums, gate_values=values)
+            output = self._predict(passes[-1], present, open_rate, tokens, observed)
+        return output._replace(routing=sums, gate_values=values, experts=passes[-1].experts, vectors=passes[-1].vectors)
 
     def route(self, batch: Batch, *, gate: str) -> Routes:
         """Returns the router logits of a batch in evaluation; the model has one predictor, without members."""
@@ -341,10 +385,14 @@ class Model(nnx.Module):
             return jnp.zeros((1, 1), tokens.dtype)
         return jnp.einsum("bnd,ndc->bc", jnp.where(observed[:, :, None], tokens, 0.0), self.wide[...])
 
-    def _predict(self, features: jax.Array, open_rate: jax.Array, tokens: jax.Array, observed: jax.Array) -> Output:
-        """Applies the heads; `features` [b * k, d] and `open_rate` [b * k] hold all members of a sample in turn."""
+    def _predict(
+        self, fused: Routed, present: jax.Array, open_rate: jax.Array, tokens: jax.Array, observed: jax.Array
+    ) -> Output:
+        """Applies the heads; `fused`, `present` [b * k, n] and `open_rate` [b * k] are of all members in turn."""
+        features = self._pool(fused.tokens, present) if fused.features is None else fused.features
         if self.spec.members == 1:
-            logits = self.head(features) + self._wide_logits(tokens, observed)
+            logits = self.head(features) if fused.logits is None else fused.logits
+            logits = logits + self._wide_logits(tokens, observed)
             return Output(logits, features, open_rate, tokens=tokens, observed=observed)
         features = rearrange(features, "(b k) d -> b k d", k=self.spec.members)
         members = self.members.logits(features) + self._wide_logits(tokens, observed)[:, None]

@@ -36,6 +36,7 @@ class Network(NamedTuple):
       features: (parameters, modality, its input) -> outputs of its encoder's trunk, no dropout; None of an ensemble.
       shapes: shape and type of each parameter by path.
       mean: makes the logits of several networks one, see `Mean`.
+      owner: modality of each token that the fusion receives, int [n].
     """
 
     init: Callable[..., Params]
@@ -46,6 +47,7 @@ class Network(NamedTuple):
     features: Callable[[Params, str, jax.Array], jax.Array] | None = None
     shapes: Mapping[str, jax.ShapeDtypeStruct] = types.MappingProxyType({})
     mean: Mean = losses.mean_prediction
+    owner: np.ndarray | None = None
 
 
 def check_fusion(kind: str) -> None:
@@ -84,7 +86,7 @@ def make_network(
     def apply(params: Params, batch: Batch, **options: Any) -> Output:
         model = merged(params)
         output = model(batch, **options)
-        if not options.get("statistics"):
+        if not options.get("statistics") and not options.get("means"):
             return output
         return output._replace(statistics={path: x for path, x in by_path(model).items() if is_statistic(path)})
 
@@ -98,6 +100,7 @@ def make_network(
         features=lambda params, modality, x: getattr(merged(params).encoders, modality).features(x, None),
         shapes={path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in by_path(abstract).items()},
         mean=mean,
+        owner=abstract.owner,
     )
 
 
@@ -115,7 +118,7 @@ def ensemble_of(network: Network, count: int) -> Network:
             each = jax.vmap(lambda one: function(one, *arguments, **options))(params)
             means = {"features": jnp.mean(each.features, axis=0), "open_rate": jnp.mean(each.open_rate, axis=0)}
             logits = network.mean(each.logits, 0)
-            kept = {"statistics": each.statistics, "gate_values": each.gate_values}
+            kept = {"statistics": each.statistics, "gate_values": each.gate_values, "vectors": each.vectors}
             return Output(logits, **means, observed=each.observed[0], **kept)
 
         return call

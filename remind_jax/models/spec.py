@@ -23,7 +23,8 @@ class FusionSpec:
     """The fusion blocks of a network: section `fusion` of a config, whose keys remind_jax/config/table.py explains.
 
     Of `soft_moe` blocks all fields but those from top_k on are read; of `fuse_moe` and `flex_moe` blocks blocks, heads,
-    experts, hidden, dropout, mask_missing and those from top_k on.
+    experts, hidden, dropout, mask_missing and those from top_k to combine; of others some of blocks, heads,
+    hidden, dropout, latents, bank and centres.
     """
 
     blocks: int
@@ -53,6 +54,12 @@ class FusionSpec:
     routing: str
     scores: str
     share_experts: bool
+    attention: str
+    attention_base: str
+    combine: str
+    latents: int
+    bank: int
+    centres: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +79,7 @@ class ModelSpec:
     remat: bool
     imputation: str
     modality_embedding: bool
+    mask_input: bool
     pooling: str
     wide: bool
     members: int

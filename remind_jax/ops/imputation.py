@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-KINDS = ("group", "modality", "modality+group", "bank", "zero")
+from remind_jax.ops.convolution import MOMENTUM
+
+KINDS = ("group", "modality", "modality+group", "bank", "zero", "mean")
 
 
 def group_rows(table: jax.Array, groups: jax.Array) -> jax.Array:
@@ -31,3 +33,16 @@ def fill_missing(tokens: jax.Array, observed: jax.Array, imputed: jax.Array) -> 
     So no gradient reaches the encoder of a missing modality.
     """
     return jnp.where(observed[:, :, None], tokens, imputed.astype(tokens.dtype))
+
+
+def running_means(running: jax.Array, x: jax.Array, present: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Moves the running mean of each modality, [m, d], towards that of a batch's vectors [b, m, d], where `present`.
+
+    A modality that the batch lacks keeps its own; `axis_name` is that of the devices that share the batch. No gradient
+    passes.
+    """
+    known = jnp.where(present[:, :, None], jax.lax.stop_gradient(x).astype(running.dtype), 0.0)
+    sums = jnp.sum(known, axis=0), jnp.sum(present.astype(running.dtype), axis=0)
+    total, count = sums if axis_name is None else jax.lax.psum(sums, axis_name)
+    share = jnp.where(count > 0, MOMENTUM, 0.0)[:, None]
+    return running + share * (total / jnp.maximum(count, 1.0)[:, None] - running)

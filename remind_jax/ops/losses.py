@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -62,6 +63,24 @@ def mean_odds(logits: jax.Array, axis: int) -> jax.Array:
     logits = logits.astype(jnp.float32)
     yes, no = (jax.nn.logsumexp(-jax.nn.softplus(x), axis=axis) for x in (-logits, logits))
     return yes - no
+
+
+def misranking(weights: jax.Array, losses: jax.Array, present: jax.Array) -> jax.Array:
+    """Returns by how much weights of k predictors are in another order than their losses, [b, k, c] -> [b].
+
+    It is the mean over pairs of those that are `present`, bool [b, k], and over c, of the weight that the one with the
+    larger loss, [b, k], has above the other's (Yao et al. 2024). No gradient reaches the losses.
+    """
+    first, second = np.triu_indices(weights.shape[1], 1)
+    weights, pairs = weights.astype(jnp.float32), present[:, first] & present[:, second]
+    better = jnp.where(losses[:, first] < losses[:, second], 1.0, -1.0)[:, :, None]
+    wrong = jnp.mean(jnp.maximum(better * (weights[:, second] - weights[:, first]), 0.0), axis=2)
+    return mean_where(wrong, pairs)
+
+
+def mean_where(x: jax.Array, known: jax.Array) -> jax.Array:
+    """Returns the mean over what is `known` of each sample, twice [b, k] -> [b]; 0 where nothing is."""
+    return jnp.sum(jnp.where(known, x, 0.0), axis=1) / jnp.maximum(jnp.sum(known.astype(x.dtype), axis=1), 1.0)
 
 
 def divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:

@@ -72,8 +72,10 @@ def shares(chosen: TopExperts, num_experts: int) -> jax.Array:
     return jnp.einsum("...k,...ke->...e", chosen.weights, jax.nn.one_hot(chosen.experts, num_experts))
 
 
-def apply_top_experts(tokens: jax.Array, chosen: TopExperts, experts: Experts) -> jax.Array:
+def apply_top_experts(tokens: jax.Array, chosen: TopExperts, experts: Experts, in_logs: bool = False) -> jax.Array:
     """Returns the weighted sum of the chosen experts' outputs for each token, [r, d] -> [r, d]; no token is dropped.
+
+    With `in_logs` it is the logarithm of the weighted sum of the softmax of outputs, as FuseMoE was released.
 
     Pairs of token and expert are sorted by expert and laid out in blocks of equal length, each of one expert; zeros
     fill up the last block of an expert. All experts then are one batched product of at most twice the rows needed.
@@ -87,7 +89,10 @@ def apply_top_experts(tokens: jax.Array, chosen: TopExperts, experts: Experts) -
     hidden = jnp.einsum("kqd,kdf->kqf", inputs, experts.w_in[owner]) + experts.b_in[owner][:, None]
     outputs = jnp.einsum("kqf,kfd->kqd", jax.nn.gelu(hidden), experts.w_out[owner]) + experts.b_out[owner][:, None]
     of_pairs = outputs.reshape(-1, outputs.shape[-1])[place].reshape(*chosen.experts.shape, -1)
-    return jnp.einsum("rkd,rk->rd", of_pairs, chosen.weights.astype(of_pairs.dtype))
+    weights = chosen.weights.astype(of_pairs.dtype)
+    if in_logs:
+        return jax.nn.logsumexp(jax.nn.log_softmax(of_pairs, axis=-1), axis=1, b=weights[:, :, None])
+    return jnp.einsum("rkd,rk->rd", of_pairs, weights)
 
 
 def _blocks(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:

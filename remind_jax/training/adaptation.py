@@ -149,6 +149,7 @@ class Adapter:
         config, n = ml_collections.ConfigDict(self.run.config.to_dict()), len(self.data.stores["train"])
         config.parallel, config.devices, config.sampler = "jit", 1, "shuffled"
         config.objective.update(kind="erm", mixup_weight=0.0, distill_weight=0.0)
+        config.objective.update(fewer_weight=0.0, mofe_weight=0.0, meta_weight=0.0)
         config.train.batch_size = min(config.train.batch_size, n)
         config.train.select = "loss" if len(self.data.stores["tuning"]) >= LEAST_TUNING else "last"
         config.train.evaluate_every = choice.steps / EVALUATIONS * config.train.batch_size / n

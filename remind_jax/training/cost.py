@@ -165,8 +165,8 @@ def _part(path: str) -> str:
         return f"encoders/{rest.split('/')[0]}"
     if not section.startswith("block_"):
         return section
-    part = next((part for start, part in _PARTS.items() if rest.startswith(start)), "norms")
-    return f"{section}/{part}"
+    part = next((part for start, part in _PARTS.items() if rest.startswith(start)), "norms" if "norm" in rest else "")
+    return f"{section}/{part}".removesuffix("/")
 
 
 def _stage_cost(

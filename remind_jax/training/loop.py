@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -64,6 +65,7 @@ class Trainer:
       devices: of all processes.
       signals: that ask training to stop.
       entering: (stage, its first weights, bar) -> these weights with what is measured before the stage.
+      judging: weights -> these weights with what they keep of train rows, by which they are judged and used.
       spare: rows that tables of combinations have besides in a step, see `spare_rows`.
     """
 
@@ -80,6 +82,7 @@ class Trainer:
     devices: list[jax.Device]
     signals: Signals = dataclasses.field(default_factory=Signals)
     entering: Entering = lambda stage, params, bar: params
+    judging: Callable[[Params], Params] = lambda params: params
     spare: int = 0
 
     def __post_init__(self) -> None:
@@ -194,9 +197,12 @@ class Trainer:
                 step, pending = step + 1, metrics
                 bar.advance(step, recorder.text)
                 evaluates, stops = self._evaluates(stage, step), self._stops(checkpoints)
-                if evaluates or stops or step == self.sampler.known_until(step - 1):
+                moves = step == self.sampler.known_until(step - 1)
+                if evaluates or stops or moves:
                     self._take(recorder, step, program.read(pending), close=evaluates)
                     pending = None
+                if moves and len(stores["tuning"]):
+                    self._judge(stage, step, stores["tuning"], lambda at=placed: host_copy(program.fetch(at)).weights())
                 if not evaluates and not stops:
                     continue
                 at.state = host_copy(program.fetch(placed))
@@ -296,8 +302,9 @@ class Trainer:
             end = min(stage.stop, self.sampler.known_until(step))
             options = {"threads": threads, "rows": own, "choose": choose}
             batches = pipeline.train_batches(store, self.sampler.order, size, step, end, **options)
+            facts = {name: x[own] for name, x in self.sampler.facts(size).items()}
             with contextlib.closing(batches):
-                yield from batches
+                yield from ({**batch, **facts} for batch in batches)
             step = end
 
     def _chooser(self, store: pipeline.Store, stage: Stage) -> pipeline.Choose:
@@ -331,9 +338,34 @@ class Trainer:
         self.sampler.observe(step, metrics)
         recorder.add(step, metrics, by_group, close)
 
+    def _judge(self, stage: Stage, step: int, store: pipeline.Store, weights: Callable[[], Params]) -> None:
+        """Lets the sampler look at the model, by the figure of its task that leads, and records what it finds."""
+
+        @functools.cache
+        def model() -> Predictor:
+            return dataclasses.replace(self.model, params=self.judging(weights()), gate=stage.eval_gate)
+
+        def utility(present: np.ndarray) -> float:
+            positions, parts = np.arange(len(store)), np.tile(present, (len(store), 1))
+            found = model().predict_parts(store, positions, parts).astype(np.float32)
+            task = self.model.task
+            value = task.tuning(store.columns["label"], found)[next(iter(task.compared))] or 0.0
+            return value if task.more else -value
+
+        found = self.sampler.judge(step, lambda present: float(devices.broadcast(np.float64(utility(present)))))
+        if found:
+            names = self.model.groups.modalities
+            each = {
+                f"{key}/{name}": float(x)
+                for key, values in found.items()
+                for name, x in zip(names, values, strict=True)
+            }
+            self.folder.log({"step": step, "stage": stage.name, **each})
+
     def _evaluate(self, stage: Stage, store: pipeline.Store, at: Position, bar: progress.Silent) -> None:
         """Judges the weights of a position by the tuning rows."""
-        step, weights, cursor, train = at.state.steps_done, at.state.weights(), at.cursor, self.config.train
+        step, cursor, train = at.state.steps_done, at.cursor, self.config.train
+        weights = self.judging(at.state.weights())
         if not len(store):
             at.best, cursor.chosen = weights, {"stage": stage.name, "step": step}
             return

@@ -4,6 +4,7 @@ The loss of a step is a sum over groups of (sum of losses) times a factor, and p
 devices before anything is divided, so that any number of devices gives the same step.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,16 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from remind_jax.models.fusion import FUSIONS
+from remind_jax.models.fusion import FUSIONS, smil
 from remind_jax.models.model import Batch, Output, Params
 from remind_jax.models.network import Network
 from remind_jax.objectives import fair_mixup, group_dro, logit_adjust, reweigh
-from remind_jax.ops import losses, sparse_moe
+from remind_jax.ops import draws, hiding, losses
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 from remind_jax.training.stages import Stage
 
 NETWORKS = "networks"  # axis of an ensemble
+_FEWER, _META = 5_000, 6_000  # separate what samples lose, and their noise without it, from other random numbers
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 """Loss of single samples: (logits [b, o], labels [b, ...]) -> [b]."""
@@ -36,21 +38,29 @@ class Pass(NamedTuple):
       network: a single one.
       weights: its parameters by path.
       batch: the samples, with all their modalities.
+      seen: the samples as the network sees them, without what modality dropout has taken.
+      gate: whether group routers act, see `Model.__call__`.
       output: what the network gives for them.
       taught: logits that the samples should stay near, [b, c]; None without distillation.
       key: random key of the step.
       keys: random keys of the samples, [b]; None where nothing is drawn.
       total: sums arrays over all devices.
+      apart: whether only the losses of `Output.experts` count.
+      late: whether the stage is the second.
     """
 
     network: Network
     weights: Params
     batch: Batch
+    seen: Batch
+    gate: str | jax.Array
     output: Output
     taught: jax.Array | None
     key: jax.Array
     keys: jax.Array | None
     total: Callable[[Any], Any]
+    apart: bool = False
+    late: bool = False
 
 
 Penalty = Callable[[Pass], tuple[jax.Array, jax.Array]]
@@ -92,12 +102,17 @@ class Objective(NamedTuple):
 
 
 def make_objective(
-    config: Any, label_counts: np.ndarray, prior_counts: np.ndarray | None = None, task: Task | None = None
+    config: Any,
+    label_counts: np.ndarray,
+    prior_counts: np.ndarray | None = None,
+    task: Task | None = None,
+    masks: np.ndarray | None = None,
 ) -> Objective:
     """Makes the objective of a run with `label_counts`, the training samples by combination and class, [g, c].
 
     The class priors are taken from `prior_counts` [g', c], g' <= g, by default the same; combinations that it lacks
-    have the prior of all. The task is by default that of classes.
+    have the prior of all. The task is by default that of classes; `masks` bool [g, m], the combinations, are needed
+    where a penalty makes others of them.
     """
     objective, counts = config.objective, label_counts.sum(axis=1)
     prior_counts = label_counts if prior_counts is None else prior_counts
@@ -111,21 +126,39 @@ def make_objective(
     penalties: dict[str, Penalty] = {}
     if objective.mixup_weight:
         penalties["mixup"] = mixup_penalty(objective.mixup_weight, len(counts), task.scores)
-    if FUSIONS[config.fusion.kind].penalised:
-        weights = (objective.balance_weight, objective.entropy_weight, objective.specialize_weight)
-        penalties["routing"] = routing_penalty(*weights)
+    fusion = FUSIONS[config.fusion.kind]
+    if fusion.penalised:
+        penalties[fusion.penalised] = fusion_penalty(functools.partial(fusion.penalty, objective=objective))
     distill = objective.distill_weight
+    each = sample_losses(task.loss, offset, distill, objective.expert_share, objective.rank_weight)
+    if objective.fewer_weight or objective.mofe_weight:
+        penalties["fewer"] = fewer_penalty(objective.fewer_weight, objective.mofe_weight, masks, each)
+    if objective.meta_weight:
+        penalties["meta"] = meta_penalty(objective.meta_weight, objective.meta_rate, objective.meta_align, each)
     return Objective(
-        counts, sample_losses(task.loss, offset, distill), static, dro, robust, penalties, distills=bool(distill)
+        counts,
+        each,
+        static,
+        dro,
+        robust,
+        penalties,
+        distills=bool(distill),
     )
 
 
-def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0) -> Callable[[Pass], jax.Array]:
+def sample_losses(
+    loss: Loss, offset: np.ndarray | None = None, distill: float = 0.0, expert_share: float = 0.0, rank: float = 0.0
+) -> Callable[[Pass], jax.Array]:
     """Makes the losses of a pass, [b]; of several members they are the mean of theirs, so that each learns by itself.
 
     `offset` [g + 1, c] is added to the logits of a sample by group and class; `distill` weighs the distance from
-    `Pass.taught`.
+    `Pass.taught`; a part `expert_share` of the loss is the mean loss of the `Output.experts` that a sample has, and
+    `rank` weighs how wrong the order of their weights is.
     """
+
+    def of_several(logits: jax.Array, shift: Any, labels: jax.Array) -> jax.Array:
+        logits = logits if offset is None else logits + shift[:, None]
+        return jax.vmap(loss, (1, None), 1)(logits, labels)
 
     def found(of: Pass) -> jax.Array:
         output, labels = of.output, of.batch["label"]
@@ -133,8 +166,13 @@ def sample_losses(loss: Loss, offset: np.ndarray | None = None, distill: float =
         if output.members is None:
             each = loss(output.logits + shift, labels)
         else:
-            members = output.members if offset is None else output.members + shift[:, None]
-            each = jnp.mean(jax.vmap(loss, (1, None), 1)(members, labels), axis=1)
+            each = jnp.mean(of_several(output.members, shift, labels), axis=1)
+        share = 1.0 if of.apart else expert_share
+        if share and output.experts is not None:
+            experts, present = of_several(output.experts.logits, shift, labels), output.experts.present
+            each = (1.0 - share) * each + share * losses.mean_where(experts, present)
+            if rank and output.experts.weights is not None:
+                each = each + rank * losses.misranking(output.experts.weights, experts, present)
         return each + distill * losses.divergence(output.logits, of.taught) if distill else each
 
     return found
@@ -267,16 +305,80 @@ def mixup_penalty(
     return mixup
 
 
-def routing_penalty(balance: float, entropy: float, specialize: float) -> Penalty:
-    """Makes the penalty on the routing of a sparse fusion over a batch; the arguments weigh its three parts."""
+def fewer_penalty(
+    weight: float, ranking: float, masks: np.ndarray | None, losses: Callable[[Pass], jax.Array]
+) -> Penalty:
+    """Makes SimMLM's terms for samples that have lost some of their modalities: `weight` times the loss that is left,
+    and `ranking` times what it is below that of all modalities, which fewer must not be.
+
+    The combinations are `masks` bool [g, m]. Samples that have one modality lose none. Predictors that learn by
+    themselves have no such terms.
+    """
+
+    def fewer(of: Pass) -> tuple[jax.Array, jax.Array]:
+        if of.apart:
+            return jnp.zeros(()), jnp.zeros(())
+        present = of.seen["present"]
+        left = hiding.proper_part(present, draws.fold_in(of.keys, _FEWER))
+        batch = {**of.seen, "present": left, "group": hiding.group_of(left, jnp.asarray(masks))}
+        output = of.network.apply(of.weights, batch, gate=of.gate, keys=draws.fold_in(of.keys, _FEWER + 1))
+        more, less = losses(of), losses(of._replace(output=output))
+        lost = of.batch["weight"] * jnp.any(left != present, axis=1).astype(jnp.float32)
+        each = weight * less + ranking * jnp.maximum(more - less, 0.0)
+        term = jnp.sum(lost * each) / jnp.maximum(of.total(jnp.sum(lost)), 1.0)
+        return of.total(jax.lax.stop_gradient(term)), term
+
+    return fewer
+
+
+def meta_penalty(
+    weight: float, rate: float, align: float, losses: Callable[[Pass], jax.Array], main: str = smil.MAIN
+) -> Penalty:
+    """Makes SMIL's outer loss: that of samples which have lost modalities, after a step of the inner loop.
+
+    The step moves the parameters whose paths begin with `main` against the loss of a random half of the samples, with
+    noise. The other half then counts, `weight` times its loss without noise, and `align` in that times the mean squared
+    distance of completed vectors from those of all that a sample has. Gradients pass through the step.
+    """
+
+    def meta(of: Pass) -> tuple[jax.Array, jax.Array]:
+        if not of.late:
+            return jnp.zeros(()), jnp.zeros(())
+        keys = draws.fold_in(of.keys, _META)
+        whole, first = of.output.observed, (draws.bits(keys, ()) & 1).astype(jnp.float32) * of.batch["weight"]
+        left = hiding.proper_part(of.seen["present"], draws.fold_in(keys, 1))[:, of.network.owner]
+
+        def run(moved: Params, observed: jax.Array, noise: jax.Array | None) -> Output:
+            weights, tokens = {**of.weights, **moved}, of.output.tokens
+            return of.network.fuse(weights, tokens, observed, of.seen["group"], gate="never", keys=noise)
+
+        def mean(each: jax.Array, counts: jax.Array) -> jax.Array:
+            return jnp.sum(counts * each) / jnp.maximum(of.total(jnp.sum(counts)), 1.0)
+
+        def inner(moved: Params) -> jax.Array:
+            return mean(losses(of._replace(output=run(moved, left, draws.fold_in(keys, 2)))), first)
+
+        start = {path: x for path, x in of.weights.items() if path.startswith(main)}
+        slopes = jax.tree.map(of.total, jax.grad(inner)(start))
+        after = jax.tree.map(lambda x, slope: x - rate * slope, start, slopes)
+        less, more = run(after, left, None), run(after, whole, None)
+        away = jnp.mean(jnp.square(less.vectors - more.vectors), axis=(1, 2))
+        each = losses(of._replace(output=less)) + align * away
+        term = weight * mean(each, of.batch["weight"] - first)
+        return of.total(jax.lax.stop_gradient(term)), term
+
+    return meta
+
+
+def fusion_penalty(of_block: Callable[[Mapping[str, jax.Array]], jax.Array]) -> Penalty:
+    """Makes the penalty of a fusion over a batch, a function of the sums of each of its blocks."""
 
     def value(sums: Any) -> jax.Array:
-        weights = {"balance": balance, "entropy": entropy, "specialize": specialize}
-        return sum(sparse_moe.block_penalty(block, **weights) for block in sums)
+        return sum(of_block(block) for block in sums)
 
-    def routing(of: Pass) -> tuple[jax.Array, jax.Array]:
+    def penalty(of: Pass) -> tuple[jax.Array, jax.Array]:
         sums = jax.lax.stop_gradient(jax.tree.map(of.total, of.output.routing))
-        penalty, slopes = jax.value_and_grad(value)(sums)
-        return penalty, optax.tree.vdot(slopes, of.output.routing)
+        found, slopes = jax.value_and_grad(value)(sums)
+        return found, optax.tree.vdot(slopes, of.output.routing)
 
-    return routing
+    return penalty

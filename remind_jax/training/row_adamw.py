@@ -25,9 +25,15 @@ def only_of_batch(config: Any, num_groups: int) -> bool:
     """Tells whether steps move the rows of their batch only; `auto` does where combinations outnumber the batch."""
     if config.optim.group_rows != "auto":
         return config.optim.group_rows == "batch"
-    # Samples that lose modalities (hide_samples) may be of no combination, which reads the mean of all rows.
-    able = config.fusion.kind == "soft_moe" and not config.train.hide_samples
+    # Samples that lose modalities may be of no combination, which reads the mean of all rows.
+    able = config.fusion.kind == "soft_moe" and not makes_combinations(config)
     return able and num_groups > config.train.batch_size
+
+
+def makes_combinations(config: Any) -> bool:
+    """Tells whether samples of a step may lose modalities, and be of a combination that the data have not."""
+    fewer = config.objective.fewer_weight or config.objective.mofe_weight
+    return bool(config.train.hide_samples or fewer or config.sampler == "knockout")
 
 
 def of_batch(groups: jax.Array, num_groups: int, axis_name: str | None) -> tuple[jax.Array, jax.Array]:

@@ -32,9 +32,11 @@ from remind_jax.runtime import devices, processes, progress
 from remind_jax.runtime.signals import Signals
 from remind_jax.tasks.classes import choose_prior_power
 from remind_jax.training import frozen_features, run_folder, stack
+from remind_jax.training.kept_rows import KeptRows
 from remind_jax.training.loop import Position, Trainer
 from remind_jax.training.objective import ROOMY, make_objective
 from remind_jax.training.recorder import Cursor
+from remind_jax.training.row_adamw import makes_combinations
 from remind_jax.training.run_folder import InMemory, RunFolder
 from remind_jax.training.stages import Stage, plan_stages
 from remind_jax.training.transforms import make_transforms
@@ -209,12 +211,13 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
     stages = plan_stages(config, num_train, data.inputs)
     model = Predictor.of_data(config, data, {}, stages[-1].eval_gate)
     transforms = make_transforms(config, data.groups.masks)
+    kept = KeptRows(config, model.network, data.stores["train"])
     # What a step knows of all combinations leaves no room for others.
-    full = transforms.by_rows or config.train.hide_samples or config.objective.kind not in ROOMY
+    full = transforms.by_rows or makes_combinations(config) or config.objective.kind not in ROOMY
     return Trainer(
         config=config,
         model=model,
-        objective=make_objective(config, data.label_counts, task=model.task),
+        objective=make_objective(config, data.label_counts, task=model.task, masks=data.groups.masks),
         transforms=transforms,
         sampler=_sampler(config, data),
         stages=stages,
@@ -224,16 +227,26 @@ def make_trainer(config: Any, data: datasets.Dataset, folder: RunFolder, signals
         folder=folder,
         devices=_devices(config),
         signals=signals or Signals(),
-        entering=functools.partial(_with_gate, config, model.network, data.stores["tuning"]),
+        entering=functools.partial(_measured, config, model.network, data.stores["tuning"], kept),
+        judging=kept.rows,
         spare=0 if full or config.expert_devices > 1 else spare_rows.count(model.single.shapes, len(data.groups)),
     )
 
 
-def _with_gate(
-    config: Any, network: Network, tuning: pipeline.Store, stage: Stage, params: Params, bar: progress.Silent
+def _measured(
+    config: Any,
+    network: Network,
+    tuning: pipeline.Store,
+    kept: KeptRows,
+    stage: Stage,
+    params: Params,
+    bar: progress.Silent,
 ) -> Params:
-    """The first weights of a stage with the thresholds of their gates, which are measured before group routers act."""
-    if stage.name != "specialize" or not gate.is_measured(config):
+    """The first weights of a stage with what is measured before stage 2: centres of train rows, thresholds of gates."""
+    if stage.name != "specialize":
+        return params
+    params = kept.centres(params)
+    if not gate.is_measured(config):
         return params
     params = {**params, **devices.broadcast(gate.measure(config, network, params, tuning))}
     bar.say(gate.told(config, params))
@@ -271,7 +284,7 @@ def _devices(config: Any) -> list[jax.Device]:
 def _sampler(config: Any, data: datasets.Dataset) -> samplers.Sampler:
     """Makes the sampler of the train rows."""
     presence = data.manifest.presence[data.rows("train")]
-    known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1))
+    known = samplers.Rows(data.groups.index(presence), presence.sum(axis=1), presence.shape[1])
     return samplers.SAMPLERS[config.sampler](config, known)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from remind_jax.models.encoders.registry import has_trunk
-from remind_jax.models.model import is_group_router, is_statistic
+from remind_jax.models.model import is_group_router, is_joint, is_statistic
 from remind_jax.models.spec import ModalityInput
 
 
@@ -18,6 +18,8 @@ class Stage(NamedTuple):
       train_gate, eval_gate: whether group routers act.
       robust: whether group weights act and move.
       statistics: whether batch norms use and update the statistics of the batch.
+      means: whether the running means of modalities move (model.imputation=mean).
+      apart: whether the predictors of single modalities learn, each by itself, and nothing else.
       rests: whether the trunks of encoders are frozen and work without dropout, so that their features can be kept.
     """
 
@@ -30,11 +32,14 @@ class Stage(NamedTuple):
     robust: bool
     statistics: bool = False
     rests: bool = False
+    apart: bool = False
+    means: bool = False
 
     def network_options(self, axis_name: str | None) -> dict[str, Any]:
         """Returns what a train step tells the network, the gate apart; `axis_name` is that of the devices."""
-        statistics = {"statistics": True, "axis_name": axis_name} if self.statistics else {}
-        return statistics | ({"resting": True} if self.rests else {})
+        given = {"statistics": self.statistics, "means": self.means, "resting": self.rests}
+        given = {name: True for name, is_on in given.items() if is_on}
+        return given | ({"axis_name": axis_name} if self.statistics or self.means else {})
 
 
 def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]) -> list[Stage]:
@@ -54,17 +59,21 @@ def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]
         return train.freeze == "encoders+projections" or not projection
 
     late = config.dro.stages == "specialize" and joint < stop
+    apart = config.objective.pretrain and joint < stop
+    means = config.model.imputation == "mean"
     trains_norms = config.train.batch_norm == "batch"
     stages = [
         Stage(
             name="joint",
             start=0,
             stop=joint,
-            is_frozen=lambda path: is_statistic(path) or is_group_router(path),
+            is_frozen=lambda path: is_statistic(path) or is_group_router(path) or (apart and is_joint(path)),
             train_gate="never",
             eval_gate="never",
             robust=not late,
             statistics=trains_norms,
+            apart=apart,
+            means=means,
         ),
         Stage(
             name="specialize",
@@ -76,6 +85,7 @@ def plan_stages(config: Any, num_train: int, inputs: Mapping[str, ModalityInput]
             robust=True,
             statistics=trains_norms and train.freeze == "nothing",
             rests=train.freeze != "nothing",
+            means=means,
         ),
     ]
     return [stage for stage in stages if stage.stop > stage.start]

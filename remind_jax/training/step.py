@@ -141,8 +141,11 @@ def _make_value(
         if transforms.hold is not None:
             weights = transforms.hold(weights)
         given = stage.network_options(axis_name)
-        output = network.apply(weights, samples.seen, gate=_gate(state, stage, options), keys=samples.keys, **given)
-        of = Pass(network, weights, batch, output, samples.unhidden, _step_key(state), samples.keys, total)
+        seen, gate, key = samples.seen, _gate(state, stage, options), _step_key(state)
+        output = network.apply(weights, seen, gate=gate, keys=samples.keys, **given)
+        drawn = (samples.unhidden, key, samples.keys)
+        late = stage.name == "specialize"
+        of = Pass(network, weights, batch, seen, gate, output, *drawn, total, stage.apart, late)
         local, count = objective.sums(batch, objective.losses(of))
         count, loss_sum = total(count), total(jax.lax.stop_gradient(local))
         if share is None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remind_jax.data.samplers import KNOCKOUT
 from remind_jax.models.model import Batch, Params, is_group_router
 from remind_jax.models.spare_rows import is_table
 from remind_jax.ops import draws, hiding
@@ -34,26 +35,31 @@ class Transforms(NamedTuple):
 
 def make_transforms(config: Any, masks: np.ndarray) -> Transforms:
     """Makes the transforms of a run with the combinations `masks`, bool [g, m]."""
-    train, noisy = config.train, config.fusion.kind != "soft_moe"
-    hides = train.hide_samples > 0
+    train, objective = config.train, config.objective
+    noisy = config.fusion.kind != "soft_moe" or objective.fewer_weight or objective.mofe_weight
+    hides, knocks = train.hide_samples > 0, config.sampler == "knockout"
+    hide = modality_dropout(train.hide_samples, train.hide_modalities, masks) if hides else None
     return Transforms(
-        draws=bool(noisy or hides or config.model.encoder_dropout > 0 or config.fusion.dropout > 0),
-        hide=modality_dropout(train.hide_samples, train.hide_modalities, masks) if hides else None,
+        draws=bool(noisy or hides or knocks or config.model.encoder_dropout > 0 or config.fusion.dropout > 0),
+        hide=modality_dropout(1.0, None, masks) if knocks else hide,
         hold=without_group_parts(config.ensemble_plain) if config.ensemble_plain else None,
         by_rows=row_adamw.only_of_batch(config, len(masks)),
     )
 
 
-def modality_dropout(samples: float, modalities: float, masks: np.ndarray) -> Callable[[Batch, jax.Array], Batch]:
+def modality_dropout(
+    samples: float, modalities: float | None, masks: np.ndarray
+) -> Callable[[Batch, jax.Array], Batch]:
     """Makes modality dropout: a share of the samples loses modalities, and has the combination of what is left.
 
-    Such a sample loses each with the probability `modalities`; one always stays. `masks` bool [g, m] are the
-    combinations.
+    Such a sample loses each with the probability `modalities`, or with those that its batch names; one always stays.
+    `masks` bool [g, m] are the combinations.
     """
 
     def hide(batch: Batch, keys: jax.Array) -> Batch:
         own = draws.fold_in(keys, _HIDING)
-        present = hiding.hide_modalities(batch["present"], own, samples=samples, modalities=modalities)
+        rates = batch[KNOCKOUT] if modalities is None else modalities
+        present = hiding.hide_modalities(batch["present"], own, samples=samples, modalities=rates)
         return {**batch, "present": present, "group": hiding.group_of(present, jnp.asarray(masks))}
 
     return hide

@@ -22,7 +22,7 @@ PARTS = ("nothing", "head", "router", "shared_router", "experts", "all")
 ROWS = ("new", "all")
 _TABLE = re.compile(r"^block_\d+/group_router$|^imputation/group$")  # a row a combination
 _SHARED = re.compile(r"^block_\d+/(router|router_scale|noise_router)$")
-_HEAD = re.compile(r"^head/|^wide$|^members/head(_bias)?$")
+_HEAD = re.compile(r"^head/|^wide$|(^members|^block_0/experts)/head(_bias)?$|^block_0/out/")
 _EXPERTS = re.compile(r"^(block_\d+)/expert_(in|out)(_bias)?$")
 CUT = "cut/"  # before the path of an array: its trained rows
 

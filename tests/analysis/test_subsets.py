@@ -11,6 +11,7 @@ import pytest
 
 from remind_jax import main as train_main
 from remind_jax.analysis import command, next_modality, opening, robustness, what_if
+from remind_jax.data.subsets import shapley, subset_masks
 from remind_jax.errors import UserError
 from remind_jax.tasks.task import entropy_of
 from tests import tiny_runs
@@ -125,18 +126,18 @@ def test_samples_are_named_by_position():
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_shapley_values_are_the_mean_over_all_orders(count):
     values = np.random.default_rng(count).normal(size=(3, 2**count))
-    found = what_if.shapley(values)
+    found = shapley(values)
     for row, shares in zip(values, found, strict=True):
-        by_set = {frozenset(np.flatnonzero(mask)): v for mask, v in zip(what_if.subset_masks(count), row, strict=True)}
+        by_set = {frozenset(np.flatnonzero(mask)): v for mask, v in zip(subset_masks(count), row, strict=True)}
         np.testing.assert_allclose(shares, reference.shapley(by_set.__getitem__, count), atol=1e-12)
     np.testing.assert_allclose(found.sum(axis=1), values[:, -1] - values[:, 0], atol=1e-12)
 
 
 def test_shapley_values_by_hand():
     """Of a sum of parts each gets its own; of the product of two each gets half."""
-    masks = what_if.subset_masks(3).astype(float)
-    np.testing.assert_allclose(what_if.shapley((masks @ [1.0, -2.0, 0.5])[None]), [[1.0, -2.0, 0.5]])
-    np.testing.assert_allclose(what_if.shapley((masks[:, 0] * masks[:, 2])[None]), [[0.5, 0.0, 0.5]], atol=1e-15)
+    masks = subset_masks(3).astype(float)
+    np.testing.assert_allclose(shapley((masks @ [1.0, -2.0, 0.5])[None]), [[1.0, -2.0, 0.5]])
+    np.testing.assert_allclose(shapley((masks[:, 0] * masks[:, 2])[None]), [[0.5, 0.0, 0.5]], atol=1e-15)
 
 
 def test_table_of_what_if(folder, run):

@@ -1,5 +1,6 @@
 import json
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from remind_jax.data import samplers
 from remind_jax.errors import UserError
+from tests.reference import shapley as slow
 
 SIZES = st.integers(1, 40)
 
@@ -381,3 +383,64 @@ def test_no_samples_are_refused() -> None:
         samplers.shuffled(0, 0)
     with pytest.raises(UserError, match="no training samples"):
         samplers.group_balanced(0, np.zeros(0, int))
+
+
+# ---- Knock-out by Shapley values -------------------------------------------------------------------------------------
+
+RATES = {"power": 1.0, "least": 0.02, "most": 0.5}
+
+
+def test_knock_out_rates_are_those_of_a_loop_and_by_hand() -> None:
+    for seed, power in ((0, 1.0), (1, 0.5), (2, 2.0)):
+        values = np.random.default_rng(seed).normal(size=5)
+        found = samplers.knockout_rates(values, power, 0.05, 0.3)
+        np.testing.assert_allclose(found, slow.knockout_rates([*values], power, 0.05, 0.3), rtol=1e-12)
+        assert found.argmin() == values.argmin()
+        assert found.argmax() == values.argmax()
+    # All of m stay together in half of the samples; without differences rates are the same.
+    np.testing.assert_allclose((1 - samplers.knockout_rates(np.ones(3), **RATES)) ** 3, 0.5)
+    base = 1 - 0.5**0.5
+    np.testing.assert_allclose(samplers.knockout_rates(np.array([0.3, 0.1]), **RATES), [0.5, 0.02])
+    np.testing.assert_allclose(samplers.knockout_rates(np.array([3.0, 0.0]), 0.5, 0.0, 0.9), [base * 2**0.5, 0.0])
+
+
+def _worth(weights: np.ndarray, asked: list[tuple[bool, ...]]) -> Callable[[np.ndarray], float]:
+    """A utility to which each modality adds its weight, and the first two together half of their product."""
+
+    def utility(mask: np.ndarray) -> float:
+        asked.append(tuple(mask))
+        return float(mask @ weights + 0.5 * weights[0] * weights[1] * mask[0] * mask[1])
+
+    return utility
+
+
+def test_knock_out_looks_at_every_subset_and_keeps_its_rates() -> None:
+    weights, asked = np.array([0.4, 0.2, 0.0]), []
+    sampler = samplers.Knockout(samplers.shuffled(0, 10), 3, 5, **RATES)
+    assert [sampler.known_until(step) for step in (0, 4, 5)] == [5, 5, 10]
+    first = sampler.rates
+    assert sampler.judge(4, _worth(weights, asked)) == {}
+    assert not asked
+    np.testing.assert_array_equal(sampler.facts(4)[samplers.KNOCKOUT], np.tile(np.float32(first), (4, 1)))
+    found = sampler.judge(5, _worth(weights, asked))
+    assert len(set(asked)) == len(asked) == 8
+    np.testing.assert_allclose(found["knockout/value"], [0.42, 0.22, 0.0], atol=1e-12)
+    np.testing.assert_allclose(sampler.rates, slow.knockout_rates([0.42, 0.22, 0.0], **RATES))
+    assert sampler.facts(2)[samplers.KNOCKOUT].dtype == np.float32
+    other = samplers.Knockout(samplers.shuffled(0, 10), 3, 5, **RATES)
+    other.restore(json.loads(json.dumps(sampler.record())))
+    np.testing.assert_array_equal(other.rates, sampler.rates)
+
+
+def test_of_many_modalities_knock_out_draws_orders() -> None:
+    m, asked = samplers.EXACT + 2, []
+    weights = np.linspace(0.1, 1.0, m)
+    sampler = samplers.Knockout(samplers.shuffled(0, 10), m, 5, power=1.0, least=0.0, most=0.9)
+    found = sampler.judge(5, _worth(weights, asked))["knockout/value"]
+    assert len(asked) == samplers.ORDERS * (m + 1)
+    # What is not shared is exact in every order; the product goes to the later of the two.
+    np.testing.assert_allclose(found[2:], weights[2:], atol=1e-12)
+    assert found.sum() == pytest.approx(weights.sum() + 0.5 * weights[0] * weights[1])
+    np.testing.assert_allclose(found[:2] - weights[:2], 0.25 * weights[0] * weights[1], rtol=0.5)
+    again = samplers.Knockout(samplers.shuffled(0, 10), m, 5, power=1.0, least=0.0, most=0.9)
+    np.testing.assert_array_equal(again.judge(5, _worth(weights, []))["knockout/value"], found)

@@ -76,7 +76,7 @@ def option_table() -> list[dict[str, Any]]:
     for i in range(8):
         half = i // 4
         model = {
-            "imputation": imputation.KINDS[i % 5],
+            "imputation": imputation.KINDS[i % len(imputation.KINDS)],
             "pooling": POOLING[(i + 2 * half) % 4],
             "modality_embedding": bool(half),
             "encoder_hidden": 4 * (i % 2),
@@ -274,6 +274,19 @@ def test_observed_pooling_is_the_mean_where_nothing_is_missing() -> None:
     found = observed.forward(built().params, batch, gate="always").features
     same = np.abs(np.asarray(whole - found)).max(axis=1) < 1e-5
     assert same.tolist() == batch["present"].all(axis=1).tolist() == [True, False, False, True]
+
+
+def test_the_modalities_side_by_side_have_the_same_tokens_and_a_wider_head() -> None:
+    apart = built(dataclasses.replace(SPEC, pooling="modalities"))
+    batch, whole = make_batch(), forward(make_batch()).features
+    params = {**built().params, "head/kernel": apart.params["head/kernel"]}
+    output = apart.forward(params, batch, gate="always")
+    modalities = apart.params["head/kernel"].shape[0] // D
+    assert modalities == len(TABULAR)
+    # Each modality has as many tokens here, so that the mean over all is that of their means.
+    np.testing.assert_allclose(output.features.reshape(B, modalities, D).mean(axis=1), whole, atol=1e-5)
+    expected = np.asarray(output.features) @ np.asarray(params["head/kernel"]) + np.asarray(params["head/bias"])
+    np.testing.assert_allclose(output.logits, expected, atol=1e-5)
 
 
 def test_only_what_a_method_uses_is_declared() -> None:
@@ -536,3 +549,35 @@ def test_encoders_that_run_on_present_samples_give_the_numbers_of_all(blocks: in
         np.abs(slopes[f"encoders/{name}"]).max() > 1e-3 for name in ("scan/adapter/project/kernel", "notes/query")
     )
     assert bool(output.statistics) == ("statistics" in options)
+
+
+# ---- Mean imputation -------------------------------------------------------------------------------------------------
+
+
+def test_running_means_stand_for_what_is_missing_and_move_when_asked_to() -> None:
+    one, batch = built(dataclasses.replace(SPEC, imputation="mean", modality_embedding=False)), make_batch()
+    path = "imputation/running_mean"
+    assert one.params[path].shape == (2, D)
+    assert is_statistic(path)
+    tokens, means = one.network.encode(one.params, batch), np.asarray(one.params[path])
+    for row, modality, own in ((1, 0, slice(0, T)), (2, 1, slice(T, None))):
+        np.testing.assert_allclose(
+            tokens[row, own], np.broadcast_to(means[modality], tokens[row, own].shape), rtol=1e-6
+        )
+    apply = jax.jit(lambda params, batch: one.network.apply(params, batch, gate="never", means=True))
+    found = apply(one.params, batch)
+    pooled = np.asarray(tokens[:, :T].mean(axis=1))[batch["present"][:, 0]].mean(axis=0)
+    np.testing.assert_allclose(found.statistics[path][0], 0.9 * means[0] + 0.1 * pooled, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.tokens[1, :T], np.tile(found.statistics[path][0], (T, 1)), rtol=1e-6)
+    assert one.forward(one.params, batch, gate="never").statistics == {}
+
+
+def test_what_a_sample_has_is_an_input_of_every_token() -> None:
+    one, batch = built(dataclasses.replace(SPEC, mask_input=True)), make_batch()
+    plain = one.network.encode(one.params | {"mask_input": jnp.zeros((2, D))}, batch)
+    found = one.network.encode(one.params, batch) - plain
+    weights = np.asarray(one.params["mask_input"])
+    for i, present in enumerate(batch["present"]):
+        expected = sum((weights[j] for j in np.flatnonzero(present)), np.zeros(D))
+        np.testing.assert_allclose(found[i], np.broadcast_to(expected, found[i].shape), rtol=1e-3, atol=1e-5)
+    assert not np.asarray(one.network.init(0)["mask_input"]).any()

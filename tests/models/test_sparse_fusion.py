@@ -120,3 +120,48 @@ def test_shapes_that_routing_cannot_serve_are_refused() -> None:
         build(kind="fuse_moe", routing="disjoint", top_k=3)
     with pytest.raises(UserError, match="keeps modalities from the experts"):
         build(routing="disjoint")
+
+
+# ---- As their authors released them ----------------------------------------------------------------------------------
+
+
+def test_experts_in_logs_are_those_of_a_loop() -> None:
+    one = block(dataclasses.replace(FUSE, routing="joint", combine="log"))
+    found, _ = one(one.params, tokens(), PRESENT, GROUPS)
+    normed, around = (np.asarray(x, float) for x in one.normed(one.params, tokens()))
+    p = one.wide()
+    weights = [p[name] for name in ("expert_in", "expert_in_bias", "expert_out", "expert_out_bias")]
+    for b, n in ((0, 0), (3, 4)):
+        score = slow.score(normed[b, n], p["router"][0], "laplace")
+        expected = around[b, n] + slow.mix_in_logs(normed[b, n], score, 2, *weights)
+        np.testing.assert_allclose(found[b, n], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_attention_of_a_modality_by_itself_sees_no_other() -> None:
+    one, x = block(dataclasses.replace(FUSE, attention="own")), np.asarray(tokens())
+    found, _ = one(one.params, x, PRESENT, GROUPS)
+    other = np.where((OWNER == 1)[None, :, None], np.asarray(tokens(5)), x)
+    moved, _ = one(one.params, other, PRESENT, GROUPS)
+    np.testing.assert_array_equal(moved[:, OWNER != 1], found[:, OWNER != 1])
+    assert np.abs(moved - found)[:, OWNER == 1].max() > 1e-2
+    # Its two tokens see each other, and with attention over all every token sees the change.
+    half = x.copy()
+    half[:, 2] = other[:, 2]
+    assert np.abs(one(one.params, half, PRESENT, GROUPS)[0] - found)[:, 3].max() > 1e-4
+    whole = block(FUSE)
+    changed = np.abs(whole(whole.params, other, PRESENT, GROUPS)[0] - whole(whole.params, x, PRESENT, GROUPS)[0])
+    assert changed[:, OWNER != 1].max(axis=(0, 2)).min() > 1e-4
+
+
+def test_attention_that_is_added_to_itself_loses_its_input() -> None:
+    one, plain = block(dataclasses.replace(FLEX, attention_base="itself")), block(FLEX)
+    read = jax.jit(lambda params, x: (module := plain.module(params)).attend(module.attention_norm(x), None))
+    attended = np.asarray(read(one.params, tokens()))
+    found, _ = one(one.params, tokens(), PRESENT, GROUPS)
+    # What the experts add is a function of the sum alone: that of twice the attention.
+    norm = jax.jit(lambda params, x: plain.module(params).moe_norm(x))
+    p, normed = one.wide(), np.asarray(norm(one.params, jnp.asarray(2 * attended)), float)
+    weights = [p[name] for name in ("expert_in", "expert_in_bias", "expert_out", "expert_out_bias")]
+    score = slow.score(normed[1, 2], p["router"][0], "softmax")
+    expected = 2 * attended[1, 2] + slow.mix(normed[1, 2], score, 2, *weights)
+    np.testing.assert_allclose(found[1, 2], expected, rtol=2e-3, atol=2e-3)

@@ -53,3 +53,29 @@ def test_combinations_are_looked_up_by_what_is_present() -> None:
     found = hiding.group_of(present, masks)
     assert found.tolist() == [2, 3, 1, 0]  # all three is no combination of training: 3, the number of them
     assert found.dtype == jnp.int32
+
+
+def test_a_proper_part_is_any_but_none_and_all_as_often() -> None:
+    rows = jnp.broadcast_to(jnp.asarray([True, False, True, True]), (N, 4))
+    left = np.asarray(hiding.proper_part(rows, jax.random.split(jax.random.key(2), N)))
+    parts, counts = np.unique(left, axis=0, return_counts=True)
+    assert len(parts) == 6
+    assert not parts[:, 1].any()
+    assert set(parts.sum(axis=1)) == {1, 2}
+    np.testing.assert_allclose(counts / N, 1 / 6, atol=0.025)
+    alone = jnp.asarray([[False, True, False]] * 8)
+    np.testing.assert_array_equal(hiding.proper_part(alone, jax.random.split(jax.random.key(3), 8)), alone)
+
+
+def test_each_modality_goes_at_its_own_rate_and_none_is_favoured_where_all_would_go() -> None:
+    rates = jnp.broadcast_to(jnp.asarray([0.9, 0.6, 0.0]), (N, 3))
+    keys = jax.random.split(jax.random.key(4), N)
+    left = hiding.hide_modalities(jnp.ones((N, 3), bool), keys, samples=1.0, modalities=rates)
+    np.testing.assert_allclose(1 - np.asarray(left).mean(axis=0), [0.9, 0.6, 0.0], atol=0.025)
+    two = hiding.hide_modalities(
+        jnp.broadcast_to(jnp.asarray([True, True, False]), (N, 3)), keys, samples=1.0, modalities=rates
+    )
+    stays = np.asarray(two)[:, :2]
+    assert stays.any(axis=1).all()
+    # All would go with 0.54, and then each of the two stays as often.
+    np.testing.assert_allclose(stays.mean(axis=0), [0.1 + 0.27, 0.4 + 0.27], atol=0.03)

@@ -48,3 +48,11 @@ def load(clean: np.ndarray, noisy: np.ndarray, deviation: np.ndarray, k: int) ->
 
 def unevenness(x: np.ndarray) -> float:
     return float(np.mean((x - x.mean()) ** 2) / (x.mean() ** 2 + 1e-10))
+
+
+def mix_in_logs(x: np.ndarray, scores: np.ndarray, k: int, w_in, b_in, w_out, b_out) -> np.ndarray:
+    """The logarithm of the weighted sum of the probabilities that the k best experts make of one token [d]."""
+    chances = np.zeros_like(x)
+    for expert, share in zip(*top(scores, k), strict=True):
+        chances += share * softmax(gelu(x @ w_in[expert] + b_in[expert]) @ w_out[expert] + b_out[expert])
+    return np.log(chances)

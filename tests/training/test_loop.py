@@ -398,14 +398,64 @@ def test_a_run_of_fair_batch_resumes_exactly(fair_batch, data, tmp_path, step):
         shutil.rmtree(path)
     again = _Run(fair_batch.config, data, folder)
     assert len(again.traces) == 1
+    _assert_resumed(again, fair_batch)
 
+
+def _assert_resumed(again: _Run, whole: _Run) -> None:
     def without_times(run):
         return [{k: v for k, v in record.items() if k != "time/step_ms"} for record in run.history]
 
-    assert without_times(again) == without_times(fair_batch)
-    for path, value in fair_batch.weights.items():
+    assert without_times(again) == without_times(whole)
+    for path, value in whole.weights.items():
         np.testing.assert_array_equal(again.weights[path], value)
-    assert again.trainer.sampler.record() == fair_batch.trainer.sampler.record()
+    assert again.trainer.sampler.record() == whole.trainer.sampler.record()
+
+
+@pytest.fixture(scope="module")
+def shapko(cache, data, tmp_path_factory):
+    """Three epochs of 12 steps, evaluated and saved every fifth step, with rates that move once an epoch."""
+    config = tiny_runs.config(cache, "shapko", train__epochs=3.0, **{k: v for k, v in FAIR.items() if "alpha" not in k})
+    return _Run(config, data, tmp_path_factory.mktemp("shapko") / "run")
+
+
+def test_knock_out_rates_follow_what_modalities_add_to_predictions_of_tuning_rows(shapko):
+    names = shapko.data.groups.modalities
+    told = shapko.of(f"knockout/rate/{names[0]}")
+    assert [record["step"] for record in told] == [12, 24, 36]
+    values, rates = (
+        np.array([[x[f"knockout/{kind}/{name}"] for name in names] for x in told]) for kind in ("value", "rate")
+    )
+    for value, rate in zip(values, rates, strict=True):
+        np.testing.assert_allclose(rate, samplers.knockout_rates(value, 1.0, 0.02, 0.5))
+    assert np.ptp(rates, axis=1).min() > 0.01
+    np.testing.assert_allclose(shapko.trainer.sampler.rates, rates[-1])
+    # Shapley values share out what all modalities add to the figure, here of the last weights.
+    model, store = shapko.trainer.model, shapko.data.stores["tuning"]
+    model = dataclasses.replace(model, params=shapko.at.state.weights(), gate="never")
+    positions, all_, none = (
+        np.arange(len(store)),
+        np.ones((len(store), len(names)), bool),
+        np.zeros((len(store), len(names)), bool),
+    )
+    figure = next(iter(model.task.compared))
+    some, no = (
+        model.task.tuning(store.columns["label"], model.predict_parts(store, positions, parts).astype(np.float32))[
+            figure
+        ]
+        for parts in (all_, none)
+    )
+    assert values[-1].sum() == pytest.approx(some - no, abs=1e-6)
+
+
+@pytest.mark.parametrize("step", [15, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_run_of_shapko_resumes_exactly(shapko, data, tmp_path, step):
+    folder = tmp_path / "run"
+    shutil.copytree(shapko.trainer.folder.path, folder)
+    for path in [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit() and int(path.name) > step]:
+        shutil.rmtree(path)
+    again = _Run(shapko.config, data, folder)
+    assert len(again.traces) == 1
+    _assert_resumed(again, shapko)
 
 
 def test_modalities_come_first_and_pairs_in_turn(cache, data, tmp_path):

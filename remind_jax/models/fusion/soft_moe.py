@@ -33,21 +33,43 @@ class Tokens(NamedTuple):
         return self.observed[:, np.unique(self.owner, return_index=True)[1]]
 
 
+class Predictors(NamedTuple):
+    """What predictors of parts of a sample say, such as one of each modality.
+
+    Attributes:
+      logits: [b, k, c].
+      present: whether a sample has what the predictor reads, bool [b, k]; its loss counts there.
+      weights: what each of c outputs weighs the k parts by, [b, k, c]; None where nothing is weighed.
+    """
+
+    logits: jax.Array
+    present: jax.Array
+    weights: jax.Array | None = None
+
+
 class Routed(NamedTuple):
     """The result of a fusion block.
 
     Attributes:
       tokens: [b, n, d].
       open_rate: share of a sample's tokens whose gate was open [b].
-      sums: sums over the batch for `sparse_moe.block_penalty`; None where routing has no penalty.
+      sums: sums over the batch for the penalty of the fusion; None where it has none.
       gate_values: the values that the gate compares with its threshold, [b, 1] or [b, n]; None unless the threshold is
         measured and group routers rest.
+      features: one vector a sample that the fusion has made by itself, [b, d]; None where tokens are to be pooled.
+      logits: predictions of heads of its own, [b, c]; None where the head of the network makes them.
+      experts: predictors of parts of the sample next to that, with losses of their own.
+      vectors: what stands for each modality, [b, m, d], where train rows are kept.
     """
 
     tokens: jax.Array
     open_rate: jax.Array
     sums: dict[str, jax.Array] | None = None
     gate_values: jax.Array | None = None
+    features: jax.Array | None = None
+    logits: jax.Array | None = None
+    experts: Predictors | None = None
+    vectors: jax.Array | None = None
 
 
 class Route(NamedTuple):
@@ -77,9 +99,14 @@ def has_measured_gate(spec: FusionSpec) -> bool:
 
 
 class FusionBlock(nnx.Module):
-    """Attention over all tokens, and experts; a `penalised` block returns sums for `sparse_moe.block_penalty`."""
+    """Attention over all tokens, and experts.
 
-    penalised = False
+    One that `keeps` train rows gives `Routed.vectors`: "rows" for its bank, which weights get when they are judged, or
+    "centres" of them, which they get as stage 2 begins. A fusion with a penalty has its name in `penalised`, and
+    `penalty`, a function of `Routed.sums` over the batch and section `objective` of a config.
+    """
+
+    whole, penalised, predicts, keeps = False, "", False, ""
 
     def __init__(self, spec: FusionSpec, width: int, rngs: nnx.Rngs):
         self.spec = spec

@@ -1,12 +1,14 @@
 """Fusion blocks of the sparse baselines: self-attention, then experts of which each token uses k.
 
 Both share the backbone of the soft-MoE block (pre-norm, residual sums), so that methods differ in routing only. The
-originals differ in more: FuseMoE flattens all tokens of a modality into one vector for its experts, which at 197 tokens
-would be 620 million parameters an expert; Flex-MoE drops the residual sum of its attention.
+programs that their authors released differ in more, some of it by keys (`fuse_moe_released`, `flex_moe_released`).
+FuseMoE flattens all tokens of a modality into one vector for its experts, which at 197 tokens would be 620 million
+parameters an expert.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,13 @@ class SparseMoEBlock(FusionBlock):
     missing modalities apart, and teaches the router which expert belongs to a combination.
     """
 
-    penalised = True
+    penalised = "routing"
+
+    @staticmethod
+    def penalty(sums: Mapping[str, jax.Array], objective: Any) -> jax.Array:
+        """Returns the term that a block's routing adds to the loss."""
+        names = ("balance", "entropy", "specialize")
+        return sparse_moe.block_penalty(sums, **{name: objective[f"{name}_weight"] for name in names})
 
     def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
         _check(spec, num_groups, num_modalities)
@@ -46,9 +54,19 @@ class SparseMoEBlock(FusionBlock):
         """Applies `function` (tokens [b, t, d], router index) to the tokens of each router, [b, n, d] -> [b, n, e]."""
         if self.router.shape[0] == 1:
             return function(x, 0)
-        # Tokens of a modality follow each other.
-        stretches = itertools.pairwise(np.searchsorted(owner, np.arange(self.num_modalities + 1)))
-        return jnp.concatenate([function(x[:, start:stop], i) for i, (start, stop) in enumerate(stretches)], axis=1)
+        return jnp.concatenate([function(x[:, own], i) for i, own in enumerate(self._stretches(owner))], axis=1)
+
+    def _stretches(self, owner: np.ndarray) -> list[slice]:
+        """Returns the places of each modality's tokens, which follow each other."""
+        edges = np.searchsorted(owner, np.arange(self.num_modalities + 1))
+        return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+    def _attended(self, x: jax.Array, tokens: Tokens, mask: jax.Array | None) -> jax.Array:
+        """Applies attention to normed tokens [b, n, d], over all or over those of each modality by themselves."""
+        if self.spec.attention == "all":
+            return self.attend(x, mask)
+        parts = [(x[:, own], None if mask is None else mask[:, own]) for own in self._stretches(tokens.owner)]
+        return jnp.concatenate([self.attend(*part) for part in parts], axis=1)
 
     def _choose(self, x: jax.Array, owner: np.ndarray, keys: jax.Array | None) -> tuple[jax.Array, TopExperts]:
         """Returns scores without noise [b, n, e], and the experts chosen for each token."""
@@ -90,14 +108,16 @@ class SparseMoEBlock(FusionBlock):
         """Fuses tokens [b, n, d]; `mask` [b, n] is False where attention hides; keys [b] turn dropout and noise on."""
         del gate
         spec = self.spec
-        x = x + dropout(self.attend(self.attention_norm(x), mask), keys, spec.dropout, salt=0)
+        attended = self._attended(self.attention_norm(x), tokens, mask)
+        x = (x if spec.attention_base == "input" else attended) + dropout(attended, keys, spec.dropout, salt=0)
         normed = self.moe_norm(x)
         with jax.named_scope("router"):
             clean, chosen = self._choose(normed, tokens.owner, keys)
             sums = self._sums(clean, chosen, tokens)
         with jax.named_scope("experts"):
             flat = jax.tree.map(lambda y: y.reshape(-1, y.shape[-1]), chosen)
-            mixed = sparse_moe.apply_top_experts(normed.reshape(-1, normed.shape[-1]), flat, self.experts)
+            rows, in_logs = normed.reshape(-1, normed.shape[-1]), spec.combine == "log"
+            mixed = sparse_moe.apply_top_experts(rows, flat, self.experts, in_logs)
         return Routed(x + dropout(mixed.reshape(x.shape), keys, spec.dropout, salt=1), jnp.zeros(x.shape[0]), sums)
 
 
