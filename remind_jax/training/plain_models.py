@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
 DEPTHS = (1, 2, 4)  # of the trees
 TREES = 200  # at most
+GROWN = 25  # trees between two looks at the tuning rows, and how many must do no better for boosting to end
 LEARNING_RATE = 0.1
 FOREST = 200  # extremely randomised trees
 LEAVES = (20, 10, 5, 2)  # least samples of one of their leaves
@@ -35,6 +36,7 @@ RIDGES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # alpha of the 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the Cox model, on the mean likelihood
 MANY_ROWS = 20_000  # train rows from which on threads save boosting more time than they cost
 TOKENS = 256  # tokens of a text or code modality that boosting sees, the most frequent in training
+DENSE = 0.2  # share of numbers that are not zero from which on linear models are faster without sparse arrays
 _BLOCK = 1024  # rows read at a time
 
 
@@ -103,10 +105,10 @@ def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def _linear_design(train: Features) -> tuple[Callable[[Features], "csr_matrix"], dict[str, np.ndarray]]:
+def _linear_design(train: Features) -> tuple[Callable[[Features], Any], dict[str, np.ndarray]]:
     """Makes what linear models see: numbers standardised, presence, bags as TF-IDF, zeros where missing, [n, p].
 
-    Returns it with its arrays.
+    Returns it with its arrays. The matrix is sparse unless many of the numbers of training are not zero.
     """
     from scipy import sparse
     from sklearn.feature_extraction.text import TfidfTransformer
@@ -119,7 +121,10 @@ def _linear_design(train: Features) -> tuple[Callable[[Features], "csr_matrix"],
         blocks = [weight.transform(bag) for weight, bag in zip(weights, rows.bags, strict=True)]
         return sparse.hstack([sparse.csr_matrix(scaled), sparse.csr_matrix(rows.present), *blocks], format="csr")
 
-    return design, {"mean": mean, "std": std, **{f"idf_{j}": weight.idf_ for j, weight in enumerate(weights)}}
+    seen = design(train)
+    dense = seen.nnz > DENSE * np.prod(seen.shape)
+    chosen = (lambda rows: design(rows).toarray()) if dense else design
+    return chosen, {"mean": mean, "std": std, **{f"idf_{j}": weight.idf_ for j, weight in enumerate(weights)}}
 
 
 def _most_frequent(train: Features) -> tuple[Callable[[Features], list[np.ndarray]], dict[str, np.ndarray]]:
@@ -144,9 +149,18 @@ def _filled_design(train: Features) -> tuple[Callable[[Features], np.ndarray], d
 
 
 def _strongest(strengths: Sequence[float], fit: Callable[[float], Any], score: Callable[[Any], float]) -> tuple:
-    """Fits a model at each strength; returns strength and model of the highest score, of equal ones the first."""
-    candidates = [(strength, fit(strength)) for strength in strengths]
-    return max(candidates, key=lambda found: score(found[1]))
+    """Fits a model at each strength in turn; returns strength and model of the highest score, of equal ones the first.
+
+    It ends where two in a row score less than one before: from strong to weak the score has one peak.
+    """
+    models, values = [], []
+    for strength in strengths:
+        models.append(fit(strength))
+        values.append(score(models[-1]))
+        if max(values[:-2], default=-np.inf) > max(values[-2:]):
+            break
+    best = int(np.argmax(values))
+    return strengths[best], models[best]
 
 
 def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
@@ -228,6 +242,35 @@ def fit_cox(train: Features, task: Task, seed: int, score: Score, tuning: Featur
     return PlainModel(lambda rows: predict(model, rows), len(model.params_), {"penalty": penalty}, arrays)
 
 
+def _growing(make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task) -> Iterator[Any]:
+    """Yields learners of ever more trees, whose boosted models, of `make`, go on from where they are."""
+    models: list[Any] = []
+    for trees in (*range(GROWN, TREES, GROWN), TREES):
+        before = iter(tuple(models))
+
+        def go_on(kind: str, trees: int = trees, before: Iterator[Any] = before) -> Any:
+            model = next(before, None)
+            if model is None:
+                models.append(model := make(kind))
+            return model.set_params(max_iter=trees)
+
+        yield LEARNERS[task.name](go_on, x, labels, task)
+
+
+def _grown(growing: Iterator[Any], x: np.ndarray, score: Score) -> tuple[float, int, Any]:
+    """Takes learners of ever more trees until `GROWN` of these do no better; returns score, number of trees, learner.
+
+    `x` are the tuning rows, of whose predictions after each tree `score` is asked once.
+    """
+    values: list[float] = []
+    for found in growing:
+        values += map(score, itertools.islice(found.staged(x), len(values), None))
+        if len(values) - np.argmax(values) > GROWN:
+            break
+    best = int(np.argmax(values))
+    return values[best], best + 1, found
+
+
 def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
     """Fits histogram gradient boosting: NaN where missing, depth and number of trees by the tuning rows."""
     import threadpoolctl
@@ -242,18 +285,14 @@ def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, 
     best: tuple[float, int, int, Any] | None = None
     threads = None if len(x) >= MANY_ROWS else 1
     for depth in DEPTHS:
-        options = {"max_depth": depth, "max_iter": TREES, "learning_rate": LEARNING_RATE}
-
-        def make(kind: str, options: dict[str, Any] = options) -> Any:
-            model = getattr(ensemble, f"HistGradientBoosting{kind}")
-            return model(**options, early_stopping=False, random_state=seed)
-
+        options = {"max_depth": depth, "learning_rate": LEARNING_RATE, "early_stopping": False, "warm_start": True}
+        make = lambda kind, options=options: getattr(ensemble, f"HistGradientBoosting{kind}")(  # noqa: E731
+            **options, random_state=seed
+        )
         with threadpoolctl.threadpool_limits(threads):
-            found = LEARNERS[task.name](make, x, train.labels, task)
-        for trees, predictions in enumerate(found.staged(tuning_x), start=1):
-            value = score(predictions)
-            if best is None or value > best[0]:
-                best = value, depth, trees, found
+            value, trees, found = _grown(_growing(make, x, train.labels, task), tuning_x, score)
+        if best is None or value > best[0]:
+            best = value, depth, trees, found
     assert best is not None
     _, depth, trees, found = best
     stages = [stage for model in found.models for stage in itertools.islice(model._predictors, trees)]
