@@ -6,6 +6,7 @@ of tokens; embeddings averaged over their tokens; images and volumes shrunk to a
 too, of which `inference.plain` makes its predictions without scikit-learn.
 """
 
+import contextlib
 import functools
 import itertools
 import warnings
@@ -34,7 +35,7 @@ MOST_LEAVES = 1024  # of a tree
 UNSEEN = -1e4  # score of a class that training has not seen
 RIDGES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # alpha of the ridge regression
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the Cox model, on the mean likelihood
-MANY_ROWS = 20_000  # train rows from which on threads save boosting more time than they cost
+MANY_ROWS = 20_000  # train rows from which on threads of linear algebra and boosting save more time than they cost
 TOKENS = 256  # tokens of a text or code modality that boosting sees, the most frequent in training
 DENSE = 0.2  # share of numbers that are not zero from which on linear models are faster without sparse arrays
 _BLOCK = 1024  # rows read at a time
@@ -163,6 +164,13 @@ def _strongest(strengths: Sequence[float], fit: Callable[[float], Any], score: C
     return strengths[best], models[best]
 
 
+def _threads(rows: int) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context with one thread of linear algebra and OpenMP, unless there are many rows."""
+    import threadpoolctl
+
+    return threadpoolctl.threadpool_limits(None if rows >= MANY_ROWS else 1)
+
+
 def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
     """Fits L2 logistic regression, of several labels one each, on `_linear_design`; C by the tuning rows."""
     from sklearn.linear_model import LogisticRegression
@@ -171,7 +179,8 @@ def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score
     design, arrays = _linear_design(train)
     x, tuning_x = design(train), design(tuning)
     fit = lambda c: _Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), x, train.labels, task)  # noqa: E731
-    c, found = _strongest(STRENGTHS, fit, lambda found: score(found.predict(tuning_x)))
+    with _threads(len(train.labels)):
+        c, found = _strongest(STRENGTHS, fit, lambda found: score(found.predict(tuning_x)))
     parameters = sum(model.coef_.size + model.intercept_.size for model in found.models)
     arrays |= {"coef": np.zeros((x.shape[1], found.outputs)), "intercept": found.start()}
     for model, columns in zip(found.models, found.columns, strict=True):
@@ -188,7 +197,8 @@ def fit_ridge(train: Features, task: Task, seed: int, score: Score, tuning: Feat
     x, tuning_x, y = design(train), design(tuning), task.standard(train.labels.astype(np.float64))
     predict = lambda model, rows: task.predictions(model.predict(rows)[:, None])  # noqa: E731
     fit = lambda strength: Ridge(strength).fit(x, y)  # noqa: E731
-    strength, model = _strongest(RIDGES, fit, lambda model: score(predict(model, tuning_x)))
+    with _threads(len(y)):
+        strength, model = _strongest(RIDGES, fit, lambda model: score(predict(model, tuning_x)))
     arrays |= {"coef": model.coef_[:, None], "intercept": np.array([model.intercept_])}
     return PlainModel(lambda rows: predict(model, design(rows)), model.coef_.size + 1, {"alpha": strength}, arrays)
 
@@ -273,7 +283,6 @@ def _grown(growing: Iterator[Any], x: np.ndarray, score: Score) -> tuple[float, 
 
 def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
     """Fits histogram gradient boosting: NaN where missing, depth and number of trees by the tuning rows."""
-    import threadpoolctl
     from sklearn import ensemble
 
     counts, arrays = _most_frequent(train)
@@ -283,13 +292,12 @@ def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, 
 
     x, tuning_x = design(train), design(tuning)
     best: tuple[float, int, int, Any] | None = None
-    threads = None if len(x) >= MANY_ROWS else 1
     for depth in DEPTHS:
         options = {"max_depth": depth, "learning_rate": LEARNING_RATE, "early_stopping": False, "warm_start": True}
         make = lambda kind, options=options: getattr(ensemble, f"HistGradientBoosting{kind}")(  # noqa: E731
             **options, random_state=seed
         )
-        with threadpoolctl.threadpool_limits(threads):
+        with _threads(len(x)):
             value, trees, found = _grown(_growing(make, x, train.labels, task), tuning_x, score)
         if best is None or value > best[0]:
             best = value, depth, trees, found

@@ -155,6 +155,41 @@ def test_tuning_rows_choose(monkeypatch):
         assert fitted.chosen == {"C": expected}
 
 
+def _peaked(at: int):
+    """A score that rises to its call number `at`, counted from 0, and falls after it; and the list of its calls."""
+    calls: list[int] = []
+
+    def score(predictions) -> float:
+        calls.append(len(predictions))
+        return -abs(len(calls) - 1 - at)
+
+    return score, calls
+
+
+@pytest.mark.parametrize(("model", "key"), [("logistic_regression", "C"), ("extra_trees", "min_samples_leaf")])
+def test_a_path_of_strengths_ends_two_behind_its_peak(model, key, monkeypatch):
+    monkeypatch.setattr(plain_models, "FOREST", 2)
+    train, tuning = (_made(n, seed, lambda dense, bag: dense[:, 0] > 0) for seed, n in enumerate((200, 80)))
+    score, calls = _peaked(1)
+    fitted = plain_models.MODELS[model](train, task_of(2), 0, score, tuning)
+    strengths = plain_models.STRENGTHS if key == "C" else plain_models.LEAVES
+    assert fitted.chosen == {key: strengths[1]}
+    assert len(calls) == 4
+
+
+def test_boosting_grows_no_further_than_it_gets_better_and_its_trees_are_those_of_one_fit():
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    train, tuning = (_made(n, seed, lambda dense, bag: dense[:, 0] + bag[:, 1] > 0) for seed, n in enumerate((200, 80)))
+    score, calls = _peaked(29)
+    fitted = plain_models.MODELS["gradient_boosting"](train, task_of(2), 0, score, tuning)
+    assert fitted.chosen == {"depth": plain_models.DEPTHS[0], "trees": 30}
+    assert len(calls) == 75 + 50 * (len(plain_models.DEPTHS) - 1)  # of 200 each
+    x = [np.concatenate([each.dense, each.present, each.bags[0].toarray()], axis=1) for each in (train, tuning)]
+    whole = HistGradientBoostingClassifier(max_depth=1, max_iter=30, early_stopping=False).fit(x[0], train.labels)
+    np.testing.assert_allclose(fitted.predict(tuning), whole.predict_proba(x[1]), rtol=1e-6)
+
+
 def test_person_periods_end_where_the_event_is_or_the_time_is_censored():
     made = []
 

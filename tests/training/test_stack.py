@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,7 @@ from remind_jax.data import reading, splits
 from remind_jax.errors import UserError
 from remind_jax.inference import loader, model_folder, plain
 from remind_jax.methods import METHODS
+from remind_jax.runtime import progress
 from remind_jax.tasks import isotonic
 from remind_jax.training import cost, plain_models, run, stack
 from tests import tiny_runs
@@ -149,6 +151,24 @@ def test_after_a_kill_what_is_finished_is_kept_and_the_result_is_the_same(traine
     assert [file.stat().st_mtime_ns for file in kept] == before
     np.testing.assert_array_equal(_predictions(tmp_path / "run"), _predictions(folder))
     assert "is a finished run" in _train(arguments, tmp_path / "run")
+
+
+def test_plain_models_are_fitted_while_networks_train(tmp_path, monkeypatch):
+    names = ("remind", "logistic_regression")
+    config = cli.parse_config(_arguments(write_manifest(tmp_path / "data", n=60), tmp_path / "cache", names))[0]
+    fits = threading.Event()
+
+    def fit(*arguments):
+        fits.set()
+        raise UserError("it has begun")
+
+    def train(*arguments):
+        assert fits.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(plain_models.MODELS, "logistic_regression", fit)
+    with pytest.raises(KeyboardInterrupt):
+        stack.build(config, datasets.load_dataset(config), None, train, progress.Silent())
 
 
 @pytest.mark.parametrize(
