@@ -73,6 +73,7 @@ METHODS = {
         "data.numbers": "piecewise",
         "model.text_encoder": "bag",
         "task.predicts": "mean",
+        "train.patience": 2,  # as good as 5 for the networks of folds, of fewer steps (docs/remind_stack.md)
     },
 }
 STACK = "remind_stack"
@@ -100,7 +101,9 @@ QUICK = {
     "eval.bootstrap": 50,
 }
 # Models without a network, of remind_jax.studies.baselines; of a config they use data, seed, selection and evaluation.
-PLAIN = dict.fromkeys(("logistic_regression", "gradient_boosting", "extra_trees", "ridge", "cox"), SOFT_MOE)
+PLAIN = dict.fromkeys(
+    ("logistic_regression", "gradient_boosting", "random_boosting", "extra_trees", "ridge", "cox"), SOFT_MOE
+)
 OF_OTHER_TASKS = ("ridge", "cox")  # than classes: of values, and of survival
 
 

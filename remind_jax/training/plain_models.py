@@ -7,7 +7,6 @@ too, of which `inference.plain` makes its predictions without scikit-learn.
 """
 
 import contextlib
-import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from remind_jax.data.dataset import Dataset
 from remind_jax.errors import UserError, needs
 from remind_jax.tasks.task import Task
 from remind_jax.training import tree_arrays
+from remind_jax.training.learners import LEARNERS, Classifiers
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -29,10 +29,10 @@ DEPTHS = (1, 2, 4)  # of the trees
 TREES = 200  # at most
 GROWN = 25  # trees between two looks at the tuning rows, and how many must do no better for boosting to end
 LEARNING_RATE = 0.1
+REPEATS, SHARE = 3, 0.1  # of boosting by random features: how many are averaged, the share that a split sees
 FOREST = 200  # extremely randomised trees
 LEAVES = (20, 10, 5, 2)  # least samples of one of their leaves
 MOST_LEAVES = 1024  # of a tree
-UNSEEN = -1e4  # score of a class that training has not seen
 RIDGES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # alpha of the ridge regression
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the Cox model, on the mean likelihood
 MANY_ROWS = 20_000  # train rows from which on threads of linear algebra and boosting save more time than they cost
@@ -178,7 +178,7 @@ def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score
     del seed  # the fit is deterministic
     design, arrays = _linear_design(train)
     x, tuning_x = design(train), design(tuning)
-    fit = lambda c: _Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), x, train.labels, task)  # noqa: E731
+    fit = lambda c: Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), x, train.labels, task)  # noqa: E731
     with _threads(len(train.labels)):
         c, found = _strongest(STRENGTHS, fit, lambda found: score(found.predict(tuning_x)))
     parameters = sum(model.coef_.size + model.intercept_.size for model in found.models)
@@ -283,34 +283,68 @@ def _grown(growing: Iterator[Any], x: np.ndarray, score: Score) -> tuple[float, 
 
 def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
     """Fits histogram gradient boosting: NaN where missing, depth and number of trees by the tuning rows."""
-    from sklearn import ensemble
+    design, arrays = _boosting_design(train)
+    rows = design(train), train.labels, design(tuning)
+    grown = {depth: _boosted(*rows, task, seed, score, max_depth=depth) for depth in DEPTHS}
+    depth = max(grown, key=lambda depth: grown[depth][0])
+    _, trees, found = grown[depth]
+    predict = lambda rows: _after(found, design(rows), trees)  # noqa: E731
+    arrays |= tree_arrays.joined(found.start(), tree_arrays.boosted(found, trees))
+    return PlainModel(predict, _leaves(found, trees), {"depth": depth, "trees": trees}, arrays)
 
+
+def fit_random_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
+    """Fits boosting several times, with a random tenth of the features at each split, and means the scores.
+
+    The number of trees of each is by the tuning rows, the depth is 2.
+    """
+    design, arrays = _boosting_design(train)
+    rows, options = (design(train), train.labels, design(tuning)), {"max_depth": 2, "max_features": SHARE}
+    seeds = [REPEATS * seed + i for i in range(REPEATS)]
+    grown = [_boosted(*rows, task, each, score, **options)[1:] for each in seeds]
+
+    def predict(rows: Features) -> np.ndarray:
+        x = design(rows)
+        logits = [task.logits(_after(found, x, trees).astype(np.float32)) for trees, found in grown]
+        return np.asarray(task.predictions(sum(logits) / REPEATS))
+
+    start = sum(found.start() for _, found in grown) / REPEATS
+    arrays |= tree_arrays.joined(start, (tree for n, found in grown for tree in tree_arrays.boosted(found, n)))
+    arrays["value"] /= REPEATS
+    parameters = sum(_leaves(found, trees) for trees, found in grown)
+    return PlainModel(predict, parameters, {"trees": [trees for trees, _ in grown]}, arrays)
+
+
+def _boosting_design(train: Features) -> tuple[Callable[[Features], np.ndarray], dict[str, np.ndarray]]:
+    """Makes what boosting sees: numbers with NaN, presence, counts of the most frequent tokens, [n, p]; its arrays."""
     counts, arrays = _most_frequent(train)
 
     def design(rows: Features) -> np.ndarray:
         return np.concatenate([rows.dense, rows.present.astype(np.float32), *counts(rows)], axis=1)
 
-    x, tuning_x = design(train), design(tuning)
-    best: tuple[float, int, int, Any] | None = None
-    for depth in DEPTHS:
-        options = {"max_depth": depth, "learning_rate": LEARNING_RATE, "early_stopping": False, "warm_start": True}
-        make = lambda kind, options=options: getattr(ensemble, f"HistGradientBoosting{kind}")(  # noqa: E731
-            **options, random_state=seed
-        )
-        with _threads(len(x)):
-            value, trees, found = _grown(_growing(make, x, train.labels, task), tuning_x, score)
-        if best is None or value > best[0]:
-            best = value, depth, trees, found
-    assert best is not None
-    _, depth, trees, found = best
-    stages = [stage for model in found.models for stage in itertools.islice(model._predictors, trees)]
-    parameters = sum(tree.get_n_leaf_nodes() for stage in stages for tree in stage)
+    return design, arrays
 
-    def predict(rows: Features) -> np.ndarray:
-        return next(itertools.islice(found.staged(design(rows)), trees - 1, None))
 
-    arrays |= tree_arrays.joined(found.start(), tree_arrays.boosted(found, trees))
-    return PlainModel(predict, parameters, {"depth": depth, "trees": trees}, arrays)
+def _boosted(
+    x: np.ndarray, labels: np.ndarray, tuning_x: np.ndarray, task: Task, seed: int, score: Score, **options: Any
+) -> tuple[float, int, Any]:
+    """Fits boosting as far as the tuning rows like it; returns their score, the number of trees, and the learner."""
+    from sklearn import ensemble
+
+    options |= {"learning_rate": LEARNING_RATE, "early_stopping": False, "warm_start": True, "random_state": seed}
+    make = lambda kind: getattr(ensemble, f"HistGradientBoosting{kind}")(**options)  # noqa: E731
+    with _threads(len(x)):
+        return _grown(_growing(make, x, labels, task), tuning_x, score)
+
+
+def _after(found: Any, x: np.ndarray, trees: int) -> np.ndarray:
+    """Returns the predictions [n, p] of a learner after so many of its trees."""
+    return next(itertools.islice(found.staged(x), trees - 1, None))
+
+
+def _leaves(found: Any, trees: int) -> int:
+    stages = [stage for model in found.models for stage in model._predictors[:trees]]
+    return sum(tree.get_n_leaf_nodes() for stage in stages for tree in stage)
 
 
 def fit_extra_trees(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
@@ -335,115 +369,19 @@ def fit_extra_trees(train: Features, task: Task, seed: int, score: Score, tuning
     return PlainModel(lambda rows: found.predict(design(rows)), parameters, {"min_samples_leaf": leaf}, arrays)
 
 
-class _Classifiers:
-    """Classifiers of one label of several classes, or of each of several labels on the rows in which it is known."""
-
-    def __init__(self, make: Callable[[], Any], x: Any, labels: np.ndarray, task: Task):
-        self._one, self.outputs = labels.ndim == 1, len(task.names)
-        columns = [labels] if self._one else labels.T
-        self.models = [make().fit(x[known], y[known]) for y in columns for known in [np.flatnonzero(y >= 0)]]
-
-    @property
-    def columns(self) -> list[np.ndarray]:
-        """The outputs that the scores of each model are of; of two classes there is the second's only."""
-        if not self._one:
-            return [np.array([j]) for j in range(len(self.models))]
-        return [seen if len(seen) > 2 else seen[1:] for seen in [self.models[0].classes_]]
-
-    @property
-    def wide_columns(self) -> list[np.ndarray]:
-        """The outputs that the probabilities of each model are of; of several labels that of a case only."""
-        return [self.models[0].classes_] if self._one else self.columns
-
-    def start(self) -> np.ndarray:
-        """Returns what scores begin with, float64 [o]: nearly no chance for classes that training has not seen."""
-        start = np.zeros(self.outputs)
-        if self._one:
-            start[np.setdiff1d(np.arange(self.outputs), self.models[0].classes_)] = UNSEEN
-        for model, columns in zip(self.models, self.columns, strict=True):
-            start[columns] += np.ravel(getattr(model, "_baseline_prediction", 0.0))
-        return start
-
-    def predict(self, x: Any) -> np.ndarray:
-        return self._joined([model.predict_proba(x) for model in self.models])
-
-    def staged(self, x: Any) -> Iterator[np.ndarray]:
-        return map(self._joined, zip(*(model.staged_predict_proba(x) for model in self.models), strict=True))
-
-    def _joined(self, found: Sequence[np.ndarray]) -> np.ndarray:
-        if self._one:
-            return _all_classes(found[0], self.models[0].classes_, self.outputs)
-        return np.stack([chances[:, 1] for chances in found], axis=1)
-
-
-class _Value:
-    """A regressor of standardised values."""
-
-    outputs, columns, wide_columns = 1, [np.array([0])], [np.array([0])]
-
-    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
-        self._task, self.models = task, [make("Regressor").fit(x, task.standard(labels.astype(np.float64)))]
-
-    def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
-        return (self._task.predictions(found[:, None]) for found in self.models[0].staged_predict(x))
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        return self._task.predictions(self.models[0].predict(x)[:, None])
-
-    def start(self) -> np.ndarray:
-        return np.ravel(self.models[0]._baseline_prediction)
-
-
-class _Hazards:
-    """A classifier of the hazard in each step, of a row a sample and step that it has come to."""
-
-    outputs, columns, wide_columns = 1, [np.array([0])], [np.array([0])]
-    start = _Value.start
-
-    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
-        self._steps = task.outputs
-        step, event = task.steps(labels)
-        owner = np.repeat(np.arange(len(x)), np.minimum(step + 1, self._steps))
-        at = np.concatenate([np.arange(min(last + 1, self._steps)) for last in step])
-        self.models = [make("Classifier").fit(self._rows(x[owner], at), event[owner] & (at == step[owner]))]
-
-    def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
-        return map(self._survival, self.models[0].staged_predict_proba(self._all_steps(x)))
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        return self._survival(self.models[0].predict_proba(self._all_steps(x)))
-
-    def _survival(self, found: np.ndarray) -> np.ndarray:
-        return np.cumprod(1 - found[:, 1].reshape(-1, self._steps), axis=1)
-
-    def _all_steps(self, x: np.ndarray) -> np.ndarray:
-        return self._rows(np.repeat(x, self._steps, axis=0), np.tile(np.arange(self._steps), len(x)))
-
-    def _rows(self, x: np.ndarray, step: np.ndarray) -> np.ndarray:
-        return np.concatenate([x, step[:, None].astype(x.dtype)], axis=1)
-
-
-def _classifiers(make: Callable[[str], Any], *rest: Any) -> _Classifiers:
-    return _Classifiers(functools.partial(make, "Classifier"), *rest)
-
-
-LEARNERS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("classes", "ordinal", "multilabel"), _classifiers),
-    "regression": _Value,
-    "survival": _Hazards,
-}
-"""How trees learn each task: (make, inputs, labels, task) -> `models` and predictions, `staged` by number of trees."""
 TASKS_OF = {
     "logistic_regression": ("classes", "ordinal", "multilabel"),
     "ridge": ("regression",),
     "cox": ("survival",),
     "gradient_boosting": tuple(LEARNERS),
+    "random_boosting": tuple(LEARNERS),
     "extra_trees": tuple(LEARNERS),
 }
 """The tasks of each model."""
 MODELS: dict[str, Callable[[Features, Any, int, Score, Features], PlainModel]] = {
     "logistic_regression": fit_logistic_regression,
     "gradient_boosting": fit_gradient_boosting,
+    "random_boosting": fit_random_boosting,
     "extra_trees": fit_extra_trees,
     "ridge": fit_ridge,
     "cox": fit_cox,
@@ -458,13 +396,6 @@ def _moments(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = (np.where(there, dense - mean, 0.0) ** 2).sum(axis=0) / count
     std = np.sqrt(variance)
     return mean, np.where(std > 1e-6, std, 1.0)
-
-
-def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
-    """Gives probabilities a column for every class, 0 for those that training has not seen, [n, c]."""
-    probabilities = np.zeros((len(found), classes))
-    probabilities[:, seen] = found
-    return probabilities
 
 
 def score_of(select: str, task: Task, labels: np.ndarray) -> Score:

@@ -16,13 +16,13 @@ from remind_jax.tasks.multilabel import Multilabel
 from remind_jax.tasks.ordinal import Ordinal
 from remind_jax.tasks.regression import Regression
 from remind_jax.tasks.survival import Survival
-from remind_jax.training import plain_models, stack, tree_arrays
+from remind_jax.training import learners, plain_models, stack, tree_arrays
 from tests import plain_runs, tiny_runs
 from tests.data.event_files import tables, write_folder
 from tests.data.manifest_files import write_image_manifest, write_manifest
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-CLASSIFIERS = ("logistic_regression", "gradient_boosting", "extra_trees")
+CLASSIFIERS = ("logistic_regression", "gradient_boosting", "random_boosting", "extra_trees")
 
 
 def task_of(classes):
@@ -200,7 +200,7 @@ def test_person_periods_end_where_the_event_is_or_the_time_is_censored():
 
     task = types.SimpleNamespace(outputs=3, steps=lambda labels: (labels[:, 0].astype(int), labels[:, 1] > 0))
     x, labels = np.array([[5.0], [6.0], [7.0]]), np.array([[1, 1], [1, 0], [3, 0]])
-    plain_models._Hazards(lambda kind: Spy(), x, labels, task)
+    learners.Hazards(lambda kind: Spy(), x, labels, task)
     rows, events = made[0]
     # two steps of the first, in the second of which it has its event; two of the second; all three of the last
     assert rows.tolist() == [[5, 0], [5, 1], [6, 0], [6, 1], [7, 0], [7, 1], [7, 2]]

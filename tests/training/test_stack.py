@@ -19,7 +19,7 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import reading, splits
 from remind_jax.errors import UserError
 from remind_jax.inference import loader, model_folder, plain
-from remind_jax.methods import METHODS
+from remind_jax.methods import METHODS, in_stack
 from remind_jax.runtime import progress
 from remind_jax.tasks import isotonic
 from remind_jax.training import cost, plain_models, run, stack
@@ -325,6 +325,13 @@ def test_default_candidates_are_there_for_every_task(tmp_path):
         names = stack.candidates(config, task)
         assert len([name for name in names if name in METHODS]) == 2
         assert len([name for name in names if name not in METHODS]) == 3
+
+
+def test_networks_read_text_as_bags_unless_there_are_published_weights(tmp_path):
+    config = cli.parse_config(tiny_runs.arguments(tmp_path, "remind_stack"))[0]
+    assert in_stack(config, "flex_moe", 0).model.text_encoder == "bag"
+    config.pretrained.text = "t5-small"
+    assert in_stack(config, "flex_moe", 0).model.text_encoder == "t5"
 
 
 def test_folds_of_a_data_set_are_those_of_the_members(tmp_path):
