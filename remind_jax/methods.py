@@ -101,9 +101,7 @@ QUICK = {
     "eval.bootstrap": 50,
 }
 # Models without a network, of remind_jax.studies.baselines; of a config they use data, seed, selection and evaluation.
-PLAIN = dict.fromkeys(
-    ("logistic_regression", "gradient_boosting", "random_boosting", "extra_trees", "ridge", "cox"), SOFT_MOE
-)
+PLAIN = dict.fromkeys(("logistic_regression", "gradient_boosting", "extra_trees", "ridge", "cox"), SOFT_MOE)
 OF_OTHER_TASKS = ("ridge", "cox")  # than classes: of values, and of survival
 
 

@@ -72,7 +72,6 @@ FORMS: dict[str, Callable[[Seen, Arrays, Task], jax.Array]] = {
     "ridge": _linear,
     "cox": _cox,
     "gradient_boosting": _boosting,
-    "random_boosting": _boosting,
     "extra_trees": _forest,
 }
 """(what is seen of rows, arrays of a model, task) -> predictions [b, p] of the task, float32."""

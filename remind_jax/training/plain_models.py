@@ -29,7 +29,6 @@ DEPTHS = (1, 2, 4)  # of the trees
 TREES = 200  # at most
 GROWN = 25  # trees between two looks at the tuning rows, and how many must do no better for boosting to end
 LEARNING_RATE = 0.1
-REPEATS, SHARE = 3, 0.1  # of boosting by random features: how many are averaged, the share that a split sees
 FOREST = 200  # extremely randomised trees
 LEAVES = (20, 10, 5, 2)  # least samples of one of their leaves
 MOST_LEAVES = 1024  # of a tree
@@ -283,68 +282,32 @@ def _grown(growing: Iterator[Any], x: np.ndarray, score: Score) -> tuple[float, 
 
 def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
     """Fits histogram gradient boosting: NaN where missing, depth and number of trees by the tuning rows."""
-    design, arrays = _boosting_design(train)
-    rows = design(train), train.labels, design(tuning)
-    grown = {depth: _boosted(*rows, task, seed, score, max_depth=depth) for depth in DEPTHS}
-    depth = max(grown, key=lambda depth: grown[depth][0])
-    _, trees, found = grown[depth]
-    predict = lambda rows: _after(found, design(rows), trees)  # noqa: E731
-    arrays |= tree_arrays.joined(found.start(), tree_arrays.boosted(found, trees))
-    return PlainModel(predict, _leaves(found, trees), {"depth": depth, "trees": trees}, arrays)
+    from sklearn import ensemble
 
-
-def fit_random_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
-    """Fits boosting several times, with a random tenth of the features at each split, and means the scores.
-
-    The number of trees of each is by the tuning rows, the depth is 2.
-    """
-    design, arrays = _boosting_design(train)
-    rows, options = (design(train), train.labels, design(tuning)), {"max_depth": 2, "max_features": SHARE}
-    seeds = [REPEATS * seed + i for i in range(REPEATS)]
-    grown = [_boosted(*rows, task, each, score, **options)[1:] for each in seeds]
-
-    def predict(rows: Features) -> np.ndarray:
-        x = design(rows)
-        logits = [task.logits(_after(found, x, trees).astype(np.float32)) for trees, found in grown]
-        return np.asarray(task.predictions(sum(logits) / REPEATS))
-
-    start = sum(found.start() for _, found in grown) / REPEATS
-    arrays |= tree_arrays.joined(start, (tree for n, found in grown for tree in tree_arrays.boosted(found, n)))
-    arrays["value"] /= REPEATS
-    parameters = sum(_leaves(found, trees) for trees, found in grown)
-    return PlainModel(predict, parameters, {"trees": [trees for trees, _ in grown]}, arrays)
-
-
-def _boosting_design(train: Features) -> tuple[Callable[[Features], np.ndarray], dict[str, np.ndarray]]:
-    """Makes what boosting sees: numbers with NaN, presence, counts of the most frequent tokens, [n, p]; its arrays."""
     counts, arrays = _most_frequent(train)
 
     def design(rows: Features) -> np.ndarray:
         return np.concatenate([rows.dense, rows.present.astype(np.float32), *counts(rows)], axis=1)
 
-    return design, arrays
+    x, tuning_x = design(train), design(tuning)
 
+    def boosted(depth: int) -> tuple[float, int, Any]:
+        options = {"max_depth": depth, "learning_rate": LEARNING_RATE, "early_stopping": False, "warm_start": True}
+        make = lambda kind: getattr(ensemble, f"HistGradientBoosting{kind}")(random_state=seed, **options)  # noqa: E731
+        with _threads(len(x)):
+            return _grown(_growing(make, x, train.labels, task), tuning_x, score)
 
-def _boosted(
-    x: np.ndarray, labels: np.ndarray, tuning_x: np.ndarray, task: Task, seed: int, score: Score, **options: Any
-) -> tuple[float, int, Any]:
-    """Fits boosting as far as the tuning rows like it; returns their score, the number of trees, and the learner."""
-    from sklearn import ensemble
+    grown = {depth: boosted(depth) for depth in DEPTHS}
+    depth = max(grown, key=lambda depth: grown[depth][0])
+    _, trees, found = grown[depth]
+    stages = [stage for model in found.models for stage in itertools.islice(model._predictors, trees)]
+    parameters = sum(tree.get_n_leaf_nodes() for stage in stages for tree in stage)
 
-    options |= {"learning_rate": LEARNING_RATE, "early_stopping": False, "warm_start": True, "random_state": seed}
-    make = lambda kind: getattr(ensemble, f"HistGradientBoosting{kind}")(**options)  # noqa: E731
-    with _threads(len(x)):
-        return _grown(_growing(make, x, labels, task), tuning_x, score)
+    def predict(rows: Features) -> np.ndarray:
+        return next(itertools.islice(found.staged(design(rows)), trees - 1, None))
 
-
-def _after(found: Any, x: np.ndarray, trees: int) -> np.ndarray:
-    """Returns the predictions [n, p] of a learner after so many of its trees."""
-    return next(itertools.islice(found.staged(x), trees - 1, None))
-
-
-def _leaves(found: Any, trees: int) -> int:
-    stages = [stage for model in found.models for stage in model._predictors[:trees]]
-    return sum(tree.get_n_leaf_nodes() for stage in stages for tree in stage)
+    arrays |= tree_arrays.joined(found.start(), tree_arrays.boosted(found, trees))
+    return PlainModel(predict, parameters, {"depth": depth, "trees": trees}, arrays)
 
 
 def fit_extra_trees(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
@@ -374,14 +337,12 @@ TASKS_OF = {
     "ridge": ("regression",),
     "cox": ("survival",),
     "gradient_boosting": tuple(LEARNERS),
-    "random_boosting": tuple(LEARNERS),
     "extra_trees": tuple(LEARNERS),
 }
 """The tasks of each model."""
 MODELS: dict[str, Callable[[Features, Any, int, Score, Features], PlainModel]] = {
     "logistic_regression": fit_logistic_regression,
     "gradient_boosting": fit_gradient_boosting,
-    "random_boosting": fit_random_boosting,
     "extra_trees": fit_extra_trees,
     "ridge": fit_ridge,
     "cox": fit_cox,

@@ -22,7 +22,7 @@ from tests.data.event_files import tables, write_folder
 from tests.data.manifest_files import write_image_manifest, write_manifest
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
-CLASSIFIERS = ("logistic_regression", "gradient_boosting", "random_boosting", "extra_trees")
+CLASSIFIERS = ("logistic_regression", "gradient_boosting", "extra_trees")
 
 
 def task_of(classes):

@@ -324,7 +324,7 @@ def test_default_candidates_are_there_for_every_task(tmp_path):
     for task in ("classes", *FORMS):
         names = stack.candidates(config, task)
         assert len([name for name in names if name in METHODS]) == 2
-        assert len([name for name in names if name not in METHODS]) == 3
+        assert len([name for name in names if name not in METHODS]) == 2
 
 
 def test_networks_read_text_as_bags_unless_there_are_published_weights(tmp_path):
