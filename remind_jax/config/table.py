@@ -186,7 +186,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
             0, "how many of them train without routers, imputation and weights of groups", NOT_NEGATIVE
         ),
         "stack": Key(
-            "flex_moe,remind_plus,logistic_regression,ridge,cox,gradient_boosting,extra_trees",
+            "flex_moe,remind_plus,logistic_regression,ridge,cox,gradient_boosting",
             "method=remind_stack: its candidates; plain models of other tasks are passed over",
         ),
         "chosen_among": Key(0, "trials of the search that chose these keys, which the report tells", NOT_NEGATIVE),

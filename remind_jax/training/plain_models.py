@@ -6,7 +6,7 @@ of tokens; embeddings averaged over their tokens; images and volumes shrunk to a
 too, of which `inference.plain` makes its predictions without scikit-learn.
 """
 
-import functools
+import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +19,7 @@ from remind_jax.data.dataset import Dataset
 from remind_jax.errors import UserError, needs
 from remind_jax.tasks.task import Task
 from remind_jax.training import tree_arrays
+from remind_jax.training.learners import LEARNERS, Classifiers
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
 DEPTHS = (1, 2, 4)  # of the trees
 TREES = 200  # at most
+GROWN = 25  # trees between two looks at the tuning rows, and how many must do no better for boosting to end
 LEARNING_RATE = 0.1
 FOREST = 200  # extremely randomised trees
 LEAVES = (20, 10, 5, 2)  # least samples of one of their leaves
 MOST_LEAVES = 1024  # of a tree
-UNSEEN = -1e4  # score of a class that training has not seen
 RIDGES = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # alpha of the ridge regression
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the Cox model, on the mean likelihood
-MANY_ROWS = 20_000  # train rows from which on threads save boosting more time than they cost
+MANY_ROWS = 20_000  # train rows from which on threads of linear algebra and boosting save more time than they cost
 TOKENS = 256  # tokens of a text or code modality that boosting sees, the most frequent in training
+DENSE = 0.2  # share of numbers that are not zero from which on linear models are faster without sparse arrays
 _BLOCK = 1024  # rows read at a time
 
 
@@ -103,10 +105,10 @@ def _dense(seen: Sequence[Any], present: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def _linear_design(train: Features) -> tuple[Callable[[Features], "csr_matrix"], dict[str, np.ndarray]]:
+def _linear_design(train: Features) -> tuple[Callable[[Features], Any], dict[str, np.ndarray]]:
     """Makes what linear models see: numbers standardised, presence, bags as TF-IDF, zeros where missing, [n, p].
 
-    Returns it with its arrays.
+    Returns it with its arrays. The matrix is sparse unless many of the numbers of training are not zero.
     """
     from scipy import sparse
     from sklearn.feature_extraction.text import TfidfTransformer
@@ -119,7 +121,10 @@ def _linear_design(train: Features) -> tuple[Callable[[Features], "csr_matrix"],
         blocks = [weight.transform(bag) for weight, bag in zip(weights, rows.bags, strict=True)]
         return sparse.hstack([sparse.csr_matrix(scaled), sparse.csr_matrix(rows.present), *blocks], format="csr")
 
-    return design, {"mean": mean, "std": std, **{f"idf_{j}": weight.idf_ for j, weight in enumerate(weights)}}
+    seen = design(train)
+    dense = seen.nnz > DENSE * np.prod(seen.shape)
+    chosen = (lambda rows: design(rows).toarray()) if dense else design
+    return chosen, {"mean": mean, "std": std, **{f"idf_{j}": weight.idf_ for j, weight in enumerate(weights)}}
 
 
 def _most_frequent(train: Features) -> tuple[Callable[[Features], list[np.ndarray]], dict[str, np.ndarray]]:
@@ -144,9 +149,25 @@ def _filled_design(train: Features) -> tuple[Callable[[Features], np.ndarray], d
 
 
 def _strongest(strengths: Sequence[float], fit: Callable[[float], Any], score: Callable[[Any], float]) -> tuple:
-    """Fits a model at each strength; returns strength and model of the highest score, of equal ones the first."""
-    candidates = [(strength, fit(strength)) for strength in strengths]
-    return max(candidates, key=lambda found: score(found[1]))
+    """Fits a model at each strength in turn; returns strength and model of the highest score, of equal ones the first.
+
+    It ends where two in a row score less than one before: from strong to weak the score has one peak.
+    """
+    models, values = [], []
+    for strength in strengths:
+        models.append(fit(strength))
+        values.append(score(models[-1]))
+        if max(values[:-2], default=-np.inf) > max(values[-2:]):
+            break
+    best = int(np.argmax(values))
+    return strengths[best], models[best]
+
+
+def _threads(rows: int) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context with one thread of linear algebra and OpenMP, unless there are many rows."""
+    import threadpoolctl
+
+    return threadpoolctl.threadpool_limits(None if rows >= MANY_ROWS else 1)
 
 
 def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
@@ -156,8 +177,9 @@ def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score
     del seed  # the fit is deterministic
     design, arrays = _linear_design(train)
     x, tuning_x = design(train), design(tuning)
-    fit = lambda c: _Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), x, train.labels, task)  # noqa: E731
-    c, found = _strongest(STRENGTHS, fit, lambda found: score(found.predict(tuning_x)))
+    fit = lambda c: Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), x, train.labels, task)  # noqa: E731
+    with _threads(len(train.labels)):
+        c, found = _strongest(STRENGTHS, fit, lambda found: score(found.predict(tuning_x)))
     parameters = sum(model.coef_.size + model.intercept_.size for model in found.models)
     arrays |= {"coef": np.zeros((x.shape[1], found.outputs)), "intercept": found.start()}
     for model, columns in zip(found.models, found.columns, strict=True):
@@ -174,7 +196,8 @@ def fit_ridge(train: Features, task: Task, seed: int, score: Score, tuning: Feat
     x, tuning_x, y = design(train), design(tuning), task.standard(train.labels.astype(np.float64))
     predict = lambda model, rows: task.predictions(model.predict(rows)[:, None])  # noqa: E731
     fit = lambda strength: Ridge(strength).fit(x, y)  # noqa: E731
-    strength, model = _strongest(RIDGES, fit, lambda model: score(predict(model, tuning_x)))
+    with _threads(len(y)):
+        strength, model = _strongest(RIDGES, fit, lambda model: score(predict(model, tuning_x)))
     arrays |= {"coef": model.coef_[:, None], "intercept": np.array([model.intercept_])}
     return PlainModel(lambda rows: predict(model, design(rows)), model.coef_.size + 1, {"alpha": strength}, arrays)
 
@@ -228,9 +251,37 @@ def fit_cox(train: Features, task: Task, seed: int, score: Score, tuning: Featur
     return PlainModel(lambda rows: predict(model, rows), len(model.params_), {"penalty": penalty}, arrays)
 
 
+def _growing(make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task) -> Iterator[Any]:
+    """Yields learners of ever more trees, whose boosted models, of `make`, go on from where they are."""
+    models: list[Any] = []
+    for trees in (*range(GROWN, TREES, GROWN), TREES):
+        before = iter(tuple(models))
+
+        def go_on(kind: str, trees: int = trees, before: Iterator[Any] = before) -> Any:
+            model = next(before, None)
+            if model is None:
+                models.append(model := make(kind))
+            return model.set_params(max_iter=trees)
+
+        yield LEARNERS[task.name](go_on, x, labels, task)
+
+
+def _grown(growing: Iterator[Any], x: np.ndarray, score: Score) -> tuple[float, int, Any]:
+    """Takes learners of ever more trees until `GROWN` of these do no better; returns score, number of trees, learner.
+
+    `x` are the tuning rows, of whose predictions after each tree `score` is asked once.
+    """
+    values: list[float] = []
+    for found in growing:
+        values += map(score, itertools.islice(found.staged(x), len(values), None))
+        if len(values) - np.argmax(values) > GROWN:
+            break
+    best = int(np.argmax(values))
+    return values[best], best + 1, found
+
+
 def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, tuning: Features) -> PlainModel:
     """Fits histogram gradient boosting: NaN where missing, depth and number of trees by the tuning rows."""
-    import threadpoolctl
     from sklearn import ensemble
 
     counts, arrays = _most_frequent(train)
@@ -239,23 +290,16 @@ def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, 
         return np.concatenate([rows.dense, rows.present.astype(np.float32), *counts(rows)], axis=1)
 
     x, tuning_x = design(train), design(tuning)
-    best: tuple[float, int, int, Any] | None = None
-    threads = None if len(x) >= MANY_ROWS else 1
-    for depth in DEPTHS:
-        options = {"max_depth": depth, "max_iter": TREES, "learning_rate": LEARNING_RATE}
 
-        def make(kind: str, options: dict[str, Any] = options) -> Any:
-            model = getattr(ensemble, f"HistGradientBoosting{kind}")
-            return model(**options, early_stopping=False, random_state=seed)
+    def boosted(depth: int) -> tuple[float, int, Any]:
+        options = {"max_depth": depth, "learning_rate": LEARNING_RATE, "early_stopping": False, "warm_start": True}
+        make = lambda kind: getattr(ensemble, f"HistGradientBoosting{kind}")(random_state=seed, **options)  # noqa: E731
+        with _threads(len(x)):
+            return _grown(_growing(make, x, train.labels, task), tuning_x, score)
 
-        with threadpoolctl.threadpool_limits(threads):
-            found = LEARNERS[task.name](make, x, train.labels, task)
-        for trees, predictions in enumerate(found.staged(tuning_x), start=1):
-            value = score(predictions)
-            if best is None or value > best[0]:
-                best = value, depth, trees, found
-    assert best is not None
-    _, depth, trees, found = best
+    grown = {depth: boosted(depth) for depth in DEPTHS}
+    depth = max(grown, key=lambda depth: grown[depth][0])
+    _, trees, found = grown[depth]
     stages = [stage for model in found.models for stage in itertools.islice(model._predictors, trees)]
     parameters = sum(tree.get_n_leaf_nodes() for stage in stages for tree in stage)
 
@@ -288,104 +332,6 @@ def fit_extra_trees(train: Features, task: Task, seed: int, score: Score, tuning
     return PlainModel(lambda rows: found.predict(design(rows)), parameters, {"min_samples_leaf": leaf}, arrays)
 
 
-class _Classifiers:
-    """Classifiers of one label of several classes, or of each of several labels on the rows in which it is known."""
-
-    def __init__(self, make: Callable[[], Any], x: Any, labels: np.ndarray, task: Task):
-        self._one, self.outputs = labels.ndim == 1, len(task.names)
-        columns = [labels] if self._one else labels.T
-        self.models = [make().fit(x[known], y[known]) for y in columns for known in [np.flatnonzero(y >= 0)]]
-
-    @property
-    def columns(self) -> list[np.ndarray]:
-        """The outputs that the scores of each model are of; of two classes there is the second's only."""
-        if not self._one:
-            return [np.array([j]) for j in range(len(self.models))]
-        return [seen if len(seen) > 2 else seen[1:] for seen in [self.models[0].classes_]]
-
-    @property
-    def wide_columns(self) -> list[np.ndarray]:
-        """The outputs that the probabilities of each model are of; of several labels that of a case only."""
-        return [self.models[0].classes_] if self._one else self.columns
-
-    def start(self) -> np.ndarray:
-        """Returns what scores begin with, float64 [o]: nearly no chance for classes that training has not seen."""
-        start = np.zeros(self.outputs)
-        if self._one:
-            start[np.setdiff1d(np.arange(self.outputs), self.models[0].classes_)] = UNSEEN
-        for model, columns in zip(self.models, self.columns, strict=True):
-            start[columns] += np.ravel(getattr(model, "_baseline_prediction", 0.0))
-        return start
-
-    def predict(self, x: Any) -> np.ndarray:
-        return self._joined([model.predict_proba(x) for model in self.models])
-
-    def staged(self, x: Any) -> Iterator[np.ndarray]:
-        return map(self._joined, zip(*(model.staged_predict_proba(x) for model in self.models), strict=True))
-
-    def _joined(self, found: Sequence[np.ndarray]) -> np.ndarray:
-        if self._one:
-            return _all_classes(found[0], self.models[0].classes_, self.outputs)
-        return np.stack([chances[:, 1] for chances in found], axis=1)
-
-
-class _Value:
-    """A regressor of standardised values."""
-
-    outputs, columns, wide_columns = 1, [np.array([0])], [np.array([0])]
-
-    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
-        self._task, self.models = task, [make("Regressor").fit(x, task.standard(labels.astype(np.float64)))]
-
-    def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
-        return (self._task.predictions(found[:, None]) for found in self.models[0].staged_predict(x))
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        return self._task.predictions(self.models[0].predict(x)[:, None])
-
-    def start(self) -> np.ndarray:
-        return np.ravel(self.models[0]._baseline_prediction)
-
-
-class _Hazards:
-    """A classifier of the hazard in each step, of a row a sample and step that it has come to."""
-
-    outputs, columns, wide_columns = 1, [np.array([0])], [np.array([0])]
-    start = _Value.start
-
-    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
-        self._steps = task.outputs
-        step, event = task.steps(labels)
-        owner = np.repeat(np.arange(len(x)), np.minimum(step + 1, self._steps))
-        at = np.concatenate([np.arange(min(last + 1, self._steps)) for last in step])
-        self.models = [make("Classifier").fit(self._rows(x[owner], at), event[owner] & (at == step[owner]))]
-
-    def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
-        return map(self._survival, self.models[0].staged_predict_proba(self._all_steps(x)))
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        return self._survival(self.models[0].predict_proba(self._all_steps(x)))
-
-    def _survival(self, found: np.ndarray) -> np.ndarray:
-        return np.cumprod(1 - found[:, 1].reshape(-1, self._steps), axis=1)
-
-    def _all_steps(self, x: np.ndarray) -> np.ndarray:
-        return self._rows(np.repeat(x, self._steps, axis=0), np.tile(np.arange(self._steps), len(x)))
-
-    def _rows(self, x: np.ndarray, step: np.ndarray) -> np.ndarray:
-        return np.concatenate([x, step[:, None].astype(x.dtype)], axis=1)
-
-
-def _classifiers(make: Callable[[str], Any], *rest: Any) -> _Classifiers:
-    return _Classifiers(functools.partial(make, "Classifier"), *rest)
-
-
-LEARNERS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("classes", "ordinal", "multilabel"), _classifiers),
-    "regression": _Value,
-    "survival": _Hazards,
-}
-"""How trees learn each task: (make, inputs, labels, task) -> `models` and predictions, `staged` by number of trees."""
 TASKS_OF = {
     "logistic_regression": ("classes", "ordinal", "multilabel"),
     "ridge": ("regression",),
@@ -411,13 +357,6 @@ def _moments(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = (np.where(there, dense - mean, 0.0) ** 2).sum(axis=0) / count
     std = np.sqrt(variance)
     return mean, np.where(std > 1e-6, std, 1.0)
-
-
-def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
-    """Gives probabilities a column for every class, 0 for those that training has not seen, [n, c]."""
-    probabilities = np.zeros((len(found), classes))
-    probabilities[:, seen] = found
-    return probabilities
 
 
 def score_of(select: str, task: Task, labels: np.ndarray) -> Score:

@@ -2,12 +2,16 @@
 
 Folds are dealt to train and tuning rows by patient (`data.splits.deal`). A network of a fold is a run of its own under
 `members/NAME-FOLD`, whose tuning rows are that fold; a plain model chooses its strength by the same rows. The weights
-are those of greedy selection on the loss of all these predictions, moved towards equal ones where rows are few.
+are those of greedy selection on the loss of all these predictions, moved towards equal ones where rows are few. Plain
+models are fitted in a thread beside the networks' training.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,7 +106,7 @@ def build(
     if folder is not None:
         files.make_folder(folder, private=True)
     folds = [fold_of(data, config, k) for k in range(config.data.folds)]
-    made = list(_made(config, data, folds, folder, train, task, bar))
+    made = _made(config, data, folds, folder, train, task, bar)
     if not made:
         raise UserError("no candidate of the stack can be fitted on these rows: train method=remind")
     labels = data.train_labels
@@ -149,25 +153,45 @@ def _made(
     train: Train,
     task: Task,
     bar: progress.Silent,
-) -> Iterator[_Candidate]:
-    """Yields the candidates in turn, but those that cannot be fitted, which is told."""
-    names, rows, seen = candidates(config, task.name), data.rows("train"), None
+) -> list[_Candidate]:
+    """Makes the candidates, in the order of their names, but those that cannot be fitted, which is told."""
+    names, rows = candidates(config, task.name), data.rows("train")
     places = [np.flatnonzero(fold.split[rows] == splits.TUNING) for fold in folds]
-    for name in names:
-        if name in methods.METHODS:
-            yield _networks(config, data, folds, places, name, folder, train, task, bar)
-            continue
-        seen = plain_models.features(data, "train") if seen is None else seen
-        bar.say(f"{name}: {len(folds)} folds")
+    plain_names = [name for name in names if name in methods.PLAIN]
+    seen = plain_models.features(data, "train") if plain_names else None
+    made: dict[str, _Candidate] = {}
+    with _beside(plain_names, seen, config, places, folder, task) as arrays_of:
+        for name in names:
+            if name in methods.METHODS:
+                made[name] = _networks(config, data, folds, places, name, folder, train, task, bar)
+        for name, found in arrays_of.items():
+            bar.say(f"{name}: {len(folds)} folds")
+            try:
+                made[name] = _of_arrays(name, found.result(), seen, places, task)
+            except (UserError, ValueError) as error:
+                bar.say(f"{name} is left out: {' '.join(str(error).split())}")
+    return [made[name] for name in names if name in made]
+
+
+@contextlib.contextmanager
+def _beside(names: Sequence[str], *arguments: Any) -> Iterator[Mapping[str, concurrent.futures.Future]]:
+    """Fits plain models in a thread, see `_plain`; what is not begun at the end of the context is given up."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        over = threading.Event()
         try:
-            arrays = _plain(config, name, seen, places, folder, task)
-        except (UserError, ValueError) as error:
-            bar.say(f"{name} is left out: {' '.join(str(error).split())}")
-            continue
-        found = np.zeros((len(rows), len(task.names)), np.float32)
-        for k, place in enumerate(places):
-            found[place] = predict_plain(name, below(arrays, str(k)), seen.take(place), task)
-        yield _Candidate(Member(name, 0.0), arrays, found)
+            yield {name: pool.submit(_plain, name, *arguments, over) for name in names}
+        finally:
+            over.set()
+
+
+def _of_arrays(
+    name: str, arrays: dict[str, np.ndarray], seen: Features, places: list[np.ndarray], task: Task
+) -> _Candidate:
+    """Makes the candidate that a plain model is, of its arrays by fold and path."""
+    found = np.zeros((len(seen.labels), len(task.names)), np.float32)
+    for k, place in enumerate(places):
+        found[place] = predict_plain(name, below(arrays, str(k)), seen.take(place), task)
+    return _Candidate(Member(name, 0.0), arrays, found)
 
 
 def _networks(
@@ -200,14 +224,22 @@ def _networks(
 
 
 def _plain(
-    config: Any, name: str, seen: Features, places: list[np.ndarray], folder: pathlib.Path | None, task: Task
+    name: str,
+    seen: Features,
+    config: Any,
+    places: list[np.ndarray],
+    folder: pathlib.Path | None,
+    task: Task,
+    over: threading.Event,
 ) -> dict[str, np.ndarray]:
-    """Fits one plain model on each fold, or reads its arrays; returns them by fold and path."""
+    """Fits one plain model on each fold until it is `over`, or reads its arrays; returns them by fold and path."""
     file = None if folder is None else folder / f"{name}.safetensors"
     if file is not None and file.exists():
         return safetensors.numpy.load(records.content(file, folder, _MOST))
     arrays: dict[str, np.ndarray] = {}
     for k, place in enumerate(places):
+        if over.is_set():
+            raise concurrent.futures.CancelledError
         rest = np.setdiff1d(np.arange(len(seen.labels)), place)
         tuning = seen.take(place)
         score = plain_models.score_of("loss", task, tuning.labels)

@@ -16,7 +16,7 @@ from remind_jax.tasks.multilabel import Multilabel
 from remind_jax.tasks.ordinal import Ordinal
 from remind_jax.tasks.regression import Regression
 from remind_jax.tasks.survival import Survival
-from remind_jax.training import plain_models, stack, tree_arrays
+from remind_jax.training import learners, plain_models, stack, tree_arrays
 from tests import plain_runs, tiny_runs
 from tests.data.event_files import tables, write_folder
 from tests.data.manifest_files import write_image_manifest, write_manifest
@@ -155,6 +155,41 @@ def test_tuning_rows_choose(monkeypatch):
         assert fitted.chosen == {"C": expected}
 
 
+def _peaked(at: int):
+    """A score that rises to its call number `at`, counted from 0, and falls after it; and the list of its calls."""
+    calls: list[int] = []
+
+    def score(predictions) -> float:
+        calls.append(len(predictions))
+        return -abs(len(calls) - 1 - at)
+
+    return score, calls
+
+
+@pytest.mark.parametrize(("model", "key"), [("logistic_regression", "C"), ("extra_trees", "min_samples_leaf")])
+def test_a_path_of_strengths_ends_two_behind_its_peak(model, key, monkeypatch):
+    monkeypatch.setattr(plain_models, "FOREST", 2)
+    train, tuning = (_made(n, seed, lambda dense, bag: dense[:, 0] > 0) for seed, n in enumerate((200, 80)))
+    score, calls = _peaked(1)
+    fitted = plain_models.MODELS[model](train, task_of(2), 0, score, tuning)
+    strengths = plain_models.STRENGTHS if key == "C" else plain_models.LEAVES
+    assert fitted.chosen == {key: strengths[1]}
+    assert len(calls) == 4
+
+
+def test_boosting_grows_no_further_than_it_gets_better_and_its_trees_are_those_of_one_fit():
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    train, tuning = (_made(n, seed, lambda dense, bag: dense[:, 0] + bag[:, 1] > 0) for seed, n in enumerate((200, 80)))
+    score, calls = _peaked(29)
+    fitted = plain_models.MODELS["gradient_boosting"](train, task_of(2), 0, score, tuning)
+    assert fitted.chosen == {"depth": plain_models.DEPTHS[0], "trees": 30}
+    assert len(calls) == 75 + 50 * (len(plain_models.DEPTHS) - 1)  # of 200 each
+    x = [np.concatenate([each.dense, each.present, each.bags[0].toarray()], axis=1) for each in (train, tuning)]
+    whole = HistGradientBoostingClassifier(max_depth=1, max_iter=30, early_stopping=False).fit(x[0], train.labels)
+    np.testing.assert_allclose(fitted.predict(tuning), whole.predict_proba(x[1]), rtol=1e-6)
+
+
 def test_person_periods_end_where_the_event_is_or_the_time_is_censored():
     made = []
 
@@ -165,7 +200,7 @@ def test_person_periods_end_where_the_event_is_or_the_time_is_censored():
 
     task = types.SimpleNamespace(outputs=3, steps=lambda labels: (labels[:, 0].astype(int), labels[:, 1] > 0))
     x, labels = np.array([[5.0], [6.0], [7.0]]), np.array([[1, 1], [1, 0], [3, 0]])
-    plain_models._Hazards(lambda kind: Spy(), x, labels, task)
+    learners.Hazards(lambda kind: Spy(), x, labels, task)
     rows, events = made[0]
     # two steps of the first, in the second of which it has its event; two of the second; all three of the last
     assert rows.tolist() == [[5, 0], [5, 1], [6, 0], [6, 1], [7, 0], [7, 1], [7, 2]]

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,8 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import reading, splits
 from remind_jax.errors import UserError
 from remind_jax.inference import loader, model_folder, plain
-from remind_jax.methods import METHODS
+from remind_jax.methods import METHODS, in_stack
+from remind_jax.runtime import progress
 from remind_jax.tasks import isotonic
 from remind_jax.training import cost, plain_models, run, stack
 from tests import tiny_runs
@@ -149,6 +151,24 @@ def test_after_a_kill_what_is_finished_is_kept_and_the_result_is_the_same(traine
     assert [file.stat().st_mtime_ns for file in kept] == before
     np.testing.assert_array_equal(_predictions(tmp_path / "run"), _predictions(folder))
     assert "is a finished run" in _train(arguments, tmp_path / "run")
+
+
+def test_plain_models_are_fitted_while_networks_train(tmp_path, monkeypatch):
+    names = ("remind", "logistic_regression")
+    config = cli.parse_config(_arguments(write_manifest(tmp_path / "data", n=60), tmp_path / "cache", names))[0]
+    fits = threading.Event()
+
+    def fit(*arguments):
+        fits.set()
+        raise UserError("it has begun")
+
+    def train(*arguments):
+        assert fits.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(plain_models.MODELS, "logistic_regression", fit)
+    with pytest.raises(KeyboardInterrupt):
+        stack.build(config, datasets.load_dataset(config), None, train, progress.Silent())
 
 
 @pytest.mark.parametrize(
@@ -304,7 +324,14 @@ def test_default_candidates_are_there_for_every_task(tmp_path):
     for task in ("classes", *FORMS):
         names = stack.candidates(config, task)
         assert len([name for name in names if name in METHODS]) == 2
-        assert len([name for name in names if name not in METHODS]) == 3
+        assert len([name for name in names if name not in METHODS]) == 2
+
+
+def test_networks_read_text_as_bags_unless_there_are_published_weights(tmp_path):
+    config = cli.parse_config(tiny_runs.arguments(tmp_path, "remind_stack"))[0]
+    assert in_stack(config, "flex_moe", 0).model.text_encoder == "bag"
+    config.pretrained.text = "t5-small"
+    assert in_stack(config, "flex_moe", 0).model.text_encoder == "t5"
 
 
 def test_folds_of_a_data_set_are_those_of_the_members(tmp_path):
