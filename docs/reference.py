@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from remind_jax.config import keys
-from remind_jax.config.table import OF_SOURCES, Key, Limit
+from remind_jax.config.limits import Key, Limit
+from remind_jax.config.sources import OF_SOURCES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIRST = ("remind_jax", "remind_jax.main", "remind_jax.sweep", "remind_jax.check_data")  # others follow by name

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from remind_jax import __main__ as console
 from remind_jax import cli, methods
 from remind_jax.config import keys
-from remind_jax.config.table import Limit
+from remind_jax.config.limits import Limit
 from remind_jax.errors import UserError, did_you_mean
 
 # Bash has cut what was typed at = and : and wants the last piece alone.
@@ -43,10 +43,9 @@ def candidates(words: Sequence[str]) -> list[str]:
     elif "=" in word:
         found = _values(word)
     else:
-        text = console.text_of(console.find(before)[0])
-        options = dict(sorted(re.findall(r"(--[a-z][\w-]*)(=?)", text)))
-        found = [option + sign for option, sign in options.items()]
-        if "--config" in options:
+        options = re.findall(r"(--[a-z][\w-]*)(=?)", console.text_of(console.find(before)[0]))
+        found = [*map("".join, dict(sorted(options)).items())]
+        if "--config" in dict(options):
             found += [f"--config.{key}=" for key in keys()] if word.startswith("--config.") else ["--config."]
     return sorted(each for each in found if each.startswith(word))
 
@@ -54,10 +53,10 @@ def candidates(words: Sequence[str]) -> list[str]:
 def _values(word: str) -> list[str]:
     """Returns what may stand where an option such as `--config=nhanes:method=` ends, each with what is there."""
     option, head = word.partition("=")[0], word[: max(map(word.rfind, "=:,")) + 1]
-    names = (*methods.METHODS, *methods.PLAIN, *methods.ARENA)
+    names = methods.METHODS | methods.PLAIN | methods.ARENA
     known = {"--methods": ("all", "arena", *names), "--table": methods.TABLES, "method": names, "size": methods.SIZES}
-    known |= {"--engine": ("local", "ray")}
-    known |= {"--config": cli.config_names() if head.endswith("=") else ("method=", "size=")}
+    configs = cli.config_names() if head.endswith("=") else ("method=", "size=")
+    known |= {"--config": configs, "--engine": ("local", "ray")}
     for path, key in keys().items():
         known[f"--config.{path}"] = ("false", "true") if isinstance(key.default, bool) else key.allowed
     found = known.get(re.split("[:,]", head[:-1])[-1] if head.endswith("=") else option)

@@ -19,10 +19,8 @@
     --retries=2          how often a run goes on elsewhere whose machine or process was lost
     --on-changed-data=restart    runs whose data have changed begin anew; else they are refused
     --resamples=2000     bootstrap replicates of the differences
-    --search=tpe         search the keys of every network first (Optuna; extra search of remind-jax), by
-                         rows out of fold; then run each once with the keys that were best
-    --trials=20          of each search, the first with the config as it is
-    --space=optim.lr=1e-4..1e-2:log,model.width=32|64    what is searched (docs/search.md)
+    --search=tpe         search the keys of every network first, by rows out of fold (docs/search.md);
+                         --trials=20 of each, --space=optim.lr=1e-4..1e-2:log,model.width=32|64
     --plan               only say what the searches would cost
 
 Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails

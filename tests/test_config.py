@@ -9,8 +9,10 @@ import re
 import pytest
 
 from remind_jax.config import base, complete, defaults, keys, set_value, validate, value_of
+from remind_jax.config.limits import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE
 from remind_jax.config.rules import RULES
-from remind_jax.config.table import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, OF_SOURCES, POSITIVE, SECTIONS
+from remind_jax.config.sources import OF_SOURCES
+from remind_jax.config.table import SECTIONS
 from remind_jax.data import samplers, sources
 from remind_jax.data.kinds import numbers
 from remind_jax.data.sources import embed, mimic_iv_cohort, mimic_iv_outcomes, nhanes, synthetic

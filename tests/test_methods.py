@@ -7,7 +7,7 @@ import pytest
 
 from configs import embed
 from remind_jax.config import keys, validate, value_of
-from remind_jax.config.table import OF_SOURCES
+from remind_jax.config.sources import OF_SOURCES
 from remind_jax.errors import UserError
 from remind_jax.methods import ARENA, METHODS, OF_OTHER_TASKS, PLAIN, QUICK, SIZES, TABLES, Variant, choose
 from remind_jax.models.spec import model_spec

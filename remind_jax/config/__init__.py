@@ -7,8 +7,10 @@ the command line: `--config.optim.lr=1e-3`.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from remind_jax.config.limits import Key, Limit
 from remind_jax.config.rules import RULES
-from remind_jax.config.table import OF_SOURCES, RETIRED, SECTIONS, Key, Limit
+from remind_jax.config.sources import OF_SOURCES
+from remind_jax.config.table import RETIRED, SECTIONS
 from remind_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # benchmarks run where it is not installed

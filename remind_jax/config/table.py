@@ -1,157 +1,25 @@
-"""Every key of a config, once: its default, its meaning, and the values that it may have."""
+"""Every key of a config, once: its default, its meaning, and the values that it may have.
 
-import dataclasses
-import math
-import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+Those of single data sets stand in `sources`.
+"""
 
+from remind_jax.config.limits import (
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    FINITE,
+    LAST_FOLD,
+    NOT_NEGATIVE,
+    PART,
+    POSITIVE,
+    SHARE,
+    SPAN,
+    TRACK,
+    Key,
+)
+from remind_jax.config.sources import OF_SOURCES
 
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """What a value must be: whether it is within the limit, False for NaN, and the limit in words, after "must be"."""
-
-    holds: Callable[[Any], bool]
-    says: str
-
-
-class Key(NamedTuple):
-    """A key of a config: its default, and by that its type, what it sets, and the values that it may have, by name or
-    as a limit; None for any of its type. `words` may stand in place of a number.
-    """
-
-    default: Any
-    meaning: str
-    allowed: tuple[str, ...] | Limit | None = None
-    words: tuple[str, ...] = ()
-
-
-def _is_span(text: str) -> bool:
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    return not text or (found is not None and int(found[1]) < int(found[2]))
-
-
-def _are_trackers(text: str) -> bool:
-    names = text.split(",") if text else []
-    return set(names) <= {"tensorboard", "mlflow", "wandb"} and len(set(names)) == len(names)
-
-
-AT_LEAST_ONE = Limit(lambda x: x >= 1, "at least 1")
-POSITIVE = Limit(lambda x: 0 < x < math.inf, "above 0 and finite")
-NOT_NEGATIVE = Limit(lambda x: 0 <= x < math.inf, "at least 0 and finite")
-LAST_FOLD = Limit(lambda x: x >= -1, "at least -1")
-FINITE = Limit(math.isfinite, "finite")
-SHARE = Limit(lambda x: 0 < x < 1, "above 0 and below 1")
-PART = Limit(lambda x: 0 <= x <= 1, "at least 0 and at most 1")
-BELOW_ONE = Limit(lambda x: 0 <= x < 1, "at least 0 and below 1")
-TRACK = Limit(_are_trackers, "empty, or some of tensorboard, mlflow and wandb, separated by commas")
-SPAN = Limit(_is_span, "FIRST:STOP with FIRST below STOP, for example 10:20")
 _FLOATS = ("float32", "bfloat16")
 _GATES = ("gated", "always", "never")
-
-_LEAKS = ("earlier", "paper")
-# Combinations of EMBED and their frequencies (paper, section 7.4.2).
-EMBED = (
-    ("ffdm_cc", 0.030),
-    ("cview_cc+ffdm_cc", 0.006),
-    ("ffdm_mlo", 0.012),
-    ("ffdm_cc+ffdm_mlo", 0.578),
-    ("cview_cc+ffdm_cc+ffdm_mlo", 0.003),
-    ("cview_cc+cview_mlo+ffdm_cc+ffdm_mlo", 0.371),
-)
-_TWIN_SEED = Key(0, "of the twin; the run's own seed splits it", NOT_NEGATIVE)
-# Keys of section `data` that single data sets have, by `data.source`.
-OF_SOURCES: dict[str, dict[str, Key]] = {
-    "eicu": {
-        "outcome": Key(
-            "died",
-            "what is asked (docs/eicu.md)",
-            ("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
-        ),
-        "hours": Key(48, "of the input window", AT_LEAST_ONE),
-        "labs": Key(
-            "numeric",
-            "numeric: mean, min, max, last of items; last: that alone; events: all values, hourly means of vital signs",
-            ("numeric", "last", "events"),
-        ),
-        "max_events": Key(512, "labs=events: most of a stay, the newest", AT_LEAST_ONE),
-    },
-    "embed": {
-        "unit": Key("exam", "what a sample is", ("exam", "breast")),
-        "key": Key("acc_anon", "what joins files and findings; study_date: and patient", ("acc_anon", "study_date")),
-        "suffix": Key(".dcm", "how the names of the image files end", (".dcm", ".png", "_conv.png", ".jpg")),
-        "exams": Key(3_000, "of the twin", AT_LEAST_ONE),
-        "seed": _TWIN_SEED,
-    },
-    "events": {
-        "stays": Key(3_000, "of the made-up data", AT_LEAST_ONE),
-        "max_events": Key(256, "most events of a stay, the newest", AT_LEAST_ONE),
-        "seed": Key(0, "of the made-up data; the run's own seed splits them", NOT_NEGATIVE),
-    },
-    "fprm": {"samples": Key(3_394, "of the twin", AT_LEAST_ONE), "seed": _TWIN_SEED},
-    "manifest": {"digest": Key("", "of rows from memory (fit): a run folder serves these rows only")},
-    "mimic_iv": {
-        "notes_root": Key("", "folder of MIMIC-IV-Note; empty looks for note/ under data.root"),
-        "images_root": Key("", "folder of MIMIC-CXR-JPG: adds the modality film; empty: there is none"),
-        "label": Key("ihm48", "ihm48 is death in hospital", ("ihm48", "died_within_48h", "one_year")),
-        "hours": Key(0, "of the input window; 0 is the label's: 48, 24, 24", NOT_NEGATIVE),
-        "notes": Key("earlier", "earlier: signed within the window; paper: also later ones (leaks)", _LEAKS),
-        "note_characters": Key(8_000, "most of the notes of a stay, newest first", AT_LEAST_ONE),
-        "labs": Key(
-            "text",
-            'text: "name value unit; …"; numeric: mean, min, max, last of items; last: that alone; events: all values',
-            ("text", "numeric", "last", "events"),
-        ),
-        "max_events": Key(512, "labs=events: most of a stay, the newest", AT_LEAST_ONE),
-        "codes": Key("earlier", "earlier: of admissions before; paper: of this admission's discharge (leaks)", _LEAKS),
-        "icd": Key("codes", "codes: their own vocabulary; text: for a text encoder such as T5", ("codes", "text")),
-        "icd_versions": Key((9,), "(9,), (10,) or (9, 10)"),
-        "missing": Key("", "empty: published (twin), natural (real data); bernoulli: independent drops"),
-        "drop": Key(0.266, "probability of a drop under bernoulli", BELOW_ONE),
-        "seed": Key(0, "of the twin and of bernoulli; the run's own seed splits the data", NOT_NEGATIVE),
-        "stays": Key(6_000, "of the twin", AT_LEAST_ONE),
-        "outcome": Key(
-            "died",
-            "what is asked (docs/mimic.md); the twin has died, conditions, length_of_stay and time_to_death",
-            (
-                *("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
-                "time_to_death",
-            ),
-        ),
-        "cohort": Key(
-            "stays",
-            "single: stays that are alone in their admission and unit; admissions: rows are whole admissions",
-            ("stays", "single", "admissions"),
-        ),
-    },
-    "gbsg2": {},
-    "nhanes": {
-        "views": Key(7, "how many views: 5, 7 or 10"),
-        "label": Key(
-            "health",
-            "self-rated health as classes or ordered grades, diagnoses (multilabel), glycated haemoglobin (regression)",
-            ("health", "grades", "conditions", "glycohemoglobin"),
-        ),
-    },
-    "support2": {
-        "label": Key("hospital_death", "hospital_death (classes) or survival", ("hospital_death", "survival"))
-    },
-    "synthetic": {
-        "combinations": Key(EMBED, "combinations and frequencies"),
-        "train": Key(12_000, "training samples", AT_LEAST_ONE),
-        "tuning": Key(1_500, "tuning samples", AT_LEAST_ONE),
-        "held_out_per_group": Key(1_000, "held-out samples of each combination", AT_LEAST_ONE),
-        "classes": Key(2, "of the label"),
-        "latent": Key(2, "width of a modality's latent", AT_LEAST_ONE),
-        "tokens": Key(2, "observed tokens of a modality", AT_LEAST_ONE),
-        "token_width": Key(16, "numbers in a token", AT_LEAST_ONE),
-        "noise": Key(0.3, "of the observation, in standard deviations", NOT_NEGATIVE),
-        "shift": Key(0.9, "share of a combination's rule that is not common to all"),
-        "atoms": Key(3, "different rules that combinations share", AT_LEAST_ONE),
-        "sharpness": Key(6.0, "of the label against its Gumbel noise", NOT_NEGATIVE),
-    },
-    "uci_heart": {},
-}
 
 # Keys that files of older versions have, which decided no figure.
 RETIRED = ("train.tensorboard",)

@@ -1,7 +1,7 @@
-"""A network's forward pass as a compiled function."""
+"""A network's forward pass as a compiled function, and what it gives of the rows of a store."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,26 @@ from remind_jax.data import pipeline
 from remind_jax.models import spare_rows
 from remind_jax.models.model import Params
 from remind_jax.models.network import Network
+
+
+class Predicted(NamedTuple):
+    """Predictions [n, p] of the task and labels [n, ...] of all rows of a store in order; the share of open gates."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    open_rate: float
+
+
+class Logits(NamedTuple):
+    """What a network says of all rows of a store in order, before anything is chosen on tuning rows.
+
+    Logits [n, o], indices of combinations, int [n], labels [n, ...], and the share of open gates.
+    """
+
+    logits: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray
+    open_rate: float
 
 
 def compiled(config: Any, network: Network, spare: int) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:

@@ -10,7 +10,7 @@ import json
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from remind_jax.evaluation.finished import REPORT
 from remind_jax.evaluation.report import Report
 from remind_jax.evaluation.samples import Samples
 from remind_jax.inference import forward, model_files, new_rows, stack
+from remind_jax.inference.forward import Logits, Predicted
 from remind_jax.inference.present import PresentRows
 from remind_jax.models import spare_rows
 from remind_jax.models.model import STORED, Params, is_statistic
@@ -46,26 +47,6 @@ Tables = Mapping[str, Any] | None
 THREADS = 2  # number of threads that read and encode rows ahead
 LABEL_TYPES = {"text": str, "integer": int, "number": float, "boolean": "true".__eq__}
 """What turns the name of a class into the label that the user's data have, by the type of these labels."""
-
-
-class Predicted(NamedTuple):
-    """Predictions [n, p] of the task and labels [n, ...] of all rows of a store in order; the share of open gates."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-    open_rate: float
-
-
-class Outputs(NamedTuple):
-    """What a network says of all rows of a store in order, before anything is chosen on tuning rows.
-
-    Logits [n, o], indices of combinations, int [n], labels [n, ...], and the share of open gates.
-    """
-
-    logits: np.ndarray
-    groups: np.ndarray
-    labels: np.ndarray
-    open_rate: float
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -211,13 +192,13 @@ class Predictor:
 
     def predict_store(self, store: pipeline.Store) -> Predicted:
         """Predicts all labelled rows of a store."""
-        return self.predicted(self.outputs(store))
+        return self.predicted(self.logits_of(store))
 
-    def predicted(self, outputs: Outputs) -> Predicted:
+    def predicted(self, found: Logits) -> Predicted:
         """Makes predictions of what the network has said of rows."""
-        return Predicted(self.probabilities(outputs.logits, outputs.groups), outputs.labels, outputs.open_rate)
+        return Predicted(self.probabilities(found.logits, found.groups), found.labels, found.open_rate)
 
-    def outputs(self, store: pipeline.Store) -> Outputs:
+    def logits_of(self, store: pipeline.Store) -> Logits:
         """Runs the network on all labelled rows of a store.
 
         Several processes take the batches in turn and exchange their results, so that each has all rows.
@@ -237,7 +218,7 @@ class Predictor:
             for x, value in zip(found, values, strict=True):
                 x[rows] = value[: len(x[rows])]  # without the padding of the last batch
         *found, open_rate = devices.merged(found)
-        return Outputs(*found, float(np.mean(open_rate)))
+        return Logits(*found, float(np.mean(open_rate)))
 
     def _chooser(self, store: pipeline.Store, size: int) -> pipeline.Choose:
         """Chooses the inputs of batches; of all samples where one of them may look at those that pad a batch."""

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 from remind_jax.config import keys, set_value, validate, value_of
-from remind_jax.config.table import Key
+from remind_jax.config.limits import Key
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.methods import METHODS, QUICK, STACK
 

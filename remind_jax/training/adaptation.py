@@ -23,8 +23,9 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import model_files, model_folder, new_rows
+from remind_jax.inference.forward import Predicted
 from remind_jax.inference.model_files import ADAPTED
-from remind_jax.inference.predictor import Predicted, Predictor
+from remind_jax.inference.predictor import Predictor
 from remind_jax.models.model import Params
 from remind_jax.runtime import claims, files, progress, records
 from remind_jax.runtime.devices import choose_devices, host_copy

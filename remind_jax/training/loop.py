@@ -16,7 +16,8 @@ from remind_jax.data import pipeline
 from remind_jax.data.samplers import Sampler
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference import present
-from remind_jax.inference.predictor import Predicted, Predictor
+from remind_jax.inference.forward import Predicted
+from remind_jax.inference.predictor import Predictor
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders.registry import has_trunk
 from remind_jax.models.model import Params

@@ -22,7 +22,8 @@ from remind_jax.errors import UserError
 from remind_jax.evaluation import binary, conformal, page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import gate, model_files, model_folder
-from remind_jax.inference.predictor import Outputs, Predictor
+from remind_jax.inference.forward import Logits
+from remind_jax.inference.predictor import Predictor
 from remind_jax.methods import STACK
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders import registry
@@ -186,7 +187,7 @@ def _stacked(
     with progress.make(0, "stacking", verbose) as bar:
         found = stack.build(config, data, members, train, bar)
         bar.say(found.told)
-    tuning = Outputs(found.logits, found.groups, found.labels, 0.0)
+    tuning = Logits(found.logits, found.groups, found.labels, 0.0)
     with progress.make(0, "evaluating", verbose) as bar:
         model = _finished(found.model, data, folder, bar, tuning, stack=found.facts)
         return Fit(model, data)
@@ -336,7 +337,7 @@ def _reported(trainer: Trainer, data: datasets.Dataset, at: Position, bar: progr
     config, folder = trainer.config, trainer.folder
     chosen = _chosen(at.cursor, config.train.select)
     model, store = dataclasses.replace(trainer.model, params=at.best, chosen=chosen), data.stores["tuning"]
-    tuning = model.outputs(store) if len(store) else None
+    tuning = model.logits_of(store) if len(store) else None
     gates = functools.partial(_gate_summary, trainer, at)
     return _finished(model, data, folder, bar, tuning, writes=writes, gates=gates)
 
@@ -346,7 +347,7 @@ def _finished(
     data: datasets.Dataset,
     folder: RunFolder,
     bar: progress.Silent,
-    tuning: Outputs | None,
+    tuning: Logits | None,
     writes: bool = True,
     gates: Callable[[float], dict[str, Any]] = lambda open_rate: {},
     **more: Any,
@@ -400,7 +401,7 @@ def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:
     return found | {"selected_by": select, "earlier": earlier, "passed_over": passed_over}
 
 
-def _adjusted(model: Predictor, tuning: Outputs | None) -> tuple[Predictor, dict[str, Any]]:
+def _adjusted(model: Predictor, tuning: Logits | None) -> tuple[Predictor, dict[str, Any]]:
     """Sets what the tuning rows choose, thresholds or the power of the class prior.
 
     Returns the model and what the report says.
@@ -424,7 +425,7 @@ def _adjusted(model: Predictor, tuning: Outputs | None) -> tuple[Predictor, dict
     return model, facts
 
 
-def _decided(model: Predictor, data: datasets.Dataset, tuning: Outputs | None) -> Predictor:
+def _decided(model: Predictor, data: datasets.Dataset, tuning: Logits | None) -> Predictor:
     """Adds what tuning rows decide: sets of answers that hold the truth, and the threshold of an outcome."""
     if tuning is None:
         return model

@@ -16,7 +16,7 @@ from docs import reference
 from remind_jax import __main__ as console
 from remind_jax import cli, methods, sweep
 from remind_jax.config import keys
-from remind_jax.config.table import OF_SOURCES
+from remind_jax.config.sources import OF_SOURCES
 from remind_jax.errors import UserError
 from tests import tiny_runs
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from remind_jax.config import base, validate
-from remind_jax.data.sources import embed, mimic_iv
+from remind_jax.data.sources import embed, mimic_iv_cohort
 
 LEDGER = pathlib.Path(__file__).resolve().parents[2] / "docs" / "paper_ledger.md"
 POINTS = 85
@@ -75,7 +75,7 @@ def test_keys_exist_with_their_default_and_take_every_value(row):
 
 
 def test_values_of_a_source_are_those_that_it_knows():
-    known = {"mimic:data.label": mimic_iv.LABELS, "embed:data.unit": embed.UNITS, "embed:data.key": embed.KEYS}
+    known = {"mimic:data.label": mimic_iv_cohort.LABELS, "embed:data.unit": embed.UNITS, "embed:data.key": embed.KEYS}
     for row in KEYED:
         key = row[3].strip("`")
         if key in known:

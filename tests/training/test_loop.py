@@ -15,7 +15,8 @@ from remind_jax.data import dataset as datasets
 from remind_jax.data import pipeline, samplers
 from remind_jax.errors import NotFiniteError, UserError
 from remind_jax.inference import gate
-from remind_jax.inference.predictor import Predicted, Predictor
+from remind_jax.inference.forward import Predicted
+from remind_jax.inference.predictor import Predictor
 from remind_jax.runtime import progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.tasks.classes import choose_prior_power, probabilities_of, tuning_figures

@@ -59,7 +59,7 @@ def load(
 ) -> Manifest:
     """Reads the tables of EMBED under `root` and looks at the image files they name.
 
-    The options are explained in `config.table.OF_SOURCES`. With `unit="exam"` both breasts are merged, with `breast`
+    The options are explained in `config.sources.OF_SOURCES`. With `unit="exam"` both breasts are merged, with `breast`
     each is a sample (`ImageLateralityFinal`). The dates of the two tables may differ for one exam, so `key="acc_anon"`
     finds more than `study_date`. With `bad_files="missing"` a file that is not there or cannot be used is a missing
     view, counted in a note, and an exam without any other view is dropped.

@@ -56,7 +56,7 @@ def load(
     `root` holds `hosp` and `icu` (versions 2.2 and 3.x; .csv.gz or .csv); `notes_root` is the folder of MIMIC-IV-Note,
     by default `note` under `root`, and without it no stay has notes. `images_root` is that of MIMIC-CXR-JPG; without it
     there are no films, to which the last three options belong. The options, and which of them leak, are explained in
-    `config.table.OF_SOURCES`; `missing` is `natural` or `bernoulli`, whose draws `seed` makes.
+    `config.sources.OF_SOURCES`; `missing` is `natural` or `bernoulli`, whose draws `seed` makes.
 
     Returns a manifest without a split column: `stay_id`, `subject_id`, the label, sorted by stay. Its notes count what
     was left out (I001) and name the options that leak (W107).

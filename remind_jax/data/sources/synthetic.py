@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from remind_jax.config.table import EMBED
+from remind_jax.config.sources import EMBED
 from remind_jax.data import cells
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.missingness import combination_mask, parse_combinations
@@ -80,7 +80,7 @@ def make_world(
     sharpness: float = 6.0,
     classes: int = 2,
 ) -> World:
-    """Draws the rules of a seed; see the module's text for the recipe and `config.table.OF_SOURCES` for its numbers.
+    """Draws the rules of a seed; see the module's text for the recipe and `config.sources.OF_SOURCES` for its numbers.
 
     `combinations` are (`"a+b"`, probability) pairs over `modalities`. Raises UserError: a parameter is out of range or
     a combination cannot be read.

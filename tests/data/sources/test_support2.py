@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from remind_jax.config import base
-from remind_jax.config.table import OF_SOURCES
+from remind_jax.config.sources import OF_SOURCES
 from remind_jax.data import check, sources
 from remind_jax.data.files import in_package
 from remind_jax.data.sources import support2
