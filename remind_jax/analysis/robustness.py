@@ -8,8 +8,7 @@
     --seed=0             seed of the draws, which are the same for all runs of one split
     --protocols=mcar,mar,mnar,segments
                          how gaps come about (none for no gaps)
-    --rates=0.1,0.3,0.5,0.7
-                         the shares that go under each protocol
+    --rates=0.2,0.5      the shares that go under each protocol
 
 Each modality has a curve: a share of the samples that have it and another one lose it, from none to
 all of them. For the curve "all together" samples lose every modality at that rate, but never their
@@ -217,7 +216,7 @@ def summary(panels: dict[str, list[Row]], task: Task = CLASSES) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
-    strings = {"protocols": ",".join(missingness.PROTOCOLS), "rates": "0.1,0.3,0.5,0.7"}
+    strings = {"protocols": ",".join(missingness.PROTOCOLS), "rates": "0.2,0.5"}
     paths, options = command.read_options(arguments, integers={"draws": (5, 1), "seed": (0, 0)}, strings=strings)
     protocols, rates = gaps.protocols_of(options.protocols), gaps.rates_of(options.rates)
     runs, rows, gapped = [], [], []

@@ -119,7 +119,11 @@ class Evaluation:
         errors = [name for name in why if name.startswith(("ibs", "brier"))]
         options = {"seed": seed, "resamples": resamples, "lacks": "a pair to compare"}
         options["forms"] = dict.fromkeys(errors, intervals.ERROR)
-        options["rare"] = {f"auroc@{j}": self._rarer(at, patients[at], j) for j in range(len(self.horizons))}
+        rarer = [self._rarer(at, patients[at], j) for j in range(len(self.horizons))]
+        few = f"{min(rarer, default=0)} patients have had the event by a horizon, or are known to be free of it"
+        options["rare"] = {f"auroc@{j}": count for j, count in enumerate(rarer)}
+        options["narrow"] = {f"brier@{j}": few for j, count in enumerate(rarer) if count < intervals.FEW}
+        options["narrow"] |= {"ibs": few} if options["narrow"] else {}
         values, notes = intervals.measured(lambda w: self.weighted(at, w), why, patients[at], **options)
         known, by_horizon = self.known.take(at), {}
         for j, horizon in enumerate(self.horizons):

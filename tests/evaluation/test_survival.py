@@ -180,6 +180,16 @@ def test_intervals_hold_the_figures_and_draw_patients():
     assert width[0] > 1.25 * width[1]  # √2 were it exact
 
 
+def test_brier_scores_of_few_who_are_followed_are_marked():
+    known, predicted = sample(60, 7)
+    time = np.where(np.arange(60) < 57, np.minimum(known.time, 5.0), 8.0)  # three are free of it at 6
+    found = figures(Outcomes(time, known.event & (time < 5)), predicted, resamples=50)
+    marked = [name for name, note in found["notes"].items() if note.startswith(intervals.NARROW)]
+    assert marked == ["ibs_ci"]
+    assert "brier_ci" not in found["horizons"]["4"]["notes"]
+    assert found["horizons"]["6"]["notes"]["brier_ci"].startswith(f"{intervals.NARROW}: 3 patients")
+
+
 def test_all_censored_is_none_with_a_reason():
     known, predicted = sample(80, 8)
     found = figures(Outcomes(known.time, np.zeros(80, bool)), predicted)
