@@ -17,7 +17,7 @@ from remind_jax.runtime import claims, files, progress
 from remind_jax.studies import spaces
 from remind_jax.studies.spaces import Range, Space
 
-_ENOUGH = 10  # trials that say which keys matter
+_ENOUGH = 20  # trials before which what mattered is chance
 _NAME = "search"  # of the study in the journal
 _NUMBER, _VALUE, _SECONDS, _REASON = "number", "value", "seconds-", "reason-"  # attributes, the last two of the study
 

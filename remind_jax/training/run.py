@@ -310,7 +310,8 @@ def _searched(config: Any) -> list[Finding]:
 
 def _of_texts(config: Any, data: datasets.Dataset) -> list[Finding]:
     """Tells which encoder of texts `auto` has chosen."""
-    count, names = data.manifest.table.height, [name for name, each in data.inputs.items() if each.encoder == "text"]
+    count = data.manifest.table.height
+    names = [name for name, each in data.inputs.items() if each.encoder in ("text", "codes")]
     if config.model.text_encoder != "auto" or not names:
         return []
     found = datasets.with_text_encoder(config, count).model.text_encoder

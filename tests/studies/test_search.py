@@ -84,7 +84,8 @@ def test_few_rows_are_judged_out_of_fold_each_once_and_held_out_rows_by_nobody(m
     assert (chosen.chosen_among, chosen.data.folds, config.chosen_among) == (12, 0, 0)
     assert found.best.value <= found.trials[0].value
     assert "chosen among 12 trials by loss of" in found.told
-    assert found.importance == {"optim.lr": 1.0}
+    assert found.importance == {}  # too few to tell
+    assert find(manifest, 20)[0][1].told.endswith("shares in the spread: optim.lr 1.00")
 
 
 def test_many_rows_are_judged_by_the_tuning_rows_as_they_are(manifest, monkeypatch):

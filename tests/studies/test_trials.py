@@ -73,9 +73,10 @@ def test_own_values_outside_of_the_space_are_tried_and_kept_from_the_sampler():
 
 
 def test_a_seed_says_what_is_tried_in_a_folder_or_not(tmp_path):
-    one = search(14, seed=3)
-    assert tried(one) == tried(search(14, seed=3, folder=tmp_path / "a"))
-    assert tried(one) != tried(search(14, seed=4))
+    one = search(20, seed=3)
+    assert tried(one) == tried(search(20, seed=3, folder=tmp_path / "a"))
+    assert tried(one) != tried(search(20, seed=4))
+    assert search(19)[1] == {}
     assert set(one[1]) == SPACE.keys()
     assert sum(one[1].values()) == pytest.approx(1.0)
 
