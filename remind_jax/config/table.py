@@ -60,13 +60,10 @@ EMBED = (
 )
 _TWIN_SEED = Key(0, "of the twin; the run's own seed splits it", NOT_NEGATIVE)
 # Keys of section `data` that single data sets have, by `data.source`.
+_LENGTHS = ("length_of_stay", "length_classes", "remaining_classes", "long_stay")
 OF_SOURCES: dict[str, dict[str, Key]] = {
     "eicu": {
-        "outcome": Key(
-            "died",
-            "what is asked (docs/eicu.md)",
-            ("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
-        ),
+        "outcome": Key("died", "what is asked (docs/eicu.md)", ("died", "conditions", *_LENGTHS)),
         "hours": Key(48, "of the input window", AT_LEAST_ONE),
         "labs": Key(
             "numeric",
@@ -112,10 +109,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "outcome": Key(
             "died",
             "what is asked (docs/mimic.md); the twin has died, conditions, length_of_stay and time_to_death",
-            (
-                *("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
-                "time_to_death",
-            ),
+            ("died", "conditions", *_LENGTHS, "time_to_death"),
         ),
         "cohort": Key(
             "stays",

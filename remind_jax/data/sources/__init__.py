@@ -77,7 +77,10 @@ def _mimic_iv(data: Any, seed: int) -> Manifest:
             missing=data.missing or "natural",
             drop=data.drop,
             seed=data.seed,
-            **{key: data[key] for key in ("images_root", "image_size", "window", "bad_files")},
+            images_root=data.images_root,
+            image_size=data.image_size,
+            window=data.window,
+            bad_files=data.bad_files,
         )
     options = {"n": data.stays, "seed": data.seed, "drop": data.drop, "icd": data.icd}
     options["missing"] = data.missing or "published"
