@@ -59,8 +59,8 @@ EMBED = (
     ("cview_cc+cview_mlo+ffdm_cc+ffdm_mlo", 0.371),
 )
 _TWIN_SEED = Key(0, "of the twin; the run's own seed splits it", NOT_NEGATIVE)
-# Keys of section `data` that single data sets have, by `data.source`.
 _LENGTHS = ("length_of_stay", "length_classes", "remaining_classes", "long_stay")
+# Keys of section `data` that single data sets have, by `data.source`.
 OF_SOURCES: dict[str, dict[str, Key]] = {
     "eicu": {
         "outcome": Key("died", "what is asked (docs/eicu.md)", ("died", "conditions", *_LENGTHS)),
