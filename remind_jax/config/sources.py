@@ -12,14 +12,11 @@ EMBED = (
     ("cview_cc+ffdm_cc+ffdm_mlo", 0.003),
     ("cview_cc+cview_mlo+ffdm_cc+ffdm_mlo", 0.371),
 )
+_LENGTHS = ("length_of_stay", "length_classes", "remaining_classes", "long_stay")
 _TWIN_SEED = Key(0, "of the twin; the run's own seed splits it", NOT_NEGATIVE)
 OF_SOURCES: dict[str, dict[str, Key]] = {
     "eicu": {
-        "outcome": Key(
-            "died",
-            "what is asked (docs/eicu.md)",
-            ("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
-        ),
+        "outcome": Key("died", "what is asked (docs/eicu.md)", ("died", "conditions", *_LENGTHS)),
         "hours": Key(48, "of the input window", AT_LEAST_ONE),
         "labs": Key(
             "numeric",
@@ -65,10 +62,7 @@ OF_SOURCES: dict[str, dict[str, Key]] = {
         "outcome": Key(
             "died",
             "what is asked (docs/mimic.md); the twin has died, conditions, length_of_stay and time_to_death",
-            (
-                *("died", "conditions", "length_of_stay", "length_classes", "remaining_classes", "long_stay"),
-                "time_to_death",
-            ),
+            ("died", "conditions", *_LENGTHS, "time_to_death"),
         ),
         "cohort": Key(
             "stays",
