@@ -11,6 +11,7 @@ import os
 import pathlib
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,9 @@ def _joined(address: str) -> Iterator[float]:
 
     heard = signal.getsignal(signal.SIGTERM)  # which Ray would take for itself
     try:
+        if address not in ("", "auto"):  # where nobody is, Ray goes on trying
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
         ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]

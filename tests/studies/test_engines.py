@@ -17,6 +17,7 @@ from remind_jax.runtime import cluster
 from remind_jax.studies import engines, entries
 from tests import tiny_runs
 
+pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 CHANGES = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20, "data__tuning": 24}
 TABLES = ("runs.csv", "groups.csv", "differences.csv", "calibration.csv")
 ENVIRONMENT = {"PYTHONPATH": str(tiny_runs.ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
