@@ -56,7 +56,6 @@ def _values(word: str) -> list[str]:
     option, head = word.partition("=")[0], word[: max(map(word.rfind, "=:,")) + 1]
     names = (*methods.METHODS, *methods.PLAIN)
     known = {"--methods": ("all", *names), "--table": methods.TABLES, "method": names, "size": methods.SIZES}
-    known |= {"--engine": ("local", "ray")}
     known |= {"--config": cli.config_names() if head.endswith("=") else ("method=", "size=")}
     for path, key in keys().items():
         known[f"--config.{path}"] = ("false", "true") if isinstance(key.default, bool) else key.allowed
