@@ -13,8 +13,10 @@
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
     --share              other processes, here or on other machines, run the same command in the
                          same folder
-    --engine=ray         runs at a time wherever a Ray cluster has room, here without an --address
-    --address=auto       a cluster's, auto or HOST:PORT, on one of its machines; all share the folder
+    --engine=ray         as many runs at a time as a Ray cluster has room for, not processes of this
+                         machine (local); pip install ray
+    --address=auto       of the cluster, auto or HOST:PORT, on one of its machines, which all share
+                         the folder; without it a Ray of this machine is started
     --cpus=1 --gpus=1    of each run; plain models take no GPU; --gpus=0.5 lets two runs share one
     --retries=2          how often a run goes on elsewhere whose machine or process was lost
     --on-changed-data=restart    runs whose data have changed begin anew; else they are refused

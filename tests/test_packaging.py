@@ -37,9 +37,8 @@ EXTRAS = {
     extra: {_plain(Requirement(x).name) for x in each} for extra, each in PROJECT["optional-dependencies"].items()
 }
 
-OPTIONAL = (
-    EXTRAS["images"] | EXTRAS["search"] | EXTRAS["survival"] | EXTRAS["tables"] | EXTRAS["track"]
-)  # `errors.needs` says how to install them
+# `errors.needs` says how to install them.
+OPTIONAL = set().union(*(EXTRAS[extra] for extra in ("images", "ray", "search", "survival", "tables", "track")))
 
 
 def test_few_packages_are_needed_and_each_has_its_reason():

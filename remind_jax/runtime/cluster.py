@@ -11,6 +11,7 @@ import os
 import pathlib
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,9 @@ _POLL = 0.2  # seconds between two looks at the jobs
 _PATIENCE = 20.0  # seconds jobs have to end when they are asked to, a little more than `jobs` gives them
 _GRACE = 10.0  # seconds; after five a worker knows that the Ray of its node is gone, and ends, and its job with it
 _LOST = {*signals.CODES.values(), claims.LOST}  # exit codes of jobs that did not end by themselves
-# Ray listens at 127.0.0.1 alone where it shall make no clusters, and refuses whoever does not know the token.
-_PRIVATE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+# Ray listens at 127.0.0.1 alone where it shall make no clusters, refuses whoever does not know the token, and would let
+# its workers wait for all other processes of the machine.
+_PRIVATE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}
 _STORE = 80 * 2**20  # bytes for objects, of which there are none; Ray wants as many at least
 
 
@@ -91,6 +93,9 @@ def _joined(address: str) -> Iterator[float]:
 
     heard = signal.getsignal(signal.SIGTERM)  # which Ray would take for itself
     try:
+        if address not in ("", "auto"):  # where nobody is, Ray goes on trying
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
         ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]

@@ -136,6 +136,7 @@ def test_pods_have_no_rights_and_no_way_out():
     assert container["args"] == ["-m", "remind_jax.main", *RUN]
 
 
+@pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 def test_a_sweep_of_kuberay_keeps_the_published_schema():
     _check(RAYJOB, "rayjob")
     with pytest.raises(jsonschema.ValidationError, match="entryPoint"):
@@ -231,6 +232,7 @@ def test_dry_run_of_skypilot(tmp_path):
     assert line[4:] == ["python", "-m", "remind_jax.main", *given["ARGUMENTS"].split()]
 
 
+@pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_dry_run_of_a_sweep_of_skypilot(tmp_path, rank):
     (tmp_path / "run.sh").write_text(SKY_SWEEP["run"], encoding="utf-8")

@@ -31,6 +31,7 @@ def nodes(tmp_path_factory):
         patch.setenv("PYTHONPATH", str(tiny_runs.ROOT))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_worker_niceness", "0")  # else they wait for all others
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False})
         made.add_node(num_cpus=1, num_gpus=2)
         yield made

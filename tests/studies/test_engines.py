@@ -17,9 +17,10 @@ from remind_jax.runtime import cluster
 from remind_jax.studies import engines, entries
 from tests import tiny_runs
 
+pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 CHANGES = {"train__epochs": 1.0, "train__joint_epochs": 0.5, "eval__bootstrap": 20, "data__tuning": 24}
 TABLES = ("runs.csv", "groups.csv", "differences.csv", "calibration.csv")
-ENVIRONMENT = {"PYTHONPATH": str(tiny_runs.ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+ENVIRONMENT = {"PYTHONPATH": str(tiny_runs.ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
 # ---- Without Ray -----------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def head(tmp_path_factory):
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
+        for name, value in {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}.items():
             patch.setenv(name, value)
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         yield made
