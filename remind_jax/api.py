@@ -132,7 +132,7 @@ def fit(
       tables: frames of events, by the name that an `Events` among the modalities has for its table.
       attributes: columns by whose values the report gives figures, such as `{"sex": "sex", "age": {"column": "age",
         "bins": [40, 65]}}`. They are inputs only where `modalities` names them, too.
-      method: a key of `remind_jax.methods.METHODS`.
+      method: a key of `remind_jax.methods.METHODS` or `ARENA`.
       size: `small` trains in minutes on a CPU, `paper` has the published hyper-parameters; `quick` is a smoke run,
         whose figures mean nothing.
       seed: of split, initial weights and order of samples.

@@ -10,7 +10,8 @@
       method=remind       remind, remind_plus, remind_stack, soft_moe, group_dro, reweigh,
                           fair_batch, fair_mixup, logit_adjust, fuse_moe, flex_moe, remind_no_dro,
                           remind_no_specialization; without a network logistic_regression,
-                          gradient_boosting, extra_trees, ridge, cox
+                          gradient_boosting, extra_trees, ridge, cox; others, such as healnet, in
+                          docs/arena_methods.md
       size=small          small | paper | quick
     --config.KEY=VALUE    any key, such as --config.optim.lr=1e-3; remind_jax/config/table.py and
                           the documentation explain all

@@ -90,7 +90,7 @@ ARENA = {
         "train.baselines_two_stage": True,
         "train.freeze": "nothing",
     },
-    # Wang et al. 2023, with their weights of the two penalties.
+    # Wang et al. 2023, with the released weights of the two penalties.
     "shaspec": WITHOUT | {"fusion.kind": "shaspec", "objective.align_weight": 0.1, "objective.distinct_weight": 0.02},
     # Yao et al. 2024: every part of the loss counts the same, those of the predictors of two modalities, of what they
     # share and of all together, which sum to one here.
@@ -102,6 +102,9 @@ ARENA = {
         "objective.distinct_weight": 0.25,
         "objective.rank_weight": 0.25,
     },
+    # Lee et al. 2023: attention within modalities, which meet in a bottleneck that missing ones skip.
+    "umse": WITHOUT
+    | {"fusion.kind": "umse", "fusion.blocks": 2, "fusion.latents": 4, "model.modality_embedding": True},
     # Li et al. 2025: experts of single modalities, first alone, then mixed by a gate; fewer modalities must not be
     # better than more.
     "simmlm": WITHOUT

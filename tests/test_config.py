@@ -427,3 +427,20 @@ def test_every_key_that_is_read_is_declared():
 )
 def test_an_undeclared_key_would_be_found(source, found):
     assert _undeclared(_chains(ast.parse(source))) == found
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "bfloat16"), ("train.accumulate", 2)])
+def test_running_means_are_of_whole_batches_in_float32(config, key, value):
+    config.fusion.group_routers, config.model.imputation = False, "mean"
+    validate(config)
+    set_value(config, key, value)
+    assert "model.imputation=mean keeps running means" in _message(config)
+
+
+@pytest.mark.parametrize("kind", ["late_fusion", "healnet", "medfuse", "umse", "shaspec", "drfuse"])
+def test_fusions_without_a_penalty_take_batches_in_parts(config, kind):
+    config.fusion.group_routers, config.fusion.kind, config.train.accumulate = False, kind, 2
+    if kind in ("shaspec", "drfuse"):
+        assert f"healnet or medfuse or umse: {kind} looks at whole batches" in _message(config)
+    else:
+        validate(config)

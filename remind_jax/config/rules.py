@@ -14,16 +14,13 @@ class Rule(NamedTuple):
     says: str
 
 
-# Keys that look at whole batches, and the value at which they do not.
+# Keys that look at whole batches, and the values at which they do not.
 _OF_WHOLE_BATCHES = {
-    "dro.weights": "current",
-    "objective.mixup_weight": 0.0,
-    "objective.fewer_weight": 0.0,
-    "objective.mofe_weight": 0.0,
-    "objective.meta_weight": 0.0,
-    "fusion.kind": "soft_moe",
-    "train.batch_norm": "frozen",
-    "fusion.gate_granularity": "sample",
+    "dro.weights": ("current",),
+    **{f"objective.{name}_weight": (0.0,) for name in ("mixup", "fewer", "mofe", "meta")},
+    "fusion.kind": ("soft_moe", "late_fusion", "healnet", "medfuse", "umse"),
+    "train.batch_norm": ("frozen",),
+    "fusion.gate_granularity": ("sample",),
 }
 RULES = (
     # Sharing weights among devices is left to XLA, which needs one program and equal parts.
@@ -42,8 +39,9 @@ RULES = (
     ),
     *(
         Rule(
-            lambda c, key=key, allowed=allowed: c.train.accumulate > 1 and operator.attrgetter(key)(c) != allowed,
-            f"train.accumulate={{c.train.accumulate}} needs {key}={allowed}: {{c.{key}}} looks at whole batches",
+            lambda c, key=key, allowed=allowed: c.train.accumulate > 1 and operator.attrgetter(key)(c) not in allowed,
+            f"train.accumulate={{c.train.accumulate}} needs {key}={' or '.join(map(str, allowed))}: "
+            f"{{c.{key}}} looks at whole batches",
         )
         for key, allowed in _OF_WHOLE_BATCHES.items()
     ),

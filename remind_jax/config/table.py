@@ -133,7 +133,9 @@ RETIRED = ("train.tensorboard",)
 # By section; "" is the top of a config.
 SECTIONS: dict[str, dict[str, Key]] = {
     "": {
-        "method": Key("remind", "a key of METHODS or PLAIN in remind_jax/methods.py; set by the argument string only"),
+        "method": Key(
+            "remind", "a key of METHODS, ARENA or PLAIN in remind_jax/methods.py; by the argument string only"
+        ),
         "size": Key("small", "small: a CPU run in minutes; paper: published hyper-parameters; quick: a smoke run"),
         "seed": Key(0, "of split, initial weights, order of samples, dropout and bootstrap", NOT_NEGATIVE),
         "parallel": Key("jit", "jit: one program over a mesh; pmap: one program a device", ("jit", "pmap")),
@@ -318,7 +320,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "combine": Key("sum", "of sparse experts; log: of probabilities, FuseMoE as released", ("sum", "log")),
         "centres": Key(10, "k, of the vectors of each modality, that missing ones are mixed of (smil)", AT_LEAST_ONE),
         "bank": Key(256, "train rows that a model keeps, encoded, to find neighbours among (m3care)", AT_LEAST_ONE),
-        "latents": Key(8, "l, vectors that read the modalities (healnet)", AT_LEAST_ONE),
+        "latents": Key(8, "l, vectors that read the modalities (healnet, umse)", AT_LEAST_ONE),
         "dropout": Key(0.4, "rate on the outputs of attention and experts", BELOW_ONE),
     },
     "task": {  # of labels other than classes

@@ -75,7 +75,12 @@ def misranking(weights: jax.Array, losses: jax.Array, present: jax.Array) -> jax
     weights, pairs = weights.astype(jnp.float32), present[:, first] & present[:, second]
     better = jnp.where(losses[:, first] < losses[:, second], 1.0, -1.0)[:, :, None]
     wrong = jnp.mean(jnp.maximum(better * (weights[:, second] - weights[:, first]), 0.0), axis=2)
-    return jnp.sum(jnp.where(pairs, wrong, 0.0), axis=1) / jnp.maximum(jnp.sum(pairs, axis=1), 1)
+    return mean_where(wrong, pairs)
+
+
+def mean_where(x: jax.Array, known: jax.Array) -> jax.Array:
+    """Returns the mean over what is `known` of each sample, twice [b, k] -> [b]; 0 where nothing is."""
+    return jnp.sum(jnp.where(known, x, 0.0), axis=1) / jnp.maximum(jnp.sum(known.astype(x.dtype), axis=1), 1.0)
 
 
 def divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:

@@ -170,8 +170,7 @@ def sample_losses(
         share = 1.0 if of.apart else expert_share
         if share and output.experts is not None:
             experts, present = of_several(output.experts.logits, shift, labels), output.experts.present
-            own = jnp.sum(jnp.where(present, experts, 0.0), axis=1) / jnp.maximum(jnp.sum(present, axis=1), 1)
-            each = (1.0 - share) * each + share * own
+            each = (1.0 - share) * each + share * losses.mean_where(experts, present)
             if rank and output.experts.weights is not None:
                 each = each + rank * losses.misranking(output.experts.weights, experts, present)
         return each + distill * losses.divergence(output.logits, of.taught) if distill else each

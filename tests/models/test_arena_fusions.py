@@ -27,7 +27,8 @@ B, M, D, C, G, H = 5, 3, 8, 4, 3, 2
 OWNER = np.array([0, 0, 1, 2, 2, 2])
 PRESENT = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0]], bool)
 SMALL = {"heads": H, "experts": 4, "hidden": 6, "latents": 3}
-KINDS = [kind for kind, fusion in FUSIONS.items() if issubclass(fusion, WholeFusion)]
+# Those that act in training, too, have files of their own.
+KINDS = [kind for kind, fusion in FUSIONS.items() if issubclass(fusion, WholeFusion) and hasattr(slow, kind)]
 LAYERS = 2
 every = pytest.mark.parametrize("kind", KINDS)
 
@@ -40,7 +41,7 @@ class Fusion(Pure):
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, params, x, present, keys=None) -> Routed:
-        known = Tokens(OWNER, present[:, OWNER], jnp.zeros(len(x), int))
+        known = Tokens(OWNER, present[:, OWNER], jnp.zeros(x.shape[0], int))
         return self.module(params)(x, known, None, "never", keys)
 
 
@@ -55,7 +56,7 @@ def tokens(seed: int = 0) -> jax.Array:
 
 @every
 def test_a_fusion_equals_what_loops_make_of_its_equations(kind: str) -> None:
-    fusion, more = made(kind), {"heads": H, "layers": LAYERS} if kind == "healnet" else {}
+    fusion, more = made(kind), {"heads": H, "layers": LAYERS} if kind in ("healnet", "umse") else {}
     found, p, sums = fusion(fusion.params, tokens(), PRESENT), fusion.wide(), {}
     for i in range(B):
         own = np.flatnonzero(PRESENT[i]).tolist()
@@ -107,6 +108,19 @@ def test_a_sample_without_any_modality_has_an_answer_and_slopes(kind: str) -> No
     value, slopes = jax.jit(jax.value_and_grad(total))(fusion.params)
     assert np.isfinite(value)
     assert all(np.isfinite(slope).all() for slope in jax.tree.leaves(slopes))
+
+
+@every
+def test_one_program_serves_any_number_of_samples(kind: str) -> None:
+    fusion = made(kind)
+    (count,) = jax.export.symbolic_shape("b")
+    shapes = [jax.ShapeDtypeStruct((count, len(OWNER), D), jnp.float32), jax.ShapeDtypeStruct((count, M), jnp.bool)]
+    answer = "logits" if FUSIONS[kind].predicts else "features"
+    program = jax.export.export(jax.jit(lambda x, present: getattr(fusion(fusion.params, x, present), answer)))(*shapes)
+    for n in (B, 2):
+        x, present = tokens()[:n], PRESENT[:n]
+        expected = getattr(fusion(fusion.params, x, present), answer)
+        np.testing.assert_allclose(program.call(x, present), expected, atol=1e-5)
 
 
 # ---- In a network ----------------------------------------------------------------------------------------------------

@@ -549,3 +549,35 @@ def test_encoders_that_run_on_present_samples_give_the_numbers_of_all(blocks: in
         np.abs(slopes[f"encoders/{name}"]).max() > 1e-3 for name in ("scan/adapter/project/kernel", "notes/query")
     )
     assert bool(output.statistics) == ("statistics" in options)
+
+
+# ---- Mean imputation -------------------------------------------------------------------------------------------------
+
+
+def test_running_means_stand_for_what_is_missing_and_move_when_asked_to() -> None:
+    one, batch = built(dataclasses.replace(SPEC, imputation="mean", modality_embedding=False)), make_batch()
+    path = "imputation/running_mean"
+    assert one.params[path].shape == (2, D)
+    assert is_statistic(path)
+    tokens, means = one.network.encode(one.params, batch), np.asarray(one.params[path])
+    for row, modality, own in ((1, 0, slice(0, T)), (2, 1, slice(T, None))):
+        np.testing.assert_allclose(
+            tokens[row, own], np.broadcast_to(means[modality], tokens[row, own].shape), rtol=1e-6
+        )
+    apply = jax.jit(lambda params, batch: one.network.apply(params, batch, gate="never", means=True))
+    found = apply(one.params, batch)
+    pooled = np.asarray(tokens[:, :T].mean(axis=1))[batch["present"][:, 0]].mean(axis=0)
+    np.testing.assert_allclose(found.statistics[path][0], 0.9 * means[0] + 0.1 * pooled, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.tokens[1, :T], np.tile(found.statistics[path][0], (T, 1)), rtol=1e-6)
+    assert one.forward(one.params, batch, gate="never").statistics == {}
+
+
+def test_what_a_sample_has_is_an_input_of_every_token() -> None:
+    one, batch = built(dataclasses.replace(SPEC, mask_input=True)), make_batch()
+    plain = one.network.encode(one.params | {"mask_input": jnp.zeros((2, D))}, batch)
+    found = one.network.encode(one.params, batch) - plain
+    weights = np.asarray(one.params["mask_input"])
+    for i, present in enumerate(batch["present"]):
+        expected = sum((weights[j] for j in np.flatnonzero(present)), np.zeros(D))
+        np.testing.assert_allclose(found[i], np.broadcast_to(expected, found[i].shape), rtol=1e-3, atol=1e-5)
+    assert not np.asarray(one.network.init(0)["mask_input"]).any()

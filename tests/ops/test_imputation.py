@@ -82,3 +82,29 @@ def test_tokens_keep_their_type() -> None:
     tokens = jnp.ones((B, N, D), jnp.bfloat16)
     imputed = imputation.imputed_tokens(jnp.asarray(GROUPS), *tables())[:, OWNER]
     assert imputation.fill_missing(tokens, jnp.asarray(OBSERVED), imputed).dtype == jnp.bfloat16
+
+
+# ---- Running means --------------------------------------------------------------------------------------------------
+
+
+def test_running_means_move_a_tenth_of_the_way_to_the_mean_of_what_is_there() -> None:
+    x = np.random.default_rng(2).normal(size=(B, M, D)).astype(np.float32)
+    x[1, 0] = np.nan  # which that sample does not have
+    found = jax.jit(imputation.running_means)(tables()[0], x, PRESENT)
+    for m in range(M):
+        mean = np.mean([x[b, m] for b in range(B) if PRESENT[b, m]], axis=0)
+        np.testing.assert_allclose(found[m], 0.9 * np.asarray(tables()[0][m]) + 0.1 * mean, rtol=1e-5)
+    none = imputation.running_means(tables()[0], x, PRESENT & np.array([False, True]))
+    np.testing.assert_array_equal(none[0], tables()[0][0])
+    assert np.abs(none[1] - tables()[0][1]).max() > 0
+
+
+def test_running_means_of_devices_are_those_of_the_whole_batch() -> None:
+    x = np.random.default_rng(3).normal(size=(4, M, D)).astype(np.float32)
+    present = np.array([[True, True], [True, False], [True, False], [False, False]])
+    whole = imputation.running_means(tables()[0], x, present)
+    halves = jax.vmap(lambda x, p: imputation.running_means(tables()[0], x, p, "devices"), axis_name="devices")(
+        x.reshape(2, 2, M, D), present.reshape(2, 2, M)
+    )
+    for half in halves:
+        np.testing.assert_allclose(half, whole, rtol=1e-6)

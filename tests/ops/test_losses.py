@@ -200,3 +200,25 @@ def test_mean_hazards_are_those_of_the_mean_chances_of_an_event_in_each_step() -
         expected[b, step] = mean[b, step] / mean[b, step:].sum()
     found = np.asarray(losses.mean_hazards(jnp.asarray(logits), 0), np.float64)
     np.testing.assert_allclose(1 / (1 + np.exp(-found)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2], [0, 2], [1], []])
+def test_misranking_is_what_worse_predictors_weigh_too_much(present: list[int]) -> None:
+    rng = np.random.default_rng(5)
+    weights, each, there = rng.uniform(size=(4, 3, 2)), rng.uniform(size=(4, 3)), np.zeros((4, 3), bool)
+    there[:, present] = True
+    given = [jnp.asarray(x, jnp.float32) for x in (weights, each)]
+    found = jax.jit(losses.misranking)(*given, there)
+    pairs = max(len(present) * (len(present) - 1) // 2, 1)
+    for b in range(4):
+        wrong = [
+            max(weights[b, bad, c] - weights[b, good, c], 0.0)
+            for good in present
+            for bad in present
+            for c in range(2)
+            if each[b, good] < each[b, bad]
+        ]
+        assert float(found[b]) == pytest.approx(sum(wrong) / 2 / pairs, abs=1e-6)
+    assert (np.asarray(found).max() > 0) == (len(present) > 1)
+    slopes = jax.grad(lambda w, e: losses.misranking(w, e, there).sum(), argnums=(0, 1))(*given)
+    assert not np.asarray(slopes[1]).any()

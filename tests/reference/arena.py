@@ -139,6 +139,33 @@ def drfuse(p: Params, x: np.ndarray, owner: np.ndarray, present: list[int]) -> d
     }
 
 
+def _layer(p: Params, name: str, x: np.ndarray, heads: int) -> np.ndarray:
+    asks = np.array([norm(p, f"{name}/attention_norm", one) for one in x])
+    query, key, value = np.split(linear(p, f"{name}/query_key_value", asks), 3, axis=1)
+    k, found = x.shape[1] // heads, np.zeros_like(x)
+    for h in range(heads):
+        part = slice(h * k, (h + 1) * k)
+        for i in range(len(x)):
+            weights = softmax(key[:, part] @ query[i, part] / math.sqrt(k))
+            found[i, part] = weights @ value[:, part]
+    x = x + linear(p, f"{name}/output", found)
+    hidden = np.array([linear(p, f"{name}/hidden", norm(p, f"{name}/moe_norm", one)) for one in x])
+    return x + linear(p, f"{name}/out", gelu(hidden))
+
+
+def umse(
+    p: Params, x: np.ndarray, owner: np.ndarray, present: list[int], heads: int, layers: int
+) -> dict[str, np.ndarray]:
+    m, shared = owner.max() + 1, p["bottleneck"]
+    own = {j: np.concatenate([p["tells"][j : j + 1], x[owner == j]]) for j in present}
+    for layer in range(layers):
+        read = {j: _layer(p, f"layer_{layer * m + j}", np.concatenate([shared, own[j]]), heads) for j in present}
+        shared = np.mean([read[j][: len(shared)] for j in present], axis=0)
+        own = {j: read[j][len(shared) :] for j in present}
+    told = np.mean([own[j][0] for j in present], axis=0)
+    return {"features": gelu(linear(p, "project", norm(p, "norm", told)))}
+
+
 def misranking(weights: np.ndarray, losses: np.ndarray, present: list[int]) -> float:
     """How much outputs [k, c] weigh the worse of two predictors more, over pairs and outputs."""
     found = [

@@ -1,4 +1,4 @@
-"""Methods of the arena that act in training: runs, what is made of them, and what they must not depend on."""
+"""Methods of the arena: runs, what is made of them, and what they must not depend on."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from remind_jax.data import samplers
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
 from remind_jax.inference import model_folder
+from remind_jax.methods import ARENA
 from remind_jax.models.fusion.m3care import M3Care
 from remind_jax.training import kept_rows
 from remind_jax.training.run import train_and_evaluate
@@ -25,7 +26,10 @@ pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
 ]
 METHODS = ("simmlm", "shapko", "m3care", "smil", "fuse_moe_released", "flex_moe_released")
-each = pytest.mark.parametrize("method", METHODS)
+# Of those that are fusions alone, the ones with running means, two stages, and predictors with losses of their own.
+QUICK = ("mean_imputation", "medfuse", "drfuse")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ARENA if name not in METHODS + QUICK]
+each = pytest.mark.parametrize("method", [*METHODS, *QUICK, *SLOW])
 SMALL = {"fusion__bank": 24, "fusion__centres": 3, "eval__bootstrap": 20, "train__log_every": 1}
 # Two epochs of 12 steps, judged and saved every sixth step.
 LONG = SMALL | {"train__evaluate_every": 0.5, "train__keep": 0}
@@ -117,7 +121,7 @@ def test_four_devices_take_the_steps_of_one(runs, cache, tmp_path, method, paral
     assert steps[0]["train/loss"] == pytest.approx(others[0]["train/loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["simmlm", "m3care", "smil"])
+@pytest.mark.parametrize("method", ["simmlm", "m3care", "smil", "mean_imputation", "drfuse"])
 def test_an_ensemble_and_its_program_predict(cache, data, tmp_path, method):
     config = tiny_runs.config(cache, method, **SMALL, ensemble=2)
     train_and_evaluate(config, tmp_path / "run", verbose=False)

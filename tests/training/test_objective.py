@@ -1,16 +1,19 @@
 """Terms of what a run minimises that look at samples with fewer modalities, or after a step."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from remind_jax.models.fusion import FUSIONS
+from remind_jax.models.fusion.soft_moe import Predictors
 from remind_jax.models.model import Output
 from remind_jax.models.network import Network
 from remind_jax.ops import draws, hiding
-from remind_jax.training.objective import Pass, fewer_penalty, meta_penalty, sample_losses
+from remind_jax.training.objective import Pass, fewer_penalty, fusion_penalty, meta_penalty, sample_losses
 from tests.reference import simmlm as slow
 from tests.reference import smil as slow_smil
 
@@ -186,3 +189,72 @@ def test_the_outer_loss_of_devices_adds_up_to_that_of_the_whole_batch():
 
 def test_stage_one_has_no_outer_loss():
     assert float(meta(inner_pass(TWO, make_batch(3), MANY)._replace(late=False))[0]) == 0.0
+
+
+# ---- Predictors of single modalities --------------------------------------------------------------------------------
+
+EXPERTS = np.random.default_rng(7).normal(size=(B, M, 1)).astype(np.float32)
+WEIGHED = np.random.default_rng(8).uniform(size=(B, M, 1)).astype(np.float32)
+
+
+def pass_with_experts(**fields) -> Pass:
+    of = make_pass(WEIGHTS, make_batch(), KEYS)
+    return of._replace(output=of.output._replace(experts=Predictors(EXPERTS, PRESENT, WEIGHED)), **fields)
+
+
+def own_losses() -> np.ndarray:
+    each = (EXPERTS[:, :, 0] - make_batch()["label"][:, None]) ** 2
+    return np.array([np.mean([each[b, m] for m in range(M) if PRESENT[b, m]]) for b in range(B)])
+
+
+def test_predictors_that_a_sample_has_learn_by_themselves_for_a_share_of_the_loss():
+    whole, own = np.asarray(sample_losses(square)(pass_with_experts())), own_losses()
+    assert np.abs(whole - own).min() > 1e-3
+    for share in (0.3, 1.0):
+        found = sample_losses(square, expert_share=share)(pass_with_experts())
+        np.testing.assert_allclose(found, (1 - share) * whole + share * own, rtol=1e-5)
+    apart = sample_losses(square, expert_share=0.3)(pass_with_experts(apart=True))
+    np.testing.assert_allclose(apart, own, rtol=1e-5)
+    shifted = sample_losses(square, offset=np.full((2, 1), 2.0, np.float32), expert_share=1.0)(pass_with_experts())
+    assert np.abs(shifted - own).min() > 1e-3  # the prior is added to each predictor, too
+
+
+def test_weights_in_another_order_than_the_losses_count():
+    plain, ranked = (sample_losses(square, expert_share=0.5, rank=rank)(pass_with_experts()) for rank in (0.0, 2.0))
+    each = (EXPERTS[:, :, 0] - make_batch()["label"][:, None]) ** 2
+    for b in range(B):
+        own = np.flatnonzero(PRESENT[b]).tolist()
+        pairs = [(good, bad) for good in own for bad in own if each[b, good] < each[b, bad]]
+        wrong = sum(max(float(WEIGHED[b, bad, 0] - WEIGHED[b, good, 0]), 0.0) for good, bad in pairs)
+        assert float(ranked[b] - plain[b]) == pytest.approx(2.0 * wrong / max(len(pairs), 1), abs=1e-5)
+
+
+# ---- Penalties of fusions -------------------------------------------------------------------------------------------
+
+OBJECTIVE = types.SimpleNamespace(align_weight=2.0, distinct_weight=3.0)
+SUMS = {
+    "shaspec": ({"distance": 6.0, "pairs": 4.0, "surprise": 5.0, "classified": 10.0}, 2 * 6 / 4 + 3 * 5 / 10),
+    "drfuse": (
+        {"divergence": 6.0, "several": 4.0, "likeness": np.array([2.0, 0.0]), "present": np.array([5.0, 0.0])},
+        2 * 6 / 4 + 3 * 2 / 5,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_penalties_are_of_sums_over_all_devices(kind):
+    sums, expected = SUMS[kind]
+    value = functools.partial(FUSIONS[kind].penalty, objective=OBJECTIVE)
+    assert float(value({name: jnp.asarray(x) for name, x in sums.items()})) == pytest.approx(expected)
+    parts = {name: jnp.stack([0.25 * jnp.asarray(x), 0.75 * jnp.asarray(x)]) for name, x in sums.items()}
+
+    def one(sums):
+        of = make_pass(WEIGHTS, make_batch(), KEYS, functools.partial(jax.lax.psum, axis_name="devices"))
+        return fusion_penalty(value)(of._replace(output=of.output._replace(routing=(sums,))))
+
+    told, _ = jax.vmap(one, axis_name="devices")(parts)
+    np.testing.assert_allclose(told, expected, rtol=1e-5)
+    slopes = jax.grad(lambda parts: jax.vmap(one, axis_name="devices")(parts)[1].sum())(parts)
+    whole = jax.grad(value)({name: jnp.asarray(x) for name, x in sums.items()})
+    for name, slope in whole.items():  # each device has the slopes of the whole batch for its own sums
+        np.testing.assert_allclose(slopes[name], jnp.stack([slope, slope]), rtol=1e-5)

@@ -10,6 +10,7 @@ from remind_jax.models.fusion.simmlm import SimMLM
 from remind_jax.models.fusion.smil import Smil
 from remind_jax.models.fusion.soft_moe import FusionBlock, SoftMoEBlock
 from remind_jax.models.fusion.sparse_moe import SparseMoEBlock
+from remind_jax.models.fusion.umse import Umse
 
 FUSIONS: dict[str, type[FusionBlock | WholeFusion]] = {
     "soft_moe": SoftMoEBlock,
@@ -20,6 +21,7 @@ FUSIONS: dict[str, type[FusionBlock | WholeFusion]] = {
     "medfuse": MedFuse,
     "shaspec": ShaSpec,
     "drfuse": DrFuse,
+    "umse": Umse,
     "simmlm": SimMLM,
     "m3care": M3Care,
     "smil": Smil,

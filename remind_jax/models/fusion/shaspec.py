@@ -69,6 +69,6 @@ class ShaSpec(WholeFusion):
         shared, specific = self.shared(pooled, keys), self.specific(pooled, keys)
         whole = shared + on_rows(self.project, jnp.concatenate([shared, specific], axis=2))
         whole = jnp.where(present[:, :, None], whole, mean_present(shared, present)[:, None])
-        features = jax.nn.gelu(self.decode(whole.reshape(len(present), int(np.prod(whole.shape[1:])))))
+        features = jax.nn.gelu(self.decode(whole.reshape(x.shape[0], int(np.prod(whole.shape[1:])))))
         sums = self._sums(shared, specific, present)
         return Routed(x, jnp.zeros(x.shape[0]), sums, features=features)

@@ -38,8 +38,8 @@ class SparseMoEBlock(FusionBlock):
     @staticmethod
     def penalty(sums: Mapping[str, jax.Array], objective: Any) -> jax.Array:
         """Returns the term that a block's routing adds to the loss."""
-        names = ("balance", "entropy", "specialize")
-        return sparse_moe.block_penalty(sums, **{name: objective[f"{name}_weight"] for name in names})
+        weights = {"balance": objective.balance_weight, "entropy": objective.entropy_weight}
+        return sparse_moe.block_penalty(sums, **weights, specialize=objective.specialize_weight)
 
     def __init__(self, spec: FusionSpec, width: int, num_groups: int, num_modalities: int, rngs: nnx.Rngs):
         _check(spec, num_groups, num_modalities)
