@@ -320,12 +320,14 @@ def test_a_workdir_is_the_folder_of_a_run_of_these_rows(model, new, tmp_path):
         train(changed, **options, on_changed_data="again")
 
 
+SEARCH = {"search": 2, "space": "optim.lr=1e-3..1e-1:log", "modalities": {"labs": ["na", "k", "sex"]}}
+SEARCH |= {"train": {**TINY["train"], "epochs": 1.0, "joint_epochs": 0.5}}
+
+
 def test_a_search_chooses_keys_and_the_report_says_so(new, tmp_path):
     pytest.importorskip("optuna")
-    quick = {"train": {**TINY["train"], "epochs": 1.0, "joint_epochs": 0.5}, "modalities": {"labs": ["na", "k", "sex"]}}
     new = new.filter(pl.col("na").is_not_null())
-    options = quick | {"search": 2, "space": "optim.lr=1e-3..1e-1:log"}
-    found = train_hospital(**options, workdir=tmp_path / "run")
+    found = train_hospital(**SEARCH, workdir=tmp_path / "run")
     told = [finding["message"] for finding in found.report["findings"]]
     assert "keys were chosen among 2 trials by rows that are not held out" in told
     assert found.report["split"] == "held_out"
@@ -333,10 +335,16 @@ def test_a_search_chooses_keys_and_the_report_says_so(new, tmp_path):
         rows = list(csv.DictReader(file))
     best = min(rows, key=lambda row: float(row["loss"]))
     assert float(best["optim.lr"]) == pytest.approx(found.config.optim.lr, rel=1e-3)
-    in_memory = train_hospital(**options)
-    np.testing.assert_array_equal(in_memory.predict_proba(new), found.predict_proba(new))
-    again = train_hospital(**options, workdir=tmp_path / "run")
+    again = train_hospital(**SEARCH, workdir=tmp_path / "run")
     np.testing.assert_array_equal(again.predict_proba(new), found.predict_proba(new))
+
+
+@pytest.mark.slow
+def test_a_search_in_memory_chooses_what_one_in_a_folder_does(new, tmp_path):
+    pytest.importorskip("optuna")
+    new = new.filter(pl.col("na").is_not_null())
+    models = [train_hospital(**SEARCH, workdir=folder) for folder in (None, tmp_path / "run")]
+    np.testing.assert_array_equal(*(model.predict_proba(new) for model in models))
 
 
 def test_it_works_in_a_thread_and_installs_no_signal_handlers(model, new):
