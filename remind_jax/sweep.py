@@ -11,18 +11,16 @@
     --table=4            the paper's ablation (4), its sensitivity analysis (16) or that of
                          remind_plus, not all methods
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
-    --share              other processes, here or on other machines, run the same command in the
-                         same folder
-    --engine=ray         as many runs at a time as a Ray cluster has room for, not processes of this
-                         machine (local); pip install ray
-    --address=auto       of the cluster, auto or HOST:PORT, on one of its machines, which all share
-                         the folder; without it a Ray of this machine is started
+    --share              others, here or on other machines, run the same command in the same folder
+    --engine=ray         as many runs at a time as a Ray cluster has room for (docs/scaling.md)
+    --address=auto       of the cluster, auto or HOST:PORT, whose machines all share the folder;
+                         without it a Ray of this machine is started
     --cpus=1 --gpus=1    of each run; plain models take no GPU; --gpus=0.5 lets two runs share one
     --retries=2          how often a run goes on elsewhere whose machine or process was lost
     --on-changed-data=restart    runs whose data have changed begin anew; else they are refused
     --resamples=2000     bootstrap replicates of the differences
-    --search=tpe         search the keys of every network first, by rows out of fold (docs/search.md);
-                         --trials=20 of each, --space=optim.lr=1e-4..1e-2:log,model.width=32|64
+    --search=tpe         search the keys of every network first, out of fold (docs/search.md), in
+                         --trials=20 of --space=optim.lr=1e-4..1e-2:log,model.width=32|64
     --plan               only say what the searches would cost
 
 Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails

@@ -148,7 +148,7 @@ def test_a_sweep_of_kuberay_keeps_the_published_schema():
     assert groups["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
     program, module, *given = shlex.split(RAYJOB["spec"]["entrypoint"])[1:]
     assert (program, module) == ("-m", "remind_jax.sweep")
-    setup, folder = sweep.parse([argument.replace("/shared", "shared") for argument in given])
+    setup, folder, _ = sweep.parse([argument.replace("/shared", "shared") for argument in given])
     assert setup.options.ray == cluster.Given("auto")
     assert str(folder) == "shared/runs/sweep"
 

@@ -308,6 +308,7 @@ def test_only_what_a_method_uses_is_declared() -> None:
         "bank": {"group"},
         "modality": {"modality"},
         "modality+group": {"group", "modality"},
+        "mean": {"running_mean"},
         "zero": set(),
     }
 
