@@ -302,6 +302,7 @@ def test_spellings_of_declared_classes_are_read():
     assert found.labels.tolist() == (1 - hospital()["died"]).to_list()
 
 
+@pytest.mark.slow
 def test_a_workdir_is_the_folder_of_a_run_of_these_rows(model, new, tmp_path):
     found = train_hospital(workdir=tmp_path / "run")
     assert (tmp_path / "run" / "report.html").is_file()
@@ -324,6 +325,7 @@ SEARCH = {"search": 2, "space": "optim.lr=1e-3..1e-1:log", "modalities": {"labs"
 SEARCH |= {"train": {**TINY["train"], "epochs": 1.0, "joint_epochs": 0.5}}
 
 
+@pytest.mark.slow
 def test_a_search_chooses_keys_and_the_report_says_so(new, tmp_path):
     pytest.importorskip("optuna")
     new = new.filter(pl.col("na").is_not_null())
@@ -470,6 +472,7 @@ def test_without_a_share_to_hold_there_are_no_sets() -> None:
     assert "set" not in model.table(hospital()).columns
 
 
+@pytest.mark.slow
 def test_recalibrated_probabilities_are_those_of_the_saved_and_of_the_exported_model(tmp_path) -> None:
     plain, keys = train_hospital(), {"eval.recalibrate": "temperature"}
     model, rows = train_hospital(**keys, workdir=tmp_path / "run"), hospital(seed=1).drop("died")
@@ -481,6 +484,7 @@ def test_recalibrated_probabilities_are_those_of_the_saved_and_of_the_exported_m
     _assert_saved_and_exported_alike(model, tmp_path / "run", rows)
 
 
+@pytest.mark.slow
 def test_isotonic_probabilities_and_their_sets_are_those_of_the_saved_and_of_the_exported_model(tmp_path) -> None:
     plain, keys = train_hospital(tuning=0.3), {"eval.recalibrate": "isotonic", "tuning": 0.3}
     model, rows = train_hospital(**keys, workdir=tmp_path / "run"), hospital(seed=1).drop("died")

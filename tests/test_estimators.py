@@ -47,6 +47,7 @@ def regressor(**options) -> rj.MultimodalRegressor:
     return rj.MultimodalRegressor(**{"method": "soft_moe", "keys": keys, **options})
 
 
+@pytest.mark.slow
 @parametrize_with_checks([small(keys=SMALL), regressor()], expected_failed_checks=lambda estimator: SKIPPED)
 def test_the_rules_of_scikit_learn(estimator, check):
     check(estimator)
@@ -77,6 +78,7 @@ def test_it_learns_from_frames_with_missing_modalities(fitted, patients):
     assert fitted.model_.report["split"] == "tuning"
 
 
+@pytest.mark.slow
 def test_search_over_methods(patients):
     X, y, groups = patients
     estimator = small(modalities={"a": ["a*"], "b": ["b"]})
@@ -87,6 +89,7 @@ def test_search_over_methods(patients):
     assert search.best_estimator_.model_.config.method == search.best_params_["method"]
 
 
+@pytest.mark.slow
 def test_scores_of_a_cross_validation_in_two_processes_are_those_of_one(patients):
     X, y, groups = patients
     options = {"groups": groups, "cv": GroupKFold(2), "params": {"groups": groups}}
@@ -111,6 +114,7 @@ def test_rows_taken_for_patients_are_told(patients):
         small(modalities={"a": ["a*"], "b": ["b"]}).fit(X, y)
 
 
+@pytest.mark.slow
 def test_weights_of_rows_act_in_training(patients):
     X, y, groups = patients
     modalities = {"a": ["a*"], "b": ["b"]}

@@ -16,6 +16,8 @@ from benchmarks import cases, run, setups
 from remind_jax.errors import UserError
 from remind_jax.ops import soft_moe
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     *("case", "size", "measure", "variant", "library", "platform", "device", "cores", "versions", "commit"),
     *("rounds", "calls", "apart", "median_ms", "q25_ms", "q75_ms", "iqr_ms", "cpu_ms", "system_ms", "page_faults"),

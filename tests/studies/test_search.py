@@ -22,6 +22,7 @@ from tests.data.manifest_files import write_manifest
 
 pytest.importorskip("optuna")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]

@@ -16,6 +16,7 @@ from tests import tiny_runs
 from tests.data.target_files import FORMS, folder_of
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]

@@ -37,6 +37,7 @@ from tests import tiny_runs
 from tests.data.target_files import FORMS, SIGNALS, folder_of, with_signal, write_label
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]

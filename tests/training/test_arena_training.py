@@ -22,6 +22,7 @@ from tests.data.target_files import FORMS, folder_of, write_label
 from tests.training.runs import assert_same_arrays, checkpoint
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]

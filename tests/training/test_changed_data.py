@@ -24,6 +24,7 @@ from tests.data.changes import add_patients, change_a_cell, change_a_label
 from tests.data.manifest_files import write_manifest
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]

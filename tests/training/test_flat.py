@@ -10,6 +10,8 @@ from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
 from tests.training.runs import assert_same_arrays, checkpoint
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {
     "head/kernel": (3, 2),
     "head/bias": (2,),

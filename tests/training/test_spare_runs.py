@@ -12,6 +12,7 @@ from tests import tiny_runs
 from tests.training.runs import assert_same_arrays, checkpoint
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation", "no_page"),
 ]

@@ -28,6 +28,7 @@ from tests.data.manifest_files import write_manifest
 from tests.data.target_files import FORMS, folder_of
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]

@@ -18,6 +18,8 @@ from remind_jax.training.trackers.tracker import Run
 from tests.data.manifest_files import write_manifest
 from tests.training import tracked
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {"seed": 3, "data": {"source": "manifest", "root": "/data/St. Mary"}, "optim": {"lr": 0.1}}
 ALL = ",".join(TRACKERS)
 # Strings that stand for what must not leave a run's folder: words of notes, ids of stays and patients.

@@ -22,6 +22,7 @@ from tests import tiny_runs
 from tests.data.event_files import ENTRY, ROLES, tables, write_folder
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]
