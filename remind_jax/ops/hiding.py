@@ -14,12 +14,12 @@ def hide_modalities(present: jax.Array, keys: jax.Array, *, samples: float, moda
     """
 
     def left(present: jax.Array, key: jax.Array, rates: jax.Array) -> jax.Array:
-        chance, draws = jax.random.uniform(jax.random.fold_in(key, 0)), jax.random.uniform(key, present.shape)
-        draws = jnp.where(present, draws, -1.0)
+        chance, draw = jax.random.uniform(jax.random.fold_in(key, 0)), jax.random.uniform(key, present.shape)
+        draw = jnp.where(present, draw, -1.0)
         # The modality with the greatest draw stays, even when all draws are below the rate; a draw below its rate is
         # uniform up to there.
-        among = draws / jnp.maximum(rates / jnp.max(rates), 1e-6)
-        kept = (draws >= rates) | (jnp.arange(len(draws)) == jnp.argmax(among))
+        among = draw / jnp.maximum(rates / jnp.max(rates), 1e-6)
+        kept = (draw >= rates) | (jnp.arange(len(draw)) == jnp.argmax(among))
         return present & (kept | (chance >= samples))
 
     return jax.vmap(left)(present, keys, jnp.broadcast_to(jnp.float32(modalities), present.shape))
@@ -38,7 +38,7 @@ def proper_part(present: jax.Array, keys: jax.Array) -> jax.Array:
     """
     count = jnp.minimum(jnp.sum(present, axis=1, dtype=jnp.uint32), 31)
     parts = jnp.maximum((jnp.uint32(1) << count) - 2, 1)
-    chosen = draws.bits(keys, ())[:] % parts + 1
+    chosen = draws.bits(keys, ()) % parts + 1
     place = jnp.cumsum(present, axis=1, dtype=jnp.uint32) - 1
     taken = (chosen[:, None] >> jnp.minimum(place, 31)) & 1
     return present & (taken == 1)

@@ -35,7 +35,8 @@ class SimMLM(WholeFusion):
     def _scores(self, pooled: jax.Array, present: jax.Array) -> jax.Array:
         """Scores the modalities of samples, [b, m, d] -> [b, m], by those that are there."""
         seen = jnp.where(present[:, :, None], self.gate_norm(pooled), 0.0)
-        return on_rows(self.gate_out, jax.nn.gelu(self.gate_in(seen.reshape(len(seen), -1))))
+        flat = seen.reshape(seen.shape[0], seen.shape[1] * seen.shape[2])
+        return on_rows(self.gate_out, jax.nn.gelu(self.gate_in(flat)))
 
     def __call__(
         self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str | jax.Array, keys: jax.Array | None

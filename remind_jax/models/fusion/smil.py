@@ -75,9 +75,9 @@ class Smil(WholeFusion):
 
     def _completed(self, vectors: jax.Array, present: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Puts mixtures of centres in the places of what is missing, [b, m, d] -> [b, m, d]."""
-        m, k, _ = self.centres.shape
-        own = jnp.where(present[:, :, None], vectors, 0.0)
-        scores = self.told(jax.nn.relu(self.asked(own.reshape(own.shape[0], -1)))).reshape(-1, m, k)
+        b, (m, k, d) = vectors.shape[0], self.centres.shape
+        own = jnp.where(present[:, :, None], vectors, 0.0).reshape(b, m * d)
+        scores = self.told(jax.nn.relu(self.asked(own))).reshape(b, m, k)
         weights = jax.nn.softplus(scores + _noise(keys, (m, k), 3))
         weights = weights / jnp.sum(weights, axis=2, keepdims=True)
         mixed = jnp.einsum("bmk,mkd,mdf->bmf", weights, self.centres[...], self.projection[...])
@@ -90,7 +90,7 @@ class Smil(WholeFusion):
         del mask, gate
         with jax.named_scope("completion"):
             vectors = self._completed(of_modalities(x, tokens.owner), tokens.present, keys)
-        flat = vectors.reshape(vectors.shape[0], -1)
+        flat = vectors.reshape(vectors.shape[0], vectors.shape[1] * vectors.shape[2])
         flat = flat * self.of_vectors(flat, keys, 4)
         hidden = jax.nn.relu(self.main.hidden(flat)) * self.of_hidden(flat, keys, 5)
         logits = self.main.out(dropout(hidden, keys, self.spec.dropout, salt=0))
