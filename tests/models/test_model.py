@@ -309,6 +309,7 @@ def test_only_what_a_method_uses_is_declared() -> None:
         "modality": {"modality"},
         "modality+group": {"group", "modality"},
         "zero": set(),
+        "mean": {"running_mean"},
     }
 
 
