@@ -310,7 +310,6 @@ def test_only_what_a_method_uses_is_declared() -> None:
         "modality+group": {"group", "modality"},
         "mean": {"running_mean"},
         "zero": set(),
-        "mean": {"running_mean"},
     }
 
 
