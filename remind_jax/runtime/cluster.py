@@ -86,8 +86,12 @@ def _joined(address: str) -> Iterator[float]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     own = {}
     if not address:
+        if "ray" in sys.modules and not _PRIVATE.items() <= os.environ.items():  # which looks where to listen then
+            raise UserError(
+                "Ray was imported before this started one of its own: start the sweep first, or give an address"
+            )
         # A second Ray of this process has the token of the first, which its library keeps.
-        os.environ |= _PRIVATE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} | os.environ
+        os.environ |= _PRIVATE | {"RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)}
         own = {"num_cpus": len(jobs.find_cpus()), "num_gpus": len(jobs.find_gpus()), "object_store_memory": _STORE}
     import ray
 

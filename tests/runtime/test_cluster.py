@@ -153,19 +153,20 @@ def test_jobs_that_no_node_has_room_for_wait_and_say_so(nodes, tmp_path, capsys)
     assert "note: no node has 1 CPUs and 4 GPUs for a run: they wait until one joins" in capsys.readouterr().err
 
 
-def test_an_address_where_nobody_is_and_too_little_room_are_one_line(tmp_path):
+def test_an_address_where_nobody_is_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot join the Ray cluster 127\.0\.0\.1:1: "):
         _events([_work(tmp_path, "a", "pass")], Given("127.0.0.1:1"))
 
 
 OWN = """
-import pathlib, psutil, ray, subprocess, sys
+import pathlib, psutil, subprocess, sys
 from remind_jax.runtime import cluster, jobs
 _, log, stranger = sys.argv
 job = jobs.Job([sys.executable, "-c", "import time; time.sleep(1)"], pathlib.Path(log))
 for event in cluster.run_all([cluster.Work(job)], cluster.Given()):
     assert not event.error, event
     if not event.ended:
+        import ray
         sockets = [each for own in psutil.Process().children(recursive=True) for each in own.net_connections()]
         heard = [each.laddr.ip for each in sockets if each.status == "LISTEN"]
         print(len(heard), set(heard) - {"127.0.0.1", "::ffff:127.0.0.1"}, flush=True)
@@ -183,7 +184,7 @@ except Exception as error:
 
 
 def test_a_ray_of_this_machine_hears_this_machine_alone_and_asks_for_its_token(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(tiny_runs.ROOT), "HOME": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(tiny_runs.ROOT), "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-c", OWN, str(tmp_path / "log"), STRANGER]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     listening, told = found.stdout.strip().split("\n", 1)
@@ -191,3 +192,9 @@ def test_a_ray_of_this_machine_hears_this_machine_alone_and_asks_for_its_token(t
     assert int(listening.split()[0]) > 2
     assert told.startswith("kept out: "), found
     assert not (tmp_path / ".ray").exists()
+
+
+def test_a_ray_that_was_imported_before_is_told_apart(tmp_path):
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match="Ray was imported before"):
+        _events([_work(tmp_path, "a", "pass")], Given())
