@@ -92,6 +92,7 @@ def test_nothing_is_written_without_a_workdir(tmp_path, monkeypatch):
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_a_frame_and_the_folder_that_import_makes_of_it_give_the_same_numbers(model, new, tmp_path):
     roles = {"label": "died", "patient": "person", "sample": "stay"}
     entries = {name: each if isinstance(each, list) else each.to_entry() for name, each in MODALITIES.items()}
@@ -153,6 +154,7 @@ def test_saved_and_loaded_it_predicts_the_same(model, new, tmp_path):
     assert (tmp_path / "other" / "file").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -201,6 +203,7 @@ def test_what_should_be_looked_at_is_printed_of_declared_modalities_too(capsys):
     assert "copy (1.00) tells died" in printed
 
 
+@pytest.mark.slow
 def test_without_held_out_rows_the_report_is_that_of_the_tuning_rows_and_says_so(tmp_path):
     found = train_hospital(held_out=0, tuning=0.2)
     assert found.report["split"] == "tuning"
@@ -375,6 +378,7 @@ class Impatient(progress.Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_broken_off_it_leaves_the_best_model_so_far(model, new, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "make", lambda *_, **__: Impatient())
     monkeypatch.setattr(Impatient, "seen", 0)
@@ -441,6 +445,7 @@ def test_the_menu_is_complete():
         _ = rj.nothing_here
 
 
+@pytest.mark.slow
 def test_a_model_gives_sets_that_it_keeps_and_figures_by_attribute(tmp_path) -> None:
     attributes = {"sex": "sex", "potassium": {"column": "k", "bins": [4]}}
     model = train_hospital(attributes=attributes, tuning=0.3)

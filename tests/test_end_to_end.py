@@ -94,6 +94,7 @@ def own(tmp_path_factory):
     return _Done([f"--config={tiny_runs.ROOT}/configs/manifest.py", *flags], folder / "run")
 
 
+@pytest.mark.slow
 def test_random_encoders_at_the_paper_s_size_are_told(own, tmp_path):
     """In the log, in report.json, and on the page; the small size is our own and tells nothing."""
     small = {"model.text_size": "small", "train.epochs": 0.4, "train.joint_epochs": 0.2}

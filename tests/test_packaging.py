@@ -203,6 +203,7 @@ def test_a_wheel_holds_all_that_is_read(wheel):
     assert not {path.parts[0] for path in wheel.iterdir() if path.is_dir()} & {"configs", "tests", "docs"}
 
 
+@pytest.mark.slow
 def test_a_wheel_trains_from_an_empty_folder(remind, tmp_path):
     out = remind("train", "--config=nhanes", "--quick")
     run = tmp_path / "empty" / "runs" / "nhanes-remind-seed0-quick"
@@ -213,6 +214,7 @@ def test_a_wheel_trains_from_an_empty_folder(remind, tmp_path):
     assert f"remind_jax {PROJECT['version']}" in (run / "model" / "model.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_wheel_finds_its_configs_by_path_and_tells_of_its_machine(remind):
     assert "remind on nhanes, size=small" in remind("plan", "--config=configs/nhanes.py")
     assert "space in " in remind("doctor")  # with exit code 0

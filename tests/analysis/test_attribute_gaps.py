@@ -87,6 +87,7 @@ def test_data_without_attributes_are_refused_in_one_line() -> None:
         analysis.sides_of(run_of(lacking=True, attributes=()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
 @pytest.mark.usefixtures("quick_compilation")
 def test_the_command_writes_a_row_for_each_figure_of_each_gap(tmp_path, capsys) -> None:

@@ -35,6 +35,7 @@ def _table(run: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_table_and_pictures_of_two_runs(folder, capsys):
     remind, soft_moe = folder / "remind", folder / "soft_moe"
     gc.main([f"--workdir={remind}", f"--also={soft_moe}", *FEW])

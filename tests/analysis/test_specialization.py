@@ -109,6 +109,7 @@ def test_chance_is_what_equal_groups_of_these_sizes_would_give() -> None:
 # ---- The command ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tables_and_pictures_of_two_runs(folder: pathlib.Path, capsys) -> None:
     remind, soft_moe = folder / "remind", folder / "soft_moe"
     specialization.main([f"--workdir={remind}", f"--also={soft_moe}", "--permutations=20"])

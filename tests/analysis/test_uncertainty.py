@@ -20,7 +20,7 @@ from remind_jax.models.spec import model_spec
 from remind_jax.ops import routing
 from tests import tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)]
 METRICS = tuple(routing.UNCERTAINTY_METRICS)
 
 

@@ -16,9 +16,8 @@ from remind_jax.errors import UserError
 SMALL = "24 modalities"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=pytest.mark.slow if x == "fprm" else ()) for x in gpu_programs.CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpu_programs.CASES)
 def test_the_stored_results_hold_for_the_steps_of_today(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, given = gpu_programs.stored()["versions"]["jax"], gpu_programs.versions()["jax"]
     if wanted != given:

@@ -99,6 +99,7 @@ def _imported(folder, name, capsys, *options):
     return files, capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", ["missing", "limit", "refuse"])
 @pytest.mark.parametrize("name", ["icu.csv", "icu.csv.gz"])
 @pytest.mark.parametrize("joined", [False, True])

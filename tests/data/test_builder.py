@@ -354,6 +354,7 @@ def _contents(columns: dict[str, builder.Column]) -> dict[str, bytes]:
     return {str(path.relative_to(folder.parent)): path.read_bytes() for folder, path in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", "a record is cut", "values are flipped", "values are cut", "in another form"])
 def test_a_killed_preparation_goes_on_and_keeps_its_whole_blocks(
     manifest: manifest_lib.Manifest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, damage: str

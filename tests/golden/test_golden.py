@@ -28,6 +28,7 @@ def trained(tmp_path_factory):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, run in runs.RUNS.items() if not run.start])
 def test_a_run_draws_the_stored_initial_weights(trained, name):
     drawn, stored = trained(name).initial, runs.read_weights(name)

@@ -129,6 +129,7 @@ ODD_SCHEMAS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", NUMBERS)
 @given(st.data())
 def test_random_rows_are_encoded_alike(numbers, data):

@@ -260,6 +260,7 @@ def test_dry_run_of_docker():
 # ---- Real processes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_of_slurm_checks_itself_and_starts_the_run(tmp_path):
     """Two tasks find each other by Slurm's variables, check the folder together, and training gets the arguments."""
     log = tmp_path / "log"
@@ -310,6 +311,7 @@ def test_processes_that_share_no_folder_are_told_so(tmp_path):
     assert _run(*start, "--not-shared").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "code", "words"),
     [
@@ -349,6 +351,7 @@ def test_a_file_that_is_replaced_in_two_steps_is_found_out(tmp_path, monkeypatch
     assert "half-written or missing" in preflight.replace_while_reading(tmp_path / "b", "some text")
 
 
+@pytest.mark.slow
 def test_local_processes_end_with_the_one_that_fails(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

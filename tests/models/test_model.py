@@ -113,6 +113,7 @@ def test_the_table_has_every_value_of_every_option() -> None:
         assert {row[name] for row in rows} == {False, True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", option_table(), ids=lambda row: f"{row['fusion']['preset']}-{row['imputation']}")
 def test_every_option_runs(row: dict[str, Any]) -> None:
     fusion = dataclasses.replace(FUSION, **row["fusion"])
@@ -526,6 +527,7 @@ def _spread_setup() -> tuple[Any, dict[str, jax.Array], dict[str, np.ndarray]]:
     return network, params, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("blocks", "options"), [(1, {}), (2, {"resting": True}), (2, {"statistics": True})], ids=str)
 def test_encoders_that_run_on_present_samples_give_the_numbers_of_all(blocks: int, options: dict[str, bool]) -> None:
     """Logits, features, statistics and gradients, with dropout, and room for absent samples in some blocks."""

@@ -59,6 +59,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_inner_products_are_those_of_gradients(name):
     shapes, function, sizes = CASES[name]

@@ -30,12 +30,14 @@ def _try(name: str, count: int, broken: bool) -> Tally:
     return ROWS[name].run(count, broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_row_holds(name):
     tally = _try(name, QUICK.get(name, ROWS[name].reduced), broken=False)
     assert tally.passed == tally.tried > 0, tally.failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_row_can_fail(name):
     tally = _try(name, (QUICK | BROKEN).get(name, ROWS[name].reduced), broken=True)

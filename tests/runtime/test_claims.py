@@ -107,6 +107,7 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr(claims, "_machine", lambda: "another")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_the_claim_of_another_machine_is_free_when_it_is_silent(tmp_path):
     beat, patience = 0.05, 1.5

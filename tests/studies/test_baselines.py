@@ -55,6 +55,7 @@ def test_a_run_has_report_and_predictions_and_is_kept(hospital, tmp_path, capsys
     assert (tmp_path / "run" / "report.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "name"), [(task, name) for name, known in plain_models.TASKS_OF.items() for task in known if task in FORMS]
 )

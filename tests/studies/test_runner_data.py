@@ -50,6 +50,7 @@ def _data(folder: pathlib.Path) -> set[str]:
     return {remembered(run)["manifest"] for run in runs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_runs_on_other_data_are_refused_and_not_in_the_table(folder, way):
     _run(folder, "--seeds=0,1", way)
@@ -66,6 +67,7 @@ def test_runs_on_other_data_are_refused_and_not_in_the_table(folder, way):
     assert printed.count("(finished before)") == (0 if way == "--share" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_files_that_were_only_touched_change_nothing(folder, way):
     _run(folder, "--seeds=0,1", way)

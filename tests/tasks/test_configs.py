@@ -14,6 +14,7 @@ KEYS = {key: value for key, value in tiny_runs.TINY.items() if not key.startswit
 KEYS |= {"train.batch_size": 64, "train.epochs": 0.2, "train.joint_epochs": 0.1, "eval.bootstrap": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "task", "title"),
     [

@@ -138,6 +138,7 @@ def test_left_out_rows_train_nothing_and_are_held_out_as_before(toy):
     assert less.preprocessor.to_dict() != whole.preprocessor.to_dict()
 
 
+@pytest.mark.slow
 def test_a_run_reports_them_as_unseen(runs):
     report = json.loads((runs["remind"] / "report.json").read_text())
     row = next(row for row in report["groups"] if row["group"] == "b")
@@ -222,6 +223,7 @@ def _same_bits(x, y):
     return np.asarray(x).view(np.uint32) == np.asarray(y).view(np.uint32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "unfreeze", "paths", "size"), MOVES)
 def test_only_what_is_named_moves(adapters, tmp_path, monkeypatch, method, unfreeze, paths, size):
     monkeypatch.setattr(adaptation, "LEAST_TUNING", 10**6)  # the last step counts, whatever it is worth

@@ -94,6 +94,7 @@ def _features_in(run: _Run) -> list[str]:
     return [line for line in run.said if line.startswith("Encoding the")]
 
 
+@pytest.mark.slow
 def test_a_stage_with_features_in_float32_takes_the_steps_of_one_without(plain, folder, data, tmp_path):
     config = _config(folder, train__feature_cache="memory", train__feature_dtype="float32")
     run = _Run(config, data, tmp_path)

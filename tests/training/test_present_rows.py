@@ -18,6 +18,7 @@ from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation", "no_page"),
 ]

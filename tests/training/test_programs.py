@@ -10,7 +10,7 @@ from remind_jax.runtime import devices
 from remind_jax.training.run import train_and_evaluate
 from tests import programs, tiny_runs
 
-pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)]
 SHORT = {"train__epochs": 0.5, "train__joint_epochs": 0.25, "eval__bootstrap": 20}
 
 

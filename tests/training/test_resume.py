@@ -16,6 +16,7 @@ from remind_jax.errors import UserError
 from tests import tiny_runs
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
     pytest.mark.usefixtures("quick_compilation"),
 ]

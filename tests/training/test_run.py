@@ -33,6 +33,7 @@ def _run(folder: pathlib.Path, **changes) -> tuple[dict, dict]:
     return report["weights"], {name: min(found) for name, found in by_stage.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lr", [1e-3, 0.3])
 def test_the_report_names_its_weights_and_better_ones_that_were_passed_over(tmp_path, lr):
     weights, best = _run(tmp_path, optim__lr=lr)
@@ -91,6 +92,7 @@ def test_encoders_that_have_no_published_weights_are_not_named():
     assert random_encoders(config, labs) == []
 
 
+@pytest.mark.slow
 def test_texts_of_few_samples_are_bags_where_nobody_says_otherwise_and_the_report_tells(tmp_path):
     root, changes = write_manifest(tmp_path / "data"), {"train__epochs": 1.0, "train__joint_epochs": 0.5}
 

@@ -605,6 +605,7 @@ def test_gradients_in_bfloat16_are_the_same_ones_rounded_and_moments_stay_float3
     assert {x.dtype.name for x in (*moments.mu.values(), *moments.nu.values(), *after.params.values())} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["remind", "reweigh"])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(method):
     found = []

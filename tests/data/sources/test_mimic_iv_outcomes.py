@@ -25,6 +25,7 @@ def groups_of(stays):
     return [(stays.present == mask).all(axis=1) for mask in mimic_iv_twin.interaction_world(1).masks]
 
 
+@pytest.mark.slow
 @every
 def test_it_is_the_twin_with_another_label(made, outcome):
     manifest, twin = made[0][outcome], mimic_iv_twin.load_twin(n=N, seed=1)
