@@ -95,7 +95,7 @@ HELD = [
     ("numbers", (30, 2, 0.3), 0.85, ("mae", "rmse", "r2", "coverage")),
     ("classes", (60, 1, 0.0), 0.6, ("accuracy", "auroc", "auprc", "sensitivity", "ppv")),
     ("classes", (100, 1, 0.0), 0.85, ("accuracy", "auroc", "specificity", "npv")),
-    ("differences", (60, 1, 0.0), 0.6, ("accuracy, two models", "auroc, two models", "accuracy, two groups")),
+    ("differences", (100, 1, 0.0), 0.6, ("accuracy, two models", "auroc, two models", "accuracy, two groups")),
 ]
 
 

@@ -171,7 +171,8 @@ for event in cluster.run_all([cluster.Work(job)], cluster.Given()):
         heard = [each.laddr.ip for each in sockets if each.status == "LISTEN"]
         print(len(heard), set(heard) - {"127.0.0.1", "::ffff:127.0.0.1"}, flush=True)
         address = ray.get_runtime_context().gcs_address
-        subprocess.run([sys.executable, "-c", stranger, address], env={"HOME": "/nowhere"}, timeout=60)
+        here = {"HOME": "/nowhere", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # else it looks elsewhere
+        subprocess.run([sys.executable, "-c", stranger, address], env=here, timeout=60)
 """
 STRANGER = """
 import os, sys, ray
