@@ -151,6 +151,7 @@ def check_parity(folder: pathlib.Path) -> dict[str, float]:
     from remind_jax.training import run_folder
 
     config, silent = manifest.get_config(), {"model.encoder_dropout": 0.0, "fusion.dropout": 0.0}
+    silent["model.text_encoder"] = "t5"
     quick = {"optim.warmup": 0.0, "dro.every": 1}  # so that the first step moves weights and λ
     set_values(config, silent | quick | {"data.cache": "none", "data.root": str(folder)})
     data = dataset.load_dataset(config)
@@ -276,6 +277,7 @@ def _command(
     epochs = {"epochs": options.epochs, "joint_epochs": options.epochs / 4}
     given = [f"--config.train.{key}={value}" for key, value in epochs.items()] if options.epochs != _EPOCHS else []
     command = ["-m", "remind_jax.main", f"--config={CONFIG}", f"--config.data.root={data}", f"--workdir={place}"]
+    command.append("--config.model.text_encoder=t5")  # which the job in PyTorch has
     return [*command, *given]
 
 
