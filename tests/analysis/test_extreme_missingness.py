@@ -68,7 +68,7 @@ def test_a_tiny_study(tmp_path, capsys):
     study = tmp_path / "study"
     with open(study / "extreme_missingness.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == (*extreme.COLUMNS, "accuracy", "macro_f1", "auroc")
+    assert tuple(rows[0]) == (*extreme.COLUMNS, "accuracy", "macro_f1", "auroc", "macro_f1_tuned")
     assert [(row["method"], row["samples"]) for row in rows] == [
         (method, samples) for method in ("soft_moe", "remind") for samples in extreme.SAMPLES
     ]

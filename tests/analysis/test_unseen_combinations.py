@@ -100,7 +100,7 @@ def test_a_tiny_study(tmp_path, capsys, monkeypatch):
     study = tmp_path / "study"
     with open(study / "unseen_combinations.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == (*unseen.COLUMNS, "accuracy", "macro_f1", "auroc")
+    assert tuple(rows[0]) == (*unseen.COLUMNS, "accuracy", "macro_f1", "auroc", "macro_f1_tuned")
     assert [(row["unfrozen"], row["samples"], row["n"]) for row in rows] == [
         (unfrozen, samples, n)
         for unfrozen in ("nothing", "head,router", unseen.WITH)
