@@ -118,21 +118,16 @@ class Drawn(NamedTuple):
 
 def drawn_together(of: intervals.Weighted, patients: np.ndarray, *, seed: int, resamples: int) -> dict[str, Drawn]:
     """Computes figures that are differences, and draws patients [n] `resamples` times, 0 for no intervals."""
-    owners, first, owner = np.unique(patients, return_index=True, return_inverse=True)
-    starts, counts, parts = intervals.blocks(len(owners), resamples), [], []
+    found, people = {}, len(np.unique(patients))
     with np.errstate(invalid="ignore", divide="ignore"):
         whole = of(np.ones((1, len(patients))))
-        for some in intervals.patient_weights(owner, len(owners), seed, resamples=resamples):
-            parts.append(of(some))
-            counts.append(np.add.reduceat(some[:, first], starts, axis=1))
-    found = {}
+        drawn, counts = intervals.draws(of, patients, seed, resamples) if resamples else ({}, np.zeros(0))
     for name, (value,) in whole.items():
         ci, p, note = None, None, FEW
         if not np.isfinite(value):
             note = "the figure is undefined on a side"
-        elif parts:
-            drawn = np.concatenate([part[name] for part in parts]), np.concatenate(counts)
-            ci, p, note = intervals.difference(value, *drawn, len(owners), "what the figure needs on a side")
+        elif drawn:
+            ci, p, note = intervals.difference(value, drawn[name], counts, people, "what the figure needs on a side")
         found[name] = Drawn(float(value) if np.isfinite(value) else None, ci, p, note or "")
     return found
 

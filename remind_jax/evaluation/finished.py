@@ -10,7 +10,7 @@ import polars as pl
 from remind_jax.data.files import read_parquet
 from remind_jax.errors import UserError
 from remind_jax.evaluation import binary, intervals, metrics, page
-from remind_jax.evaluation.judge import TUNED
+from remind_jax.evaluation.metrics import TUNED
 from remind_jax.runtime import records
 from remind_jax.runtime.records import COUNT, SHARE, Number
 

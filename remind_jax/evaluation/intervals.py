@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from remind_jax.evaluation.metrics import defined_classes
+from remind_jax.evaluation.metrics import TUNED, defined_classes
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -125,7 +125,7 @@ def intervals(
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "lacks": "a class"}
     use, ranked = defined_classes(labels, probabilities.shape[1]), ("auroc", "auprc")
     options |= of_rare([rarer(labels == k, patients) for k in use], ranked)
-    tuned = ("macro_f1_tuned",) if len(decision) else ()
+    tuned = (TUNED,) if len(decision) else ()
     return resampled(of, (*NAMES, *tuned), patients, shares=shares, smooth=("macro_f1", *tuned), **options)
 
 
@@ -163,27 +163,20 @@ def resampled(
 
     Returns `(values, notes)`: `NAME_ci` as `[low, high]` or None, and the reason of each None or substitute.
     """
-    owners, first, owner = np.unique(patients, return_index=True, return_inverse=True)
-    n, people = len(owner), len(owners)
+    n, people = len(patients), len(np.unique(patients))
     if n == 0:
         return {f"{k}_ci": None for k in names}, {f"{k}_ci": "no samples" for k in names}
     if not enough(patients):
         why = f"{n} samples of {people} patients are too few for a bootstrap"
         notes = {f"{k}_ci": _exact_note(n, people) if k in shares else why for k in names}
         return {f"{k}_ci": exact_interval(shares[k], people) if k in shares else None for k in names}, notes
-    parts, counts, starts = [], [], blocks(people, resamples)
-    added = (np.random.default_rng((seed, n)).standard_gamma,) if smooth else ()
-    for rows in patient_weights(owner, people, seed, resamples=resamples, chunk=CHUNK // width):
-        parts.append(of(rows, *added))
-        counts.append(np.add.reduceat(rows[:, first], starts, axis=1))
-    all_once, drawn = np.ones((1, n)), np.concatenate(counts)
-    whole = whole or of(all_once)
+    added, all_once = (np.random.default_rng((seed, n)).standard_gamma,) if smooth else (), np.ones((1, n))
+    drawn, counts = draws(lambda rows: of(rows, *added), patients, seed, resamples, width)
+    whole, values, notes = whole or of(all_once), {}, {}
     centres = of(all_once, lambda mean, shape: np.full(shape, mean)) if smooth else whole
-    values, notes = {}, {}
     for name in names:
-        resample, x = np.concatenate([p[name] for p in parts]), float(whole[name][0])
-        form = SHARE if name in shares else forms.get(name, RANK)
-        value, note = interval(float(centres[name][0]), resample, drawn, people, form, lacks)
+        x, form = float(whole[name][0]), SHARE if name in shares else forms.get(name, RANK)
+        value, note = interval(float(centres[name][0]), drawn[name], counts, people, form, lacks)
         if name in shares and value is None:
             value, note = exact_interval(shares[name], people), _exact_note(n, people)
         elif 0 < rare.get(name, 0) <= (RARE if value else people):
@@ -197,6 +190,18 @@ def resampled(
         if note:
             notes[f"{name}_ci"] = note
     return values, notes
+
+
+def draws(
+    of: Weighted, patients: np.ndarray, seed: int, resamples: int, width: int = 1
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Draws patients [n]; returns the figures of the resamples by name [r], and the counts that `interval` takes."""
+    owners, first, owner = np.unique(patients, return_index=True, return_inverse=True)
+    parts, counts, starts = [], [], blocks(len(owners), resamples)
+    for rows in patient_weights(owner, len(owners), seed, resamples=resamples, chunk=CHUNK // width):
+        parts.append(of(rows))
+        counts.append(np.add.reduceat(rows[:, first], starts, axis=1))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, np.concatenate(counts)
 
 
 def measured(
@@ -330,8 +335,7 @@ def weighted_metrics(
     classes = probabilities.shape[1]
     true = labels[:, None] == np.arange(classes)
     answers = {"macro_f1": probabilities.argmax(1)}
-    if len(decision):
-        answers["macro_f1_tuned"] = (probabilities * decision).argmax(1)
+    answers |= {TUNED: (probabilities * decision).argmax(1)} if len(decision) else {}
     values = {name: _macro_f1(true, answer, weights, gamma) for name, answer in answers.items()}
     values["accuracy"] = weights @ (answers["macro_f1"] == labels) / weights.sum(1)
     use = defined_classes(labels, classes)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from remind_jax.evaluation import intervals, metrics
+from remind_jax.evaluation.metrics import TUNED
 
 Figures = Callable[[np.ndarray], dict[str, Any]]
 """Figures of some samples, bool [n] -> M of report.json: figures, their intervals, and `notes`."""
 Weighed = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 """Figures of samples at places int [k] under rows of weights [r, k]: by name [r], NaN where undefined."""
-TUNED = "macro_f1_tuned"
 TUNED_TITLE = {TUNED: "Macro-F1, tuned"}
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 ECE_BINS = 15
+TUNED = "macro_f1_tuned"  # macro-F1 of answers by factors of probabilities that tuning rows chose
 
 Value = tuple[float | None, str]
 """A value, and a note on why it is None or covers only some of the classes; the note is empty for all other values."""

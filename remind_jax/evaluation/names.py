@@ -4,13 +4,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from remind_jax.evaluation.metrics import TUNED
+
 if TYPE_CHECKING:
     import markupsafe
 
 EXPLAINED = {
     "accuracy": "Share of samples whose most probable class is the true one.",
     "macro_f1": "F1 averaged over the classes that occur in the labels or the answers.",
-    "macro_f1_tuned": "Macro-F1 of answers for which probabilities are divided by a power of the classes' shares, "
+    TUNED: "Macro-F1 of answers for which probabilities are divided by a power of the classes' shares, "
     "which tuning rows chose. eval.adjust_prior=macro_f1 makes all predictions that way.",
     "auroc": "Chance that a case has the higher probability of two; of several classes each against the rest.",
     "auprc": "Average precision, to be read next to how frequent a class is; of several classes averaged like AUROC.",

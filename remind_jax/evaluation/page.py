@@ -11,7 +11,8 @@ import numpy as np
 from remind_jax.data.dataset import SMOKE_RUN
 from remind_jax.evaluation import figures
 from remind_jax.evaluation.intervals import NARROW
-from remind_jax.evaluation.judge import TUNED, titles_of_classes
+from remind_jax.evaluation.judge import titles_of_classes
+from remind_jax.evaluation.metrics import TUNED
 from remind_jax.evaluation.names import EXPLAINED, SCALES, airy, breakable, heading, short_names, titled, words
 from remind_jax.runtime import texts
 

@@ -19,7 +19,8 @@ from remind_jax.data import splits
 from remind_jax.data.dataset import Dataset
 from remind_jax.data.groups import Groups
 from remind_jax.evaluation import conformal, fairness, intervals, metrics, page
-from remind_jax.evaluation.judge import TUNED, Judge, of_classes
+from remind_jax.evaluation.judge import Judge, of_classes
+from remind_jax.evaluation.metrics import TUNED
 from remind_jax.evaluation.names import short_names
 from remind_jax.evaluation.samples import Samples
 from remind_jax.runtime import files, texts

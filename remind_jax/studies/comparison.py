@@ -311,6 +311,6 @@ def _difference(
         bounds, p, _ = intervals.difference(mean, drawn, replicates.counts, replicates.patients, "a figure")
     low, high = bounds or (None, None)
     sd = statistics.stdev(each) if len(each) > 1 else None
-    more = pairs[0][0].task.select.get(figure, True)
+    more = pairs[0][0].task.is_better_high(figure)
     wins = sum(value > 0 if more else value < 0 for value in each)
     return Difference(mean, low, high, p, None, sd, t_test(each), wins, len(each))

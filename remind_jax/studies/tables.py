@@ -226,7 +226,7 @@ def best(row: Row, figure: str, task: Task = CLASSES) -> set[str]:
     """
     if min(row.n, default=0) < MIN_SAMPLES:
         return set()
-    sign = 1 if task.select.get(figure, True) else -1
+    sign = 1 if task.is_better_high(figure) else -1
     means = {m: sign * round(value.mean, task.digits) for m, value in row.cells[figure].items() if value}
     found = {m for m, mean in means.items() if mean == max(means.values())}
     return found if len(found) < len(means) else set()

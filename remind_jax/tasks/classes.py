@@ -175,6 +175,9 @@ class Classes(Task):
     def compared(self) -> dict[str, str]:
         return super().compared | (judges.TUNED_TITLE if self.decision else {})
 
+    def is_better_high(self, figure: str) -> bool:
+        return figure in judges.TUNED_TITLE or super().is_better_high(figure)
+
     def answers(self, predictions: np.ndarray) -> np.ndarray:
         return predictions.argmax(axis=1)
 

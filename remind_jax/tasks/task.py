@@ -176,6 +176,10 @@ class Task:
         """Titles of the figures by which runs are compared, that which leads first."""
         return {name: title for name, title in self.titles.items() if name in self.select}
 
+    def is_better_high(self, figure: str) -> bool:
+        """Tells whether more of a figure that is compared is better."""
+        return self.select[figure]
+
     def shown(self, value: float | None) -> str:
         """Writes a figure as tables of runs do."""
         return "-" if value is None else f"{self.factor * value:.{self.digits}f}"

@@ -369,6 +369,6 @@ def score_of(select: str, task: Task, labels: np.ndarray) -> Score:
         value = task.tuning(labels, predictions)[name]
         if value is None:
             raise UserError(f"{name} cannot be computed on the tuning rows: choose another train.select")
-        return value if task.select[name] else -value
+        return value if task.is_better_high(name) else -value
 
     return score

@@ -1,5 +1,6 @@
 """Modules as pure functions of random parameters, without the cost of compiling their initialisation."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from remind_jax.models.fusion.soft_moe import Routed, Tokens
 from remind_jax.models.model import Output
 from remind_jax.models.network import Network
 
@@ -43,6 +45,25 @@ class Pure:
     def wide(self) -> dict[str, np.ndarray]:
         """The parameters in float64, for the references."""
         return {path: np.asarray(x, np.float64) for path, x in self.params.items()}
+
+
+class PureFusion(Pure):
+    """A fusion by itself, of tokens whose modalities are `owner`, int [n]."""
+
+    def __init__(self, make: Callable[[], nnx.Module], owner: np.ndarray):
+        super().__init__(make)
+        self.owner = owner
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def __call__(self, params: Params, x: jax.Array, present: jax.Array, keys: jax.Array | None = None) -> Routed:
+        """Fuses tokens [b, n, d] of samples that have the modalities of bool [b, m], all in one group."""
+        known = Tokens(self.owner, present[:, self.owner], jnp.zeros(x.shape[0], jnp.int32))
+        return self.module(params)(x, known, None, "never", keys)
+
+
+def normal_tokens(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """Tokens [b, n, d] of a normal distribution."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def jitted(network: Network) -> Network:

@@ -13,9 +13,8 @@ from remind_jax.errors import UserError
 from remind_jax.methods import ARENA
 from remind_jax.models.fusion import FUSIONS
 from remind_jax.models.fusion.late import WholeFusion
-from remind_jax.models.fusion.soft_moe import Routed, Tokens
 from remind_jax.models.network import make_network
-from tests.models.pure import Pure, jitted, random_params
+from tests.models.pure import PureFusion, jitted, normal_tokens, random_params
 from tests.models.specs import fusion_of, model_of
 from tests.models.test_model import TABULAR, make_batch
 from tests.models.test_model import B as SAMPLES
@@ -33,16 +32,11 @@ LAYERS = 2
 every = pytest.mark.parametrize("kind", KINDS)
 
 
-class Fusion(Pure):
+class Fusion(PureFusion):
     def __init__(self, kind: str, **options: Any):
         spec, fusion = fusion_of(kind=kind, **SMALL, blocks=LAYERS, **options), FUSIONS[kind]
         outputs = {"num_outputs": C} if fusion.predicts else {}
-        super().__init__(lambda: fusion(spec, D, G, M, nnx.Rngs(params=0), **outputs))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def __call__(self, params, x, present, keys=None) -> Routed:
-        known = Tokens(OWNER, present[:, OWNER], jnp.zeros(x.shape[0], int))
-        return self.module(params)(x, known, None, "never", keys)
+        super().__init__(lambda: fusion(spec, D, G, M, nnx.Rngs(params=0), **outputs), OWNER)
 
 
 @functools.cache
@@ -51,7 +45,7 @@ def made(kind: str, **options: Any) -> Fusion:
 
 
 def tokens(seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(B, len(OWNER), D)).astype(np.float32))
+    return jnp.asarray(normal_tokens((B, len(OWNER), D), seed))
 
 
 @every

@@ -8,8 +8,7 @@ import pytest
 from flax import nnx
 
 from remind_jax.models.fusion.m3care import M3Care
-from remind_jax.models.fusion.soft_moe import Routed, Tokens
-from tests.models.pure import Pure
+from tests.models.pure import PureFusion, normal_tokens
 from tests.models.specs import fusion_of
 from tests.reference import m3care as slow
 
@@ -19,18 +18,13 @@ PRESENT = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]], bool
 BANK = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 1], [0, 0, 0]], np.float32)  # the last row is free
 
 
-class Block(Pure):
+class Block(PureFusion):
     def __init__(self):
         spec = fusion_of(kind="m3care", hidden=F, heads=H, bank=Q)
-        super().__init__(lambda: M3Care(spec, D, 4, M, nnx.Rngs(params=0)))
+        super().__init__(lambda: M3Care(spec, D, 4, M, nnx.Rngs(params=0)), OWNER)
         bank = np.random.default_rng(9).normal(size=(Q, M, D)).astype(np.float32)
         self.params |= {"bank": jnp.asarray(bank), "bank_present": jnp.asarray(BANK)}
         self.params["threshold"] = jnp.float32(-2.0)  # some similarities are above, and some are not
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def __call__(self, params, x, present, keys=None) -> Routed:
-        known = Tokens(OWNER, present[:, OWNER], jnp.zeros(len(x), jnp.int32))
-        return self.module(params)(x, known, None, "never", keys)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +35,7 @@ def block() -> Block:
 KEYS = jax.random.split(jax.random.key(0), B)
 
 
-def tokens(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(B, M * T, D)).astype(np.float32)
+tokens = functools.partial(normal_tokens, (B, M * T, D))
 
 
 def rows(vectors: np.ndarray, present: np.ndarray) -> slow.Rows:

@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 
 from remind_jax.models.fusion.simmlm import SimMLM, gate_weights
-from remind_jax.models.fusion.soft_moe import Routed, Tokens
-from tests.models.pure import Pure
+from tests.models.pure import PureFusion, normal_tokens
 from tests.models.specs import fusion_of
 from tests.reference import simmlm as slow
 
@@ -17,15 +16,10 @@ OWNER = np.repeat(np.arange(M), T)
 PRESENT = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0]], bool)
 
 
-class Block(Pure):
+class Block(PureFusion):
     def __init__(self):
         spec = fusion_of(kind="simmlm", hidden=F)
-        super().__init__(lambda: SimMLM(spec, D, 4, M, nnx.Rngs(params=0), num_outputs=C))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def __call__(self, params, x, present) -> Routed:
-        known = Tokens(OWNER, present[:, OWNER], jnp.zeros(len(x), jnp.int32))
-        return self.module(params)(x, known, None, "never", None)
+        super().__init__(lambda: SimMLM(spec, D, 4, M, nnx.Rngs(params=0), num_outputs=C), OWNER)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +27,7 @@ def block() -> Block:
     return Block()
 
 
-def tokens(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(B, M * T, D)).astype(np.float32)
+tokens = functools.partial(normal_tokens, (B, M * T, D))
 
 
 def test_logits_are_those_of_a_loop_over_the_experts_present(block):

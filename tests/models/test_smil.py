@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 
 from remind_jax.models.fusion.smil import MAIN, Smil
-from remind_jax.models.fusion.soft_moe import Routed, Tokens
-from tests.models.pure import Pure
+from tests.models.pure import PureFusion, normal_tokens
 from tests.models.specs import fusion_of
 from tests.reference import smil as slow
 
@@ -17,15 +16,10 @@ OWNER = np.repeat(np.arange(M), T)
 PRESENT = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0]], bool)
 
 
-class Block(Pure):
+class Block(PureFusion):
     def __init__(self):
         spec = fusion_of(kind="smil", hidden=F, centres=K)
-        super().__init__(lambda: Smil(spec, D, 4, M, nnx.Rngs(params=0), num_outputs=C))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def __call__(self, params, x, present, keys=None) -> Routed:
-        known = Tokens(OWNER, present[:, OWNER], jnp.zeros(len(x), jnp.int32))
-        return self.module(params)(x, known, None, "never", keys)
+        super().__init__(lambda: Smil(spec, D, 4, M, nnx.Rngs(params=0), num_outputs=C), OWNER)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +30,7 @@ def block() -> Block:
 KEYS = jax.random.split(jax.random.key(0), B)
 
 
-def tokens(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(B, M * T, D)).astype(np.float32)
+tokens = functools.partial(normal_tokens, (B, M * T, D))
 
 
 def test_missing_vectors_are_mixtures_of_centres_and_predictions_those_of_a_loop(block):

@@ -29,10 +29,19 @@ def of_modalities(x: jax.Array, owner: np.ndarray) -> jax.Array:
     return jnp.einsum("mn,bnd->bmd", jnp.asarray(shares, x.dtype), x)
 
 
+def weighted(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns the sum over modalities by the weights of each sample, [b, m, ...] and [b, m] -> [b, ...]."""
+    return jnp.einsum("bm...,bm->b...", x, weights)
+
+
+def equal_weights(x: jax.Array, present: jax.Array) -> jax.Array:
+    """Returns equal weights of the modalities that a sample has, [b, m] of the type of x; zeros where it has none."""
+    return present.astype(x.dtype) / jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1).astype(x.dtype)
+
+
 def mean_present(x: jax.Array, present: jax.Array) -> jax.Array:
     """Returns the mean over the modalities that a sample has, [b, m, ...] -> [b, ...]; zeros for one that has none."""
-    weights = present.astype(x.dtype) / jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1).astype(x.dtype)
-    return jnp.einsum("bm...,bm->b...", x, weights)
+    return weighted(x, equal_weights(x, present))
 
 
 class Heads(nnx.Module):
@@ -64,7 +73,7 @@ class Experts(Heads):
 
 
 class LateFusion(WholeFusion):
-    """The mean logits of networks of single modalities, of those that a sample has."""
+    """The mean logits of networks of single modalities, of those that a sample has; `_weights` may make it another."""
 
     predicts = True
 
@@ -74,6 +83,10 @@ class LateFusion(WholeFusion):
         super().__init__(spec)
         self.experts = Experts(spec, width, num_modalities, num_outputs, rngs)
 
+    def _weights(self, pooled: jax.Array, present: jax.Array) -> jax.Array:
+        """Returns what each modality counts, [b, m, d] and bool [b, m] -> [b, m]."""
+        return equal_weights(pooled, present)
+
     def __call__(
         self, x: jax.Array, tokens: Tokens, mask: jax.Array | None, gate: str | jax.Array, keys: jax.Array | None
     ) -> Routed:
@@ -82,10 +95,12 @@ class LateFusion(WholeFusion):
         pooled = of_modalities(x, tokens.owner)
         with jax.named_scope("experts"):
             logits = self.experts(pooled, keys)
+        with jax.named_scope("gate"):
+            weights = self._weights(pooled, tokens.present)
         return Routed(
             x,
             jnp.zeros(x.shape[0]),
-            features=mean_present(pooled, tokens.present),
-            logits=mean_present(logits, tokens.present),
+            features=weighted(pooled, weights),
+            logits=weighted(logits, weights),
             experts=Predictors(logits, tokens.present),
         )
