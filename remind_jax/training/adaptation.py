@@ -44,9 +44,7 @@ EVALUATIONS = 20
 def open_single(path: pathlib.Path) -> Predictor:
     """Opens the model of a run and refuses ensembles (UserError)."""
     config = model_folder.read_config(path)
-    model_folder.refuse_stack(path, config)
-    if (count := config.ensemble) > 1:
-        raise UserError(f"{path} is a run of several networks (ensemble={count}): adapt a run of one")
+    model_folder.refuse_several(path, config)
     return model_folder.open_model(path)
 
 
