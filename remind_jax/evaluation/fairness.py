@@ -4,21 +4,22 @@ A difference is between a value of an attribute and the one that most samples ha
 its p is corrected by Holm over all differences in the same figure.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from remind_jax.data.attributes import PREFIX
-from remind_jax.evaluation import intervals
+from remind_jax.evaluation import differences, intervals
 from remind_jax.evaluation.judge import Figures, Weighed
 
-FEW = f"a side has fewer than {intervals.MIN_SAMPLES} samples or {intervals.MIN_PATIENTS} patients"
 Value = tuple[str, str | None, np.ndarray]
 """An attribute, one of its values, and the samples that have it, bool [n]."""
 Columns = Mapping[str, pl.Series]
 """Values of each sample by attribute, as `data.attributes.values` gives them."""
+Rarer = Callable[[np.ndarray], Mapping[str, int]]
+"""How many patients of some samples, bool [n], have the rarer of the outcomes that a figure compares, by figure."""
 
 
 def columns_of(predictions: pl.DataFrame) -> Columns:
@@ -44,12 +45,20 @@ def figures(columns: Columns, of: Figures, groups: np.ndarray, patients: np.ndar
 
 
 def gaps(
-    columns: Columns, of: Weighed, names: Sequence[str], patients: np.ndarray, *, seed: int, resamples: int
+    columns: Columns,
+    of: Weighed,
+    names: Sequence[str],
+    patients: np.ndarray,
+    *,
+    rarer: Rarer = lambda rows: {},
+    seed: int,
+    resamples: int,
 ) -> list[dict[str, Any]]:
     """Returns differences of the named figures to the most frequent value of each attribute.
 
     Each has `attribute, value, against, figure, difference`, `ci` and `p` and `p_holm` from `resamples` draws of
-    patients [n], None where a side has too few samples for a bootstrap or the figure is undefined, and then a `note`.
+    patients [n], None where a side has too few samples for a bootstrap, or by `rarer` too few patients of the rarer
+    outcome, or the figure is undefined, and then a `note`.
     """
     found = []
     for attribute, column in columns.items():
@@ -57,8 +66,9 @@ def gaps(
         most = most_frequent(every)
         for _, value, rows in (one for one in every if one is not most):
             told = {"attribute": attribute, "value": value, "against": most[1]}
-            found += [told | one for one in _difference(of, names, rows, most[2], patients, seed, resamples)]
-    return intervals.corrected(found)
+            rare = differences.rarer_side([rarer(side) for side in (rows, most[2])])
+            found += [told | one for one in _difference(of, names, rows, most[2], patients, rare, seed, resamples)]
+    return differences.corrected(found)
 
 
 def presence(
@@ -107,48 +117,24 @@ def most_frequent(values: Sequence[Value]) -> Value:
     return max(values, key=lambda one: (one[1] is not None, int(one[2].sum())))
 
 
-class Drawn(NamedTuple):
-    """A figure, None if undefined, with its 95 % interval and p over draws of patients, or why there are none."""
-
-    value: float | None
-    ci: list[float] | None
-    p: float | None
-    note: str
-
-
-def drawn_together(of: intervals.Weighted, patients: np.ndarray, *, seed: int, resamples: int) -> dict[str, Drawn]:
-    """Computes figures that are differences, and draws patients [n] `resamples` times, 0 for no intervals."""
-    found, people = {}, len(np.unique(patients))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        whole = of(np.ones((1, len(patients))))
-        drawn, counts = intervals.draws(of, patients, seed, resamples) if resamples else ({}, np.zeros(0))
-    for name, (value,) in whole.items():
-        ci, p, note = None, None, FEW
-        if not np.isfinite(value):
-            note = "the figure is undefined on a side"
-        elif drawn:
-            ci, p, note = intervals.difference(value, drawn[name], counts, people, "what the figure needs on a side")
-        found[name] = Drawn(float(value) if np.isfinite(value) else None, ci, p, note or "")
-    return found
-
-
 def _difference(
     of: Weighed,
     names: Sequence[str],
     rows: np.ndarray,
     base: np.ndarray,
     patients: np.ndarray,
+    rare: Mapping[str, int],
     seed: int,
     resamples: int,
 ) -> list[dict[str, Any]]:
     """Returns `figure, difference, ci, p`, and a `note` where something is None, of rows less others, bool [n]."""
 
-    def apart(weights: np.ndarray) -> dict[str, np.ndarray]:
-        one, other = (of(np.flatnonzero(side), weights[:, side]) for side in (rows, base))
+    def apart(weights: np.ndarray, gamma: intervals.Gamma | None = None) -> dict[str, np.ndarray]:
+        one, other = (of(np.flatnonzero(side), weights[:, side], gamma) for side in (rows, base))
         return {name: one[name] - other[name] for name in names}
 
     few = not all(intervals.enough(patients[side]) for side in (rows, base))
-    found = drawn_together(apart, patients, seed=seed, resamples=0 if few else resamples)
+    found = differences.drawn_together(apart, patients, rare=rare, seed=seed, resamples=0 if few else resamples)
     return [
         {"figure": name, "difference": one.value, "ci": one.ci, "p": one.p} | ({"note": one.note} if one.note else {})
         for name, one in found.items()

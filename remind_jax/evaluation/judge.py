@@ -11,8 +11,10 @@ from remind_jax.evaluation.metrics import TUNED
 
 Figures = Callable[[np.ndarray], dict[str, Any]]
 """Figures of some samples, bool [n] -> M of report.json: figures, their intervals, and `notes`."""
-Weighed = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
-"""Figures of samples at places int [k] under rows of weights [r, k]: by name [r], NaN where undefined."""
+Weighed = Callable[..., Mapping[str, np.ndarray]]
+"""Figures of samples at places int [k] under rows of weights [r, k]: by name [r], NaN where undefined.
+
+A third argument, None by default, is an `intervals.Gamma` with which F1 is that of `intervals.f1`."""
 TUNED_TITLE = {TUNED: "Macro-F1, tuned"}
 
 
@@ -29,6 +31,8 @@ class Judge(NamedTuple):
       weighed: (labels, predictions) -> figures of some samples in many weightings.
       drawn: (labels, predictions) -> what else the page draws, `curves` of the report; empty for nothing.
       fitted: the task for JSON, from which comparisons make it again; empty for classes.
+      rarer: (labels, patients, rows=all) -> how many patients of some rows have the rarest of the outcomes among
+        labels that a figure compares, by figure.
       decision: of classes, factors of probabilities by which answers are given that tuning rows chose; () for none.
     """
 
@@ -41,6 +45,7 @@ class Judge(NamedTuple):
     weighed: Callable[[np.ndarray, np.ndarray], Weighed]
     drawn: Callable[[np.ndarray, np.ndarray], dict[str, Any]] = lambda labels, predictions: {}
     fitted: Mapping[str, Any] = {}
+    rarer: Callable[..., Mapping[str, int]] = lambda labels, patients, rows=None: {}
     decision: Sequence[float] = ()
 
     @property
@@ -76,7 +81,15 @@ def figures_of_classes(
 
 def weighed_of_classes(labels: np.ndarray, probabilities: np.ndarray, decision: Sequence[float] = ()) -> Weighed:
     """Makes the figures with intervals of classes of some samples in many weightings."""
-    return lambda at, weights: intervals.weighted_metrics(labels[at], probabilities[at], weights, decision=decision)
+    return lambda at, weights, gamma=None: intervals.weighted_metrics(
+        labels[at], probabilities[at], weights, gamma, decision
+    )
+
+
+def rarer_of_classes(labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> dict[str, int]:
+    """Counts patients [n] with the rarest in some rows of the classes among labels, int [n], by figure that ranks."""
+    counts = [intervals.rarer(labels[rows] == k, patients[rows]) for k in np.unique(labels)]
+    return dict.fromkeys(intervals.RANKED, min(counts))
 
 
 def of_classes(decision: Sequence[float] = ()) -> Judge:
@@ -84,7 +97,7 @@ def of_classes(decision: Sequence[float] = ()) -> Judge:
     titles = titles_of_classes(bool(decision))
     names = [name for name in titles if name in (*intervals.NAMES, TUNED)]
     of = [functools.partial(each, decision=decision) for each in (figures_of_classes, weighed_of_classes)]
-    return Judge("classes", titles, names, "accuracy", True, *of, decision=decision)
+    return Judge("classes", titles, names, "accuracy", True, *of, rarer=rarer_of_classes, decision=decision)
 
 
 def titles_of_classes(tuned: bool) -> dict[str, str]:

@@ -17,13 +17,14 @@ import polars as pl
 from scipy.special import expit, logit, ndtr, ndtri
 
 from remind_jax.evaluation import binary, fairness, intervals, multilabel, ordinal, regression, survival
-from remind_jax.evaluation.judge import weighed_of_classes
+from remind_jax.evaluation.differences import drawn_together
+from remind_jax.evaluation.judge import rarer_of_classes, weighed_of_classes
 
 SHAPES = ((15, 2, 0.5), (30, 2, 0.3), (60, 1, 0.0), (100, 1, 0.0), (200, 1, 0.0), (400, 1, 0.0))
 """Patients, samples of each, and the dependence between these."""
 RATES = (0.6, 0.85, 0.93)
-Found = dict[str, tuple[float | None, list[float] | None]]
-"""Figures and their intervals by name."""
+Found = dict[str, tuple[float | None, list[float] | None, bool]]
+"""Figures by name, their intervals, and whether these are told to be likely too narrow."""
 
 
 class Draws:
@@ -44,15 +45,18 @@ class Draws:
         return case.astype(int), expit(1.2 * (skill * case + self.normal()) - 0.72 + logit(1 - rate))
 
     def bounded(self, found: dict, names: tuple[str, ...]) -> Found:
-        return {name: (found[name], found[f"{name}_ci"]) for name in names}
+        notes = found.get("notes", {})
+        marked = {name: notes.get(f"{name}_ci", "").startswith(intervals.NARROW) for name in names}
+        return {name: (found[name], found[f"{name}_ci"], marked[name]) for name in names}
 
 
 def classes(draws: Draws, rate: float) -> Found:
     labels, risk = draws.classes(rate)
     both = np.stack([1 - risk, risk], axis=1)
     values = intervals.weighted_metrics(labels, both, np.ones((1, len(labels))))
-    bounds, _ = intervals.intervals(labels, both, draws.owner, **draws.options)
-    found = {name: (float(values[name][0]), bounds[f"{name}_ci"]) for name in intervals.NAMES}
+    bounds, notes = intervals.intervals(labels, both, draws.owner, **draws.options)
+    every = {name: float(values[name][0]) for name in intervals.NAMES} | bounds | {"notes": notes}
+    found = draws.bounded(every, intervals.NAMES)
     threshold = 1 - rate
     shares = binary.compute(labels, risk, draws.owner, threshold, **draws.options)
     return found | draws.bounded(shares, tuple(binary.FIGURES))
@@ -99,17 +103,18 @@ def differences(draws: Draws, rate: float) -> Found:
     labels, risk = draws.classes(rate)
     second = expit(logit(risk) + 0.8 * draws.normal())
     one, two = (weighed_of_classes(labels, np.stack([1 - p, p], axis=1)) for p in (risk, second))
-    everyone = np.arange(len(labels))
+    everyone, rarer = np.arange(len(labels)), functools.partial(rarer_of_classes, labels, draws.owner)
 
-    def apart(weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = one(everyone, weights), two(everyone, weights)
-        return {f"{name}, two models": values[1][name] - values[0][name] for name in ("accuracy", "auroc", "macro_f1")}
+    def apart(weights: np.ndarray, gamma: intervals.Gamma | None = None) -> dict[str, np.ndarray]:
+        values = one(everyone, weights, gamma), two(everyone, weights, gamma)
+        return {f"{name}, two models": values[1][name] - values[0][name] for name in intervals.NAMES}
 
-    pairs = fairness.drawn_together(apart, draws.owner, **draws.options)
+    rare = {f"{name}, two models": count for name, count in rarer().items()}
+    pairs = drawn_together(apart, draws.owner, rare=rare, **draws.options)
     sex = {"sex": pl.Series(np.where(draws.owner % 3 == 0, "f", "m"))}
-    gaps = fairness.gaps(sex, one, ("accuracy", "auroc"), draws.owner, **draws.options)
-    return {name: (each.value, each.ci) for name, each in pairs.items()} | {
-        f"{gap['figure']}, two groups": (gap["difference"], gap["ci"]) for gap in gaps
+    gaps = fairness.gaps(sex, one, intervals.NAMES, draws.owner, rarer=rarer, **draws.options)
+    return {name: (each.value, each.ci, False) for name, each in pairs.items()} | {
+        f"{gap['figure']}, two groups": (gap["difference"], gap["ci"], False) for gap in gaps
     }
 
 
@@ -131,7 +136,7 @@ def truths(world: str, rate: float) -> dict[str, float]:
     for _ in range(parts):
         draws = Draws(size, 1, 0.0, rng)
         draws.options["resamples"] = 2
-        for name, (value, _) in WORLDS[world](draws, rate).items():
+        for name, (value, *_) in WORLDS[world](draws, rate).items():
             each[name].append(value)
     return {name: float(np.mean(values)) for name, values in each.items()}
 
@@ -141,7 +146,7 @@ def coverage(world: str, shape: tuple[int, int, float], rate: float, draws: int)
     held, true = defaultdict(list), truths(world, rate)
     for seed in range(draws):
         rng = np.random.default_rng((seed, shape[0], int(100 * rate)))
-        for name, (_, bounds) in WORLDS[world](Draws(*shape, rng), rate).items():
+        for name, (_, bounds, _) in WORLDS[world](Draws(*shape, rng), rate).items():
             held[name].append(np.nan if bounds is None else bounds[0] <= true[name] <= bounds[1])
     found = {name: np.array(each, float) for name, each in held.items()}
     return {

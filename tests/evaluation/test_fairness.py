@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from remind_jax.data.groups import Groups
-from remind_jax.evaluation import fairness, intervals, page
+from remind_jax.evaluation import differences, fairness, intervals, page
 from remind_jax.evaluation.judge import of_classes
 from remind_jax.evaluation.report import build_report
 
@@ -90,13 +90,13 @@ def test_a_difference_is_that_of_the_figures_with_the_interval_of_a_slow_bootstr
         rows = np.repeat(np.arange(len(owner)), weights.astype(int))
         drawn.append(right[rows][sex[rows] == "m"].mean() - right[rows][sex[rows] == "f"].mean())
     blocks = np.add.reduceat(counts, intervals.blocks(120, 200), axis=1)
-    ci, p, _ = intervals.difference(gap["difference"], np.array(drawn), blocks, len(owners), "x")
+    ci, p, _ = differences.difference(gap["difference"], np.array(drawn), blocks, len(owners), "x")
     assert (gap["ci"], gap["p"]) == (pytest.approx(ci, abs=1e-12), pytest.approx(p))
 
 
 def test_p_is_corrected_over_all_gaps_of_a_figure(report) -> None:
     some = [gap for gap in report["attribute_gaps"] if gap["figure"] == "accuracy"]
-    assert [gap["p_holm"] for gap in some] == intervals.holm([gap["p"] for gap in some])
+    assert [gap["p_holm"] for gap in some] == differences.holm([gap["p"] for gap in some])
     assert sum(gap["p"] is not None for gap in some) == 3  # 20 samples without a sex are too few
     unknown = next(gap for gap in some if gap["attribute"] == "sex" and gap["value"] is None)
     assert unknown["note"] == "a side has fewer than 30 samples or 10 patients"
