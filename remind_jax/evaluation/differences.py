@@ -1,8 +1,9 @@
-"""Differences of figures between groups, models, or with and without gaps, with intervals and p of one Student's t.
+"""Differences of figures between groups of people, models, or with and without gaps, with intervals and p.
 
-F1 of a class hardly ever predicted hangs on calls that few samples show, so each side draws what it has not shown, as
-in `intervals.resampled`. Figures that compare two outcomes have no interval where a side has fewer than `intervals.FEW`
-patients with the rarer one: their spread then tells too little, and there is no exact form as for one figure.
+Those of groups are made of the intervals of the groups. Others are of figures of the same samples, so that patients are
+drawn together, and interval and p are Student's. F1 of a class hardly ever predicted hangs on calls that few samples
+show, so each side draws what it has not shown, as in `intervals.resampled`. Figures that compare two outcomes have no
+interval with fewer than `intervals.FEW` patients who have the rarer one: their spread tells too little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,32 @@ class Drawn(NamedTuple):
 def rarer_side(sides: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """Returns the least of what sides of a difference have, by figure."""
     return {name: min(side[name] for side in sides) for name in sides[0]}
+
+
+def between(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns `difference`, `ci` and `p` of a figure of two rows of figures, see `fairness.figures`, and any `note`.
+
+    An end is as far from the difference as the ends of both sides are from their figures, by Pythagoras (Zou and Donner
+    2008), so that the forms of `intervals` hold for it, too. People on both sides only make that wider than it need be.
+    p is a normal's that is .05 where the interval ends at 0.
+    """
+    from scipy.special import ndtr, ndtri
+
+    sides, found = (one, other), {"difference": None, "ci": None, "p": None}
+    if None in (one[name], other[name]):
+        return found | {"note": "the figure is undefined on a side"}
+    found["difference"] = value = one[name] - other[name]
+    if any(side["n"] < intervals.MIN_SAMPLES or side["n_patients"] < intervals.MIN_PATIENTS for side in sides):
+        return found | {"note": TOO_FEW}
+    notes = [side["notes"].get(f"{name}_ci", "") for side in sides]
+    if None in (bounds := [side[f"{name}_ci"] for side in sides]):
+        return found | {"note": f"a side has no interval: {next(filter(None, notes))}"}
+    (low, high), (low_other, high_other) = np.abs(np.array(bounds) - [[one[name]], [other[name]]])
+    found["ci"] = [float(value - np.hypot(low, high_other)), float(value + np.hypot(high, low_other))]
+    reach = abs(value - found["ci"][0 if value > 0 else 1])
+    found["p"] = float(2 * ndtr(-ndtri((1 + intervals.LEVEL) / 2) * abs(value) / reach))
+    marks = [note for note in notes if note.startswith(intervals.NARROW)]
+    return found | ({"note": marks[0]} if marks else {})
 
 
 def drawn_together(

@@ -1,10 +1,10 @@
 """Who is served worse, and who lacks what: figures, differences and missing modalities by attributes of the samples.
 
-A difference is between a value of an attribute and the one that most samples have, of whole patients drawn together;
-its p is corrected by Holm over all differences in the same figure.
+A difference is between a value of an attribute and the one that most samples have; its p is corrected by Holm over all
+differences in the same figure.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,12 @@ import polars as pl
 
 from remind_jax.data.attributes import PREFIX
 from remind_jax.evaluation import differences, intervals
-from remind_jax.evaluation.judge import Figures, Weighed
+from remind_jax.evaluation.judge import Figures
 
 Value = tuple[str, str | None, np.ndarray]
 """An attribute, one of its values, and the samples that have it, bool [n]."""
 Columns = Mapping[str, pl.Series]
 """Values of each sample by attribute, as `data.attributes.values` gives them."""
-Rarer = Callable[[np.ndarray], Mapping[str, int]]
-"""How many patients of some samples, bool [n], have the rarer of the outcomes that a figure compares, by figure."""
 
 
 def columns_of(predictions: pl.DataFrame) -> Columns:
@@ -44,30 +42,19 @@ def figures(columns: Columns, of: Figures, groups: np.ndarray, patients: np.ndar
     return found
 
 
-def gaps(
-    columns: Columns,
-    of: Weighed,
-    names: Sequence[str],
-    patients: np.ndarray,
-    *,
-    rarer: Rarer = lambda rows: {},
-    seed: int,
-    resamples: int,
-) -> list[dict[str, Any]]:
-    """Returns differences of the named figures to the most frequent value of each attribute.
+def gaps(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns differences of the named figures to the most frequent value of each attribute, from rows of `figures`.
 
-    Each has `attribute, value, against, figure, difference`, `ci` and `p` and `p_holm` from `resamples` draws of
-    patients [n], None where a side has too few samples for a bootstrap, or by `rarer` too few patients of the rarer
-    outcome, or the figure is undefined, and then a `note`.
+    Each has `attribute, value, against, figure, difference`, and `ci`, `p` and `p_holm`, None where a side has too few
+    samples for a bootstrap or no interval, and then a `note`.
     """
     found = []
-    for attribute, column in columns.items():
-        every = values_of({attribute: column})
-        most = most_frequent(every)
-        for _, value, rows in (one for one in every if one is not most):
-            told = {"attribute": attribute, "value": value, "against": most[1]}
-            rare = differences.rarer_side([rarer(side) for side in (rows, most[2])])
-            found += [told | one for one in _difference(of, names, rows, most[2], patients, rare, seed, resamples)]
+    for attribute in dict.fromkeys(row["attribute"] for row in rows):
+        some = [row for row in rows if row["attribute"] == attribute]
+        most = max(some, key=lambda row: (row["value"] is not None, row["n"]))
+        for row in (row for row in some if row is not most):
+            told = {"attribute": attribute, "value": row["value"], "against": most["value"]}
+            found += [told | {"figure": name} | differences.between(row, most, name) for name in names]
     return differences.corrected(found)
 
 
@@ -115,27 +102,3 @@ def values_of(columns: Columns) -> list[Value]:
 def most_frequent(values: Sequence[Value]) -> Value:
     """Returns the value that most samples have, of those that are recorded."""
     return max(values, key=lambda one: (one[1] is not None, int(one[2].sum())))
-
-
-def _difference(
-    of: Weighed,
-    names: Sequence[str],
-    rows: np.ndarray,
-    base: np.ndarray,
-    patients: np.ndarray,
-    rare: Mapping[str, int],
-    seed: int,
-    resamples: int,
-) -> list[dict[str, Any]]:
-    """Returns `figure, difference, ci, p`, and a `note` where something is None, of rows less others, bool [n]."""
-
-    def apart(weights: np.ndarray, gamma: intervals.Gamma | None = None) -> dict[str, np.ndarray]:
-        one, other = (of(np.flatnonzero(side), weights[:, side], gamma) for side in (rows, base))
-        return {name: one[name] - other[name] for name in names}
-
-    few = not all(intervals.enough(patients[side]) for side in (rows, base))
-    found = differences.drawn_together(apart, patients, rare=rare, seed=seed, resamples=0 if few else resamples)
-    return [
-        {"figure": name, "difference": one.value, "ci": one.ci, "p": one.p} | ({"note": one.note} if one.note else {})
-        for name, one in found.items()
-    ]

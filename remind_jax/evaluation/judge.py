@@ -28,11 +28,8 @@ class Judge(NamedTuple):
       headline: that by which combinations are worst, and which stands first.
       more: whether more of it is better.
       evaluation: (labels, predictions, patients, seed=, resamples=) -> figures of samples evaluated together.
-      weighed: (labels, predictions) -> figures of some samples in many weightings.
       drawn: (labels, predictions) -> what else the page draws, `curves` of the report; empty for nothing.
       fitted: the task for JSON, from which comparisons make it again; empty for classes.
-      rarer: (labels, patients, rows=all) -> how many patients of some rows have the rarest of the outcomes among
-        labels that a figure compares, by figure.
       decision: of classes, factors of probabilities by which answers are given that tuning rows chose; () for none.
     """
 
@@ -42,10 +39,8 @@ class Judge(NamedTuple):
     headline: str
     more: bool
     evaluation: Callable[..., Figures]
-    weighed: Callable[[np.ndarray, np.ndarray], Weighed]
     drawn: Callable[[np.ndarray, np.ndarray], dict[str, Any]] = lambda labels, predictions: {}
     fitted: Mapping[str, Any] = {}
-    rarer: Callable[..., Mapping[str, int]] = lambda labels, patients, rows=None: {}
     decision: Sequence[float] = ()
 
     @property
@@ -86,18 +81,12 @@ def weighed_of_classes(labels: np.ndarray, probabilities: np.ndarray, decision: 
     )
 
 
-def rarer_of_classes(labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> dict[str, int]:
-    """Counts patients [n] with the rarest in some rows of the classes among labels, int [n], by figure that ranks."""
-    counts = [intervals.rarer(labels[rows] == k, patients[rows]) for k in np.unique(labels)]
-    return dict.fromkeys(intervals.RANKED, min(counts))
-
-
 def of_classes(decision: Sequence[float] = ()) -> Judge:
     """Returns what a report needs to know of classes, with the metrics that are there by now."""
     titles = titles_of_classes(bool(decision))
     names = [name for name in titles if name in (*intervals.NAMES, TUNED)]
-    of = [functools.partial(each, decision=decision) for each in (figures_of_classes, weighed_of_classes)]
-    return Judge("classes", titles, names, "accuracy", True, *of, rarer=rarer_of_classes, decision=decision)
+    of = functools.partial(figures_of_classes, decision=decision)
+    return Judge("classes", titles, names, "accuracy", True, of, decision=decision)
 
 
 def titles_of_classes(tuned: bool) -> dict[str, str]:

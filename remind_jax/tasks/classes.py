@@ -195,7 +195,8 @@ class Classes(Task):
         return judges.weighed_of_classes(labels, predictions, self.decision)
 
     def rarer(self, labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> Mapping[str, int]:
-        return judges.rarer_of_classes(labels, patients, rows)
+        counts = [intervals.rarer(labels[rows] == k, patients[rows]) for k in np.unique(labels)]
+        return dict.fromkeys(intervals.RANKED, min(counts))
 
     def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return predictions[np.arange(len(whole)), whole.argmax(axis=1)]

@@ -82,9 +82,7 @@ class Ordinal(Classes):
             "qwk",
             self.more,
             self.evaluation,
-            self.weighed,
             fitted=self.to_dict(),
-            rarer=self.rarer,
         )
 
     def figures(

@@ -112,7 +112,7 @@ class Survival(Task):
         return lambda at, weights, gamma=None: whole.weighted(at, weights)
 
     def rarer(self, labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> Mapping[str, int]:
-        return dict.fromkeys(survival.TITLES, len(np.unique(patients[rows][labels[rows, 1] == 1])))
+        return survival.few_of(_outcomes(labels[rows]), self.horizons, patients[rows])
 
     def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
         whole = self._evaluation(labels, predictions)

@@ -225,8 +225,8 @@ class Task:
     def judge(self) -> Judge:
         """What a report needs to know of the task."""
         first, bounded = next(iter(self.titles)), tuple(self.titles)
-        of = self.evaluation, self.weighed, self.drawn
-        return Judge(self.name, self.titles, bounded, first, self.more, *of, self.to_dict(), self.rarer)
+        of = self.evaluation, self.drawn
+        return Judge(self.name, self.titles, bounded, first, self.more, *of, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the task for JSON; `tasks.from_dict` inverts it."""

@@ -13,12 +13,11 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
-import polars as pl
 from scipy.special import expit, logit, ndtr, ndtri
 
-from remind_jax.evaluation import binary, fairness, intervals, multilabel, ordinal, regression, survival
-from remind_jax.evaluation.differences import drawn_together
-from remind_jax.evaluation.judge import rarer_of_classes, weighed_of_classes
+from remind_jax.evaluation import binary, intervals, multilabel, ordinal, regression, survival
+from remind_jax.evaluation.differences import between, drawn_together
+from remind_jax.evaluation.judge import figures_of_classes, weighed_of_classes
 
 SHAPES = ((15, 2, 0.5), (30, 2, 0.3), (60, 1, 0.0), (100, 1, 0.0), (200, 1, 0.0), (400, 1, 0.0))
 """Patients, samples of each, and the dependence between these."""
@@ -103,18 +102,24 @@ def differences(draws: Draws, rate: float) -> Found:
     labels, risk = draws.classes(rate)
     second = expit(logit(risk) + 0.8 * draws.normal())
     one, two = (weighed_of_classes(labels, np.stack([1 - p, p], axis=1)) for p in (risk, second))
-    everyone, rarer = np.arange(len(labels)), functools.partial(rarer_of_classes, labels, draws.owner)
+    everyone = np.arange(len(labels))
 
     def apart(weights: np.ndarray, gamma: intervals.Gamma | None = None) -> dict[str, np.ndarray]:
         values = one(everyone, weights, gamma), two(everyone, weights, gamma)
         return {f"{name}, two models": values[1][name] - values[0][name] for name in intervals.NAMES}
 
-    rare = {f"{name}, two models": count for name, count in rarer().items()}
+    rare = dict.fromkeys(
+        [f"{name}, two models" for name in intervals.RANKED], intervals.rarer(labels == 1, draws.owner)
+    )
     pairs = drawn_together(apart, draws.owner, rare=rare, **draws.options)
-    sex = {"sex": pl.Series(np.where(draws.owner % 3 == 0, "f", "m"))}
-    gaps = fairness.gaps(sex, one, intervals.NAMES, draws.owner, rarer=rarer, **draws.options)
+    figures = figures_of_classes(labels, np.stack([1 - risk, risk], axis=1), draws.owner, **draws.options)
+    sides = [
+        {"n": int(side.sum()), "n_patients": len(np.unique(draws.owner[side])), **figures(side)}
+        for side in (draws.owner % 3 == 0, draws.owner % 3 > 0)
+    ]
+    gaps = {f"{name}, two groups": between(*sides, name) for name in intervals.NAMES}
     return {name: (each.value, each.ci, False) for name, each in pairs.items()} | {
-        f"{gap['figure']}, two groups": (gap["difference"], gap["ci"], False) for gap in gaps
+        name: (gap["difference"], gap["ci"], "note" in gap) for name, gap in gaps.items()
     }
 
 

@@ -1,14 +1,10 @@
-from functools import partial
-
 import numpy as np
-import polars as pl
 import pytest
-from scipy.stats import t
+from scipy.stats import binomtest, norm, t
 
-from remind_jax.evaluation import fairness, intervals
-from remind_jax.evaluation.differences import difference, drawn_together
+from remind_jax.evaluation.differences import between, difference, drawn_together
 from remind_jax.evaluation.intervals import patient_weights
-from remind_jax.evaluation.judge import rarer_of_classes, weighed_of_classes
+from remind_jax.evaluation.judge import weighed_of_classes
 from tests.evaluation import coverage
 
 
@@ -65,20 +61,46 @@ def test_p_goes_with_an_interval_that_is_not_around_the_value():
         assert (p < 0.05) == (low > 0 or high < 0), (value, centre)
 
 
-def test_ranks_need_five_patients_with_the_rarer_outcome_on_each_side():
-    people, score = np.arange(80), np.random.default_rng(0).uniform(size=80)
-    sex = {"sex": pl.Series(np.where(people < 30, "f", "m"))}
-    for cases in (4, 5):
-        labels = ((people < cases) | (people >= 60)).astype(int)
-        of = weighed_of_classes(labels, np.stack([1 - score, score], axis=1))
-        options = {"rarer": partial(rarer_of_classes, labels, people), "seed": 0, "resamples": 200}
-        gaps = {gap["figure"]: gap for gap in fairness.gaps(sex, of, intervals.NAMES, people, **options)}
-        assert all(gaps[name]["ci"] for name in ("accuracy", "macro_f1"))
-        for name in ("auroc", "auprc"):
-            assert gaps[name]["difference"] is not None
-            assert (gaps[name]["ci"] is None) == (gaps[name]["p"] is None) == (cases == 4)
-        few = gaps["auroc"]["note"] == "4 patients with the rarer outcome are too few"
-        assert few == (cases == 4)  # of five, a resample lacks all
+def test_figures_that_compare_two_outcomes_need_five_patients_with_the_rarer():
+    counts = np.concatenate(list(patient_weights(np.arange(40), 40, 0, resamples=100)))
+    drawn = counts @ np.arange(40) / 800
+    assert difference(0.9, drawn, counts, 40, "x", rare=5) == difference(0.9, drawn, counts, 40, "x")
+    why = "4 patients with the rarer outcome are too few"
+    assert difference(0.9, drawn, counts, 40, "x", rare=4) == (None, None, why)
+
+
+def row(hits, n, **more):
+    low, high = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    return {"n": n, "n_patients": n, "x": hits / n, "x_ci": [low, high], "notes": {}} | more
+
+
+def test_gaps_of_shares_are_newcombes():
+    found = between(row(56, 70), row(48, 80), "x")
+    assert found["ci"] == pytest.approx([0.0524, 0.3339], abs=5e-5)  # Newcombe 1998, method 10
+    assert found["difference"] == pytest.approx(0.2)
+    turned = between(row(48, 80), row(56, 70), "x")
+    assert turned["ci"] == pytest.approx([-0.3339, -0.0524], abs=5e-5)
+    assert found["p"] == turned["p"] == pytest.approx(2 * norm.sf(norm.ppf(0.975) * 0.2 / (0.2 - found["ci"][0])))
+    assert "note" not in found
+    for hits in range(40, 57):
+        gap = between(row(hits, 70), row(48, 80), "x")
+        assert (gap["p"] < 0.05) == (gap["ci"][0] > 0 or gap["ci"][1] < 0)
+    assert between(row(42, 70), row(48, 80), "x")["p"] == 1.0
+
+
+def test_gaps_say_why_they_have_no_interval_or_one_too_narrow():
+    narrow = {"notes": {"x_ci": "likely too narrow: y"}}
+    cases = {
+        "the figure is undefined on a side": {"x": None},
+        "a side has fewer than 30 samples or 10 patients": {"n_patients": 9},
+        "a side has no interval: z": {"x_ci": None, "notes": {"x_ci": "z"}},
+    }
+    for why, more in cases.items():
+        for sides in ((row(9, 40), row(9, 40, **more)), (row(9, 40, **more), row(9, 40))):
+            found = between(*sides, "x")
+            assert (found["ci"], found["p"], found["note"]) == (None, None, why)
+    assert between(row(9, 40), row(9, 40, **narrow), "x")["note"] == "likely too narrow: y"
+    assert between(row(9, 40), row(9, 40, notes={"x_ci": "exact"}), "x").get("note") is None
 
 
 def test_intervals_of_f1_differences_hold_the_truth_where_a_class_is_hardly_ever_predicted():
