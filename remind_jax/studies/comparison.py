@@ -112,7 +112,9 @@ class Difference(NamedTuple):
 
     Attributes:
       mean: over the seeds that both have.
-      low, high: 95 % interval by the bootstrap over patients and seeds; None where most replicates have no figure.
+      low, high: 95 % interval by the bootstrap over patients and seeds; None where most replicates have no figure, all
+        are alike, samples or patients are too few for a bootstrap, or fewer than `intervals.FEW` patients have the
+        rarer of two outcomes that the figure compares.
       p: two-sided, by the same bootstrap.
       p_holm: p corrected over the methods compared with this baseline in this figure and these samples.
       sd: of the difference over seeds; None for one seed.
@@ -167,6 +169,7 @@ class Replicates:
         self._place = {patient: i for i, patient in enumerate(everyone.to_list())}
         self.resamples, self._chosen, self._seed = resamples, tuple(chosen), seed
         self._figures: dict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = {}
+        self._rarer: dict[tuple[str, ...], Mapping[str, int] | None] = {}
 
     @property
     def patients(self) -> int:
@@ -196,9 +199,23 @@ class Replicates:
             self._figures[key] = self._compute(self._runs[key], gamma)
         return self._figures[key]
 
+    def rarer(self, runs: Sequence[Outcome], part: str) -> Mapping[str, int] | None:
+        """Counts patients of some samples of runs of a method as `Task.rarer`; None: too few for a bootstrap."""
+        key = (part, *(f"{run.method} {run.seed}" for run in runs))
+        if key not in self._rarer:
+            labels = np.concatenate([run.samples.labels for run in runs])
+            patients = np.concatenate([self._owner(run) for run in runs])
+            rows = np.concatenate([np.isin(np.arange(run.predictions.height), run.parts[part]) for run in runs])
+            enough = intervals.enough(patients[rows])
+            self._rarer[key] = runs[0].task.rarer(labels, patients, rows) if enough else None
+        return self._rarer[key]
+
+    def _owner(self, run: Outcome) -> np.ndarray:
+        """Returns the place of the patient of each sample among all, int [n]."""
+        return np.array([self._place[patient] for patient in run.predictions["patient_id"].cast(pl.String)], np.int64)
+
     def _compute(self, run: Outcome, gamma: intervals.Gamma) -> dict[str, dict[str, np.ndarray]]:
-        table = run.predictions
-        owner = np.array([self._place[patient] for patient in table["patient_id"].cast(pl.String).to_list()], np.int64)
+        owner = self._owner(run)
         found: dict[str, list[dict[str, np.ndarray]]] = {}
         chosen = {name: rows for name, rows in run.parts.items() if name in self._chosen}
         once = np.ones((1, self.patients)), intervals.expected
@@ -309,8 +326,10 @@ def _difference(
     ones, twos, each = zip(*known, strict=True)
     centre, *drawn = replicates.differences(ones[0].method, twos[0].method, [one.seed for one in ones], part, figure)
     mean, bounds, p = statistics.fmean(each), [0.0, 0.0], 1.0
-    if not all(_same_predictions(one, two, part) for one, two, _ in known):
-        options = {"centre": float(centre), "rare": _rarer(ones, part).get(figure), "lacks": "a figure"}
+    if (rarer := replicates.rarer(ones, part)) is None:
+        bounds, p = None, None
+    elif not all(_same_predictions(one, two, part) for one, two, _ in known):
+        options = {"centre": float(centre), "rare": rarer.get(figure), "lacks": "a figure"}
         bounds, p, _ = differences.difference(mean, np.array(drawn), replicates.counts, replicates.patients, **options)
     low, high = bounds or (None, None)
     sd = statistics.stdev(each) if len(each) > 1 else None
@@ -321,11 +340,3 @@ def _difference(
 
 def _same_predictions(one: Outcome, two: Outcome, part: str) -> bool:
     return np.array_equal(*(run.samples.probabilities[run.parts[part]] for run in (one, two)))
-
-
-def _rarer(runs: Sequence[Outcome], part: str) -> Mapping[str, int]:
-    """Counts patients of some samples of all runs as `Task.rarer` does."""
-    labels = np.concatenate([run.samples.labels for run in runs])
-    patients = np.concatenate([run.predictions["patient_id"].to_numpy() for run in runs])
-    rows = np.concatenate([np.isin(np.arange(len(run.samples.labels)), run.parts[part]) for run in runs])
-    return runs[0].task.rarer(labels, patients, rows)
