@@ -11,6 +11,7 @@ import functools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit, ndtr, ndtri
@@ -22,6 +23,7 @@ from remind_jax.evaluation.judge import figures_of_classes, weighed_of_classes
 SHAPES = ((15, 2, 0.5), (30, 2, 0.3), (60, 1, 0.0), (100, 1, 0.0), (200, 1, 0.0), (400, 1, 0.0))
 """Patients, samples of each, and the dependence between these."""
 RATES = (0.6, 0.85, 0.93)
+LEAST = 0.2  # of samples that must have an interval for a cell to tell of it
 Found = dict[str, tuple[float | None, list[float] | None, bool]]
 """Figures by name, their intervals, and whether these are told to be likely too narrow."""
 
@@ -146,17 +148,42 @@ def truths(world: str, rate: float) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in each.items()}
 
 
-def coverage(world: str, shape: tuple[int, int, float], rate: float, draws: int) -> dict[str, tuple[float, float]]:
-    """Returns, by figure, the share of intervals that hold the truth, and the share of samples that have one."""
+class Held(NamedTuple):
+    """How often intervals hold the truth, without a mark that they are likely too narrow and with it.
+
+    Attributes:
+      share, marked: of the intervals without and with the mark, those that hold it; NaN without any.
+      plain, marks: of the samples, those with an interval without and with the mark.
+    """
+
+    share: float
+    plain: float
+    marked: float
+    marks: float
+
+
+def coverage(world: str, shape: tuple[int, int, float], rate: float, draws: int) -> dict[str, Held]:
+    """Returns by figure how often the intervals of so many samples hold the truth."""
     held, true = defaultdict(list), truths(world, rate)
     for seed in range(draws):
         rng = np.random.default_rng((seed, shape[0], int(100 * rate)))
-        for name, (_, bounds, _) in WORLDS[world](Draws(*shape, rng), rate).items():
-            held[name].append(np.nan if bounds is None else bounds[0] <= true[name] <= bounds[1])
-    found = {name: np.array(each, float) for name, each in held.items()}
-    return {
-        name: (np.nanmean(x) if np.isfinite(x).any() else np.nan, np.isfinite(x).mean()) for name, x in found.items()
-    }
+        for name, (_, bounds, mark) in WORLDS[world](Draws(*shape, rng), rate).items():
+            within = np.nan if bounds is None else bounds[0] <= true[name] <= bounds[1]
+            held[name].append((np.nan, within) if mark else (within, np.nan))
+    found = {name: np.array(each, float).T for name, each in held.items()}
+    return {name: Held(*(x for each in two for x in _share(each))) for name, two in found.items()}
+
+
+def _share(held: np.ndarray) -> tuple[float, float]:
+    known = np.isfinite(held)
+    return float(held[known].mean()) if known.any() else np.nan, float(known.mean())
+
+
+def cell(held: Held) -> str:
+    """Writes what holds of intervals without a mark; with a star, of marked ones, where hardly any has none."""
+    if held.plain >= LEAST:
+        return f"{100 * held.share:.1f}"
+    return f"{100 * held.marked:.1f}*" if held.marks >= LEAST else "-"
 
 
 def main():
@@ -171,8 +198,7 @@ def main():
         for rate in RATES:
             columns = [coverage(world, shape, rate, options.draws) for shape in SHAPES]
             for name in columns[-1]:
-                cells = [f"{100 * each[name][0]:.1f}" if each[name][1] >= 0.5 else "-" for each in columns]
-                print(f"| {name} | {rate} |", " | ".join(cells), "|", flush=True)
+                print(f"| {name} | {rate} |", " | ".join(cell(each[name]) for each in columns), "|", flush=True)
 
 
 if __name__ == "__main__":

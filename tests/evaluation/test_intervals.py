@@ -103,7 +103,7 @@ HELD = [
 def test_intervals_hold_the_truth_in_95_of_100_samples(world, shape, rate, figures):
     held = coverage.coverage(world, shape, rate, draws=600)
     for figure in figures:
-        assert 0.935 - 0.018 <= held[figure][0] <= 0.965 + 0.015, figure  # and what 600 draws may be off
+        assert 0.935 - 0.018 <= held[figure].share <= 0.965 + 0.015, figure  # and what 600 draws may be off
 
 
 def test_interval_matches_a_plain_loop_bootstrap():
