@@ -20,8 +20,8 @@ from remind_jax.data import missingness
 from remind_jax.data.manifest import decode
 from remind_jax.data.pipeline import Store
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.evaluation import fairness, intervals
-from remind_jax.evaluation.intervals import Weighted
+from remind_jax.evaluation import differences, intervals
+from remind_jax.evaluation.intervals import Gamma, Weighted
 from remind_jax.evaluation.report import plain_title
 from remind_jax.studies.tables import signed
 from remind_jax.tasks.task import Task
@@ -157,6 +157,7 @@ def effects(run: Run, protocols: Sequence[str], rates: Sequence[float], options:
     patients = run.data.manifest.table[run.data.manifest.schema.patient_id].to_numpy()[at]
     full = run.model.predict_parts(rows.store, everyone, rows.presence)
     resamples = run.config.eval.bootstrap if intervals.enough(patients) else 0
+    rare = {f"{name}{end}": k for name, k in run.task.rarer(labels, patients).items() for end in ("", " difference")}
     for mode, protocol, rate in itertools.product(rows.may, protocols, rates):
         predictions, realised, lost = [full], [], []
         for draw in range(options.draws):
@@ -168,7 +169,7 @@ def effects(run: Run, protocols: Sequence[str], rates: Sequence[float], options:
             realised.append(found.realised)
             lost.append(len(changed))
         compared = functools.partial(_compared, [_figures(run.task, labels, each) for each in predictions])
-        drawn = fairness.drawn_together(compared, patients, seed=options.seed, resamples=resamples)
+        drawn = differences.drawn_together(compared, patients, rare=rare, seed=options.seed, resamples=resamples)
         common = command.identity(run) | {"gaps": mode, "protocol": protocol, "rate": rate, "n": len(at)}
         common |= {"realised": float(np.mean(realised)), "n_lost": float(np.mean(lost))}
         yield [common | {"figure": name} | _cells(drawn, name) for name in (*run.task.compared, "loss")]
@@ -178,21 +179,21 @@ def _figures(task: Task, labels: np.ndarray, predictions: np.ndarray) -> Weighte
     """Makes the figures by which runs are compared and weights are chosen, of all rows under weights [r, n]."""
     of, losses, everyone = task.weighed(labels, predictions), task.losses(labels, predictions), np.arange(len(labels))
 
-    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
-        found = of(everyone, weights)
+    def figures(weights: np.ndarray, gamma: Gamma | None = None) -> dict[str, np.ndarray]:
+        found = of(everyone, weights, gamma)
         return {name: found[name] for name in task.compared} | {"loss": weights @ losses / weights.sum(axis=1)}
 
     return figures
 
 
-def _compared(of: Sequence[Weighted], weights: np.ndarray) -> dict[str, np.ndarray]:
+def _compared(of: Sequence[Weighted], weights: np.ndarray, gamma: Gamma | None = None) -> dict[str, np.ndarray]:
     """Returns the mean of each figure over all but the first of several predictions, and that less the first."""
-    whole, *others = (one(weights) for one in of)
+    whole, *others = (one(weights, gamma) for one in of)
     means = {name: np.mean([each[name] for each in others], axis=0) for name in whole}
     return means | {f"{name} difference": means[name] - whole[name] for name in whole}
 
 
-def _cells(drawn: dict[str, fairness.Drawn], name: str) -> Row:
+def _cells(drawn: dict[str, differences.Drawn], name: str) -> Row:
     found: Row = {"p": drawn[f"{name} difference"].p}
     for part, key in (("value", name), ("difference", f"{name} difference")):
         bounds = drawn[key].ci or (None, None)

@@ -121,7 +121,7 @@ def gap_texts(results: Results, method: str, label: str) -> tuple[str, str]:
     if len(results.seeds) > 1:
         return text, f"p < .05 in {sum(gap['p_holm'] < 0.05 for gap in known)} of {len(known)}" if known else ""
     told = [f"{' to '.join(signed(x, results.task) for x in g['ci'])}; p {p_text(g['p_holm'])}" for g in known]
-    return text, "".join(told)
+    return text, "".join(told) + "".join(f" ({g['note']})" for g in known if "note" in g)
 
 
 def calibration(results: Results, method: str) -> list[dict[str, Any]]:
