@@ -122,8 +122,8 @@ def against(arena: Arena, ranking: Ranking) -> list[str]:
     better, worse = ([m for (m, part), n in verdicts.items() if part == "all" and n[v]] for v in ("better", "worse"))
     others = sum(method != baseline for method in arena.methods)
     said.append(
-        f"Of all {others} others, {some(better)} better than {baseline} beyond chance in any of these sets, all "
-        f"samples, and {some(worse)} worse."
+        f"Better than {baseline} beyond chance in at least one of these sets, all samples: {counted(better)} of "
+        f"{many(others, 'other')}; worse: {counted(worse)}."
     )
     return said
 
@@ -185,12 +185,14 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
 
 
+def counted(methods: Sequence[str]) -> str:
+    """Counts methods and names the first."""
+    return f"{len(methods)} ({named(methods)})" if methods else "none"
+
+
 def some(methods: Sequence[str]) -> str:
-    """Counts methods and names a few, with the verb."""
-    if not methods:
-        return "none is"
-    names = named(methods)
-    return f"{len(methods)} ({names}) {_are(len(methods))}"
+    """Counts methods with the verb."""
+    return f"{counted(methods)} {_are(len(methods) or 1)}"
 
 
 def _are(n: int) -> str:
