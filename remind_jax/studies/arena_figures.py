@@ -169,6 +169,11 @@ class Arena:
         return "better" if (value.mean > 0) == tasks.SELECT.get(self.figure(data, protocol), True) else "worse"
 
 
+def tail_name(protocol: str) -> str:
+    """Names what `tail` holds under a protocol: rare combinations, or those that training has not seen."""
+    return "unseen" if protocol.startswith("unseen") else "tail"
+
+
 def number(text: str) -> float | None:
     """Reads a cell of a CSV file; None where it is empty."""
     return float(text) if text else None

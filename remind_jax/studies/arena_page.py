@@ -12,12 +12,11 @@ from remind_jax.evaluation import figures, page
 from remind_jax.evaluation.names import heading, words
 from remind_jax.runtime import files, texts
 from remind_jax.studies import arena_plots, arena_words, tables
-from remind_jax.studies.arena_figures import COSTS, Arena, Row
+from remind_jax.studies.arena_figures import COSTS, Arena, Row, tail_name
 from remind_jax.studies.arena_words import many, size, title
 from remind_jax.tasks.task import Task
 
 TEMPLATE = "arena.html.jinja"
-PARTS = {"all": "all samples", "tail": "tail"}
 CAPTIONS = {
     "ranks": (
         "Mean ranks",
@@ -89,7 +88,7 @@ def drawings(arena: Arena) -> dict[str, str]:
         return {}
     seconds = {m: cost for m in ranking.methods if (cost := arena.cost(m, "processor_seconds"))}
     drawn = {
-        "ranks": arena_plots.ranks(ranking, tail.means if tail else {}),
+        "ranks": arena_plots.ranks(ranking, tail.means if tail else {}, tail_name(arena.main)),
         "cost": arena_plots.costs(ranking.means, seconds, arena.front),
     }
     return {name: svg for name, svg in drawn.items() if svg}
@@ -117,11 +116,11 @@ def costs(arena: Arena) -> Section:
         cost = [arena.cost(method, column) for column in COSTS]
         shown = (*map(arena_words.seconds, cost[:2]), *map(size, cost[2:]))
         rows.append([Cell(method, "front" if method in arena.front else ""), *ranks, *map(Cell, shown)])
-    heads = ("Mean rank", "on the tail", "set × seed", "Processor time", "Wall time", "Parameters", "FLOPs")
+    heads = ("Mean rank", tail_name(arena.main), "set × seed", "Processor time", "Wall time", "Parameters", "FLOPs")
     said = (
-        "Mean ranks over data sets, on the tail, and with every set and seed as a block, which are not independent. "
-        "Costs are of a run, FLOPs of a sample in a step of training: medians over sets of medians over seeds. Front: "
-        "no other method is both better ranked and cheaper in processor time."
+        f"Mean ranks over data sets, of all samples and of the {tail_name(arena.main)}, and with every set and seed as "
+        "a block, which are not independent. Costs are of a run, FLOPs of a sample in a step of training: medians over "
+        "sets of medians over seeds. Front: no other method is both better ranked and cheaper in processor time."
     )
     return Section("Mean ranks and costs", [said], Table(("Method", *heads), rows))
 
@@ -163,13 +162,14 @@ def losses(arena: Arena) -> Iterator[Section]:
 def cell(arena: Arena, data: str, protocol: str) -> Section:
     """Makes the table of a data set and protocol: means and deviations, and differences to the baseline."""
     unit, where = arena.unit(data, protocol), {"data": data, "protocol": protocol}
-    columns = {("value", "figure"): "", ("tail", "figure"): ", tail"}
-    columns |= {("second_value", "second"): "", ("second_tail", "second"): ", tail"}
+    rare = tail_name(protocol)
+    columns = {("value", "figure"): "", ("tail", "figure"): f", {rare}"}
+    columns |= {("second_value", "second"): "", ("second_tail", "second"): f", {rare}"}
     columns = {key: end for key, end in columns.items() if arena.figure(data, protocol, key[1])}
     names = {key: arena.figure(data, protocol, key[1]) for key in columns}
     spreads = {c: {m: arena.spread(c, method=m, **where) for m in arena.methods} for c, _ in columns}
     best = {key: arena.best(spreads[key[0]], names[key], unit) for key in columns}
-    parts = [p for p in PARTS if any(arena.difference(data, protocol, m, p) for m in arena.methods)]
+    parts = [p for p in ("all", "tail") if any(arena.difference(data, protocol, m, p) for m in arena.methods)]
     rows = []
     for method in (m for m in arena.methods if spreads["value"][m] or spreads["tail"][m]):
         cells = [
@@ -178,7 +178,10 @@ def cell(arena: Arena, data: str, protocol: str) -> Section:
         ]
         rows.append([Cell(method), *cells, *(_difference(arena, data, protocol, method, part) for part in parts)])
     heads = ["Method", *(f"{_title(names[key])}{end}" for key, end in columns.items())]
-    heads += [f"{_title(names['value', 'figure'])} against {arena.baseline}, {PARTS[part]}" for part in parts]
+    heads += [
+        f"{_title(names['value', 'figure'])} against {arena.baseline}, {rare if part == 'tail' else 'all samples'}"
+        for part in parts
+    ]
     shown = f"{heading(data)}, {words(protocol)}" if len(arena.protocols) > 1 else heading(data)
     return Section(shown, [_told(arena, where, unit, bool(parts))], Table(heads, rows), protocol != arena.main)
 
@@ -187,7 +190,8 @@ def _told(arena: Arena, where: Mapping[str, str], unit: Task, compared: bool) ->
     """Says how many samples and seeds a cell has, and how to read it."""
     seeds = arena.distinct("seed", **where)
     n, tail = ([int(float(text)) for text in arena.distinct(column, **where)] for column in ("n", "n_tail"))
-    said = f"Held-out samples of a seed: {tables.size_text(n)}, on the tail {tables.size_text(tail)}. "
+    rare = tail_name(where["protocol"])
+    said = f"Held-out samples of a seed: {tables.size_text(n)}, {rare} {tables.size_text(tail)}. "
     several = f"Mean ± standard deviation over {len(seeds)} seeds{_percent(unit)}; bold: the best mean."
     said += several if len(seeds) > 1 else f"One seed{_percent(unit)}; bold: the best."
     if not compared:

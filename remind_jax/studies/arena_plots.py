@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 _LANE, _LANES = 0.045, 0.4  # between bars, and for all bars, as shares of the number of methods
 
 
-def ranks(ranking: Ranking, tail: Mapping[str, float]) -> str:
+def ranks(ranking: Ranking, tail: Mapping[str, float], name: str = "tail") -> str:
     """Draws a row a method, best first: its mean ranks, and bars over those that the critical difference keeps level.
 
-    `tail` has the mean ranks on the tail of methods that have one.
+    `tail` has the mean ranks on the tail, called `name`, of methods that have one.
     """
     k, bars = len(ranking.methods), ranking.cliques
     space, above = (1.9, 0.46) if ranking.difference is not None else (0.5, 0.3)
@@ -31,7 +31,7 @@ def ranks(ranking: Ranking, tail: Mapping[str, float]) -> str:
         marks = {"linestyle": "none", "color": figures.COLOURS[1], "markerfacecolor": "none", "markersize": 4.5}
         means = list(ranking.means.values())
         axes.plot(means, range(k), "o", color=figures.COLOURS[0], markersize=6, label="all samples")
-        axes.plot(on_tail, there, marker="D", **marks, label="tail")
+        axes.plot(on_tail, there, marker="D", **marks, label=name)
         for i, (first, last) in enumerate(bars):
             at, ends = k * (1 + _LANE) + i * step, [first - 0.25, last + 0.25]
             axes.plot([at, at], ends, color=figures.INK, linewidth=2.6, solid_capstyle="butt")

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Sequence
 from remind_jax.evaluation import report as reports
 from remind_jax.evaluation.names import words
 from remind_jax.studies import ranks, tables
-from remind_jax.studies.arena_figures import TITLES, Arena, View
+from remind_jax.studies.arena_figures import TITLES, Arena, View, tail_name
 from remind_jax.studies.ranks import LEVEL, Ranking
 
 MOST_NAMED = 4  # methods of one list
+RARE = {
+    "tail": "On the tail, the samples of rare combinations",
+    "unseen": "On samples of combinations that training has not seen",
+}
 
 
 def answer(arena: Arena) -> list[str]:
@@ -18,9 +22,13 @@ def answer(arena: Arena) -> list[str]:
     ranking = view.ranking
     if not ranking:
         return ["No two methods have a figure in every set and seed, so that nothing is ranked.", *left_out(view, "")]
-    said = [leading(arena, ranking), on_the_tail(ranking, tail.ranking), told_apart(ranking)]
+    said = [leading(arena, ranking), on_the_tail(arena, ranking, tail.ranking), told_apart(ranking)]
     said += [dependent(arena), *against(arena, ranking), *cost(arena, ranking), *by_protocol(arena)]
-    return [sentence for sentence in (*said, *left_out(view, ""), *left_out(tail, " on the tail")) if sentence]
+    return [
+        sentence
+        for sentence in (*said, *left_out(view, ""), *left_out(tail, f" of the {tail_name(arena.main)} samples"))
+        if sentence
+    ]
 
 
 def leading(arena: Arena, ranking: Ranking) -> str:
@@ -36,17 +44,19 @@ def leading(arena: Arena, ranking: Ranking) -> str:
     )
 
 
-def on_the_tail(ranking: Ranking, tail: Ranking | None) -> str:
+def on_the_tail(arena: Arena, ranking: Ranking, tail: Ranking | None) -> str:
     """Says who has the best mean rank on samples of rare combinations, and where the best of all samples is there."""
+    samples = RARE[tail_name(arena.main)]
     if not tail:
-        return "On the tail, the samples of rare combinations, nothing can be ranked."
+        return f"{samples}, nothing can be ranked."
     best, first = ranking.methods[0], tail.methods[0]
-    said = f"On the tail, the samples of rare combinations, the best is {first} with {tail.means[first]:.1f}"
+    said = f"{samples}, the best is {first} with {tail.means[first]:.1f}"
     said += f" over {many(tail.blocks, 'set')}" if tail.blocks != ranking.blocks else ""
     if first == best:
         return f"{said}, too."
-    place = f"{best} has {tail.means[best]:.1f} there, place {tail.methods.index(best) + 1}"
-    return f"{said}; {place if best in tail.means else f'{best} is not ranked there'}."
+    if best not in tail.means:
+        return f"{said}; {best} is not ranked there."
+    return f"{said}; {best} has {tail.means[best]:.1f} there, place {tail.methods.index(best) + 1}."
 
 
 def told_apart(ranking: Ranking) -> str:

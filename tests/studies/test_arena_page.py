@@ -73,9 +73,7 @@ def test_drawings_beside_markdown_bring_their_colours(pages):
 
 def test_costs_stand_beside_ranks(pages):
     rows = table(pages["arena.md"], "Mean ranks and costs")
-    assert rows[0][1:] == [
-        *("Mean rank", "on the tail", "set × seed", "Processor time", "Wall time", "Parameters", "FLOPs")
-    ]
+    assert rows[0][1:] == [*("Mean rank", "tail", "set × seed", "Processor time", "Wall time", "Parameters", "FLOPs")]
     assert rows[2] == ["new (front)", "1.0", "1.0", "1.0", "25.0 s", "5.0 s", "41.0 k", "2.5 M"]
     assert [row[0] for row in rows[3:]] == ["soft_moe (front)", "old (front)"]
 
@@ -97,7 +95,7 @@ def test_a_cell_has_means_differences_and_what_is_best_in_bold(pages):
     assert days[2][-1] == "**-1.050** (-1.250 to -0.850; p 0.001; 2/2)"
     assert len(table(pages["arena.md"], "Ward, mcar-0.3")[0]) == 5  # no differences were made of it
     assert (
-        "Held-out samples of a seed: 100–101, on the tail 20. Mean ± standard deviation over 2 seeds, in percent"
+        "Held-out samples of a seed: 100–101, tail 20. Mean ± standard deviation over 2 seeds, in percent"
         in (pages["arena.md"])
     )
 
@@ -114,6 +112,17 @@ def test_protocols_are_compared_by_rank_and_by_what_is_lost(pages):
     assert [row[1] for row in rows[2:]] == ["-", "-", "-"]
     folded = re.findall(r"<summary>(.*?)</summary>", pages["index.html"])
     assert folded == ["Ward, mcar-0.3", "Days, mcar-0.3"]
+
+
+def test_combinations_that_training_has_not_seen_are_no_tail(tmp_path):
+    rows = [*arena_rows.rows(), *arena_rows.rows(MOVED, "unseen-0.2")]
+    text = written(tmp_path, rows, arena_rows.differences())["arena.md"]
+    assert table(text, "Ward, unseen-0.2")[0][1:] == ["AUROC", "AUROC, unseen", "Macro-F1", "Macro-F1, unseen"]
+    assert "Held-out samples of a seed: 100–101, unseen 20." in text
+    assert "AUROC, tail" in table(text, "Ward, as found")[0]
+    alone = written(tmp_path, arena_rows.rows(MOVED, "unseen-0.2"))
+    assert "\n- On samples of combinations that training has not seen, the best is new" in alone["arena.md"]
+    assert ">unseen<" in alone["ranks.svg"]
 
 
 def test_one_protocol_has_no_tables_of_protocols(tmp_path):

@@ -84,7 +84,7 @@ def test_who_fails_somewhere_and_where_no_figure_is_are_named():
     assert said[0].endswith("old (2.0) follows.")
     assert "the best is soft_moe with 1.0 over 2 sets, too." in said[1]
     assert "Not ranked, for lack of figures in some sets and seeds: new (days seeds 0, 1)." in said
-    assert "No method has a figure on the tail in trial seeds 0, 1, which is left out there." in said
+    assert "No method has a figure of the tail samples in trial seeds 0, 1, which is left out there." in said
 
 
 def test_the_best_of_all_samples_may_not_be_that_of_the_tail():
@@ -92,6 +92,9 @@ def test_the_best_of_all_samples_may_not_be_that_of_the_tail():
     rows = [row | ({"tail": "1"} if (row["method"], row["data"]) == ("old", "days") else {}) for row in rows]
     said = arena_words.answer(Arena(rows, {}))[1]
     assert said.endswith("the best is old with 1.0; new has 2.0 there, place 2.")
+    holes = [row | ({"tail": ""} if (row["method"], row["seed"]) == ("new", "1") else {}) for row in arena_rows.rows()]
+    said = arena_words.answer(Arena(holes, {}))[1]
+    assert said.endswith("the best is soft_moe with 1.0; new is not ranked there.")
 
 
 def test_an_arena_of_one_method_ranks_nothing():
