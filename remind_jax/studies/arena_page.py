@@ -279,5 +279,6 @@ def markdown(arena: Arena, sections: Sequence[Section], drawn: Mapping[str, str]
 
 
 def _markdown(one: Cell) -> str:
-    text = f"**{texts.markdown(one.text)}**" if one.bold else texts.markdown(one.text)
+    text = texts.markdown(one.text)
+    text = f"**{text}**" if one.bold else text
     return f"{text} ({texts.markdown(one.small)})" if one.small else text

@@ -53,4 +53,5 @@ def differences() -> dict[tuple[str, str], list[Row]]:
         "days": [difference("mae", "new", -1.05, 0.2, 0.001), difference("mae", "old", 1.4, 0.3, 0.001)],
     }
     found["ward"] += [difference("auroc", "new", 2.0, 0.5, 0.01, "tail")]
+    found["ward"] += [difference("auroc", "old", -1.0, 2.0, 0.01, "tail")]
     return {(data, "as_found"): rows for data, rows in found.items()}
