@@ -80,6 +80,13 @@ def differences_csv(results: Results) -> str:
     return _csv(names, rows)
 
 
+def read_difference(row: Mapping[str, str], task: Task) -> Difference:
+    """Reads a row of `differences_csv`."""
+    known = {name: float(row[name]) if row[name] else None for name in Difference._fields}
+    points = {name: value / task.factor for name in ("mean", "low", "high", "sd") if (value := known[name]) is not None}
+    return Difference(**(known | points | {"wins": int(row["wins"]), "n": int(row["n"])}))
+
+
 def attributes_csv(results: Results) -> str:
     """Writes one row a run, value of an attribute and figure, with its gap to the most frequent value; "" for none.
 
