@@ -110,22 +110,23 @@ class Arena(NamedTuple):
         folder = below / f"{data}-{name}"
         return Cell(data, name, self.setup(data, **options).plan(folder, changes), folder)
 
-    def chosen(self, names: str, known: Mapping[str, Any]) -> list[str]:
-        """Returns the sets that are named, all by default. Raises UserError: one is unknown."""
-        found = list(dict.fromkeys(filter(None, names.split(",")))) or list(known)
-        for name in found:
-            if name not in known:
-                raise UserError(f"set {name!r} is unknown{did_you_mean(name, known)}; known: {', '.join(known)}")
-        return found
-
     def cells(self) -> list[Cell]:
         """Plans all runs. Raises UserError: something is unknown, or a set is not at hand."""
-        sets = self.chosen(self.values.sets, self.given["SETS"])
-        names = list(dict.fromkeys(filter(None, self.values.protocols.split(","))))
+        sets = _sets(self.values.sets, self.given["SETS"])
+        names = dict.fromkeys(self.protocol(name)[0] for name in self.values.protocols.split(","))
         found = [self.cell(data, name, self.folder) for data in sets for name in names]
-        for cell in {cell.data: cell for cell in found}.values():
+        for cell in found[:: len(names)]:
             _check(cell)
         return found
+
+
+def _sets(names: str, known: Mapping[str, Any]) -> list[str]:
+    """Returns the sets that are named, all by default. Raises UserError: one is unknown."""
+    found = list(dict.fromkeys(filter(None, names.split(",")))) or list(known)
+    for name in found:
+        if name not in known:
+            raise UserError(f"set {name!r} is unknown{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return found
 
 
 def _check(cell: Cell) -> None:
@@ -153,7 +154,7 @@ def read(given: Mapping[str, Any], arguments: Sequence[str]) -> Arena:
         raise UserError("--table is of the sweep of one data set: name methods")
     pairs = [pair.partition("=") for pair in filter(None, values.roots.split(","))]
     arena = Arena(given, values, rest, {name: folder for name, _, folder in pairs})
-    arena.chosen(",".join(arena.roots), given["SETS"])
+    _sets(",".join(arena.roots), given["SETS"])
     return arena
 
 
@@ -180,6 +181,7 @@ def run(arena: Arena, arguments: Sequence[str], write: Write) -> None:
     A cell that fails does not stop the others. Raises UserError: runs failed.
     """
     cells, failed = arena.cells(), []
+    _known(arena)  # whose faults shall not be found after hours
     for number, cell in enumerate(cells, 1):
         print(f"== {cell.name} ({number} of {len(cells)})", flush=True)
         options = arena.setup(cell.data).options
@@ -293,7 +295,7 @@ def append(arena: Arena, path: pathlib.Path) -> None:
     held_out = {(row["data"], row["protocol"], row["seed"]): row["rows"] for row in ours}
     for number, row in enumerate(theirs, 2):
         where, at = f"{path.name} row {number}", (row["data"], row["protocol"], row["seed"])
-        arena.chosen(row["data"], arena.given["SETS"])
+        _sets(row["data"], arena.given["SETS"])
         if arena.protocol(row["protocol"])[0] != row["protocol"]:
             raise UserError(f"{where}: protocol {row['protocol']!r} is written {arena.protocol(row['protocol'])[0]}")
         if results.key_of(row) in there:
@@ -329,7 +331,7 @@ def verify(arena: Arena, arguments: Sequence[str]) -> None:
         rows = [rows[i * len(rows) // int(count)] for i in range(min(int(count), len(rows)))]
     wrong = []
     for (data, protocol), some in _by_cell(rows).items():
-        arena.chosen(data, arena.given["SETS"])
+        _sets(data, arena.given["SETS"])
         methods, seeds = (",".join(dict.fromkeys(row[name] for row in some)) for name in ("method", "seed"))
         asked = {"methods": methods, "seeds": seeds, "baseline": ""}
         cell = arena.cell(data, protocol, arena.folder / "verify", **asked)

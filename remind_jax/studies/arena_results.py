@@ -79,15 +79,20 @@ def _plain(value: Any) -> Any:
 def figures_of(run: Outcome) -> dict[str, str]:
     """Returns the columns of figures of a run."""
     task, report = run.task, run.report
-    lead, *others = task.compared
-    figure = "auroc" if "auroc" in task.compared else lead
-    second = "macro_f1" if "macro_f1" in task.compared else next(x for x in (*others, lead) if x != figure)
+    lead, (figure, second) = next(iter(task.compared)), chosen(task.compared)
     whole, tail, worst = report["overall"], report["tail_pooled"], report["worst_group"]
     values = {"value": whole[figure], "tail": tail[figure], "worst": worst[lead]}
     values |= {"second_value": whole[second], "second_tail": tail[second]}
     counts = {"n": report["n"], "n_tail": tail["n"], "parameters": report["parameters"]}
     found = {"task": task.name, "figure": figure, "second": second}
     return found | {name: text(scaled(value, task)) for name, value in values.items()} | _texts(counts)
+
+
+def chosen(compared: Iterable[str]) -> tuple[str, str]:
+    """Chooses two of the figures that a task compares: AUROC and macro-F1 where it does, else the first ones."""
+    names = list(compared)
+    figure = "auroc" if "auroc" in names else names[0]
+    return figure, "macro_f1" if "macro_f1" in names else next(name for name in names if name != figure)
 
 
 def text(value: float | None) -> str:
@@ -149,16 +154,17 @@ def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
 def compare(row: Row, again: Row) -> tuple[str, float]:
     """Says how a second run of a row came out, and how far apart its figures are at most, in the unit of tables.
 
-    They are infinitely far apart where one of both has a figure that the other has not, or has other held-out samples.
+    They are infinitely far apart where only one of both has a figure, or samples or numbers of them are others.
     """
-    told = [f"other {name}" for name in ("rows", "config") if row[name] != again[name]]
-    if row["predictions"] == again["predictions"] and "other rows" not in told:
-        return "; ".join(["the same predictions", *told]), 0.0
     apart = {name: _apart(row[name], again[name]) for name in FIGURES}
-    if row["rows"] != again["rows"] or row["figure"] != again["figure"]:
-        apart["value"] = math.inf
-    told += [f"{name} {again[name] or '-'} for {row[name] or '-'}" for name, by in apart.items() if by]
-    return "; ".join(told or ["the same figures, of other predictions"]), max(apart.values())
+    apart |= {name: math.inf for name in ("figure", "second", "n", "n_tail", "rows") if row[name] != again[name]}
+    told = [f"{name} {_brief(again[name])} for {_brief(row[name])}" for name, by in apart.items() if by]
+    told += [f"other {name}" for name in ("parameters", "config", "predictions") if row[name] != again[name]]
+    return "; ".join(told) or "exactly the same", max(apart.values())
+
+
+def _brief(cell: str) -> str:
+    return cell[:12] or "nothing"
 
 
 def _apart(one: str, other: str) -> float:
