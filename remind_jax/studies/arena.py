@@ -80,7 +80,7 @@ class Arena(NamedTuple):
         """Reads what is run of a set; `options` are other values of options of the command line."""
         config, changes = self.given["SETS"][data]
         values = argparse.Namespace(**vars(self.values) | options)
-        argument = self.values.config.partition(":")[2]
+        argument = str(self.values.config).partition(":")[2]
         setup = entries.read_setup(values, [f"--config={config}:{argument}", *self.rest])
         changes = dict(changes) | ({"data.root": self.roots[data]} if data in self.roots else {})
         return setup._replace(given=setup.given._replace(changes=changes | dict(setup.given.changes)))
