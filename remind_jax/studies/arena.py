@@ -72,6 +72,11 @@ class Arena(NamedTuple):
         return pathlib.Path(self.values.workdir)
 
     @property
+    def sets(self) -> list[str]:
+        """The sets that are asked for. Raises UserError: one is unknown."""
+        return _sets(self.values.sets, self.given["SETS"])
+
+    @property
     def file(self) -> pathlib.Path:
         """The file of results."""
         return self.folder / results.FILE
@@ -112,9 +117,8 @@ class Arena(NamedTuple):
 
     def cells(self) -> list[Cell]:
         """Plans all runs. Raises UserError: something is unknown, or a set is not at hand."""
-        sets = _sets(self.values.sets, self.given["SETS"])
         names = dict.fromkeys(self.protocol(name)[0] for name in self.values.protocols.split(","))
-        found = [self.cell(data, name, self.folder) for data in sets for name in names]
+        found = [self.cell(data, name, self.folder) for data in self.sets for name in names]
         for cell in found[:: len(names)]:
             _check(cell)
         return found
@@ -191,6 +195,8 @@ def run(arena: Arena, arguments: Sequence[str], write: Write) -> None:
             failed.append(f"{cell.name}: {error}")
             print(f"failed: {failed[-1]}", flush=True)
         collect(arena, cell)
+    for cell in cells if arena.values.share else ():
+        collect(arena, cell)  # whose last runs others may have ended since
     _show(arena, write, failed)
     if failed:
         raise UserError(f"{len(failed)} of {len(cells)} sweeps have failed: {'; '.join(failed)}")
@@ -208,7 +214,7 @@ def collect(arena: Arena, cell: Cell) -> list[dict[str, str]]:
             work[of] = results.text(cost.step_flops(entry.config))
         found.append(row | {"flops": work[of]})
     files.make_folder(arena.folder)
-    results.write(arena.file, results.merged(before, found))
+    results.write(arena.file, results.merged(_known(arena), found))  # to which others may have added by now
     return found
 
 
