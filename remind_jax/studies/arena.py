@@ -11,14 +11,16 @@ import io
 import math
 import pathlib
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from remind_jax import cli
 from remind_jax.data import dataset as datasets
+from remind_jax.data import splits
 from remind_jax.errors import UserError, did_you_mean
+from remind_jax.methods import ARENA, METHODS, PLAIN
 from remind_jax.runtime import files, records
 from remind_jax.studies import arena_results as results
 from remind_jax.studies import entries, runner
@@ -31,7 +33,7 @@ TOLERANCE = 0.01
 """How far a figure may be from that of a file when its run is repeated, as a fraction: a point of a percentage."""
 _RATE = "<rate>"
 _UNKNOWN = 60.0  # seconds of a run of a set of which the file says nothing
-_RECORD = {"runs?": {...: {"seconds": (float, None)}}, "failed?": [str]}
+_RECORD = {"runs?": {...: {"seconds": (float, None)}}, "failed?": [str], "processor?": str, ...: object}
 Write = Callable[..., None]
 
 
@@ -195,36 +197,34 @@ def run(arena: Arena, arguments: Sequence[str], write: Write) -> None:
             failed.append(f"{cell.name}: {error}")
             print(f"failed: {failed[-1]}", flush=True)
         collect(arena, cell)
-    for cell in cells if arena.values.share else ():
-        collect(arena, cell)  # whose last runs others may have ended since
+    for cell in cells:  # when no other process needs the devices; others may have ended runs of a shared arena since
+        collect(arena, cell, counted=True)
     _show(arena, write, failed)
     if failed:
         raise UserError(f"{len(failed)} of {len(cells)} sweeps have failed: {'; '.join(failed)}")
 
 
-def collect(arena: Arena, cell: Cell) -> list[dict[str, str]]:
-    """Brings the finished runs of a cell into the file of results, and returns their rows."""
-    before = _known(arena)
-    work = {(*results.key_of(row)[:3], row["config"]): row["flops"] for row in before}
+def collect(arena: Arena, cell: Cell, counted: bool = False) -> None:
+    """Brings the finished runs of a cell into the file of results, with operations that are known or `counted` now."""
+    work = {(*results.key_of(row)[:3], row["config"]): row["flops"] for row in _known(arena) if row["flops"]}
     found = []
     for entry in cell.finished():
         row = row_of(cell, entry)
         of = (*results.key_of(row)[:3], row["config"])
-        if of not in work:
+        if counted and of not in work:
             work[of] = results.text(cost.step_flops(entry.config))
-        found.append(row | {"flops": work[of]})
+        found.append(row | {"flops": work.get(of, "")})
     files.make_folder(arena.folder)
     results.write(arena.file, results.merged(_known(arena), found))  # to which others may have added by now
-    return found
 
 
 def row_of(cell: Cell, entry: Entry) -> dict[str, str]:
     """Makes the row of a finished run, without its operations."""
     outcome = outcome_of(entry)
     config = records.read(entry.folder / "config.json", {}, "remove the folder")
-    made = records.read(entry.folder / "environment.json", {"python?": str, ...: object}, "remove it", default={})
-    sweep = records.read(cell.folder / "sweep.json", {}, "remove it", default={})
-    packages = made.get("packages", {})
+    shape = {**files.ENVIRONMENT, "python?": str, ...: object}
+    made = records.read(entry.folder / "environment.json", shape, "remove it", default={})
+    packages, sweep = made.get("packages", {}), cell.record()
     return {
         **{"data": cell.data, "protocol": cell.protocol, "method": entry.method, "seed": str(entry.seed)},
         **results.figures_of(outcome),
@@ -319,7 +319,7 @@ def _held_out(arena: Arena, data: str, protocol: str, seed: str) -> str:
     """Works out the hash of the held-out samples of a set under a protocol and a seed."""
     (entry,) = arena.cell(data, protocol, arena.folder, methods="soft_moe", seeds=seed, baseline="").runs
     fitted = datasets.fit(entry.config)
-    rows = np.flatnonzero(fitted.split == datasets.splits.HELD_OUT)
+    rows = np.flatnonzero(fitted.split == splits.HELD_OUT)
     table = datasets.predictions_table(fitted.manifest, fitted.groups, np.zeros((len(rows), 0)), rows)
     return results.rows_digest(table)
 
@@ -335,8 +335,9 @@ def verify(arena: Arena, arguments: Sequence[str]) -> None:
     rows = results.read(path)
     if count.isdecimal() and name:
         rows = [rows[i * len(rows) // int(count)] for i in range(min(int(count), len(rows)))]
-    wrong = []
-    for (data, protocol), some in _by_cell(rows).items():
+    of_others = [row for row in rows if row["method"] not in METHODS | PLAIN | ARENA]
+    wrong = [name for row in of_others for name in _verified(None, row, None)]
+    for (data, protocol), some in _by_cell(row for row in rows if row not in of_others).items():
         _sets(data, arena.given["SETS"])
         methods, seeds = (",".join(dict.fromkeys(row[name] for row in some)) for name in ("method", "seed"))
         asked = {"methods": methods, "seeds": seeds, "baseline": ""}
@@ -354,17 +355,17 @@ def verify(arena: Arena, arguments: Sequence[str]) -> None:
         raise UserError(f"{len(wrong)} of {len(rows)} rows of {path.name} do not hold: {'; '.join(wrong)}")
 
 
-def _by_cell(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+def _by_cell(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row["data"], row["protocol"]), []).append(row)
     return found
 
 
-def _verified(cell: Cell, row: Row, entry: Entry | None) -> list[str]:
+def _verified(cell: Cell | None, row: Row, entry: Entry | None) -> list[str]:
     """Says how a row came out; returns its name if it does not hold."""
     name = " ".join(results.key_of(row))
-    if entry is None:
+    if cell is None or entry is None:
         print(f"{name}: could not be run")
         return [name]
     says, apart = results.compare(row, row_of(cell, entry))

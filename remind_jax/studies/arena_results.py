@@ -109,6 +109,8 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
     try:
         table = csv.DictReader(io.StringIO(records.content(path).decode("utf-8"), newline=""))
         found = list(table)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path.name} is no file of results ({type(error).__name__})") from None
     if tuple(table.fieldnames or ()) != COLUMNS:

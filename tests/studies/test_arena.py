@@ -335,6 +335,8 @@ def test_another_file_is_no_file_of_results(done, tmp_path):
     path.write_text("data,method\na,b\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"theirs.csv is no file of results: its columns must be data,protocol,"):
         place.run(f"--append={path}")
+    with pytest.raises(UserError, match="there is no file"):
+        place.run(f"--append={tmp_path / 'nothing.csv'}")
     twice = [place.rows()[0] | {"method": "mine"}] * 2
     with pytest.raises(UserError, match="has two rows of one data set, protocol, method and seed"):
         place.run(f"--append={_file(path, twice)}")
@@ -372,8 +374,9 @@ def test_a_changed_figure_is_found(done):
 def test_a_run_that_cannot_be_made_does_not_hold(done):
     place, _ = done
     bad = place.rows()[0] | {"data": "bad", "method": "logistic_regression"}
-    with pytest.raises(UserError, match=r"1 of 1 rows of bad.csv do not hold"):
-        place.run(f"--verify={_file(place.folder / 'bad.csv', [bad])}", out="again")
+    theirs = place.rows()[0] | {"method": "mine"}
+    with pytest.raises(UserError, match=r"2 of 2 rows of bad.csv do not hold: one as_found mine 0; bad as_found"):
+        place.run(f"--verify={_file(place.folder / 'bad.csv', [bad, theirs])}", out="again")
 
 
 # ---- Hashes, and work ------------------------------------------------------------------------------------------------
