@@ -111,7 +111,7 @@ def test_random_encoders_at_the_paper_s_size_are_told(own, tmp_path):
     assert "smoke run" not in own.printed + own.text("report.html") + done.printed
 
 
-OTHERS = sorted({path.stem for path in (tiny_runs.ROOT / "configs").glob("*.py")} - {"manifest"})
+OTHERS = sorted({path.stem for path in (tiny_runs.ROOT / "configs").glob("*.py")} - {"manifest", "arena"})
 
 
 @pytest.mark.parametrize("name", ["manifest", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])

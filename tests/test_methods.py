@@ -14,7 +14,7 @@ from remind_jax.models.spec import model_spec
 from remind_jax.training import plain_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+NAMES = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"arena"})  # which is of many data sets
 # Design, methods of the paper: fusion with group routers, missing tokens, objective, sampler.
 DESIGN = {
     "soft_moe": (False, "modality", "erm", "shuffled"),

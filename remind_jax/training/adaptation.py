@@ -73,7 +73,7 @@ def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]
 
     Raises UserError: the run has left nothing out, or its data are others by now.
     """
-    if not run.config.data.leave_out:
+    if not (run.config.data.leave_out or run.config.data.leave_rarest):
         raise UserError("no data: give a manifest folder as --data=DIR, or adapt a run made with data.leave_out")
     fitted = datasets.fit(run.config)
     refuse_changed(run.path, run, fitted)
