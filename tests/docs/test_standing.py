@@ -211,7 +211,7 @@ def test_the_tuned_figure_stands_beside_macro_f1(tmp_path):
     page = standing.page(tmp_path / "docs")
     (gains,) = _tables(_section(page, "## Which method should I take for my data"))
     gain = f"{100 * study.gain('remind', 'soft_moe', ('all', 'macro_f1_tuned')).mean:+.1f}"
-    assert gains[2][gains[0].index("macro-F1, tuned")].strip("*") == gain
+    assert gains[2][gains[0].index("macro-F1, tuned")].replace("*", "") == f"{gain} / - / -"
 
 
 @pytest.mark.parametrize("task", [name for name in tasks.TASKS if name != "classes"])
@@ -415,9 +415,9 @@ def test_one_table_has_all_methods_of_all_data_sets():
     lines = answer.over_all([one, two])
     assert lines[0] == "| method | A: AUROC / tail | B: AUROC / tail |"
     assert lines[2:] == [
-        "| `remind_plus` | **72.0** / **72.0** | - / - |",
-        "| `remind` | 70.0 / 70.0 | 70.0 / 70.0 |",
-        "| `soft_moe` | - / - | **71.0** / **71.0** |",
+        "| remind_plus | **72.0** / **72.0** | - / - |",
+        "| remind | 70.0 / 70.0 | 70.0 / 70.0 |",
+        "| soft_moe | - / - | **71.0** / **71.0** |",
     ]
 
 
@@ -463,7 +463,7 @@ def test_the_answer_takes_the_best_mean_and_tells_what_cheaper_ones_reach():
     (line, *_) = answer.which([one])
     assert line == (
         "- **Tables, 100 train rows** (A): `remind_stack`. AUROC by cost: `gradient_boosting` 70.0 (0.1×), "
-        "`remind` 71.0 (1.0×), `remind_stack` 72.0 (9.0×). `remind` is not beyond chance behind."
+        "`remind` 71.0 (1.0×), `remind_stack` 72.0 (9.0×). `remind` is behind by no more than chance."
     )
     (line, *_) = answer.which([one, two])
     assert line.startswith("- **Tables, 100 train rows** (A; B): `remind`. AUROC by cost: `gradient_boosting` 70.0")
