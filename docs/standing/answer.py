@@ -77,7 +77,7 @@ def line_of(name: str, group: Sequence[Study]) -> str:
     """Says which method to take for a kind of data."""
     method, first = taken(group), group[0]
     sets = f" ({'; '.join(study.short for study in group)})" if len(group) > 1 or first.short != name else ""
-    text = f"- **{name}**{sets}: `{method}`"
+    text = f"- **{name}**{sets}: take `{method}`"
     for figure in DECISIONS:
         found = scores(group, figure=figure) if figure in first.titles else {}
         if found and method != (best := max(found, key=found.get)):
@@ -233,7 +233,7 @@ def aim_text(study: Study, method: str, key: Key) -> str:
     text = f"{len(found) - len(ahead)} of {len(found)}, {sum(map(is_clear, found.values()))} clear"
     if ahead:
         worst = sorted(ahead.items(), key=lambda item: item[1])[:MOST_MISSES]
-        text += "; not " + ", ".join(f"`{other}` {signed(value, study.task)}" for other, value in worst)
+        text += "; not " + ", ".join(f"{other} {signed(value, study.task)}" for other, value in worst)
         text += f" and {len(ahead) - len(worst)} more" if len(ahead) > len(worst) else ""
     return text
 

@@ -425,7 +425,7 @@ def test_the_aim_counts_who_is_behind_and_names_who_is_not():
     means = {"remind_stack": 72.0, "remind": 70.0, "reweigh": 71.0, "extra_trees": 73.0}
     found = {"remind": _difference(-0.02), "reweigh": _difference(-0.005), "extra_trees": _difference(0.01)}
     missed = _study("A", means, {"remind_stack": found})
-    assert answer.aim_text(missed, "remind_stack", ("tail", "auroc")) == "2 of 3, 1 clear; not `extra_trees` -1.0"
+    assert answer.aim_text(missed, "remind_stack", ("tail", "auroc")) == "2 of 3, 1 clear; not extra_trees -1.0"
     said = answer.aim([missed])
     assert said[0] == "`remind_stack`:"
     assert "on 0 of 1 of real people" in said[-1]
@@ -462,15 +462,15 @@ def test_the_answer_takes_the_best_mean_and_tells_what_cheaper_ones_reach():
     two = _study("B", {m: value - 2 * (m == "remind_stack") for m, value in means.items()}, {}, runs=runs)
     (line, *_) = answer.which([one])
     assert line == (
-        "- **Tables, 100 train rows** (A): `remind_stack`. AUROC by cost: `gradient_boosting` 70.0 (0.1×), "
+        "- **Tables, 100 train rows** (A): take `remind_stack`. AUROC by cost: `gradient_boosting` 70.0 (0.1×), "
         "`remind` 71.0 (1.0×), `remind_stack` 72.0 (9.0×). `remind` is behind by no more than chance."
     )
     (line, *_) = answer.which([one, two])
-    assert line.startswith("- **Tables, 100 train rows** (A; B): `remind`. AUROC by cost: `gradient_boosting` 70.0")
+    assert line.startswith("- **Tables, 100 train rows** (A; B): take `remind`. AUROC by cost: `gradient_boosting` 70.0")
     assert len(answer.kinds([one, dataclasses.replace(two, sizes=two.sizes | {"train": 5e3})])) == 2
     untimed = _study("A", means, {})
     assert untimed.cost("remind_stack") is None
-    assert answer.which([untimed])[0] == "- **Tables, 100 train rows** (A): `remind_stack`."
+    assert answer.which([untimed])[0] == "- **Tables, 100 train rows** (A): take `remind_stack`."
 
 
 # ---- The paper's claims ----------------------------------------------------------------------------------------------
