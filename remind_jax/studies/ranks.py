@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from remind_jax.evaluation.intervals import holm
+from remind_jax.evaluation.differences import holm
 
 LEVEL = 0.05
 Block = tuple[str, str]

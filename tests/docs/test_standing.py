@@ -466,7 +466,8 @@ def test_the_answer_takes_the_best_mean_and_tells_what_cheaper_ones_reach():
         "`remind` 71.0 (1.0×), `remind_stack` 72.0 (9.0×). `remind` is behind by no more than chance."
     )
     (line, *_) = answer.which([one, two])
-    assert line.startswith("- **Tables, 100 train rows** (A; B): take `remind`. AUROC by cost: `gradient_boosting` 70.0")
+    told = "- **Tables, 100 train rows** (A; B): take `remind`. AUROC by cost: `gradient_boosting` 70.0"
+    assert line.startswith(told)
     assert len(answer.kinds([one, dataclasses.replace(two, sizes=two.sizes | {"train": 5e3})])) == 2
     untimed = _study("A", means, {})
     assert untimed.cost("remind_stack") is None
