@@ -139,15 +139,14 @@ def _options(data: Any) -> FitOptions:
 
 
 def _lossy(config: Any, manifest: Manifest, split: np.ndarray) -> Manifest:
-    """Returns the data with what `data.lose` takes away, which does not depend on how a method has numbers encoded."""
+    """Returns the data without what `data.lose` takes away; levels are of raw values, however numbers are encoded."""
     data, rows = config.data, np.full(len(split), True)
     if data.lose_in == "held_out":
         rows = split == splits.HELD_OUT
     level = np.full(manifest.presence.shape, 0.5)
     if data.lose != "mcar":
-        options = dataclasses.replace(_options(data), numbers="standard")
-        fitted = Preprocessor.fit(manifest, np.flatnonzero(split == splits.TRAIN), options)
-        level = missingness.levels(manifest, fitted)
+        train = np.flatnonzero(split == splits.TRAIN)
+        level = missingness.levels(manifest, Preprocessor.fit(manifest, train, _options(data)))
     return missingness.lose(manifest, data.lose, data.lose_rate, rows, level, config.seed)
 
 

@@ -192,6 +192,31 @@ def test_a_config_that_went_through_json_is_the_same(tmp_path, monkeypatch):
     assert (read.data.leave_out, str(folder)) == (("ffdm_cc",), "some/run")
 
 
+def test_processor_time_adds_up_over_the_calls_of_a_run_and_is_not_that_of_showing_it(tmp_path, monkeypatch):
+    config, ends = tiny_runs.config(tmp_path / "cache", **QUICK), []
+
+    def burn(config, folder, **options):
+        folder.mkdir(exist_ok=True)
+        start = time.process_time()
+        while time.process_time() < start + 0.05:
+            pass
+        if not ends:
+            raise KeyboardInterrupt
+        if ends.pop():
+            (folder / "report.json").write_text("{}", encoding="utf-8")
+
+    monkeypatch.setattr(runner, "run_config", burn)
+    seconds = []
+    for end in (None, True, False):
+        ends[:] = [] if end is None else [end]
+        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(config.to_dict())))
+        with contextlib.suppress(KeyboardInterrupt):
+            runner.run_given([str(tmp_path / "run"), "refuse"])
+        seconds.append(runner.processor_seconds(tmp_path / "run"))
+    assert runner.processor_seconds(tmp_path / "another") is None
+    assert 0.05 <= seconds[0] < seconds[1] == seconds[2]
+
+
 # ---- Several processes -----------------------------------------------------------------------------------------------
 
 
