@@ -165,9 +165,9 @@ def cell(arena: Arena, data: str, protocol: str) -> Section:
     rare = tail_name(protocol)
     columns = {("value", "figure"): "", ("tail", "figure"): f", {rare}"}
     columns |= {("second_value", "second"): "", ("second_tail", "second"): f", {rare}"}
-    columns = {key: end for key, end in columns.items() if arena.figure(data, protocol, key[1])}
-    names = {key: arena.figure(data, protocol, key[1]) for key in columns}
     spreads = {c: {m: arena.spread(c, method=m, **where) for m in arena.methods} for c, _ in columns}
+    columns = {key: end for key, end in columns.items() if any(spreads[key[0]].values())}
+    names = {key: arena.figure(data, protocol, key[1]) for key in columns}
     best = {key: arena.best(spreads[key[0]], names[key], unit) for key in columns}
     parts = [p for p in ("all", "tail") if any(arena.difference(data, protocol, m, p) for m in arena.methods)]
     rows = []
@@ -178,10 +178,8 @@ def cell(arena: Arena, data: str, protocol: str) -> Section:
         ]
         rows.append([Cell(method), *cells, *(_difference(arena, data, protocol, method, part) for part in parts)])
     heads = ["Method", *(f"{_title(names[key])}{end}" for key, end in columns.items())]
-    heads += [
-        f"{_title(names['value', 'figure'])} against {arena.baseline}, {rare if part == 'tail' else 'all samples'}"
-        for part in parts
-    ]
+    against = f"{_title(arena.figure(data, protocol))} against {arena.baseline}"
+    heads += [f"{against}, {rare if part == 'tail' else 'all samples'}" for part in parts]
     shown = f"{heading(data)}, {words(protocol)}" if len(arena.protocols) > 1 else heading(data)
     return Section(shown, [_told(arena, where, unit, bool(parts))], Table(heads, rows), protocol != arena.main)
 
