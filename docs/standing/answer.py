@@ -78,10 +78,9 @@ def line_of(name: str, group: Sequence[Study]) -> str:
     method, first = taken(group), group[0]
     sets = f" ({'; '.join(study.short for study in group)})" if len(group) > 1 or first.short != name else ""
     text = f"- **{name}**{sets}: take `{method}`"
-    for figure in DECISIONS:
-        found = scores(group, figure=figure) if figure in first.titles else {}
-        if found and method != (best := max(found, key=found.get)):
-            text += f"; for {first.titles[figure]} `{best}`"
+    if figure := next((name for name in reversed(DECISIONS) if name in first.titles), ""):
+        found = scores(group, figure=figure)
+        text += f"; for {first.titles[figure]} `{best}`" if method != (best := max(found, key=found.get)) else ""
     steps = [f"`{m}` {scores(group)[m]:.{first.task.digits}f} ({times(cost)})" for m, cost in curve(group)]
     text += f". {first.titles[first.rank]} by cost: {', '.join(steps)}." if steps else "."
     cheaper = level_with(group, method)
@@ -265,8 +264,9 @@ def all_clear(study: Study, method: str, key: Key) -> bool:
 def conclusion(studies: Sequence[Study], method: str) -> list[str]:
     """Says whether the aim is met."""
     real = [study for study in studies if study.real]
-    met = [study for study in real if not any(misses(study, method, key) for key in study.aimed)]
-    beyond = [study for study in real if all(all_clear(study, method, key) for key in study.aimed)]
+    keys = {study.name: [key for key in study.aimed if key[1] != TUNED] for study in real}
+    met = [study for study in real if not any(misses(study, method, key) for key in keys[study.name])]
+    beyond = [study for study in real if all(all_clear(study, method, key) for key in keys[study.name])]
     said = "met" if real and len(met) == len(real) and len(beyond) >= SETS else "not met"
     lines = [
         f"- Ahead of every other method in all cells on {_count(met, len(real))} of real people, asked of each; with "
