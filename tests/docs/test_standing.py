@@ -478,6 +478,9 @@ def test_the_answer_takes_the_best_mean_and_tells_what_cheaper_ones_reach():
     (line, *_) = answer.which([one, two])
     assert line.startswith("- **Tables, 100 train rows** (A; B): take `remind`. AUROC by cost: `gradient_boosting` 70.")
     assert len(answer.kinds([one, dataclasses.replace(two, sizes=two.sizes | {"train": 5e3})])) == 2
+    earlier = _study("C", {"soft_moe": 70.0, "remind": 69.0}, {})  # of a sweep without the others
+    assert answer.kinds([one, earlier, two]) == [[one, two], [earlier]]
+    assert [line.partition(": take ")[0][-7:] for line in answer.which([one, earlier, two])[:2]] == ["(A; B)", " (C)"]
     untimed = _study("A", means, {})
     assert untimed.cost("remind_stack") is None
     assert answer.which([untimed])[0] == "- **Tables, 100 train rows** (A): take `remind_stack`."
