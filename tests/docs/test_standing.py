@@ -480,7 +480,8 @@ def test_the_answer_takes_the_best_mean_and_tells_what_cheaper_ones_reach():
     assert len(answer.kinds([one, dataclasses.replace(two, sizes=two.sizes | {"train": 5e3})])) == 2
     earlier = _study("C", {"soft_moe": 70.0, "remind": 69.0}, {})  # of a sweep without the others
     assert answer.kinds([one, earlier, two]) == [[one, two], [earlier]]
-    assert [line.partition(": take ")[0][-7:] for line in answer.which([one, earlier, two])[:2]] == ["(A; B)", " (C)"]
+    lines = answer.which([one, earlier, two])[:2]
+    assert [line.partition(" rows** ")[2].partition(":")[0] for line in lines] == ["(A; B)", "(C)"]
     untimed = _study("A", means, {})
     assert untimed.cost("remind_stack") is None
     assert answer.which([untimed])[0] == "- **Tables, 100 train rows** (A): take `remind_stack`."
