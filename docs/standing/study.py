@@ -23,7 +23,7 @@ PARTS = ("all", "tail")
 Key = tuple[str, str]
 """Samples and figure."""
 RANKS = ("auroc", "auroc_macro", "c_index", "spearman")  # figures of how well samples are ordered, one a task
-DECISIONS = ("macro_f1", TUNED, "f1_macro")  # and of answers
+DECISIONS = ("f1_macro", "macro_f1", TUNED)  # and of answers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -433,6 +433,16 @@ def test_the_aim_counts_who_is_behind_and_names_who_is_not():
     clear = {method: _difference(-0.02) for method in ("remind", "reweigh")}
     sets = [_study(name, dict.fromkeys(("remind_stack", *clear), 70.0), {"remind_stack": clear}) for name in "AB"]
     assert "**The aim is met.**" in answer.aim(sets)[-1]
+    tuned = ("all", "macro_f1_tuned")
+    behind = {method: Spread(value, 1.0, 5) for method, value in (("remind_stack", 1.0), ("remind", 2.0))}
+    cells = {tuned: behind, ("tail", "macro_f1_tuned"): behind}
+    beside = [
+        dataclasses.replace(study, titles=study.titles | {tuned[1]: "tuned"}, cells=study.cells | cells)
+        for study in sets
+    ]
+    assert "not remind" in answer.aim_text(beside[0], "remind_stack", tuned)
+    assert "**The aim is met.**" in answer.aim(beside)[-1]
+    assert answer.which(beside)[0].endswith("take `remind_stack`; for tuned `remind`.")
     made = dataclasses.replace(sets[1], kind="Tables, synthetic")
     assert (
         "with intervals without 0 on 1 of 1 (A), asked of 2. **The aim is not met.**" in answer.aim([sets[0], made])[-1]
@@ -466,9 +476,12 @@ def test_the_answer_takes_the_best_mean_and_tells_what_cheaper_ones_reach():
         "`remind` 71.0 (1.0×), `remind_stack` 72.0 (9.0×). `remind` is behind by no more than chance."
     )
     (line, *_) = answer.which([one, two])
-    told = "- **Tables, 100 train rows** (A; B): take `remind`. AUROC by cost: `gradient_boosting` 70.0"
-    assert line.startswith(told)
+    assert line.startswith("- **Tables, 100 train rows** (A; B): take `remind`. AUROC by cost: `gradient_boosting` 70.")
     assert len(answer.kinds([one, dataclasses.replace(two, sizes=two.sizes | {"train": 5e3})])) == 2
+    earlier = _study("C", {"soft_moe": 70.0, "remind": 69.0}, {})  # of a sweep without the others
+    assert answer.kinds([one, earlier, two]) == [[one, two], [earlier]]
+    lines = answer.which([one, earlier, two])[:2]
+    assert [line.partition(" rows** ")[2].partition(":")[0] for line in lines] == ["(A; B)", "(C)"]
     untimed = _study("A", means, {})
     assert untimed.cost("remind_stack") is None
     assert answer.which([untimed])[0] == "- **Tables, 100 train rows** (A): take `remind_stack`."
