@@ -27,6 +27,7 @@ CHUNK = 1 << 21  # weights held at a time
 BLOCKS = 20, 2  # of patients whose influence is told apart: at least, and resamples a block
 RARE = 2  # patients with the rarer of two outcomes, whose spread tells nothing
 FEW = 5  # patients with the rarer outcome of a class among several, or on a side of a difference: fewer tell too little
+STEADY = 50  # the same for a mean of AUPRC, which lies too high by more than it spreads less than with one class
 NARROW = "likely too narrow"
 TAIL = 1.5  # few patients show too little of a tail: skewness of errors is taken so often
 RANKED = ("auroc", "auprc")
@@ -128,11 +129,13 @@ def intervals(
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "lacks": "a class"}
     use = defined_classes(labels, probabilities.shape[1])
     options |= of_rare([rarer(labels == k, patients) for k in use], RANKED)
-    smooth = ("macro_f1", TUNED) if len(decision) else ("macro_f1",)
-    if absent := probabilities.shape[1] - len(np.unique(labels)):
-        few = dict.fromkeys(smooth, f"no sample is of {absent} of {probabilities.shape[1]} classes")
-        options["narrow"] = options.get("narrow", {}) | few
-    return resampled(of, (*NAMES, *smooth[1:]), patients, shares=shares, smooth=smooth, **options)
+    smooth, classes = _answers(probabilities, decision), range(probabilities.shape[1])
+    for name, answer in smooth.items():
+        if lost := sum(unfound(labels == k, answer == k, patients) for k in classes):
+            why = f"of {lost} of {len(classes)} classes no sample is there, or none is found"
+            options["narrow"] = options.get("narrow", {}) | {name: why}
+    names = dict.fromkeys((*NAMES, *smooth))
+    return resampled(of, tuple(names), patients, shares=shares, smooth=tuple(smooth), **options)
 
 
 def resampled(
@@ -255,13 +258,21 @@ def rarer(case: np.ndarray, patients: np.ndarray) -> int:
     return min(len(np.unique(patients[side])) for side in (case, ~case))
 
 
+def unfound(case: np.ndarray, called: np.ndarray, patients: np.ndarray) -> bool:
+    """Tells whether F1 of samples with a class and called it, bool [n], is known to spread by more than draws tell.
+
+    So it is where at least `FEW` patients [n] have the class, and none is found, or where nobody has it.
+    """
+    return not (case & called).any() and not 0 < len(np.unique(patients[case])) < FEW
+
+
 def of_rare(counts: Sequence[int], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Returns options of `resampled` for means over classes, given `rarer` of each: of one `rare`, of more `narrow`."""
     if len(counts) == 1:
         return {"rare": dict.fromkeys(names, counts[0])}
-    if not counts or min(counts) >= FEW:
-        return {}
-    return {"narrow": dict.fromkeys(names, f"of one class {min(counts)} patients have the rarer outcome")}
+    few, why = min(counts, default=STEADY), "of one class {} patients have the rarer outcome"
+    bounds = {name: STEADY if name.startswith("auprc") else FEW for name in names}
+    return {"narrow": {name: why.format(few) for name, least in bounds.items() if few < least}}
 
 
 def interval(
@@ -340,8 +351,7 @@ def weighted_metrics(
     """
     classes = probabilities.shape[1]
     true = labels[:, None] == np.arange(classes)
-    answers = {"macro_f1": probabilities.argmax(1)}
-    answers |= {TUNED: (probabilities * decision).argmax(1)} if len(decision) else {}
+    answers = _answers(probabilities, decision)
     values = {name: _macro_f1(true, answer, weights, gamma) for name, answer in answers.items()}
     values["accuracy"] = weights @ (answers["macro_f1"] == labels) / weights.sum(1)
     use = defined_classes(labels, classes)
@@ -349,6 +359,12 @@ def weighted_metrics(
     nothing = np.full(len(weights), np.nan)
     auroc, auprc = ranked.mean(0) if use else (nothing, nothing)
     return values | {"auroc": auroc, "auprc": auprc}
+
+
+def _answers(probabilities: np.ndarray, decision: Sequence[float]) -> dict[str, np.ndarray]:
+    """Returns the answers that each macro-F1 is of, int [n]."""
+    tuned = {TUNED: (probabilities * decision).argmax(1)} if len(decision) else {}
+    return {"macro_f1": probabilities.argmax(1)} | tuned
 
 
 def _macro_f1(true: np.ndarray, answers: np.ndarray, weights: np.ndarray, gamma: Gamma | None) -> np.ndarray:

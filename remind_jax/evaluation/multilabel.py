@@ -23,6 +23,7 @@ _WHY_LABEL = {
     **dict.fromkeys(("auroc", "auprc"), "no case, or no non-case, is known"),
     "f1": "no case is known or predicted",
 }
+_UNFOUND = "of {} no case is there, or none is found"
 _WHY = {name: f"{_WHY_LABEL[name.partition('_')[0]]} of any label" for name in TITLES}
 
 
@@ -45,20 +46,25 @@ def compute(
     _check(labels, probabilities, names)
     called = probabilities >= thresholds
     options = {"seed": seed, "resamples": resamples, "lacks": "a case or a non-case"}
-    by_label, counts = {}, []
+    by_label, counts, lost = {}, [], 0
     for j, name in enumerate(names):
         known = labels[:, j] != UNKNOWN
         parts = labels[known, j] == 1, probabilities[known, j], called[known, j]
         rarer = intervals.rarer(parts[0], patients[known])
         counts += [rarer] if rarer else []
         of, more = functools.partial(_label, *parts), {"smooth": ("f1",), **options}
-        more |= intervals.of_rare([rarer], ("auroc", "auprc"))
+        more |= intervals.of_rare([rarer], intervals.RANKED)
+        lost += (unfound := intervals.unfound(parts[0], parts[2], patients[known]))
+        more |= {"narrow": {"f1": _UNFOUND.format("the label")}} if unfound else {}
         found, notes = intervals.measured(of, _WHY_LABEL, patients[known], **more)
         by_label[name] = {"n": int(known.sum()), "cases": int(parts[0].sum()), **found, "notes": notes}
     of = functools.partial(weighted, labels, probabilities, called)
     options |= {"smooth": ("f1_macro", "f1_micro"), "width": len(names)}
     if len(counts) > 1:
         options |= intervals.of_rare(counts, ("auroc_macro", "auprc_macro"))
+    if lost:
+        why = {"f1_macro": _UNFOUND.format(f"{lost} of {len(names)} labels")}
+        options["narrow"] = options.get("narrow", {}) | why
     values, notes = intervals.measured(of, _WHY, patients, **options)
     for figure in FIGURES:
         left = [name for name in names if by_label[name][figure] is None]

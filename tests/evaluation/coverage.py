@@ -180,10 +180,10 @@ def _share(held: np.ndarray) -> tuple[float, float]:
 
 
 def cell(held: Held) -> str:
-    """Writes what holds of intervals without a mark; with a star, of marked ones, where hardly any has none."""
+    """Writes what holds of intervals without a mark, or in brackets of marked ones where hardly any has none."""
     if held.plain >= LEAST:
         return f"{100 * held.share:.1f}"
-    return f"{100 * held.marked:.1f}*" if held.marks >= LEAST else "-"
+    return f"({100 * held.marked:.1f})" if held.marks >= LEAST else "-"
 
 
 def main():

@@ -191,16 +191,20 @@ def test_a_class_never_hit_does_not_narrow_the_interval_of_macro_f1():
     assert high > 0.5 * (f1_score(labels, p_1 > 0.5, pos_label=0) + 0.3)  # F1 of the class may well be .3
 
 
-def test_macro_f1_of_fewer_classes_than_there_are_is_marked():
-    labels, p_1 = np.zeros(60, int), np.where(np.arange(60) < 3, 0.9, 0.1)
-    for cases in (0, 1):
-        labels[:cases] = 1
-        values, notes = intervals(labels, np.stack([1 - p_1, p_1], axis=1), np.arange(60), seed=0)
+def test_macro_f1_is_marked_where_a_class_lacks_or_five_patients_have_it_and_none_is_found():
+    p_1 = np.where(np.arange(60) < 3, 0.9, 0.1)  # three are called
+    for cases, marked in (
+        ([], True),
+        ([9], False),
+        (range(9, 13), False),
+        (range(9, 14), True),
+        ([0, *range(9, 14)], False),
+    ):
+        labels = np.isin(np.arange(60), cases).astype(int)
+        values, notes = intervals(labels, np.stack([1 - p_1, p_1], axis=1), np.arange(60), seed=0, resamples=100)
         assert values["macro_f1_ci"]
-        assert ("macro_f1_ci" in notes) == (cases == 0)
-    assert intervals(np.zeros(60, int), np.stack([1 - p_1, p_1], axis=1), np.arange(60), seed=0)[1][
-        "macro_f1_ci"
-    ].startswith("likely too narrow: no sample is of 1 of 2 classes")
+        why = "likely too narrow: of 1 of 2 classes no sample is there, or none is found"
+        assert (notes.get("macro_f1_ci") == why) == marked, cases
 
 
 def test_one_case_has_the_exact_interval_of_one():

@@ -12,7 +12,9 @@ from remind_jax.evaluation.survival import (
     Outcomes,
     Predicted,
     concordance,
+    few_of,
     kaplan_meier,
+    rarer,
     weighted_auroc,
 )
 
@@ -178,6 +180,26 @@ def test_intervals_hold_the_figures_and_draw_patients():
         np.diff(double.figures(every, who, **options)["ibs_ci"])[0] for who in (np.arange(400) // 2, np.arange(400))
     ]
     assert width[0] > 1.25 * width[1]  # √2 were it exact
+
+
+def test_the_integrated_brier_score_is_marked_where_few_are_followed_to_its_end():
+    known, predicted = sample(60, 7)
+    for followed in (4, 5):
+        time = np.where(np.arange(60) < followed, 10.0, np.minimum(known.time, 8.5))  # the last time below 10 is 9
+        notes = figures(Outcomes(time, known.event & (time < 8.5)), predicted, resamples=50)["notes"]
+        assert (notes.get("ibs_ci") == f"{intervals.NARROW}: 4 patients are followed to the last of its times") == (
+            followed == 4
+        )
+
+
+def test_patients_on_whom_figures_hang_are_counted():
+    time, event = np.array([1.0, 2, 3, 5, 5, 7, 8]), np.array([True, True, False, True, True, False, False])
+    patients = np.array(list("aabcdef"))
+    assert rarer(Outcomes(time, event), HORIZONS, patients) == [
+        1,
+        2,
+    ]  # by 4 a against c, d, e, f; by 6 a, c, d, and e, f
+    assert few_of(Outcomes(time, event), HORIZONS, patients) == {"c_uno": 3, "c_index": 3, "ibs": 1}
 
 
 def test_brier_scores_of_few_who_are_followed_are_marked():
