@@ -114,7 +114,13 @@ def main(arguments: Sequence[str]) -> None:
             make_tables(pathlib.Path(data), given.tables)
             known["command"] = f"{given.tables} tables"
             short = ["--config.train.epochs=2", "--config.train.joint_epochs=1", "--config.eval.bootstrap=20"]
-            command = ["train", "--config=manifest", f"--config.data.root={data}", "--config.data.cache=none", *short]
+            command = [
+                "train",
+                "--config=manifest:method=remind",
+                f"--config.data.root={data}",
+                "--config.data.cache=none",
+                *short,
+            ]
         for seed in map(int, given.seeds.split(",")):
             record = known | {"seed": seed} | measure(command, seed, pathlib.Path(cache))
             record["compile_cpu_s"] = round(sum(one["cpu_s"] for one in record["programs"].values()), 2)

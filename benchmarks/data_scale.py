@@ -169,7 +169,10 @@ def _train(folder: pathlib.Path, rows: int, steps: int) -> dict:
 
 def _arguments(folder: pathlib.Path, keys: dict[str, Any]) -> list[str]:
     keys = {"data.root": folder / "data", "data.cache": folder / "cache"} | keys
-    return [f"--config={ROOT / 'configs' / 'manifest.py'}", *(f"--config.{k}={v}" for k, v in keys.items())]
+    return [
+        f"--config={ROOT / 'configs' / 'manifest.py'}:method=remind",
+        *(f"--config.{k}={v}" for k, v in keys.items()),
+    ]
 
 
 def _run(code: str, *arguments: str) -> str:

@@ -94,7 +94,7 @@ def measure(given: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict[st
         source = folder / f"{rows}.csv{'.gz' * given.gz}"
         write(source, rows, given.columns)
         about = {"rows": rows, "columns": given.columns, "csv_mib": source.stat().st_size >> 20}
-        places = source, folder / str(rows), folder / f"cache{rows}", ROOT / "configs" / "manifest.py"
+        places = source, folder / str(rows), folder / f"cache{rows}", f"{ROOT}/configs/manifest.py:method=remind"
         for part, code in (("import", _IMPORT), ("check", _CHECK), ("prepare", _PREPARE)):
             if part in given.parts:
                 yield record(part, rows, about, code, *places)

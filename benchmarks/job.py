@@ -4,10 +4,11 @@
 
 The data are made up: a note of at least 96 tokens, a list of codes and three tables, each missing in some patients in
 combinations that have a long tail, and a label that all of them tell something of. `cold` is `python -m remind_jax.main
---config=configs/manifest.py` with every default for somebody who has never run it, `again` the same once more, with the
-programs and the prepared rows that `cold` has left, `torch` the job as benchmarks/torch_job.py has it. Variants take
-turns, each timed from the start of its process to its end: wall time, and processor time of all threads and processes.
-`torch` ends its stages at the steps where the run of the package before it ended them, so that all take as many steps.
+--config=configs/manifest.py:method=remind` with every other default for somebody who has never run it, `again` the same
+once more, with the programs and the prepared rows that `cold` has left, `torch` the job as benchmarks/torch_job.py has
+it. Variants take turns, each timed from the start of its process to its end: wall time, and processor time of all
+threads and processes. `torch` ends its stages at the steps where the run of the package before it ended them, so that
+all take as many steps.
 
 Before anything is timed, encoded rows, predictions, gradients and steps of both stages in PyTorch are compared with
 those of the package; what differs by more than a thousandth of the largest number ends the benchmark. Options:
@@ -150,7 +151,7 @@ def check_parity(folder: pathlib.Path) -> dict[str, float]:
     from remind_jax.training import run as runs
     from remind_jax.training import run_folder
 
-    config, silent = manifest.get_config(), {"model.encoder_dropout": 0.0, "fusion.dropout": 0.0}
+    config, silent = manifest.get_config("method=remind"), {"model.encoder_dropout": 0.0, "fusion.dropout": 0.0}
     silent["model.text_encoder"] = "t5"
     quick = {"optim.warmup": 0.0, "dro.every": 1}  # so that the first step moves weights and λ
     set_values(config, silent | quick | {"data.cache": "none", "data.root": str(folder)})
@@ -276,7 +277,13 @@ def _command(
         return ["-m", "benchmarks.torch_job", str(data), str(place), f"--epochs={options.epochs}", *stops]
     epochs = {"epochs": options.epochs, "joint_epochs": options.epochs / 4}
     given = [f"--config.train.{key}={value}" for key, value in epochs.items()] if options.epochs != _EPOCHS else []
-    command = ["-m", "remind_jax.main", f"--config={CONFIG}", f"--config.data.root={data}", f"--workdir={place}"]
+    command = [
+        "-m",
+        "remind_jax.main",
+        f"--config={CONFIG}:method=remind",
+        f"--config.data.root={data}",
+        f"--workdir={place}",
+    ]
     command.append("--config.model.text_encoder=t5")  # which the job in PyTorch has
     return [*command, *given]
 

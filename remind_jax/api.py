@@ -103,7 +103,7 @@ def fit(
     split: str | None = None,
     modalities: Modalities | None = None,
     attributes: Mapping[str, Any] | None = None,
-    method: str = methods.OWN,
+    method: str | None = None,
     size: str = "small",
     seed: int = 0,
     held_out: float = 0.2,
@@ -140,7 +140,8 @@ def fit(
       tables: frames of events, by the name that an `Events` among the modalities has for its table.
       attributes: columns by whose values the report gives figures, such as `{"sex": "sex", "age": {"column": "age",
         "bins": [40, 65]}}`. They are inputs only where `modalities` names them, too.
-      method: a key of `remind_jax.methods.METHODS` or `ARENA`.
+      method: a key of `remind_jax.methods.METHODS` or `ARENA`; None is `remind_plus`, four networks whose predictions
+        are averaged, or `remind` with `size="paper"`.
       size: `small` trains in minutes on a CPU, `paper` has the published hyper-parameters; `quick` is a smoke run,
         whose figures mean nothing.
       seed: of split, initial weights and order of samples.
@@ -235,9 +236,11 @@ def read_folder(
     return reading.read_manifest(folder, image_size=image_size, frames=frames, window=window)
 
 
-def make_config(method: str, size: str, seed: int, held_out: float, tuning: float, keys: Mapping[str, Any]) -> Any:
+def make_config(
+    method: str | None, size: str, seed: int, held_out: float, tuning: float, keys: Mapping[str, Any]
+) -> Any:
     """Makes the config of own data, with the keys that `fit` is given. Raises UserError as it does."""
-    chosen = methods.parse_arg(f"method={method},size={size}")
+    chosen = methods.parse_arg(f"size={size}" + (f",method={method}" if method else ""), methods.OWN)
     if method in methods.PLAIN:
         raise UserError(f"method={method!r} has no network: take it from scikit-learn, or give it to `remind train`")
     config = runpy.run_path(str(cli.CONFIGS / "manifest.py"))["get_config"](

@@ -22,7 +22,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from remind_jax import api, methods
+from remind_jax import api
 from remind_jax.data import reading
 from remind_jax.data.cells import emptied
 from remind_jax.data.dataset import Dataset
@@ -46,7 +46,7 @@ class _Multimodal(BaseEstimator):
         modalities: api.Modalities | None = None,
         *,
         patient: str | None = None,
-        method: str = methods.OWN,
+        method: str | None = None,
         size: str = "small",
         seed: int = 0,
         tuning: float = 0.1,
@@ -209,7 +209,7 @@ class MultimodalClassifier(ClassifierMixin, _Multimodal):
         modalities: api.Modalities | None = None,
         *,
         patient: str | None = None,
-        method: str = methods.OWN,
+        method: str | None = None,
         size: str = "small",
         seed: int = 0,
         tuning: float = 0.1,

@@ -77,7 +77,7 @@ METHODS = {
     },
 }
 STACK = "remind_stack"
-OWN = "remind"
+OWN = "remind_plus"
 """Method of own data where none is named, in `fit`, the estimators and configs/manifest.py (docs/own_data.md)."""
 # Methods of other papers and the simple ones that they are compared with (docs/arena_methods.md). Most have no learned
 # vector of a missing modality, which they leave out.
@@ -191,9 +191,9 @@ def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, 
 
 
 def parse_arg(arg: str, method: str = "remind") -> dict[str, str]:
-    """Reads `key=value,key=value` with the keys `method`, which has a default, and `size`."""
+    """Reads `key=value,key=value` with the keys `size` and `method`, by default `remind` at the paper's size."""
     choices = {"method": (*METHODS, *PLAIN, *ARENA), "size": SIZES}
-    chosen = {"method": method, "size": "small"}
+    chosen = {"size": "small"}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
         if key not in choices:
@@ -203,7 +203,7 @@ def parse_arg(arg: str, method: str = "remind") -> dict[str, str]:
                 f"unknown {key} {value!r}{did_you_mean(value, choices[key])}; known: {', '.join(choices[key])}"
             )
         chosen[key] = value
-    return chosen
+    return {"method": "remind" if chosen["size"] == "paper" else method} | chosen
 
 
 def apply_method(config: Any, method: str, group_imputation: str = "group"):

@@ -2,14 +2,12 @@
 
     remind sweep --config=phenomenon --methods=soft_moe,remind --seeds=0,1,42 --workdir=DIR
 
-    --config=NAME, --config.KEY=VALUE, --quick    as in remind train, of every run
+    --config=NAME, --config.KEY=VALUE, --quick    as in remind train; arena: docs/arena_run.md
     --methods=all        every method and plain model of remind_jax/methods.py, or the table's
                          variants; arena: those of other papers (docs/arena_methods.md)
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
-    --baseline=A,B       what differences are drawn to, each in turn; soft_moe where it is run, else
-                         the first method
-    --table=4            the paper's ablation (4), its sensitivity analysis (16) or that of
-                         remind_plus, not all methods
+    --baseline=A,B       what differences are drawn to, each in turn; soft_moe, else the first method
+    --table=4            the paper's ablation (4), sensitivity analysis (16), or that of remind_plus
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
     --share              others, here or on other machines, run the same command in the same folder
     --engine=ray         as many runs at a time as a Ray cluster has room for (docs/scaling.md)
@@ -24,11 +22,9 @@
     --plan               only say what the searches would cost
 
 Finished runs are kept and stopped ones go on: the same command continues a sweep. A run that fails
-does not stop the others. Processes that share a sweep take runs in turn, and those of a process
-that was killed; the last one to end writes the tables, which hold runs on the same data only.
-
-Writes runs.csv, groups.csv, differences.csv, table.md, table.tex, index.html and sweep.json (the
-command, the time that it took and the machine) under DIR, and a folder a run.
+does not stop the others. Processes that share a sweep take runs in turn; the last one to end writes
+the tables, which hold runs on the same data only: runs.csv, groups.csv, differences.csv, table.md,
+table.tex, index.html and sweep.json (command, time, machine) under DIR, beside a folder a run.
 """
 
 import argparse
@@ -63,6 +59,10 @@ def parse(arguments: Sequence[str]) -> tuple[entries.Setup, pathlib.Path, argpar
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
+    if given := entries.arena_of(arguments):
+        from remind_jax.studies import arena, arena_page
+
+        return arena.main(given, arguments, arena_page.write)
     setup, workdir, values = parse(arguments)
     planned = setup.plan(workdir)
     from remind_jax.studies import runner, search  # which takes seconds; a mistake is told at once

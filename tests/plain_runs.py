@@ -15,7 +15,7 @@ def config_of(folder: pathlib.Path, root: pathlib.Path, **changes: Any) -> Any:
     keys |= {"eval.bootstrap": 20, "data.fractions": "(0.6, 0.2, 0.2)", "train.select": "auroc"}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     flags = [f"--config.{key}={value}" for key, value in keys.items()]
-    return cli.parse_config([f"--config={tiny_runs.ROOT}/configs/manifest.py", *flags])[0]
+    return cli.parse_config([f"--config={tiny_runs.ROOT}/configs/manifest.py:method=remind", *flags])[0]
 
 
 def hospital(folder: pathlib.Path) -> tuple[Any, datasets.Dataset]:

@@ -19,6 +19,7 @@ from remind_jax import api
 from remind_jax.data import pipeline
 from remind_jax.data.importers import table as importer
 from remind_jax.inference import program
+from remind_jax.inference.predictor import Predictor
 from remind_jax.runtime import progress
 from remind_jax.tasks import isotonic
 from tests.data.manifest_files import write_scans
@@ -58,7 +59,7 @@ def hospital(seed: int = 0) -> pl.DataFrame:
 
 
 def train(data, **options):
-    return rj.fit(data, **{"progress": False, **TINY, **options})
+    return rj.fit(data, **{"progress": False, "method": "remind", **TINY, **options})
 
 
 def train_hospital(**options):
@@ -81,6 +82,25 @@ def test_the_model_learns_and_reports_on_held_out_patients(model):
     assert 0.1 * ROWS < model.report["n"] < 0.3 * ROWS
     assert model.report["overall"]["auroc"] > 0.6
     assert model.report["modalities"] == ["labs", "note", "icd"]
+
+
+def test_by_default_four_networks_predict_their_mean_and_the_size_of_the_paper_has_one(new, tmp_path):
+    found = train_hospital(method=None, train={"batch_size": 16, "epochs": 1.0})
+    assert (found.config.method, len(found.params["head/kernel"])) == ("remind_plus", 4)
+    settings = found.config.copy_and_resolve_references()
+    settings.ensemble, settings.ensemble_plain = 1, 0
+    parts = ("title", "schema", "task", "groups", "preprocessor", "gate", "label_counts", "train_patients")
+    parts = {name: getattr(found, name) for name in parts}
+    each = [
+        Predictor.assemble(config=settings, params={path: x[i] for path, x in found.params.items()}, **parts)
+        for i in range(4)
+    ]
+    each = [network.predict_proba(new) for network in each]
+    np.testing.assert_allclose(found.predict_proba(new), np.mean(each, axis=0), atol=1e-6)
+    assert np.ptp(each, axis=0).max() > 1e-3
+    found.save(tmp_path / "model")
+    np.testing.assert_array_equal(rj.load(tmp_path / "model").predict_proba(new), found.predict_proba(new))
+    assert api.make_config(None, "paper", 0, 0.2, 0.1, {}).method == "remind"
 
 
 def test_nothing_is_written_without_a_workdir(tmp_path, monkeypatch):

@@ -14,13 +14,13 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from docs.standing import text
+from docs.standing import claims, text
 from docs.standing.study import FILES, Study, read_study, read_table
 from remind_jax import cli
 from remind_jax.errors import UserError
 from remind_jax.runtime import files
 
-ORDER = ("nhanes", "nhanes7", "nhanes10", "heart", "uci_heart", "phenomenon", "mimic")  # others follow by name
+ORDER = ("nhanes", "nhanes10", "support2", "heart", "gbsg2", "phenomenon", "mimic")  # others follow by name
 
 
 def store(sweep: pathlib.Path, name: str, docs: pathlib.Path) -> pathlib.Path:
@@ -76,7 +76,7 @@ def page(docs: pathlib.Path) -> str:
     studies = read_studies(docs)
     if not studies:
         raise UserError(f"no sweep is stored under {docs / 'results'}: store one with --store=DIR --name=NAME")
-    return text.page(studies)
+    return text.page(studies, claims.table(studies, docs / "results"))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,27 +1,29 @@
-"""A stored sweep read back from its CSV files: means, spreads and differences, in percent and points."""
+"""A stored sweep read back from its CSV files: means, spreads and differences, in the units of its task's tables."""
 
 import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from remind_jax import tasks
 from remind_jax.errors import UserError
+from remind_jax.evaluation.judge import TUNED_TITLE
+from remind_jax.evaluation.metrics import TUNED
+from remind_jax.evaluation.report import plain_title
 from remind_jax.studies.comparison import Difference, Spread, spread
+from remind_jax.tasks.task import Task
 
 FILES = ("runs.csv", "groups.csv", "differences.csv", "sweep.json")
-# Column of the summary -> samples of groups.csv and figure.
-COLUMNS = {
-    "accuracy": ("all samples", "accuracy"),
-    "macro-F1": ("all samples", "macro_f1"),
-    "AUROC": ("all samples", "auroc"),
-    "tail accuracy": ("tail, pooled", "accuracy"),
-    "tail macro-F1": ("tail, pooled", "macro_f1"),
-    "tail AUROC": ("tail, pooled", "auroc"),
-    "worst combination": ("worst combination", "accuracy"),
-}
-WEIGHTED = "weighted accuracy"  # the one column of the summary that runs.csv has
+LABELS = {"all": "all samples", "head": "head, pooled", "tail": "tail, pooled", "worst": "worst combination"}
+"""Samples of which there are means -> what groups.csv calls them."""
+PARTS = ("all", "tail")
+Key = tuple[str, str]
+"""Samples and figure."""
+RANKS = ("auroc", "auroc_macro", "c_index", "spearman")  # figures of how well samples are ordered, one a task
+DECISIONS = ("macro_f1", TUNED, "f1_macro")  # and of answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,33 +32,131 @@ class Study:
 
     Attributes:
       name: of its folder.
-      heading: of its section.
+      heading, short: of its section and of tables.
+      kind: of data, such as `Tables of people`; those made by a generator have `synthetic` in it.
       reading: text written by hand, may be empty.
       record: sweep.json.
       runs: method -> number of finished runs, in the order of the sweep; methods without any are left out.
-      columns: of the summary: column -> method -> spread over seeds, in percent.
+      task: what the runs predict.
+      titles: figure -> its title, that which leads first.
+      cells: samples and figure -> method -> spread over seeds, as tables of the task have it.
       differences: baseline -> (samples, figure, method) -> paired difference, as fractions.
-      sizes: `held_out` and `tail`, samples of a seed (a mean over seeds), `combinations` and `tail_combinations`.
+      sizes: rows that are in `train`, `held_out` and the `tail` of these, means over seeds; how many combinations there
+        are, and of the tail.
+      rows: of runs.csv.
     """
 
     name: str
     heading: str
+    short: str
+    kind: str
     reading: str
     record: Mapping[str, Any]
     runs: Mapping[str, int]
-    columns: Mapping[str, Mapping[str, Spread | None]]
+    task: type[Task]
+    titles: Mapping[str, str]
+    cells: Mapping[Key, Mapping[str, Spread | None]]
     differences: Mapping[str, Mapping[tuple[str, str, str], Difference]]
     sizes: Mapping[str, float]
+    rows: Sequence[Mapping[str, str]] = ()
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods with a finished run, in the order of the sweep."""
         return tuple(self.runs)
 
-    def leaders(self, column: str) -> list[str]:
-        """Returns the methods with the highest mean of a column, to the digit printed; none of a single method."""
-        means = {m: round(value.mean, 1) for m, value in self.columns[column].items() if value}
+    @property
+    def real(self) -> bool:
+        """Whether the data are of real people."""
+        return "synthetic" not in self.kind
+
+    @property
+    def lead(self) -> str:
+        """The figure that leads."""
+        return next(iter(self.titles))
+
+    @property
+    def rank(self) -> str:
+        """The figure of how well samples are ordered, or that which leads where there is none."""
+        return next((figure for figure in RANKS if figure in self.titles), self.lead)
+
+    @property
+    def tested(self) -> list[Key]:
+        """The samples and figures of tables of differences."""
+        return [(part, figure) for part in PARTS for figure in self.titles]
+
+    @property
+    def aimed(self) -> list[Key]:
+        """The samples and figures in which a method should be ahead: order, and answers where the task has any."""
+        return [(part, f) for f in (self.rank, *DECISIONS) if f in self.titles for part in PARTS]
+
+    @property
+    def columns(self) -> dict[str, Key]:
+        """Titles of the columns of the summary."""
+        found = {self.title(key): key for key in self.tested}
+        return found | {
+            "worst combination": ("worst", self.lead),
+            f"weighted {self.titles[self.lead]}": ("weighted", self.lead),
+        }
+
+    def title(self, key: Key) -> str:
+        """Names samples and figure for the head of a column."""
+        return f"{'tail ' if key[0] == 'tail' else ''}{self.titles[key[1]]}"
+
+    def more(self, figure: str) -> bool:
+        """Tells whether more of a figure is better."""
+        return figure in TUNED_TITLE or self.task.select[figure]
+
+    def mean(self, method: str, key: Key) -> float | None:
+        """Returns the mean of a method; None where there is none."""
+        value = self.cells[key].get(method)
+        return value.mean if value else None
+
+    def shown(self, method: str, key: Key) -> str:
+        """Writes the mean of a method, `-` for none."""
+        value = self.mean(method, key)
+        return "-" if value is None else f"{value:.{self.task.digits}f}"
+
+    def leaders(self, key: Key) -> list[str]:
+        """Returns the methods with the best mean, to the digit printed; none of a single method."""
+        sign = 1 if self.more(key[1]) else -1
+        means = {m: sign * round(v.mean, self.task.digits) for m, v in self.cells[key].items() if v}
         return [m for m, mean in means.items() if mean == max(means.values())] if len(means) > 1 else []
+
+    def gain(self, method: str, other: str, key: Key) -> Difference | None:
+        """Returns the difference of a method to another, by the baselines of the sweep.
+
+        Where neither is a baseline it is that of the means, without an interval; None where one has no figure.
+        """
+        if found := self.differences.get(other, {}).get((*key, method)):
+            return found
+        if found := self.differences.get(method, {}).get((*key, other)):
+            low, high = (None if bound is None else -bound for bound in (found.high, found.low))
+            return found._replace(mean=-found.mean, low=low, high=high, wins=found.n - found.wins)
+        one, two = self.mean(method, key), self.mean(other, key)
+        if one is None or two is None:
+            return None
+        return Difference((one - two) / self.task.factor, None, None, None, None, None, None, 0, 0)
+
+    def paired(self, method: str, other: str, column: str) -> list[float]:
+        """Returns the differences of two methods in a column of runs.csv, one of each seed that both have."""
+        one, two = (
+            {row["seed"]: float(row[column]) for row in self.rows if row["method"] == name and row.get(column)}
+            for name in (method, other)
+        )
+        return [value - two[seed] for seed, value in one.items() if seed in two]
+
+    def seconds(self, method: str) -> float | None:
+        """Returns the median wall time of a method's runs; None where no time was recorded."""
+        runs = self.record["runs"]
+        known = [runs[name]["seconds"] for name in runs if name.rpartition(" seed ")[0] == method]
+        known = [value for value in known if value is not None]
+        return statistics.median(known) if known else None
+
+    def cost(self, method: str) -> float | None:
+        """Returns the wall time of a run as a multiple of one of `remind`; None where one of them is not known."""
+        one, unit = self.seconds(method), self.seconds("remind")
+        return one / unit if one is not None and unit else None
 
 
 def read_study(folder: pathlib.Path) -> Study:
@@ -70,21 +170,30 @@ def read_study(folder: pathlib.Path) -> Study:
         runs, groups, differences = (read_table(folder / file) for file in FILES[:3])
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no stored sweep: {error}") from error
-    reading = folder / "reading.md"
-    text = reading.read_text(encoding="utf-8").strip() if reading.exists() else f"# {_capital(record['data'])}"
-    first, _, rest = text.partition("\n")
     counts = {method: sum(row["method"] == method for row in runs) for method in record["methods"]}
     counts = {method: n for method, n in counts.items() if n}
-    return Study(
-        folder.name,
-        first.lstrip("# ").strip(),
-        rest.strip(),
-        record,
-        counts,
-        _columns(runs, groups, list(counts)),
-        _differences(differences, record["baselines"]),
-        _sizes(groups),
-    )
+    task, titles = _task(folder, [row["figure"] for row in groups])
+    cells = _cells(groups, list(counts), titles)
+    lead = next(iter(titles))
+    cells["weighted", lead] = {m: spread(_number(r["overall"]) for r in runs if r["method"] == m) for m in counts}
+    found = _differences(differences, record["baselines"], task.factor)
+    names = read_reading(folder, record["data"])
+    return Study(folder.name, *names, record, counts, task, titles, cells, found, _sizes(groups), runs)
+
+
+def read_reading(folder: pathlib.Path, data: str) -> tuple[str, str, str, str]:
+    """Reads heading, short name, kind of data and text of reading.md; without it the name of the data has to do.
+
+    Its first line is the heading, lines `short: …` and `kind: …` follow, then the text.
+    """
+    file = folder / "reading.md"
+    lines = file.read_text(encoding="utf-8").strip().splitlines() if file.exists() else [data[:1].upper() + data[1:]]
+    heading, *rest = lines
+    told = {}
+    while rest and rest[0].startswith(("short: ", "kind: ")):
+        name, _, told[name] = rest.pop(0).partition(": ")
+    heading = heading.lstrip("# ").strip()
+    return heading, told.get("short", heading), told.get("kind", heading), "\n".join(rest).strip()
 
 
 def read_table(file: pathlib.Path) -> list[dict[str, str]]:
@@ -93,49 +202,58 @@ def read_table(file: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def _columns(
-    runs: list[dict[str, str]], groups: list[dict[str, str]], methods: list[str]
-) -> dict[str, dict[str, Spread | None]]:
-    cells = {(row["samples"], row["figure"], row["method"]): row for row in groups}
-    columns: dict[str, dict[str, Spread | None]] = {}
-    for column, key in COLUMNS.items():
-        columns[column] = {}
-        for method in methods:
-            row = cells[(*key, method)]
-            mean = _number(row["mean"])
-            columns[column][method] = None if mean is None else Spread(mean, _number(row["sd"]), int(row["seeds"]))
-    columns[WEIGHTED] = {m: spread(_number(row["overall"]) for row in runs if row["method"] == m) for m in methods}
-    return columns
+def _task(folder: pathlib.Path, figures: Sequence[str]) -> tuple[type[Task], dict[str, str]]:
+    """Finds the task that these figures are compared by, and their titles; the tuned one behind macro-F1."""
+    there = dict.fromkeys(figures)
+    for task in tasks.TASKS.values():
+        titles = {name: title for name, title in task.titles.items() if name in task.select}
+        if set(titles) == {*there} - {TUNED}:
+            found: dict[str, str] = {}
+            for name, title in titles.items():
+                found |= {name: title} | (TUNED_TITLE if name == "macro_f1" and TUNED in there else {})
+            return task, {name: plain_title(title) for name, title in found.items()}
+    raise UserError(f"{folder} is no stored sweep: no task has the figures {', '.join(there)}")
 
 
-def _differences(rows: list[dict[str, str]], baselines: list[str]) -> dict[str, dict[tuple[str, str, str], Difference]]:
+def _cells(
+    groups: Sequence[Mapping[str, str]], methods: Sequence[str], titles: Mapping[str, str]
+) -> dict[Key, dict[str, Spread | None]]:
+    rows = {(row["samples"], row["figure"], row["method"]): row for row in groups}
+    return {
+        (part, figure): {method: _spread(rows[label, figure, method]) for method in methods}
+        for part, label in LABELS.items()
+        for figure in titles
+    }
+
+
+def _spread(row: Mapping[str, str]) -> Spread | None:
+    mean = _number(row["mean"])
+    return None if mean is None else Spread(mean, _number(row["sd"]), int(row["seeds"]))
+
+
+def _differences(
+    rows: Sequence[Mapping[str, str]], baselines: Sequence[str], factor: float
+) -> dict[str, dict[tuple[str, str, str], Difference]]:
     found: dict[str, dict[tuple[str, str, str], Difference]] = {baseline: {} for baseline in baselines}
     for row in rows:
-        points = {name: _fraction(_number(row[name])) for name in ("mean", "low", "high", "sd")}
+        points = {name: _number(row[name], factor) for name in ("mean", "low", "high", "sd")}
         p = {name: _number(row[name]) for name in ("p", "p_holm", "p_seeds")}
         value = Difference(**points, **p, wins=int(row["wins"]), n=int(row["n"]))
         found[row["baseline"]][row["samples"], row["figure"], row["method"]] = value
     return {baseline: values for baseline, values in found.items() if values}
 
 
-def _sizes(groups: list[dict[str, str]]) -> dict[str, float]:
+def _sizes(groups: Sequence[Mapping[str, str]]) -> dict[str, float]:
     rows = {row["samples"]: row for row in groups}
-    tails = [row["tail"] for row in rows.values() if row["tail"]]
+    combinations = [row for row in rows.values() if row["tail"]]
     return {
+        "train": sum(float(row["n_train"]) for row in combinations),
         "held_out": _number(rows["all samples"]["n"]) or 0.0,
         "tail": _number(rows["tail, pooled"]["n"]) or 0.0,
-        "combinations": len(tails),
-        "tail_combinations": tails.count("1"),
+        "combinations": len(combinations),
+        "tail_combinations": sum(row["tail"] == "1" for row in combinations),
     }
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def _fraction(percent: float | None) -> float | None:
-    return None if percent is None else percent / 100.0
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _number(text: str, factor: float = 1.0) -> float | None:
+    return float(text) / factor if text else None

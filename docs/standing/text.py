@@ -1,4 +1,4 @@
-"""The words of docs/results.md: tables, and sentences that follow from the figures of stored sweeps.
+"""The words of docs/results.md: its order, and the section of a data set.
 
 Better and worse are said only of differences whose interval leaves out 0 and whose p, corrected by Holm over the
 methods compared, is below 0.05; everything else is level.
@@ -7,127 +7,75 @@ methods compared, is below 0.05; everything else is level.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from docs.standing.study import COLUMNS, Study
+from docs.standing import answer
+from docs.standing.answer import LEVEL, verdict
+from docs.standing.claims import PAPER
+from docs.standing.study import PARTS, Key, Study
 from remind_jax.methods import PLAIN
 from remind_jax.studies.comparison import Difference
-from remind_jax.studies.results import TITLES
-from remind_jax.studies.tables import difference_text, head, line, spread_text
+from remind_jax.studies.tables import difference_text, head, line, signed, spread_text
 
-# The eight columns of the paper's tables.
-PAPER = ("soft_moe", "fuse_moe", "flex_moe", "fair_mixup", "reweigh", "group_dro", "fair_batch", "remind")
-OWN = "remind_plus"  # what this package adds
-LEVEL = 0.05
-PARTS = {"all": "all samples", "tail": "the tail"}
-NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
-TESTED = [(part, figure) for part in PARTS for figure in TITLES]
-AIMED = [(part, figure) for figure in ("auroc", "macro_f1") for part in PARTS]
-FRONT = ("AUROC", "tail AUROC")
+PLACES = {"all": "all samples", "tail": "the tail"}
 
 INTRODUCTION = """# Standing results
 
-Written by `python -m docs.standing` from the sweeps stored in [results](results); no figure and no
-sentence outside the sections *Reading* is written by hand.
+Written by `python -m docs.standing` from the sweeps stored in [results](results): no figure is written by hand.
+Of times to an event the C index stands in the place of AUROC. Tail: the samples of rare combinations of modalities."""
+MADE = """The phenomenon and the twin are made by generators of this package, the rest are real people. Bold: beyond
+chance, by the differences above or, between REMIND and its own parts, a t-test over seeds."""
 
-- All figures are in percent: mean ± sample standard deviation over seeds. A seed sets split, initial weights and order.
-  Bold: the highest mean of a column.
-- Accuracy, macro-F1 and AUROC are those of all held-out samples, and of the tail's samples together. A combination of
-  modalities is tail by its share of the training samples.
-- Worst combination: lowest accuracy of a combination with at least 10 held-out samples. Weighted accuracy: accuracy of
-  the combinations weighted by their train frequency, which differs from accuracy where the held-out samples are spread
-  otherwise than the training samples.
-- Initial weights and dropout masks are drawn in another way since the version that each section names, so that a run of
-  today differs from the stored one as two seeds do.
+HOW_TO_READ = """- Figures of classes are in percent, a C index is in its own unit: mean ± sample standard deviation
+  over seeds. A seed sets split, initial weights and order. Bold: the best mean of a column.
+- A combination of modalities is tail by its share of the training samples. *Worst combination* is that of at least 10
+  held-out samples with the worst mean. *Weighted* figures weigh combinations by their train frequency.
+- *Tuned*: probabilities are divided by a power of the classes' shares that tuning rows chose, for every method alike.
 - Differences are paired, on the same held-out samples of the same seeds, in points, with the 95 % interval of a
-  bootstrap over patients and seeds, p by Holm over the methods, and the seeds with a gain. Better and worse: the
-  interval leaves out 0 and p is below 0.05. Level: everything else, which is no proof of being equal.
-"""
+  bootstrap over patients and seeds, p by Holm over the methods, and the seeds with a gain. *Better* and *worse*,
+  *beyond chance*: the interval leaves out 0 and p is below 0.05. *Level*: everything else, which is no proof of being
+  equal. *Clear*: the interval leaves out 0, without correction, since being ahead of all is to pass every single test.
+- Time is the median wall time of a run over seeds, with its start; programs that an earlier run compiled are used
+  again, and other work ran on the machine meanwhile.
+- Initial weights and dropout masks are drawn in another way since the version that a section names, so that a run of
+  today differs from the stored one as two seeds do."""
+AIM = f"""The aim: on each data set of real people ahead of every preset and plain model in AUROC and macro-F1, overall
+and on the tail, with intervals without 0 on at least {answer.SETS}. A cell: methods that are behind in the mean, how
+many of them clearly, and those that are not."""
 
 
-def page(studies: Sequence[Study]) -> str:
+def page(studies: Sequence[Study], claims: Sequence[str] = ()) -> str:
     """Writes the whole text.
 
     Args:
       studies: at least one, in the order of their sections.
+      claims: lines of the section on the paper's claims, if any.
     """
-    lines = [INTRODUCTION, "## All data sets", "", *front(studies)]
+    lines = [INTRODUCTION, "", "## Which method should I take for my data", "", *answer.which(studies)]
+    lines += ["", "## All data sets", "", *answer.over_all(studies)]
+    if found := answer.aim(studies):
+        lines += ["", "## Is the aim met", "", AIM, "", *found]
+    lines += ["", "## How to read the figures", "", HOW_TO_READ]
     for study in studies:
-        lines += ["", f"## {study.heading}", "", *facts(study), "", *summary(study)]
-        for baseline in study.differences:
-            title = f"### {study.heading}: differences to `{baseline}`"
-            lines += ["", title, "", *difference_table(study, baseline)]
-        lines += ["", f"### {study.heading}: what follows", "", *findings(study)]
-        if study.reading:
-            lines += ["", f"### {study.heading}: reading", "", study.reading]
+        lines += ["", *section(study)]
+    if claims:
+        lines += ["", "## Claims of the paper", "", MADE, "", *claims]
     return "\n".join(lines) + "\n"
 
 
-# ---- The front ------------------------------------------------------------------------------------------------------
-
-
-def front(studies: Sequence[Study]) -> list[str]:
-    """Writes one table over all data sets, and on how many of them the package's own method is ahead."""
-    methods = list(dict.fromkeys(method for study in studies for method in study.methods))
-    shown = [(study, column) for study in studies for column in FRONT]
-    lines = head(["method", *(f"{study.heading}: {column}" for study, column in shown)], numeric_from=1)
-    for method in methods:
-        cells = []
-        for study, column in shown:
-            value = study.columns[column].get(method)
-            text = f"{value.mean:.1f}" if value else "-"
-            cells.append(f"**{text}**" if method in study.leaders(column) else text)
-        lines.append(line([method, *cells]))
-    return [*lines, *own(studies)]
-
-
-def own(studies: Sequence[Study]) -> list[str]:
-    """Says where the package's own method is ahead of every other; nothing where it was not run."""
-    there = [study for study in studies if OWN in study.methods and len(study.methods) > 1]
-    if not there:
-        return []
-    by_mean = {key: [study for study in there if ahead(study, key)] for key in AIMED}
-    tested = [study for study in there if OWN in study.differences]
-    beyond = {key: [study for study in tested if beats_all(study, key)] for key in AIMED}
+def section(study: Study) -> list[str]:
+    """Writes the section of a data set: who leads, and the rest folded."""
     lines = [
+        f"## {study.heading}",
         "",
-        f"`{OWN}` against every other method of the same sweep. Data sets on which its mean is the highest:",
+        *leading(study),
         "",
-        *(f"- {_where(key)}: {_count(by_mean[key], there)}" for key in AIMED),
-        f"- all four at once: {_count([s for s in there if all(s in found for found in by_mean.values())], there)}",
-        "",
+        '<details markdown="1">',
+        "<summary>Tables, runs and reading</summary>",
     ]
-    if not tested:
-        return [*lines, f"No stored sweep has `{OWN}` as a baseline, so none of this is tested."]
-    return [
-        *lines,
-        f"Where every other method is worse beyond the interval, of the sweeps with `{OWN}` as a baseline:",
-        "",
-        *(f"- {_where(key)}: {_count(beyond[key], tested)}" for key in AIMED),
-    ]
-
-
-def ahead(study: Study, key: tuple[str, str]) -> bool:
-    """Tells whether the own method's mean is above that of every other."""
-    means = {m: value.mean for m, value in study.columns[_column(key)].items() if value}
-    return OWN in means and all(means[OWN] > mean for method, mean in means.items() if method != OWN)
-
-
-def beats_all(study: Study, key: tuple[str, str]) -> bool:
-    """Tells whether every other method is worse than the own one in the differences to it."""
-    found = [study.differences[OWN].get((*key, method)) for method in study.methods if method != OWN]
-    return all(value is not None and verdict(value) == "worse" for value in found)
-
-
-def _column(key: tuple[str, str]) -> str:
-    samples = {"all": "all samples", "tail": "tail, pooled"}[key[0]]
-    return next(name for name, value in COLUMNS.items() if value == (samples, key[1]))
-
-
-def _where(key: tuple[str, str]) -> str:
-    return f"{NAMES[key[1]]}, {PARTS[key[0]]}"
-
-
-def _count(found: Sequence[Study], of: Sequence[Study]) -> str:
-    return f"{len(found)} of {len(of)}" + (f" ({'; '.join(study.heading for study in found)})" if found else "")
+    lines += ["", *([study.reading, ""] if study.reading else []), *facts(study), "", *summary(study)]
+    for baseline, found in study.differences.items():
+        lines += ["", f"**Differences to `{baseline}`**", "", *difference_table(study, baseline)]
+        lines += ["", f"Against `{baseline}`:", "", *against(study, baseline, found)]
+    return [*lines, "", "</details>"]
 
 
 # ---- A data set -----------------------------------------------------------------------------------------------------
@@ -140,7 +88,8 @@ def facts(study: Study) -> list[str]:
     lines = ["```", record["command"], "```", ""]
     lines.append(
         f"- Data: {record['data']}; {sizes['combinations']} combinations, {sizes['tail_combinations']} of them tail; "
-        f"held-out samples of a seed: {sizes['held_out']:,.0f}, in the tail {sizes['tail']:,.0f}."
+        f"of a seed {sizes['train']:,.0f} train rows and {sizes['held_out']:,.0f} held-out samples, "
+        f"{sizes['tail']:,.0f} of these in the tail."
     )
     lines.append(f"- Runs: {runs}, of {len(study.methods)} methods and {_many(seeds, 'seed')}. {time_text(study)}")
     lines.append(f"- Machine: {machine_text(study)}")
@@ -167,6 +116,8 @@ def time_text(study: Study) -> str:
         return "The time of the runs was not recorded."
     of = "" if len(known) == len(seconds) else f" ({len(known)} of {len(seconds)}; the others were not recorded)"
     at_a_time = f", {jobs} at a time" if jobs > 1 else ", one at a time"
+    if "--share" in study.record["command"].split():
+        at_a_time = ", shared by processes"
     tables = study.record["seconds"]["tabulating"]
     return (
         f"The runs{of} took {duration(sum(known))} together{at_a_time}; "
@@ -199,12 +150,12 @@ def duration(seconds: float) -> str:
 def summary(study: Study) -> list[str]:
     """Writes the table with a method a row."""
     lines = head(["method", "runs", *study.columns], numeric_from=1)
-    leaders = {column: study.leaders(column) for column in study.columns}
+    leaders = {key: study.leaders(key) for key in study.columns.values()}
     for method in study.methods:
         cells = []
-        for column, values in study.columns.items():
-            text = spread_text(values[method])
-            cells.append(f"**{text}**" if method in leaders[column] else text)
+        for key, best in leaders.items():
+            text = spread_text(study.cells[key][method], digits=study.task.digits)
+            cells.append(f"**{text}**" if method in best else text)
         lines.append(line([method, str(study.runs[method]), *cells]))
     return lines
 
@@ -212,49 +163,46 @@ def summary(study: Study) -> list[str]:
 def difference_table(study: Study, baseline: str) -> list[str]:
     """Writes the table of differences to a baseline, all samples and tail."""
     found = study.differences[baseline]
-    lines = head(["method", *(f"{_short(part)}{NAMES[figure]}" for part, figure in TESTED)], numeric_from=1)
+    lines = head(["method", *map(study.title, study.tested)], numeric_from=1)
     for method in study.methods:
         if method != baseline:
-            lines.append(line([method, *(difference_text(found.get((*key, method))) for key in TESTED)]))
+            cells = [difference_text(found.get((*key, method)), study.task) for key in study.tested]
+            lines.append(line([method, *cells]))
     return lines
-
-
-def _short(part: str) -> str:
-    return "tail " if part == "tail" else ""
 
 
 # ---- What follows ---------------------------------------------------------------------------------------------------
 
 
-def findings(study: Study) -> list[str]:
-    """Says who leads and who differs from each baseline."""
-    lines = leading(study)
-    for baseline, found in study.differences.items():
-        lines += ["", f"Against `{baseline}`:", "", *against(study, baseline, found)]
-    return lines
-
-
 def leading(study: Study) -> list[str]:
-    """Says which methods have the highest means, and whether a plain model is among them."""
-    leaders = {key: study.leaders(_column(key)) for key in TESTED}
+    """Says which methods have the best means, and whether a plain model is among them."""
+    leaders = {key: study.leaders(key) for key in study.tested}
     if not any(leaders.values()):
         return ["With one method there is nothing to compare."]
     lines = []
-    for part, title in PARTS.items():
+    for part in PARTS:
         said = [
-            f"{NAMES[figure]} {_names(leaders[part, figure])} ({study.columns[_column((part, figure))][top].mean:.1f})"
-            for figure in TITLES
+            f"{title} {_names(leaders[part, figure])} ({study.shown(top, (part, figure))})"
+            for figure, title in study.titles.items()
             for top in leaders[part, figure][:1]
         ]
         if said:
-            lines.append(f"- Highest mean on {title}: {', '.join(said)}.")
+            lines.append(f"- Best mean on {PLACES[part]}: {', '.join(said)}.")
     if not set(PLAIN) & set(study.methods):
         return [*lines, "- No plain model was run."]
     won = [key for key, names in leaders.items() if set(names) & set(PLAIN)]
     known = sum(bool(names) for names in leaders.values())
     if not won:
         return [*lines, f"- No plain model leads in any of these {known} figures."]
-    return [*lines, f"- A plain model leads in {len(won)} of {known}: {'; '.join(map(_where, won))}."]
+    return [*lines, f"- A plain model leads in {len(won)} of {known}: {_places(study, won)}."]
+
+
+def _where(study: Study, key: Key) -> str:
+    return f"{study.titles[key[1]]}, {PLACES[key[0]]}"
+
+
+def _places(study: Study, keys: Sequence[Key]) -> str:
+    return "; ".join(_where(study, key) for key in keys)
 
 
 def against(study: Study, baseline: str, found: Mapping[tuple[str, str, str], Difference]) -> list[str]:
@@ -270,31 +218,23 @@ def against(study: Study, baseline: str, found: Mapping[tuple[str, str, str], Di
     if any(value.n == 1 for value in found.values()):
         lines.append("- Of one seed: the chance of training is not in the intervals.")
     level = []
-    for key in TESTED:
+    for key in study.tested:
         there = {method: found[(*key, method)] for method in others if (*key, method) in found}
         if there and {verdict(value) for value in there.values()} == {"level"}:
-            level.append(_where(key))
+            level.append(key)
         elif there:
-            lines.append(f"- {_where(key)}: {_verdicts(there)}.")
+            lines.append(f"- {_where(study, key)}: {_verdicts(study, key[1], there)}.")
     if level:
         who = "Every method is" if len(others) > 1 else f"`{others[0]}` is"
-        lines.append(f"- {who} level in: {'; '.join(level)}.")
+        lines.append(f"- {who} level in: {_places(study, level)}.")
     return [*lines, *_paper(study, baseline, found)]
 
 
-def verdict(value: Difference) -> str:
-    """Returns `better`, `worse`, `level`, or `untested` where there is no interval."""
-    if value.p_holm is None or value.low is None or value.high is None:
-        return "untested"
-    if value.p_holm < LEVEL and (value.low > 0 or value.high < 0):
-        return "better" if value.low > 0 else "worse"
-    return "level"
-
-
-def _verdicts(there: Mapping[str, Difference]) -> str:
-    by_verdict: dict[str, list[str]] = {}
-    for method, value in sorted(there.items(), key=lambda item: -item[1].mean):
-        by_verdict.setdefault(verdict(value), []).append(f"`{method}` ({100 * value.mean:+.1f})")
+def _verdicts(study: Study, figure: str, there: Mapping[str, Difference]) -> str:
+    more, by_verdict = study.more(figure), {}
+    for method, value in sorted(there.items(), key=lambda item: -item[1].mean if more else item[1].mean):
+        told = f"`{method}` ({signed(value.mean, study.task)})"
+        by_verdict.setdefault(verdict(value, more), []).append(told)
     said = [f"{name} {', '.join(by_verdict[name])}" for name in ("better", "worse", "untested") if name in by_verdict]
     if "level" in by_verdict:
         said.append(f"level {_many(len(by_verdict['level']), 'other')}")
@@ -305,10 +245,11 @@ def _paper(study: Study, baseline: str, found: Mapping[tuple[str, str, str], Dif
     methods = [method for method in PAPER if method in study.methods and method != baseline]
     kinds: dict[tuple[bool, bool], list[str]] = {}
     for method in methods:
-        verdicts = {verdict(found[(*key, method)]) for key in TESTED if (*key, method) in found}
+        keys = [key for key in study.tested if (*key, method) in found]
+        verdicts = {verdict(found[(*key, method)], study.more(key[1])) for key in keys}
         kinds.setdefault(("better" in verdicts, "worse" in verdicts), []).append(method)
     titles = {
-        (False, True): "worse in at least one of these six figures and better in none",
+        (False, True): "worse in at least one of these figures and better in none",
         (True, True): "better in some and worse in others",
         (True, False): "better in at least one and worse in none",
         (False, False): "level in all",

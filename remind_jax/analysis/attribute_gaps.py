@@ -24,7 +24,7 @@ from remind_jax.analysis.command import GRID, INK, QUIET, Row
 from remind_jax.analysis.opening import Run
 from remind_jax.data import attributes
 from remind_jax.errors import UserError
-from remind_jax.evaluation import fairness, intervals
+from remind_jax.evaluation import differences, fairness, intervals
 from remind_jax.evaluation.page import value_text
 from remind_jax.runtime import progress
 from remind_jax.studies.tables import signed
@@ -82,14 +82,17 @@ def gaps(run: Run, sides: Sides, draws: int, seed: int) -> list[Row]:
     patients, names = table[run.data.manifest.schema.patient_id].to_numpy()[at], list(run.task.compared)
     split = np.arange(len(at)) < len(sides.here)
 
-    def apart(weights: np.ndarray) -> dict[str, np.ndarray]:
-        both = [[one(np.flatnonzero(side), weights[:, side]) for side in (split, ~split)] for one in of]
+    def apart(weights: np.ndarray, gamma: intervals.Gamma | None = None) -> dict[str, np.ndarray]:
+        both = [[one(np.flatnonzero(side), weights[:, side], gamma) for side in (split, ~split)] for one in of]
         each = {name: np.array([here[name] - there[name] for here, there in both]) for name in names}
         parts = {name: (x[0], x[1:].mean(axis=0)) for name, x in each.items()}
         return {f"{n} {part}": x for n, (a, b) in parts.items() for part, x in zip(PARTS, (a, b, a - b), strict=True)}
 
     few = any(not intervals.enough(patients[side]) for side in (split, ~split))
-    found = fairness.drawn_together(apart, patients, seed=seed, resamples=0 if few else run.config.eval.bootstrap)
+    rare = differences.rarer_side([run.task.rarer(labels, patients, side) for side in (split, ~split)])
+    options = {"seed": seed, "resamples": 0 if few else run.config.eval.bootstrap}
+    options["rare"] = {f"{name} {part}": count for name, count in rare.items() for part in PARTS}
+    found = differences.drawn_together(apart, patients, **options)
     rows = []
     for name in names:
         row: Row = {"attribute": sides.attribute, "value": sides.value, "against": sides.against, "figure": name}
@@ -150,7 +153,7 @@ def main(arguments: list[str]) -> None:
     (run,) = opening.open_runs([path])
     sides, folder = sides_of(run), opening.output_folder(path)
     found = [gaps(run, one, options.draws, options.seed) for one in progress.over(sides, "gaps", len(sides))]
-    rows = intervals.corrected([row for some in found for row in some])
+    rows = differences.corrected([row for some in found for row in some])
     identified = [command.identity(run) | row for row in rows]
     command.write_csv(folder / f"{NAME}.csv", COLUMNS, identified)
     title = f"{run.config.method} on {run.data.manifest.title}"

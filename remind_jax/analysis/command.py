@@ -66,10 +66,9 @@ def modalities_of(text: str, modalities: tuple[str, ...], option: str) -> np.nda
 
 def check_routed(path: pathlib.Path, config: Any, block: int) -> None:
     """Refuses runs of sparse fusion, of several members or networks, or without this block (UserError)."""
-    model_folder.refuse_stack(path, config)
-    if config.ensemble > 1 or config.model.members > 1:
-        key = "ensemble" if config.ensemble > 1 else "model.members"
-        raise UserError(f"{path} is a run of several predictors ({key}), which route apart: analyse a run of one")
+    model_folder.refuse_several(path, config)
+    if config.model.members > 1:
+        raise UserError(f"{path} is a run of several predictors (model.members), which route apart: take a run of one")
     if config.fusion.kind != "soft_moe":
         raise UserError(f"{path} is a run of sparse experts (fusion.kind={config.fusion.kind}): nothing is soft there")
 

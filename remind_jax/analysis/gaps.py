@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 
 from remind_jax.analysis import command
 from remind_jax.analysis.command import GRID, QUIET, Options, Row
@@ -20,8 +19,8 @@ from remind_jax.data import missingness
 from remind_jax.data.manifest import decode
 from remind_jax.data.pipeline import Store
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.evaluation import fairness, intervals
-from remind_jax.evaluation.intervals import Weighted
+from remind_jax.evaluation import differences, intervals
+from remind_jax.evaluation.intervals import Gamma, Weighted
 from remind_jax.evaluation.report import plain_title
 from remind_jax.studies.tables import signed
 from remind_jax.tasks.task import Task
@@ -87,13 +86,6 @@ def rates_of(text: str) -> list[float]:
     return rates
 
 
-def ranked(column: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Returns the rank of each value [u] among those of its column, in (0, 1), ties alike; one half where it is NaN."""
-    frame = pl.DataFrame({"column": column, "value": pl.Series(value, dtype=pl.Float64).fill_nan(None)})
-    rank = (pl.col("value").rank("average").over("column") - 0.5) / pl.col("value").count().over("column")
-    return frame.select(rank.fill_null(0.5)).to_series().to_numpy()
-
-
 def held(run: Run) -> Held:
     """Decodes the held-out rows of a run, of the modalities whose parts may go, and ranks what they hold."""
     rows, data = run.data.rows(SPLIT), run.data
@@ -106,12 +98,12 @@ def held(run: Run) -> Held:
         if fitted.has_parts:
             raw[name] = decode(data.manifest, rows, labels=False, modalities=(name,))
             found = data.preprocessor.parts(raw[name], name)
-            parts.append(May(found.row, np.full(len(found.row), j), found.time, ranked(found.column, found.value)))
-            sums, counts = (np.bincount(found.row, weights, len(rows)) for weights in (parts[-1].rank, None))
-            values = sums[here] / counts[here]
+            rank = missingness.ranked(found.column, found.value)
+            parts.append(May(found.row, np.full(len(found.row), j), found.time, rank))
+            values = missingness.mean_of_parts(found.row, rank, len(rows))[here]
         else:
             values = _means(store, name, here)
-        levels[here, j] = ranked(np.zeros(len(here), int), values)
+        levels[here, j] = missingness.ranked(np.zeros(len(here), int), values)
     row, j = np.nonzero(presence)
     may = {WHOLE: May(row, j, j.astype(np.float64), levels[row, j])}
     may |= {WITHIN: May(*map(np.concatenate, zip(*parts, strict=True)))} if parts else {}
@@ -119,16 +111,15 @@ def held(run: Run) -> Held:
 
 
 def _means(store: Store, name: str, rows: np.ndarray) -> np.ndarray:
-    """Returns a number for inputs without parts, [k]: the mean of numbers and pixels, the count of ids."""
+    """Returns what `missingness.sizes` says of inputs without parts, [k]."""
     found = [store.take(rows[i : i + _BLOCK])[name] for i in range(0, len(rows), _BLOCK)]
-    flat = [x.reshape(len(x), -1) for x in found]
-    return np.concatenate([np.count_nonzero(x, 1) if x.dtype == np.int32 else x.mean(1, np.float64) for x in flat])
+    return np.concatenate([missingness.sizes(x) for x in found])
 
 
 def take_away(run: Run, rows: Held, mode: str, protocol: str, rate: float, rng: np.random.Generator) -> Gaps:
     """Takes something from held-out rows, see above."""
     may, shape, count = rows.may[mode], rows.presence.shape, rows.presence.sum(axis=1)
-    stays = np.where(rows.presence, rng.random(shape), -1.0).argmax(axis=1)
+    stays = missingness.kept(rows.presence, rng)
     level = np.where(count > 1, rows.levels[np.arange(len(stays)), stays], 0.5)
     able = (stays[may.row] != may.modality) | ((mode == WITHIN) & (count[may.row] == 1))
     row, j, time, rank = (each[able] for each in may)
@@ -157,6 +148,7 @@ def effects(run: Run, protocols: Sequence[str], rates: Sequence[float], options:
     patients = run.data.manifest.table[run.data.manifest.schema.patient_id].to_numpy()[at]
     full = run.model.predict_parts(rows.store, everyone, rows.presence)
     resamples = run.config.eval.bootstrap if intervals.enough(patients) else 0
+    rare = {f"{name}{end}": k for name, k in run.task.rarer(labels, patients).items() for end in ("", " difference")}
     for mode, protocol, rate in itertools.product(rows.may, protocols, rates):
         predictions, realised, lost = [full], [], []
         for draw in range(options.draws):
@@ -168,7 +160,7 @@ def effects(run: Run, protocols: Sequence[str], rates: Sequence[float], options:
             realised.append(found.realised)
             lost.append(len(changed))
         compared = functools.partial(_compared, [_figures(run.task, labels, each) for each in predictions])
-        drawn = fairness.drawn_together(compared, patients, seed=options.seed, resamples=resamples)
+        drawn = differences.drawn_together(compared, patients, rare=rare, seed=options.seed, resamples=resamples)
         common = command.identity(run) | {"gaps": mode, "protocol": protocol, "rate": rate, "n": len(at)}
         common |= {"realised": float(np.mean(realised)), "n_lost": float(np.mean(lost))}
         yield [common | {"figure": name} | _cells(drawn, name) for name in (*run.task.compared, "loss")]
@@ -178,21 +170,21 @@ def _figures(task: Task, labels: np.ndarray, predictions: np.ndarray) -> Weighte
     """Makes the figures by which runs are compared and weights are chosen, of all rows under weights [r, n]."""
     of, losses, everyone = task.weighed(labels, predictions), task.losses(labels, predictions), np.arange(len(labels))
 
-    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
-        found = of(everyone, weights)
+    def figures(weights: np.ndarray, gamma: Gamma | None = None) -> dict[str, np.ndarray]:
+        found = of(everyone, weights, gamma)
         return {name: found[name] for name in task.compared} | {"loss": weights @ losses / weights.sum(axis=1)}
 
     return figures
 
 
-def _compared(of: Sequence[Weighted], weights: np.ndarray) -> dict[str, np.ndarray]:
+def _compared(of: Sequence[Weighted], weights: np.ndarray, gamma: Gamma | None = None) -> dict[str, np.ndarray]:
     """Returns the mean of each figure over all but the first of several predictions, and that less the first."""
-    whole, *others = (one(weights) for one in of)
+    whole, *others = (one(weights, gamma) for one in of)
     means = {name: np.mean([each[name] for each in others], axis=0) for name in whole}
     return means | {f"{name} difference": means[name] - whole[name] for name in whole}
 
 
-def _cells(drawn: dict[str, fairness.Drawn], name: str) -> Row:
+def _cells(drawn: dict[str, differences.Drawn], name: str) -> Row:
     found: Row = {"p": drawn[f"{name} difference"].p}
     for part, key in (("value", name), ("difference", f"{name} difference")):
         bounds = drawn[key].ci or (None, None)

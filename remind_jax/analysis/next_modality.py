@@ -20,9 +20,8 @@ the true one, which the hidden modality makes when it comes back: Spearman's ran
 drop in entropy is no gain in accuracy.
 """
 
-import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,7 +33,6 @@ from remind_jax.analysis.opening import Run
 from remind_jax.analysis.what_if import group_columns
 from remind_jax.data.groups import count_combinations
 from remind_jax.data.pipeline import Store
-from remind_jax.errors import UserError
 from remind_jax.inference import model_folder
 from remind_jax.runtime import progress
 
@@ -304,13 +302,6 @@ def draw(checks: Checks, rows: Sequence[Row], title: str) -> "command.Figure":
     return figure
 
 
-def refuse_ensemble(path: pathlib.Path, config: Any) -> None:
-    """Refuses a run of several networks, which have different tokens (UserError)."""
-    model_folder.refuse_stack(path, config)
-    if config.ensemble > 1:
-        raise UserError(f"{path} is an ensemble, which has the tokens of several networks: name a run of one")
-
-
 def summary(rows: Sequence[Row], checked: Sequence[Row]) -> str:
     """Returns the validation and the modalities of first rank, as text."""
 
@@ -332,7 +323,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     integers = {"donors": (20, 1), "pool": (4_000, 1), "checks": (2_000, 1), "seed": (0, 0)}
     (path,), options = command.read_options(arguments, strings={"samples": "all"}, integers=integers, several=False)
-    (run,) = opening.open_runs([path], refuse_ensemble)
+    (run,) = opening.open_runs([path], model_folder.refuse_several)
     folder = opening.output_folder(path)
     held_out, train = run.data.stores[SPLIT], run.data.stores["train"]
     positions = command.positions_of(options.samples, len(held_out))

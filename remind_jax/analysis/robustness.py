@@ -28,7 +28,7 @@ from remind_jax.analysis import command, gaps, opening
 from remind_jax.analysis.command import Options, Row
 from remind_jax.analysis.opening import Run
 from remind_jax.data import missingness
-from remind_jax.evaluation import intervals
+from remind_jax.evaluation import differences
 from remind_jax.evaluation.figures import name_end, spread_apart
 from remind_jax.evaluation.report import plain_title
 from remind_jax.runtime import progress
@@ -227,7 +227,7 @@ def main(arguments: list[str]) -> None:
         rows.append(list(progress.over(found, "points of curves", total)))
         if protocols:
             found, total = gaps.effects(run, protocols, rates, options), len(gaps.MODES) * len(protocols) * len(rates)
-            gapped.append(intervals.corrected([row for some in progress.over(found, "gaps", total) for row in some]))
+            gapped.append(differences.corrected([row for some in progress.over(found, "gaps", total) for row in some]))
     folder, task = opening.output_folder(paths[0]), opening.same_task(runs)
     panels = command.panels(runs, rows)
     drawn = {label: command.titled(runs[0], some, "hidden") for label, some in panels.items()}

@@ -30,7 +30,7 @@ RULES = (
     ),
     Rule(
         lambda c: c.expert_devices > 1 and (c.parallel != "jit" or c.ensemble > 1),
-        "expert_devices={c.expert_devices} needs parallel=jit and a single network",
+        "expert_devices={c.expert_devices} needs parallel=jit and a single network, such as that of method=remind",
     ),
     # Parts of a batch are added up where a step is a sum over samples.
     Rule(

@@ -105,6 +105,16 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "complete_only": Key(False, "leave out samples that lack a modality"),
         "hide": Key("", "a modality taken away from a share of the samples, in every split (paper, Table 5)"),
         "hide_rate": Key(0.8, "that share, of the samples that have it and something else"),
+        "lose": Key(
+            "",
+            "modalities of samples taken away, but for one; mcar: all alike, mar: by what stays, mnar: by their values",
+            ("", "mcar", "mar", "mnar"),
+        ),
+        "lose_rate": Key(0.3, "the share of them that goes, but for those that stay", PART),
+        "lose_in": Key("all", "from all samples, or from held-out ones only", ("all", "held_out")),
+        "leave_rarest": Key(
+            0.0, "the rarest combinations, up to this share of the samples, are held out only", BELOW_ONE
+        ),
         "leave_out": Key((), 'combinations held out only, such as ("labs", "labs+icd")'),
         "folds": Key(
             0,

@@ -117,22 +117,38 @@ def fit(config: Any, manifest: Manifest | None = None) -> FittedData:
         raise
     if config.data.hide:  # after the split, so that it is the same whatever is hidden
         manifest = missingness.hide(manifest, config.data.hide, config.data.hide_rate, whole_split, config.seed)
+    if config.data.lose:
+        manifest = _lossy(config, manifest, whole_split)
     if config.data.folds:
         whole_split = splits.deal(manifest, whole_split, config.seed, config.data.folds, config.data.fold)
-    split = whole_split
-    if config.data.leave_out:
-        manifest, split = missingness.leave_out(manifest, config.data.leave_out, whole_split)
+    split, names = whole_split, [modality.name for modality in manifest.schema.modalities]
+    if left := (*config.data.leave_out, *missingness.rarest(manifest.presence, names, config.data.leave_rarest)):
+        manifest, split = missingness.leave_out(manifest, left, whole_split)
     findings = check.find_problems(manifest, split)
     check.refuse(findings)
     train = np.flatnonzero(np.isin(split, _fitted_on(config)))
-    names = [modality.name for modality in manifest.schema.modalities]
     tail_rule = {"tail_below": config.groups.tail_below, "tail": config.groups.tail}
     groups = Groups.fit(manifest.presence[train], names, **tail_rule)
-    data = config.data
-    options = FitOptions(data.max_tokens, data.vocabulary, data.tokenizer, data.numbers, data.bins)
-    preprocessor = Preprocessor.fit(manifest, train, options)
+    preprocessor = Preprocessor.fit(manifest, train, _options(config.data))
     findings += preprocessor.losses(manifest)
     return FittedData(manifest, split, whole_split, groups, preprocessor, findings)
+
+
+def _options(data: Any) -> FitOptions:
+    return FitOptions(data.max_tokens, data.vocabulary, data.tokenizer, data.numbers, data.bins)
+
+
+def _lossy(config: Any, manifest: Manifest, split: np.ndarray) -> Manifest:
+    """Returns the data with what `data.lose` takes away, which does not depend on how a method has numbers encoded."""
+    data, rows = config.data, np.full(len(split), True)
+    if data.lose_in == "held_out":
+        rows = split == splits.HELD_OUT
+    level = np.full(manifest.presence.shape, 0.5)
+    if data.lose != "mcar":
+        options = dataclasses.replace(_options(data), numbers="standard")
+        fitted = Preprocessor.fit(manifest, np.flatnonzero(split == splits.TRAIN), options)
+        level = missingness.levels(manifest, fitted)
+    return missingness.lose(manifest, data.lose, data.lose_rate, rows, level, config.seed)
 
 
 def _fitted_on(config: Any) -> tuple[int, ...]:

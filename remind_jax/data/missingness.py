@@ -1,8 +1,9 @@
 """Missingness patterns: which modalities of a sample are present, boolean masks [n, m].
 
 The MIMIC-IV table of the paper (section 7.4.2) is very nearly what `bernoulli_mask` gives with drop probability 0.266.
-`lost` draws what goes under a named protocol. The last three functions work on a manifest: two take modalities away, as
-the paper's Table 5 does (section 7.5), one keeps combinations from training (section 5, Q4).
+`lost` draws what goes under a named protocol. The others work on a manifest: `hide` takes a modality away, as the
+paper's Table 5 does (section 7.5), `lose` any of them by a protocol, and `leave_out` keeps combinations from training
+(section 5, Q4).
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from remind_jax.data import groups, splits
-from remind_jax.data.manifest import Manifest
+from remind_jax.data.manifest import Manifest, decode
+from remind_jax.data.preprocess import Preprocessor, blocks
 from remind_jax.errors import UserError, did_you_mean
 
 
@@ -75,6 +77,7 @@ def parse_combinations(
 
 
 PROTOCOLS = ("mcar", "mar", "mnar", "segments")
+_MOST_NAMED = 4  # combinations in a title
 STEEPNESS = 4.0
 """Logits between what goes least often and what goes most often under MAR and MNAR: odds 55 times as high."""
 
@@ -110,6 +113,31 @@ def lost(
         return _stretches(rate, owner, time, rng)
     level = {"mcar": np.zeros(len(owner)), "mar": observed, "mnar": hidden}[protocol]
     return rng.random(len(owner)) < chances(rate, level)
+
+
+def ranked(column: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Returns the rank of each value [u] among those of its column, in (0, 1), ties alike; one half where it is NaN."""
+    frame = pl.DataFrame({"column": column, "value": pl.Series(value, dtype=pl.Float64).fill_nan(None)})
+    rank = (pl.col("value").rank("average").over("column") - 0.5) / pl.col("value").count().over("column")
+    return frame.select(rank.fill_null(0.5)).to_series().to_numpy()
+
+
+def sizes(inputs: np.ndarray) -> np.ndarray:
+    """Returns a number for inputs without parts, [k, ...] -> [k]: the mean of numbers and pixels, the count of ids."""
+    flat = inputs.reshape(len(inputs), -1)
+    return np.count_nonzero(flat, 1) if flat.dtype == np.int32 else flat.mean(1, np.float64)
+
+
+def kept(presence: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws the modality of each sample that stays, all alike, from bool [n, m]: int [n]."""
+    return np.where(presence, rng.random(presence.shape), -1.0).argmax(axis=1)
+
+
+def mean_of_parts(row: np.ndarray, rank: np.ndarray, samples: int) -> np.ndarray:
+    """Returns the mean rank of the parts, [u], of each sample, float [n], NaN without any; `row` [u] says whose."""
+    sums, counts = (np.bincount(row, weights, samples) for weights in (rank, None))
+    with np.errstate(invalid="ignore"):
+        return sums / counts
 
 
 def _stretches(rate: float, owner: np.ndarray, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -157,10 +185,73 @@ def hide(manifest: Manifest, modality: str, rate: float, parts: np.ndarray, seed
         able = np.flatnonzero((parts == part) & presence[:, j] & (presence.sum(axis=1) > 1))
         order = np.random.default_rng((seed, int(part), j)).permutation(able)
         chosen[order[: round(rate * len(order))]] = True
-    columns = manifest.schema.modalities[j].all_columns
-    table = manifest.table.with_columns(pl.when(pl.lit(pl.Series(~chosen))).then(pl.col(columns)))
-    title = f"{manifest.title}, {modality} taken from {100 * rate:g} %"
-    return dataclasses.replace(manifest, table=table, title=title, published={})
+    gone = np.zeros_like(presence)
+    gone[:, j] = chosen
+    return _without(manifest, gone, f"{modality} taken from {100 * rate:g} %")
+
+
+def _without(manifest: Manifest, gone: np.ndarray, says: str) -> Manifest:
+    """Takes modalities from samples, bool [n, m], and says so in the title."""
+    table = manifest.table
+    for modality, lost_by in zip(manifest.schema.modalities, gone.T, strict=True):
+        if lost_by.any():
+            left = pl.when(pl.lit(pl.Series(~lost_by))).then(pl.col(modality.all_columns))
+            table = table.with_columns(left)
+    return dataclasses.replace(manifest, table=table, title=f"{manifest.title}, {says}", published={})
+
+
+def levels(manifest: Manifest, preprocessor: Preprocessor) -> np.ndarray:
+    """Returns how high the values of each modality are, among the samples that have it, as ranks in (0, 1), [n, m].
+
+    A sample's value is the mean rank of its parts, of kinds that have none that of `sizes`; one half where it has none.
+    """
+    found = np.full(manifest.presence.shape, 0.5)
+    readers = preprocessor.readers(manifest)
+    for j, (name, fitted) in enumerate(preprocessor.fitted.items()):
+        here = np.flatnonzero(manifest.presence[:, j])
+        if not len(here):
+            continue
+        if fitted.has_parts:
+            parts = preprocessor.parts(decode(manifest, here, labels=False, modalities=(name,)), name)
+            values = mean_of_parts(parts.row, ranked(parts.column, parts.value), len(here))
+        else:
+            values = np.concatenate([sizes(readers[name](rows)) for rows in blocks(here, fitted.spec)])
+        found[here, j] = ranked(np.zeros(len(here), int), values)
+    return found
+
+
+def lose(manifest: Manifest, protocol: str, rate: float, rows: np.ndarray, level: np.ndarray, seed: int) -> Manifest:
+    """Takes whole modalities from samples by a protocol of `lost`; one of each sample, drawn anew, stays.
+
+    Args:
+      manifest: the data.
+      protocol: `mcar`, `mar` or `mnar`; under `mar` the level of what stays decides, under `mnar` that of what goes.
+      rate: share of the modalities that may go, in expectation over all samples.
+      rows: bool [n], the samples that lose; what is drawn for one does not depend on which others do.
+      level: float [n, m] in [0, 1], see `levels`.
+      seed: of the draws; for one seed, more modalities go at a higher rate, and these too.
+    """
+    rng = np.random.default_rng((seed, PROTOCOLS.index(protocol)))
+    stays = kept(manifest.presence, rng)
+    row, j = np.nonzero(manifest.presence & (np.arange(manifest.presence.shape[1]) != stays[:, None]))
+    gone = np.zeros_like(manifest.presence)
+    goes = lost(protocol, rate, row, np.zeros(len(row)), level[row, j], level[row, stays[row]], rng)
+    gone[row, j] = goes & rows[row]
+    where = "" if rows.all() else " of held-out samples"
+    return _without(manifest, gone, f"{100 * rate:g} % of modalities{where} lost ({protocol})")
+
+
+def rarest(presence: np.ndarray, modalities: Sequence[str], share: float) -> tuple[str, ...]:
+    """Names the rarest combinations, as many as together have at most a share of the samples, [n, m], but one at least.
+
+    None is named for a share of 0. Of two that are equally rare the one with fewer modalities, then the first by name,
+    is taken first.
+    """
+    masks, counts, _ = groups.count_combinations(presence)
+    names = [groups.group_name(mask, modalities) for mask in masks]
+    order = sorted(range(len(names)), key=lambda g: (counts[g], masks[g].sum(), names[g]))
+    within = np.count_nonzero(np.cumsum(counts[order]) <= share * len(presence))
+    return tuple(names[g] for g in order[: max(1, within)]) if share else ()
 
 
 def leave_out(manifest: Manifest, names: Sequence[str], split: np.ndarray) -> tuple[Manifest, np.ndarray]:
@@ -188,4 +279,5 @@ def leave_out(manifest: Manifest, names: Sequence[str], split: np.ndarray) -> tu
     used = np.where(is_gone & (split != splits.HELD_OUT), splits.UNUSED, split).astype(np.int8)
     if not (used == splits.TRAIN).any():
         raise UserError("data.leave_out leaves nothing to train on: name fewer combinations")
-    return dataclasses.replace(manifest, title=f"{manifest.title}, {', '.join(gone.values())} kept from training"), used
+    names = ", ".join(gone.values()) if len(gone) <= _MOST_NAMED else f"{len(gone)} combinations"
+    return dataclasses.replace(manifest, title=f"{manifest.title}, {names} kept from training"), used

@@ -1,20 +1,19 @@
 """Who is served worse, and who lacks what: figures, differences and missing modalities by attributes of the samples.
 
-A difference is between a value of an attribute and the one that most samples have, of whole patients drawn together;
-its p is corrected by Holm over all differences in the same figure.
+A difference is between a value of an attribute and the one that most samples have; its p is corrected by Holm over all
+differences in the same figure.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from remind_jax.data.attributes import PREFIX
-from remind_jax.evaluation import intervals
-from remind_jax.evaluation.judge import Figures, Weighed
+from remind_jax.evaluation import differences, intervals
+from remind_jax.evaluation.judge import Figures
 
-FEW = f"a side has fewer than {intervals.MIN_SAMPLES} samples or {intervals.MIN_PATIENTS} patients"
 Value = tuple[str, str | None, np.ndarray]
 """An attribute, one of its values, and the samples that have it, bool [n]."""
 Columns = Mapping[str, pl.Series]
@@ -43,22 +42,20 @@ def figures(columns: Columns, of: Figures, groups: np.ndarray, patients: np.ndar
     return found
 
 
-def gaps(
-    columns: Columns, of: Weighed, names: Sequence[str], patients: np.ndarray, *, seed: int, resamples: int
-) -> list[dict[str, Any]]:
-    """Returns differences of the named figures to the most frequent value of each attribute.
+def gaps(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns differences of the named figures to the most frequent value of each attribute, from rows of `figures`.
 
-    Each has `attribute, value, against, figure, difference`, `ci` and `p` and `p_holm` from `resamples` draws of
-    patients [n], None where a side has too few samples for a bootstrap or the figure is undefined, and then a `note`.
+    Each has `attribute, value, against, figure, difference`, and `ci`, `p` and `p_holm`, None where a side has too few
+    samples for a bootstrap or no interval, and then a `note`.
     """
     found = []
-    for attribute, column in columns.items():
-        every = values_of({attribute: column})
-        most = most_frequent(every)
-        for _, value, rows in (one for one in every if one is not most):
-            told = {"attribute": attribute, "value": value, "against": most[1]}
-            found += [told | one for one in _difference(of, names, rows, most[2], patients, seed, resamples)]
-    return intervals.corrected(found)
+    for attribute in dict.fromkeys(row["attribute"] for row in rows):
+        some = [row for row in rows if row["attribute"] == attribute]
+        most = max(some, key=lambda row: (row["value"] is not None, row["n"]))
+        for row in (row for row in some if row is not most):
+            told = {"attribute": attribute, "value": row["value"], "against": most["value"]}
+            found += [told | {"figure": name} | differences.between(row, most, name) for name in names]
+    return differences.corrected(found)
 
 
 def presence(
@@ -105,51 +102,3 @@ def values_of(columns: Columns) -> list[Value]:
 def most_frequent(values: Sequence[Value]) -> Value:
     """Returns the value that most samples have, of those that are recorded."""
     return max(values, key=lambda one: (one[1] is not None, int(one[2].sum())))
-
-
-class Drawn(NamedTuple):
-    """A figure, None if undefined, with its 95 % interval and p over draws of patients, or why there are none."""
-
-    value: float | None
-    ci: list[float] | None
-    p: float | None
-    note: str
-
-
-def drawn_together(of: intervals.Weighted, patients: np.ndarray, *, seed: int, resamples: int) -> dict[str, Drawn]:
-    """Computes figures that are differences, and draws patients [n] `resamples` times, 0 for no intervals."""
-    found, people = {}, len(np.unique(patients))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        whole = of(np.ones((1, len(patients))))
-        drawn, counts = intervals.draws(of, patients, seed, resamples) if resamples else ({}, np.zeros(0))
-    for name, (value,) in whole.items():
-        ci, p, note = None, None, FEW
-        if not np.isfinite(value):
-            note = "the figure is undefined on a side"
-        elif drawn:
-            ci, p, note = intervals.difference(value, drawn[name], counts, people, "what the figure needs on a side")
-        found[name] = Drawn(float(value) if np.isfinite(value) else None, ci, p, note or "")
-    return found
-
-
-def _difference(
-    of: Weighed,
-    names: Sequence[str],
-    rows: np.ndarray,
-    base: np.ndarray,
-    patients: np.ndarray,
-    seed: int,
-    resamples: int,
-) -> list[dict[str, Any]]:
-    """Returns `figure, difference, ci, p`, and a `note` where something is None, of rows less others, bool [n]."""
-
-    def apart(weights: np.ndarray) -> dict[str, np.ndarray]:
-        one, other = (of(np.flatnonzero(side), weights[:, side]) for side in (rows, base))
-        return {name: one[name] - other[name] for name in names}
-
-    few = not all(intervals.enough(patients[side]) for side in (rows, base))
-    found = drawn_together(apart, patients, seed=seed, resamples=0 if few else resamples)
-    return [
-        {"figure": name, "difference": one.value, "ci": one.ci, "p": one.p} | ({"note": one.note} if one.note else {})
-        for name, one in found.items()
-    ]

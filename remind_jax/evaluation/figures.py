@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WIDTH = 4.5  # inches: 324 points, about the width of a phone screen in CSS pixels
 FONT = 10
+SHOWN = 480  # CSS pixels of width, at most
 LEADER = 0.16  # inches between a line's end and its name
 LABELLED = 12  # lines named in the λ figure
 POINTS = 160  # points a line is thinned to
@@ -81,7 +82,7 @@ def lambdas(history: History, tail: set[str], shorten: Callable[[str], str]) -> 
             labels.append((lines[name][1][-1], shorten(name), colour))
         return labels
 
-    return _svg(draw, "weight λ", _stages(history), height=2.7 if len(ranked) <= 7 else 3.5)
+    return svg_of(draw, "weight λ", _stages(history), height=2.7 if len(ranked) <= 7 else 3.5)
 
 
 def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
@@ -99,7 +100,7 @@ def reliability(curve: Sequence[dict[str, Any]]) -> str | None:
         axes.annotate("perfect", (0.06, 0.06), xytext=(0.0, 0.27), color=QUIET, fontsize=FONT - 1)
         return []
 
-    return _svg(draw, "share correct", [], xlabel="confidence in the answer given")
+    return svg_of(draw, "share correct", [], xlabel="confidence in the answer given")
 
 
 def deferral(curve: Sequence[dict[str, Any]]) -> str | None:
@@ -112,7 +113,7 @@ def deferral(curve: Sequence[dict[str, Any]]) -> str | None:
         axes.set(xlim=(1.02, 0.0), ylim=(-0.05, 1.05))
         return []
 
-    return _svg(draw, "share correct", [], xlabel="share of samples that are answered")
+    return svg_of(draw, "share correct", [], xlabel="share of samples that are answered")
 
 
 def of_binary(found: Mapping[str, Any]) -> dict[str, str | None]:
@@ -158,10 +159,10 @@ def of_binary(found: Mapping[str, Any]) -> dict[str, str | None]:
         return []
 
     return {
-        "roc": _svg(roc, "sensitivity", [], xlabel="1 - specificity"),
-        "pr": _svg(precision, "PPV", [], xlabel="sensitivity"),
-        "net_benefit": _svg(benefit, "net benefit", [], xlabel="threshold"),
-        "observed": _svg(risks, "share with the outcome", [], xlabel="predicted risk")
+        "roc": svg_of(roc, "sensitivity", [], xlabel="1 - specificity"),
+        "pr": svg_of(precision, "PPV", [], xlabel="sensitivity"),
+        "net_benefit": svg_of(benefit, "net benefit", [], xlabel="threshold"),
+        "observed": svg_of(risks, "share with the outcome", [], xlabel="predicted risk")
         if found["calibration"]
         else None,
     }
@@ -190,9 +191,9 @@ def of_survival(curves: Mapping[str, Any]) -> dict[str, str | None]:
         axes.legend(loc="upper left", frameon=False, fontsize=FONT - 1, labelcolor=INK)
         return []
 
-    drawn = {"by_risk": _svg(by_risk, "without the event", [], xlabel="time")}
+    drawn = {"by_risk": svg_of(by_risk, "without the event", [], xlabel="time")}
     if any(curves["calibration"].values()):
-        drawn["risks"] = _svg(risks, "observed risk", [], xlabel="predicted risk")
+        drawn["risks"] = svg_of(risks, "observed risk", [], xlabel="predicted risk")
     return drawn
 
 
@@ -211,7 +212,7 @@ def of_values(curves: Mapping[str, Any]) -> str | None:
         axes.set_xlim(x[0] - beside, x[-1] + beside)
         return []
 
-    return _svg(draw, f"observed, {curves['typical']}", [], xlabel=f"predicted, {curves['typical']}")
+    return svg_of(draw, f"observed, {curves['typical']}", [], xlabel=f"predicted, {curves['typical']}")
 
 
 def legend_name(name: str) -> str:
@@ -235,7 +236,7 @@ def reliabilities(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str | None:
         axes.legend(loc="upper left", frameon=False, fontsize=FONT - 1, labelcolor=INK)
         return []
 
-    return _svg(draw, "share correct", [], xlabel="confidence in the answer given", height=3.2)
+    return svg_of(draw, "share correct", [], xlabel="confidence in the answer given", height=3.2)
 
 
 def _curves(
@@ -257,7 +258,7 @@ def _curves(
             axes.set_ylim(*limits)
         return labels
 
-    return _svg(draw, ylabel, _stages(history))
+    return svg_of(draw, ylabel, _stages(history))
 
 
 def _line(
@@ -283,7 +284,7 @@ def _stages(history: History) -> list[tuple[float, str]]:
     return sorted(named)[1:]
 
 
-def _svg(
+def svg_of(
     draw: Callable[["Axes"], list[tuple[float, str, str]]],
     ylabel: str,
     stages: Sequence[tuple[float, str]],
@@ -333,6 +334,7 @@ def _label_ends(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
     """Writes each line's name next to its end, moved apart so that no two overlap."""
     if not labels:
         return
+    axes.get_ylim()  # limits that are due are set only when they are asked for, and not by `transData`
     box = axes.get_window_extent()
     ordered = sorted(labels)
     ends = axes.transData.transform([(0, y) for y, _, _ in ordered])[:, 1]
@@ -373,3 +375,14 @@ def inline(svg: str) -> str:
     for placeholder, variable in VARIABLES.items():
         svg = svg.replace(placeholder, f"var({variable})")
     return texts.visible(svg)
+
+
+def standalone(svg: str, colours: str) -> str:
+    """Makes of an inline SVG a file for Markdown, with the style sheet that says its colours, light and dark."""
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img"'
+    size = f'width="{SHOWN}" height="{SHOWN * float(height) / float(width):.0f}"'
+    svg = svg.replace(
+        'aria-hidden="true">', f"{names} {size}>\n<style>\n{colours}svg {{ background: var(--card); }}\n</style>", 1
+    )
+    return f"{svg.strip()}\n"

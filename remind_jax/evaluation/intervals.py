@@ -1,4 +1,4 @@
-"""95 % intervals of figures and of differences, by a bootstrap of patients; the exact binomial one of few samples.
+"""95 % intervals of figures, by a bootstrap of patients; the exact binomial one of few samples.
 
 A patient's samples are not independent (two eyes, several stays), so whole patients are drawn with replacement. A
 resample is a row of integer weights, and every metric of all resamples is computed at once from sorted cumulative sums;
@@ -26,10 +26,11 @@ MIN_PATIENTS = 10  # the bootstrap resamples patients, not samples
 CHUNK = 1 << 21  # weights held at a time
 BLOCKS = 20, 2  # of patients whose influence is told apart: at least, and resamples a block
 RARE = 2  # patients with the rarer of two outcomes, whose spread tells nothing
-FEW = 5  # patients with the rarer outcome of a class among several, whose mean is then known to spread too little
+FEW = 5  # patients with the rarer outcome of a class among several, or on a side of a difference: fewer tell too little
 NARROW = "likely too narrow"
 TAIL = 1.5  # few patients show too little of a tail: skewness of errors is taken so often
-NAMES = ("accuracy", "macro_f1", "auroc", "auprc")
+RANKED = ("auroc", "auprc")
+NAMES = ("accuracy", "macro_f1", *RANKED)
 
 
 class Spread(NamedTuple):
@@ -99,8 +100,10 @@ FIT = _scaled(lambda x: -np.log(1 - x), lambda y: 1 - np.exp(-y), lambda x: 1 / 
 """Of R²: Student's on the logarithm of what is left unexplained."""
 Gamma = Callable[[float, tuple[int, ...]], np.ndarray]
 """Draws numbers of a gamma distribution, given by its mean, in a shape; or gives the mean itself."""
-Weighted = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-"""Figures of a sample under rows of weights [r, n], which count each sample so often: by name [r], NaN if undefined."""
+Weighted = Callable[..., Mapping[str, np.ndarray]]
+"""Figures of a sample under rows of weights [r, n], which count each sample so often: by name [r], NaN if undefined.
+
+A second argument, where one is taken, is a `Gamma` with which F1 is that of `f1`, or None."""
 
 
 def intervals(
@@ -123,10 +126,13 @@ def intervals(
 
     shares = {"accuracy": probabilities.argmax(1) == labels}
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "lacks": "a class"}
-    use, ranked = defined_classes(labels, probabilities.shape[1]), ("auroc", "auprc")
-    options |= of_rare([rarer(labels == k, patients) for k in use], ranked)
-    tuned = (TUNED,) if len(decision) else ()
-    return resampled(of, (*NAMES, *tuned), patients, shares=shares, smooth=("macro_f1", *tuned), **options)
+    use = defined_classes(labels, probabilities.shape[1])
+    options |= of_rare([rarer(labels == k, patients) for k in use], RANKED)
+    smooth = ("macro_f1", TUNED) if len(decision) else ("macro_f1",)
+    if absent := probabilities.shape[1] - len(np.unique(labels)):
+        few = dict.fromkeys(smooth, f"no sample is of {absent} of {probabilities.shape[1]} classes")
+        options["narrow"] = options.get("narrow", {}) | few
+    return resampled(of, (*NAMES, *smooth[1:]), patients, shares=shares, smooth=smooth, **options)
 
 
 def resampled(
@@ -173,7 +179,7 @@ def resampled(
     added, all_once = (np.random.default_rng((seed, n)).standard_gamma,) if smooth else (), np.ones((1, n))
     drawn, counts = draws(lambda rows: of(rows, *added), patients, seed, resamples, width)
     whole, values, notes = whole or of(all_once), {}, {}
-    centres = of(all_once, lambda mean, shape: np.full(shape, mean)) if smooth else whole
+    centres = of(all_once, expected) if smooth else whole
     for name in names:
         x, form = float(whole[name][0]), SHARE if name in shares else forms.get(name, RANK)
         value, note = interval(float(centres[name][0]), drawn[name], counts, people, form, lacks)
@@ -184,7 +190,7 @@ def resampled(
             note = f"exact binomial interval over the {rare[name]} with the rarer outcome, counted in patients"
         elif value and name in smooth:
             value = [min(value[0], x), max(value[1], x)]
-        elif value and name in narrow:
+        if value and name in narrow:
             note = f"{NARROW}: {narrow[name]}" + (f"; {note}" if note else "")
         values[f"{name}_ci"] = value
         if note:
@@ -265,7 +271,7 @@ def interval(
 
     `counts` [r, blocks] tells how many patients of each block are in a resample.
     """
-    if why := _unusable(drawn, lacks):
+    if why := unusable(drawn, lacks):
         return None, why
     finite = np.isfinite(drawn)
     spread = spread_of(drawn[finite] ** form.power, counts[finite], patients)
@@ -273,7 +279,7 @@ def interval(
         bounds = np.array(form.bounds(whole**form.power, spread)) ** (1 / form.power)
     if not np.isfinite(bounds).all():
         return None, "resamples spread too widely for bounds"
-    return bounds.tolist(), _left_out(drawn, lacks)
+    return bounds.tolist(), left_out(drawn, lacks)
 
 
 def blocks(patients: int, resamples: int) -> np.ndarray:
@@ -368,6 +374,11 @@ def f1(hits: np.ndarray, there: np.ndarray, gamma: Gamma | None = None) -> np.nd
     return 2 * hits / there
 
 
+def expected(mean: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Gives the mean itself, as a `Gamma`."""
+    return np.full(shape, mean)
+
+
 def weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns AUROC (ties count half) and average precision of one score [n] under weights [r, n]."""
     order = np.argsort(-score, kind="stable")
@@ -389,45 +400,7 @@ def weighted_ranking(positive: np.ndarray, score: np.ndarray, weights: np.ndarra
     return auroc, np.where(control_total[:, -1] > 0, auprc, np.nan)
 
 
-def difference(
-    value: float, drawn: np.ndarray, counts: np.ndarray, patients: int, lacks: str
-) -> tuple[list[float] | None, float | None, str | None]:
-    """Returns the interval and two-sided p of a difference from its resamples [r], or None, and the reason of None.
-
-    Other arguments are those of `interval`.
-    """
-    from scipy.special import stdtr
-
-    if why := _unusable(drawn, lacks):
-        return None, None, why
-    finite = np.isfinite(drawn)
-    spread = spread_of(drawn[finite], counts[finite], patients)
-    p = float(2 * stdtr(spread.freedom, -abs(value) / spread.deviation))
-    ends = [float(value - spread.reach()), float(value + spread.reach())]
-    return ends, p, _left_out(drawn, lacks)
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Corrects p by Holm: the k-th smallest of m times m - k + 1, never falling, at most 1; None is no comparison."""
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        corrected[i] = largest
-    return corrected
-
-
-def corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds `p_holm` to rows: their `p`, corrected over all rows of the same `figure`."""
-    for name in {row["figure"] for row in rows}:
-        some = [row for row in rows if row["figure"] == name]
-        for row, p in zip(some, holm([row["p"] for row in some]), strict=True):
-            row["p_holm"] = p
-    return list(rows)
-
-
-def _unusable(values: np.ndarray, lacks: str) -> str | None:
+def unusable(values: np.ndarray, lacks: str) -> str | None:
     """Tells why resamples [r] have no interval, if so."""
     finite = values[np.isfinite(values)]
     if len(finite) == 0:
@@ -439,7 +412,8 @@ def _unusable(values: np.ndarray, lacks: str) -> str | None:
     return None
 
 
-def _left_out(values: np.ndarray, lacks: str) -> str | None:
+def left_out(values: np.ndarray, lacks: str) -> str | None:
+    """Tells how many of resamples [r] have no value, if so."""
     lost = len(values) - int(np.isfinite(values).sum())
     return f"{lost} of {len(values)} resamples lack {lacks} and are left out" if lost else None
 

@@ -11,8 +11,10 @@ from remind_jax.evaluation.metrics import TUNED
 
 Figures = Callable[[np.ndarray], dict[str, Any]]
 """Figures of some samples, bool [n] -> M of report.json: figures, their intervals, and `notes`."""
-Weighed = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
-"""Figures of samples at places int [k] under rows of weights [r, k]: by name [r], NaN where undefined."""
+Weighed = Callable[..., Mapping[str, np.ndarray]]
+"""Figures of samples at places int [k] under rows of weights [r, k]: by name [r], NaN where undefined.
+
+A third argument, None by default, is an `intervals.Gamma` with which F1 is that of `intervals.f1`."""
 TUNED_TITLE = {TUNED: "Macro-F1, tuned"}
 
 
@@ -26,7 +28,6 @@ class Judge(NamedTuple):
       headline: that by which combinations are worst, and which stands first.
       more: whether more of it is better.
       evaluation: (labels, predictions, patients, seed=, resamples=) -> figures of samples evaluated together.
-      weighed: (labels, predictions) -> figures of some samples in many weightings.
       drawn: (labels, predictions) -> what else the page draws, `curves` of the report; empty for nothing.
       fitted: the task for JSON, from which comparisons make it again; empty for classes.
       decision: of classes, factors of probabilities by which answers are given that tuning rows chose; () for none.
@@ -38,7 +39,6 @@ class Judge(NamedTuple):
     headline: str
     more: bool
     evaluation: Callable[..., Figures]
-    weighed: Callable[[np.ndarray, np.ndarray], Weighed]
     drawn: Callable[[np.ndarray, np.ndarray], dict[str, Any]] = lambda labels, predictions: {}
     fitted: Mapping[str, Any] = {}
     decision: Sequence[float] = ()
@@ -76,15 +76,17 @@ def figures_of_classes(
 
 def weighed_of_classes(labels: np.ndarray, probabilities: np.ndarray, decision: Sequence[float] = ()) -> Weighed:
     """Makes the figures with intervals of classes of some samples in many weightings."""
-    return lambda at, weights: intervals.weighted_metrics(labels[at], probabilities[at], weights, decision=decision)
+    return lambda at, weights, gamma=None: intervals.weighted_metrics(
+        labels[at], probabilities[at], weights, gamma, decision
+    )
 
 
 def of_classes(decision: Sequence[float] = ()) -> Judge:
     """Returns what a report needs to know of classes, with the metrics that are there by now."""
     titles = titles_of_classes(bool(decision))
     names = [name for name in titles if name in (*intervals.NAMES, TUNED)]
-    of = [functools.partial(each, decision=decision) for each in (figures_of_classes, weighed_of_classes)]
-    return Judge("classes", titles, names, "accuracy", True, *of, decision=decision)
+    of = functools.partial(figures_of_classes, decision=decision)
+    return Judge("classes", titles, names, "accuracy", True, of, decision=decision)
 
 
 def titles_of_classes(tuned: bool) -> dict[str, str]:

@@ -69,6 +69,16 @@ def compute(
     return {**values, "labels": by_label, "notes": notes}
 
 
+def rarer(labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> dict[str, int]:
+    """Counts patients [n] of some rows with the rarest value of a label that has both, by figure that ranks."""
+    known, some, people = labels != UNKNOWN, labels[rows], patients[rows]
+    use = [j for j, k in enumerate(known.T) if len(np.unique(labels[k, j])) == 2]
+    counts = [intervals.rarer(some[known[rows, j], j] == 1, people[known[rows, j]]) for j in use]
+    pooled = intervals.rarer(some[known[rows]] == 1, np.repeat(people, labels.shape[1])[known[rows].ravel()])
+    each = {"macro": min(counts, default=0), "micro": pooled}
+    return {f"{name}_{mean}": count for name in intervals.RANKED for mean, count in each.items()}
+
+
 def weighted(
     labels: np.ndarray,
     probabilities: np.ndarray,

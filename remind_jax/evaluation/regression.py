@@ -21,8 +21,8 @@ _FORMS = {
     "r2": intervals.FIT,
     "spearman": intervals.CORRELATION,
 }
-SOLID = 100
-"""Patients from which on the interval of RMSE bears some errors that are much larger than the others."""
+SOLID = 200
+"""Patients from which on intervals of squared errors bear some that are much larger than the others."""
 _WHY = {
     "mae": "no samples",
     "rmse": "no samples",
@@ -49,7 +49,8 @@ def compute(
     if predicted.shape[1] == 3:
         options["shares"] = {"coverage": _inside(values, predicted)}
     if (people := len(np.unique(patients))) < SOLID:
-        options["narrow"] = {"rmse": f"if some errors are much larger, {people} patients may not have shown one"}
+        why = f"if some errors are much larger, {people} patients may not have shown one"
+        options["narrow"] = dict.fromkeys(("rmse", "r2"), why)
     of = lambda w: weighted(values, predicted, w)  # noqa: E731
     found, notes = intervals.measured(of, _WHY, patients, forms=_FORMS, **options)
     return found | {"notes": notes}

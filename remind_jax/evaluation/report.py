@@ -249,10 +249,10 @@ class _Sample:
         if not columns or not len(self.labels):
             return {}
         there = np.array([[name in group.split("+") for name in groups.modalities] for group in self.group])
-        weighed = judge.weighed(self.labels, self.probabilities)
+        rows = fairness.figures(columns, self._figures, self.group, self.patients)
         return {
-            "attributes": fairness.figures(columns, self._figures, self.group, self.patients),
-            "attribute_gaps": fairness.gaps(columns, weighed, judge.bounded, self.patients, **self._options),
+            "attributes": rows,
+            "attribute_gaps": fairness.gaps(rows, judge.bounded),
             "attribute_presence": fairness.presence(columns, there, groups.modalities, self.patients, **self._options),
         }
 

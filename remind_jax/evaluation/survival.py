@@ -119,22 +119,20 @@ class Evaluation:
         errors = [name for name in why if name.startswith(("ibs", "brier"))]
         options = {"seed": seed, "resamples": resamples, "lacks": "a pair to compare"}
         options["forms"] = dict.fromkeys(errors, intervals.ERROR)
-        rarer = [self._rarer(at, patients[at], j) for j in range(len(self.horizons))]
-        few = f"{min(rarer, default=0)} patients have had the event by a horizon, or are known to be free of it"
-        options["rare"] = {f"auroc@{j}": count for j, count in enumerate(rarer)}
-        options["narrow"] = {f"brier@{j}": few for j, count in enumerate(rarer) if count < intervals.FEW}
-        options["narrow"] |= {"ibs": few} if options["narrow"] else {}
+        counts = rarer(self.known.take(at), self.horizons, patients[at])
+        few = f"{min(counts, default=0)} patients have had the event by a horizon, or are known to be free of it"
+        options["rare"] = {f"auroc@{j}": count for j, count in enumerate(counts)}
+        options["narrow"] = {f"brier@{j}": few for j, count in enumerate(counts) if count < intervals.FEW}
+        seen = len(np.unique(patients[at][self.known.time[at] > max(self._grid, default=0.0)]))
+        ends = f"{seen} patients are followed to the last of its times"
+        if options["narrow"] or seen < intervals.FEW:
+            options["narrow"]["ibs"] = few if options["narrow"] else ends
         values, notes = intervals.measured(lambda w: self.weighted(at, w), why, patients[at], **options)
         known, by_horizon = self.known.take(at), {}
         for j, horizon in enumerate(self.horizons):
             events = int((known.event & (known.time <= horizon)).sum())
             by_horizon[f"{horizon:g}"] = {"events": events, **_of_horizon(values, j), "notes": _of_horizon(notes, j)}
         return {**_whole(values), "horizons": by_horizon, "notes": _whole(notes)}
-
-    def _rarer(self, at: np.ndarray, patients: np.ndarray, horizon: int) -> int:
-        """Returns how many patients of rows have an event by a horizon, or none if these are fewer."""
-        had, free = (each[at, 0] for each in self._status(np.array(self.horizons[horizon : horizon + 1])))
-        return intervals.rarer(had[had | free], patients[had | free])
 
     def weighted(self, at: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         """Computes all figures of rows at places int [k] under rows of weights [r, k] at once, [r] each."""
@@ -237,6 +235,18 @@ class Evaluation:
         """Tells who has had the event by each of times [j], and who is known to be free of it, bool [n, j] each."""
         free = self.known.time[:, None] > times
         return self.known.event[:, None] & ~free, free
+
+
+def rarer(known: Outcomes, horizons: Sequence[float], patients: np.ndarray) -> list[int]:
+    """Returns for each horizon how many patients [n] have had the event by it, or are known not to, if fewer."""
+    apart = [known.event & (known.time <= each) for each in horizons], [known.time > each for each in horizons]
+    return [intervals.rarer(had[had | free], patients[had | free]) for had, free in zip(*apart, strict=True)]
+
+
+def few_of(known: Outcomes, horizons: Sequence[float], patients: np.ndarray) -> dict[str, int]:
+    """Counts the patients [n] on whom a figure of `TITLES` hangs: those with an event; of Brier scores, `rarer`."""
+    events = len(np.unique(patients[known.event]))
+    return dict.fromkeys(TITLES, events) | {"ibs": min([events, *rarer(known, horizons, patients)])}
 
 
 def concordance(known: Outcomes, risk: np.ndarray, own: np.ndarray, weights: np.ndarray) -> np.ndarray:

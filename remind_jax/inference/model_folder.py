@@ -64,7 +64,14 @@ def open_model(path: pathlib.Path) -> Predictor:
 def refuse_stack(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Refuses a stack where a single network is needed (UserError), and names those that it has."""
     if config.method == STACK:
-        raise UserError(f"{path} is a stack: name the run of one of its networks, such as {path / 'members/remind-0'}")
+        raise UserError(f"{path} is a stack: name the run of one of its networks, below {path / 'members'}")
+
+
+def refuse_several(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a stack or an ensemble where one network's tokens, routes or weights are asked for (UserError)."""
+    refuse_stack(path, config)
+    if config.ensemble > 1:
+        raise UserError(f"{path} is an ensemble of {config.ensemble} networks: train one, such as by method=remind")
 
 
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:

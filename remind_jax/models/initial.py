@@ -1,5 +1,6 @@
 """Initial weights, drawn on the host: nothing is compiled for them, and each depends on the seed and its path alone."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -83,8 +84,7 @@ def draw(build: Callable[[jax.Array], nnx.Module], seed: int, network: int = 0) 
     else the module has, and in whatever order, it begins the same. Parameters without a rule, of modules from outside
     the package, are what their initializers give, which is compiled.
     """
-    _, state = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
-    declared = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    declared = _declared(build)
     rules = {path: variable.get_metadata().get(_RULE) for path, variable in declared.items()}
 
     def others(key: jax.Array) -> dict[str, jax.Array]:
@@ -101,6 +101,13 @@ def draw(build: Callable[[jax.Array], nnx.Module], seed: int, network: int = 0) 
         key = jax.random.fold_in(jax.random.key(seed), network)
         found |= {path: np.array(x) for path, x in jax.jit(others)(key).items()}
     return {path: found[path] for path in rules}
+
+
+@functools.lru_cache(maxsize=1)  # tracing is most of the work, and the same for all networks of an ensemble
+def _declared(build: Callable[[jax.Array], nnx.Module]) -> dict[str, Any]:
+    """Returns the variables of a module by path, as shapes."""
+    _, state = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
+    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def _generator(name: bytes) -> np.random.Generator:

@@ -81,7 +81,7 @@ def group_dro(
     `optax.chain(optax.MultiSteps(adam, k).gradient_transformation(), group_dro(g, every=k * n))`. Inside MultiSteps it
     would see only one small step in k.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> dro = group_dro(2, gamma=1.0, every=1)
       >>> losses = {"group_loss_sum": jnp.array([0.0, 2.0]), "group_count": jnp.array([1.0, 1.0])}

@@ -93,6 +93,8 @@ def command_line(program: str, arguments: Sequence[str]) -> str:
 def _public(flag: str, value: str) -> str:
     if flag == "workdir":
         return "DIR"
+    if flag == "roots":  # of the sets of an arena
+        return ",".join(f"{pair.partition('=')[0]}=PATH" for pair in value.split(","))
     path, colon, rest = value.partition(":")
     if not path.startswith(("/", "~")):
         return value

@@ -6,8 +6,8 @@ with replacement; its difference is the mean over the drawn seeds of (method - b
 crossed, not nested: a patient held out under two seeds counts as one, because a chance composition of the patients
 moves both seeds alike. Such a bootstrap of both factors is known to err on the wide side (Owen 2007, "The pigeonhole
 bootstrap"). With one seed only patients are drawn, and the interval says nothing about the chance of training. The
-interval and the two-sided p are Student's by the spread of the replicates (`intervals.difference`); p is corrected over
-the methods by Holm.
+interval and the two-sided p are Student's by the spread of the replicates (`differences.difference`); p is corrected
+over the methods by Holm.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ import polars as pl
 
 from remind_jax import tasks
 from remind_jax.errors import UserError
-from remind_jax.evaluation import finished, intervals
-from remind_jax.evaluation.intervals import holm
+from remind_jax.evaluation import differences, finished, intervals
+from remind_jax.evaluation.differences import holm
 from remind_jax.evaluation.judge import Weighed
 from remind_jax.evaluation.samples import Samples
 from remind_jax.studies.entries import RESAMPLES, Entry
@@ -58,6 +58,16 @@ class Outcome:
         found = self.weighed(at, np.ones((1, len(at)))) if len(at) else {key: [np.nan] for key in self.task.compared}
         values = {name: float(found[name][0]) for name in self.task.compared}
         return {"n": len(at), **{name: value if np.isfinite(value) else None for name, value in values.items()}}
+
+    @functools.cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Row numbers of sets of held-out samples, if any: `all`, `head`, `tail` and each combination."""
+        names = self.samples.groups
+        tail = {row["group"] for row in self.report["groups"] if row["tail"]}
+        in_tail = np.array([name in tail for name in names], bool)
+        chosen = {"all": np.arange(len(names)), "head": np.flatnonzero(~in_tail), "tail": np.flatnonzero(in_tail)}
+        chosen |= {name: np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
+        return {name: rows for name, rows in chosen.items() if len(rows)}
 
     @functools.cached_property
     def weighed(self) -> Weighed:
@@ -102,7 +112,9 @@ class Difference(NamedTuple):
 
     Attributes:
       mean: over the seeds that both have.
-      low, high: 95 % interval by the bootstrap over patients and seeds; None where most replicates have no figure.
+      low, high: 95 % interval by the bootstrap over patients and seeds; None where most replicates have no figure, all
+        are alike, samples or patients are too few for a bootstrap, or fewer than `intervals.FEW` patients have the
+        rarer of two outcomes that the figure compares.
       p: two-sided, by the same bootstrap.
       p_holm: p corrected over the methods compared with this baseline in this figure and these samples.
       sd: of the difference over seeds; None for one seed.
@@ -157,6 +169,7 @@ class Replicates:
         self._place = {patient: i for i, patient in enumerate(everyone.to_list())}
         self.resamples, self._chosen, self._seed = resamples, tuple(chosen), seed
         self._figures: dict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = {}
+        self._rarer: dict[tuple[str, ...], Mapping[str, int] | None] = {}
 
     @property
     def patients(self) -> int:
@@ -175,20 +188,40 @@ class Replicates:
         return intervals.patient_weights(np.arange(people), people, self._seed, resamples=self.resamples)
 
     def figures(self, method: str, seed: int) -> dict[str, dict[str, np.ndarray]]:
-        """Returns samples -> figure -> its value in each replicate [r], NaN where undefined; samples as in `parts`."""
+        """Returns samples -> figure -> its value in each replicate, NaN where undefined; samples as in `parts`.
+
+        F1 has what the samples have not shown, drawn for each run, see `intervals.f1`. The first of [1 + r] values is
+        that of all samples, with the mean of such draws.
+        """
         key = (method, seed)
         if key not in self._figures:
-            self._figures[key] = self._compute(self._runs[key])
+            gamma = np.random.default_rng((self._seed, 1 + [*self._runs].index(key))).standard_gamma
+            self._figures[key] = self._compute(self._runs[key], gamma)
         return self._figures[key]
 
-    def _compute(self, run: Outcome) -> dict[str, dict[str, np.ndarray]]:
-        table = run.predictions
-        owner = np.array([self._place[patient] for patient in table["patient_id"].cast(pl.String).to_list()], np.int64)
+    def rarer(self, runs: Sequence[Outcome], part: str) -> Mapping[str, int] | None:
+        """Counts patients of some samples of runs of a method as `Task.rarer`; None: too few for a bootstrap."""
+        key = (part, *(f"{run.method} {run.seed}" for run in runs))
+        if key not in self._rarer:
+            labels = np.concatenate([run.samples.labels for run in runs])
+            patients = np.concatenate([self._owner(run) for run in runs])
+            rows = np.concatenate([np.isin(np.arange(run.predictions.height), run.parts[part]) for run in runs])
+            enough = intervals.enough(patients[rows])
+            self._rarer[key] = runs[0].task.rarer(labels, patients, rows) if enough else None
+        return self._rarer[key]
+
+    def _owner(self, run: Outcome) -> np.ndarray:
+        """Returns the place of the patient of each sample among all, int [n]."""
+        return np.array([self._place[patient] for patient in run.predictions["patient_id"].cast(pl.String)], np.int64)
+
+    def _compute(self, run: Outcome, gamma: intervals.Gamma) -> dict[str, dict[str, np.ndarray]]:
+        owner = self._owner(run)
         found: dict[str, list[dict[str, np.ndarray]]] = {}
-        chosen = {name: rows for name, rows in parts(run).items() if name in self._chosen}
-        for weights in self._draws():
+        chosen = {name: rows for name, rows in run.parts.items() if name in self._chosen}
+        once = np.ones((1, self.patients)), intervals.expected
+        for weights, draw in (once, *((weights, gamma) for weights in self._draws())):
             for name, rows in chosen.items():
-                found.setdefault(name, []).append(run.weighed(rows, weights[:, owner[rows]]))
+                found.setdefault(name, []).append(run.weighed(rows, weights[:, owner[rows]], draw))
         return {
             name: {figure: np.concatenate([values[figure] for values in parts_]) for figure in run.task.compared}
             for name, parts_ in found.items()
@@ -201,23 +234,13 @@ class Replicates:
         return np.stack([(drawn == i).sum(axis=1) for i in range(count)], axis=1).astype(np.float64)
 
     def differences(self, method: str, baseline: str, seeds: Sequence[int], part: str, figure: str) -> np.ndarray:
-        """Averages (method - baseline) over the drawn seeds in each replicate, [r], NaN where undefined."""
+        """Averages (method - baseline) over the drawn seeds in each replicate, [1 + r], as `figures` has them."""
         one, two = ([self.figures(name, seed)[part][figure] for seed in seeds] for name in (method, baseline))
         each = np.stack(one, axis=1) - np.stack(two, axis=1)
-        drawn = self.seeds_drawn(each.shape[1])
+        drawn = np.vstack([np.ones(len(seeds)), self.seeds_drawn(len(seeds))])
         used = np.where(np.isnan(each), 0.0, drawn)
         with np.errstate(invalid="ignore"):
             return np.nansum(used * np.nan_to_num(each), axis=1) / used.sum(axis=1)
-
-
-def parts(run: Outcome) -> dict[str, np.ndarray]:
-    """Returns the row numbers of sets of held-out samples, if any: `all`, `head`, `tail` and each combination."""
-    names = np.array(run.predictions["group"].to_list(), dtype=object)
-    tail = {row["group"] for row in run.report["groups"] if row["tail"]}
-    in_tail = np.array([name in tail for name in names], bool)
-    chosen = {"all": np.arange(len(names)), "head": np.flatnonzero(~in_tail), "tail": np.flatnonzero(in_tail)}
-    chosen |= {name: np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
-    return {name: rows for name, rows in chosen.items() if len(rows)}
 
 
 def figure_of(report: Mapping[str, Any], part: str, figure: str) -> float | None:
@@ -297,20 +320,23 @@ def _difference(
     for one, two in pairs:
         values = figure_of(one.report, part, figure), figure_of(two.report, part, figure)
         if None not in values:
-            known.append((one, values[0] - values[1]))
+            known.append((one, two, values[0] - values[1]))
     if not known:
         return None
-    each = [value for _, value in known]
-    seeds = [one.seed for one, _ in known]
-    method, baseline = pairs[0][0].method, pairs[0][1].method
-    drawn = replicates.differences(method, baseline, seeds, part, figure)
-    mean = statistics.fmean(each)
-    if not drawn.any():  # none is NaN, and all are 0: two copies of a method
-        bounds, p = [0.0, 0.0], 1.0
-    else:
-        bounds, p, _ = intervals.difference(mean, drawn, replicates.counts, replicates.patients, "a figure")
+    ones, twos, each = zip(*known, strict=True)
+    centre, *drawn = replicates.differences(ones[0].method, twos[0].method, [one.seed for one in ones], part, figure)
+    mean, bounds, p = statistics.fmean(each), [0.0, 0.0], 1.0
+    if (rarer := replicates.rarer(ones, part)) is None:
+        bounds, p = None, None
+    elif not all(_same_predictions(one, two, part) for one, two, _ in known):
+        options = {"centre": float(centre), "rare": rarer.get(figure), "lacks": "a figure"}
+        bounds, p, _ = differences.difference(mean, np.array(drawn), replicates.counts, replicates.patients, **options)
     low, high = bounds or (None, None)
     sd = statistics.stdev(each) if len(each) > 1 else None
-    more = pairs[0][0].task.is_better_high(figure)
+    more = ones[0].task.is_better_high(figure)
     wins = sum(value > 0 if more else value < 0 for value in each)
     return Difference(mean, low, high, p, None, sd, t_test(each), wins, len(each))
+
+
+def _same_predictions(one: Outcome, two: Outcome, part: str) -> bool:
+    return np.array_equal(*(run.samples.probabilities[run.parts[part]] for run in (one, two)))

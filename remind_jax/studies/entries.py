@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,6 +92,18 @@ class Setup(NamedTuple):
                 variant.apply(config)
                 entries.append(Entry(variant.name, seed, config, workdir / f"{variant.name}-seed{seed}"))
         return entries
+
+
+def arena_of(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Returns the content of the config file that a command line names if it is that of an arena, see `arena`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?", default="")
+    name = (parser.parse_known_args(list(arguments))[0].config or "").partition(":")[0]
+    try:
+        found = runpy.run_path(str(cli.find_config(name)))
+    except Exception:  # whatever is wrong with it is said where the config is read
+        return None
+    return found if {"SETS", "PROTOCOLS", "METHODS", "SECONDS"} <= found.keys() else None
 
 
 def add_options(parser: cli.Parser) -> None:

@@ -161,7 +161,7 @@ def accuracy_by_combination(results: Results) -> str | None:
     lines = -(-len(results.methods) // 2)
     height = 0.25 + len(rows) * max(0.28, 0.085 * len(results.methods))
     xlabel = reports.plain_title(title) + (" in percent" if results.task.factor == 100 else "")
-    return _svg(draw, marks, xlabel, "combinations", height, above=0.08 + 0.19 * lines)
+    return row_svg(draw, marks, xlabel, "combinations", height, above=0.08 + 0.19 * lines)
 
 
 def differences(results: Results, baseline: str, part: str, figure: str) -> str | None:
@@ -180,7 +180,7 @@ def differences(results: Results, baseline: str, part: str, figure: str) -> str 
             axes.plot(ends, [y, y], color=figures.COLOURS[0], linewidth=1.6)
             axes.plot([factor * value.mean], [y], color=figures.COLOURS[0], marker="o", markersize=5)
 
-    return _svg(
+    return row_svg(
         draw,
         [method for method, _ in there],
         "points" if factor == 100 else "difference",
@@ -196,7 +196,7 @@ def _mark(i: int) -> dict[str, Any]:
     return look | {"color": figures.COLOURS[i % len(figures.COLOURS)]}
 
 
-def _svg(
+def row_svg(
     draw: Callable[["Axes"], None], labels: Sequence[str], xlabel: str, salt: str, height: float, above: float = 0.1
 ) -> str:
     """Makes an inline SVG of horizontal rows named by `labels`, the first on top; `height`, `above` in inches."""

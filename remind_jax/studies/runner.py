@@ -15,6 +15,7 @@ from remind_jax import cli, methods
 from remind_jax.config import complete
 from remind_jax.data import memory
 from remind_jax.errors import UserError
+from remind_jax.evaluation import finished
 from remind_jax.runtime import claims, devices, files, jobs, processes, progress, records, signals, texts
 from remind_jax.studies import engines, page
 from remind_jax.studies.baselines import fit_and_evaluate, plain_config
@@ -25,6 +26,7 @@ from remind_jax.studies.results import run_figures
 from remind_jax.training.run import train_and_evaluate
 from remind_jax.training.run_folder import DATA, changed_keys
 
+_PROCESSOR = "processor.json"  # seconds
 _MOVED = "its data have changed while the sweep ran: give the same command again"
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
@@ -157,22 +159,41 @@ def _run_in_turn(entries: Sequence[Entry], options: Options, bar: progress.Silen
 
 def _run_here(entry: Entry, options: Options, bar: progress.Silent) -> str:
     """Runs one, or shows that it is finished; returns why it failed, or nothing."""
-    before = _written(entry)
+    before = _written(entry.folder)
     try:
-        run_config(entry.config, entry.folder, False, options.on_changed_data)
+        with _clocked(entry.folder):
+            run_config(entry.config, entry.folder, False, options.on_changed_data)
     except Exception as error:  # whatever it is, the other runs shall have their turn
         reason = " ".join(str(error).split()) or type(error).__name__
         bar.say(f"failed: {entry.name}: {reason}")
         if not isinstance(error, UserError):
             files.write_text(entry.log, texts.visible(traceback.format_exc()))
         return reason
-    bar.say(_summary(entry, kept=before == _written(entry)))
+    bar.say(_summary(entry, kept=before == _written(entry.folder)))
     return ""
 
 
-def _written(entry: Entry) -> int:
+def _written(folder: pathlib.Path) -> int:
     """Returns when a run's report was written, in nanoseconds; 0 while there is none."""
-    return (entry.folder / "report.json").stat().st_mtime_ns if entry.finished else 0
+    return (folder / finished.REPORT).stat().st_mtime_ns if finished.is_there(folder) else 0
+
+
+@contextlib.contextmanager
+def _clocked(folder: pathlib.Path) -> Iterator[None]:
+    """Adds the processor time of this process, of all its threads, to that of a run; not of one that is only shown."""
+    before, start = _written(folder), time.process_time()
+    try:
+        yield
+    finally:
+        spent = time.process_time() - start
+        if folder.is_dir() and not before == _written(folder) > 0:
+            total = spent if before else (processor_seconds(folder) or 0.0) + spent
+            files.write_text(folder / _PROCESSOR, json.dumps(round(total, 2)))
+
+
+def processor_seconds(folder: pathlib.Path) -> float | None:
+    """Reads the processor time of a run of a sweep in seconds, added up over its calls; None where none was noted."""
+    return records.read(folder / _PROCESSOR, float, "remove it", default=None)
 
 
 def _summary(entry: Entry, kept: bool) -> str:
@@ -189,7 +210,7 @@ def _run_in_processes(
     failed: dict[str, str] = {}
     # A finished run of the same settings and data needs no process; of others, its own process says what differs.
     other = _on_other_data(entries)
-    open_entries = [each for each in entries if not (each.finished and _same_settings(each)) or each.name in other]
+    open_entries = [each for each in entries if not (each.finished and same_settings(each)) or each.name in other]
     for entry in entries:
         if entry not in open_entries:
             bar.say(_summary(entry, kept=True))
@@ -222,7 +243,7 @@ def _on_other_data(entries: Sequence[Entry]) -> set[str]:
     return {entry.name for entry, then in known if stamp(*memory.places(entry.config.data)) not in (then, "")}
 
 
-def _same_settings(entry: Entry) -> bool:
+def same_settings(entry: Entry) -> bool:
     """Tells whether the run's folder was made with the settings of this sweep."""
     settings = entry.config.to_dict()
     if entry.config.method in methods.PLAIN:
@@ -271,7 +292,7 @@ def _settled(entry: Entry, begin: float, other: set[str]) -> bool:
 
     Those in `other` may be of other data, which has to be looked at.
     """
-    is_done = entry.finished and _same_settings(entry) and entry.name not in other
+    is_done = entry.finished and same_settings(entry) and entry.name not in other
     return is_done or bool(_failure(entry, begin))
 
 
@@ -314,4 +335,5 @@ def child() -> None:
 def run_given(arguments: Sequence[str]) -> None:
     """Runs the config that is on standard input as JSON; the arguments are its folder and what changed data do."""
     folder, on_changed_data = arguments
-    run_config(complete(json.loads(sys.stdin.read())), pathlib.Path(folder), on_changed_data=on_changed_data)
+    with _clocked(pathlib.Path(folder)):
+        run_config(complete(json.loads(sys.stdin.read())), pathlib.Path(folder), on_changed_data=on_changed_data)

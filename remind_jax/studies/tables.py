@@ -80,6 +80,13 @@ def differences_csv(results: Results) -> str:
     return _csv(names, rows)
 
 
+def read_difference(row: Mapping[str, str], task: Task) -> Difference:
+    """Reads a row of `differences_csv`."""
+    known = {name: float(row[name]) if row[name] else None for name in Difference._fields}
+    points = {name: value / task.factor for name in ("mean", "low", "high", "sd") if (value := known[name]) is not None}
+    return Difference(**(known | points | {"wins": int(row["wins"]), "n": int(row["n"])}))
+
+
 def attributes_csv(results: Results) -> str:
     """Writes one row a run, value of an attribute and figure, with its gap to the most frequent value; "" for none.
 
@@ -121,7 +128,7 @@ def gap_texts(results: Results, method: str, label: str) -> tuple[str, str]:
     if len(results.seeds) > 1:
         return text, f"p < .05 in {sum(gap['p_holm'] < 0.05 for gap in known)} of {len(known)}" if known else ""
     told = [f"{' to '.join(signed(x, results.task) for x in g['ci'])}; p {p_text(g['p_holm'])}" for g in known]
-    return text, "".join(told)
+    return text, "".join(told) + "".join(f" ({g['note']})" for g in known if "note" in g)
 
 
 def calibration(results: Results, method: str) -> list[dict[str, Any]]:

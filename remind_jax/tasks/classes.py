@@ -194,6 +194,10 @@ class Classes(Task):
     def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
         return judges.weighed_of_classes(labels, predictions, self.decision)
 
+    def rarer(self, labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> Mapping[str, int]:
+        counts = [intervals.rarer(labels[rows] == k, patients[rows]) for k in np.unique(labels)]
+        return dict.fromkeys(intervals.RANKED, min(counts))
+
     def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return predictions[np.arange(len(whole)), whole.argmax(axis=1)]
 

@@ -73,7 +73,12 @@ class Multilabel(Task):
 
     def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
         called = self.answers(predictions) == 1
-        return lambda at, weights: multilabel.weighted(labels[at], predictions[at], called[at], weights)
+        return lambda at, weights, gamma=None: multilabel.weighted(
+            labels[at], predictions[at], called[at], weights, gamma
+        )
+
+    def rarer(self, labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> Mapping[str, int]:
+        return multilabel.rarer(labels, patients, rows)
 
     def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
         del whole

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from remind_jax.evaluation import ordinal
+from remind_jax.evaluation.intervals import Gamma
 from remind_jax.evaluation.judge import Judge, Weighed, of_classes
 from remind_jax.ops import losses
 from remind_jax.tasks.classes import Classes
@@ -63,9 +64,9 @@ class Ordinal(Classes):
     def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
         of_classes, answers = super().weighed(labels, predictions), predictions.argmax(1)
 
-        def figures(at: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        def figures(at: np.ndarray, weights: np.ndarray, gamma: Gamma | None = None) -> Mapping[str, np.ndarray]:
             ordered = ordinal.weighted(labels[at], answers[at], predictions.shape[1], weights)
-            return {**of_classes(at, weights), **ordered}
+            return {**of_classes(at, weights, gamma), **ordered}
 
         return figures
 
@@ -81,7 +82,6 @@ class Ordinal(Classes):
             "qwk",
             self.more,
             self.evaluation,
-            self.weighed,
             fitted=self.to_dict(),
         )
 

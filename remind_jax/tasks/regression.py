@@ -111,7 +111,7 @@ class Regression(Task):
         return dict(zip(self.names, predictions.T, strict=True))
 
     def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
-        return lambda at, weights: regression.weighted(labels[at], predictions[at], weights)
+        return lambda at, weights, gamma=None: regression.weighted(labels[at], predictions[at], weights)
 
     def figures(
         self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any

@@ -108,7 +108,11 @@ class Survival(Task):
         return {"risk": self.answers(predictions), **{f"s_{t:g}": at[:, j] for j, t in enumerate(self.horizons)}}
 
     def weighed(self, labels: np.ndarray, predictions: np.ndarray) -> Weighed:
-        return self._evaluation(labels, predictions).weighted
+        whole = self._evaluation(labels, predictions)
+        return lambda at, weights, gamma=None: whole.weighted(at, weights)
+
+    def rarer(self, labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> Mapping[str, int]:
+        return survival.few_of(_outcomes(labels[rows]), self.horizons, patients[rows])
 
     def evaluation(self, labels: np.ndarray, predictions: np.ndarray, patients: np.ndarray, **options: Any) -> Figures:
         whole = self._evaluation(labels, predictions)

@@ -136,6 +136,14 @@ class Task:
         """Makes the figures that are cheap, those of `compared` among them, of some samples in many weightings."""
         raise NotImplementedError
 
+    def rarer(self, labels: np.ndarray, patients: np.ndarray, rows: Any = slice(None)) -> Mapping[str, int]:
+        """Returns how many patients [n] of some rows have the rarest of the outcomes among labels, by figure.
+
+        It has the figures that compare people with one outcome and with another.
+        """
+        del labels, patients, rows
+        return {}
+
     def explained(self, predictions: np.ndarray, whole: np.ndarray) -> np.ndarray:
         """Returns the one number of each prediction that is explained, [n, p] -> [n].
 
@@ -217,9 +225,8 @@ class Task:
     def judge(self) -> Judge:
         """What a report needs to know of the task."""
         first, bounded = next(iter(self.titles)), tuple(self.titles)
-        return Judge(
-            self.name, self.titles, bounded, first, self.more, self.evaluation, self.weighed, self.drawn, self.to_dict()
-        )
+        of = self.evaluation, self.drawn
+        return Judge(self.name, self.titles, bounded, first, self.more, *of, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the task for JSON; `tasks.from_dict` inverts it."""

@@ -44,9 +44,7 @@ EVALUATIONS = 20
 def open_single(path: pathlib.Path) -> Predictor:
     """Opens the model of a run and refuses ensembles (UserError)."""
     config = model_folder.read_config(path)
-    model_folder.refuse_stack(path, config)
-    if (count := config.ensemble) > 1:
-        raise UserError(f"{path} is a run of several networks (ensemble={count}): adapt a run of one")
+    model_folder.refuse_several(path, config)
     return model_folder.open_model(path)
 
 
@@ -75,7 +73,7 @@ def own_data(run: Predictor) -> tuple[Manifest, np.ndarray, list[check.Finding]]
 
     Raises UserError: the run has left nothing out, or its data are others by now.
     """
-    if not run.config.data.leave_out:
+    if not (run.config.data.leave_out or run.config.data.leave_rarest):
         raise UserError("no data: give a manifest folder as --data=DIR, or adapt a run made with data.leave_out")
     fitted = datasets.fit(run.config)
     refuse_changed(run.path, run, fitted)

@@ -25,6 +25,8 @@ from remind_jax.ops import flops
 from remind_jax.tasks.classes import Classes
 from remind_jax.tasks.task import Task
 from remind_jax.training import stack
+from remind_jax.training.run import make_trainer
+from remind_jax.training.run_folder import InMemory
 from remind_jax.training.stages import Stage, plan_stages
 
 GIB = 2**30
@@ -142,6 +144,19 @@ def make_plan(config: Any) -> Plan:
     costs = tuple(_stage_cost(config, stage, network, outline, params, loss) for stage in stages)
     row = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in outline.inputs.values())
     return Plan(parameters, counted, present, costs, tokens, row, outline.samples)
+
+
+def step_flops(config: Any) -> float | None:
+    """Counts the operations of a training step of the last stage for each sample, all that its loss asks for included.
+
+    The data are read and prepared for it, and weights are drawn, but no step is run. None for a plain model.
+    """
+    if config.method in PLAIN:
+        return None
+    data = datasets.load_dataset(config)
+    config = datasets.with_text_encoder(config, data.manifest.table.height)
+    trainer = make_trainer(config, data, InMemory(config.to_dict()))
+    return trainer.step_flops(data.stores["train"]) / config.train.batch_size
 
 
 def _outline(config: Any) -> tuple[Outline, Task, np.ndarray]:

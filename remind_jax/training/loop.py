@@ -21,6 +21,7 @@ from remind_jax.inference.predictor import Predictor
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders.registry import has_trunk
 from remind_jax.models.model import Params
+from remind_jax.ops import flops
 from remind_jax.runtime import devices, processes, profiling, progress
 from remind_jax.runtime.devices import host_copy
 from remind_jax.runtime.signals import Signals, Stopped
@@ -241,6 +242,15 @@ class Trainer:
         objective = self.objective._replace(counts=np.pad(self.objective.counts, (0, self.spare)))
         step = make_step(self.model.single, objective, self.transforms, optimizer, stage, options)
         return devices.make_program(step, config.parallel, self.devices, config.programs, config.expert_devices)
+
+    def step_flops(self, store: pipeline.Store) -> int:
+        """Counts the operations of the first step of the last stage, on train rows; it is traced and not run."""
+        stage, options = self.stages[-1], step_options(self.config, self.steps)
+        optimizer = self._optimizer(stage.start)
+        step = make_step(self.model.single, self.objective, self.transforms, optimizer, stage, options)
+        with contextlib.closing(self._batches(store, stage.start, stage)) as batches:
+            state, batch = self.begin(stage, self.initial()), next(batches)
+        return flops.count(functools.partial(step.gradient, axis_name=None), state, batch).total()
 
     @property
     def _shares_step(self) -> bool:

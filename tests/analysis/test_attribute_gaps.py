@@ -10,7 +10,7 @@ import pytest
 from remind_jax.analysis import attribute_gaps as analysis
 from remind_jax.data.schema import Attribute
 from remind_jax.errors import UserError
-from remind_jax.evaluation import intervals
+from remind_jax.evaluation import differences
 from remind_jax.tasks.classes import Classes
 from tests import tiny_runs
 
@@ -49,7 +49,7 @@ def run_of(lacking: bool, attributes=SEX):
 def accuracy_row(lacking):
     run = run_of(lacking)
     (sides,) = analysis.sides_of(run)
-    rows = intervals.corrected(analysis.gaps(run, sides, draws=5, seed=0))
+    rows = differences.corrected(analysis.gaps(run, sides, draws=5, seed=0))
     assert {row["figure"] for row in rows} == set(run.task.compared)
     return next(row for row in rows if row["figure"] == "accuracy")
 

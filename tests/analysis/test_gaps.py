@@ -11,7 +11,7 @@ from remind_jax import main
 from remind_jax.analysis import gaps, opening, robustness
 from remind_jax.data.missingness import PROTOCOLS
 from remind_jax.errors import UserError
-from remind_jax.evaluation import intervals
+from remind_jax.evaluation import differences
 from tests import tiny_runs
 
 pytestmark = pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING)
@@ -109,7 +109,7 @@ def test_the_table_says_what_gaps_cost(run, capsys):
         apart = rows.filter(pl.col("figure") == name).select(pl.col("value") - pl.col("difference")).to_series()
         np.testing.assert_allclose(apart, report[name], atol=1e-5)
     for _, some in rows.drop_nulls("p").group_by("figure"):
-        assert some["p_holm"].to_list() == pytest.approx(intervals.holm(some["p"].to_list()))
+        assert some["p_holm"].to_list() == pytest.approx(differences.holm(some["p"].to_list()))
     assert (rows["p_holm"] > rows["p"]).any()
     known = rows.drop_nulls("difference_low")
     assert known.height

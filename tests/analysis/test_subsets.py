@@ -394,7 +394,7 @@ def test_mistakes_are_named(folder, command, arguments, message):
 
 
 def test_tokens_of_an_ensemble_are_refused(folder):
-    with pytest.raises(UserError, match="ensemble"):
+    with pytest.raises(UserError, match="ensemble of 2 networks: train one, such as by method=remind"):
         next_modality.main([f"--workdir={folder / 'soft_moe'}"])
 
 

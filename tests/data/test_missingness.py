@@ -9,6 +9,7 @@ from remind_jax.data import dataset, missingness, splits
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import Modality, Schema
 from remind_jax.errors import UserError
+from tests.data import fitting
 from tests.reference import combinations
 
 # Rows 100, 010, 110, 001, 101, 011, 111 of the paper's MIMIC table (section 7.4.2), in percent.
@@ -279,3 +280,132 @@ def test_segments_are_contiguous_in_time_and_anywhere():
         np.testing.assert_array_equal(np.diff(places), 1)
         begins.append(places[0])
     assert set(begins) == set(range(8))
+
+
+# ---- Whole modalities lost by a protocol -----------------------------------------------------------------------------
+
+PROTOCOLS = ("mcar", "mar", "mnar")
+
+
+def _measured(n: int = 4_000, seed: int = 0) -> tuple[Manifest, np.ndarray, np.ndarray]:
+    """Rows of three modalities of one number each, some missing; with the numbers [n, m] and the levels [n, m]."""
+    rng = np.random.default_rng(seed)
+    values, presence = rng.normal(size=(n, 3)), rng.random((n, 3)) < 0.8
+    presence[~presence.any(axis=1), 0] = True
+    there = np.where(presence, values, np.nan)
+    cells = {name: pl.Series(there[:, j]).fill_nan(None) for j, name in enumerate("abc")}
+    manifest = fitting.table_manifest(cells, *(Modality(name, "tabular", (name,)) for name in "abc"))
+    return manifest, values, missingness.levels(manifest, fitting.fit(manifest))
+
+
+def test_levels_are_ranks_among_the_samples_that_have_a_modality():
+    manifest, values, levels = _measured(50)
+    for j in range(3):
+        here = manifest.presence[:, j]
+        order = values[here, j].argsort().argsort()
+        np.testing.assert_allclose(levels[here, j], (order + 0.5) / here.sum())
+        assert set(levels[~here, j]) == {0.5}
+
+
+def test_levels_of_inputs_without_parts_are_by_their_mean():
+    pixels = np.array([7, 200, 30, 90], np.uint8)[:, None] * np.ones((1, 8 * 8 * 1), np.uint8)
+    column = pl.Series(pixels.reshape(4, 8, 8, 1), dtype=pl.Array(pl.UInt8, (8, 8, 1)))
+    manifest = fitting.table_manifest({"scan": column}, Modality("scan", "image", ("scan",), shape=(8, 8, 1)))
+    levels = missingness.levels(manifest, fitting.fit(manifest))
+    np.testing.assert_allclose(levels[:, 0], (np.array([0, 3, 1, 2]) + 0.5) / 4)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_rate_is_met_nothing_is_added_and_one_modality_always_stays(protocol):
+    manifest, _, levels = _measured()
+    presence, before = manifest.presence, np.zeros_like(manifest.presence)
+    able = (presence.sum(axis=1) - 1).sum()
+    for rate in (0.1, 0.3, 0.7):
+        found = missingness.lose(manifest, protocol, rate, np.full(len(presence), True), levels, seed=3)
+        gone = presence & ~found.presence
+        assert not np.any(found.presence & ~presence)
+        assert found.presence.any(axis=1).all()
+        assert gone.sum() / able == pytest.approx(rate, abs=0.02)
+        assert np.all(gone[before])  # more go at a higher rate, and these too
+        before = gone
+        assert found.title.endswith(f", {100 * rate:g} % of modalities lost ({protocol})")
+        kept = found.presence[:, 0]
+        assert found.table["a"].filter(pl.Series(kept)).equals(manifest.table["a"].filter(pl.Series(kept)))
+    again, other = (missingness.lose(manifest, protocol, 0.3, np.full(len(presence), True), levels, s) for s in (3, 4))
+    np.testing.assert_array_equal(
+        missingness.lose(manifest, protocol, 0.3, np.full(len(presence), True), levels, 3).presence, again.presence
+    )
+    assert np.any(again.presence != other.presence)
+
+
+def _rank_difference(manifest: Manifest, values: np.ndarray, protocol: str, levels: np.ndarray) -> tuple[float, float]:
+    """Mean value of what went less that of what stayed, of a lost modality itself and of another one that stayed."""
+    found = missingness.lose(manifest, protocol, 0.4, np.full(len(values), True), levels, seed=0).presence
+    whole = manifest.presence.all(axis=1)
+    lost = whole & ~found[:, 0]
+    own = values[lost, 0].mean() - values[whole & found[:, 0], 0].mean()
+    pair = whole & (found.sum(axis=1) <= 2) & found[:, 1]
+    alone = pair & ~found[:, 0] & ~found[:, 2]  # b stayed and both others went
+    return own, values[alone, 1].mean() - values[pair, 1].mean()
+
+
+def test_what_goes_depends_on_its_own_value_under_mnar_and_on_what_stays_under_mar():
+    manifest, values, levels = _measured(20_000)
+    own, other = zip(*(_rank_difference(manifest, values, each, levels) for each in PROTOCOLS), strict=True)
+    assert abs(own[0]) < 0.06
+    assert abs(own[1]) < 0.06
+    assert own[2] > 0.5
+    assert abs(other[0]) < 0.06
+    assert other[1] > 0.2
+
+
+def test_samples_that_are_kept_out_lose_nothing_and_the_others_what_they_would_have_lost():
+    manifest, _, levels = _measured(500)
+    some = np.arange(500) % 5 == 0
+    every, few = (missingness.lose(manifest, "mnar", 0.5, rows, levels, 1) for rows in (np.full(500, True), some))
+    np.testing.assert_array_equal(few.presence[some], every.presence[some])
+    assert few.table.filter(pl.Series(~some)).equals(manifest.table.filter(pl.Series(~some)))
+    assert few.presence[some].sum() < manifest.presence[some].sum()
+    assert "of held-out samples" in few.title
+
+
+def _phenomenon(**changes) -> dataset.FittedData:
+    config = importlib.import_module("configs.phenomenon").get_config()
+    config.data.update(train=300, tuning=60, held_out_per_group=30)
+    for key, value in changes.items():
+        config.data[key] = value
+    return dataset.fit(config)
+
+
+def test_a_shift_leaves_train_and_tuning_rows_as_they_are_to_the_bit():
+    found, shifted = _phenomenon(), _phenomenon(lose="mcar", lose_rate=0.4, lose_in="held_out")
+    held_out = found.split == splits.HELD_OUT
+    np.testing.assert_array_equal(shifted.split, found.split)
+    before, after = (each.manifest.table.filter(pl.Series(~held_out)) for each in (found, shifted))
+    assert after.equals(before)
+    assert shifted.preprocessor.to_dict() == found.preprocessor.to_dict()
+    assert np.any(shifted.manifest.presence[held_out] != found.manifest.presence[held_out])
+    everywhere = _phenomenon(lose="mcar", lose_rate=0.4)
+    np.testing.assert_array_equal(everywhere.split, found.split)
+    np.testing.assert_array_equal(everywhere.manifest.presence[held_out], shifted.manifest.presence[held_out])
+    assert np.any(everywhere.manifest.presence[~held_out] != found.manifest.presence[~held_out])
+
+
+def test_losses_do_not_depend_on_how_numbers_are_encoded():
+    one, other = (_phenomenon(lose="mnar", numbers=numbers) for numbers in ("standard", "piecewise"))
+    np.testing.assert_array_equal(one.manifest.presence, other.manifest.presence)
+
+
+def test_the_rarest_combinations_within_a_share_are_left_out_whatever_the_labels():
+    presence = np.repeat(np.array([[1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]], bool), (50, 30, 12, 5, 3), 0)
+    for share, names in ((0.0, ()), (0.01, ("a",)), (0.05, ("a",)), (0.08, ("a", "b")), (0.2, ("a", "b", "c"))):
+        assert missingness.rarest(presence, "abc", share) == names
+    twins = np.repeat(np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0]], bool), (2, 2, 2), 0)
+    assert missingness.rarest(twins, "abc", 0.9) == ("a", "b")
+    found, without = _phenomenon(), _phenomenon(leave_rarest=0.1)
+    left = without.split == splits.UNUSED
+    assert left.any()
+    assert set(without.split[found.split != splits.HELD_OUT]) == {splits.UNUSED, splits.TRAIN, splits.TUNING}
+    np.testing.assert_array_equal(without.split[found.split == splits.HELD_OUT], splits.HELD_OUT)
+    unseen = {tuple(mask) for mask in found.manifest.presence[left].tolist()}
+    assert not unseen & {tuple(mask) for mask in without.groups.masks.tolist()}

@@ -18,6 +18,7 @@ from remind_jax import cli, methods, sweep
 from remind_jax.config import keys
 from remind_jax.config.sources import OF_SOURCES
 from remind_jax.errors import UserError
+from remind_jax.studies import arena, entries
 from tests import tiny_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -68,7 +69,7 @@ def test_every_command_has_a_text():
     assert {"remind_jax.main", "remind_jax.sweep", "remind_jax.analysis.what_if", "benchmarks.run"} < set(found)
     assert all(len(text) > 50 for text in found.values())
     assert list(found)[:2] == ["remind_jax", "remind_jax.main"]
-    configs = {path.stem for path in ROOT.glob("configs/*.py")}
+    configs = {path.stem for path in ROOT.glob("configs/*.py")} - {"arena"}  # of sweeps alone
     assert {*methods.METHODS, *methods.SIZES, *configs} <= set(re.findall(r"\w+", found["remind_jax.main"]))
     page = reference.commands_page()
     assert page.count("```") == 2 * page.count("```text")
@@ -130,6 +131,9 @@ def test_commands_are_understood(command, monkeypatch, tmp_path):
         monkeypatch.chdir(ROOT)
         if module in ("remind_jax.main", "remind_jax.plan"):
             cli.parse_config(arguments)
+        elif module == "remind_jax.sweep" and (given := entries.arena_of(arguments)):
+            asked = arena.read(given, arguments)
+            assert [asked.cell(data, asked.values.protocols.split(",")[0], tmp_path).runs for data in asked.sets]
         elif module == "remind_jax.sweep":
             setup, workdir, _ = sweep.parse(arguments)
             assert setup.plan(workdir)

@@ -11,19 +11,21 @@ import functools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 from scipy.special import expit, logit, ndtr, ndtri
 
-from remind_jax.evaluation import binary, fairness, intervals, multilabel, ordinal, regression, survival
-from remind_jax.evaluation.judge import weighed_of_classes
+from remind_jax.evaluation import binary, intervals, multilabel, ordinal, regression, survival
+from remind_jax.evaluation.differences import between, drawn_together
+from remind_jax.evaluation.judge import figures_of_classes, weighed_of_classes
 
 SHAPES = ((15, 2, 0.5), (30, 2, 0.3), (60, 1, 0.0), (100, 1, 0.0), (200, 1, 0.0), (400, 1, 0.0))
 """Patients, samples of each, and the dependence between these."""
 RATES = (0.6, 0.85, 0.93)
-Found = dict[str, tuple[float | None, list[float] | None]]
-"""Figures and their intervals by name."""
+LEAST = 0.2  # of samples that must have an interval for a cell to tell of it
+Found = dict[str, tuple[float | None, list[float] | None, bool]]
+"""Figures by name, their intervals, and whether these are told to be likely too narrow."""
 
 
 class Draws:
@@ -44,15 +46,18 @@ class Draws:
         return case.astype(int), expit(1.2 * (skill * case + self.normal()) - 0.72 + logit(1 - rate))
 
     def bounded(self, found: dict, names: tuple[str, ...]) -> Found:
-        return {name: (found[name], found[f"{name}_ci"]) for name in names}
+        notes = found.get("notes", {})
+        marked = {name: notes.get(f"{name}_ci", "").startswith(intervals.NARROW) for name in names}
+        return {name: (found[name], found[f"{name}_ci"], marked[name]) for name in names}
 
 
 def classes(draws: Draws, rate: float) -> Found:
     labels, risk = draws.classes(rate)
     both = np.stack([1 - risk, risk], axis=1)
     values = intervals.weighted_metrics(labels, both, np.ones((1, len(labels))))
-    bounds, _ = intervals.intervals(labels, both, draws.owner, **draws.options)
-    found = {name: (float(values[name][0]), bounds[f"{name}_ci"]) for name in intervals.NAMES}
+    bounds, notes = intervals.intervals(labels, both, draws.owner, **draws.options)
+    every = {name: float(values[name][0]) for name in intervals.NAMES} | bounds | {"notes": notes}
+    found = draws.bounded(every, intervals.NAMES)
     threshold = 1 - rate
     shares = binary.compute(labels, risk, draws.owner, threshold, **draws.options)
     return found | draws.bounded(shares, tuple(binary.FIGURES))
@@ -101,15 +106,22 @@ def differences(draws: Draws, rate: float) -> Found:
     one, two = (weighed_of_classes(labels, np.stack([1 - p, p], axis=1)) for p in (risk, second))
     everyone = np.arange(len(labels))
 
-    def apart(weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = one(everyone, weights), two(everyone, weights)
-        return {f"{name}, two models": values[1][name] - values[0][name] for name in ("accuracy", "auroc", "macro_f1")}
+    def apart(weights: np.ndarray, gamma: intervals.Gamma | None = None) -> dict[str, np.ndarray]:
+        values = one(everyone, weights, gamma), two(everyone, weights, gamma)
+        return {f"{name}, two models": values[1][name] - values[0][name] for name in intervals.NAMES}
 
-    pairs = fairness.drawn_together(apart, draws.owner, **draws.options)
-    sex = {"sex": pl.Series(np.where(draws.owner % 3 == 0, "f", "m"))}
-    gaps = fairness.gaps(sex, one, ("accuracy", "auroc"), draws.owner, **draws.options)
-    return {name: (each.value, each.ci) for name, each in pairs.items()} | {
-        f"{gap['figure']}, two groups": (gap["difference"], gap["ci"]) for gap in gaps
+    rare = dict.fromkeys(
+        [f"{name}, two models" for name in intervals.RANKED], intervals.rarer(labels == 1, draws.owner)
+    )
+    pairs = drawn_together(apart, draws.owner, rare=rare, **draws.options)
+    figures = figures_of_classes(labels, np.stack([1 - risk, risk], axis=1), draws.owner, **draws.options)
+    sides = [
+        {"n": int(side.sum()), "n_patients": len(np.unique(draws.owner[side])), **figures(side)}
+        for side in (draws.owner % 3 == 0, draws.owner % 3 > 0)
+    ]
+    gaps = {f"{name}, two groups": between(*sides, name) for name in intervals.NAMES}
+    return {name: (each.value, each.ci, False) for name, each in pairs.items()} | {
+        name: (gap["difference"], gap["ci"], "note" in gap) for name, gap in gaps.items()
     }
 
 
@@ -131,22 +143,47 @@ def truths(world: str, rate: float) -> dict[str, float]:
     for _ in range(parts):
         draws = Draws(size, 1, 0.0, rng)
         draws.options["resamples"] = 2
-        for name, (value, _) in WORLDS[world](draws, rate).items():
+        for name, (value, *_) in WORLDS[world](draws, rate).items():
             each[name].append(value)
     return {name: float(np.mean(values)) for name, values in each.items()}
 
 
-def coverage(world: str, shape: tuple[int, int, float], rate: float, draws: int) -> dict[str, tuple[float, float]]:
-    """Returns, by figure, the share of intervals that hold the truth, and the share of samples that have one."""
+class Held(NamedTuple):
+    """How often intervals hold the truth, without a mark that they are likely too narrow and with it.
+
+    Attributes:
+      share, marked: of the intervals without and with the mark, those that hold it; NaN without any.
+      plain, marks: of the samples, those with an interval without and with the mark.
+    """
+
+    share: float
+    plain: float
+    marked: float
+    marks: float
+
+
+def coverage(world: str, shape: tuple[int, int, float], rate: float, draws: int) -> dict[str, Held]:
+    """Returns by figure how often the intervals of so many samples hold the truth."""
     held, true = defaultdict(list), truths(world, rate)
     for seed in range(draws):
         rng = np.random.default_rng((seed, shape[0], int(100 * rate)))
-        for name, (_, bounds) in WORLDS[world](Draws(*shape, rng), rate).items():
-            held[name].append(np.nan if bounds is None else bounds[0] <= true[name] <= bounds[1])
-    found = {name: np.array(each, float) for name, each in held.items()}
-    return {
-        name: (np.nanmean(x) if np.isfinite(x).any() else np.nan, np.isfinite(x).mean()) for name, x in found.items()
-    }
+        for name, (_, bounds, mark) in WORLDS[world](Draws(*shape, rng), rate).items():
+            within = np.nan if bounds is None else bounds[0] <= true[name] <= bounds[1]
+            held[name].append((np.nan, within) if mark else (within, np.nan))
+    found = {name: np.array(each, float).T for name, each in held.items()}
+    return {name: Held(*(x for each in two for x in _share(each))) for name, two in found.items()}
+
+
+def _share(held: np.ndarray) -> tuple[float, float]:
+    known = np.isfinite(held)
+    return float(held[known].mean()) if known.any() else np.nan, float(known.mean())
+
+
+def cell(held: Held) -> str:
+    """Writes what holds of intervals without a mark; with a star, of marked ones, where hardly any has none."""
+    if held.plain >= LEAST:
+        return f"{100 * held.share:.1f}"
+    return f"{100 * held.marked:.1f}*" if held.marks >= LEAST else "-"
 
 
 def main():
@@ -161,8 +198,7 @@ def main():
         for rate in RATES:
             columns = [coverage(world, shape, rate, options.draws) for shape in SHAPES]
             for name in columns[-1]:
-                cells = [f"{100 * each[name][0]:.1f}" if each[name][1] >= 0.5 else "-" for each in columns]
-                print(f"| {name} | {rate} |", " | ".join(cells), "|", flush=True)
+                print(f"| {name} | {rate} |", " | ".join(cell(each[name]) for each in columns), "|", flush=True)
 
 
 if __name__ == "__main__":

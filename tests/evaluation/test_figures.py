@@ -1,5 +1,6 @@
 import math
 import re
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -87,3 +88,22 @@ def test_predicted_and_observed_values_are_drawn_where_there_are_any():
     assert "predicted, median" in drawn
     assert figures.of_values({}) is None
     assert figures.of_survival({"by_prediction": bins, "typical": "median"}) == {}
+
+
+def test_a_name_s_leader_begins_where_its_line_ends():
+    records = [{"step": s, "dro/lambda/a": 0.1 + s / 100, "dro/lambda/b": 0.5} for s in range(50)]
+    svg = figures.lambdas(records, set(), str)
+    lines = re.findall(r'd="M ([^"]*)"[^>]*clip-path[^>]*stroke: var\(--c[01]\)', svg)
+    leaders = re.findall(r'd="M ([^"]*)"(?![^>]*clip-path)[^>]*stroke: var\(--c[01]\)', svg)
+    ends = sorted(float(line.split()[-1]) for line in lines)
+    assert len(ends) == 2
+    for end, leader in zip(ends, sorted(float(path.split()[1]) for path in leaders), strict=True):
+        assert leader == pytest.approx(end, abs=0.01)
+
+
+def test_a_drawing_as_a_file_has_a_size_names_and_colours():
+    svg = figures.standalone(figures.losses(history()), ":root { --c0: #0062a3; }\n")
+    root = xml.etree.ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert (root.get("width"), root.get("height")) == (str(figures.SHOWN), f"{figures.SHOWN * 2.7 / figures.WIDTH:.0f}")
+    assert "--c0: #0062a3" in svg

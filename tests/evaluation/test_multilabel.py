@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from remind_jax.evaluation import intervals
+from remind_jax.evaluation import intervals, multilabel
 from remind_jax.evaluation.multilabel import TITLES, UNKNOWN, compute, f1_thresholds, weighted
 
 NAMES = ("sepsis", "aki", "stroke")
@@ -132,3 +132,12 @@ def test_thresholds_of_labels_that_say_nothing():
 def test_bad_input_is_refused(labels, p, message):
     with pytest.raises(ValueError, match=message):
         compute(labels, p, NAMES, np.arange(2), seed=0)
+
+
+def test_the_rarest_value_of_a_label_is_counted_in_patients():
+    labels = np.array([[1, 0], [1, 0], [1, 1], [0, 1], [0, -1], [0, 0]])
+    patients = np.array(list("aabcde"))
+    counts = multilabel.rarer(labels, patients)
+    assert counts == {"auroc_macro": 2, "auprc_macro": 2, "auroc_micro": 3, "auprc_micro": 3}  # a, b; b, c; a, b, c
+    some = multilabel.rarer(labels, patients, np.arange(6) < 2)  # all of one patient, none of whose values differ
+    assert some == {"auroc_macro": 0, "auprc_macro": 0, "auroc_micro": 1, "auprc_micro": 1}

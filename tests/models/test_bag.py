@@ -35,6 +35,14 @@ def test_weights_of_terms_are_those_of_scikit_learns_tf_idf():
     np.testing.assert_allclose(found, reference.transform(bag(ids, V)).toarray(), atol=1e-6)
 
 
+def test_its_work_does_not_grow_with_the_square_of_the_length():
+    ids = jnp.array(_ids(0))
+    traced = jax.make_jaxpr(bag_weights)(ids, ids > EOS, jnp.zeros(V))
+    shapes = [each.aval.shape for equation in traced.eqns for each in equation.outvars]
+    assert (20, N) in shapes
+    assert not [shape for shape in shapes if shape.count(N) > 1]
+
+
 def test_the_order_of_terms_is_of_no_account_and_their_number_is():
     ids = jnp.array([[4, 5, 4, EOS, PAD], [5, 4, 4, EOS, PAD], [5, 4, 5, EOS, PAD]])
     one, other, third = np.asarray(_encoder()(ids, None))

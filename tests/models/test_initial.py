@@ -83,6 +83,18 @@ def test_networks_of_an_ensemble_differ_and_the_first_is_the_one_alone() -> None
     assert min(np.abs(router[i] - router[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.1
 
 
+def test_networks_of_an_ensemble_are_traced_once() -> None:
+    traced: list[jax.Array] = []
+
+    def build(key: jax.Array) -> nnx.Module:
+        traced.append(key)
+        return initial.linear(3, 2, nnx.Rngs(params=key))
+
+    one, two = (initial.draw(build, 0, network)["kernel"] for network in (0, 1))
+    assert np.abs(one - two).max() > 0.01
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize(
     ("encoder", "options"),
     [

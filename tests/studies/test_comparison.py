@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remind_jax.evaluation.intervals import holm
+from remind_jax.evaluation.differences import holm
 from remind_jax.studies import comparison
 from remind_jax.studies.comparison import Replicates, paired_differences, spread, t_test
 from tests.studies import sweep_runs
@@ -93,7 +93,7 @@ def test_replicates_equal_a_slow_count(part):
         for seed in (0, 1)
     ]
     replicates = Replicates(runs, chosen=[part], resamples=12)
-    fast = replicates.differences("b", "a", [0, 1], part, "accuracy")
+    _, *fast = replicates.differences("b", "a", [0, 1], part, "accuracy")
     np.testing.assert_allclose(fast, _slow(runs, replicates, "b", "a", part), atol=1e-12)
     assert np.ptp(fast) > 0
 
@@ -103,6 +103,30 @@ def test_equal_methods_do_not_differ():
     runs += [dataclasses.replace(run, method="b") for run in runs]
     for value in paired_differences(runs, ["a", "b"], "a", resamples=50).values():
         assert (value.mean, value.low, value.high, value.p, value.wins, value.n) == (0.0, 0.0, 0.0, 1.0, 0, 3)
+
+
+def test_equal_answers_are_no_equal_methods():
+    run = sweep_runs.make({"a": 0.7}, seeds=(0,))[0]
+    surer = run.predictions.with_columns(p_1=(pl.col("p_1") > 0.5).cast(float)).with_columns(p_0=1 - pl.col("p_1"))
+    found = paired_differences([run, sweep_runs.run("b", 0, surer)], ["b"], "a", resamples=50)
+    accuracy, f1 = (found["all", name, "b"] for name in ("accuracy", "macro_f1"))
+    assert (accuracy.mean, accuracy.low, accuracy.high, accuracy.p) == (0.0, None, None, None)
+    assert f1.low < 0 < f1.high
+    assert f1.mean == 0
+
+
+def test_ranks_of_few_cases_have_no_interval_unless_other_seeds_have_more():
+    frames = [sweep_runs.predictions(seed, 60, 0.8, i) for i in range(2) for seed in (0, 1)]
+    for seed, frame in enumerate(frames):
+        place = pl.int_range(60)
+        case = ((place >= 4 * (seed % 2)) & (place < 4 * (seed % 2) + 4)).cast(int)  # four patients, four others
+        frames[seed] = frame.with_columns(label=case, group=pl.lit("labs"))
+    runs = [sweep_runs.run("ab"[i // 2], i % 2, frame) for i, frame in enumerate(frames)]
+    for some, known in ((runs, True), (runs[::2], False)):
+        found = paired_differences(some, ["b"], "a", ["all"], resamples=200)
+        assert found["all", "accuracy", "b"].low is not None
+        value = found["all", "auroc", "b"]
+        assert (value.low is not None) == (value.p is not None) == (value.p_holm is not None) == known
 
 
 def test_a_clear_difference_is_found_and_an_unclear_one_is_not():

@@ -139,6 +139,14 @@ def test_differences_are_those_of_the_comparison(found):
     assert float(row["p_holm"]) == value.p_holm
 
 
+def test_differences_are_read_back_as_they_were_written(found):
+    rows = _rows(tables.differences_csv(found))
+    assert rows
+    for row in rows:
+        value = found.differences[row["baseline"]][row["samples"], row["figure"], row["method"]]
+        assert tables.read_difference(row, found.task) == pytest.approx(value)
+
+
 def test_several_baselines_have_a_table_each_and_mirror_each_other(found):
     text = tables.markdown(found)
     table = _markdown_table(text, "Differences to `remind`")

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
 ]
 KEYS = {key: value for key, value in tiny_runs.TINY.items() if not key.startswith("data.")}
-KEYS |= {"train.epochs": 1.0, "train.joint_epochs": 0.5, "eval.bootstrap": 20}
+KEYS |= {"method": "remind", "train.epochs": 1.0, "train.joint_epochs": 0.5, "eval.bootstrap": 20}
 ROLES = {"sample": "stay", "patient": "patient"}
 MODALITIES = {"note": rj.Text("note"), "icd": rj.Codes("icd"), "labs": rj.Table(["sodium", "wbc"], ["sex"])}
 

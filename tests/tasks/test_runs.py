@@ -343,7 +343,7 @@ def test_several_networks_predict_the_mean_of_their_predictions(tmp_path, task, 
     manifest = reading.read_manifest(folder_of(tmp_path / "data", task), image_size=32, frames=8)
     keys = {key: value for key, value in tiny_runs.TINY.items() if not key.startswith("data.")}
     keys |= {"train.epochs": 1.0, "train.joint_epochs": 0.5, "eval.bootstrap": 20, several: 2}
-    model = rj.fit(manifest, progress=False, **keys)
+    model = rj.fit(manifest, method="remind", progress=False, **keys)
     found = model.predictions(manifest)
     if several == "ensemble":
         each = []
@@ -432,7 +432,7 @@ def test_a_model_of_classes_that_knows_no_task_is_read(tmp_path):
     schema = dataclasses.replace(manifest.schema, task="classes")
     keys = tiny_runs.TINY | {"train.epochs": 1.0, "train.joint_epochs": 0.5}
     keys = {key: value for key, value in keys.items() if not key.startswith("data.")}
-    model = rj.fit(dataclasses.replace(manifest, schema=schema), progress=False, **keys)
+    model = rj.fit(dataclasses.replace(manifest, schema=schema), method="remind", progress=False, **keys)
     model.save(tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "model.json").read_text())
     del facts["task"]

@@ -416,7 +416,7 @@ def test_an_ensemble_an_older_run_and_a_folder_that_exists_are_refused(runs, toy
     config = json.loads((runs["remind"] / "config.json").read_text())
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "config.json").write_text(json.dumps(config | {"ensemble": 2}))
-    with pytest.raises(UserError, match="several networks"):
+    with pytest.raises(UserError, match="ensemble of 2 networks: train one, such as by method=remind"):
         adaptation.open_single(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="holds no trained model"):

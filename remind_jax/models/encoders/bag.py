@@ -54,8 +54,9 @@ def bag_weights(ids: jax.Array, kept: jax.Array, rarity: jax.Array) -> jax.Array
     A term that occurs c times weighs (1 + log c) exp(`rarity` [v]), over the length of the vector of all terms of the
     sample; each of its c places has an equal part. Without any term all weights are 0.
     """
-    same = (ids[:, :, None] == ids[:, None, :]) & kept[:, None, :]
-    count = jnp.maximum(same.sum(-1), 1).astype(jnp.float32)
+    row = jnp.arange(len(ids))[:, None]
+    count = jnp.zeros((len(ids), len(rarity)), jnp.int32).at[row, ids].add(kept.astype(jnp.int32))[row, ids]
+    count = jnp.maximum(count, 1).astype(jnp.float32)
     term = jnp.where(kept, (1.0 + jnp.log(count)) * jnp.exp(rarity[ids]), 0.0)
     length = jnp.sqrt(jnp.maximum((term**2 / count).sum(-1, keepdims=True), 1e-12))
     return term / count / length

@@ -139,7 +139,7 @@ def test_the_exported_model_predicts_alike_from_rows(run, folder, tmp_path):
 
 def test_a_frame_and_its_events_give_the_figures_of_the_folder_that_import_writes(folder, tmp_path):
     samples, events = tables()
-    model = rj.fit(samples, tables={"vitals": events}, **FIT, **KEYS)
+    model = rj.fit(samples, tables={"vitals": events}, method="remind", **FIT, **KEYS)
     notes = [each["message"] for each in model.report["findings"] if each["code"] == "I001"]
     assert any("vitals: 48 of 60 samples have events" in text for text in notes)
     raw = tmp_path / "raw.csv"
@@ -150,7 +150,7 @@ def test_a_frame_and_its_events_give_the_figures_of_the_folder_that_import_write
     with contextlib.redirect_stdout(io.StringIO()) as said:
         import_data.main([f"--source={raw}", f"--out={tmp_path / 'out'}", *names])
     assert "vitals  events; in 48 samples" in said.getvalue()
-    of_folder = rj.fit(tmp_path / "out", progress=False, **KEYS)
+    of_folder = rj.fit(tmp_path / "out", method="remind", progress=False, **KEYS)
     assert of_folder.groups.modalities == model.groups.modalities
     assert of_folder.report["overall"] == model.report["overall"]
     found = of_folder.read(tmp_path / "out").table["vitals"]

@@ -171,7 +171,7 @@ def test_the_exported_model_predicts_alike_from_arrays_lists_and_paths(tmp_path,
     lists = [None if x is None else [[None if v != v else v for v in row] for row in x.tolist()] for x in series]
     frame = pl.DataFrame({"sodium": rng.normal(140, 4, 60), "died": [i % 2 for i in range(60)], "ecg": lists})
     modalities = {"labs": ["sodium"], "ecg": rj.Series("ecg", steps=8)}
-    told = {"modalities": modalities, "workdir": tmp_path / "run", "progress": False}
+    told = {"modalities": modalities, "method": "remind", "workdir": tmp_path / "run", "progress": False}
     model = rj.fit(frame, "died", **told, **keys, **{"eval.bootstrap": 20})
     expected = model.predict_proba(frame)
     assert np.abs(model.predict_proba(frame.with_columns(ecg=None)) - expected).max() > 1e-3
