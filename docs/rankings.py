@@ -13,11 +13,12 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from docs.arena_store import KEPT
 from remind_jax import cli, tasks
 from remind_jax.errors import UserError
-from remind_jax.evaluation.intervals import holm
+from remind_jax.evaluation.differences import holm
 from remind_jax.runtime import files
 from remind_jax.studies.tables import head, line
 
@@ -52,37 +53,45 @@ def p_of_signs(differences: Sequence[float]) -> float:
     return min(1.0, 2 * tail)
 
 
-def verdicts(rows: Sequence[Row], method: str, others: Sequence[str]) -> dict[str, str]:
-    """Says of each other method whether it is `behind`, `ahead` or `level`.
+class Verdict(NamedTuple):
+    """In how many of how many sets a method is ahead of another in the mean, and whether that is beyond chance."""
 
-    Behind and ahead: most sets agree in the mean, and the signs of sets and seeds are none of chance (Holm over the
-    others).
-    """
+    won: int
+    sets: int
+    clear: bool
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it is ahead in more than half of the sets."""
+        return 2 * self.won > self.sets
+
+
+def verdicts(rows: Sequence[Row], method: str, others: Sequence[str]) -> dict[str, Verdict]:
+    """Compares a method with others; clear is what has a p of the signs, by Holm over these, below `LEVEL`."""
     apart = {other: found for other in others if (found := gains(rows, method, other))}
     p = holm([p_of_signs([x for each in found.values() for x in each]) for found in apart.values()])
-    said = {}
-    for (other, found), corrected in zip(apart.items(), p, strict=True):
-        won = sum(fmean(each) > 0 for each in found.values())
-        clear = corrected is not None and corrected < LEVEL
-        said[other] = "behind" if clear and 2 * won > len(found) else "ahead" if clear else "level"
-    return said
+    return {
+        other: Verdict(sum(fmean(each) > 0 for each in found.values()), len(found), corrected < LEVEL)
+        for (other, found), corrected in zip(apart.items(), p, strict=True)
+    }
 
 
 def table(rows: Sequence[Row], published: Sequence[Row]) -> list[str]:
-    """Writes the table, a line a paper: what it says, and which of the older methods are behind, level or ahead."""
+    """Writes the table, a line a paper: what it says, and how its method does beside what is older or simple."""
     rows = [row for row in rows if row["protocol"] == "as_found"]
     ran = {row["method"] for row in rows}
-    lines = head(["paper", "says", "older or simple", "behind it here", "level", "ahead of it here"], numeric_from=9)
+    names = ["paper", "says that it is", "older or simple", "behind it", "beyond chance", "ahead of it beyond chance"]
+    lines = head(names, numeric_from=len(names))
     for row in published:
         if row["method"] not in ran:
             continue
         older = [each["method"] for each in published if int(each["year"]) < int(row["year"])]
         others = [m for m in dict.fromkeys((*SIMPLE, *older)) if m in ran and m != row["method"]]
         said = verdicts(rows, row["method"], others)
-        by = {kind: [f"`{m}`" for m, one in said.items() if one == kind] for kind in ("behind", "level", "ahead")}
+        clear = [[f"`{m}`" for m, one in said.items() if one.clear and one.ahead == side] for side in (True, False)]
         cells = [f"[{row['paper']}]({row['link']}), {row['year']}", row["says"], str(len(said))]
-        level = str(len(by["level"]))
-        lines.append(line([*cells, ", ".join(by["behind"]) or "none", level, ", ".join(by["ahead"]) or "none"]))
+        behind = str(sum(one.ahead for one in said.values()))
+        lines.append(line([*cells, behind, *(", ".join(side) or "none" for side in clear)]))
     return lines
 
 
