@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remind_jax.evaluation import figures, page
-from remind_jax.evaluation.names import heading, words
+from remind_jax.evaluation.names import words
 from remind_jax.runtime import files, texts
 from remind_jax.studies import arena_plots, arena_words, tables
 from remind_jax.studies.arena_figures import COSTS, Arena, Row, tail_name
@@ -180,7 +180,7 @@ def cell(arena: Arena, data: str, protocol: str) -> Section:
     heads = ["Method", *(f"{_title(names[key])}{end}" for key, end in columns.items())]
     against = f"{_title(arena.figure(data, protocol))} against {arena.baseline}"
     heads += [f"{against}, {rare if part == 'tail' else 'all samples'}" for part in parts]
-    shown = f"{heading(data)}, {words(protocol)}" if len(arena.protocols) > 1 else heading(data)
+    shown = f"{data}, {words(protocol)}" if len(arena.protocols) > 1 else data
     return Section(shown, [_told(arena, where, unit, bool(parts))], Table(heads, rows), protocol != arena.main)
 
 
