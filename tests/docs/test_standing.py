@@ -428,7 +428,7 @@ def test_the_aim_counts_who_is_behind_and_names_who_is_not():
     assert answer.aim_text(missed, "remind_stack", ("tail", "auroc")) == "2 of 3, 1 clear; not extra_trees -1.0"
     said = answer.aim([missed])
     assert said[0] == "`remind_stack`:"
-    assert "on 0 of 1 of real people" in said[-1]
+    assert "in all counted cells: 0 of 1, asked of each" in said[-1]
     assert "**The aim is not met.**" in said[-1]
     clear = {method: _difference(-0.02) for method in ("remind", "reweigh")}
     sets = [_study(name, dict.fromkeys(("remind_stack", *clear), 70.0), {"remind_stack": clear}) for name in "AB"]
@@ -445,7 +445,7 @@ def test_the_aim_counts_who_is_behind_and_names_who_is_not():
     assert answer.which(beside)[0].endswith("take `remind_stack`; for tuned `remind`.")
     made = dataclasses.replace(sets[1], kind="Tables, synthetic")
     assert (
-        "with intervals without 0 on 1 of 1 (A), asked of 2. **The aim is not met.**" in answer.aim([sets[0], made])[-1]
+        "with intervals without 0: 1 of 1 (A), asked of 2. **The aim is not met.**" in answer.aim([sets[0], made])[-1]
     )
     assert answer.aim([_study("A", {"soft_moe": 70.0, "remind": 71.0}, {})]) == []
 
