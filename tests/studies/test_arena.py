@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from configs import arena as open_arena
-from remind_jax import cli, tasks
+from remind_jax import cli, sweep, tasks
 from remind_jax.config import keys, value_of
 from remind_jax.data import dataset
 from remind_jax.errors import UserError
@@ -117,6 +117,16 @@ def test_the_page_is_made_of_the_rows_and_the_differences_of_each_cell(done):
         with open(folder / f"{data}-{protocol}" / "differences.csv", encoding="utf-8", newline="") as file:
             assert some == list(csv.DictReader(file)) != []
     assert "== two-mcar-0.5 (4 of 4)" in printed
+
+
+def test_the_command_writes_the_page_beside_the_rows(tmp_path, capsys):
+    place = Place(tmp_path)
+    sweep.main(place.arguments("--sets=one,two", "--seeds=0"))
+    assert {"index.html", "arena.md", "arena.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    page = (tmp_path / "out" / "arena.md").read_text("utf-8")
+    assert page.startswith("# Arena: 2 methods on 2 data sets")
+    assert "gradient_boosting" in page
+    assert capsys.readouterr().out.rstrip().endswith("arena.csv")
 
 
 def test_the_same_command_runs_nothing_again(done):
