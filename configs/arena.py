@@ -27,7 +27,7 @@ PROTOCOLS = {
     # No other combination is tail, so that figures of the tail are those of combinations that training has not seen.
     "unseen": ({"data.leave_rarest": "<rate>", "groups.tail_below": 0.0}, 0.2),
 }
-# Mean processor seconds of a run of these methods on an AMD EPYC: what a run takes before any of its set has been timed.
+# Mean processor seconds of a run of these methods on an AMD EPYC: the guess before any run of the set has been timed.
 SECONDS = {"heart": 7, "nhanes": 12, "nhanes_conditions": 13, "gbsg2": 9, "support2": 40}
 
 
