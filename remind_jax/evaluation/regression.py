@@ -21,8 +21,8 @@ _FORMS = {
     "r2": intervals.FIT,
     "spearman": intervals.CORRELATION,
 }
-SOLID = {"mae": 60, "rmse": 200, "r2": 200}
-"""Patients from which on intervals bear some errors that are much larger than the others, most of all their squares."""
+SOLID = 200
+"""Patients from which on intervals of squared errors bear some that are much larger than the others."""
 _WHY = {
     "mae": "no samples",
     "rmse": "no samples",
@@ -48,9 +48,9 @@ def compute(
     options = {"seed": seed, "resamples": resamples, "lacks": "a second value"}
     if predicted.shape[1] == 3:
         options["shares"] = {"coverage": _inside(values, predicted)}
-    people = len(np.unique(patients))
-    why = f"if some errors are much larger, {people} patients may not have shown one"
-    options["narrow"] = {name: why for name, least in SOLID.items() if people < least}
+    if (people := len(np.unique(patients))) < SOLID:
+        why = f"if some errors are much larger, {people} patients may not have shown one"
+        options["narrow"] = dict.fromkeys(("rmse", "r2"), why)
     of = lambda w: weighted(values, predicted, w)  # noqa: E731
     found, notes = intervals.measured(of, _WHY, patients, forms=_FORMS, **options)
     return found | {"notes": notes}

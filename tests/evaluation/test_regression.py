@@ -59,10 +59,10 @@ def test_intervals_are_those_of_a_plain_loop_over_patients():
     np.testing.assert_allclose(found["spearman_ci"], expected, atol=1e-9)
     middle = np.arctanh(found["spearman_ci"]).mean()
     assert middle == pytest.approx(np.arctanh(whole))
-    assert list(found["notes"]) == ["mae_ci", "rmse_ci", "r2_ci"]  # of 45 patients
+    assert list(found["notes"]) == ["rmse_ci", "r2_ci"]  # 45 patients are few for squares
     assert all(note.startswith("likely too narrow") for note in found["notes"].values())
-    for n, marked in ((59, 3), (60, 2), (199, 2), (200, 0)):
-        assert len(compute(*sample(n, 4), np.arange(n), seed=5, resamples=50)["notes"]) == marked
+    for n in (199, 200):
+        assert (compute(*sample(n, 4), np.arange(n), seed=5, resamples=50)["notes"] == {}) == (n == 200)
 
 
 @pytest.mark.parametrize(
