@@ -337,11 +337,12 @@ def test_model_spec_carries_every_key_over():
     change = {bool: lambda v, i: not v, str: lambda v, i: f"{v}!", int: lambda v, i: v + i, float: lambda v, i: v + i}
     for section, spec in (("model", ModelSpec), ("fusion", FusionSpec)):
         for i, field in enumerate(dataclasses.fields(spec)):
-            if field.name != "fusion":
+            if field.name not in ("fusion", "several"):
                 value = config[section][field.name]
                 config[section][field.name] = change[type(value)](value, i + 1)
     spec = model_spec(config)
-    assert dataclasses.asdict(spec) == {**config.model.to_dict(), "fusion": config.fusion.to_dict()}
+    sections = {**config.model.to_dict(), "fusion": config.fusion.to_dict()}
+    assert dataclasses.asdict(spec) == {**sections, "several": False}
     assert spec != model_spec(base())
     assert model_spec(defaults()) == model_spec(base())
 

@@ -64,7 +64,9 @@ class FusionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A network: section `model` of a config, whose keys remind_jax/config/table.py explains, and its fusion blocks."""
+    """A network: section `model` of a config, whose keys remind_jax/config/table.py explains, its fusion blocks, and
+    whether it is one of an ensemble, which choose among equal ways to compute the same.
+    """
 
     width: int
     tokens: int
@@ -84,10 +86,12 @@ class ModelSpec:
     wide: bool
     members: int
     fusion: FusionSpec
+    several: bool = False
 
 
 def model_spec(config: Any) -> ModelSpec:
     """Returns the network that a config describes."""
     fusion = {field.name: config["fusion"][field.name] for field in dataclasses.fields(FusionSpec)}
-    names = [field.name for field in dataclasses.fields(ModelSpec) if field.name != "fusion"]
-    return ModelSpec(fusion=FusionSpec(**fusion), **{name: config["model"][name] for name in names})
+    names = [field.name for field in dataclasses.fields(ModelSpec) if field.name not in ("fusion", "several")]
+    keys = {name: config["model"][name] for name in names}
+    return ModelSpec(fusion=FusionSpec(**fusion), several=config["ensemble"] > 1, **keys)

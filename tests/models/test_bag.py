@@ -1,14 +1,19 @@
 """The bag of terms, against scikit-learn's TF-IDF and by what must not matter."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from sklearn.feature_extraction.text import TfidfTransformer
 
+from remind_jax.config import base
 from remind_jax.data.inputs import EOS, PAD
 from remind_jax.data.kinds.text import bag
 from remind_jax.models.encoders.bag import WIDTH, BagEncoder, bag_weights
+from remind_jax.models.spec import model_spec
 
 V, N = 12, 9
 
@@ -21,8 +26,8 @@ def _ids(seed: int, rows: int = 20) -> np.ndarray:
     return ids
 
 
-def _encoder() -> BagEncoder:
-    return BagEncoder(V, tokens=2, width=4, dropout=0.5, rngs=nnx.Rngs(params=0))
+def _encoder(dense: bool = False) -> BagEncoder:
+    return BagEncoder(V, tokens=2, width=4, dropout=0.5, rngs=nnx.Rngs(params=0), dense=dense)
 
 
 def test_weights_of_terms_are_those_of_scikit_learns_tf_idf():
@@ -41,6 +46,25 @@ def test_its_work_does_not_grow_with_the_square_of_the_length():
     shapes = [each.aval.shape for equation in traced.eqns for each in equation.outvars]
     assert (20, N) in shapes
     assert not [shape for shape in shapes if shape.count(N) > 1]
+
+
+def test_networks_of_an_ensemble_compute_the_same_without_gathering_vectors():
+    ids, keys = jnp.array(_ids(3)), jax.random.split(jax.random.key(0), 20)
+
+    def loss_and_gradient(encoder: BagEncoder) -> list[jax.Array]:
+        graph, state = nnx.split(encoder)
+        loss = jax.jit(jax.value_and_grad(lambda state: jnp.sum(nnx.merge(graph, state)(ids, keys) ** 2)))
+        return jax.tree.leaves(loss(state))
+
+    found = [loss_and_gradient(_encoder(dense)) for dense in (False, True)]
+    assert len(found[0]) == 5
+    chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-6)
+    config = base("manifest")
+    assert not model_spec(config).several
+    config.ensemble = 2
+    assert model_spec(config).several
+    traced = [str(jax.make_jaxpr(functools.partial(_encoder(dense), keys=None))(ids)) for dense in (False, True)]
+    assert [f"f32[20,{N},{WIDTH}]" in text for text in traced] == [True, False]
 
 
 def test_the_order_of_terms_is_of_no_account_and_their_number_is():

@@ -21,12 +21,15 @@ _GAIN = 16.0  # an optimizer step moves a term's vector by so many times what it
 class BagEncoder(nnx.Module):
     """Encodes the ids of a sample, int32 [length], as t tokens of width d that do not depend on their order."""
 
-    def __init__(self, vocabulary: int, *, tokens: int, width: int, dropout: float, rngs: nnx.Rngs):
+    def __init__(
+        self, vocabulary: int, *, tokens: int, width: int, dropout: float, rngs: nnx.Rngs, dense: bool = False
+    ):
         """Declares the weights for so many ids, of which 0 pads and 1 ends; `tokens` is t, `width` d.
 
-        `dropout` is the rate on ids: in training a sample lacks so many of its terms.
+        `dropout` is the rate on ids: in training a sample lacks so many of its terms. With `dense` the mean is a
+        product with weights of all ids, for several networks at once five times as fast as gathered vectors.
         """
-        self.tokens, self.dropout = tokens, dropout
+        self.tokens, self.dropout, self.dense = tokens, dropout, dense
         self.rarity = initial.param(rngs, initial.constant(0.0), vocabulary)  # log of a term's own weight
         self.embedding = initial.param(rngs, initial.normal(1.0 / _GAIN), vocabulary, WIDTH)
         self.adapter = initial.linear(WIDTH, tokens * width, rngs)
@@ -36,7 +39,12 @@ class BagEncoder(nnx.Module):
         there = ((ids != _PAD) & (ids != _END)).astype(jnp.float32)
         kept = dropout(there, keys, self.dropout, salt=0) > 0
         weights = bag_weights(ids, kept, self.rarity[...].astype(jnp.float32)).astype(self.embedding.dtype)
-        return _GAIN * jnp.einsum("bn,bnk->bk", weights, self.embedding[...][ids])[:, None]
+        if self.dense:
+            row, shape = jnp.arange(len(ids))[:, None], (len(ids), len(self.embedding[...]))
+            mean = jnp.zeros(shape, weights.dtype).at[row, ids].add(weights) @ self.embedding[...]
+        else:
+            mean = jnp.einsum("bn,bnk->bk", weights, self.embedding[...][ids])
+        return _GAIN * mean[:, None]
 
     def project(self, features: jax.Array, keys: jax.Array | None) -> jax.Array:
         """Applies the map into the fusion width, [b, 1, WIDTH] -> [b, t, d]."""

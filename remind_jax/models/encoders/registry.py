@@ -60,7 +60,7 @@ def _patch(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Modu
 
 def _text(spec: ModelSpec, modality: ModalityInput, rngs: nnx.Rngs) -> nnx.Module:
     if spec.text_encoder == "bag":
-        return BagEncoder(modality.vocabulary, tokens=spec.tokens, **_options(spec, rngs))
+        return BagEncoder(modality.vocabulary, tokens=spec.tokens, dense=spec.several, **_options(spec, rngs))
     sizes = {"size": spec.text_size, "gated": spec.text_gated, "tokens": spec.tokens}
     return t5.T5Encoder(modality.vocabulary, **sizes, **_options(spec, rngs), remat=spec.remat)
 
