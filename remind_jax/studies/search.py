@@ -360,7 +360,8 @@ def _watch(work: Sequence[cluster.Work], given: Sequence[tuple[str, int, trials.
                 bar.say(f"{name}: {study.told(number)}")
             bar.advance(done, ", ".join(sorted(running)))
     if failed:
-        raise UserError(f"{len(failed)} trials have not ended; the same command runs them again: {'; '.join(failed)}")
+        told = f"{len(failed)} of {len(work)} trials are open: the same command runs them again"
+        raise UserError(f"{told}: {'; '.join(failed)}")
 
 
 def child() -> None:

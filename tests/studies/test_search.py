@@ -273,7 +273,7 @@ def test_a_cluster_runs_each_trial_as_a_task_and_one_that_is_lost_is_run_by_the_
     with pytest.raises(UserError, match="soft_moe seed 0: the first trial failed: lost with its node"):
         _run(*_arguments(tmp_path, *given))
     nodes.lost = {"1"}
-    with pytest.raises(UserError, match="1 trials have not ended; the same command runs them again: soft_moe seed 0"):
+    with pytest.raises(UserError, match="1 of 3 trials are open: the same command runs them again: soft_moe seed 0"):
         _run(*_arguments(tmp_path, *given))
     nodes.lost = ()
     printed = _run(*_arguments(tmp_path, *given))
