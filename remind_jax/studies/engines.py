@@ -35,7 +35,7 @@ def events(entries: Sequence[Entry], options: Options, descriptor: int, bar: pro
     }
     number = {key: len(runs) + i for i, key in enumerate(first)}
     work = [
-        cluster.Work(job, _gpus(entry), number.get(key)) for job, entry, key in zip(runs, entries, keys, strict=True)
+        cluster.Work(job, gpus_of(entry), number.get(key)) for job, entry, key in zip(runs, entries, keys, strict=True)
     ]
     work += [cluster.Work(_preparation(entry, i)) for i, entry in enumerate(first.values())]
     for event in cluster.run_all(work, options.ray):
@@ -59,7 +59,7 @@ def _preparation(entry: Entry, number: int) -> jobs.Job:
     return jobs.Job([sys.executable, "-c", _PREPARE], log, json.dumps(entry.config.to_dict()))
 
 
-def _gpus(entry: Entry) -> int:
+def gpus_of(entry: Entry) -> int:
     """Returns how many GPUs a run wants where there are any: its devices, one where it says nothing."""
     return 0 if entry.config.method in methods.PLAIN else entry.config.devices or 1
 

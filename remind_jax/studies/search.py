@@ -13,21 +13,22 @@ import json
 import math
 import pathlib
 import shutil
-from collections.abc import Callable, Container, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import tasks
-from remind_jax.config import set_values, value_of
+from remind_jax import cli, tasks
+from remind_jax.config import complete, set_values, value_of
 from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
 from remind_jax.data.findings import listed
 from remind_jax.data.manifest import Manifest
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
-from remind_jax.runtime import files, jobs, progress, records
-from remind_jax.studies import runner, spaces, trials
+from remind_jax.runtime import cluster, files, jobs, progress, records
+from remind_jax.studies import engines, runner, spaces, trials
 from remind_jax.studies.comparison import outcome
 from remind_jax.studies.entries import Entry, Options
 from remind_jax.studies.spaces import Space
@@ -41,6 +42,7 @@ FEW = 5_000
 FOLDS = 3
 _RESAMPLES = 20  # for the intervals of a trial, which nobody reads
 _WEIGHTS = ("checkpoints", "model")
+_TRIAL = "from remind_jax.studies import search; search.child()"
 
 
 class Predictions(NamedTuple):
@@ -72,7 +74,7 @@ class Asked(NamedTuple):
 
     trials: int
     space: str = ""
-    given: Container[str] = ()
+    given: Collection[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,26 +167,16 @@ def find(
     Raises UserError: the method has no space, the space is none, Optuna is not installed, the folder holds another
     search, or the first trial fails.
     """
-    space, rows, figure = _prepared(config, manifest, asked)
-    more, name = tasks.SELECT[figure], f"{config.method} seed {config.seed}"
-    if folder is not None:
-        settings = {**of_fold(config, rows, 0).to_dict(), "space": spaces.written(space), "rows": manifest.digest}
-        _keep_settings(folder, settings, on_changed_data)
-
-    def objective(number: int, keys: Mapping[str, Any]) -> float:
-        path = None if folder is None else folder / f"trial-{number}"
-        return _judge(with_keys(config, keys), rows, figure, train, path)
-
+    space, rows, figure = _prepared(config, manifest, asked, folder, on_changed_data)
+    name = f"{config.method} seed {config.seed}"
     with progress.make(asked.trials, "trials", verbose) as bar:
         bar.say(f"Searching {name}: {asked.trials} trials by {figure} of {rows.told}")
         bar.say(f"  {','.join(f'{key}={text}' for key, text in spaces.written(space).items())}")
-        own = {key: value_of(config, key) for key in space}
-        options = {"seed": config.seed, "more": more, "folder": folder, "bar": bar}
-        ended = trials.optimise(objective, space, own, asked.trials, **options)
+        ended = _optimise(config, (space, rows, figure), asked.trials, train, folder, bar)
         if ended is None:
             bar.say(f"{name}: the last trials are under way elsewhere")
             return None
-        found = Found(name, ended[0], figure, more, rows, ended[1])
+        found = Found(name, ended[0], figure, tasks.SELECT[figure], rows, ended[1])
         bar.say(found.told)
     if folder is not None:
         _write_table(folder / "trials.csv", found)
@@ -192,15 +184,46 @@ def find(
     return with_keys(config, {**keys, "chosen_among": asked.trials}), found
 
 
-def _prepared(config: Any, manifest: Manifest, asked: Asked) -> tuple[Space, Rows, str]:
-    """Returns the space of a search, the rows that judge it, and the figure by which they do."""
+def _optimise(
+    config: Any,
+    prepared: tuple[Space, Rows, str],
+    number: int,
+    train: Train,
+    folder: pathlib.Path | None,
+    bar: progress.Silent,
+    only: int | None = None,
+) -> tuple[Sequence[Trial], Mapping[str, float]] | None:
+    """Runs the trials, or `only` one, of a search as `_prepared` describes it; returns what `trials.optimise` does."""
+    space, rows, figure = prepared
+
+    def objective(number: int, keys: Mapping[str, Any]) -> float:
+        path = None if folder is None else folder / f"trial-{number}"
+        return _judge(with_keys(config, keys), rows, figure, train, path)
+
+    own = {key: value_of(config, key) for key in space}
+    options = {"seed": config.seed, "more": tasks.SELECT[figure], "folder": folder, "bar": bar, "only": only}
+    return trials.optimise(objective, space, own, number, **options)
+
+
+def _prepared(
+    config: Any,
+    manifest: Manifest,
+    asked: Asked,
+    folder: pathlib.Path | None = None,
+    on_changed_data: str = "refuse",
+) -> tuple[Space, Rows, str]:
+    """Returns the space of a search, the rows that judge it, and the figure by which they do; a folder keeps them."""
     if not spaces.searches(config.method):
         raise UserError(f"method={config.method} has nothing to search: it chooses or weighs by tuning rows itself")
     kinds = {modality.kind for modality in manifest.schema.modalities}
     space = spaces.read_space(asked.space, config, asked.given, kinds)
     figure = "loss" if config.train.select == "last" else config.train.select
     tasks.check_select(manifest.schema.task, figure)
-    return space, rows_of(manifest, config), figure
+    rows = rows_of(manifest, config)
+    if folder is not None:
+        settings = {**of_fold(config, rows, 0).to_dict(), "space": spaces.written(space), "rows": manifest.digest}
+        _keep_settings(folder, settings, on_changed_data)
+    return space, rows, figure
 
 
 def _judge(config: Any, rows: Rows, figure: str, train: Train, path: pathlib.Path | None) -> float:
@@ -255,14 +278,16 @@ def run(
 ) -> None:
     """Searches the keys of every network of a sweep, and then runs the sweep with them, see `runner.run`.
 
-    Plain models and stacks are run as they are. Processes that share the sweep share the trials. Raises UserError as
-    `find` and `runner.run` do.
+    Plain models and stacks are run as they are. Processes that share the sweep share the trials, and a cluster runs
+    each as a task. Raises UserError as `find` and `runner.run` do, or if a task of the cluster fails.
     """
     if options.jobs > 1:
         raise UserError(f"--search with --jobs={options.jobs}: start it {options.jobs} times with --share instead")
     if not any(spaces.searches(entry.config.method) for entry in entries):
         raise UserError("--search: none of the methods has keys to search")
     with jobs.hold(workdir, shared=options.share):
+        if options.ray is not None:
+            _run_on_cluster([entry for entry in entries if spaces.searches(entry.config.method)], asked, options)
         found = [_of_entry(entry, asked, options.on_changed_data) for entry in entries]
     if None in found:
         print("The last process to end runs what was chosen")
@@ -274,13 +299,8 @@ def _of_entry(entry: Entry, asked: Asked, on_changed_data: str) -> tuple[Entry, 
     """Returns an entry with the keys that were chosen, and its search, if it has one; None as `find`."""
     if not spaces.searches(entry.config.method):
         return entry, None
-
-    def train(config: Any, folder: pathlib.Path | None) -> Predictions:
-        runner.run_config(config, folder, verbose=False)
-        return of_folder(folder)
-
     found = find(
-        entry.config, datasets.read(entry.config), asked, train, _folder(entry), on_changed_data=on_changed_data
+        entry.config, datasets.read(entry.config), asked, _train, _folder(entry), on_changed_data=on_changed_data
     )
     if found is None:
         return None
@@ -289,8 +309,79 @@ def _of_entry(entry: Entry, asked: Asked, on_changed_data: str) -> tuple[Entry, 
     return entry._replace(config=config, folder=entry.folder.with_name(name)), search
 
 
+def _train(config: Any, folder: pathlib.Path | None) -> Predictions:
+    runner.run_config(config, folder, verbose=False)
+    return of_folder(folder)
+
+
 def _folder(entry: Entry) -> pathlib.Path:
     return entry.folder.with_name(f"{entry.folder.name}-search")
+
+
+def _run_on_cluster(entries: Sequence[Entry], asked: Asked, options: Options) -> None:
+    """Runs the trials of all searches that have not ended, each as a task; the first of a search before its others."""
+    work: list[cluster.Work] = []
+    given: list[tuple[str, int, trials.Study]] = []
+    for entry in entries:
+        config, folder, first = entry.config, _folder(entry), len(work)
+        space, _, figure = _prepared(config, datasets.read(config), asked, folder, options.on_changed_data)
+        study = trials.Study(space, entry.seed, tasks.SELECT[figure], folder)
+        left = sorted(set(range(asked.trials)) - study.finished().keys())
+        text = json.dumps([config.to_dict(), asked.trials, asked.space, sorted(asked.given)])
+        for number in left:
+            command = [sys.executable, "-c", _TRIAL, str(folder), str(number)]
+            job = jobs.Job(command, folder / f"trial-{number}.log", text)
+            work.append(cluster.Work(job, engines.gpus_of(entry), first if number and 0 in left else None))
+            given.append((entry.name, number, study))
+    if work:
+        _watch(work, given, options.ray)
+
+
+def _watch(work: Sequence[cluster.Work], given: Sequence[tuple[str, int, trials.Study]], where: cluster.Given) -> None:
+    """Shows how trials on a cluster end, each given by its search's name, its number and its study.
+
+    Raises UserError: a first trial fails, with which the others end, or others have no end in the journal.
+    """
+    failed, running, done = [], set(), 0
+    with progress.make(len(work), "trials") as bar:
+        bar.say(f"{len(work)} trials, as many at a time as the cluster has room for")
+        for event in cluster.run_all(work, where):
+            name, number, study = given[event.job]
+            trial = f"{name} trial {number}"
+            (running.discard if event.ended or event.error else running.add)(trial)
+            done += event.ended
+            if event.ended and event.error and number == 0:
+                raise UserError(f"{name}: the first trial failed: {event.error}")
+            if event.ended and event.error:
+                failed.append(f"{trial}: {event.error}")
+            if event.error:
+                bar.say(f"{trial}: {event.error}")
+            elif event.ended:
+                bar.say(f"{name}: {study.told(number)}")
+            bar.advance(done, ", ".join(sorted(running)))
+    if failed:
+        told = f"{len(failed)} of {len(work)} trials are open: the same command runs them again"
+        raise UserError(f"{told}: {'; '.join(failed)}")
+
+
+def child() -> None:
+    """Does the work of a process that runs a trial on a cluster, see `_TRIAL`."""
+    jobs.end_with_parent()
+    cli.run(try_given, None)
+
+
+def try_given(arguments: Sequence[str]) -> None:
+    """Runs one trial of the search that is on standard input as JSON; the arguments are its folder and number.
+
+    Raises UserError: as `find`, or another process has the trial under way.
+    """
+    folder, number = pathlib.Path(arguments[0]), int(arguments[1])
+    values, count, space, given = json.loads(sys.stdin.read())
+    config, asked = complete(values), Asked(count, space, given)
+    prepared = _prepared(config, datasets.read(config), asked, folder)
+    with progress.make(count, "trials") as bar:
+        if _optimise(config, prepared, count, _train, folder, bar, only=number) is None:
+            raise UserError(f"trial {number} of {folder} is under way elsewhere: give the same command later")
 
 
 def plan(entries: Sequence[Entry], asked: Asked) -> str:

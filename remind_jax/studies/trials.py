@@ -50,11 +50,11 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class _Study:
+class Study:
     """Optuna's study of a search, in memory or in a journal that several processes write."""
 
     def __init__(self, space: Space, seed: int, more: bool, folder: pathlib.Path | None):
-        self._optuna, self._space, self._seed = _import(), space, seed
+        self._optuna, self._space, self._seed, self._more = _import(), space, seed, more
         self._distributions = {key: self._distribution(choices) for key, choices in space.items()}
         with _quiet(self._optuna):
             self._study = self._optuna.create_study(
@@ -94,6 +94,15 @@ class _Study:
                 seconds, reason = told.get(f"{_SECONDS}{number}", 0.0), told.get(f"{_REASON}{number}", "")
                 found[number] = Trial(number, dict(each.params), value, seconds, reason)
         return found
+
+    def told(self, number: int) -> str:
+        """Says how a trial has ended, next to the best one so far."""
+        finished = self.finished()
+        trial, best = finished[number], best_of(list(finished.values()), self._more)
+        shown = f"failed: {trial.reason}" if trial.value is None else f"{trial.value:.4f}"
+        best_so_far = "" if best.value is None else f"  (best {best.value:.4f}, trial {best.number})"
+        keys = "  ".join(f"{key}={short(value)}" for key, value in trial.keys.items() if number)
+        return f"trial {number:<3} {shown}{best_so_far}  {keys or 'the config as it is'}"
 
     def ask(self, number: int) -> tuple[int, dict[str, Any]]:
         """Returns Optuna's number of a trial and its keys: those of the process before that has begun with it."""
@@ -166,22 +175,23 @@ def optimise(
     more: bool = False,
     folder: pathlib.Path | None = None,
     bar: progress.Silent | None = None,
+    only: int | None = None,
 ) -> tuple[list[Trial], dict[str, float]] | None:
     """Runs the trials of a search that are not finished; returns all of them, and how much each key mattered.
 
     The first trial has no keys: its figure is that of the config as it is, whose values `own` has for each key of the
-    space. `more` says whether more of the figure is better. A folder keeps the search; None comes back while other
-    processes have trials of it under way. A trial that fails is told and not run again, but for failures before the
-    first one has ended, which are raised.
+    space. `more` says whether more of the figure is better; `only` names the one trial to run. A folder keeps the
+    search; None comes back while other processes have trials of it under way. A trial that fails is told and not run
+    again, but for failures before the first one has ended, which are raised.
 
     Raises UserError: Optuna is not installed, or the folder cannot be used.
     """
     if folder is not None:
         files.make_folder(folder)
-    study, bar = _Study(space, seed, more, folder), bar or progress.Silent()
+    study, bar = Study(space, seed, more, folder), bar or progress.Silent()
     with claims.Claims(folder / "claims") if folder is not None else contextlib.nullcontext() as held:
-        while left := sorted(set(range(trials)) - study.finished().keys()):
-            took = [number for number in left if _take(study, held, number, objective, own, more, bar)]
+        while left := sorted(set(range(trials) if only is None else [only]) - study.finished().keys()):
+            took = [number for number in left if _take(study, held, number, objective, own, bar)]
             if not took and not held.wait_for_news([_claim(number) for number in left]):
                 return None
     return list(study.finished().values())[:trials], study.importance()
@@ -192,12 +202,11 @@ def _claim(number: int) -> str:
 
 
 def _take(
-    study: _Study,
+    study: Study,
     held: claims.Claims | None,
     number: int,
     objective: Objective,
     own: Mapping[str, Any],
-    more: bool,
     bar: progress.Silent,
 ) -> bool:
     """Runs a trial that is free; returns whether it was."""
@@ -206,11 +215,12 @@ def _take(
             start = time.monotonic()
             _run(study, number, lambda keys: _finite(objective(number, keys)), own)
             study.took(number, time.monotonic() - start)
-            _show(study.finished(), number, more, bar)
+            bar.say(study.told(number))
+            bar.advance(len(study.finished()))
         return mine
 
 
-def _run(study: _Study, number: int, objective: Callable[..., float], own: Mapping[str, Any]) -> None:
+def _run(study: Study, number: int, objective: Callable[..., float], own: Mapping[str, Any]) -> None:
     """Runs a trial, or takes the figure of one with the same keys, and tells the study how it ended."""
     if number == 0:
         study.add_first(own, objective({}))
@@ -231,18 +241,8 @@ def _finite(value: float) -> float:
     return float(value)
 
 
-def _show(finished: Mapping[int, Trial], number: int, more: bool, bar: progress.Silent) -> None:
-    """Shows how a trial has ended, next to the best one so far."""
-    trial, best = finished[number], best_of(list(finished.values()), more)
-    shown = f"failed: {trial.reason}" if trial.value is None else f"{trial.value:.4f}"
-    told = "" if best.value is None else f"  (best {best.value:.4f}, trial {best.number})"
-    keys = "  ".join(f"{key}={short(value)}" for key, value in trial.keys.items() if number)
-    bar.say(f"trial {number:<3} {shown}{told}  {keys or 'the config as it is'}")
-    bar.advance(len(finished))
-
-
 def seconds_of(folder: pathlib.Path, space: Space, seed: int, more: bool) -> list[float]:
     """Returns the seconds of the finished trials of a search; none without its folder."""
     if not (folder / "journal.log").exists():
         return []
-    return [trial.seconds for trial in _Study(space, seed, more, folder).finished().values() if trial.seconds]
+    return [trial.seconds for trial in Study(space, seed, more, folder).finished().values() if trial.seconds]

@@ -56,9 +56,11 @@ def test_each_seed_is_prepared_once_and_networks_alone_want_gpus(tmp_path, monke
 # ---- With it ---------------------------------------------------------------------------------------------------------
 
 
-def _start(folder: pathlib.Path, out: str, *more: str) -> subprocess.Popen:
+def _start(
+    folder: pathlib.Path, out: str, *more: str, what: str = "--methods=soft_moe,logistic_regression --seeds=0,1"
+) -> subprocess.Popen:
     made = tiny_runs.arguments(folder / "cache", **CHANGES)
-    given = ["--methods=soft_moe,logistic_regression", "--seeds=0,1", "--resamples=20", f"--workdir={folder / out}"]
+    given = [*what.split(), "--resamples=20", f"--workdir={folder / out}"]
     command = [sys.executable, "-m", "remind_jax.sweep", *made, *given, *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=os.environ | ENVIRONMENT, **pipes)
@@ -153,3 +155,30 @@ def test_a_ray_of_this_machine_runs_the_same_and_a_failing_run_is_told(local):
     assert _tables(local / "alone") == _tables(local / "local")
     with open(local / "alone" / "runs.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
+
+
+def _trials(out: pathlib.Path) -> list[dict[str, str]]:
+    with open(out / "soft_moe-seed0-search" / "trials.csv", encoding="utf-8", newline="") as file:
+        return [{name: cell for name, cell in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_search_on_nodes_of_which_one_is_killed_tries_and_chooses_what_one_machine_does(tmp_path, head):
+    pytest.importorskip("optuna")
+    what = "--methods=soft_moe --seeds=0 --search=tpe --trials=3 --space=optim.lr=1e-3..1e-1:log"
+    _finish(_start(tmp_path, "local", what=what))
+    first, second = (head.add_node(num_cpus=1) for _ in range(2))
+    process = _start(tmp_path, "ray", "--engine=ray", f"--address={head.address}", what=what)
+    _wait_for(tmp_path / "ray", "*-search/trial-*/fold-*/config.json", 4, process)  # the first trial has three
+    head.remove_node(first, allow_graceful=False)
+    printed = _finish(process)
+    head.remove_node(second)
+    assert "(run again, 1 of 2 times)" in printed
+    for number in range(3):
+        assert printed.count(f"soft_moe seed 0: trial {number:<3} ") == 1
+    assert "3 trials, as many at a time as the cluster has room for" in printed
+    assert "chosen among 3 trials" in printed
+    assert _trials(tmp_path / "ray") == _trials(tmp_path / "local")
+    assert len(_trials(tmp_path / "ray")) == 3
+    assert _tables(tmp_path / "ray") == _tables(tmp_path / "local")

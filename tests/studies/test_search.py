@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import sys
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,8 @@ from remind_jax import cli, sweep, tasks
 from remind_jax.data import dataset as datasets
 from remind_jax.data import reading, splits
 from remind_jax.errors import UserError
-from remind_jax.studies import search
+from remind_jax.runtime import cluster, jobs
+from remind_jax.studies import runner, search
 from remind_jax.training import run
 from tests import tiny_runs
 from tests.data.manifest_files import write_manifest
@@ -241,3 +243,52 @@ def test_a_sweep_searches_and_then_runs_what_was_chosen(tmp_path):
     assert "\ntrial " not in again
     assert again.count("finished before") == 2
     assert "hours by 2 finished trials" in _run(*_arguments(tmp_path, *given, "--trials=9", "--plan"))
+
+
+class MadeUpCluster:
+    """In the place of Ray: runs tasks in this process, the last given first; those in `lost` are not run."""
+
+    def __init__(self, monkeypatch, lost=()):
+        self.work, self._patch, self.lost = [], monkeypatch, lost
+        monkeypatch.setattr(cluster, "run_all", self)
+
+    def __call__(self, work, given):
+        self.work.append(work)
+        for number in sorted(range(len(work)), key=lambda i: (work[i].after is not None, -i)):
+            *_, code, folder, told = work[number].job.command
+            yield jobs.Event(number, False)
+            if told in self.lost:
+                yield jobs.Event(number, True, "lost with its node", 75)
+                continue
+            self._patch.setattr(sys, "stdin", io.StringIO(work[number].job.text))
+            (search.try_given if "search" in code else runner.run_given)([folder, told])
+            yield jobs.Event(number, True)
+
+
+def test_a_cluster_runs_each_trial_as_a_task_and_one_that_is_lost_is_run_by_the_same_command(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    given = ["--methods=soft_moe,logistic_regression", "--search=tpe", f"--space={SPACE}", "--trials=3"]
+    given += ["--engine=ray", "--config.data.cache=none"]
+    nodes = MadeUpCluster(monkeypatch, lost={"0"})
+    with pytest.raises(UserError, match="soft_moe seed 0: the first trial failed: lost with its node"):
+        _run(*_arguments(tmp_path, *given))
+    nodes.lost = {"1"}
+    with pytest.raises(UserError, match="1 of 3 trials are open: the same command runs them again: soft_moe seed 0"):
+        _run(*_arguments(tmp_path, *given))
+    nodes.lost = ()
+    printed = _run(*_arguments(tmp_path, *given))
+    tried = [[(each.job.command[-1], each.after) for each in work] for work in nodes.work]
+    assert tried[:3] == [[("0", None), ("1", 0), ("2", 0)]] * 2 + [[("1", None)]]
+    assert len(nodes.work) == 4  # the last has the runs with what was chosen
+    assert printed.count("soft_moe seed 0: trial 1 ") == 1
+    assert json.loads(nodes.work[0][0].job.text)[1:3] == [3, SPACE]
+    alone = tmp_path / "alone"
+    _run(*_arguments(tmp_path, *given[:-2], f"--workdir={alone}"))
+    tables = []
+    for out in (tmp_path / "out", alone):
+        with open(out / "soft_moe-seed0-search" / "trials.csv", encoding="utf-8", newline="") as file:
+            tables.append(
+                [{key: cell for key, cell in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+            )
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 3
