@@ -91,7 +91,8 @@ def test_weights_do_not_depend_on_the_chunk():
 
 # docs/intervals.md has what they hold in all worlds.
 HELD = [
-    ("numbers", (30, 2, 0.3), 0.85, ("mae", "rmse", "r2", "coverage")),
+    ("numbers", (30, 2, 0.3), 0.85, ("mae", "spearman", "coverage")),
+    ("numbers", (200, 1, 0.0), 0.85, ("rmse", "r2")),
     ("classes", (60, 1, 0.0), 0.6, ("accuracy", "auroc", "auprc", "sensitivity", "ppv")),
     ("classes", (100, 1, 0.0), 0.85, ("accuracy", "auroc", "specificity", "npv")),
     ("differences", (100, 1, 0.0), 0.6, ("accuracy, two models", "auroc, two models", "accuracy, two groups")),
