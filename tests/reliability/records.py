@@ -29,7 +29,7 @@ from remind_jax.runtime import claims, records, texts
 from remind_jax.studies import comparison, results, tables
 from remind_jax.studies.entries import Entry
 from remind_jax.studies.record import Record
-from remind_jax.studies.runner import _same_settings
+from remind_jax.studies.runner import same_settings
 from remind_jax.training.run import train_and_evaluate
 from remind_jax.training.run_folder import RunFolder
 from remind_jax.training.trackers.tracker import Run
@@ -122,7 +122,7 @@ def _compare(run: pathlib.Path, config: Any) -> None:
 def _sweep(run: pathlib.Path, config: Any) -> None:
     entry = Entry("remind", 0, config, run)
     if entry.finished:
-        _same_settings(entry)
+        same_settings(entry)
         comparison.outcome("remind", 0, run)
         results.run_figures(entry.report())
     record = Record(run / "sweep.json", ["--jobs=1"], runs=["remind seed 0"], jobs=1)
