@@ -6,7 +6,7 @@
     --methods=all        every method and plain model of remind_jax/methods.py, or the table's
                          variants; arena: those of other papers (docs/arena_methods.md)
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
-    --baseline=A,B       what differences are drawn to, each in turn; soft_moe, else the first method
+    --baseline=A,B       what differences are drawn to, in turn; soft_moe, else the first method
     --table=4            the paper's ablation (4), sensitivity analysis (16), or that of remind_plus
     --jobs=1             runs at a time, each in a process with its share of GPUs or processor cores
     --share              others, here or on other machines, run the same command in the same folder

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from sklearn.feature_extraction.text import TfidfTransformer
 
@@ -65,6 +66,16 @@ def test_networks_of_an_ensemble_compute_the_same_without_gathering_vectors():
     assert model_spec(config).several
     traced = [str(jax.make_jaxpr(functools.partial(_encoder(dense), keys=None))(ids)) for dense in (False, True)]
     assert [f"f32[20,{N},{WIDTH}]" in text for text in traced] == [True, False]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_program_takes_any_number_of_texts(dense):
+    encoder = _encoder(dense)
+    (rows,) = jax.export.symbolic_shape("b")
+    program = jax.export.export(jax.jit(lambda ids: encoder(ids, None)))(jax.ShapeDtypeStruct((rows, N), jnp.int32))
+    for number in (1, 7):
+        ids = jnp.array(_ids(0, number))
+        np.testing.assert_allclose(program.call(ids), encoder(ids, None), atol=1e-6)
 
 
 def test_the_order_of_terms_is_of_no_account_and_their_number_is():

@@ -40,7 +40,7 @@ class BagEncoder(nnx.Module):
         kept = dropout(there, keys, self.dropout, salt=0) > 0
         weights = bag_weights(ids, kept, self.rarity[...].astype(jnp.float32)).astype(self.embedding.dtype)
         if self.dense:
-            row, shape = jnp.arange(len(ids))[:, None], (len(ids), len(self.embedding[...]))
+            row, shape = jnp.arange(ids.shape[0])[:, None], (ids.shape[0], len(self.embedding[...]))
             mean = jnp.zeros(shape, weights.dtype).at[row, ids].add(weights) @ self.embedding[...]
         else:
             mean = jnp.einsum("bn,bnk->bk", weights, self.embedding[...][ids])
@@ -62,8 +62,8 @@ def bag_weights(ids: jax.Array, kept: jax.Array, rarity: jax.Array) -> jax.Array
     A term that occurs c times weighs (1 + log c) exp(`rarity` [v]), over the length of the vector of all terms of the
     sample; each of its c places has an equal part. Without any term all weights are 0.
     """
-    row = jnp.arange(len(ids))[:, None]
-    count = jnp.zeros((len(ids), len(rarity)), jnp.int32).at[row, ids].add(kept.astype(jnp.int32))[row, ids]
+    row = jnp.arange(ids.shape[0])[:, None]  # any number of rows is exported by a symbol, which has no len
+    count = jnp.zeros((ids.shape[0], len(rarity)), jnp.int32).at[row, ids].add(kept.astype(jnp.int32))[row, ids]
     count = jnp.maximum(count, 1).astype(jnp.float32)
     term = jnp.where(kept, (1.0 + jnp.log(count)) * jnp.exp(rarity[ids]), 0.0)
     length = jnp.sqrt(jnp.maximum((term**2 / count).sum(-1, keepdims=True), 1e-12))
