@@ -156,7 +156,11 @@ def by_protocol(arena: Arena) -> list[str]:
     if len(arena.protocols) < 2:
         return []
     found = {protocol: arena.view(protocol, "value").ranking for protocol in arena.protocols}
-    said = [f"{words(p)} {r.methods[0]} ({r.means[r.methods[0]]:.1f})" for p, r in found.items() if r]
+    said = [
+        f"{words(p)} {r.methods[0]} ({r.means[r.methods[0]]:.1f}, {many(r.blocks, 'set')})"
+        for p, r in found.items()
+        if r
+    ]
     return [f"Best mean rank by protocol of missingness: {'; '.join(said)}."] if said else []
 
 

@@ -107,7 +107,7 @@ def test_an_arena_of_one_method_ranks_nothing():
 def test_protocols_have_a_sentence_where_there_are_several(arena):
     worse = {"ward": {"soft_moe": (80.0, 82.0), "new": (60.0, 61.0), "old": (70.0, 74.0)}}
     several = Arena([*arena.rows, *arena_rows.rows(worse, "mcar-0.3")], {})
-    said = "Best mean rank by protocol of missingness: as found new (1.0); mcar-0.3 soft_moe (1.0)."
+    said = "Best mean rank by protocol of missingness: as found new (1.0, 3 sets); mcar-0.3 soft_moe (1.0, 1 set)."
     assert said in arena_words.answer(several)
 
 
