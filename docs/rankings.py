@@ -8,24 +8,23 @@ A paper says that its method is ahead of what there was before. So each is put b
 older, and beside the simple ones, under all sets and seeds as found.
 """
 
-import csv
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 from docs.arena_store import KEPT
+from docs.standing.study import read_table
 from remind_jax import cli, tasks
 from remind_jax.errors import UserError
 from remind_jax.evaluation.differences import holm
 from remind_jax.runtime import files
+from remind_jax.studies.ranks import LEVEL
 from remind_jax.studies.tables import head, line
 
 MARKS = "<!-- rankings -->\n", "<!-- end of rankings -->\n"
 SIMPLE = ("soft_moe", "late_fusion", "mean_imputation", "modality_dropout", "gradient_boosting")
 """What is older than all papers, or needs none."""
-LEVEL = 0.05
 Row = Mapping[str, str]
 
 
@@ -47,10 +46,10 @@ def p_of_signs(differences: Sequence[float]) -> float:
 
     Seeds of one data set are no independent draws, so that p errs on the small side.
     """
+    from scipy import stats
+
     above, below = sum(x > 0 for x in differences), sum(x < 0 for x in differences)
-    n = above + below
-    tail = sum(math.comb(n, i) for i in range(min(above, below) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    return float(stats.binomtest(above, above + below).pvalue) if above + below else 1.0
 
 
 class Verdict(NamedTuple):
@@ -103,18 +102,15 @@ def written(text: str, lines: Sequence[str]) -> str:
     return text[: start + len(MARKS[0])] + "\n" + "\n".join(lines) + "\n\n" + text[end:]
 
 
-def read(path: pathlib.Path) -> list[dict[str, str]]:
-    """Reads the rows of a CSV file."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main(arguments: Sequence[str]) -> None:
     """Runs the command line given without the program's name."""
     parser = cli.Parser("python -m docs.rankings [--docs=docs]")
     parser.add_argument("--docs", default="docs")
     docs = pathlib.Path(parser.parse_args(arguments).docs)
-    page, lines = docs / "comparison.md", table(read(docs / KEPT), read(docs / "results" / "published_rankings.csv"))
+    page, lines = (
+        docs / "comparison.md",
+        table(read_table(docs / KEPT), read_table(docs / "results" / "published_rankings.csv")),
+    )
     files.write_text(page, written(page.read_text(encoding="utf-8"), lines))
     print(f"Written: {page}")
 

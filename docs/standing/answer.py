@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from docs.standing.study import DECISIONS, PARTS, Key, Study
 from remind_jax.evaluation.metrics import TUNED
 from remind_jax.methods import OWN as DEFAULT
-from remind_jax.studies.comparison import Difference
+from remind_jax.studies.comparison import Difference, verdict
 from remind_jax.studies.tables import head, line, signed
 
 OWN = ("remind_stack", "remind_plus")
@@ -14,7 +14,7 @@ OWN = ("remind_stack", "remind_plus")
 ABLATIONS = ("remind_no_dro", "remind_no_specialization")
 AGAINST = ("soft_moe", "gradient_boosting")
 LINEAR = ("logistic_regression", "ridge", "cox")  # one a task
-LEVEL = 0.05
+
 FEW = 1_000  # train rows, up to which data are called small
 MOST_MISSES = 3  # methods that are named in a cell
 SETS, TIMES, NAMED = 2, 10, "nhanes"  # what the aim asks: sets beyond chance, cost, and on what
@@ -167,15 +167,6 @@ def _gain(study: Study, method: str, other: str, key: Key) -> str:
         return "-"
     text = signed(value.mean, study.task)
     return f"**{text}**" if verdict(value) in ("better", "worse") else text
-
-
-def verdict(value: Difference, more: bool = True) -> str:
-    """Returns `better`, `worse`, `level`, or `untested` where there is no interval; `more` tells if more is better."""
-    if value.p_holm is None or value.low is None or value.high is None:
-        return "untested"
-    if value.p_holm < LEVEL and (value.low > 0 or value.high < 0):
-        return "better" if (value.low > 0) == more else "worse"
-    return "level"
 
 
 # ---- All data sets ---------------------------------------------------------------------------------------------------

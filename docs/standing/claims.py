@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import yaml
 
-from docs.standing.answer import LEVEL, verdict
 from docs.standing.study import Study, read_table
 from remind_jax.errors import UserError
-from remind_jax.studies.comparison import t_test
+from remind_jax.studies.comparison import t_test, verdict
+from remind_jax.studies.ranks import LEVEL
 from remind_jax.studies.tables import head, line, signed
 
 # The eight columns of the paper's tables.

@@ -14,6 +14,7 @@ from remind_jax.evaluation.judge import TUNED_TITLE
 from remind_jax.evaluation.metrics import TUNED
 from remind_jax.evaluation.report import plain_title
 from remind_jax.studies.comparison import Difference, Spread, spread
+from remind_jax.studies.tables import read_difference
 from remind_jax.tasks.task import Task
 
 FILES = ("runs.csv", "groups.csv", "differences.csv", "sweep.json")
@@ -176,7 +177,7 @@ def read_study(folder: pathlib.Path) -> Study:
     cells = _cells(groups, list(counts), titles)
     lead = next(iter(titles))
     cells["weighted", lead] = {m: spread(_number(r["overall"]) for r in runs if r["method"] == m) for m in counts}
-    found = _differences(differences, record["baselines"], task.factor)
+    found = _differences(differences, record["baselines"], task)
     names = read_reading(folder, record["data"])
     return Study(folder.name, *names, record, counts, task, titles, cells, found, _sizes(groups), runs)
 
@@ -232,14 +233,11 @@ def _spread(row: Mapping[str, str]) -> Spread | None:
 
 
 def _differences(
-    rows: Sequence[Mapping[str, str]], baselines: Sequence[str], factor: float
+    rows: Sequence[Mapping[str, str]], baselines: Sequence[str], task: type[Task]
 ) -> dict[str, dict[tuple[str, str, str], Difference]]:
     found: dict[str, dict[tuple[str, str, str], Difference]] = {baseline: {} for baseline in baselines}
     for row in rows:
-        points = {name: _number(row[name], factor) for name in ("mean", "low", "high", "sd")}
-        p = {name: _number(row[name]) for name in ("p", "p_holm", "p_seeds")}
-        value = Difference(**points, **p, wins=int(row["wins"]), n=int(row["n"]))
-        found[row["baseline"]][row["samples"], row["figure"], row["method"]] = value
+        found[row["baseline"]][row["samples"], row["figure"], row["method"]] = read_difference(row, task)
     return {baseline: values for baseline, values in found.items() if values}
 
 
@@ -255,5 +253,5 @@ def _sizes(groups: Sequence[Mapping[str, str]]) -> dict[str, float]:
     }
 
 
-def _number(text: str, factor: float = 1.0) -> float | None:
-    return float(text) / factor if text else None
+def _number(text: str) -> float | None:
+    return float(text) if text else None

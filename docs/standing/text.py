@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from docs.standing import answer
-from docs.standing.answer import LEVEL, verdict
 from docs.standing.claims import PAPER
 from docs.standing.study import PARTS, Key, Study
 from remind_jax.methods import PLAIN
-from remind_jax.studies.comparison import Difference
+from remind_jax.studies.comparison import Difference, verdict
+from remind_jax.studies.ranks import LEVEL
 from remind_jax.studies.tables import difference_text, head, line, signed, spread_text
 
 PLACES = {"all": "all samples", "tail": "the tail"}

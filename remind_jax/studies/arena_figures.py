@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from remind_jax import tasks
 from remind_jax.evaluation.judge import TUNED_TITLE
 from remind_jax.studies import ranks, tables
-from remind_jax.studies.comparison import Difference, Spread, spread
-from remind_jax.studies.ranks import LEVEL, Block, Complete, Ranking
+from remind_jax.studies.comparison import Difference, Spread, spread, verdict
+from remind_jax.studies.ranks import Block, Complete, Ranking
 from remind_jax.tasks.task import Task
 
 AS_FOUND, BASELINE = "as_found", "soft_moe"
@@ -143,11 +143,8 @@ class Arena:
         return {(*cell, *(row[k] for k in keys)): row for cell, rows in self.differences.items() for row in rows}
 
     def best(self, spreads: Mapping[str, Spread | None], figure: str, unit: Task) -> set[str]:
-        """Returns the methods with the best mean, to the digit printed; none where all are alike."""
-        sign = 1 if tasks.SELECT.get(figure, True) else -1
-        means = {m: sign * round(value.mean, unit.digits) for m, value in spreads.items() if value}
-        found = {m for m, mean in means.items() if mean == max(means.values())}
-        return found if len(found) < len(means) else set()
+        """Returns the methods that `tables.ahead` finds."""
+        return tables.ahead(spreads, tasks.SELECT.get(figure, True), unit.digits)
 
     def loss(self, method: str, protocol: str, sets: Sequence[str]) -> float | None:
         """Returns how much worse a method is than in the main protocol, mean over the sets that have both."""
@@ -161,12 +158,8 @@ class Arena:
 
     def verdict(self, data: str, protocol: str, method: str, part: str) -> str:
         """Returns `better` or `worse` than the baseline, beyond interval and corrected p; `level`; `untested`."""
-        value = self.difference(data, protocol, method, part)
-        if value is None or value.low is None or value.high is None or value.p_holm is None:
-            return "untested"
-        if value.p_holm >= LEVEL or value.low <= 0.0 <= value.high:
-            return "level"
-        return "better" if (value.mean > 0) == tasks.SELECT.get(self.figure(data, protocol), True) else "worse"
+        more = tasks.SELECT.get(self.figure(data, protocol), True)
+        return verdict(self.difference(data, protocol, method, part), more)
 
 
 def tail_name(protocol: str) -> str:

@@ -27,6 +27,7 @@ from remind_jax.evaluation.differences import holm
 from remind_jax.evaluation.judge import Weighed
 from remind_jax.evaluation.samples import Samples
 from remind_jax.studies.entries import RESAMPLES, Entry
+from remind_jax.studies.ranks import LEVEL
 from remind_jax.tasks.task import Task
 
 WHOLES = ("all", "head", "tail")
@@ -132,6 +133,15 @@ class Difference(NamedTuple):
     p_seeds: float | None
     wins: int
     n: int
+
+
+def verdict(value: Difference | None, more: bool = True) -> str:
+    """Returns `better`, `worse`, `level`, or `untested` where there is no interval; `more` tells if more is better."""
+    if value is None or value.p_holm is None or value.low is None or value.high is None:
+        return "untested"
+    if value.p_holm < LEVEL and (value.low > 0 or value.high < 0):
+        return "better" if (value.low > 0) == more else "worse"
+    return "level"
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:

@@ -80,7 +80,7 @@ def differences_csv(results: Results) -> str:
     return _csv(names, rows)
 
 
-def read_difference(row: Mapping[str, str], task: Task) -> Difference:
+def read_difference(row: Mapping[str, str], task: Task | type[Task]) -> Difference:
     """Reads a row of `differences_csv`."""
     known = {name: float(row[name]) if row[name] else None for name in Difference._fields}
     points = {name: value / task.factor for name in ("mean", "low", "high", "sd") if (value := known[name]) is not None}
@@ -233,8 +233,12 @@ def best(row: Row, figure: str, task: Task = CLASSES) -> set[str]:
     """
     if min(row.n, default=0) < MIN_SAMPLES:
         return set()
-    sign = 1 if task.is_better_high(figure) else -1
-    means = {m: sign * round(value.mean, task.digits) for m, value in row.cells[figure].items() if value}
+    return ahead(row.cells[figure], task.is_better_high(figure), task.digits)
+
+
+def ahead(spreads: Mapping[str, Spread | None], more: bool, digits: int) -> set[str]:
+    """Returns the methods with the best mean, to the digit printed; none where all are alike."""
+    means = {m: (1 if more else -1) * round(value.mean, digits) for m, value in spreads.items() if value}
     found = {m for m, mean in means.items() if mean == max(means.values())}
     return found if len(found) < len(means) else set()
 

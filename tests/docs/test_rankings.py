@@ -4,6 +4,7 @@ import pathlib
 import pytest
 
 from docs import arena_store, rankings
+from docs.standing import study
 from remind_jax.errors import UserError
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -67,7 +68,7 @@ def test_a_page_without_a_place_is_refused():
 
 def test_the_page_of_the_repository_has_the_table_of_the_stored_arena():
     lines = rankings.table(
-        rankings.read(DOCS / arena_store.KEPT), rankings.read(DOCS / "results" / "published_rankings.csv")
+        study.read_table(DOCS / arena_store.KEPT), study.read_table(DOCS / "results" / "published_rankings.csv")
     )
     page = (DOCS / "comparison.md").read_text(encoding="utf-8")
     assert len(lines) == 15
