@@ -76,8 +76,15 @@ METHODS = {
         "train.patience": 2,  # as good as 5 for the networks of folds, of fewer steps (docs/remind_stack.md)
     },
 }
-STACK = "remind_stack"
-OWN = "remind_plus"
+# One split in place of folds: the networks of `remind_plus` and plain models, weighed by their predictions of tuning
+# rows (docs/remind_blend.md). Where a run says nothing else, its keys are those of the networks.
+METHODS["remind_blend"] = METHODS["remind_plus"] | {
+    "data.folds": 1,
+    "stack": "remind_plus,logistic_regression,ridge,cox,gradient_boosting",
+    "task.predicts": "mean",
+}
+STACKS = ("remind_stack", "remind_blend")
+OWN = "remind_blend"
 """Method of own data where none is named, in `fit`, the estimators and configs/manifest.py (docs/own_data.md)."""
 # Methods of other papers and the simple ones that they are compared with (docs/arena_methods.md). Most have no learned
 # vector of a missing modality, which they leave out.
@@ -240,11 +247,14 @@ def in_stack(config: Any, method: str, fold: int) -> Any:
     """Returns the config of a candidate network of a stack, which tunes by one fold.
 
     Data and encodings are those of the stack's config; predictions are left as they are, since the stack adjusts its
-    own. Of `remind_plus` there are two networks, one of each kind.
+    own. Of `remind_plus` there are two networks of each fold, one of each kind; in a blend, of one split, all its keys
+    are the config's own.
     """
     found = copy.deepcopy(config)
     found.method, found.data.fold, found.stack = method, fold, ""
-    keys = METHODS[method] | ({"ensemble": 2, "ensemble_plain": 1} if method == "remind_plus" else {})
+    keys = METHODS[method]
+    if method == "remind_plus":
+        keys = {} if config.method == "remind_blend" else keys | {"ensemble": 2, "ensemble_plain": 1}
     for key, value in keys.items():
         if key != "data.numbers":
             set_value(found, key, config.model.imputation if value == "<group>" else value)

@@ -12,7 +12,7 @@ samples where encoders run on those that have their modality (encode).
 from typing import Any
 
 from remind_jax import cli
-from remind_jax.methods import STACK, in_stack
+from remind_jax.methods import STACKS, in_stack
 from remind_jax.training.cost import GIB, Plan, StackPlan, make_plan, plan_stack
 
 # Table 17 of the paper, measured on EMBED: parameters in millions, GFLOP per sample.
@@ -71,7 +71,7 @@ def describe_stack(config: Any, plan: StackPlan) -> str:
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, _ = cli.parse_config(arguments)
-    is_stack = config.method == STACK
+    is_stack = config.method in STACKS
     text = describe_stack(config, plan_stack(config)) if is_stack else describe(config, make_plan(config))
     print(f"{config.method} on {config.data.source}, size={config.size}\n\n{text}")
 

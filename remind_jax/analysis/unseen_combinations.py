@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str]) -> Taking:
     taking = Taking(sweeps.read_sweeps(values.workdir, rest, OWN), asked, values.steps, values.lr)
     planned = taking.plan("with")
     for entry in planned:
-        is_one = entry.config.method not in (*methods.PLAIN, methods.STACK)
+        is_one = entry.config.method not in (*methods.PLAIN, *methods.STACKS)
         if not is_one or entry.config.ensemble > 1:
             kind = "an ensemble" if is_one else "no network of its own"
             raise UserError(f"{entry.method} is {kind}, which cannot be adapted: leave it out of --methods")

@@ -22,6 +22,7 @@ _OF_WHOLE_BATCHES = {
     "train.batch_norm": ("frozen",),
     "fusion.gate_granularity": ("sample",),
 }
+_STACKS = ("remind_stack", "remind_blend")
 RULES = (
     # Sharing weights among devices is left to XLA, which needs one program and equal parts.
     Rule(
@@ -144,20 +145,20 @@ RULES = (
         "optim.group_rows=batch belongs to fusion.kind=soft_moe, not {c.fusion.kind}",
     ),
     Rule(
-        lambda c: c.method == "remind_stack" and (c.data.folds < 2 or c.data.fold >= 0),
-        "method=remind_stack needs data.folds of at least 2, and no data.fold: found {c.data.folds} and {c.data.fold}",
+        lambda c: c.method in _STACKS and (c.data.folds < 1 or c.data.fold >= 0),
+        "method={c.method} needs data.folds of at least 1, and no data.fold: found {c.data.folds} and {c.data.fold}",
     ),
     Rule(
-        lambda c: c.method == "remind_stack" and c.task.predicts != "mean",
-        "method=remind_stack averages values without bounds: set task.predicts=mean instead of {c.task.predicts}",
+        lambda c: c.method in _STACKS and c.task.predicts != "mean",
+        "method={c.method} averages values without bounds: set task.predicts=mean, or a method such as remind_plus",
     ),
     Rule(
-        lambda c: c.method == "remind_stack" and c.fusion.gate_granularity == "batch",
-        "method=remind_stack predicts rows one by one: set fusion.gate_granularity=sample or token",
+        lambda c: c.method in _STACKS and c.fusion.gate_granularity == "batch",
+        "method={c.method} predicts rows one by one: set fusion.gate_granularity=sample or token",
     ),
     Rule(
-        lambda c: c.data.fold >= (c.data.folds if c.data.folds > 1 else 0),
-        "data.fold={c.data.fold} must be below data.folds={c.data.folds}, which deals from 2 on",
+        lambda c: c.data.fold >= c.data.folds,
+        "data.fold={c.data.fold} must be below data.folds={c.data.folds}",
     ),
     Rule(
         lambda c: c.data.cache == "none" and c.train.feature_cache == "disk",

@@ -55,7 +55,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         ),
         "stack": Key(
             "flex_moe,remind_plus,logistic_regression,ridge,cox,gradient_boosting",
-            "method=remind_stack: its candidates; plain models of other tasks are passed over",
+            "of remind_stack and remind_blend: the candidates; plain models of other tasks are passed over",
         ),
         "chosen_among": Key(0, "trials of the search that chose these keys, which the report tells", NOT_NEGATIVE),
         "sampler": Key(
@@ -118,11 +118,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "leave_out": Key((), 'combinations held out only, such as ("labs", "labs+icd")'),
         "folds": Key(
             0,
-            "deal train and tuning rows to so many folds, by patient (remind_stack, searches); 0 deals none, 1 leaves "
-            "held-out rows unread",
+            "deal train and tuning rows to so many folds, by patient (remind_stack, searches); 0 deals none, 1 is the "
+            "split as it is (remind_blend)",
             NOT_NEGATIVE,
         ),
-        "fold": Key(-1, "the fold that this run tunes by, counted from 0; -1 trains on all of them", LAST_FOLD),
+        "fold": Key(
+            -1,
+            "the fold that this run tunes by, counted from 0, held-out rows unread; -1: all are train rows",
+            LAST_FOLD,
+        ),
         "memory_gib": Key(4.0, "encoded inputs up to this size are held in memory, others read from shards", POSITIVE),
     },
     "groups": {

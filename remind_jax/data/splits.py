@@ -85,11 +85,11 @@ def deal(manifest: Manifest, sides: np.ndarray, seed: int, folds: int, fold: int
 
     `sides` is what `make_splits` returned. Of the result, int8 [n], the rows of `fold` are tuning rows, those of the
     others are train rows, and held-out rows are unused; a fold of -1 makes all of them train rows and leaves held-out
-    ones as they are. Of one fold, which cannot be dealt, held-out rows are unused and the others as they are. Raises
-    UserError: there are fewer patients than folds.
+    ones as they are. One fold is the split as it is, since nothing can be dealt. Raises UserError: there are fewer
+    patients than folds.
     """
     if folds == 1:
-        return np.where(sides == HELD_OUT, UNUSED, sides).astype(np.int8)
+        return np.where((sides == HELD_OUT) & (fold >= 0), UNUSED, sides).astype(np.int8)
     dealt, rows = sides.copy(), np.flatnonzero((sides == TRAIN) | (sides == TUNING))
     patients = manifest.table[manifest.schema.patient_id].to_numpy()[rows]
     if len(set(patients.tolist())) < folds:

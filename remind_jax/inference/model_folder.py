@@ -11,7 +11,7 @@ from remind_jax.evaluation import finished
 from remind_jax.evaluation.report import Report
 from remind_jax.inference.model_files import FACTS, WEIGHTS, checked_config, parts
 from remind_jax.inference.predictor import Predictor
-from remind_jax.methods import PLAIN, STACK
+from remind_jax.methods import PLAIN, STACKS
 from remind_jax.runtime import records
 
 FOLDER = "model"
@@ -63,7 +63,7 @@ def open_model(path: pathlib.Path) -> Predictor:
 
 def refuse_stack(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Refuses a stack where a single network is needed (UserError), and names those that it has."""
-    if config.method == STACK:
+    if config.method in STACKS:
         raise UserError(f"{path} is a stack: name the run of one of its networks, below {path / 'members'}")
 
 

@@ -112,7 +112,7 @@ class Predictor:
             single = make_network(model_spec(config), preprocessor.inputs, len(groups), task.outputs, task.mean_logits)
             spare = spare_rows.count(single.shapes, len(groups))
         rows = PresentRows("dense" if members else config.encode, single, preprocessor.inputs)
-        call = forward.compiled(config, ensemble_of(single, config.ensemble), spare)
+        call = forward.compiled(config, ensemble_of(single, 1 if members else config.ensemble), spare)
         return cls(**fitted, **parts, single=single, rows=rows, forward=call)
 
     @classmethod
@@ -142,7 +142,7 @@ class Predictor:
     @functools.cached_property
     def network(self) -> Network:
         """The network, or the ensemble as one network."""
-        return ensemble_of(self.single, self.config.ensemble)
+        return ensemble_of(self.single, 1 if self.members else self.config.ensemble)
 
     @property
     def classes(self) -> tuple[str, ...]:

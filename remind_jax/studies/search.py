@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from remind_jax import cli, tasks
+from remind_jax import cli, methods, tasks
 from remind_jax.config import complete, set_values, value_of
 from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
@@ -144,7 +144,10 @@ def with_keys(config: Any, keys: Mapping[str, Any]) -> Any:
 
 def of_fold(config: Any, rows: Rows, fold: int) -> Any:
     """Returns the config of a trial's run on one fold, which leaves held-out rows unread."""
-    found = with_keys(config, {"data.folds": rows.folds, "data.fold": fold if rows.folds > 1 else -1})
+    found = with_keys(config, {"data.folds": rows.folds})
+    if config.method == "remind_blend":  # whose keys are those of its networks
+        found = methods.in_stack(found, "remind_plus", fold)
+    found.data.fold = fold
     found.eval.update(adjust_prior="none", recalibrate="none", coverage=0.0, bootstrap=_RESAMPLES)
     found.train.track = ""
     return found

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from remind_jax.config import keys, set_value, validate, value_of
 from remind_jax.config.limits import Key
 from remind_jax.errors import UserError, did_you_mean
-from remind_jax.methods import METHODS, QUICK, STACK
+from remind_jax.methods import METHODS, QUICK
 
 
 class Range(NamedTuple):
@@ -46,7 +46,7 @@ DEFAULT: dict[str, Around | tuple[Any, ...]] = {
 """The keys of every network; the config's own value is always among the choices."""
 OF_METHODS: dict[str, dict[str, Around | tuple[Any, ...]]] = {
     **{name: {"dro.gamma": Around(5.0)} for name in ("remind", "remind_no_specialization", "group_dro")},
-    "remind_plus": {"train.hide_samples": (0.0, 0.3)},
+    **{name: {"train.hide_samples": (0.0, 0.3)} for name in ("remind_plus", "remind_blend")},
 }
 """Further keys of single methods."""
 OF_KINDS = {"data.numbers": "tabular"}
@@ -60,8 +60,8 @@ _NOT = ("train.select", "train.track")  # what trials are judged by, and who is 
 
 
 def searches(method: str) -> bool:
-    """Tells whether a method has a space: a stack weighs its members itself, and plain models choose for themselves."""
-    return method in METHODS and method != STACK
+    """Tells whether a method has a space: a stack of folds is too dear, and plain models choose for themselves."""
+    return method in METHODS and method != "remind_stack"
 
 
 def default_space(config: Any, given: Container[str], kinds: Container[str]) -> Space:

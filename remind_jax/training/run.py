@@ -24,7 +24,7 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.forward import Logits
 from remind_jax.inference.predictor import Predictor
-from remind_jax.methods import STACK
+from remind_jax.methods import STACKS
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import Params
@@ -46,10 +46,11 @@ RANDOM = "W109"
 
 
 class Fit(NamedTuple):
-    """A trained model, and the data set it was trained on."""
+    """A trained model, the data set it was trained on, and whether training came to its end."""
 
     model: Predictor
     data: datasets.Dataset | None
+    is_whole: bool = True
 
 
 def train_and_evaluate(
@@ -153,8 +154,8 @@ def _run(
             bar.say(finding.message)
     data = dataclasses.replace(data, findings=[*data.findings, *found])
     config = datasets.with_text_encoder(config, data.manifest.table.height)
-    if config.method == STACK:
-        return _stacked(config, data, folder, verbose, signals, stamp)
+    if config.method in STACKS:
+        return _stacked(config, data, folder, verbose, signals, stamp, breakable)
     trainer = make_trainer(config, data, folder, signals)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
@@ -164,33 +165,44 @@ def _run(
         folder.remember(fitted, trainer.stages[0].name, stamp)
         at, whole = _trained(trainer, bar, breakable)
     with progress.make(0, "evaluating", verbose) as bar:
-        return Fit(_reported(trainer, data, at, bar, writes=whole), data)
+        return Fit(_reported(trainer, data, at, bar, writes=whole), data, whole)
 
 
 def _stacked(
-    config: Any, data: datasets.Dataset, folder: RunFolder, verbose: bool, signals: Signals, stamp: str
+    config: Any,
+    data: datasets.Dataset,
+    folder: RunFolder,
+    verbose: bool,
+    signals: Signals,
+    stamp: str,
+    breakable: bool,
 ) -> Fit:
     """Trains the members of a stack, each as a run of its own below the folder, and weighs them.
 
-    Raises UserError: there are several processes, or a candidate cannot be used.
+    The network of a single fold shows how far it is, and its training can be `breakable`. Raises UserError: there are
+    several processes, or a candidate cannot be used.
     """
     if jax.process_count() > 1:
-        raise UserError("method=remind_stack trains in one process: start one")
+        raise UserError(f"method={config.method} trains in one process: start one, or name method=remind_plus")
     folder.remember(data, stack.STAGE, stamp)
+    single, broken = config.data.folds == 1, []
 
     def train(own: Any, fitted: datasets.FittedData, path: pathlib.Path | None) -> Predictor:
         with _opened(own, path) as opened:
-            found = _run(own, opened, False, signals, fitted)
-            return model_folder.open_model(path) if found is None else found.model
+            found = _run(own, opened, verbose and single, signals, fitted, breakable and single)
+            if found is None:
+                return model_folder.open_model(path)
+            broken.extend([own.method] * (not found.is_whole))
+            return found.model
 
     members = None if folder.path is None else folder.path / stack.MEMBERS
     with progress.make(0, "stacking", verbose) as bar:
         found = stack.build(config, data, members, train, bar)
         bar.say(found.told)
-    tuning = Logits(found.logits, found.groups, found.labels, 0.0)
+    tuning = Logits(found.logits, found.groups, found.labels, 0.0) if len(found.labels) else None
     with progress.make(0, "evaluating", verbose) as bar:
-        model = _finished(found.model, data, folder, bar, tuning, stack=found.facts)
-        return Fit(model, data)
+        model = _finished(found.model, data, folder, bar, tuning, writes=not broken, stack=found.facts)
+        return Fit(model, data, not broken)
 
 
 def _trained(trainer: Trainer, bar: progress.Silent, breakable: bool) -> tuple[Position, bool]:
@@ -383,7 +395,7 @@ def _finished(
 
 def _tuning_rows(config: Any, data: datasets.Dataset) -> np.ndarray:
     """Returns the manifest rows that decide: tuning rows, of a stack all rows of its folds, int64."""
-    return data.rows("train" if config.method == STACK else "tuning")
+    return data.rows(stack.judged(config) if config.method in STACKS else "tuning")
 
 
 def _chosen(cursor: Cursor, select: str) -> dict[str, Any]:

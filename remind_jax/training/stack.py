@@ -1,9 +1,9 @@
 """Builds a stack: its candidates are trained on each fold and weighed by what they predict of rows unseen in training.
 
-Folds are dealt to train and tuning rows by patient (`data.splits.deal`). A network of a fold is a run of its own under
-`members/NAME-FOLD`, whose tuning rows are that fold; a plain model chooses its strength by the same rows. The weights
-are those of greedy selection on the loss of all these predictions, moved towards equal ones where rows are few. Plain
-models are fitted in a thread beside the networks' training.
+Folds are dealt to train and tuning rows by patient (`data.splits.deal`); a blend has one, whose rows are the tuning
+rows. A network of a fold is a run of its own under `members/NAME-FOLD`, whose tuning rows are that fold; a plain model
+chooses its strength by the same rows. The weights are those of greedy selection on the loss of all these predictions,
+moved towards equal ones where rows are few. Plain models are fitted in a thread beside the networks' training.
 """
 
 import concurrent.futures
@@ -66,16 +66,35 @@ class Stack(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A candidate with its arrays by path, and its predictions of unseen rows, [n, p]."""
+    """A candidate with its arrays by path, and its predictions of judged rows, [n, p]."""
 
     member: Member
     params: dict[str, np.ndarray]
     predictions: np.ndarray
 
 
+class _Seen(NamedTuple):
+    """What plain models see of train rows and of judged rows, which are the same with folds."""
+
+    train: Features
+    judged: Features
+
+    @classmethod
+    def of(cls, data: datasets.Dataset, split: str) -> "_Seen":
+        """Reads the train rows, and those of the split of judged rows."""
+        train = plain_models.features(data, "train")
+        return cls(train, train if split == "train" else plain_models.features(data, split))
+
+    def but(self, place: np.ndarray) -> tuple[Features, Features]:
+        """Returns what a fold is trained on and tuned by, of which `place` says where the judged rows are."""
+        if self.judged is not self.train:
+            return self.train, self.judged
+        return self.train.take(np.setdiff1d(np.arange(len(self.train.labels)), place)), self.train.take(place)
+
+
 def candidates(config: Any, task: str) -> list[str]:
     """Returns the names of the candidates that learn a task, in order. Raises UserError: one is unknown, or none."""
-    known = [name for name in (*methods.METHODS, *methods.PLAIN) if name != methods.STACK]
+    known = [name for name in (*methods.METHODS, *methods.PLAIN) if name not in methods.STACKS]
     names = list(dict.fromkeys(name.strip() for name in config.stack.split(",") if name.strip()))
     for name in names:
         if name not in known:
@@ -84,6 +103,11 @@ def candidates(config: Any, task: str) -> list[str]:
     if not names:
         raise UserError(f"stack={config.stack} names nothing that learns labels of task {task}")
     return names
+
+
+def judged(config: Any) -> str:
+    """Returns the split whose rows weigh the candidates: all that are dealt to folds, of one fold the tuning rows."""
+    return "train" if config.data.folds > 1 else "tuning"
 
 
 def fold_of(data: datasets.FittedData, config: Any, fold: int) -> datasets.FittedData:
@@ -109,13 +133,14 @@ def build(
     made = _made(config, data, folds, folder, train, task, bar)
     if not made:
         raise UserError("no candidate of the stack can be fitted on these rows: train method=remind")
-    labels = data.train_labels
+    rows = data.rows(judged(config))
+    labels = data.manifest.labels[rows]
     predictions = np.stack([each.predictions for each in made])
 
-    def loss(found: np.ndarray) -> float:
-        return float(np.mean(task.losses(labels, found)))
+    def loss(found: np.ndarray) -> float | None:
+        return float(np.mean(task.losses(labels, found))) if len(labels) else None
 
-    chosen = selection.greedy(predictions, loss)
+    chosen = selection.greedy(predictions, loss) if len(labels) else np.zeros(len(made))
     weights = selection.smoothed(chosen, len(labels), FEW)
     mean = np.tensordot(weights, predictions, axes=1)
     told = [
@@ -123,7 +148,8 @@ def build(
         for each, w, c in zip(made, weights, chosen, strict=True)
     ]
     members = tuple(dataclasses.replace(each.member, weight=w) for each, w in zip(made, weights.tolist(), strict=True))
-    value = {"stage": STAGE, "step": 0, "value": loss(mean), "selected_by": "loss", "earlier": [], "passed_over": None}
+    by = "loss" if len(labels) else "last"
+    value = {"stage": STAGE, "step": 0, "value": loss(mean), "selected_by": by, "earlier": [], "passed_over": None}
     model = Predictor.assemble(
         config=config,
         title=data.manifest.title,
@@ -140,7 +166,7 @@ def build(
         members=members,
     )
     logits = np.asarray(task.logits(jnp.asarray(mean, jnp.float32)))
-    groups = data.groups.index(data.manifest.presence[data.rows("train")])
+    groups = data.groups.index(data.manifest.presence[rows])
     facts = {"folds": config.data.folds, "rows": len(labels), "loss": value["value"], "members": told}
     return Stack(model, logits, labels, groups, facts)
 
@@ -155,17 +181,20 @@ def _made(
     bar: progress.Silent,
 ) -> list[_Candidate]:
     """Makes the candidates, in the order of their names, but those that cannot be fitted, which is told."""
-    names, rows = candidates(config, task.name), data.rows("train")
+    names, rows = candidates(config, task.name), data.rows(judged(config))
     places = [np.flatnonzero(fold.split[rows] == splits.TUNING) for fold in folds]
     plain_names = [name for name in names if name in methods.PLAIN]
-    seen = plain_models.features(data, "train") if plain_names else None
+    if plain_names and not len(rows):
+        bar.say(f"{', '.join(plain_names)}: left out, there are no tuning rows to choose their strength by")
+        plain_names = []
+    seen = _Seen.of(data, judged(config)) if plain_names else None
     made: dict[str, _Candidate] = {}
     with _beside(plain_names, seen, config, places, folder, task) as arrays_of:
         for name in names:
             if name in methods.METHODS:
                 made[name] = _networks(config, data, folds, places, name, folder, train, task, bar)
         for name, found in arrays_of.items():
-            bar.say(f"{name}: {len(folds)} folds")
+            bar.say(f"{name}: {len(folds)} folds" if len(folds) > 1 else name)
             try:
                 made[name] = _of_arrays(name, found.result(), seen, places, task)
             except (UserError, ValueError) as error:
@@ -185,12 +214,12 @@ def _beside(names: Sequence[str], *arguments: Any) -> Iterator[Mapping[str, conc
 
 
 def _of_arrays(
-    name: str, arrays: dict[str, np.ndarray], seen: Features, places: list[np.ndarray], task: Task
+    name: str, arrays: dict[str, np.ndarray], seen: _Seen, places: list[np.ndarray], task: Task
 ) -> _Candidate:
     """Makes the candidate that a plain model is, of its arrays by fold and path."""
-    found = np.zeros((len(seen.labels), len(task.names)), np.float32)
+    found = np.zeros((len(seen.judged.labels), len(task.names)), np.float32)
     for k, place in enumerate(places):
-        found[place] = predict_plain(name, below(arrays, str(k)), seen.take(place), task)
+        found[place] = predict_plain(name, below(arrays, str(k)), seen.judged.take(place), task)
     return _Candidate(Member(name, 0.0), arrays, found)
 
 
@@ -206,10 +235,10 @@ def _networks(
     bar: progress.Silent,
 ) -> _Candidate:
     """Trains the networks of one method, a fold each, and joins them to an ensemble."""
-    store, models = data.stores["train"], []
+    store, models = data.stores[judged(config)], []
     found = np.zeros((len(store), len(task.names)), np.float32)
     for k, (fold, place) in enumerate(zip(folds, places, strict=True)):
-        bar.say(f"{name}: fold {k + 1} of {len(folds)}")
+        bar.say(f"{name}: fold {k + 1} of {len(folds)}" if len(folds) > 1 else name)
         own = methods.in_stack(config, name, k)
         model = train(own, fold, None if folder is None else folder / f"{name}-{k}")
         found[place] = model.predict_parts(store, place, store.presence[place])
@@ -225,7 +254,7 @@ def _networks(
 
 def _plain(
     name: str,
-    seen: Features,
+    seen: _Seen,
     config: Any,
     places: list[np.ndarray],
     folder: pathlib.Path | None,
@@ -240,10 +269,9 @@ def _plain(
     for k, place in enumerate(places):
         if over.is_set():
             raise concurrent.futures.CancelledError
-        rest = np.setdiff1d(np.arange(len(seen.labels)), place)
-        tuning = seen.take(place)
+        rest, tuning = seen.but(place)
         score = plain_models.score_of("loss", task, tuning.labels)
-        found = plain_models.MODELS[name](seen.take(rest), task, config.seed, score, tuning)
+        found = plain_models.MODELS[name](rest, task, config.seed, score, tuning)
         arrays |= {f"{k}/{path}": np.ascontiguousarray(x) for path, x in found.arrays.items()}
     if file is not None:
         files.write_bytes(file, safetensors.numpy.save(arrays))
