@@ -140,13 +140,13 @@ def fit(
       tables: frames of events, by the name that an `Events` among the modalities has for its table.
       attributes: columns by whose values the report gives figures, such as `{"sex": "sex", "age": {"column": "age",
         "bins": [40, 65]}}`. They are inputs only where `modalities` names them, too.
-      method: a key of `remind_jax.methods.METHODS` or `ARENA`; None is `remind_plus`, four networks whose predictions
-        are averaged, or `remind` with `size="paper"`.
+      method: a key of `remind_jax.methods.METHODS` or `ARENA`; None is `remind_blend`, four networks and two plain
+        models whose predictions are averaged with weights, or `remind` with `size="paper"`.
       size: `small` trains in minutes on a CPU, `paper` has the published hyper-parameters; `quick` is a smoke run,
         whose figures mean nothing.
       seed: of split, initial weights and order of samples.
       held_out: share of the patients that the report is about. With 0 it is about the tuning rows, and says so.
-      tuning: share of the patients by which weights are chosen. With 0 the last weights are taken.
+      tuning: share of the patients by which weights are chosen. With 0 the last weights are taken, of networks alone.
       workdir: the folder of a run, which the same call goes on with after a stop, and which the commands open.
       progress: False prints nothing.
       on_changed_data: a `workdir` whose run was begun on other data is an error by default; with `restart` it begins

@@ -7,11 +7,12 @@
                           manifest for your own data; of other labels nhanes_grades (ordered),
                           nhanes_conditions (several), nhanes_hba1c (a number), gbsg2 (survival);
                           or a file of yours, such as mine/ours.py
-      method=remind       remind, remind_plus (the default of manifest), remind_stack, soft_moe,
-                          group_dro, reweigh, fair_batch, fair_mixup, logit_adjust, fuse_moe,
-                          flex_moe, remind_no_dro, remind_no_specialization; without a network
-                          logistic_regression, gradient_boosting, extra_trees, ridge, cox; others,
-                          such as healnet, in docs/arena_methods.md
+      method=remind       remind, remind_plus, remind_blend (the default of manifest),
+                          remind_stack, soft_moe, group_dro, reweigh, fair_batch, fair_mixup,
+                          logit_adjust, fuse_moe, flex_moe, remind_no_dro,
+                          remind_no_specialization; without a network logistic_regression,
+                          gradient_boosting, extra_trees, ridge, cox; others, such as healnet, in
+                          docs/arena_methods.md
       size=small          small | paper | quick
     --config.KEY=VALUE    any key, such as --config.optim.lr=1e-3; remind_jax/config/table.py and
                           the documentation explain all

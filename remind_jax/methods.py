@@ -77,7 +77,7 @@ METHODS = {
     },
 }
 # One split in place of folds: the networks of `remind_plus` and plain models, weighed by their predictions of tuning
-# rows (docs/remind_blend.md). Where a run says nothing else, its keys are those of the networks.
+# rows (docs/remind_stack.md). Where a run says nothing else, its keys are those of the networks.
 METHODS["remind_blend"] = METHODS["remind_plus"] | {
     "data.folds": 1,
     "stack": "remind_plus,logistic_regression,ridge,cox,gradient_boosting",

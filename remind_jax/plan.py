@@ -57,7 +57,8 @@ def describe(config: Any, plan: Plan) -> str:
 def describe_stack(config: Any, plan: StackPlan) -> str:
     """The plan of a stack as text, next to one run of `remind`."""
     folds, one = config.data.folds, max(plan.one.train_flops, 1)
-    lines = [f"{folds} folds, before any stage ends early; times: operations of one run of remind\n"]
+    dealt = f"{folds} folds" if folds > 1 else "one split"
+    lines = [f"{dealt}, before any stage ends early; times: operations of one run of remind\n"]
     lines.append(f"{'candidate':<24} {'networks':>8} {'parameters':>12} {'TFLOP':>10} {'times':>6}")
     for name, each in plan.networks.items():
         networks, work = folds * in_stack(config, name, -1).ensemble, folds * each.train_flops
@@ -65,7 +66,11 @@ def describe_stack(config: Any, plan: StackPlan) -> str:
         lines.append(f"{name:<24} {networks:>8} {parameters:>12,} {work / 1e12:>10.3f} {work / one:>6.1f}")
     work = folds * sum(each.train_flops for each in plan.networks.values())
     lines.append(f"{'all':<24} {'':>8} {'':>12} {work / 1e12:>10.3f} {work / one:>6.1f}")
-    return "\n".join([*lines, f"and {folds} fits of each of: {', '.join(plan.plain) or 'no plain model'}"])
+    fits = f"{folds} fits" if folds > 1 else "one fit"
+    lines.append(f"and {fits} of each of: {', '.join(plan.plain) or 'no plain model'}")
+    for name, each in plan.networks.items() if folds == 1 else ():
+        lines.append(f"\n{name}\n\n{describe(in_stack(config, name, 0), each)}")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> None:

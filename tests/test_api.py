@@ -84,9 +84,19 @@ def test_the_model_learns_and_reports_on_held_out_patients(model):
     assert model.report["modalities"] == ["labs", "note", "icd"]
 
 
-def test_by_default_four_networks_predict_their_mean_and_the_size_of_the_paper_has_one(new, tmp_path):
+def test_by_default_networks_and_plain_models_are_blended_and_the_size_of_the_paper_has_one_network(new, tmp_path):
     found = train_hospital(method=None, train={"batch_size": 16, "epochs": 1.0})
-    assert (found.config.method, len(found.params["head/kernel"])) == ("remind_plus", 4)
+    assert [member.name for member in found.members] == ["remind_plus", "logistic_regression", "gradient_boosting"]
+    assert found.members[0].config.ensemble == 4
+    assert sum(member.weight for member in found.members) == pytest.approx(1.0)
+    found.save(tmp_path / "model")
+    np.testing.assert_array_equal(rj.load(tmp_path / "model").predict_proba(new), found.predict_proba(new))
+    assert api.make_config(None, "paper", 0, 0.2, 0.1, {}).method == "remind"
+
+
+def test_four_networks_predict_their_mean(new):
+    found = train_hospital(method="remind_plus", train={"batch_size": 16, "epochs": 1.0})
+    assert len(found.params["head/kernel"]) == 4
     settings = found.config.copy_and_resolve_references()
     settings.ensemble, settings.ensemble_plain = 1, 0
     parts = ("title", "schema", "task", "groups", "preprocessor", "gate", "label_counts", "train_patients")
@@ -98,9 +108,6 @@ def test_by_default_four_networks_predict_their_mean_and_the_size_of_the_paper_h
     each = [network.predict_proba(new) for network in each]
     np.testing.assert_allclose(found.predict_proba(new), np.mean(each, axis=0), atol=1e-6)
     assert np.ptp(each, axis=0).max() > 1e-3
-    found.save(tmp_path / "model")
-    np.testing.assert_array_equal(rj.load(tmp_path / "model").predict_proba(new), found.predict_proba(new))
-    assert api.make_config(None, "paper", 0, 0.2, 0.1, {}).method == "remind"
 
 
 def test_nothing_is_written_without_a_workdir(tmp_path, monkeypatch):

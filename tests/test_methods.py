@@ -30,6 +30,7 @@ DESIGN = {
     "remind_no_specialization": (False, "group", "group_dro", "shuffled"),
     "remind_stack": (True, "group", "group_dro", "shuffled"),  # and those of its candidates
     "remind_plus": (True, "modality+group", "group_dro", "shuffled"),
+    "remind_blend": (True, "modality+group", "group_dro", "shuffled"),  # of its networks
 }
 
 
@@ -65,7 +66,7 @@ def test_a_smoke_run_is_small_and_keeps_what_a_method_is():
 
 def test_defaults_are_small_and_of_the_paper_or_of_own_data_what_is_at_the_knee():
     for name in NAMES:
-        method = "remind_plus" if name == "manifest" else "remind"
+        method = "remind_blend" if name == "manifest" else "remind"
         assert _build(name).to_dict() == _build(name, f"size=small,method={method}").to_dict()
         assert (_build(name).method, _build(name).size) == (method, "small")
     assert _build("manifest", "size=paper").method == "remind"

@@ -9,7 +9,7 @@ from remind_jax.methods import OWN as DEFAULT
 from remind_jax.studies.comparison import Difference, verdict
 from remind_jax.studies.tables import head, line, signed
 
-OWN = ("remind_stack", "remind_plus")
+OWN = ("remind_stack", "remind_blend", "remind_plus")
 """What this package adds, its best first."""
 ABLATIONS = ("remind_no_dro", "remind_no_specialization")
 AGAINST = ("soft_moe", "gradient_boosting")

@@ -167,7 +167,7 @@ def context(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[s
         "sets": _sets(report),
         "explained": {title: EXPLAINED[name] for name, title in titles(report).items() if name in EXPLAINED},
         "lead": _lead(report),
-        "weights": weights_text(report["weights"]) if "weights" in report else "",
+        "weights": origin_text(report),
         "headlines": [(label, report[key]) for key, label in HEADLINES if key.partition("_")[0] not in without],
         "scale": SCALES.get(_lead(report), "all samples"),
         "majority": _majority(report),
@@ -238,6 +238,18 @@ def weights_text(weights: Mapping[str, Any]) -> str:
         f"{text} Stage {passed['stage']} had better ones at step {passed['step']} ({passed['value']:.4f}), from which "
         "later stages went on: train.keep_better_stage=true keeps the best of all stages."
     )
+
+
+def origin_text(report: Mapping[str, Any]) -> str:
+    """Says in a sentence which weights a report is of, and of a stack which members; empty if it does not say."""
+    if "stack" not in report:
+        return weights_text(report["weights"]) if "weights" in report else ""
+    stack = report["stack"]
+    members = ", ".join(f"{words(each['name'])} ({each['weight']:.2f})" for each in stack["members"])
+    if not stack["rows"]:
+        return f"The mean of {members}."
+    rows = "tuning rows" if stack["folds"] == 1 else f"rows of {stack['folds']} folds, each unseen in training,"
+    return f"The weighted mean of {members}; {stack['rows']:,} {rows} chose the weights by loss ({stack['loss']:.4f})."
 
 
 def is_synthetic(data: str) -> bool:

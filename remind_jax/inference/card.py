@@ -57,7 +57,7 @@ def _model(model: Predictor) -> Iterator[str]:
     version = packages.get("remind-jax") or "of unknown version"
     yield texts.markdown(f"- Made with remind-jax {version}, jax {packages.get('jax')}")
     if "weights" in report:
-        yield f"- {texts.markdown(page.weights_text(report['weights']))}"
+        yield f"- {texts.markdown(page.origin_text(report))}"
     if model.prior_power:
         power = f"{model.prior_power:g}, chosen on tuning rows"
         yield f"- Probabilities are divided by the class prior to the power {power}"

@@ -9,15 +9,24 @@ import numpy as np
 from remind_jax.tasks.task import Task
 
 UNSEEN = -1e4  # score of a class that training has not seen
+Weights = np.ndarray | None
+"""What each row counts in training, [n]; None: all alike."""
+
+
+def of_rows(weights: Weights, rows: np.ndarray) -> Weights:
+    """Returns the weights of some rows, int [k]."""
+    return None if weights is None else weights[rows]
 
 
 class Classifiers:
     """Classifiers of one label of several classes, or of each of several labels on the rows in which it is known."""
 
-    def __init__(self, make: Callable[[], Any], x: Any, labels: np.ndarray, task: Task):
+    def __init__(self, make: Callable[[], Any], x: Any, labels: np.ndarray, task: Task, weights: Weights = None):
         self._one, self.outputs = labels.ndim == 1, len(task.names)
-        columns = [labels] if self._one else labels.T
-        self.models = [make().fit(x[known], y[known]) for y in columns for known in [np.flatnonzero(y >= 0)]]
+        self.models = []
+        for y in [labels] if self._one else labels.T:
+            known = np.flatnonzero(y >= 0)
+            self.models.append(make().fit(x[known], y[known], sample_weight=of_rows(weights, known)))
 
     @property
     def columns(self) -> list[np.ndarray]:
@@ -57,8 +66,11 @@ class Value:
 
     outputs, columns, wide_columns = 1, [np.array([0])], [np.array([0])]
 
-    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
-        self._task, self.models = task, [make("Regressor").fit(x, task.standard(labels.astype(np.float64)))]
+    def __init__(
+        self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task, weights: Weights = None
+    ):
+        values = task.standard(labels.astype(np.float64))
+        self._task, self.models = task, [make("Regressor").fit(x, values, sample_weight=weights)]
 
     def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
         return (self._task.predictions(found[:, None]) for found in self.models[0].staged_predict(x))
@@ -76,12 +88,15 @@ class Hazards:
     outputs, columns, wide_columns = 1, [np.array([0])], [np.array([0])]
     start = Value.start
 
-    def __init__(self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task):
+    def __init__(
+        self, make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task, weights: Weights = None
+    ):
         self._steps = task.outputs
         step, event = task.steps(labels)
         owner = np.repeat(np.arange(len(x)), np.minimum(step + 1, self._steps))
         at = np.concatenate([np.arange(min(last + 1, self._steps)) for last in step])
-        self.models = [make("Classifier").fit(self._rows(x[owner], at), event[owner] & (at == step[owner]))]
+        ends, counted = event[owner] & (at == step[owner]), of_rows(weights, owner)
+        self.models = [make("Classifier").fit(self._rows(x[owner], at), ends, sample_weight=counted)]
 
     def staged(self, x: np.ndarray) -> Iterator[np.ndarray]:
         return map(self._survival, self.models[0].staged_predict_proba(self._all_steps(x)))
@@ -108,7 +123,7 @@ LEARNERS: dict[str, Callable[..., Any]] = {
     "regression": Value,
     "survival": Hazards,
 }
-"""How trees learn each task: (make, inputs, labels, task) -> `models` and predictions, `staged` by number of trees."""
+"""How trees learn each task: (make, inputs, labels, task, weights) -> `models` and predictions, `staged` by trees."""
 
 
 def _all_classes(found: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from remind_jax.data.dataset import Dataset
 from remind_jax.errors import UserError, needs
 from remind_jax.tasks.task import Task
 from remind_jax.training import tree_arrays
-from remind_jax.training.learners import LEARNERS, Classifiers
+from remind_jax.training.learners import LEARNERS, Classifiers, of_rows
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -48,16 +48,19 @@ class Features(NamedTuple):
       bags: counts of the tokens of each text or code modality, sparse [n, v] each.
       present: bool [n, m].
       labels: as `Manifest.labels_of_batches` has them, [n, ...].
+      weights: what each row counts, float32 [n] of mean 1; None: all alike.
     """
 
     dense: np.ndarray
     bags: tuple["csr_matrix", ...]
     present: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "Features":
         """Returns the features of some rows, int [k]."""
-        return Features(self.dense[rows], tuple(bag[rows] for bag in self.bags), self.present[rows], self.labels[rows])
+        bags = tuple(bag[rows] for bag in self.bags)
+        return Features(self.dense[rows], bags, self.present[rows], self.labels[rows], of_rows(self.weights, rows))
 
 
 class PlainModel(NamedTuple):
@@ -78,7 +81,7 @@ def features(data: Dataset, split: str) -> Features:
 
     store = data.stores[split]
     blocks = [np.arange(i, min(i + _BLOCK, len(store))) for i in range(0, len(store), _BLOCK)] or [np.arange(0)]
-    dense, bags, present, labels = [], [], [], []
+    dense, bags, present, labels, weights = [], [], [], [], []
     for rows in blocks:
         batch = store.take(rows)
         seen = [fitted.plain(batch[name]) for name, fitted in data.preprocessor.fitted.items()]
@@ -86,11 +89,14 @@ def features(data: Dataset, split: str) -> Features:
         bags.append([values for values in seen if sparse.issparse(values)])
         present.append(batch["present"])
         labels.append(batch["label"])
+        weights.append(batch.get("weight"))
+    counted = None if weights[0] is None else np.concatenate(weights)
     return Features(
         np.concatenate(dense),
         tuple(sparse.vstack(parts, format="csr") for parts in zip(*bags, strict=True)),
         np.concatenate(present).astype(bool),
         np.concatenate(labels),
+        None if counted is None else counted / max(counted.mean(), 1e-12),
     )
 
 
@@ -177,7 +183,8 @@ def fit_logistic_regression(train: Features, task: Task, seed: int, score: Score
     del seed  # the fit is deterministic
     design, arrays = _linear_design(train)
     x, tuning_x = design(train), design(tuning)
-    fit = lambda c: Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), x, train.labels, task)  # noqa: E731
+    rows = x, train.labels, task, train.weights
+    fit = lambda c: Classifiers(lambda: LogisticRegression(C=c, max_iter=5_000), *rows)  # noqa: E731
     with _threads(len(train.labels)):
         c, found = _strongest(STRENGTHS, fit, lambda found: score(found.predict(tuning_x)))
     parameters = sum(model.coef_.size + model.intercept_.size for model in found.models)
@@ -195,7 +202,7 @@ def fit_ridge(train: Features, task: Task, seed: int, score: Score, tuning: Feat
     design, arrays = _linear_design(train)
     x, tuning_x, y = design(train), design(tuning), task.standard(train.labels.astype(np.float64))
     predict = lambda model, rows: task.predictions(model.predict(rows)[:, None])  # noqa: E731
-    fit = lambda strength: Ridge(strength).fit(x, y)  # noqa: E731
+    fit = lambda strength: Ridge(strength).fit(x, y, sample_weight=train.weights)  # noqa: E731
     with _threads(len(y)):
         strength, model = _strongest(RIDGES, fit, lambda model: score(predict(model, tuning_x)))
     arrays |= {"coef": model.coef_[:, None], "intercept": np.array([model.intercept_])}
@@ -224,12 +231,14 @@ def fit_cox(train: Features, task: Task, seed: int, score: Score, tuning: Featur
     names = [f"x{j}" for j in np.flatnonzero(varies)]
     frame = pl.DataFrame(x[:, varies], schema=names).to_pandas()
     frame = frame.assign(time=train.labels[:, 0], event=train.labels[:, 1])
+    weighed = {} if train.weights is None else {"weights_col": "weight"}
+    frame = frame.assign(weight=train.weights) if weighed else frame
 
     def fit(penalty: float) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return lifelines.CoxPHFitter(penalizer=penalty).fit(frame, "time", "event")
+                return lifelines.CoxPHFitter(penalizer=penalty).fit(frame, "time", "event", **weighed)
             except lifelines.exceptions.ConvergenceError:
                 return None
 
@@ -251,8 +260,11 @@ def fit_cox(train: Features, task: Task, seed: int, score: Score, tuning: Featur
     return PlainModel(lambda rows: predict(model, rows), len(model.params_), {"penalty": penalty}, arrays)
 
 
-def _growing(make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task: Task) -> Iterator[Any]:
-    """Yields learners of ever more trees, whose boosted models, of `make`, go on from where they are."""
+def _growing(make: Callable[[str], Any], x: np.ndarray, train: Features, task: Task) -> Iterator[Any]:
+    """Yields learners of ever more trees, whose boosted models, of `make`, go on from where they are.
+
+    `x` [n, p] is what they see of the train rows.
+    """
     models: list[Any] = []
     for trees in (*range(GROWN, TREES, GROWN), TREES):
         before = iter(tuple(models))
@@ -263,7 +275,7 @@ def _growing(make: Callable[[str], Any], x: np.ndarray, labels: np.ndarray, task
                 models.append(model := make(kind))
             return model.set_params(max_iter=trees)
 
-        yield LEARNERS[task.name](go_on, x, labels, task)
+        yield LEARNERS[task.name](go_on, x, train.labels, task, train.weights)
 
 
 def _grown(growing: Iterator[Any], x: np.ndarray, score: Score) -> tuple[float, int, Any]:
@@ -295,7 +307,7 @@ def fit_gradient_boosting(train: Features, task: Task, seed: int, score: Score, 
         options = {"max_depth": depth, "learning_rate": LEARNING_RATE, "early_stopping": False, "warm_start": True}
         make = lambda kind: getattr(ensemble, f"HistGradientBoosting{kind}")(random_state=seed, **options)  # noqa: E731
         with _threads(len(x)):
-            return _grown(_growing(make, x, train.labels, task), tuning_x, score)
+            return _grown(_growing(make, x, train, task), tuning_x, score)
 
     grown = {depth: boosted(depth) for depth in DEPTHS}
     depth = max(grown, key=lambda depth: grown[depth][0])
@@ -323,7 +335,7 @@ def fit_extra_trees(train: Features, task: Task, seed: int, score: Score, tuning
             options |= {"max_leaf_nodes": MOST_LEAVES, "random_state": seed}
             return getattr(ensemble, f"ExtraTrees{kind}")(FOREST, **options)
 
-        return LEARNERS[task.name](make, x, train.labels, task)
+        return LEARNERS[task.name](make, x, train.labels, task, train.weights)
 
     leaf, found = _strongest(LEAVES, fit, lambda found: score(found.predict(tuning_x)))
     trees = list(tree_arrays.forest(found))

@@ -19,7 +19,7 @@ from remind_jax.data.groups import group_name
 from remind_jax.data.manifest import Manifest
 from remind_jax.data.schema import InputSpec
 from remind_jax.errors import UserError
-from remind_jax.evaluation import binary, conformal, page
+from remind_jax.evaluation import binary, conformal, finished, page
 from remind_jax.evaluation import report as reports
 from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.forward import Logits
@@ -46,11 +46,10 @@ RANDOM = "W109"
 
 
 class Fit(NamedTuple):
-    """A trained model, the data set it was trained on, and whether training came to its end."""
+    """A trained model, and the data set it was trained on."""
 
     model: Predictor
     data: datasets.Dataset | None
-    is_whole: bool = True
 
 
 def train_and_evaluate(
@@ -136,6 +135,8 @@ def _run(
     on_changed: str = "refuse",
 ) -> Fit | None:
     """Trains from the data to the report, None for a finished run; see `fit` for training that is `breakable`."""
+    if config.method in STACKS and jax.process_count() > 1:
+        raise UserError(f"method={config.method} trains in one process: start one, or name method=remind_plus")
     stamp = memory.stamp(*memory.places(config.data)) if folder.writes else ""
     if processes.run_on_first(lambda: folder.shows(stamp)):
         return None
@@ -165,7 +166,7 @@ def _run(
         folder.remember(fitted, trainer.stages[0].name, stamp)
         at, whole = _trained(trainer, bar, breakable)
     with progress.make(0, "evaluating", verbose) as bar:
-        return Fit(_reported(trainer, data, at, bar, writes=whole), data, whole)
+        return Fit(_reported(trainer, data, at, bar, writes=whole), data)
 
 
 def _stacked(
@@ -179,21 +180,18 @@ def _stacked(
 ) -> Fit:
     """Trains the members of a stack, each as a run of its own below the folder, and weighs them.
 
-    The network of a single fold shows how far it is, and its training can be `breakable`. Raises UserError: there are
-    several processes, or a candidate cannot be used.
+    The network of a single fold shows how far it is, and its training can be `breakable`. Raises UserError: a candidate
+    cannot be used.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"method={config.method} trains in one process: start one, or name method=remind_plus")
     folder.remember(data, stack.STAGE, stamp)
     single, broken = config.data.folds == 1, []
 
     def train(own: Any, fitted: datasets.FittedData, path: pathlib.Path | None) -> Predictor:
         with _opened(own, path) as opened:
             found = _run(own, opened, verbose and single, signals, fitted, breakable and single)
-            if found is None:
-                return model_folder.open_model(path)
-            broken.extend([own.method] * (not found.is_whole))
-            return found.model
+            if path is not None and not finished.is_there(path):
+                broken.append(path)
+            return model_folder.open_model(path) if found is None else found.model
 
     members = None if folder.path is None else folder.path / stack.MEMBERS
     with progress.make(0, "stacking", verbose) as bar:
@@ -202,7 +200,7 @@ def _stacked(
     tuning = Logits(found.logits, found.groups, found.labels, 0.0) if len(found.labels) else None
     with progress.make(0, "evaluating", verbose) as bar:
         model = _finished(found.model, data, folder, bar, tuning, writes=not broken, stack=found.facts)
-        return Fit(model, data, not broken)
+        return Fit(model, data)
 
 
 def _trained(trainer: Trainer, bar: progress.Silent, breakable: bool) -> tuple[Position, bool]:
@@ -370,7 +368,8 @@ def _finished(
     `tuning` is what the network says of tuning rows, None where there are none; `gates` tells a report of open gates;
     `more` are further entries of it.
     """
-    bar.say(page.weights_text(model.chosen))
+    if not model.members:
+        bar.say(page.weights_text(model.chosen))
     model, facts = _adjusted(model, tuning)
     model = _decided(model, data, tuning)
     predicted = model.predict_store(data.stores["held_out"]) if len(data.stores["held_out"]) else None

@@ -194,17 +194,18 @@ def test_person_periods_end_where_the_event_is_or_the_time_is_censored():
     made = []
 
     class Spy:
-        def fit(self, x, y):
-            made.append((x, y))
+        def fit(self, x, y, sample_weight):
+            made.append((x, y, sample_weight))
             return self
 
     task = types.SimpleNamespace(outputs=3, steps=lambda labels: (labels[:, 0].astype(int), labels[:, 1] > 0))
     x, labels = np.array([[5.0], [6.0], [7.0]]), np.array([[1, 1], [1, 0], [3, 0]])
-    learners.Hazards(lambda kind: Spy(), x, labels, task)
-    rows, events = made[0]
+    learners.Hazards(lambda kind: Spy(), x, labels, task, np.array([1.0, 2.0, 4.0]))
+    rows, events, weights = made[0]
     # two steps of the first, in the second of which it has its event; two of the second; all three of the last
     assert rows.tolist() == [[5, 0], [5, 1], [6, 0], [6, 1], [7, 0], [7, 1], [7, 2]]
     assert events.tolist() == [False, True, False, False, False, False, False]
+    assert weights.tolist() == [1, 1, 2, 2, 4, 4, 4]
 
 
 # ---- Arrays ----------------------------------------------------------------------------------------------------------
@@ -270,6 +271,29 @@ def test_arrays_predict_what_the_library_does(name, model, monkeypatch):
     np.testing.assert_allclose(again, found, rtol=1e-6, atol=1e-6)
     wrong = {path: x if path != "coef" and path != "value" else x * 1.001 for path, x in fitted.arrays.items()}
     assert np.abs(stack.predict_plain(model, wrong, test, task) - expected).max() > 1e-6
+
+
+@pytest.mark.parametrize(("name", "model"), _OF_TASKS)
+def test_rows_of_little_weight_hardly_count(name, model, monkeypatch):
+    """The same inputs with other labels, at a thousandth of the weight, move little; with the whole weight they do."""
+    from scipy import sparse
+
+    monkeypatch.setattr(plain_models, "FOREST", 40)
+    monkeypatch.setattr(plain_models, "TREES", 25)
+    task, rule = TASKS[name]
+    train, tuning, test = (_rows(n, seed, rule) for seed, n in enumerate((300, 100, 200)))
+    twice = [np.concatenate([x, x]) for x in (train.dense, train.present)]
+    labels = np.concatenate([train.labels, np.random.default_rng(5).permutation(train.labels)])
+    both = plain_models.Features(twice[0], (sparse.vstack([train.bags[0]] * 2, format="csr"),), twice[1], labels)
+    weights = np.repeat(np.float32([1.0, 0.001]), len(train.labels))
+    score = plain_models.score_of("loss", task, tuning.labels)
+    alone, alike, weighed = (
+        plain_models.MODELS[model](rows, task, 0, score, tuning).predict(test)
+        for rows in (train, both, both._replace(weights=weights))
+    )
+    # Leaves need a number of rows of any weight, most of all those of forests.
+    share = {"logistic_regression": 0.05, "ridge": 0.05, "extra_trees": 0.96}.get(model, 0.4)
+    assert np.abs(weighed - alone).mean() < share * np.abs(alike - alone).mean()
 
 
 def test_a_threshold_between_two_float32_sends_neither_the_wrong_way():

@@ -301,7 +301,7 @@ def test_a_plan_counts_the_networks_of_all_folds(tmp_path, capsys):
         ({"stack": "remnd"}, "unknown method 'remnd'.*did you mean 'remind'"),
         ({"stack": "ridge"}, "names nothing that learns labels of task classes"),
         ({"stack": "remind_stack"}, "unknown method 'remind_stack'"),
-        ({"data.folds": 0}, "needs data.folds of at least 2"),
+        ({"data.folds": 0}, "needs data.folds of at least 1"),
         ({"task.predicts": "gaussian"}, "set task.predicts=mean"),
         ({"fusion.gate_granularity": "batch"}, "sample or token"),
     ],
