@@ -69,6 +69,8 @@ def refuse_stack(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 def refuse_several(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Refuses a stack or an ensemble where one network's tokens, routes or weights are asked for (UserError)."""
+    if config.method == "remind_blend":  # whose network is an ensemble
+        raise UserError(f"{path} blends several networks and plain models: train one network, such as by method=remind")
     refuse_stack(path, config)
     if config.ensemble > 1:
         raise UserError(f"{path} is an ensemble of {config.ensemble} networks: train one, such as by method=remind")

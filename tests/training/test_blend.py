@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import remind_jax
-from remind_jax import cli
+from remind_jax import adapt, cli
+from remind_jax.analysis import gradient_consistency
 from remind_jax.data import dataset as datasets
 from remind_jax.data import reading, splits
 from remind_jax.errors import UserError
@@ -149,6 +150,15 @@ def test_training_that_is_broken_off_gives_the_best_networks_so_far_and_goes_on_
     assert whole.params.keys() == expected.params.keys()
     assert all(np.array_equal(whole.params[path], x) for path, x in expected.params.items())
     assert any(not np.array_equal(parts.params[path], x) for path, x in expected.params.items())
+
+
+def test_what_needs_one_network_names_a_method_that_trains_one(blend, tmp_path):
+    folder = blend[3]
+    with pytest.raises(UserError, match="blends several networks and plain models: train one network, .*method=remind"):
+        adapt.main([f"--workdir={folder}", "--data=nowhere", "--unfreeze=head"])
+    one = folder / "members" / "remind_plus-0"
+    gradient_consistency.main([f"--workdir={one}", "--split=train", "--n=4", "--n_whole=8", "--draws=1"])
+    assert (one / "analysis" / "gradient_consistency.csv").exists()
 
 
 def test_several_processes_are_refused_with_the_method_that_can(blend, tmp_path, monkeypatch):
