@@ -1,6 +1,8 @@
 """`remind_jax.fit`: frames and folders give the same model, which saves, loads and predicts on what hospitals have."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import signal
@@ -77,6 +79,42 @@ def new():
     return hospital(seed=1).drop("died")
 
 
+@pytest.fixture(scope="module")
+def again(model, tmp_path_factory):
+    """The same model once more: of a frame of pandas, in a thread, in an empty folder; and what was there after it."""
+    pytest.importorskip("pandas")
+    folder, found = tmp_path_factory.mktemp("empty"), {}
+
+    def work():
+        with jax.numpy_dtype_promotion("standard"):  # as in the fixture, whose word is for its own thread
+            options = {"label": "died", "patient": "person", "sample": "stay", "modalities": MODALITIES}
+            found["model"] = train(hospital().to_pandas(), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HOME", str(folder))
+        before = _state()
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return found["model"], before, _state(), list(folder.iterdir())
+
+
+def _state():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    return {"environment": dict(os.environ), "handlers": handlers}
+
+
+def test_pandas_and_polars_give_the_same_numbers_and_a_thread_those_of_the_main_one(model, again, new):
+    np.testing.assert_array_equal(again[0].predict_proba(new.to_pandas()), model.predict_proba(new))
+
+
+def test_without_a_workdir_nothing_is_written_and_the_process_stays_as_it_was(again):
+    _, before, after, written = again
+    assert written == []
+    assert after == before
+
+
 def test_the_model_learns_and_reports_on_held_out_patients(model):
     assert model.report["split"] == "held_out"
     assert 0.1 * ROWS < model.report["n"] < 0.3 * ROWS
@@ -110,15 +148,6 @@ def test_four_networks_predict_their_mean(new):
     assert np.ptp(each, axis=0).max() > 1e-3
 
 
-def test_nothing_is_written_without_a_workdir(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    before = dict(os.environ)
-    train_hospital(train={**TINY["train"], "epochs": 2.0, "joint_epochs": 1.0})
-    assert list(tmp_path.iterdir()) == []
-    assert dict(os.environ) == before
-
-
 @pytest.mark.slow
 def test_a_frame_and_the_folder_that_import_makes_of_it_give_the_same_numbers(model, new, tmp_path):
     roles = {"label": "died", "patient": "person", "sample": "stay"}
@@ -131,12 +160,6 @@ def test_a_frame_and_the_folder_that_import_makes_of_it_give_the_same_numbers(mo
     np.testing.assert_array_equal(of_folder.predict_proba(new), model.predict_proba(new))
     of_manifest = train(rj.read_folder(tmp_path / "folder"))
     np.testing.assert_array_equal(of_manifest.predict_proba(new), model.predict_proba(new))
-
-
-def test_pandas_and_polars_give_the_same_numbers(model, new):
-    pytest.importorskip("pandas")
-    of_pandas = train(hospital().to_pandas(), label="died", patient="person", sample="stay", modalities=MODALITIES)
-    np.testing.assert_array_equal(of_pandas.predict_proba(new.to_pandas()), model.predict_proba(new))
 
 
 def test_a_table_of_a_pandas_frame_keeps_its_index(model, new):
@@ -203,21 +226,33 @@ def test_labels_come_back_in_the_type_of_the_user(change, expected, new):
     np.testing.assert_array_equal(predicted, expected_classes[found.predict_proba(rows).argmax(axis=1)])
 
 
-def test_the_order_of_classes_can_be_set(model, new):
-    turned = train_hospital(label={"column": "died", "classes": [1, 0]})
+@pytest.fixture(scope="module")
+def turned(quick_compilation):
+    """Of classes in another order, without sets."""
+    return train_hospital(label={"column": "died", "classes": [1, 0]}, **{"eval.coverage": 0.0})
+
+
+def test_the_order_of_classes_can_be_set(turned, new):
     assert turned.classes == ("1", "0")
     assert turned.predict(new).tolist() != []
     with pytest.raises(rj.UserError, match="unknown key"):
         train_hospital(label={"colum": "died"})
 
 
-def test_what_is_guessed_is_printed(capsys):
-    options = {"label": "died", "patient": "person", "sample": "stay", "progress": None}
-    quick = {**TINY["train"], "epochs": 2.0, "joint_epochs": 1.0}
-    model = train(hospital(), **options, train=quick)
-    printed = capsys.readouterr().out
-    for modality in model.report["modalities"]:
-        assert modality in printed
+@pytest.fixture(scope="module")
+def whole(quick_compilation):
+    """Of all rows and of modalities that are guessed; and what was printed."""
+    options = {"label": "died", "patient": "person", "sample": "stay", "held_out": 0, "tuning": 0}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        model = train(hospital(), **options, progress=None)
+    return model, printed.getvalue()
+
+
+def test_what_is_guessed_is_printed(whole):
+    model, printed = whole
+    assert len(model.schema.modalities) > 1
+    for modality in model.schema.modalities:
+        assert modality.name in printed
     assert "sepsis" not in printed
 
 
@@ -240,8 +275,8 @@ def test_without_held_out_rows_the_report_is_that_of_the_tuning_rows_and_says_so
     assert "No rows were held out" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_without_any_rows_apart_there_is_no_report(new):
-    found = train_hospital(held_out=0, tuning=0)
+def test_without_any_rows_apart_there_is_no_report(whole, new):
+    found, _ = whole
     assert dict(found.report) == {}
     assert "no rows were kept apart" in repr(found.report)
     assert found.predict_proba(new).shape == (ROWS, 2)
@@ -379,21 +414,6 @@ def test_a_search_in_memory_chooses_what_one_in_a_folder_does(new, tmp_path):
     np.testing.assert_array_equal(*(model.predict_proba(new) for model in models))
 
 
-def test_it_works_in_a_thread_and_installs_no_signal_handlers(model, new):
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    found = []
-
-    def work():
-        with jax.numpy_dtype_promotion("standard"):  # as in the fixture, whose word is for its own thread
-            found.append(train_hospital())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    np.testing.assert_array_equal(found[0].predict_proba(new), model.predict_proba(new))
-    assert {number: signal.getsignal(number) for number in before} == before
-
-
 class Impatient(progress.Silent):
     """Breaks training off at the third evaluation, as a person would."""
 
@@ -497,11 +517,12 @@ def test_a_model_gives_sets_that_it_keeps_and_figures_by_attribute(tmp_path) -> 
     assert fresh["overall"]["ci"][0] < 0.9
 
 
-def test_without_a_share_to_hold_there_are_no_sets() -> None:
-    model = train_hospital(**{"eval.coverage": 0.0})
-    assert model.sets == ()
-    assert "sets" not in model.report
-    assert "set" not in model.table(hospital()).columns
+def test_without_a_share_to_hold_there_are_no_sets(model, turned) -> None:
+    assert turned.sets == ()
+    assert "sets" not in turned.report
+    assert "set" not in turned.table(hospital()).columns
+    assert model.sets
+    assert "set" in model.table(hospital()).columns
 
 
 @pytest.mark.slow

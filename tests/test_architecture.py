@@ -80,6 +80,20 @@ SLOW_NNX = {"jit", "pmap", "grad", "value_and_grad", "Optimizer", "ModelAndOptim
 Rule = Callable[[str, ast.Module], list[str]]
 
 
+@functools.lru_cache(maxsize=1)  # one rule after the other asks it of a source
+def nodes_of(tree: ast.Module) -> list[ast.AST]:
+    return list(ast.walk(tree))
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` as it stands in the source, `?.b.c` where `a` is more than a name: `ast.unparse` takes far longer."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id if isinstance(node, ast.Name) else "?", *reversed(parts)])
+
+
 def imported(path: str, nodes: Iterable[ast.AST]) -> dict[str, str]:
     """The full dotted names that the nodes import, each with the name it is bound to."""
     names = {}
@@ -93,7 +107,7 @@ def imported(path: str, nodes: Iterable[ast.AST]) -> dict[str, str]:
             base = ".".join([*above, *(node.module.split(".") if node.module else [])])
             for alias in node.names:
                 names[f"{base}.{alias.name}"] = alias.asname or alias.name
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith(("import_module", "__import__")):
             names.update({arg.value: "" for arg in node.args if isinstance(arg, ast.Constant)})
     return names
 
@@ -101,14 +115,14 @@ def imported(path: str, nodes: Iterable[ast.AST]) -> dict[str, str]:
 @functools.lru_cache(maxsize=1)  # one rule after the other asks it of a source
 def uses(path: str, tree: ast.Module) -> set[str]:
     """All dotted names imported, and all attributes read from them: `import jax; jax.sharding.Mesh` uses the latter."""
-    names = imported(path, ast.walk(tree))
+    names = imported(path, nodes_of(tree))
     bound = {}
     for full, short in names.items():
         bound[short] = short if full.split(".")[0] == short else full
     found = set(names)
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Attribute):
-            head, _, rest = ast.unparse(node).partition(".")
+            head, _, rest = dotted(node).partition(".")
             if head in bound:
                 found.add(f"{bound[head]}.{rest}")
     return found
@@ -122,7 +136,7 @@ def arrows(path: str, tree: ast.Module) -> list[str]:
     """The computing parts import only what a bare GPU image has, and nothing of the parts above them."""
     for folder, (packages, parts) in MAY_IMPORT.items():
         if path.startswith(folder):
-            return [name for name in imported(path, ast.walk(tree)) if not _allowed(name, packages, parts)]
+            return [name for name in imported(path, nodes_of(tree)) if not _allowed(name, packages, parts)]
     return []
 
 
@@ -166,21 +180,19 @@ def writes_whole(path: str, tree: ast.Module) -> list[str]:
     opened = ("remind_jax/runtime/files.py", "remind_jax/runtime/records.py")  # the second to read and lock
     if not path.startswith("remind_jax/") or path in opened:
         return []
-    own = {short for full, short in imported(path, ast.walk(tree)).items() if within(full, "remind_jax")}
-    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.With)]
+    own = {short for full, short in imported(path, nodes_of(tree)).items() if within(full, "remind_jax")}
+    blocks = [node for node in nodes_of(tree) if isinstance(node, ast.With)]
     whole = [b for b in blocks if any("files.whole_" in ast.unparse(item.context_expr) for item in b.items)]
     inside = {id(node) for block in whole for node in ast.walk(block)}
-    memory = {"io.StringIO()", "io.BytesIO()"}
-    streams = {
-        ast.unparse(n.targets[0])
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Assign) and ast.unparse(n.value) in memory
-    }
-    streams |= {ast.unparse(i.optional_vars) for b in blocks for i in b.items if ast.unparse(i.context_expr) in memory}
+    kept = [(i.optional_vars, i.context_expr) for b in blocks for i in b.items]
+    kept += [(n.targets[0], n.value) for n in nodes_of(tree) if isinstance(n, ast.Assign)]
+    memory = {"io.StringIO", "io.BytesIO"}
+    kept = [(name, made) for name, made in kept if isinstance(name, ast.Name) and isinstance(made, ast.Call)]
+    streams = {name.id for name, made in kept if dotted(made.func) in memory}
     found = []
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and id(node) not in inside):
-        head, _, name = ast.unparse(call.func).rpartition(".")
-        given = [ast.unparse(argument) for argument in call.args]
+    for call in (node for node in nodes_of(tree) if isinstance(node, ast.Call) and id(node) not in inside):
+        head, _, name = dotted(call.func).rpartition(".")
+        given = [dotted(argument) for argument in call.args]
         if head in own or (given and given[0] in streams):
             continue
         by_name = (name in WRITERS and (given or name == "touch")) or f"{head}.{name}" in NUMPY | COPIES
@@ -214,9 +226,9 @@ def no_tensorflow(path: str, tree: ast.Module) -> list[str]:
 
 def no_pickle(path: str, tree: ast.Module) -> list[str]:
     """Loading a pickle runs code that came with the data. Tests may write one, to see that it is refused."""
-    found = [name for name in imported(path, ast.walk(tree)) if within(name, *PICKLES)]
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        fixture = path.startswith("tests/") and ast.unparse(call.func) == "np.save"
+    found = [name for name in imported(path, nodes_of(tree)) if within(name, *PICKLES)]
+    for call in (node for node in nodes_of(tree) if isinstance(node, ast.Call)):
+        fixture = path.startswith("tests/") and dotted(call.func) == "np.save"
         for keyword in call.keywords:
             if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" and not fixture:
                 found.append(f"allow_pickle in line {call.lineno}")
@@ -225,8 +237,8 @@ def no_pickle(path: str, tree: ast.Module) -> list[str]:
 
 def no_code_of_hubs(path: str, tree: ast.Module) -> list[str]:
     """What transformers loads may name code of its own: it is asked not to run any, at every call."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    asked = [call for call in calls if ast.unparse(call.func).endswith((".from_pretrained", "transformers.pipeline"))]
+    calls = [node for node in nodes_of(tree) if isinstance(node, ast.Call)]
+    asked = [call for call in calls if dotted(call.func).endswith((".from_pretrained", "transformers.pipeline"))]
     refuse = ("trust_remote_code", "False")
     return [
         f"line {call.lineno} lacks trust_remote_code=False"
@@ -260,14 +272,14 @@ def floors(path: str, tree: ast.Module) -> list[str]:
 
 def of_project(path: str, tree: ast.Module) -> list[str]:
     """The names of this package that a file imports anywhere, below its top level."""
-    return [name for name in imported(path, ast.walk(tree)) if within(name, "remind_jax") and name != "remind_jax"]
+    return [name for name in imported(path, nodes_of(tree)) if within(name, "remind_jax") and name != "remind_jax"]
 
 
 def no_hidden_imports(path: str, tree: ast.Module) -> list[str]:
     """What wings import of the package stands at the top of the file, where everybody sees it."""
     if not path.startswith("remind_jax/") or path.count("/") < 2:
         return []
-    everywhere = set(imported(path, ast.walk(tree)))
+    everywhere = set(imported(path, nodes_of(tree)))
     return [name for name in everywhere - set(imported(path, tree.body)) if within(name, "remind_jax")]
 
 

@@ -98,20 +98,15 @@ def test_scores_of_a_cross_validation_in_two_processes_are_those_of_one(patients
     np.testing.assert_allclose(cross_val_score(estimator, X.to_pandas(), y, n_jobs=2, **options), alone)
 
 
-def test_groups_are_patients_and_so_is_a_column(patients):
+def test_groups_are_patients_and_so_is_a_column_and_settings_may_be_numbers_of_numpy(patients):
     X, y, groups = patients
     modalities = {"a": ["a*"], "b": ["b"]}
-    of_groups = small(modalities=modalities).fit(X, y, groups=groups)
-    of_column = small(modalities=modalities, patient="who").fit(X.with_columns(who=pl.Series(groups)), y)
+    of_groups = small(modalities=modalities, seed=3).fit(X, y, groups=groups)
+    numbers = {"seed": np.int64(3), "tuning": np.float64(of_groups.tuning)}
+    of_column = small(modalities=modalities, patient="who", **numbers).fit(X.with_columns(who=pl.Series(groups)), y)
+    assert of_column.model_.config.seed == 3
     np.testing.assert_array_equal(of_groups.predict_proba(X), of_column.model_.predict_proba(X))
     assert of_groups.model_.train_patients.sum() < len(y)
-
-
-@pytest.mark.filterwarnings("default:neither groups nor patient")
-def test_rows_taken_for_patients_are_told(patients):
-    X, y, _ = patients
-    with pytest.warns(UserWarning, match="rows are taken for patients"):
-        small(modalities={"a": ["a*"], "b": ["b"]}).fit(X, y)
 
 
 @pytest.mark.slow
@@ -138,8 +133,8 @@ def test_rows_of_weight_zero_are_left_out(patients):
     np.testing.assert_allclose(weighted.predict_proba(X), alone.predict_proba(X), atol=1e-6)
 
 
-@pytest.mark.parametrize("threshold", [0.2, "f1", "youden"])
-def test_the_threshold_decides(fitted, patients, threshold):
+@pytest.mark.parametrize("threshold", [0.2, "f1"])
+def test_the_threshold_decides(patients, threshold):
     X, y, groups = patients
     modalities = {"a": ["a*"], "b": ["b"]}
     found = small(modalities=modalities, tuning=0.3, threshold=threshold).fit(X, y, groups=groups)
@@ -150,14 +145,20 @@ def test_the_threshold_decides(fitted, patients, threshold):
         assert found.threshold_ == 0.2
 
 
-@pytest.mark.parametrize("word", ["f1", "youden"])
-def test_a_tuned_threshold_is_the_best_one_on_the_tuning_rows(patients, word):
-    """Against all thresholds there are, one by one."""
+@pytest.fixture(scope="module")
+def tuned(patients, quick_compilation):
+    """A model and its data, with tuning rows."""
     X, y, groups = patients
     config = api.make_config("soft_moe", "small", 0, 0.0, 0.3, QUICK)
     frame = X.with_columns(label=pl.Series((y == "well").astype(int)), who=pl.Series(groups))
     manifest = api.read_frame(frame, "label", {"a": ["a*"], "b": ["b"]}, config, patient="who", verbose=False)
-    model, data = api.train(config, manifest, None, False)
+    return api.train(config, manifest, None, False)
+
+
+@pytest.mark.parametrize("word", ["f1", "youden"])
+def test_a_tuned_threshold_is_the_best_one_on_the_tuning_rows(tuned, word):
+    """Against all thresholds there are, one by one."""
+    model, data = tuned
     predicted = model.predict_store(data.stores["tuning"])
 
     def value(threshold):
@@ -222,12 +223,6 @@ def test_groups_that_name_no_patients_are_refused(patients, groups, message):
         small(modalities={"a": ["a*"], "b": ["b"]}).fit(X, y, groups=groups)
 
 
-def test_settings_may_be_numbers_of_numpy(patients):
-    X, y, groups = patients
-    found = small(modalities={"a": ["a*"], "b": ["b"]}, seed=np.int64(3), tuning=np.float64(0.2)).fit(X, y, groups)
-    assert found.model_.config.seed == 3
-
-
 def test_a_copy_is_made_of_the_saved_model(fitted, patients, tmp_path):
     """As a pickle is, which scikit-learn's own checks make."""
     X, _, _ = patients
@@ -246,10 +241,12 @@ def test_a_clone_has_the_parameters_and_no_model(fitted):
     assert not hasattr(cloned, "model_")
 
 
-def test_it_works_in_a_pipeline_with_arrays(patients):
+@pytest.mark.filterwarnings("default:neither groups nor patient")
+def test_it_works_in_a_pipeline_with_arrays_whose_rows_are_taken_for_patients(patients):
     X, y, _ = patients
     values = X.fill_null(0.0).to_numpy()
-    found = make_pipeline(StandardScaler(), small()).fit(values, y)
+    with pytest.warns(UserWarning, match="rows are taken for patients"):
+        found = make_pipeline(StandardScaler(), small()).fit(values, y)
     assert found.predict(values[:4]).shape == (4,)
     assert found[-1].model_.groups.modalities == ("x",)
 

@@ -52,19 +52,19 @@ def rates_when_measured(cache, data, **changes):
     return rates, gate.thresholds(config, params)
 
 
-@pytest.mark.parametrize("share", [0.25, 0.75])
 @pytest.mark.parametrize(
-    "changes",
+    ("share", "changes"),
     [
-        {},
-        {"fusion__gate_granularity": "token", "fusion__gate_metric": "kl", "eval__batch_size": 7},
-        {"ensemble": 2},
-        {"model__members": 2, "fusion__preset": "official"},
-        {"fusion__blocks": 2, "fusion__router_rank": 2},
+        (0.25, {}),
+        (0.75, {}),
+        (0.25, {"fusion__gate_granularity": "token", "fusion__gate_metric": "kl", "eval__batch_size": 7}),
+        (0.75, {"ensemble": 2}),
+        (0.25, {"model__members": 2, "fusion__preset": "official"}),
+        (0.75, {"fusion__blocks": 2, "fusion__router_rank": 2}),
     ],
-    ids=["plain", "tokens", "ensemble", "members", "blocks"],
+    ids=["few", "most", "tokens", "ensemble", "members", "blocks"],
 )
-def test_a_measured_threshold_opens_the_stated_share_of_the_tuning_rows(cache, data, changes, share):
+def test_a_measured_threshold_opens_the_stated_share_of_the_tuning_rows(cache, data, share, changes):
     rates, thresholds = rates_when_measured(cache, data, fusion__gate_share=share, **changes)
     # 48 rows; the residual routers are zero, so that a first block leaves a second one what it measured.
     assert rates == pytest.approx([share] * len(rates), abs=0.011)

@@ -270,30 +270,38 @@ def test_composed_routers_rest_in_the_first_stage_and_learn_in_the_second(cache,
     assert np.abs(always.probabilities - never.probabilities).max() > 1e-4
 
 
-def test_a_measured_gate_keeps_the_threshold_of_the_start_of_the_second_stage(cache, data, tmp_path):
+@pytest.fixture(scope="module")
+def measured(cache, data, tmp_path_factory):
+    """Both stages of 12 steps, saved every sixth, with a gate that the second stage measures when it begins."""
     changes = {"fusion__gate_threshold": "auto", "fusion__gate_share": 0.5, "train__select": "last", "train__keep": 0}
     config = tiny_runs.config(cache, **changes, train__evaluate_every=0.5)
-    run = _Run(config, data, tmp_path / "run")
+    return _Run(config, data, tmp_path_factory.mktemp("measured") / "run")
+
+
+def test_a_measured_gate_keeps_the_threshold_of_the_start_of_the_second_stage(measured, data):
+    run = measured
     assert len(run.traces) == 1  # stage and threshold are arguments of one program
     saved, path = _states(run), "block_0/gate_threshold"
     assert [float(saved[step].frozen[path]) for step in (6, 12)] == [0.0, 0.0]
     # Measured by the averaged weights that the stage starts from; steps leave it, and nothing decays it.
-    expected = gate.measure(config, run.network, saved[12].weights(), data.stores["tuning"])[path]
+    expected = gate.measure(run.config, run.network, saved[12].weights(), data.stores["tuning"])[path]
     for weights in (saved[18].frozen, saved[24].frozen, run.weights):
         np.testing.assert_array_equal(weights[path], expected)
     opened = run.trainer.predict({**saved[12].weights(), path: expected}, data.stores["tuning"], "gated").open_rate
     assert opened == pytest.approx(0.5, abs=0.011)
 
-    # A run that goes on from the second stage does not measure again, and one from the first finds the same.
-    for newest in (18, 12):
-        folder = tmp_path / f"from_{newest}"
-        shutil.copytree(run.trainer.folder.path, folder)
-        for left_out in (each for each in (folder / "checkpoints").iterdir() if each.name in ("18", "24")):
-            if int(left_out.name) > newest:
-                shutil.rmtree(left_out)
-        again = _Run(config, data, folder)
-        for name, x in run.weights.items():
-            np.testing.assert_array_equal(again.weights[name], x)
+
+@pytest.mark.parametrize("newest", [18, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_run_that_goes_on_has_the_threshold_of_the_whole_one(measured, data, tmp_path, newest):
+    """From the second stage, which does not measure again, or from the end of the first."""
+    folder = tmp_path / "run"
+    shutil.copytree(measured.trainer.folder.path, folder)
+    for left_out in (each for each in (folder / "checkpoints").iterdir() if each.name in ("18", "24")):
+        if int(left_out.name) > newest:
+            shutil.rmtree(left_out)
+    again = _Run(measured.config, data, folder)
+    for name, x in measured.weights.items():
+        np.testing.assert_array_equal(again.weights[name], x)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
