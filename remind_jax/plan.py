@@ -12,7 +12,7 @@ samples where encoders run on those that have their modality (encode).
 from typing import Any
 
 from remind_jax import cli
-from remind_jax.methods import STACKS, in_stack
+from remind_jax.methods import in_stack
 from remind_jax.training.cost import GIB, Plan, StackPlan, make_plan, plan_stack
 
 # Table 17 of the paper, measured on EMBED: parameters in millions, GFLOP per sample.
@@ -57,8 +57,7 @@ def describe(config: Any, plan: Plan) -> str:
 def describe_stack(config: Any, plan: StackPlan) -> str:
     """The plan of a stack as text, next to one run of `remind`."""
     folds, one = config.data.folds, max(plan.one.train_flops, 1)
-    dealt = f"{folds} folds" if folds > 1 else "one split"
-    lines = [f"{dealt}, before any stage ends early; times: operations of one run of remind\n"]
+    lines = [f"{folds} folds, before any stage ends early; times: operations of one run of remind\n"]
     lines.append(f"{'candidate':<24} {'networks':>8} {'parameters':>12} {'TFLOP':>10} {'times':>6}")
     for name, each in plan.networks.items():
         networks, work = folds * in_stack(config, name, -1).ensemble, folds * each.train_flops
@@ -66,19 +65,15 @@ def describe_stack(config: Any, plan: StackPlan) -> str:
         lines.append(f"{name:<24} {networks:>8} {parameters:>12,} {work / 1e12:>10.3f} {work / one:>6.1f}")
     work = folds * sum(each.train_flops for each in plan.networks.values())
     lines.append(f"{'all':<24} {'':>8} {'':>12} {work / 1e12:>10.3f} {work / one:>6.1f}")
-    fits = f"{folds} fits" if folds > 1 else "one fit"
-    lines.append(f"and {fits} of each of: {', '.join(plan.plain) or 'no plain model'}")
-    for name, each in plan.networks.items() if folds == 1 else ():
-        lines.append(f"\n{name}\n\n{describe(in_stack(config, name, 0), each)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"and {folds} fits of each of: {', '.join(plan.plain) or 'no plain model'}"])
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line given without the program's name."""
     config, _ = cli.parse_config(arguments)
-    is_stack = config.method in STACKS
-    text = describe_stack(config, plan_stack(config)) if is_stack else describe(config, make_plan(config))
-    print(f"{config.method} on {config.data.source}, size={config.size}\n\n{text}")
+    tell, count = (describe_stack, plan_stack) if config.method == "remind_stack" else (describe, make_plan)
+    more = f"\nand one fit of each plain model among {config.stack}" * (config.method == "remind_blend")
+    print(f"{config.method} on {config.data.source}, size={config.size}\n\n{tell(config, count(config))}{more}")
 
 
 if __name__ == "__main__":

@@ -149,6 +149,10 @@ RULES = (
         "method={c.method} needs data.folds of at least 1, and no data.fold: found {c.data.folds} and {c.data.fold}",
     ),
     Rule(
+        lambda c: c.method == "remind_blend" and c.data.folds != 1,
+        "method=remind_blend has one split, found data.folds={c.data.folds}: take method=remind_stack for more",
+    ),
+    Rule(
         lambda c: c.method in _STACKS and c.task.predicts != "mean",
         "method={c.method} averages values without bounds: set task.predicts=mean, or a method such as remind_plus",
     ),

@@ -156,7 +156,8 @@ def _run(
     data = dataclasses.replace(data, findings=[*data.findings, *found])
     config = datasets.with_text_encoder(config, data.manifest.table.height)
     if config.method in STACKS:
-        return _stacked(config, data, folder, verbose, signals, stamp, breakable)
+        folder.remember(data, stack.STAGE, stamp)
+        return _stacked(config, data, folder, verbose, signals, breakable)
     trainer = make_trainer(config, data, folder, signals)
     with progress.make(trainer.steps, "training", verbose) as bar:
         bar.say(
@@ -170,27 +171,17 @@ def _run(
 
 
 def _stacked(
-    config: Any,
-    data: datasets.Dataset,
-    folder: RunFolder,
-    verbose: bool,
-    signals: Signals,
-    stamp: str,
-    breakable: bool,
+    config: Any, data: datasets.Dataset, folder: RunFolder, verbose: bool, signals: Signals, breakable: bool
 ) -> Fit:
     """Trains the members of a stack, each as a run of its own below the folder, and weighs them.
 
-    The network of a single fold shows how far it is, and its training can be `breakable`. Raises UserError: a candidate
-    cannot be used.
+    The network of a single fold tells its progress and can be broken off. Raises UserError: a candidate cannot be used.
     """
-    folder.remember(data, stack.STAGE, stamp)
-    single, broken = config.data.folds == 1, []
+    single = config.data.folds == 1
 
     def train(own: Any, fitted: datasets.FittedData, path: pathlib.Path | None) -> Predictor:
         with _opened(own, path) as opened:
             found = _run(own, opened, verbose and single, signals, fitted, breakable and single)
-            if path is not None and not finished.is_there(path):
-                broken.append(path)
             return model_folder.open_model(path) if found is None else found.model
 
     members = None if folder.path is None else folder.path / stack.MEMBERS
@@ -199,8 +190,8 @@ def _stacked(
         bar.say(found.told)
     tuning = Logits(found.logits, found.groups, found.labels, 0.0) if len(found.labels) else None
     with progress.make(0, "evaluating", verbose) as bar:
-        model = _finished(found.model, data, folder, bar, tuning, writes=not broken, stack=found.facts)
-        return Fit(model, data)
+        whole = members is None or all(map(finished.is_there, filter(pathlib.Path.is_dir, members.iterdir())))
+        return Fit(_finished(found.model, data, folder, bar, tuning, writes=whole, stack=found.facts), data)
 
 
 def _trained(trainer: Trainer, bar: progress.Silent, breakable: bool) -> tuple[Position, bool]:

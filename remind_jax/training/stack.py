@@ -94,7 +94,8 @@ class _Seen(NamedTuple):
 
 def candidates(config: Any, task: str) -> list[str]:
     """Returns the names of the candidates that learn a task, in order. Raises UserError: one is unknown, or none."""
-    known = [name for name in (*methods.METHODS, *methods.PLAIN) if name not in methods.STACKS]
+    networks = [name for name in methods.METHODS if name not in methods.STACKS]
+    known = [*(["remind_plus"] if config.method == "remind_blend" else networks), *methods.PLAIN]
     names = list(dict.fromkeys(name.strip() for name in config.stack.split(",") if name.strip()))
     for name in names:
         if name not in known:

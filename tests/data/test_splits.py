@@ -217,9 +217,10 @@ def test_each_row_is_tuned_by_once_and_no_patient_is_cut(folds):
 def test_one_fold_leaves_held_out_rows_unread_and_the_others_as_they_are():
     manifest = make()
     sides = splits.make_splits(manifest, seed=1)
-    dealt = splits.deal(manifest, sides, 1, 1, -1)
+    dealt = splits.deal(manifest, sides, 1, 1, 0)
     np.testing.assert_array_equal(dealt, np.where(sides == splits.HELD_OUT, splits.UNUSED, sides))
     assert dealt.dtype == np.int8
+    np.testing.assert_array_equal(splits.deal(manifest, sides, 1, 1, -1), sides)  # the whole, of which it is the fold
 
 
 def test_folds_follow_the_seed_and_need_as_many_patients():

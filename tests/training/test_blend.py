@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import remind_jax
-from remind_jax import adapt, cli
+from remind_jax import adapt, cli, plan
 from remind_jax.analysis import gradient_consistency
+from remind_jax.config import validate
 from remind_jax.data import dataset as datasets
 from remind_jax.data import reading, splits
 from remind_jax.errors import UserError
@@ -106,16 +107,31 @@ def test_members_are_the_methods_themselves_on_the_same_split(blend):
     assert own.preprocessor.to_dict() == model.preprocessor.to_dict() == again.preprocessor.to_dict()
 
 
+def test_a_blend_has_one_split_and_a_plan_of_its_networks(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"one split, found data\.folds=3: take method=remind_stack"):
+        validate(_config("nowhere", tmp_path, data__folds=3))
+    arguments = tiny_runs.own_arguments(write_manifest(tmp_path / "data", n=60), tmp_path, "remind_blend", **CHANGES)
+    plan.main(arguments)
+    told = capsys.readouterr().out.splitlines()
+    of_networks = [each.replace("remind_blend", "remind_plus") for each in arguments]
+    plan.main([*of_networks, "--config.data.folds=1", "--config.data.fold=0"])
+    assert told[1:-1] == capsys.readouterr().out.splitlines()[1:]
+    assert told[-1].endswith("plain model among remind_plus,logistic_regression,ridge,cox,gradient_boosting")
+
+
 def test_keys_of_a_blend_are_those_of_its_networks(tmp_path):
     config = _config("nowhere", tmp_path, optim__lr=0.125, model__wide=False, objective__kind="erm")
     own = in_stack(config, "remind_plus", 0)
     assert (own.method, own.ensemble, own.optim.lr, own.model.wide) == ("remind_plus", 2, 0.125, False)
     assert own.objective.kind == "erm"
-    assert in_stack(config, "flex_moe", 0).fusion.kind == "flex_moe"  # of others the keys are their own
+    config.stack = "remind,ridge"  # whose keys would be those of remind_plus
+    with pytest.raises(UserError, match=r"stack: unknown method 'remind' \(did you mean 'remind_plus'\?\)"):
+        stack.candidates(config, "classes")
     trial = search.of_fold(config, search.Rows(100, 3), 2)
     assert (trial.method, trial.data.folds, trial.data.fold, trial.optim.lr) == ("remind_plus", 3, 2, 0.125)
 
 
+@pytest.mark.slow
 def test_without_tuning_rows_a_blend_is_its_networks(tmp_path, capsys):
     manifest = reading.read_manifest(write_manifest(tmp_path / "data", n=80))
     none = {"data__fractions": "(0.8, 0.0, 0.2)", "train__select": "last"}
@@ -130,6 +146,7 @@ def test_without_tuning_rows_a_blend_is_its_networks(tmp_path, capsys):
     np.testing.assert_allclose(*each, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_that_is_broken_off_gives_the_best_networks_so_far_and_goes_on_later(blend, tmp_path, monkeypatch):
     config, manifest, _, folder = blend
     add, calls = Recorder.add, []
@@ -152,9 +169,12 @@ def test_training_that_is_broken_off_gives_the_best_networks_so_far_and_goes_on_
     assert any(not np.array_equal(parts.params[path], x) for path, x in expected.params.items())
 
 
+@pytest.mark.slow
 def test_what_needs_one_network_names_a_method_that_trains_one(blend, tmp_path):
     folder = blend[3]
-    with pytest.raises(UserError, match="blends several networks and plain models: train one network, .*method=remind"):
+    with pytest.raises(
+        UserError, match=r"blends several networks and plain models: train one network, .*method=remind"
+    ):
         adapt.main([f"--workdir={folder}", "--data=nowhere", "--unfreeze=head"])
     one = folder / "members" / "remind_plus-0"
     gradient_consistency.main([f"--workdir={one}", "--split=train", "--n=4", "--n_whole=8", "--draws=1"])
