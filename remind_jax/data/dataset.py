@@ -152,7 +152,7 @@ def _lossy(config: Any, manifest: Manifest, split: np.ndarray) -> Manifest:
 
 def _fitted_on(config: Any) -> tuple[int, ...]:
     """Returns the splits whose rows are fitted on; all folds have one fit, so that their networks can be averaged."""
-    return (splits.TRAIN, splits.TUNING) if config.data.folds else (splits.TRAIN,)
+    return (splits.TRAIN, splits.TUNING) if config.data.folds > 1 else (splits.TRAIN,)
 
 
 def with_text_encoder(config: Any, samples: int) -> Any:

@@ -14,7 +14,7 @@ pytestmark = [
 ]
 TOLERANCE = 1e-4
 # Their programs differ from those of another run in an objective, a sampler or dropout, which have tests of their own.
-LIKE_OTHERS = {"reweigh", "group_dro", "fair_batch", "logit_adjust", "remind without dropout", "hospital without dropout"}
+LIKE_OTHERS = {"reweigh", "group_dro", "fair_batch", "logit_adjust", *(n for n in runs.RUNS if "without" in n)}
 
 
 @pytest.fixture(scope="module")
