@@ -65,6 +65,7 @@ def _by_member(model, data, split):
     return np.stack(found)
 
 
+@pytest.mark.slow
 def test_tuning_rows_weigh_the_members_and_the_blend_is_their_weighted_mean(blend):
     _, _, data, folder = blend
     model, labels = remind_jax.load(folder), data.manifest.labels[data.rows("tuning")]
@@ -88,6 +89,7 @@ def test_tuning_rows_weigh_the_members_and_the_blend_is_their_weighted_mean(blen
     np.testing.assert_allclose(found, np.tensordot(expected, held_out, axes=1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_members_are_the_methods_themselves_on_the_same_split(blend):
     """The network is that of `remind_plus`; plain models see train rows, and choose by tuning rows."""
     config, _, data, folder = blend
@@ -181,9 +183,8 @@ def test_what_needs_one_network_names_a_method_that_trains_one(blend, tmp_path):
     assert (one / "analysis" / "gradient_consistency.csv").exists()
 
 
-def test_several_processes_are_refused_with_the_method_that_can(blend, tmp_path, monkeypatch):
-    config, manifest, _, _ = blend
+def test_several_processes_are_refused_with_the_method_that_can(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(processes, "run_on_first", lambda call: call())
     with pytest.raises(UserError, match=r"method=remind_blend trains in one process: start one, or .*remind_plus"):
-        run.fit(config, manifest, None, verbose=False)
+        run.fit(_config("nowhere", tmp_path), None, None, verbose=False)
