@@ -5,7 +5,7 @@ import pytest
 from remind_jax import cli
 from remind_jax.config import set_value, validate, value_of
 from remind_jax.errors import UserError
-from remind_jax.methods import METHODS, STACK
+from remind_jax.methods import METHODS
 from remind_jax.studies import spaces
 from remind_jax.studies.spaces import Range
 from tests import tiny_runs
@@ -18,7 +18,7 @@ def _config(method: str = "remind", *flags: str, size: str = "small", name: str 
 
 
 @pytest.mark.parametrize("size", ["small", "paper", "quick"])
-@pytest.mark.parametrize("method", [name for name in METHODS if name != STACK])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "remind_stack"])
 def test_every_value_of_a_default_space_makes_a_config_and_the_own_one_is_among_them(method, size):
     config = _config(method, size=size, name="nhanes")
     space = spaces.default_space(config, (), ("tabular", "text"))
@@ -46,7 +46,7 @@ def test_keys_that_are_set_and_those_of_other_kinds_and_methods_are_left_out():
     assert "optim.lr" not in of(_config(), ("optim.lr",), ("text",))
     assert "dro.gamma" in of(_config("remind"), (), ())
     assert "dro.gamma" not in of(_config("soft_moe"), (), ())
-    assert not spaces.searches(STACK)
+    assert not spaces.searches("remind_stack")
     assert not spaces.searches("logistic_regression")
 
 
