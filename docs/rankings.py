@@ -107,10 +107,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser("python -m docs.rankings [--docs=docs]")
     parser.add_argument("--docs", default="docs")
     docs = pathlib.Path(parser.parse_args(arguments).docs)
-    page, lines = (
-        docs / "comparison.md",
-        table(read_table(docs / KEPT), read_table(docs / "results" / "published_rankings.csv")),
-    )
+    page = docs / "comparison.md"
+    lines = table(read_table(docs / KEPT), read_table(docs / "results" / "published_rankings.csv"))
     files.write_text(page, written(page.read_text(encoding="utf-8"), lines))
     print(f"Written: {page}")
 

@@ -133,7 +133,7 @@ def test_rows_of_weight_zero_are_left_out(patients):
     np.testing.assert_allclose(weighted.predict_proba(X), alone.predict_proba(X), atol=1e-6)
 
 
-@pytest.mark.parametrize("threshold", [0.2, "f1"])
+@pytest.mark.parametrize("threshold", [0.2, "f1", pytest.param("youden", marks=pytest.mark.slow)])
 def test_the_threshold_decides(patients, threshold):
     X, y, groups = patients
     modalities = {"a": ["a*"], "b": ["b"]}

@@ -14,7 +14,6 @@ OWN = ("remind_stack", "remind_blend", "remind_plus")
 ABLATIONS = ("remind_no_dro", "remind_no_specialization")
 AGAINST = ("soft_moe", "gradient_boosting")
 LINEAR = ("logistic_regression", "ridge", "cox")  # one a task
-
 FEW = 1_000  # train rows, up to which data are called small
 MOST_MISSES = 3  # methods that are named in a cell
 SETS, TIMES, NAMED = 2, 10, "nhanes"  # what the aim asks: sets beyond chance, cost, and on what

@@ -61,8 +61,16 @@ def rates_when_measured(cache, data, **changes):
         (0.75, {"ensemble": 2}),
         (0.25, {"model__members": 2, "fusion__preset": "official"}),
         (0.75, {"fusion__blocks": 2, "fusion__router_rank": 2}),
+        *(
+            pytest.param(share, changes, marks=pytest.mark.slow)
+            for share, changes in (
+                (0.75, {"fusion__gate_granularity": "token", "fusion__gate_metric": "kl", "eval__batch_size": 7}),
+                (0.25, {"ensemble": 2}),
+                (0.75, {"model__members": 2, "fusion__preset": "official"}),
+                (0.25, {"fusion__blocks": 2, "fusion__router_rank": 2}),
+            )
+        ),
     ],
-    ids=["few", "most", "tokens", "ensemble", "members", "blocks"],
 )
 def test_a_measured_threshold_opens_the_stated_share_of_the_tuning_rows(cache, data, share, changes):
     rates, thresholds = rates_when_measured(cache, data, fusion__gate_share=share, **changes)
