@@ -83,7 +83,6 @@ METHODS["remind_blend"] = METHODS["remind_plus"] | {
     "stack": "remind_plus,logistic_regression,ridge,cox,gradient_boosting",
     "task.predicts": "mean",
 }
-STACKS = ("remind_stack", "remind_blend")
 OWN = "remind_blend"
 """Method of own data where none is named, in `fit`, the estimators and configs/manifest.py (docs/own_data.md)."""
 # Methods of other papers and the simple ones that they are compared with (docs/arena_methods.md). Most have no learned

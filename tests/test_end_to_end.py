@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from remind_jax import main
+from remind_jax.config.rules import STACKS
 from remind_jax.data.reading import read_manifest
 from remind_jax.data.splits import make_splits
 from remind_jax.evaluation import page
-from remind_jax.methods import METHODS, STACKS
+from remind_jax.methods import METHODS
 from tests import tiny_runs
 from tests.data.manifest_files import SCHEMA, write_manifest
 from tests.data.sources import eicu_files, support2_files

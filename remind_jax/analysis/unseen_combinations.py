@@ -26,6 +26,7 @@ from remind_jax import cli, methods, tasks
 from remind_jax.analysis import command, sweeps
 from remind_jax.analysis.command import QUIET, Row
 from remind_jax.analysis.sweeps import Sweeps, cell, look
+from remind_jax.config.rules import STACKS
 from remind_jax.data import dataset, splits
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
@@ -96,7 +97,7 @@ def parse(arguments: Sequence[str]) -> Taking:
     taking = Taking(sweeps.read_sweeps(values.workdir, rest, OWN), asked, values.steps, values.lr)
     planned = taking.plan("with")
     for entry in planned:
-        is_one = entry.config.method not in (*methods.PLAIN, *methods.STACKS)
+        is_one = entry.config.method not in (*methods.PLAIN, *STACKS)
         if not is_one or entry.config.ensemble > 1:
             kind = "an ensemble" if is_one else "no network of its own"
             raise UserError(f"{entry.method} is {kind}, which cannot be adapted: leave it out of --methods")

@@ -22,7 +22,7 @@ _OF_WHOLE_BATCHES = {
     "train.batch_norm": ("frozen",),
     "fusion.gate_granularity": ("sample",),
 }
-_STACKS = ("remind_stack", "remind_blend")
+STACKS = ("remind_stack", "remind_blend")  # methods that weigh networks and plain models
 RULES = (
     # Sharing weights among devices is left to XLA, which needs one program and equal parts.
     Rule(
@@ -145,7 +145,7 @@ RULES = (
         "optim.group_rows=batch belongs to fusion.kind=soft_moe, not {c.fusion.kind}",
     ),
     Rule(
-        lambda c: c.method in _STACKS and (c.data.folds < 1 or c.data.fold >= 0),
+        lambda c: c.method in STACKS and (c.data.folds < 1 or c.data.fold >= 0),
         "method={c.method} needs data.folds of at least 1, and no data.fold: found {c.data.folds} and {c.data.fold}",
     ),
     Rule(
@@ -153,11 +153,11 @@ RULES = (
         "method=remind_blend has one split, found data.folds={c.data.folds}: take method=remind_stack for more",
     ),
     Rule(
-        lambda c: c.method in _STACKS and c.task.predicts != "mean",
+        lambda c: c.method in STACKS and c.task.predicts != "mean",
         "method={c.method} averages values without bounds: set task.predicts=mean, or a method such as remind_plus",
     ),
     Rule(
-        lambda c: c.method in _STACKS and c.fusion.gate_granularity == "batch",
+        lambda c: c.method in STACKS and c.fusion.gate_granularity == "batch",
         "method={c.method} predicts rows one by one: set fusion.gate_granularity=sample or token",
     ),
     Rule(

@@ -6,12 +6,13 @@ import pathlib
 import ml_collections
 import numpy as np
 
+from remind_jax.config.rules import STACKS
 from remind_jax.errors import UserError, did_you_mean
 from remind_jax.evaluation import finished
 from remind_jax.evaluation.report import Report
 from remind_jax.inference.model_files import FACTS, WEIGHTS, checked_config, parts
 from remind_jax.inference.predictor import Predictor
-from remind_jax.methods import PLAIN, STACKS
+from remind_jax.methods import PLAIN
 from remind_jax.runtime import records
 
 FOLDER = "model"

@@ -12,6 +12,7 @@ import numpy as np
 
 from remind_jax import tasks
 from remind_jax.config import validate
+from remind_jax.config.rules import STACKS
 from remind_jax.data import dataset as datasets
 from remind_jax.data import memory, pipeline, samplers
 from remind_jax.data.findings import Finding
@@ -24,7 +25,6 @@ from remind_jax.evaluation import report as reports
 from remind_jax.inference import gate, model_files, model_folder
 from remind_jax.inference.forward import Logits
 from remind_jax.inference.predictor import Predictor
-from remind_jax.methods import STACKS
 from remind_jax.models import spare_rows
 from remind_jax.models.encoders import registry
 from remind_jax.models.model import Params

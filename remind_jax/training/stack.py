@@ -20,6 +20,7 @@ import numpy as np
 import safetensors.numpy
 
 from remind_jax import methods, tasks
+from remind_jax.config.rules import STACKS
 from remind_jax.data import dataset as datasets
 from remind_jax.data import splits
 from remind_jax.errors import UserError, did_you_mean
@@ -94,7 +95,7 @@ class _Seen(NamedTuple):
 
 def candidates(config: Any, task: str) -> list[str]:
     """Returns the names of the candidates that learn a task, in order. Raises UserError: one is unknown, or none."""
-    networks = [name for name in methods.METHODS if name not in methods.STACKS]
+    networks = [name for name in methods.METHODS if name not in STACKS]
     known = [*(["remind_plus"] if config.method == "remind_blend" else networks), *methods.PLAIN]
     names = list(dict.fromkeys(name.strip() for name in config.stack.split(",") if name.strip()))
     for name in names:

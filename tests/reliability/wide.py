@@ -7,7 +7,8 @@ import tempfile
 import time
 from typing import Any
 
-from remind_jax.methods import METHODS, OF_OTHER_TASKS, PLAIN, STACKS
+from remind_jax.config.rules import STACKS
+from remind_jax.methods import METHODS, OF_OTHER_TASKS, PLAIN
 from tests.reliability import Tally, row
 from tests.reliability.runs import STEPS, Place, end, forget
 
