@@ -216,11 +216,7 @@ def suit(config: Any, manifest: Manifest, keys: Mapping[str, Any]) -> None:
 
 
 def train(
-    config: Any,
-    manifest: Manifest,
-    workdir: str | pathlib.Path | None,
-    verbose: bool,
-    on_changed_data: str = "refuse",
+    config: Any, manifest: Manifest, workdir: str | pathlib.Path | None, verbose: bool, on_changed_data: str = "refuse"
 ) -> run.Fit:
     """Trains on rows in memory, see `fit`. Raises UserError as it does."""
     return run.fit(config, manifest, None if workdir is None else pathlib.Path(workdir), verbose, on_changed_data)

@@ -181,7 +181,6 @@ QUICK = {
 }
 # Models without a network, of remind_jax.studies.baselines; of a config they use data, seed, selection and evaluation.
 PLAIN = dict.fromkeys(("logistic_regression", "gradient_boosting", "extra_trees", "ridge", "cox"), SOFT_MOE)
-OF_OTHER_TASKS = ("ridge", "cox")  # than classes: of values, and of survival
 
 
 def paper_hyper_parameters(config: Any, *, experts: int, width: int, lr: float, decay: float):
@@ -327,8 +326,8 @@ TABLES: dict[str, tuple[Variant, ...]] = {
 def choose(names: str, table: str) -> list[Variant]:
     """Returns the variants that a command line names, separated by commas.
 
-    `all` is every variant of the table or, without a table, every method and plain model of classes; `arena` is every
-    method of `ARENA`. `table` is a key of `TABLES`, or empty; its variants come before methods of the same name. Raises
+    `all` is every variant of the table or, without a table, every method and plain model; `arena` is every method of
+    `ARENA`. `table` is a key of `TABLES`, or empty; its variants come before methods of the same name. Raises
     UserError: a name or the table is unknown.
     """
     if table and table not in TABLES:
@@ -336,8 +335,7 @@ def choose(names: str, table: str) -> list[Variant]:
     whole = [Variant(name, name) for name in (*METHODS, *PLAIN, *ARENA)]
     known = {variant.name: variant for variant in (*whole, *TABLES.get(table, ()))}
     if names == "all":
-        left_out = (*OF_OTHER_TASKS, *ARENA)
-        return list(TABLES[table]) if table else [known[name] for name in known if name not in left_out]
+        return list(TABLES[table]) if table else [variant for variant in whole if variant.name not in ARENA]
     names = ",".join(ARENA) if names == "arena" else names
     chosen = list(dict.fromkeys(filter(None, names.split(","))))
     for name in chosen:

@@ -3,7 +3,7 @@
     remind sweep --config=phenomenon --methods=soft_moe,remind --seeds=0,1,42 --workdir=DIR
 
     --config=NAME, --config.KEY=VALUE, --quick    as in remind train; arena: docs/arena_run.md
-    --methods=all        every method and plain model of remind_jax/methods.py, or the table's
+    --methods=all        every method and plain model that learns such labels, or the table's
                          variants; arena: those of other papers (docs/arena_methods.md)
     --seeds=0,1,42       of the runs; a seed sets split, initial weights and order
     --baseline=A,B       what differences are drawn to, in turn; soft_moe, else the first method
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
 
     asked = search.Asked(values.trials, values.space, setup.given.changes)
     if values.plan:
-        print(search.plan(planned, asked))
+        print(search.plan(runner.learning(planned, setup.options), asked))
     elif values.search:
         search.run(planned, workdir, setup.options, asked, arguments)
     else:

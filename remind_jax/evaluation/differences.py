@@ -58,12 +58,7 @@ def between(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> dict
 
 
 def drawn_together(
-    of: intervals.Weighted,
-    patients: np.ndarray,
-    *,
-    rare: Mapping[str, int] = {},
-    seed: int,
-    resamples: int,
+    of: intervals.Weighted, patients: np.ndarray, *, rare: Mapping[str, int] = {}, seed: int, resamples: int
 ) -> dict[str, Drawn]:
     """Computes figures that are differences, and draws patients [n] `resamples` times, 0 for no intervals.
 

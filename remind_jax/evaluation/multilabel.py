@@ -137,11 +137,7 @@ def f1_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def _label(
-    case: np.ndarray,
-    score: np.ndarray,
-    called: np.ndarray,
-    weights: np.ndarray,
-    gamma: intervals.Gamma | None = None,
+    case: np.ndarray, score: np.ndarray, called: np.ndarray, weights: np.ndarray, gamma: intervals.Gamma | None = None
 ) -> dict[str, np.ndarray]:
     """Computes the figures of one label's known samples [n] under weights [r, n]."""
     both = case.any() and not case.all()

@@ -12,12 +12,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def focal_loss(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    gamma: float = 2.0,
-    alpha: jax.Array | None = None,
-    detach: bool = False,
+    logits: jax.Array, labels: jax.Array, *, gamma: float = 2.0, alpha: jax.Array | None = None, detach: bool = False
 ) -> jax.Array:
     """Returns the softmax focal loss -alpha_y (1 - p_y)^gamma ln p_y (Lin et al. 2017, for several classes), [b].
 

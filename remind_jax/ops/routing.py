@@ -22,12 +22,7 @@ def token_logits(tokens: jax.Array, router: jax.Array, normalize: bool) -> jax.A
 
 
 def effective_routers(
-    shared: jax.Array,
-    residual: jax.Array,
-    scale: jax.Array,
-    *,
-    normalize: bool,
-    add_after_norm: bool = False,
+    shared: jax.Array, residual: jax.Array, scale: jax.Array, *, normalize: bool, add_after_norm: bool = False
 ) -> jax.Array:
     """Returns the routers in use: shared [d, e, s] plus residual [k, d, e, s], one a group or a sample (Eq. 7).
 

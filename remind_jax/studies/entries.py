@@ -58,6 +58,7 @@ class Options(NamedTuple):
       jobs: runs at a time, each in a process of its own where there are several.
       share: whether other processes run the same sweep in the same folder.
       on_changed_data: what becomes of runs whose data have changed since: `refuse` or `restart`.
+      whole: whether those methods of which the labels' task is none are left out, since the sweep is of all there are.
       ray: how runs are given to a cluster of Ray; None runs them here.
     """
 
@@ -66,6 +67,7 @@ class Options(NamedTuple):
     jobs: int = 1
     share: bool = False
     on_changed_data: str = "refuse"
+    whole: bool = False
     ray: cluster.Given | None = None
 
 
@@ -135,7 +137,9 @@ def read_setup(values: argparse.Namespace, rest: Sequence[str]) -> Setup:
             raise UserError(f"baseline={baseline} is not among the methods: {', '.join(names)}")
     if values.share and values.jobs > 1:
         raise UserError(f"--share with --jobs={values.jobs}: start the same command {values.jobs} times instead")
-    options = Options(baselines, values.resamples, values.jobs, values.share, values.on_changed_data, _cluster(values))
+    whole = values.methods == "all" and not values.table
+    how = (values.resamples, values.jobs, values.share, values.on_changed_data, whole, _cluster(values))
+    options = Options(baselines, *how)
     return Setup(given, variants, seeds, options)
 
 

@@ -11,8 +11,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from remind_jax import cli, methods
+from remind_jax import cli, methods, tasks
 from remind_jax.config import complete
+from remind_jax.data import dataset as datasets
 from remind_jax.data import memory
 from remind_jax.errors import UserError
 from remind_jax.evaluation import finished
@@ -23,6 +24,7 @@ from remind_jax.studies.comparison import outcome_of
 from remind_jax.studies.entries import Entry, Options
 from remind_jax.studies.record import Record
 from remind_jax.studies.results import run_figures
+from remind_jax.training.plain_models import TASKS_OF
 from remind_jax.training.run import train_and_evaluate
 from remind_jax.training.run_folder import DATA, changed_keys
 
@@ -45,7 +47,7 @@ def run(
     line; tables show the `searches` (`search.Found`) that chose keys of the entries. Raises UserError: runs failed, or
     another sweep works in the folder.
     """
-    for entry in entries:
+    for entry in (entries := learning(entries, options)):
         files.refuse_links(entry.folder)
     with jobs.hold(workdir, shared=options.share) as descriptor, signals.Signals():
         sweep = _Sweep(entries, workdir, options, command, searches)
@@ -60,6 +62,24 @@ def run(
             else:
                 failed = _run_in_processes(entries, options, descriptor, bar, record)
         sweep.close(failed, record)
+
+
+def learning(entries: Sequence[Entry], options: Options) -> Sequence[Entry]:
+    """Returns the entries, of a sweep of all methods those that learn the labels of its data, and names the others.
+
+    Raises UserError: a baseline is one of these, or the data cannot be read.
+    """
+    if not options.whole:
+        return entries
+    task, every = datasets.read(entries[0].config).schema.task, methods.METHODS | methods.PLAIN
+    able = [name for name, keys in every.items() if task in TASKS_OF.get(name, (task,)) and tasks.learns(task, keys)]
+    others = [name for name in dict.fromkeys(entry.method for entry in entries) if name not in able]
+    for baseline in options.baselines:
+        if baseline in others:
+            raise UserError(f"baseline={baseline} does not learn labels of task {task}: take one of {', '.join(able)}")
+    if others:
+        print(f"left out, since they do not learn labels of task {task}: {', '.join(others)}", flush=True)
+    return [entry for entry in entries if entry.method in able]
 
 
 def run_config(config: Any, folder: pathlib.Path, verbose: bool = True, on_changed_data: str = "refuse") -> None:

@@ -209,11 +209,7 @@ def _optimise(
 
 
 def _prepared(
-    config: Any,
-    manifest: Manifest,
-    asked: Asked,
-    folder: pathlib.Path | None = None,
-    on_changed_data: str = "refuse",
+    config: Any, manifest: Manifest, asked: Asked, folder: pathlib.Path | None = None, on_changed_data: str = "refuse"
 ) -> tuple[Space, Rows, str]:
     """Returns the space of a search, the rows that judge it, and the figure by which they do; a folder keeps them."""
     if not spaces.searches(config.method):
@@ -284,6 +280,7 @@ def run(
     Plain models and stacks are run as they are. Processes that share the sweep share the trials, and a cluster runs
     each as a task. Raises UserError as `find` and `runner.run` do, or if a task of the cluster fails.
     """
+    entries, options = runner.learning(entries, options), options._replace(whole=False)
     if options.jobs > 1:
         raise UserError(f"--search with --jobs={options.jobs}: start it {options.jobs} times with --share instead")
     if not any(spaces.searches(entry.config.method) for entry in entries):

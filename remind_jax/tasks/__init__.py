@@ -31,6 +31,11 @@ _FOR_CLASSES = {
 """Keys that look at classes, and the value at which they do not."""
 
 
+def learns(task: str, keys: Mapping[str, Any]) -> bool:
+    """Tells whether a method that sets these keys of a config learns labels of a task."""
+    return task == "classes" or all(keys.get(path, plain) == plain for path, plain in _FOR_CLASSES.items())
+
+
 def check(task: str, config: Any) -> None:
     """Refuses settings of a config that a task has no use for (UserError)."""
     check_select(task, config.train.select)

@@ -122,10 +122,6 @@ class Checkpoints:
         folder = next(self.folder.glob(f"{self._saving[0]}.*tmp*"))
         files.write_text(folder / SUMS, _sums(folder))
 
-    def latest_step(self) -> int | None:
-        """Returns the step of the newest complete checkpoint, None when there is none."""
-        return max(self.steps(), default=None)
-
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, ascending."""
         self._settle()

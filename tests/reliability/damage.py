@@ -179,7 +179,7 @@ def _on_disk(disk: pathlib.Path, what: str, expected: str) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     with contextlib.closing(Checkpoints(folder, keep=0, read_only=True, say=said.append)) as checkpoints:
-        newest = checkpoints.latest_step()
+        newest = max(checkpoints.steps(), default=None)
         # The save that failed in the background is the one before the last that began.
         if newest is None or newest < max(saved) - 1:
             return f"{newest} is the newest of {saved}"

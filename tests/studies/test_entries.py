@@ -6,7 +6,7 @@ import pytest
 
 from remind_jax import cli, sweep
 from remind_jax.errors import UserError
-from remind_jax.methods import METHODS, OF_OTHER_TASKS, PLAIN
+from remind_jax.methods import METHODS, PLAIN
 from remind_jax.studies import entries
 from tests import tiny_runs
 
@@ -26,7 +26,7 @@ def _plan(tmp_path, *more: str) -> list[entries.Entry]:
 
 def test_all_methods_and_seeds_are_planned_seed_by_seed(tmp_path):
     planned = _plan(tmp_path, "--seeds=3,1")
-    names = [name for name in (*METHODS, *PLAIN) if name not in OF_OTHER_TASKS]
+    names = [*METHODS, *PLAIN]
     assert [(entry.seed, entry.method) for entry in planned] == [(s, name) for s in (3, 1) for name in names]
     for entry in planned:
         assert (entry.config.seed, entry.config.method) == (entry.seed, entry.method)

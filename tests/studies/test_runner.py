@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -17,10 +18,13 @@ import pytest
 
 from remind_jax import sweep
 from remind_jax.errors import UserError
+from remind_jax.methods import METHODS, PLAIN
 from remind_jax.studies import runner
 from remind_jax.studies.entries import Entry, Options
 from remind_jax.training.run import train_and_evaluate
 from tests import tiny_runs
+from tests.data.manifest_files import write_manifest
+from tests.data.target_files import folder_of
 
 pytestmark = [
     pytest.mark.filterwarnings(tiny_runs.CONFIG_FLAGS_WARNING),
@@ -166,6 +170,43 @@ def test_nothing_finished_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no run finished; the first failure was remind seed 0"):
         _run(arguments)
     assert not (tmp_path / "out" / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "others"),
+    [
+        ("classes", {"ridge", "cox"}),
+        ("survival", {"logit_adjust", "logistic_regression", "ridge"}),
+        ("regression", {"logit_adjust", "logistic_regression", "cox"}),
+    ],
+)
+def test_a_sweep_of_all_methods_leaves_out_those_of_other_tasks_and_names_them(
+    tmp_path, monkeypatch, capsys, task, others
+):
+    (write_manifest if task == "classes" else functools.partial(folder_of, task=task))(tmp_path / "data")
+    tried = []
+
+    def refuse(config, *_):
+        tried.append(config.method)
+        raise UserError("not today")
+
+    monkeypatch.setattr(runner, "run_config", refuse)
+    flags = [f"--config={tiny_runs.ROOT}/configs/manifest.py", f"--config.data.root={tmp_path}/data"]
+    flags += [f"--workdir={tmp_path}/out", "--seeds=0"]
+    with pytest.raises(UserError, match="not today"):
+        sweep.main(flags)
+    assert tried == [name for name in (*METHODS, *PLAIN) if name not in others]
+    said = f"left out, since they do not learn labels of task {task}: "
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(said)]
+    assert set(line.removeprefix(said).split(", ")) == others
+    with pytest.raises(UserError, match=r"baseline=(ridge|cox) does not learn"):
+        sweep.main([*flags, f"--baseline={min(others & {'ridge', 'cox'})}"])
+
+
+def test_a_method_of_another_task_that_is_named_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "run_config", lambda config, *_: (_ for _ in ()).throw(UserError(config.method)))
+    with pytest.raises(UserError, match="the first failure was cox seed 0: cox"):
+        sweep.main(_arguments(tmp_path / "cache", tmp_path / "out", "--methods=cox", "--seeds=0"))
 
 
 def test_configs_are_run_without_any_command_line(tmp_path):

@@ -13,7 +13,7 @@ def checkpoint(folder: pathlib.Path) -> Any:
     """The arrays of the newest checkpoint of a run."""
     saved = Checkpoints(folder / "checkpoints", read_only=True)
     try:
-        return saved.arrays(saved.latest_step())
+        return saved.arrays(saved.steps()[-1])
     finally:
         saved.close()
 

@@ -59,7 +59,7 @@ def test_round_trip_is_exact(checkpoints, tmp_path):
     again = Checkpoints(tmp_path / "checkpoints")
     like = {"state": _state(seed=1), "best": {"w": np.zeros(5, np.float32)}}
     restored = again.arrays(12, like)
-    assert again.latest_step() == 12
+    assert again.steps()[-1] == 12
     assert again.record(12) == RECORD
     again.close()
     assert jax.tree.structure(restored["state"]) == jax.tree.structure(state)
@@ -99,7 +99,7 @@ def test_latest_of_several_and_how_many_stay(tmp_path, keep, left):
     checkpoints.close()
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == left
     again = Checkpoints(tmp_path / "checkpoints", keep)
-    assert again.latest_step() == 30
+    assert again.steps()[-1] == 30
     for step in left:
         assert again.record(step) == {"step": step}
         assert again.arrays(step, {"x": np.zeros(3, np.float32)})["x"].tolist() == [step] * 3
@@ -107,7 +107,7 @@ def test_latest_of_several_and_how_many_stay(tmp_path, keep, left):
 
 
 def test_empty_folder_has_no_latest(checkpoints):
-    assert checkpoints.latest_step() is None
+    assert checkpoints.steps() == []
 
 
 def test_unfinished_save_of_a_killed_run_is_not_taken_for_a_checkpoint(tmp_path):
@@ -117,10 +117,10 @@ def test_unfinished_save_of_a_killed_run_is_not_taken_for_a_checkpoint(tmp_path)
     # What orbax leaves behind when it is killed while it writes: a folder that was never renamed.
     (tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir()
     again = Checkpoints(tmp_path / "checkpoints")
-    assert again.latest_step() == 10
+    assert again.steps()[-1] == 10
     again.save(20, {"x": np.ones(3, np.float32)}, {})
     again.close()
-    assert Checkpoints(tmp_path / "checkpoints").latest_step() == 20
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 20
 
 
 def test_host_copy_outlives_donation():

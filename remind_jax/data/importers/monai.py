@@ -20,13 +20,7 @@ def read(path: pathlib.Path, **options: Any) -> Imported:
 
 
 def from_monai(
-    content: Mapping[str, Any],
-    *,
-    name: str,
-    patient: str = "",
-    label: str = "label",
-    prefix: str = "",
-    **rules: Any,
+    content: Mapping[str, Any], *, name: str, patient: str = "", label: str = "label", prefix: str = "", **rules: Any
 ) -> Imported:
     """Makes a manifest of a datalist as MONAI reads it: mappings under `training`, `validation` and `test`.
 
