@@ -95,7 +95,13 @@ def test_a_misspelt_word_is_answered_with_the_right_one(monkeypatch, capsys, arg
         assert part in err
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("check", ["nowhere"]), ("analyse what_if", ["--workdir=nowhere"])])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("check", ["nowhere"]),
+        pytest.param("analyse what_if", ["--workdir=nowhere"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_command_ends_as_its_module_does(tmp_path, name, arguments):
     def end(*start: str) -> tuple[int, str, str]:
         environment = {**os.environ, "PYTHONPATH": str(tiny_runs.ROOT)}

@@ -115,7 +115,8 @@ def test_random_encoders_at_the_paper_s_size_are_told(own, tmp_path):
 OTHERS = sorted({path.stem for path in (tiny_runs.ROOT / "configs").glob("*.py")} - {"manifest", "arena"})
 
 
-@pytest.mark.parametrize("name", ["manifest", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["manifest", *OTHERS])
 def test_a_smoke_run_goes_all_the_way_and_says_what_it_is(name, tmp_path, request):
     roots = {"manifest": lambda: _own_data(tmp_path / "data"), "heart": lambda: request.getfixturevalue("shared_data")}
     roots["support2"] = lambda: support2_files.write(tmp_path / "data", support2_files.many(90))

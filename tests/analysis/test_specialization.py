@@ -139,6 +139,7 @@ def test_tables_and_pictures_of_two_runs(folder: pathlib.Path, capsys) -> None:
     assert "chance" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_choices(folder: pathlib.Path) -> None:
     run = folder / "soft_moe"
     options = ["--top=1", "--count=token", "--tokens=observed", "--split=tuning", "--least=100", "--permutations=3"]

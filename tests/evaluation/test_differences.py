@@ -103,6 +103,7 @@ def test_gaps_say_why_they_have_no_interval_or_one_too_narrow():
     assert between(row(9, 40), row(9, 40, notes={"x_ci": "exact"}), "x").get("note") is None
 
 
+@pytest.mark.slow
 def test_intervals_of_f1_differences_hold_the_truth_where_a_class_is_hardly_ever_predicted():
     held = coverage.coverage("differences", (100, 1, 0.0), 0.93, draws=60)
     assert held["macro_f1, two models"].share > 0.92  # .80 without draws of what no sample shows

@@ -13,8 +13,8 @@ pytestmark = [
     pytest.mark.usefixtures("quick_compilation", "no_page"),
 ]
 TOLERANCE = 2e-4
-# Their programs differ from those of another run in an objective, a sampler or dropout, which have tests of their own.
-LIKE_OTHERS = {"reweigh", "group_dro", "fair_batch", "logit_adjust", *(n for n in runs.RUNS if "without" in n)}
+# The programs of the others differ from these in a fusion, an objective, a sampler or dropout, with tests of their own.
+FAST = ("soft_moe", "remind", "remind_plus", "hospital")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_run_draws_the_stored_initial_weights(trained, name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_OTHERS else name for name in runs.RUNS]
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in runs.RUNS]
 )
 def test_ten_steps_give_the_stored_numbers(trained, name):
     found, stored = trained(name), runs.read_numbers(name)

@@ -147,7 +147,7 @@ def test_random_rows_are_encoded_alike(numbers, data):
     assert_alike(rows, *SCHEMAS[numbers])
 
 
-@pytest.mark.parametrize("rule", ["missing", "limit"])
+@pytest.mark.parametrize("rule", [pytest.param("missing", marks=pytest.mark.slow), "limit"])
 @given(st.data())
 def test_cells_that_are_no_numbers_are_encoded_by_the_rule_of_the_schema(rule, data):
     schema, preprocessor = ODD_SCHEMAS[rule]

@@ -427,6 +427,7 @@ def shapko(cache, data, tmp_path_factory):
     return _Run(config, data, tmp_path_factory.mktemp("shapko") / "run")
 
 
+@pytest.mark.slow
 def test_knock_out_rates_follow_what_modalities_add_to_predictions_of_tuning_rows(shapko):
     names = shapko.data.groups.modalities
     told = shapko.of(f"knockout/rate/{names[0]}")
@@ -456,7 +457,8 @@ def test_knock_out_rates_follow_what_modalities_add_to_predictions_of_tuning_row
     assert values[-1].sum() == pytest.approx(some - no, abs=1e-6)
 
 
-@pytest.mark.parametrize("step", [15, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [15, 25])
 def test_a_run_of_shapko_resumes_exactly(shapko, data, tmp_path, step):
     folder = tmp_path / "run"
     shutil.copytree(shapko.trainer.folder.path, folder)

@@ -117,7 +117,7 @@ def test_boosting_finds_what_a_line_cannot():
     assert fitted.chosen["depth"] > 1  # a tree of depth 1 has no interactions
 
 
-@pytest.mark.parametrize("numbers", ["quantile", "piecewise"])
+@pytest.mark.parametrize("numbers", [pytest.param("quantile", marks=pytest.mark.slow), "piecewise"])
 def test_models_learn_from_every_encoding_of_numbers(hospital, monkeypatch, numbers):
     monkeypatch.setattr(plain_models, "TREES", 10)
     config = hospital[0].copy_and_resolve_references()

@@ -162,6 +162,7 @@ def test_lists_of_different_lengths_are_taken_for_series_and_others_for_tokens()
     assert (decide(ragged).word, decide(ragged[:2]).word) == ("series", "embedding")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_the_exported_model_predicts_alike_from_arrays_lists_and_paths(tmp_path, monkeypatch):
     rng, keys = np.random.default_rng(2), {k: v for k, v in tiny_runs.TINY.items() if not k.startswith("data.")}

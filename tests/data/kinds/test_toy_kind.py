@@ -108,7 +108,7 @@ class BasesEncoder(nnx.Module):
         return on_rows(self.embed, jnp.mean(x.astype(jnp.float32), axis=1, keepdims=True))
 
 
-@pytest.fixture(params=["patch", "bases"])
+@pytest.fixture(params=[pytest.param("patch", marks=pytest.mark.slow), "bases"])
 def encoder(request, monkeypatch):
     """Registers the kind, once with an encoder that is there, once with one of its own."""
     family = registry.Family(lambda spec, modality, rngs: BasesEncoder(spec.width, rngs))
