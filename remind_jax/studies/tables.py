@@ -173,12 +173,12 @@ def notes(results: Results) -> list[str]:
         seeds = ", ".join(map(str, results.seeds))
         said = [
             f"Mean ± sample standard deviation over seeds {seeds}, {results.task.unit}; a seed sets split, initial "
-            "weights and order. Bold: best mean of a row, of 30 samples or more. n: held-out samples of a seed."
+            "weights and order. Bold: best mean of the methods, of 30 samples or more. n: held-out samples of a seed."
         ]
     else:
         said = [
             f"Figures {results.task.unit}, of one seed ({first}), so that nothing is known of the chance in split, "
-            "initial weights and order: run more seeds before you believe a difference. Bold: best of a row, of 30 "
+            "initial weights and order: run more seeds before you believe a difference. Bold: best method, of 30 "
             "samples or more. n: held-out samples."
         ]
     if results.published:
