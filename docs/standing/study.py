@@ -174,12 +174,15 @@ def read_study(folder: pathlib.Path) -> Study:
     counts = {method: sum(row["method"] == method for row in runs) for method in record["methods"]}
     counts = {method: n for method, n in counts.items() if n}
     task, titles = _task(folder, [row["figure"] for row in groups])
-    cells = _cells(groups, list(counts), titles)
+    cells, sizes = _cells(groups, list(counts), titles), _sizes(groups)
+    if sizes["tail"] == sizes["held_out"]:  # the tail is all samples, and says nothing more
+        cells |= {key: dict.fromkeys(counts) for key in cells if key[0] == "tail"}
+        differences = [row for row in differences if row["samples"] != "tail"]
     lead = next(iter(titles))
     cells["weighted", lead] = {m: spread(_number(r["overall"]) for r in runs if r["method"] == m) for m in counts}
     found = _differences(differences, record["baselines"], task)
     names = read_reading(folder, record["data"])
-    return Study(folder.name, *names, record, counts, task, titles, cells, found, _sizes(groups), runs)
+    return Study(folder.name, *names, record, counts, task, titles, cells, found, sizes, runs)
 
 
 def read_reading(folder: pathlib.Path, data: str) -> tuple[str, str, str, str]:

@@ -249,6 +249,28 @@ def test_a_gain_is_read_from_either_side_and_without_a_baseline_from_means(made)
     assert apart.low is None
 
 
+def test_a_tail_that_is_all_samples_has_no_figures_of_its_own(made, tmp_path):
+    there, file = made[2] / "results" / "nhanes", tmp_path / "all_tail" / "groups.csv"
+    shutil.copytree(there, file.parent)
+    with open(file, encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    whole = {(row["figure"], row["method"]): row for row in rows if row["samples"] == "all samples"}
+    for row in rows:
+        if row["samples"] == "tail, pooled":
+            row |= {name: whole[row["figure"], row["method"]][name] for name in ("n", "mean", "sd", "seeds")}
+    with open(file, "w", encoding="utf-8", newline="") as opened:
+        writer = csv.DictWriter(opened, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    before, after = read_study(there), read_study(file.parent)
+    for part in ("all", "worst"):
+        assert after.mean("remind", (part, "auroc")) == before.mean("remind", (part, "auroc")) is not None
+    for study, is_told in ((before, True), (after, False)):
+        assert (study.mean("remind", ("tail", "auroc")) is not None) == is_told
+        assert (study.gain("remind", "soft_moe", ("tail", "auroc")) is not None) == is_told
+    assert after.gain("remind", "soft_moe", ("all", "auroc")) == before.gain("remind", "soft_moe", ("all", "auroc"))
+
+
 def test_stored_figures_of_no_task_are_refused(made, tmp_path):
     sweep, _, _ = made
     shutil.copytree(sweep, tmp_path / "results" / "x")
