@@ -214,7 +214,7 @@ def test_the_arena_is_asked_for_by_name():
 
 
 def test_plain_models_are_those_that_exist():
-    assert set(PLAIN) == set(plain_models.MODELS)
+    assert set(PLAIN) == set(plain_models.MODELS) == set(plain_models.TASKS_OF)
     assert not set(PLAIN) & set(METHODS)
 
 

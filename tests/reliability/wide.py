@@ -9,6 +9,7 @@ from typing import Any
 
 from remind_jax.config.rules import STACKS
 from remind_jax.methods import METHODS, PLAIN
+from remind_jax.training.plain_models import TASKS_OF
 from tests.reliability import Tally, row
 from tests.reliability.runs import STEPS, Place, end, forget
 
@@ -17,7 +18,9 @@ from tests.reliability.runs import STEPS, Place, end, forget
 # What the tiny run of `runs` has not: every method, then options of training, each with what it needs. The networks of
 # a stack are such runs.
 _METHODS: dict[str, dict[str, Any]] = {
-    name: {"method": name} for name in (*METHODS, *PLAIN) if name not in ("remind", *STACKS, "ridge", "cox")
+    name: {"method": name}
+    for name in (*METHODS, *PLAIN)
+    if name not in ("remind", *STACKS) and "classes" in TASKS_OF.get(name, ("classes",))
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
     "expert devices": {"on": 4, "devices": 4, "expert_devices": 2},

@@ -150,28 +150,28 @@ def test_other_settings_are_no_results_of_this_arena(done, tmp_path):
 
 # ---- Going on, and failures ------------------------------------------------------------------------------------------
 
-PLAIN_ONES = ("--sets=one,two", "--seeds=0")
 
-
-def test_an_interrupted_arena_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_interrupted_arena_goes_on(tmp_path, monkeypatch, seeds):
+    options = ("--sets=one,two", f"--seeds={','.join(map(str, range(seeds)))}")
     place, run_config, seen = Place(tmp_path), runner.run_config, []
 
     def stopping(config, folder, *rest):
         seen.append(folder.name)
-        if len(seen) == 4:
+        if len(seen) == 2 * seeds + 2:  # the second run of the second set
             raise KeyboardInterrupt
         return run_config(config, folder, *rest)
 
     monkeypatch.setattr(runner, "run_config", stopping)
     with pytest.raises(KeyboardInterrupt):
-        place.run(*PLAIN_ONES)
-    assert [row["data"] for row in place.rows()] == ["one"] * 2
+        place.run(*options)
+    assert [row["data"] for row in place.rows()] == ["one"] * 2 * seeds
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*/report.json")}
-    assert len(kept) == 3
-    place.run(*PLAIN_ONES)
+    assert len(kept) == 2 * seeds + 1
+    place.run(*options)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     whole = Place(tmp_path)
-    whole.run(*PLAIN_ONES, out="at_once")
+    whole.run(*options, out="at_once")
     unclocked = [name for name in arena_results.COLUMNS if "seconds" not in name]
     assert [[row[name] for name in unclocked] for row in place.rows()] == [
         [row[name] for name in unclocked] for row in whole.rows("at_once")
